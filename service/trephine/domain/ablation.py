@@ -1,0 +1,108 @@
+"""Measuring what interventions do to a prompt's answer, against matched random controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trephine.domain.commands import Command, Progress
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.interventions import Applied, Intervention
+from trephine.domain.sites import FeatureRef
+from trephine.domain.tokens import Token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTarget:
+    """What is measured at the last position: a token's logit, or its difference to another's."""
+
+    token: str
+    """Exactly one token, or `#id`."""
+    against: str | None = None
+    """Exactly one token, or `#id`. None measures the logit less the mean logit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedControls:
+    """Random features matched to the intervened ones (DESIGN 5.9)."""
+
+    sets: int = 99
+    """Random sets; p = (1 + #{|control| >= |effect|}) / (sets + 1)."""
+    norm_factor: float = 2.0
+    """Contribution norm (rms activation x decoder norm on the retain text) within this factor."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sets < 1:
+            raise InvalidRequestError("at least one control set is needed", field="controls.sets")
+        if not self.norm_factor > 1:
+            raise InvalidRequestError("norm_factor must be above 1", field="controls.norm_factor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnmatchedFeature:
+    """A feature for which no control was found; it is listed, never matched badly."""
+
+    feature: FeatureRef
+    candidates: int
+    """Features of its layer within the norm factor, itself and the other targets excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What one list of interventions does to the target."""
+
+    name: str
+    """`as_given`; `position_bound` for the same features at the named positions only."""
+    baseline: float
+    """The measured quantity without interventions, in logits."""
+    intervened: float
+    change: float
+    """Intervened minus baseline, in logits."""
+    kl_last: float
+    """KL(plain || intervened) of the next-token distribution at the last position, in nats."""
+    applied: tuple[Applied, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlResult:
+    """The same operation on random matched features."""
+
+    changes: tuple[float, ...]
+    """Change of the target by each random set, in logits."""
+    p_value: float
+    matched: int
+    """Features that have controls."""
+    unmatched: tuple[UnmatchedFeature, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationReport:
+    """Effects, controls and their p-value."""
+
+    target: Token
+    against: Token | None
+    effects: tuple[Effect, ...]
+    controls: ControlResult | None
+    retain_kl: float
+    """Mean KL(plain || intervened) over all positions of the retain text, in nats per token."""
+    retain_kl_after_first: float
+    """The same over positions >= 1."""
+    retain_tokens: int
+    model: str
+    weight_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureAblation(Command[AblationReport, Progress]):
+    """Apply interventions to a prompt, measure the target, and compare with matched controls."""
+
+    prompt: str
+    target: LogitTarget
+    interventions: tuple[Intervention, ...]
+    controls: MatchedControls | None = field(default_factory=MatchedControls)
+    bound_positions: tuple[int, ...] | None = None
+    """If given, the same interventions bound to these positions are measured beside."""
+
+    def __post_init__(self) -> None:
+        if not self.interventions:
+            raise InvalidRequestError("at least one intervention is needed", field="interventions")

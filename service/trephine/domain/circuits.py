@@ -1,0 +1,169 @@
+"""Attribution graphs as values: nodes, edges (rows are targets), per-row bias and remainder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.arrays import Array
+from trephine.domain.commands import Command, Progress
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.sites import NEURONS
+from trephine.domain.tokens import Token
+
+
+class NodeKind(StrEnum):
+    """What a node of an attribution graph stands for."""
+
+    FEATURE = "feature"
+    ERROR = "error"
+    TOKEN = "token"  # noqa: S105  a node kind, not a secret
+    LOGIT = "logit"
+
+
+EdgeRule = Literal["exact", "relp_half"]
+"""`exact`: obeys law 4. `relp_half`: sums to the activation but is an estimate (DESIGN 5.5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node of an attribution graph. The unused address fields are -1."""
+
+    kind: NodeKind
+    layer: int
+    position: int
+    feature: int
+    """Feature index, or the vocabulary id of a token or logit; -1 for errors."""
+    replacement: str
+    """The replacement set of a feature; empty otherwise."""
+    activation: float
+    """A feature's activation; a logit's (difference of) probability; 0 otherwise."""
+    influence: float
+    """Share of the normalised path mass that ends in the target (Ameisen et al. 2025)."""
+    effect: float
+    """Signed estimate of the change of the target if this node were removed, negated, in logits."""
+    label: str
+    promotes: tuple[str, ...]
+    """Displays of the tokens that the decoder promotes most by logit lens."""
+    suppresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edges:
+    """Sparse edges: `weight[k]` goes from node `source[k]` to node `target[k]`."""
+
+    source: Array
+    """int32 `(n_edges,)`, node indices."""
+    target: Array
+    """int32 `(n_edges,)`, node indices; sorted."""
+    weight: Array
+    """float32 `(n_edges,)`, units of the target's activation, or logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What enters each target beside the kept edges, one entry per target node."""
+
+    target: Array
+    """int32 `(n_rows,)`, node indices."""
+    total: Array
+    """float32: the target's activation (or the logit quantity), the sum of all that enters."""
+    bias: Array
+    """float32: from constants."""
+    remainder: Array
+    """float32: from active but unselected sources, and edges below the kept mass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateQuality:
+    """How well the estimated effects agree with real ablations (one node at a time)."""
+
+    nodes: int
+    slope: float
+    """Least-squares slope through 0 of measured on predicted."""
+    slope_low: float
+    slope_high: float
+    spearman: float
+    spearman_low: float
+    spearman_high: float
+    how: str
+    """Which ablation, positions and freezes, in words."""
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitFigures:
+    """Figures of the whole graph."""
+
+    baseline: float
+    """The measured quantity on the prompt, in logits."""
+    selected_share: float
+    """Share of the influence of all sources that is inside the selected nodes (neurons), 0 to 1."""
+    error_share: float
+    """Share of influence that enters through error nodes."""
+    active_features: int
+    selected_features: int
+    seconds: float
+    peak_extra_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circuit:
+    """A discovered circuit. Node order: features (layer, position, index), errors, tokens, logits."""
+
+    prompt: str
+    tokens: tuple[Token, ...]
+    target: Token
+    against: Token | None
+    replacement: str
+    edge_rule: EdgeRule
+    nodes: tuple[Node, ...]
+    edges: Edges
+    rows: Rows
+    quality: EstimateQuality | None
+    figures: CircuitFigures
+    model: str
+    weight_hash: str
+    caveats: tuple[str, ...] = ()
+    """What a reader must know: position 0 is a sink, edges are estimates, ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverCircuit(Command[Circuit, Progress]):
+    """Find the circuit behind a next-token choice at the last position of a prompt."""
+
+    interactive: ClassVar[bool] = False
+
+    prompt: str
+    target: LogitTarget
+    replacement: str = NEURONS
+    layers: tuple[int, ...] | None = None
+    """Layers that the replacement covers; the other MLPs become error nodes. None means all."""
+    max_feature_nodes: int = 512
+    edge_mass: float = 0.99
+    """Per row the largest edges up to this share of the absolute mass are kept."""
+    max_edges_per_row: int = 512
+    verify_nodes: int = 128
+    """Nodes ablated one at a time to measure the estimates; 0 skips it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_feature_nodes < 1:
+            raise InvalidRequestError("max_feature_nodes must be at least 1", field="max_feature_nodes")
+        if not 0 < self.edge_mass <= 1:
+            raise InvalidRequestError("edge_mass must be in (0, 1]", field="edge_mass")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedNodes:
+    """Which nodes and edges survive pruning."""
+
+    nodes: tuple[int, ...]
+    """Indices into the circuit's nodes, ascending."""
+    edges: tuple[int, ...]
+    """Indices into the circuit's edges, ascending."""
+    node_threshold: float
+    edge_threshold: float

@@ -1,0 +1,44 @@
+"""Addresses: where in a model an activation lives, and which feature of which replacement layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+NEURONS = "neurons"
+"""The name of the replacement set that every supported model has: its own MLP neurons."""
+
+
+class SiteKind(StrEnum):
+    """What is written or read at a site."""
+
+    EMBED = "embed"
+    """What the first block reads (token embedding, with scale and learned positions)."""
+    RESID_PRE = "resid_pre"
+    RESID_MID = "resid_mid"
+    RESID_POST = "resid_post"
+    ATTN_OUT = "attn_out"
+    """What attention adds to the residual stream (after a post-norm where there is one)."""
+    MLP_IN = "mlp_in"
+    """What the MLP reads (after the norm's gain)."""
+    NEURONS = "neurons"
+    """The MLP's hidden activations: what its down projection reads."""
+    MLP_OUT = "mlp_out"
+    """What the MLP adds to the residual stream (after a post-norm where there is one)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Site:
+    """The frozen address of an activation."""
+
+    kind: SiteKind
+    layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class FeatureRef:
+    """The address of one feature: replacement set, layer, index."""
+
+    replacement: str = NEURONS
+    layer: int
+    index: int
