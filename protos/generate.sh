@@ -7,12 +7,12 @@ python=${PYTHON:-python3}
 out=${1:-$here}
 include=$(mktemp -d)
 trap 'rm -rf "$include"' EXIT
-# The wheel names the file operations_proto.proto, the runtime registers google/longrunning/operations.proto:
+# Newer wheels name the file operations_proto.proto, yet the runtime registers google/longrunning/operations.proto:
 # only the latter may be imported (the former registers the same messages twice).
 site=$("$python" -c 'import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parent)')
 mkdir -p "$include/google/longrunning" "$out"
 cp -r "$site/api" "$site/rpc" "$include/google/"
-cp "$site/longrunning/operations_proto.proto" "$include/google/longrunning/operations.proto"
+cp "$site"/longrunning/operations*.proto "$include/google/longrunning/operations.proto"
 cd "$here"
 "$python" -m grpc_tools.protoc -I . -I "$include" \
     --python_out="$out" --grpc_python_out="$out" --mypy_out="$out" --mypy_grpc_out="$out" \

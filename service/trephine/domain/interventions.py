@@ -14,6 +14,7 @@ from math import isfinite, isnan
 from typing import Annotated, Literal
 
 from pydantic import Field
+
 from trephine.domain.errors import InvalidRequestError, NonFiniteValueError
 from trephine.domain.sites import FeatureRef, Site
 

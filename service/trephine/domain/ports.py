@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Command, Progress
-from trephine.domain.findings import AuditorInfo, AuditOutcome, AuditSpec
+from trephine.domain.findings import AuditorInfo, AuditOutcome, AuditReport, AuditSpec, ReportFormat
 from trephine.domain.generation import Completion, RowScore, Sampling, ScoredRow
 from trephine.domain.interventions import Intervention
 from trephine.domain.models import ModelInfo
@@ -196,4 +196,12 @@ class ArtifactStore(Protocol):
 
     def chunks(self, sha256: str, *, offset: int = 0, chunk_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
         """Read in pieces."""
+        ...
+
+
+class ReportWriter(Protocol):
+    """Turns a finished audit into a file."""
+
+    def write(self, report: AuditReport, format: ReportFormat) -> tuple[bytes, str]:
+        """Return the file's bytes and media type."""
         ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from interp_engine.arch import ArchSpec, resolve_arch
@@ -65,8 +66,9 @@ class Attention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """An MLP: `W_down (phi(W_gate x + b_gate) * (W_in x + b_in)) + b_down`, or without the gate
-    `W_down phi(W_in x + b_in) + b_down`.
+    """An MLP. Gated: `W_down (phi(W_gate x + b_gate) * (W_in x + b_in)) + b_down`.
+
+    Plain: `W_down phi(W_in x + b_in) + b_down`.
     """
 
     module: nn.Module
@@ -172,8 +174,8 @@ def describe_architecture(model: nn.Module) -> Architecture:
             f"Supported: {', '.join(sorted(VERIFIED))}",
             architecture=name,
         )
-    config = model.config
-    spec = resolve_arch(model, config)
+    config: Any = model.config
+    spec: Any = resolve_arch(model, config)
     parallel = bool(getattr(config, "use_parallel_residual", False))
     blocks = tuple(_block(spec, family, layer, parallel) for layer in range(spec.n_layers))
     head = spec.lm_head
@@ -214,11 +216,11 @@ def _block(spec: ArchSpec, family: _Family, layer: int, parallel: bool) -> Block
 
 
 def _norm(module: nn.Module, family: _Family) -> Norm:
-    centred = isinstance(module, nn.LayerNorm)
+    centred, weight = isinstance(module, nn.LayerNorm), cast(Tensor, module.weight).detach()
     eps = next(getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name))
     return Norm(
         module=module,
-        gain=module.weight.detach() + family.gain_offset if family.gain_offset else module.weight.detach(),
+        gain=weight + family.gain_offset if family.gain_offset else weight,
         bias=_detached(getattr(module, "bias", None)),
         centred=centred,
         eps=float(eps),
@@ -282,7 +284,7 @@ def _mlp(spec: ArchSpec, family: _Family, layer: int) -> Mlp:
 
 
 def _matrix(module: nn.Module, family: _Family) -> Tensor:
-    weight: Tensor = module.weight.detach()
+    weight = cast(Tensor, module.weight).detach()
     return weight.T if family.transposed else weight
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -50,7 +50,7 @@ def pattern_tape(tape: PatternTape) -> Iterator[PatternTape]:
 
 
 def attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -88,11 +88,11 @@ def attention_forward(
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 
-def _through_tape(module: nn.Module, pattern: Tensor) -> Tensor:
+def _through_tape(module: Any, pattern: Tensor) -> Tensor:
     tape = _TAPE.get()
     if tape is None:
         return pattern
-    layer = int(module.layer_idx)  # type: ignore[arg-type]  # transformers sets an int
+    layer = int(module.layer_idx)
     if layer in tape.imposed:
         imposed = tape.imposed[layer].to(pattern.dtype)
         rows = tape.imposed_rows.get(layer)

@@ -1,0 +1,74 @@
+# What people type: make demo, make test. Everything happens in .venv and in TREPHINE_CACHE.
+
+# A Python from 3.11 to 3.13; choose another with `make PYTHON=...`.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+OUT ?= out/demo
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws image clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "Trephine needs Python 3.11, 3.12 or 3.13: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(PIP) --editable '.[service]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/service.stamp
+	$(PIP) --editable '.[service,dev]'
+	@touch $@
+
+demo: $(VENV)/service.stamp ## Open a real model, find a circuit, cut, verify, export and audit it
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/trephine demo --out $(OUT)
+
+test: $(VENV)/dev.stamp ## Unit, contract, integration and e2e tests, the real model included
+	$(BIN)/trephine models fetch smollm2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/dev.stamp protos-check ## Format, lint, types, layers, contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/dev.stamp ## Format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The contract is generated with the oldest supported tools, so that every newer runtime accepts it.
+$(VENV)/protos/stamp: protos/requirements.txt | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv $(VENV)/protos
+	$(VENV)/protos/bin/python -m pip --disable-pip-version-check install --quiet --requirement protos/requirements.txt
+	@touch $@
+
+protos: $(VENV)/protos/stamp ## Generate the contract's code
+	PATH="$(CURDIR)/$(VENV)/protos/bin:$$PATH" PYTHON=python protos/generate.sh
+
+protos-check: $(VENV)/protos/stamp
+	@rm -rf $(VENV)/protos/out
+	@PATH="$(CURDIR)/$(VENV)/protos/bin:$$PATH" PYTHON=python protos/generate.sh $(CURDIR)/$(VENV)/protos/out 2>/dev/null
+	@for file in $$(cd $(VENV)/protos/out && find . -name '*_pb2*'); do \
+		cmp "protos/$$file" "$(VENV)/protos/out/$$file" || { echo "the contract's code is stale: make protos" >&2; exit 1; }; done
+	@cd protos && PATH="$(CURDIR)/$(VENV)/protos/bin:$$PATH" ./lint.sh
+
+bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health under load, streams
+	$(BIN)/python -m benchmarks.edge
+
+bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
+	$(BIN)/python -m benchmarks.laws
+
+image: ## Build the container image
+	docker build --tag trephine .
+
+clean: ## Remove what make made, the model cache excepted
+	rm -rf $(VENV) dist build out

@@ -1,0 +1,420 @@
+"""Everything that a call can raise. Callers never see grpc: each error is rebuilt from its reason.
+
+The tree mirrors the service's own; a contract test keeps the two in step. Every error carries a `kind`
+(what sort of failure), a `reason` (UPPER_SNAKE, stable, for programs), a message that says what to do,
+flat `context` values and, where one request field is to blame, its path in `field`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorKind(StrEnum):
+    """What sort of failure it is."""
+
+    INVALID = "invalid"
+    """The request is wrong whatever the state of the service; change it."""
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    """It exists already, or the same request id was used for something else."""
+    PRECONDITION = "precondition"
+    """The request is well formed but the state forbids it; change the state."""
+    EXHAUSTED = "exhausted"
+    """Out of memory, disk, queue or budget; ask for less or later."""
+    UNSUPPORTED = "unsupported"
+    """The language can say it, this release cannot do it; the field is named."""
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    UNAVAILABLE = "unavailable"
+    """Try again: the server or an engine was lost."""
+    UNAUTHENTICATED = "unauthenticated"
+    DENIED = "denied"
+    DATA_LOSS = "data_loss"
+    """Stored or transferred bytes are not what they should be."""
+    INTERNAL = "internal"
+
+
+_BY_REASON: dict[str, type[TrephineError]] = {}
+
+
+class TrephineError(Exception):
+    """Root of the tree. Catch it to catch everything that this package raises on purpose."""
+
+    kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self, message: str, /, *, field: str = "", context: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context: dict[str, str] = dict(context or {})
+        self.field = field or self.context.get("field", "")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "reason" in cls.__dict__:
+            _BY_REASON[cls.reason] = cls
+
+
+def error_type(reason: str) -> type[TrephineError]:
+    """The error class of a reason; an unknown one is an `InternalError`."""
+    return _BY_REASON.get(reason, InternalError)
+
+
+def error_types() -> tuple[type[TrephineError], ...]:
+    """Every concrete error class."""
+    return tuple(_BY_REASON.values())
+
+
+class InternalError(TrephineError):
+    """A defect of ours. The details are in the server's log, not on the wire."""
+
+    reason = "INTERNAL"
+
+
+# --- invalid -------------------------------------------------------------------------------------
+
+
+class InvalidRequestError(TrephineError):
+    """A field of the request is out of its domain."""
+
+    kind = ErrorKind.INVALID
+    reason = "INVALID_REQUEST"
+
+
+class EmptyPromptError(InvalidRequestError):
+    """A prompt without a single token."""
+
+    reason = "EMPTY_PROMPT"
+
+
+class PromptTooLongError(InvalidRequestError):
+    """More tokens than the model's context holds (prompt and new tokens together)."""
+
+    reason = "PROMPT_TOO_LONG"
+
+
+class NonFiniteValueError(InvalidRequestError):
+    """NaN or infinity where a number is needed."""
+
+    reason = "NON_FINITE_VALUE"
+
+
+class TargetNotOneTokenError(InvalidRequestError):
+    """A target text that is not exactly one token; the context lists its tokens."""
+
+    reason = "TARGET_NOT_ONE_TOKEN"
+
+
+class LayerOutOfRangeError(InvalidRequestError):
+    """A layer that the model does not have."""
+
+    reason = "LAYER_OUT_OF_RANGE"
+
+
+class FeatureOutOfRangeError(InvalidRequestError):
+    """A feature index that the replacement layer does not have."""
+
+    reason = "FEATURE_OUT_OF_RANGE"
+
+
+class PositionOutOfRangeError(InvalidRequestError):
+    """A position that the prompt does not have."""
+
+    reason = "POSITION_OUT_OF_RANGE"
+
+
+class TokenOutOfRangeError(InvalidRequestError):
+    """A token id outside the vocabulary."""
+
+    reason = "TOKEN_OUT_OF_RANGE"
+
+
+class ShapeMismatchError(InvalidRequestError):
+    """A vector or tensor whose width does not fit the site."""
+
+    reason = "SHAPE_MISMATCH"
+
+
+class NothingMatchedError(InvalidRequestError):
+    """An intervention that matched no position: silence would look like success."""
+
+    reason = "INTERVENTION_MATCHED_NOTHING"
+
+
+class EditNotExpressibleError(InvalidRequestError):
+    """An intervention that no weights can express; the context names the field."""
+
+    reason = "EDIT_NOT_EXPRESSIBLE"
+
+
+# --- unsupported ---------------------------------------------------------------------------------
+
+
+class UnsupportedInterventionError(TrephineError):
+    """The intervention language can say it, this release cannot do it; the combination is named."""
+
+    kind = ErrorKind.UNSUPPORTED
+    reason = "UNSUPPORTED_INTERVENTION"
+
+
+class UnsupportedArchitectureError(TrephineError):
+    """An architecture that is not verified here, refused by name."""
+
+    kind = ErrorKind.UNSUPPORTED
+    reason = "UNSUPPORTED_ARCHITECTURE"
+
+
+class UnsupportedOptionError(TrephineError):
+    """Another option of the contract that this release does not carry out."""
+
+    kind = ErrorKind.UNSUPPORTED
+    reason = "UNSUPPORTED_OPTION"
+
+
+# --- not found -----------------------------------------------------------------------------------
+
+
+class ResourceNotFoundError(TrephineError):
+    """A named resource does not exist."""
+
+    kind = ErrorKind.NOT_FOUND
+    reason = "RESOURCE_NOT_FOUND"
+
+
+class ModelNotFoundError(ResourceNotFoundError):
+    """No such model: neither loaded nor in a model root."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class AuditorNotFoundError(ResourceNotFoundError):
+    """No auditor of that name is registered."""
+
+    reason = "AUDITOR_NOT_FOUND"
+
+
+# --- conflict ------------------------------------------------------------------------------------
+
+
+class AlreadyExistsError(TrephineError):
+    """A resource of that name exists already."""
+
+    kind = ErrorKind.CONFLICT
+    reason = "ALREADY_EXISTS"
+
+
+class RequestIdReusedError(AlreadyExistsError):
+    """The same request id came with another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class ExportTargetExistsError(AlreadyExistsError):
+    """The folder to publish into exists; nothing is overwritten."""
+
+    reason = "EXPORT_TARGET_EXISTS"
+
+
+# --- precondition --------------------------------------------------------------------------------
+
+
+class ModelNotReadyError(TrephineError):
+    """The model is not loaded, or still loading."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "MODEL_NOT_READY"
+
+
+class BrokenCheckpointError(TrephineError):
+    """A model folder that cannot be loaded: a missing shard, config or tokenizer."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "BROKEN_CHECKPOINT"
+
+
+class UnsafeCheckpointError(TrephineError):
+    """A model folder that holds weights only as pickles, which are never opened."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "UNSAFE_CHECKPOINT"
+
+
+class ParentChangedError(TrephineError):
+    """The model's weights are not those that the edit or circuit was made for."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "PARENT_CHANGED"
+
+
+class GateMissedError(TrephineError):
+    """An export whose measured figures exceed the planned bound; nothing was published."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "GATE_MISSED"
+
+
+class NothingToShipError(TrephineError):
+    """No prefix of the ranking meets both the effect and the damage bound."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "NOTHING_TO_SHIP"
+
+
+class StateFolderBusyError(TrephineError):
+    """Another server owns the state folder."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "STATE_FOLDER_BUSY"
+
+
+class OperationNotDoneError(TrephineError):
+    """The operation has not ended, so it cannot be deleted or read."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "OPERATION_NOT_DONE"
+
+
+# --- exhausted, deadline, cancelled, unavailable -------------------------------------------------
+
+
+class OverBudgetError(TrephineError):
+    """The predicted cost exceeds the budget; refused before any work."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "OVER_BUDGET"
+
+
+class QueueFullError(TrephineError):
+    """Too many calls wait already."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "QUEUE_FULL"
+
+
+class DiskFullError(TrephineError):
+    """No room on the disk; what was half written has been removed."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "DISK_FULL"
+
+
+class MessageTooLargeError(TrephineError):
+    """A frame or message above its cap."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class DeadlinePassedError(TrephineError):
+    """The caller's deadline passed; the work stopped within one quantum."""
+
+    kind = ErrorKind.DEADLINE
+    reason = "DEADLINE_PASSED"
+
+
+class CancelledByCallerError(TrephineError):
+    """The caller cancelled; the work stopped within one quantum."""
+
+    kind = ErrorKind.CANCELLED
+    reason = "CANCELLED"
+
+
+class EngineLostError(TrephineError):
+    """The engine process ended while it worked on this."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "ENGINE_LOST"
+
+
+class DrainingError(TrephineError):
+    """The server is shutting down and takes no new work."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "DRAINING"
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+
+class UnauthenticatedError(TrephineError):
+    """No bearer token, or a wrong one."""
+
+    kind = ErrorKind.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PathDeniedError(TrephineError):
+    """A path outside the configured roots."""
+
+    kind = ErrorKind.DENIED
+    reason = "PATH_OUTSIDE_ROOTS"
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class HashMismatchError(TrephineError):
+    """Bytes whose digest is not the one announced."""
+
+    kind = ErrorKind.DATA_LOSS
+    reason = "HASH_MISMATCH"
+
+
+class CorruptRecordError(TrephineError):
+    """A stored record that cannot be read, or is of a serialisation that is never opened."""
+
+    kind = ErrorKind.DATA_LOSS
+    reason = "CORRUPT_RECORD"
+
+
+# --- audits --------------------------------------------------------------------------------------
+
+
+class AuditorFailedError(TrephineError):
+    """An auditor raised, hung, died or returned something that is no report. Never a pass."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "AUDITOR_FAILED"
+
+
+class CheckpointUnverifiedError(TrephineError):
+    """An exported folder whose hashes, manifest, certificate or gates do not hold."""
+
+    kind = ErrorKind.DATA_LOSS
+    reason = "CHECKPOINT_UNVERIFIED"
+
+
+# --- only the client knows these -----------------------------------------------------------------
+
+
+class ServerUnreachableError(TrephineError):
+    """Nobody answers at the server's address, or the connection broke and did not come back."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "SERVER_UNREACHABLE"
+
+
+class ServerStartError(TrephineError):
+    """A local server could not be started; the message holds the end of its log."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "SERVER_START_FAILED"
+
+
+class ServiceMissingError(TrephineError):
+    """The service is not installed here, so no local server can be started."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "SERVICE_MISSING"
+
+
+class LocalFileError(TrephineError):
+    """A file or folder of this machine that cannot be read or written as asked."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "LOCAL_FILE"

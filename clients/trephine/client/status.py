@@ -1,0 +1,70 @@
+"""From a failed RPC or operation to the error that it means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from trephine.client import errors
+
+_WITHOUT_DETAILS: dict[grpc.StatusCode, type[errors.TrephineError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: errors.InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: errors.ResourceNotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExistsError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.MessageTooLargeError,
+    grpc.StatusCode.UNIMPLEMENTED: errors.UnsupportedOptionError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlinePassedError,
+    grpc.StatusCode.CANCELLED: errors.CancelledByCallerError,
+    grpc.StatusCode.UNAVAILABLE: errors.ServerUnreachableError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PathDeniedError,
+    grpc.StatusCode.DATA_LOSS: errors.HashMismatchError,
+}
+"""Statuses that a transport or a proxy raises on its own, without an ErrorInfo."""
+
+
+def error_of_call(failure: grpc.RpcError) -> errors.TrephineError:
+    """The error that a failed call means. `failure` is what a sync or an aio stub raised."""
+    status = _rich_status(failure)
+    if status is not None:
+        return error_of_status(status)
+    code = failure.code() if hasattr(failure, "code") else grpc.StatusCode.UNKNOWN
+    details = failure.details() if hasattr(failure, "details") else str(failure)
+    return _WITHOUT_DETAILS.get(code, errors.InternalError)(
+        f"{details or 'no details'} ({code.name})", context={"status": code.name}
+    )
+
+
+def error_of_status(status: status_pb2.Status) -> errors.TrephineError:
+    """The error in a `google.rpc.Status`: its ErrorInfo names the reason, BadRequest the field."""
+    info = _detail(status, error_details_pb2.ErrorInfo)
+    bad = _detail(status, error_details_pb2.BadRequest)
+    field = bad.field_violations[0].field if bad and bad.field_violations else ""
+    if info is None:
+        code = next((c for c in grpc.StatusCode if c.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+        return _WITHOUT_DETAILS.get(code, errors.InternalError)(status.message, field=field)
+    return errors.error_type(info.reason)(status.message, field=field, context=dict(info.metadata))
+
+
+def _rich_status(failure: grpc.RpcError) -> status_pb2.Status | None:
+    if not hasattr(failure, "trailing_metadata"):
+        return None
+    try:
+        status: status_pb2.Status | None = rpc_status.from_call(failure)
+    except ValueError:
+        # Code and details disagree with the rich status: trust the plain ones, they are the transport's.
+        return None
+    return status
+
+
+def _detail(status: status_pb2.Status, kind: Any) -> Any:
+    for packed in status.details:
+        if packed.Is(kind.DESCRIPTOR):
+            detail = kind()
+            packed.Unpack(detail)
+            return detail
+    return None

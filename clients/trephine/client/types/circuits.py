@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trephine.client.decoding import WireValue
+from trephine.client.types.common import FeatureRef, Figure, Token, Version
+
+
+class NodeKind(StrEnum):
+    """What a node of an attribution graph stands for."""
+
+    UNSPECIFIED = "unspecified"
+    FEATURE = "feature"
+    ERROR = "error"
+    TOKEN = "token"  # noqa: S105  a node kind, not a secret
+    LOGIT = "logit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node(WireValue):
+    """A node of a circuit."""
+
+    index: int
+    kind: NodeKind
+    layer: int
+    """-1 for tokens."""
+    position: int
+    feature: FeatureRef | None
+    activation: float
+    influence: float
+    """Share of the normalised path mass that ends in the target."""
+    effect: float
+    """Estimated effect on the target, logits, signed."""
+    label: str
+    promotes: tuple[str, ...]
+    suppresses: tuple[str, ...]
+    bias: float | None
+    remainder: float | None
+    total: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge(WireValue):
+    """An edge, in units of the target's activation, or logits."""
+
+    source: int
+    target: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateQuality(WireValue):
+    """How well estimated effects agree with real ablations, one node at a time."""
+
+    nodes: int
+    slope: Figure
+    spearman: Figure
+    how: str
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitInfo(WireValue):
+    """A circuit without its nodes and edges."""
+
+    name: str
+    prompt: str
+    tokens: tuple[Token, ...]
+    target: Token
+    against: Token | None
+    replacement: str
+    edge_rule: str
+    """`exact`, or `relp_half` (an estimate)."""
+    quality: EstimateQuality | None
+    baseline: float
+    """The target on the prompt, logits."""
+    selected_share: float
+    error_share: float
+    active_features: int
+    n_nodes: int
+    n_edges: int
+    caveats: tuple[str, ...]
+    create_time: str
+    version: Version
+    seconds: float
+    peak_extra_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedFeature(WireValue):
+    """A candidate of a proposal."""
+
+    feature: FeatureRef
+    effect: float
+    """Estimated effect over positions >= 1, logits."""
+    use: float
+    """rms activation x decoder norm on the retain text."""
+    score: float
+    """Effect over use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint(WireValue):
+    """Effect and damage of ablating the first `count` features at every position."""
+
+    count: int
+    value: float
+    """The target, logits."""
+    drop: float
+    """Share of the baseline that is gone."""
+    retain_kl: float
+    """Nats per token, all positions."""
+    retain_kl_after_first: float
+    """Nats per token, positions >= 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal(WireValue):
+    """An effect-against-damage curve, and the smallest prefix that could ship."""
+
+    baseline: float
+    curve: tuple[CurvePoint, ...]
+    ranking: tuple[RankedFeature, ...]
+    chosen: int
+    """Length of the chosen prefix; 0: nothing meets both bounds, nothing is to be shipped."""
+    why: str
+    retain_tokens: int
+    retain_text: str
+    version: Version

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trephine.client.decoding import WireValue
+from trephine.client.interventions import Intervention
+from trephine.client.types.common import Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit(WireValue):
+    """A stored edit."""
+
+    name: str
+    """Resource name, `edits/no-mary`."""
+    version: int
+    content_hash: str
+    interventions: tuple[Intervention, ...]
+    reason: str
+    author: str
+    evidence: tuple[str, ...]
+    create_time: str
+    made_for: Version
+    """The weights that it was made for; another parent is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStep(WireValue):
+    """How one intervention is written into weights."""
+
+    intervention: int
+    tier: str
+    tensor: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate(WireValue):
+    """A bound fixed before writing."""
+
+    name: str
+    limit: float
+    unit: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSupport(WireValue):
+    """Which software loads the folder."""
+
+    server: str
+    loads: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan(WireValue):
+    """What an export will write and must measure."""
+
+    edit: str
+    edit_hash: str
+    parent_hash: str
+    steps: tuple[PlanStep, ...]
+    changed_tensors: tuple[str, ...]
+    untouched_tensors: int
+    config_changes: tuple[str, ...]
+    size_growth_bytes: int
+    servers: tuple[ServerSupport, ...]
+    gates: tuple[Gate, ...]
+    plan_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement(WireValue):
+    """One figure of a certificate."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult(WireValue):
+    """A gate and what was measured for it."""
+
+    gate: Gate
+    measured: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate(WireValue):
+    """What was measured on the reloaded folder, in a clean process without Trephine."""
+
+    edit: str
+    edit_hash: str
+    plan_hash: str
+    parent_hash: str
+    dtype: str
+    measurements: tuple[Measurement, ...]
+    gates: tuple[GateResult, ...]
+    passed: bool
+    changed_tensors: tuple[str, ...]
+    untouched_tensors_verified: int
+    environment: dict[str, str]
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile(WireValue):
+    """One file of a published folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export(WireValue):
+    """A published folder."""
+
+    name: str
+    """Resource name, `exports/edited`."""
+    certificate: Certificate
+    files: tuple[ExportedFile, ...]
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedExport(WireValue):
+    """The outcome of checking a published folder on the server."""
+
+    passed: bool
+    problems: tuple[str, ...]
+    files: int

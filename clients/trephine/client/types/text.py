@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trephine.client.decoding import WireValue
+from trephine.client.types.common import FeatureRef, Token, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied(WireValue):
+    """The echo of one intervention: what was really changed, and how much."""
+
+    index: int
+    layer: int
+    positions: int
+    """(position, forward pass) pairs that were written."""
+    mean_change: float
+    """Mean L2 norm of the change of the activation written."""
+    max_change: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent(WireValue):
+    """One generated token of one row."""
+
+    row: int
+    step: int
+    token: Token
+    text: str
+    """Text that became complete with it; joined over a row it is the completion."""
+    log_probability: float
+    """Nats, before temperature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion(WireValue):
+    """A finished row."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    """`stop` or `length`."""
+    applied: tuple[Applied, ...]
+    n_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation(WireValue):
+    """All rows of a generation, in order."""
+
+    completions: tuple[Completion, ...]
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScore(WireValue):
+    """Log-probabilities of a continuation, one entry per continuation token."""
+
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    """Nats."""
+    top_token_ids: tuple[int, ...]
+    kl: tuple[float, ...]
+    """KL(plain || intervened) in nats; zeros without interventions."""
+    applied: tuple[Applied, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores(WireValue):
+    """All rows of a scoring, in order."""
+
+    rows: tuple[RowScore, ...]
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationEffect(WireValue):
+    """What one list of interventions does to the target."""
+
+    name: str
+    """`as_given` or `position_bound`."""
+    baseline: float
+    intervened: float
+    change: float
+    """Intervened minus baseline, logits."""
+    kl_last: float
+    """KL(plain || intervened) at the last position, nats."""
+    applied: tuple[Applied, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnmatchedFeature(WireValue):
+    """A feature without a control; it is listed, never matched badly."""
+
+    feature: FeatureRef
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlResult(WireValue):
+    """The same operation on random matched features."""
+
+    changes: tuple[float, ...]
+    p_value: float
+    matched: int
+    unmatched: tuple[UnmatchedFeature, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablation(WireValue):
+    """Effects, controls, damage."""
+
+    target: Token
+    against: Token | None
+    effects: tuple[AblationEffect, ...]
+    controls: ControlResult | None
+    retain_kl: float
+    retain_kl_after_first: float
+    retain_tokens: int
+    version: Version

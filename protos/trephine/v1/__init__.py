@@ -1,0 +1,1 @@
+"""The contract: generated code. Regenerate with `make protos`."""

@@ -1,0 +1,30 @@
+"""The use cases, bundled as the one object that the edge is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trephine.app.artifacts import ArtifactStore
+from trephine.app.audits import Audits
+from trephine.app.circuits import Circuits
+from trephine.app.edits import Edits
+from trephine.app.exports import Exports
+from trephine.app.models import Models
+from trephine.app.operations import Operations
+from trephine.app.proposals import Proposals
+from trephine.app.uploads import Uploads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Everything that a servicer may ask for."""
+
+    models: Models
+    operations: Operations
+    circuits: Circuits
+    proposals: Proposals
+    edits: Edits
+    exports: Exports
+    audits: Audits
+    artifacts: ArtifactStore
+    uploads: Uploads

@@ -1,0 +1,1 @@
+"""Frozen values, ports and errors. No torch, no grpc, no protobuf."""

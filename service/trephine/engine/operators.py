@@ -1,0 +1,220 @@
+"""The frozen linear network of one prompt: what attribution holds constant, captured in one clean pass.
+
+Attention patterns and the scales of all norms are constants of the prompt (Elhage et al. 2021; Ameisen et
+al. 2025). With them, every pre-activation is an affine function of what embeddings and MLPs wrote below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from trephine.engine.architecture import Architecture, Block, Norm
+from trephine.engine.attention import PatternTape, pattern_tape
+
+Store = dict[tuple[int, str], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenNorm:
+    """A norm as an affine map: `y = centre(x) * scale[position] * gain + bias`."""
+
+    gain: Tensor
+    """`(d_model,)`."""
+    bias: Tensor | None
+    centred: bool
+    scale: Tensor
+    """`(n_pos, 1)`, 1 / rms of the clean input."""
+
+    def pull_back(self, cotangent: Tensor, positions: Tensor) -> Tensor:
+        """Return the adjoint of the norm's input for cotangents `(n_rows, d_model)` at `positions`."""
+        scaled = cotangent * self.gain * self.scale[positions]
+        return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenLayer:
+    """One block's constants and clean values; positions come first, in the working dtype."""
+
+    block: Block
+    resid_pre: Tensor
+    """`(n_pos, d_model)`."""
+    resid_mid: Tensor
+    """`(n_pos, d_model)`, what the MLP's norm reads (`resid_pre` in parallel blocks)."""
+    pattern: Tensor
+    """`(n_heads, n_query, n_key)`."""
+    attention_norm: FrozenNorm
+    attention_post_norm: FrozenNorm | None
+    mlp_norm: FrozenNorm
+    mlp_post_norm: FrozenNorm | None
+    gate: Tensor | None
+    """`(n_pos, d_mlp)`, g with its bias; None for plain MLPs."""
+    read: Tensor
+    """`(n_pos, d_mlp)`, u with its bias."""
+    activation: Tensor
+    """`(n_pos, d_mlp)`, what the down projection reads."""
+    mlp_out: Tensor
+    """`(n_pos, d_model)`, what the MLP adds to the residual stream (after a post-norm)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenOperators:
+    """The frozen network of one prompt."""
+
+    architecture: Architecture
+    layers: tuple[FrozenLayer, ...]
+    embedding: Tensor
+    """`(n_pos, d_model)`, what the first block reads."""
+    final_norm: FrozenNorm
+    final: Tensor
+    """`(n_pos, d_model)`, the final norm's output."""
+    logits: Tensor
+    """`(d_vocab,)`, the clean logits at the last position, after a soft cap where there is one."""
+    covered: tuple[bool, ...]
+    """Per layer: True if its neurons are sources, False if its MLP is one opaque error source."""
+
+    @property
+    def n_pos(self) -> int:
+        """Tokens of the prompt."""
+        return self.embedding.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Accumulation dtype: float32, or wider if the model is."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sweep runs."""
+        return self.embedding.device
+
+
+def capture(
+    model: nn.Module, architecture: Architecture, ids: Sequence[int], layers: Sequence[int] | None = None
+) -> FrozenOperators:
+    """Run the prompt once and keep what the frozen network needs.
+
+    Args:
+        model: The hosted model, with Trephine's attention.
+        architecture: Its description.
+        ids: Token ids of the prompt, at least one.
+        layers: Layers whose neurons are sources; the others become error sources. None means all.
+
+    Returns:
+        The operators, `len(ids)` positions long.
+    """
+    store: Store = {}
+    weight: Any = architecture.embedding.weight
+    batch = torch.tensor([list(ids)], device=weight.device)
+    with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store):
+        output: Any = model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    frozen = tuple(
+        _freeze_layer(block, store, tape.recorded[block.layer][0].to(dtype), dtype)
+        for block in architecture.blocks
+    )
+    covered = range(architecture.n_layers) if layers is None else layers
+    return FrozenOperators(
+        architecture=architecture,
+        layers=frozen,
+        embedding=frozen[0].resid_pre,
+        final_norm=_freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
+        final=store[-1, "final"].to(dtype),
+        logits=output.logits[0, -1].to(dtype),
+        covered=tuple(layer in covered for layer in range(architecture.n_layers)),
+    )
+
+
+@contextmanager
+def _recording(architecture: Architecture, store: Store) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
+    try:
+        for block in architecture.blocks:
+            handles += _record_block(block, store)
+        final = architecture.final_norm.module
+        handles.append(final.register_forward_pre_hook(_keep_input(store, (-1, "final_norm"))))
+        handles.append(final.register_forward_hook(_keep_output(store, (-1, "final"))))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _record_block(block: Block, store: Store) -> list[RemovableHandle]:
+    layer = block.layer
+    inputs = {
+        "attention_norm": block.attention_norm.module,
+        "mlp_norm": block.mlp_norm.module,
+        "mlp_in": block.mlp.module,
+        "activation": block.mlp.down,
+    }
+    if block.attention_post_norm is not None:
+        inputs["attention_post_norm"] = block.attention_post_norm.module
+    if block.mlp_post_norm is not None:
+        inputs["mlp_post_norm"] = block.mlp_post_norm.module
+    handles = [
+        module.register_forward_pre_hook(_keep_input(store, (layer, name))) for name, module in inputs.items()
+    ]
+    written = block.mlp.module if block.mlp_post_norm is None else block.mlp_post_norm.module
+    handles.append(written.register_forward_hook(_keep_output(store, (layer, "mlp_out"))))
+    return handles
+
+
+def _keep_input(store: Store, key: tuple[int, str]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        store[key] = args[0][0]
+
+    return hook
+
+
+def _keep_output(store: Store, key: tuple[int, str]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        store[key] = output[0]
+
+    return hook
+
+
+def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtype) -> FrozenLayer:
+    layer, mlp = block.layer, block.mlp
+
+    def value(name: str) -> Tensor:
+        return store[layer, name].to(dtype)
+
+    def norm(described: Norm | None, name: str) -> FrozenNorm | None:
+        return None if described is None else _freeze_norm(described, store[layer, name], dtype)
+
+    mlp_in = value("mlp_in")
+    return FrozenLayer(
+        block=block,
+        resid_pre=value("attention_norm"),
+        resid_mid=value("mlp_norm"),
+        pattern=pattern,
+        attention_norm=_freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
+        attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
+        mlp_norm=_freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
+        mlp_post_norm=norm(block.mlp_post_norm, "mlp_post_norm"),
+        gate=None if mlp.W_gate is None else _linear(mlp_in, mlp.W_gate, mlp.b_gate),
+        read=_linear(mlp_in, mlp.W_in, mlp.b_in),
+        activation=value("activation"),
+        mlp_out=value("mlp_out"),
+    )
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNorm:
+    return FrozenNorm(
+        gain=norm.gain.to(dtype),
+        bias=None if norm.bias is None else norm.bias.to(dtype),
+        centred=norm.centred,
+        scale=norm.inverse_scale(clean_input.to(dtype)),
+    )

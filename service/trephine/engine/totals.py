@@ -1,0 +1,96 @@
+"""Total effects of every neuron on one logit read-out, in one backward sweep.
+
+MLPs are linearised by the half rule (`relp_half`), patterns and norm scales are frozen. The result is the
+sum over all paths of the attribution graph that the edges span (RelP, Jafari et al. 2025), dense and cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.operators import FrozenLayer, FrozenOperators, capture
+from trephine.engine.quanta import finish
+from trephine.engine.readouts import Hosted, LogitReadout, half_rule, logit_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Signed effects on the read-out, in logits: how much it would fall if the source were removed."""
+
+    neurons: Tensor
+    """float32 `(n_layers, n_pos, d_mlp)`; zero in uncovered layers."""
+    tokens: Tensor
+    """float32 `(n_pos,)`, of the embeddings."""
+    errors: Tensor
+    """float32 `(n_layers, n_pos)`, of uncovered MLPs' outputs; zero in covered layers."""
+
+
+def total_effects(
+    hosted: Hosted, ids: Sequence[int], readout: LogitReadout, layers: Sequence[int] | None = None
+) -> Totals:
+    """Estimate the effect of every neuron at every position on a read-out at the last position.
+
+    Args:
+        hosted: The model.
+        ids: The prompt, at least one token.
+        readout: What is measured.
+        layers: Layers whose neurons are sources; the other MLPs are opaque. None means all.
+
+    Returns:
+        The effects, on the CPU.
+    """
+    operators = capture(hosted.model, hosted.architecture, ids, layers)
+    return finish(sweep_totals(operators, readout))
+
+
+def sweep_totals(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
+    """Do the sweep of `total_effects` over captured operators, one layer per quantum."""
+    target = logit_target(operators, readout)
+    packing = pack(target.position)
+    bias = operators.embedding.new_zeros(1)
+    adjoint = operators.embedding.new_zeros(packing.n_rows, operators.embedding.shape[1])
+    adjoint[packing.last] = operators.final_norm.pull_back(target.direction, target.position)
+    n_layers, n_pos = len(operators.layers), operators.n_pos
+    neurons = torch.zeros(n_layers, n_pos, operators.architecture.d_mlp)
+    errors = torch.zeros(n_layers, n_pos)
+    for number in reversed(range(n_layers)):
+        layer, covered = operators.layers[number], operators.covered[number]
+        through_mlp = None
+        if covered:
+            written = mlp_write_adjoint(layer, adjoint, packing, bias, covered=True)
+            by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+            neurons[number] = (by_neuron * layer.activation).float().cpu()
+            through_mlp = _mlp_adjoint(layer, by_neuron, packing)
+        else:
+            errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
+        adjoint = _through_block(layer, adjoint, through_mlp, packing, bias)
+        yield None
+    tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
+    return Totals(neurons=neurons, tokens=tokens, errors=errors)
+
+
+def _through_block(
+    layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor | None, packing: Packing, bias: Tensor
+) -> Tensor:
+    """Add what attention and MLP read; in a sequential block attention writes before the MLP reads."""
+    if through_mlp is None:
+        return adjoint + attention_adjoint(layer, adjoint, packing, bias)
+    if layer.block.parallel:
+        return adjoint + attention_adjoint(layer, adjoint, packing, bias) + through_mlp
+    middle = adjoint + through_mlp
+    return middle + attention_adjoint(layer, middle, packing, bias)
+
+
+def _mlp_adjoint(layer: FrozenLayer, by_neuron: Tensor, packing: Packing) -> Tensor:
+    """Carry `(n_pos, d_mlp)` through the half rule and the MLP's norm to the residual stream."""
+    mlp, dtype = layer.block.mlp, by_neuron.dtype
+    by_gate, by_read = half_rule(layer)
+    read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
+    if by_gate is not None and mlp.W_gate is not None:
+        read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
+    return layer.mlp_norm.pull_back(read, packing.position)

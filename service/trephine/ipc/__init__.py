@@ -1,0 +1,1 @@
+"""Frames between our own processes, and the torch-free proxies that implement ports."""

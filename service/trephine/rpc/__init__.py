@@ -1,0 +1,1 @@
+"""The gRPC edge: wire mapping, servicers, interceptors. Thin: validate, call `trephine.app`, answer."""

@@ -1,0 +1,78 @@
+"""Edits and the proposals that they are made from."""
+
+from __future__ import annotations
+
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.edits import CurvePoint, Edit, EditProposal, ProposeEdit, RankedFeature
+from trephine.domain.errors import InvalidRequestError
+from trephine.rpc.wire.circuits import share
+from trephine.rpc.wire.common import feature_to_wire, version_to_wire
+from trephine.rpc.wire.fields import at_least, clean, finite
+from trephine.rpc.wire.interventions import intervention_to_wire
+from trephine.v1 import edit_service_pb2 as pb
+
+
+def propose_from_wire(request: pb.ProposeEditRequest, prompt: str, target: LogitTarget) -> ProposeEdit:
+    """Read a search for an edit of `prompt` and `target`, which may come from a circuit.
+
+    Raises:
+        InvalidRequestError: Naming the field.
+    """
+    drop = share(request.min_drop, "min_drop") if request.HasField("min_drop") else 0.5
+    damage = finite(request.max_retain_kl, "max_retain_kl") if request.HasField("max_retain_kl") else 0.1
+    if damage <= 0:
+        raise InvalidRequestError(f"max_retain_kl must be above 0, got {damage}", field="max_retain_kl")
+    count = at_least(request.max_features, 1, "max_features") if request.HasField("max_features") else 64
+    return ProposeEdit(
+        prompt=prompt,
+        target=target,
+        min_drop=drop,
+        max_retain_kl=damage,
+        max_features=count,
+        retain_text=request.retain_text if request.HasField("retain_text") else None,
+    )
+
+
+def proposal_to_wire(proposal: EditProposal) -> pb.EditProposal:
+    """Write a curve and a decision."""
+    return pb.EditProposal(
+        baseline=proposal.baseline,
+        curve=[_point_to_wire(point) for point in proposal.curve],
+        ranking=[_ranked_to_wire(ranked) for ranked in proposal.ranking],
+        chosen=proposal.chosen,
+        why=clean(proposal.why),
+        retain_tokens=proposal.retain_tokens,
+        retain_text=clean(proposal.retain_text),
+        version=version_to_wire(proposal.model, proposal.weight_hash),
+    )
+
+
+def edit_to_wire(edit: Edit) -> pb.Edit:
+    """Write a stored edit."""
+    return pb.Edit(
+        name=f"edits/{edit.name}",
+        version=edit.version,
+        content_hash=edit.content_hash,
+        interventions=[intervention_to_wire(one) for one in edit.interventions],
+        reason=clean(edit.reason),
+        author=clean(edit.author),
+        evidence=[clean(name) for name in edit.evidence],
+        create_time=edit.create_time,
+        made_for=version_to_wire(edit.model, edit.weight_hash),
+    )
+
+
+def _point_to_wire(point: CurvePoint) -> pb.CurvePoint:
+    return pb.CurvePoint(
+        count=point.count,
+        value=point.value,
+        drop=point.drop,
+        retain_kl=point.retain_kl,
+        retain_kl_after_first=point.retain_kl_after_first,
+    )
+
+
+def _ranked_to_wire(ranked: RankedFeature) -> pb.RankedFeature:
+    return pb.RankedFeature(
+        feature=feature_to_wire(ranked.feature), effect=ranked.effect, use=ranked.use, score=ranked.score
+    )

@@ -1,0 +1,92 @@
+"""Export plans, certificates, published folders. A server path never crosses the wire."""
+
+from __future__ import annotations
+
+from trephine.domain import exports as domain
+from trephine.rpc.wire.fields import clean
+from trephine.v1 import edit_service_pb2 as pb
+
+
+def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
+    """Write what an export will write and must measure."""
+    return pb.ExportPlan(
+        edit=_edit_name(plan.edit),
+        edit_hash=plan.edit_hash,
+        parent_hash=plan.parent_hash,
+        steps=[_step_to_wire(step) for step in plan.steps],
+        changed_tensors=plan.changed_tensors,
+        untouched_tensors=plan.untouched_tensors,
+        config_changes=plan.config_changes,
+        size_growth_bytes=plan.size_growth_bytes,
+        servers=[
+            pb.ServerSupport(server=one.server, loads=one.loads, note=clean(one.note))
+            for one in plan.servers
+        ],
+        gates=[_gate_to_wire(gate) for gate in plan.gates],
+        plan_hash=plan.plan_hash,
+    )
+
+
+def export_to_wire(export: domain.Export) -> pb.Export:
+    """Write a published folder, without its place on the server."""
+    return pb.Export(
+        name=f"exports/{export.name}",
+        certificate=certificate_to_wire(export.certificate),
+        files=[
+            pb.ExportedFile(path=clean(file.path), size=file.size, sha256=file.sha256)
+            for file in export.files
+        ],
+        signed=export.signed,
+    )
+
+
+def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
+    """Write what was measured on the reloaded folder."""
+    return pb.Certificate(
+        edit=_edit_name(certificate.edit),
+        edit_hash=certificate.edit_hash,
+        plan_hash=certificate.plan_hash,
+        parent_hash=certificate.parent_hash,
+        dtype=certificate.dtype,
+        measurements=[
+            pb.Measurement(name=one.name, value=one.value, unit=one.unit)
+            for one in certificate.measurements
+        ],
+        gates=[_gate_result_to_wire(result) for result in certificate.gates],
+        passed=certificate.passed,
+        changed_tensors=certificate.changed_tensors,
+        untouched_tensors_verified=certificate.untouched_tensors_verified,
+        environment=certificate.environment,
+        text=clean(certificate.text),
+        n_tokens=certificate.n_tokens,
+    )
+
+
+def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse:
+    """Write the outcome of checking a folder."""
+    return pb.VerifyExportResponse(
+        passed=verified.passed,
+        problems=[clean(problem) for problem in verified.problems],
+        files=verified.files,
+    )
+
+
+def _edit_name(edit: str) -> str:
+    return edit if edit.startswith("edits/") else f"edits/{edit}"
+
+
+def _step_to_wire(step: domain.PlanStep) -> pb.PlanStep:
+    return pb.PlanStep(
+        intervention=step.intervention,
+        tier=step.tier,
+        tensor=step.tensor,
+        description=clean(step.description),
+    )
+
+
+def _gate_to_wire(gate: domain.Gate) -> pb.Gate:
+    return pb.Gate(name=gate.name, limit=gate.limit, unit=gate.unit, reason=clean(gate.reason))
+
+
+def _gate_result_to_wire(result: domain.GateResult) -> pb.GateResult:
+    return pb.GateResult(gate=_gate_to_wire(result.gate), measured=result.measured, passed=result.passed)

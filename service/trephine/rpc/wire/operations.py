@@ -1,0 +1,50 @@
+"""Operations: `google.longrunning.Operation` with `OperationMetadata`."""
+
+from __future__ import annotations
+
+from google.longrunning.operations_pb2 import Operation
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+
+from trephine.domain.errors import CancelledByCallerError, error_from
+from trephine.domain.operations import OperationRecord, OperationState
+from trephine.rpc.errors import status_of
+from trephine.rpc.wire.common import progress_to_wire
+from trephine.v1 import operation_service_pb2 as pb
+
+
+def metadata_to_wire(record: OperationRecord) -> pb.OperationMetadata:
+    """Write where an operation is."""
+    return pb.OperationMetadata(
+        method=record.method,
+        state=record.state.value,
+        progress=None if record.progress is None else progress_to_wire(record.progress),
+        attempts=record.attempts,
+        create_time=record.create_time,
+        end_time=record.end_time or "",
+        sequence=record.sequence,
+        result=record.result or "",
+    )
+
+
+def operation_to_wire(record: OperationRecord, response: Message | None) -> Operation:
+    """Write an operation; `response` is the message of a succeeded one, None if it is not done or failed."""
+    operation = Operation(
+        name=f"operations/{record.id}", done=record.state.is_final, metadata=packed(metadata_to_wire(record))
+    )
+    if record.failure is not None:
+        failure = record.failure
+        error = error_from(failure.reason, failure.message, dict(failure.context))
+        operation.error.CopyFrom(status_of(error))
+    elif record.state is OperationState.CANCELLED:
+        operation.error.CopyFrom(status_of(CancelledByCallerError("the operation was cancelled")))
+    elif response is not None:
+        operation.response.CopyFrom(packed(response))
+    return operation
+
+
+def packed(message: Message) -> AnyMessage:
+    """Pack a message into an Any."""
+    box = AnyMessage()
+    box.Pack(message)
+    return box

@@ -1,0 +1,1 @@
+"""Bootstrap, settings, start and stop of the service."""
