@@ -45,13 +45,12 @@ class Packing:
         sums.index_add_(0, self.target[: values.shape[0]], values)
 
 
-def pack(positions: Tensor) -> Packing:
-    """Lay out the causal cones of targets at `positions (n_targets,)`."""
-    counts = positions.cpu() + 1
+def pack(positions: Tensor, device: torch.device) -> Packing:
+    """Lay out the causal cones of targets at `positions (n_targets,)`, on the CPU; rows are on `device`."""
+    counts = positions + 1
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     target = torch.repeat_interleave(torch.arange(len(counts)), counts)
     position = torch.arange(int(ends[-1])) - ends[target]
-    device = positions.device
     return Packing(
         target=target.to(device),
         position=position.to(device),
@@ -61,9 +60,7 @@ def pack(positions: Tensor) -> Packing:
     )
 
 
-def mlp_write_adjoint(
-    layer: FrozenLayer, adjoint: Tensor, packing: Packing, bias: Tensor, *, covered: bool
-) -> Tensor:
+def mlp_write_adjoint(layer: FrozenLayer, adjoint: Tensor, packing: Packing, bias: Tensor) -> Tensor:
     """Carry the adjoint `(n, d_model)` back through a post-norm to the down projection's output.
 
     Args:
@@ -71,14 +68,13 @@ def mlp_write_adjoint(
         adjoint: Of the residual stream after the block, the first n rows.
         packing: The rows.
         bias: `(n_targets,)`; what the down projection's and the post-norm's biases add is added here.
-        covered: False if the MLP is one opaque source, whose biases are part of it.
 
     Returns:
         `(n, d_model)`.
     """
     position = packing.position[: adjoint.shape[0]]
-    back = _through_norm(layer.mlp_post_norm, adjoint, position, packing, bias if covered else None)
-    if covered and layer.block.mlp.b_down is not None:
+    back = _through_norm(layer.mlp_post_norm, adjoint, position, packing, bias)
+    if layer.block.mlp.b_down is not None:
         packing.add_to_targets(bias, back @ layer.block.mlp.b_down.to(back.dtype))
     return back
 
@@ -110,11 +106,11 @@ def attention_adjoint(layer: FrozenLayer, adjoint: Tensor, packing: Packing, bia
 
 
 def _through_norm(
-    norm: FrozenNorm | None, cotangent: Tensor, position: Tensor, packing: Packing, bias: Tensor | None
+    norm: FrozenNorm | None, cotangent: Tensor, position: Tensor, packing: Packing, bias: Tensor
 ) -> Tensor:
     if norm is None:
         return cotangent
-    if norm.bias is not None and bias is not None:
+    if norm.bias is not None:
         packing.add_to_targets(bias, cotangent @ norm.bias)
     return norm.pull_back(cotangent, position)
 

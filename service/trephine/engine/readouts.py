@@ -101,9 +101,9 @@ class Targets:
     """Linear read-outs to be explained together, from the top layer down."""
 
     layer: Tensor
-    """int64 `(n_targets,)`, descending; `n_layers` for logits."""
+    """int64 `(n_targets,)`, on the CPU, descending; `n_layers` for logits."""
     position: Tensor
-    """int64 `(n_targets,)`."""
+    """int64 `(n_targets,)`, on the CPU."""
     direction: Tensor
     """`(n_targets, d_model)`, on the normed input of the MLP or of the unembedding."""
     constant: Tensor
@@ -123,7 +123,7 @@ def logit_target(operators: FrozenOperators, readout: LogitReadout) -> Targets:
     constant = torch.full((1,), readout.bias, dtype=dtype, device=operators.device)
     return Targets(
         layer=torch.tensor([len(operators.layers)]),
-        position=torch.tensor([last], device=operators.device),
+        position=torch.tensor([last]),
         direction=direction,
         constant=constant,
         total=direction @ operators.final[last] + constant,

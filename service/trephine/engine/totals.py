@@ -51,7 +51,7 @@ def total_effects(
 def sweep_totals(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
     """Do the sweep of `total_effects` over captured operators, one layer per quantum."""
     target = logit_target(operators, readout)
-    packing = pack(target.position)
+    packing = pack(target.position, operators.device)
     bias = operators.embedding.new_zeros(1)
     adjoint = operators.embedding.new_zeros(packing.n_rows, operators.embedding.shape[1])
     adjoint[packing.last] = operators.final_norm.pull_back(target.direction, target.position)
@@ -62,7 +62,7 @@ def sweep_totals(operators: FrozenOperators, readout: LogitReadout) -> Generator
         layer, covered = operators.layers[number], operators.covered[number]
         through_mlp = None
         if covered:
-            written = mlp_write_adjoint(layer, adjoint, packing, bias, covered=True)
+            written = mlp_write_adjoint(layer, adjoint, packing, bias)
             by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
             neurons[number] = (by_neuron * layer.activation).float().cpu()
             through_mlp = _mlp_adjoint(layer, by_neuron, packing)

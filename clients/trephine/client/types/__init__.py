@@ -36,6 +36,7 @@ from trephine.client.types.edits import (
     ServerSupport,
     VerifiedExport,
 )
+from trephine.client.types.interventions import Change, Direction, Head, Intervention, Where
 from trephine.client.types.models import Capabilities, Capability, ModelInfo, ModelState
 from trephine.client.types.operations import OperationMetadata, OperationUpdate
 from trephine.client.types.text import (
@@ -60,10 +61,12 @@ __all__ = [
     "Capabilities",
     "Capability",
     "Certificate",
+    "Change",
     "CircuitInfo",
     "Completion",
     "ControlResult",
     "CurvePoint",
+    "Direction",
     "Edge",
     "Edit",
     "EstimateQuality",
@@ -77,6 +80,8 @@ __all__ = [
     "Gate",
     "GateResult",
     "Generation",
+    "Head",
+    "Intervention",
     "Measurement",
     "ModelInfo",
     "ModelState",
@@ -104,4 +109,5 @@ __all__ = [
     "VerifiedExport",
     "Verdict",
     "Version",
+    "Where",
 ]

@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
-from trephine.client.interventions import Intervention
 from trephine.client.types.common import Version
+from trephine.client.types.interventions import Intervention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@
   const pen = canvas.getContext("2d");
   const nodes = data.nodes, edges = data.edges;
   const colour = {};
-  let scale = 1, shiftX = 0, shiftY = 0, fitted = 1, selected = -1, hovered = -1, found = new Set(), frame = 0;
+  let scale = 1, stretch = 1, shiftX = 0, shiftY = 0, fitted = 1, selected = -1, hovered = -1, found = new Set(), frame = 0;
   let shown = new Array(nodes.length).fill(true);
 
   // --- data -------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@
   // --- layout: one band a layer that is used, one column a position ------------------------------
   const layers = [...new Set(nodes.filter(n => n.kind === "feature" || n.kind === "error").map(n => n.layer))].sort((a, b) => a - b);
   const bandOf = new Map(layers.map((layer, i) => [layer, i + 1]));
-  const top = layers.length + 1, STEP = 15, BAND = 34, GAP = 26, LEFT = 46;
+  const top = layers.length + 1, STEP = 15, BAND = 34, GAP = 26, LEFT = 66;
   const band = node => node.kind === "token" ? 0 : node.kind === "logit" ? top : bandOf.get(node.layer);
   const cells = new Map();
   nodes.forEach((node, i) => {
@@ -78,7 +78,7 @@
     for (const name of ["ground", "panel", "ink", "faint", "line", "grid", "plus", "minus", "accent"]) colour[name] = style.getPropertyValue("--" + name).trim();
   };
   const schedule = () => { if (!frame) frame = requestAnimationFrame(() => { frame = 0; draw(); }); };
-  const toScreen = spot => [spot.x * scale + shiftX, spot.y * scale + shiftY];
+  const toScreen = spot => [spot.x * scale + shiftX, spot.y * scale * stretch + shiftY];
   const shape = (node, x, y, r) => {
     pen.beginPath();
     if (node.kind === "token") pen.rect(x - r, y - r * .8, 2 * r, 1.6 * r);
@@ -113,7 +113,7 @@
       pen.globalAlpha = 1;
     });
     for (let b = 1; b < top; b++) {
-      const y = (bandTop[b] + bandHeight[b]) * scale + shiftY;
+      const y = (bandTop[b] + bandHeight[b]) * scale * stretch + shiftY;
       pen.strokeStyle = colour.line; pen.globalAlpha = .35; pen.lineWidth = 1;
       pen.beginPath(); pen.moveTo(0, y); pen.lineTo(w, y); pen.stroke(); pen.globalAlpha = 1;
     }
@@ -140,14 +140,14 @@
     pen.fillStyle = colour.ground; pen.globalAlpha = .85; pen.fillRect(0, 0, 34, h); pen.globalAlpha = 1;
     let last = Infinity;
     for (let b = 0; b <= top; b++) {
-      const y = (bandTop[b] + bandHeight[b] / 2) * scale + shiftY;
+      const y = (bandTop[b] + bandHeight[b] / 2) * scale * stretch + shiftY;
       if (last - y < 12) continue;
       last = y;
       pen.fillStyle = colour.faint; pen.textAlign = "right";
       pen.fillText(b === 0 ? "emb" : b === top ? "out" : `L${layers[b - 1]}`, 30, y);
     }
     pen.font = font(12); pen.textAlign = "center";
-    const foot = Math.min(h - 14, (bandTop[0] + bandHeight[0] + 8) * scale + shiftY);
+    const foot = Math.min(h - 14, (bandTop[0] + bandHeight[0] + 8) * scale * stretch + shiftY);
     data.tokens.forEach((token, p) => {
       const x = (startOf[p] + columns[p] / 2) * scale + shiftX, room = (columns[p] + GAP) * scale - 4;
       let text = token.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
@@ -160,7 +160,8 @@
   // --- moving about -----------------------------------------------------------------------------
   const fit = () => {
     const w = view.clientWidth, h = view.clientHeight;
-    fitted = scale = Math.min(2, (w - 12) / width, (h - 44) / height);
+    fitted = scale = Math.min(2, (w - 12) / width, (h - 78) / height);
+    stretch = Math.max(1, Math.min(1.6, (h - 78) / (height * scale)));  // layers use the room that is left
     shiftX = Math.max(0, (w - width * scale) / 2); shiftY = 4;
     schedule();
   };

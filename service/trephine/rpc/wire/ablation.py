@@ -22,9 +22,7 @@ from trephine.rpc.wire.interventions import applied_to_wire
 from trephine.v1 import intervention_service_pb2 as pb
 
 
-def ablation_from_wire(
-    request: pb.AblateRequest, interventions: tuple[Intervention, ...]
-) -> MeasureAblation:
+def ablation_from_wire(request: pb.AblateRequest, interventions: tuple[Intervention, ...]) -> MeasureAblation:
     """Read a measurement of `interventions`, which are the request's own or those of its edit.
 
     Raises:

@@ -14,7 +14,7 @@ from trephine.domain.findings import (
     Verdict,
 )
 from trephine.rpc.wire.common import figure_to_wire, version_to_wire
-from trephine.rpc.wire.fields import at_least, clean, finite, one_of, required
+from trephine.rpc.wire.fields import at_least, clean, finite, one_of, qualified, required
 from trephine.v1 import audit_service_pb2 as pb
 
 _VERDICTS = {
@@ -89,7 +89,7 @@ def audit_to_wire(report: AuditReport) -> pb.AuditReport:
     """Write a finished audit."""
     outcome = report.outcome
     return pb.AuditReport(
-        name=f"audits/{report.id}",
+        name=qualified("audits", report.id),
         auditor=auditor_to_wire(report.auditor),
         verdict=_VERDICTS[outcome.verdict],
         why=clean(outcome.why),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from struct import unpack_from
-
-from trephine.domain.arrays import ITEM_BYTES, Array
-from trephine.domain.circuits import Circuit, DiscoverCircuit, EstimateQuality, Node, NodeKind
+from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
+from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
 from trephine.domain.sites import NEURONS, FeatureRef
@@ -16,7 +14,7 @@ from trephine.rpc.wire.common import (
     token_to_wire,
     version_to_wire,
 )
-from trephine.rpc.wire.fields import at_least, clean, finite, one_of, prompt, within
+from trephine.rpc.wire.fields import at_least, clean, finite, one_of, prompt, qualified, within
 from trephine.v1 import circuit_service_pb2 as pb
 
 KINDS: dict[pb.NodeKind.ValueType, NodeKind | None] = {
@@ -27,7 +25,10 @@ KINDS: dict[pb.NodeKind.ValueType, NodeKind | None] = {
     pb.NODE_KIND_LOGIT: NodeKind.LOGIT,
 }
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items() if kind is not None}
-_STRUCT_CODES = {"float32": "f", "float64": "d", "int32": "i", "int64": "q", "uint8": "B"}
+_FORMATS: dict[pb.CircuitFormat.ValueType, CircuitFormat] = {
+    pb.CIRCUIT_FORMAT_JSON: "json",
+    pb.CIRCUIT_FORMAT_HTML: "html",
+}
 
 
 def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
@@ -40,7 +41,11 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         target = logit_target_from_wire(request.target)
     for index, layer in enumerate(request.layers):
         at_least(layer, 0, f"layers[{index}]")
-    nodes = at_least(request.max_feature_nodes, 1, "max_feature_nodes") if _has(request, "max_feature_nodes") else 512
+    nodes = (
+        at_least(request.max_feature_nodes, 1, "max_feature_nodes")
+        if _has(request, "max_feature_nodes")
+        else 512
+    )
     return DiscoverCircuit(
         prompt=prompt(request.prompt),
         target=target,
@@ -48,7 +53,9 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         layers=tuple(request.layers) or None,
         max_feature_nodes=nodes,
         edge_mass=share(request.edge_mass, "edge_mass") if _has(request, "edge_mass") else 0.99,
-        verify_nodes=at_least(request.verify_nodes, 0, "verify_nodes") if _has(request, "verify_nodes") else 128,
+        verify_nodes=at_least(request.verify_nodes, 0, "verify_nodes")
+        if _has(request, "verify_nodes")
+        else 128,
         seed=request.seed,
     )
 
@@ -64,11 +71,11 @@ def share(value: float, field: str) -> float:
     return value
 
 
-def circuit_to_wire(name: str, create_time: str, circuit: Circuit) -> pb.Circuit:
+def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
     """Write a circuit without its nodes and edges, which are read in pages."""
-    figures = circuit.figures
+    circuit, figures = stored.circuit, stored.circuit.figures
     return pb.Circuit(
-        name=f"circuits/{clean(name)}",
+        name=qualified("circuits", stored.name),
         prompt=clean(circuit.prompt),
         tokens=[token_to_wire(token) for token in circuit.tokens],
         target=token_to_wire(circuit.target),
@@ -83,60 +90,49 @@ def circuit_to_wire(name: str, create_time: str, circuit: Circuit) -> pb.Circuit
         n_nodes=len(circuit.nodes),
         n_edges=circuit.edges.weight.shape[0],
         caveats=[clean(caveat) for caveat in circuit.caveats],
-        create_time=create_time,
+        create_time=stored.create_time,
         version=version_to_wire(circuit.model, circuit.weight_hash),
         seconds=figures.seconds,
         peak_extra_bytes=figures.peak_extra_bytes,
     )
 
 
-class NodeWriter:
-    """Writes nodes of one circuit, each with its row's bias, remainder and total if it is a target."""
-
-    def __init__(self, circuit: Circuit) -> None:
-        rows = circuit.rows
-        self._nodes = circuit.nodes
-        self._rows = {
-            int(target): row
-            for target, row in zip(
-                numbers(rows.target),
-                zip(numbers(rows.bias), numbers(rows.remainder), numbers(rows.total), strict=True),
-                strict=True,
-            )
-        }
-
-    def write(self, index: int) -> pb.Node:
-        """Write the node at an index."""
-        message = _node_to_wire(index, self._nodes[index])
-        if index in self._rows:
-            message.bias, message.remainder, message.total = self._rows[index]
-        return message
-
-
-class EdgeWriter:
-    """Writes edges of one circuit."""
-
-    def __init__(self, circuit: Circuit) -> None:
-        self._source = numbers(circuit.edges.source)
-        self._target = numbers(circuit.edges.target)
-        self._weight = numbers(circuit.edges.weight)
-
-    def write(self, index: int) -> pb.Edge:
-        """Write the edge at an index."""
-        return pb.Edge(
-            source=int(self._source[index]), target=int(self._target[index]), weight=self._weight[index]
-        )
+def node_to_wire(listed: ListedNode) -> pb.Node:
+    """Write a node; bias, remainder and total are set if it is a target row."""
+    node, feature = listed.node, None
+    if node.kind is NodeKind.FEATURE:
+        feature = FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
+    return pb.Node(
+        index=listed.index,
+        kind=_KIND_NUMBERS[node.kind],
+        layer=node.layer,
+        position=node.position,
+        feature=None if feature is None else feature_to_wire(feature),
+        activation=node.activation,
+        influence=node.influence,
+        effect=node.effect,
+        label=clean(node.label),
+        promotes=[clean(text) for text in node.promotes],
+        suppresses=[clean(text) for text in node.suppresses],
+        bias=listed.bias,
+        remainder=listed.remainder,
+        total=listed.total,
+    )
 
 
-def numbers(array: Array) -> tuple[float, ...]:
-    """Unpack an array, flat, in C order."""
-    count = len(array.data) // ITEM_BYTES[array.dtype]
-    return unpack_from(f"<{count}{_STRUCT_CODES[array.dtype]}", array.data)
+def edge_to_wire(edge: ListedEdge) -> pb.Edge:
+    """Write an edge."""
+    return pb.Edge(source=edge.source, target=edge.target, weight=edge.weight)
 
 
 def kind_from_wire(kind: pb.NodeKind.ValueType) -> NodeKind | None:
     """Read a node kind; unspecified means any."""
     return one_of(kind, KINDS, "kind")
+
+
+def format_from_wire(number: pb.CircuitFormat.ValueType) -> CircuitFormat:
+    """Read a format; unspecified is refused."""
+    return one_of(number, _FORMATS, "format")
 
 
 def _has(request: pb.DiscoverCircuitRequest, field: str) -> bool:
@@ -155,25 +151,4 @@ def _quality_to_wire(quality: EstimateQuality) -> pb.EstimateQuality:
         how=clean(quality.how),
         predicted=quality.predicted,
         measured=quality.measured,
-    )
-
-
-def _node_to_wire(index: int, node: Node) -> pb.Node:
-    feature = None
-    if node.kind is NodeKind.FEATURE:
-        feature = feature_to_wire(
-            FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
-        )
-    return pb.Node(
-        index=index,
-        kind=_KIND_NUMBERS[node.kind],
-        layer=node.layer,
-        position=node.position,
-        feature=feature,
-        activation=node.activation,
-        influence=node.influence,
-        effect=node.effect,
-        label=clean(node.label),
-        promotes=[clean(text) for text in node.promotes],
-        suppresses=[clean(text) for text in node.suppresses],
     )

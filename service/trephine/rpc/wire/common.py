@@ -7,7 +7,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.findings import Figure
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
 from trephine.domain.tokens import Token
-from trephine.rpc.wire.fields import at_least, clean, one_of, required
+from trephine.rpc.wire.fields import at_least, clean, one_of, qualified, required
 from trephine.v1 import common_pb2 as pb
 
 _SITE_KINDS = {
@@ -63,7 +63,7 @@ def logit_target_from_wire(message: pb.LogitTarget) -> LogitTarget:
 
 def version_to_wire(model: str, weight_hash: str) -> pb.ModelVersion:
     """Name the weights that answered."""
-    return pb.ModelVersion(model=f"models/{model}", weight_hash=weight_hash)
+    return pb.ModelVersion(model=qualified("models", model), weight_hash=weight_hash)
 
 
 def progress_to_wire(progress: Progress) -> pb.Progress:

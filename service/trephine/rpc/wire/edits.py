@@ -7,7 +7,7 @@ from trephine.domain.edits import CurvePoint, Edit, EditProposal, ProposeEdit, R
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import feature_to_wire, version_to_wire
-from trephine.rpc.wire.fields import at_least, clean, finite
+from trephine.rpc.wire.fields import at_least, clean, finite, qualified
 from trephine.rpc.wire.interventions import intervention_to_wire
 from trephine.v1 import edit_service_pb2 as pb
 
@@ -50,7 +50,7 @@ def proposal_to_wire(proposal: EditProposal) -> pb.EditProposal:
 def edit_to_wire(edit: Edit) -> pb.Edit:
     """Write a stored edit."""
     return pb.Edit(
-        name=f"edits/{edit.name}",
+        name=qualified("edits", edit.name),
         version=edit.version,
         content_hash=edit.content_hash,
         interventions=[intervention_to_wire(one) for one in edit.interventions],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from trephine.domain import exports as domain
-from trephine.rpc.wire.fields import clean
+from trephine.rpc.wire.fields import clean, qualified
 from trephine.v1 import edit_service_pb2 as pb
 
 
 def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
     """Write what an export will write and must measure."""
     return pb.ExportPlan(
-        edit=_edit_name(plan.edit),
+        edit=qualified("edits", plan.edit),
         edit_hash=plan.edit_hash,
         parent_hash=plan.parent_hash,
         steps=[_step_to_wire(step) for step in plan.steps],
@@ -19,8 +19,7 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
         config_changes=plan.config_changes,
         size_growth_bytes=plan.size_growth_bytes,
         servers=[
-            pb.ServerSupport(server=one.server, loads=one.loads, note=clean(one.note))
-            for one in plan.servers
+            pb.ServerSupport(server=one.server, loads=one.loads, note=clean(one.note)) for one in plan.servers
         ],
         gates=[_gate_to_wire(gate) for gate in plan.gates],
         plan_hash=plan.plan_hash,
@@ -30,7 +29,7 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
 def export_to_wire(export: domain.Export) -> pb.Export:
     """Write a published folder, without its place on the server."""
     return pb.Export(
-        name=f"exports/{export.name}",
+        name=qualified("exports", export.name),
         certificate=certificate_to_wire(export.certificate),
         files=[
             pb.ExportedFile(path=clean(file.path), size=file.size, sha256=file.sha256)
@@ -43,14 +42,13 @@ def export_to_wire(export: domain.Export) -> pb.Export:
 def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
     """Write what was measured on the reloaded folder."""
     return pb.Certificate(
-        edit=_edit_name(certificate.edit),
+        edit=qualified("edits", certificate.edit),
         edit_hash=certificate.edit_hash,
         plan_hash=certificate.plan_hash,
         parent_hash=certificate.parent_hash,
         dtype=certificate.dtype,
         measurements=[
-            pb.Measurement(name=one.name, value=one.value, unit=one.unit)
-            for one in certificate.measurements
+            pb.Measurement(name=one.name, value=one.value, unit=one.unit) for one in certificate.measurements
         ],
         gates=[_gate_result_to_wire(result) for result in certificate.gates],
         passed=certificate.passed,
@@ -69,10 +67,6 @@ def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse
         problems=[clean(problem) for problem in verified.problems],
         files=verified.files,
     )
-
-
-def _edit_name(edit: str) -> str:
-    return edit if edit.startswith("edits/") else f"edits/{edit}"
 
 
 def _step_to_wire(step: domain.PlanStep) -> pb.PlanStep:

@@ -104,6 +104,11 @@ def resource_id(name: str, collection: str, field: str = "name") -> str:
     return identifier
 
 
+def qualified(collection: str, name: str) -> str:
+    """`collection/name`, whether or not the collection is there already."""
+    return clean(name if name.startswith(f"{collection}/") else f"{collection}/{name}")
+
+
 def is_resource_id(text: str) -> bool:
     """True for letters, digits, dots, dashes, underscores; not beginning with a mark; at most 128."""
     return _RESOURCE_ID.fullmatch(text) is not None

@@ -8,7 +8,7 @@ from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import Capabilities, DType, ModelInfo
 from trephine.domain.tokens import ChatMessage, RenderChat, Token
 from trephine.rpc.wire.common import token_to_wire
-from trephine.rpc.wire.fields import clean, within
+from trephine.rpc.wire.fields import clean, qualified, within
 from trephine.v1 import model_service_pb2 as pb
 
 STATES = {
@@ -21,7 +21,7 @@ STATES = {
 def model_to_wire(name: str, state: str, info: ModelInfo | None) -> pb.Model:
     """Write a model; everything but name and state is set once it is loaded."""
     message = pb.Model() if info is None else _info_to_wire(info)
-    message.name = f"models/{clean(name)}"
+    message.name = qualified("models", name)
     message.state = STATES[state]
     return message
 
@@ -76,9 +76,7 @@ def _chat_message_from_wire(message: pb.ChatMessage) -> ChatMessage:
         case "system" | "user" | "assistant" as role:
             return ChatMessage(role=role, content=message.content)
         case other:
-            raise InvalidRequestError(
-                f"role must be system, user or assistant, got {other!r}", field="role"
-            )
+            raise InvalidRequestError(f"role must be system, user or assistant, got {other!r}", field="role")
 
 
 def _info_to_wire(info: ModelInfo) -> pb.Model:

@@ -10,6 +10,7 @@ from trephine.domain.errors import CancelledByCallerError, error_from
 from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.errors import status_of
 from trephine.rpc.wire.common import progress_to_wire
+from trephine.rpc.wire.fields import qualified
 from trephine.v1 import operation_service_pb2 as pb
 
 
@@ -30,7 +31,9 @@ def metadata_to_wire(record: OperationRecord) -> pb.OperationMetadata:
 def operation_to_wire(record: OperationRecord, response: Message | None) -> Operation:
     """Write an operation; `response` is the message of a succeeded one, None if it is not done or failed."""
     operation = Operation(
-        name=f"operations/{record.id}", done=record.state.is_final, metadata=packed(metadata_to_wire(record))
+        name=qualified("operations", record.id),
+        done=record.state.is_final,
+        metadata=packed(metadata_to_wire(record)),
     )
     if record.failure is not None:
         failure = record.failure

@@ -26,9 +26,7 @@ _READERS: dict[str, Callable[[Message], domain.Operation]] = {
     "mean_ablate_text": lambda message: domain.MeanAblate(
         text=prompt(message.mean_ablate_text, "mean_ablate_text")
     ),
-    "resample_donor": lambda message: domain.Resample(
-        donor=prompt(message.resample_donor, "resample_donor")
-    ),
+    "resample_donor": lambda message: domain.Resample(donor=prompt(message.resample_donor, "resample_donor")),
 }
 
 

@@ -1,0 +1,180 @@
+"""Request messages, built from plain arguments. Shared by the sync and the async surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from trephine.client.errors import InvalidRequestError
+from trephine.client.types import Edit, Intervention
+from trephine.client.types.interventions import encode
+from trephine.v1 import (
+    audit_service_pb2,
+    circuit_service_pb2,
+    common_pb2,
+    edit_service_pb2,
+    generation_service_pb2,
+    intervention_service_pb2,
+    model_service_pb2,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence of a generation and what is done to it."""
+
+    prompt: str
+    interventions: Sequence[Intervention] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A prompt and the continuation whose probability is asked for."""
+
+    prompt: str
+    continuation: str
+    interventions: Sequence[Intervention] = ()
+
+
+def fresh_id(given: str | None) -> str:
+    """The caller's request id, or a new one."""
+    return given or str(uuid4())
+
+
+def resource(collection: str, name: str) -> str:
+    """`no-mary` or `edits/no-mary` as a resource name."""
+    return name if name.startswith(f"{collection}/") else f"{collection}/{name}"
+
+
+def edit_name(edit: Edit | str) -> str:
+    """The resource name of an edit given as value or by name."""
+    return edit.name if isinstance(edit, Edit) else resource("edits", edit)
+
+
+def target(token: str, against: str | None) -> common_pb2.LogitTarget:
+    """What is measured at the last position."""
+    return common_pb2.LogitTarget(token=token, against=against)
+
+
+def load(source: str, name: str | None, request_id: str | None, **options: Any) -> Any:
+    """Load a model. `options` are fields of the request; None leaves one unset."""
+    return model_service_pb2.LoadModelRequest(
+        source=source, model_id=name or "", request_id=fresh_id(request_id), **_given(options)
+    )
+
+
+def discover(
+    model: str, prompt: str, what: common_pb2.LogitTarget, request_id: str | None, **options: Any
+) -> circuit_service_pb2.DiscoverCircuitRequest:
+    """Find a circuit."""
+    return circuit_service_pb2.DiscoverCircuitRequest(
+        model=model, prompt=prompt, target=what, request_id=fresh_id(request_id), **_given(options)
+    )
+
+
+def propose(request_id: str | None, **options: Any) -> edit_service_pb2.ProposeEditRequest:
+    """Find what could ship."""
+    return edit_service_pb2.ProposeEditRequest(request_id=fresh_id(request_id), **_given(options))
+
+
+def ablate(
+    model: str,
+    prompt: str,
+    what: common_pb2.LogitTarget,
+    interventions: Sequence[Intervention],
+    edit: Edit | str | None,
+    controls: int,
+    seed: int | None,
+    bound_positions: Sequence[int],
+) -> intervention_service_pb2.AblateRequest:
+    """Measure interventions; `controls` 0 leaves them out."""
+    return intervention_service_pb2.AblateRequest(
+        model=model,
+        prompt=prompt,
+        target=what,
+        interventions=messages(interventions),
+        edit=edit_name(edit) if edit is not None else None,
+        controls=intervention_service_pb2.MatchedControls(sets=controls, seed=seed) if controls else None,
+        without_controls=not controls,
+        bound_positions=bound_positions,
+    )
+
+
+def generate(model: str, rows: Sequence[Row], **options: Any) -> generation_service_pb2.GenerateRequest:
+    """Continue rows."""
+    encoded = [
+        generation_service_pb2.GenerationRow(prompt=row.prompt, interventions=messages(row.interventions))
+        for row in rows
+    ]
+    return generation_service_pb2.GenerateRequest(model=model, rows=encoded, **_given(options))
+
+
+def score(model: str, rows: Sequence[ScoreRow]) -> generation_service_pb2.ScoreRequest:
+    """Score rows."""
+    encoded = [
+        generation_service_pb2.ScoreRow(
+            prompt=row.prompt, continuation=row.continuation, interventions=messages(row.interventions)
+        )
+        for row in rows
+    ]
+    return generation_service_pb2.ScoreRequest(model=model, rows=encoded)
+
+
+def create_edit(
+    edit_id: str,
+    model: str,
+    interventions: Sequence[Intervention],
+    request_id: str | None,
+    **options: Any,
+) -> edit_service_pb2.CreateEditRequest:
+    """Store an edit."""
+    return edit_service_pb2.CreateEditRequest(
+        edit_id=edit_id.removeprefix("edits/"),
+        model=resource("models", model),
+        interventions=messages(interventions),
+        request_id=fresh_id(request_id),
+        **_given(options),
+    )
+
+
+def export(
+    edit: Edit | str, export_id: str, model: str | None, keep_rejected: bool, request_id: str | None
+) -> edit_service_pb2.ExportCheckpointRequest:
+    """Compile and publish."""
+    return edit_service_pb2.ExportCheckpointRequest(
+        edit=edit_name(edit),
+        export_id=export_id,
+        model=resource("models", model) if model else None,
+        keep_rejected=keep_rejected,
+        request_id=fresh_id(request_id),
+    )
+
+
+def audit(
+    model: str, auditor: str, request_id: str | None, **options: Any
+) -> audit_service_pb2.RunAuditRequest:
+    """Run an audit."""
+    return audit_service_pb2.RunAuditRequest(
+        model=model, auditor=auditor, request_id=fresh_id(request_id), **_given(options)
+    )
+
+
+def messages(interventions: Sequence[Intervention]) -> list[Any]:
+    """The contract's messages of interventions.
+
+    Raises:
+        InvalidRequestError: If something else was given; a forgotten `.ablate()` is the usual reason.
+    """
+    for one in interventions:
+        if not isinstance(one, Intervention):
+            raise InvalidRequestError(
+                f"{one!r} is no intervention; say what to do, as in feature(12, 345).ablate()",
+                field="interventions",
+            )
+    return [encode(one) for one in interventions]
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

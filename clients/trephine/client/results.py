@@ -1,0 +1,38 @@
+"""What a finished operation holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+from trephine.client.errors import InternalError
+from trephine.client.status import error_of_status
+from trephine.v1 import audit_service_pb2, circuit_service_pb2, edit_service_pb2, model_service_pb2
+
+_RESULTS: tuple[Any, ...] = (
+    model_service_pb2.Model,
+    circuit_service_pb2.Circuit,
+    edit_service_pb2.EditProposal,
+    edit_service_pb2.Export,
+    audit_service_pb2.AuditReport,
+)
+
+
+def unpack_result(operation: Any) -> Message:
+    """The response message of a `google.longrunning.Operation` that is done.
+
+    Raises:
+        TrephineError: Why the operation failed.
+    """
+    if operation.HasField("error"):
+        raise error_of_status(operation.error)
+    for kind in _RESULTS:
+        if operation.response.Is(kind.DESCRIPTOR):
+            message: Message = kind()
+            operation.response.Unpack(message)
+            return message
+    raise InternalError(
+        f"{operation.name} ended with {operation.response.type_url or 'nothing'}, "
+        "which this client does not know; upgrade it to the server's version"
+    )

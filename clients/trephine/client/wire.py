@@ -1,0 +1,93 @@
+"""The sync connection: stubs, deadlines, and errors translated in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import grpc
+from google.longrunning import operations_pb2_grpc
+
+from trephine.client.endpoint import OPTIONS, Endpoint
+from trephine.client.status import error_of_call
+from trephine.v1 import (
+    artifact_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    circuit_service_pb2_grpc,
+    edit_service_pb2_grpc,
+    generation_service_pb2_grpc,
+    intervention_service_pb2_grpc,
+    model_service_pb2_grpc,
+    operation_service_pb2_grpc,
+)
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+UNARY_SECONDS = 600.0
+"""Deadline of a call that answers once. Long work is an operation and has none."""
+
+
+class Wire:
+    """One channel with its stubs. Safe to use from several threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._channel = _open(endpoint)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
+        self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
+        self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(self._channel)
+        self.edits = edit_service_pb2_grpc.EditServiceStub(self._channel)
+        self.audits = audit_service_pb2_grpc.AuditServiceStub(self._channel)
+        self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
+        self.watching = operation_service_pb2_grpc.OperationServiceStub(self._channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        timeout: float = UNARY_SECONDS,
+    ) -> ResponseT:
+        """Ask once.
+
+        Raises:
+            TrephineError: What the server answered, rebuilt.
+        """
+        try:
+            return method(request, timeout=timeout, metadata=self.endpoint.metadata)
+        except grpc.RpcError as failure:
+            raise error_of_call(failure) from failure
+
+    def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[ResponseT]:
+        """Ask, and take the answers as they come. Closing the iterator ends the call.
+
+        Raises:
+            TrephineError: What the server answered, rebuilt.
+        """
+        call: Any = method(request, timeout=timeout, metadata=self.endpoint.metadata)
+        try:
+            yield from call
+        except grpc.RpcError as failure:
+            raise error_of_call(failure) from failure
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close the channel; calls that run on it end."""
+        self._channel.close()
+
+
+def _open(endpoint: Endpoint) -> grpc.Channel:
+    credentials = endpoint.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(endpoint.address, options=OPTIONS)
+    return grpc.secure_channel(endpoint.address, credentials, options=OPTIONS)

@@ -1,0 +1,158 @@
+"""Contributions of every source to a batch of targets: one sweep from the top layer down.
+
+A source is a neuron `(layer, position, index)` of a covered layer, an opaque MLP output, a token embedding,
+or a constant. Its contribution is its value times its decoder times the adjoint of the target, all of them
+computed by grouped matrix products: decoders are never gathered (DESIGN 5.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.operators import FrozenLayer, FrozenOperators
+from trephine.engine.readouts import Targets
+
+
+class NeuronCollector(Protocol):
+    """Takes the neurons' contributions, layer by layer from the top."""
+
+    def collect(self, layer: int, scores: Tensor, packing: Packing) -> None:
+        """Take `scores (n, d_mlp)` of one layer for the first n packed rows; they may be overwritten after."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSums:
+    """What is kept dense of a batch of rows: everything but the neurons. All in the targets' order."""
+
+    tokens: Tensor
+    """`(n_targets, n_pos)`, of the embeddings."""
+    errors: Tensor
+    """`(n_targets, n_layers, n_pos)`, of uncovered MLPs; zero in covered layers."""
+    bias: Tensor
+    """`(n_targets,)`, of all constants."""
+    neurons: Tensor
+    """`(n_targets,)`, signed sum over all neurons."""
+    mass: Tensor
+    """`(n_targets,)`, absolute sum over all neurons, errors and tokens."""
+
+    @property
+    def total(self) -> Tensor:
+        """`(n_targets,)`, everything that enters: the target's value, by law 3."""
+        return self.neurons + self.tokens.sum(1) + self.errors.sum((1, 2)) + self.bias
+
+
+class _Sweep:
+    """State of one sweep: adjoint rows and running sums."""
+
+    def __init__(self, operators: FrozenOperators, targets: Targets) -> None:
+        self.operators, self.targets = operators, targets
+        self.packing = pack(targets.position, operators.device)
+        n_targets, n_layers = self.packing.n_targets, len(operators.layers)
+        self.adjoint = operators.embedding.new_zeros(self.packing.n_rows, operators.embedding.shape[1])
+        self.tokens = operators.embedding.new_zeros(n_targets, operators.n_pos)
+        self.errors = operators.embedding.new_zeros(n_targets, n_layers, operators.n_pos)
+        self.bias = targets.constant.clone()
+        self.neurons, self.mass = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
+
+    def rows_above(self, layer: int) -> int:
+        """Rows of targets that read the residual stream above the block `layer`."""
+        return self.packing.ends[int((self.targets.layer > layer).sum())]
+
+    def inject(self, layer: int) -> None:
+        """Start the targets that read at `layer`: their direction, through the norm they read."""
+        chosen = (self.targets.layer == layer).nonzero().flatten()
+        if not len(chosen):
+            return
+        at_top = layer == len(self.operators.layers)
+        norm = self.operators.final_norm if at_top else self.operators.layers[layer].mlp_norm
+        direction = self.targets.direction[chosen]
+        rows = self.packing.last[chosen]
+        self.adjoint[rows] += norm.pull_back(direction, self.targets.position[chosen])
+        if norm.bias is not None:
+            self.bias[chosen] += direction @ norm.bias
+
+    def mlp_sources(self, layer: FrozenLayer, collector: NeuronCollector) -> None:
+        """Score what this block's MLP wrote."""
+        number = layer.block.layer
+        rows = self.rows_above(number)
+        if not rows:
+            return
+        target, position = self.packing.target[:rows], self.packing.position[:rows]
+        if not self.operators.covered[number]:
+            score = torch.einsum("rd,rd->r", self.adjoint[:rows], layer.mlp_out[position])
+            self.errors[target, number, position] = score
+            self.packing.add_to_targets(self.mass, score.abs())
+            return
+        written = mlp_write_adjoint(layer, self.adjoint[:rows], self.packing, self.bias)
+        scores = written @ layer.block.mlp.W_down.to(written.dtype)
+        scores *= layer.activation[position]
+        self.packing.add_to_targets(self.neurons, scores.sum(1))
+        self.packing.add_to_targets(self.mass, torch.linalg.vector_norm(scores, ord=1, dim=1))
+        collector.collect(number, scores, self.packing)
+
+    def attention(self, layer: FrozenLayer, rows: int) -> None:
+        """Add what attention reads, for the first `rows` rows."""
+        if rows:
+            self.adjoint[:rows] += attention_adjoint(layer, self.adjoint[:rows], self.packing, self.bias)
+
+    def block(self, layer: FrozenLayer, collector: NeuronCollector) -> None:
+        """Go down through one block. In a parallel block the MLP reads what attention reads."""
+        number = layer.block.layer
+        self.mlp_sources(layer, collector)
+        if layer.block.parallel:
+            self.attention(layer, self.rows_above(number))
+            self.inject(number)
+        else:
+            self.inject(number)
+            self.attention(layer, self.rows_above(number - 1))
+
+    def sums(self) -> RowSums:
+        """Score the embeddings and return the sums."""
+        packing = self.packing
+        score = torch.einsum("rd,rd->r", self.adjoint, self.operators.embedding[packing.position])
+        self.tokens[packing.target, packing.position] = score
+        packing.add_to_targets(self.mass, score.abs())
+        return RowSums(
+            tokens=self.tokens, errors=self.errors, bias=self.bias, neurons=self.neurons, mass=self.mass
+        )
+
+
+def sweep(
+    operators: FrozenOperators, targets: Targets, collector: NeuronCollector
+) -> Generator[None, None, RowSums]:
+    """Attribute a batch of targets to all sources, one layer per quantum.
+
+    Args:
+        operators: The frozen network.
+        targets: From the top layer down.
+        collector: Takes the neurons' contributions as they are computed.
+
+    Returns:
+        Every other contribution, and the sums that laws 3 and the influences need.
+    """
+    state = _Sweep(operators, targets)
+    state.inject(len(operators.layers))
+    for layer in reversed(operators.layers):
+        state.block(layer, collector)
+        yield None
+    return state.sums()
+
+
+class DenseCollector:
+    """Keeps every contribution, for small models and for laws: `(n_targets, n_layers, n_pos, d_mlp)`."""
+
+    def __init__(self, operators: FrozenOperators, n_targets: int) -> None:
+        shape = (n_targets, len(operators.layers), operators.n_pos, operators.architecture.d_mlp)
+        self.scores = torch.zeros(shape, dtype=operators.dtype, device=operators.device)
+
+    def collect(self, layer: int, scores: Tensor, packing: Packing) -> None:
+        """Store one layer."""
+        rows = scores.shape[0]
+        self.scores[packing.target[:rows], layer, packing.position[:rows]] = scores
