@@ -115,7 +115,7 @@ class ArtifactStore:
 
     async def list(self) -> tuple[ArtifactInfo, ...]:
         """Return every artifact, newest first."""
-        infos = await asyncio.to_thread(self._list)
+        infos = await asyncio.to_thread(self._all)
         return tuple(sorted(infos, key=lambda info: (info.create_time, info.sha256), reverse=True))
 
     async def delete(self, sha256: str) -> None:
@@ -157,10 +157,10 @@ class ArtifactStore:
             raise ResourceNotFoundError(f"there is no artifact {digest}", name=f"artifacts/{digest}")
         return decode(ArtifactInfo, self._fs.cat_file(path + ".json"), what=f"artifacts/{digest}")
 
-    def _list(self) -> list[ArtifactInfo]:
+    def _all(self) -> tuple[ArtifactInfo, ...]:
         found = self._fs.glob(f"{self._root}/objects/*/*.json")
         digests = [path.rsplit("/", 1)[1].removesuffix(".json") for path in found]
-        return [self._stat(digest) for digest in digests if self._fs.exists(self._path(digest))]
+        return tuple(self._stat(digest) for digest in digests if self._fs.exists(self._path(digest)))
 
     def _path(self, digest: str) -> str:
         return f"{self._root}/objects/{digest[:2]}/{digest}"

@@ -65,7 +65,7 @@ async def _awaited(run: Run, operation_id: str) -> str:
     return await run(operation_id)
 
 
-@DBOS.workflow(name=WORKFLOW)
+@DBOS.workflow(name=WORKFLOW)  # type: ignore[untyped-decorator]
 def _run_operation(operation_id: str) -> str:
     """The one registered workflow."""
     return _bridge.call(operation_id)

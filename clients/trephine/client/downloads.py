@@ -1,0 +1,145 @@
+"""Receiving a folder: into a temporary sibling, every digest checked, one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import BinaryIO
+from uuid import uuid4
+
+from trephine.client.errors import (
+    DiskFullError,
+    ExportTargetExistsError,
+    HashMismatchError,
+    LocalFileError,
+)
+from trephine.client.types import ExportedFile
+
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes received, bytes in all)."""
+
+
+def require_absent(folder: Path) -> None:
+    """Refuse a target that exists: nothing is ever overwritten.
+
+    Raises:
+        ExportTargetExistsError: If it exists.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise ExportTargetExistsError(
+            f"{folder} exists; nothing is overwritten. Choose another folder or remove it",
+            context={"folder": str(folder)},
+        )
+
+
+class IncomingFile:
+    """One file that is being received. Keeps count and digest."""
+
+    def __init__(self, expected: ExportedFile, path: Path) -> None:
+        self._expected = expected
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = path.open("xb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Append a piece.
+
+        Raises:
+            DiskFullError: If there is no room.
+        """
+        try:
+            self._file.write(data)
+        except OSError as failure:
+            self._file.close()
+            raise DiskFullError(f"cannot write {self._expected.path}: {failure.strerror}") from failure
+        self._digest.update(data)
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """Flush to the disk and check the digest.
+
+        Raises:
+            HashMismatchError: If these are not the announced bytes.
+        """
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if (self.size, self._digest.hexdigest()) != (self._expected.size, self._expected.sha256):
+            raise HashMismatchError(
+                f"{self._expected.path} arrived with {self.size} bytes and another digest than announced; "
+                "nothing was kept, try again"
+            )
+
+
+class IncomingFolder:
+    """A folder that is being received. Leaving the context without `publish` removes it."""
+
+    def __init__(self, target: Path) -> None:
+        require_absent(target)
+        self._target = target
+        self._temporary = target.parent / f".trephine-tmp-{uuid4().hex}"
+
+    def __enter__(self) -> IncomingFolder:
+        try:
+            self._temporary.mkdir(parents=True)
+        except OSError as failure:
+            raise LocalFileError(f"cannot write beside {self._target}: {failure.strerror}") from failure
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def file(self, expected: ExportedFile) -> IncomingFile:
+        """Begin a file.
+
+        Raises:
+            HashMismatchError: If its path leads out of the folder.
+        """
+        path = PurePosixPath(expected.path)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise HashMismatchError(f"the server announced the unsafe path {expected.path!r}; refused")
+        return IncomingFile(expected, self._temporary.joinpath(*path.parts))
+
+    def publish(self) -> Path:
+        """Move everything to its place by one rename.
+
+        Raises:
+            ExportTargetExistsError: If something appeared there meanwhile.
+        """
+        require_absent(self._target)
+        os.rename(self._temporary, self._target)
+        _sync(self._target.parent)
+        return self._target
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> Path:
+    """Write a small file through a temporary sibling and one rename; an older one is replaced.
+
+    Raises:
+        LocalFileError: If it cannot be written.
+    """
+    temporary = path.parent / f".trephine-tmp-{uuid4().hex}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as failure:
+        raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,99 @@
+"""What each kind of operation does. Every method may run again after a crash (DESIGN 5.11).
+
+A result is published under a name that the operation fixes, by one rename. A second run of the same
+operation finds it and returns, so that no effect is lost and none is visible twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trephine.app.audits import Audits
+from trephine.app.circuits import Circuits
+from trephine.app.exports import Exports
+from trephine.app.models import Models
+from trephine.app.names import resource
+from trephine.app.proposals import Proposals
+from trephine.app.requests import (
+    AuditRequest,
+    DiscoverRequest,
+    ExportRequest,
+    LoadRequest,
+    OperationRequest,
+    ProposeRequest,
+)
+from trephine.domain.commands import Progress
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Carries out operations with the stores and the engines."""
+
+    models: Models
+    circuits: Circuits
+    proposals: Proposals
+    exports: Exports
+    audits: Audits
+
+    async def check(self, request: OperationRequest, *, operation_id: str) -> None:
+        """Refuse at once what cannot succeed, before an operation is made of it.
+
+        Raises:
+            TrephineError: What the work itself would raise later.
+        """
+        match request:
+            case LoadRequest():
+                await self.models.check(request.source)
+            case DiscoverRequest() | ProposeRequest():
+                self.models.engine(request.model)
+            case ExportRequest():
+                await self.exports.check(request, operation_id=operation_id)
+            case AuditRequest():
+                self.models.engine(request.model)
+
+    async def perform(self, request: OperationRequest, report: Report, *, operation_id: str) -> str:
+        """Do the work and return the resource name of its result.
+
+        Raises:
+            EngineLostError: If the engine ended meanwhile; the same call may succeed now.
+            TrephineError: Whatever the work raised.
+        """
+        match request:
+            case LoadRequest():
+                info = await self.models.load(request.source, report)
+                return resource("models", info.name)
+            case DiscoverRequest():
+                return await self._discover(request, report, operation_id)
+            case ProposeRequest():
+                return await self._propose(request, report, operation_id)
+            case ExportRequest():
+                export = await self.exports.run(request, report, operation_id=operation_id)
+                return resource("exports", export.name.removeprefix("exports/"))
+            case AuditRequest():
+                audit = await self.audits.run(request, report, audit_id=operation_id)
+                return resource("audits", audit.id.removeprefix("audits/"))
+
+    async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
+        if not self.circuits.exists(operation_id):
+            engine = self.models.engine(request.model)
+            circuit = await engine.run(request.command, on_event=_forward(report))
+            await self.circuits.save(circuit, circuit_id=operation_id)
+        return resource("circuits", operation_id)
+
+    async def _propose(self, request: ProposeRequest, report: Report, operation_id: str) -> str:
+        if not self.proposals.exists(operation_id):
+            engine = self.models.engine(request.model)
+            proposal = await engine.run(request.command, on_event=_forward(report))
+            await self.proposals.save(proposal, proposal_id=operation_id)
+        return resource("proposals", operation_id)
+
+
+def _forward(report: Report) -> Callable[[Progress], _Done]:
+    def send(progress: Progress) -> _Done:
+        report(progress)
+        return _Done()
+
+    return send

@@ -1,0 +1,52 @@
+"""Everything the engine can carry out, merged from the modules that do it. Importing this imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from trephine.engine import (
+    activations,
+    discovery,
+    effects,
+    export,
+    generation,
+    loading,
+    planning,
+    proposals,
+    scoring,
+    session,
+    text,
+)
+from trephine.engine.session import Handler
+
+
+def merge(parts: Iterable[Mapping[type, Handler]]) -> dict[type, Handler]:
+    """Merge tables of handlers.
+
+    Raises:
+        TypeError: If two modules serve the same command.
+    """
+    merged: dict[type, Handler] = {}
+    for part in parts:
+        if twice := merged.keys() & part.keys():
+            raise TypeError(f"two modules serve {', '.join(command.__name__ for command in twice)}")
+        merged.update(part)
+    return merged
+
+
+HANDLERS = merge(
+    module.HANDLERS
+    for module in (
+        session,
+        loading,
+        text,
+        generation,
+        scoring,
+        activations,
+        effects,
+        proposals,
+        discovery,
+        planning,
+        export,
+    )
+)
