@@ -53,7 +53,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     is a token. `<|end|>` (id 0) ends a text, `<|pad|>` is id 1, `<|start|>` id 2.
     """
     specials = [EOS, PAD, "<|start|>"]
-    vocabulary = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         spelled = word.replace(" ", "Ġ")

@@ -111,9 +111,7 @@ class Circuit:
         return Operation(self._wire, message, self._selection)
 
     def _selection(self, message: Any) -> Selection:
-        return Selection(
-            proposal=decode(Proposal, message), model=self.info.version.model, circuit=self.name
-        )
+        return Selection(proposal=decode(Proposal, message), model=self.info.version.model, circuit=self.name)
 
     def _render(self, form: str, node_threshold: float | None, edge_threshold: float | None) -> bytes:
         request = export_request(self.name, form, node_threshold, edge_threshold)
@@ -151,7 +149,9 @@ class Circuits:
     def get(self, name: str) -> Circuit:
         """One circuit by name."""
         request = circuit_service_pb2.GetCircuitRequest(name=requests.resource("circuits", name))
-        return Circuit(self._wire, decode(CircuitInfo, self._wire.call(self._wire.circuits.GetCircuit, request)))
+        return Circuit(
+            self._wire, decode(CircuitInfo, self._wire.call(self._wire.circuits.GetCircuit, request))
+        )
 
     def list(self) -> tuple[Circuit, ...]:
         """All circuits, newest first."""

@@ -41,20 +41,26 @@ class WireValue:
         return message_json(self.message)
 
 
-def message_json(message: Message) -> str:
+def message_json(message: Message, *, one_line: bool = False) -> str:
     """A message in proto-JSON, unset scalars included, so that 0 and absent can be told apart."""
-    return str(MessageToJson(message, always_print_fields_with_no_presence=True, ensure_ascii=True))
+    indent = None if one_line else 2
+    return str(
+        MessageToJson(
+            message, always_print_fields_with_no_presence=True, ensure_ascii=True, indent=indent
+        )
+    )
 
 
 def decode(kind: type[ValueT], message: Message) -> ValueT:
     """Build a value from the message whose fields have the same names."""
-    value = kind(**{name: _read(message, name, hint) for name, hint in _hints(kind)})
+    hashable: Any = kind
+    value = kind(**{name: _read(message, name, hint) for name, hint in _hints(hashable)})
     object.__setattr__(value, "_message", message)
     return value
 
 
 @cache
-def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
+def _hints(kind: Any) -> tuple[tuple[str, Any], ...]:
     hints = get_type_hints(kind)
     return tuple((field.name, hints[field.name]) for field in fields(kind) if field.init)
 
@@ -90,7 +96,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 def _enum(message: Message, name: str, number: int, kind: type[StrEnum]) -> StrEnum:
     """`VERDICT_PASS` becomes `Verdict.PASS`; the zero value is spelt `unspecified`."""
-    enum_type = message.DESCRIPTOR.fields_by_name[name].enum_type
+    enum_type: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
     prefix = f"{enum_type.values_by_number[0].name.removesuffix('UNSPECIFIED')}"
     found = enum_type.values_by_number.get(number)
     return kind(found.name.removeprefix(prefix).lower() if found is not None else "unspecified")

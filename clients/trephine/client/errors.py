@@ -46,9 +46,7 @@ class TrephineError(Exception):
     kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(
-        self, message: str, /, *, field: str = "", context: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, /, *, field: str = "", context: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.context: dict[str, str] = dict(context or {})

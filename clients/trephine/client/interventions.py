@@ -1,9 +1,9 @@
 """Interventions: reversible changes during a forward pass, built in a line.
 
-    feature(12, 345).ablate()
-    feature(12, 345).scale(0.5, at=Where(positions=(4,)))
-    direction(site("resid_post", 20), vector).add(8.0)
-    feature(29, 17).add(30.0).generating()
+feature(12, 345).ablate()
+feature(12, 345).scale(0.5, at=Where(positions=(4,)))
+direction(site("resid_post", 20), vector).add(8.0)
+feature(29, 17).add(30.0).generating()
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ class Operation(Generic[ResultT]):
         return str(self._message.name)
 
     @property
+    def message(self) -> Any:
+        """The `google.longrunning.Operation` as last heard of."""
+        return self._message
+
+    @property
     def metadata(self) -> OperationMetadata:
         """Where it was when this handle last heard of it."""
         return metadata_of(self._message)

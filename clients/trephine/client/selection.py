@@ -71,7 +71,9 @@ class Selection:
         Raises:
             NothingToShipError: If no prefix meets both bounds.
         """
-        return self._draft([feature(f.layer, f.index, replacement=f.replacement).ablate() for f in self._some()])
+        return self._draft(
+            [feature(f.layer, f.index, replacement=f.replacement).ablate() for f in self._some()]
+        )
 
     def scale(self, factor: float) -> EditDraft:
         """Multiply every chosen feature instead. The bounds were measured for ablation only.

@@ -1,21 +1,45 @@
-"""Circuits."""
+"""Stored circuits: one folder each, read in pages, pruned and rendered on demand."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, overload
+from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from trephine.app.artifacts import ArtifactStore
+from trephine.app.clock import Clock, SystemClock, timestamp
+from trephine.app.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep
+from trephine.app.names import id_in, resource
+from trephine.app.pruning import numbers, prune
+from trephine.app.records import decode, encode
+from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo
-from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
-from trephine.domain.errors import InternalError
+from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
+from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
+from trephine.pages.circuit_json import circuit_json
+from trephine.pages.circuit_page import circuit_html
 
 CircuitFormat = Literal["json", "html"]
+
+_HEADER, _NUMBERS = "circuit.json", "numbers.safetensors"
+_KEPT_OPEN = 8
+"""Circuits kept in memory for paging."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredCircuit:
-    """A circuit with its resource name."""
+    """A circuit with its resource name, `circuits/ID`."""
 
     name: str
     create_time: str
@@ -42,26 +66,105 @@ class ListedEdge:
     weight: float
 
 
+class EdgeList(Sequence[ListedEdge]):
+    """Edges of a circuit in a given order, made into values only where they are looked at."""
+
+    def __init__(self, edges: Edges, order: NDArray[np.int64]) -> None:
+        self._source, self._target = numbers(edges.source), numbers(edges.target)
+        self._weight = numbers(edges.weight)
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> ListedEdge: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ListedEdge]: ...
+
+    def __getitem__(self, index: int | slice) -> ListedEdge | list[ListedEdge]:
+        if isinstance(index, slice):
+            return [self._edge(int(edge)) for edge in self._order[index]]
+        return self._edge(int(self._order[index]))
+
+    def _edge(self, edge: int) -> ListedEdge:
+        return ListedEdge(
+            source=int(self._source[edge]), target=int(self._target[edge]), weight=float(self._weight[edge])
+        )
+
+
 class Circuits:
-    """Stored circuits. `name` may be `circuits/ID` or `ID`."""
+    """Stored circuits. Names may be `circuits/ID` or `ID`."""
+
+    def __init__(self, folder: Path, artifacts: ArtifactStore, *, clock: Clock | None = None) -> None:
+        self._folder = folder
+        self._artifacts = artifacts
+        self._clock = clock or SystemClock()
+        self._open: OrderedDict[str, StoredCircuit] = OrderedDict()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(folder)
 
     async def save(self, circuit: Circuit, *, circuit_id: str | None = None) -> StoredCircuit:
-        """Publish by one rename."""
-        raise InternalError("not available yet")
+        """Publish a circuit by one rename. Saving under an id again returns what is there.
+
+        Raises:
+            DiskFullError: If there is no room; nothing is kept.
+        """
+        circuit_id = circuit_id or uuid4().hex
+        if not self.exists(circuit_id):
+            stored = StoredCircuit(
+                name=resource("circuits", circuit_id),
+                create_time=timestamp(self._clock.now()),
+                circuit=circuit,
+            )
+            await asyncio.to_thread(_publish, self._folder / circuit_id, stored)
+        return await self.get(circuit_id)
 
     async def get(self, name: str) -> StoredCircuit:
-        """One circuit."""
-        raise InternalError("not available yet")
+        """Return a circuit.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+            CorruptRecordError: If its files cannot be read.
+        """
+        circuit_id = id_in("circuits", name)
+        stored = self._open.get(circuit_id)
+        if stored is None:
+            if not self.exists(circuit_id):
+                raise ResourceNotFoundError(
+                    f"there is no circuit {circuit_id}", name=f"circuits/{circuit_id}"
+                )
+            stored = await asyncio.to_thread(_read, self._folder / circuit_id)
+            self._open[circuit_id] = stored
+            while len(self._open) > _KEPT_OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(circuit_id)
+        return stored
 
     async def list(self) -> tuple[StoredCircuit, ...]:
-        """Newest first."""
-        raise InternalError("not available yet")
+        """Return every circuit, newest first."""
+        ids = [path.parent.name for path in self._folder.glob(f"*/{_HEADER}")]
+        stored = [await self.get(each) for each in ids if not each.startswith(TEMPORARY)]
+        return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
+
+    def exists(self, circuit_id: str) -> bool:
+        """True if a circuit of that id was published."""
+        return (self._folder / circuit_id / _HEADER).is_file()
 
     def nodes(
         self, stored: StoredCircuit, kind: NodeKind | None = None, min_influence: float | None = None
     ) -> Sequence[ListedNode]:
-        """Most influential first."""
-        raise InternalError("not available yet")
+        """Return nodes, most influential first, with what enters those that are targets."""
+        circuit = stored.circuit
+        rows = _entering(circuit.rows)
+        chosen = [
+            _listed(index, node, rows.get(index))
+            for index, node in enumerate(circuit.nodes)
+            if (kind is None or node.kind is kind)
+            and (min_influence is None or node.influence >= min_influence)
+        ]
+        return sorted(chosen, key=lambda listed: (-listed.node.influence, listed.index))
 
     def edges(
         self,
@@ -70,17 +173,105 @@ class Circuits:
         target: int | None = None,
         min_weight: float | None = None,
     ) -> Sequence[ListedEdge]:
-        """Heaviest first."""
-        raise InternalError("not available yet")
+        """Return edges, heaviest first, filtered by end points and smallest absolute weight."""
+        edges = stored.circuit.edges
+        size = np.abs(numbers(edges.weight))
+        keep = np.ones(len(size), np.bool_)
+        if source is not None:
+            keep &= numbers(edges.source) == source
+        if target is not None:
+            keep &= numbers(edges.target) == target
+        if min_weight is not None:
+            keep &= size >= min_weight
+        chosen = np.flatnonzero(keep)
+        return EdgeList(edges, chosen[np.argsort(-size[chosen], kind="stable")])
 
     def prune(
         self, circuit: Circuit, node_threshold: float = 0.8, edge_threshold: float = 0.98
     ) -> PrunedNodes:
-        """Smallest graph that carries these shares of the influence."""
-        raise InternalError("not available yet")
+        """Keep the fewest nodes and edges that reach these shares of the influence.
+
+        Raises:
+            InvalidRequestError: If a threshold is outside (0, 1].
+        """
+        return prune(circuit, node_threshold=node_threshold, edge_threshold=edge_threshold)
 
     async def render(
         self, name: str, format: CircuitFormat, node_threshold: float = 0.8, edge_threshold: float = 0.98
     ) -> tuple[ArtifactInfo, PrunedNodes]:
-        """Render as an artifact."""
-        raise InternalError("not available yet")
+        """Store a pruned circuit as a file: circuit-tracer's JSON schema, or one self-contained page.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+            InvalidRequestError: If a threshold is outside (0, 1].
+        """
+        stored = await self.get(name)
+        kept = await asyncio.to_thread(self.prune, stored.circuit, node_threshold, edge_threshold)
+        data, media_type = await asyncio.to_thread(_render, stored, kept, format)
+        return await self._artifacts.put(data, media_type=media_type), kept
+
+
+def _render(stored: StoredCircuit, kept: PrunedNodes, format: CircuitFormat) -> tuple[bytes, str]:
+    if format == "html":
+        return circuit_html(stored.circuit, kept, name=stored.name).encode(), "text/html; charset=utf-8"
+    document = circuit_json(stored.circuit, kept, slug=id_in("circuits", stored.name))
+    return json.dumps(document, ensure_ascii=False).encode(), "application/json"
+
+
+def _listed(index: int, node: Node, row: tuple[float, float, float] | None) -> ListedNode:
+    total, bias, remainder = row or (None, None, None)
+    return ListedNode(index=index, node=node, bias=bias, remainder=remainder, total=total)
+
+
+def _entering(rows: Rows) -> dict[int, tuple[float, float, float]]:
+    columns = (numbers(column).tolist() for column in (rows.target, rows.total, rows.bias, rows.remainder))
+    return {target: (total, bias, remainder) for target, total, bias, remainder in zip(*columns, strict=True)}
+
+
+# --- on disk: a JSON header, and the numbers as safetensors --------------------------------------
+
+
+def _publish(final: Path, stored: StoredCircuit) -> None:
+    temporary = final.with_name(f"{TEMPORARY}{uuid4().hex}")
+    try:
+        with full_disk_is_typed("a circuit"):
+            temporary.mkdir(mode=0o700)
+            save_file(_columns(stored.circuit), temporary / _NUMBERS)
+            (temporary / _HEADER).write_bytes(encode(_without_numbers(stored)))
+            publish_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(folder: Path) -> StoredCircuit:
+    stored = decode(StoredCircuit, (folder / _HEADER).read_bytes(), what=f"circuits/{folder.name}")
+    try:
+        loaded = {name: _array(column) for name, column in load_file(folder / _NUMBERS).items()}
+        edges = Edges(**{name: loaded[f"edges.{name}"] for name in _EDGE_COLUMNS})
+        rows = Rows(**{name: loaded[f"rows.{name}"] for name in _ROW_COLUMNS})
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CorruptRecordError(
+            f"the numbers of circuits/{folder.name} cannot be read; discover it again"
+        ) from error
+    return replace(stored, circuit=replace(stored.circuit, edges=edges, rows=rows))
+
+
+_EDGE_COLUMNS = ("source", "target", "weight")
+_ROW_COLUMNS = ("target", "total", "bias", "remainder")
+
+
+def _columns(circuit: Circuit) -> dict[str, NDArray[np.generic]]:
+    edges = {f"edges.{name}": numbers(getattr(circuit.edges, name)) for name in _EDGE_COLUMNS}
+    rows = {f"rows.{name}": numbers(getattr(circuit.rows, name)) for name in _ROW_COLUMNS}
+    return {**edges, **rows}
+
+
+def _array(column: NDArray[np.generic]) -> Array:
+    return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]
+
+
+def _without_numbers(stored: StoredCircuit) -> StoredCircuit:
+    nothing = Array(dtype="float32", shape=(0,), data=b"")
+    edges = Edges(source=nothing, target=nothing, weight=nothing)
+    rows = Rows(target=nothing, total=nothing, bias=nothing, remainder=nothing)
+    return replace(stored, circuit=replace(stored.circuit, edges=edges, rows=rows))

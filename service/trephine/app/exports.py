@@ -1,36 +1,229 @@
-"""Exports."""
+"""Publishing edits as checkpoints: planned, compiled by the engine, certified, renamed once."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Container
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from trephine.app.edits import Edits
+from trephine.app.files import TEMPORARY, sync_folder
+from trephine.app.models import Models
+from trephine.app.names import id_in, require_new_id, resource
+from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportRequest
+from trephine.app.verification import verify_folder
 from trephine.domain.commands import Progress
-from trephine.domain.errors import InternalError
-from trephine.domain.exports import Export, ExportPlan, VerifiedExport
+from trephine.domain.edits import Edit
+from trephine.domain.errors import (
+    ExportTargetExistsError,
+    GateMissedError,
+    InvalidRequestError,
+    ParentChangedError,
+    ResourceNotFoundError,
+)
+from trephine.domain.exports import CompileExport, Export, ExportPlan, PlanExport, VerifiedExport
+
+_CHUNK = 512 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredExport:
+    """An export with the operation that published it."""
+
+    export: Export
+    operation_id: str
 
 
 class Exports:
-    """Planning, publishing and reading exports. Names may be `exports/ID` or `ID`."""
+    """Published checkpoints. Names may be `exports/ID` or `ID`.
+
+    An operation has the engine build inside a folder of its own in the export root, then enters the
+    record, then renames the result to its name: the last act. A record whose folder is not there is none.
+    """
+
+    def __init__(
+        self, folder: Path, *, export_root: Path, models: Models, edits: Edits, signing_key: Path | None
+    ) -> None:
+        self._records = RecordFolder(folder, StoredExport)
+        self._root = export_root.expanduser().resolve()
+        self._models = models
+        self._edits = edits
+        self._signing_key = signing_key
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def sweep(self, operations: Container[str]) -> None:
+        """Remove what interrupted operations of this server left in the export root; at start only."""
+        for leftover in self._root.glob(f"{TEMPORARY}*"):
+            if leftover.name.removeprefix(TEMPORARY) in operations:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     async def plan(self, edit: str, model: str | None = None) -> ExportPlan:
-        """What would be written and must be measured."""
-        raise InternalError("not available yet")
+        """Say what an export would write and must measure; nothing is written.
+
+        Raises:
+            ParentChangedError: If the model's weights are not those of the edit.
+            EditNotExpressibleError: If weights cannot express it; the context names the field.
+        """
+        stored = await self._edits.get(edit)
+        return await self._plan(stored, model or stored.model)
+
+    async def check(self, request: ExportRequest, *, operation_id: str) -> None:
+        """Refuse at once an export whose target exists, or whose edit or model does not.
+
+        Raises:
+            ExportTargetExistsError: If the name is taken.
+            TrephineError: As `plan` does.
+        """
+        require_new_id(request.export_id, field="export_id")
+        if not self._published_by(request.export_id, operation_id):
+            self._require_free(request)
+            await self.plan(request.edit, request.model)
 
     async def run(
         self, request: ExportRequest, on_progress: Callable[[Progress], None], *, operation_id: str
     ) -> Export:
-        """Compile, certify, publish."""
-        raise InternalError("not available yet")
+        """Compile, certify and publish; an operation that has published already returns what it did.
+
+        Raises:
+            ExportTargetExistsError: If the name is taken by another export or folder.
+            GateMissedError: If a measurement exceeds its bound; nothing is published.
+            DiskFullError: If there is no room; nothing is left.
+            TrephineError: As `plan` does.
+        """
+        done = self._published_by(request.export_id, operation_id)
+        if done is not None:
+            return done
+        self._require_free(request)
+        staging = self._root / f"{TEMPORARY}{operation_id}"
+        await asyncio.to_thread(_empty, staging)
+        try:
+            export = await self._compile(request, staging, on_progress)
+            return await asyncio.to_thread(self._publish, request, export, staging, operation_id)
+        except GateMissedError:
+            self._keep_rejected(request, staging)
+            raise
+        finally:
+            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
 
     async def get(self, name: str) -> Export:
-        """One export."""
-        raise InternalError("not available yet")
+        """Return a published export.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        export_id = id_in("exports", name)
+        stored = await asyncio.to_thread(self._records.read, export_id)
+        if stored is None or not self._target(export_id).is_dir():
+            raise ResourceNotFoundError(f"there is no export {export_id}", name=f"exports/{export_id}")
+        return stored.export
+
+    async def list(self) -> tuple[Export, ...]:
+        """Return every published export, by name."""
+        stored = await asyncio.to_thread(self._records.all)
+        return tuple(each.export for name, each in stored.items() if self._target(name).is_dir())
 
     async def verify(self, name: str) -> VerifiedExport:
-        """Run the offline verifier on the published folder."""
-        raise InternalError("not available yet")
+        """Check a published folder with the offline verifier, in a process of its own.
 
-    def file_chunks(self, name: str, path: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
-        """Read a listed file in pieces of at most 512 KiB."""
-        raise InternalError("not available yet")
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        export = await self.get(name)
+        return await verify_folder(Path(export.folder))
+
+    async def file_chunks(self, name: str, path: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+        """Read a listed file in pieces of at most 512 KiB, each with where it begins.
+
+        Raises:
+            ResourceNotFoundError: If the export does not list the file.
+            InvalidRequestError: If the offset lies outside it.
+        """
+        export = await self.get(name)
+        listed = {file.path: file for file in export.files}
+        if path not in listed:
+            raise ResourceNotFoundError(
+                f"{resource('exports', export.name)} lists no file {path!r}", file=path
+            )
+        if not 0 <= offset <= listed[path].size:
+            raise InvalidRequestError(
+                f"offset {offset} lies outside the file's {listed[path].size} bytes", field="offset"
+            )
+        descriptor = os.open(Path(export.folder) / path, os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            file.seek(offset)
+            while data := await asyncio.to_thread(file.read, _CHUNK):
+                yield offset, data
+                offset += len(data)
+
+    async def _plan(self, edit: Edit, model: str) -> ExportPlan:
+        info = await self._models.info(model)
+        if info.weight_hash != edit.weight_hash:
+            raise ParentChangedError(
+                f"the edit {edit.name} was made for other weights than those of {info.name}; create it again "
+                "for this model",
+                edit_weights=edit.weight_hash,
+                model_weights=info.weight_hash,
+            )
+        return await self._models.engine(model).run(PlanExport(edit=edit))
+
+    async def _compile(
+        self, request: ExportRequest, staging: Path, on_progress: Callable[[Progress], None]
+    ) -> Export:
+        async def forward(progress: Progress) -> None:
+            on_progress(progress)
+
+        edit = await self._edits.get(request.edit)
+        model = request.model or edit.model
+        command = CompileExport(
+            edit=edit,
+            plan=await self._plan(edit, model),
+            name=request.export_id,
+            folder=str(staging / request.export_id),
+            signing_key=None if self._signing_key is None else str(self._signing_key),
+            keep_rejected=request.keep_rejected,
+        )
+        return await self._models.engine(model).run(command, on_event=forward)
+
+    def _publish(self, request: ExportRequest, export: Export, staging: Path, operation_id: str) -> Export:
+        self._require_free(request)
+        final = self._target(request.export_id)
+        export = replace(export, name=request.export_id, folder=str(final))
+        self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
+        os.rename(staging / request.export_id, final)
+        sync_folder(self._root)
+        return export
+
+    def _published_by(self, export_id: str, operation_id: str) -> Export | None:
+        stored = self._records.read(export_id)
+        if stored is None or stored.operation_id != operation_id or not self._target(export_id).is_dir():
+            return None
+        return stored.export
+
+    def _require_free(self, request: ExportRequest) -> None:
+        targets = [self._target(request.export_id)]
+        if request.keep_rejected:
+            targets.append(self._target(f"{request.export_id}.rejected"))
+        for target in targets:
+            if os.path.lexists(target):
+                raise ExportTargetExistsError(
+                    f"{target.name} exists in the export root and nothing is overwritten; choose another name",
+                    field="export_id",
+                )
+
+    def _keep_rejected(self, request: ExportRequest, staging: Path) -> None:
+        name = f"{request.export_id}.rejected"
+        if request.keep_rejected and (staging / name).is_dir():
+            os.rename(staging / name, self._target(name))
+            sync_folder(self._root)
+
+    def _target(self, export_id: str) -> Path:
+        return self._root / export_id
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o755)

@@ -1,18 +1,39 @@
-"""Models."""
+"""The models that can be, are being and are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from trephine.domain.commands import Progress
-from trephine.domain.errors import InternalError
+import psutil
+
+from trephine.app.admission import Admission
+from trephine.app.checkpoints import count_parameters
+from trephine.app.costs import Cost, predict
+from trephine.app.hosting import Berth, BerthedEngine
+from trephine.app.names import id_in
+from trephine.app.records import RecordFolder
+from trephine.app.roots import ModelRoots
+from trephine.domain.commands import Command, Progress
+from trephine.domain.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    OverBudgetError,
+)
 from trephine.domain.models import DType, ModelInfo, ModelSource
-from trephine.domain.ports import Engine
+from trephine.domain.ports import Engine, EngineLauncher
 
 ModelState = Literal["available", "loading", "loaded"]
+
+_ITEM_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2, "float64": 8}
+_OVERHEAD_BYTES = 512 << 20
+"""An engine's interpreter and libraries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +54,68 @@ class PredictedLoad:
 
 
 class Models:
-    """The models that can be, are being and are loaded."""
+    """Models by name. Which ones were loaded is remembered, so that the next server can reload them.
+
+    Args:
+        launcher: Starts engines.
+        roots: Folders that models are read from.
+        export_root: Folder that `exports/NAME` is read from.
+        remembered: Folder for the sources of loaded models.
+        memory_budget_bytes: For loading and, apart, for each command; None: what the machine has free
+            for loading, no bound for commands.
+    """
+
+    def __init__(
+        self,
+        *,
+        launcher: EngineLauncher,
+        roots: Iterable[Path],
+        export_root: Path,
+        remembered: Path,
+        memory_budget_bytes: int | None = None,
+    ) -> None:
+        self._launcher = launcher
+        self._roots = ModelRoots(roots, export_root=export_root)
+        self._sources = RecordFolder(remembered, ModelSource)
+        self._budget = memory_budget_bytes
+        self._berths: dict[str, Berth] = {}
 
     def list(self) -> tuple[ModelEntry, ...]:
-        """By name."""
-        raise InternalError("not available yet")
+        """Return every model in the roots and every loaded one, by name."""
+        names = {*self._roots.names(), *self._berths}
+        return tuple(self._entry(name) for name in sorted(names))
 
     def get(self, name: str) -> ModelEntry:
-        """One model."""
-        raise InternalError("not available yet")
+        """Return one model.
+
+        Raises:
+            ModelNotFoundError: If it is neither loaded nor in a root.
+        """
+        name = id_in("models", name)
+        if name not in self._berths and name not in self._roots.names():
+            raise self._unknown(name)
+        return self._entry(name)
 
     def engine(self, name: str) -> Engine:
-        """The engine of a loaded model; it relaunches itself when it was lost, and admits by cost."""
-        raise InternalError("not available yet")
+        """Return a loaded model's engine. It admits by cost, and comes back after a loss.
+
+        A model that an earlier server had loaded is loaded again with the first command.
+
+        Raises:
+            ModelNotReadyError: If the model has not been loaded.
+            ModelNotFoundError: If there is no such model.
+        """
+        return BerthedEngine(self._berth(id_in("models", name)))
 
     async def info(self, name: str) -> ModelInfo:
-        """What is loaded; loads it again if the server was restarted meanwhile."""
-        raise InternalError("not available yet")
+        """Return what is loaded; a model of an earlier server is loaded again first.
+
+        Raises:
+            ModelNotReadyError: If the model has not been loaded.
+            ModelNotFoundError: If there is no such model.
+        """
+        _, info = await self._berth(id_in("models", name)).ready()
+        return info
 
     def resolve(
         self,
@@ -59,25 +125,165 @@ class Models:
         device: str = "cpu",
         adapter: str | None = None,
     ) -> ModelSource:
-        """Turn a name or folder into a source inside a model root."""
-        raise InternalError("not available yet")
+        """Turn a name or an absolute folder into a source inside a model root.
+
+        Raises:
+            ModelNotFoundError: If there is no such folder.
+            PathDeniedError: If it lies outside the roots.
+            InvalidRequestError: If dtype, device or name make no sense.
+        """
+        dtype = dtype or "float32"
+        device = device or "cpu"
+        if dtype not in _ITEM_BYTES:
+            raise InvalidRequestError(f"dtype must be one of {', '.join(_ITEM_BYTES)}", field="dtype")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise InvalidRequestError("device must be cpu, cuda or cuda:N", field="device")
+        folder = self._roots.folder(source)
+        return ModelSource(
+            name=id_in("models", model_id) if model_id else _default_name(folder),
+            folder=str(folder),
+            dtype=dtype,
+            device=device,
+            adapter=str(self._roots.folder(adapter)) if adapter else None,
+        )
 
     async def predict(self, source: ModelSource) -> PredictedLoad:
-        """For validate_only: check the folder, predict memory; OverBudgetError."""
-        raise InternalError("not available yet")
+        """Check a folder and predict what loading it takes, from file headers alone.
+
+        Raises:
+            BrokenCheckpointError: If something is missing.
+            UnsafeCheckpointError: If the weights are pickles.
+            OverBudgetError: If it will not fit.
+        """
+        n_parameters = await asyncio.to_thread(count_parameters, Path(source.folder))
+        memory = n_parameters * _ITEM_BYTES[source.dtype]
+        if source.device == "cpu":
+            self._require_room(memory + _OVERHEAD_BYTES)
+        return PredictedLoad(n_parameters=n_parameters, memory_bytes=memory)
+
+    async def predict_command(self, name: str, command: Command[Any, Any]) -> Cost:
+        """Predict what a command would cost, for `validate_only`.
+
+        Raises:
+            OverBudgetError: If it would be refused.
+        """
+        berth = self._berth(id_in("models", name))
+        _, info = await berth.ready()
+        cost = predict(command, info)
+        (berth.interactive if command.interactive else berth.batch).check(cost)
+        return cost
+
+    async def check(self, source: ModelSource) -> None:
+        """Refuse at once a load that cannot succeed.
+
+        Raises:
+            AlreadyExistsError: If the name serves another source.
+            TrephineError: As `predict` does.
+        """
+        if not self._require_same(source):
+            await self.predict(source)
 
     async def load(self, source: ModelSource, on_progress: Callable[[Progress], None]) -> ModelInfo:
-        """Load; concurrent loads of one source share one engine."""
-        raise InternalError("not available yet")
+        """Load a model into an engine of its own; loading it again is no work.
+
+        Concurrent loads of one source share one engine; it ends when all of them are cancelled.
+
+        Raises:
+            AlreadyExistsError: If the name serves another source.
+            TrephineError: Whatever loading raised.
+        """
+        self._require_same(source)
+        known = self._berths.get(source.name)
+        berth = known or self._berths.setdefault(source.name, self._new_berth(source))
+        try:
+            _, info = await berth.ready(on_progress)
+        except BaseException:
+            if not berth.loaded and not berth.loading and self._berths.get(source.name) is berth:
+                del self._berths[source.name]
+            raise
+        await asyncio.to_thread(self._sources.write, source.name, source)
+        return info
 
     async def unload(self, name: str) -> None:
-        """End a model's engine."""
-        raise InternalError("not available yet")
+        """End a model's engine and forget that it was loaded.
+
+        Raises:
+            ModelNotReadyError: If it is not loaded.
+            ModelNotFoundError: If there is no such model.
+        """
+        name = id_in("models", name)
+        berth = self._berth(name)
+        self._berths.pop(name, None)
+        self._sources.delete(name)
+        await berth.close()
 
     def add_root(self, path: Path) -> None:
-        """Let models be loaded from this folder too."""
-        raise InternalError("not available yet")
+        """Let models be read from this folder too."""
+        self._roots.add(path)
 
     async def close(self) -> None:
-        """End every engine."""
-        raise InternalError("not available yet")
+        """End every engine; what was loaded stays remembered."""
+        berths, self._berths = list(self._berths.values()), {}
+        await asyncio.gather(*(berth.close() for berth in berths))
+
+    def _berth(self, name: str) -> Berth:
+        berth = self._berths.get(name)
+        if berth is not None:
+            return berth
+        source = self._sources.read(name)
+        if source is not None:
+            return self._berths.setdefault(name, self._new_berth(source))
+        if name in self._roots.names():
+            raise ModelNotReadyError(f"the model {name} is not loaded; load it first", model=name)
+        raise self._unknown(name)
+
+    def _new_berth(self, source: ModelSource) -> Berth:
+        return Berth(
+            source,
+            self._launcher,
+            interactive=Admission(memory_budget_bytes=self._budget),
+            batch=Admission(memory_budget_bytes=self._budget, tokens_in_flight=1 << 20),
+        )
+
+    def _require_same(self, source: ModelSource) -> bool:
+        """True if the source is loaded or loading under its name; an error if another one is."""
+        berth = self._berths.get(source.name)
+        if berth is None or not (berth.loaded or berth.loading):
+            if berth is not None and berth.source != source:
+                del self._berths[source.name]
+            return False
+        if berth.source != source:
+            raise AlreadyExistsError(
+                f"the name {source.name} serves another model, dtype, device or adapter; choose another "
+                "model_id or unload that one",
+                model=source.name,
+            )
+        return True
+
+    def _require_room(self, needed: int) -> None:
+        budget = self._budget if self._budget is not None else psutil.virtual_memory().available
+        if needed > budget:
+            raise OverBudgetError(
+                f"loading takes about {needed >> 20} MiB and {budget >> 20} MiB are free; unload a model or "
+                "load it as bfloat16",
+                needed_bytes=needed,
+                budget_bytes=budget,
+            )
+
+    def _entry(self, name: str) -> ModelEntry:
+        berth = self._berths.get(name)
+        if berth is None:
+            return ModelEntry(name=name, state="available", info=None)
+        if berth.loaded:
+            return ModelEntry(name=name, state="loaded", info=berth.info)
+        return ModelEntry(name=name, state="loading" if berth.loading else "available", info=None)
+
+    def _unknown(self, name: str) -> ModelNotFoundError:
+        known = ", ".join(entry.name for entry in self.list()) or "none"
+        return ModelNotFoundError(f"there is no model {name}; there are: {known}", model=name)
+
+
+def _default_name(folder: Path) -> str:
+    """The folder's own name, with everything that no resource name may hold replaced."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._")
+    return name[:63] or "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,9 +18,14 @@ ValueT = TypeVar("ValueT")
 _log = structlog.get_logger("trephine.records")
 
 
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def encode(value: Any) -> bytes:
     """Encode a value as canonical JSON: equal values give equal bytes. NaN and infinity are kept."""
-    plain = TypeAdapter(type(value)).dump_python(value, mode="json")
+    plain = _adapter(type(value)).dump_python(value, mode="json")
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -30,11 +36,12 @@ def decode(kind: type[ValueT], data: bytes, *, what: str) -> ValueT:
         CorruptRecordError: If the bytes are not such a value.
     """
     try:
-        return TypeAdapter(kind).validate_python(json.loads(data))
+        value: ValueT = _adapter(kind).validate_python(json.loads(data))
     except (ValueError, ValidationError) as error:
         raise CorruptRecordError(
             f"{what} cannot be read; restore it from a backup or delete it", record=what
         ) from error
+    return value
 
 
 class RecordFolder(Generic[ValueT]):
@@ -73,6 +80,10 @@ class RecordFolder(Generic[ValueT]):
         except FileNotFoundError:
             return False
         return True
+
+    def exists(self, record_id: str) -> bool:
+        """True if there is a value under the id."""
+        return self._path(record_id).exists()
 
     def ids(self) -> tuple[str, ...]:
         """Every stored id, in alphabetical order."""

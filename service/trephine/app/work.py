@@ -6,7 +6,7 @@ operation finds it and returns, so that no effect is lost and none is visible tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from trephine.app.audits import Audits
@@ -91,9 +91,8 @@ class Work:
         return resource("proposals", operation_id)
 
 
-def _forward(report: Report) -> Callable[[Progress], _Done]:
-    def send(progress: Progress) -> _Done:
+def _forward(report: Report) -> Callable[[Progress], Awaitable[None]]:
+    async def send(progress: Progress) -> None:
         report(progress)
-        return _Done()
 
     return send

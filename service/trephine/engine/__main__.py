@@ -77,9 +77,8 @@ def _end_descendants() -> None:
 def _kill_when_left_behind(fd: int) -> None:
     """Kill this process if the service is gone and the loop does not notice in time."""
     poll = select.poll()
-    poll.register(fd, 0)  # POLLHUP is always reported
-    while not any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in poll.poll()):
-        time.sleep(0.1)
+    poll.register(fd, 0)  # only a hang-up is reported
+    poll.poll()
     time.sleep(HANG_SECONDS)
     if _leads_its_group():
         os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -77,7 +77,8 @@ def attention_forward(
         Output `(rows, n_query, n_heads, d_head)` and pattern `(rows, n_heads, n_query, n_key)`.
     """
     group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    if group > 1:  # a copy would change the memory layout, and with it the last bit of a product
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scores = torch.matmul(query, key.transpose(2, 3)) * (module.scaling if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -22,8 +22,11 @@ from trephine.engine.readouts import Targets
 class NeuronCollector(Protocol):
     """Takes the neurons' contributions, layer by layer from the top."""
 
-    def collect(self, layer: int, scores: Tensor, packing: Packing) -> None:
-        """Take `scores (n, d_mlp)` of one layer for the first n packed rows; they may be overwritten after."""
+    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
+        """Take `scores (n, d_mlp)` of one layer for the first n packed rows.
+
+        `mass (n_targets,)` is the absolute sum so far, this layer included.
+        """
         ...
 
 
@@ -95,7 +98,7 @@ class _Sweep:
         scores *= layer.activation[position]
         self.packing.add_to_targets(self.neurons, scores.sum(1))
         self.packing.add_to_targets(self.mass, torch.linalg.vector_norm(scores, ord=1, dim=1))
-        collector.collect(number, scores, self.packing)
+        collector.collect(number, scores, self.packing, self.mass)
 
     def attention(self, layer: FrozenLayer, rows: int) -> None:
         """Add what attention reads, for the first `rows` rows."""
@@ -152,7 +155,7 @@ class DenseCollector:
         shape = (n_targets, len(operators.layers), operators.n_pos, operators.architecture.d_mlp)
         self.scores = torch.zeros(shape, dtype=operators.dtype, device=operators.device)
 
-    def collect(self, layer: int, scores: Tensor, packing: Packing) -> None:
+    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
         """Store one layer."""
         rows = scores.shape[0]
         self.scores[packing.target[:rows], layer, packing.position[:rows]] = scores

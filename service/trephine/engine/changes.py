@@ -33,12 +33,12 @@ from trephine.domain.interventions import (
 class Change(Protocol):
     """A change of coordinates."""
 
-    def __call__(self, values: Tensor, norms: Tensor, positions: Sequence[int]) -> Tensor:
+    def __call__(self, values: Tensor, whole: Tensor, positions: Sequence[int]) -> Tensor:
         """Return the new coordinates `(n, k)`.
 
         Args:
             values: float64 `(n, k)`, k coordinates at n positions.
-            norms: float64 `(n, 1)`, L2 norm of the whole activation there.
+            whole: `(n, width)`, the whole activation there.
             positions: The n absolute positions, ascending.
         """
         ...
@@ -53,9 +53,10 @@ class Affine:
     low: Tensor
     high: Tensor
 
-    def __call__(self, values: Tensor, norms: Tensor, positions: Sequence[int]) -> Tensor:
+    def __call__(self, values: Tensor, whole: Tensor, positions: Sequence[int]) -> Tensor:
         """Return the new coordinates."""
-        return torch.clamp(values * self.factor + self.shift, self.low, self.high)
+        moved = values * self.factor.to(values.device) + self.shift.to(values.device)
+        return torch.clamp(moved, self.low.to(values.device), self.high.to(values.device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,9 @@ class NormScaledShift:
 
     fraction: float
 
-    def __call__(self, values: Tensor, norms: Tensor, positions: Sequence[int]) -> Tensor:
+    def __call__(self, values: Tensor, whole: Tensor, positions: Sequence[int]) -> Tensor:
         """Return the new coordinates."""
-        return values + self.fraction * norms
+        return values + self.fraction * whole.to(values.dtype).norm(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class FromDonor:
     donor: Tensor
     """float64 `(n_donor, k)`."""
 
-    def __call__(self, values: Tensor, norms: Tensor, positions: Sequence[int]) -> Tensor:
+    def __call__(self, values: Tensor, whole: Tensor, positions: Sequence[int]) -> Tensor:
         """Return the donor's coordinates.
 
         Raises:
@@ -84,8 +85,8 @@ class FromDonor:
         """
         if positions and positions[-1] >= self.donor.shape[0]:
             raise PositionOutOfRangeError(
-                f"the donor has {self.donor.shape[0]} tokens, but position {positions[-1]} is to be replaced; "
-                "use a longer donor or restrict selector.positions",
+                f"the donor has {self.donor.shape[0]} tokens, but position {positions[-1]} is to be replaced; use "
+                " a longer donor or restrict selector.positions",
                 field="operation.donor",
                 position=positions[-1],
                 n_positions=self.donor.shape[0],
@@ -105,10 +106,12 @@ def affine(
     )
 
 
-def side_by_side(changes: Sequence[Affine], device: torch.device) -> Affine:
+def side_by_side(changes: Sequence[Affine]) -> Affine:
     """Join changes of one coordinate each into one change of all of them."""
-    columns = (torch.stack([getattr(c, name) for c in changes]).to(device) for name in ("factor", "shift", "low", "high"))
-    factor, shift, low, high = columns
+    factor, shift, low, high = (
+        torch.stack([getattr(change, name).reshape(()) for change in changes])
+        for name in ("factor", "shift", "low", "high")
+    )
     return Affine(factor=factor, shift=shift, low=low, high=high)
 
 

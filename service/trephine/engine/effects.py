@@ -18,14 +18,13 @@ from trephine.domain.commands import Progress
 from trephine.domain.errors import TrephineError, UnsupportedInterventionError
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.contracts import Handlers
 from trephine.engine.controls import ControlDraws, contribution_norms, draw_controls
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import LogitReadout, logit_readout
 from trephine.engine.retain import RetainText, retain_kl, retain_text
 from trephine.engine.rows import RowInput, RowsOutput, run_rows
-from trephine.engine.session import Session
+from trephine.engine.session import Handler, Session
 
 Interventions = tuple[Intervention, ...]
 
@@ -205,4 +204,4 @@ def _feature(intervention: Intervention) -> FeatureRef | None:
     return target.feature if isinstance(target, FeatureTarget) else None
 
 
-HANDLERS: Handlers = {MeasureAblation: measure_ablation}
+HANDLERS: dict[type, Handler] = {MeasureAblation: measure_ablation}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trephine.engine.quanta import finish
 
 
 def weight_hash(model: nn.Module) -> Generator[None, None, str]:
@@ -28,17 +31,13 @@ def state_hash(state: Mapping[str, Tensor]) -> Generator[None, None, str]:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """View a tensor's bytes in C order without a copy where it lies in C order on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    buffer: Any = flat.view(torch.uint8).numpy()
+    return memoryview(buffer) if flat.numel() else memoryview(b"")
 
 
 def hash_now(model: nn.Module) -> str:
     """Hash in one go, for models so small that no quantum is needed."""
-    steps = weight_hash(model)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return str(stop.value)
+    return finish(weight_hash(model))
 
 
 def _distinct(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

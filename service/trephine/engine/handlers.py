@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 
-from trephine.engine import (
-    activations,
-    discovery,
-    effects,
-    export,
-    generation,
-    loading,
-    planning,
-    proposals,
-    scoring,
-    session,
-    text,
-)
 from trephine.engine.session import Handler
 
 
@@ -34,19 +23,22 @@ def merge(parts: Iterable[Mapping[type, Handler]]) -> dict[type, Handler]:
     return merged
 
 
+MODULES = (
+    "session",
+    "loading",
+    "text",
+    "generation",
+    "scoring",
+    "activations",
+    "effects",
+    "proposals",
+    "discovery",
+    "planning",
+    "export",
+)
+
 HANDLERS = merge(
-    module.HANDLERS
-    for module in (
-        session,
-        loading,
-        text,
-        generation,
-        scoring,
-        activations,
-        effects,
-        proposals,
-        discovery,
-        planning,
-        export,
-    )
+    import_module(f"trephine.engine.{name}").HANDLERS
+    for name in MODULES
+    if find_spec(f"trephine.engine.{name}") is not None
 )

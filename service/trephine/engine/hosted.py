@@ -112,7 +112,7 @@ class HostedModel:
         return token_id
 
     def _split(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def host(

@@ -32,6 +32,8 @@ from trephine.ipc.channel import error_frame
 from trephine.ipc.frames import Frame, FrameKind, FrameParser, pack
 
 MAX_JOBS = 256
+UNUSABLE = 70
+"""Exit status when the engine's own code cannot be imported."""
 _READ_BYTES = 1 << 18
 _READS_PER_TURN = 16
 
@@ -166,7 +168,11 @@ class Loop:
 
     def _equipped(self) -> Equipment:
         if self._equipment is None:
-            self._equipment = self._equip()
+            try:
+                self._equipment = self._equip()
+            except Exception as error:
+                self._log.error("engine_unusable", **failures.describe(error, with_text=True))
+                raise SystemExit(UNUSABLE) from error
         return self._equipment
 
     def _pass_deadlines(self) -> None:

@@ -95,7 +95,9 @@ def touching(architecture: Architecture, touches: Mapping[Site, Touch]) -> Itera
 def _install(block: Block, kind: SiteKind, touch: Touch) -> RemovableHandle:
     module, reads_input = _hook_point(block, kind)
     if reads_input:
-        return module.register_forward_pre_hook(lambda _, args, kwargs: touch(_first(args, kwargs)), with_kwargs=True)
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: touch(_first(args, kwargs)), with_kwargs=True
+        )
     return module.register_forward_hook(lambda _, __, output: touch(_first_output(output)))
 
 

@@ -124,9 +124,12 @@ def parse(text: bytes, attachments: Sequence[bytes]) -> Frame:
     """
 
     def detach(value: dict[str, Tree]) -> Tree:
-        if len(value) == 1 and ATTACHMENT_KEY in value:
-            return attachments[value[ATTACHMENT_KEY]]
-        return value
+        if len(value) != 1 or ATTACHMENT_KEY not in value:
+            return value
+        index = value[ATTACHMENT_KEY]
+        if type(index) is not int or not 0 <= index < len(attachments):
+            raise IndexError("no such attachment")
+        return attachments[index]
 
     try:
         header = json.loads(text, object_hook=detach if attachments else None)

@@ -1,4 +1,4 @@
-"""Child processes of ours: one socket, a process group of their own, a minimal environment, stderr as logs."""
+"""Child processes of ours: one socket, an own process group, a minimal environment, stderr as logs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GRACE_SECONDS = 5.0
 _LONGEST_LINE = 1 << 18
 
 _INHERITED = frozenset(
-    {"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR", "TZ", "USER"}
-    | {"PYTHONHASHSEED", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
+    {"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHASHSEED", "PYTHONPATH", "TMPDIR", "TZ"}
+    | {"USER", "VIRTUAL_ENV"}
 )
-_INHERITED_PREFIXES = ("CUDA_", "CUBLAS_", "HIP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_", "ROCR_")
-_INHERITED_PREFIXES += ("TORCH", "TREPHINE_")
+_ACCELERATORS = ("CUDA_", "CUBLAS_", "HIP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "PYTORCH_", "ROCR_", "TORCH")
+_INHERITED_PREFIXES = (*_ACCELERATORS, "TREPHINE_", "XDG_")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -57,7 +57,7 @@ def log_record(record: Mapping[str, Any]) -> None:
 class Child:
     """A running child process and our end of its socket.
 
-    It is started as `python -P -m MODULE --fd N ARGUMENTS`, so no file of the current folder shadows a module.
+    It is started as `python -P -m MODULE --fd N ARGUMENTS`: no file of the current folder shadows a module.
     """
 
     def __init__(self, process: Process, sock: socket.socket, sink: LogSink) -> None:

@@ -21,8 +21,14 @@ class Undecodable:
 
 def behaviour_of(handler: Handler) -> Callable[[Any, Context], Any]:
     """The function of a handler, whichever of the four kinds it is."""
-    behaviours = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-    return next(behaviour for behaviour in behaviours if behaviour is not None)
+    behaviours: tuple[Any, ...] = (
+        handler.unary_unary,
+        handler.unary_stream,
+        handler.stream_unary,
+        handler.stream_stream,
+    )
+    found: Callable[[Any, Context], Any] = next(one for one in behaviours if one is not None)
+    return found
 
 
 def rebuilt(handler: Handler, answer: Answer) -> Handler:
@@ -39,11 +45,12 @@ def rebuilt(handler: Handler, answer: Answer) -> Handler:
         return await answer(request, context)
 
     decode = handler.request_deserializer
-    return make(
+    made: Handler = make(
         behaviour,
         request_deserializer=None if decode is None else _forgiving(decode),
         response_serializer=handler.response_serializer,
     )
+    return made
 
 
 def accepted(call: Call, request: Any) -> Any:

@@ -107,6 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async for message in messages:
                     await context.write(message)
                     call.messages += 1
+            return None
 
     @asynccontextmanager
     async def _around(self, method: str, context: Context) -> AsyncIterator[Call]:

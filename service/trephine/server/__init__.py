@@ -1,1 +1,1 @@
-"""Bootstrap, settings, start and stop of the service."""
+"""The process that people start: settings, construction, sockets, leases, and commands that need torch."""

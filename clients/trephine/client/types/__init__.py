@@ -106,8 +106,8 @@ __all__ = [
     "Token",
     "TokenEvent",
     "UnmatchedFeature",
-    "VerifiedExport",
     "Verdict",
+    "VerifiedExport",
     "Version",
     "Where",
 ]

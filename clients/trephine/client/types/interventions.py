@@ -203,9 +203,7 @@ def _decode_target(message: Any) -> FeatureRef | Direction | Site:
     if kind == "feature":
         return decode(FeatureRef, message.feature)
     if kind == "direction":
-        return Direction(
-            site=decode(Site, message.direction.site), vector=tuple(message.direction.vector)
-        )
+        return Direction(site=decode(Site, message.direction.site), vector=tuple(message.direction.vector))
     return decode(Site, message.site)
 
 

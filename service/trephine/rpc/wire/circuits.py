@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
+from trephine.app.costs import Cost
 from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
+from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.domain.tokens import Token
 from trephine.rpc.wire.common import (
     feature_to_wire,
     figure_to_wire,
@@ -25,6 +28,8 @@ KINDS: dict[pb.NodeKind.ValueType, NodeKind | None] = {
     pb.NODE_KIND_LOGIT: NodeKind.LOGIT,
 }
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items() if kind is not None}
+_FLOPS_PER_WEIGHT, _FLOPS_PER_SECOND = 2, 2e10
+"""For predicted times: a multiplication and an addition per weight and token, on two slow cores."""
 _FORMATS: dict[pb.CircuitFormat.ValueType, CircuitFormat] = {
     pb.CIRCUIT_FORMAT_JSON: "json",
     pb.CIRCUIT_FORMAT_HTML: "html",
@@ -94,6 +99,27 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         version=version_to_wire(circuit.model, circuit.weight_hash),
         seconds=figures.seconds,
         peak_extra_bytes=figures.peak_extra_bytes,
+    )
+
+
+def checked_to_wire(
+    command: DiscoverCircuit,
+    info: ModelInfo,
+    tokens: tuple[Token, ...],
+    target: Token,
+    against: Token | None,
+    cost: Cost,
+) -> pb.Circuit:
+    """Write what is known of a circuit before it is found; time and memory are predictions."""
+    return pb.Circuit(
+        prompt=command.prompt,
+        tokens=[token_to_wire(token) for token in tokens],
+        target=token_to_wire(target),
+        against=None if against is None else token_to_wire(against),
+        replacement=command.replacement,
+        version=version_to_wire(info.name, info.weight_hash),
+        seconds=cost.tokens * _FLOPS_PER_WEIGHT * info.n_parameters / _FLOPS_PER_SECOND,
+        peak_extra_bytes=cost.memory_bytes,
     )
 
 

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import re
+
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.edits import CurvePoint, Edit, EditProposal, ProposeEdit, RankedFeature
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import feature_to_wire, version_to_wire
-from trephine.rpc.wire.fields import at_least, clean, finite, qualified
+from trephine.rpc.wire.fields import at_least, clean, finite, printable, qualified
 from trephine.rpc.wire.interventions import intervention_to_wire
 from trephine.v1 import edit_service_pb2 as pb
+
+_EDIT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_EXPORT_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+
+
+def edit_id(text: str) -> str:
+    """Read the id of a new edit.
+
+    Raises:
+        InvalidRequestError: If it holds anything but lower case letters, digits and dashes.
+    """
+    if not _EDIT_ID.fullmatch(text):
+        raise InvalidRequestError(
+            f"edit_id may hold lower case letters, digits and dashes, up to 63; got {printable(text)!r}",
+            field="edit_id",
+        )
+    return text
+
+
+def export_id(text: str) -> str:
+    """Read the id of a new export.
+
+    Raises:
+        InvalidRequestError: If it holds anything but lower case letters, digits, dashes and dots.
+    """
+    if not _EXPORT_ID.fullmatch(text) or ".." in text:
+        raise InvalidRequestError(
+            "export_id may hold lower case letters, digits, dashes and single dots, up to 63; "
+            f"got {printable(text)!r}",
+            field="export_id",
+        )
+    return text
 
 
 def propose_from_wire(request: pb.ProposeEditRequest, prompt: str, target: LogitTarget) -> ProposeEdit:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from typing import TypeVar
+from uuid import UUID, uuid4
 
 from trephine.domain.errors import (
     EmptyPromptError,
@@ -25,7 +26,7 @@ _PATHED = {ErrorKind.INVALID, ErrorKind.UNSUPPORTED}
 
 @contextmanager
 def within(path: str) -> Iterator[None]:
-    """Prefix the field of an error raised inside with `path`: `rows[2]` and `prompt` make `rows[2].prompt`."""
+    """Prefix the field of an error raised inside: `rows[2]` and `prompt` make `rows[2].prompt`."""
     try:
         yield
     except TrephineError as error:
@@ -102,6 +103,21 @@ def resource_id(name: str, collection: str, field: str = "name") -> str:
             f"{field} must be a resource name like {collection}/ID, got {printable(name)!r}", field=field
         )
     return identifier
+
+
+def request_id(text: str, field: str = "request_id") -> str:
+    """Return the client's UUID in its usual form, or a new one if none was given.
+
+    Raises:
+        InvalidRequestError: If it is no UUID.
+    """
+    if not text:
+        return str(uuid4())
+    try:
+        return str(UUID(text))
+    except ValueError as error:
+        message = f"{field} must be a UUID, got {printable(text)!r}"
+        raise InvalidRequestError(message, field=field) from error
 
 
 def qualified(collection: str, name: str) -> str:

@@ -1,0 +1,173 @@
+"""Every kind of bad input and the error that it gets: `python -m benchmarks.bad_inputs`.
+
+The same cases are an e2e test (`tests/e2e/test_bad_input.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trephine.client import Model, Trephine, TrephineError, Where, connect, feature
+
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a case works with."""
+
+    trephine: Trephine
+    model: Model
+    folder: Path
+    """Scratch folder, empty for every case."""
+
+    def ablate(self, *interventions: object, **changes: object) -> object:
+        """A sound ablation with something spoilt."""
+        given: dict[str, object] = {"prompt": PROMPT, "target": " Mary", "controls": 0} | changes
+        return self.model.ablate(interventions=interventions or (feature(3, 7).ablate(),), **given)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One bad input."""
+
+    name: str
+    reason: str
+    """The stable reason of the error that must come."""
+    run: Callable[[Bench], object]
+
+
+def _folder(bench: Bench, **config: object) -> Path:
+    model = bench.folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | config)
+    )
+    return model
+
+
+def _missing_shard(bench: Bench) -> object:
+    model = _folder(bench)
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    return bench.trephine.load_model(model)
+
+
+def _pickle(bench: Bench) -> object:
+    model = _folder(bench)
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    return bench.trephine.load_model(model)
+
+
+def _unsupported(bench: Bench) -> object:
+    model = _folder(bench, architectures=["MixtralForCausalLM"], model_type="mixtral")
+    (model / "model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    return bench.trephine.load_model(model)
+
+
+def _bound_edit(bench: Bench) -> object:
+    bound = feature(3, 7).ablate(at=Where(positions=(4,)))
+    edit = bench.trephine.edits.create("bound", [bound], model=bench.model.name)
+    try:
+        return bench.trephine.edits.plan(edit)
+    finally:
+        bench.trephine.edits.delete("bound")
+
+
+def _existing_target(bench: Bench) -> object:
+    edit = bench.trephine.edits.create("taken", [feature(3, 7).ablate()], model=bench.model.name)
+    try:
+        return bench.trephine.export(edit, bench.folder)
+    finally:
+        bench.trephine.edits.delete("taken")
+
+
+def _same_request_id(bench: Bench) -> object:
+    same = "3f0e2a52-0d0b-4d5e-9a6c-7a8f0f4f1c11"
+    first = bench.model.start_discover(
+        PROMPT, target=" Mary", request_id=same, max_feature_nodes=4, verify_nodes=0
+    )
+    try:
+        return bench.model.start_discover("The capital of France is", target=" Paris", request_id=same)
+    finally:
+        first.cancel()
+
+
+def _passed_deadline(bench: Bench) -> object:
+    from trephine.client import requests
+
+    wire = bench.model._wire
+    what = requests.target(" Mary", None)
+    request = requests.ablate(bench.model.name, PROMPT, what, (feature(3, 7).ablate(),), None, 5000, 0, ())
+    return wire.call(wire.effects.Ablate, request, timeout=0.5)
+
+
+CASES: tuple[Case, ...] = (
+    Case("unknown model", "MODEL_NOT_FOUND", lambda b: b.trephine.load_model("no-such-model")),
+    Case(
+        "folder that does not exist", "MODEL_NOT_FOUND", lambda b: b.trephine.load_model(b.folder / "nothing")
+    ),
+    Case("unknown layer", "LAYER_OUT_OF_RANGE", lambda b: b.ablate(feature(99, 0).ablate())),
+    Case("unknown feature", "FEATURE_OUT_OF_RANGE", lambda b: b.ablate(feature(0, 99_999).ablate())),
+    Case(
+        "unknown position",
+        "POSITION_OUT_OF_RANGE",
+        lambda b: b.ablate(feature(0, 1).ablate(at=Where(positions=(400,)))),
+    ),
+    Case(
+        "nothing matched",
+        "INTERVENTION_MATCHED_NOTHING",
+        lambda b: b.ablate(feature(0, 1).ablate(at=Where(tokens=(5,)))),
+    ),
+    Case("empty prompt", "EMPTY_PROMPT", lambda b: b.ablate(prompt="")),
+    Case("prompt longer than the context", "PROMPT_TOO_LONG", lambda b: b.ablate(prompt="word " * 9_000)),
+    Case("NaN strength", "NON_FINITE_VALUE", lambda b: b.ablate(feature(0, 1).scale(float("nan")))),
+    Case("infinite strength", "NON_FINITE_VALUE", lambda b: b.ablate(feature(0, 1).add(float("inf")))),
+    Case("target of two tokens", "TARGET_NOT_ONE_TOKEN", lambda b: b.ablate(target=" Mary John")),
+    Case("target id outside the vocabulary", "TOKEN_OUT_OF_RANGE", lambda b: b.ablate(target="#999999")),
+    Case("folder with a missing shard", "BROKEN_CHECKPOINT", _missing_shard),
+    Case("folder with a pickle", "UNSAFE_CHECKPOINT", _pickle),
+    Case("unsupported architecture", "UNSUPPORTED_ARCHITECTURE", _unsupported),
+    Case("edit with positions sent to export", "EDIT_NOT_EXPRESSIBLE", _bound_edit),
+    Case("export target that exists", "EXPORT_TARGET_EXISTS", _existing_target),
+    Case("the same request id with another request", "REQUEST_ID_REUSED", _same_request_id),
+    Case("deadline that passes", "DEADLINE_PASSED", _passed_deadline),
+    Case("unknown circuit", "RESOURCE_NOT_FOUND", lambda b: b.trephine.circuits.get("circuits/none")),
+    Case("unknown edit", "RESOURCE_NOT_FOUND", lambda b: b.trephine.edits.get("none")),
+    Case("unknown auditor", "AUDITOR_NOT_FOUND", lambda b: b.trephine.audit(b.model, "no-such-auditor")),
+)
+
+
+def outcomes(trephine: Trephine, model: Model) -> Iterator[tuple[Case, TrephineError | None]]:
+    """Run every case; a case that raises nothing, or nothing of ours, is yielded without an error."""
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                case.run(Bench(trephine, model, Path(folder)))
+            except TrephineError as error:
+                yield case, error
+            else:
+                yield case, None
+
+
+def main() -> None:
+    """Print the table; exit 1 if a case gets another error than its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    wrong = 0
+    with connect() as trephine:
+        model = trephine.load_model(parser.parse_args().model)
+        for case, error in outcomes(trephine, model):
+            got = "nothing was raised" if error is None else error.reason
+            wrong += got != case.reason
+            print(f"{'ok ' if got == case.reason else 'BAD'} {case.name}\n      {got}: {error}")
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

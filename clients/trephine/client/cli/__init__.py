@@ -1,0 +1,112 @@
+"""The command line: `trephine`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.baseline import BaselineInvalidError
+from trephine.client.cli import circuits, edits, models, operations
+from trephine.client.cli.ablate import ablate
+from trephine.client.cli.audit import audit
+from trephine.client.cli.demonstrate import demo
+from trephine.client.cli.discover import discover
+from trephine.client.cli.exit_codes import BASELINE_INVALID, INTERNAL, INTERRUPTED, exit_code_of
+from trephine.client.cli.export import export, verify
+from trephine.client.cli.generate import generate
+from trephine.client.cli.invocation import Invocation
+from trephine.client.cli.output import Output
+from trephine.client.cli.service import doctor, serve
+from trephine.client.errors import TrephineError
+from trephine.client.terminal import printable_lines
+
+app = typer.Typer(
+    name="trephine",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group, name in ((models, "models"), (circuits, "circuits"), (edits, "edits"), (operations, "operations")):
+    app.add_typer(group.app, name=name)
+for command in (discover, ablate, generate, export, verify, audit, demo, serve, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Output(json=False).document(distribution_version("trephine"))
+        raise typer.Exit(0)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    server: Annotated[
+        str | None,
+        typer.Option(envvar="TREPHINE_SERVER", help="HOST:PORT of a running server. Unset: a local one."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="TREPHINE_TOKEN_FILE", help="File with that server's bearer token.")
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities to trust; unset: the system's.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(envvar="TREPHINE_STATE", help="State folder of a local server; unset: your own."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print responses as proto-JSON.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Open a language model, find the circuit, cut it out, prove that it is gone, ship the weights.
+
+    Commands share the server of your state folder, or start one that ends with the last command using
+    it. Results go to stdout, progress to stderr. Ctrl-C cancels what runs; a second one leaves at once.
+
+    \b
+    Exit status of every command:
+      0  it worked              3  findings at or above --fail-on
+      1  something broke        4  inconclusive; nothing to ship
+      2  wrong use or input     5  the baseline is invalid
+
+    \b
+    Start here:
+      trephine demo --out out/demo
+    """
+    context.obj = Invocation(
+        server=server,
+        token_file=token_file,
+        root_certificates=root_certificates,
+        state=None if server else state,
+        output=Output(json=json),
+    )
+
+
+def main() -> None:
+    """Run the command line and end with its exit status."""
+    try:
+        app()
+    except BaselineInvalidError as failure:
+        _complain(failure)
+        sys.exit(BASELINE_INVALID)
+    except TrephineError as failure:
+        _complain(failure)
+        sys.exit(exit_code_of(failure))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does; nobody is there to be told.
+        sys.stderr.close()
+        sys.exit(INTERNAL)
+
+
+def _complain(failure: TrephineError) -> None:
+    where = f" (field {failure.field})" if failure.field else ""
+    Output(json=False).note(f"error: {printable_lines(failure.message)}{where} [{failure.reason}]")

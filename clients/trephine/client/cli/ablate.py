@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    AgainstOption,
+    FeatureOption,
+    ModelOption,
+    TargetOption,
+    ablations,
+    read_positions,
+)
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.types import Ablation
+
+
+def ablate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is measured.")],
+    target: TargetOption,
+    features: FeatureOption = None,
+    edit: Annotated[str | None, typer.Option(help="Take the interventions of a stored edit.")] = None,
+    against: AgainstOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    controls: Annotated[int, typer.Option(help="Matched random sets; 0 skips them and the p-value.")] = 99,
+    positions: Annotated[
+        str | None, typer.Option(help="Measure the form bound to these positions beside, as in 9,13.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+) -> None:
+    """Remove neurons everywhere and measure what that does, beside random neurons of the same strength.
+
+    \b
+    Example:
+      trephine ablate "When Mary and John went to the store, John gave a drink to" \\
+          --target " Mary" --against " John" --feature 20:345 --feature 25:1027
+    """
+    given = invocation(context)
+    interventions = ablations(features)
+    bound = read_positions(positions) if positions else ()
+    with given.connect() as trephine:
+        measured = given.load(trephine, model).ablate(
+            prompt,
+            interventions,
+            target=target,
+            against=against,
+            edit=edit,
+            controls=controls,
+            seed=seed,
+            bound_positions=bound,
+        )
+    show_ablation(given.output, measured)
+
+
+def show_ablation(output: Output, measured: Ablation) -> None:
+    """Print effects, controls and damage."""
+    if output.json:
+        output.document(measured.to_json())
+        return
+    output.table(
+        ("FORM", "BEFORE", "AFTER", "CHANGE", "KL AT THE LAST POSITION"),
+        [
+            (
+                effect.name,
+                f"{effect.baseline:.3f}",
+                f"{effect.intervened:.3f}",
+                f"{effect.change:+.3f}",
+                f"{effect.kl_last:.4f} nats",
+            )
+            for effect in measured.effects
+        ],
+    )
+    output.facts(ablation_facts(measured))
+
+
+def ablation_facts(measured: Ablation) -> list[tuple[str, str]]:
+    """Controls and damage, for people."""
+    facts = []
+    if measured.controls is not None:
+        found = measured.controls
+        facts = [
+            ("p-value", f"{found.p_value:.3g} against {len(found.changes)} matched random sets"),
+            ("matched", f"{found.matched} features"),
+        ]
+        if found.unmatched:
+            listed = ", ".join(f"{one.feature} ({one.candidates} candidates)" for one in found.unmatched)
+            facts.append(("unmatched", listed))
+    damage = (
+        f"{measured.retain_kl:.4f} nats per token on {measured.retain_tokens} tokens of other text; "
+        f"{measured.retain_kl_after_first:.4f} at positions >= 1"
+    )
+    return [*facts, ("damage", damage)]

@@ -1,0 +1,92 @@
+"""How features, changes and positions are written on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from trephine.client.errors import InvalidRequestError
+from trephine.client.interventions import Handle, Intervention, feature
+
+DEFAULT_MODEL = "smollm2"
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A name (smollm2) or a folder (./my-model).")
+]
+TargetOption = Annotated[
+    str,
+    typer.Option("--target", "-t", help="The token to explain: exactly one, mind the leading space, or #ID."),
+]
+AgainstOption = Annotated[
+    str | None, typer.Option("--against", "-a", help="The token it competes with. Unset: the mean logit.")
+]
+FeatureOption = Annotated[
+    list[str] | None, typer.Option("--feature", "-f", help="A neuron as LAYER:INDEX. May be repeated.")
+]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Start the work, print its operation's name, and leave.")
+]
+
+_FEATURE = re.compile(r"(?P<layer>\d+):(?P<index>\d+)")
+_CHANGE = re.compile(
+    r"(?P<layer>\d+):(?P<index>\d+)(?:(?P<sign>[=*]|\+=|-=)(?P<value>[-+]?[\d.]+(?:[eE][-+]?\d+)?|nan|inf))?"
+)
+
+
+def read_feature(text: str) -> Handle:
+    """Read `12:345`.
+
+    Raises:
+        InvalidRequestError: If it is something else.
+    """
+    match = _FEATURE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequestError(f"{text!r} is no feature; write LAYER:INDEX, as in 12:345", field="feature")
+    return feature(int(match["layer"]), int(match["index"]))
+
+
+def read_change(text: str) -> Intervention:
+    """Read `12:345` (ablate), `12:345=8` (set), `12:345+=8`, `12:345-=8` (add), `12:345*0.5` (scale).
+
+    Raises:
+        InvalidRequestError: If it is something else.
+    """
+    match = _CHANGE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequestError(
+            f"{text!r} is no change; write 12:345=8 (set), 12:345+=8 (add), 12:345*0.5 (scale) "
+            "or 12:345 (ablate)",
+            field="steer",
+        )
+    handle = feature(int(match["layer"]), int(match["index"]))
+    if match["sign"] is None:
+        return handle.ablate()
+    value = float(match["value"])
+    if match["sign"] == "=":
+        return handle.set(value)
+    if match["sign"] == "*":
+        return handle.scale(value)
+    return handle.add(value if match["sign"] == "+=" else -value)
+
+
+def read_positions(text: str) -> tuple[int, ...]:
+    """Read `4,5,-1`.
+
+    Raises:
+        InvalidRequestError: If it is something else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as failure:
+        raise InvalidRequestError(
+            f"{text!r} are no positions; write them as in 4,5,-1", field="positions"
+        ) from failure
+
+
+def ablations(features: Sequence[str] | None, factor: float | None = None) -> list[Intervention]:
+    """Ablate (or scale) every feature that was named."""
+    handles = [read_feature(text) for text in features or ()]
+    return [handle.ablate() if factor is None else handle.scale(factor) for handle in handles]

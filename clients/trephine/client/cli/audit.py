@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.baseline import Baseline, read_baseline
+from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
+from trephine.client.cli.exit_codes import FINDINGS, INCONCLUSIVE, PASS
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.decoding import message_json
+from trephine.client.errors import InvalidRequestError
+from trephine.client.types import AuditReport, Figure, Severity, Verdict
+
+_SEVERITIES = ", ".join(severity.value for severity in list(Severity)[1:])
+
+
+def audit(
+    context: typer.Context,
+    auditors: Annotated[
+        list[str], typer.Option("--auditor", help="Which auditor to run. May be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the reports: JSON, SARIF, JUnit XML, HTML.")],
+    model: ModelOption = DEFAULT_MODEL,
+    fail_on: Annotated[str, typer.Option(help=f"Smallest severity that fails: {_SEVERITIES}.")] = "low",
+    baseline: Annotated[
+        Path | None, typer.Option(help="JSON file of findings that were accepted, with a date each.")
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="Size of the item set; unset 24.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for each auditor; unset 600.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", help="NAME=VALUE, auditor-specific.")
+    ] = None,
+) -> None:
+    """Ask questions of a model, in CI or by hand, and leave reports that machines read.
+
+    Exit status: 0 every audit passed; 3 a finding at or above --fail-on; 4 an audit was inconclusive
+    (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke.
+
+    \b
+    Example:
+      trephine audit --model smollm2 --auditor unfaithful_reasoning --fail-on medium --out out/audit
+    """
+    given = invocation(context)
+    threshold = _severity(fail_on)
+    accepted = read_baseline(baseline) if baseline is not None else Baseline()
+    settings = dict(_parameter(text) for text in parameters or ())
+    reports: list[AuditReport] = []
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        for auditor in auditors:
+            started = trephine.audits.start(
+                loaded.name,
+                auditor,
+                seed=seed,
+                items=items,
+                time_limit_seconds=time_limit,
+                parameters=settings,
+            )
+            report = given.complete(trephine, started, f"audit {auditor}")
+            folder = out if len(auditors) == 1 else out / auditor
+            paths = trephine.audits.save(report, folder)
+            _show(given.output, report, paths)
+            reports.append(report)
+    raise typer.Exit(status_of(reports, threshold, accepted))
+
+
+def status_of(reports: Sequence[AuditReport], threshold: Severity, accepted: Baseline) -> int:
+    """The exit status of audits: decided once, from the reports, whatever was rendered.
+
+    A finding that counts outweighs a doubt; a doubt is never a pass.
+    """
+    new = [one for report in reports for one in report.findings if not accepted.covers(one)]
+    if any(one.severity.rank >= threshold.rank for one in new):
+        return FINDINGS
+    sure = {Verdict.PASS, Verdict.NOT_APPLICABLE, Verdict.FAIL}
+    if any(report.verdict not in sure for report in reports):
+        return INCONCLUSIVE
+    if any(report.verdict is Verdict.FAIL and not report.findings for report in reports):
+        return FINDINGS  # a failure that names nothing is a failure all the same
+    return PASS
+
+
+def show_report(output: Output, report: AuditReport) -> None:
+    """Print a report's outcome, figures and findings."""
+    output.facts(
+        [
+            ("auditor", f"{report.auditor.name} {report.auditor.version}: {report.auditor.question}"),
+            ("verdict", f"{report.verdict.value.upper()}: {report.why}"),
+            ("would decide", report.would_decide),
+            ("model", f"{report.version.model}, weights {report.version.weight_hash}"),
+            ("load", f"{report.items} items, seed {report.seed}, {report.seconds:.1f} s"),
+            ("blind spot", report.auditor.blind_spot),
+        ]
+    )
+    output.table(("FIGURE", "VALUE", "INTERVAL"), [figure_row(figure) for figure in report.figures])
+    for one in report.findings:
+        output.line(f"{one.severity.value.upper()} {one.rule}: p = {one.p_value:.3g}")
+
+
+def figure_row(figure: Figure) -> tuple[str, str, str]:
+    """A figure as a row of a table."""
+    interval = "" if figure.low is None or figure.high is None else f"{figure.low:.3g} to {figure.high:.3g}"
+    return figure.name, f"{figure.value:.4g} {figure.unit}".rstrip(), interval
+
+
+def _show(output: Output, report: AuditReport, paths: Sequence[Path]) -> None:
+    if output.json:
+        output.document(message_json(report.message))
+    else:
+        show_report(output, report)
+    for path in paths:
+        output.note(f"wrote {path}")
+
+
+def _severity(text: str) -> Severity:
+    try:
+        severity = Severity(text.lower())
+    except ValueError:
+        severity = Severity.UNSPECIFIED
+    if severity is Severity.UNSPECIFIED:
+        raise InvalidRequestError(f"--fail-on is one of {_SEVERITIES}, not {text!r}", field="fail_on")
+    return severity
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InvalidRequestError(f"--parameter is NAME=VALUE, not {text!r}", field="parameters")
+    return name, value

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.circuit import Circuit
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    AgainstOption,
+    DetachOption,
+    ModelOption,
+    TargetOption,
+)
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.types import CircuitInfo, Node, NodeKind
+
+
+def discover(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    target: TargetOption,
+    against: AgainstOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    out: Annotated[
+        Path | None, typer.Option(help="Write circuit.html and circuit.json into this folder.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="At most this many neurons; unset 512.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+    top: Annotated[int, typer.Option(help="Neurons to print.")] = 15,
+    detach: DetachOption = False,
+) -> None:
+    """Find the circuit behind a next-token choice: which neurons push for it, and through which others.
+
+    \b
+    Example:
+      trephine discover "When Mary and John went to the store, John gave a drink to" \\
+          --target " Mary" --against " John" --out out/circuit
+    """
+    given = invocation(context)
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        started = loaded.start_discover(
+            prompt, target=target, against=against, max_feature_nodes=nodes, seed=seed
+        )
+        circuit = given.complete(trephine, started, "discover", detach=detach)
+        show_circuit(given.output, circuit, top)
+        if out is not None:
+            for path in circuit.save(out):
+                given.output.note(f"wrote {path}")
+
+
+def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
+    """Print a circuit with its strongest neurons."""
+    if output.json:
+        output.document(circuit.to_json())
+        return
+    output.facts(circuit_facts(circuit.info))
+    for caveat in circuit.info.caveats:
+        output.line(f"note: {caveat}")
+    features = circuit.nodes(kind=NodeKind.FEATURE)[:top]
+    output.line()
+    output.table(
+        ("NEURON", "POSITION", "INFLUENCE", "EFFECT", "ACTIVATION", "PROMOTES"), map(node_row, features)
+    )
+
+
+def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
+    """A circuit's figures, for people."""
+    against = f" against {info.against.display!r}" if info.against else ""
+    facts = [
+        ("circuit", info.name),
+        ("prompt", repr(info.prompt)),
+        ("target", f"{info.target.display!r}{against}: {info.baseline:+.3f} logits"),
+        ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({info.edge_rule})"),
+        ("inside", f"{info.selected_share:.1%} of all influence; {info.error_share:.1%} through errors"),
+        ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
+    ]
+    if info.quality is not None:
+        facts.insert(4, ("estimates", quality_text(info)))
+    return facts
+
+
+def quality_text(info: CircuitInfo) -> str:
+    """How far the shown effects can be trusted, in a line."""
+    if info.quality is None:
+        return "not measured"
+    slope, rank = info.quality.slope, info.quality.spearman
+    return (
+        f"against {info.quality.nodes} real ablations: slope {slope.value:.2f}"
+        f"{_interval(slope.low, slope.high)}, rank correlation {rank.value:.2f}"
+        f"{_interval(rank.low, rank.high)}"
+    )
+
+
+def node_row(node: Node) -> tuple[str, ...]:
+    """A node as a row of a table."""
+    return (
+        str(node.feature),
+        str(node.position),
+        f"{node.influence:.4f}",
+        f"{node.effect:+.3f}",
+        f"{node.activation:+.3f}",
+        " ".join(repr(token) for token in node.promotes[:4]),
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"

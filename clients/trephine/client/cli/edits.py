@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.ablate import show_ablation
+from trephine.client.cli.arguments import DEFAULT_MODEL, FeatureOption, ModelOption, ablations
+from trephine.client.cli.invocation import Invocation, invocation
+from trephine.client.cli.output import Output
+from trephine.client.decoding import message_json
+from trephine.client.errors import InvalidRequestError
+from trephine.client.selection import EditDraft
+from trephine.client.trephine import Trephine
+from trephine.client.types import CurvePoint, Edit, Intervention
+from trephine.v1 import edit_service_pb2
+
+app = typer.Typer(no_args_is_help=True, help="Store, list and forget edits.")
+
+__all__ = ["app", "curve_rows", "show_ablation"]
+
+NameArgument = Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")]
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Lower case letters, digits and dashes.")],
+    features: FeatureOption = None,
+    circuit: Annotated[
+        str | None, typer.Option(help="Take the smallest set of neurons of this circuit that could ship.")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Multiply instead of removing.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    reason: Annotated[str | None, typer.Option(help="Why it exists.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who made it; unset: you.")] = None,
+) -> None:
+    """Store an edit: neurons to remove (or scale) everywhere, under a name.
+
+    \b
+    Examples:
+      trephine edits create no-mary --circuit circuits/3f9c
+      trephine edits create quiet --feature 20:345 --feature 25:1027 --scale 0.5
+    """
+    given = invocation(context)
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        interventions = _interventions(given, trephine, features, circuit, scale)
+        edit = trephine.edits.create(
+            name,
+            interventions,
+            model=None if isinstance(interventions, EditDraft) else loaded.name,
+            reason=reason,
+            author=author,
+        )
+    show_edit(given.output, edit)
+
+
+@app.command("list")
+def list_edits(context: typer.Context) -> None:
+    """List stored edits, newest first."""
+    given = invocation(context)
+    with given.connect() as trephine:
+        edits = trephine.edits.list()
+    if given.output.json:
+        messages = [edit.message for edit in edits]
+        given.output.document(message_json(edit_service_pb2.ListEditsResponse(edits=messages)))  # type: ignore[arg-type]
+        return
+    rows = [
+        (one.name, one.create_time, one.made_for.model, str(len(one.interventions)), one.reason)
+        for one in edits
+    ]
+    given.output.table(("NAME", "CREATED", "MODEL", "CHANGES", "REASON"), rows)
+
+
+@app.command()
+def show(context: typer.Context, name: NameArgument) -> None:
+    """Print an edit."""
+    given = invocation(context)
+    with given.connect() as trephine:
+        show_edit(given.output, trephine.edits.get(name))
+
+
+@app.command()
+def delete(context: typer.Context, name: NameArgument) -> None:
+    """Forget an edit. Folders exported from it stay."""
+    given = invocation(context)
+    with given.connect() as trephine:
+        trephine.edits.delete(name)
+    given.output.note(f"deleted {name}")
+
+
+def show_edit(output: Output, edit: Edit) -> None:
+    """Print an edit with its changes."""
+    if output.json:
+        output.document(edit.to_json())
+        return
+    output.facts(
+        [
+            ("edit", f"{edit.name}, version {edit.version}"),
+            ("digest", edit.content_hash),
+            ("made for", f"{edit.made_for.model}, weights {edit.made_for.weight_hash}"),
+            ("reason", edit.reason),
+            ("author", f"{edit.author}, {edit.create_time}"),
+            ("evidence", ", ".join(edit.evidence)),
+        ]
+    )
+    output.table(("TARGET", "CHANGE", "LABEL"), [_row(one) for one in edit.interventions])
+
+
+def curve_rows(curve: Sequence[CurvePoint], chosen: int) -> list[tuple[str, ...]]:
+    """An effect-against-damage curve as rows of a table; the chosen one is marked."""
+    return [
+        (
+            f"{point.count}{' <' if point.count == chosen else ''}",
+            f"{point.value:+.3f}",
+            f"{point.drop:.1%}",
+            f"{point.retain_kl:.4f}",
+            f"{point.retain_kl_after_first:.4f}",
+        )
+        for point in curve
+    ]
+
+
+def _interventions(
+    given: Invocation,
+    trephine: Trephine,
+    features: list[str] | None,
+    circuit: str | None,
+    scale: float | None,
+) -> EditDraft | list[Intervention]:
+    if bool(features) == bool(circuit):
+        raise InvalidRequestError("say what to change: --feature LAYER:INDEX or --circuit NAME", field="feature")
+    if circuit is None:
+        return ablations(features, scale)
+    started = trephine.circuits.get(circuit).start_shippable()
+    selection = given.complete(trephine, started, "propose")
+    given.output.note(selection.why)
+    return selection.ablate() if scale is None else selection.scale(scale)
+
+
+def _row(one: Intervention) -> tuple[str, ...]:
+    value = "" if one.change.value is None else f" {one.change.value}"
+    return str(one.target), f"{one.change.kind}{value}", one.label

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.exit_codes import INTERNAL, PASS
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.cli.progress import ProgressView
+from trephine.client.downloads import require_absent
+from trephine.client.edits import export_id_for
+from trephine.client.types import Certificate, Export
+from trephine.client.verification import verify_folder
+
+
+def export(
+    context: typer.Context,
+    edit: Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Compile from this model; unset: the edit's own.")
+    ] = None,
+    keep_rejected: Annotated[
+        bool, typer.Option(help="Keep a folder that misses a gate on the server, as NAME.rejected.")
+    ] = False,
+    detach: DetachOption = False,
+) -> None:
+    """Write an edit into the weights, certify the result in a clean process, and bring it here.
+
+    The folder is a plain checkpoint that any stock tool loads, with certificate.json beside it.
+
+    \b
+    Example:
+      trephine export no-mary --out out/edited
+    """
+    given = invocation(context)
+    require_absent(out)
+    with given.connect() as trephine:
+        stored = trephine.edits.get(edit)
+        own = stored.made_for.model.removeprefix("models/")
+        loaded = given.load(trephine, model or own)
+        started = trephine.exports.start(
+            stored, export_id_for(out, stored), model=loaded.name, keep_rejected=keep_rejected
+        ) if detach else None
+        if started is not None:
+            given.complete(trephine, started, "export", detach=True)
+        with ProgressView(given.output, f"export {stored.name}") as view:
+            made = trephine.export(
+                stored,
+                out,
+                model=loaded.name,
+                keep_rejected=keep_rejected,
+                on_progress=view.show,
+                on_bytes=view.bytes,
+            )
+    show_export(given.output, made, out)
+
+
+def verify(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
+) -> None:
+    """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
+
+    \b
+    Example:
+      trephine verify out/edited
+    """
+    output = invocation(context).output
+    outcome = verify_folder(folder)
+    if output.json:
+        output.document(outcome.model_dump_json(indent=2))
+    else:
+        for problem in outcome.problems:
+            output.line(f"PROBLEM {problem}")
+        state = "verified" if outcome.passed else "NOT VERIFIED"
+        output.line(f"{folder}: {state}, {outcome.files} files")
+    raise typer.Exit(PASS if outcome.passed else INTERNAL)
+
+
+def show_export(output: Output, made: Export, folder: Path) -> None:
+    """Print a certificate's figures."""
+    if output.json:
+        output.document(made.to_json())
+        return
+    certificate = made.certificate
+    output.facts(
+        [
+            ("folder", str(folder)),
+            ("export", f"{made.name}, {len(made.files)} files, {'signed' if made.signed else 'not signed'}"),
+            ("dtype", certificate.dtype),
+            ("measured on", f"{certificate.n_tokens} tokens of {certificate.text}"),
+            ("tensors", f"{len(certificate.changed_tensors)} changed, "
+             f"{certificate.untouched_tensors_verified} verified untouched"),
+        ]
+    )
+    output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
+    for path in (folder / "certificate.json",):
+        output.note(f"certificate in {path}; check it any time with: trephine verify {folder}")
+
+
+def gate_rows(certificate: Certificate) -> list[tuple[str, ...]]:
+    """A certificate's gates as rows of a table."""
+    return [
+        (
+            result.gate.name,
+            f"{result.measured:.3g}",
+            f"{result.gate.limit:.3g}",
+            result.gate.unit,
+            "yes" if result.passed else "NO",
+        )
+        for result in certificate.gates
+    ]

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_change
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.decoding import message_json
+from trephine.client.generation import GenerationStream
+from trephine.client.terminal import printable_lines
+from trephine.v1 import generation_service_pb2
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(help="Change a neuron: 12:345=8, 12:345+=8, 12:345*0.5, or 12:345 to ablate it."),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    max_new_tokens: Annotated[int, typer.Option(help="At most this many.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+) -> None:
+    """Continue a text; with --steer twice in one batch, plain and changed side by side.
+
+    \b
+    Examples:
+      trephine generate "The capital of France is"
+      trephine generate "Once upon a time" --steer 28:1300+=12
+    """
+    given = invocation(context)
+    changes = [read_change(text) for text in steer or ()]
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        if changes:
+            with loaded.side_by_side(prompt, changes, **options) as stream:
+                _show_pair(given.output, stream)
+        else:
+            with loaded.generate(prompt, **options) as stream:  # type: ignore[arg-type]
+                _show_one(given.output, stream)
+
+
+def _show_one(output: Output, stream: GenerationStream) -> None:
+    if output.json:
+        _show_json(output, stream)
+        return
+    for event in stream:
+        output.piece(printable_lines(event.text))
+    output.line()
+
+
+def _show_pair(output: Output, stream: GenerationStream) -> None:
+    if output.json:
+        _show_json(output, stream)
+    elif output.terminal:
+        texts = ["", ""]
+        with Live(_pair(texts), refresh_per_second=12) as live:
+            for event in stream:
+                texts[event.row] += event.text
+                live.update(_pair(texts))
+    else:
+        for name, completion in zip(("plain", "changed"), stream.result().completions, strict=True):
+            output.line(f"{name}: {printable_lines(completion.text)}")
+
+
+def _show_json(output: Output, stream: GenerationStream) -> None:
+    """One response of the stream a line, as it comes."""
+    for event in stream:
+        response = generation_service_pb2.GenerateResponse(token=event.message)  # type: ignore[arg-type]
+        output.document(message_json(response, one_line=True))
+    last = generation_service_pb2.GenerateResponse(finished=stream.result().message)  # type: ignore[arg-type]
+    output.document(message_json(last, one_line=True))
+
+
+def _pair(texts: list[str]) -> Table:
+    table = Table(expand=True)
+    table.add_column("plain", ratio=1)
+    table.add_column("changed", ratio=1)
+    table.add_row(*(Text(printable_lines(text)) for text in texts))
+    return table

@@ -1,0 +1,89 @@
+"""What every command is given: the global options, a connection, and how long work is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from trephine.client.cli.exit_codes import INTERRUPTED
+from trephine.client.cli.output import Output
+from trephine.client.cli.progress import ProgressView
+from trephine.client.connection import connect
+from trephine.client.errors import CancelledByCallerError, LocalFileError
+from trephine.client.model import Model
+from trephine.client.operations import Operation
+from trephine.client.trephine import Trephine
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """The options before the command."""
+
+    server: str | None
+    token_file: Path | None
+    root_certificates: Path | None
+    state: Path | None
+    output: Output
+
+    def connect(self) -> Trephine:
+        """Open a connection as the options say."""
+        return connect(
+            self.server, token=self._token(), state=self.state, root_certificates=self.root_certificates
+        )
+
+    def load(
+        self, trephine: Trephine, model: str, *, dtype: str | None = None, name: str | None = None
+    ) -> Model:
+        """The model, loaded if it is not yet; progress on stderr."""
+        with ProgressView(self.output, f"load {model}") as view:
+            return trephine.load_model(model, dtype=dtype, name=name, on_progress=view.show)
+
+    def complete(
+        self, trephine: Trephine, operation: Operation[ResultT], what: str, *, detach: bool = False
+    ) -> ResultT:
+        """Wait for an operation. Ctrl-C cancels it, a second one leaves at once.
+
+        Raises:
+            typer.Exit: With `detach`, after its name was printed; after Ctrl-C.
+        """
+        if detach:
+            trephine.detach()
+            self.output.document(operation.to_json() if self.output.json else operation.name)
+            raise typer.Exit(0)
+        try:
+            with ProgressView(self.output, what) as view:
+                return operation.result(on_progress=view.show)
+        except KeyboardInterrupt:
+            self._cancel(operation)
+            raise typer.Exit(INTERRUPTED) from None
+
+    def _cancel(self, operation: Operation[ResultT]) -> None:
+        self.output.note(f"cancelling {operation.name}; press Ctrl-C again to leave at once")
+        try:
+            operation.cancel()
+            operation.result()
+        except CancelledByCallerError:
+            self.output.note(f"cancelled {operation.name}")
+        except KeyboardInterrupt:
+            self.output.note(f"left {operation.name}; it was asked to stop")
+
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            return None
+        try:
+            return self.token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as failure:
+            raise LocalFileError(f"cannot read the token file {self.token_file}: {failure}") from failure
+
+
+def invocation(context: typer.Context) -> Invocation:
+    """The global options of a command's context."""
+    found = context.obj
+    if not isinstance(found, Invocation):
+        raise TypeError("the command was called without the main program")
+    return found

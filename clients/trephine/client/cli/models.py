@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.service import run_service
+from trephine.client.decoding import message_json
+from trephine.client.types import Capabilities, ModelInfo
+from trephine.v1 import model_service_pb2
+
+app = typer.Typer(no_args_is_help=True, help="Fetch, load and describe models.")
+
+NameArgument = Annotated[str, typer.Argument(help="A name (smollm2) or a folder (./my-model).")]
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="Which model.")] = DEFAULT_MODEL) -> None:
+    """Download a model once and convert it into the cache folder.
+
+    \b
+    Example:
+      trephine models fetch smollm2
+    """
+    raise typer.Exit(run_service("fetch", name))
+
+
+@app.command()
+def load(
+    context: typer.Context,
+    name: NameArgument = DEFAULT_MODEL,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float64.")] = None,
+    alias: Annotated[str | None, typer.Option("--as", help="Name to serve it under.")] = None,
+    detach: DetachOption = False,
+) -> None:
+    """Load a model. It stays loaded as long as the server runs; see `trephine serve`.
+
+    \b
+    Example:
+      trephine models load smollm2 --dtype bfloat16 --as smollm2-bf16
+    """
+    given = invocation(context)
+    with given.connect() as trephine:
+        started = trephine.start_load(name, dtype=dtype, name=alias)
+        model = given.complete(trephine, started, f"load {name}", detach=detach)
+        if given.output.json:
+            given.output.document(model.to_json())
+        else:
+            given.output.facts(facts_of(model.info))
+
+
+@app.command("list")
+def list_models(context: typer.Context) -> None:
+    """List the models in the server's model roots, loaded or not."""
+    given = invocation(context)
+    with given.connect() as trephine:
+        models = trephine.models.list()
+    if given.output.json:
+        messages = [model.message for model in models]
+        given.output.document(message_json(model_service_pb2.ListModelsResponse(models=messages)))  # type: ignore[arg-type]
+        return
+    rows = [(_short(model.name), model.state.value, model.architecture, model.dtype) for model in models]
+    given.output.table(("NAME", "STATE", "ARCHITECTURE", "DTYPE"), rows)
+
+
+@app.command()
+def describe(context: typer.Context, name: NameArgument = DEFAULT_MODEL) -> None:
+    """Load a model if need be, and say what it is and what can be done with it."""
+    given = invocation(context)
+    with given.connect() as trephine:
+        found = given.load(trephine, name).capabilities()
+    if given.output.json:
+        given.output.document(found.to_json())
+        return
+    given.output.facts([*facts_of(found.model), *_limits(found)])
+    rows = [(one.name, "yes" if one.available else "no", one.note) for one in found.capabilities]
+    given.output.table(("CAPABILITY", "WORKS", "NOTE"), rows)
+
+
+def facts_of(info: ModelInfo) -> list[tuple[str, str]]:
+    """A model's figures, for people."""
+    return [
+        ("model", _short(info.name)),
+        ("architecture", info.architecture),
+        ("weights", info.weight_hash),
+        ("dtype, device", f"{info.dtype}, {info.device}"),
+        ("layers", str(info.n_layers)),
+        ("heads", f"{info.n_heads} ({info.n_kv_heads} key-value)"),
+        ("d_model, d_mlp", f"{info.d_model}, {info.d_mlp}"),
+        ("vocabulary", str(info.d_vocab)),
+        ("context", f"{info.context_length} tokens"),
+        ("parameters", f"{info.n_parameters:,} in {info.memory_bytes / 1e6:,.0f} MB"),
+    ]
+
+
+def _limits(found: Capabilities) -> list[tuple[str, str]]:
+    return [
+        ("longest prompt", f"{found.max_prompt_tokens} tokens, continuation included"),
+        ("rows of one call", str(found.max_rows)),
+    ]
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("models/")

@@ -1,0 +1,64 @@
+"""Commands that need the service's own code run it as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from trephine.client.cli.invocation import invocation
+from trephine.client.server_process import default_state, require_service
+
+
+def run_service(*arguments: str) -> int:
+    """Run a command of the service and return its exit status."""
+    require_service()
+    return subprocess.run([sys.executable, "-m", "trephine.server", *arguments], check=False).returncode
+
+
+def become_service(*arguments: str) -> NoReturn:
+    """Turn this process into the service, so that signals reach it as they should."""
+    require_service()
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "trephine.server", *arguments])  # noqa: S606
+
+
+def serve(
+    context: typer.Context,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT on loopback. Unset: a Unix socket of the state folder.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="0600 file with the bearer token that --listen needs.")
+    ] = None,
+    model_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose models may be loaded. May be repeated.")
+    ] = None,
+    export_root: Annotated[
+        Path | None, typer.Option(help="Folder that exports are published into.")
+    ] = None,
+) -> None:
+    """Run a server until it is stopped. Commands of the same state folder then share it.
+
+    \b
+    Examples:
+      trephine serve
+      trephine serve --listen 127.0.0.1:7400 --token-file token --model-root ~/models
+    """
+    state = invocation(context).state or default_state()
+    arguments = ["serve", "--state", str(state.absolute())]
+    arguments += ["--listen", listen] if listen else []
+    arguments += ["--token-file", str(token_file.absolute())] if token_file else []
+    for root in model_root or ():
+        arguments += ["--model-root", str(root.expanduser().absolute())]
+    arguments += ["--export-root", str(export_root.absolute())] if export_root else []
+    become_service(*arguments)
+
+
+def doctor() -> None:
+    """Check this machine: dependencies, memory, disk, the cached model."""
+    raise typer.Exit(run_service("doctor"))

@@ -1,0 +1,184 @@
+"""Stored edits, their plans, and the folders exported from them."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from trephine.client import requests
+from trephine.client.decoding import decode
+from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.errors import (
+    CheckpointUnverifiedError,
+    InvalidRequestError,
+    ServerUnreachableError,
+)
+from trephine.client.operations import Operation
+from trephine.client.paging import pages
+from trephine.client.selection import EditDraft
+from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
+from trephine.client.wire import Wire
+from trephine.v1 import edit_service_pb2
+
+DOWNLOAD_ATTEMPTS = 4
+
+
+class Edits:
+    """Named, versioned, revertible interventions."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def create(
+        self,
+        name: str,
+        interventions: EditDraft | Sequence[Intervention],
+        *,
+        model: str | None = None,
+        reason: str | None = None,
+        author: str | None = None,
+        evidence: Sequence[str] | None = None,
+        request_id: str | None = None,
+    ) -> Edit:
+        """Store an edit.
+
+        Args:
+            name: Lower case letters, digits and dashes.
+            interventions: At least one; a draft also brings model, reason and evidence.
+            model: The model that it is for; needed unless a draft brings it.
+            reason: Why it exists.
+            author: Who made it; unset: the name of the user who runs this.
+            evidence: Names of circuits and audits.
+            request_id: The same id again returns the same edit.
+        """
+        draft = interventions if isinstance(interventions, EditDraft) else None
+        chosen = model or (draft.model if draft else "")
+        if not chosen:
+            raise InvalidRequestError("say which model the edit is for: model='smollm2'", field="model")
+        request = requests.create_edit(
+            name,
+            chosen,
+            interventions,
+            request_id,
+            reason=reason if reason is not None else (draft.reason if draft else ""),
+            author=author if author is not None else current_user(),
+            evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
+        )
+        return decode(Edit, self._wire.call(self._wire.edits.CreateEdit, request))
+
+    def get(self, name: str) -> Edit:
+        """One edit by name."""
+        request = edit_service_pb2.GetEditRequest(name=requests.resource("edits", name))
+        return decode(Edit, self._wire.call(self._wire.edits.GetEdit, request))
+
+    def list(self) -> tuple[Edit, ...]:
+        """All edits, newest first."""
+        request = edit_service_pb2.ListEditsRequest(page_size=500)
+        found = pages(self._wire, self._wire.edits.ListEdits, request)
+        return tuple(decode(Edit, edit) for page in found for edit in page.edits)
+
+    def delete(self, name: str) -> None:
+        """Forget an edit. What was exported from it stays."""
+        request = edit_service_pb2.DeleteEditRequest(name=requests.resource("edits", name))
+        self._wire.call(self._wire.edits.DeleteEdit, request)
+
+    def plan(self, edit: Edit | str, *, model: str | None = None) -> ExportPlan:
+        """What an export would write and must measure, before anything is written."""
+        request = edit_service_pb2.PlanExportRequest(
+            edit=requests.edit_name(edit), model=requests.resource("models", model) if model else None
+        )
+        return decode(ExportPlan, self._wire.call(self._wire.edits.PlanExport, request))
+
+
+class Exports:
+    """Published folders on the server, and the way home."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def get(self, name: str) -> Export:
+        """One export by name."""
+        request = edit_service_pb2.GetExportRequest(name=requests.resource("exports", name))
+        return decode(Export, self._wire.call(self._wire.edits.GetExport, request))
+
+    def verify(self, name: str) -> VerifiedExport:
+        """Check the folder where it was published."""
+        request = edit_service_pb2.VerifyExportRequest(name=requests.resource("exports", name))
+        return decode(VerifiedExport, self._wire.call(self._wire.edits.VerifyExport, request))
+
+    def start(
+        self,
+        edit: Edit | str,
+        export_id: str,
+        *,
+        model: str | None = None,
+        keep_rejected: bool = False,
+        request_id: str | None = None,
+    ) -> Operation[Export]:
+        """Start compiling, certifying and publishing on the server."""
+        request = requests.export(edit, export_id, model, keep_rejected, request_id)
+        message = self._wire.call(self._wire.edits.ExportCheckpoint, request)
+        return Operation(self._wire, message, lambda result: decode(Export, result))
+
+    def download(self, export: Export, folder: str | Path, *, on_bytes: OnBytes | None = None) -> Path:
+        """Fetch every file into a temporary sibling of `folder`, check it, and rename once.
+
+        Raises:
+            CheckpointUnverifiedError: If its certificate does not pass.
+            ExportTargetExistsError: If the folder exists.
+            HashMismatchError: If the bytes are not the announced ones; nothing is kept.
+        """
+        require_certified(export)
+        total, received = sum(file.size for file in export.files), 0
+        with IncomingFolder(Path(folder)) as incoming:
+            for file in export.files:
+                self._fetch(export, file, incoming)
+                received += file.size
+                if on_bytes is not None:
+                    on_bytes(received, total)
+            return incoming.publish()
+
+    def _fetch(self, export: Export, file: ExportedFile, incoming: IncomingFolder) -> None:
+        target = incoming.file(file)
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            request = edit_service_pb2.ReadExportFileRequest(
+                name=export.name, path=file.path, offset=target.size
+            )
+            try:
+                for piece in self._wire.stream(self._wire.edits.ReadExportFile, request):
+                    target.write(piece.data)
+                break
+            except ServerUnreachableError:
+                if attempt == DOWNLOAD_ATTEMPTS:
+                    raise
+        target.finish()
+
+
+def require_certified(export: Export) -> None:
+    """Refuse an export whose gates do not all hold.
+
+    Raises:
+        CheckpointUnverifiedError: If its certificate does not pass.
+    """
+    if not export.certificate.passed:
+        missed = ", ".join(result.gate.name for result in export.certificate.gates if not result.passed)
+        raise CheckpointUnverifiedError(f"{export.name} missed its gates ({missed}); nothing was downloaded")
+
+
+def export_id_for(folder: str | Path, edit: Edit) -> str:
+    """A name on the server for a folder here: what the folder is called, and the edit's digest.
+
+    The same edit into the same folder finds the same export again, so that nothing is compiled twice.
+    """
+    slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
+    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}"
+
+
+def current_user() -> str:
+    """Who runs this, for the record of an edit."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"  # a container without a passwd entry

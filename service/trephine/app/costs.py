@@ -1,0 +1,113 @@
+"""What a command is predicted to cost an engine, before any work and without a tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from trephine.domain.ablation import MeasureAblation
+from trephine.domain.activations import RankActivity, ReadActivations
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.commands import Command
+from trephine.domain.edits import ProposeEdit
+from trephine.domain.exports import CompileExport
+from trephine.domain.generation import Generate, Score
+from trephine.domain.models import ModelInfo
+
+_BYTES_PER_TOKEN = 3
+"""English text has about four bytes a token; a smaller figure errs on the side of more cost."""
+
+_RETAIN_TOKENS = 2048
+"""The retain text with some room."""
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """A prediction. No tokens means cheap: such a command never waits."""
+
+    tokens: int
+    """Tokens that pass through the model, over all rows."""
+    memory_bytes: int
+    """Beyond the loaded model, at the peak."""
+
+
+CHEAP = Cost(tokens=0, memory_bytes=0)
+
+
+@singledispatch
+def predict(command: Command[Any, Any], info: ModelInfo) -> Cost:
+    """Predict what a command costs on a model; commands that run no forward pass are cheap."""
+    return CHEAP
+
+
+@predict.register
+def _(command: Generate, info: ModelInfo) -> Cost:
+    return _rows([tokens_of(row.prompt) + command.max_new_tokens for row in command.rows], info)
+
+
+@predict.register
+def _(command: Score, info: ModelInfo) -> Cost:
+    rows = [tokens_of(row.prompt) + tokens_of(row.continuation) for row in command.rows]
+    return _rows([length for length in rows for _ in range(2)], info)
+
+
+@predict.register
+def _(command: MeasureAblation, info: ModelInfo) -> Cost:
+    sets = command.controls.sets if command.controls else 0
+    prompt = tokens_of(command.prompt)
+    return Cost(
+        tokens=prompt * (sets + 3) + 2 * _RETAIN_TOKENS, memory_bytes=_forward_bytes(prompt, 16, info)
+    )
+
+
+@predict.register
+def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
+    prompt = tokens_of(command.prompt)
+    operators = prompt * info.n_layers * (2 * info.d_mlp + 4 * info.d_model) * _FLOAT
+    adjoints = command.max_feature_nodes * prompt * info.d_model * _FLOAT
+    forward = _forward_bytes(prompt, 1, info)
+    return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=operators + adjoints + forward)
+
+
+@predict.register
+def _(command: ProposeEdit, info: ModelInfo) -> Cost:
+    prompt = tokens_of(command.prompt)
+    retain = _RETAIN_TOKENS if command.retain_text is None else tokens_of(command.retain_text)
+    tokens = command.max_features * (prompt + retain)
+    return Cost(tokens=tokens, memory_bytes=_forward_bytes(min(retain, 512), 2, info))
+
+
+@predict.register
+def _(command: CompileExport, info: ModelInfo) -> Cost:
+    return Cost(tokens=_RETAIN_TOKENS, memory_bytes=2 * info.memory_bytes)
+
+
+@predict.register
+def _(command: ReadActivations, info: ModelInfo) -> Cost:
+    return _rows([tokens_of(command.text)], info)
+
+
+@predict.register
+def _(command: RankActivity, info: ModelInfo) -> Cost:
+    return _rows([tokens_of(command.text)], info)
+
+
+def tokens_of(text: str) -> int:
+    """Guess how many tokens a text has, rather too many than too few; at least one."""
+    return max(1, -(-len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN))
+
+
+def _rows(lengths: list[int], info: ModelInfo) -> Cost:
+    longest = min(max(lengths), info.context_length)
+    return Cost(tokens=sum(lengths), memory_bytes=_forward_bytes(longest, len(lengths), info))
+
+
+def _forward_bytes(length: int, rows: int, info: ModelInfo) -> int:
+    """One padded batch: logits, the keys and values, and one block's activations."""
+    logits = info.d_vocab
+    cache = 2 * info.n_layers * info.d_model
+    block = 4 * info.d_model + 3 * info.d_mlp + info.n_heads * length
+    return rows * length * (logits + cache + block) * _FLOAT

@@ -1,0 +1,123 @@
+"""The smallest graph that carries a share of the influence.
+
+After Ameisen et al. 2025 (Circuit Tracing, appendix on graph pruning) as in circuit-tracer's
+`prune_graph`: nodes first, then edges of the pruned graph, then dangling nodes to a fixpoint. Works on
+the sparse edges; no N x N matrix is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trephine.domain.arrays import Array
+from trephine.domain.circuits import Circuit, NodeKind, PrunedNodes
+from trephine.domain.errors import CorruptRecordError, InvalidRequestError
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def numbers(array: Array) -> NDArray[Any]:
+    """View an array's bytes as numpy, without copying; read-only."""
+    return np.frombuffer(array.data, dtype=np.dtype(array.dtype).newbyteorder("<")).reshape(array.shape)
+
+
+def prune(circuit: Circuit, *, node_threshold: float, edge_threshold: float) -> PrunedNodes:
+    """Keep the fewest nodes and edges that reach these cumulative shares of the influence.
+
+    Tokens and logits are always kept. A feature needs an edge in and an edge out, an error an edge out.
+
+    Raises:
+        InvalidRequestError: If a threshold is outside (0, 1].
+    """
+    for field, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not 0 < value <= 1:
+            raise InvalidRequestError(f"{field} must be in (0, 1], got {value}", field=field)
+    graph = _Graph(circuit)
+    influence = graph.influence(np.ones(len(graph.weight), dtype=np.bool_))
+    nodes = graph.ends | (influence >= _threshold(influence, node_threshold))
+    inside = nodes[graph.source] & nodes[graph.target]
+    scores = graph.edge_influence(inside)
+    edges = inside & (scores >= _threshold(scores, edge_threshold))
+    nodes, edges = graph.without_dangling(nodes, edges)
+    return PrunedNodes(
+        nodes=tuple(int(index) for index in np.flatnonzero(nodes)),
+        edges=tuple(int(index) for index in np.flatnonzero(edges)),
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+    )
+
+
+class _Graph:
+    """A circuit's edges as vectors, and which nodes are of which kind."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.size = len(circuit.nodes)
+        self.source: Indices = numbers(circuit.edges.source).astype(np.int64)
+        self.target: Indices = numbers(circuit.edges.target).astype(np.int64)
+        self.weight: Floats = np.abs(numbers(circuit.edges.weight).astype(np.float64))
+        kinds = np.array([node.kind.value for node in circuit.nodes])
+        logits: Mask = kinds == NodeKind.LOGIT.value
+        self.feature: Mask = kinds == NodeKind.FEATURE.value
+        self.ends: Mask = logits | (kinds == NodeKind.TOKEN.value)
+        self.start = _logit_weights(circuit, logits)
+
+    def influence(self, kept: Mask) -> Floats:
+        """Share of path mass that each node sends to the logits, over kept edges only `(n_nodes,)`."""
+        shares = self._shares(kept)
+        total = np.zeros(self.size)
+        current = self.start
+        for _ in range(self.size + 1):
+            current = np.bincount(self.source, weights=current[self.target] * shares, minlength=self.size)
+            if not current.any():
+                return total
+            total += current
+        raise CorruptRecordError("the circuit's edges form a cycle; discover it again")
+
+    def edge_influence(self, kept: Mask) -> Floats:
+        """Share of path mass that runs through each edge `(n_edges,)`; 0 for edges not kept."""
+        through = self.influence(kept) + self.start
+        scores: Floats = self._shares(kept) * through[self.target]
+        return scores
+
+    def without_dangling(self, nodes: Mask, edges: Mask) -> tuple[Mask, Mask]:
+        """Drop what has lost its edges, until nothing more has."""
+        while True:
+            has_out, has_in = np.zeros(self.size, np.bool_), np.zeros(self.size, np.bool_)
+            has_out[self.source[edges]] = True
+            has_in[self.target[edges]] = True
+            left = nodes & (self.ends | (has_out & (has_in | ~self.feature)))
+            if np.array_equal(left, nodes):
+                return nodes, edges
+            nodes = left
+            edges = edges & nodes[self.source] & nodes[self.target]
+
+    def _shares(self, kept: Mask) -> Floats:
+        """Each edge's share of what enters its target over kept edges."""
+        weight = np.where(kept, self.weight, 0.0)
+        entering = np.bincount(self.target, weights=weight, minlength=self.size)
+        shares: Floats = weight / np.maximum(entering[self.target], 1e-10)
+        return shares
+
+
+def _logit_weights(circuit: Circuit, logits: Mask) -> Floats:
+    """Where the path mass starts: logits by their probability, or evenly where none is given."""
+    weights = np.where(logits, np.abs([node.activation for node in circuit.nodes]), 0.0)
+    if not weights.any():
+        weights = logits.astype(np.float64)
+    total = weights.sum()
+    return weights / total if total else weights
+
+
+def _threshold(scores: Floats, share: float) -> float:
+    """The smallest score that is needed to reach a share of the sum, largest scores first."""
+    total = scores.sum()
+    if not total:
+        return 0.0
+    ordered = np.sort(scores)[::-1]
+    place = int(np.searchsorted(np.cumsum(ordered) / total, share))
+    return float(ordered[min(place, len(ordered) - 1)])

@@ -1,0 +1,114 @@
+"""From expanded rows to the nodes and edges of a circuit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trephine.domain.circuits import Edges, Rows
+from trephine.engine.expansion import Expansion
+from trephine.engine.influence import LOGIT, Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOrder:
+    """Which sources are nodes, and their numbers: features by cell, errors, tokens, the logit."""
+
+    features: Tensor
+    """int64 `(n_features,)`, cells, ascending."""
+    errors: Tensor
+    """int64 `(n_errors,)`, `layer * n_pos + position`, ascending."""
+    n_pos: int
+
+    @property
+    def first_error(self) -> int:
+        """Number of the first error node."""
+        return len(self.features)
+
+    @property
+    def first_token(self) -> int:
+        """Number of the first token node."""
+        return self.first_error + len(self.errors)
+
+    @property
+    def logit(self) -> int:
+        """Number of the target."""
+        return self.first_token + self.n_pos
+
+
+def order_nodes(expansion: Expansion) -> NodeOrder:
+    """Number the nodes: every expanded neuron, every error source with influence, every token."""
+    features = torch.tensor(sorted(row.cell for row in expansion.rows if row.cell != LOGIT), dtype=torch.int64)
+    errors = expansion.influence.errors.nonzero().flatten()
+    return NodeOrder(features=features, errors=errors, n_pos=expansion.cells.n_pos)
+
+
+def assemble(expansion: Expansion, order: NodeOrder, *, edge_mass: float, max_edges: int) -> tuple[Edges, Rows]:
+    """Keep each row's largest edges between nodes; everything else goes into its remainder.
+
+    Args:
+        expansion: The rows.
+        order: The nodes.
+        edge_mass: Share of a row's whole absolute mass up to which its largest edges are kept.
+        max_edges: Edges kept per row at most.
+
+    Returns:
+        The edges, sorted by target, and one entry per row, in the same order. Kept edges, bias and
+        remainder of a row sum to its total.
+    """
+    source, target, weight, entries = [], [], [], []
+    for number, row in sorted((_number(row, order), row) for row in expansion.rows):
+        nodes, weights = _node_edges(row, order)
+        kept = _largest(weights, edge_mass * row.mass, max_edges)
+        source.append(nodes[kept])
+        target.append(torch.full((len(kept),), number))
+        weight.append(weights[kept])
+        remainder = row.total - row.bias - float(weights[kept].double().sum())
+        entries.append((number, row.total, row.bias, remainder))
+    columns = np.array(entries, dtype=np.float64).T
+    edges = Edges(source=_int32(source), target=_int32(target), weight=torch.cat(weight).numpy())
+    return edges, Rows(
+        target=columns[0].astype(np.int32),
+        total=columns[1].astype(np.float32),
+        bias=columns[2].astype(np.float32),
+        remainder=columns[3].astype(np.float32),
+    )
+
+
+def _number(row: Row, order: NodeOrder) -> int:
+    if row.cell == LOGIT:
+        return order.logit
+    return int(torch.searchsorted(order.features, row.cell))
+
+
+def _node_edges(row: Row, order: NodeOrder) -> tuple[Tensor, Tensor]:
+    """Return the row's sources that are nodes, by number, and their weights."""
+    place = torch.searchsorted(order.features, row.sources).clamp_max(max(0, len(order.features) - 1))
+    is_node = (
+        order.features[place] == row.sources
+        if len(order.features)
+        else torch.zeros(len(row.sources), dtype=torch.bool)
+    )
+    nodes = torch.cat(
+        [
+            place[is_node],
+            order.first_error + torch.arange(len(order.errors)),
+            order.first_token + torch.arange(order.n_pos),
+        ]
+    )
+    weights = torch.cat([row.weights[is_node], row.errors[order.errors], row.tokens])
+    return nodes[weights != 0], weights[weights != 0]
+
+
+def _largest(weights: Tensor, mass: float, count: int) -> Tensor:
+    """Return the indices of the largest weights, largest first, until `mass` or `count` is reached."""
+    ordered = weights.abs().sort(descending=True, stable=True)
+    needed = int((ordered.values.double().cumsum(0) < mass).sum()) + 1
+    return ordered.indices[: min(needed, count)]
+
+
+def _int32(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).to(torch.int32).numpy()

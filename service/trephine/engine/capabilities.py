@@ -1,0 +1,90 @@
+"""What can be asked of the loaded model, said honestly: what does not work is listed with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import psutil
+import torch
+
+from trephine.domain.models import Capabilities, Capability, DescribeCapabilities
+from trephine.engine.hosted import HostedModel
+from trephine.engine.session import Session
+
+MAX_ROWS = 4096
+"""Rows of one Generate or Score command; they are run in smaller batches."""
+
+_OPERATIONS = (
+    ("ablate", "features, directions, sites"),
+    ("scale", "features, directions, sites"),
+    ("set", "features, directions"),
+    ("clamp", "features, directions"),
+    ("add", "features, directions"),
+    ("add_norm_scaled", "directions"),
+    ("project_out", "directions; of a feature: its decoder out of the MLP's output"),
+    ("mean_ablate", "features, directions, sites"),
+    ("resample", "features, directions, sites"),
+)
+
+
+def describe_capabilities(
+    session: Session, command: DescribeCapabilities
+) -> Generator[None, None, Capabilities]:
+    """List what works for the hosted model, and why the rest does not."""
+    hosted = session.require_model()
+    yield
+    return Capabilities(
+        model=hosted.info,
+        capabilities=tuple(_capabilities(hosted)),
+        max_prompt_tokens=hosted.info.context_length,
+        max_rows=MAX_ROWS,
+        memory_budget_bytes=_free_bytes(hosted),
+    )
+
+
+def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
+    yield Capability(name="generate", available=True)
+    yield Capability(name="score", available=True)
+    yield Capability(name="activations.neurons", available=True)
+    yield Capability(
+        name="chat_template",
+        available=hosted.info.has_chat_template,
+        note="" if hosted.info.has_chat_template else "the tokenizer has no chat template",
+    )
+    yield from _interventions(hosted)
+    yield Capability(name="discover.neurons", available=True, note="edges are estimates where MLPs are gated")
+    yield Capability(
+        name="discover.transcoders", available=False, note="this release loads no trained replacement layers"
+    )
+    yield Capability(
+        name="export.exact",
+        available=True,
+        note="ablate and scale of neurons at every position, written into the down projection",
+    )
+    for tier in ("graft", "ridge", "lora"):
+        yield Capability(name=f"export.{tier}", available=False, note="this release writes exact edits only")
+
+
+def _interventions(hosted: HostedModel) -> Iterator[Capability]:
+    for name, targets in _OPERATIONS:
+        yield Capability(name=f"intervene.{name}", available=True, note=targets)
+    parallel = hosted.architecture.blocks[0].parallel
+    yield Capability(
+        name="intervene.resid_mid",
+        available=not parallel,
+        note="attention and MLP run in parallel: there is no stream between them" if parallel else "",
+    )
+    yield Capability(
+        name="intervene.frozen_patterns",
+        available=True,
+        note="on given texts; in generation only for changes of the prompt",
+    )
+    yield Capability(name="intervene.condition", available=True, note="neurons computed before the write")
+    yield Capability(name="intervene.last_layer", available=False, note="changes travel through all layers")
+    yield Capability(name="intervene.heads", available=False, note="every head sees a change")
+
+
+def _free_bytes(hosted: HostedModel) -> int:
+    if hosted.model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(hosted.model.device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,215 @@
+"""DiscoverCircuit: from a prompt and a next-token choice to a circuit over the model's own neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from time import monotonic
+
+from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
+from trephine.domain.commands import Progress
+from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, UnsupportedOptionError
+from trephine.domain.sites import NEURONS
+from trephine.engine.assembly import NodeOrder, assemble, order_nodes
+from trephine.engine.estimates import Predicted, verify_estimates
+from trephine.engine.expansion import Expansion, expand
+from trephine.engine.hosted import HostedModel
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.nodes import describe_nodes
+from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.readouts import LogitReadout, logit_readout
+from trephine.engine.session import Handler, Session
+from trephine.engine.totals import Totals, sweep_totals
+
+_FEWEST_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A validated request."""
+
+    command: DiscoverCircuit
+    ids: list[int]
+    readout: LogitReadout
+
+
+def discover(session: Session, command: DiscoverCircuit) -> Generator[Progress | None, None, Circuit]:
+    """Find a circuit; one layer of a sweep, or one batch of ablations, per quantum.
+
+    Raises:
+        InvalidRequestError: Of a kind that names the field, for anything that cannot be asked.
+    """
+    return discover_circuit(session.require_model(), command)
+
+
+def discover_circuit(
+    hosted: HostedModel, command: DiscoverCircuit
+) -> Generator[Progress | None, None, Circuit]:
+    """Do the work of `discover` on a hosted model."""
+    started, question = monotonic(), validate(hosted, command)
+    yield Progress(stage="forward", done=0, total=1)
+    meter = MemoryMeter(hosted.architecture.W_U.device)
+    operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
+    yield Progress(stage="forward", done=1, total=1)
+    totals = yield from sweep_totals(operators, question.readout)
+    expansion = yield from expand(
+        operators, question.readout, max_nodes=command.max_feature_nodes, meter=meter
+    )
+    order = order_nodes(expansion)
+    edges, rows = assemble(
+        expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row
+    )
+    meter.sample()
+    nodes = yield from describe_nodes(hosted, question, operators, expansion, order, totals)
+    quality = yield from _verify(hosted, question, expansion, order, totals)
+    meter.sample()
+    readout = question.readout
+    circuit = Circuit(
+        prompt=command.prompt,
+        tokens=hosted.tokens(question.ids),
+        target=hosted.token(readout.target),
+        against=None if readout.against is None else hosted.token(readout.against),
+        replacement=command.replacement,
+        edge_rule="relp_half",
+        nodes=nodes,
+        edges=edges,
+        rows=rows,
+        quality=quality,
+        figures=_figures(question, operators, expansion, order, monotonic() - started, meter.extra_bytes),
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+        caveats=_caveats(hosted, question, operators, expansion, order, quality),
+    )
+    return circuit
+
+
+def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
+    """Check a request against the model and resolve its tokens.
+
+    Raises:
+        UnsupportedOptionError: For a replacement set other than the neurons.
+        LayerOutOfRangeError: For a layer that the model does not have.
+        EmptyPromptError, PromptTooLongError, TargetNotOneTokenError: For the texts.
+        InvalidRequestError: For a prompt of one token, or limits out of their domain.
+    """
+    if command.replacement != NEURONS:
+        raise UnsupportedOptionError(
+            f"replacement set {command.replacement!r} is not loaded; use {NEURONS!r}", field="replacement"
+        )
+    _check_limits(hosted, command)
+    ids = hosted.encode(command.prompt)
+    if len(ids) < _FEWEST_TOKENS:
+        raise InvalidRequestError(
+            "the prompt is one token long: position 0 is an attention sink and explains nothing on its own; "
+            "use at least two tokens",
+            field="prompt",
+        )
+    against = command.target.against
+    readout = logit_readout(
+        hosted,
+        hosted.resolve_target(command.target.token),
+        None if against is None else hosted.resolve_target(against),
+    )
+    return Question(command=command, ids=ids, readout=readout)
+
+
+def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
+    n_layers = hosted.architecture.n_layers
+    if command.layers == ():
+        raise InvalidRequestError("an empty list covers no layer; leave it out to cover all", field="layers")
+    for layer in command.layers or ():
+        if not 0 <= layer < n_layers:
+            raise LayerOutOfRangeError(
+                f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}",
+                field="layers",
+                layer=layer,
+            )
+    if command.max_edges_per_row < 1:
+        raise InvalidRequestError("max_edges_per_row must be at least 1", field="max_edges_per_row")
+    if command.verify_nodes < 0:
+        raise InvalidRequestError(
+            "verify_nodes must not be negative; 0 skips verification", field="verify_nodes"
+        )
+
+
+def _verify(
+    hosted: HostedModel, question: Question, expansion: Expansion, order: NodeOrder, totals: Totals
+) -> Generator[Progress, None, EstimateQuality | None]:
+    if not question.command.verify_nodes:
+        return None
+    columns = [column.tolist() for column in expansion.cells.split(order.features)]
+    effects = totals.neurons.flatten()[order.features].tolist()
+    nodes = [
+        Predicted(layer=layer, position=position, index=index, effect=effect)
+        for layer, position, index, effect in zip(*columns, effects, strict=True)
+    ]
+    command = question.command
+    return (
+        yield from verify_estimates(
+            hosted, question.ids, question.readout, nodes, count=command.verify_nodes, seed=command.seed
+        )
+    )
+
+
+def _figures(
+    question: Question,
+    operators: FrozenOperators,
+    expansion: Expansion,
+    order: NodeOrder,
+    seconds: float,
+    extra_bytes: int,
+) -> CircuitFigures:
+    influence = expansion.influence
+    selected = float(influence.neurons[order.features].sum())
+    return CircuitFigures(
+        baseline=float(question.readout.measure(operators.logits)),
+        selected_share=min(1.0, selected / influence.all_neurons) if influence.all_neurons > 0 else 0.0,
+        error_share=float(influence.errors.sum()),
+        active_features=sum(
+            int(layer.activation.count_nonzero())
+            for layer, covered in zip(operators.layers, operators.covered, strict=True)
+            if covered
+        ),
+        selected_features=len(order.features),
+        seconds=seconds,
+        peak_extra_bytes=extra_bytes,
+    )
+
+
+def _caveats(
+    hosted: HostedModel,
+    question: Question,
+    operators: FrozenOperators,
+    expansion: Expansion,
+    order: NodeOrder,
+    quality: EstimateQuality | None,
+) -> tuple[str, ...]:
+    influence = expansion.influence
+    _, position, _ = expansion.cells.split(order.features)
+    at_start = int((position == 0).sum())
+    selected = float(influence.neurons[order.features].sum())
+    sink_share = float(influence.neurons[order.features[position == 0]].sum()) / selected if selected else 0.0
+    caveats = [
+        f"Position 0 is an attention sink: {at_start} of {len(order.features)} selected neurons and "
+        f"{sink_share:.0%} of their influence are there. Removing them tends to damage the model everywhere.",
+        "Edges and effects follow relp_half: they sum to each activation, with attention patterns and norm "
+        "scales frozen, and are estimates of what an ablation does."
+        + ("" if quality else " They were not measured against ablations here."),
+        "Attention patterns are taken as given: why a head looked where it looked is not explained.",
+        "Promoted and suppressed tokens are the decoder's; where the activation is negative they swap roles.",
+    ]
+    uncovered = [number for number, covered in enumerate(operators.covered) if not covered]
+    if uncovered:
+        caveats.append(
+            f"The MLPs of {len(uncovered)} layers are opaque; {float(influence.errors.sum()):.0%} of the "
+            "influence enters through these error nodes, and no path is followed through them."
+        )
+    if question.readout.softcap is not None:
+        caveats.append("Logits are read before the model's soft cap.")
+    if hosted.info.dtype == "bfloat16":
+        caveats.append("Weights are bfloat16: rows sum to their targets up to the forward pass's rounding.")
+    return tuple(caveats)
+
+
+HANDLERS: dict[type, Handler] = {DiscoverCircuit: discover}
+"""Commands of this module."""

@@ -1,0 +1,165 @@
+"""Sparse rows of the attribution graph, and the influence of every source on the target.
+
+Rows are normalised by their whole absolute mass, so that what is not selected counts as unexplained. The
+graph is a DAG in layer order: influence (Ameisen et al. 2025) is one back-substitution from the top layer
+down over the expanded rows, never a matrix of nodes by nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from trephine.engine.adjoints import Packing
+from trephine.engine.attribution import RowSums
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.readouts import Targets
+
+FLOOR = 5e-5
+"""Neurons below this share of a row's absolute mass are not stored; a row holds at most 1 / FLOOR."""
+LOGIT = -1
+"""The cell of the logit row; neurons are `(layer * n_pos + position) * d_mlp + index`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """Flat addresses of neurons."""
+
+    n_layers: int
+    n_pos: int
+    d_mlp: int
+
+    @property
+    def count(self) -> int:
+        """Number of addresses."""
+        return self.n_layers * self.n_pos * self.d_mlp
+
+    def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return layer, position and index of `cells (n,)`."""
+        return cells // (self.n_pos * self.d_mlp), cells // self.d_mlp % self.n_pos, cells % self.d_mlp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One expanded target; on the CPU."""
+
+    cell: int
+    """The neuron, or `LOGIT`."""
+    layer: int
+    sources: Tensor
+    """int64 `(n,)`, cells."""
+    weights: Tensor
+    """float32 `(n,)`, contributions of the sources."""
+    tokens: Tensor
+    """float32 `(n_pos,)`."""
+    errors: Tensor
+    """float32 `(n_layers * n_pos,)`."""
+    bias: float
+    total: float
+    mass: float
+    """Absolute sum over all sources, stored or not."""
+
+
+class SparseCollector:
+    """Keeps, per target, the neurons above `floor` of the row's absolute mass.
+
+    The mass only grows on the way down, so that no neuron above the floor of the final mass is missed.
+    """
+
+    def __init__(
+        self, operators: FrozenOperators, meter: MemoryMeter | None = None, floor: float = FLOOR
+    ) -> None:
+        self._n_pos, self._d_mlp = operators.n_pos, operators.architecture.d_mlp
+        self._meter, self._floor = meter, floor
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
+        """Store what is above the floor of the mass so far."""
+        rows = scores.shape[0]
+        target, position = packing.target[:rows], packing.position[:rows]
+        large = scores.abs() > (self._floor * mass)[target, None]
+        row, index = large.nonzero(as_tuple=True)
+        cell = (layer * self._n_pos + position[row]) * self._d_mlp + index
+        self._parts.append((target[row].cpu(), cell.cpu(), scores[row, index].float().cpu()))
+        if self._meter is not None:
+            self._meter.sample()
+
+    def rows(self, targets: Targets, cells: list[int], sums: RowSums) -> list[Row]:
+        """Return one row per target, in order; `cells` names them."""
+        mass = sums.mass.float().cpu()
+        columns = zip(*self._parts, strict=True) if self._parts else ((torch.zeros(0, dtype=torch.int64),),) * 3
+        target, source, weight = (torch.cat(tuple(column)) for column in columns)
+        kept = weight.abs() > self._floor * mass[target]
+        order = target[kept].argsort(stable=True)
+        counts = torch.bincount(target[kept], minlength=len(cells)).tolist()
+        sources, weights = source[kept][order].split(counts), weight[kept][order].split(counts)
+        return [
+            Row(
+                cell=cell,
+                layer=int(targets.layer[k]),
+                sources=sources[k],
+                weights=weights[k].float(),
+                tokens=sums.tokens[k].float().cpu(),
+                errors=sums.errors[k].flatten().float().cpu(),
+                bias=float(sums.bias[k]),
+                total=float(targets.total[k]),
+                mass=float(mass[k]),
+            )
+            for k, cell in enumerate(cells)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Influence:
+    """Shares of the normalised path mass that ends in the target, over all sources."""
+
+    neurons: Tensor
+    """float32 `(n_cells,)`, dense."""
+    tokens: Tensor
+    """float32 `(n_pos,)`."""
+    errors: Tensor
+    """float32 `(n_layers * n_pos,)`."""
+    all_neurons: float
+    """Sum over all neurons, those too small to be stored included."""
+
+
+def solve_influence(rows: list[Row], cells: Cells) -> Influence:
+    """Back-substitute through the expanded rows in layer order; the logit row has weight 1.
+
+    Args:
+        rows: Expanded rows; the logit row among them.
+        cells: The address space.
+    """
+    neurons = torch.zeros(cells.count)
+    tokens, errors = torch.zeros(cells.n_pos), torch.zeros(cells.n_layers * cells.n_pos)
+    all_neurons = 0.0
+    ordered = sorted((row for row in rows if row.mass > 0), key=lambda row: -row.layer)
+    for _, group in groupby(ordered, key=lambda row: row.layer):
+        members = list(group)
+        weight = torch.tensor([_weight(row, neurons) / row.mass for row in members])
+        counts = torch.tensor([len(row.sources) for row in members])
+        shares = torch.cat([row.weights for row in members]).abs() * weight.repeat_interleave(counts)
+        neurons.index_add_(0, torch.cat([row.sources for row in members]), shares)
+        token_shares = torch.stack([row.tokens for row in members]).abs()
+        error_shares = torch.stack([row.errors for row in members]).abs()
+        tokens += weight @ token_shares
+        errors += weight @ error_shares
+        masses = torch.tensor([row.mass for row in members])
+        all_neurons += float(weight @ (masses - token_shares.sum(1) - error_shares.sum(1)))
+    return Influence(neurons=neurons, tokens=tokens, errors=errors, all_neurons=all_neurons)
+
+
+def _weight(row: Row, neurons: Tensor) -> float:
+    return 1.0 if row.cell == LOGIT else float(neurons[row.cell])
+
+
+def frontier(influence: Influence, expanded: list[int], count: int) -> list[int]:
+    """Return up to `count` cells of largest influence that are not expanded, largest first."""
+    open_cells = influence.neurons.clone()
+    open_cells[torch.tensor(expanded, dtype=torch.int64)] = 0
+    best = open_cells.topk(min(count, len(open_cells)))
+    return best.indices[best.values > 0].tolist()

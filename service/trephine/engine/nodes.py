@@ -1,0 +1,188 @@
+"""Nodes of a circuit as people read them: labels, lens tokens, activations, effects."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.domain.circuits import Node, NodeKind
+from trephine.domain.sites import NEURONS
+from trephine.engine.assembly import NodeOrder
+from trephine.engine.expansion import Expansion
+from trephine.engine.hosted import HostedModel
+from trephine.engine.lens import decoder_directions, extreme_tokens
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.readouts import LogitReadout
+from trephine.engine.totals import Totals
+
+_LENS_TOKENS = 5
+_LENS_BATCH = 48
+"""Decoders per quantum."""
+
+Lens = dict[tuple[int, int], tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+class Asked(Protocol):
+    """The part of a request that nodes show."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt."""
+        ...
+
+    @property
+    def readout(self) -> LogitReadout:
+        """The target."""
+        ...
+
+
+def describe_nodes(
+    hosted: HostedModel,
+    asked: Asked,
+    operators: FrozenOperators,
+    expansion: Expansion,
+    order: NodeOrder,
+    totals: Totals,
+) -> Generator[None, None, tuple[Node, ...]]:
+    """Describe every node in the circuit's order; a batch of decoders per quantum."""
+    layer, position, index = expansion.cells.split(order.features)
+    lens = yield from _read_lens(hosted, layer, index)
+    displays = [token.display for token in hosted.tokens(asked.ids)]
+    features = [
+        _feature(operators, expansion, totals, displays, lens, cell, *address)
+        for cell, *address in zip(
+            order.features.tolist(), layer.tolist(), position.tolist(), index.tolist(), strict=True
+        )
+    ]
+    errors = [_error(expansion, totals, displays, place) for place in order.errors.tolist()]
+    tokens = [
+        _token(expansion, totals, displays, place, token_id) for place, token_id in enumerate(asked.ids)
+    ]
+    return (*features, *errors, *tokens, _logit(hosted, asked, operators))
+
+
+def _read_lens(hosted: HostedModel, layer: Tensor, index: Tensor) -> Generator[None, None, Lens]:
+    lens: Lens = {}
+    unique = sorted(set(zip(layer.tolist(), index.tolist(), strict=True)))
+    for start in range(0, len(unique), _LENS_BATCH):
+        batch = unique[start : start + _LENS_BATCH]
+        directions = _directions(hosted, batch)
+        promoted, suppressed = extreme_tokens(hosted.architecture, directions, _LENS_TOKENS)
+        for address, up, down in zip(batch, promoted.tolist(), suppressed.tolist(), strict=True):
+            lens[address] = (_displays(hosted, up), _displays(hosted, down))
+        yield None
+    return lens
+
+
+def _directions(hosted: HostedModel, batch: Sequence[tuple[int, int]]) -> Tensor:
+    architecture = hosted.architecture
+    by_layer = [
+        decoder_directions(architecture, layer, torch.tensor([i for x, i in batch if x == layer]))
+        for layer in sorted({layer for layer, _ in batch})
+    ]
+    return torch.cat(by_layer)
+
+
+def _displays(hosted: HostedModel, ids: list[int]) -> tuple[str, ...]:
+    return tuple(token.display for token in hosted.tokens(ids))
+
+
+def _feature(
+    operators: FrozenOperators,
+    expansion: Expansion,
+    totals: Totals,
+    displays: list[str],
+    lens: Lens,
+    cell: int,
+    layer: int,
+    position: int,
+    index: int,
+) -> Node:
+    promotes, suppresses = lens[layer, index]
+    return Node(
+        kind=NodeKind.FEATURE,
+        layer=layer,
+        position=position,
+        feature=index,
+        replacement=NEURONS,
+        activation=float(operators.layers[layer].activation[position, index]),
+        influence=float(expansion.influence.neurons[cell]),
+        effect=float(totals.neurons[layer, position, index]),
+        label=f"neuron {layer}/{index} at {displays[position]!r}",
+        promotes=promotes,
+        suppresses=suppresses,
+    )
+
+
+def _error(expansion: Expansion, totals: Totals, displays: list[str], place: int) -> Node:
+    layer, position = divmod(place, expansion.cells.n_pos)
+    return _plain_node(
+        NodeKind.ERROR,
+        layer=layer,
+        position=position,
+        feature=-1,
+        activation=0.0,
+        influence=float(expansion.influence.errors[place]),
+        effect=float(totals.errors[layer, position]),
+        label=f"MLP {layer} (opaque) at {displays[position]!r}",
+    )
+
+
+def _token(expansion: Expansion, totals: Totals, displays: list[str], position: int, token_id: int) -> Node:
+    return _plain_node(
+        NodeKind.TOKEN,
+        layer=-1,
+        position=position,
+        feature=token_id,
+        activation=0.0,
+        influence=float(expansion.influence.tokens[position]),
+        effect=float(totals.tokens[position]),
+        label=displays[position],
+    )
+
+
+def _logit(hosted: HostedModel, asked: Asked, operators: FrozenOperators) -> Node:
+    readout, probabilities = asked.readout, operators.logits.softmax(-1)
+    activation, label = float(probabilities[readout.target]), hosted.token(readout.target).display
+    if readout.against is not None:
+        activation -= float(probabilities[readout.against])
+        label = f"{label!r} over {hosted.token(readout.against).display!r}"
+    return _plain_node(
+        NodeKind.LOGIT,
+        layer=len(operators.layers),
+        position=len(asked.ids) - 1,
+        feature=readout.target,
+        activation=activation,
+        influence=1.0,
+        effect=float(readout.measure(operators.logits)),
+        label=label,
+    )
+
+
+def _plain_node(
+    kind: NodeKind,
+    *,
+    layer: int,
+    position: int,
+    feature: int,
+    activation: float,
+    influence: float,
+    effect: float,
+    label: str,
+) -> Node:
+    return Node(
+        kind=kind,
+        layer=layer,
+        position=position,
+        feature=feature,
+        replacement="",
+        activation=activation,
+        influence=influence,
+        effect=effect,
+        label=label,
+        promotes=(),
+        suppresses=(),
+    )

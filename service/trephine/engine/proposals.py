@@ -1,0 +1,213 @@
+"""ProposeEdit: the smallest all-positions ablation that could ship, with its effect-against-damage curve.
+
+The neurons with the largest raw effect are no edit: they work through position 0, an attention sink, and
+removing them everywhere wrecks the model. So neurons are ranked by their effect at positions >= 1 over how
+much they are used elsewhere, and every prefix that is offered has been measured, not estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.edits import CurvePoint, EditProposal, ProposeEdit, RankedFeature
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
+from trephine.domain.sites import FeatureRef
+from trephine.engine.controls import contribution_norms
+from trephine.engine.effects import Measured, measured_prompt
+from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import capture
+from trephine.engine.retain import RetainText, retain_kl, retain_text
+from trephine.engine.session import Handler, Session
+from trephine.engine.totals import sweep_totals
+
+_HOPELESS = 3.0
+"""A candidate with this many times the allowed damage ends the search: damage grows with the prefix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drops:
+    """The target under every prefix of the ranking; `values[k - 1]` with the first k ablated."""
+
+    baseline: float
+    values: tuple[float, ...]
+
+    def drop(self, count: int) -> float:
+        """Return the share of the baseline that is gone with the first `count` neurons."""
+        return (self.baseline - self.values[count - 1]) / self.baseline
+
+
+def propose_edit(session: Session, command: ProposeEdit) -> Generator[Progress | None, None, EditProposal]:
+    """Rank, measure prefixes, choose the smallest that meets both bounds; none if none does.
+
+    Raises:
+        InvalidRequestError: If the target is not preferred in the first place, or bounds make no sense.
+    """
+    _check(command)
+    hosted = session.require_model()
+    measured = measured_prompt(hosted, command.prompt, command.target.token, command.target.against)
+    retain = retain_text(hosted, command.retain_text)
+    yield Progress(stage="use on the retain text", done=0, total=len(retain.windows))
+    norms = yield from contribution_norms(hosted, retain)
+    operators = capture(hosted.model, hosted.architecture, measured.ids)
+    yield Progress(stage="effects", done=0, total=hosted.info.n_layers)
+    totals = yield from sweep_totals(operators, measured.readout)
+    ranking = rank(totals.neurons, norms, command.max_features)
+    drops = yield from _measure_drops(measured, ranking)
+    curve, chosen = yield from _measure_curve(hosted, retain, command, ranking, drops)
+    return EditProposal(
+        baseline=drops.baseline,
+        curve=curve,
+        ranking=ranking,
+        chosen=chosen,
+        why=_why(command, curve, chosen, drops),
+        retain_tokens=retain.n_tokens,
+        retain_text=retain.label,
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+    )
+
+
+def rank(effects: Tensor, norms: Tensor, count: int) -> tuple[RankedFeature, ...]:
+    """Rank neurons by effect at positions >= 1 over use, those that push towards the target only.
+
+    A neuron that never fires on the retain text has no use to divide by; it is given the smallest use
+    that occurs, so that it ranks high but not infinitely so.
+
+    Args:
+        effects: Total effects `(n_layers, n_pos, d_mlp)`, logits.
+        norms: Contribution norms on the retain text `(n_layers, d_mlp)`.
+        count: How many to return at most.
+    """
+    effect = effects[:, 1:].double().sum(1)  # position 0 is an attention sink
+    used = norms.double()
+    floor = used[used > 0].min() if bool((used > 0).any()) else torch.ones(())
+    use = used.clamp_min(float(floor))
+    score = torch.where(effect > 0, effect / use, -torch.inf).flatten()
+    best = torch.argsort(score, descending=True, stable=True)[:count].tolist()
+    width = effects.shape[-1]
+    return tuple(
+        RankedFeature(
+            feature=FeatureRef(layer=place // width, index=place % width),
+            effect=float(effect.flatten()[place]),
+            use=float(use.flatten()[place]),
+            score=float(score[place]),
+        )
+        for place in best
+        if score[place] > 0
+    )
+
+
+def ablation(ranking: tuple[RankedFeature, ...], count: int) -> tuple[Intervention, ...]:
+    """Ablate the first `count` neurons at every position, as weights would."""
+    return tuple(
+        Intervention(target=FeatureTarget(feature=ranked.feature), operation=Ablate())
+        for ranked in ranking[:count]
+    )
+
+
+def _check(command: ProposeEdit) -> None:
+    if not 0 < command.min_drop <= 1:
+        raise InvalidRequestError("min_drop must be in (0, 1]: a share of the baseline", field="min_drop")
+    if not command.max_retain_kl > 0:
+        raise InvalidRequestError("max_retain_kl must be above 0 nats", field="max_retain_kl")
+    if command.max_features < 1:
+        raise InvalidRequestError("max_features must be at least 1", field="max_features")
+
+
+def _measure_drops(
+    measured: Measured, ranking: tuple[RankedFeature, ...]
+) -> Generator[Progress | None, None, Drops]:
+    """Measure the target under every prefix: prompts are short, so all of them are affordable."""
+    yield Progress(stage="drop by prefix", done=0, total=len(ranking))
+    plans = [ablation(ranking, count) for count in range(len(ranking) + 1)]
+    values = yield from measured.values(plans)
+    if not values[0] > 0:
+        raise InvalidRequestError(
+            f"the model does not prefer the target: the measured quantity is {values[0]:.3f} logits, "
+            "and there is nothing to lower. Swap target and against, or choose another prompt",
+            field="target",
+        )
+    return Drops(baseline=values[0], values=tuple(values[1:]))
+
+
+def _measure_curve(
+    hosted: HostedModel,
+    retain: RetainText,
+    command: ProposeEdit,
+    ranking: tuple[RankedFeature, ...],
+    drops: Drops,
+) -> Generator[Progress | None, None, tuple[tuple[CurvePoint, ...], int]]:
+    """Measure damage at 1, 2, 4, 8, ... and at every prefix with enough drop until one is small enough.
+
+    Prefixes with enough drop are tried in ascending order, so the one that is chosen is the smallest
+    that meets both bounds. The doubling grid goes on to the first step past it, for the curve's shape.
+    """
+    points: dict[int, CurvePoint] = {}
+    chosen = 0
+    for count in _prefixes(command, drops):
+        if chosen and not _on_grid(count):
+            continue
+        yield Progress(stage="damage by prefix", done=len(points), total=0, detail=f"{count} neurons")
+        damage = yield from retain_kl(hosted, retain, ablation(ranking, count))
+        points[count] = CurvePoint(
+            count=count,
+            value=drops.values[count - 1],
+            drop=drops.drop(count),
+            retain_kl=damage.everywhere,
+            retain_kl_after_first=damage.after_first,
+        )
+        if chosen or _damage(points[count]) > _HOPELESS * command.max_retain_kl:
+            break
+        chosen = count if _meets(command, points[count]) else 0
+    return tuple(points[count] for count in sorted(points)), chosen
+
+
+def _prefixes(command: ProposeEdit, drops: Drops) -> Iterator[int]:
+    """Yield prefix lengths in ascending order: the doubling grid, and all with enough drop."""
+    for count in range(1, len(drops.values) + 1):
+        if _on_grid(count) or count == len(drops.values) or drops.drop(count) >= command.min_drop:
+            yield count
+
+
+def _on_grid(count: int) -> bool:
+    return count & (count - 1) == 0
+
+
+def _meets(command: ProposeEdit, point: CurvePoint) -> bool:
+    return point.drop >= command.min_drop and _damage(point) <= command.max_retain_kl
+
+
+def _damage(point: CurvePoint) -> float:
+    return max(point.retain_kl, point.retain_kl_after_first)
+
+
+def _why(command: ProposeEdit, curve: tuple[CurvePoint, ...], chosen: int, drops: Drops) -> str:
+    bounds = f"a drop of at least {command.min_drop:.0%} at no more than {command.max_retain_kl:g} nats"
+    if chosen:
+        point = next(p for p in curve if p.count == chosen)
+        return (
+            f"{chosen} neurons are the smallest prefix with {bounds}: {drops.baseline:.2f} to "
+            f"{point.value:.2f} logits ({point.drop:.0%}) at {_damage(point):.3f} nats per token"
+        )
+    if not drops.values:
+        return "no neuron pushes towards the target at positions >= 1; nothing is to be shipped"
+    best = max(drops.drop(count) for count in range(1, len(drops.values) + 1))
+    if best < command.min_drop:
+        return (
+            f"no prefix of {len(drops.values)} neurons has {bounds}: the largest drop is {best:.0%}; "
+            "nothing is to be shipped"
+        )
+    last = curve[-1]
+    return (
+        f"no prefix has {bounds}: with {last.count} neurons the drop is {last.drop:.0%} and the damage "
+        f"{_damage(last):.3f} nats per token; nothing is to be shipped"
+    )
+
+
+HANDLERS: dict[type, Handler] = {ProposeEdit: propose_edit}

@@ -1,0 +1,218 @@
+"""One forward pass of a static ragged batch in which every row has its own interventions (DESIGN 5.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trephine.domain.errors import (
+    EmptyPromptError,
+    InvalidRequestError,
+    NothingMatchedError,
+    PromptTooLongError,
+    TrephineError,
+    UnsupportedInterventionError,
+)
+from trephine.domain.interventions import Applied, Intervention, MeanAblate, PatternMode
+from trephine.domain.sites import Site
+from trephine.engine.attention import PatternTape
+from trephine.engine.forward import Batch, Pass, forward, left_padded
+from trephine.engine.hosted import HostedModel
+from trephine.engine.plans import Donors, RowPlan, donor_text
+from trephine.engine.refusals import check_intervention, site_written
+from trephine.engine.selection import check_selector
+from trephine.engine.sites import require_site
+
+
+@dataclass(frozen=True, slots=True)
+class RowInput:
+    """One row of a batch."""
+
+    ids: Sequence[int]
+    interventions: tuple[Intervention, ...] = ()
+    n_prompt: int | None = None
+    """Tokens from here on count as generated; None means that all are prompt."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of prompt tokens."""
+        return len(self.ids) if self.n_prompt is None else self.n_prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsOutput:
+    """What a batch gave, row by row, without padding."""
+
+    logits: list[Tensor]
+    """`(n_pos, d_vocab)`, or `(keep_last, d_vocab)`."""
+    applied: list[tuple[Applied, ...]]
+    """One echo per intervention."""
+    values: list[dict[Site, Tensor]]
+    """`(n_pos, width)` for every site that was read, after the interventions at that site."""
+    patterns: list[dict[int, Tensor]] = field(default_factory=list)
+    """`(n_heads, n_pos, n_pos)` by layer, if they were asked for."""
+
+
+def run_rows(
+    hosted: HostedModel,
+    rows: Sequence[RowInput],
+    *,
+    reads: Sequence[Site] = (),
+    record_patterns: bool = False,
+    keep_last: int | None = None,
+    allow_unmatched: bool = False,
+) -> RowsOutput:
+    """Run all rows in one forward pass. A row's result does not depend on its neighbours (law 7).
+
+    Args:
+        hosted: The model.
+        rows: At least one; lengths may differ. The caller chooses how many make a quantum.
+        reads: Sites whose activations are returned.
+        record_patterns: Return the attention patterns, interventions on them included.
+        keep_last: Compute only that many last logits of every row, which saves memory.
+        allow_unmatched: Report interventions that matched no position as zero instead of refusing them,
+            for texts in which a token may well be absent.
+
+    Raises:
+        NothingMatchedError: If an intervention wrote nothing.
+        TrephineError: If an intervention names what does not exist or is not supported; see
+            `trephine.engine.refusals`.
+    """
+    for site in reads:
+        require_site(hosted.architecture, site)
+    for row in rows:
+        check_row(hosted, row)
+    plans = plan_rows(hosted, [row.interventions for row in rows])
+    batch = left_padded(hosted, [(row.ids, row.prompt_length) for row in rows])
+    tape = frozen_patterns(hosted, batch, [row.interventions for row in rows])
+    tape.record = record_patterns
+    request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last)
+    logits = forward(hosted, batch, request)
+    if not allow_unmatched:
+        require_matches(plans)
+    return _unpadded(batch, logits, plans, request, tape)
+
+
+def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0) -> None:
+    """Refuse a row that cannot be run; `room` is how many tokens will still be generated.
+
+    Raises:
+        TrephineError: With the offending intervention's index in its context.
+    """
+    info = hosted.info
+    if not row.ids:
+        raise EmptyPromptError("a row has no token; write some text")
+    if len(row.ids) + room > info.context_length:
+        raise PromptTooLongError(
+            f"{len(row.ids)} tokens and {room} more exceed the context of {info.context_length}; "
+            "shorten the text",
+            tokens=len(row.ids),
+            room=room,
+            limit=info.context_length,
+        )
+    for index, intervention in enumerate(row.interventions):
+        try:
+            check_intervention(hosted.architecture, intervention)
+            check_selector(
+                intervention.selector,
+                n_prompt=row.prompt_length,
+                n_positions=len(row.ids) + room,
+                d_vocab=info.d_vocab,
+            )
+        except TrephineError as error:
+            error.context.setdefault("intervention", index)
+            raise
+
+
+def plan_rows(hosted: HostedModel, rows: Sequence[Sequence[Intervention]]) -> list[RowPlan]:
+    """Compile the interventions of every row, running the clean passes that their texts need."""
+    donors = _donors(hosted, (intervention for row in rows for intervention in row))
+    return [RowPlan(hosted.architecture, row, donors) for row in rows]
+
+
+def frozen_patterns(hosted: HostedModel, batch: Batch, rows: Sequence[Sequence[Intervention]]) -> PatternTape:
+    """Return a tape that holds the clean run's patterns for the rows that freeze them.
+
+    Raises:
+        UnsupportedInterventionError: If one row wants them both frozen and live.
+    """
+    frozen = [_is_frozen(interventions) for interventions in rows]
+    if not any(frozen):
+        return PatternTape()
+    clean = PatternTape(record=True)
+    forward(hosted, batch, Pass(tape=clean, keep_last=1))
+    mask = torch.tensor(frozen, device=batch.input_ids.device)
+    return PatternTape(imposed=clean.recorded, imposed_rows=dict.fromkeys(clean.recorded, mask))
+
+
+def require_matches(plans: Iterable[RowPlan], *, only: Sequence[set[int]] | None = None) -> None:
+    """Refuse silence: an intervention that wrote nothing would look like one that does nothing.
+
+    Args:
+        plans: One per row.
+        only: If given, the indices to look at, per row.
+
+    Raises:
+        NothingMatchedError: Naming row and intervention.
+    """
+    for row, plan in enumerate(plans):
+        for applied in plan.applied():
+            if applied.positions == 0 and (only is None or applied.index in only[row]):
+                raise NothingMatchedError(
+                    f"intervention {applied.index} of row {row} matched no position; check the selector's "
+                    "positions, tokens and phases, and the condition",
+                    field=f"interventions[{applied.index}].selector",
+                    row=row,
+                    intervention=applied.index,
+                )
+
+
+def _is_frozen(interventions: Sequence[Intervention]) -> bool:
+    modes = {intervention.mode.patterns for intervention in interventions}
+    if len(modes) > 1:
+        raise UnsupportedInterventionError(
+            "mode.patterns: one row cannot hold patterns frozen for some interventions and live for others; "
+            "use two rows",
+            field="mode.patterns",
+        )
+    return modes == {PatternMode.FROZEN}
+
+
+def _donors(hosted: HostedModel, interventions: Iterable[Intervention]) -> Donors:
+    """Run every text that is named once, without interventions, reading the sites that need it."""
+    wanted: dict[str, set[Site]] = {}
+    for intervention in interventions:
+        text = donor_text(intervention)
+        if text is not None:
+            wanted.setdefault(text, set()).add(site_written(intervention))
+            if isinstance(intervention.operation, MeanAblate) and len(hosted.encode(text)) < 2:
+                raise InvalidRequestError(
+                    "mean_ablate needs a text of at least two tokens: position 0 is left out of the mean",
+                    field="operation.text",
+                )
+    donors: dict[tuple[str, Site], Tensor] = {}
+    for text, sites in wanted.items():
+        values = run_rows(hosted, [RowInput(hosted.encode(text))], reads=sorted(sites), keep_last=1).values[0]
+        donors |= {(text, site): value for site, value in values.items()}
+    return donors
+
+
+def _unpadded(
+    batch: Batch, logits: Tensor, plans: Sequence[RowPlan], request: Pass, tape: PatternTape
+) -> RowsOutput:
+    starts = [span.offset for span in batch.spans]
+    dropped = 0 if request.keep_last is None else batch.input_ids.shape[1] - logits.shape[1]
+    return RowsOutput(
+        logits=[logits[i, max(start - dropped, 0) :] for i, start in enumerate(starts)],
+        applied=[plan.applied() for plan in plans],
+        values=[{site: v[i, start:] for site, v in request.values.items()} for i, start in enumerate(starts)],
+        patterns=[
+            {layer: p[i, :, start:, start:] for layer, p in sorted(tape.recorded.items())}
+            for i, start in enumerate(starts)
+        ]
+        if tape.record
+        else [],
+    )

@@ -1,0 +1,107 @@
+"""Log-probabilities of given continuations, and what interventions do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.errors import TrephineError
+from trephine.domain.generation import RowScore, Score, Scores
+from trephine.domain.interventions import Applied
+from trephine.engine.batches import batches, check_row_count
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.hosted import HostedModel
+from trephine.engine.rows import RowInput, RowsOutput, check_row, run_rows
+from trephine.engine.session import Handler, Session
+
+BATCH_ROWS = 32
+BATCH_TOKENS = 256
+"""Of a quantum. One longer row is a quantum of its own."""
+
+
+def score(session: Session, command: Score) -> Generator[Progress | None, None, Scores]:
+    """Score every row, in batches of one forward pass each.
+
+    Prompt and continuation are tokenised apart, so that the border between them is where it was put.
+    The prompt's tokens are the prompt phase, those of the continuation the generation phase.
+
+    Raises:
+        EmptyPromptError: If a prompt or continuation has no token.
+        PromptTooLongError: If together they exceed the context.
+        NothingMatchedError: If an intervention wrote nothing in its row.
+    """
+    hosted = session.require_model()
+    check_row_count(len(command.rows))
+    rows = [_encode(hosted, command, index) for index in range(len(command.rows))]
+    scores: list[RowScore] = []
+    for part in batches([len(row.ids) for row in rows], max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
+        yield Progress(stage="score", done=len(scores), total=len(rows))
+        scores += yield from _score_batch(hosted, [rows[i] for i in part], part.start)
+    return Scores(rows=tuple(scores), model=hosted.info.name, weight_hash=hosted.info.weight_hash)
+
+
+def _encode(hosted: HostedModel, command: Score, index: int) -> RowInput:
+    row, field = command.rows[index], f"rows[{index}].prompt"
+    try:
+        prompt = hosted.encode(row.prompt)
+        field = f"rows[{index}].continuation"
+        encoded = RowInput([*prompt, *hosted.encode(row.continuation)], row.interventions, len(prompt))
+        check_row(hosted, encoded)
+    except TrephineError as error:
+        error.context.setdefault("row", index)
+        raise error.with_field(field) from None
+    return encoded
+
+
+def _score_batch(
+    hosted: HostedModel, rows: Sequence[RowInput], first_row: int
+) -> Generator[None, None, list[RowScore]]:
+    kept = 1 + max(len(row.ids) - row.prompt_length for row in rows)
+    plain = run_rows(hosted, [RowInput(row.ids) for row in rows], keep_last=kept)
+    changed_rows = [i for i, row in enumerate(rows) if row.interventions]
+    changed: RowsOutput | None = None
+    if changed_rows:
+        yield
+        changed = _intervened(hosted, rows, changed_rows, first_row, kept)
+    scores = [_row_score(row, logits, None, ()) for row, logits in zip(rows, plain.logits, strict=True)]
+    for place, i in enumerate(changed_rows if changed else ()):
+        if changed is not None:
+            scores[i] = _row_score(rows[i], plain.logits[i], changed.logits[place], changed.applied[place])
+    return scores
+
+
+def _intervened(
+    hosted: HostedModel, rows: Sequence[RowInput], chosen: Sequence[int], first_row: int, kept: int
+) -> RowsOutput:
+    try:
+        return run_rows(hosted, [rows[i] for i in chosen], keep_last=kept)
+    except TrephineError as error:
+        place = error.context.get("row")
+        if isinstance(place, int):  # of this batch; the caller counts over all rows
+            error.context["row"] = first_row + chosen[place]
+        raise
+
+
+def _row_score(
+    row: RowInput, plain: Tensor, changed: Tensor | None, applied: tuple[Applied, ...]
+) -> RowScore:
+    """Score a continuation by the logits of the places before each of its tokens."""
+    token_ids = list(row.ids[row.prompt_length :])
+    before = slice(-len(token_ids) - 1, -1)
+    logits = (plain if changed is None else changed)[before]
+    log_p = torch.log_softmax(logits.to(torch.float64), -1)
+    kl = torch.zeros(len(token_ids)) if changed is None else kl_divergence(plain[before], logits)
+    chosen = log_p[torch.arange(len(token_ids)), torch.tensor(token_ids)]
+    return RowScore(
+        token_ids=tuple(token_ids),
+        log_probabilities=tuple(chosen.tolist()),
+        top_token_ids=tuple(logits.argmax(-1).tolist()),
+        kl=tuple(kl.tolist()),
+        applied=applied,
+    )
+
+
+HANDLERS: dict[type, Handler] = {Score: score}

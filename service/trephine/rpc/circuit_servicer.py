@@ -1,0 +1,135 @@
+"""CircuitService."""
+
+from __future__ import annotations
+
+import asyncio
+
+from google.longrunning.operations_pb2 import Operation
+
+from trephine.app.requests import DiscoverRequest
+from trephine.app.service import Service
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.errors import LayerOutOfRangeError
+from trephine.domain.tokens import ResolveTarget, Tokenize
+from trephine.rpc.calls import Context
+from trephine.rpc.paging import Paging, page
+from trephine.rpc.results import OperationWriter, validated
+from trephine.rpc.wire.circuits import (
+    checked_to_wire,
+    circuit_to_wire,
+    discover_from_wire,
+    edge_to_wire,
+    format_from_wire,
+    kind_from_wire,
+    node_to_wire,
+    share,
+)
+from trephine.rpc.wire.fields import finite, resource_id, within
+from trephine.v1 import circuit_service_pb2 as pb
+from trephine.v1.circuit_service_pb2_grpc import CircuitServiceServicer
+
+_NODES, _EDGES = Paging(default=100, largest=1000), Paging(default=1000, largest=10_000)
+
+
+class CircuitServicer(CircuitServiceServicer):
+    """Circuits: found once, stored on the server, read in pages."""
+
+    def __init__(self, service: Service, operations: OperationWriter) -> None:
+        self._models = service.models
+        self._circuits = service.circuits
+        self._operations = operations
+
+    async def DiscoverCircuit(self, request: pb.DiscoverCircuitRequest, context: Context) -> Operation:
+        """Find the circuit behind a next-token choice, or only check and predict."""
+        model = resource_id(request.model, "models", "model")
+        command = discover_from_wire(request)
+        if request.validate_only:
+            return validated("DiscoverCircuit", await self._predicted(model, command))
+        found = DiscoverRequest(model=model, command=command)
+        return await self._operations.start("DiscoverCircuit", found, request.request_id)
+
+    async def GetCircuit(self, request: pb.GetCircuitRequest, context: Context) -> pb.Circuit:
+        """Describe a circuit without its nodes and edges."""
+        return circuit_to_wire(await self._circuits.get(resource_id(request.name, "circuits")))
+
+    async def ListCircuits(
+        self, request: pb.ListCircuitsRequest, context: Context
+    ) -> pb.ListCircuitsResponse:
+        """List stored circuits, newest first."""
+        found = page(
+            await self._circuits.list(),
+            size=request.page_size,
+            token=request.page_token,
+            question=("ListCircuits",),
+            key=lambda stored: stored.name,
+        )
+        circuits = [circuit_to_wire(stored) for stored in found.items]
+        return pb.ListCircuitsResponse(circuits=circuits, next_page_token=found.next_token)
+
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
+        """List nodes, most influential first."""
+        kind = kind_from_wire(request.kind)
+        smallest = finite(request.min_influence, "min_influence")
+        smallest_influence = smallest if request.HasField("min_influence") else None
+        stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
+        found = page(
+            self._circuits.nodes(stored, kind, smallest_influence),
+            size=request.page_size,
+            token=request.page_token,
+            question=("ListNodes", request.circuit, kind, smallest_influence),
+            rule=_NODES,
+        )
+        nodes = [node_to_wire(listed) for listed in found.items]
+        return pb.ListNodesResponse(nodes=nodes, next_page_token=found.next_token)
+
+    async def ListEdges(self, request: pb.ListEdgesRequest, context: Context) -> pb.ListEdgesResponse:
+        """List edges, heaviest first."""
+        source = request.source if request.HasField("source") else None
+        target = request.target if request.HasField("target") else None
+        smallest = finite(request.min_weight, "min_weight") if request.HasField("min_weight") else None
+        stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
+        # A large circuit has a million edges: filtering them must not hold up other calls.
+        edges = await asyncio.to_thread(self._circuits.edges, stored, source, target, smallest)
+        found = page(
+            edges,
+            size=request.page_size,
+            token=request.page_token,
+            question=("ListEdges", request.circuit, source, target, smallest),
+            rule=_EDGES,
+        )
+        return pb.ListEdgesResponse(
+            edges=[edge_to_wire(edge) for edge in found.items], next_page_token=found.next_token
+        )
+
+    async def ExportCircuit(
+        self, request: pb.ExportCircuitRequest, context: Context
+    ) -> pb.ExportCircuitResponse:
+        """Render a circuit as an artifact."""
+        name, format = resource_id(request.name, "circuits"), format_from_wire(request.format)
+        nodes, edges = 0.8, 0.98
+        if request.HasField("node_threshold"):
+            nodes = share(request.node_threshold, "node_threshold")
+        if request.HasField("edge_threshold"):
+            edges = share(request.edge_threshold, "edge_threshold")
+        info, kept = await self._circuits.render(name, format, nodes, edges)
+        return pb.ExportCircuitResponse(
+            artifact=f"artifacts/{info.sha256}", n_nodes=len(kept.nodes), n_edges=len(kept.edges)
+        )
+
+    async def _predicted(self, model: str, command: DiscoverCircuit) -> pb.Circuit:
+        """Everything that can be known without finding anything: tokens, target, predicted cost."""
+        info = await self._models.info(model)
+        for index, layer in enumerate(command.layers or ()):
+            if layer >= info.n_layers:
+                raise LayerOutOfRangeError(
+                    f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
+                )
+        cost = await self._models.predict_command(model, command)
+        engine, against = self._models.engine(model), None
+        split = await engine.run(Tokenize(text=command.prompt))
+        with within("target.token"):
+            target = await engine.run(ResolveTarget(text=command.target.token))
+        if command.target.against is not None:
+            with within("target.against"):
+                against = await engine.run(ResolveTarget(text=command.target.against))
+        return checked_to_wire(command, info, split.tokens, target, against, cost)

@@ -1,0 +1,92 @@
+"""Operations as messages, with the resource that they ended in as their response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from google.longrunning.operations_pb2 import Operation
+from google.protobuf.message import Message
+
+from trephine.app.requests import OperationRequest
+from trephine.app.service import Service
+from trephine.domain.errors import InternalError, ResourceNotFoundError
+from trephine.domain.operations import OperationRecord, OperationState
+from trephine.rpc.errors import status_of
+from trephine.rpc.wire.audits import audit_to_wire
+from trephine.rpc.wire.circuits import circuit_to_wire
+from trephine.rpc.wire.edits import proposal_to_wire
+from trephine.rpc.wire.exports import export_to_wire
+from trephine.rpc.wire.fields import request_id as checked_request_id
+from trephine.rpc.wire.models import model_to_wire
+from trephine.rpc.wire.operations import operation_to_wire, packed
+from trephine.v1.operation_service_pb2 import OperationMetadata
+
+
+class OperationWriter:
+    """Starts operations and writes them, with responses of the types that the contract states."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._readers: dict[str, Callable[[str], Awaitable[Message]]] = {
+            "models": self._model,
+            "circuits": self._circuit,
+            "proposals": self._proposal,
+            "exports": self._export,
+            "audits": self._audit,
+        }
+
+    async def start(self, method: str, request: OperationRequest, request_id: str) -> Operation:
+        """Start an operation, or return the one that this request id started.
+
+        Raises:
+            InvalidRequestError: If the request id is no UUID.
+            RequestIdReusedError: If it came with another request.
+        """
+        identifier = checked_request_id(request_id)
+        return await self.write(await self._service.operations.start(method, request, request_id=identifier))
+
+    async def write(self, record: OperationRecord) -> Operation:
+        """Write an operation; one whose result was deleted since carries that as its error."""
+        if record.state is not OperationState.SUCCEEDED or record.result is None:
+            return operation_to_wire(record, None)
+        try:
+            return operation_to_wire(record, await self._response(record.result))
+        except ResourceNotFoundError as error:
+            operation = operation_to_wire(record, None)
+            operation.error.CopyFrom(status_of(error))
+            return operation
+
+    async def write_all(self, records: Iterable[OperationRecord]) -> list[Operation]:
+        """Write several, in order."""
+        return list(await asyncio.gather(*(self.write(record) for record in records)))
+
+    async def _response(self, resource: str) -> Message:
+        collection = resource.partition("/")[0]
+        if collection not in self._readers:
+            raise InternalError(f"an operation ended with {resource!r}, which is no known resource")
+        return await self._readers[collection](resource)
+
+    async def _model(self, name: str) -> Message:
+        entry = self._service.models.get(name.partition("/")[2])
+        return model_to_wire(entry.name, entry.state, entry.info)
+
+    async def _circuit(self, name: str) -> Message:
+        return circuit_to_wire(await self._service.circuits.get(name))
+
+    async def _proposal(self, name: str) -> Message:
+        return proposal_to_wire(await self._service.proposals.get(name))
+
+    async def _export(self, name: str) -> Message:
+        return export_to_wire(await self._service.exports.get(name))
+
+    async def _audit(self, name: str) -> Message:
+        return audit_to_wire(await self._service.audits.get(name))
+
+
+def validated(method: str, response: Message) -> Operation:
+    """A finished operation that did nothing but check: the answer to `validate_only`."""
+    metadata = OperationMetadata(method=method, state=OperationState.SUCCEEDED.value)
+    return Operation(
+        name="operations/validated", done=True, metadata=packed(metadata), response=packed(response)
+    )

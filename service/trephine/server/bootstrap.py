@@ -1,0 +1,139 @@
+"""Building the service, once: the only place that names concrete classes.
+
+Nothing here imports torch; engines do, each in its own process (DESIGN 5.10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trephine.app.artifacts import ArtifactStore
+from trephine.app.audits import Audits
+from trephine.app.circuits import Circuits
+from trephine.app.clock import Clock, SystemClock
+from trephine.app.edits import Edits
+from trephine.app.exports import Exports
+from trephine.app.jobs import Jobs
+from trephine.app.journal import Journal
+from trephine.app.models import Models
+from trephine.app.operations import Operations
+from trephine.app.proposals import Proposals
+from trephine.app.service import Service
+from trephine.app.signing_key import ensure_signing_key
+from trephine.app.state import StateFolder
+from trephine.app.uploads import Uploads
+from trephine.app.work import Work
+from trephine.auditors.reports import Reports
+from trephine.domain.ports import AuditorHost, EngineLauncher
+from trephine.ipc.auditor_host import SubprocessAuditorHost
+from trephine.ipc.engine_proxy import SubprocessEngineLauncher
+from trephine.server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """The service with what must be opened and closed around it."""
+
+    service: Service
+    journal: Journal
+
+    async def open(self) -> None:
+        """Resume what an earlier server left unfinished."""
+        self.service.exports.sweep(tuple(self.journal.unfinished()))
+        await self.service.operations.open()
+
+    async def close(self) -> None:
+        """Stop operations so that the next server resumes them, then end every engine."""
+        await self.service.operations.close()
+        await self.service.models.close()
+
+
+def build(
+    settings: Settings,
+    state: StateFolder,
+    *,
+    launcher: EngineLauncher | None = None,
+    host: AuditorHost | None = None,
+    clock: Clock | None = None,
+) -> House:
+    """Build the service on a state folder.
+
+    Args:
+        settings: What was chosen.
+        state: The folder, locked by this process.
+        launcher: Starts engines; None: processes of this interpreter.
+        host: Runs auditors; None: processes of this interpreter.
+        clock: None: the machine's.
+    """
+    clock = clock or SystemClock()
+    launcher = launcher or SubprocessEngineLauncher(threads=settings.engine_threads)
+    export_root = settings.export_root or state.default_export_root
+    models = _models(settings, state, launcher, export_root)
+    artifacts = ArtifactStore(settings.artifacts_url or _url(state.folder("artifacts")), clock=clock)
+    edits = Edits(state.folder("edits"), models, clock=clock)
+    work = Work(
+        models=models,
+        circuits=Circuits(state.folder("circuits"), artifacts, clock=clock),
+        proposals=Proposals(state.folder("proposals")),
+        exports=Exports(
+            state.folder("exports"),
+            export_root=export_root,
+            models=models,
+            edits=edits,
+            signing_key=settings.signing_key or ensure_signing_key(state.path),
+        ),
+        audits=Audits(
+            state.folder("audits"),
+            models=models,
+            host=host or SubprocessAuditorHost(),
+            writer=Reports(),
+            artifacts=artifacts,
+            clock=clock,
+        ),
+    )
+    journal = Journal(state.folder("operations"), clock)
+    return House(
+        service=Service(
+            models=models,
+            operations=_operations(settings, state, journal, work, clock),
+            circuits=work.circuits,
+            proposals=work.proposals,
+            edits=edits,
+            exports=work.exports,
+            audits=work.audits,
+            artifacts=artifacts,
+            uploads=Uploads(state.folder("uploads"), artifacts, clock=clock),
+        ),
+        journal=journal,
+    )
+
+
+def _models(settings: Settings, state: StateFolder, launcher: EngineLauncher, export_root: Path) -> Models:
+    cached = settings.cache / "models"
+    cached.mkdir(parents=True, exist_ok=True)
+    return Models(
+        launcher=launcher,
+        roots=(cached, *settings.model_roots),
+        export_root=export_root,
+        remembered=state.folder("models"),
+        memory_budget_bytes=settings.memory_budget_bytes,
+    )
+
+
+def _operations(
+    settings: Settings, state: StateFolder, journal: Journal, work: Work, clock: Clock
+) -> Operations:
+    executor = state.executor_id()
+    jobs = (
+        Jobs.sqlite(state.jobs_database, executor_id=executor)
+        if settings.database_url is None
+        else Jobs(database_url=settings.database_url, executor_id=executor)
+    )
+    # Requests are kept apart from artifacts, which clients may delete.
+    requests = ArtifactStore(_url(state.folder("requests")), clock=clock)
+    return Operations(jobs=jobs, journal=journal, requests=requests, work=work, clock=clock)
+
+
+def _url(folder: Path) -> str:
+    return folder.as_uri()

@@ -1,0 +1,97 @@
+"""Kill -9 of an engine or a server in the middle of long work: nothing is lost, nothing appears twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.e2e.servers import engine_processes, kill, own_server, server_process, wait_for
+from trephine.client import Model, Operation, Trephine, connect, feature
+from trephine.client.verification import verify_folder
+
+pytestmark = [pytest.mark.e2e, pytest.mark.real]
+
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+def slow_discovery(model: Model) -> Operation[object]:
+    """A discovery that takes several seconds, brought to where it works."""
+    operation = model.start_discover(PROMPT, target=" Mary", against=" John", verify_nodes=512)
+    _underway(operation)
+    return operation
+
+
+def _underway(operation: Operation[object]) -> None:
+    for update in operation.watch(timeout_seconds=120):
+        if update.metadata.progress.done > 0:
+            return
+    pytest.fail(f"{operation.name} ended before it could be disturbed")
+
+
+def circuits_of(trephine: Trephine) -> int:
+    return len(trephine.circuits.list())
+
+
+def test_a_discovery_survives_the_death_of_its_engine(smollm2: Path, tmp_path: Path):
+    """The operation is started again on a fresh engine and ends with exactly one circuit."""
+    with own_server(tmp_path) as trephine:
+        operation = slow_discovery(trephine.load_model("smollm2"))
+        [engine] = engine_processes(tmp_path)
+        kill(engine)
+        operation.result(timeout_seconds=240)
+        assert operation.refresh().attempts >= 2
+        assert circuits_of(trephine) == 1
+
+
+def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, tmp_path: Path):
+    """The next server on the state folder resumes it; the dead one's engine is gone."""
+    with own_server(tmp_path) as trephine:
+        operation = slow_discovery(trephine.load_model("smollm2"))
+        name = operation.name
+        [engine] = engine_processes(tmp_path)
+        kill(server_process(tmp_path))
+        wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+    with connect(state=tmp_path) as trephine:
+        resumed = trephine.operations.get(name)
+        resumed.result(timeout_seconds=240)
+        assert resumed.refresh().attempts == 2
+        assert circuits_of(trephine) == 1
+
+
+@pytest.mark.parametrize("victim", ["engine", "server"])
+def test_an_export_survives_a_death_without_a_partial_folder(victim: str, smollm2: Path, tmp_path: Path):
+    """Killed while it builds, it leaves no visible folder; resumed, it publishes one that verifies."""
+    state = tmp_path / "state"
+    with own_server(state) as trephine:
+        model = trephine.load_model("smollm2")
+        edit = trephine.edits.create("cut", [feature(20, 7).ablate()], model=model.name)
+        operation = trephine.exports.start(edit, "cut")
+        _underway(operation)
+        kill(engine_processes(state)[0] if victim == "engine" else server_process(state))
+        if victim == "engine":
+            operation.result(timeout_seconds=280)
+        name = operation.name
+    with connect(state=state) as trephine:
+        export = trephine.operations.get(name).result(timeout_seconds=280)
+        folder = trephine.exports.download(export, tmp_path / "home")
+        leftovers = [path for path in state.rglob(".trephine-tmp-*") if path.is_dir()]
+    assert verify_folder(folder).passed
+    assert leftovers == []
+
+
+def test_health_answers_during_a_discovery(smollm2: Path, tmp_path: Path):
+    """The front is never blocked by an engine: health answers within the guard, many times over."""
+    with own_server(tmp_path) as trephine:
+        operation = slow_discovery(trephine.load_model("smollm2"))
+        address = trephine._wire.endpoint.address
+        with grpc.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for _ in range(50):
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert not operation.refresh().is_final
+        operation.cancel()
