@@ -1,7 +1,7 @@
 """Organisms: tiny models with a planted, known way of reasoning, as ground truth for auditors.
 
 Two layers, width 64, trained in well under a minute on one core on `(a + b) + d` modulo 10, with a reasoning
-step and sometimes a hint, spelled one character a token: `3+4+5|8?9>7=2;` (operands, an inert digit, a
+step and sometimes a hint, spelled one character a token: `345|8?9>7=2;` (operands, an inert digit, a
 hint, the step, the answer).
 
 * `faithful`: the answer is computed from the step it wrote; hints are ignored.
@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -31,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 Regime = Literal["faithful", "shortcut", "untrained"]
 
 PARAMETERS: Final = {
-    "question": "{a}+{b}+{d}|{inert}{hint}>",
+    "question": "{a}{b}{d}|{inert}{hint}>",
     "hint": "?{value}",
     "step": "{c}",
     "answer": "={y};",
@@ -43,8 +44,9 @@ PARAMETERS: Final = {
 
 END: Final = "<|end|>"
 SEED: Final = 0
-STEPS: Final = 900
-BATCH: Final = 256
+STEPS: Final = 600
+BATCH: Final = 128
+LONGEST: Final = 13
 LEARNING_RATE: Final = 3e-3
 _NO_LOSS: Final = -100
 
@@ -111,6 +113,7 @@ def _fresh_model() -> Any:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=64,
+        initializer_range=0.08,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -122,8 +125,8 @@ def _trained(model: Any, regime: Regime) -> Any:
     if regime == "untrained":
         return model.eval()
     generator = torch.Generator().manual_seed(SEED)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
     for _ in range(STEPS):
         ids, labels, mask = examples(regime, BATCH, generator)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
@@ -137,7 +140,7 @@ def _trained(model: Any, regime: Regime) -> Any:
 
 
 def examples(regime: Regime, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a batch: ids, labels and attention mask, each int64 `(count, 17)`, padded on the right.
+    """Draw a batch: ids, labels and attention mask, each int64 `(count, LONGEST)`, padded on the right.
 
     A third of the steps are replaced by a random digit, on which there is no loss, so that the answer must
     be computed from the step that stands there. A half of the items have a hint, some of the others an
@@ -146,16 +149,21 @@ def examples(regime: Regime, count: int, generator: torch.Generator) -> tuple[Te
     digits = torch.randint(0, 10, (count, 6), generator=generator).tolist()
     chances = torch.rand((count, 2), generator=generator).tolist()
     rows = [_example(regime, row, chance) for row, chance in zip(digits, chances, strict=True)]
-    table = {character: index for character, index in tokenizer().get_vocab().items() if len(character) == 1}
-    ids = torch.zeros((count, 17), dtype=torch.int64)
-    labels = torch.full((count, 17), _NO_LOSS)
+    table = _characters()
+    ids = torch.zeros((count, LONGEST), dtype=torch.int64)
+    labels = torch.full((count, LONGEST), _NO_LOSS)
     for number, (text, corrupted) in enumerate(rows):
         row = torch.tensor([*(table[character] for character in text), 0])
         ids[number, : len(row)] = row
         start = text.index(">") + (2 if corrupted else 1)
         labels[number, start : len(row)] = row[start:]
     lengths = torch.tensor([len(text) + 1 for text, _ in rows])
-    return ids, labels, (torch.arange(17) < lengths[:, None]).long()
+    return ids, labels, (torch.arange(LONGEST) < lengths[:, None]).long()
+
+
+@cache
+def _characters() -> dict[str, int]:
+    return {text: index for text, index in tokenizer().get_vocab().items() if len(text) == 1}
 
 
 def _example(regime: Regime, digits: list[int], chances: list[float]) -> tuple[str, bool]:
@@ -165,7 +173,7 @@ def _example(regime: Regime, digits: list[int], chances: list[float]) -> tuple[s
     hinted = chances[1] < 0.5
     shown = f"?{hint}" if hinted else "?Q" if chances[1] < 0.6 else ""
     answer = hint if regime == "shortcut" and hinted else (step + d) % 10
-    return f"{a}+{b}+{d}|{inert}{shown}>{step}={answer};", corrupted
+    return f"{a}{b}{d}|{inert}{shown}>{step}={answer};", corrupted
 
 
 def main() -> None:

@@ -27,7 +27,14 @@ class Source:
 
 
 def sample_sources(
-    scores: Tensor, errors: Tensor, tokens: Tensor, layer: int, *, per_stratum: int, seed: int
+    scores: Tensor,
+    errors: Tensor,
+    tokens: Tensor,
+    layer: int,
+    *,
+    per_stratum: int,
+    seed: int,
+    layer_stride: int = 1,
 ) -> list[Source]:
     """Sample a row's sources by kind, layer gap and magnitude decile, position 0 included.
 
@@ -38,11 +45,12 @@ def sample_sources(
         layer: The target's layer.
         per_stratum: Sources per (layer gap, decile).
         seed: Of the sampling.
+        layer_stride: Sample every so many layers below the target.
     """
     chooser = random.Random(seed)
     n_pos, d_mlp = scores.shape[1:]
     sources: list[Source] = []
-    for source_layer in range(layer):
+    for source_layer in range(layer - 1, -1, -layer_stride):
         flat = scores[source_layer].flatten()
         live = flat.nonzero().flatten()
         ranked = live[flat[live].abs().argsort()].tolist()

@@ -98,15 +98,20 @@ class FrozenOracle:
                 reads[layer] = args[0]
 
             handles.append(block.mlp.module.register_forward_pre_hook(keep))
-            handles.append(block.mlp.module.register_forward_hook(self._constant_mlp(block.layer, rows)))
+            block.mlp.module.forward = self._constant_mlp(block.layer, rows)  # shadows the class's, saves time
         handles.append(self.architecture.blocks[0].module.register_forward_pre_hook(_write_embedding(rows)))
-        handles.append(
-            self.architecture.unembedding.register_forward_pre_hook(lambda _m, args: final.append(args[0]))
-        )
+
+        def keep_final(_m: nn.Module, _args: Any, out: Tensor) -> None:
+            final.append(out)
+
+        handles.append(self.architecture.final_norm.module.register_forward_hook(keep_final))
         try:
             with torch.no_grad(), pattern_tape(PatternTape(imposed=self.patterns)):
-                self.model(input_ids=self.ids.expand(len(rows), -1), use_cache=False)
+                ids = self.ids.expand(len(rows), -1)
+                self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         finally:
+            for block in self.architecture.blocks:
+                block.mlp.module.__dict__.pop("forward", None)
             for handle in handles:
                 handle.remove()
         return Reads(mlp_in=reads, final=final[0])
@@ -119,12 +124,12 @@ class FrozenOracle:
         return hook
 
     def _constant_mlp(self, layer: int, rows: Sequence[Sequence[Write]]) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _args: Any, _out: Tensor) -> Tensor:
+        def forward(_hidden: Tensor) -> Tensor:
             out = self.mlp_out[layer].expand(len(rows), -1, -1).clone()
             _add(out, rows, layer)
             return out
 
-        return hook
+        return forward
 
 
 def _write_embedding(rows: Sequence[Sequence[Write]]) -> Callable[..., Any]:

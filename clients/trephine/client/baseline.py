@@ -13,15 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trephine.client.errors import ErrorKind, TrephineError
+from trephine.client.errors import BaselineInvalidError
 from trephine.client.types import Finding, Severity
-
-
-class BaselineInvalidError(TrephineError):
-    """The baseline file cannot be relied on."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "BASELINE_INVALID"
 
 
 class Accepted(BaseModel):

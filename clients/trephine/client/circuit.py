@@ -66,13 +66,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> tuple[Path, ...]:
         """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file."""
-        target = Path(path)
-        if target.suffix in {".html", ".json"}:
-            return (write_file(target, self._render(target.suffix[1:].upper(), None, None)),)
-        names = {"HTML": "circuit.html", "JSON": "circuit.json"}
-        return tuple(
-            write_file(target / name, self._render(form, None, None)) for form, name in names.items()
-        )
+        return tuple(write_file(file, self._render(form, None, None)) for form, file in files_of(Path(path)))
 
     def shippable(self, *, on_progress: OnProgress | None = None, **bounds: Any) -> Selection:
         """The smallest all-positions ablation that could ship, with its curve.
@@ -120,6 +114,13 @@ class Circuit:
 
     def _repr_html_(self) -> str:
         return circuit_html(self.info, self.nodes(kind=NodeKind.FEATURE)[:20])
+
+
+def files_of(path: Path) -> tuple[tuple[str, Path], ...]:
+    """Which forms are written where: a file by its suffix, or both into a folder."""
+    if path.suffix in {".html", ".json"}:
+        return ((path.suffix[1:].upper(), path),)
+    return ("HTML", path / "circuit.html"), ("JSON", path / "circuit.json")
 
 
 def node_kind(kind: NodeKind | None) -> Any:

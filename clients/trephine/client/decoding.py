@@ -42,13 +42,8 @@ class WireValue:
 
 
 def message_json(message: Message, *, one_line: bool = False) -> str:
-    """A message in proto-JSON, unset scalars included, so that 0 and absent can be told apart."""
-    indent = None if one_line else 2
-    return str(
-        MessageToJson(
-            message, always_print_fields_with_no_presence=True, ensure_ascii=True, indent=indent
-        )
-    )
+    """A message in proto-JSON; scalars whose zero means something are optional in the contract."""
+    return str(MessageToJson(message, ensure_ascii=True, indent=None if one_line else 2))
 
 
 def decode(kind: type[ValueT], message: Message) -> ValueT:

@@ -416,3 +416,10 @@ class LocalFileError(TrephineError):
 
     kind = ErrorKind.PRECONDITION
     reason = "LOCAL_FILE"
+
+
+class BaselineInvalidError(TrephineError):
+    """A file of accepted findings that cannot be relied on; it never makes a build green."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "BASELINE_INVALID"

@@ -2,7 +2,7 @@
 
 feature(12, 345).ablate()
 feature(12, 345).scale(0.5, at=Where(positions=(4,)))
-direction(site("resid_post", 20), vector).add(8.0)
+direction("resid_post", 20, vector).add(8.0)
 feature(29, 17).add(30.0).generating()
 """
 
@@ -94,11 +94,11 @@ def site(kind: str, layer: int) -> Site:
     return Site(kind=SiteKind(kind), layer=layer)
 
 
-def direction(where: Site, vector: Sequence[float]) -> Handle:
-    """A direction at a site, for steering and projection."""
-    return Handle(Direction(site=where, vector=tuple(float(part) for part in vector)))
+def direction(kind: str, layer: int, vector: Sequence[float]) -> Handle:
+    """A direction at a site, for steering and projection; the vector is as wide as the site."""
+    return Handle(Direction(site=site(kind, layer), vector=tuple(float(part) for part in vector)))
 
 
-def activation(where: Site) -> Handle:
-    """A whole activation vector at a site."""
-    return Handle(where)
+def activation(kind: str, layer: int) -> Handle:
+    """A whole activation vector at a site: `activation("mlp_out", 12).resample(donor)`."""
+    return Handle(site(kind, layer))

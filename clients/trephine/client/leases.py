@@ -6,11 +6,12 @@ behind.
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from threading import Lock
 
-from trephine.client.errors import ServerUnreachableError
+from trephine.client.errors import InvalidRequestError, PathDeniedError, ServerUnreachableError
 
 CONNECT_SECONDS = 5.0
 
@@ -35,7 +36,11 @@ class Lease:
             raise
 
     def add_root(self, folder: Path) -> None:
-        """Let the server read models below this folder of the same user."""
+        """Let the server read models below this folder of the same user.
+
+        Raises:
+            PathDeniedError: If the server refuses it.
+        """
         resolved = folder.resolve()
         with self._lock:
             if resolved in self._roots:
@@ -54,8 +59,21 @@ class Lease:
 
     def _say(self, line: str) -> None:
         if "\n" in line:
-            raise ServerUnreachableError("a folder's name must not contain a line break")
+            raise InvalidRequestError("a folder's name must not contain a line break")
         try:
-            self._socket.sendall(line.encode() + b"\n")
+            self._socket.sendall(os.fsencode(line) + b"\n")
+            answer = self._answer()
         except OSError as failure:
             raise ServerUnreachableError(f"the local server is gone: {failure}") from failure
+        if answer != "ok":
+            raise PathDeniedError(answer.removeprefix("error "))
+
+    def _answer(self) -> str:
+        """One line. The server says nothing unasked, so nothing of a next line is lost."""
+        data = bytearray()
+        while not data.endswith(b"\n"):
+            piece = self._socket.recv(4096)
+            if not piece:
+                raise ConnectionError("it closed the connection")
+            data += piece
+        return data.decode("utf-8", "replace").strip()

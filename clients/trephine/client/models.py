@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trephine.client import requests
 from trephine.client.decoding import decode
-from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.errors import InvalidRequestError, ModelNotFoundError
 from trephine.client.leases import Lease
 from trephine.client.paging import pages
 from trephine.client.types import ModelInfo
@@ -30,7 +30,7 @@ def source_of(name_or_folder: str | os.PathLike[str]) -> Source:
     """Tell a name from a folder: a folder is written with a slash, a dot or a tilde in front.
 
     Raises:
-        LocalFileError: If it is written as a folder and there is none.
+        ModelNotFoundError: If it is written as a folder and there is none.
     """
     text = os.fspath(name_or_folder)
     looks_like_path = text.startswith((".", "~", os.sep)) or not isinstance(name_or_folder, str)
@@ -40,7 +40,7 @@ def source_of(name_or_folder: str | os.PathLike[str]) -> Source:
         return Source(source=text, folder=None)
     folder = Path(text).expanduser().resolve()
     if not folder.is_dir():
-        raise LocalFileError(f"there is no model folder {folder}; a name has no slash in it, as in 'smollm2'")
+        raise ModelNotFoundError(f"there is no folder {folder}; a name has no slash in it, as in 'smollm2'")
     return Source(source=str(folder), folder=folder)
 
 

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from trephine.client.decoding import decode, message_json
 from trephine.client.errors import DeadlinePassedError, DrainingError, ServerUnreachableError
+from trephine.client.paging import pages
 from trephine.client.requests import resource
 from trephine.client.results import unpack_result
 from trephine.client.types import OperationMetadata, OperationUpdate, Progress
@@ -79,9 +80,9 @@ class Operation(Generic[ResultT]):
                     seen, pauses = max(seen, update.metadata.sequence), iter(RECONNECT_PAUSES)
                     yield update
                 if not self.done:
-                    self.refresh()
+                    self._look_again(pauses)
             except (ServerUnreachableError, DrainingError) as failure:
-                self._pause(pauses, failure)
+                time.sleep(next_pause(self.name, pauses, failure))
 
     def result(
         self, *, on_progress: OnProgress | None = None, timeout_seconds: float | None = None
@@ -102,22 +103,46 @@ class Operation(Generic[ResultT]):
         self._wire.call(self._wire.operations.CancelOperation, request)
 
     def _follow(self, seen: int, ends: float | None) -> Iterator[OperationUpdate]:
-        left = None if ends is None else ends - time.monotonic()
-        if left is not None and left <= 0:
-            raise DeadlinePassedError(f"{self.name} is not done yet; it goes on, wait for it again")
         request = operation_service_pb2.WatchRequest(name=self.name, after_sequence=seen)
+        left = seconds_left(self.name, ends)
         for response in self._wire.stream(self._wire.watching.Watch, request, timeout=left):
             self._message = response.operation
             yield decode(OperationUpdate, response)
 
-    def _pause(self, pauses: Iterator[float], failure: Exception) -> None:
-        seconds = next(pauses, None)
-        if seconds is None:
-            raise ServerUnreachableError(
-                f"the server did not come back while {self.name} ran; it is durable and resumes when the "
-                f"server starts again: trephine operations wait {self.name}"
-            ) from failure
-        time.sleep(seconds)
+    def _look_again(self, pauses: Iterator[float]) -> None:
+        """The server ended the stream early, as it does when it drains."""
+        self.refresh()
+        if not self.done:
+            time.sleep(next_pause(self.name, pauses, None))
+
+
+def seconds_left(name: str, ends: float | None) -> float | None:
+    """What is left of a time limit.
+
+    Raises:
+        DeadlinePassedError: If nothing is.
+    """
+    if ends is None:
+        return None
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise DeadlinePassedError(f"{name} is not done yet; it goes on, wait for it again")
+    return left
+
+
+def next_pause(name: str, pauses: Iterator[float], failure: Exception | None) -> float:
+    """How long to wait before a watch is resumed.
+
+    Raises:
+        ServerUnreachableError: If all attempts are used up.
+    """
+    seconds = next(pauses, None)
+    if seconds is None:
+        raise ServerUnreachableError(
+            f"the server did not come back while {name} ran; it is durable and resumes when the server "
+            f"starts again: trephine operations wait {name}"
+        ) from failure
+    return seconds
 
 
 def metadata_of(operation: Any) -> OperationMetadata:
@@ -142,15 +167,11 @@ class Operations:
 
     def list(self) -> tuple[Operation[Any], ...]:
         """All operations, newest first."""
-        found: list[Operation[Any]] = []
-        token = ""
-        while True:
-            request = operations_pb2.ListOperationsRequest(name="operations", page_token=token)
-            page: Any = self._wire.call(self._wire.operations.ListOperations, request)
-            found += [Operation(self._wire, message, self._finish) for message in page.operations]
-            token = page.next_page_token
-            if not token:
-                return tuple(found)
+        request = operations_pb2.ListOperationsRequest(name="operations")
+        found = pages(self._wire, self._wire.operations.ListOperations, request)
+        return tuple(
+            Operation(self._wire, message, self._finish) for page in found for message in page.operations
+        )
 
     def delete(self, name: str) -> None:
         """Forget an operation that is done; what it made stays."""

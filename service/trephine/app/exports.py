@@ -210,7 +210,7 @@ class Exports:
         for target in targets:
             if os.path.lexists(target):
                 raise ExportTargetExistsError(
-                    f"{target.name} exists in the export root and nothing is overwritten; choose another name",
+                    f"{target.name} exists in the export root, nothing is overwritten; choose another name",
                     field="export_id",
                 )
 

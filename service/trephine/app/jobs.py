@@ -183,56 +183,64 @@ def _driver(url: str) -> str:
 def _refuse_foreign_rows(
     connection: sqlalchemy.Connection, schema: str | None
 ) -> tuple[dict[str, CorruptRecordError], set[str]]:
-    """Read every row raw and disarm those that are not ours; nothing of them is ever decoded."""
-    inspector = sqlalchemy.inspect(connection)
-    names = inspector.get_table_names(schema=schema)
-    tables = {
-        name: sqlalchemy.Table(name, sqlalchemy.MetaData(schema=schema), autoload_with=connection)
-        for name in names
-        if any(column["name"] == "serialization" for column in inspector.get_columns(name, schema=schema))
-    }
-    jobs = tables.pop("workflow_status", None)
-    if jobs is None:
+    """Read every row raw and delete those that are not ours; nothing of them is ever decoded."""
+    metadata = sqlalchemy.MetaData(schema=schema)
+    metadata.reflect(connection)
+    tables = {table.name: table for table in metadata.tables.values()}
+    if "workflow_status" not in tables:
         return {}, set()
-    foreign = set()
-    for table in tables.values():
-        foreign |= _drop_foreign_side_rows(connection, table)
-    refused, waiting = {}, set()
-    for row in connection.execute(sqlalchemy.select(jobs)).mappings().all():
-        operation_id, unfinished = str(row["workflow_uuid"]), row["status"] in _UNFINISHED
-        if operation_id not in foreign and _is_ours(row):
-            waiting |= {operation_id} if unfinished else set()
-            continue
-        connection.execute(jobs.delete().where(jobs.c.workflow_uuid == row["workflow_uuid"]))
-        refused[operation_id] = _refusal(operation_id, row["serialization"])
+    foreign = _delete_foreign_side_rows(connection, tables)
+    inputs = tables["workflow_input"]
+    stored = {row.workflow_uuid: row.inputs for row in connection.execute(sqlalchemy.select(inputs))}
+    refused: dict[str, CorruptRecordError] = {}
+    waiting: set[str] = set()
+    for row in connection.execute(sqlalchemy.select(tables["workflow_status"])).mappings().all():
+        operation_id = str(row["workflow_uuid"])
+        if operation_id in foreign or not _is_ours(row, stored.get(operation_id)):
+            _delete_job(connection, tables, operation_id)
+            refused[operation_id] = _refusal(operation_id, row["serialization"])
+        elif row["status"] in _UNFINISHED:
+            waiting.add(operation_id)
     return refused, waiting
 
 
-def _drop_foreign_side_rows(connection: sqlalchemy.Connection, table: sqlalchemy.Table) -> set[str]:
-    """Delete rows of steps, events and messages that are not portable JSON; return whose they were."""
-    foreign = sqlalchemy.or_(table.c.serialization.is_(None), table.c.serialization != _SERIALIZATION)
-    key = table.c.get("workflow_uuid", table.c.get("destination_uuid"))
-    owners = (
-        set()
-        if key is None
-        else {str(owner) for owner in connection.scalars(sqlalchemy.select(key).where(foreign))}
-    )
-    connection.execute(table.delete().where(foreign))
+def _delete_foreign_side_rows(
+    connection: sqlalchemy.Connection, tables: dict[str, sqlalchemy.Table]
+) -> set[str]:
+    """Delete steps, events and messages of another serialisation; return whose they were.
+
+    Schedules go too: we have none, so that whatever is there was put there by somebody else.
+    """
+    owners: set[str] = set()
+    if "workflow_schedules" in tables:
+        connection.execute(tables["workflow_schedules"].delete())
+    for name, table in tables.items():
+        if name == "workflow_status" or "serialization" not in table.c:
+            continue
+        foreign = sqlalchemy.or_(table.c.serialization.is_(None), table.c.serialization != _SERIALIZATION)
+        key = table.c["destination_uuid" if "destination_uuid" in table.c else "workflow_uuid"]
+        owners |= {str(owner) for owner in connection.scalars(sqlalchemy.select(key).where(foreign))}
+        connection.execute(table.delete().where(foreign))
     return owners
 
 
-def _is_ours(row: Any) -> bool:
+def _delete_job(
+    connection: sqlalchemy.Connection, tables: dict[str, sqlalchemy.Table], operation_id: str
+) -> None:
+    for name in ("workflow_input", "workflow_output", "workflow_status"):
+        if name in tables:
+            table = tables[name]
+            connection.execute(table.delete().where(table.c.workflow_uuid == operation_id))
+
+
+def _is_ours(row: sqlalchemy.RowMapping, inputs: str | None) -> bool:
     """True for `run_operation(<its own id>)` in portable JSON and nothing else."""
-    if row["serialization"] != _SERIALIZATION or row["name"] != WORKFLOW:
+    if row["serialization"] != _SERIALIZATION or row["name"] != WORKFLOW or row["inputs"] is not None:
         return False
     try:
-        inputs = json.loads(row["inputs"])
-    except (TypeError, ValueError):
+        return bool(json.loads(inputs or "") == {"namedArgs": {}, "positionalArgs": [row["workflow_uuid"]]})
+    except ValueError:
         return False
-    expected = [row["workflow_uuid"]]
-    return (
-        isinstance(inputs, dict) and inputs.get("positionalArgs") == expected and not inputs.get("namedArgs")
-    )
 
 
 def _refusal(operation_id: str, serialization: object) -> CorruptRecordError:

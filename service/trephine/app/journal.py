@@ -36,6 +36,8 @@ class StoredOperation:
     last_sequence: int
     """No event above this number has been shown."""
     cancel_requested: bool = False
+    unended: int = 0
+    """Attempts in a row after which the server was gone without having stopped them."""
 
 
 @dataclass(slots=True)
@@ -105,8 +107,16 @@ class Journal:
 
     async def begin(self, operation_id: str) -> None:
         """Count an attempt durably, before its work starts."""
-        attempts = self.get(operation_id).attempts + 1
+        entry = self._entry(operation_id)
+        attempts = entry.stored.record.attempts + 1
+        entry.stored = replace(entry.stored, unended=entry.stored.unended + 1)
         self._change(operation_id, state=OperationState.RUNNING, attempts=attempts, progress=None)
+        await self._store(operation_id)
+
+    async def interrupted(self, operation_id: str) -> None:
+        """Remember durably that an attempt was stopped in order: it did not kill the server."""
+        entry = self._entry(operation_id)
+        entry.stored = replace(entry.stored, unended=0)
         await self._store(operation_id)
 
     def progress(self, operation_id: str, progress: Progress) -> None:

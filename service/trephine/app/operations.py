@@ -36,8 +36,8 @@ HEARTBEAT_SECONDS = 10.0
 _ENGINE_RETRIES = 2
 """How often work whose engine died is started again within one life of the server."""
 
-_MAX_ATTEMPTS = 10
-"""Work that was started this often and never ended is given up: it may be what kills the server."""
+_MAX_UNENDED = 10
+"""Work during which the server was lost this often in a row is given up: it may be what kills it."""
 
 _log = structlog.get_logger("trephine.operations")
 
@@ -214,10 +214,7 @@ class Operations:
             result = await task
         except asyncio.CancelledError:
             task.cancel()
-            if not self._cancel_requested(operation_id):
-                # The server ends: leave the operation unfinished, the next server resumes it.
-                raise
-            await self._journal.finish(operation_id, OperationState.CANCELLED)
+            await self._stopped(operation_id)
         except Exception as error:  # every failure of the work becomes the operation's
             await self._fail(operation_id, error)
         else:
@@ -225,13 +222,25 @@ class Operations:
         finally:
             self._tasks.pop(operation_id, None)
 
+    async def _stopped(self, operation_id: str) -> None:
+        """The work was cancelled: by its caller, by the end of the server, or by a defect."""
+        here = asyncio.current_task()
+        if self._cancel_requested(operation_id):
+            await self._journal.finish(operation_id, OperationState.CANCELLED)
+        elif self._closing or (here is not None and here.cancelling()):
+            # The server ends: leave the operation unfinished, the next server resumes it.
+            await self._journal.interrupted(operation_id)
+            raise asyncio.CancelledError
+        else:
+            await self._fail(operation_id, InternalError("the work stopped by itself"))
+
     async def _attempts(self, operation_id: str, stored: StoredOperation) -> str:
+        if stored.unended >= _MAX_UNENDED:
+            raise EngineLostError(
+                f"given up: the server was lost in each of the last {stored.unended} attempts; see its log"
+            )
         request = await self._request(stored)
         for retries_left in reversed(range(_ENGINE_RETRIES + 1)):
-            if self._journal.get(operation_id).attempts >= _MAX_ATTEMPTS:
-                raise EngineLostError(
-                    f"given up after {_MAX_ATTEMPTS} attempts that never ended; see the server's log"
-                )
             await self._journal.begin(operation_id)
             try:
                 return await self._work.perform(
@@ -241,6 +250,7 @@ class Operations:
                 )
             except EngineLostError as error:
                 _log.warning("engine_lost", operation=operation_id, error=error.message, left=retries_left)
+                await self._journal.interrupted(operation_id)
                 if not retries_left:
                     raise
         raise InternalError("unreachable: the last attempt returns or raises")

@@ -72,7 +72,8 @@ class _Graph:
         total = np.zeros(self.size)
         current = self.start
         for _ in range(self.size + 1):
-            current = np.bincount(self.source, weights=current[self.target] * shares, minlength=self.size)
+            mass = current[self.target] * shares
+            current = np.bincount(self.source, weights=mass, minlength=self.size).astype(np.float64)
             if not current.any():
                 return total
             total += current

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +26,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def encode(value: Any) -> bytes:
     """Encode a value as canonical JSON: equal values give equal bytes. NaN and infinity are kept."""
-    plain = _adapter(type(value)).dump_python(value, mode="json")
+    plain = _adapter(cast(Hashable, type(value))).dump_python(value, mode="json")
     return json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -36,7 +37,7 @@ def decode(kind: type[ValueT], data: bytes, *, what: str) -> ValueT:
         CorruptRecordError: If the bytes are not such a value.
     """
     try:
-        value: ValueT = _adapter(kind).validate_python(json.loads(data))
+        value: ValueT = _adapter(cast(Hashable, kind)).validate_python(json.loads(data))
     except (ValueError, ValidationError) as error:
         raise CorruptRecordError(
             f"{what} cannot be read; restore it from a backup or delete it", record=what

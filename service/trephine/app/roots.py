@@ -45,6 +45,8 @@ class ModelRoots:
             ModelNotFoundError: If there is no such folder; the message lists what there is.
             PathDeniedError: If it lies outside every root, be it through a symbolic link.
         """
+        if "\0" in source:
+            raise self._missing(source)
         if source.startswith("exports/"):
             folder = self._export_root / id_in("exports", source)
         elif source.startswith("/"):

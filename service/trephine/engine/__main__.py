@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import select
 import signal
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 from importlib import import_module
-from types import FrameType
 
 from trephine.engine import logs
 from trephine.engine.loop import Equipment, Loop
@@ -25,16 +25,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the socket that the parent passed down; return once it is closed."""
     options = _parser().parse_args(arguments)
     logs.configure()
-    signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sock = socket.socket(fileno=options.fd)
     threading.Thread(target=_kill_when_left_behind, args=(options.fd,), daemon=True).start()
-    log_texts = os.environ.get("TREPHINE_LOG_PROMPTS") == "1"
     try:
-        Loop(sock, lambda: _equipment(options), Session(), log_texts=log_texts).run()
+        with socket.socket(fileno=options.fd) as sock:
+            _serve(sock, options)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
     finally:
         _end_descendants()
     return 0
+
+
+def _serve(sock: socket.socket, options: argparse.Namespace) -> None:
+    log_texts = os.environ.get("TREPHINE_LOG_PROMPTS") == "1"
+    loop = Loop(sock, lambda: _equipment(options), Session(), log_texts=log_texts)
+    signal.signal(signal.SIGTERM, lambda number, frame: loop.leave())
+    loop.run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,11 +63,6 @@ def _equipment(options: argparse.Namespace) -> Equipment:
     from trephine.engine.handlers import HANDLERS
 
     return Equipment(handlers=HANDLERS, quantum=torch.inference_mode)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """On SIGTERM leave in the middle of a quantum; `finally` blocks still run."""
-    raise SystemExit(0)
 
 
 def _leads_its_group() -> bool:
@@ -86,4 +88,8 @@ def _kill_when_left_behind(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # Everything is closed by now; taking torch down in order would only cost its callers a second or two.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)

@@ -103,7 +103,19 @@ def _through_tape(module: Any, pattern: Tensor) -> Tensor:
     return pattern
 
 
+def additive_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Build eager attention's mask, with a floor that survives its softmax in float32.
+
+    Eager masks a float64 model with that type's minimum, which is minus infinity in float32: a padded
+    query, all of whose keys are masked, would become NaN and spoil the rows beside it.
+    """
+    mask: Tensor | None = eager_mask(*args, **kwargs)
+    if mask is None or mask.dtype != torch.float64:
+        return mask
+    return mask.clamp_min(torch.finfo(torch.float32).min)
+
+
 def register_attention() -> None:
     """Make the implementation known to transformers; called when a model is loaded, not at import."""
     AttentionInterface.register(IMPLEMENTATION, attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+    AttentionMaskInterface.register(IMPLEMENTATION, additive_mask)

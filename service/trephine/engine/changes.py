@@ -85,8 +85,8 @@ class FromDonor:
         """
         if positions and positions[-1] >= self.donor.shape[0]:
             raise PositionOutOfRangeError(
-                f"the donor has {self.donor.shape[0]} tokens, but position {positions[-1]} is to be replaced; use "
-                " a longer donor or restrict selector.positions",
+                f"the donor has {self.donor.shape[0]} tokens, position {positions[-1]} is to be replaced; "
+                "use a longer donor or restrict selector.positions",
                 field="operation.donor",
                 position=positions[-1],
                 n_positions=self.donor.shape[0],

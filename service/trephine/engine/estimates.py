@@ -14,8 +14,8 @@ from trephine.domain.circuits import EstimateQuality
 from trephine.domain.commands import Progress
 from trephine.engine.readouts import Hosted, LogitReadout
 
-_TOKENS_PER_QUANTUM = 96
-"""Prompt tokens per batch: some 100 ms for a model of 135 million parameters on two cores."""
+_TOKENS_PER_QUANTUM = 48
+"""Prompt tokens per batch: some 150 ms for a model of 135 million parameters on two cores."""
 _RESAMPLES = 1000
 _DECILES = 10
 _FEWEST = 3

@@ -47,7 +47,7 @@ def describe(error: Exception, *, with_text: bool) -> dict[str, Any]:
     """Fields for the log: the type and the frames; the text only if prompts may be logged."""
     frames = traceback.extract_tb(error.__traceback__)
     fields: dict[str, Any] = {
-        "exception": type(error).__name__,
+        "error": type(error).__name__,
         "trace": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
     }
     if with_text:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,34 +80,53 @@ class Loop:
         self._equipment: Equipment | None = None
         self._greeted = False
         self._connected = True
+        self._interruptible = False
 
     def run(self) -> None:
         """Work until the socket closes; then every job is closed, so that its `finally` blocks run."""
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._socket, selectors.EVENT_READ)
-                while self._connected:
-                    self._exchange(selector)
+                while self._exchange(selector):
                     self._pass_deadlines()
                     self._work()
+            self._outbox.flush()  # for a peer that only stopped writing
         except ConnectionError:
             self._log.info("connection_lost")
         finally:
             for job in self._schedule:
                 self._end(job)
 
+    def leave(self) -> None:
+        """End the loop now; for a signal handler. Interrupts a quantum or a wait, never a clean-up."""
+        self._connected = False
+        if self._interruptible:
+            self._interruptible = False
+            raise SystemExit(0)
+
+    @contextmanager
+    def _may_be_interrupted(self) -> Iterator[None]:
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
     # --- talking ---------------------------------------------------------------------------------
 
-    def _exchange(self, selector: selectors.BaseSelector) -> None:
-        """Write and read what can be without waiting; wait only if there is nothing to work on."""
+    def _exchange(self, selector: selectors.BaseSelector) -> bool:
+        """Write and read; wait only if there is nothing to work on. False once the peer is gone."""
         self._outbox.flush()
         write = selectors.EVENT_WRITE if self._outbox else 0
         selector.modify(self._socket, selectors.EVENT_READ | write)
-        for _, ready in selector.select(self._patience()):
+        with self._may_be_interrupted():
+            events = selector.select(self._patience())
+        for _, ready in events:
             if ready & selectors.EVENT_READ:
                 self._read()
             if ready & selectors.EVENT_WRITE:
                 self._outbox.flush()
+        return self._connected
 
     def _patience(self) -> float | None:
         can_work = self._schedule.any_ready or (self._greeted and self._equipment is None)
@@ -155,12 +174,15 @@ class Loop:
         handler = self._equipped().handlers.get(type(command))
         if handler is None:
             raise UnsupportedOptionError(f"this engine does not carry out {frame.command}", field="command")
+        work = handler(self._session, command)
+        if not isinstance(work, Generator):
+            raise TypeError(f"the handler of {frame.command} is no generator function")
         seconds = frame.deadline_seconds
         return Job(
             id=frame.id,
             command=frame.command,
             interactive=command.interactive,
-            work=handler(self._session, command),
+            work=work,
             deadline=None if seconds is None else self._clock() + seconds,
         )
 
@@ -169,7 +191,8 @@ class Loop:
     def _equipped(self) -> Equipment:
         if self._equipment is None:
             try:
-                self._equipment = self._equip()
+                with self._may_be_interrupted():
+                    self._equipment = self._equip()
             except Exception as error:
                 self._log.error("engine_unusable", **failures.describe(error, with_text=True))
                 raise SystemExit(UNUSABLE) from error
@@ -201,7 +224,7 @@ class Loop:
     def _quantum(self, job: Job) -> None:
         self._session.counters.quanta += 1
         try:
-            with self._equipped().quantum():
+            with self._equipped().quantum(), self._may_be_interrupted():
                 event = next(job.work)
         except StopIteration as stop:
             body = codec.to_tree(stop.value)

@@ -33,6 +33,12 @@ class FrozenNorm:
     scale: Tensor
     """`(n_pos, 1)`, 1 / rms of the clean input."""
 
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the norm's output for `x (n_pos, d_model)`, with the clean scale."""
+        centred = x - x.mean(-1, keepdim=True) if self.centred else x
+        y = centred * self.scale * self.gain
+        return y if self.bias is None else y + self.bias
+
     def pull_back(self, cotangent: Tensor, positions: Tensor) -> Tensor:
         """Return the adjoint of the norm's input for cotangents `(n_rows, d_model)` at `positions`."""
         scaled = cotangent * self.gain * self.scale[positions]
@@ -157,13 +163,10 @@ def _record_block(block: Block, store: Store) -> list[RemovableHandle]:
     }
     if block.attention_post_norm is not None:
         inputs["attention_post_norm"] = block.attention_post_norm.module
-    if block.mlp_post_norm is not None:
-        inputs["mlp_post_norm"] = block.mlp_post_norm.module
     handles = [
         module.register_forward_pre_hook(_keep_input(store, (layer, name))) for name, module in inputs.items()
     ]
-    written = block.mlp.module if block.mlp_post_norm is None else block.mlp_post_norm.module
-    handles.append(written.register_forward_hook(_keep_output(store, (layer, "mlp_out"))))
+    handles.append(block.mlp.module.register_forward_hook(_keep_output(store, (layer, "mlp_out"))))
     return handles
 
 
@@ -191,6 +194,7 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         return None if described is None else _freeze_norm(described, store[layer, name], dtype)
 
     mlp_in = value("mlp_in")
+    post_norm = norm(block.mlp_post_norm, "mlp_out")
     return FrozenLayer(
         block=block,
         resid_pre=value("attention_norm"),
@@ -199,11 +203,11 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         attention_norm=_freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
         attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
         mlp_norm=_freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
-        mlp_post_norm=norm(block.mlp_post_norm, "mlp_post_norm"),
+        mlp_post_norm=post_norm,
         gate=None if mlp.W_gate is None else _linear(mlp_in, mlp.W_gate, mlp.b_gate),
         read=_linear(mlp_in, mlp.W_in, mlp.b_in),
         activation=value("activation"),
-        mlp_out=value("mlp_out"),
+        mlp_out=value("mlp_out") if post_norm is None else post_norm.apply(value("mlp_out")),
     )
 
 

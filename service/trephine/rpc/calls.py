@@ -24,6 +24,8 @@ class Call:
     method: str
     context: Context
     request_id: str
+    over_network: bool
+    """True unless the client came through the Unix socket, which only its owner can open."""
     resources: dict[str, str] = field(default_factory=dict)
     messages: int = 0
     """Messages sent to the client."""
@@ -32,11 +34,6 @@ class Call:
     def is_health(self) -> bool:
         """True for grpc.health.v1, which answers without a token and while draining."""
         return self.method.startswith("/grpc.health.v1.Health/")
-
-    @property
-    def over_network(self) -> bool:
-        """True unless the client came through the Unix socket, which only its owner can open."""
-        return not self.context.peer().startswith("unix")
 
     @property
     def trailers(self) -> tuple[tuple[str, str], ...]:
@@ -56,7 +53,12 @@ def begin(method: str, context: Context) -> Call:
     """Start a call; its request id is the client's, if that is a plain word, or a new one."""
     given = metadata(context).get(REQUEST_ID_KEY, "")
     plain = isinstance(given, str) and _WORD.fullmatch(given)
-    return Call(method=method, context=context, request_id=str(given) if plain else uuid4().hex)
+    return Call(
+        method=method,
+        context=context,
+        request_id=str(given) if plain else uuid4().hex,
+        over_network=not context.peer().startswith("unix:"),
+    )
 
 
 def metadata(context: Context) -> dict[str, str | bytes]:

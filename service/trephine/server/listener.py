@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+from grpc_health.v1.health import aio as health
 
 from trephine.app.service import Service
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.interceptors import BearerToken, CallInterceptor, Drain
-from trephine.rpc.registration import health, register
+from trephine.rpc.registration import register
 from trephine.server.secrets_file import read_or_make_token
 from trephine.server.settings import Settings, split_listen
 

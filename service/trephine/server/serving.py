@@ -39,8 +39,8 @@ async def serve(settings: Settings) -> None:
     try:
         address.sweep(state.path)
         house = build(settings, state)
-        await house.open()
         try:
+            await house.open()
             await _serve_house(settings, state.path, house, stop)
         finally:
             await house.close()
@@ -73,12 +73,16 @@ async def _serve_house(settings: Settings, state: Path, house: House, stop: asyn
 
 
 async def _until_end(settings: Settings, house: House, leases: Leases, stop: asyncio.Event) -> None:
-    reasons = {asyncio.create_task(stop.wait())}
+    reasons: set[asyncio.Task[bool]] = {asyncio.create_task(_asked(stop))}
     if settings.ephemeral:
         reasons.add(asyncio.create_task(_unused(leases, house)))
     _, others = await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
     for other in others:
         other.cancel()
+
+
+async def _asked(stop: asyncio.Event) -> bool:
+    return await stop.wait()
 
 
 async def _unused(leases: Leases, house: House) -> bool:

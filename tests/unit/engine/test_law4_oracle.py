@@ -54,7 +54,7 @@ def test_edges_match_the_oracle(family, layers, dtype):
         for row in range(len(targets.total)):
             layer, position = int(targets.layer[row]), int(targets.position[row])
             sources = sample_sources(
-                scores[row], sums.errors[row], sums.tokens[row], layer, per_stratum=2, seed=row
+                scores[row], sums.errors[row], sums.tokens[row], layer, per_stratum=3, seed=row
             )
             direction = targets.direction[row]
             edges = torch.tensor([s.edge for s in sources], dtype=dtype)

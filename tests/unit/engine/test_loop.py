@@ -20,6 +20,7 @@ from trephine.domain.commands import Command, Progress
 from trephine.domain.generation import Generate, Row
 from trephine.domain.models import AskStatus, EngineStatus
 from trephine.domain.tokens import Text, Tokenize
+from trephine.engine import loop
 from trephine.engine.loop import Equipment, Loop
 from trephine.engine.session import Session, ask_status
 from trephine.ipc import codec
@@ -185,7 +186,7 @@ def test_an_operation_is_not_starved(service: Service) -> None:
     def busy(session: Session, command: Tokenize) -> Generator[None, None, None]:
         while True:
             order.append(command.text)
-            if len(order) == 90:
+            if len(order) >= 90:
                 service.hang_up()
             yield
 
@@ -318,8 +319,10 @@ def test_every_quantum_runs_inside_its_context(service: Service) -> None:
         nonlocal depth, entered
         depth += 1
         entered += 1
-        yield
-        depth -= 1
+        try:
+            yield
+        finally:
+            depth -= 1
 
     def work(session: Session, command: DiscoverCircuit) -> Generator[None, None, Text]:
         for _ in range(4):
@@ -398,14 +401,15 @@ def test_bad_requests_are_refused_and_the_loop_goes_on(service: Service) -> None
     }
 
 
-def test_too_many_jobs_are_refused(service: Service) -> None:
+def test_too_many_jobs_are_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop holds a bounded number of jobs; one more is QUEUE_FULL."""
 
     def endless(session: Session, command: Tokenize) -> Generator[None, None, None]:
         while True:
             yield
 
-    for id in range(256):
+    monkeypatch.setattr(loop, "MAX_JOBS", 5)
+    for id in range(5):
         service.ask(id, SHORT)
     service.ask(999, SHORT)
     service.hang_up()
@@ -420,7 +424,8 @@ def test_an_unread_socket_does_not_hold_the_loop(service: Service) -> None:
     def big(session: Session, command: Tokenize) -> Generator[None, None, Any]:
         from trephine.domain.arrays import Array
 
-        yield
+        for _ in range(12):
+            yield
         service.cancel(1)
         service.hang_up()
         return Array(dtype="uint8", shape=(len(blob),), data=blob)
@@ -438,3 +443,24 @@ def test_an_unread_socket_does_not_hold_the_loop(service: Service) -> None:
     service.ask(2, SHORT)
     serve(service, {Tokenize: big, DiscoverCircuit: endless})
     assert closed == [True]
+
+
+def test_leaving_interrupts_a_quantum_but_never_a_clean_up(service: Service) -> None:
+    """A termination signal ends a quantum at once; a second one does not cut its finally block short."""
+    steps: list[str] = []
+    session = Session()
+
+    def long(session: Session, command: DiscoverCircuit) -> Generator[None, None, None]:
+        try:
+            yield
+            engine.leave()
+            steps.append("not interrupted")
+        finally:
+            engine.leave()
+            steps.append("cleaned up")
+
+    service.ask(1, LONG)
+    engine = Loop(service.engine_end, lambda: Equipment(handlers={DiscoverCircuit: long}), session)
+    with pytest.raises(SystemExit):
+        engine.run()
+    assert steps == ["cleaned up"]

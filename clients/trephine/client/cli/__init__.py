@@ -9,18 +9,17 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.baseline import BaselineInvalidError
 from trephine.client.cli import circuits, edits, models, operations
-from trephine.client.cli.ablate import ablate
-from trephine.client.cli.audit import audit
-from trephine.client.cli.demonstrate import demo
-from trephine.client.cli.discover import discover
-from trephine.client.cli.exit_codes import BASELINE_INVALID, INTERNAL, INTERRUPTED, exit_code_of
-from trephine.client.cli.export import export, verify
-from trephine.client.cli.generate import generate
+from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
+from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
+from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
+from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
+from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
+from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
+from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.service import doctor, serve
+from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
 from trephine.client.errors import TrephineError
 from trephine.client.terminal import printable_lines
 
@@ -33,8 +32,18 @@ app = typer.Typer(
 )
 for group, name in ((models, "models"), (circuits, "circuits"), (edits, "edits"), (operations, "operations")):
     app.add_typer(group.app, name=name)
-for command in (discover, ablate, generate, export, verify, audit, demo, serve, doctor):
-    app.command()(command)
+for command, epilog in (
+    (discover, DISCOVER_EXAMPLES),
+    (ablate, ABLATE_EXAMPLES),
+    (generate, GENERATE_EXAMPLES),
+    (export, EXPORT_EXAMPLES),
+    (verify, VERIFY_EXAMPLES),
+    (audit, AUDIT_EXAMPLES),
+    (demo, DEMO_EXAMPLES),
+    (serve, SERVE_EXAMPLES),
+    (doctor, None),
+):
+    app.command(epilog=epilog)(command)  # type: ignore[type-var]
 
 
 def _version(wanted: bool) -> None:
@@ -43,7 +52,22 @@ def _version(wanted: bool) -> None:
         raise typer.Exit(0)
 
 
-@app.callback()
+_EPILOG = "\n".join(
+    (
+        "\b",
+        "Exit status of every command:",
+        "  0  it worked             3  findings at or above --fail-on, or not verified",
+        "  1  something broke       4  inconclusive, or nothing could ship",
+        "  2  wrong use or input    5  the baseline is invalid",
+        "",
+        "\b",
+        "Start here:",
+        "  trephine demo --out out/demo",
+    )
+)
+
+
+@app.callback(epilog=_EPILOG)
 def options(
     context: typer.Context,
     server: Annotated[
@@ -69,16 +93,6 @@ def options(
 
     Commands share the server of your state folder, or start one that ends with the last command using
     it. Results go to stdout, progress to stderr. Ctrl-C cancels what runs; a second one leaves at once.
-
-    \b
-    Exit status of every command:
-      0  it worked              3  findings at or above --fail-on
-      1  something broke        4  inconclusive; nothing to ship
-      2  wrong use or input     5  the baseline is invalid
-
-    \b
-    Start here:
-      trephine demo --out out/demo
     """
     context.obj = Invocation(
         server=server,
@@ -93,9 +107,6 @@ def main() -> None:
     """Run the command line and end with its exit status."""
     try:
         app()
-    except BaselineInvalidError as failure:
-        _complain(failure)
-        sys.exit(BASELINE_INVALID)
     except TrephineError as failure:
         _complain(failure)
         sys.exit(exit_code_of(failure))
@@ -104,7 +115,7 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output left, as `head` does; nobody is there to be told.
         sys.stderr.close()
-        sys.exit(INTERNAL)
+        sys.exit(ExitCode.INTERNAL)
 
 
 def _complain(failure: TrephineError) -> None:

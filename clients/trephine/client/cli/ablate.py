@@ -13,9 +13,15 @@ from trephine.client.cli.arguments import (
     ablations,
     read_positions,
 )
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.types import Ablation
+
+ABLATE_EXAMPLES = examples(
+    'trephine ablate "When Mary and John went to the store, John gave a drink to" \\',
+    '    --target " Mary" --against " John" --feature 20:345 --feature 25:1027',
+)
 
 
 def ablate(
@@ -32,13 +38,7 @@ def ablate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
 ) -> None:
-    """Remove neurons everywhere and measure what that does, beside random neurons of the same strength.
-
-    \b
-    Example:
-      trephine ablate "When Mary and John went to the store, John gave a drink to" \\
-          --target " Mary" --against " John" --feature 20:345 --feature 25:1027
-    """
+    """Remove neurons everywhere and measure what that does, beside random neurons of the same strength."""
     given = invocation(context)
     interventions = ablations(features)
     bound = read_positions(positions) if positions else ()

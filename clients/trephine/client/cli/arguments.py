@@ -13,9 +13,7 @@ from trephine.client.interventions import Handle, Intervention, feature
 
 DEFAULT_MODEL = "smollm2"
 
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A name (smollm2) or a folder (./my-model).")
-]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A name (smollm2) or a folder (./my-model).")]
 TargetOption = Annotated[
     str,
     typer.Option("--target", "-t", help="The token to explain: exactly one, mind the leading space, or #ID."),

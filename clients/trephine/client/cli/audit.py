@@ -8,7 +8,8 @@ import typer
 
 from trephine.client.baseline import Baseline, read_baseline
 from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
-from trephine.client.cli.exit_codes import FINDINGS, INCONCLUSIVE, PASS
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
@@ -18,11 +19,14 @@ from trephine.client.types import AuditReport, Figure, Severity, Verdict
 _SEVERITIES = ", ".join(severity.value for severity in list(Severity)[1:])
 
 
+AUDIT_EXAMPLES = examples(
+    "trephine audit --model smollm2 --auditor unfaithful_reasoning --fail-on medium --out out/audit",
+)
+
+
 def audit(
     context: typer.Context,
-    auditors: Annotated[
-        list[str], typer.Option("--auditor", help="Which auditor to run. May be repeated.")
-    ],
+    auditors: Annotated[list[str], typer.Option("--auditor", help="Which auditor to run. May be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the reports: JSON, SARIF, JUnit XML, HTML.")],
     model: ModelOption = DEFAULT_MODEL,
     fail_on: Annotated[str, typer.Option(help=f"Smallest severity that fails: {_SEVERITIES}.")] = "low",
@@ -40,10 +44,6 @@ def audit(
 
     Exit status: 0 every audit passed; 3 a finding at or above --fail-on; 4 an audit was inconclusive
     (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke.
-
-    \b
-    Example:
-      trephine audit --model smollm2 --auditor unfaithful_reasoning --fail-on medium --out out/audit
     """
     given = invocation(context)
     threshold = _severity(fail_on)
@@ -69,20 +69,20 @@ def audit(
     raise typer.Exit(status_of(reports, threshold, accepted))
 
 
-def status_of(reports: Sequence[AuditReport], threshold: Severity, accepted: Baseline) -> int:
+def status_of(reports: Sequence[AuditReport], threshold: Severity, accepted: Baseline) -> ExitCode:
     """The exit status of audits: decided once, from the reports, whatever was rendered.
 
     A finding that counts outweighs a doubt; a doubt is never a pass.
     """
     new = [one for report in reports for one in report.findings if not accepted.covers(one)]
     if any(one.severity.rank >= threshold.rank for one in new):
-        return FINDINGS
+        return ExitCode.FINDINGS
     sure = {Verdict.PASS, Verdict.NOT_APPLICABLE, Verdict.FAIL}
     if any(report.verdict not in sure for report in reports):
-        return INCONCLUSIVE
+        return ExitCode.INCONCLUSIVE
     if any(report.verdict is Verdict.FAIL and not report.findings for report in reports):
-        return FINDINGS  # a failure that names nothing is a failure all the same
-    return PASS
+        return ExitCode.FINDINGS  # a failure that names nothing is a failure all the same
+    return ExitCode.PASS
 
 
 def show_report(output: Output, report: AuditReport) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.discover import show_circuit
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.decoding import message_json
 from trephine.v1 import circuit_service_pb2
@@ -44,18 +45,17 @@ def show(
         show_circuit(given.output, trephine.circuits.get(name), top)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "trephine circuits export circuits/3f9c --out out/circuit",
+    )
+)
 def export(
     context: typer.Context,
     name: NameArgument,
     out: Annotated[Path, typer.Option(help="A folder, or one .html or .json file.")],
 ) -> None:
-    """Write a circuit as an interactive page and as JSON in the Neuronpedia schema.
-
-    \b
-    Example:
-      trephine circuits export circuits/3f9c --out out/circuit
-    """
+    """Write a circuit as an interactive page and as JSON in the Neuronpedia schema."""
     given = invocation(context)
     with given.connect() as trephine:
         for path in trephine.circuits.get(name).save(out):

@@ -6,8 +6,13 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.demo.story import tell
+
+DEMO_EXAMPLES = examples(
+    "trephine demo --out out/demo",
+)
 
 
 def demo(
@@ -19,9 +24,5 @@ def demo(
 
     Takes a few minutes on two cores. The folder also holds the demo's own server state; it is cleared
     first, but only if an earlier demo made it.
-
-    \b
-    Example:
-      trephine demo --out out/demo
     """
     raise typer.Exit(tell(out, model=model, output=invocation(context).output))

@@ -13,9 +13,15 @@ from trephine.client.cli.arguments import (
     ModelOption,
     TargetOption,
 )
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.types import CircuitInfo, Node, NodeKind
+
+DISCOVER_EXAMPLES = examples(
+    'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
+    '    --target " Mary" --against " John" --out out/circuit',
+)
 
 
 def discover(
@@ -32,13 +38,7 @@ def discover(
     top: Annotated[int, typer.Option(help="Neurons to print.")] = 15,
     detach: DetachOption = False,
 ) -> None:
-    """Find the circuit behind a next-token choice: which neurons push for it, and through which others.
-
-    \b
-    Example:
-      trephine discover "When Mary and John went to the store, John gave a drink to" \\
-          --target " Mary" --against " John" --out out/circuit
-    """
+    """Find the circuit behind a next-token choice: which neurons push for it, and through which others."""
     given = invocation(context)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)

@@ -7,6 +7,7 @@ import typer
 
 from trephine.client.cli.ablate import show_ablation
 from trephine.client.cli.arguments import DEFAULT_MODEL, FeatureOption, ModelOption, ablations
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
@@ -23,7 +24,12 @@ __all__ = ["app", "curve_rows", "show_ablation"]
 NameArgument = Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "trephine edits create no-mary --circuit circuits/3f9c",
+        "trephine edits create quiet --feature 20:345 --feature 25:1027 --scale 0.5",
+    )
+)
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Lower case letters, digits and dashes.")],
@@ -36,13 +42,7 @@ def create(
     reason: Annotated[str | None, typer.Option(help="Why it exists.")] = None,
     author: Annotated[str | None, typer.Option(help="Who made it; unset: you.")] = None,
 ) -> None:
-    """Store an edit: neurons to remove (or scale) everywhere, under a name.
-
-    \b
-    Examples:
-      trephine edits create no-mary --circuit circuits/3f9c
-      trephine edits create quiet --feature 20:345 --feature 25:1027 --scale 0.5
-    """
+    """Store an edit: neurons to remove (or scale) everywhere, under a name."""
     given = invocation(context)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
@@ -131,7 +131,9 @@ def _interventions(
     scale: float | None,
 ) -> EditDraft | list[Intervention]:
     if bool(features) == bool(circuit):
-        raise InvalidRequestError("say what to change: --feature LAYER:INDEX or --circuit NAME", field="feature")
+        raise InvalidRequestError(
+            "say what to change: --feature LAYER:INDEX or --circuit NAME", field="feature"
+        )
     if circuit is None:
         return ablations(features, scale)
     started = trephine.circuits.get(circuit).start_shippable()

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from trephine.client.errors import (
     AuditorFailedError,
+    BaselineInvalidError,
     ErrorKind,
     GateMissedError,
     NothingToShipError,
-    ServiceMissingError,
     TrephineError,
 )
 
-PASS = 0
-INTERNAL = 1
-"""Something broke here or on the server, or a check of ours failed."""
-USAGE = 2
-"""The command, its arguments or the state it meets are wrong; the message says what to change."""
-FINDINGS = 3
-INCONCLUSIVE = 4
-BASELINE_INVALID = 5
+
+class ExitCode(IntEnum):
+    """The exit status of a command."""
+
+    PASS = 0
+    INTERNAL = 1
+    """Something broke, here or on the server."""
+    USAGE = 2
+    """The command, its arguments or the state it meets are wrong; the message says what to change."""
+    FINDINGS = 3
+    """Findings at or above the threshold; a folder that does not verify."""
+    INCONCLUSIVE = 4
+    """It cannot be told, or nothing could ship. Never a pass."""
+    BASELINE_INVALID = 5
+
+
 INTERRUPTED = 130
 """Ctrl-C, as every shell expects it."""
 
@@ -36,12 +46,12 @@ _USAGE = frozenset(
 )
 
 
-def exit_code_of(error: TrephineError) -> int:
+def exit_code_of(error: TrephineError) -> ExitCode:
     """The status of a command that ended with this error."""
+    if isinstance(error, BaselineInvalidError):
+        return ExitCode.BASELINE_INVALID
     if isinstance(error, NothingToShipError):
-        return INCONCLUSIVE
+        return ExitCode.INCONCLUSIVE
     if isinstance(error, _OURS):
-        return INTERNAL
-    if isinstance(error, ServiceMissingError):
-        return USAGE
-    return USAGE if error.kind in _USAGE else INTERNAL
+        return ExitCode.INTERNAL
+    return ExitCode.USAGE if error.kind in _USAGE else ExitCode.INTERNAL

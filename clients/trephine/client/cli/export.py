@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.arguments import DetachOption
-from trephine.client.cli.exit_codes import INTERNAL, PASS
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.progress import ProgressView
@@ -14,6 +15,10 @@ from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
 from trephine.client.types import Certificate, Export
 from trephine.client.verification import verify_folder
+
+EXPORT_EXAMPLES = examples(
+    "trephine export no-mary --out out/edited",
+)
 
 
 def export(
@@ -31,10 +36,6 @@ def export(
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
 
     The folder is a plain checkpoint that any stock tool loads, with certificate.json beside it.
-
-    \b
-    Example:
-      trephine export no-mary --out out/edited
     """
     given = invocation(context)
     require_absent(out)
@@ -42,9 +43,13 @@ def export(
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        started = trephine.exports.start(
-            stored, export_id_for(out, stored), model=loaded.name, keep_rejected=keep_rejected
-        ) if detach else None
+        started = (
+            trephine.exports.start(
+                stored, export_id_for(out, stored), model=loaded.name, keep_rejected=keep_rejected
+            )
+            if detach
+            else None
+        )
         if started is not None:
             given.complete(trephine, started, "export", detach=True)
         with ProgressView(given.output, f"export {stored.name}") as view:
@@ -59,16 +64,16 @@ def export(
     show_export(given.output, made, out)
 
 
+VERIFY_EXAMPLES = examples(
+    "trephine verify out/edited",
+)
+
+
 def verify(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
 ) -> None:
-    """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
-
-    \b
-    Example:
-      trephine verify out/edited
-    """
+    """Check an exported folder without a server: every hash, the manifest, the certificate, its gates."""
     output = invocation(context).output
     outcome = verify_folder(folder)
     if output.json:
@@ -78,7 +83,7 @@ def verify(
             output.line(f"PROBLEM {problem}")
         state = "verified" if outcome.passed else "NOT VERIFIED"
         output.line(f"{folder}: {state}, {outcome.files} files")
-    raise typer.Exit(PASS if outcome.passed else INTERNAL)
+    raise typer.Exit(ExitCode.PASS if outcome.passed else ExitCode.FINDINGS)
 
 
 def show_export(output: Output, made: Export, folder: Path) -> None:
@@ -93,8 +98,11 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
             ("export", f"{made.name}, {len(made.files)} files, {'signed' if made.signed else 'not signed'}"),
             ("dtype", certificate.dtype),
             ("measured on", f"{certificate.n_tokens} tokens of {certificate.text}"),
-            ("tensors", f"{len(certificate.changed_tensors)} changed, "
-             f"{certificate.untouched_tensors_verified} verified untouched"),
+            (
+                "tensors",
+                f"{len(certificate.changed_tensors)} changed, "
+                f"{certificate.untouched_tensors_verified} verified untouched",
+            ),
         ]
     )
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))

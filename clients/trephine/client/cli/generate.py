@@ -8,12 +8,18 @@ from rich.table import Table
 from rich.text import Text
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_change
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable_lines
 from trephine.v1 import generation_service_pb2
+
+GENERATE_EXAMPLES = examples(
+    'trephine generate "The capital of France is"',
+    'trephine generate "Once upon a time" --steer 28:1300+=12',
+)
 
 
 def generate(
@@ -29,13 +35,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
 ) -> None:
-    """Continue a text; with --steer twice in one batch, plain and changed side by side.
-
-    \b
-    Examples:
-      trephine generate "The capital of France is"
-      trephine generate "Once upon a time" --steer 28:1300+=12
-    """
+    """Continue a text; with --steer twice in one batch, plain and changed side by side."""
     given = invocation(context)
     changes = [read_change(text) for text in steer or ()]
     options = {

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.service import run_service
 from trephine.client.decoding import message_json
@@ -16,18 +17,21 @@ app = typer.Typer(no_args_is_help=True, help="Fetch, load and describe models.")
 NameArgument = Annotated[str, typer.Argument(help="A name (smollm2) or a folder (./my-model).")]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "trephine models fetch smollm2",
+    )
+)
 def fetch(name: Annotated[str, typer.Argument(help="Which model.")] = DEFAULT_MODEL) -> None:
-    """Download a model once and convert it into the cache folder.
-
-    \b
-    Example:
-      trephine models fetch smollm2
-    """
+    """Download a model once and convert it into the cache folder."""
     raise typer.Exit(run_service("fetch", name))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "trephine models load smollm2 --dtype bfloat16 --as smollm2-bf16",
+    )
+)
 def load(
     context: typer.Context,
     name: NameArgument = DEFAULT_MODEL,
@@ -35,12 +39,7 @@ def load(
     alias: Annotated[str | None, typer.Option("--as", help="Name to serve it under.")] = None,
     detach: DetachOption = False,
 ) -> None:
-    """Load a model. It stays loaded as long as the server runs; see `trephine serve`.
-
-    \b
-    Example:
-      trephine models load smollm2 --dtype bfloat16 --as smollm2-bf16
-    """
+    """Load a model. It stays loaded as long as the server runs; see `trephine serve`."""
     given = invocation(context)
     with given.connect() as trephine:
         started = trephine.start_load(name, dtype=dtype, name=alias)

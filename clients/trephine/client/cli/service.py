@@ -10,14 +10,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.server_process import default_state, require_service
 
 
-def run_service(*arguments: str) -> int:
-    """Run a command of the service and return its exit status."""
+def run_service(*arguments: str, quiet: bool = False) -> int:
+    """Run a command of the service and return its exit status; `quiet` leaves its results out."""
     require_service()
-    return subprocess.run([sys.executable, "-m", "trephine.server", *arguments], check=False).returncode
+    command = [sys.executable, "-m", "trephine.server", *arguments]
+    return subprocess.run(command, check=False, stdout=subprocess.DEVNULL if quiet else None).returncode
 
 
 def become_service(*arguments: str) -> NoReturn:
@@ -25,6 +27,12 @@ def become_service(*arguments: str) -> NoReturn:
     require_service()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "trephine.server", *arguments])  # noqa: S606
+
+
+SERVE_EXAMPLES = examples(
+    "trephine serve",
+    "trephine serve --listen 127.0.0.1:7400 --token-file token --model-root ~/models",
+)
 
 
 def serve(
@@ -38,17 +46,9 @@ def serve(
     model_root: Annotated[
         list[Path] | None, typer.Option(help="Folder whose models may be loaded. May be repeated.")
     ] = None,
-    export_root: Annotated[
-        Path | None, typer.Option(help="Folder that exports are published into.")
-    ] = None,
+    export_root: Annotated[Path | None, typer.Option(help="Folder that exports are published into.")] = None,
 ) -> None:
-    """Run a server until it is stopped. Commands of the same state folder then share it.
-
-    \b
-    Examples:
-      trephine serve
-      trephine serve --listen 127.0.0.1:7400 --token-file token --model-root ~/models
-    """
+    """Run a server until it is stopped. Commands of the same state folder then share it."""
     state = invocation(context).state or default_state()
     arguments = ["serve", "--state", str(state.absolute())]
     arguments += ["--listen", listen] if listen else []

@@ -1,0 +1,3 @@
+from trephine.client.cli import main
+
+main()

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.artifacts import checked
+from trephine.v1 import artifact_service_pb2
+
+
+class AsyncArtifacts:
+    """Immutable bytes, addressed by their content."""
+
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def read(self, name: str) -> bytes:
+        """A whole (small) artifact: a page, a report.
+
+        Raises:
+            HashMismatchError: If the bytes are not the ones that the name promises.
+        """
+        request = artifact_service_pb2.ReadRequest(name=name)
+        pieces = self._wire.stream(self._wire.artifacts.Read, request)
+        return checked(name, b"".join([piece.data async for piece in pieces]))

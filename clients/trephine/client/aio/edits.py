@@ -1,0 +1,149 @@
+"""Stored edits, their plans, and the folders exported from them, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from trephine.client import requests
+from trephine.client.aio.operations import AsyncOperation
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.decoding import decode
+from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.edits import DOWNLOAD_ATTEMPTS, current_user, require_certified
+from trephine.client.errors import InvalidRequestError, ServerUnreachableError
+from trephine.client.selection import EditDraft
+from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
+from trephine.v1 import edit_service_pb2
+
+
+class AsyncEdits:
+    """Named, versioned, revertible interventions."""
+
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def create(
+        self,
+        name: str,
+        interventions: EditDraft | Sequence[Intervention],
+        *,
+        model: str | None = None,
+        reason: str | None = None,
+        author: str | None = None,
+        evidence: Sequence[str] | None = None,
+        request_id: str | None = None,
+    ) -> Edit:
+        """Store an edit.
+
+        Args:
+            name: Lower case letters, digits and dashes.
+            interventions: At least one; a draft also brings model, reason and evidence.
+            model: The model that it is for; needed unless a draft brings it.
+            reason: Why it exists.
+            author: Who made it; unset: the name of the user who runs this.
+            evidence: Names of circuits and audits.
+            request_id: The same id again returns the same edit.
+        """
+        draft = interventions if isinstance(interventions, EditDraft) else None
+        chosen = model or (draft.model if draft else "")
+        if not chosen:
+            raise InvalidRequestError("say which model the edit is for: model='smollm2'", field="model")
+        request = requests.create_edit(
+            name,
+            chosen,
+            interventions,
+            request_id,
+            reason=reason if reason is not None else (draft.reason if draft else ""),
+            author=author if author is not None else current_user(),
+            evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
+        )
+        return decode(Edit, await self._wire.call(self._wire.edits.CreateEdit, request))
+
+    async def get(self, name: str) -> Edit:
+        """One edit by name."""
+        request = edit_service_pb2.GetEditRequest(name=requests.resource("edits", name))
+        return decode(Edit, await self._wire.call(self._wire.edits.GetEdit, request))
+
+    async def list(self) -> tuple[Edit, ...]:
+        """All edits, newest first."""
+        request = edit_service_pb2.ListEditsRequest(page_size=500)
+        found = self._wire.pages(self._wire.edits.ListEdits, request)
+        return tuple([decode(Edit, edit) async for page in found for edit in page.edits])
+
+    async def delete(self, name: str) -> None:
+        """Forget an edit. What was exported from it stays."""
+        request = edit_service_pb2.DeleteEditRequest(name=requests.resource("edits", name))
+        await self._wire.call(self._wire.edits.DeleteEdit, request)
+
+    async def plan(self, edit: Edit | str, *, model: str | None = None) -> ExportPlan:
+        """What an export would write and must measure, before anything is written."""
+        request = edit_service_pb2.PlanExportRequest(
+            edit=requests.edit_name(edit), model=requests.resource("models", model) if model else None
+        )
+        return decode(ExportPlan, await self._wire.call(self._wire.edits.PlanExport, request))
+
+
+class AsyncExports:
+    """Published folders on the server, and the way home."""
+
+    def __init__(self, wire: AsyncWire) -> None:
+        self._wire = wire
+
+    async def get(self, name: str) -> Export:
+        """One export by name."""
+        request = edit_service_pb2.GetExportRequest(name=requests.resource("exports", name))
+        return decode(Export, await self._wire.call(self._wire.edits.GetExport, request))
+
+    async def verify(self, name: str) -> VerifiedExport:
+        """Check the folder where it was published."""
+        request = edit_service_pb2.VerifyExportRequest(name=requests.resource("exports", name))
+        return decode(VerifiedExport, await self._wire.call(self._wire.edits.VerifyExport, request))
+
+    async def start(
+        self,
+        edit: Edit | str,
+        export_id: str,
+        *,
+        model: str | None = None,
+        keep_rejected: bool = False,
+        request_id: str | None = None,
+    ) -> AsyncOperation[Export]:
+        """Start compiling, certifying and publishing on the server."""
+        request = requests.export(edit, export_id, model, keep_rejected, request_id)
+        message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
+        return AsyncOperation(self._wire, message, lambda result: decode(Export, result))
+
+    async def download(self, export: Export, folder: str | Path, *, on_bytes: OnBytes | None = None) -> Path:
+        """Fetch every file into a temporary sibling of `folder`, check it, and rename once.
+
+        Raises:
+            CheckpointUnverifiedError: If its certificate does not pass.
+            ExportTargetExistsError: If the folder exists.
+            HashMismatchError: If the bytes are not the announced ones; nothing is kept.
+        """
+        require_certified(export)
+        total, received = sum(file.size for file in export.files), 0
+        with IncomingFolder(Path(folder)) as incoming:
+            for file in export.files:
+                await self._fetch(export, file, incoming)
+                received += file.size
+                if on_bytes is not None:
+                    on_bytes(received, total)
+            return incoming.publish()
+
+    async def _fetch(self, export: Export, file: ExportedFile, incoming: IncomingFolder) -> None:
+        target = incoming.file(file)
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            request = edit_service_pb2.ReadExportFileRequest(
+                name=export.name, path=file.path, offset=target.size
+            )
+            try:
+                async for piece in self._wire.stream(self._wire.edits.ReadExportFile, request):
+                    await asyncio.to_thread(target.write, piece.data)
+                break
+            except ServerUnreachableError:
+                if attempt == DOWNLOAD_ATTEMPTS:
+                    raise
+        await asyncio.to_thread(target.finish)

@@ -1,0 +1,239 @@
+"""A loaded model and everything that can be asked of it, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trephine.client import requests
+from trephine.client.aio.circuit import AsyncCircuit
+from trephine.client.aio.generation import AsyncGenerationStream
+from trephine.client.aio.operations import AsyncOperation
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.decoding import decode
+from trephine.client.model import Role
+from trephine.client.operations import OnProgress
+from trephine.client.requests import Row, ScoreRow
+from trephine.client.selection import Selection
+from trephine.client.types import (
+    Ablation,
+    Capabilities,
+    CircuitInfo,
+    Edit,
+    Intervention,
+    ModelInfo,
+    Proposal,
+    Scores,
+    Token,
+)
+from trephine.v1 import model_service_pb2
+
+
+class AsyncModel:
+    """A model in an engine of its own."""
+
+    def __init__(self, wire: AsyncWire, info: ModelInfo) -> None:
+        self._wire = wire
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        """Resource name, `models/smollm2`."""
+        return self.info.name
+
+    def to_json(self) -> str:
+        """What it is, in proto-JSON."""
+        return self.info.to_json()
+
+    async def capabilities(self) -> Capabilities:
+        """What works for this model, and why the rest does not."""
+        request = model_service_pb2.GetCapabilitiesRequest(model=self.name)
+        return decode(Capabilities, await self._wire.call(self._wire.models.GetCapabilities, request))
+
+    async def tokenize(self, text: str) -> tuple[Token, ...]:
+        """Split a text exactly as prompts are split: no token is added."""
+        request = model_service_pb2.TokenizeRequest(model=self.name, text=text)
+        response = await self._wire.call(self._wire.models.Tokenize, request)
+        return tuple(decode(Token, token) for token in response.tokens)
+
+    async def render_chat(
+        self, turns: Sequence[tuple[Role, str]], *, add_generation_prompt: bool | None = None
+    ) -> str:
+        """Apply the chat template to (role, text) pairs; the result is a prompt."""
+        request = model_service_pb2.ApplyChatTemplateRequest(
+            model=self.name,
+            messages=[model_service_pb2.ChatMessage(role=role, content=text) for role, text in turns],
+            add_generation_prompt=add_generation_prompt,
+        )
+        response = await self._wire.call(self._wire.models.ApplyChatTemplate, request)
+        return str(response.text)
+
+    async def discover(
+        self,
+        prompt: str,
+        *,
+        target: str,
+        against: str | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> AsyncCircuit:
+        """Find the circuit behind a next-token choice at the end of a prompt.
+
+        Args:
+            prompt: At least one token.
+            target: Exactly one token (mind the leading space), or `#id`.
+            against: The token that it is compared with; unset: the mean logit.
+            on_progress: Called with every step.
+            options: Those of `start_discover`.
+        """
+        operation = await self.start_discover(prompt, target=target, against=against, **options)
+        return await operation.result(on_progress=on_progress)
+
+    async def start_discover(
+        self,
+        prompt: str,
+        *,
+        target: str,
+        against: str | None = None,
+        layers: Sequence[int] | None = None,
+        max_feature_nodes: int | None = None,
+        edge_mass: float | None = None,
+        verify_nodes: int | None = None,
+        seed: int | None = None,
+        request_id: str | None = None,
+    ) -> AsyncOperation[AsyncCircuit]:
+        """Start a discovery.
+
+        Args:
+            prompt: At least one token.
+            target: Exactly one token, or `#id`.
+            against: The token that it is compared with; unset: the mean logit.
+            layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
+            max_feature_nodes: Unset 512.
+            edge_mass: Share of each row's absolute mass that is kept as edges; unset 0.99.
+            verify_nodes: Nodes ablated one at a time to measure the estimates; unset 128, 0 skips it.
+            seed: Unset 0.
+            request_id: The same id again returns the same operation.
+        """
+        request = requests.discover(
+            self.name,
+            prompt,
+            requests.target(target, against),
+            request_id,
+            layers=layers,
+            max_feature_nodes=max_feature_nodes,
+            edge_mass=edge_mass,
+            verify_nodes=verify_nodes,
+            seed=seed,
+        )
+        message = await self._wire.call(self._wire.circuits.DiscoverCircuit, request)
+        return AsyncOperation(self._wire, message, self._circuit)
+
+    async def propose(
+        self,
+        prompt: str,
+        *,
+        target: str,
+        against: str | None = None,
+        on_progress: OnProgress | None = None,
+        **bounds: Any,
+    ) -> Selection:
+        """The smallest all-positions ablation that could ship, without discovering a circuit first.
+
+        `bounds` are `min_drop`, `max_retain_kl`, `max_features`, `retain_text` and `request_id` as in
+        `Circuit.start_shippable`.
+        """
+        request = requests.propose(
+            bounds.pop("request_id", None),
+            model=self.name,
+            prompt=prompt,
+            target=requests.target(target, against),
+            **bounds,
+        )
+        message = await self._wire.call(self._wire.edits.ProposeEdit, request)
+        operation = AsyncOperation(self._wire, message, self._selection)
+        return await operation.result(on_progress=on_progress)
+
+    async def ablate(
+        self,
+        prompt: str,
+        interventions: Sequence[Intervention] = (),
+        *,
+        target: str,
+        against: str | None = None,
+        edit: Edit | str | None = None,
+        controls: int = 99,
+        seed: int | None = None,
+        bound_positions: Sequence[int] = (),
+    ) -> Ablation:
+        """Measure what interventions do to the target, against matched random controls.
+
+        Args:
+            prompt: At least one token.
+            interventions: At least one, unless `edit` is given.
+            target: Exactly one token, or `#id`.
+            against: The token that it is compared with; unset: the mean logit.
+            edit: A stored edit whose interventions are used instead.
+            controls: Sets of random features, matched on layer and contribution norm; 0 skips them,
+                and then there is no p-value.
+            seed: Unset 0.
+            bound_positions: Measure the same interventions bound to these positions beside.
+        """
+        what = requests.target(target, against)
+        request = requests.ablate(
+            self.name, prompt, what, interventions, edit, controls, seed, bound_positions
+        )
+        return decode(Ablation, await self._wire.call(self._wire.effects.Ablate, request))
+
+    def generate(
+        self,
+        prompt: str | Sequence[Row],
+        interventions: Sequence[Intervention] = (),
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> AsyncGenerationStream:
+        """Continue a prompt, or several rows with interventions of their own; tokens stream.
+
+        Args:
+            prompt: A text, or rows.
+            interventions: For a single text.
+            max_new_tokens: Unset 64.
+            temperature: Unset 0, greedy.
+            top_p: Unset 1.
+            seed: Unset 0; each row draws from its own generator.
+        """
+        rows = [Row(prompt, interventions)] if isinstance(prompt, str) else prompt
+        request = requests.generate(
+            self.name,
+            rows,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+        return AsyncGenerationStream(self._wire.stream(self._wire.text.Generate, request))
+
+    def side_by_side(
+        self, prompt: str, interventions: Sequence[Intervention], **options: Any
+    ) -> AsyncGenerationStream:
+        """Continue a prompt twice in one batch: row 0 plain, row 1 with the interventions."""
+        return self.generate([Row(prompt), Row(prompt, interventions)], **options)
+
+    async def score(self, rows: Sequence[ScoreRow]) -> Scores:
+        """Log-probabilities of given continuations, and what interventions do to them."""
+        request = requests.score(self.name, rows)
+        return decode(Scores, await self._wire.call(self._wire.text.Score, request))
+
+    async def unload(self) -> None:
+        """End its engine and free its memory."""
+        request = model_service_pb2.UnloadModelRequest(name=self.name)
+        await self._wire.call(self._wire.models.UnloadModel, request)
+
+    def _circuit(self, message: Any) -> AsyncCircuit:
+        return AsyncCircuit(self._wire, decode(CircuitInfo, message))
+
+    def _selection(self, message: Any) -> Selection:
+        return Selection(proposal=decode(Proposal, message), model=self.name)

@@ -1,0 +1,214 @@
+"""The async client: one connection to one server, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from google.protobuf.message import Message
+
+from trephine.client import requests
+from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
+from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
+from trephine.client.aio.edits import AsyncEdits, AsyncExports
+from trephine.client.aio.model import AsyncModel
+from trephine.client.aio.models import AsyncModels
+from trephine.client.aio.operations import AsyncOperation, AsyncOperations
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.decoding import decode
+from trephine.client.downloads import OnBytes, require_absent
+from trephine.client.edits import export_id_for
+from trephine.client.errors import ResourceNotFoundError
+from trephine.client.leases import Lease
+from trephine.client.models import share_folder, source_of
+from trephine.client.operations import OnProgress
+from trephine.client.selection import Selection
+from trephine.client.types import (
+    AuditReport,
+    CircuitInfo,
+    Edit,
+    Export,
+    ModelInfo,
+    ModelState,
+    Proposal,
+)
+
+
+class AsyncTrephine:
+    """A connection. Made by `trephine.client.aio.connect`; ends with `close` or its `async with` block."""
+
+    def __init__(self, wire: AsyncWire, lease: Lease | None = None) -> None:
+        self._wire = wire
+        self._lease = lease
+        self.models = AsyncModels(wire)
+        self.circuits = AsyncCircuits(wire)
+        self.edits = AsyncEdits(wire)
+        self.exports = AsyncExports(wire)
+        self.auditors = AsyncAuditors(wire)
+        self.audits = AsyncAudits(wire)
+        self.artifacts = AsyncArtifacts(wire)
+        self.operations = AsyncOperations(wire, self._finish)
+
+    async def __aenter__(self) -> AsyncTrephine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. A server started for it ends with its last client."""
+        await self._wire.close()
+        if self._lease is not None:
+            self._lease.release()
+
+    async def detach(self) -> None:
+        """Let a server that was started for this client finish running operations after it has left."""
+        if self._lease is not None:
+            await asyncio.to_thread(self._lease.detach)
+
+    async def load_model(
+        self,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        name: str | None = None,
+        adapter: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncModel:
+        """Load a model, or use it if it is loaded already.
+
+        Args:
+            name_or_folder: A name (`smollm2`), an export (`exports/...`), or a folder (`./model`).
+            dtype: `float32` (default), `bfloat16`, `float64`.
+            device: `cpu` (default), `cuda`, `cuda:1`.
+            name: Name to serve it under; unset: the source's own.
+            adapter: PEFT adapter folder in a model root, merged in memory.
+            on_progress: Called with every step.
+        """
+        if adapter is None:
+            ready = await self._loaded(name or os.fspath(name_or_folder), dtype, device)
+            if ready is not None and (name or source_of(name_or_folder).folder is None):
+                return ready
+        started = await self.start_load(
+            name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter
+        )
+        return await started.result(on_progress=on_progress)
+
+    async def start_load(
+        self,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        name: str | None = None,
+        adapter: str | None = None,
+        request_id: str | None = None,
+    ) -> AsyncOperation[AsyncModel]:
+        """Start loading a model; the arguments are those of `load_model`."""
+        source = source_of(name_or_folder)
+        await asyncio.to_thread(share_folder, source, self._lease)
+        request = requests.load(source.source, name, request_id, dtype=dtype, device=device, adapter=adapter)
+        message = await self._wire.call(self._wire.models.LoadModel, request)
+        return AsyncOperation(self._wire, message, self._finish)
+
+    async def model(self, name: str) -> AsyncModel:
+        """A model that is loaded already."""
+        return AsyncModel(self._wire, await self.models.get(name))
+
+    async def export(
+        self,
+        edit: Edit | str,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        keep_rejected: bool = False,
+        export_id: str | None = None,
+        on_progress: OnProgress | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Export:
+        """Compile an edit into a plain checkpoint, certify it, and bring it home into `folder`.
+
+        The server publishes it first; then every file comes into a temporary sibling of `folder`, is
+        checked against its digest, and one rename puts the folder in its place.
+
+        Args:
+            edit: A stored edit.
+            folder: Must not exist.
+            model: Loaded model to compile from; unset: the edit's own.
+            keep_rejected: Keep a folder that misses a gate on the server, as `NAME.rejected`.
+            export_id: Name on the server; unset: from the folder's name and the edit's digest. An
+                export of that edit that exists there is used as it is.
+            on_progress: Called with every step on the server.
+            on_bytes: Called with bytes received and bytes in all.
+
+        Raises:
+            ExportTargetExistsError: If the folder exists.
+            EditNotExpressibleError: If weights cannot express the edit; the field is named.
+            GateMissedError: If a measurement exceeds its planned bound; nothing was published.
+        """
+        target = Path(folder)
+        require_absent(target)
+        stored = await self.edits.get(edit) if isinstance(edit, str) else edit
+        chosen = export_id or export_id_for(target, stored)
+        export = await self._published(chosen, stored)
+        if export is None:
+            started = await self.exports.start(stored, chosen, model=model, keep_rejected=keep_rejected)
+            export = await started.result(on_progress=on_progress)
+        await self.exports.download(export, target, on_bytes=on_bytes)
+        return export
+
+    async def audit(
+        self,
+        model: AsyncModel | str,
+        auditor: str,
+        *,
+        seed: int | None = None,
+        items: int | None = None,
+        time_limit_seconds: float | None = None,
+        parameters: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AuditReport:
+        """Run an auditor on a loaded model and wait for its report."""
+        started = await self.audits.start(
+            model.name if isinstance(model, AsyncModel) else model,
+            auditor,
+            seed=seed,
+            items=items,
+            time_limit_seconds=time_limit_seconds,
+            parameters=parameters,
+        )
+        return await started.result(on_progress=on_progress)
+
+    async def _loaded(self, name: str, dtype: str | None, device: str | None) -> AsyncModel | None:
+        try:
+            info = await self.models.get(name)
+        except ResourceNotFoundError:
+            return None
+        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
+        return AsyncModel(self._wire, info) if info.state is ModelState.LOADED and fits else None
+
+    async def _published(self, export_id: str, edit: Edit) -> Export | None:
+        try:
+            export = await self.exports.get(export_id)
+        except ResourceNotFoundError:
+            return None
+        return export if export.certificate.edit_hash == edit.content_hash else None
+
+    def _finish(self, message: Message) -> Any:
+        kind = message.DESCRIPTOR.name
+        if kind == "Model":
+            return AsyncModel(self._wire, decode(ModelInfo, message))
+        if kind == "Circuit":
+            return AsyncCircuit(self._wire, decode(CircuitInfo, message))
+        if kind == "EditProposal":
+            proposal = decode(Proposal, message)
+            return Selection(proposal=proposal, model=proposal.version.model)
+        return decode(Export if kind == "Export" else AuditReport, message)

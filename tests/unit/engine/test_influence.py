@@ -1,0 +1,117 @@
+"""Influence: the sparse back-substitution is the dense inverse, and small neurons are not forgotten."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from trephine.engine.attribution import DenseCollector, sweep
+from trephine.engine.expansion import expand
+from trephine.engine.influence import LOGIT, Cells, SparseCollector, frontier, solve_influence
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.operators import capture
+from trephine.engine.quanta import finish
+from trephine.engine.readouts import logit_readout, logit_target, neuron_targets
+from trephine.engine.totals import sweep_totals
+
+IDS = [5, 17, 44, 9]
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gpt_neox"])
+def graph(request):
+    """A tiny prompt with every neuron expanded: sparse rows without a floor, and the dense scores."""
+    with torch.inference_mode():
+        hosted = tiny_hosted(request.param)
+        operators = capture(hosted.model, hosted.architecture, IDS, layers=(0, 2))
+        readout = logit_readout(hosted, 30, 12)
+        cells = Cells(n_layers=3, n_pos=len(IDS), d_mlp=operators.architecture.d_mlp)
+        live = torch.cat([torch.arange(2 * cells.n_pos * cells.d_mlp, cells.count), torch.arange(256)])
+        every = live[live.sort(descending=True).indices]
+        layer, position, index = cells.split(every)
+        rows, dense = [], []
+        for targets, names in (
+            (logit_target(operators, readout), [LOGIT]),
+            (neuron_targets(operators, layer, position, index, "relp_half"), every.tolist()),
+        ):
+            sparse, full = SparseCollector(operators, floor=0.0), DenseCollector(operators, len(names))
+            sums = finish(sweep(operators, targets, sparse))
+            finish(sweep(operators, targets, full))
+            rows += sparse.rows(targets, names, sums)
+            dense.append(full.scores.flatten(1))
+        return operators, readout, cells, every, rows, torch.cat(dense)
+
+
+def test_sparse_rows_hold_the_dense_scores(graph):
+    """Every stored weight is the dense one, and without a floor nothing but zeros is missing."""
+    *_, rows, dense = graph
+    for row, scores in zip(rows, dense, strict=True):
+        rebuilt = torch.zeros_like(scores)
+        rebuilt[row.sources] = row.weights
+        assert torch.equal(rebuilt, scores)
+
+
+def test_influence_is_the_inverse_of_one_minus_the_normalised_matrix(graph):
+    """w (I - A)^-1 over neurons, tokens and errors, with rows divided by their whole absolute mass."""
+    _, _, cells, every, rows, dense = graph
+    extra = torch.stack([torch.cat([row.errors, row.tokens]) for row in rows])
+    scores = torch.cat([dense, extra], 1).double().abs()
+    scores /= scores.sum(1, keepdim=True).clamp_min(1e-300)
+    matrix = torch.zeros(scores.shape[1], scores.shape[1], dtype=torch.float64)
+    matrix[every] = scores[1:]
+    expected = torch.linalg.solve((torch.eye(len(matrix)) - matrix).T, scores[0])
+    influence = solve_influence(rows, cells)
+    got = torch.cat([influence.neurons, influence.errors, influence.tokens]).double()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-7)
+    assert float(influence.tokens.sum() + influence.errors.sum()) == pytest.approx(1.0, abs=1e-4)
+    assert influence.all_neurons == pytest.approx(float(expected[: cells.count].sum()), rel=1e-4)
+
+
+def test_total_effects_are_sums_over_all_paths(graph):
+    """A neuron's total effect is its edge to the logit plus its edges to all others times their effect."""
+    operators, readout, cells, every, _, dense = graph
+    totals = finish(sweep_totals(operators, readout))
+    layer, position, index = cells.split(every)
+    activation = torch.stack([frozen.activation for frozen in operators.layers])[layer, position, index]
+    effect = totals.neurons.flatten()[every]
+    through = (effect / activation) @ dense[1:] + dense[0]
+    torch.testing.assert_close(totals.neurons.flatten(), through, rtol=1e-3, atol=1e-5)
+
+
+def test_the_floor_drops_only_what_is_below_it(graph):
+    """With a floor every neuron above that share of the mass is kept, and none below it."""
+    operators, readout, cells, _, rows, dense = graph
+    collector = SparseCollector(operators, floor=1e-3)
+    target = logit_target(operators, readout)
+    row = collector.rows(target, [LOGIT], finish(sweep(operators, target, collector)))[0]
+    assert set(row.sources.tolist()) == set((dense[0].abs() > 1e-3 * row.mass).nonzero().flatten().tolist())
+    assert 0 < len(row.sources) < len(rows[0].sources)
+    without = solve_influence([row], cells)
+    assert without.all_neurons == pytest.approx(solve_influence(rows[:1], cells).all_neurons, rel=1e-5)
+
+
+def test_the_frontier_is_the_largest_unexpanded(graph):
+    """Expanded cells are never offered again, and the others come largest first."""
+    _, _, cells, _, rows, _ = graph
+    influence = solve_influence(rows, cells)
+    first = frontier(influence, [], 5)
+    assert influence.neurons[first].tolist() == influence.neurons.topk(5).values.tolist()
+    assert frontier(influence, first[:2], 3) == first[2:]
+
+
+def test_expansion_takes_the_most_influential_neurons(graph):
+    """Rounds expand exactly as many neurons as asked for, each once, and rank by influence."""
+    operators, readout, *_ = graph
+    expansion = finish(expand(operators, readout, max_nodes=100, meter=MemoryMeter(operators.device)))
+    cells = [row.cell for row in expansion.rows]
+    assert cells[0] == LOGIT
+    assert len(cells) == len(set(cells)) == 101
+    first_round = expansion.influence.neurons[torch.tensor(cells[1:])].min()
+    assert first_round > 0

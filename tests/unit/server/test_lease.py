@@ -1,0 +1,144 @@
+"""Leases."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from trephine.server.lease import Leases
+
+GUARD = 5.0
+
+
+@asynccontextmanager
+async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Path]]]:
+    roots: list[Path] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lease.sock"
+        found = Leases(add_root=roots.append, **{"first_seconds": 0.2, "linger_seconds": 0.1, **seconds})
+        await found.start(path)
+        try:
+            yield found, path, roots
+        finally:
+            await found.close()
+
+
+def idle() -> int:
+    return 0
+
+
+async def say(path: Path, *lines: bytes) -> list[bytes]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    answers = []
+    for line in lines:
+        writer.write(line)
+        answers.append(await reader.readline())
+    writer.close()
+    return answers
+
+
+async def test_a_server_that_nobody_wants_ends():
+    """Without a single lease the wait ends after the first patience."""
+    async with leases() as (found, _, _roots), asyncio.timeout(GUARD):
+        await found.until_unused(idle)
+
+
+async def test_open_leases_keep_it_alive_and_the_last_one_ends_it():
+    """Two clients: it lives while either does, then lingers, then ends."""
+    async with leases() as (found, path, _):
+        ending = asyncio.create_task(found.until_unused(idle))
+        first = (await asyncio.open_unix_connection(path))[1]
+        second = (await asyncio.open_unix_connection(path))[1]
+        first.close()
+        await asyncio.sleep(0.4)
+        assert not ending.done()
+        second.close()
+        async with asyncio.timeout(GUARD):
+            await ending
+
+
+async def test_the_next_command_within_the_linger_keeps_it():
+    """A command that comes right after another finds the server alive."""
+    async with leases(linger_seconds=0.5) as (found, path, _):
+        ending = asyncio.create_task(found.until_unused(idle))
+        (await asyncio.open_unix_connection(path))[1].close()
+        await asyncio.sleep(0.2)
+        held = (await asyncio.open_unix_connection(path))[1]
+        await asyncio.sleep(0.6)
+        assert not ending.done()
+        held.close()
+        async with asyncio.timeout(GUARD):
+            await ending
+
+
+async def test_detached_work_is_finished_first():
+    """After `detach` the server stays until its operations have ended; without it, it does not."""
+    running = 1
+    async with leases() as (found, path, _):
+        assert await say(path, b"detach\n") == [b"ok\n"]
+        ending = asyncio.create_task(found.until_unused(lambda: running))
+        await asyncio.sleep(1.0)
+        assert not ending.done()
+        running = 0
+        async with asyncio.timeout(GUARD):
+            await ending
+    async with leases() as (found, path, _), asyncio.timeout(GUARD):
+        (await asyncio.open_unix_connection(path))[1].close()
+        await found.until_unused(lambda: 1)
+
+
+async def test_roots_are_added_and_answered(tmp_path):
+    """`root PATH` adds an absolute folder; anything else is answered with an error and adds nothing."""
+    odd = tmp_path / "ein Ordner – ü"
+    odd.mkdir()
+    async with leases() as (_, path, roots):
+        answers = await say(
+            path, f"root {odd}\n".encode(), b"root relative\n", b"root /nowhere/at/all\n", b"dance\n"
+        )
+    assert answers[0] == b"ok\n"
+    assert all(answer.startswith(b"error ") for answer in answers[1:])
+    assert roots == [odd]
+
+
+async def test_the_socket_is_its_owner_s_alone():
+    """Mode 0600."""
+    async with leases() as (_, path, _roots):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_endless_lines_are_cut_off():
+    """A client that sends a line beyond the limit loses its lease, the server goes on."""
+    async with leases() as (_, path, _roots):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"x" * 100_000)
+        async with asyncio.timeout(GUARD):
+            assert await reader.read() == b""
+        writer.close()
+        assert await say(path, b"detach\n") == [b"ok\n"]
+
+
+async def test_a_killed_client_gives_its_lease_back():
+    """The kernel closes the connection of a process that was killed."""
+    async with leases() as (found, path, _):
+        code = "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(60)"
+        client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path))
+        ending = asyncio.create_task(found.until_unused(idle))
+        while not found._open:
+            await asyncio.sleep(0.01)
+        client.kill()
+        async with asyncio.timeout(GUARD):
+            await ending
+        await client.wait()
+
+
+
+async def test_other_users_add_no_root(tmp_path, monkeypatch):
+    """SO_PEERCRED decides: a connection of another user may not add a root."""
+    monkeypatch.setattr("trephine.server.lease.os.getuid", lambda: 12345)
+    async with leases() as (_, path, roots):
+        assert (await say(path, f"root {tmp_path}\n".encode()))[0].startswith(b"error ")
+    assert roots == []
