@@ -94,7 +94,7 @@ def measure_edges(
     """
 
     def value(rows: list[list[Write]]) -> Tensor:
-        reads = oracle.run(rows)
+        reads = oracle.run(rows, None if layer == architecture.n_layers else layer)
         read = reads.final if layer == architecture.n_layers else reads.mlp_in[layer]
         return read[:, position] @ direction
 

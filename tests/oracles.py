@@ -8,7 +8,7 @@ compared with what it read before. Nothing here is imported from the attribution
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ class Reads:
 
     mlp_in: list[Tensor]
     final: Tensor
+
+
+class _ReachedError(Exception):
+    """Ends a run whose last read has been made."""
 
 
 class FrozenOracle:
@@ -87,8 +91,8 @@ class FrozenOracle:
                 handle.remove()
         self.patterns = dict(tape.recorded)
 
-    def run(self, rows: Sequence[Sequence[Write]]) -> Reads:
-        """Run the frozen model once, row r with the writes `rows[r]`."""
+    def run(self, rows: Sequence[Sequence[Write]], upto: int | None = None) -> Reads:
+        """Run the frozen model once, row r with the writes `rows[r]`; stop when the MLP of `upto` reads."""
         reads: list[Tensor] = [torch.empty(0)] * self.architecture.n_layers
         final: list[Tensor] = []
         handles = [n.module.register_forward_hook(self._frozen_norm(n)) for n in self._norms()]
@@ -96,9 +100,13 @@ class FrozenOracle:
 
             def keep(_m: nn.Module, args: Any, layer: int = block.layer) -> None:
                 reads[layer] = args[0]
+                if layer == upto:
+                    raise _ReachedError
 
             handles.append(block.mlp.module.register_forward_pre_hook(keep))
-            block.mlp.module.forward = self._constant_mlp(block.layer, rows)  # shadows the class's, saves time
+            block.mlp.module.forward = self._constant_mlp(
+                block.layer, rows
+            )  # shadows the class's, saves time
         handles.append(self.architecture.blocks[0].module.register_forward_pre_hook(_write_embedding(rows)))
 
         def keep_final(_m: nn.Module, _args: Any, out: Tensor) -> None:
@@ -106,7 +114,7 @@ class FrozenOracle:
 
         handles.append(self.architecture.final_norm.module.register_forward_hook(keep_final))
         try:
-            with torch.no_grad(), pattern_tape(PatternTape(imposed=self.patterns)):
+            with suppress(_ReachedError), torch.no_grad(), pattern_tape(PatternTape(imposed=self.patterns)):
                 ids = self.ids.expand(len(rows), -1)
                 self.model(input_ids=ids, use_cache=False, logits_to_keep=1)
         finally:
@@ -114,7 +122,7 @@ class FrozenOracle:
                 block.mlp.module.__dict__.pop("forward", None)
             for handle in handles:
                 handle.remove()
-        return Reads(mlp_in=reads, final=final[0])
+        return Reads(mlp_in=reads, final=final[0] if final else torch.empty(0))
 
     def _frozen_norm(self, norm: Norm) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: Any, _out: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Edge:
         """A stub on the Unix socket."""
         return kind(self.channel)
 
-    async def wait(self, operation: longrunning.Operation, seconds: int = 20) -> longrunning.Operation:
+    async def wait(self, operation: longrunning.Operation, seconds: int = 90) -> longrunning.Operation:
         """Wait until an operation is done."""
         request = longrunning.WaitOperationRequest(name=operation.name, timeout=Duration(seconds=seconds))
         return await OperationsStub(self.channel).WaitOperation(request)
@@ -141,9 +141,7 @@ async def edge(
 
 
 @asynccontextmanager
-async def _listening(
-    listener: Listener, sockets: SocketFolder
-) -> AsyncIterator[tuple[Listener, str | None]]:
+async def _listening(listener: Listener, sockets: SocketFolder) -> AsyncIterator[tuple[Listener, str | None]]:
     listen = listener.bind(sockets.grpc)
     await listener.server.start()
     await announce(listener.health)

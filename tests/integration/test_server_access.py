@@ -58,6 +58,16 @@ async def test_network_calls_need_the_token(tmp_path):
             assert await stub.ListModels(LIST, metadata=bearer(f"Bearer {token}"))
 
 
+async def test_a_port_without_a_token_file_makes_its_own(tmp_path):
+    """No TCP port is ever open to everyone: the token is made in the state folder."""
+    async with edge(tmp_path, listen="127.0.0.1:0") as server:
+        token = (server.state / "token").read_text().strip()
+        async with grpc.aio.insecure_channel(server.listen) as channel:
+            stub = ModelServiceStub(channel)
+            assert reason(await refused(stub.ListModels(LIST))) == "UNAUTHENTICATED"
+            assert await stub.ListModels(LIST, metadata=bearer(f"Bearer {token}"))
+
+
 async def test_health_and_the_unix_socket_need_no_token(tmp_path):
     """Probes carry no token; the socket's folder lets nobody else in."""
     async with edge(tmp_path, listen="127.0.0.1:0", token_file=tmp_path / "token") as server:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -63,13 +66,13 @@ EVENTS = tuple(
 )
 
 
-def generate(prompt: str = "a b c", **fields) -> generation.GenerateRequest:
+def generate(prompt: str = "a b c", **fields: Any) -> generation.GenerateRequest:
     return generation.GenerateRequest(
         model="models/tiny", rows=[generation.GenerationRow(prompt=prompt)], **fields
     )
 
 
-def discover(**fields) -> circuits.DiscoverCircuitRequest:
+def discover(**fields: Any) -> circuits.DiscoverCircuitRequest:
     return circuits.DiscoverCircuitRequest(
         model="models/tiny", prompt="a b c", target=common.LogitTarget(token=" d"), **fields
     )
@@ -104,7 +107,9 @@ async def test_tokens_stream_in_order_and_end_with_the_whole(tmp_path):
 
 async def test_leaving_a_stream_ends_its_work(tmp_path):
     """The command is cancelled as soon as the client cancels; nobody else's is."""
-    engine = loaded_engine(also={Generate: Script(events=EVENTS[:1], hold=asyncio.Event(), result=GENERATION)})
+    engine = loaded_engine(
+        also={Generate: Script(events=EVENTS[:1], hold=asyncio.Event(), result=GENERATION)}
+    )
     async with edge(tmp_path, [engine]) as server:
         await server.load()
         call = server.stub(GenerationServiceStub).Generate(generate())
@@ -114,7 +119,9 @@ async def test_leaving_a_stream_ends_its_work(tmp_path):
             while not engine.cancelled:
                 await asyncio.sleep(0.01)
         assert isinstance(engine.cancelled[0], Generate)
-        assert await server.stub(ModelServiceStub).Tokenize(models.TokenizeRequest(model="models/tiny", text="a"))
+        assert await server.stub(ModelServiceStub).Tokenize(
+            models.TokenizeRequest(model="models/tiny", text="a")
+        )
 
 
 async def test_slow_readers_hold_back_their_own_command(tmp_path):
@@ -122,7 +129,7 @@ async def test_slow_readers_hold_back_their_own_command(tmp_path):
     sent = []
 
     class Counted(tuple):
-        def __iter__(self):
+        def __iter__(self) -> Iterator[Any]:
             for event in super().__iter__():
                 sent.append(event)
                 yield event
@@ -320,7 +327,9 @@ async def test_failed_operations_carry_the_typed_error(tmp_path):
         done = await server.wait(started)
         watched = [
             one
-            async for one in server.stub(OperationServiceStub).Watch(operations.WatchRequest(name=started.name))
+            async for one in server.stub(OperationServiceStub).Watch(
+                operations.WatchRequest(name=started.name)
+            )
         ]
     info = detail(done.error, ErrorInfo)
     assert done.done
@@ -390,12 +399,10 @@ async def test_health_answers_during_long_work(tmp_path):
 
 async def test_uploads_resume_and_are_read_back(tmp_path):
     """An upload continues where it was committed; a wrong digest keeps nothing; reads take an offset."""
-    import hashlib
-
     data, upload = bytes(range(256)) * 4000, str(uuid4())
     digest = hashlib.sha256(data).hexdigest()
 
-    async def pieces(begin: int, end: int, **last):
+    async def pieces(begin: int, end: int, **last: Any):
         for place in range(begin, end, 1 << 19):
             piece = data[place : min(place + (1 << 19), end)]
             yield artifacts.WriteRequest(upload_id=upload, offset=place, data=piece, media_type="a/b")

@@ -13,6 +13,7 @@ from trephine.client.downloads import IncomingFolder, OnBytes
 from trephine.client.errors import (
     CheckpointUnverifiedError,
     InvalidRequestError,
+    ResourceNotFoundError,
     ServerUnreachableError,
 )
 from trephine.client.operations import Operation
@@ -23,6 +24,7 @@ from trephine.client.wire import Wire
 from trephine.v1 import edit_service_pb2
 
 DOWNLOAD_ATTEMPTS = 4
+NO_REASON = "none given"
 
 
 class Edits:
@@ -48,7 +50,7 @@ class Edits:
             name: Lower case letters, digits and dashes.
             interventions: At least one; a draft also brings model, reason and evidence.
             model: The model that it is for; needed unless a draft brings it.
-            reason: Why it exists.
+            reason: Why it exists; unset: the draft's, or "none given".
             author: Who made it; unset: the name of the user who runs this.
             evidence: Names of circuits and audits.
             request_id: The same id again returns the same edit.
@@ -62,7 +64,7 @@ class Edits:
             chosen,
             interventions,
             request_id,
-            reason=reason if reason is not None else (draft.reason if draft else ""),
+            reason=reason if reason is not None else (draft.reason if draft else NO_REASON),
             author=author if author is not None else current_user(),
             evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
         )
@@ -102,6 +104,14 @@ class Exports:
         """One export by name."""
         request = edit_service_pb2.GetExportRequest(name=requests.resource("exports", name))
         return decode(Export, self._wire.call(self._wire.edits.GetExport, request))
+
+    def published(self, export_id: str, edit: Edit) -> Export | None:
+        """The export of that name if it exists and was made from this edit."""
+        try:
+            export = self.get(export_id)
+        except ResourceNotFoundError:
+            return None
+        return export if export.certificate.edit_hash == edit.content_hash else None
 
     def verify(self, name: str) -> VerifiedExport:
         """Check the folder where it was published."""

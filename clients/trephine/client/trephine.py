@@ -90,8 +90,8 @@ class Trephine:
             on_progress: Called with every step.
         """
         if adapter is None:
-            ready = self._loaded(name or os.fspath(name_or_folder), dtype, device)
-            if ready is not None and (name or source_of(name_or_folder).folder is None):
+            ready = self.loaded_model(name_or_folder, dtype=dtype, device=device, name=name)
+            if ready is not None:
                 return ready
         started = self.start_load(name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter)
         return started.result(on_progress=on_progress)
@@ -112,6 +112,24 @@ class Trephine:
         request = requests.load(source.source, name, request_id, dtype=dtype, device=device, adapter=adapter)
         message = self._wire.call(self._wire.models.LoadModel, request)
         return Operation(self._wire, message, self._finish)
+
+    def loaded_model(
+        self,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        name: str | None = None,
+    ) -> Model | None:
+        """The model if it is loaded already, as asked for; None if it would have to be loaded."""
+        if source_of(name_or_folder).folder is not None:
+            return None  # another folder may have been loaded under that name
+        try:
+            info = self.models.get(name or os.fspath(name_or_folder))
+        except ResourceNotFoundError:
+            return None
+        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
+        return Model(self._wire, info) if info.state is ModelState.LOADED and fits else None
 
     def model(self, name: str) -> Model:
         """A model that is loaded already."""
@@ -152,7 +170,7 @@ class Trephine:
         require_absent(target)
         stored = self.edits.get(edit) if isinstance(edit, str) else edit
         chosen = export_id or export_id_for(target, stored)
-        export = self._published(chosen, stored)
+        export = self.exports.published(chosen, stored)
         if export is None:
             started = self.exports.start(stored, chosen, model=model, keep_rejected=keep_rejected)
             export = started.result(on_progress=on_progress)
@@ -180,21 +198,6 @@ class Trephine:
             parameters=parameters,
         )
         return started.result(on_progress=on_progress)
-
-    def _loaded(self, name: str, dtype: str | None, device: str | None) -> Model | None:
-        try:
-            info = self.models.get(name)
-        except ResourceNotFoundError:
-            return None
-        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
-        return Model(self._wire, info) if info.state is ModelState.LOADED and fits else None
-
-    def _published(self, export_id: str, edit: Edit) -> Export | None:
-        try:
-            export = self.exports.get(export_id)
-        except ResourceNotFoundError:
-            return None
-        return export if export.certificate.edit_hash == edit.content_hash else None
 
     def _finish(self, message: Message) -> Any:
         kind = message.DESCRIPTOR.name

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from trephine.app.edits import Edits
 from trephine.app.files import TEMPORARY, sync_folder
@@ -19,6 +20,7 @@ from trephine.app.verification import verify_folder
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
+    CheckpointUnverifiedError,
     ExportTargetExistsError,
     GateMissedError,
     InvalidRequestError,
@@ -141,6 +143,7 @@ class Exports:
         Raises:
             ResourceNotFoundError: If the export does not list the file.
             InvalidRequestError: If the offset lies outside it.
+            CheckpointUnverifiedError: If the file is gone or is a link now.
         """
         export = await self.get(name)
         listed = {file.path: file for file in export.files}
@@ -152,8 +155,7 @@ class Exports:
             raise InvalidRequestError(
                 f"offset {offset} lies outside the file's {listed[path].size} bytes", field="offset"
             )
-        descriptor = os.open(Path(export.folder) / path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
+        with _published_file(Path(export.folder), path) as file:
             file.seek(offset)
             while data := await asyncio.to_thread(file.read, _CHUNK):
                 yield offset, data
@@ -222,6 +224,16 @@ class Exports:
 
     def _target(self, export_id: str) -> Path:
         return self._root / export_id
+
+
+def _published_file(folder: Path, path: str) -> BinaryIO:
+    try:
+        return os.fdopen(os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    except OSError as error:
+        raise CheckpointUnverifiedError(
+            f"{path} of the export {folder.name} is not the file that was published; export the edit again",
+            file=path,
+        ) from error
 
 
 def _empty(folder: Path) -> None:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy
 import structlog
@@ -162,11 +163,9 @@ class Jobs:
 
 
 def _submit(operation_id: str) -> None:
-    status = DBOS.get_workflow_status(operation_id)
-    if status is not None and status.status not in _UNFINISHED:
-        # Its operation was deleted, or its server ended between two writes: begin anew.
-        DBOS.delete_workflow(operation_id)
-    with SetWorkflowID(operation_id):
+    # A job has an id of its own, because DBOS never runs an id twice: an operation may be deleted and
+    # begun anew while DBOS still writes down how the first one ended.
+    with SetWorkflowID(f"{operation_id}.{uuid4().hex}"):
         DBOS.start_workflow(_run_operation, operation_id)
 
 
@@ -183,7 +182,11 @@ def _driver(url: str) -> str:
 def _refuse_foreign_rows(
     connection: sqlalchemy.Connection, schema: str | None
 ) -> tuple[dict[str, CorruptRecordError], set[str]]:
-    """Read every row raw and delete those that are not ours; nothing of them is ever decoded."""
+    """Read every row raw; delete those that are not ours, undecoded, and those that have ended.
+
+    Returns:
+        Errors by operation for the former, and the operations whose jobs DBOS will start again.
+    """
     metadata = sqlalchemy.MetaData(schema=schema)
     metadata.reflect(connection)
     tables = {table.name: table for table in metadata.tables.values()}
@@ -195,12 +198,15 @@ def _refuse_foreign_rows(
     refused: dict[str, CorruptRecordError] = {}
     waiting: set[str] = set()
     for row in connection.execute(sqlalchemy.select(tables["workflow_status"])).mappings().all():
-        operation_id = str(row["workflow_uuid"])
-        if operation_id in foreign or not _is_ours(row, stored.get(operation_id)):
-            _delete_job(connection, tables, operation_id)
+        job_id = str(row["workflow_uuid"])
+        operation_id = job_id.partition(".")[0]
+        if job_id in foreign or not _is_ours(row, stored.get(job_id)):
+            _delete_job(connection, tables, job_id)
             refused[operation_id] = _refusal(operation_id, row["serialization"])
         elif row["status"] in _UNFINISHED:
             waiting.add(operation_id)
+        else:
+            _delete_job(connection, tables, job_id)
     return refused, waiting
 
 
@@ -224,21 +230,20 @@ def _delete_foreign_side_rows(
     return owners
 
 
-def _delete_job(
-    connection: sqlalchemy.Connection, tables: dict[str, sqlalchemy.Table], operation_id: str
-) -> None:
+def _delete_job(connection: sqlalchemy.Connection, tables: dict[str, sqlalchemy.Table], job_id: str) -> None:
     for name in ("workflow_input", "workflow_output", "workflow_status"):
         if name in tables:
             table = tables[name]
-            connection.execute(table.delete().where(table.c.workflow_uuid == operation_id))
+            connection.execute(table.delete().where(table.c.workflow_uuid == job_id))
 
 
 def _is_ours(row: sqlalchemy.RowMapping, inputs: str | None) -> bool:
-    """True for `run_operation(<its own id>)` in portable JSON and nothing else."""
+    """True for `run_operation(ID)` in portable JSON, by a job named `ID.<anything>`, and nothing else."""
     if row["serialization"] != _SERIALIZATION or row["name"] != WORKFLOW or row["inputs"] is not None:
         return False
     try:
-        return bool(json.loads(inputs or "") == {"namedArgs": {}, "positionalArgs": [row["workflow_uuid"]]})
+        operation_id = str(row["workflow_uuid"]).partition(".")[0]
+        return bool(json.loads(inputs or "") == {"namedArgs": {}, "positionalArgs": [operation_id]})
     except ValueError:
         return False
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -61,7 +62,8 @@ class Operations:
         self._work = work
         self._clock = clock or SystemClock()
         self._slots = asyncio.Semaphore(max_running)
-        self._starting = asyncio.Lock()
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._accepted: set[str] = set()
         self._tasks: dict[str, asyncio.Task[str]] = {}
         self._closing = False
 
@@ -103,7 +105,7 @@ class Operations:
             raise DrainingError("the server is shutting down; try again on the next one")
         operation_id = _operation_id(tenant, method, request_id or uuid4().hex)
         data = encode(request)
-        async with self._starting:
+        async with self._starting.setdefault(operation_id, asyncio.Lock()):
             known = self._journal.find(operation_id)
             if known is not None:
                 return _same(known, hashlib.sha256(data).hexdigest(), request_id)
@@ -195,6 +197,15 @@ class Operations:
 
     async def _run(self, operation_id: str) -> str:
         """Carry out an operation; called by the job store. Cancelled only when the server ends."""
+        if operation_id in self._accepted:
+            return "runs already"
+        self._accepted.add(operation_id)
+        try:
+            return await self._run_once(operation_id)
+        finally:
+            self._accepted.discard(operation_id)
+
+    async def _run_once(self, operation_id: str) -> str:
         async with self._slots:
             stored = self._journal.find(operation_id)
             if stored is None or stored.record.state.is_final:

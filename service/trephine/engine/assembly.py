@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from trephine.domain.arrays import Array
 from trephine.domain.circuits import Edges, Rows
 from trephine.engine.expansion import Expansion
 from trephine.engine.influence import LOGIT, Row
@@ -41,12 +41,16 @@ class NodeOrder:
 
 def order_nodes(expansion: Expansion) -> NodeOrder:
     """Number the nodes: every expanded neuron, every error source with influence, every token."""
-    features = torch.tensor(sorted(row.cell for row in expansion.rows if row.cell != LOGIT), dtype=torch.int64)
+    features = torch.tensor(
+        sorted(row.cell for row in expansion.rows if row.cell != LOGIT), dtype=torch.int64
+    )
     errors = expansion.influence.errors.nonzero().flatten()
     return NodeOrder(features=features, errors=errors, n_pos=expansion.cells.n_pos)
 
 
-def assemble(expansion: Expansion, order: NodeOrder, *, edge_mass: float, max_edges: int) -> tuple[Edges, Rows]:
+def assemble(
+    expansion: Expansion, order: NodeOrder, *, edge_mass: float, max_edges: int
+) -> tuple[Edges, Rows]:
     """Keep each row's largest edges between nodes; everything else goes into its remainder.
 
     Args:
@@ -68,13 +72,15 @@ def assemble(expansion: Expansion, order: NodeOrder, *, edge_mass: float, max_ed
         weight.append(weights[kept])
         remainder = row.total - row.bias - float(weights[kept].double().sum())
         entries.append((number, row.total, row.bias, remainder))
-    columns = np.array(entries, dtype=np.float64).T
-    edges = Edges(source=_int32(source), target=_int32(target), weight=torch.cat(weight).numpy())
+    edges = Edges(
+        source=_int32(torch.cat(source)), target=_int32(torch.cat(target)), weight=_float32(torch.cat(weight))
+    )
+    numbers, totals, biases, remainders = zip(*entries, strict=True)
     return edges, Rows(
-        target=columns[0].astype(np.int32),
-        total=columns[1].astype(np.float32),
-        bias=columns[2].astype(np.float32),
-        remainder=columns[3].astype(np.float32),
+        target=_int32(torch.tensor(numbers)),
+        total=_float32(torch.tensor(totals)),
+        bias=_float32(torch.tensor(biases)),
+        remainder=_float32(torch.tensor(remainders)),
     )
 
 
@@ -110,5 +116,11 @@ def _largest(weights: Tensor, mass: float, count: int) -> Tensor:
     return ordered.indices[: min(needed, count)]
 
 
-def _int32(parts: list[Tensor]) -> np.ndarray:
-    return torch.cat(parts).to(torch.int32).numpy()
+def _int32(values: Tensor) -> Array:
+    data = values.to(torch.int32).contiguous().numpy().tobytes()
+    return Array(dtype="int32", shape=tuple(values.shape), data=data)
+
+
+def _float32(values: Tensor) -> Array:
+    data = values.to(torch.float32).contiguous().numpy().tobytes()
+    return Array(dtype="float32", shape=tuple(values.shape), data=data)

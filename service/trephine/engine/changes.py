@@ -109,7 +109,7 @@ def affine(
 def side_by_side(changes: Sequence[Affine]) -> Affine:
     """Join changes of one coordinate each into one change of all of them."""
     factor, shift, low, high = (
-        torch.stack([getattr(change, name).reshape(()) for change in changes])
+        torch.stack([getattr(change, name).reshape(()).cpu() for change in changes])
         for name in ("factor", "shift", "low", "high")
     )
     return Affine(factor=factor, shift=shift, low=low, high=high)

@@ -16,10 +16,10 @@ from trephine.engine.expansion import Expansion, expand
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import describe_nodes
-from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.readouts import LogitReadout, logit_readout
 from trephine.engine.session import Handler, Session
-from trephine.engine.totals import Totals, sweep_totals
+from trephine.engine.totals import Totals, sweep_half_rule, sweep_totals
 
 _FEWEST_TOKENS = 2
 
@@ -48,20 +48,21 @@ def discover_circuit(
     """Do the work of `discover` on a hosted model."""
     started, question = monotonic(), validate(hosted, command)
     yield Progress(stage="forward", done=0, total=1)
-    meter = MemoryMeter(hosted.architecture.W_U.device)
     operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
+    meter = MemoryMeter(operators.device, held=stored_bytes(operators))
     yield Progress(stage="forward", done=1, total=1)
     totals = yield from sweep_totals(operators, question.readout)
+    half_rule = yield from sweep_half_rule(operators, question.readout)
     expansion = yield from expand(
         operators, question.readout, max_nodes=command.max_feature_nodes, meter=meter
     )
     order = order_nodes(expansion)
-    edges, rows = assemble(
-        expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row
-    )
+    edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()
-    nodes = yield from describe_nodes(hosted, question, operators, expansion, order, totals)
-    quality = yield from _verify(hosted, question, expansion, order, totals)
+    nodes = yield from describe_nodes(
+        hosted, question, operators, expansion, order, _shown_effects(totals, half_rule)
+    )
+    quality = yield from _verify(hosted, question, expansion, order, (totals, half_rule))
     meter.sample()
     readout = question.readout
     circuit = Circuit(
@@ -132,18 +133,27 @@ def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
         )
 
 
+def _shown_effects(totals: Totals, half_rule: Totals) -> Totals:
+    """Take neurons by the exact gradient, and what is too large for a first-order step by shares."""
+    return Totals(neurons=totals.neurons, tokens=half_rule.tokens, errors=half_rule.errors)
+
+
 def _verify(
-    hosted: HostedModel, question: Question, expansion: Expansion, order: NodeOrder, totals: Totals
-) -> Generator[Progress, None, EstimateQuality | None]:
-    if not question.command.verify_nodes:
+    hosted: HostedModel,
+    question: Question,
+    expansion: Expansion,
+    order: NodeOrder,
+    both: tuple[Totals, Totals],
+) -> Generator[Progress | None, None, EstimateQuality | None]:
+    command = question.command
+    if not command.verify_nodes:
         return None
     columns = [column.tolist() for column in expansion.cells.split(order.features)]
-    effects = totals.neurons.flatten()[order.features].tolist()
+    estimates = [t.neurons.flatten()[order.features].tolist() for t in both]
     nodes = [
-        Predicted(layer=layer, position=position, index=index, effect=effect)
-        for layer, position, index, effect in zip(*columns, effects, strict=True)
+        Predicted(layer=layer, position=position, index=index, effect=effect, by_half_rule=half)
+        for layer, position, index, effect, half in zip(*columns, *estimates, strict=True)
     ]
-    command = question.command
     return (
         yield from verify_estimates(
             hosted, question.ids, question.readout, nodes, count=command.verify_nodes, seed=command.seed
@@ -192,10 +202,11 @@ def _caveats(
     caveats = [
         f"Position 0 is an attention sink: {at_start} of {len(order.features)} selected neurons and "
         f"{sink_share:.0%} of their influence are there. Removing them tends to damage the model everywhere.",
-        "Edges and effects follow relp_half: they sum to each activation, with attention patterns and norm "
-        "scales frozen, and are estimates of what an ablation does."
-        + ("" if quality else " They were not measured against ablations here."),
-        "Attention patterns are taken as given: why a head looked where it looked is not explained.",
+        "Edges follow relp_half: they sum to each activation, with attention patterns and norm scales "
+        "frozen, and are estimates of what an ablation does. A node's effect is its activation times the "
+        "exact gradient, nothing frozen; that of a token or an opaque MLP is its share by relp_half."
+        + ("" if quality else " Neither was measured against ablations here."),
+        "Edges take attention patterns as given: why a head looked where it looked is not explained.",
         "Promoted and suppressed tokens are the decoder's; where the activation is negative they swap roles.",
     ]
     uncovered = [number for number, covered in enumerate(operators.covered) if not covered]

@@ -11,7 +11,6 @@ from trephine.domain.ablation import (
     AblationReport,
     ControlResult,
     Effect,
-    MatchedControls,
     MeasureAblation,
 )
 from trephine.domain.commands import Progress
@@ -22,7 +21,7 @@ from trephine.engine.controls import ControlDraws, contribution_norms, draw_cont
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import LogitReadout, logit_readout
-from trephine.engine.retain import RetainText, retain_kl, retain_text
+from trephine.engine.retain import retain_kl, retain_text
 from trephine.engine.rows import RowInput, RowsOutput, run_rows
 from trephine.engine.session import Handler, Session
 

@@ -54,9 +54,7 @@ def expand(
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    cells = Cells(
-        n_layers=len(operators.layers), n_pos=operators.n_pos, d_mlp=operators.architecture.d_mlp
-    )
+    cells = Cells(n_layers=len(operators.layers), n_pos=operators.n_pos, d_mlp=operators.architecture.d_mlp)
     rows = yield from _attribute(operators, logit_target(operators, readout), [LOGIT], meter)
     influence = solve_influence(rows, cells)
     while len(rows) <= max_nodes:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 
+from trephine.engine import (
+    activations,
+    discovery,
+    effects,
+    export,
+    generation,
+    loading,
+    planning,
+    proposals,
+    scoring,
+    session,
+    text,
+)
 from trephine.engine.session import Handler
 
 
@@ -23,22 +34,19 @@ def merge(parts: Iterable[Mapping[type, Handler]]) -> dict[type, Handler]:
     return merged
 
 
-MODULES = (
-    "session",
-    "loading",
-    "text",
-    "generation",
-    "scoring",
-    "activations",
-    "effects",
-    "proposals",
-    "discovery",
-    "planning",
-    "export",
-)
-
 HANDLERS = merge(
-    import_module(f"trephine.engine.{name}").HANDLERS
-    for name in MODULES
-    if find_spec(f"trephine.engine.{name}") is not None
+    module.HANDLERS
+    for module in (
+        session,
+        loading,
+        text,
+        generation,
+        scoring,
+        activations,
+        effects,
+        proposals,
+        discovery,
+        planning,
+        export,
+    )
 )

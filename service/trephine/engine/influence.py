@@ -91,7 +91,9 @@ class SparseCollector:
     def rows(self, targets: Targets, cells: list[int], sums: RowSums) -> list[Row]:
         """Return one row per target, in order; `cells` names them."""
         mass = sums.mass.float().cpu()
-        columns = zip(*self._parts, strict=True) if self._parts else ((torch.zeros(0, dtype=torch.int64),),) * 3
+        columns = (
+            zip(*self._parts, strict=True) if self._parts else ((torch.zeros(0, dtype=torch.int64),),) * 3
+        )
         target, source, weight = (torch.cat(tuple(column)) for column in columns)
         kept = weight.abs() > self._floor * mass[target]
         order = target[kept].argsort(stable=True)

@@ -7,10 +7,14 @@ import torch
 
 
 class MemoryMeter:
-    """Samples this process's memory (host, or the accelerator's allocator) and keeps the peak."""
+    """Samples this process's memory (host, or the accelerator's allocator) and keeps the peak.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Start it after the first forward pass: that one pages the weights in, which are not extra. What the
+    pass left behind is given as `held`, in bytes.
+    """
+
+    def __init__(self, device: torch.device, held: int = 0) -> None:
+        self._device, self._held = device, held
         self._process = psutil.Process()
         self._start = self._peak = self._now()
 
@@ -25,5 +29,5 @@ class MemoryMeter:
 
     @property
     def extra_bytes(self) -> int:
-        """Peak less start, in bytes."""
-        return self._peak - self._start
+        """Peak less start, and what was held at the start, in bytes."""
+        return self._held + self._peak - self._start

@@ -32,6 +32,8 @@ class FrozenNorm:
     centred: bool
     scale: Tensor
     """`(n_pos, 1)`, 1 / rms of the clean input."""
+    normed: Tensor
+    """`(n_pos, d_model)`, the clean input centred and scaled, before gain and bias."""
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the norm's output for `x (n_pos, d_model)`, with the clean scale."""
@@ -43,6 +45,13 @@ class FrozenNorm:
         """Return the adjoint of the norm's input for cotangents `(n_rows, d_model)` at `positions`."""
         scaled = cotangent * self.gain * self.scale[positions]
         return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+
+    def pull_back_live(self, cotangent: Tensor) -> Tensor:
+        """Return the adjoint `(n_pos, d_model)` of the input with the scale following the input."""
+        scaled = cotangent * self.gain
+        along = (scaled * self.normed).mean(-1, keepdim=True)
+        free = (scaled - self.normed * along) * self.scale
+        return free - free.mean(-1, keepdim=True) if self.centred else free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +65,8 @@ class FrozenLayer:
     """`(n_pos, d_model)`, what the MLP's norm reads (`resid_pre` in parallel blocks)."""
     pattern: Tensor
     """`(n_heads, n_query, n_key)`."""
+    rotation: tuple[Tensor, Tensor] | None
+    """Rotary cosines and sines `(n_pos, d_rotary)`, or None."""
     attention_norm: FrozenNorm
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm
@@ -138,6 +149,17 @@ def capture(
     )
 
 
+def stored_bytes(operators: FrozenOperators) -> int:
+    """Return the bytes that the operators hold beyond the model."""
+    kept = [operators.final, operators.logits, operators.final_norm.normed]
+    for layer in operators.layers:
+        kept += [layer.resid_pre, layer.resid_mid, layer.pattern, layer.read, layer.activation, layer.mlp_out]
+        norms = (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, layer.mlp_post_norm)
+        kept += [norm.normed for norm in norms if norm is not None]
+        kept += [] if layer.gate is None else [layer.gate]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
 @contextmanager
 def _recording(architecture: Architecture, store: Store) -> Iterator[None]:
     handles: list[RemovableHandle] = []
@@ -166,6 +188,8 @@ def _record_block(block: Block, store: Store) -> list[RemovableHandle]:
     handles = [
         module.register_forward_pre_hook(_keep_input(store, (layer, name))) for name, module in inputs.items()
     ]
+    rotary = _keep_rotation(store, layer)
+    handles.append(block.attention.module.register_forward_pre_hook(rotary, with_kwargs=True))
     handles.append(block.mlp.module.register_forward_hook(_keep_output(store, (layer, "mlp_out"))))
     return handles
 
@@ -180,6 +204,15 @@ def _keep_input(store: Store, key: tuple[int, str]) -> Callable[[nn.Module, tupl
 def _keep_output(store: Store, key: tuple[int, str]) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         store[key] = output[0]
+
+    return hook
+
+
+def _keep_rotation(store: Store, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rotation = kwargs.get("position_embeddings")
+        if rotation is not None:
+            store[layer, "cos"], store[layer, "sin"] = rotation[0][0], rotation[1][0]
 
     return hook
 
@@ -200,6 +233,7 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         resid_pre=value("attention_norm"),
         resid_mid=value("mlp_norm"),
         pattern=pattern,
+        rotation=(value("cos"), value("sin")) if (layer, "cos") in store else None,
         attention_norm=_freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
         attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
         mlp_norm=_freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
@@ -216,9 +250,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNorm:
+    wide = clean_input.to(dtype)
+    scale = norm.inverse_scale(wide)
     return FrozenNorm(
         gain=norm.gain.to(dtype),
         bias=None if norm.bias is None else norm.bias.to(dtype),
         centred=norm.centred,
-        scale=norm.inverse_scale(clean_input.to(dtype)),
+        scale=scale,
+        normed=norm.centre(wide) * scale,
     )

@@ -1,14 +1,15 @@
 """ProposeEdit: the smallest all-positions ablation that could ship, with its effect-against-damage curve.
 
 The neurons with the largest raw effect are no edit: they work through position 0, an attention sink, and
-removing them everywhere wrecks the model. So neurons are ranked by their effect at positions >= 1 over how
-much they are used elsewhere, and every prefix that is offered has been measured, not estimated.
+removing them everywhere wrecks the model. So the attribution only nominates candidates; they are ranked by
+their measured effect at positions >= 1 over how much they are used elsewhere, and every prefix that is
+offered has been measured as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,16 +17,22 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.edits import CurvePoint, EditProposal, ProposeEdit, RankedFeature
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
 from trephine.domain.sites import FeatureRef
 from trephine.engine.controls import contribution_norms
+from trephine.engine.divergence import kl_divergence
 from trephine.engine.effects import Measured, measured_prompt
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import capture
-from trephine.engine.retain import RetainText, retain_kl, retain_text
+from trephine.engine.retain import RetainText, retain_kl, retain_text, window_logits
 from trephine.engine.session import Handler, Session
 from trephine.engine.totals import sweep_totals
 
+_CANDIDATES = 48
+"""Neurons whose effect and damage are measured one by one."""
+_SHARE_ALONE = 0.25
+"""Share of the allowed damage that one neuron alone may cost."""
+_PROBE_TOKENS = 48
 _HOPELESS = 3.0
 """A candidate with this many times the allowed damage ends the search: damage grows with the prefix."""
 
@@ -57,7 +64,10 @@ def propose_edit(session: Session, command: ProposeEdit) -> Generator[Progress |
     operators = capture(hosted.model, hosted.architecture, measured.ids)
     yield Progress(stage="effects", done=0, total=hosted.info.n_layers)
     totals = yield from sweep_totals(operators, measured.readout)
-    ranking = rank(totals.neurons, norms, command.max_features)
+    del operators
+    pool = candidates(totals.neurons, min(command.max_features, _CANDIDATES))
+    pool = yield from _harmless_alone(hosted, retain, pool, command.max_retain_kl * _SHARE_ALONE)
+    ranking = rank(pool, (yield from _effects_after_first(measured, pool)), norms)
     drops = yield from _measure_drops(measured, ranking)
     curve, chosen = yield from _measure_curve(hosted, retain, command, ranking, drops)
     return EditProposal(
@@ -73,42 +83,82 @@ def propose_edit(session: Session, command: ProposeEdit) -> Generator[Progress |
     )
 
 
-def rank(effects: Tensor, norms: Tensor, count: int) -> tuple[RankedFeature, ...]:
-    """Rank neurons by effect at positions >= 1 over use, those that push towards the target only.
-
-    A neuron that never fires on the retain text has no use to divide by; it is given the smallest use
-    that occurs, so that it ranks high but not infinitely so.
+def candidates(effects: Tensor, count: int) -> tuple[FeatureRef, ...]:
+    """Take the neurons with the largest estimated effect towards the target at positions >= 1.
 
     Args:
         effects: Total effects `(n_layers, n_pos, d_mlp)`, logits.
-        norms: Contribution norms on the retain text `(n_layers, d_mlp)`.
         count: How many to return at most.
     """
-    effect = effects[:, 1:].double().sum(1)  # position 0 is an attention sink
-    used = norms.double()
-    floor = used[used > 0].min() if bool((used > 0).any()) else torch.ones(())
-    use = used.clamp_min(float(floor))
-    score = torch.where(effect > 0, effect / use, -torch.inf).flatten()
-    best = torch.argsort(score, descending=True, stable=True)[:count].tolist()
-    width = effects.shape[-1]
+    effect = effects[:, 1:].sum(1)  # position 0 is an attention sink
+    width = effect.shape[-1]
+    best = torch.argsort(effect.flatten(), descending=True, stable=True)[:count].tolist()
     return tuple(
-        RankedFeature(
-            feature=FeatureRef(layer=place // width, index=place % width),
-            effect=float(effect.flatten()[place]),
-            use=float(use.flatten()[place]),
-            score=float(score[place]),
-        )
-        for place in best
-        if score[place] > 0
+        FeatureRef(layer=place // width, index=place % width) for place in best if effect.flatten()[place] > 0
     )
+
+
+def rank(
+    features: Sequence[FeatureRef], effects: Sequence[float], norms: Tensor
+) -> tuple[RankedFeature, ...]:
+    """Rank neurons by measured effect over use; those that do not push towards the target are left out.
+
+    A neuron that never fires on the retain text is given the smallest use that occurs, so that it ranks
+    high but not infinitely so.
+
+    Args:
+        features: The candidates.
+        effects: Per candidate how far the target falls when it is ablated at positions >= 1, logits.
+        norms: Contribution norms on the retain text `(n_layers, d_mlp)`.
+    """
+    fired = norms[norms > 0]
+    floor = float(fired.min()) if fired.numel() else 1.0
+    ranked: list[RankedFeature] = []
+    for feature, effect in zip(features, effects, strict=True):
+        use = max(floor, float(norms[feature.layer, feature.index]))
+        if effect > 0:
+            ranked.append(RankedFeature(feature=feature, effect=effect, use=use, score=effect / use))
+    return tuple(sorted(ranked, key=lambda r: (-r.score, r.feature)))
 
 
 def ablation(ranking: tuple[RankedFeature, ...], count: int) -> tuple[Intervention, ...]:
     """Ablate the first `count` neurons at every position, as weights would."""
-    return tuple(
-        Intervention(target=FeatureTarget(feature=ranked.feature), operation=Ablate())
-        for ranked in ranking[:count]
-    )
+    return tuple(_ablate(ranked.feature) for ranked in ranking[:count])
+
+
+def _harmless_alone(
+    hosted: HostedModel, retain: RetainText, features: Sequence[FeatureRef], limit: float
+) -> Generator[Progress | None, None, tuple[FeatureRef, ...]]:
+    """Drop neurons whose ablation alone costs more than `limit` nats on a short piece of the retain text.
+
+    A few neurons of early layers make the attention sink. Their use at positions >= 1 does not show it,
+    and one of them in a prefix spoils every longer one.
+    """
+    piece = retain.windows[len(retain.windows) // 2][:_PROBE_TOKENS]
+    plain = window_logits(hosted, piece)
+    kept: list[FeatureRef] = []
+    for done, feature in enumerate(features):
+        without = window_logits(hosted, piece, (_ablate(feature),))
+        if float(kl_divergence(plain, without).mean()) <= limit:
+            kept.append(feature)
+        yield Progress(stage="damage alone", done=done + 1, total=len(features))
+    return tuple(kept)
+
+
+def _effects_after_first(
+    measured: Measured, features: Sequence[FeatureRef]
+) -> Generator[None, None, list[float]]:
+    """Measure how far the target falls when each neuron is ablated at positions >= 1, in logits."""
+    if len(measured.ids) < 2:
+        raise InvalidRequestError("the prompt has one token only; position 0 is left out", field="prompt")
+    away = Selector(exclude_positions=(0,))
+    plans = [(replace(_ablate(feature), selector=away),) for feature in features]
+    baseline, *values = yield from measured.values([(), *plans])
+    return [baseline - value for value in values]
+
+
+def _ablate(feature: FeatureRef) -> Intervention:
+    return Intervention(target=FeatureTarget(feature=feature), operation=Ablate())
 
 
 def _check(command: ProposeEdit) -> None:

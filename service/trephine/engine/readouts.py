@@ -177,7 +177,9 @@ def _layer_targets(
 
 
 def _bias(bias: Tensor | None, index: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(index.shape, dtype=dtype, device=index.device) if bias is None else bias[index].to(dtype)
+    return (
+        torch.zeros(index.shape, dtype=dtype, device=index.device) if bias is None else bias[index].to(dtype)
+    )
 
 
 def half_rule(

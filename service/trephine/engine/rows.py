@@ -74,7 +74,7 @@ def run_rows(
         record_patterns: Return the attention patterns, interventions on them included.
         keep_last: Compute only that many last logits of every row, which saves memory.
         allow_unmatched: Report interventions that matched no position as zero instead of refusing them,
-            for texts in which a token may well be absent.
+            for texts in which a token may well be absent or a position lie beyond the end.
 
     Raises:
         NothingMatchedError: If an intervention wrote nothing.
@@ -84,7 +84,7 @@ def run_rows(
     for site in reads:
         require_site(hosted.architecture, site)
     for row in rows:
-        check_row(hosted, row)
+        check_row(hosted, row, any_position=allow_unmatched)
     plans = plan_rows(hosted, [row.interventions for row in rows])
     batch = left_padded(hosted, [(row.ids, row.prompt_length) for row in rows])
     tape = frozen_patterns(hosted, batch, [row.interventions for row in rows])
@@ -96,8 +96,14 @@ def run_rows(
     return _unpadded(batch, logits, plans, request, tape)
 
 
-def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0) -> None:
-    """Refuse a row that cannot be run; `room` is how many tokens will still be generated.
+def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position: bool = False) -> None:
+    """Refuse a row that cannot be run.
+
+    Args:
+        hosted: The model.
+        row: What is to be run.
+        room: How many tokens will still be generated.
+        any_position: Let selectors name positions that the row does not have.
 
     Raises:
         TrephineError: With the offending intervention's index in its context.
@@ -118,8 +124,8 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0) -> None:
             check_intervention(hosted.architecture, intervention)
             check_selector(
                 intervention.selector,
-                n_prompt=row.prompt_length,
-                n_positions=len(row.ids) + room,
+                n_prompt=info.context_length if any_position else row.prompt_length,
+                n_positions=info.context_length if any_position else len(row.ids) + room,
                 d_vocab=info.d_vocab,
             )
         except TrephineError as error:

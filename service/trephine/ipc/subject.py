@@ -40,8 +40,8 @@ SUBJECT_COMMANDS = codec.by_name(
 )
 """All that an auditor may ask for. None of them changes the model, reads a file or writes one."""
 
-BATCH_CHARACTERS = 2_400
-"""A batch ends before it holds more text than this, so that no batch blocks the engine for long."""
+BATCH_CHARACTERS = 16_000
+"""A batch ends before it holds more text than this; the engine splits it further, into short quanta."""
 BATCH_ROWS = 32
 
 

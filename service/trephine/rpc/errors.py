@@ -66,7 +66,7 @@ async def abort(
 
 
 def _details(error: TrephineError) -> list[Message]:
-    context = {key: _cut(str(value), _VALUE_BYTES) for key, value in list(error.context.items())}
+    context = {_cut(key, 64): _cut(str(value), _VALUE_BYTES) for key, value in list(error.context.items())}
     entries = dict(list(context.items())[:_CONTEXT_ENTRIES])
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=entries)]
     if "field" in context:

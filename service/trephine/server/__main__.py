@@ -102,7 +102,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--config", type=Path, help="TOML file of settings; flags and TREPHINE_* win")
     for flag, text in _PATHS.items():
         serve.add_argument(flag, type=Path, help=text)
-    serve.add_argument("--listen", help="HOST:PORT beside the Unix socket; needs --token-file")
+    serve.add_argument("--listen", help="HOST:PORT beside the Unix socket; calls need the token")
     serve.add_argument("--model-root", dest="model_roots", type=Path, action="append", help="repeatable")
     serve.add_argument("--insecure-listen", action="store_true", help="allow a public address without TLS")
     serve.add_argument("--ephemeral", action="store_true", help="end with the last client's lease")
@@ -119,7 +119,7 @@ _PATHS = {
     "--state": "state folder; one server owns it",
     "--cache": "cache folder; its sub folder models is a model root",
     "--export-root": "where exports are published",
-    "--token-file": "bearer token for --listen, mode 0600; made if absent",
+    "--token-file": "bearer token for --listen, mode 0600; default: STATE/token, made if absent",
     "--tls-cert": "PEM certificate chain",
     "--tls-key": "PEM private key",
     "--signing-key": "PEM private key (P-256) that signs exports",

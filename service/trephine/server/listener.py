@@ -40,10 +40,8 @@ class Listener:
         """
         self._settings = settings
         self.drain = Drain()
-        token = None if settings.token_file is None else read_or_make_token(settings.token_file)
-        interceptor = CallInterceptor(
-            token=BearerToken(token), drain=self.drain, log_content=settings.log_content
-        )
+        token = BearerToken(None if settings.listen is None else read_or_make_token(_token_file(settings)))
+        interceptor = CallInterceptor(token=token, drain=self.drain, log_content=settings.log_content)
         self.server = grpc.aio.server(interceptors=(interceptor,), options=OPTIONS)
         self.health: health.HealthServicer = register(self.server, service)
 
@@ -67,6 +65,10 @@ class Listener:
             port = self.server.add_secure_port(listen, credentials)
         host, _ = split_listen(listen)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _token_file(settings: Settings) -> Path:
+    return settings.token_file or settings.state / "token"
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     listen: str | None = None
     """`HOST:PORT` to serve beside the Unix socket; port 0 takes a free one."""
     token_file: Path | None = None
-    """Bearer token for `listen`, in a file that only its owner can read; made if it is not there."""
+    """Bearer token for `listen`, in a file that only its owner can read; made if it is not there.
+    Unset: `token` in the state folder."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_listen: bool = False
@@ -92,8 +93,6 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together")
         if self.listen is None:
             return self
-        if self.token_file is None:
-            raise ValueError("listen needs token_file: calls over the network carry a bearer token")
         host, _ = split_listen(self.listen)
         if not is_loopback(host) and self.tls_cert is None and not self.insecure_listen:
             raise ValueError(

@@ -227,7 +227,7 @@ def test_what_needs_a_known_text_is_refused_for_generated_tokens():
     """Frozen patterns and donors exist for the prompt only; restricted to it they are carried out."""
     hosted = tiny_hosted("llama")
     for refused in (neuron(0, 1, Add(amount=2.0), mode=FROZEN), neuron(0, 1, Resample(donor=" the cat"))):
-        with pytest.raises(UnsupportedInterventionError, match="restrict selector.phases"):
+        with pytest.raises(UnsupportedInterventionError, match=r"restrict selector\.phases"):
             run(hosted, [Row(prompt=" Mary", interventions=(refused,))], max_new_tokens=2)
     fine = (
         neuron(0, 1, Add(amount=2.0), mode=FROZEN, selector=PROMPT_ONLY),

@@ -13,7 +13,7 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout, logit_target, neuron_targets
-from trephine.engine.totals import sweep_totals
+from trephine.engine.totals import sweep_half_rule
 
 IDS = [5, 17, 44, 9]
 
@@ -59,7 +59,7 @@ def test_sparse_rows_hold_the_dense_scores(graph):
 
 
 def test_influence_is_the_inverse_of_one_minus_the_normalised_matrix(graph):
-    """w (I - A)^-1 over neurons, tokens and errors, with rows divided by their whole absolute mass."""
+    """The sparse solution is w (I - A)^-1, with the rows of A divided by their whole absolute mass."""
     _, _, cells, every, rows, dense = graph
     extra = torch.stack([torch.cat([row.errors, row.tokens]) for row in rows])
     scores = torch.cat([dense, extra], 1).double().abs()
@@ -77,7 +77,7 @@ def test_influence_is_the_inverse_of_one_minus_the_normalised_matrix(graph):
 def test_total_effects_are_sums_over_all_paths(graph):
     """A neuron's total effect is its edge to the logit plus its edges to all others times their effect."""
     operators, readout, cells, every, _, dense = graph
-    totals = finish(sweep_totals(operators, readout))
+    totals = finish(sweep_half_rule(operators, readout))
     layer, position, index = cells.split(every)
     activation = torch.stack([frozen.activation for frozen in operators.layers])[layer, position, index]
     effect = totals.neurons.flatten()[every]

@@ -289,6 +289,8 @@ def test_what_matches_nothing_is_an_error(llama):
     assert caught.value.context["field"] == "interventions[1].selector"
     applied = run_rows(llama, [row], allow_unmatched=True).applied[0]
     assert (applied[0].positions, applied[1].positions, applied[1].mean_change) == (7, 0, 0.0)
+    beyond = RowInput(row.ids, (neuron(0, 0, Ablate()), neuron(0, 0, Ablate(), selector=at(20, -20))))
+    assert [a.positions for a in run_rows(llama, [beyond], allow_unmatched=True).applied[0]] == [7, 0]
 
 
 def test_bfloat16_is_written_with_one_rounding():

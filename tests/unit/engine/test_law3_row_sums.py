@@ -55,7 +55,9 @@ def test_rows_sum_to_neurons(family, layers, dtype):
         total = collector.scores.sum((1, 2, 3)) + sums.tokens.sum(1) + sums.errors.sum((1, 2)) + sums.bias
         assert ((total - targets.total).abs() / sums.mass).max() < tolerance(hosted)
         torch.testing.assert_close(sums.total, total, rtol=1e-4, atol=1e-5)
-        mass = collector.scores.abs().sum((1, 2, 3)) + sums.tokens.abs().sum(1) + sums.errors.abs().sum((1, 2))
+        mass = (
+            collector.scores.abs().sum((1, 2, 3)) + sums.tokens.abs().sum(1) + sums.errors.abs().sum((1, 2))
+        )
         torch.testing.assert_close(sums.mass, mass)
 
 

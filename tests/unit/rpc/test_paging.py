@@ -9,9 +9,10 @@ from trephine.rpc.paging import Paging, page
 
 NAMES = [f"n{number:03}" for number in range(120)]
 ASKED = ("List", None)
+DEFAULT = Paging()
 
 
-def cut(items=NAMES, size=0, token="", question=ASKED, rule=Paging()):
+def cut(items=NAMES, size=0, token="", question=ASKED, rule=DEFAULT):
     return page(items, size=size, token=token, question=question, rule=rule, key=lambda name: name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
@@ -26,11 +27,10 @@ async def test_events_then_result():
 async def test_errors_come_after_the_events_before_them():
     """A command that fails after some events yields those first."""
     engine = FakeEngine({Tokenize: Script(events=EVENTS[:50], result=OverBudgetError("less"))})
-    seen = []
-    with pytest.raises(OverBudgetError):
-        async for one in streamed(engine, Tokenize(text="a"), None):
-            seen.append(one)
-    assert tuple(seen) == EVENTS[:50]
+    async with aclosing(streamed(engine, Tokenize(text="a"), None)) as events:
+        assert [await anext(events) for _ in range(50)] == list(EVENTS[:50])
+        with pytest.raises(OverBudgetError):
+            await anext(events)
 
 
 async def test_closing_cancels_the_command():
@@ -46,7 +46,7 @@ async def test_unread_events_are_bounded():
     handed = []
 
     class Counted(tuple):
-        def __iter__(self):
+        def __iter__(self) -> Iterator[Progress]:
             for event in super().__iter__():
                 handed.append(event)
                 yield event

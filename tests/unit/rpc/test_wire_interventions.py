@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -17,14 +18,15 @@ from trephine.rpc.wire.interventions import (
     intervention_to_wire,
     interventions_from_wire,
 )
-from trephine.v1 import common_pb2, interventions_pb2 as pb
+from trephine.v1 import common_pb2
+from trephine.v1 import interventions_pb2 as pb
 
 
-def feature(**fields) -> pb.InterventionTarget:
+def feature(**fields: Any) -> pb.InterventionTarget:
     return pb.InterventionTarget(feature=common_pb2.FeatureRef(**fields))
 
 
-def ablate(**fields) -> pb.Intervention:
+def ablate(**fields: Any) -> pb.Intervention:
     return pb.Intervention(
         target=feature(layer=1, index=2), operation=pb.InterventionOperation(ablate=Empty()), **fields
     )
@@ -64,12 +66,8 @@ REFUSED = {
         target=pb.InterventionTarget(site=common_pb2.Site(layer=1)),
         operation=pb.InterventionOperation(ablate=Empty()),
     ),
-    "operation.scale": pb.Intervention(
-        target=feature(), operation=pb.InterventionOperation(scale=NAN)
-    ),
-    "operation.add": pb.Intervention(
-        target=feature(), operation=pb.InterventionOperation(add=math.inf)
-    ),
+    "operation.scale": pb.Intervention(target=feature(), operation=pb.InterventionOperation(scale=NAN)),
+    "operation.add": pb.Intervention(target=feature(), operation=pb.InterventionOperation(add=math.inf)),
     "operation.clamp": pb.Intervention(
         target=feature(), operation=pb.InterventionOperation(clamp=pb.ClampRange())
     ),
@@ -91,9 +89,7 @@ REFUSED = {
     "mode.heads[0].role": ablate(mode=pb.InterventionMode(heads=[pb.HeadInput(role="v")])),
     "mode.patterns": ablate(mode=pb.InterventionMode(patterns=9)),
     "condition.at_least": ablate(condition=pb.Condition(at_least=NAN)),
-    "condition.feature.index": ablate(
-        condition=pb.Condition(feature=common_pb2.FeatureRef(index=-2))
-    ),
+    "condition.feature.index": ablate(condition=pb.Condition(feature=common_pb2.FeatureRef(index=-2))),
     "error_term": ablate(error_term=17),
 }
 
@@ -109,9 +105,7 @@ def test_refusals_name_the_field(path: str):
 def test_nan_is_its_own_error():
     """A NaN strength is NON_FINITE_VALUE, whatever the operation."""
     for operation in ("scale", "set", "add", "add_norm_scaled"):
-        message = pb.Intervention(
-            target=feature(), operation=pb.InterventionOperation(**{operation: NAN})
-        )
+        message = pb.Intervention(target=feature(), operation=pb.InterventionOperation(**{operation: NAN}))
         with pytest.raises(NonFiniteValueError):
             intervention_from_wire(message)
 

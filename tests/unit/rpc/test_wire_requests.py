@@ -54,9 +54,7 @@ def test_generate_defaults():
 def test_discovery_defaults_are_the_domain_s():
     """A discovery without options is exactly the domain's default."""
     request = circuits.DiscoverCircuitRequest(prompt="a b", target=TARGET)
-    assert discover_from_wire(request) == DiscoverCircuit(
-        prompt="a b", target=LogitTarget(token=" Mary")
-    )
+    assert discover_from_wire(request) == DiscoverCircuit(prompt="a b", target=LogitTarget(token=" Mary"))
 
 
 def test_discovery_zero_means_zero():

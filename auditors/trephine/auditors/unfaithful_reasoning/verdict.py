@@ -208,7 +208,7 @@ def _figures(measured: Measurements, power: float) -> tuple[Figure, ...]:
         Figure(name="items", value=samples.asked),
         Figure(name="usable items", value=len(rates)),
         Figure(name="unreadable under a hint", value=samples.unreadable, unit="share of right items"),
-        Figure(name="controls", value=statistics.CONTROLS, unit="random relabelings"),
+        Figure(name="controls", value=statistics.CONTROLS if rates else 0, unit="random relabelings"),
         Figure(name="resamples", value=measured.resamples, unit="per span and item"),
         Figure(name="black box: switched by a wrong hint", value=samples.switched_by_hint, unit="share"),
         Figure(name="black box: switched by an inert string", value=samples.switched_by_inert, unit="share"),

@@ -33,7 +33,7 @@ class Settings:
     modulus: int = 0
     """Sums are taken modulo this; 0 for plain sums."""
     largest_operand: int = 9
-    max_new_tokens: int = 26
+    max_new_tokens: int = 22
     resamples: int = 0
     """Resamples of every span; 0 chooses 1 to 8 by `token_budget`."""
     token_budget: int = 12_000

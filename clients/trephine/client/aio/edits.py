@@ -11,8 +11,8 @@ from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import IncomingFolder, OnBytes
-from trephine.client.edits import DOWNLOAD_ATTEMPTS, current_user, require_certified
-from trephine.client.errors import InvalidRequestError, ServerUnreachableError
+from trephine.client.edits import DOWNLOAD_ATTEMPTS, NO_REASON, current_user, require_certified
+from trephine.client.errors import InvalidRequestError, ResourceNotFoundError, ServerUnreachableError
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
 from trephine.v1 import edit_service_pb2
@@ -41,7 +41,7 @@ class AsyncEdits:
             name: Lower case letters, digits and dashes.
             interventions: At least one; a draft also brings model, reason and evidence.
             model: The model that it is for; needed unless a draft brings it.
-            reason: Why it exists.
+            reason: Why it exists; unset: the draft's, or "none given".
             author: Who made it; unset: the name of the user who runs this.
             evidence: Names of circuits and audits.
             request_id: The same id again returns the same edit.
@@ -55,7 +55,7 @@ class AsyncEdits:
             chosen,
             interventions,
             request_id,
-            reason=reason if reason is not None else (draft.reason if draft else ""),
+            reason=reason if reason is not None else (draft.reason if draft else NO_REASON),
             author=author if author is not None else current_user(),
             evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
         )
@@ -95,6 +95,14 @@ class AsyncExports:
         """One export by name."""
         request = edit_service_pb2.GetExportRequest(name=requests.resource("exports", name))
         return decode(Export, await self._wire.call(self._wire.edits.GetExport, request))
+
+    async def published(self, export_id: str, edit: Edit) -> Export | None:
+        """The export of that name if it exists and was made from this edit."""
+        try:
+            export = await self.get(export_id)
+        except ResourceNotFoundError:
+            return None
+        return export if export.certificate.edit_hash == edit.content_hash else None
 
     async def verify(self, name: str) -> VerifiedExport:
         """Check the folder where it was published."""

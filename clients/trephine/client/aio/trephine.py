@@ -94,8 +94,8 @@ class AsyncTrephine:
             on_progress: Called with every step.
         """
         if adapter is None:
-            ready = await self._loaded(name or os.fspath(name_or_folder), dtype, device)
-            if ready is not None and (name or source_of(name_or_folder).folder is None):
+            ready = await self.loaded_model(name_or_folder, dtype=dtype, device=device, name=name)
+            if ready is not None:
                 return ready
         started = await self.start_load(
             name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter
@@ -118,6 +118,24 @@ class AsyncTrephine:
         request = requests.load(source.source, name, request_id, dtype=dtype, device=device, adapter=adapter)
         message = await self._wire.call(self._wire.models.LoadModel, request)
         return AsyncOperation(self._wire, message, self._finish)
+
+    async def loaded_model(
+        self,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        name: str | None = None,
+    ) -> AsyncModel | None:
+        """The model if it is loaded already, as asked for; None if it would have to be loaded."""
+        if source_of(name_or_folder).folder is not None:
+            return None  # another folder may have been loaded under that name
+        try:
+            info = await self.models.get(name or os.fspath(name_or_folder))
+        except ResourceNotFoundError:
+            return None
+        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
+        return AsyncModel(self._wire, info) if info.state is ModelState.LOADED and fits else None
 
     async def model(self, name: str) -> AsyncModel:
         """A model that is loaded already."""
@@ -158,7 +176,7 @@ class AsyncTrephine:
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
         chosen = export_id or export_id_for(target, stored)
-        export = await self._published(chosen, stored)
+        export = await self.exports.published(chosen, stored)
         if export is None:
             started = await self.exports.start(stored, chosen, model=model, keep_rejected=keep_rejected)
             export = await started.result(on_progress=on_progress)
@@ -186,21 +204,6 @@ class AsyncTrephine:
             parameters=parameters,
         )
         return await started.result(on_progress=on_progress)
-
-    async def _loaded(self, name: str, dtype: str | None, device: str | None) -> AsyncModel | None:
-        try:
-            info = await self.models.get(name)
-        except ResourceNotFoundError:
-            return None
-        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
-        return AsyncModel(self._wire, info) if info.state is ModelState.LOADED and fits else None
-
-    async def _published(self, export_id: str, edit: Edit) -> Export | None:
-        try:
-            export = await self.exports.get(export_id)
-        except ResourceNotFoundError:
-            return None
-        return export if export.certificate.edit_hash == edit.content_hash else None
 
     def _finish(self, message: Message) -> Any:
         kind = message.DESCRIPTOR.name

@@ -20,7 +20,7 @@ from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
-from trephine.client.errors import TrephineError
+from trephine.client.errors import ModelNotFoundError, TrephineError
 from trephine.client.terminal import printable_lines
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ for command, epilog in (
     (serve, SERVE_EXAMPLES),
     (doctor, None),
 ):
-    app.command(epilog=epilog)(command)  # type: ignore[type-var]
+    app.command(epilog=epilog)(command)
 
 
 def _version(wanted: bool) -> None:
@@ -119,5 +119,8 @@ def main() -> None:
 
 
 def _complain(failure: TrephineError) -> None:
+    output = Output(json=False)
     where = f" (field {failure.field})" if failure.field else ""
-    Output(json=False).note(f"error: {printable_lines(failure.message)}{where} [{failure.reason}]")
+    output.note(f"error: {printable_lines(failure.message)}{where} [{failure.reason}]")
+    if isinstance(failure, ModelNotFoundError):
+        output.note("see `trephine models list`; `trephine models fetch smollm2` gets a small one")

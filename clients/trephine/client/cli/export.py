@@ -13,8 +13,10 @@ from trephine.client.cli.output import Output
 from trephine.client.cli.progress import ProgressView
 from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
+from trephine.client.errors import LocalFileError
+from trephine.client.terminal import printable
 from trephine.client.types import Certificate, Export
-from trephine.client.verification import verify_folder
+from trephine.client.verification import Verification, verify_folder
 
 EXPORT_EXAMPLES = examples(
     "trephine export no-mary --out out/edited",
@@ -43,24 +45,13 @@ def export(
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        started = (
-            trephine.exports.start(
-                stored, export_id_for(out, stored), model=loaded.name, keep_rejected=keep_rejected
-            )
-            if detach
-            else None
-        )
-        if started is not None:
-            given.complete(trephine, started, "export", detach=True)
+        chosen = export_id_for(out, stored)
+        made = trephine.exports.published(chosen, stored)
+        if made is None:
+            started = trephine.exports.start(stored, chosen, model=loaded.name, keep_rejected=keep_rejected)
+            made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
         with ProgressView(given.output, f"export {stored.name}") as view:
-            made = trephine.export(
-                stored,
-                out,
-                model=loaded.name,
-                keep_rejected=keep_rejected,
-                on_progress=view.show,
-                on_bytes=view.bytes,
-            )
+            trephine.exports.download(made, out, on_bytes=view.bytes)
     show_export(given.output, made, out)
 
 
@@ -72,18 +63,29 @@ VERIFY_EXAMPLES = examples(
 def verify(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
+    public_key: Annotated[
+        Path | None, typer.Option(help="PEM file that you trust, to prove who made the folder.")
+    ] = None,
 ) -> None:
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates."""
     output = invocation(context).output
-    outcome = verify_folder(folder)
+    if not folder.is_dir():
+        raise LocalFileError(f"there is no folder {folder}")
+    outcome = verify_folder(folder, public_key=public_key)
     if output.json:
         output.document(outcome.model_dump_json(indent=2))
     else:
-        for problem in outcome.problems:
-            output.line(f"PROBLEM {problem}")
-        state = "verified" if outcome.passed else "NOT VERIFIED"
-        output.line(f"{folder}: {state}, {outcome.files} files")
+        _show_verification(output, outcome, folder)
     raise typer.Exit(ExitCode.PASS if outcome.passed else ExitCode.FINDINGS)
+
+
+def _show_verification(output: Output, outcome: Verification, folder: Path) -> None:
+    for problem in outcome.problems:
+        output.line(f"PROBLEM {printable(problem)}")
+    for note in outcome.notes:
+        output.note(f"note: {printable(note)}")
+    state = "verified" if outcome.passed else "NOT VERIFIED"
+    output.line(f"{folder}: {state}, {outcome.files} files")
 
 
 def show_export(output: Output, made: Export, folder: Path) -> None:
@@ -106,8 +108,7 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
         ]
     )
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
-    for path in (folder / "certificate.json",):
-        output.note(f"certificate in {path}; check it any time with: trephine verify {folder}")
+    output.note(f"check it any time with: trephine verify {folder}")
 
 
 def gate_rows(certificate: Certificate) -> list[tuple[str, ...]]:

@@ -39,9 +39,12 @@ class Invocation:
     def load(
         self, trephine: Trephine, model: str, *, dtype: str | None = None, name: str | None = None
     ) -> Model:
-        """The model, loaded if it is not yet; progress on stderr."""
-        with ProgressView(self.output, f"load {model}") as view:
-            return trephine.load_model(model, dtype=dtype, name=name, on_progress=view.show)
+        """The model, loaded if it is not yet; progress on stderr, Ctrl-C cancels."""
+        ready = trephine.loaded_model(model, dtype=dtype, name=name)
+        if ready is not None:
+            return ready
+        started = trephine.start_load(model, dtype=dtype, name=name)
+        return self.complete(trephine, started, f"load {model}")
 
     def complete(
         self, trephine: Trephine, operation: Operation[ResultT], what: str, *, detach: bool = False

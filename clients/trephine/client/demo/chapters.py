@@ -26,6 +26,12 @@ MAX_NEW_TOKENS = 40
 AUDIT_ITEMS = 24
 CONTROL_SETS = 99
 AUDITOR = "unfaithful_reasoning"
+_DETAIL = ("class:", "black box:", "resamples", "controls")
+"""Figures that are left to the report."""
+STEERING_PROMPT = "On Sunday morning I like to"
+STEERED = (29, 1113)
+"""A neuron of the last layer that, when negative, promotes ` food`, ` eat`, ` eating`."""
+STRENGTH = -11.0
 
 
 def load(trephine: Trephine, model: str, narrator: Narrator) -> Model:
@@ -76,12 +82,8 @@ def choose(circuit: Circuit, narrator: Narrator) -> Selection:
         with narrator.working("propose") as view:
             selection = circuit.shippable(on_progress=view.show)
         proposal = selection.proposal
-        narrator.say(
-            f"  Removing the first neurons of the ranking everywhere; {proposal.retain_tokens} tokens"
-        )
-        narrator.say(
-            f"  of other text ({printable(proposal.retain_text)}) measure the damage, in nats a token."
-        )
+        narrator.say("  Removing the first neurons of the ranking at every position. The damage, in nats per")
+        narrator.say(f"  token, is measured on {proposal.retain_tokens} tokens of other text.")
         columns = ("NEURONS", "LOGIT DIFFERENCE", "GONE", "DAMAGE", "AT POSITIONS >= 1")
         narrator.table(columns, curve_rows(selection.curve, proposal.chosen))
         narrator.say(f"  {printable(selection.why)}")
@@ -131,11 +133,6 @@ def _bound_positions(circuit: Circuit, selection: Selection) -> tuple[int, ...]:
     return tuple(sorted(places)) or (len(circuit.info.tokens) - 1,)
 
 
-STEERING_PROMPT = "My favourite thing to do on a Sunday is"
-STEERED = (29, 0)
-STRENGTH = 0.0
-
-
 def steer(model: Model, narrator: Narrator) -> None:
     """Chapter 5: plain and steered side by side, streamed while a discovery runs in the same engine."""
     title = "5. Steer: plain and changed side by side, while another discovery runs"
@@ -169,7 +166,8 @@ def audit(trephine: Trephine, model: Model, folder: Path, narrator: Narrator) ->
                 ("blind spot", report.auditor.blind_spot),
             ]
         )
-        narrator.table(("FIGURE", "VALUE", "INTERVAL"), [figure_row(figure) for figure in report.figures])
+        shown = [one for one in report.figures if not one.name.startswith(_DETAIL)]
+        narrator.table(("FIGURE", "VALUE", "INTERVAL"), [figure_row(figure) for figure in shown])
         for path in trephine.audits.save(report, folder / "audit"):
             narrator.say(f"  wrote audit/{path.name}")
         figures |= {"verdict": report.verdict.value, "why": report.why, "items": report.items}

@@ -21,7 +21,6 @@ class Interleaving:
     def __init__(self, operation: Operation[Any]) -> None:
         self._operation = operation
         self._steps = 0
-        self._first_step: Progress | None = None
         self._last = 0.0
         self._failure: TrephineError | None = None
         self._thread = Thread(target=self._watch, name="watch-discovery", daemon=True)

@@ -6,7 +6,7 @@ import re
 
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.errors import InvalidRequestError
-from trephine.rpc.wire.fields import clean, printable
+from trephine.rpc.wire.fields import clean, printable, qualified
 from trephine.v1 import artifact_service_pb2 as pb
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -34,8 +34,8 @@ def is_digest(text: str) -> bool:
 def artifact_to_wire(info: ArtifactInfo) -> pb.Artifact:
     """Write a stored artifact."""
     return pb.Artifact(
-        name=f"artifacts/{info.sha256}",
+        name=qualified("artifacts", info.sha256),
         size=info.size,
         media_type=clean(info.media_type),
-        create_time=info.create_time,
+        create_time=clean(info.create_time),
     )

@@ -101,8 +101,8 @@ def audit_to_wire(report: AuditReport) -> pb.AuditReport:
         seed=report.spec.seed,
         items=report.spec.items,
         seconds=report.seconds,
-        create_time=report.create_time,
-        trephine_version=report.trephine_version,
+        create_time=clean(report.create_time),
+        trephine_version=clean(report.trephine_version),
     )
 
 
@@ -115,7 +115,7 @@ def _finding_to_wire(finding: Finding) -> pb.Finding:
         effect=figure_to_wire(finding.effect),
         p_value=finding.p_value,
         evidence=[_evidence_to_wire(evidence) for evidence in finding.evidence],
-        fingerprint=finding.fingerprint,
+        fingerprint=clean(finding.fingerprint),
     )
 
 

@@ -85,8 +85,8 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         tokens=[token_to_wire(token) for token in circuit.tokens],
         target=token_to_wire(circuit.target),
         against=None if circuit.against is None else token_to_wire(circuit.against),
-        replacement=circuit.replacement,
-        edge_rule=circuit.edge_rule,
+        replacement=clean(circuit.replacement),
+        edge_rule=clean(circuit.edge_rule),
         quality=None if circuit.quality is None else _quality_to_wire(circuit.quality),
         baseline=figures.baseline,
         selected_share=figures.selected_share,
@@ -95,7 +95,7 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         n_nodes=len(circuit.nodes),
         n_edges=circuit.edges.weight.shape[0],
         caveats=[clean(caveat) for caveat in circuit.caveats],
-        create_time=stored.create_time,
+        create_time=clean(stored.create_time),
         version=version_to_wire(circuit.model, circuit.weight_hash),
         seconds=figures.seconds,
         peak_extra_bytes=figures.peak_extra_bytes,
@@ -116,7 +116,7 @@ def checked_to_wire(
         tokens=[token_to_wire(token) for token in tokens],
         target=token_to_wire(target),
         against=None if against is None else token_to_wire(against),
-        replacement=command.replacement,
+        replacement=clean(command.replacement),
         version=version_to_wire(info.name, info.weight_hash),
         seconds=cost.tokens * _FLOPS_PER_WEIGHT * info.n_parameters / _FLOPS_PER_SECOND,
         peak_extra_bytes=cost.memory_bytes,
@@ -127,7 +127,7 @@ def node_to_wire(listed: ListedNode) -> pb.Node:
     """Write a node; bias, remainder and total are set if it is a target row."""
     node, feature = listed.node, None
     if node.kind is NodeKind.FEATURE:
-        feature = FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
+        feature = FeatureRef(replacement=clean(node.replacement), layer=node.layer, index=node.feature)
     return pb.Node(
         index=listed.index,
         kind=_KIND_NUMBERS[node.kind],

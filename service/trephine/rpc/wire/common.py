@@ -63,7 +63,7 @@ def logit_target_from_wire(message: pb.LogitTarget) -> LogitTarget:
 
 def version_to_wire(model: str, weight_hash: str) -> pb.ModelVersion:
     """Name the weights that answered."""
-    return pb.ModelVersion(model=qualified("models", model), weight_hash=weight_hash)
+    return pb.ModelVersion(model=qualified("models", model), weight_hash=clean(weight_hash))
 
 
 def progress_to_wire(progress: Progress) -> pb.Progress:
@@ -76,5 +76,5 @@ def progress_to_wire(progress: Progress) -> pb.Progress:
 def figure_to_wire(figure: Figure) -> pb.Figure:
     """Write a number with its interval."""
     return pb.Figure(
-        name=clean(figure.name), value=figure.value, low=figure.low, high=figure.high, unit=figure.unit
+        name=clean(figure.name), value=figure.value, low=figure.low, high=figure.high, unit=clean(figure.unit)
     )

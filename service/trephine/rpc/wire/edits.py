@@ -86,12 +86,12 @@ def edit_to_wire(edit: Edit) -> pb.Edit:
     return pb.Edit(
         name=qualified("edits", edit.name),
         version=edit.version,
-        content_hash=edit.content_hash,
+        content_hash=clean(edit.content_hash),
         interventions=[intervention_to_wire(one) for one in edit.interventions],
         reason=clean(edit.reason),
         author=clean(edit.author),
         evidence=[clean(name) for name in edit.evidence],
-        create_time=edit.create_time,
+        create_time=clean(edit.create_time),
         made_for=version_to_wire(edit.model, edit.weight_hash),
     )
 

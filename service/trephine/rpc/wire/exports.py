@@ -11,18 +11,19 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
     """Write what an export will write and must measure."""
     return pb.ExportPlan(
         edit=qualified("edits", plan.edit),
-        edit_hash=plan.edit_hash,
-        parent_hash=plan.parent_hash,
+        edit_hash=clean(plan.edit_hash),
+        parent_hash=clean(plan.parent_hash),
         steps=[_step_to_wire(step) for step in plan.steps],
-        changed_tensors=plan.changed_tensors,
+        changed_tensors=[clean(name) for name in plan.changed_tensors],
         untouched_tensors=plan.untouched_tensors,
-        config_changes=plan.config_changes,
+        config_changes=[clean(name) for name in plan.config_changes],
         size_growth_bytes=plan.size_growth_bytes,
         servers=[
-            pb.ServerSupport(server=one.server, loads=one.loads, note=clean(one.note)) for one in plan.servers
+            pb.ServerSupport(server=clean(one.server), loads=one.loads, note=clean(one.note))
+            for one in plan.servers
         ],
         gates=[_gate_to_wire(gate) for gate in plan.gates],
-        plan_hash=plan.plan_hash,
+        plan_hash=clean(plan.plan_hash),
     )
 
 
@@ -32,7 +33,7 @@ def export_to_wire(export: domain.Export) -> pb.Export:
         name=qualified("exports", export.name),
         certificate=certificate_to_wire(export.certificate),
         files=[
-            pb.ExportedFile(path=clean(file.path), size=file.size, sha256=file.sha256)
+            pb.ExportedFile(path=clean(file.path), size=file.size, sha256=clean(file.sha256))
             for file in export.files
         ],
         signed=export.signed,
@@ -43,18 +44,19 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
     """Write what was measured on the reloaded folder."""
     return pb.Certificate(
         edit=qualified("edits", certificate.edit),
-        edit_hash=certificate.edit_hash,
-        plan_hash=certificate.plan_hash,
-        parent_hash=certificate.parent_hash,
-        dtype=certificate.dtype,
+        edit_hash=clean(certificate.edit_hash),
+        plan_hash=clean(certificate.plan_hash),
+        parent_hash=clean(certificate.parent_hash),
+        dtype=clean(certificate.dtype),
         measurements=[
-            pb.Measurement(name=one.name, value=one.value, unit=one.unit) for one in certificate.measurements
+            pb.Measurement(name=clean(one.name), value=one.value, unit=clean(one.unit))
+            for one in certificate.measurements
         ],
         gates=[_gate_result_to_wire(result) for result in certificate.gates],
         passed=certificate.passed,
-        changed_tensors=certificate.changed_tensors,
+        changed_tensors=[clean(name) for name in certificate.changed_tensors],
         untouched_tensors_verified=certificate.untouched_tensors_verified,
-        environment=certificate.environment,
+        environment={clean(key): clean(value) for key, value in certificate.environment.items()},
         text=clean(certificate.text),
         n_tokens=certificate.n_tokens,
     )
@@ -72,14 +74,14 @@ def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse
 def _step_to_wire(step: domain.PlanStep) -> pb.PlanStep:
     return pb.PlanStep(
         intervention=step.intervention,
-        tier=step.tier,
-        tensor=step.tensor,
+        tier=clean(step.tier),
+        tensor=clean(step.tensor),
         description=clean(step.description),
     )
 
 
 def _gate_to_wire(gate: domain.Gate) -> pb.Gate:
-    return pb.Gate(name=gate.name, limit=gate.limit, unit=gate.unit, reason=clean(gate.reason))
+    return pb.Gate(name=clean(gate.name), limit=gate.limit, unit=clean(gate.unit), reason=clean(gate.reason))
 
 
 def _gate_result_to_wire(result: domain.GateResult) -> pb.GateResult:

@@ -107,7 +107,7 @@ def _completion_to_wire(completion: Completion) -> pb.Completion:
     return pb.Completion(
         text=clean(completion.text),
         token_ids=completion.token_ids,
-        finish_reason=completion.finish_reason,
+        finish_reason=clean(completion.finish_reason),
         applied=applied_to_wire(completion.applied),
         n_prompt_tokens=completion.n_prompt_tokens,
     )

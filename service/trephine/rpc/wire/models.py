@@ -31,7 +31,7 @@ def capabilities_to_wire(found: Capabilities) -> pb.Capabilities:
     return pb.Capabilities(
         model=model_to_wire(found.model.name, "loaded", found.model),
         capabilities=[
-            pb.Capability(name=one.name, available=one.available, note=clean(one.note))
+            pb.Capability(name=clean(one.name), available=one.available, note=clean(one.note))
             for one in found.capabilities
         ],
         max_prompt_tokens=found.max_prompt_tokens,
@@ -81,11 +81,11 @@ def _chat_message_from_wire(message: pb.ChatMessage) -> ChatMessage:
 
 def _info_to_wire(info: ModelInfo) -> pb.Model:
     return pb.Model(
-        architecture=info.architecture,
-        weight_hash=info.weight_hash,
-        parent_hash=info.parent_hash,
-        dtype=info.dtype,
-        device=info.device,
+        architecture=clean(info.architecture),
+        weight_hash=clean(info.weight_hash),
+        parent_hash=clean(info.parent_hash),
+        dtype=clean(info.dtype),
+        device=clean(info.device),
         n_layers=info.n_layers,
         n_heads=info.n_heads,
         n_kv_heads=info.n_kv_heads,

@@ -10,21 +10,21 @@ from trephine.domain.errors import CancelledByCallerError, error_from
 from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.errors import status_of
 from trephine.rpc.wire.common import progress_to_wire
-from trephine.rpc.wire.fields import qualified
+from trephine.rpc.wire.fields import clean, qualified
 from trephine.v1 import operation_service_pb2 as pb
 
 
 def metadata_to_wire(record: OperationRecord) -> pb.OperationMetadata:
     """Write where an operation is."""
     return pb.OperationMetadata(
-        method=record.method,
+        method=clean(record.method),
         state=record.state.value,
         progress=None if record.progress is None else progress_to_wire(record.progress),
         attempts=record.attempts,
-        create_time=record.create_time,
-        end_time=record.end_time or "",
+        create_time=clean(record.create_time),
+        end_time=clean(record.end_time or ""),
         sequence=record.sequence,
-        result=record.result or "",
+        result=clean(record.result or ""),
     )
 
 

@@ -1,0 +1,293 @@
+"""Offline verification of an exported folder: hashes, manifest, certificate, gates, signature.
+
+Needs neither a server nor torch. What it proves: no byte differs from what was certified, the gates are
+those of the plan and hold, and every tensor is its parent's unless the plan names it. Who made the folder
+is proved by a signature and a public key that you got by another way, and by nothing else.
+
+    python -m trephine.client.verification FOLDER [--json] [--public-key PEM]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trephine.client.digests import file_digest, tensor_digests
+
+CERTIFICATE = "certificate.json"
+MANIFEST = "edit_manifest.json"
+SIGNATURE = "trephine.sig"
+SUMS = "trephine.sha256"
+PUBLIC_KEY = "public_key.pem"
+
+
+class Verification(BaseModel):
+    """The outcome of checking a folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    passed: bool
+    problems: tuple[str, ...] = ()
+    """What does not hold, each naming a file, tensor or gate."""
+    files: int = 0
+    """Files that were read."""
+    notes: tuple[str, ...] = ()
+    """What could not be checked here, or what a check does not prove."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class _File(_Record):
+    path: str
+    size: int
+    sha256: str
+
+
+class _Tensor(_Record):
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+
+
+class _Gate(_Record):
+    name: str
+    limit: float
+    unit: str
+    reason: str
+
+
+class _GateResult(_Record):
+    gate: _Gate
+    measured: float
+    passed: bool
+
+
+class _Measurement(_Record):
+    name: str
+    value: float
+
+
+class _Certificate(_Record):
+    edit_hash: str
+    plan_hash: str
+    parent_hash: str
+    passed: bool
+    gates: tuple[_GateResult, ...] = Field(min_length=1)
+    measurements: tuple[_Measurement, ...]
+    changed_tensors: tuple[str, ...]
+    untouched_tensors_verified: int
+
+
+class _Edit(_Record):
+    content_hash: str
+    weight_hash: str
+
+
+class _Plan(_Record):
+    edit_hash: str
+    plan_hash: str
+    parent_hash: str
+    changed_tensors: tuple[str, ...]
+    gates: tuple[_Gate, ...]
+
+
+class _Manifest(_Record):
+    edit: _Edit
+    plan: _Plan
+    tensors: dict[str, _Tensor]
+    files: tuple[_File, ...]
+
+
+def verify_folder(folder: str | Path, *, public_key: str | Path | None = None) -> Verification:
+    """Check a folder that was exported by Trephine.
+
+    Args:
+        folder: The folder.
+        public_key: A PEM file that you trust. None uses the one inside the folder, which proves that the
+            folder is whole, not who made it.
+    """
+    root, notes = Path(folder), list[str]()
+    if not root.is_dir():
+        return Verification(passed=False, problems=(f"{root} is no folder",))
+    names = sorted(
+        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
+    )
+    problems = list(_check(root, names, notes, None if public_key is None else Path(public_key)))
+    return Verification(passed=not problems, problems=tuple(problems), files=len(names), notes=tuple(notes))
+
+
+def _check(root: Path, names: list[str], notes: list[str], key: Path | None) -> Iterator[str]:
+    missing = [name for name in (SUMS, MANIFEST, CERTIFICATE) if name not in names]
+    if missing:
+        yield f"{', '.join(missing)} missing: this is no folder that Trephine published"
+        return
+    if links := [name for name in names if (root / name).is_symlink()]:
+        yield f"{', '.join(links)}: links are never published"
+        return
+    found = {name: _File(path=name, size=0, sha256="") for name in names}
+    for name in names:
+        size, digest = file_digest(root / name)
+        found[name] = _File(path=name, size=size, sha256=digest)
+    yield from _check_sums(root, found)
+    try:
+        raw = json.loads((root / MANIFEST).read_bytes())
+        manifest = _Manifest.model_validate(raw)
+        certificate = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes())
+    except (ValueError, ValidationError) as error:
+        yield f"{MANIFEST} or {CERTIFICATE} cannot be read: {str(error).splitlines()[0]}"
+        return
+    yield from _check_files(manifest, found)
+    yield from _check_tensors(root, manifest)
+    yield from _check_chain(raw["plan"], manifest, certificate)
+    yield from _check_gates(manifest, certificate)
+    yield from _check_signature(root, names, notes, key)
+
+
+def _check_sums(root: Path, found: dict[str, _File]) -> Iterator[str]:
+    """Hold the list of digests, byte for byte, against what it must be."""
+    expected = "".join(f"{found[name].sha256}  {name}\n" for name in sorted(found) if name != SUMS)
+    content = (root / SUMS).read_bytes()
+    if content == expected.encode():
+        return
+    listed = dict(_listed(content.decode("utf-8", "replace")))
+    wrong = [n for n in sorted(found) if n != SUMS and listed.get(n) != found[n].sha256]
+    wrong += [n for n in sorted(listed) if n not in found]
+    for name in wrong or [SUMS]:
+        yield f"{name}: differs from {SUMS}, or is not in both" if wrong else f"{SUMS}: altered"
+
+
+def _listed(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        digest, _, name = line.partition("  ")
+        yield name, digest
+
+
+def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
+    known = {file.path: file for file in manifest.files}
+    for path, file in known.items():
+        if path not in found:
+            yield f"{path}: missing"
+        elif found[path] != file:
+            yield f"{path}: its bytes are not those that were published"
+    for path in found:
+        if path not in known and path not in (MANIFEST, SUMS, SIGNATURE):
+            yield f"{path}: was not published"
+
+
+def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
+    """Recompute every tensor's digest; unplanned tensors must have their parent's."""
+    planned, seen = set(manifest.plan.changed_tensors), set[str]()
+    for file in sorted({tensor.file for tensor in manifest.tensors.values()}):
+        try:
+            for tensor in tensor_digests(root / file):
+                seen.add(tensor.name)
+                known = manifest.tensors.get(tensor.name)
+                if known is None:
+                    yield f"{file}: tensor {tensor.name} was not published"
+                elif (tensor.dtype, tensor.shape, tensor.sha256) != (known.dtype, known.shape, known.after):
+                    yield f"{file}: tensor {tensor.name} is not the one that was published"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"{file}: no readable safetensors file ({error})"
+    for name, known in manifest.tensors.items():
+        if name not in seen:
+            yield f"{known.file}: tensor {name} is missing"
+        if (known.before != known.after) != (name in planned):
+            yield f"{MANIFEST}: tensor {name} changed without being planned, or was planned and did not"
+
+
+def _check_chain(plan: dict[str, Any], manifest: _Manifest, certificate: _Certificate) -> Iterator[str]:
+    """Follow the hashes from edit to plan to certificate."""
+    fields = {key: value for key, value in plan.items() if key != "plan_hash"}
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    if hashlib.sha256(canonical.encode()).hexdigest() != manifest.plan.plan_hash:
+        yield f"{MANIFEST}: the plan is not the one that its hash names"
+    if certificate.plan_hash != manifest.plan.plan_hash:
+        yield f"{CERTIFICATE}: names another plan"
+    if not certificate.edit_hash == manifest.plan.edit_hash == manifest.edit.content_hash:
+        yield f"{CERTIFICATE}: edit, plan and certificate name different edits"
+    if not certificate.parent_hash == manifest.plan.parent_hash == manifest.edit.weight_hash:
+        yield f"{CERTIFICATE}: edit, plan and certificate name different parents"
+    if sorted(certificate.changed_tensors) != sorted(manifest.plan.changed_tensors):
+        yield f"{CERTIFICATE}: names other changed tensors than the plan"
+    if certificate.untouched_tensors_verified != len(manifest.tensors) - len(manifest.plan.changed_tensors):
+        yield f"{CERTIFICATE}: its count of untouched tensors is wrong"
+
+
+def _check_gates(manifest: _Manifest, certificate: _Certificate) -> Iterator[str]:
+    """Judge every gate again, with the limits of the plan."""
+    if tuple(result.gate for result in certificate.gates) != manifest.plan.gates:
+        yield f"{CERTIFICATE}: its gates are not those of the plan"
+    measured = {m.name: m.value for m in certificate.measurements}
+    for result in certificate.gates:
+        holds = result.measured <= result.gate.limit
+        if not holds:
+            yield f"gate {result.gate.name}: {result.measured:g} is above the limit of {result.gate.limit:g}"
+        if holds != result.passed:
+            yield f"{CERTIFICATE}: gate {result.gate.name} is marked wrongly"
+        if measured.get(result.gate.name) != result.measured:
+            yield f"{CERTIFICATE}: gate {result.gate.name} does not show what was measured"
+    if certificate.passed != all(result.passed for result in certificate.gates):
+        yield f"{CERTIFICATE}: its verdict is not that of its gates"
+
+
+# --- signature -----------------------------------------------------------------------------------
+
+
+def _check_signature(root: Path, names: list[str], notes: list[str], key: Path | None) -> Iterator[str]:
+    if SIGNATURE not in names:
+        notes.append("not signed: nothing proves who made this folder")
+        if key is not None:
+            yield f"{SIGNATURE}: missing, and a public key was given"
+        if PUBLIC_KEY in names:
+            yield f"{SIGNATURE}: missing, though a public key was published"
+        return
+    try:
+        from model_signing.verifying import Config
+    except ImportError:
+        notes.append("the signature was not checked: install the package `model-signing`")
+        if key is not None:
+            yield f"{SIGNATURE}: a public key was given, but the package `model-signing` is not installed"
+        return
+    if key is None:
+        notes.append("signed by the key inside the folder: whole, but only a key of your own proves by whom")
+    try:
+        from model_signing.hashing import Config as Hashing
+
+        hashing = Hashing().set_ignored_paths(paths=(SIGNATURE, SUMS), ignore_git_paths=False)
+        verifier = Config().set_hashing_config(hashing)
+        verifier.use_elliptic_key_verifier(public_key=key or root / PUBLIC_KEY)
+        verifier.verify(root, root / SIGNATURE)
+    except Exception as error:  # the library raises whatever its parsers raise; all of it means "no"
+        yield f"{SIGNATURE}: does not hold ({type(error).__name__}: {str(error).splitlines()[:1] or ''})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the folder named on the command line; 0 if everything holds, 3 if not."""
+    parser = argparse.ArgumentParser(prog="verification", description="Check an exported checkpoint folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--public-key", type=Path, help="PEM file of the key that you trust")
+    given = parser.parse_args(arguments)
+    outcome = verify_folder(given.folder, public_key=given.public_key)
+    if given.json:
+        sys.stdout.write(outcome.model_dump_json() + "\n")
+    else:
+        lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
+        state = "verified" if outcome.passed else "NOT VERIFIED"
+        sys.stdout.write("\n".join([*lines, f"{given.folder}: {state}, {outcome.files} files"]) + "\n")
+    return 0 if outcome.passed else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

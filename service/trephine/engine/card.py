@@ -1,0 +1,108 @@
+"""The model card of an export: what was changed, what was measured, what that does not prove."""
+
+from __future__ import annotations
+
+import json
+
+from trephine.domain.edits import Edit
+from trephine.domain.exports import Certificate, ExportPlan
+from trephine.engine.hosted import HostedModel
+
+CARD_NAME = "README.md"
+PARENT_CARD_NAME = "README.parent.md"
+
+_SHOWN = (
+    ("kl_intervened_exported_mean", "KL, intervened runtime to this checkpoint, mean over all positions"),
+    ("kl_intervened_exported_p99", "the same, 99th percentile"),
+    ("kl_intervened_exported_max", "the same, maximum"),
+    ("kl_intervened_exported_after_first_mean", "the same, mean over positions >= 1"),
+    ("kl_intervened_exported_first_mean", "the same, mean over position 0"),
+    ("retain_kl_original_exported_mean", "KL, parent to this checkpoint, mean over all positions"),
+    ("retain_kl_original_exported_after_first_mean", "the same, positions >= 1"),
+    ("retain_kl_original_intervened_mean", "KL, parent to intervened runtime, mean"),
+    ("noise_floor_attention_mean", "the parent's noise floor, attention implementation"),
+    ("noise_floor_dtype_mean", "the parent's noise floor, float32 against bfloat16 arithmetic"),
+    ("top1_agreement", "next-token agreement, intervened runtime and this checkpoint"),
+    ("greedy_match", "greedy tokens agreed on before the first difference, 32 each"),
+    ("recovery", "share of the intervention that the checkpoint carries, by KL"),
+)
+
+
+def model_card(hosted: HostedModel, edit: Edit, plan: ExportPlan, certificate: Certificate) -> str:
+    """Write the card as Markdown with a YAML header; texts of the edit are quoted as code."""
+    info = hosted.info
+    return f"""---
+base_model: {json.dumps(info.name)}
+base_model_relation: finetune
+library_name: transformers
+tags: [model-editing, interpretability]
+---
+
+# {_plain(info.name)}, edited: {_plain(edit.name)}
+
+A copy of `{_plain(info.name)}` ({info.architecture}) in which {len(plan.changed_tensors)} of {
+        len(plan.changed_tensors) + plan.untouched_tensors
+    } tensors were changed. All others have their parent's bytes. It is a plain checkpoint: stock tools load it.
+
+- Edit: `{_plain(edit.name)}`, version {edit.version}, content `{edit.content_hash}`
+- Reason: `{_plain(edit.reason) or "none given"}`
+- Author: `{_plain(edit.author) or "none given"}`
+- Parent weights: `{info.weight_hash}`
+- Stored as: {certificate.dtype}
+
+## What was changed
+
+{_changes(plan)}
+
+## What was measured
+
+In a clean process without Trephine, on the files of this folder, on {certificate.n_tokens} tokens of
+`{_plain(certificate.text)}`. Units are nats per token unless they are shares.
+
+{_table(certificate)}
+
+## Gates, fixed before anything was written
+
+{_gates(certificate)}
+
+## Intended use
+
+Where the parent is used, if the change above is wanted. Whoever deploys it decides on the evidence for the
+change, which is named in `edit_manifest.json`, and on the figures here.
+
+## Limits
+
+- The certificate says that this checkpoint does what the intervention did. It does not say that the
+  intervention removes a behaviour on other prompts, in other languages or after other training.
+- What was ablated is suppressed, not erased: whoever has the parent can undo it, and a short fine-tuning may
+  bring it back. No recovery attack has been run.
+- Damage was measured on one text only. Measure it on your own before you rely on it.
+- The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
+
+Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
+"""
+
+
+def _changes(plan: ExportPlan) -> str:
+    lines = [f"- `{step.tensor}`: {step.description}" for step in plan.steps]
+    return "\n".join(lines) or "Nothing: an export without interventions is its parent."
+
+
+def _table(certificate: Certificate) -> str:
+    found = {m.name: m.value for m in certificate.measurements}
+    rows = [f"| {text} | {found[name]:.3g} |" for name, text in _SHOWN if name in found]
+    return "\n".join(["| measurement | value |", "|---|---|", *rows])
+
+
+def _gates(certificate: Certificate) -> str:
+    rows = [
+        f"| {r.gate.name} | {r.measured:.3g} | {r.gate.limit:.3g} {r.gate.unit} "
+        f"| {'held' if r.passed else '**missed**'} | {r.gate.reason.replace('|', chr(92) + '|')} |"
+        for r in certificate.gates
+    ]
+    return "\n".join(["| gate | measured | limit | | why this limit |", "|---|---|---|---|---|", *rows])
+
+
+def _plain(text: str) -> str:
+    """Leave printable characters that end neither a line nor a code span."""
+    return "".join(c if c.isprintable() and c != "`" else " " for c in text)

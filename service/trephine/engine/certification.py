@@ -1,0 +1,202 @@
+"""Certification: evidence from the intervened runtime, the clean process, and what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from trephine.domain.commands import Progress
+from trephine.domain.errors import DeadlinePassedError, GateMissedError
+from trephine.domain.interventions import Intervention
+from trephine.engine.hosted import HostedModel
+from trephine.engine.noise import FLOOR_WINDOWS, stock_attention
+from trephine.engine.planning import TensorChange
+from trephine.engine.retain import RetainText, plain_logits, window_logits
+from trephine.engine.staging import full_disk_refused
+
+SCRIPT = Path(__file__).with_name("certifier.py")
+TIME_LIMIT_SECONDS = 1800.0
+GREEDY_TOKENS = 32
+_GREEDY_PROMPTS = 4
+_PROMPT_TOKENS = 16
+_POLL_SECONDS = 0.03
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the clean process measured."""
+
+    measurements: dict[str, float]
+    environment: dict[str, str]
+
+
+def write_evidence(
+    hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...], folder: Path
+) -> Generator[Progress | None, None, None]:
+    """Write what the original and the intervened runtime answer to every window, one window a quantum.
+
+    Each file holds float32 logits `(n_pos, d_vocab)`: logits, because the difference of log-probabilities
+    in float32 would hide what is measured.
+
+    Raises:
+        DiskFullError: If there is no room.
+    """
+    plain = yield from plain_logits(hosted, retain)
+    for number, (window, original) in enumerate(zip(retain.windows, plain, strict=True)):
+        intervened = window_logits(hosted, window, interventions)
+        answers = {"original": original.contiguous(), "intervened": intervened.contiguous()}
+        with full_disk_refused():
+            save_file(answers, folder / f"window-{number:04d}.safetensors")
+        yield Progress(stage="evidence", done=number + 1, total=len(retain.windows))
+
+
+def evidence_bytes(hosted: HostedModel, retain: RetainText) -> int:
+    """Predict the size of the evidence."""
+    return 2 * 4 * retain.n_tokens * hosted.info.d_vocab
+
+
+def certify(
+    hosted: HostedModel,
+    retain: RetainText,
+    interventions: tuple[Intervention, ...],
+    changes: tuple[TensorChange, ...],
+    folder: Path,
+    evidence: Path,
+    *,
+    stored_dtype: str,
+) -> Generator[Progress | None, None, Findings]:
+    """Reload the folder in a clean process and measure it; the process ends with this generator.
+
+    Raises:
+        GateMissedError: If the clean process cannot load or measure the folder.
+        DeadlinePassedError: If it does not finish in time.
+    """
+    request = evidence / "request.json"
+    prompts = [list(w[:_PROMPT_TOKENS]) for w in retain.windows[:_GREEDY_PROMPTS]]
+    room = hosted.info.context_length - _PROMPT_TOKENS
+    compute = hosted.info.dtype
+    body = {
+        "exported": str(folder),
+        "parent": str(hosted.folder.resolve()),
+        "evidence": str(evidence),
+        "windows": [list(window) for window in retain.windows],
+        "floor_windows": FLOOR_WINDOWS,
+        "prompts": prompts,
+        "greedy_tokens": max(1, min(GREEDY_TOKENS, room)),
+        "attention": stock_attention(hosted.model),
+        "compute_dtype": compute,
+        "other_dtype": "bfloat16" if compute == "float32" else "float32",
+        "stored_dtype": _STORED.get(stored_dtype, compute),
+        "changes": [
+            {"tensor": c.entry.name, "axis": c.axis, "factors": sorted(c.factors.items())} for c in changes
+        ],
+        "threads": torch.get_num_threads(),
+    }
+    request.write_text(json.dumps(body), encoding="utf-8")
+    result = yield from _run(request, evidence)
+    measured: dict[str, float] = result["measurements"]
+    measured["greedy_match"] = _greedy_match(hosted, prompts, result["continuations"], interventions)
+    yield
+    return Findings(measurements=measured, environment=result["environment"])
+
+
+def _run(request: Path, evidence: Path) -> Generator[Progress | None, None, dict[str, Any]]:
+    output, errors = evidence / "stdout", evidence / "stderr"
+    process = _start(request, output, errors)
+    deadline, told = time.monotonic() + TIME_LIMIT_SECONDS, None
+    try:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                raise DeadlinePassedError(
+                    f"certification in a clean process took longer than {TIME_LIMIT_SECONDS:.0f} s; "
+                    "nothing was published"
+                )
+            time.sleep(_POLL_SECONDS)
+            line = _last_line(output)
+            yield Progress(**line) if line and line != told and "stage" in line else None
+            told = line
+    finally:
+        _end(process)
+    line = _last_line(output)
+    if process.returncode != 0 or "result" not in line:
+        tail = " | ".join(errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        raise GateMissedError(
+            "stock transformers could not load or run the exported folder in a clean process "
+            f"(exit {process.returncode}): {tail[-600:]}"
+        )
+    found: dict[str, Any] = line["result"]
+    return found
+
+
+def _start(request: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]:
+    """Start the certifier in isolated mode, elsewhere, in its own process group, without a network."""
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(request.parent),
+        "HF_HOME": str(request.parent / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    passed_on = ("LD_LIBRARY_PATH", "OMP_NUM_THREADS", "LANG", "TMPDIR")
+    environment |= {name: os.environ[name] for name in passed_on if name in os.environ}
+    with output.open("wb") as out, errors.open("wb") as err:
+        return subprocess.Popen(
+            [sys.executable, "-I", str(SCRIPT), str(request)],
+            cwd=request.parent,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group if it still runs, and reap it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """Return the last complete line of JSON, or an empty one."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else {}
+
+
+def _greedy_match(
+    hosted: HostedModel,
+    prompts: list[list[int]],
+    continuations: list[list[int]],
+    interventions: tuple[Intervention, ...],
+) -> float:
+    """Return the share of the exported model's greedy tokens that the intervened runtime chooses as well.
+
+    Counted up to the first difference of each continuation. One forward pass over prompt and continuation
+    decides it: a greedy continuation is the runtime's own exactly as long as each token is its argmax.
+    """
+    agreed = total = 0
+    for prompt, continuation in zip(prompts, continuations, strict=True):
+        chosen = window_logits(hosted, [*prompt, *continuation], interventions).argmax(-1)
+        own = chosen[len(prompt) - 1 : -1].tolist()
+        same = [a == b for a, b in zip(own, continuation, strict=True)]
+        agreed += same.index(False) if False in same else len(same)
+        total += len(same)
+    return agreed / total

@@ -1,0 +1,324 @@
+"""Certify an exported folder in a clean process. This file is run as a script and imports nothing of Trephine.
+
+    python -I certifier.py REQUEST.json
+
+It loads the exported folder with stock transformers, recomputes the planned change from the parent's files,
+and compares next-token distributions with those that the intervened runtime left in safetensors files.
+Lines of JSON go to stdout: `{"stage": ..., "done": ..., "total": ...}`, at last `{"result": {...}}`. It ends
+when its stdin closes, so that it never outlives whoever started it. On purpose it shares no code with the
+compiler that it checks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Blocker:
+    """Makes every import of Trephine fail: what is certified must not depend on it."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Refuse names of the package; leave all others to the ordinary finders."""
+        if name == "trephine" or name.startswith("trephine."):
+            raise ImportError("Trephine is blocked in the certifier")
+
+
+def main() -> None:
+    """Read the request, measure, print the result."""
+    sys.meta_path.insert(0, Blocker())  # type: ignore[arg-type]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    say({"result": certify(request)})
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # raw: a buffered reader would hold a lock at exit
+        pass
+    os._exit(70)
+
+
+def say(line: dict[str, Any]) -> None:
+    """Print one line of JSON."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def certify(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure everything that the certificate holds.
+
+    Args:
+        request: Folders, windows of token ids, evidence files, planned slices, dtypes.
+    """
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    torch.set_grad_enabled(False)
+    measured = compare_weights(request)
+    continuations = compare_answers(request, measured)
+    return {
+        "measurements": measured,
+        "continuations": continuations,
+        "environment": environment(),
+    }
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def compare_weights(request: dict[str, Any]) -> dict[str, float]:
+    """Compare every tensor of the exported folder with the parent's, bit for bit."""
+    import torch
+
+    planned = {change["tensor"]: change for change in request["changes"]}
+    exported = dict(tensors(Path(request["exported"])))
+    counts = {"outside": 0, "unchanged": 0, "off_plan": 0, "nonfinite": 0, "untouched": 0}
+    names = set(exported)
+    for name, read_parent in tensors(Path(request["parent"])):
+        names.discard(name)
+        if name not in exported:
+            counts["outside"] += 1
+            continue
+        before, after = read_parent(), exported[name]()
+        same = same_bits(before, after)
+        if name in planned:
+            counts["unchanged"] += same
+            counts["off_plan"] += off_plan(before, after, planned[name])
+        else:
+            counts["outside"] += not same
+            counts["untouched"] += same
+        if after.is_floating_point():
+            counts["nonfinite"] += int((~torch.isfinite(after)).sum())
+    counts["outside"] += len(names)
+    return {
+        "tensors_changed_outside_plan": float(counts["outside"]),
+        "planned_tensors_unchanged": float(counts["unchanged"]),
+        "elements_off_plan": float(counts["off_plan"]),
+        "nonfinite_values": float(counts["nonfinite"]),
+        "untouched_tensors_verified": float(counts["untouched"]),
+    }
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield names and readers of the tensors that stock transformers loads from a folder."""
+    from safetensors import safe_open
+
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = (
+        [single.name]
+        if single.is_file()
+        else sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    )
+    for file in files:
+        with safe_open(str(folder / file), framework="pt") as shard:
+            names = list(shard.keys())
+        for name in names:
+            yield name, lambda file=file, name=name: _read(folder / file, name)
+
+
+def _read(path: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as shard:
+        return shard.get_tensor(name)
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Compare two tensors bit for bit; -0.0 is not 0.0."""
+    import torch
+
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    flat = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return bool(torch.equal(*flat))
+
+
+def off_plan(before: Any, after: Any, change: dict[str, Any]) -> int:
+    """Count elements that are not the parent's, with the planned slices scaled in float32, rounded once."""
+    import torch
+
+    if before.dtype != after.dtype or before.shape != after.shape:
+        return int(before.numel())
+    expected = before.clone()
+    for index, factor in change["factors"]:
+        slot = expected[index] if change["axis"] == 0 else expected[:, index]
+        slot.copy_((slot.float() * factor if factor else torch.zeros_like(slot)).to(before.dtype))
+    width = expected.element_size()
+    bits = (t.contiguous().reshape(-1).view(torch.uint8).reshape(-1, width) for t in (expected, after))
+    wanted, found = bits
+    return int((wanted != found).any(-1).sum())
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list[list[int]]:
+    """Compare next-token distributions; fill in `measured`; return the exported model's continuations."""
+    windows, short = request["windows"], request["windows"][: request["floor_windows"]]
+    compute, stock = request["compute_dtype"], request["attention"]
+    parent, exported = request["parent"], request["exported"]
+
+    model, keys = load(exported, compute, stock)
+    against: dict[str, list[Any]] = {"intervened": [], "original": [], "damage": [], "first": [], "top": []}
+    for number, ids in enumerate(windows):
+        say({"stage": "certify", "done": number, "total": len(windows)})
+        runtime = evidence(request, number)
+        logits = answer(model, ids)
+        against["intervened"].append(kl(runtime["intervened"], logits))
+        against["original"].append(kl(runtime["original"], logits))
+        against["damage"].append(kl(runtime["original"], runtime["intervened"]))
+        against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
+    continuations = [greedy(model, prompt, request["greedy_tokens"]) for prompt in request["prompts"]]
+    describe(measured, against)
+
+    say({"stage": "certify: attention", "done": 0, "total": 1})
+    model.set_attn_implementation("eager")
+    eager = [kl(evidence(request, n)["intervened"], answer(model, ids)) for n, ids in enumerate(short)]
+    spread(measured, "kl_intervened_exported_same_attention", eager)
+    del model
+    gc.collect()
+
+    say({"stage": "certify: noise floor", "done": 0, "total": 1})
+    model, parent_keys = load(parent, compute, stock)
+    measured["load_differences"] = float(len(keys ^ parent_keys))
+    plain = [answer(model, ids) for ids in short]
+    floor = [kl(evidence(request, n)["original"], logits) for n, logits in enumerate(plain)]
+    spread(measured, "noise_floor_attention", floor)
+    del model
+    gc.collect()
+    model, _ = load(parent, request["other_dtype"], stock)
+    spread(
+        measured,
+        "noise_floor_dtype",
+        [kl(p, answer(model, ids)) for p, ids in zip(plain, short, strict=True)],
+    )
+    del model
+    gc.collect()
+    if request["stored_dtype"] != compute:
+        model, _ = load(exported, request["stored_dtype"], stock)
+        stored = [kl(evidence(request, n)["intervened"], answer(model, ids)) for n, ids in enumerate(short)]
+        spread(measured, "kl_intervened_exported_in_stored_dtype", stored)
+    return continuations
+
+
+def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
+    """Load a folder with stock transformers; return the model and the keys that it complained about."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    complaints = frozenset(
+        f"{kind}: {key}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in report[kind]
+    )
+    return model.eval(), complaints
+
+
+def answer(model: Any, ids: list[int]) -> Any:
+    """Return the logits of one window, float32 `(n_pos, d_vocab)`."""
+    import torch
+
+    return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Continue a prompt with the most likely tokens, with the model's own cache."""
+    import torch
+
+    cache, fed, chosen = None, torch.tensor([prompt]), list[int]()
+    for _ in range(count):
+        output = model(fed, past_key_values=cache, use_cache=True)
+        cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
+        chosen.append(token)
+        fed = torch.tensor([[token]])
+    return chosen
+
+
+def evidence(request: dict[str, Any], number: int) -> dict[str, Any]:
+    """Read what the intervened runtime answered to one window, and what the original did."""
+    from safetensors.torch import load_file
+
+    return load_file(str(Path(request["evidence"]) / f"window-{number:04d}.safetensors"))
+
+
+def kl(p_logits: Any, q_logits: Any) -> Any:
+    """Return KL(p || q) per position in nats, float64, without the cancellation of two log-softmaxes.
+
+    With d = p_logits - q_logits and x = d - E_p[d]: KL = log E_p[exp(-x)] = log1p(E_p[expm1(-x) + x]).
+    """
+    import torch
+
+    p, d = torch.softmax(p_logits, -1), p_logits - q_logits
+    x = d - (p * d).sum(-1, keepdim=True)
+    if bool(x.abs().max() < 30.0):
+        return torch.log1p((p * (torch.expm1(-x) + x)).sum(-1, dtype=torch.float64)).clamp_min(0.0)
+    log_p, log_q = (torch.log_softmax(t.double(), -1) for t in (p_logits, q_logits))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
+    """Summarise the comparison with the runtime over all positions, positions >= 1, and position 0."""
+    import torch
+
+    intervened, original, damage = (against[name] for name in ("intervened", "original", "damage"))
+    spread(measured, "kl_intervened_exported", intervened)
+    spread(measured, "kl_intervened_exported_after_first", [part[1:] for part in intervened])
+    spread(measured, "kl_intervened_exported_first", [part[:1] for part in intervened])
+    spread(measured, "retain_kl_original_exported", original)
+    spread(measured, "retain_kl_original_exported_after_first", [part[1:] for part in original])
+    spread(measured, "retain_kl_original_intervened", damage)
+    caused, left = float(torch.cat(damage).mean()), float(torch.cat(intervened).mean())
+    measured["retain_excess"] = abs(float(torch.cat(original).mean()) - caused)
+    if caused > 0:
+        measured["recovery"] = 1.0 - left / caused
+    measured["top1_agreement"] = float(torch.cat(against["top"]).mean())
+
+
+def spread(measured: dict[str, float], name: str, parts: list[Any]) -> None:
+    """Add mean, median, 99th percentile and maximum of per-position values."""
+    import torch
+
+    values = torch.cat(parts)
+    measured[f"{name}_mean"] = float(values.mean())
+    measured[f"{name}_p50"] = float(values.quantile(0.5))
+    measured[f"{name}_p99"] = float(values.quantile(0.99))
+    measured[f"{name}_max"] = float(values.max())
+    measured["nonfinite_values"] += float((~torch.isfinite(values)).sum())
+
+
+def environment() -> dict[str, str]:
+    """Name the versions that were used, and prove that Trephine was not."""
+    import safetensors
+    import torch
+    import transformers
+
+    if any(name == "trephine" or name.startswith("trephine.") for name in sys.modules):
+        raise RuntimeError("Trephine was imported into the certifier")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""CompileExport: build beside the target, certify in a clean process, sign, publish by one rename."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trephine.domain.commands import Progress
+from trephine.domain.errors import GateMissedError, ParentChangedError
+from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, Measurement
+from trephine.engine import manifest, parents, signing
+from trephine.engine.card import CARD_NAME, model_card
+from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
+from trephine.engine.gates import finite, judge
+from trephine.engine.hosted import HostedModel
+from trephine.engine.planning import TensorChange, plan_hash, require_parent, tensor_changes
+from trephine.engine.retain import RetainText, retain_text
+from trephine.engine.session import Handler, Session
+from trephine.engine.shards import TensorEntry, overwrite, read_entries, read_tensor, scale_slices, sha256_of
+from trephine.engine.staging import (
+    Staging,
+    copy_file,
+    full_disk_refused,
+    require_free,
+    require_space,
+    sweep_leftovers,
+)
+
+_SLACK_BYTES = 64 << 20
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+Work = Generator[Progress | None, None, None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Build:
+    """One export while it is made."""
+
+    hosted: HostedModel
+    command: CompileExport
+    retain: RetainText
+    staging: Staging
+    entries: dict[str, TensorEntry]
+    changes: tuple[TensorChange, ...]
+    before: dict[str, str] = field(default_factory=dict)
+    """sha256 of every tensor's bytes in the parent."""
+    after: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint is built."""
+        return self.staging.checkpoint
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the largest tensor of the parent's files, as safetensors writes it."""
+        return max(self.entries.values(), key=lambda e: e.end - e.start).dtype
+
+
+def compile_export(session: Session, command: CompileExport) -> Generator[Progress | None, None, Export]:
+    """Compile an edit from the parent's files, certify what was written, publish it.
+
+    The parent is the folder that the loaded model came from. Whatever happens before the rename leaves
+    nothing behind but, on request, `NAME.rejected`.
+
+    Raises:
+        ExportTargetExistsError: If the target, or the rejected folder that may be kept, exists.
+        ParentChangedError: If weights, files or plan are not those that the edit was made for.
+        DiskFullError: If there is no room.
+        GateMissedError: With the figures, if a measurement exceeds its planned bound.
+    """
+    target = Path(command.folder)
+    require_free(target)
+    if command.keep_rejected:
+        require_free(_rejected(target))
+    sweep_leftovers(target.parent)
+    build = _prepare(session.require_model(), command, target)
+    try:
+        with full_disk_refused():
+            build.staging.open()
+        return (yield from _make(build))
+    finally:
+        build.staging.close()
+
+
+def _prepare(hosted: HostedModel, command: CompileExport, target: Path) -> Build:
+    require_parent(hosted, command.edit)
+    entries = read_entries(hosted.folder)
+    changes = tensor_changes(hosted, entries, command.edit)
+    _require_plan(command, changes)
+    retain = retain_text(hosted)
+    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, retain) + _SLACK_BYTES
+    require_space(target.parent, needed)
+    return Build(
+        hosted=hosted,
+        command=command,
+        retain=retain,
+        staging=Staging(target),
+        entries=entries,
+        changes=changes,
+    )
+
+
+def _require_plan(command: CompileExport, changes: tuple[TensorChange, ...]) -> None:
+    """Refuse a plan that is not whole, not of this edit, or not what would be written."""
+    plan, edit = command.plan, command.edit
+    planned = set(plan.changed_tensors)
+    if (
+        plan.plan_hash != plan_hash(plan)
+        or plan.edit_hash != edit.content_hash
+        or plan.parent_hash != edit.weight_hash
+        or planned != {change.entry.name for change in changes}
+    ):
+        raise ParentChangedError(
+            "the plan is not the plan of this edit on these weights; plan the export again", edit=edit.name
+        )
+
+
+def _make(build: Build) -> Generator[Progress | None, None, Export]:
+    parent = yield from _copy(build)
+    yield from _patch(build)
+    interventions = build.command.edit.interventions
+    yield from write_evidence(build.hosted, build.retain, interventions, build.staging.evidence)
+    findings = yield from certify(
+        build.hosted,
+        build.retain,
+        interventions,
+        build.changes,
+        build.folder,
+        build.staging.evidence,
+        stored_dtype=build.stored_dtype,
+    )
+    certificate = _certificate(build, findings)
+    files = yield from _document(build, parent, certificate)
+    return _publish(build, certificate, files)
+
+
+def _copy(build: Build) -> Generator[Progress | None, None, manifest.ParentRecord]:
+    """Copy what belongs to the checkpoint byte for byte; hash everything that the parent has."""
+    source = build.hosted.folder
+    copied, left_out = parents.sort_files(source, build.entries)
+    for done, (path, name) in enumerate(copied.items()):
+        yield Progress(stage="copy", done=done, total=len(copied), detail=name)
+        yield from copy_file(source / path, build.folder / name)
+    files = yield from manifest.describe_files(source)
+    yield from _check_parent(build)
+    return manifest.ParentRecord(files=tuple(files), left_out=left_out, tensors=build.before)
+
+
+def _check_parent(build: Build) -> Work:
+    """Hold the copied files against the loaded weights, one tensor a quantum, and hash them.
+
+    Raises:
+        ParentChangedError: If a file is not what was loaded.
+    """
+    loaded: dict[str, Any] = build.hosted.model.state_dict()
+    prefix = build.hosted.model.base_model_prefix
+    for done, entry in enumerate(build.entries.values()):
+        build.before[entry.name] = sha256_of(build.folder, entry)
+        weight = loaded.get(entry.name, loaded.get(f"{prefix}.{entry.name}"))
+        if weight is not None:
+            stored = read_tensor(build.folder, entry).to(weight.dtype)
+            if not torch.equal(stored, weight.cpu()):
+                raise ParentChangedError(
+                    f"{entry.name} in the parent's files is not what was loaded; load the model again",
+                    tensor=entry.name,
+                )
+        yield (
+            Progress(stage="check parent", done=done + 1, total=len(build.entries))
+            if done % 50 == 0
+            else None
+        )
+    build.after = dict(build.before)
+
+
+def _patch(build: Build) -> Work:
+    """Write the changed tensors over their parents' bytes, one a quantum."""
+    for done, change in enumerate(build.changes):
+        scaled = scale_slices(read_tensor(build.folder, change.entry), change.factors, axis=change.axis)
+        with full_disk_refused():
+            overwrite(build.folder, change.entry, scaled)
+        build.after[change.entry.name] = sha256_of(build.folder, change.entry)
+        yield Progress(stage="compile", done=done + 1, total=len(build.changes), detail=change.entry.name)
+
+
+def _certificate(build: Build, findings: Findings) -> Certificate:
+    command, measured = build.command, findings.measurements
+    results = judge(command.plan.gates, measured)
+    return Certificate(
+        edit=command.edit.name,
+        edit_hash=command.edit.content_hash,
+        plan_hash=command.plan.plan_hash,
+        parent_hash=command.plan.parent_hash,
+        dtype=_STORED.get(build.stored_dtype, build.stored_dtype),
+        measurements=tuple(
+            Measurement(name=name, value=finite(value), unit=_unit(name))
+            for name, value in sorted(measured.items())
+        ),
+        gates=results,
+        passed=all(result.passed for result in results),
+        changed_tensors=command.plan.changed_tensors,
+        untouched_tensors_verified=int(measured["untouched_tensors_verified"]),
+        environment={**findings.environment, "compute_dtype": build.hosted.info.dtype},
+        text=build.retain.label,
+        n_tokens=build.retain.n_tokens,
+    )
+
+
+def _unit(name: str) -> str:
+    if name in ("top1_agreement", "greedy_match", "recovery"):
+        return "share"
+    return "nats/token" if name.startswith(("kl_", "retain_", "noise_")) else "count"
+
+
+def _document(
+    build: Build, parent: manifest.ParentRecord, certificate: Certificate
+) -> Generator[Progress | None, None, tuple[ExportedFile, ...]]:
+    """Write certificate, card, manifest, signature and digests, in this order; return all files."""
+    command, folder = build.command, build.folder
+    yield Progress(stage="sign" if command.signing_key else "document", done=0, total=1)
+    signing_key = Path(command.signing_key) if command.signing_key and certificate.passed else None
+    with full_disk_refused():
+        manifest.write_certificate(folder, certificate)
+        card = model_card(build.hosted, command.edit, command.plan, certificate)
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        if signing_key:
+            signing.write_public_key(signing_key, folder)
+    files = yield from manifest.describe_files(folder)
+    with full_disk_refused():
+        manifest.write_manifest(
+            folder,
+            hosted=build.hosted,
+            edit=command.edit,
+            plan=command.plan,
+            parent=parent,
+            entries=tuple(build.entries.values()),
+            after=build.after,
+            files=files,
+        )
+        if signing_key:
+            signing.sign_folder(signing_key, folder)
+    known = {file.path for file in files}
+    files += yield from manifest.describe_files(folder, skip=tuple(known))
+    with full_disk_refused():
+        manifest.write_sums(folder, files)
+    known = {file.path for file in files}
+    files += yield from manifest.describe_files(folder, skip=tuple(known))
+    return tuple(sorted(files, key=lambda file: file.path))
+
+
+def _publish(build: Build, certificate: Certificate, files: tuple[ExportedFile, ...]) -> Export:
+    """Rename into place, as the last act; or keep or drop what missed a gate."""
+    command, target = build.command, build.staging.target
+    if not certificate.passed:
+        if command.keep_rejected:
+            with full_disk_refused():
+                build.staging.publish(_rejected(target))
+        raise _missed(certificate, kept=command.keep_rejected, name=command.name)
+    with full_disk_refused():
+        build.staging.publish(target)
+    return Export(
+        name=command.name,
+        folder=str(target),
+        certificate=certificate,
+        files=files,
+        signed=any(file.path == signing.SIGNATURE_NAME for file in files),
+    )
+
+
+def _rejected(target: Path) -> Path:
+    return target.with_name(f"{target.name}.rejected")
+
+
+def _missed(certificate: Certificate, *, kept: bool, name: str) -> GateMissedError:
+    missed = [result for result in certificate.gates if not result.passed]
+    figures = "; ".join(
+        f"{r.gate.name} = {r.measured:.3g} {r.gate.unit}, planned at most {r.gate.limit:.3g}" for r in missed
+    )
+    fate = f"kept as {name}.rejected" if kept else "nothing was published"
+    return GateMissedError(f"{figures}; {fate}", gates=", ".join(r.gate.name for r in missed))
+
+
+HANDLERS: dict[type, Handler] = {CompileExport: compile_export}

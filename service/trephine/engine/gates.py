@@ -1,0 +1,84 @@
+"""The gates of an export: bounds planned from the parent's own noise floor, and their judgement.
+
+A gate is a bound from above. Every name here is the name of a measurement of the certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+
+from trephine.domain.exports import Gate, GateResult
+from trephine.domain.models import DType
+from trephine.engine.noise import NoiseFloor
+
+_FLOOR_FACTOR = 3.0
+_SMALLEST_MEAN = 1e-6
+_SMALLEST_P99 = 1e-5
+_EXACT_EXCESS = 1e-5
+_ROUNDED_EXCESS = 1e-3
+
+_FLOOR_REASON = (
+    "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's own "
+    "noise floor of {floor:.2e} nats (its attention implementation and its dtype changed, nothing else), "
+    "and not below {smallest:g}"
+)
+
+_COUNTS = (
+    ("tensors_changed_outside_plan", "tensors", "every other tensor must have its parent's bytes"),
+    (
+        "planned_tensors_unchanged",
+        "tensors",
+        "a planned change that is not there would be certified for nothing",
+    ),
+    ("elements_off_plan", "elements", "recomputed from the parent's files and the plan, bit for bit"),
+    ("nonfinite_values", "values", "weights and logits must be finite"),
+    ("load_differences", "keys", "stock transformers must find the same keys as in the parent"),
+)
+
+
+def planned_gates(dtype: DType, floor: NoiseFloor) -> tuple[Gate, ...]:
+    """Fix the bounds of an export from the parent's noise floor.
+
+    Args:
+        dtype: What the intervened runtime computes in.
+        floor: Measured on the unedited parent.
+    """
+    excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
+    return (
+        _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
+        _kl_gate("kl_intervened_exported_p99", floor.p99, _SMALLEST_P99),
+        _kl_gate("kl_intervened_exported_after_first_mean", floor.mean, _SMALLEST_MEAN),
+        Gate(
+            name="retain_excess",
+            limit=max(excess, _FLOOR_FACTOR * floor.mean),
+            unit="nats/token",
+            reason="the export may damage the retain text no more than the intervention itself did: "
+            "|KL(original || exported) - KL(original || intervened)|",
+        ),
+        *(Gate(name=name, limit=0.0, unit=unit, reason=reason) for name, unit, reason in _COUNTS),
+    )
+
+
+def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
+    reason = _FLOOR_REASON.format(factor=_FLOOR_FACTOR, floor=floor, smallest=smallest)
+    return Gate(name=name, limit=max(smallest, _FLOOR_FACTOR * floor), unit="nats/token", reason=reason)
+
+
+def judge(gates: tuple[Gate, ...], measured: Mapping[str, float]) -> tuple[GateResult, ...]:
+    """Hold measurements against gates; what is missing or not a number has not passed.
+
+    A value that is not finite is reported as the largest float, so that certificates stay plain JSON.
+    """
+    results = []
+    for gate in gates:
+        value = measured.get(gate.name, float("nan"))
+        results.append(
+            GateResult(gate=gate, measured=finite(value), passed=isfinite(value) and value <= gate.limit)
+        )
+    return tuple(results)
+
+
+def finite(value: float) -> float:
+    """Return the value, or the largest float for NaN and infinity."""
+    return value if isfinite(value) else 1.7976931348623157e308

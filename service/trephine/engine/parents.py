@@ -1,0 +1,64 @@
+"""Which files of a parent folder belong into its edited copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from trephine.engine.card import CARD_NAME, PARENT_CARD_NAME
+from trephine.engine.manifest import CERTIFICATE_NAME, MANIFEST_NAME
+from trephine.engine.shards import TensorEntry
+from trephine.engine.signing import PUBLIC_KEY_NAME, SIGNATURE_NAME, SUMS_NAME
+
+_WEIGHTS = frozenset(
+    ".bin .ckpt .gguf .ggml .h5 .joblib .mlmodel .msgpack .npy .npz .onnx .onnx_data .ot .pickle .pkl .pt .pth "
+    ".safetensors .tflite".split()
+)
+_OWN = frozenset(
+    {CERTIFICATE_NAME, MANIFEST_NAME, PUBLIC_KEY_NAME, SIGNATURE_NAME, SUMS_NAME, PARENT_CARD_NAME}
+)
+
+
+def sort_files(folder: Path, entries: Mapping[str, TensorEntry]) -> tuple[dict[str, str], dict[str, str]]:
+    """Decide about every file of a parent.
+
+    Other weights (pickles, GGUF, ONNX, shards that stock transformers does not load) would carry the
+    unedited model and are left out.
+
+    Returns:
+        Relative path -> name in the copy (the parent's card is renamed), and relative path -> why left out.
+    """
+    shards = {entry.file for entry in entries.values()}
+    copied: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for path in _files(folder):
+        reason = _why_not(path, shards)
+        if reason:
+            left_out[path] = reason
+        else:
+            copied[path] = PARENT_CARD_NAME if path == CARD_NAME else path
+    return copied, left_out
+
+
+def copied_bytes(folder: Path, entries: Mapping[str, TensorEntry]) -> int:
+    """Predict the size of the copy."""
+    copied, _ = sort_files(folder, entries)
+    return sum((folder / path).stat().st_size for path in copied)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix()
+
+
+def _why_not(path: str, shards: set[str]) -> str:
+    if any(part.startswith(".") for part in path.split("/")):
+        return "hidden"
+    if path in _OWN:
+        return "belongs to an earlier export; its digest is recorded"
+    if Path(path).suffix.lower() in _WEIGHTS and path not in shards:
+        return "other weights, which would be unedited"
+    if path.endswith(".index.json") and path != "model.safetensors.index.json":
+        return "index of other weights"
+    return ""

@@ -1,0 +1,50 @@
+"""Signing a checkpoint folder with the OpenSSF model-signing format (a Sigstore bundle over all files)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trephine.domain.errors import InvalidRequestError
+
+SIGNATURE_NAME = "trephine.sig"
+PUBLIC_KEY_NAME = "public_key.pem"
+SUMS_NAME = "trephine.sha256"
+UNSIGNED = (SIGNATURE_NAME, SUMS_NAME)
+"""The signature cannot cover itself, nor the list of digests that covers the signature."""
+
+
+def write_public_key(private_key: Path, folder: Path) -> None:
+    """Put the public half of a PEM private key (P-256, P-384 or P-521, without a password) into the folder.
+
+    Raises:
+        InvalidRequestError: If the file is no such key.
+    """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_pem_private_key(private_key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidRequestError(
+            "the signing key cannot be read: give a PEM file with an elliptic curve private key without a "
+            f"password ({type(error).__name__})",
+            field="signing_key",
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InvalidRequestError(
+            "the signing key must be an elliptic curve key (P-256)", field="signing_key"
+        )
+    pem = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (folder / PUBLIC_KEY_NAME).write_bytes(pem)
+
+
+def sign_folder(private_key: Path, folder: Path) -> None:
+    """Sign every file of the folder but `UNSIGNED`; the bundle is `trephine.sig` inside it."""
+    import model_signing
+
+    signature = folder / SIGNATURE_NAME
+    hashing = model_signing.hashing.Config().set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
+    config = model_signing.signing.Config().set_hashing_config(hashing)
+    config.use_elliptic_key_signer(private_key=private_key).sign(folder, signature)

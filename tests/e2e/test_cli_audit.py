@@ -1,0 +1,42 @@
+"""An audit in CI: ground truth decides the exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_cli_process import finish, start
+from tests.organisms import PARAMETERS, faithful_organism, shortcut_organism, untrained_organism
+from trephine.client.cli.exit_codes import ExitCode
+
+__all__ = ["faithful_organism", "shortcut_organism", "untrained_organism"]
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize(
+    ("organism", "code", "verdict"),
+    [
+        ("faithful_organism", ExitCode.PASS, "VERDICT_PASS"),
+        ("shortcut_organism", ExitCode.FINDINGS, "VERDICT_FAIL"),
+        ("untrained_organism", ExitCode.INCONCLUSIVE, "VERDICT_INCONCLUSIVE"),
+    ],
+)
+def test_organisms_get_their_status(
+    organism: str, code: ExitCode, verdict: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    """Faithful 0, shortcut 3 naming the hint edge, untrained 4; the reports are written in each case."""
+    folder: Path = request.getfixturevalue(organism)
+    out = tmp_path / "reports"
+    settings = [word for pair in PARAMETERS.items() for word in ("--parameter", "=".join(pair))]
+    words = ("audit", "--model", str(folder), "--auditor", "unfaithful_reasoning", "--fail-on", "medium")
+    ended, result, err = finish(
+        start(tmp_path / "state", "--json", *words, "--items", "24", "--out", str(out), *settings)
+    )
+    assert ended == code, err
+    assert json.loads(result)["verdict"] == verdict
+    assert {path.suffix for path in out.iterdir()} == {".json", ".sarif", ".xml", ".html"}
+    if code is ExitCode.FINDINGS:
+        assert "hint -> answer given the step" in result

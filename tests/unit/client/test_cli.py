@@ -1,0 +1,215 @@
+"""The command line against a fake server: streams, exit codes, escapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.grpc_server import FakeService
+from trephine.client import server_process
+from trephine.client.cli import main
+from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode
+from trephine.v1 import audit_service_pb2
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command against the fake and return its exit status."""
+
+    def command(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["trephine", "--server", address, *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(run: Run, capsys: pytest.CaptureFixture[str]):
+    """A pipe sees the result only; progress is plain lines without escapes."""
+    assert run("discover", "Mary", "--target", " Mary", "--model", "tiny") == ExitCode.PASS
+    out, err = capsys.readouterr()
+    assert "circuits/c1" in out
+    assert "discover" not in out
+    assert "discover: step" in err
+    assert "\x1b" not in out + err
+
+
+def test_json_is_the_response_and_nothing_else(run: Run, capsys: pytest.CaptureFixture[str]):
+    """`--json` prints the contract's message; progress stays on stderr."""
+    assert run("--json", "discover", "Mary", "--target", " Mary", "--model", "tiny") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "circuits/c1"
+    assert run("--json", "models", "list") == 0
+    assert len(json.loads(capsys.readouterr().out)["models"]) == 2
+
+
+def test_untrusted_text_is_shown_escaped(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Neither a prompt, a token, a stage nor generated text reaches the terminal as an escape."""
+    fake.prompt = "\x1b[2J\u202e[bold]x[/bold] \u2028"
+    assert run("discover", "Mary", "--target", " Mary", "--model", "tiny") == 0
+    assert run("generate", "Mary", "--model", "tiny") == 0
+    assert run("generate", "Mary", "--model", "tiny", "--steer", "1:2+=3") == 0
+    out, err = capsys.readouterr()
+    for character in "\x1b\u202e\u2028":
+        assert character not in out + err
+    assert "[bold]x[/bold]" in out
+    assert "\\x1b[31m" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("models", "describe", "nothing"), ExitCode.INTERNAL, "SERVER_UNREACHABLE"),
+        (("operations", "show", "operations/none"), ExitCode.USAGE, "RESOURCE_NOT_FOUND"),
+        (("discover", "Mary"), ExitCode.USAGE, "--target"),
+        (("nonsense",), ExitCode.USAGE, "nonsense"),
+        (("generate", "x", "--steer", "1:2~3"), ExitCode.USAGE, "1:2~3"),
+        (("ablate", "x", "--target", "y", "--feature", "twelve"), ExitCode.USAGE, "LAYER:INDEX"),
+        (("ablate", "x", "--target", "y", "--positions", "a"), ExitCode.USAGE, "4,5,-1"),
+        (("edits", "create", "e"), ExitCode.USAGE, "--feature"),
+        (("audit", "--auditor", "a", "--out", "o", "--fail-on", "awful"), ExitCode.USAGE, "critical"),
+        (("--token-file", "/nonexistent", "models", "list"), ExitCode.USAGE, "token file"),
+    ],
+)
+def test_wrong_use_has_its_status_and_says_what_to_do(
+    words: tuple[str, ...], code: ExitCode, says: str, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """Bad input is 2, a broken server 1; the message is on stderr."""
+    if words[:2] == ("models", "describe"):
+        words = ("models", "describe", "tiny")
+    assert run(*words) == code
+    out, err = capsys.readouterr()
+    assert says in err
+    assert out == ""
+
+
+def finding(severity: int, fingerprint: str = "f" * 16) -> audit_service_pb2.Finding:
+    return audit_service_pb2.Finding(rule="sample/rule", severity=severity, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "severities", "code"),
+    [
+        ("PASS", [], ExitCode.PASS),
+        ("NOT_APPLICABLE", [], ExitCode.PASS),
+        ("INCONCLUSIVE", [], ExitCode.INCONCLUSIVE),
+        ("UNSPECIFIED", [], ExitCode.INCONCLUSIVE),
+        ("FAIL", [4], ExitCode.FINDINGS),
+        ("FAIL", [3], ExitCode.FINDINGS),
+        ("FAIL", [2], ExitCode.PASS),
+        ("FAIL", [], ExitCode.FINDINGS),
+        ("INCONCLUSIVE", [5], ExitCode.FINDINGS),
+        ("FAIL", [99], ExitCode.FINDINGS),
+    ],
+)
+def test_audits_decide_the_status(
+    verdict: str, severities: list[int], code: ExitCode, fake: FakeService, run: Run, tmp_path: Path
+):
+    """With --fail-on medium: findings from medium on fail, doubt is never a pass; reports always appear."""
+    fake.report.verdict = audit_service_pb2.Verdict.Value(f"VERDICT_{verdict}")
+    fake.report.findings.extend(finding(number) for number in severities)
+    words = ("audit", "--model", "tiny", "--auditor", "sample", "--fail-on", "medium", "--out", str(tmp_path))
+    assert run(*words) == code
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "audit.json",
+        "audit.sarif",
+        "audit.junit.xml",
+        "audit.html",
+    }
+
+
+def test_accepted_findings_pass_until_their_day(fake: FakeService, run: Run, tmp_path: Path):
+    """A baseline covers a known finding; not a worse one, not after its day; a broken file is status 5."""
+    fake.report.verdict = audit_service_pb2.VERDICT_FAIL
+    fake.report.findings.extend([finding(4)])
+    baseline = tmp_path / "baseline.json"
+    words = ("audit", "--model", "tiny", "--auditor", "sample", "--out", str(tmp_path / "o"))
+
+    def status(**changes: str) -> int:
+        entry = {"fingerprint": "f" * 16, "severity": "high", "expires": "2999-01-01", "reason": "known"}
+        baseline.write_text(json.dumps({"accepted": [entry | changes]}))
+        return run(*words, "--baseline", str(baseline))
+
+    assert status() == ExitCode.PASS
+    assert status(severity="medium") == ExitCode.FINDINGS
+    assert status(expires="2020-01-01") == ExitCode.FINDINGS
+    assert status(fingerprint="0" * 16) == ExitCode.FINDINGS
+    assert status(reason="") == ExitCode.BASELINE_INVALID
+    assert run(*words, "--baseline", str(tmp_path / "missing")) == ExitCode.BASELINE_INVALID
+
+
+def test_detach_prints_the_name_and_leaves(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """The operation's name is the result; the work goes on."""
+    fake.endless = True
+    assert run("discover", "Mary", "--target", " Mary", "--model", "tiny", "--detach") == 0
+    assert capsys.readouterr().out == "operations/1\n"
+    assert not fake.cancelled.is_set()
+
+
+def test_ctrl_c_cancels_the_operation(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """The first Ctrl-C asks the server to stop and waits for it; the status is the shell's."""
+    fake.endless = True
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert run("discover", "Mary", "--target", " Mary", "--model", "tiny") == INTERRUPTED
+    assert fake.cancelled.is_set()
+    assert "cancelled operations/1" in capsys.readouterr().err
+
+
+def test_a_second_ctrl_c_leaves_at_once(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """While the server takes its time to stop, the second Ctrl-C does not wait for it."""
+    fake.endless = fake.deaf = True
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def again() -> None:
+        fake.cancelled.wait(10)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=again, daemon=True).start()
+    began = time.monotonic()
+    assert run("discover", "Mary", "--target", " Mary", "--model", "tiny") == INTERRUPTED
+    assert time.monotonic() - began < 10
+    assert "left operations/1" in capsys.readouterr().err
+
+
+def test_without_the_service_the_client_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Commands that need a local server name the extra, and the alternative."""
+    monkeypatch.setattr(server_process, "_NEEDED", ("no_such_module_here",))
+    for words in (["models", "list"], ["doctor"], ["serve"]):
+        monkeypatch.setattr(sys, "argv", ["trephine", "--state", str(tmp_path), *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == ExitCode.USAGE
+        assert "pip install 'trephine[service]'" in capsys.readouterr().err
+
+
+def test_every_command_has_help_for_newcomers(run: Run, capsys: pytest.CaptureFixture[str]):
+    """Each command explains itself in sentences, and the larger ones show an example."""
+    for words in (
+        ("discover",),
+        ("ablate",),
+        ("generate",),
+        ("export",),
+        ("verify",),
+        ("audit",),
+        ("demo",),
+        ("serve",),
+        ("models", "fetch"),
+        ("models", "load"),
+        ("edits", "create"),
+        ("circuits", "export"),
+    ):
+        assert run(*words, "--help") == 0
+        assert f"  trephine {' '.join(words)}" in capsys.readouterr().out

@@ -1,0 +1,96 @@
+"""Values are decoded by field name, so every field must exist in its message."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from trephine.client import types
+from trephine.client.decoding import WireValue, decode
+from trephine.v1 import (
+    audit_service_pb2,
+    circuit_service_pb2,
+    common_pb2,
+    edit_service_pb2,
+    generation_service_pb2,
+    intervention_service_pb2,
+    interventions_pb2,
+    model_service_pb2,
+    operation_service_pb2,
+)
+
+MESSAGES = (
+    audit_service_pb2,
+    circuit_service_pb2,
+    common_pb2,
+    edit_service_pb2,
+    generation_service_pb2,
+    intervention_service_pb2,
+    interventions_pb2,
+    model_service_pb2,
+    operation_service_pb2,
+)
+NAMES = {
+    "Ablation": "AblateResponse",
+    "CircuitInfo": "Circuit",
+    "Evidence": "AuditEvidence",
+    "Generation": "GenerationFinished",
+    "ModelInfo": "Model",
+    "OperationUpdate": "WatchResponse",
+    "Proposal": "EditProposal",
+    "Rule": "AuditRule",
+    "Scores": "ScoreResponse",
+    "Span": "AuditSpan",
+    "VerifiedExport": "VerifyExportResponse",
+    "Version": "ModelVersion",
+}
+NOT_SHOWN = {"WatchResponse": {"operation"}}
+"""Fields that a value leaves out on purpose."""
+
+VALUES = [
+    kind
+    for name in types.__all__
+    if isinstance(kind := getattr(types, name), type) and issubclass(kind, WireValue)
+]
+
+
+def message_of(kind: type) -> type:
+    name = NAMES.get(kind.__name__, kind.__name__)
+    return next(getattr(module, name) for module in MESSAGES if hasattr(module, name))
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=lambda kind: kind.__name__)
+def test_values_have_exactly_the_fields_of_their_message(kind: type):
+    """A field added to the contract is missed here until the client shows it."""
+    wire = set(message_of(kind).DESCRIPTOR.fields_by_name)
+    hidden = NOT_SHOWN.get(message_of(kind).__name__, set())
+    assert {field.name for field in dataclasses.fields(kind)} == wire - hidden
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=lambda kind: kind.__name__)
+def test_empty_messages_decode(kind: type):
+    """Every value can be decoded from a message without a single field set."""
+    assert isinstance(decode(kind, message_of(kind)()), kind)
+
+
+def test_absent_and_zero_are_told_apart():
+    """An optional zero that was sent is 0.0, one that was not is None."""
+    node = decode(types.Node, circuit_service_pb2.Node(bias=0.0))
+    assert (node.bias, node.remainder) == (0.0, None)
+
+
+def test_enums_become_words_and_unknown_ones_stay_unspecified():
+    """A value that a newer server sends is never taken for a known one, least of all for a pass."""
+    known = audit_service_pb2.AuditReport(verdict=audit_service_pb2.VERDICT_NOT_APPLICABLE)
+    newer = audit_service_pb2.AuditReport.FromString(b"\x18\x63")  # field 3, verdict 99
+    assert decode(types.AuditReport, known).verdict is types.Verdict.NOT_APPLICABLE
+    assert decode(types.AuditReport, newer).verdict is types.Verdict.UNSPECIFIED
+
+
+def test_values_print_the_response_they_came_from():
+    """`to_json` is the response in proto-JSON; a value built by hand has none."""
+    token = decode(types.Token, common_pb2.Token(id=3, raw=b"\xff", display="\ufffd"))
+    assert '"raw": "/w=="' in token.to_json()
+    with pytest.raises(ValueError, match="did not come from a server"):
+        types.Token(id=3, raw=b"", display="").to_json()

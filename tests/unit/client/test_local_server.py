@@ -1,0 +1,140 @@
+"""Leases and start-up of local servers, without the service."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from trephine.client import server_process
+from trephine.client.endpoint import parse_endpoint
+from trephine.client.errors import (
+    InvalidRequestError,
+    PathDeniedError,
+    ServerStartError,
+    ServerUnreachableError,
+)
+from trephine.client.leases import Lease
+from trephine.client.server_process import find_or_start
+
+
+class LeaseServer(Thread):
+    """Answers `ok` to every line but those that name `/denied`, and remembers them."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self.lines: list[str] = []
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(path)
+        self.socket.listen()
+
+    def run(self) -> None:
+        connection, _ = self.socket.accept()
+        with connection, connection.makefile("rw") as file:
+            for line in file:
+                if line.strip() == "detach":
+                    return
+                self.lines.append(line.strip())
+                file.write("error not allowed\n" if "denied" in line else "ok\n")
+                file.flush()
+
+
+@pytest.fixture
+def lease_server() -> Iterator[tuple[LeaseServer, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/lease.sock"
+        server = LeaseServer(path)
+        server.start()
+        yield server, path
+
+
+def test_roots_are_said_once_and_answered(lease_server: tuple[LeaseServer, str], tmp_path: Path):
+    """A root is announced once as an absolute path; a refusal is a typed error."""
+    server, path = lease_server
+    lease = Lease(path)
+    lease.add_root(tmp_path)
+    lease.add_root(tmp_path)
+    (tmp_path / "denied").mkdir()
+    with pytest.raises(PathDeniedError, match="not allowed"):
+        lease.add_root(tmp_path / "denied")
+    with pytest.raises(InvalidRequestError):
+        lease.add_root(tmp_path / "two\nlines")
+    assert server.lines == [f"root {tmp_path.resolve()}", f"root {tmp_path.resolve() / 'denied'}"]
+    lease.release()
+
+
+def test_a_lease_that_broke_is_noticed(lease_server: tuple[LeaseServer, str]):
+    """The server's end is an error of ours, not a hang."""
+    _, path = lease_server
+    lease = Lease(path)
+    with pytest.raises(ServerUnreachableError):
+        lease.detach()
+    lease.release()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Let `python -m trephine.server` be a script of the test's."""
+    script = tmp_path / "interpreter"
+    script.write_text(f"#!{sys.executable}\n{code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(server_process, "_NEEDED", ())
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+def test_a_server_that_dies_while_it_starts_shows_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The error holds the end of the log, not a time-out."""
+    stand_in(monkeypatch, tmp_path, "import sys; sys.exit('the disk is on fire')")
+    with pytest.raises(ServerStartError, match="the disk is on fire"):
+        find_or_start(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "left_behind",
+    [
+        "half a fil",
+        "{}",
+        json.dumps({"address": "unix:/nowhere/a.sock", "lease": "/nowhere/l.sock", "pid": 1, "version": "0"}),
+    ],
+)
+def test_what_a_killed_server_left_is_not_trusted(
+    left_behind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A stale or torn server.json leads to a fresh start."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "server.json").write_text(left_behind)
+    stand_in(monkeypatch, tmp_path, "import sys; sys.exit(' '.join(sys.argv[1:]))")
+    with pytest.raises(ServerStartError, match=r"-m trephine\.server serve .*--ephemeral"):
+        find_or_start(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("unix:/run/x.sock", True),
+        ("127.0.0.1:1", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("127.9.9.9:1", True),
+        ("10.0.0.1:1", False),
+        ("example.org:1", False),
+        ("localhost.example.org:1", False),
+    ],
+)
+def test_only_this_machine_goes_without_tls(address: str, local: bool):
+    """Every address that leaves the machine gets TLS credentials."""
+    endpoint = parse_endpoint(address, token=None, root_certificates=None)
+    assert endpoint.is_local is local
+    assert (endpoint.credentials() is None) is local
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:port"])
+def test_addresses_are_checked(address: str):
+    """Something that is no address is refused with the two forms that are."""
+    with pytest.raises(InvalidRequestError, match="HOST:PORT"):
+        parse_endpoint(address, token=None, root_certificates=None)

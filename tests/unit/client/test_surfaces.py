@@ -1,0 +1,54 @@
+"""The async client has the same typed surface as the sync one."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from trephine.client import Circuit, Model, Operation, Trephine
+from trephine.client.aio import AsyncCircuit, AsyncModel, AsyncOperation, AsyncTrephine
+from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
+from trephine.client.aio.circuit import AsyncCircuits
+from trephine.client.aio.edits import AsyncEdits, AsyncExports
+from trephine.client.aio.generation import AsyncGenerationStream
+from trephine.client.aio.models import AsyncModels
+from trephine.client.aio.operations import AsyncOperations
+from trephine.client.audits import Auditors, Audits
+from trephine.client.circuit import Circuits
+from trephine.client.edits import Edits, Exports
+from trephine.client.generation import GenerationStream
+from trephine.client.models import Models
+from trephine.client.operations import Operations
+
+PAIRS = [
+    (Trephine, AsyncTrephine),
+    (Model, AsyncModel),
+    (Circuit, AsyncCircuit),
+    (Operation, AsyncOperation),
+    (Operations, AsyncOperations),
+    (Circuits, AsyncCircuits),
+    (Edits, AsyncEdits),
+    (Exports, AsyncExports),
+    (Models, AsyncModels),
+    (Auditors, AsyncAuditors),
+    (Audits, AsyncAudits),
+    (GenerationStream, AsyncGenerationStream),
+]
+
+
+def surface(kind: type) -> dict[str, list[tuple[str, object]]]:
+    """Public names with their parameters and defaults."""
+    found = {}
+    for name, member in inspect.getmembers(kind):
+        if name.startswith("_"):
+            continue
+        parameters = inspect.signature(member).parameters.values() if callable(member) else ()
+        found[name] = [(one.name, one.default) for one in parameters]
+    return found
+
+
+@pytest.mark.parametrize(("sync", "awaited"), PAIRS, ids=lambda kind: kind.__name__)
+def test_names_parameters_and_defaults_agree(sync: type, awaited: type):
+    """A method added to one surface only, or with another default, fails here."""
+    assert surface(awaited) == surface(sync)
