@@ -94,6 +94,13 @@ def test_the_issue_sample_carries_model_and_evidence_into_the_edit(fake: FakeSer
     assert edit.interventions == (feature(1, 7).ablate(),)
 
 
+def test_bare_interventions_get_an_author_and_an_honest_reason(fake: FakeService, trephine: Trephine):
+    """The service asks for both; what nobody said is not made up."""
+    trephine.edits.create("cut", [feature(1, 7).ablate()], model="tiny")
+    assert fake.requests[-1].reason == "none given"
+    assert fake.requests[-1].author
+
+
 def test_an_edit_without_a_model_is_refused(trephine: Trephine):
     """Bare interventions do not say which weights they are for."""
     with pytest.raises(InvalidRequestError, match="model="):

@@ -20,7 +20,12 @@ from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
-from trephine.client.errors import ModelNotFoundError, TrephineError
+from trephine.client.errors import (
+    ModelNotFoundError,
+    ServerUnreachableError,
+    TrephineError,
+    UnauthenticatedError,
+)
 from trephine.client.terminal import printable_lines
 
 app = typer.Typer(
@@ -118,9 +123,18 @@ def main() -> None:
         sys.exit(ExitCode.INTERNAL)
 
 
+_HINTS = {
+    ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
+    UnauthenticatedError.reason: "give the server's token with --token-file FILE",
+    ServerUnreachableError.reason: "is it running there? Without --server a local one is started",
+}
+"""What to type next, for errors whose message cannot know the command line."""
+
+
 def _complain(failure: TrephineError) -> None:
     output = Output(json=False)
     where = f" (field {failure.field})" if failure.field else ""
     output.note(f"error: {printable_lines(failure.message)}{where} [{failure.reason}]")
-    if isinstance(failure, ModelNotFoundError):
-        output.note("see `trephine models list`; `trephine models fetch smollm2` gets a small one")
+    hint = _HINTS.get(failure.reason)
+    if hint is not None:
+        output.note(hint)

@@ -139,7 +139,9 @@ def steer(model: Model, narrator: Narrator) -> None:
     with narrator.chapter("steer", title) as figures:
         steering = feature(*STEERED).add(STRENGTH)
         narrator.say(f"  Adding {STRENGTH:g} to neuron {STEERED[0]}:{STEERED[1]} at every position.")
-        other = model.start_discover("The capital of France is", target=" Paris", verify_nodes=0)
+        other = model.start_discover(
+            "The capital of France is", target=" Paris", max_feature_nodes=256, verify_nodes=0
+        )
         with Interleaving(other) as beside:
             texts = ["", ""]
             for event in model.side_by_side(STEERING_PROMPT, [steering], max_new_tokens=MAX_NEW_TOKENS):

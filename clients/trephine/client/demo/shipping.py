@@ -29,12 +29,12 @@ def ship(trephine: Trephine, model: Model, selection: Selection, folder: Path, n
     """Export the edit from the fp32 model and from a bf16 copy of it."""
     title = "6. Store the edit, compile it into the weights, certify, publish"
     with narrator.chapter("export", title) as figures:
+        source = model.name.removeprefix("models/")
+        loading = trephine.start_load(source, dtype="bfloat16", name=f"{source}-bf16")
         full = Shipment(model=model, edit="no-mary", folder=folder / "edited")
         figures["float32"] = _ship(trephine, full, selection, narrator)
-        name = f"{model.name.removeprefix('models/')}-bf16"
-        with narrator.working(f"load {name}") as view:
-            source = model.name.removeprefix("models/")
-            half = trephine.load_model(source, dtype="bfloat16", name=name, on_progress=view.show)
+        with narrator.working(f"load {source}-bf16") as view:
+            half = loading.result(on_progress=view.show)
         rounded = Shipment(model=half, edit="no-mary-bf16", folder=folder / "edited-bf16")
         figures["bfloat16"] = _ship(trephine, rounded, selection, narrator)
         half.unload()
