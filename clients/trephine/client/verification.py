@@ -188,7 +188,8 @@ def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
 def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
     """Recompute every tensor's digest; unplanned tensors must have their parent's."""
     planned, seen = set(manifest.plan.changed_tensors), set[str]()
-    for file in sorted({tensor.file for tensor in manifest.tensors.values()}):
+    known_files = {file.path for file in manifest.files}
+    for file in sorted({tensor.file for tensor in manifest.tensors.values()} & known_files):
         try:
             for tensor in tensor_digests(root / file):
                 seen.add(tensor.name)

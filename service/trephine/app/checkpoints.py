@@ -13,22 +13,22 @@ from trephine.domain.errors import BrokenCheckpointError, UnsafeCheckpointError
 _HEADER_LIMIT = 100_000_000
 """The largest header that the safetensors format allows, in bytes."""
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def count_parameters(folder: Path) -> int:
     """Count the numbers in a model folder's safetensors files.
 
+    Architecture and tokenizer are the engine's to judge, before it reads any weight.
+
     Raises:
-        BrokenCheckpointError: If config, tokenizer or a shard is missing, or a header is unreadable.
+        BrokenCheckpointError: If config or a shard is missing, or a header is unreadable.
         UnsafeCheckpointError: If the weights are there as pickles only.
     """
-    for wanted, names in (("config.json", ("config.json",)), ("tokenizer", _TOKENIZERS)):
-        if not any((folder / name).is_file() for name in names):
-            raise BrokenCheckpointError(
-                f"{folder.name} has no {wanted}; fetch the model again", missing=wanted
-            )
+    if not (folder / "config.json").is_file():
+        raise BrokenCheckpointError(
+            f"{folder.name} has no config.json; fetch the model again", missing="config.json"
+        )
     return sum(_numbers(_header(shard)) for shard in _shards(folder))
 
 

@@ -19,10 +19,13 @@ _SHOWN = (
     ("kl_intervened_exported_first_mean", "the same, mean over position 0"),
     ("retain_kl_original_exported_mean", "KL, parent to this checkpoint, mean over all positions"),
     ("retain_kl_original_exported_after_first_mean", "the same, positions >= 1"),
+    ("retain_kl_original_exported_p99", "the same, 99th percentile over all positions"),
+    ("retain_kl_original_exported_max", "the same, maximum"),
     ("retain_kl_original_intervened_mean", "KL, parent to intervened runtime, mean"),
     ("noise_floor_attention_mean", "the parent's noise floor, attention implementation"),
     ("noise_floor_dtype_mean", "the parent's noise floor, float32 against bfloat16 arithmetic"),
     ("top1_agreement", "next-token agreement, intervened runtime and this checkpoint"),
+    ("noise_top1_agreement", "the same between the parent in the runtime and under stock attention"),
     ("greedy_match", "greedy tokens agreed on before the first difference, 32 each"),
     ("recovery", "share of the intervention that the checkpoint carries, by KL"),
 )
@@ -31,6 +34,7 @@ _SHOWN = (
 def model_card(hosted: HostedModel, edit: Edit, plan: ExportPlan, certificate: Certificate) -> str:
     """Write the card as Markdown with a YAML header; texts of the edit are quoted as code."""
     info = hosted.info
+    changed, tensors = len(plan.changed_tensors), len(plan.changed_tensors) + plan.untouched_tensors
     return f"""---
 base_model: {json.dumps(info.name)}
 base_model_relation: finetune
@@ -40,9 +44,8 @@ tags: [model-editing, interpretability]
 
 # {_plain(info.name)}, edited: {_plain(edit.name)}
 
-A copy of `{_plain(info.name)}` ({info.architecture}) in which {len(plan.changed_tensors)} of {
-        len(plan.changed_tensors) + plan.untouched_tensors
-    } tensors were changed. All others have their parent's bytes. It is a plain checkpoint: stock tools load it.
+A copy of `{_plain(info.name)}` ({info.architecture}) in which {changed} of {tensors} tensors were
+changed. All others have their parent's bytes. It is a plain checkpoint: stock tools load it.
 
 - Edit: `{_plain(edit.name)}`, version {edit.version}, content `{edit.content_hash}`
 - Reason: `{_plain(edit.reason) or "none given"}`

@@ -108,7 +108,7 @@ def certify(
     result = yield from _run(request, evidence)
     measured: dict[str, float] = result["measurements"]
     measured["greedy_match"] = _greedy_match(hosted, prompts, result["continuations"], interventions)
-    yield
+    yield None
     return Findings(measurements=measured, environment=result["environment"])
 
 

@@ -1,4 +1,4 @@
-"""Certify an exported folder in a clean process. This file is run as a script and imports nothing of Trephine.
+"""Certify an exported folder in a clean process. Run as a script; imports nothing of Trephine.
 
     python -I certifier.py REQUEST.json
 
@@ -18,6 +18,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Blocker:
 
 def main() -> None:
     """Read the request, measure, print the result."""
-    sys.meta_path.insert(0, Blocker())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Blocker())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     say({"result": certify(request)})
@@ -120,7 +121,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         with safe_open(str(folder / file), framework="pt") as shard:
             names = list(shard.keys())
         for name in names:
-            yield name, lambda file=file, name=name: _read(folder / file, name)
+            yield name, partial(_read, folder / file, name)
 
 
 def _read(path: Path, name: str) -> Any:
@@ -161,6 +162,8 @@ def off_plan(before: Any, after: Any, change: dict[str, Any]) -> int:
 
 def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list[list[int]]:
     """Compare next-token distributions; fill in `measured`; return the exported model's continuations."""
+    import torch
+
     windows, short = request["windows"], request["windows"][: request["floor_windows"]]
     compute, stock = request["compute_dtype"], request["attention"]
     parent, exported = request["parent"], request["exported"]
@@ -189,8 +192,10 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     model, parent_keys = load(parent, compute, stock)
     measured["load_differences"] = float(len(keys ^ parent_keys))
     plain = [answer(model, ids) for ids in short]
-    floor = [kl(evidence(request, n)["original"], logits) for n, logits in enumerate(plain)]
-    spread(measured, "noise_floor_attention", floor)
+    original = [evidence(request, number)["original"] for number in range(len(short))]
+    spread(measured, "noise_floor_attention", [kl(o, p) for o, p in zip(original, plain, strict=True)])
+    same = [(o.argmax(-1) == p.argmax(-1)).float() for o, p in zip(original, plain, strict=True)]
+    measured["noise_top1_agreement"] = float(torch.cat(same).mean())
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)

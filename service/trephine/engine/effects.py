@@ -41,7 +41,9 @@ class Measured:
 
     def rows(self, plans: Sequence[Interventions]) -> RowsOutput:
         """Run the prompt once per plan, as one batch."""
-        return run_rows(self.hosted, [RowInput(ids=self.ids, interventions=plan) for plan in plans])
+        return run_rows(
+            self.hosted, [RowInput(ids=self.ids, interventions=plan) for plan in plans], keep_last=1
+        )
 
     def value(self, logits: Tensor) -> float:
         """Read the quantity off one row's logits `(n_pos, d_vocab)`, in logits."""
@@ -53,7 +55,7 @@ class Measured:
         found: list[float] = []
         for start in range(0, len(plans), size):
             found += [self.value(row) for row in self.rows(plans[start : start + size]).logits]
-            yield
+            yield None
         return found
 
 
@@ -104,7 +106,7 @@ def measure_ablation(
         if draws.unmatched and draws.matched:
             only = restricted(command.interventions, draws.matched)
             effects += measure_effects(measured, [("matched_only", only)])
-            yield
+            yield None
         controls = yield from _control_result(measured, command, draws, effects[-1 if draws.unmatched else 0])
     against = measured.readout.against
     return AblationReport(

@@ -136,7 +136,7 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
     )
     certificate = _certificate(build, findings)
     files = yield from _document(build, parent, certificate)
-    return _publish(build, certificate, files)
+    return (yield from _publish(build, certificate, files))
 
 
 def _copy(build: Build) -> Generator[Progress | None, None, manifest.ParentRecord]:
@@ -211,7 +211,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
 
 
 def _unit(name: str) -> str:
-    if name in ("top1_agreement", "greedy_match", "recovery"):
+    if name in ("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery"):
         return "share"
     return "nats/token" if name.startswith(("kl_", "retain_", "noise_")) else "count"
 
@@ -241,8 +241,8 @@ def _document(
             after=build.after,
             files=files,
         )
-        if signing_key:
-            signing.sign_folder(signing_key, folder)
+    if signing_key:
+        yield from signing.sign_folder(signing_key, folder)
     known = {file.path for file in files}
     files += yield from manifest.describe_files(folder, skip=tuple(known))
     with full_disk_refused():
@@ -252,16 +252,16 @@ def _document(
     return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _publish(build: Build, certificate: Certificate, files: tuple[ExportedFile, ...]) -> Export:
+def _publish(
+    build: Build, certificate: Certificate, files: tuple[ExportedFile, ...]
+) -> Generator[Progress | None, None, Export]:
     """Rename into place, as the last act; or keep or drop what missed a gate."""
     command, target = build.command, build.staging.target
     if not certificate.passed:
         if command.keep_rejected:
-            with full_disk_refused():
-                build.staging.publish(_rejected(target))
+            yield from build.staging.publish(_rejected(target))
         raise _missed(certificate, kept=command.keep_rejected, name=command.name)
-    with full_disk_refused():
-        build.staging.publish(target)
+    yield from build.staging.publish(target)
     return Export(
         name=command.name,
         folder=str(target),

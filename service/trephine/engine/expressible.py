@@ -77,7 +77,7 @@ def _require_neuron(architecture: Architecture, intervention: Intervention, wher
     if target.feature.replacement != NEURONS:
         raise _refusal(
             f"{where}.target.feature.replacement",
-            f"only the model's own neurons can be written into weights so far, not {target.feature.replacement!r}",
+            f"only the model's own neurons can be written so far, not {target.feature.replacement!r}",
         )
     try:
         check_feature(architecture, target.feature, field=f"{where}.target.feature")
@@ -86,7 +86,7 @@ def _require_neuron(architecture: Architecture, intervention: Intervention, wher
     if not isinstance(intervention.operation, Ablate | Scale):
         raise _refusal(
             f"{where}.operation",
-            f"weights can scale a neuron; {intervention.operation.kind} depends on its activation or on a text",
+            f"weights can scale a neuron; {intervention.operation.kind} depends on its activation or a text",
         )
 
 

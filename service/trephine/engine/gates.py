@@ -12,15 +12,16 @@ from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
 from trephine.engine.noise import NoiseFloor
 
-_FLOOR_FACTOR = 3.0
+_FLOOR_FACTOR = 1.5
+"""As the target for bfloat16 exports: within 1.5 times the floor of the dtype."""
 _SMALLEST_MEAN = 1e-6
 _SMALLEST_P99 = 1e-5
 _EXACT_EXCESS = 1e-5
 _ROUNDED_EXCESS = 1e-3
 
 _FLOOR_REASON = (
-    "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's own "
-    "noise floor of {floor:.2e} nats (its attention implementation and its dtype changed, nothing else), "
+    "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
+    "own noise floor of {floor:.2e} nats (its attention implementation and its dtype changed, nothing else), "
     "and not below {smallest:g}"
 )
 
@@ -29,7 +30,7 @@ _COUNTS = (
     (
         "planned_tensors_unchanged",
         "tensors",
-        "a planned change that is not there would be certified for nothing",
+        "a planned change that is missing would be certified for nothing",
     ),
     ("elements_off_plan", "elements", "recomputed from the parent's files and the plan, bit for bit"),
     ("nonfinite_values", "values", "weights and logits must be finite"),
@@ -49,6 +50,13 @@ def planned_gates(dtype: DType, floor: NoiseFloor) -> tuple[Gate, ...]:
         _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
         _kl_gate("kl_intervened_exported_p99", floor.p99, _SMALLEST_P99),
         _kl_gate("kl_intervened_exported_after_first_mean", floor.mean, _SMALLEST_MEAN),
+        Gate(
+            name="kl_intervened_exported_same_attention_mean",
+            limit=max(_SMALLEST_MEAN, floor.mean),
+            unit="nats/token",
+            reason="under the same attention only the rounding of changed weights may differ: the parent's "
+            f"own noise floor of {floor.mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
+        ),
         Gate(
             name="retain_excess",
             limit=max(excess, _FLOOR_FACTOR * floor.mean),

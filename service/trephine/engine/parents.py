@@ -11,27 +11,11 @@ from trephine.engine.shards import TensorEntry
 from trephine.engine.signing import PUBLIC_KEY_NAME, SIGNATURE_NAME, SUMS_NAME
 
 _WEIGHTS = frozenset(
-    [
-        ".bin",
-        ".ckpt",
-        ".gguf",
-        ".ggml",
-        ".h5",
-        ".joblib",
-        ".mlmodel",
-        ".msgpack",
-        ".npy",
-        ".npz",
-        ".onnx",
-        ".onnx_data",
-        ".ot",
-        ".pickle",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".tflite",
-    ]
+    f".{kind}"
+    for kind in (
+        *("bin", "ckpt", "gguf", "ggml", "h5", "joblib", "mlmodel", "msgpack", "npy", "npz", "onnx"),
+        *("onnx_data", "ot", "pickle", "pkl", "pt", "pth", "safetensors", "tflite"),
+    )
 )
 _OWN = frozenset(
     {CERTIFICATE_NAME, MANIFEST_NAME, PUBLIC_KEY_NAME, SIGNATURE_NAME, SUMS_NAME, PARENT_CARD_NAME}

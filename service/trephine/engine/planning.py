@@ -1,4 +1,4 @@
-"""PlanExport: what an export will write, and the bounds that it must meet, fixed before anything is written."""
+"""PlanExport: what an export will write, and the bounds that it must meet, fixed beforehand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
     changes = tensor_changes(hosted, entries, command.edit)
-    yield
+    yield None
     floor = yield from noise_floor(hosted, retain_text(hosted))
     plan = ExportPlan(
         edit=command.edit.name,

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from trephine.domain.errors import InvalidRequestError, NothingMatchedError, PositionOutOfRangeError
+from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Intervention
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
@@ -115,7 +115,7 @@ def window_logits(
     hosted: HostedModel, window: Sequence[int], interventions: tuple[Intervention, ...] = ()
 ) -> Tensor:
     """Run one window alone, unpadded; return its logits, float32 on the CPU `(n_pos, d_vocab)`."""
-    output = run_rows(hosted, [RowInput(ids=window, interventions=interventions)])
+    output = run_rows(hosted, [RowInput(ids=window, interventions=interventions)], allow_unmatched=True)
     return output.logits[0].float().cpu()
 
 
@@ -124,16 +124,12 @@ def retain_kl(
 ) -> Generator[None, None, RetainKl]:
     """Measure KL(plain || intervened) on the retain text; one window a quantum.
 
-    A window that the interventions do not touch (they select tokens or positions that it lacks) counts
-    with a KL of 0, which is what it is.
+    An intervention that selects tokens or positions which a window lacks leaves that window alone.
     """
     plain = yield from plain_logits(hosted, retain)
     parts: list[Tensor] = []
     for window, before in zip(retain.windows, plain, strict=True):
-        try:
-            parts.append(kl_divergence(before, window_logits(hosted, window, interventions)))
-        except (NothingMatchedError, PositionOutOfRangeError):
-            parts.append(before.new_zeros(len(window)).double())
+        parts.append(kl_divergence(before, window_logits(hosted, window, interventions)))
         yield
     return RetainKl(
         everywhere=float(joined(parts).mean()), after_first=float(joined(parts, after_first=True).mean())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.errors import BrokenCheckpointError
+from trephine.engine.fingerprint import tensor_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -72,7 +73,10 @@ def shard_names(folder: Path) -> tuple[str, ...]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError) as error:
         raise BrokenCheckpointError(f"{INDEX_NAME} cannot be read: {error}") from error
-    return tuple(sorted(set(weight_map.values())))
+    names = tuple(sorted(set(map(str, weight_map.values()))))
+    if any(Path(name).name != name for name in names):
+        raise BrokenCheckpointError(f"{INDEX_NAME} names shards outside the folder")
+    return names
 
 
 def _read_shard(folder: Path, file: str) -> Iterator[TensorEntry]:
@@ -149,7 +153,7 @@ def scale_slices(tensor: Tensor, factors: Mapping[int, float], *, axis: int) -> 
 
 def overwrite(folder: Path, entry: TensorEntry, tensor: Tensor) -> None:
     """Write a tensor over its parent's bytes, in place; the rest of the file is not touched."""
-    data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    data = tensor_bytes(tensor)
     if len(data) != entry.end - entry.start:
         raise ValueError(f"{entry.name}: {len(data)} bytes do not fill {entry.end - entry.start}")
     with (folder / entry.file).open("r+b") as shard:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from trephine.domain.errors import InvalidRequestError
+from trephine.engine.staging import full_disk_refused
 
 SIGNATURE_NAME = "trephine.sig"
 PUBLIC_KEY_NAME = "public_key.pem"
 SUMS_NAME = "trephine.sha256"
+_POLL_SECONDS = 0.03
 UNSIGNED = (SIGNATURE_NAME, SUMS_NAME)
 """The signature cannot cover itself, nor the list of digests that covers the signature."""
 
@@ -40,8 +44,24 @@ def write_public_key(private_key: Path, folder: Path) -> None:
     (folder / PUBLIC_KEY_NAME).write_bytes(pem)
 
 
-def sign_folder(private_key: Path, folder: Path) -> None:
-    """Sign every file of the folder but `UNSIGNED`; the bundle is `trephine.sig` inside it."""
+def sign_folder(private_key: Path, folder: Path) -> Generator[None, None, None]:
+    """Sign every file of the folder but `UNSIGNED`; the bundle is `trephine.sig` inside it.
+
+    Hashing runs in a thread, because the library has no smaller piece of work than the whole folder.
+
+    Raises:
+        DiskFullError: If there is no room for the signature.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        signed = pool.submit(_sign, private_key, folder)
+        while not signed.done():
+            wait((signed,), timeout=_POLL_SECONDS)
+            yield
+    with full_disk_refused():
+        signed.result()
+
+
+def _sign(private_key: Path, folder: Path) -> None:
     import model_signing
 
     signature = folder / SIGNATURE_NAME

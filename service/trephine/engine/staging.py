@@ -41,16 +41,17 @@ class Staging:
         self._lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def publish(self, target: Path) -> None:
-        """Make the checkpoint durable, then visible, by one rename.
+    def publish(self, target: Path) -> Generator[None, None, None]:
+        """Make the checkpoint durable, one file a quantum, then visible, by one rename.
 
         Raises:
             ExportTargetExistsError: If the target came into being meanwhile.
         """
-        sync_tree(self.checkpoint)
+        yield from sync_tree(self.checkpoint)
         require_free(target)
-        os.rename(self.checkpoint, target)
-        _sync_folder(target.parent)
+        with full_disk_refused():
+            os.rename(self.checkpoint, target)
+            _sync_folder(target.parent)
 
     def close(self) -> None:
         """Remove what was not published, and the lock."""
@@ -122,11 +123,13 @@ def copy_file(source: Path, target: Path) -> Generator[None, None, None]:
             return
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below, and the folder itself, to the disk."""
+def sync_tree(folder: Path) -> Generator[None, None, None]:
+    """Flush every file and folder below, and the folder itself, to the disk; one file a quantum."""
     for path, _, files in os.walk(folder, topdown=False):
         for file in files:
-            _sync(os.path.join(path, file), os.O_RDONLY)
+            with full_disk_refused():
+                _sync(os.path.join(path, file), os.O_RDONLY)
+            yield
         _sync_folder(Path(path))
 
 

@@ -226,7 +226,6 @@ async def test_prediction_counts_parameters_from_headers(tmp_path):
     ("damage", "error"),
     [
         (lambda folder: (folder / "config.json").unlink(), BrokenCheckpointError),
-        (lambda folder: (folder / "tokenizer.json").unlink(), BrokenCheckpointError),
         (lambda folder: (folder / "model.safetensors").unlink(), BrokenCheckpointError),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04pickle"), BrokenCheckpointError),
         (
@@ -244,7 +243,7 @@ async def test_prediction_counts_parameters_from_headers(tmp_path):
             BrokenCheckpointError,
         ),
     ],
-    ids=["config", "tokenizer", "weights", "garbage", "endless-header", "pickle", "missing-shard"],
+    ids=["config", "weights", "garbage", "endless-header", "pickle", "missing-shard"],
 )
 async def test_damaged_folders_are_refused_before_loading(tmp_path, damage, error):
     """Missing parts and pickles are told from headers, without an engine."""

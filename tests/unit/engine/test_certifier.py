@@ -1,0 +1,125 @@
+"""The certifier is a program of its own that can do without Trephine, and must."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trephine.engine import certifier
+from trephine.engine.certification import SCRIPT
+
+
+def test_it_imports_nothing_of_trephine():
+    """It shares no code with the compiler that it checks."""
+    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in names if name.startswith("trephine")]
+
+
+def test_the_blocker_makes_trephine_unimportable():
+    """In an isolated interpreter that could import it otherwise."""
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('certifier', {str(SCRIPT)!r})\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "import trephine.domain; del sys.modules['trephine.domain'], sys.modules['trephine']\n"
+        "sys.meta_path.insert(0, module.Blocker())\n"
+        "try:\n    import trephine.domain\n"
+        "except ImportError as error:\n    sys.exit(0 if 'blocked' in str(error) else 1)\n"
+        "sys.exit(2)\n"
+    )
+    assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0
+
+
+def test_it_ends_when_its_starter_ends(tmp_path):
+    """Its standard input closes with the process that holds the other end."""
+    fifo = tmp_path / "request"
+    os.mkfifo(fifo)  # reading a pipe without a writer blocks, as a long measurement would
+    process = subprocess.Popen([sys.executable, "-I", str(SCRIPT), str(fifo)], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.stdin.close()
+    assert process.wait(timeout=20) == 70
+
+
+def test_bits_are_compared_not_values():
+    """Minus zero is another weight, NaN equals itself, a type or shape is part of a tensor."""
+    zero = torch.zeros(3)
+    nan = torch.full((3,), float("nan"))
+    assert certifier.same_bits(zero, zero.clone())
+    assert certifier.same_bits(nan, nan.clone())
+    assert not certifier.same_bits(zero, -zero)
+    assert not certifier.same_bits(zero, zero.half())
+    assert not certifier.same_bits(zero, zero[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_elements_off_the_plan_are_counted(dtype, axis):
+    """The planned product, rounded once, has none; each other element counts once."""
+    before = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    change = {"axis": axis, "factors": [[1, 0.0], [3, 0.37]]}
+    after = before.clone()
+    after.select(axis, 1).zero_()
+    after.select(axis, 3).copy_((before.select(axis, 3).float() * 0.37).to(dtype))
+    assert certifier.off_plan(before, after, change) == 0
+    after[0, 0] += 1
+    after[4, 4] += 1
+    assert certifier.off_plan(before, after, change) == 2
+    assert certifier.off_plan(before, before, change) == (5 if axis == 0 else 6) * 2
+
+
+def test_weights_are_compared_over_all_shards(tmp_path):
+    """A changed, a missing and an additional tensor outside the plan all count."""
+    from safetensors.torch import save_file
+
+    def folder(name: str, *shards: dict[str, torch.Tensor]) -> str:
+        path = tmp_path / name
+        path.mkdir()
+        index = {}
+        for number, shard in enumerate(shards):
+            save_file(shard, path / f"part-{number}.safetensors")
+            index |= dict.fromkeys(shard, f"part-{number}.safetensors")
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        return str(path)
+
+    w, v = torch.ones(2, 3), torch.full((2,), 5.0)
+    edited = w.clone()
+    edited[:, 2] = 0
+    parent = folder("parent", {"w": w, "same": v}, {"changed": v, "gone": v})
+    good = folder("good", {"w": edited, "same": v}, {"changed": v, "gone": v})
+    bad = folder("bad", {"w": w, "same": v}, {"changed": -v, "new": v, "nan": v / 0 * 0})
+    plan = [{"tensor": "w", "axis": 1, "factors": [[2, 0.0]]}]
+    assert certifier.compare_weights({"exported": good, "parent": parent, "changes": plan}) == {
+        "tensors_changed_outside_plan": 0.0,
+        "planned_tensors_unchanged": 0.0,
+        "elements_off_plan": 0.0,
+        "nonfinite_values": 0.0,
+        "untouched_tensors_verified": 3.0,
+    }
+    found = certifier.compare_weights({"exported": bad, "parent": parent, "changes": plan})
+    assert found["tensors_changed_outside_plan"] == 4  # changed, gone, new, nan
+    assert found["planned_tensors_unchanged"] == 1
+    assert found["elements_off_plan"] == 2
+    assert found["untouched_tensors_verified"] == 1
+
+
+def test_a_mean_that_is_no_number_is_counted():
+    """A model that answers NaN fails its gates by name."""
+    measured = {"nonfinite_values": 0.0}
+    certifier.spread(measured, "kl", [torch.tensor([0.0, float("nan"), 1.0])])
+    assert measured["nonfinite_values"] == 1
+
+
+def test_the_script_is_shipped_beside_the_package():
+    """It is started by path, so it must lie where the engine lies."""
+    assert Path(certifier.__file__) == SCRIPT

@@ -1,0 +1,99 @@
+"""The retain text: long enough, split into windows, and measured against the plain model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from tests.unit.engine.interventions import at, neuron
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.interventions import Ablate, Scale, Selector
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.quanta import finish
+from trephine.engine.retain import (
+    WINDOW_TOKENS,
+    built_in_text,
+    plain_logits,
+    retain_ids,
+    retain_kl,
+    retain_text,
+    window_logits,
+)
+
+
+@pytest.fixture(scope="module")
+def hosted():
+    """One tiny model for the module."""
+    return tiny_hosted("llama")
+
+
+def test_the_built_in_text_names_nobody_of_the_demonstration():
+    """The text must not exercise what the edits of the demonstration remove."""
+    assert not re.search(r"\b(Mary|John)\b", built_in_text())
+    assert built_in_text().isascii()
+
+
+def test_windows_are_consecutive_pieces_of_the_text(hosted):
+    """Windows of at most 128 tokens, joined, are the text's own beginning."""
+    retain = retain_text(hosted)
+    joined = [token for window in retain.windows for token in window]
+    assert all(1 < len(window) <= WINDOW_TOKENS for window in retain.windows)
+    assert hosted.decode(joined) == built_in_text()[: len(hosted.decode(joined))]
+    assert retain.n_tokens == len(joined) >= 1024
+    assert [list(window) for window in retain.windows] == retain_ids(hosted)
+
+
+def test_a_callers_text_is_named_by_its_hash(hosted):
+    """Two texts never share a label; the built-in one has a name."""
+    one, two = retain_text(hosted, "some prose"), retain_text(hosted, "other prose")
+    assert one.sha256 != two.sha256
+    assert one.sha256 in one.label
+    assert retain_text(hosted).label.startswith("retain-1 ")
+
+
+def test_a_text_of_one_token_is_refused(hosted):
+    """There is no position after the first to measure."""
+    with pytest.raises(InvalidRequestError) as caught:
+        retain_text(hosted, "T")
+    assert caught.value.context["field"] == "retain_text"
+
+
+def test_the_plain_answers_are_kept_for_the_next_command(hosted):
+    """The second asking runs no forward pass."""
+    first = finish(plain_logits(hosted, retain_text(hosted)))
+    work = plain_logits(hosted, retain_text(hosted))
+    with pytest.raises(StopIteration) as stop:
+        next(work)
+    assert stop.value.value is first
+
+
+def test_damage_is_the_mean_over_positions(hosted):
+    """Both figures are means over tokens, not over windows."""
+    retain = retain_text(hosted, "The store gave John a drink to " * 30)
+    edit = (neuron(1, 3, Ablate()), neuron(2, 7, Ablate()))
+    measured = finish(retain_kl(hosted, retain, edit))
+    parts = [kl_divergence(window_logits(hosted, w), window_logits(hosted, w, edit)) for w in retain.windows]
+    assert len(parts) > 1
+    assert measured.everywhere == pytest.approx(float(torch.cat(parts).mean()))
+    assert measured.after_first == pytest.approx(float(torch.cat([p[1:] for p in parts]).mean()))
+    assert measured.everywhere > 1e-6
+
+
+def test_what_changes_nothing_costs_nothing(hosted):
+    """A factor of 1 has a KL of exactly 0."""
+    measured = finish(
+        retain_kl(hosted, retain_text(hosted, "The store " * 9), (neuron(0, 1, Scale(factor=1.0)),))
+    )
+    assert measured.everywhere == measured.after_first == 0.0
+
+
+def test_windows_without_the_selected_token_or_position_count_as_unchanged(hosted):
+    """An intervention bound to what a window lacks does it no harm, and is no error."""
+    retain = retain_text(hosted, " gave a drink to the store")
+    absent = hosted.resolve_target(" Mary")
+    for selector in (Selector(tokens=(absent,)), at(60)):
+        measured = finish(retain_kl(hosted, retain, (neuron(0, 1, Ablate(), selector=selector),)))
+        assert measured.everywhere == 0.0
