@@ -15,6 +15,7 @@ from trephine.domain.exports import Certificate, CompileExport, Export, Exported
 from trephine.engine import manifest, parents, signing
 from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
+from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import finite, judge
 from trephine.engine.hosted import HostedModel
 from trephine.engine.planning import TensorChange, plan_hash, require_parent, tensor_changes
@@ -152,11 +153,20 @@ def _copy(build: Build) -> Generator[Progress | None, None, manifest.ParentRecor
 
 
 def _check_parent(build: Build) -> Work:
-    """Hold the copied files against the loaded weights, one tensor a quantum, and hash them.
+    """Hold the copied files against the loaded weights, one tensor a quantum, and hash both.
+
+    Loaded weights may be mapped from the very files, so that a file that is changed in place changes them:
+    then they no longer have the hash that they were loaded with.
 
     Raises:
-        ParentChangedError: If a file is not what was loaded.
+        ParentChangedError: If a file, or the loaded model, is not what was loaded.
     """
+    if (yield from weight_hash(build.hosted.model)) != build.hosted.info.weight_hash:
+        raise ParentChangedError(
+            "the loaded weights are no longer those that the edit was made for: the parent's files were "
+            "changed in place; restore them and load the model again",
+            expected=build.hosted.info.weight_hash,
+        )
     loaded: dict[str, Any] = build.hosted.model.state_dict()
     prefix = build.hosted.model.base_model_prefix
     for done, entry in enumerate(build.entries.values()):

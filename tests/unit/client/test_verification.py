@@ -1,0 +1,237 @@
+"""Offline verification: green on what was published, red after any change, naming the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import tiny_folder
+from tests.unit.engine.exporting import edit_of, exported, hosted_in, write_key
+from tests.unit.engine.interventions import neuron
+from trephine.client.digests import tensor_digests
+from trephine.client.verification import verify_folder
+from trephine.domain.interventions import Ablate, Scale
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """One signed export of several shards for the module; never changed."""
+    base = tmp_path_factory.mktemp("published")
+    hosted = hosted_in(tiny_folder("llama", base / "parent", max_shard_size="60KB"))
+    edit = edit_of(hosted, neuron(0, 3, Ablate()), neuron(1, 5, Scale(factor=0.5)))
+    exported(hosted, edit, base / "edited", signing_key=str(write_key(base / "key.pem")))
+    return base / "edited"
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    """A copy to spoil."""
+    return Path(shutil.copytree(published, tmp_path / "edited"))
+
+
+def flip(path: Path, place: float, bit: int = 0) -> None:
+    """Flip one bit of one byte at a share of a file's length."""
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def rewrite(path: Path, **fields: object) -> None:
+    """Change fields of a JSON file, then make the list of digests fit, as a forger would."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields, indent=1, sort_keys=True) + "\n")
+    relist(path.parent)
+
+
+def relist(folder: Path) -> None:
+    """Write manifest entries and digests anew."""
+    manifest = json.loads((folder / "edit_manifest.json").read_text())
+    for file in manifest["files"]:
+        data = (folder / file["path"]).read_bytes()
+        file |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "edit_manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    digests = {
+        n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names if n != "trephine.sha256"
+    }
+    (folder / "trephine.sha256").write_text("".join(f"{digests[n]}  {n}\n" for n in sorted(digests)))
+
+
+def test_what_was_published_verifies(published):
+    """Every file is read; the note says what a key inside the folder does not prove."""
+    outcome = verify_folder(published)
+    assert outcome.problems == ()
+    assert outcome.passed
+    assert outcome.files == len([p for p in published.rglob("*") if p.is_file()])
+    assert "key of your own" in outcome.notes[0]
+
+
+def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(published, folder):
+    """At the beginning, in the middle and at the end of each file, several bits."""
+    names = sorted(p.relative_to(published).as_posix() for p in published.rglob("*") if p.is_file())
+    assert len(names) > 10
+    for name in names:
+        for place, bit in ((0.0, 0), (0.31, 5), (0.5, 1), (1.0, 3)):
+            flip(folder / name, place, bit)
+            outcome = verify_folder(folder)
+            assert not outcome.passed, (name, place)
+            assert any(name in problem for problem in outcome.problems), (name, place, outcome.problems)
+            shutil.copy(published / name, folder / name)
+    assert verify_folder(folder).passed
+
+
+@pytest.mark.parametrize("name", ["config.json", "trephine.sig", "edit_manifest.json", "trephine.sha256"])
+def test_a_missing_file_is_found(folder, name):
+    """Papers and payload alike."""
+    (folder / name).unlink()
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert any(name in problem for problem in outcome.problems)
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "pytorch_model.bin", ".hidden", "deep/inside.json"])
+def test_an_additional_file_is_found(folder, name):
+    """Also hidden ones and those in new folders: they could be loaded instead."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert any(name in problem for problem in outcome.problems)
+
+
+def test_links_are_refused(folder, tmp_path):
+    """A link shows today what is elsewhere tomorrow."""
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    assert not verify_folder(folder).passed
+
+
+def test_swapped_shards_are_found_by_their_tensors(folder):
+    """Even if every list of digests was made to fit."""
+    one, two = sorted(folder.glob("model-*.safetensors"))[:2]
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    relist(folder)
+    problems = verify_folder(folder).problems
+    assert any("tensor" in p for p in problems)
+    assert any("trephine.sig" in p for p in problems)
+
+
+def test_a_raised_measurement_is_judged_again(folder):
+    """A certificate that shows a figure above its limit does not pass, whatever it says itself."""
+    certificate = json.loads((folder / "certificate.json").read_text())
+    gates, name = certificate["gates"], certificate["gates"][0]["gate"]["name"]
+    gates[0]["measured"] = 1.0
+    rewrite(folder / "certificate.json", gates=gates)
+    problems = verify_folder(folder).problems
+    assert any(p.startswith(f"gate {name}") for p in problems)
+    assert any("marked wrongly" in p for p in problems)
+    assert any("does not show what was measured" in p for p in problems)
+
+
+def test_a_loosened_gate_is_found(folder):
+    """The certificate's limits must be the plan's, and the plan's hash must be its own."""
+    certificate = json.loads((folder / "certificate.json").read_text())
+    certificate["gates"][0]["gate"]["limit"] = 9.0
+    rewrite(folder / "certificate.json", gates=certificate["gates"])
+    assert any("not those of the plan" in p for p in verify_folder(folder).problems)
+    plan = json.loads((folder / "edit_manifest.json").read_text())["plan"]
+    plan["gates"][0]["limit"] = 9.0
+    rewrite(folder / "edit_manifest.json", plan=plan)
+    problems = verify_folder(folder).problems
+    assert any("not the one that its hash names" in p for p in problems)
+
+
+@pytest.mark.parametrize("field", ["edit_hash", "parent_hash", "plan_hash"])
+def test_the_chain_of_hashes_is_followed(folder, field):
+    """A certificate of another edit, parent or plan does not certify this folder."""
+    rewrite(folder / "certificate.json", **{field: "0" * 64})
+    problems = [p for p in verify_folder(folder).problems if p.startswith("certificate.json")]
+    assert len(problems) == 1
+
+
+def test_a_change_that_was_not_planned_is_found_in_the_manifest(folder):
+    """A tensor whose digests differ must be one of the plan's."""
+    tensors = json.loads((folder / "edit_manifest.json").read_text())["tensors"]
+    tensors["model.norm.weight"]["before"] = "0" * 64
+    rewrite(folder / "edit_manifest.json", tensors=tensors)
+    assert any("model.norm.weight" in p for p in verify_folder(folder).problems)
+
+
+def test_a_whole_forgery_fails_at_the_signature(folder, tmp_path):
+    """Who makes every digest fit cannot make the signature fit; nor replace it against a trusted key."""
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    relist(folder)
+    assert [p.split(":")[0] for p in verify_folder(folder).problems] == ["trephine.sig"]
+
+
+def test_a_trusted_key_proves_who_signed(published, tmp_path):
+    """The published key's owner passes, anybody else's key does not."""
+    from trephine.engine.signing import write_public_key
+
+    write_public_key(published.parent / "key.pem", tmp_path)
+    outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")
+    assert outcome.passed
+    assert outcome.notes == ()
+    write_public_key(write_key(tmp_path / "other.pem"), tmp_path)
+    outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")
+    assert [p.split(":")[0] for p in outcome.problems] == ["trephine.sig"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', "\x00", "{" * 5000])
+@pytest.mark.parametrize("name", ["certificate.json", "edit_manifest.json"])
+def test_unreadable_papers_are_a_problem_and_no_crash(folder, name, content):
+    """Whatever lies there instead of JSON of the right shape."""
+    (folder / name).write_text(content)
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert outcome.problems
+
+
+def test_a_folder_of_something_else_is_not_verified(tmp_path):
+    """An ordinary checkpoint, an empty folder, no folder."""
+    plain = tiny_folder("llama", tmp_path / "plain")
+    for path in (plain, tmp_path / "nowhere"):
+        assert not verify_folder(path).passed
+    (tmp_path / "empty").mkdir()
+    assert "missing" in verify_folder(tmp_path / "empty").problems[0]
+
+
+def test_the_module_is_a_program_without_torch(published, folder):
+    """`python -m trephine.client.verification FOLDER --json`: 0 and JSON, or 3; torch is never imported."""
+    command = [sys.executable, "-m", "trephine.client.verification"]
+    good = subprocess.run([*command, str(published), "--json"], capture_output=True, check=False)
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["passed"] is True
+    flip(folder / "config.json", 0.5)
+    bad = subprocess.run([*command, str(folder)], capture_output=True, check=False)
+    assert bad.returncode == 3
+    assert b"PROBLEM config.json" in bad.stdout
+    code = "import sys, trephine.client.verification; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_stock_tool_checks_the_bytes_too(published):
+    """`sha256sum --check` reads the list of digests."""
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "trephine.sha256"], cwd=published, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_gaps_between_tensors_are_refused(tmp_path):
+    """Bytes that belong to no tensor could hide anything."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match="gaps"):
+        list(tensor_digests(path))
