@@ -160,11 +160,13 @@ def _draw(module: nn.Module, name: str, parameter: Tensor, gemma: bool, generato
     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     if parameter.ndim == 1:
         is_gain = name == "weight"
-        return (0.0 if gemma or not is_gain else 1.0) + (0.3 if is_gain else 0.2) * noise
+        centre = 0.0 if gemma or not is_gain else 1.0
+        return noise * (0.3 if is_gain else 0.2) + centre
     if isinstance(module, nn.Embedding):
         return 0.7 * noise
     d_in = parameter.shape[0] if type(module).__name__ == "Conv1D" else parameter.shape[1]
-    return noise / d_in**0.5
+    scaled: Tensor = noise / d_in**0.5
+    return scaled
 
 
 def tiny_hosted(

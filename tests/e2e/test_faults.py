@@ -9,6 +9,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.builders import tiny_folder
 from tests.e2e.servers import engine_processes, kill, own_server, server_process, wait_for
 from trephine.client import Model, Operation, Trephine, connect, feature
 from trephine.client.verification import verify_folder
@@ -20,7 +21,7 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 def slow_discovery(model: Model) -> Operation[object]:
     """A discovery that takes several seconds, brought to where it works."""
-    operation = model.start_discover(PROMPT, target=" Mary", against=" John", verify_nodes=512)
+    operation = model.start_discover(PROMPT, target=" Mary", against=" John", max_feature_nodes=192)
     _underway(operation)
     return operation
 
@@ -62,13 +63,21 @@ def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, tmp_path: P
         assert circuits_of(trephine) == 1
 
 
+@pytest.fixture
+def tiny_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A small model in a model cache of its own; its certification still takes seconds."""
+    monkeypatch.setenv("TREPHINE_CACHE", str(tmp_path / "cache"))
+    tiny_folder("llama", tmp_path / "cache" / "models" / "tiny")
+    return "tiny"
+
+
 @pytest.mark.parametrize("victim", ["engine", "server"])
-def test_an_export_survives_a_death_without_a_partial_folder(victim: str, smollm2: Path, tmp_path: Path):
+def test_an_export_survives_a_death_without_a_partial_folder(victim: str, tiny_model: str, tmp_path: Path):
     """Killed while it builds, it leaves no visible folder; resumed, it publishes one that verifies."""
     state = tmp_path / "state"
     with own_server(state) as trephine:
-        model = trephine.load_model("smollm2")
-        edit = trephine.edits.create("cut", [feature(20, 7).ablate()], model=model.name)
+        model = trephine.load_model(tiny_model)
+        edit = trephine.edits.create("cut", [feature(1, 7).ablate()], model=model.name)
         operation = trephine.exports.start(edit, "cut")
         _underway(operation)
         kill(engine_processes(state)[0] if victim == "engine" else server_process(state))
@@ -76,7 +85,9 @@ def test_an_export_survives_a_death_without_a_partial_folder(victim: str, smollm
             operation.result(timeout_seconds=280)
         name = operation.name
     with connect(state=state) as trephine:
-        export = trephine.operations.get(name).result(timeout_seconds=280)
+        resumed = trephine.operations.get(name)
+        export = resumed.result(timeout_seconds=280)
+        assert resumed.refresh().attempts >= 2
         folder = trephine.exports.download(export, tmp_path / "home")
         leftovers = [path for path in state.rglob(".trephine-tmp-*") if path.is_dir()]
     assert verify_folder(folder).passed

@@ -152,7 +152,7 @@ def _start(request: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    passed_on = ("LD_LIBRARY_PATH", "OMP_NUM_THREADS", "LANG", "TMPDIR")
+    passed_on = ("LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LANG", "TMPDIR")
     environment |= {name: os.environ[name] for name in passed_on if name in os.environ}
     with output.open("wb") as out, errors.open("wb") as err:
         return subprocess.Popen(

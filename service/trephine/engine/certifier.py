@@ -178,7 +178,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
         against["original"].append(kl(runtime["original"], logits))
         against["damage"].append(kl(runtime["original"], runtime["intervened"]))
         against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
-    continuations = [greedy(model, prompt, request["greedy_tokens"]) for prompt in request["prompts"]]
+    continuations = greedy(model, request["prompts"], request["greedy_tokens"])
     describe(measured, against)
 
     say({"stage": "certify: attention", "done": 0, "total": 1})
@@ -242,17 +242,20 @@ def answer(model: Any, ids: list[int]) -> Any:
     return model(torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
-def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Continue a prompt with the most likely tokens, with the model's own cache."""
+def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """Continue prompts with the most likely tokens, with the model's own cache; equal lengths together."""
     import torch
 
-    cache, fed, chosen = None, torch.tensor([prompt]), list[int]()
-    for _ in range(count):
-        output = model(fed, past_key_values=cache, use_cache=True)
-        cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
-        chosen.append(token)
-        fed = torch.tensor([[token]])
-    return chosen
+    found: dict[int, list[int]] = {}
+    for length in {len(prompt) for prompt in prompts}:
+        places = [place for place, prompt in enumerate(prompts) if len(prompt) == length]
+        cache, fed, chosen = None, torch.tensor([prompts[place] for place in places]), list[Any]()
+        for _ in range(count):
+            output = model(fed, past_key_values=cache, use_cache=True)
+            cache, fed = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+            chosen.append(fed)
+        found |= dict(zip(places, torch.cat(chosen, 1).tolist(), strict=True))
+    return [found[place] for place in range(len(prompts))]
 
 
 def evidence(request: dict[str, Any], number: int) -> dict[str, Any]:

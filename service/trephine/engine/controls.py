@@ -20,7 +20,7 @@ from trephine.domain.ablation import MatchedControls, UnmatchedFeature
 from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import decoder_norms, neuron_site
-from trephine.engine.retain import RetainText
+from trephine.engine.retain import RetainText, keep_logits
 from trephine.engine.rows import RowInput, run_rows
 
 _TRIES_PER_SET = 50
@@ -55,7 +55,7 @@ def _measure_norms(hosted: HostedModel, retain: RetainText) -> Generator[None, N
     sites = [neuron_site(layer) for layer in range(hosted.info.n_layers)]
     squares = torch.zeros(hosted.info.n_layers, hosted.info.d_mlp, dtype=torch.float64)
     for window in retain.windows:
-        values = run_rows(hosted, [RowInput(ids=window)], reads=sites).values[0]
+        values = run_rows(hosted, [RowInput(ids=window)], reads=sites, keep_last=1).values[0]
         for site in sites:
             squares[site.layer] += values[site][1:].double().pow(2).sum(0).cpu()
         yield

@@ -25,6 +25,7 @@ from trephine.engine.effects import Measured, measured_prompt
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import capture
 from trephine.engine.retain import RetainText, retain_kl, retain_text, window_logits
+from trephine.engine.rows import RowInput, run_rows
 from trephine.engine.session import Handler, Session
 from trephine.engine.totals import sweep_totals
 
@@ -32,6 +33,7 @@ _CANDIDATES = 48
 """Neurons whose effect and damage are measured one by one."""
 _SHARE_ALONE = 0.25
 """Share of the allowed damage that one neuron alone may cost."""
+_PROBE_ROWS = 4
 _PROBE_TOKENS = 48
 _HOPELESS = 3.0
 """A candidate with this many times the allowed damage ends the search: damage grows with the prefix."""
@@ -137,11 +139,13 @@ def _harmless_alone(
     piece = retain.windows[len(retain.windows) // 2][:_PROBE_TOKENS]
     plain = window_logits(hosted, piece)
     kept: list[FeatureRef] = []
-    for done, feature in enumerate(features):
-        without = window_logits(hosted, piece, (_ablate(feature),))
-        if float(kl_divergence(plain, without).mean()) <= limit:
-            kept.append(feature)
-        yield Progress(stage="damage alone", done=done + 1, total=len(features))
+    for start in range(0, len(features), _PROBE_ROWS):
+        tried = features[start : start + _PROBE_ROWS]
+        rows = [RowInput(ids=piece, interventions=(_ablate(feature),)) for feature in tried]
+        for feature, without in zip(tried, run_rows(hosted, rows).logits, strict=True):
+            if float(kl_divergence(plain, without.float().cpu()).mean()) <= limit:
+                kept.append(feature)
+        yield Progress(stage="damage alone", done=start + len(tried), total=len(features))
     return tuple(kept)
 
 

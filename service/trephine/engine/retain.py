@@ -97,18 +97,21 @@ def plain_logits(hosted: HostedModel, retain: RetainText) -> Generator[None, Non
 
     They are kept for the next command on the same weights and text while they fit.
     """
-    kept = _KEPT.setdefault(hosted.model, {})
-    key = (hosted.info.weight_hash, retain.sha256)
-    if key in kept:
-        return kept[key]
+    kept = _KEPT.get(hosted.model, {}).get((hosted.info.weight_hash, retain.sha256))
+    if kept is not None:
+        return kept
     logits: list[Tensor] = []
     for window in retain.windows:
         logits.append(window_logits(hosted, window))
         yield
-    if sum(t.numel() * t.element_size() for t in logits) <= _KEPT_BYTES:
-        kept.clear()  # one text at a time: a second one replaces it
-        kept[key] = logits
+    keep_logits(hosted, retain, logits)
     return logits
+
+
+def keep_logits(hosted: HostedModel, retain: RetainText, logits: list[Tensor]) -> None:
+    """Keep the plain model's logits for later, if they fit; one text at a time."""
+    if sum(t.numel() * t.element_size() for t in logits) <= _KEPT_BYTES:
+        _KEPT[hosted.model] = {(hosted.info.weight_hash, retain.sha256): logits}
 
 
 def window_logits(

@@ -130,14 +130,16 @@ def test_a_neuron_that_wrecks_the_model_alone_is_no_candidate(hosted, target, mo
     """With the sink of the model among them every prefix would be spoilt."""
     everything = propose(hosted, target, min_drop=0.01, max_retain_kl=9.0)
     worst = everything.ranking[0].feature
-    original = proposals.window_logits
+    original = proposals.run_rows
 
-    def wrecked(hosted: Any, window: Any, interventions: Any = ()) -> torch.Tensor:
-        logits = original(hosted, window, interventions)
-        hit = any(i.target.feature == worst for i in interventions)
-        return logits + 50 * torch.randn(logits.shape) if hit else logits
+    def wrecked(hosted: Any, rows: Any) -> Any:
+        output = original(hosted, rows)
+        for number, row in enumerate(rows):
+            if any(i.target.feature == worst for i in row.interventions):
+                output.logits[number] = output.logits[number] + 50 * torch.randn(output.logits[number].shape)
+        return output
 
-    monkeypatch.setattr(proposals, "window_logits", wrecked)
+    monkeypatch.setattr(proposals, "run_rows", wrecked)
     without = propose(hosted, target, min_drop=0.01, max_retain_kl=9.0)
     assert worst not in [r.feature for r in without.ranking]
     assert set(without.ranking) < set(everything.ranking)
