@@ -20,7 +20,7 @@ from trephine.domain.ablation import MatchedControls, UnmatchedFeature
 from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import decoder_norms, neuron_site
-from trephine.engine.retain import RetainText, keep_logits
+from trephine.engine.retain import RetainText
 from trephine.engine.rows import RowInput, run_rows
 
 _TRIES_PER_SET = 50
