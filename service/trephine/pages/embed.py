@@ -11,6 +11,7 @@ from base64 import b64encode
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from math import isfinite
 
 from markupsafe import Markup
 
@@ -24,8 +25,21 @@ def asset(name: str) -> str:
 
 
 def json_island(value: object) -> Markup:
-    """Encode a value as JSON that is safe between script tags; lone surrogates stay escapes."""
-    return Markup(json.dumps(value, allow_nan=False, ensure_ascii=True).translate(_ESCAPES))  # noqa: S704
+    """Encode a value as JSON that is safe between script tags; lone surrogates stay escapes.
+
+    JSON knows no NaN and no infinity: they become null, which the pages show as a dash.
+    """
+    return Markup(json.dumps(_finite(value), allow_nan=False, ensure_ascii=True).translate(_ESCAPES))  # noqa: S704
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -167,3 +168,13 @@ def test_audit_page_has_no_script_and_escapes_everything(verdict: Verdict):
     assert "\u202e" not in html
     assert "\x00" not in html
     html.encode("utf-8")
+
+
+def test_a_figure_that_is_no_number_is_shown_as_none():
+    """NaN and infinity reach the page as null, never as a broken document."""
+    circuit = hostile_circuit()
+    figures = dataclasses.replace(circuit.figures, error_share=float("nan"), baseline=float("inf"))
+    html = circuit_html(dataclasses.replace(circuit, figures=figures), everything(), name="circuits/1")
+    island = json.loads(parsed(html).scripts[0])
+    assert island["figures"]["error"] is None
+    assert island["figures"]["baseline"] is None

@@ -25,6 +25,7 @@
     if (size !== 0 && (size < 0.001 || size >= 100000)) return value.toExponential(2).replace("-", "−");
     return value.toFixed(size >= 100 ? 1 : digits).replace("-", "−");
   };
+  const percent = (share, digits) => Number.isFinite(share) ? (100 * share).toFixed(digits) + " %" : "–";
   const signed = value => (value > 0 ? "+" : "") + number(value);
   const place = node => node.kind === "token" ? `position ${node.position}` :
     node.kind === "logit" ? "target" : `layer ${node.layer}, position ${node.position}`;
@@ -215,7 +216,7 @@
       ...(node.position >= 0 && node.kind !== "logit" ? [["token there", data.tokens[node.position]]] : []),
       ...(node.kind === "feature" ? [["activation", number(node.activation)]] : []),
       ...(node.kind === "logit" ? [["probability", number(node.activation)]] : [["effect on target (estimate)", signed(node.effect) + " logits", node.effect >= 0 ? "plus" : "minus"]]),
-      ["influence", (100 * node.influence).toFixed(2) + " %"],
+      ["influence", percent(node.influence, 2)],
     ]));
     if (node.promotes.length) side.append(el("h2", {}, "Promotes (logit lens)"), tokens(node.promotes));
     if (node.suppresses.length) side.append(el("h2", {}, "Suppresses (logit lens)"), tokens(node.suppresses));
@@ -231,8 +232,8 @@
     side.append(el("h2", {}, "This circuit"), facts([
       ["target on this prompt", number(data.figures.baseline) + " logits"],
       ["nodes shown of found", `${nodes.length} of ${data.all.nodes}`], ["edges shown of found", `${edges.length} of ${data.all.edges}`],
-      ["influence inside the graph", (100 * data.figures.selected).toFixed(1) + " %"],
-      ["influence through errors", (100 * data.figures.error).toFixed(1) + " %"],
+      ["influence inside the graph", percent(data.figures.selected, 1)],
+      ["influence through errors", percent(data.figures.error, 1)],
     ]));
     if (data.quality) side.append(el("h2", {}, "Estimates against real ablations"), facts([
       ["ablated one by one", String(data.quality.nodes)], ["slope", interval(data.quality.slope)], ["rank correlation", interval(data.quality.spearman)]]),
