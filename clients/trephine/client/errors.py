@@ -11,6 +11,11 @@ from trephine.client.error_root import ErrorKind as ErrorKind
 from trephine.client.error_root import TrephineError as TrephineError
 from trephine.client.error_root import error_type as error_type
 from trephine.client.error_root import error_types as error_types
+from trephine.client.local_errors import BaselineInvalidError as BaselineInvalidError
+from trephine.client.local_errors import LocalFileError as LocalFileError
+from trephine.client.local_errors import ServerStartError as ServerStartError
+from trephine.client.local_errors import ServerUnreachableError as ServerUnreachableError
+from trephine.client.local_errors import ServiceMissingError as ServiceMissingError
 
 
 class InternalError(TrephineError):
@@ -112,6 +117,13 @@ class UnsupportedArchitectureError(TrephineError):
     reason = "UNSUPPORTED_ARCHITECTURE"
 
 
+class UnsupportedReplacementError(TrephineError):
+    """A replacement architecture or format that is not supported, refused by name."""
+
+    kind = ErrorKind.UNSUPPORTED
+    reason = "UNSUPPORTED_REPLACEMENT"
+
+
 class UnsupportedOptionError(TrephineError):
     """Another option of the contract that this release does not carry out."""
 
@@ -133,6 +145,18 @@ class ModelNotFoundError(ResourceNotFoundError):
     """No such model: neither loaded nor in a model root."""
 
     reason = "MODEL_NOT_FOUND"
+
+
+class ReplacementNotFoundError(ResourceNotFoundError):
+    """No such replacement set: neither loaded nor in a replacement root."""
+
+    reason = "REPLACEMENT_NOT_FOUND"
+
+
+class FeatureIndexNotFoundError(ResourceNotFoundError):
+    """No index of that replacement set, or none of that name."""
+
+    reason = "FEATURE_INDEX_NOT_FOUND"
 
 
 class AuditorNotFoundError(ResourceNotFoundError):
@@ -185,6 +209,41 @@ class UnsafeCheckpointError(TrephineError):
 
     kind = ErrorKind.PRECONDITION
     reason = "UNSAFE_CHECKPOINT"
+
+
+class BrokenReplacementError(TrephineError):
+    """A replacement folder that cannot be loaded: cut short, wrong widths, NaN, another model's."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "BROKEN_REPLACEMENT"
+
+
+class UnsafeReplacementError(TrephineError):
+    """A replacement folder that holds weights only as pickles, which are never opened."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "UNSAFE_REPLACEMENT"
+
+
+class AdmissionFailedError(TrephineError):
+    """A replacement set whose figures on the probe text are not what it claims; it was not loaded."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "ADMISSION_FAILED"
+
+
+class BrokenCorpusError(TrephineError):
+    """A corpus that cannot be read as text, or holds too little of it."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "BROKEN_CORPUS"
+
+
+class FitFailedError(TrephineError):
+    """The fitting process ended without a set; what it had checkpointed is kept."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "FIT_FAILED"
 
 
 class ParentChangedError(TrephineError):
@@ -330,41 +389,3 @@ class CheckpointUnverifiedError(TrephineError):
 
     kind = ErrorKind.DATA_LOSS
     reason = "CHECKPOINT_UNVERIFIED"
-
-
-# --- only the client knows these -----------------------------------------------------------------
-
-
-class ServerUnreachableError(TrephineError):
-    """Nobody answers at the server's address, or the connection broke and did not come back."""
-
-    kind = ErrorKind.UNAVAILABLE
-    reason = "SERVER_UNREACHABLE"
-
-
-class ServerStartError(TrephineError):
-    """A local server could not be started; the message holds the end of its log."""
-
-    kind = ErrorKind.UNAVAILABLE
-    reason = "SERVER_START_FAILED"
-
-
-class ServiceMissingError(TrephineError):
-    """The service is not installed here, so no local server can be started."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "SERVICE_MISSING"
-
-
-class LocalFileError(TrephineError):
-    """A file or folder of this machine that cannot be read or written as asked."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "LOCAL_FILE"
-
-
-class BaselineInvalidError(TrephineError):
-    """A file of accepted findings that cannot be relied on; it never makes a build green."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "BASELINE_INVALID"

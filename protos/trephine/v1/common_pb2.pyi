@@ -41,6 +41,8 @@ class _SiteKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """The MLP's hidden activations."""
     SITE_KIND_MLP_OUT: _SiteKind.ValueType  # 8
     """What the MLP adds to the residual stream."""
+    SITE_KIND_ATTN_Z: _SiteKind.ValueType  # 9
+    """What attention's output projection reads."""
 
 class SiteKind(_SiteKind, metaclass=_SiteKindEnumTypeWrapper):
     """What is written or read at a site."""
@@ -63,6 +65,8 @@ SITE_KIND_NEURONS: SiteKind.ValueType  # 7
 """The MLP's hidden activations."""
 SITE_KIND_MLP_OUT: SiteKind.ValueType  # 8
 """What the MLP adds to the residual stream."""
+SITE_KIND_ATTN_Z: SiteKind.ValueType  # 9
+"""What attention's output projection reads."""
 global___SiteKind = SiteKind
 
 @typing.final

@@ -17,6 +17,8 @@ class SiteKind(StrEnum):
     RESID_PRE = "resid_pre"
     RESID_MID = "resid_mid"
     RESID_POST = "resid_post"
+    ATTN_Z = "attn_z"
+    """What attention's output projection reads: the heads' mixed values side by side."""
     ATTN_OUT = "attn_out"
     """What attention adds to the residual stream (after a post-norm where there is one)."""
     MLP_IN = "mlp_in"

@@ -47,6 +47,8 @@ class Attention:
     """An attention layer; the pattern is applied to `W_V x + b_V`, then `W_O`."""
 
     module: nn.Module
+    out: nn.Module
+    """The output projection; its input is `attn_z`."""
     W_V: Tensor
     """`(n_kv_heads, d_head, d_model)`."""
     b_V: Tensor | None
@@ -241,6 +243,7 @@ def _attention(spec: ArchSpec, family: _Family, layer: int) -> Attention:
         raise UnsupportedArchitectureError(f"layer {layer} writes {W_O.shape[0]} of {d_model}", layer=layer)
     return Attention(
         module=module,
+        out=output,
         W_V=W_V,
         b_V=b_V,
         W_O=W_O,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from trephine.domain.errors import (
     EmptyPromptError,
@@ -20,6 +20,9 @@ from trephine.engine.attention import IMPLEMENTATION, register_attention
 from trephine.engine.fingerprint import hash_now
 from trephine.engine.spelling import Spelling
 
+if TYPE_CHECKING:
+    from trephine.engine.replacements.sets import ReplacementSet
+
 
 @dataclass(slots=True, kw_only=True)
 class HostedModel:
@@ -33,6 +36,8 @@ class HostedModel:
     folder: Path
     """Where it was loaded from; never leaves the server."""
     spelling: Spelling
+    replacements: dict[str, ReplacementSet] = field(default_factory=dict)
+    """Loaded replacement sets by name; the model's own neurons are not among them."""
 
     def encode(self, text: str, *, room: int = 0) -> list[int]:
         """Split a text into token ids; no token is added.

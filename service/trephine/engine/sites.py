@@ -23,6 +23,7 @@ Touch = Callable[[Tensor], None]
 _ORDER = (
     SiteKind.EMBED,
     SiteKind.RESID_PRE,
+    SiteKind.ATTN_Z,
     SiteKind.ATTN_OUT,
     SiteKind.RESID_MID,
     SiteKind.MLP_IN,
@@ -39,7 +40,11 @@ def place_in_pass(site: Site) -> tuple[int, int]:
 
 def site_width(architecture: Architecture, site: Site) -> int:
     """Return the length of the activation vector at a site."""
-    return architecture.d_mlp if site.kind is SiteKind.NEURONS else architecture.d_model
+    if site.kind is SiteKind.NEURONS:
+        return architecture.d_mlp
+    if site.kind is SiteKind.ATTN_Z:
+        return architecture.blocks[site.layer].attention.W_O[0].numel()
+    return architecture.d_model
 
 
 def require_layer(architecture: Architecture, layer: int) -> int:
@@ -111,6 +116,8 @@ def _hook_point(block: Block, kind: SiteKind) -> tuple[nn.Module, bool]:
         return block.mlp.module, True
     if kind is SiteKind.NEURONS:
         return block.mlp.down, True
+    if kind is SiteKind.ATTN_Z:
+        return block.attention.out, True
     if kind is SiteKind.ATTN_OUT:
         post = block.attention_post_norm
         return (block.attention.module if post is None else post.module), False

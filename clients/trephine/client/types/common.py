@@ -36,6 +36,7 @@ class SiteKind(StrEnum):
     RESID_PRE = "resid_pre"
     RESID_MID = "resid_mid"
     RESID_POST = "resid_post"
+    ATTN_Z = "attn_z"
     ATTN_OUT = "attn_out"
     MLP_IN = "mlp_in"
     NEURONS = "neurons"

@@ -19,6 +19,7 @@ _SITE_KINDS = {
     pb.SITE_KIND_MLP_IN: SiteKind.MLP_IN,
     pb.SITE_KIND_NEURONS: SiteKind.NEURONS,
     pb.SITE_KIND_MLP_OUT: SiteKind.MLP_OUT,
+    pb.SITE_KIND_ATTN_Z: SiteKind.ATTN_Z,
 }
 _SITE_KIND_NUMBERS = {kind: number for number, kind in _SITE_KINDS.items()}
 

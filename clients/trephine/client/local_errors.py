@@ -1,0 +1,40 @@
+"""Errors that only the client knows: they never came over the wire."""
+
+from __future__ import annotations
+
+from trephine.client.error_root import ErrorKind, TrephineError
+
+
+class ServerUnreachableError(TrephineError):
+    """Nobody answers at the server's address, or the connection broke and did not come back."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "SERVER_UNREACHABLE"
+
+
+class ServerStartError(TrephineError):
+    """A local server could not be started; the message holds the end of its log."""
+
+    kind = ErrorKind.UNAVAILABLE
+    reason = "SERVER_START_FAILED"
+
+
+class ServiceMissingError(TrephineError):
+    """The service is not installed here, so no local server can be started."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "SERVICE_MISSING"
+
+
+class LocalFileError(TrephineError):
+    """A file or folder of this machine that cannot be read or written as asked."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "LOCAL_FILE"
+
+
+class BaselineInvalidError(TrephineError):
+    """A file of accepted findings that cannot be relied on; it never makes a build green."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "BASELINE_INVALID"

@@ -1,0 +1,1 @@
+"""Replacement layers: reading them, admitting them, keeping them in memory, splicing and measuring them."""

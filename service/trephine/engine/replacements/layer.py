@@ -1,0 +1,143 @@
+"""One contract for every kind of replacement layer, and it holds no state.
+
+A layer reads one site and reconstructs one or more. Encoding answers with a `Code`: activations together
+with what the input normalisation took out, so that decoding needs nothing that was remembered (SAELens
+keeps it on the layer, and two threads then read each other's). Symbols as in SAELens:
+`W_enc (d_in, d_sae)`, `W_dec (d_sae, d_out)`.
+
+    x  -> normalise -> x~            scale and centre go into the code
+    pre = (x~ - b_dec if shifted) @ W_enc + b_enc
+    f   = support(pre)
+    y^  = denormalise(f @ W_dec + b_dec [+ x~ @ W_skip.T])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """An encoded activation."""
+
+    pre: Tensor
+    """`(..., d_sae)`, pre-activations after `b_enc`, in units in which the support rule compares them."""
+    activations: Tensor
+    """`(..., d_sae)`, 0 outside the support."""
+    active: Tensor
+    """bool `(..., d_sae)`, the support. Not the same as `activations > 0`."""
+    centre: Tensor | float = 0.0
+    """`(..., 1)` or 0, taken out of the input by its normalisation."""
+    scale: Tensor | float = 1.0
+    """`(..., 1)` or a number: the input was divided by it, outputs are multiplied by it."""
+
+
+class Support(Protocol):
+    """Which features are active, and what their activations are."""
+
+    def __call__(self, pre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return activations and the boolean support for pre-activations `(..., d_sae)`."""
+        ...
+
+
+class ReplacementLayer(Protocol):
+    """A replacement layer with its weights resident. Stateless: safe to share between rows and threads."""
+
+    @property
+    def info(self) -> ReplacementLayerInfo:
+        """What it is."""
+        ...
+
+    def encode(self, x: Tensor) -> Code:
+        """Encode activations `(..., d_in)` of its input site, in float32 or wider."""
+        ...
+
+    def encode_features(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """Return activations `(..., len(indices))` of a few features.
+
+        Cheap where the support rule looks at one feature at a time; TopK needs all pre-activations.
+        """
+        ...
+
+    def decode(self, code: Code) -> Mapping[Site, Tensor]:
+        """Reconstruct every output site `(..., d_out)` out of features and biases, without a skip path.
+
+        A cross-layer transcoder's own share only: what it adds to each later site. Its `b_dec` belongs to
+        its own layer's site.
+        """
+        ...
+
+    def skip(self, x: Tensor, code: Code) -> Tensor | None:
+        """Return what the skip path adds at the first output site `(..., d_out)`; None without one."""
+        ...
+
+    def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
+        """Encode, decode and skip in one."""
+        ...
+
+    def encoders(self, indices: Sequence[int]) -> Tensor:
+        """Return encoder directions `(len(indices), d_in)`, float32 or wider, of the normalised input."""
+        ...
+
+    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+        """Return decoder directions `(len(indices), d_out)` at an output site, float32 or wider.
+
+        Per unit of activation, before denormalisation (multiply by the code's scale).
+        """
+        ...
+
+    def decoder_norms(self) -> Tensor:
+        """Return the L2 norm `(d_sae,)` of each feature's decoder over all its output sites."""
+        ...
+
+    def thresholds(self) -> Tensor | None:
+        """Return `(d_sae,)`, the smallest active pre-activation; None where the rule has none of its own."""
+        ...
+
+
+class LayerReader(Protocol):
+    """Knows one layer on disk: what it is, without reading weights, and how to read them."""
+
+    @property
+    def info(self) -> ReplacementLayerInfo:
+        """What it is; shapes are read from file headers."""
+        ...
+
+    def read(self) -> ReplacementLayer:
+        """Read the weights.
+
+        Raises:
+            BrokenReplacementError: If the file is cut short or has a wrong width or NaN.
+        """
+        ...
+
+
+class ReadSet(Protocol):
+    """A set on disk, as a format's reader sees it."""
+
+    @property
+    def layers(self) -> Sequence[LayerReader]:
+        """One per covered layer, ascending."""
+        ...
+
+    @property
+    def prepends_bos(self) -> bool | None:
+        """Whether contexts begin with BOS by the set's own word; None if it does not say."""
+        ...
+
+    @property
+    def model_name(self) -> str | None:
+        """The model that the set was trained on by its own word."""
+        ...
+
+    @property
+    def ambiguous_input(self) -> bool:
+        """True if the files do not settle whether an MLP's input is meant before or after the gain."""
+        ...

@@ -1,0 +1,118 @@
+"""The model's own neurons under the contract of a replacement layer: exact, untrained, nothing to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.architecture import Architecture, Block
+from trephine.engine.neurons import decoder_norms, decoders
+from trephine.engine.replacements.layer import Code
+from trephine.engine.sites import require_layer
+
+
+def neuron_layer_info(architecture: Architecture, layer: int) -> ReplacementLayerInfo:
+    """Describe a layer's neurons.
+
+    Raises:
+        LayerOutOfRangeError: If the model has no such layer.
+    """
+    require_layer(architecture, layer)
+    return ReplacementLayerInfo(
+        layer=layer,
+        kind=LayerKind.NEURONS,
+        support=SupportRule.DENSE,
+        site_in=Site(kind=SiteKind.MLP_IN, layer=layer),
+        sites_out=(Site(kind=SiteKind.MLP_OUT, layer=layer),),
+        d_in=architecture.d_model,
+        d_out=architecture.d_model,
+        d_sae=architecture.d_mlp,
+        normalisation="none",
+        has_skip=False,
+        claimed_l0=None,
+        memory_bytes=0,
+        content_hash="",
+    )
+
+
+def neuron_layer(architecture: Architecture, layer: int) -> NeuronLayer:
+    """Open a layer's neurons; the weights are the model's, not copies.
+
+    Raises:
+        LayerOutOfRangeError: If the model has no such layer.
+    """
+    info = neuron_layer_info(architecture, layer)
+    return NeuronLayer(info=info, architecture=architecture, block=architecture.blocks[layer])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronLayer:
+    """A `ReplacementLayer` over an MLP. `pre` is what the down projection reads, as `activations` are."""
+
+    info: ReplacementLayerInfo
+    architecture: Architecture
+    block: Block
+
+    def encode(self, x: Tensor) -> Code:
+        """Run the MLP up to what its down projection reads."""
+        hidden = self._hidden(x, slice(None))
+        active = torch.ones_like(hidden, dtype=torch.bool)
+        return Code(pre=hidden, activations=hidden, active=active)
+
+    def encode_features(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """Run a few neurons only."""
+        return self._hidden(x, list(indices))
+
+    def decode(self, code: Code) -> Mapping[Site, Tensor]:
+        """Run the down projection, and the post-norm where there is one."""
+        mlp, post = self.block.mlp, self.block.mlp_post_norm
+        raw = functional.linear(code.activations.to(mlp.W_down.dtype), mlp.W_down, mlp.b_down)
+        if post is not None:
+            scaled = post.centre(raw) * post.inverse_scale(raw).to(raw.dtype) * post.gain
+            raw = scaled if post.bias is None else scaled + post.bias
+        return {self.info.sites_out[0]: raw}
+
+    def skip(self, x: Tensor, code: Code) -> Tensor | None:
+        """Neurons have no skip path."""
+        return None
+
+    def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
+        """Run the whole MLP."""
+        return self.decode(self.encode(x))
+
+    def encoders(self, indices: Sequence[int]) -> Tensor:
+        """Return the rows of the projection that carries the value (`u`), not the gate's."""
+        chosen = self.block.mlp.W_in[list(indices)]
+        return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+
+    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+        """Return columns of the down projection, through the post-norm's gain."""
+        return decoders(self.architecture, self.info.layer, indices)
+
+    def decoder_norms(self) -> Tensor:
+        """Return the L2 norm of every neuron's decoder."""
+        return decoder_norms(self.architecture, self.info.layer)
+
+    def thresholds(self) -> Tensor | None:
+        """Neurons have none."""
+        return None
+
+    def _hidden(self, x: Tensor, chosen: slice | list[int]) -> Tensor:
+        """Return hidden activations `(..., k)` of some neurons, in the weights' dtype."""
+        mlp = self.block.mlp
+        x = x.to(mlp.W_in.dtype)
+        read = functional.linear(x, mlp.W_in[chosen], _chosen(mlp.b_in, chosen))
+        if mlp.W_gate is None:
+            return mlp.activation(read)
+        gate = functional.linear(x, mlp.W_gate[chosen], _chosen(mlp.b_gate, chosen))
+        return mlp.activation(gate) * read
+
+
+def _chosen(bias: Tensor | None, chosen: slice | list[int]) -> Tensor | None:
+    return None if bias is None else bias[chosen]
