@@ -118,10 +118,12 @@ def require_feature(hosted: HostedModel, feature: FeatureRef, *, field: str) -> 
     """
     try:
         info = layer_info(hosted, feature.replacement, feature.layer)
-    except (ReplacementNotFoundError, LayerOutOfRangeError) as error:
-        raise error.with_field(
-            f"{field}.replacement" if "is not loaded" in error.message else f"{field}.layer"
-        )
+    except ReplacementNotFoundError as error:
+        error.context.setdefault("field", f"{field}.replacement")
+        raise
+    except LayerOutOfRangeError as error:
+        error.context.setdefault("field", f"{field}.layer")
+        raise
     if not 0 <= feature.index < info.d_sae:
         what = "neuron" if feature.replacement == NEURONS else "feature"
         raise FeatureOutOfRangeError(
