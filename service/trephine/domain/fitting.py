@@ -133,7 +133,7 @@ class PredictedFit:
 class FitReplacementSet(Command[FitReport, Progress]):
     """Fit a set in a process of its own; it writes a SAELens (or CLT) folder and keeps checkpoints.
 
-    Run again with the same folders it goes on from the last checkpoint.
+    Run again with the same `checkpoints` it goes on from the last checkpoint.
     """
 
     interactive = False
@@ -146,7 +146,10 @@ class FitReplacementSet(Command[FitReport, Progress]):
     """
     corpus_name: str
     folder: str
-    """Where the set is written; must be empty or hold this fit's checkpoints. Never leaves the server."""
+    """Where the finished set is written, and nothing else: it is published as it is. Empty or absent.
+    Neither folder leaves the server."""
+    checkpoints: str
+    """Where the work is kept; may hold this fit's checkpoints from an earlier run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
