@@ -7,8 +7,8 @@ times the others' and would decide the match on its own.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from trephine.domain.ablation import MatchedControls, UnmatchedFeature
-from trephine.domain.sites import FeatureRef
+from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import decoder_norms, neuron_site
+from trephine.engine.neurons import neuron_site
+from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.retain import RetainText
 from trephine.engine.rows import RowInput, run_rows
 
 _TRIES_PER_SET = 50
 
-_KEPT: WeakKeyDictionary[Any, dict[tuple[str, str], Tensor]] = WeakKeyDictionary()
-"""Per loaded model: (weight hash, text hash) -> contribution norms. Ends with the model."""
+_KEPT: WeakKeyDictionary[Any, dict[tuple[str, str, str], Tensor]] = WeakKeyDictionary()
+"""Per loaded model: (weight hash, text hash, layer of a set) -> contribution norms. Ends with the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,38 +40,83 @@ class ControlDraws:
     unmatched: tuple[UnmatchedFeature, ...]
 
 
+Norms = Mapping[tuple[str, int], Tensor]
+"""Contribution norms `(d_sae,)` by replacement set and layer."""
+
+
 def contribution_norms(hosted: HostedModel, retain: RetainText) -> Generator[None, None, Tensor]:
     """Measure rms activation x decoder norm of every neuron, float32 `(n_layers, d_mlp)`.
 
     One window a quantum; kept for the next command on the same weights and text.
     """
+    layers = [(NEURONS, layer) for layer in range(hosted.info.n_layers)]
+    norms = yield from norms_of(hosted, retain, layers)
+    return torch.stack([norms[layer] for layer in layers])
+
+
+def norms_of(
+    hosted: HostedModel, retain: RetainText, layers: Iterable[tuple[str, int]]
+) -> Generator[None, None, Norms]:
+    """Measure rms activation x decoder norm of every feature of some layers, float32 `(d_sae,)` each.
+
+    One window a quantum; kept for the next command on the same weights, sets and text.
+    """
     kept = _KEPT.setdefault(hosted.model, {})
-    key = (hosted.info.weight_hash, retain.sha256)
-    if key not in kept:
-        kept[key] = yield from _measure_norms(hosted, retain)
-    return kept[key]
+    keys = {layer: (hosted.info.weight_hash, retain.sha256, _version(hosted, layer)) for layer in layers}
+    missing = [layer for layer, key in keys.items() if key not in kept]
+    if missing:
+        measured = yield from _measure_norms(hosted, retain, missing)
+        kept |= {keys[layer]: norms for layer, norms in measured.items()}
+    return {layer: kept[key] for layer, key in keys.items()}
 
 
-def _measure_norms(hosted: HostedModel, retain: RetainText) -> Generator[None, None, Tensor]:
-    sites = [neuron_site(layer) for layer in range(hosted.info.n_layers)]
-    squares = torch.zeros(hosted.info.n_layers, hosted.info.d_mlp, dtype=torch.float64)
+def _version(hosted: HostedModel, layer: tuple[str, int]) -> str:
+    return f"{layer[0]}:{layer[1]}:{layer_info(hosted, *layer).content_hash}"
+
+
+def _measure_norms(
+    hosted: HostedModel, retain: RetainText, layers: Sequence[tuple[str, int]]
+) -> Generator[None, None, dict[tuple[str, int], Tensor]]:
+    squares = {
+        (name, layer): torch.zeros(layer_info(hosted, name, layer).d_sae, dtype=torch.float64)
+        for name, layer in layers
+    }
+    sites = sorted({_site_read(hosted, *layer) for layer in layers})
     for window in retain.windows:
         values = run_rows(hosted, [RowInput(ids=window)], reads=sites, keep_last=1).values[0]
-        for site in sites:
-            squares[site.layer] += values[site][1:].double().pow(2).sum(0).cpu()
+        for name, layer in layers:
+            x = values[_site_read(hosted, name, layer)][1:]
+            squares[name, layer] += _written(hosted, name, layer, x).pow(2).sum(0).cpu()
         yield
     count = retain.n_tokens - len(retain.windows)
-    norms = torch.stack([decoder_norms(hosted.architecture, s.layer).double().cpu() for s in sites])
-    return ((squares / count).sqrt() * norms).float()
+    found: dict[tuple[str, int], Tensor] = {}
+    for name, layer in layers:
+        with opened(hosted, name, [layer]) as resident:
+            norms = resident[layer].decoder_norms().double().cpu()
+        found[name, layer] = ((squares[name, layer] / count).sqrt() * norms).float()
+    return found
 
 
-def draw_controls(norms: Tensor, features: Sequence[FeatureRef], controls: MatchedControls) -> ControlDraws:
+def _site_read(hosted: HostedModel, name: str, layer: int) -> Site:
+    return neuron_site(layer) if name == NEURONS else layer_info(hosted, name, layer).site_in
+
+
+def _written(hosted: HostedModel, name: str, layer: int, x: Tensor) -> Tensor:
+    """Return float64 activations `(n, d_sae)` in units of the output site."""
+    if name == NEURONS:
+        return x.double()
+    with opened(hosted, name, [layer]) as resident, torch.inference_mode():
+        code = resident[layer].encode(x)
+        return (code.activations * code.scale).double()
+
+
+def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: MatchedControls) -> ControlDraws:
     """Draw random sets; per feature a candidate of its layer whose norm is within the factor.
 
     No set holds a feature twice, none holds one of `features`, no two sets are equal.
 
     Args:
-        norms: Contribution norms `(n_layers, d_mlp)`.
+        norms: Contribution norms of every layer that a feature is of.
         features: The intervened features, each once.
         controls: How many sets, the factor and the seed.
     """
@@ -88,17 +134,22 @@ def draw_controls(norms: Tensor, features: Sequence[FeatureRef], controls: Match
 
 
 def _candidates(
-    norms: Tensor, feature: FeatureRef, taken: Sequence[FeatureRef], factor: float
+    norms: Norms, feature: FeatureRef, taken: Sequence[FeatureRef], factor: float
 ) -> tuple[int, ...]:
-    """List neurons of the layer whose norm is within the factor, the intervened ones left out."""
-    row, own = norms[feature.layer], float(norms[feature.layer, feature.index])
-    if own == 0.0:  # a neuron that never fires on the text has no scale to match
+    """List features of the layer whose norm is within the factor, the intervened ones left out."""
+    row = norms[_place(feature)]
+    own = float(row[feature.index])
+    if own == 0.0:  # a feature that never fires on the text has no scale to match
         return ()
     near = (row >= own / factor) & (row <= own * factor)
     for other in taken:
-        if other.layer == feature.layer:
+        if _place(other) == _place(feature):
             near[other.index] = False
     return tuple(near.nonzero().flatten().tolist())
+
+
+def _place(feature: FeatureRef) -> tuple[str, int]:
+    return feature.replacement, feature.layer
 
 
 def _enough_candidates(
@@ -111,10 +162,10 @@ def _enough_candidates(
     a draw that fails nevertheless is drawn again.
     """
     kept: set[FeatureRef] = set()
-    served: dict[int, int] = {}
+    served: dict[tuple[str, int], int] = {}
     for feature in sorted(features, key=lambda f: (len(pools[f]), f)):
-        if len(pools[feature]) > served.get(feature.layer, 0):
-            served[feature.layer] = served.get(feature.layer, 0) + 1
+        if len(pools[feature]) > served.get(_place(feature), 0):
+            served[_place(feature)] = served.get(_place(feature), 0) + 1
             kept.add(feature)
     return tuple(feature for feature in features if feature in kept)
 
@@ -137,14 +188,14 @@ def _draw_one(
     pools: Sequence[tuple[int, ...]], matched: Sequence[FeatureRef], random: Random
 ) -> tuple[FeatureRef, ...]:
     """Draw a stand-in per feature, scarce ones first, so that a full set is found when there is one."""
-    taken: set[tuple[int, int]] = set()
+    taken: set[FeatureRef] = set()
     chosen: dict[int, FeatureRef] = {}
-    for place in sorted(range(len(matched)), key=lambda i: len(pools[i])):
-        layer = matched[place].layer
-        free = [index for index in pools[place] if (layer, index) not in taken]
+    for number in sorted(range(len(matched)), key=lambda i: len(pools[i])):
+        like = matched[number]
+        stand_ins = (replace(like, index=index) for index in pools[number])
+        free = [feature for feature in stand_ins if feature not in taken]
         if not free:
             return ()
-        index = random.choice(free)
-        taken.add((layer, index))
-        chosen[place] = FeatureRef(replacement=matched[place].replacement, layer=layer, index=index)
+        chosen[number] = random.choice(free)
+        taken.add(chosen[number])
     return tuple(chosen[i] for i in range(len(matched)))

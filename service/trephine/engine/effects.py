@@ -16,8 +16,8 @@ from trephine.domain.ablation import (
 from trephine.domain.commands import Progress
 from trephine.domain.errors import TrephineError, UnsupportedInterventionError
 from trephine.domain.interventions import FeatureTarget, Intervention
-from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.controls import ControlDraws, contribution_norms, draw_controls
+from trephine.domain.sites import FeatureRef
+from trephine.engine.controls import ControlDraws, draw_controls, norms_of
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import LogitReadout, logit_readout
@@ -89,7 +89,7 @@ def measure_ablation(
     compared with is the effect of those others only: it is reported as the effect `matched_only`.
 
     Raises:
-        UnsupportedInterventionError: If controls are asked for and an intervention is not on a neuron.
+        UnsupportedInterventionError: If controls are asked for and an intervention is not on a feature.
     """
     hosted = session.require_model()
     measured = measured_prompt(hosted, command.prompt, command.target.token, command.target.against)
@@ -101,7 +101,7 @@ def measure_ablation(
     controls = None
     if command.controls:
         yield Progress(stage="controls", done=0, total=command.controls.sets)
-        norms = yield from contribution_norms(hosted, retain)
+        norms = yield from norms_of(hosted, retain, {(f.replacement, f.layer) for f in features})
         draws = draw_controls(norms, features, command.controls)
         if draws.unmatched and draws.matched:
             only = restricted(command.interventions, draws.matched)
@@ -187,13 +187,13 @@ def _named_plans(command: MeasureAblation) -> list[tuple[str, Interventions]]:
 
 
 def _features(interventions: Interventions) -> tuple[FeatureRef, ...]:
-    """List the intervened neurons, each once, in order."""
+    """List the intervened features, each once, in order."""
     found: dict[FeatureRef, None] = {}
     for index, intervention in enumerate(interventions):
         feature = _feature(intervention)
-        if feature is None or feature.replacement != NEURONS:
+        if feature is None:
             raise UnsupportedInterventionError(
-                "matched controls exist for neurons only; leave the controls out for this intervention",
+                "matched controls exist for features only; leave the controls out for this intervention",
                 field=f"interventions[{index}].target",
             )
         found[feature] = None

@@ -21,7 +21,7 @@ from trephine.domain.interventions import (
 )
 from trephine.domain.sites import NEURONS
 from trephine.engine.architecture import Architecture
-from trephine.engine.refusals import check_feature
+from trephine.engine.replacements.sets import require_neuron
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ def _require_neuron(architecture: Architecture, intervention: Intervention, wher
             f"only the model's own neurons can be written so far, not {target.feature.replacement!r}",
         )
     try:
-        check_feature(architecture, target.feature, field=f"{where}.target.feature")
+        require_neuron(architecture, target.feature, field=f"{where}.target.feature")
     except TrephineError as error:
         raise error.with_field(f"{where}.target.feature") from None
     if not isinstance(intervention.operation, Ablate | Scale):

@@ -5,20 +5,23 @@ Hooks and the tape of patterns are installed and removed inside (law 6).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Condition
-from trephine.domain.sites import Site
+from trephine.domain.sites import NEURONS, Site
 from trephine.engine.attention import PatternTape, pattern_tape
 from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import neuron_site
 from trephine.engine.plans import RowPlan, Write
+from trephine.engine.refusals import feature_site
+from trephine.engine.replacements.sets import opened
+from trephine.engine.replacements.writing import Arrival, PlacedLayerWrite, activations_of
 from trephine.engine.selection import Span, selected_positions
 from trephine.engine.sites import Touch, touching
 
@@ -82,7 +85,7 @@ def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
     options: dict[str, Any] = {"use_cache": request.cache is not None, "past_key_values": request.cache}
     if request.keep_last is not None:
         options["logits_to_keep"] = request.keep_last
-    touches = _touches(batch, request)
+    touches = _touches(hosted, batch, request)
     with (
         torch.inference_mode(),
         touching(hosted.architecture, touches),
@@ -98,15 +101,49 @@ def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
     return logits
 
 
-def _touches(batch: Batch, request: Pass) -> dict[Site, Touch]:
-    writes: dict[Site, list[_Placed]] = {}
+def _touches(hosted: HostedModel, batch: Batch, request: Pass) -> dict[Site, Touch]:
+    scene = _Scene(hosted)
+    actions: dict[Site, list[_Action]] = {}
     for plan, span in zip(request.plans, batch.spans, strict=bool(request.plans)):
-        for site, of_row in plan.writes.items():
-            placed = [_Placed(write, span, batch.input_ids.device) for write in of_row]
-            writes.setdefault(site, []).extend(p for p in placed if p.positions)
-    watched = _Watched(p.write.condition for of_site in writes.values() for p in of_site)
-    sites = dict.fromkeys([*writes, *watched.sites, *request.reads])
-    return {site: partial(_touch, site, writes.get(site, ()), watched, request) for site in sites}
+        for site, action in _actions(plan, span, batch.input_ids.device, scene):
+            actions.setdefault(site, []).append(action)
+    for of_site in actions.values():
+        of_site.sort(key=lambda action: action.order)
+    sites = dict.fromkeys([*actions, *scene.watched, *request.reads])
+    return {site: partial(_touch, site, actions.get(site, ()), scene, request) for site in sites}
+
+
+@dataclass(frozen=True, slots=True)
+class _Action:
+    """Something done to one row at one site; lower orders first, rows do not see each other."""
+
+    order: float
+    act: Callable[[Tensor], None]
+    """Given the row's live `(columns, width)`."""
+    row: int
+
+
+def _actions(
+    plan: RowPlan, span: Span, device: torch.device, scene: _Scene
+) -> Iterator[tuple[Site, _Action]]:
+    """Yield what a row does where, in this pass. Reading a set's layer comes last at its input site."""
+    for site, writes in plan.writes.items():
+        for write in writes:
+            placed = _Placed(write, span, device)
+            if placed.positions:
+                scene.watch(write.condition)
+                yield site, _Action(write.tallies[0].index, partial(placed.apply, scene), span.row)
+    for of_layer in plan.layer_writes:
+        arriving = PlacedLayerWrite(of_layer, span, device)
+        if not arriving.positions:
+            continue
+        for change in of_layer.changes:
+            scene.watch(change.condition)
+        order = of_layer.changes[0].tally.index
+        inside = of_layer.source in of_layer.outputs
+        yield of_layer.source, _Action(order if inside else inf, partial(scene.read, arriving), span.row)
+        for site in of_layer.outputs:
+            yield site, _Action(order, partial(scene.arrive, arriving, site), span.row)
 
 
 class _Placed:
@@ -118,38 +155,59 @@ class _Placed:
         shift = span.offset - span.first
         self.columns = torch.tensor([p + shift for p in self.positions], dtype=torch.long, device=device)
 
-    def apply(self, x: Tensor, watched: _Watched) -> None:
-        """Write into `x (rows, columns, width)`."""
+    def apply(self, scene: _Scene, x: Tensor) -> None:
+        """Write into the row's `x (columns, width)`."""
         columns, positions = self.columns, self.positions
         if self.write.condition is not None:
-            holds = watched.holds(self.write.condition, self.row, columns)
+            holds = scene.holds(self.row, self.write.condition, columns)
             columns = columns[holds]
             positions = [p for p, held in zip(positions, holds.tolist(), strict=True) if held]
         if positions:
-            self.write.apply(x[self.row], columns, positions)
+            self.write.apply(x, columns, positions)
 
 
-class _Watched:
-    """Activations of the neurons that conditions ask about, in the running pass."""
+class _Scene:
+    """What the running pass has seen so far: live sites that conditions ask about, features on their way."""
 
-    def __init__(self, conditions: Iterable[Condition | None]) -> None:
-        self.sites = {neuron_site(c.feature.layer) for c in conditions if c is not None}
-        self._latest: dict[int, Tensor] = {}
+    def __init__(self, hosted: HostedModel) -> None:
+        self._hosted = hosted
+        self.watched: dict[Site, None] = {}
+        self._latest: dict[Site, Tensor] = {}
+        self._arrivals: dict[tuple[PlacedLayerWrite, Site], Arrival] = {}
+
+    def watch(self, condition: Condition | None) -> None:
+        """Remember that a condition will ask about its feature."""
+        if condition is not None:
+            self.watched[feature_site(self._hosted, condition.feature)] = None
 
     def see(self, site: Site, x: Tensor) -> None:
-        """Remember a layer's neurons: the live tensor, so that writes to come are seen too."""
-        if site in self.sites:
-            self._latest[site.layer] = x
+        """Remember a watched site: the live tensor, so that writes to come are seen too."""
+        if site in self.watched:
+            self._latest[site] = x
 
-    def holds(self, condition: Condition, row: int, columns: Tensor) -> Tensor:
-        """Say where in a row the condition's neuron is large enough, bool `(len(columns),)`."""
+    def holds(self, row: int, condition: Condition, columns: Tensor) -> Tensor:
+        """Say where in a row the condition's feature is large enough, bool `(len(columns),)`."""
         feature = condition.feature
-        return self._latest[feature.layer][row, columns, feature.index] >= condition.at_least
+        x = self._latest[feature_site(self._hosted, feature)][row, columns]
+        if feature.replacement == NEURONS:
+            return x[:, feature.index] >= condition.at_least
+        with opened(self._hosted, feature.replacement, [feature.layer]) as layers:
+            _, found = activations_of(layers[feature.layer], x, [feature.index])
+        return found[:, 0] >= condition.at_least
+
+    def read(self, placed: PlacedLayerWrite, x: Tensor) -> None:
+        """Encode a layer's input in one row and keep what its outputs will receive."""
+        found = placed.read(self._hosted, x, partial(self.holds, placed.row))
+        self._arrivals |= {(placed, site): arrival for site, arrival in found.items()}
+
+    def arrive(self, placed: PlacedLayerWrite, site: Site, x: Tensor) -> None:
+        """Write what a layer's changed features bring to an output site."""
+        self._arrivals.pop((placed, site)).apply(x)
 
 
-def _touch(site: Site, writes: Sequence[_Placed], watched: _Watched, request: Pass, x: Tensor) -> None:
-    watched.see(site, x)
-    for write in writes:
-        write.apply(x, watched)
+def _touch(site: Site, actions: Sequence[_Action], scene: _Scene, request: Pass, x: Tensor) -> None:
+    scene.see(site, x)
+    for action in actions:
+        action.act(x[action.row])
     if site in request.reads:
         request.values[site] = x.clone()

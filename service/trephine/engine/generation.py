@@ -16,11 +16,12 @@ from transformers import DynamicCache
 
 from trephine.domain.errors import TrephineError, UnsupportedInterventionError
 from trephine.domain.generation import Completion, FinishReason, Generate, Generation, TokenEvent
-from trephine.domain.interventions import Intervention, PatternMode, Phase, Resample
+from trephine.domain.interventions import ErrorTerm, Intervention, PatternMode, Phase, Resample
 from trephine.engine.batches import batches, check_row_count
 from trephine.engine.forward import Batch, Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.plans import RowPlan
+from trephine.engine.refusals import is_of_set
 from trephine.engine.rows import RowInput, check_row, frozen_patterns, plan_rows, require_matches
 from trephine.engine.sampling import Sampler
 from trephine.engine.selection import Span
@@ -117,6 +118,13 @@ def _check_generated(intervention: Intervention, index: int) -> None:
             field="mode.patterns",
             intervention=index,
         )
+    if intervention.error_term is ErrorTerm.FROZEN and is_of_set(intervention):
+        raise UnsupportedInterventionError(
+            "error_term: tokens still to be generated have no clean run whose error could be kept; "
+            "restrict selector.phases to `prompt`, or leave it `live`",
+            field="error_term",
+            intervention=index,
+        )
     if isinstance(intervention.operation, Resample):
         raise UnsupportedInterventionError(
             "operation.donor: a donor has no position for tokens still to be generated; "
@@ -130,7 +138,7 @@ def _generate_batch(
     hosted: HostedModel, command: Generate, rows: Sequence[RowInput], part: range
 ) -> Generator[TokenEvent | None, None, list[Completion]]:
     inputs = [rows[i] for i in part]
-    plans = plan_rows(hosted, [row.interventions for row in inputs])
+    plans = plan_rows(hosted, inputs)
     everyone = [
         _Writer(
             row=index,

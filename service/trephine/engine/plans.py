@@ -1,63 +1,41 @@
 """Interventions made ready to run: which row writes what at which site, and a tally of what was written.
 
 Neurons of one row, layer and selector are written together, so that sixty ablated neurons cost little
-more than one. Within a site writes keep the order of the request.
+more than one; so are the features of one layer of a set. Within a site writes keep the order of the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from trephine.domain.errors import UnsupportedInterventionError
 from trephine.domain.interventions import (
     Applied,
     Condition,
     DirectionTarget,
+    ErrorTerm,
     FeatureTarget,
     Intervention,
     MeanAblate,
     Resample,
     Selector,
 )
-from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Architecture
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.changes import Affine, Change, change_of, side_by_side
 from trephine.engine.coordinates import Component, Coordinates, Entries, Whole
-from trephine.engine.neurons import decoders
-from trephine.engine.refusals import site_written
+from trephine.engine.hosted import HostedModel
+from trephine.engine.refusals import is_of_set, site_written
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.replacements.writing import FeatureChange, LayerWrite, activations_of
+from trephine.engine.tallies import Tally
 
 Donors = Mapping[tuple[str, Site], Tensor]
 """Clean activations `(n_pos, width)` at a site of the texts that mean-ablation and resampling name."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """How often and how far one intervention wrote."""
-
-    index: int
-    layer: int
-    positions: int = 0
-    total: Tensor | float = 0.0
-    largest: Tensor | float = 0.0
-
-    def add(self, sizes: Tensor) -> None:
-        """Count the L2 sizes `(n,)` of changes."""
-        self.positions += sizes.shape[0]
-        self.total = self.total + sizes.sum()
-        self.largest = sizes.max().clamp_min(self.largest)
-
-    def applied(self) -> Applied:
-        """Return the echo; nothing written is zero positions."""
-        return Applied(
-            index=self.index,
-            layer=self.layer,
-            positions=self.positions,
-            mean_change=float(self.total) / max(self.positions, 1),
-            max_change=float(self.largest),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,24 +71,48 @@ class RowPlan:
     """What is written in one row, by site and in order; its tallies add up over several passes."""
 
     def __init__(
-        self, architecture: Architecture, interventions: Sequence[Intervention], donors: Donors
+        self,
+        hosted: HostedModel,
+        interventions: Sequence[Intervention],
+        donors: Donors,
+        errors: Mapping[Site, Tensor] | None = None,
     ) -> None:
-        """Compile interventions that `trephine.engine.refusals` has let through."""
-        compiled = [_compile(architecture, i, v, donors) for i, v in enumerate(interventions)]
-        self._tallies = [write.tallies[0] for write in compiled]
+        """Compile interventions that `trephine.engine.refusals` has let through.
+
+        Args:
+            hosted: The model with its sets.
+            interventions: In the order of the request.
+            donors: Clean activations of the texts that operations name.
+            errors: The row's clean errors by output site, for features whose error term is frozen.
+        """
+        compiled: list[Write] = []
+        changes: dict[tuple[str, int], list[tuple[ErrorTerm, FeatureChange]]] = {}
+        self._tallies: list[Tally] = []
+        for index, intervention in enumerate(interventions):
+            if is_of_set(intervention):
+                key, change = _compile_feature(hosted, index, intervention, donors)
+                changes.setdefault(key, []).append((intervention.error_term, change))
+                self._tallies.append(change.tally)
+            else:
+                compiled.append(_compile(hosted, index, intervention, donors))
+                self._tallies.append(compiled[-1].tallies[0])
+        self.layer_writes = [_layer_write(hosted, key, of, errors or {}) for key, of in changes.items()]
+        crossed = {site for write in self.layer_writes for site in (write.source, *write.outputs)}
         by_site: dict[Site, list[Write]] = {}
         for write in compiled:
             by_site.setdefault(write.site, []).append(write)
-        self.writes: dict[Site, list[Write]] = {site: _joined(writes) for site, writes in by_site.items()}
+        self.writes: dict[Site, list[Write]] = {
+            site: writes if site in crossed else _joined(writes) for site, writes in by_site.items()
+        }
 
     def applied(self) -> tuple[Applied, ...]:
         """Return what was written so far, one entry per intervention."""
         return tuple(tally.applied() for tally in self._tallies)
 
 
-def _compile(architecture: Architecture, index: int, intervention: Intervention, donors: Donors) -> Write:
-    site = site_written(intervention)
-    coordinates, norm = _coordinates(architecture, intervention)
+def _compile(hosted: HostedModel, index: int, intervention: Intervention, donors: Donors) -> Write:
+    site = site_written(hosted, intervention)
+    coordinates, norm = _coordinates(hosted, intervention)
     text = donor_text(intervention)
     donor = None if text is None else coordinates.read(donors[text, site])
     return Write(
@@ -123,14 +125,60 @@ def _compile(architecture: Architecture, index: int, intervention: Intervention,
     )
 
 
-def _coordinates(architecture: Architecture, intervention: Intervention) -> tuple[Coordinates, float]:
+def _compile_feature(
+    hosted: HostedModel, index: int, intervention: Intervention, donors: Donors
+) -> tuple[tuple[str, int], FeatureChange]:
+    target = cast(FeatureTarget, intervention.target)
+    feature, text = target.feature, donor_text(intervention)
+    donor: Tensor | None = None
+    if text is not None:
+        x = donors[text, site_written(hosted, intervention)]
+        with opened(hosted, feature.replacement, [feature.layer]) as layers:
+            _, donor = activations_of(layers[feature.layer], x, [feature.index])
+    return (feature.replacement, feature.layer), FeatureChange(
+        index=feature.index,
+        selector=intervention.selector,
+        condition=intervention.condition,
+        change=change_of(intervention.operation, norm=1.0, donor=donor),
+        tally=Tally(index, feature.layer),
+    )
+
+
+def _layer_write(
+    hosted: HostedModel,
+    key: tuple[str, int],
+    changes: Sequence[tuple[ErrorTerm, FeatureChange]],
+    errors: Mapping[Site, Tensor],
+) -> LayerWrite:
+    name, layer = key
+    info = layer_info(hosted, name, layer)
+    terms = {term for term, _ in changes}
+    if len(terms) > 1:
+        raise UnsupportedInterventionError(
+            f"error_term: features of layer {layer} of {name} share one error term in a row; use one of "
+            f"{', '.join(sorted(term.value for term in terms))} for all of them, or two rows",
+            field="error_term",
+        )
+    return LayerWrite(
+        replacement=name,
+        layer=layer,
+        source=info.site_in,
+        outputs=info.sites_out,
+        error_term=terms.pop(),
+        changes=tuple(change for _, change in changes),
+        errors={site: errors[site] for site in info.sites_out if site in errors},
+    )
+
+
+def _coordinates(hosted: HostedModel, intervention: Intervention) -> tuple[Coordinates, float]:
     """Return what is written, and the length of the vector that `add` takes as given."""
-    target, device = intervention.target, architecture.W_U.device
+    target, device = intervention.target, hosted.architecture.W_U.device
     if isinstance(target, FeatureTarget):
-        feature = target.feature
-        if site_written(intervention).kind is SiteKind.NEURONS:
+        feature, site = target.feature, site_written(hosted, intervention)
+        if site.kind is SiteKind.NEURONS and feature.replacement == NEURONS:
             return Entries(indices=(feature.index,)), 1.0
-        vector = decoders(architecture, feature.layer, [feature.index])[0].to(torch.float64)
+        with opened(hosted, feature.replacement, [feature.layer]) as layers:
+            vector = layers[feature.layer].decoders([feature.index], site)[0].to(torch.float64)
     elif isinstance(target, DirectionTarget):
         vector = torch.tensor(target.vector, dtype=torch.float64, device=device)
     else:

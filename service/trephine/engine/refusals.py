@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from trephine.domain.errors import (
-    FeatureOutOfRangeError,
-    ShapeMismatchError,
-    UnsupportedInterventionError,
-)
+from trephine.domain.errors import ShapeMismatchError, UnsupportedInterventionError
 from trephine.domain.interventions import (
     Ablate,
     AddNormScaled,
@@ -15,63 +11,44 @@ from trephine.domain.interventions import (
     FeatureTarget,
     Intervention,
     MeanAblate,
+    ProjectOut,
     Resample,
     Scale,
     SiteTarget,
 )
+from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.engine.architecture import Architecture
-from trephine.engine.sites import place_in_pass, require_layer, require_site, site_width
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import layer_info, require_feature
+from trephine.engine.sites import place_in_pass, require_site, site_width
 
 
-def check_intervention(architecture: Architecture, intervention: Intervention) -> None:
+def check_intervention(hosted: HostedModel, intervention: Intervention) -> None:
     """Refuse what does not exist and what is not supported.
 
     Raises:
+        ReplacementNotFoundError: If a feature's replacement set is not loaded.
         LayerOutOfRangeError: If a layer does not exist.
-        FeatureOutOfRangeError: If a neuron does not exist.
+        FeatureOutOfRangeError: If a neuron or feature does not exist.
         ShapeMismatchError: If a direction's width is not the site's.
         UnsupportedInterventionError: If the language can say it and this release cannot do it.
     """
-    _check_target(architecture, intervention)
+    _check_target(hosted, intervention)
     _check_mode(intervention)
-    _check_condition(architecture, intervention)
+    _check_condition(hosted, intervention)
 
 
-def check_feature(architecture: Architecture, feature: FeatureRef, *, field: str) -> None:
-    """Refuse a feature that the model's replacement layers do not have.
-
-    Raises:
-        UnsupportedInterventionError: If it names another replacement set than the neurons.
-        LayerOutOfRangeError: If the layer does not exist.
-        FeatureOutOfRangeError: If the index does not exist.
-    """
-    if feature.replacement != NEURONS:
-        raise UnsupportedInterventionError(
-            f"replacement set {feature.replacement!r} is not loaded; this release knows {NEURONS!r}",
-            field=f"{field}.replacement",
-        )
-    require_layer(architecture, feature.layer)
-    if not 0 <= feature.index < architecture.d_mlp:
-        raise FeatureOutOfRangeError(
-            f"neuron {feature.index} does not exist; layer {feature.layer} has neurons "
-            f"0 to {architecture.d_mlp - 1}",
-            field=f"{field}.index",
-            index=feature.index,
-            d_mlp=architecture.d_mlp,
-        )
-
-
-def _check_target(architecture: Architecture, intervention: Intervention) -> None:
+def _check_target(hosted: HostedModel, intervention: Intervention) -> None:
     target, operation = intervention.target, intervention.operation
     if isinstance(target, FeatureTarget):
-        check_feature(architecture, target.feature, field="target.feature")
+        info = require_feature(hosted, target.feature, field="target.feature")
         if isinstance(operation, AddNormScaled):
             raise _unsupported("operation", "add_norm_scaled needs a direction; features take `add`")
+        _check_feature_of_set(target.feature, info, intervention)
         return
-    require_site(architecture, target.site)
+    require_site(hosted.architecture, target.site)
     if isinstance(target, DirectionTarget):
-        width = site_width(architecture, target.site)
+        width = site_width(hosted.architecture, target.site)
         if len(target.vector) != width:
             raise ShapeMismatchError(
                 f"the direction has {len(target.vector)} numbers, {target.site.kind.value} has {width}",
@@ -89,6 +66,26 @@ def _check_target(architecture: Architecture, intervention: Intervention) -> Non
         raise _unsupported("error_term", "only features have an error term; leave it `live`")
 
 
+def _check_feature_of_set(
+    feature: FeatureRef, info: ReplacementLayerInfo, intervention: Intervention
+) -> None:
+    """Refuse what a single layer of a set cannot mean. Neurons reconstruct exactly: all modes agree."""
+    if feature.replacement == NEURONS or len(info.sites_out) == 1:
+        return
+    if intervention.error_term is not ErrorTerm.LIVE:
+        raise _unsupported(
+            "error_term",
+            "a cross-layer transcoder's layer reconstructs no site on its own, so its error can be neither "
+            "frozen nor dropped; leave it `live`",
+        )
+    if isinstance(intervention.operation, ProjectOut):
+        raise _unsupported(
+            "operation",
+            f"feature {feature.layer}:{feature.index} writes {len(info.sites_out)} sites, so there is no one "
+            "decoder to project out; use `ablate`",
+        )
+
+
 def _check_mode(intervention: Intervention) -> None:
     if intervention.mode.last_layer is not None:
         raise _unsupported("mode.last_layer", "a limited layer range is not carried out by this release")
@@ -96,31 +93,56 @@ def _check_mode(intervention: Intervention) -> None:
         raise _unsupported("mode.heads", "changes seen by single heads are not carried out by this release")
 
 
-def _check_condition(architecture: Architecture, intervention: Intervention) -> None:
+def _check_condition(hosted: HostedModel, intervention: Intervention) -> None:
     condition = intervention.condition
     if condition is None:
         return
-    check_feature(architecture, condition.feature, field="condition.feature")
-    read, written = Site(kind=SiteKind.NEURONS, layer=condition.feature.layer), site_written(intervention)
+    require_feature(hosted, condition.feature, field="condition.feature")
+    read, written = feature_site(hosted, condition.feature), first_site(hosted, intervention)
     if place_in_pass(read) > place_in_pass(written):
         raise _unsupported(
             "condition.feature",
-            f"a neuron of layer {read.layer} is computed after {written.kind.value} of layer {written.layer} "
-            "is written; choose a feature of an earlier layer",
+            f"a feature of layer {read.layer} is computed after {written.kind.value} of layer "
+            f"{written.layer} is written; choose a feature of an earlier layer",
         )
 
 
-def site_written(intervention: Intervention) -> Site:
-    """Return the site that an intervention writes.
+def is_of_set(intervention: Intervention) -> bool:
+    """True if it changes features of a loaded set: read at one site, written at another."""
+    target = intervention.target
+    if not isinstance(target, FeatureTarget) or target.feature.replacement == NEURONS:
+        return False
+    return not isinstance(intervention.operation, ProjectOut)
 
-    A neuron is written where the down projection reads it. `project_out` of a neuron removes from the
-    MLP's output its component along the neuron's decoder, whichever neurons wrote it.
+
+def feature_site(hosted: HostedModel, feature: FeatureRef) -> Site:
+    """Return the site from which a feature's activation is known in a forward pass."""
+    if feature.replacement == NEURONS:
+        return Site(kind=SiteKind.NEURONS, layer=feature.layer)
+    return layer_info(hosted, feature.replacement, feature.layer).site_in
+
+
+def first_site(hosted: HostedModel, intervention: Intervention) -> Site:
+    """Return the first site that an intervention writes."""
+    target = intervention.target
+    if is_of_set(intervention) and isinstance(target, FeatureTarget):
+        return layer_info(hosted, target.feature.replacement, target.feature.layer).sites_out[0]
+    return site_written(hosted, intervention)
+
+
+def site_written(hosted: HostedModel, intervention: Intervention) -> Site:
+    """Return the site of the coordinates that an intervention changes.
+
+    A neuron is written where the down projection reads it, a feature of a set is known at its input site
+    and written at its output sites. `project_out` of either removes from the output site its component
+    along the decoder, whichever features wrote it.
     """
     target = intervention.target
     if isinstance(target, DirectionTarget | SiteTarget):
         return target.site
-    projects = intervention.operation.kind == "project_out"
-    return Site(kind=SiteKind.MLP_OUT if projects else SiteKind.NEURONS, layer=target.feature.layer)
+    if not isinstance(intervention.operation, ProjectOut):
+        return feature_site(hosted, target.feature)
+    return layer_info(hosted, target.feature.replacement, target.feature.layer).sites_out[0]
 
 
 def _unsupported(field: str, message: str) -> UnsupportedInterventionError:

@@ -16,13 +16,21 @@ from trephine.domain.errors import (
     TrephineError,
     UnsupportedInterventionError,
 )
-from trephine.domain.interventions import Applied, Intervention, MeanAblate, PatternMode
+from trephine.domain.interventions import (
+    Applied,
+    ErrorTerm,
+    FeatureTarget,
+    Intervention,
+    MeanAblate,
+    PatternMode,
+)
 from trephine.domain.sites import Site
 from trephine.engine.attention import PatternTape
 from trephine.engine.forward import Batch, Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.plans import Donors, RowPlan, donor_text
-from trephine.engine.refusals import check_intervention, site_written
+from trephine.engine.refusals import check_intervention, is_of_set, site_written
+from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.selection import check_selector
 from trephine.engine.sites import require_site
 
@@ -85,7 +93,7 @@ def run_rows(
         require_site(hosted.architecture, site)
     for row in rows:
         check_row(hosted, row, any_position=allow_unmatched)
-    plans = plan_rows(hosted, [row.interventions for row in rows])
+    plans = plan_rows(hosted, rows)
     batch = left_padded(hosted, [(row.ids, row.prompt_length) for row in rows])
     tape = frozen_patterns(hosted, batch, [row.interventions for row in rows])
     tape.record = record_patterns
@@ -121,7 +129,7 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position
         )
     for index, intervention in enumerate(row.interventions):
         try:
-            check_intervention(hosted.architecture, intervention)
+            check_intervention(hosted, intervention)
             check_selector(
                 intervention.selector,
                 n_prompt=info.context_length if any_position else row.prompt_length,
@@ -133,10 +141,10 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position
             raise
 
 
-def plan_rows(hosted: HostedModel, rows: Sequence[Sequence[Intervention]]) -> list[RowPlan]:
-    """Compile the interventions of every row, running the clean passes that their texts need."""
-    donors = _donors(hosted, (intervention for row in rows for intervention in row))
-    return [RowPlan(hosted.architecture, row, donors) for row in rows]
+def plan_rows(hosted: HostedModel, rows: Sequence[RowInput]) -> list[RowPlan]:
+    """Compile the interventions of every row, running the clean passes that they need."""
+    donors = _donors(hosted, (intervention for row in rows for intervention in row.interventions))
+    return [RowPlan(hosted, row.interventions, donors, _clean_errors(hosted, row)) for row in rows]
 
 
 def frozen_patterns(hosted: HostedModel, batch: Batch, rows: Sequence[Sequence[Intervention]]) -> PatternTape:
@@ -193,7 +201,7 @@ def _donors(hosted: HostedModel, interventions: Iterable[Intervention]) -> Donor
     for intervention in interventions:
         text = donor_text(intervention)
         if text is not None:
-            wanted.setdefault(text, set()).add(site_written(intervention))
+            wanted.setdefault(text, set()).add(site_written(hosted, intervention))
             if isinstance(intervention.operation, MeanAblate) and len(hosted.encode(text)) < 2:
                 raise InvalidRequestError(
                     "mean_ablate needs a text of at least two tokens: position 0 is left out of the mean",
@@ -204,6 +212,28 @@ def _donors(hosted: HostedModel, interventions: Iterable[Intervention]) -> Donor
         values = run_rows(hosted, [RowInput(hosted.encode(text))], reads=sorted(sites), keep_last=1).values[0]
         donors |= {(text, site): value for site, value in values.items()}
     return donors
+
+
+def _clean_errors(hosted: HostedModel, row: RowInput) -> dict[Site, Tensor]:
+    """Return the clean run's error `(n_pos, width)` at every output site whose error term is frozen."""
+    layers = {
+        (intervention.target.feature.replacement, intervention.target.feature.layer)
+        for intervention in row.interventions
+        if isinstance(intervention.target, FeatureTarget)
+        and is_of_set(intervention)
+        and intervention.error_term is ErrorTerm.FROZEN
+    }
+    if not layers:
+        return {}
+    infos = {key: layer_info(hosted, *key) for key in sorted(layers)}
+    sites = sorted({site for info in infos.values() for site in (info.site_in, *info.sites_out)})
+    clean = run_rows(hosted, [RowInput(row.ids)], reads=sites, keep_last=1).values[0]
+    errors: dict[Site, Tensor] = {}
+    for (name, layer), info in infos.items():
+        with opened(hosted, name, [layer]) as resident, torch.inference_mode():
+            found = resident[layer].reconstruct(clean[info.site_in])
+        errors |= {site: clean[site] - found[site].to(clean[site].dtype) for site in info.sites_out}
+    return errors
 
 
 def _unpadded(

@@ -13,7 +13,7 @@ from trephine.domain.errors import (
     FeatureOutOfRangeError,
     InvalidRequestError,
     LayerOutOfRangeError,
-    UnsupportedOptionError,
+    ReplacementNotFoundError,
 )
 from trephine.domain.sites import FeatureRef
 from trephine.engine.activations import HANDLERS
@@ -73,7 +73,7 @@ def test_bad_requests_are_refused():
         run(hosted, ReadActivations(text=TEXT, features=(FeatureRef(layer=0, index=64),)))
     with pytest.raises(LayerOutOfRangeError):
         run(hosted, ReadActivations(text=TEXT, features=(FeatureRef(layer=3, index=0),)))
-    with pytest.raises(UnsupportedOptionError, match="'tc'"):
+    with pytest.raises(ReplacementNotFoundError, match="'tc'"):
         run(hosted, RankActivity(text=TEXT, replacement="tc"))
     with pytest.raises(InvalidRequestError, match="one token"):
         run(hosted, RankActivity(text=" the"))

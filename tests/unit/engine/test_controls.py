@@ -24,7 +24,7 @@ def norms():
     """Two layers of fifty neurons; in layer 1 neuron 0 has no peer, neuron 1 exactly three."""
     table = torch.linspace(1.0, 3.0, 50).repeat(2, 1)
     table[1, 0], table[1, 1:5] = 100.0, 10.0
-    return table
+    return {("neurons", layer): row for layer, row in enumerate(table)}
 
 
 def test_every_stand_in_is_of_the_same_layer_and_of_similar_norm(norms):
@@ -35,7 +35,8 @@ def test_every_stand_in_is_of_the_same_layer_and_of_similar_norm(norms):
     for drawn in draws.sets:
         for own, other in zip(draws.matched, drawn, strict=True):
             assert other.layer == own.layer
-            assert 1 / 1.5 <= norms[other.layer, other.index] / norms[own.layer, own.index] <= 1.5
+            ours, theirs = (norms["neurons", f.layer][f.index] for f in (own, other))
+            assert 1 / 1.5 <= theirs / ours <= 1.5
         assert not set(drawn) & set(features)
         assert len(set(drawn)) == len(drawn)
     assert len({frozenset(drawn) for drawn in draws.sets}) == 99
@@ -65,7 +66,7 @@ def test_features_that_compete_for_too_few_peers_are_listed(norms):
 
 def test_a_neuron_that_never_fires_has_no_match(norms):
     """A norm of 0 has no factor-of-2 neighbourhood."""
-    norms[0, 3] = 0.0
+    norms["neurons", 0][3] = 0.0
     draws = draw_controls(norms, (feature(0, 3),), MatchedControls())
     assert draws.matched == ()
     assert draws.sets == ()

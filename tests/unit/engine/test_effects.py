@@ -86,7 +86,7 @@ def test_controls_do_the_same_to_other_neurons():
 def test_the_effect_of_matched_features_only_is_what_controls_are_compared_with(monkeypatch):
     """Where a feature has no match, a further effect names what the p-value is about."""
     alone = neuron(0, 3, Ablate()).target.feature
-    monkeypatch.setattr(effects, "contribution_norms", norms_with_a_giant(alone))
+    monkeypatch.setattr(effects, "norms_of", norms_with_a_giant(alone))
     hosted = tiny_hosted("llama")
     report = measure(hosted, interventions=(neuron(0, 3, Ablate()), neuron(1, 5, Ablate())))
     assert report.controls is not None
@@ -100,7 +100,7 @@ def test_the_effect_of_matched_features_only_is_what_controls_are_compared_with(
 def test_without_any_match_nothing_is_claimed(monkeypatch):
     """The p-value is 1, and no control was run."""
     alone = neuron(0, 3, Ablate()).target.feature
-    monkeypatch.setattr(effects, "contribution_norms", norms_with_a_giant(alone))
+    monkeypatch.setattr(effects, "norms_of", norms_with_a_giant(alone))
     report = measure(tiny_hosted("llama"), interventions=(neuron(0, 3, Ablate()),))
     assert report.controls is not None
     assert (report.controls.p_value, report.controls.changes, report.controls.matched) == (1.0, (), 0)
@@ -109,11 +109,11 @@ def test_without_any_match_nothing_is_claimed(monkeypatch):
 def norms_with_a_giant(feature):
     """Replace the measured norms: one neuron is a thousand times the others, which differ slightly."""
 
-    def norms(hosted, retain):
+    def norms(hosted, retain, layers):
         table = torch.linspace(1.0, 1.5, 64).repeat(3, 1)
         table[feature.layer, feature.index] = 1000.0
         yield None
-        return table
+        return {(name, layer): table[layer] for name, layer in layers}
 
     return norms
 

@@ -14,6 +14,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo, Residency
 from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.engine.architecture import Architecture
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.neurons import neuron_layer, neuron_layer_info
@@ -124,16 +125,31 @@ def require_feature(hosted: HostedModel, feature: FeatureRef, *, field: str) -> 
     except LayerOutOfRangeError as error:
         error.context.setdefault("field", f"{field}.layer")
         raise
-    if not 0 <= feature.index < info.d_sae:
-        what = "neuron" if feature.replacement == NEURONS else "feature"
-        raise FeatureOutOfRangeError(
-            f"{what} {feature.index} does not exist; layer {feature.layer} of {feature.replacement} has "
-            f"{what}s 0 to {info.d_sae - 1}",
-            field=f"{field}.index",
-            index=feature.index,
-            d_sae=info.d_sae,
-        )
+    _require_index(info, feature, field)
     return info
+
+
+def require_neuron(architecture: Architecture, feature: FeatureRef, *, field: str) -> None:
+    """Refuse a neuron that the model does not have.
+
+    Raises:
+        LayerOutOfRangeError: If its layer does not exist.
+        FeatureOutOfRangeError: If its index does not.
+    """
+    _require_index(neuron_layer_info(architecture, feature.layer), feature, field)
+
+
+def _require_index(info: ReplacementLayerInfo, feature: FeatureRef, field: str) -> None:
+    if 0 <= feature.index < info.d_sae:
+        return
+    what = "neuron" if feature.replacement == NEURONS else "feature"
+    raise FeatureOutOfRangeError(
+        f"{what} {feature.index} does not exist; layer {feature.layer} of {feature.replacement} has "
+        f"{what}s 0 to {info.d_sae - 1}",
+        field=f"{field}.index",
+        index=feature.index,
+        d_sae=info.d_sae,
+    )
 
 
 @contextmanager
