@@ -159,13 +159,15 @@ class EstimateQuality(google.protobuf.message.Message):
     HOW_FIELD_NUMBER: builtins.int
     PREDICTED_FIELD_NUMBER: builtins.int
     MEASURED_FIELD_NUMBER: builtins.int
+    EDGE_SLOPE_FIELD_NUMBER: builtins.int
+    EDGE_SPEARMAN_FIELD_NUMBER: builtins.int
     nodes: builtins.int
     """Nodes ablated."""
     how: builtins.str
     """Which ablation, positions and freezes."""
     @property
     def slope(self) -> trephine.v1.common_pb2.Figure:
-        """Slope through 0 of measured on predicted."""
+        """Slope through 0 of measured on the shown effects."""
 
     @property
     def spearman(self) -> trephine.v1.common_pb2.Figure:
@@ -173,11 +175,19 @@ class EstimateQuality(google.protobuf.message.Message):
 
     @property
     def predicted(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Predicted, logits."""
+        """Shown effects, logits."""
 
     @property
     def measured(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Measured, logits."""
+
+    @property
+    def edge_slope(self) -> trephine.v1.common_pb2.Figure:
+        """Slope of measured on what the rule of the edges predicts, summed over all paths."""
+
+    @property
+    def edge_spearman(self) -> trephine.v1.common_pb2.Figure:
+        """Rank correlation with the same."""
 
     def __init__(
         self,
@@ -188,9 +198,11 @@ class EstimateQuality(google.protobuf.message.Message):
         how: builtins.str = ...,
         predicted: collections.abc.Iterable[builtins.float] | None = ...,
         measured: collections.abc.Iterable[builtins.float] | None = ...,
+        edge_slope: trephine.v1.common_pb2.Figure | None = ...,
+        edge_spearman: trephine.v1.common_pb2.Figure | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["slope", b"slope", "spearman", b"spearman"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["how", b"how", "measured", b"measured", "nodes", b"nodes", "predicted", b"predicted", "slope", b"slope", "spearman", b"spearman"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["edge_slope", b"edge_slope", "edge_spearman", b"edge_spearman", "slope", b"slope", "spearman", b"spearman"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["edge_slope", b"edge_slope", "edge_spearman", b"edge_spearman", "how", b"how", "measured", b"measured", "nodes", b"nodes", "predicted", b"predicted", "slope", b"slope", "spearman", b"spearman"]) -> None: ...
 
 global___EstimateQuality = EstimateQuality
 

@@ -82,12 +82,19 @@ class EstimateQuality:
 
     nodes: int
     slope: float
-    """Least-squares slope through 0 of measured on predicted."""
+    """Least-squares slope through 0 of measured on the shown effects."""
     slope_low: float
     slope_high: float
     spearman: float
     spearman_low: float
     spearman_high: float
+    edge_slope: float
+    """The same of measured on what the rule of the edges predicts, summed over all paths."""
+    edge_slope_low: float
+    edge_slope_high: float
+    edge_spearman: float
+    edge_spearman_low: float
+    edge_spearman_high: float
     how: str
     """Which ablation, positions and freezes, in words."""
     predicted: tuple[float, ...]

@@ -110,11 +110,14 @@ def _zeroing(cells: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tens
 
 def _quality(chosen: list[Predicted], measured: list[float], seed: int) -> EstimateQuality | None:
     x = torch.tensor([node.effect for node in chosen], dtype=torch.float64)
+    half = torch.tensor([node.by_half_rule for node in chosen], dtype=torch.float64)
     y = torch.tensor(measured, dtype=torch.float64)
     if not x.any() or not y.any():
         return None
     slope_low, slope_high = _interval(slope_through_zero, x, y, seed)
     spearman_low, spearman_high = _interval(spearman, x, y, seed)
+    edge_slope_low, edge_slope_high = _interval(slope_through_zero, half, y, seed)
+    edge_spearman_low, edge_spearman_high = _interval(spearman, half, y, seed)
     return EstimateQuality(
         nodes=len(chosen),
         slope=slope_through_zero(x, y),
@@ -123,6 +126,12 @@ def _quality(chosen: list[Predicted], measured: list[float], seed: int) -> Estim
         spearman=spearman(x, y),
         spearman_low=spearman_low,
         spearman_high=spearman_high,
+        edge_slope=slope_through_zero(half, y),
+        edge_slope_low=edge_slope_low,
+        edge_slope_high=edge_slope_high,
+        edge_spearman=spearman(half, y),
+        edge_spearman_low=edge_spearman_low,
+        edge_spearman_high=edge_spearman_high,
         how=_how(chosen, y),
         predicted=tuple(x.tolist()),
         measured=tuple(y.tolist()),
@@ -137,7 +146,7 @@ def _how(chosen: list[Predicted], y: Tensor) -> str:
         f"{len(chosen)} selected neurons, sampled evenly over deciles of their predicted effect, each set to "
         "zero at its own position, one at a time, in the real model with attention patterns and norms live; "
         f"{int((~later).sum())} of them at position 0 (an attention sink). Predicted: activation times the "
-        f"exact gradient. By relp_half, the rule of the edges, summed over all paths: {_pair(half, y)}."
+        "exact gradient; of the edges: relp_half, their rule, summed over all paths."
     )
     if int(later.sum()) >= _FEWEST:
         text += f" At positions >= 1 alone: {_pair(effect[later], y[later])}; "

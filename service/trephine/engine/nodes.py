@@ -111,7 +111,7 @@ def _feature(
         activation=float(operators.layers[layer].activation[position, index]),
         influence=float(expansion.influence.neurons[cell]),
         effect=float(totals.neurons[layer, position, index]),
-        label=f"neuron {layer}/{index} at {displays[position]!r}",
+        label=f"neuron {layer}:{index} at {displays[position]!r}",
         promotes=promotes,
         suppresses=suppresses,
     )

@@ -66,6 +66,12 @@ def _document(circuit: Circuit, kept: PrunedNodes, name: str) -> dict[str, Any]:
             "nodes": quality.nodes,
             "slope": [quality.slope, quality.slope_low, quality.slope_high],
             "spearman": [quality.spearman, quality.spearman_low, quality.spearman_high],
+            "edge_slope": [quality.edge_slope, quality.edge_slope_low, quality.edge_slope_high],
+            "edge_spearman": [
+                quality.edge_spearman,
+                quality.edge_spearman_low,
+                quality.edge_spearman_high,
+            ],
             "how": quality.how,
         },
         "caveats": [printable(caveat) for caveat in circuit.caveats],

@@ -108,7 +108,9 @@ def test_figures_and_quality_are_filled():
     assert quality.slope_low <= quality.slope <= quality.slope_high
     assert quality.spearman_low <= quality.spearman <= quality.spearman_high
     assert "position 0" in quality.how
-    assert "By relp_half" in quality.how
+    assert quality.edge_slope_low <= quality.edge_slope <= quality.edge_slope_high
+    assert quality.edge_spearman_low <= quality.edge_spearman <= quality.edge_spearman_high
+    assert "relp_half" in quality.how
     assert quality.spearman > 0.9
 
 

@@ -16,7 +16,8 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.types import CircuitInfo, Node, NodeKind
+from trephine.client.terminal import printable
+from trephine.client.types import CircuitInfo, EstimateQuality, Figure, Node, NodeKind
 
 DISCOVER_EXAMPLES = examples(
     'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
@@ -59,7 +60,7 @@ def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
         return
     output.facts(circuit_facts(circuit.info))
     for caveat in circuit.info.caveats:
-        output.line(f"note: {caveat}")
+        output.line(f"note: {printable(caveat)}")
     features = circuit.nodes(kind=NodeKind.FEATURE)[:top]
     output.line()
     output.table(
@@ -79,19 +80,23 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
     ]
     if info.quality is not None:
-        facts.insert(4, ("estimates", quality_text(info)))
+        facts[4:4] = quality_facts(info.quality, info.edge_rule)
     return facts
 
 
-def quality_text(info: CircuitInfo) -> str:
-    """How far the shown effects can be trusted, in a line."""
-    if info.quality is None:
-        return "not measured"
-    slope, rank = info.quality.slope, info.quality.spearman
+def quality_facts(quality: EstimateQuality, rule: str) -> list[tuple[str, str]]:
+    """How far effects and edges can be trusted: each beside what real ablations do."""
+    measured = f"against {quality.nodes} real ablations: "
+    return [
+        ("effects", measured + _agreement(quality.slope, quality.spearman)),
+        ("edges", f"{measured}{_agreement(quality.edge_slope, quality.edge_spearman)} ({rule}, all paths)"),
+    ]
+
+
+def _agreement(slope: Figure, rank: Figure) -> str:
     return (
-        f"against {info.quality.nodes} real ablations: slope {slope.value:.2f}"
-        f"{_interval(slope.low, slope.high)}, rank correlation {rank.value:.2f}"
-        f"{_interval(rank.low, rank.high)}"
+        f"slope {slope.value:.2f}{_interval(slope.low, slope.high)}, "
+        f"rank correlation {rank.value:.2f}{_interval(rank.low, rank.high)}"
     )
 
 

@@ -72,6 +72,8 @@ def discover(model: Model, folder: Path, narrator: Narrator) -> Circuit:
         if info.quality is not None:
             figures["slope"] = asdict(info.quality.slope)
             figures["spearman"] = asdict(info.quality.spearman)
+            figures["edge_slope"] = asdict(info.quality.edge_slope)
+            figures["edge_spearman"] = asdict(info.quality.edge_spearman)
             figures["ablated_nodes"] = info.quality.nodes
     return circuit
 

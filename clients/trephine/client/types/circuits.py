@@ -56,6 +56,9 @@ class EstimateQuality(WireValue):
     nodes: int
     slope: Figure
     spearman: Figure
+    edge_slope: Figure
+    """Of what the rule of the edges predicts, summed over all paths."""
+    edge_spearman: Figure
     how: str
     predicted: tuple[float, ...]
     measured: tuple[float, ...]

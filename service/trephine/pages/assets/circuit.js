@@ -236,7 +236,8 @@
       ["influence through errors", percent(data.figures.error, 1)],
     ]));
     if (data.quality) side.append(el("h2", {}, "Estimates against real ablations"), facts([
-      ["ablated one by one", String(data.quality.nodes)], ["slope", interval(data.quality.slope)], ["rank correlation", interval(data.quality.spearman)]]),
+      ["ablated one by one", String(data.quality.nodes)], ["effects: slope", interval(data.quality.slope)], ["rank correlation", interval(data.quality.spearman)],
+      [`${data.rule} edges: slope`, interval(data.quality.edge_slope)], ["rank correlation", interval(data.quality.edge_spearman)]]),
       el("p", { class: "note" }, data.quality.how));
     side.append(el("h2", {}, "Largest estimated effects"), el("ol", { class: "edges" }, ...byInfluence
       .filter(i => nodes[i].kind === "feature" || nodes[i].kind === "error")

@@ -166,14 +166,19 @@ def _has(request: pb.DiscoverCircuitRequest, field: str) -> bool:
 
 
 def _quality_to_wire(quality: EstimateQuality) -> pb.EstimateQuality:
-    slope = Figure(name="slope", value=quality.slope, low=quality.slope_low, high=quality.slope_high)
-    spearman = Figure(
-        name="spearman", value=quality.spearman, low=quality.spearman_low, high=quality.spearman_high
+    q = quality
+    slope = Figure(name="slope", value=q.slope, low=q.slope_low, high=q.slope_high)
+    spearman = Figure(name="spearman", value=q.spearman, low=q.spearman_low, high=q.spearman_high)
+    edge_slope = Figure(name="edge_slope", value=q.edge_slope, low=q.edge_slope_low, high=q.edge_slope_high)
+    edge_spearman = Figure(
+        name="edge_spearman", value=q.edge_spearman, low=q.edge_spearman_low, high=q.edge_spearman_high
     )
     return pb.EstimateQuality(
         nodes=quality.nodes,
         slope=figure_to_wire(slope),
         spearman=figure_to_wire(spearman),
+        edge_slope=figure_to_wire(edge_slope),
+        edge_spearman=figure_to_wire(edge_spearman),
         how=clean(quality.how),
         predicted=quality.predicted,
         measured=quality.measured,
