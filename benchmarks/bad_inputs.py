@@ -87,6 +87,11 @@ def _existing_target(bench: Bench) -> object:
         bench.trephine.edits.delete("taken")
 
 
+def _broken_reason(bench: Bench) -> object:
+    ablated = [feature(3, 7).ablate()]
+    return bench.trephine.edits.create("broken", ablated, model=bench.model.name, reason="half \ud83d")
+
+
 def _same_request_id(bench: Bench) -> object:
     same = "3f0e2a52-0d0b-4d5e-9a6c-7a8f0f4f1c11"
     first = bench.model.start_discover(
@@ -125,6 +130,8 @@ CASES: tuple[Case, ...] = (
         lambda b: b.ablate(feature(0, 1).ablate(at=Where(tokens=(5,)))),
     ),
     Case("empty prompt", "EMPTY_PROMPT", lambda b: b.ablate(prompt="")),
+    Case("prompt with half an emoji", "INVALID_REQUEST", lambda b: b.ablate(prompt="a \ud83d b")),
+    Case("reason with half an emoji", "INVALID_REQUEST", _broken_reason),
     Case("prompt longer than the context", "PROMPT_TOO_LONG", lambda b: b.ablate(prompt="word " * 9_000)),
     Case("NaN strength", "NON_FINITE_VALUE", lambda b: b.ablate(feature(0, 1).scale(float("nan")))),
     Case("infinite strength", "NON_FINITE_VALUE", lambda b: b.ablate(feature(0, 1).add(float("inf")))),

@@ -52,7 +52,7 @@ class Model:
 
     def tokenize(self, text: str) -> tuple[Token, ...]:
         """Split a text exactly as prompts are split: no token is added."""
-        request = model_service_pb2.TokenizeRequest(model=self.name, text=text)
+        request = requests.tokenize(self.name, text)
         response = self._wire.call(self._wire.models.Tokenize, request)
         return tuple(decode(Token, token) for token in response.tokens)
 
@@ -60,11 +60,7 @@ class Model:
         self, turns: Sequence[tuple[Role, str]], *, add_generation_prompt: bool | None = None
     ) -> str:
         """Apply the chat template to (role, text) pairs; the result is a prompt."""
-        request = model_service_pb2.ApplyChatTemplateRequest(
-            model=self.name,
-            messages=[model_service_pb2.ChatMessage(role=role, content=text) for role, text in turns],
-            add_generation_prompt=add_generation_prompt,
-        )
+        request = requests.render_chat(self.name, turns, add_generation_prompt)
         return self._wire.call(self._wire.models.ApplyChatTemplate, request).text
 
     def discover(

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from trephine.client.errors import InvalidRequestError
+from trephine.client.sendable import sendable
 from trephine.client.types import Edit, Intervention
 from trephine.client.types.interventions import encode
 from trephine.v1 import (
@@ -43,8 +44,10 @@ def fresh_id(given: str | None) -> str:
     return given or str(uuid4())
 
 
+@sendable
 def resource(collection: str, name: str) -> str:
     """`no-mary` or `edits/no-mary` as a resource name."""
+    name.encode()  # a name goes into a request that is built elsewhere
     return name if name.startswith(f"{collection}/") else f"{collection}/{name}"
 
 
@@ -53,11 +56,13 @@ def edit_name(edit: Edit | str) -> str:
     return edit.name if isinstance(edit, Edit) else resource("edits", edit)
 
 
+@sendable
 def target(token: str, against: str | None) -> common_pb2.LogitTarget:
     """What is measured at the last position."""
     return common_pb2.LogitTarget(token=token, against=against)
 
 
+@sendable
 def load(source: str, name: str | None, request_id: str | None, **options: Any) -> Any:
     """Load a model. `options` are fields of the request; None leaves one unset."""
     return model_service_pb2.LoadModelRequest(
@@ -65,6 +70,7 @@ def load(source: str, name: str | None, request_id: str | None, **options: Any) 
     )
 
 
+@sendable
 def discover(
     model: str, prompt: str, what: common_pb2.LogitTarget, request_id: str | None, **options: Any
 ) -> circuit_service_pb2.DiscoverCircuitRequest:
@@ -74,11 +80,13 @@ def discover(
     )
 
 
+@sendable
 def propose(request_id: str | None, **options: Any) -> edit_service_pb2.ProposeEditRequest:
     """Find what could ship."""
     return edit_service_pb2.ProposeEditRequest(request_id=fresh_id(request_id), **_given(options))
 
 
+@sendable
 def ablate(
     model: str,
     prompt: str,
@@ -102,6 +110,7 @@ def ablate(
     )
 
 
+@sendable
 def generate(model: str, rows: Sequence[Row], **options: Any) -> generation_service_pb2.GenerateRequest:
     """Continue rows."""
     encoded = [
@@ -111,6 +120,7 @@ def generate(model: str, rows: Sequence[Row], **options: Any) -> generation_serv
     return generation_service_pb2.GenerateRequest(model=model, rows=encoded, **_given(options))
 
 
+@sendable
 def score(model: str, rows: Sequence[ScoreRow]) -> generation_service_pb2.ScoreRequest:
     """Score rows."""
     encoded = [
@@ -122,6 +132,7 @@ def score(model: str, rows: Sequence[ScoreRow]) -> generation_service_pb2.ScoreR
     return generation_service_pb2.ScoreRequest(model=model, rows=encoded)
 
 
+@sendable
 def create_edit(
     edit_id: str,
     model: str,
@@ -139,6 +150,7 @@ def create_edit(
     )
 
 
+@sendable
 def export(
     edit: Edit | str, export_id: str, model: str | None, keep_rejected: bool, request_id: str | None
 ) -> edit_service_pb2.ExportCheckpointRequest:
@@ -152,12 +164,31 @@ def export(
     )
 
 
+@sendable
 def audit(
     model: str, auditor: str, request_id: str | None, **options: Any
 ) -> audit_service_pb2.RunAuditRequest:
     """Run an audit."""
     return audit_service_pb2.RunAuditRequest(
         model=model, auditor=auditor, request_id=fresh_id(request_id), **_given(options)
+    )
+
+
+@sendable
+def tokenize(model: str, text: str) -> model_service_pb2.TokenizeRequest:
+    """Split a text."""
+    return model_service_pb2.TokenizeRequest(model=model, text=text)
+
+
+@sendable
+def render_chat(
+    model: str, turns: Sequence[tuple[str, str]], add_generation_prompt: bool | None
+) -> model_service_pb2.ApplyChatTemplateRequest:
+    """Render a chat."""
+    return model_service_pb2.ApplyChatTemplateRequest(
+        model=model,
+        messages=[model_service_pb2.ChatMessage(role=role, content=text) for role, text in turns],
+        add_generation_prompt=add_generation_prompt,
     )
 
 
