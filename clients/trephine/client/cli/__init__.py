@@ -26,7 +26,7 @@ from trephine.client.errors import (
     TrephineError,
     UnauthenticatedError,
 )
-from trephine.client.terminal import printable_lines
+from trephine.client.terminal import printable, printable_lines
 
 app = typer.Typer(
     name="trephine",
@@ -133,7 +133,7 @@ _HINTS = {
 
 def _complain(failure: TrephineError) -> None:
     output = Output(json=False)
-    where = f" (field {failure.field})" if failure.field else ""
+    where = f" (field {printable(failure.field)})" if failure.field else ""
     output.note(f"error: {printable_lines(failure.message)}{where} [{failure.reason}]")
     hint = _HINTS.get(failure.reason)
     if hint is not None:

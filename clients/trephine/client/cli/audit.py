@@ -14,6 +14,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
 from trephine.client.errors import InvalidRequestError
+from trephine.client.terminal import printable
 from trephine.client.types import AuditReport, Figure, Severity, Verdict
 
 _SEVERITIES = ", ".join(severity.value for severity in list(Severity)[1:])
@@ -99,7 +100,7 @@ def show_report(output: Output, report: AuditReport) -> None:
     )
     output.table(("FIGURE", "VALUE", "INTERVAL"), [figure_row(figure) for figure in report.figures])
     for one in report.findings:
-        output.line(f"{one.severity.value.upper()} {one.rule}: p = {one.p_value:.3g}")
+        output.line(f"{one.severity.value.upper()} {printable(one.rule)}: p = {one.p_value:.3g}")
 
 
 def figure_row(figure: Figure) -> tuple[str, str, str]:

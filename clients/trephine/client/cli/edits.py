@@ -13,6 +13,7 @@ from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
 from trephine.client.errors import InvalidRequestError
 from trephine.client.selection import EditDraft
+from trephine.client.terminal import printable
 from trephine.client.trephine import Trephine
 from trephine.client.types import CurvePoint, Edit, Intervention
 from trephine.v1 import edit_service_pb2
@@ -88,7 +89,9 @@ def delete(context: typer.Context, name: NameArgument) -> None:
     given = invocation(context)
     with given.connect() as trephine:
         trephine.edits.delete(name)
-    given.output.note(f"deleted {name}")
+    if given.output.json:
+        given.output.document("{}")  # google.protobuf.Empty
+    given.output.note(f"deleted {printable(name)}")
 
 
 def show_edit(output: Output, edit: Edit) -> None:
@@ -138,7 +141,7 @@ def _interventions(
         return ablations(features, scale)
     started = trephine.circuits.get(circuit).start_shippable()
     selection = given.complete(trephine, started, "propose")
-    given.output.note(selection.why)
+    given.output.note(printable(selection.why))
     return selection.ablate() if scale is None else selection.scale(scale)
 
 

@@ -51,8 +51,8 @@ class Output:
         """A table of the result; cells are shown escaped. Off a terminal: tab-separated lines."""
         shown = [[printable(cell) for cell in row] for row in rows]
         if not self.terminal:
-            for row in [list(columns), *shown]:
-                self.line("\t".join(row))
+            # Not through the console, which would turn the tabs into spaces.
+            self.document("\n".join("\t".join(row) for row in [list(columns), *shown]))
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:

@@ -38,21 +38,29 @@ SERVE_EXAMPLES = examples(
 def serve(
     context: typer.Context,
     listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT on loopback. Unset: a Unix socket of the state folder.")
+        str | None, typer.Option(help="HOST:PORT beside the Unix socket: loopback, or any with TLS.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="0600 file with the bearer token that --listen needs.")
+        Path | None,
+        typer.Option(help="0600 file with the bearer token of --listen; unset: STATE/token, made if absent."),
     ] = None,
     model_root: Annotated[
         list[Path] | None, typer.Option(help="Folder whose models may be loaded. May be repeated.")
     ] = None,
     export_root: Annotated[Path | None, typer.Option(help="Folder that exports are published into.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of --listen.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of that certificate.")] = None,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Allow an address beyond loopback without TLS.")
+    ] = False,
 ) -> None:
     """Run a server until it is stopped. Commands of the same state folder then share it."""
     state = invocation(context).state or default_state()
     arguments = ["serve", "--state", str(state.absolute())]
     arguments += ["--listen", listen] if listen else []
-    arguments += ["--token-file", str(token_file.absolute())] if token_file else []
+    for flag, file in (("--token-file", token_file), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        arguments += [flag, str(file.absolute())] if file else []
+    arguments += ["--insecure-listen"] if insecure_listen else []
     for root in model_root or ():
         arguments += ["--model-root", str(root.expanduser().absolute())]
     arguments += ["--export-root", str(export_root.absolute())] if export_root else []
