@@ -290,6 +290,7 @@ class EvaluateReplacementSet(Command[ReplacementEvaluation, Progress]):
 
     name: str
     text: str
+    """Held-out text; empty: the built-in retain text."""
     text_name: str
     """How reports call the text."""
     context_tokens: int = 128
