@@ -99,7 +99,10 @@ class GapClosed:
     The reference is the control where there is one.
     """
     l0_change: float
-    """Relative change of mean L0 against the reference."""
+    """Relative change of mean L0 against the reference, on the plain or the spliced run: the larger one."""
+    seconds_end_to_end: float = 0.0
+    seconds_local_control: float | None = None
+    """What the phase and its control took: equal tokens are not equal time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,3 +160,5 @@ class PredictFit(Command[PredictedFit, Progress]):
     """Predict time, memory and disk of a fit without starting it."""
 
     recipe: FitRecipe
+    own_samples: bool = False
+    """Whether the model must write its own text first."""
