@@ -70,7 +70,7 @@ async def _code(channel: grpc.aio.Channel, method: Any) -> grpc.StatusCode:
         path, request_serializer=lambda data: data, response_deserializer=lambda data: data
     )
     request: Any = iter([b""]) if method.client_streaming else b""
-    answer = call(request, timeout=20)
+    answer = call(request, timeout=60)
     try:
         if method.server_streaming:
             async for _ in answer:

@@ -79,6 +79,7 @@ class FakeService(
         self.watched_after: list[int] = []
         self.read_offsets: list[int] = []
         self.operations: dict[str, operations_pb2.Operation] = {}
+        self.watched = threading.Event()
         self.cancelled = threading.Event()
         self.generation_ended = threading.Event()
         self.generate_forever = False
@@ -310,6 +311,7 @@ class FakeService(
 
     def Watch(self, request, context) -> Iterator[operation_service_pb2.WatchResponse]:
         self.watched_after.append(request.after_sequence)
+        self.watched.set()
         method, _ = self._responses[request.name]
         for sequence in range(request.after_sequence + 1, 4):
             yield operation_service_pb2.WatchResponse(

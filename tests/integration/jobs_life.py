@@ -54,7 +54,7 @@ async def life(root: Path, do: str) -> None:
         record = await here.operations.start("DiscoverCircuit", REQUEST, request_id="r")
         say(started=record.id)
         await _until_progress(here, record.id)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)  # until it is killed
     for record in here.operations.list():
         ended = await here.operations.wait(record.id)
         failure = ended.failure.reason if ended.failure else None

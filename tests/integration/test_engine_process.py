@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from trephine.ipc.engine_proxy import EngineProxy, SubprocessEngineLauncher
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "tests.fakes.handlers:HANDLERS"
-HANG_SECONDS = 20.0
+HANG_SECONDS = 60.0
 TARGET = LogitTarget(token="#1")
 
 pytestmark = pytest.mark.integration
@@ -109,14 +108,13 @@ async def test_the_engine_ends_with_a_killed_parent(tmp_path: Path) -> None:
         "import asyncio, sys\n"
         "from trephine.domain.ablation import LogitTarget\n"
         "from trephine.domain.circuits import DiscoverCircuit\n"
-        "from trephine.domain.tokens import Tokenize\n"
+        "from trephine.domain.models import AskStatus\n"
         "from trephine.ipc.engine_proxy import SubprocessEngineLauncher\n"
         "async def main():\n"
         f"    engine = await SubprocessEngineLauncher(handlers={HANDLERS!r}).launch()\n"
         f"    command = DiscoverCircuit(prompt={str(marker)!r}, target=LogitTarget(token='#1'))\n"
         "    work = asyncio.create_task(engine.run(command))\n"
-        "    await engine.run(Tokenize(text='a'))\n"
-        "    await engine.run(Tokenize(text='a'))\n"
+        "    while (await engine.run(AskStatus())).quanta < 20: pass  # it has had quanta\n"
         "    print(engine.pid, flush=True)\n"
         "    await work\n"
         "asyncio.run(main())\n"
@@ -210,21 +208,20 @@ async def test_a_slow_consumer_slows_only_its_own_command(engine: EngineProxy) -
 
 async def test_a_result_of_64_mib_crosses(engine: EngineProxy) -> None:
     """A large array arrives whole, and the event loop breathes meanwhile."""
-    longest = 0.0
+    breaths = 0
 
     async def breathe() -> None:
-        nonlocal longest
+        nonlocal breaths
         while True:
-            start = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - start)
+            await asyncio.sleep(0)
+            breaths += 1
 
     breathing = asyncio.create_task(breathe())
     result = await engine.run(ReadActivations(text="64", features=()))
     breathing.cancel()
     assert result.values.shape == (64 << 20,)
     assert result.values.data[:2] == result.values.data[-2:] == b"\x07\x07"
-    assert longest < 5.0
+    assert breaths > 64, "no MiB of it may hold the loop"
 
 
 async def test_a_passed_deadline_is_typed(engine: EngineProxy) -> None:
@@ -236,10 +233,9 @@ async def test_a_passed_deadline_is_typed(engine: EngineProxy) -> None:
 
 async def test_a_hanging_quantum_does_not_hold_its_caller(engine: EngineProxy) -> None:
     """Even when a quantum is far too long, the caller's deadline holds."""
-    start = time.monotonic()
-    with pytest.raises(DeadlinePassedError):
-        await engine.run(ProposeEdit(prompt="30", target=TARGET), deadline_seconds=0.2)
-    assert time.monotonic() - start < HANG_SECONDS
+    async with asyncio.timeout(HANG_SECONDS):
+        with pytest.raises(DeadlinePassedError):
+            await engine.run(ProposeEdit(prompt="600", target=TARGET), deadline_seconds=0.2)
 
 
 async def test_a_command_without_handler_is_refused(engine: EngineProxy) -> None:
@@ -290,9 +286,8 @@ async def test_close_kills_an_engine_that_hangs_in_a_quantum() -> None:
     engine = await launcher([]).launch()
     work = asyncio.create_task(engine.run(ProposeEdit(prompt="600", target=TARGET)))
     await engine.run(Tokenize(text="a"))
-    start = time.monotonic()
-    await engine.close()
-    assert time.monotonic() - start < HANG_SECONDS
+    async with asyncio.timeout(HANG_SECONDS):
+        await engine.close()
     assert gone(engine.pid)
     with pytest.raises(EngineLostError):
         await work

@@ -26,6 +26,7 @@ from trephine.domain.operations import OperationState
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).parents[2]
+GUARD = 120.0
 
 
 def begin(root: Path, do: str) -> subprocess.Popen[str]:
@@ -43,7 +44,7 @@ def live(root: Path, do: str) -> list[dict[str, Any]]:
     """Live to the end; return what was said."""
     process = begin(root, do)
     try:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=GUARD)
     finally:
         process.kill()
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -102,7 +103,7 @@ def test_killed_operation_is_resumed_and_publishes_once(tmp_path, corpse):
 def test_death_between_publishing_and_recording_does_no_work_twice(tmp_path):
     """The result is there, the record is not: the next life adopts it and asks no engine."""
     process = begin(tmp_path, "crash")
-    assert process.wait(timeout=60) == 9
+    assert process.wait(timeout=GUARD) == 9
     (folder,) = published(tmp_path)
     before = (tmp_path / "state" / "circuits" / folder / "circuit.json").stat().st_mtime_ns
     (ended,) = live(tmp_path, "resume")
@@ -131,7 +132,7 @@ def test_job_outlives_an_upgrade_of_the_code(tmp_path, corpse):
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        timeout=60,
+        timeout=GUARD,
         check=True,
     )
     record = next(json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{"))
@@ -217,11 +218,11 @@ async def test_store_opens_again_in_one_process(tmp_path):
     await first.models.load(first.models.resolve("tiny"), lambda _: None)
     await first.operations.open()
     record = await first.operations.start("DiscoverCircuit", request, request_id="r")
-    record = await asyncio.wait_for(first.operations.wait(record.id), 20)
+    record = await asyncio.wait_for(first.operations.wait(record.id), GUARD)
     assert record.state is OperationState.SUCCEEDED
     first.operations.delete(record.id)
     again = await first.operations.start("DiscoverCircuit", request, request_id="r")
-    again = await asyncio.wait_for(first.operations.wait(again.id), 20)
+    again = await asyncio.wait_for(first.operations.wait(again.id), GUARD)
     assert again.state is OperationState.SUCCEEDED
     await first.operations.close()
     second = house(tmp_path, jobs=Jobs.sqlite(tmp_path / "jobs.sqlite", executor_id="one"))

@@ -40,9 +40,9 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
 @contextlib.asynccontextmanager
-async def hosted(tmp_path) -> AsyncIterator[Edge]:
+async def hosted(tmp_path, **size: int) -> AsyncIterator[Edge]:
     """A server whose one model is a tiny Llama in an engine process of its own."""
-    tiny_folder("llama", tmp_path / "roots" / "tiny")
+    tiny_folder("llama", tmp_path / "roots" / "tiny", **size)
     async with edge(tmp_path, launcher=SubprocessEngineLauncher(threads=1)) as server:
         await server.load()
         yield server
@@ -139,10 +139,10 @@ async def _refuses_bad_input(server: Edge) -> None:
     assert "Mary" in str(detail(status_of(split), ErrorInfo).metadata)
 
 
-def discover(**fields: Any) -> circuits.DiscoverCircuitRequest:
+def discover(prompt: str = PROMPT, **fields: Any) -> circuits.DiscoverCircuitRequest:
     return circuits.DiscoverCircuitRequest(
         model="models/tiny",
-        prompt=PROMPT,
+        prompt=prompt,
         target=common.LogitTarget(token=" Mary", against=" John"),
         request_id=str(uuid4()),
         **fields,
@@ -202,9 +202,11 @@ async def _edits(server: Edge, evidence: str) -> None:
 
 async def test_health_answers_during_a_real_attribution(tmp_path):
     """While a discovery really runs, health and a generation answer; cancelling ends it within quanta."""
-    async with hosted(tmp_path) as server:
+    async with hosted(tmp_path, n_layers=12, d_model=256) as server:
         stub = server.stub(CircuitServiceStub)
-        started = await stub.DiscoverCircuit(discover(max_feature_nodes=190, verify_nodes=190))
+        # Seconds of work, of which a few quanta are needed: it never ends by itself before it is cancelled.
+        long = discover(PROMPT * 7, max_feature_nodes=190, verify_nodes=190)
+        started = await stub.DiscoverCircuit(long)
         engine = server.house.service.models.engine("tiny")
         health, asked = server.stub(health_pb2_grpc.HealthStub), 0
         async with asyncio.timeout(60):

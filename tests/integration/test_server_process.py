@@ -69,7 +69,7 @@ def lease(state: Path) -> socket.socket:
 def health(address: str) -> int:
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=GUARD).status)
 
 
 def test_serves_until_sigterm_and_leaves_nothing(tmp_path):

@@ -96,7 +96,7 @@ async def test_cancelled_waiter_leaves_no_trace():
     await asyncio.sleep(0)
     third.task.cancel()
     await settle()
-    async with asyncio.timeout(1), gate.admit(cost(10)):
+    async with asyncio.timeout(60), gate.admit(cost(10)):
         pass
 
 
@@ -105,7 +105,7 @@ async def test_cheap_calls_never_wait():
     gate = Admission(tokens_in_flight=1, queue=0)
     caller = Caller(gate, 1)
     await settle()
-    async with asyncio.timeout(1), gate.admit(CHEAP):
+    async with asyncio.timeout(60), gate.admit(CHEAP):
         pass
     caller.leave.set()
     await caller.task

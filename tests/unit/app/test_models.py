@@ -32,6 +32,12 @@ def ignore(_: Progress) -> None:
     """Nobody listens."""
 
 
+async def asked(here: House, command: type) -> None:
+    """Wait until an engine has been given a command of this type."""
+    while not any(isinstance(one, command) for engine in here.launcher.engines for one in engine.commands):
+        await asyncio.sleep(0.001)
+
+
 async def loaded(root) -> House:
     """A house whose model `tiny` is loaded."""
     here = house(root, {RenderChat: Text(text="chat")})
@@ -47,7 +53,7 @@ async def test_concurrent_loads_share_one_engine(tmp_path):
     source, heard = here.models.resolve("tiny"), []
     first = asyncio.create_task(here.models.load(source, heard.append))
     second = asyncio.create_task(here.models.load(source, heard.append))
-    await asyncio.sleep(0.01)
+    await asked(here, LoadModel)
     assert here.models.get("tiny").state == "loading"
     hold.set()
     assert await first == await second == model_info()
@@ -62,7 +68,7 @@ async def test_one_of_two_loads_may_be_cancelled_without_harm(tmp_path):
     here = house(tmp_path, {LoadModel: Script(hold=hold, result=model_info())})
     source = here.models.resolve("tiny")
     first, second = (asyncio.create_task(here.models.load(source, ignore)) for _ in range(2))
-    await asyncio.sleep(0.01)
+    await asked(here, LoadModel)
     first.cancel()
     await asyncio.sleep(0.01)
     assert not here.launcher.latest.cancelled
@@ -98,7 +104,7 @@ async def test_command_whose_engine_dies_says_so(tmp_path):
     here = await loaded(tmp_path)
     here.launcher.scripts[RenderChat] = Script(hold=asyncio.Event(), result=Text(text=""))
     call = asyncio.create_task(here.models.engine("tiny").run(RenderChat(messages=())))
-    await asyncio.sleep(0.01)
+    await asked(here, RenderChat)
     here.launcher.latest.lose()
     with pytest.raises(EngineLostError):
         await call
@@ -126,7 +132,7 @@ async def test_unloading_while_it_loads_tells_those_who_wait(tmp_path):
     """A load that somebody else unloads ends with an error, not with a cancellation out of nowhere."""
     here = house(tmp_path, {LoadModel: Script(hold=asyncio.Event(), result=model_info())})
     load = asyncio.create_task(here.models.load(here.models.resolve("tiny"), ignore))
-    await asyncio.sleep(0.01)
+    await asked(here, LoadModel)
     await here.models.unload("tiny")
     with pytest.raises(ModelNotReadyError):
         await load

@@ -257,7 +257,7 @@ def test_second_server_is_told_who_owns_the_folder(tmp_path):
     """A folder has one owner; the error names its pid; its end frees the folder, even by kill -9."""
     code = (
         "import sys, time; from pathlib import Path; from trephine.app.state import StateFolder\n"
-        "state = StateFolder.open(Path(sys.argv[1])); print('open', flush=True); time.sleep(60)"
+        "state = StateFolder.open(Path(sys.argv[1])); print('open', flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     try:

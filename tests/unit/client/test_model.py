@@ -54,7 +54,7 @@ def test_leaving_a_generation_ends_it_on_the_server(fake: FakeService, trephine:
     fake.generate_forever = True
     with trephine.model("tiny").generate([Row("Mary")]) as stream:
         next(iter(stream))
-    assert fake.generation_ended.wait(5)
+    assert fake.generation_ended.wait(60)
 
 
 async def test_leaving_an_async_generation_ends_it_too(fake: FakeService, address: str):
@@ -65,7 +65,7 @@ async def test_leaving_an_async_generation_ends_it_too(fake: FakeService, addres
         async with await _stream(model) as stream:
             async for _ in stream:
                 break
-        assert fake.generation_ended.wait(5)
+        assert fake.generation_ended.wait(60)
 
 
 async def _stream(model):

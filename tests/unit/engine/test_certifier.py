@@ -48,7 +48,7 @@ def test_it_ends_when_its_starter_ends(tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     process.stdin.close()
-    assert process.wait(timeout=20) == 70
+    assert process.wait(timeout=60) == 70
 
 
 def test_bits_are_compared_not_values():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import time
 from dataclasses import replace
 
 import psutil
@@ -344,13 +343,12 @@ def test_a_clean_process_that_hangs_is_given_up(parent, root, monkeypatch, tmp_p
     from trephine.engine import certification
 
     script = tmp_path / "hang.py"
-    script.write_text("import time; time.sleep(60)")
+    script.write_text("import time; time.sleep(600)")
     monkeypatch.setattr(certification, "SCRIPT", script)
     monkeypatch.setattr(certification, "TIME_LIMIT_SECONDS", 0.3)
     hosted = hosted_in(parent)
     edit = edit_of(hosted, *PLAN)
-    plan, started = planned(hosted, edit), time.monotonic()
+    plan = planned(hosted, edit)
     with torch.inference_mode(), pytest.raises(DeadlinePassedError):
         finish(compiling(hosted, edit, plan, root / "edited"))
-    assert time.monotonic() - started < 50
     assert list(root.iterdir()) == []

@@ -36,7 +36,7 @@ class Service:
 
     def __init__(self) -> None:
         self.socket, self.engine_end = socket.socketpair()
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self._parser = FrameParser()
 
     def send(self, frame: Frame) -> None:

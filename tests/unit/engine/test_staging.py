@@ -75,7 +75,7 @@ def test_a_sweep_removes_what_a_killed_builder_left(tmp_path):
         "import pathlib, sys, time\n"
         "from trephine.engine.staging import Staging\n"
         "staging = Staging(pathlib.Path(sys.argv[1]) / 'edited'); staging.open()\n"
-        "print('open', flush=True); time.sleep(60)\n"
+        "print('open', flush=True); time.sleep(600)\n"
     )
     builder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert builder.stdout is not None

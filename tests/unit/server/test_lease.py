@@ -11,7 +11,9 @@ from pathlib import Path
 
 from trephine.server.lease import Leases
 
-GUARD = 5.0
+GUARD = 60.0
+MOMENT = 0.05
+"""A patience that is to run out; where a client is to be in time, patience is the guard."""
 
 
 @asynccontextmanager
@@ -19,7 +21,7 @@ async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Pat
     roots: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lease.sock"
-        found = Leases(add_root=roots.append, **{"first_seconds": 0.2, "linger_seconds": 0.1, **seconds})
+        found = Leases(add_root=roots.append, **{"first_seconds": GUARD, "linger_seconds": MOMENT, **seconds})
         await found.start(path)
         try:
             yield found, path, roots
@@ -29,6 +31,13 @@ async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Pat
 
 def idle() -> int:
     return 0
+
+
+async def count(found: Leases, open_leases: int) -> None:
+    """Wait until the server sees so many leases."""
+    async with asyncio.timeout(GUARD):
+        while len(found._open) != open_leases:
+            await asyncio.sleep(0.005)
 
 
 async def say(path: Path, *lines: bytes) -> list[bytes]:
@@ -43,7 +52,7 @@ async def say(path: Path, *lines: bytes) -> list[bytes]:
 
 async def test_a_server_that_nobody_wants_ends():
     """Without a single lease the wait ends after the first patience."""
-    async with leases() as (found, _, _roots), asyncio.timeout(GUARD):
+    async with leases(first_seconds=MOMENT) as (found, _, _roots), asyncio.timeout(GUARD):
         await found.until_unused(idle)
 
 
@@ -53,8 +62,10 @@ async def test_open_leases_keep_it_alive_and_the_last_one_ends_it():
         ending = asyncio.create_task(found.until_unused(idle))
         first = (await asyncio.open_unix_connection(path))[1]
         second = (await asyncio.open_unix_connection(path))[1]
+        await count(found, 2)
         first.close()
-        await asyncio.sleep(0.4)
+        await count(found, 1)
+        await asyncio.sleep(4 * MOMENT)
         assert not ending.done()
         second.close()
         async with asyncio.timeout(GUARD):
@@ -63,12 +74,19 @@ async def test_open_leases_keep_it_alive_and_the_last_one_ends_it():
 
 async def test_the_next_command_within_the_linger_keeps_it():
     """A command that comes right after another finds the server alive."""
-    async with leases(linger_seconds=0.5) as (found, path, _):
+    async with leases(linger_seconds=GUARD) as (found, path, _):
         ending = asyncio.create_task(found.until_unused(idle))
-        (await asyncio.open_unix_connection(path))[1].close()
-        await asyncio.sleep(0.2)
+        before = (await asyncio.open_unix_connection(path))[1]
+        await count(found, 1)
+        before.close()
+        await count(found, 0)
+        assert not ending.done()
+        found._linger = MOMENT  # of the next one, so that this test sees the end of it
         held = (await asyncio.open_unix_connection(path))[1]
-        await asyncio.sleep(0.6)
+        async with asyncio.timeout(GUARD):
+            while found._patience != MOMENT:  # until it is seen to be used again
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(4 * MOMENT)
         assert not ending.done()
         held.close()
         async with asyncio.timeout(GUARD):
@@ -78,17 +96,21 @@ async def test_the_next_command_within_the_linger_keeps_it():
 async def test_detached_work_is_finished_first():
     """After `detach` the server stays until its operations have ended; without it, it does not."""
     running = 1
-    async with leases() as (found, path, _):
+    async with leases(first_seconds=MOMENT) as (found, path, _):
         assert await say(path, b"detach\n") == [b"ok\n"]
         ending = asyncio.create_task(found.until_unused(lambda: running))
-        await asyncio.sleep(1.0)
+        await count(found, 0)
+        await asyncio.sleep(4 * MOMENT)
         assert not ending.done()
         running = 0
         async with asyncio.timeout(GUARD):
             await ending
     async with leases() as (found, path, _), asyncio.timeout(GUARD):
-        (await asyncio.open_unix_connection(path))[1].close()
-        await found.until_unused(lambda: 1)
+        held = (await asyncio.open_unix_connection(path))[1]
+        await count(found, 1)
+        ending = asyncio.create_task(found.until_unused(lambda: 1))
+        held.close()
+        await ending
 
 
 async def test_roots_are_added_and_answered(tmp_path):
@@ -125,12 +147,12 @@ async def test_a_killed_client_gives_its_lease_back():
     """The kernel closes the connection of a process that was killed."""
     async with leases() as (found, path, _):
         code = (
-            "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(60)"
+            "import socket,sys,time\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ntime.sleep(600)"
         )
         client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path))
         ending = asyncio.create_task(found.until_unused(idle))
-        while not found._open:
-            await asyncio.sleep(0.01)
+        await count(found, 1)
+        assert not ending.done()
         client.kill()
         async with asyncio.timeout(GUARD):
             await ending
