@@ -5,10 +5,12 @@ with what the input normalisation took out, so that decoding needs nothing that 
 keeps it on the layer, and two threads then read each other's). Symbols as in SAELens:
 `W_enc (d_in, d_sae)`, `W_dec (d_sae, d_out)`.
 
-    x  -> normalise -> x~            scale and centre go into the code
+    x~  = (x - centre) / scale                    both go into the code
     pre = (x~ - b_dec if shifted) @ W_enc + b_enc
     f   = support(pre)
-    y^  = denormalise(f @ W_dec + b_dec [+ x~ @ W_skip.T])
+    y^  = centre_out + scale_out * (f @ W_dec + b_dec) [+ x @ W_skip.T]
+
+SAEs undo their normalisation at the output; transcoders do not, since they write somewhere else.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.replacements import ReplacementLayerInfo, SetFormat
 from trephine.domain.sites import Site
 
 
@@ -36,7 +39,11 @@ class Code:
     centre: Tensor | float = 0.0
     """`(..., 1)` or 0, taken out of the input by its normalisation."""
     scale: Tensor | float = 1.0
-    """`(..., 1)` or a number: the input was divided by it, outputs are multiplied by it."""
+    """`(..., 1)` or a number: the input was divided by it."""
+    centre_out: Tensor | float = 0.0
+    """`(..., 1)` or 0, put back into the outputs."""
+    scale_out: Tensor | float = 1.0
+    """`(..., 1)` or a number: outputs are multiplied by it. 1 where the normalisation is not undone."""
 
 
 class Support(Protocol):
@@ -78,6 +85,10 @@ class ReplacementLayer(Protocol):
         """Return what the skip path adds at the first output site `(..., d_out)`; None without one."""
         ...
 
+    def skip_matrix(self) -> Tensor | None:
+        """Return the skip path as one matrix `(d_out, d_in)` on the site's activation; None without one."""
+        ...
+
     def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
         """Encode, decode and skip in one."""
         ...
@@ -89,7 +100,7 @@ class ReplacementLayer(Protocol):
     def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
         """Return decoder directions `(len(indices), d_out)` at an output site, float32 or wider.
 
-        Per unit of activation, before denormalisation (multiply by the code's scale).
+        Per unit of activation, before denormalisation (multiply by the code's `scale_out`).
         """
         ...
 
@@ -110,7 +121,12 @@ class LayerReader(Protocol):
         """What it is; shapes are read from file headers."""
         ...
 
-    def read(self) -> ReplacementLayer:
+    @property
+    def pre_gain(self) -> bool:
+        """True if the files settle that the input is meant before the norm's gain; fold the gain in."""
+        ...
+
+    def read(self, device: torch.device | str = "cpu") -> ReplacementLayer:
         """Read the weights.
 
         Raises:
@@ -121,6 +137,11 @@ class LayerReader(Protocol):
 
 class ReadSet(Protocol):
     """A set on disk, as a format's reader sees it."""
+
+    @property
+    def format(self) -> SetFormat:
+        """How it lies on disk; never `auto`."""
+        ...
 
     @property
     def layers(self) -> Sequence[LayerReader]:

@@ -82,6 +82,10 @@ class NeuronLayer:
         """Neurons have no skip path."""
         return None
 
+    def skip_matrix(self) -> Tensor | None:
+        """Neurons have no skip path."""
+        return None
+
     def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
         """Run the whole MLP."""
         return self.decode(self.encode(x))

@@ -1,0 +1,96 @@
+"""The encoding half of a replacement layer: from an activation to features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trephine.engine.replacements.layer import Code
+from trephine.engine.replacements.normalisation import Normalisation, Normalised
+from trephine.engine.replacements.support import SupportOf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputGain:
+    """A norm's gain and bias that the site carries and the dictionary was trained without."""
+
+    gain: Tensor
+    """`(d_in,)`, none of it 0."""
+    bias: Tensor | None
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Return the norm's output before gain and bias."""
+        centred = x if self.bias is None else x - self.bias.to(x.dtype)
+        return centred / self.gain.to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """Encoder weights in the dtype they are stored in; arithmetic is in float32 or wider."""
+
+    W_enc: Tensor
+    """`(d_in, d_sae)`, perhaps a view of the transposed file."""
+    support: SupportOf
+    b_enc: Tensor | None = None
+    """`(d_sae,)`, added after `row_gain`."""
+    row_gain: Tensor | None = None
+    """`(d_sae,)`, factor of every feature's encoder: decoder norms (rescaled TopK), exp(r_mag) (gated)."""
+    shift: Tensor | None = None
+    """`(d_in,)`, subtracted from the normalised input (`apply_b_dec_to_input`)."""
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    input_gain: InputGain | None = None
+
+    def widened(self, x: Tensor) -> Tensor:
+        """Return the site's activation as the dictionary's training saw it, in the dtype of arithmetic."""
+        dtype = torch.promote_types(torch.promote_types(x.dtype, self.W_enc.dtype), torch.float32)
+        x = x.to(dtype)
+        return x if self.input_gain is None else self.input_gain.undo(x)
+
+    def encode(self, x: Tensor) -> Code:
+        """Encode activations `(..., d_in)`."""
+        read = self.normalisation(self.widened(x))
+        pre = self._pre(read, slice(None))
+        activations, active = self.support(pre)
+        return Code(
+            pre=pre,
+            activations=activations,
+            active=active,
+            centre=read.centre,
+            scale=read.scale,
+            centre_out=read.centre_out,
+            scale_out=read.scale_out,
+        )
+
+    def features(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """Return activations `(..., len(indices))`."""
+        chosen = list(indices)
+        if not self.support.pointwise:
+            return self.encode(x).activations[..., chosen]
+        pre = self._pre(self.normalisation(self.widened(x)), chosen)
+        return self.support.at(chosen)(pre)[0]
+
+    def directions(self, indices: Sequence[int]) -> Tensor:
+        """Return encoder directions `(len(indices), d_in)` on the site's activation (centred and scaled)."""
+        chosen = list(indices)
+        rows = _wide(self.W_enc[:, chosen]).T
+        if self.row_gain is not None:
+            rows = rows * _wide(self.row_gain[chosen])[:, None]
+        return rows if self.input_gain is None else rows / _wide(self.input_gain.gain)
+
+    def thresholds(self) -> Tensor | None:
+        """Return `(d_sae,)`, what pre-activations must exceed; None under TopK."""
+        return self.support.thresholds(self.W_enc.shape[1])
+
+    def _pre(self, read: Normalised, chosen: slice | list[int]) -> Tensor:
+        x = read.x if self.shift is None else read.x - self.shift.to(read.x.dtype)
+        pre = x @ self.W_enc[:, chosen].to(x.dtype)
+        if self.row_gain is not None:
+            pre = pre * self.row_gain[chosen].to(x.dtype)
+        return pre if self.b_enc is None else pre + self.b_enc[chosen].to(x.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

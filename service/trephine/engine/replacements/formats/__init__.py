@@ -1,0 +1,1 @@
+"""Readers of replacement sets, one module a format."""
