@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,14 @@ def server_process(state: Path) -> psutil.Process:
 def engine_processes(state: Path) -> list[psutil.Process]:
     """The engines of a state folder's server."""
     children = server_process(state).children(recursive=True)
-    return [child for child in children if "trephine.engine" in " ".join(child.cmdline())]
+    return [child for child in children if "trephine.engine" in words_of(child)]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; none once it has ended, which may happen between any two looks."""
+    with suppress(psutil.NoSuchProcess):
+        return list(process.cmdline())
+    return []
 
 
 def kill(process: psutil.Process) -> None:
@@ -38,7 +45,7 @@ def kill(process: psutil.Process) -> None:
     os.kill(process.pid, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
     """Wait until something holds.
 
     Raises:
