@@ -29,7 +29,7 @@ def count_parameters(folder: Path) -> int:
         raise BrokenCheckpointError(
             f"{folder.name} has no config.json; fetch the model again", missing="config.json"
         )
-    return sum(_numbers(_header(shard)) for shard in _shards(folder))
+    return sum(count_numbers(read_header(shard)) for shard in _shards(folder))
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
@@ -67,7 +67,12 @@ def _indexed(folder: Path, index: Path) -> tuple[Path, ...]:
     return tuple(shards)
 
 
-def _header(shard: Path) -> dict[str, Any]:
+def read_header(shard: Path) -> dict[str, Any]:
+    """Return a safetensors file's header.
+
+    Raises:
+        BrokenCheckpointError: If it is none.
+    """
     try:
         with shard.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -83,7 +88,12 @@ def _header(shard: Path) -> dict[str, Any]:
     return header
 
 
-def _numbers(header: dict[str, Any]) -> int:
+def count_numbers(header: dict[str, Any]) -> int:
+    """Count the numbers of all tensors that a header names.
+
+    Raises:
+        BrokenCheckpointError: If it lacks shapes.
+    """
     tensors = [entry for name, entry in header.items() if name != "__metadata__"]
     try:
         return sum(prod(int(size) for size in entry["shape"]) for entry in tensors)

@@ -14,6 +14,7 @@ from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
+from trephine.domain.replacements import EvaluateReplacementSet
 
 _BYTES_PER_TOKEN = 3
 """English text has about four bytes a token; a smaller figure errs on the side of more cost."""
@@ -83,6 +84,16 @@ def _(command: ProposeEdit, info: ModelInfo) -> Cost:
 @predict.register
 def _(command: CompileExport, info: ModelInfo) -> Cost:
     return Cost(tokens=_RETAIN_TOKENS, memory_bytes=2 * info.memory_bytes)
+
+
+@predict.register
+def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
+    text = tokens_of(command.text) if command.text else _RETAIN_TOKENS
+    measured = min(text, command.max_contexts * command.context_tokens)
+    layers = len(command.layers) or info.n_layers
+    # Plain, and spliced one by one and together, for every dictionary and both ablations.
+    runs = 1 + (1 + layers) * (3 + len(command.controls)) + 2 * command.perturbations
+    return Cost(tokens=measured * runs, memory_bytes=_forward_bytes(command.context_tokens, 2, info))
 
 
 @predict.register

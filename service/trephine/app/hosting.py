@@ -11,8 +11,14 @@ import structlog
 
 from trephine.app.admission import Admission
 from trephine.app.costs import predict
+from trephine.app.shelf import Shelf
 from trephine.domain.commands import Command, Progress
-from trephine.domain.errors import DeadlinePassedError, EngineLostError, ModelNotReadyError
+from trephine.domain.errors import (
+    DeadlinePassedError,
+    EngineLostError,
+    ModelNotReadyError,
+    ReplacementNotFoundError,
+)
 from trephine.domain.models import LoadModel, ModelInfo, ModelSource
 from trephine.domain.ports import Engine, EngineLauncher
 
@@ -24,12 +30,22 @@ _log = structlog.get_logger("trephine.hosting")
 
 
 class Berth:
-    """Holds the engine of one source. Those who load it at the same time share one load."""
+    """Holds the engine of one source. Those who load it at the same time share one load.
+
+    A load ends once the replacement sets on its shelf are beside the model again.
+    """
 
     def __init__(
-        self, source: ModelSource, launcher: EngineLauncher, *, interactive: Admission, batch: Admission
+        self,
+        source: ModelSource,
+        launcher: EngineLauncher,
+        shelf: Shelf,
+        *,
+        interactive: Admission,
+        batch: Admission,
     ) -> None:
         self.source = source
+        self.shelf = shelf
         self.interactive = interactive
         self.batch = batch
         self.info: ModelInfo | None = None
@@ -101,6 +117,7 @@ class Berth:
         engine = await self._launcher.launch()
         try:
             info = await engine.run(LoadModel(source=self.source), on_event=self._tell)
+            await self.shelf.restore(engine, self._tell)
         except BaseException:
             await engine.close()
             raise
@@ -155,6 +172,8 @@ class BerthedEngine:
             except EngineLostError:
                 await self._berth.discard(engine)
                 raise
+            except ReplacementNotFoundError as error:
+                raise self._berth.shelf.explained(error) from error
 
     @property
     def alive(self) -> bool:

@@ -18,6 +18,7 @@ from trephine.app.hosting import Berth, BerthedEngine
 from trephine.app.names import id_in
 from trephine.app.records import RecordFolder
 from trephine.app.roots import ModelRoots
+from trephine.app.shelf import Shelf, ShelvedSets
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import (
     AlreadyExistsError,
@@ -60,7 +61,7 @@ class Models:
         launcher: Starts engines.
         roots: Folders that models are read from.
         export_root: Folder that `exports/NAME` is read from.
-        remembered: Folder for the sources of loaded models.
+        remembered: Folder for the sources of loaded models and of the replacement sets beside them.
         memory_budget_bytes: For loading and, apart, for each command; None: what the machine has free
             for loading, no bound for commands.
     """
@@ -77,6 +78,7 @@ class Models:
         self._launcher = launcher
         self._roots = ModelRoots(roots, export_root=export_root)
         self._sources = RecordFolder(remembered, ModelSource)
+        self._shelves = RecordFolder(remembered / "replacements", ShelvedSets)
         self._budget = memory_budget_bytes
         self._berths: dict[str, Berth] = {}
 
@@ -106,6 +108,19 @@ class Models:
             ModelNotFoundError: If there is no such model.
         """
         return BerthedEngine(self._berth(id_in("models", name)))
+
+    def shelf(self, name: str) -> Shelf:
+        """Return what is, and comes back, beside a loaded model. Nothing is loaded for that.
+
+        Raises:
+            ModelNotReadyError: If the model has not been loaded.
+            ModelNotFoundError: If there is no such model.
+        """
+        return self._berth(id_in("models", name)).shelf
+
+    def shelves(self) -> dict[str, Shelf]:
+        """Return the shelf of every model that is loaded or comes back, by model name."""
+        return {name: self._berth(name).shelf for name in sorted({*self._berths, *self._sources.ids()})}
 
     async def info(self, name: str) -> ModelInfo:
         """Return what is loaded; a model of an earlier server is loaded again first.
@@ -205,7 +220,7 @@ class Models:
         return info
 
     async def unload(self, name: str) -> None:
-        """End a model's engine and forget that it was loaded.
+        """End a model's engine and forget that it was loaded, and what was beside it.
 
         Raises:
             ModelNotReadyError: If it is not loaded.
@@ -215,6 +230,7 @@ class Models:
         berth = self._berth(name)
         self._berths.pop(name, None)
         self._sources.delete(name)
+        berth.shelf.forget()
         await berth.close()
 
     def add_root(self, path: Path) -> None:
@@ -238,9 +254,12 @@ class Models:
         raise self._unknown(name)
 
     def _new_berth(self, source: ModelSource) -> Berth:
+        if self._sources.read(source.name) not in (None, source):
+            self._shelves.delete(source.name)  # they were beside another model of that name
         return Berth(
             source,
             self._launcher,
+            Shelf(source.name, self._shelves),
             interactive=Admission(memory_budget_bytes=self._budget),
             batch=Admission(memory_budget_bytes=self._budget, tokens_in_flight=1 << 20),
         )

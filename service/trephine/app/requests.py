@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.findings import AuditSpec
+from trephine.domain.fitting import FitRecipe
 from trephine.domain.models import ModelSource
+from trephine.domain.replacements import EvaluateReplacementSet, ReplacementSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,53 @@ class AuditRequest:
     spec: AuditSpec
 
 
-OperationRequest = LoadRequest | DiscoverRequest | ProposeRequest | ExportRequest | AuditRequest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSetRequest:
+    """Load a replacement set. The result is `models/<model>/replacements/<set>`."""
+
+    model: str
+    """Name of a loaded model."""
+    source: ReplacementSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSetRequest:
+    """Measure a loaded replacement set. The result is `evaluations/<operation id>`."""
+
+    model: str
+    """Name of a loaded model."""
+    command: EvaluateReplacementSet
+    """Its texts are empty; they are read from the artifacts when the work begins."""
+    text: str = ""
+    """Artifact with the held-out text; empty: the built-in one."""
+    control_text: str = ""
+    """Artifact with the text that controls are fitted on; empty: the built-in one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSetRequest:
+    """Fit a replacement set. The result is `fits/<operation id>`."""
+
+    model: str
+    """Name of a loaded model."""
+    set_id: str
+    """Name of the folder to publish in the first replacement root; must not exist."""
+    recipe: FitRecipe
+    corpus: str = ""
+    """Artifact, or a folder inside a replacement root; empty: the model's own samples."""
+    corpus_name: str = ""
+
+
+OperationRequest = (
+    LoadRequest
+    | DiscoverRequest
+    | ProposeRequest
+    | ExportRequest
+    | AuditRequest
+    | LoadSetRequest
+    | EvaluateSetRequest
+    | FitSetRequest
+)
 
 REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "LoadModel": LoadRequest,
@@ -66,5 +114,8 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "ProposeEdit": ProposeRequest,
     "ExportCheckpoint": ExportRequest,
     "RunAudit": AuditRequest,
+    "LoadReplacementSet": LoadSetRequest,
+    "EvaluateReplacementSet": EvaluateSetRequest,
+    "FitReplacementSet": FitSetRequest,
 }
 """The methods that are operations, and what each is asked with."""

@@ -8,10 +8,13 @@ from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
+from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.fits import Fits
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
+from trephine.app.replacements import Replacements
 from trephine.app.uploads import Uploads
 
 
@@ -26,5 +29,8 @@ class Service:
     edits: Edits
     exports: Exports
     audits: Audits
+    replacements: Replacements
+    evaluations: Evaluations
+    fits: Fits
     artifacts: ArtifactStore
     uploads: Uploads

@@ -11,15 +11,21 @@ from dataclasses import dataclass
 
 from trephine.app.audits import Audits
 from trephine.app.circuits import Circuits
+from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.fits import Fits
 from trephine.app.models import Models
 from trephine.app.names import resource
 from trephine.app.proposals import Proposals
+from trephine.app.replacements import Replacements
 from trephine.app.requests import (
     AuditRequest,
     DiscoverRequest,
+    EvaluateSetRequest,
     ExportRequest,
+    FitSetRequest,
     LoadRequest,
+    LoadSetRequest,
     OperationRequest,
     ProposeRequest,
 )
@@ -37,6 +43,9 @@ class Work:
     proposals: Proposals
     exports: Exports
     audits: Audits
+    replacements: Replacements
+    evaluations: Evaluations
+    fits: Fits
 
     async def check(self, request: OperationRequest, *, operation_id: str) -> None:
         """Refuse at once what cannot succeed, before an operation is made of it.
@@ -53,6 +62,12 @@ class Work:
                 await self.exports.check(request, operation_id=operation_id)
             case AuditRequest():
                 self.models.engine(request.model)
+            case LoadSetRequest():
+                await self.replacements.check(request.model, request.source)
+            case EvaluateSetRequest():
+                await self.evaluations.check(request)
+            case FitSetRequest():
+                await self.fits.check(request, operation_id=operation_id)
 
     async def perform(self, request: OperationRequest, report: Report, *, operation_id: str) -> str:
         """Do the work and return the resource name of its result.
@@ -75,6 +90,13 @@ class Work:
             case AuditRequest():
                 audit = await self.audits.run(request, report, audit_id=operation_id)
                 return resource("audits", audit.id.removeprefix("audits/"))
+            case LoadSetRequest():
+                loaded = await self.replacements.load(request.model, request.source, report)
+                return f"{resource('models', request.model)}/replacements/{loaded.name}"
+            case EvaluateSetRequest():
+                return (await self.evaluations.run(request, report, evaluation_id=operation_id)).name
+            case FitSetRequest():
+                return (await self.fits.run(request, report, fit_id=operation_id)).name
 
     async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
         if not self.circuits.exists(operation_id):

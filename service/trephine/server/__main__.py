@@ -104,6 +104,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         serve.add_argument(flag, type=Path, help=text)
     serve.add_argument("--listen", help="HOST:PORT beside the Unix socket; calls need the token")
     serve.add_argument("--model-root", dest="model_roots", type=Path, action="append", help="repeatable")
+    serve.add_argument(
+        "--replacement-root", dest="replacement_roots", type=Path, action="append", help="repeatable"
+    )
     serve.add_argument("--insecure-listen", action="store_true", help="allow a public address without TLS")
     serve.add_argument("--ephemeral", action="store_true", help="end with the last client's lease")
     serve.add_argument("--grace-seconds", type=float)
@@ -117,7 +120,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
 
 _PATHS = {
     "--state": "state folder; one server owns it",
-    "--cache": "cache folder; its sub folder models is a model root",
+    "--cache": "cache folder; its sub folders models and replacements are roots",
     "--export-root": "where exports are published",
     "--token-file": "bearer token for --listen, mode 0600; default: STATE/token, made if absent",
     "--tls-cert": "PEM certificate chain",

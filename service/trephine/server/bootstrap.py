@@ -13,12 +13,16 @@ from trephine.app.audits import Audits
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.edits import Edits
+from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.fits import Fits
 from trephine.app.jobs import Jobs
 from trephine.app.journal import Journal
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
+from trephine.app.replacements import Replacements
+from trephine.app.roots import ReplacementRoots
 from trephine.app.service import Service
 from trephine.app.signing_key import signing_key
 from trephine.app.state import StateFolder
@@ -40,7 +44,9 @@ class House:
 
     async def open(self) -> None:
         """Resume what an earlier server left unfinished."""
-        self.service.exports.sweep({record.id for record in self.journal.all()})
+        known = {record.id for record in self.journal.all()}
+        self.service.exports.sweep(known)
+        self.service.fits.sweep(known)
         await self.service.operations.open()
 
     async def close(self) -> None:
@@ -72,6 +78,8 @@ def build(
     models = _models(settings, state, launcher, export_root)
     artifacts = ArtifactStore(settings.artifacts_url or _url(state.folder("artifacts")), clock=clock)
     edits = Edits(state.folder("edits"), models, clock=clock)
+    sets = _replacement_roots(settings)
+    replacements = Replacements(models, sets)
     work = Work(
         models=models,
         circuits=Circuits(state.folder("circuits"), artifacts, clock=clock),
@@ -91,6 +99,22 @@ def build(
             artifacts=artifacts,
             clock=clock,
         ),
+        replacements=replacements,
+        evaluations=Evaluations(
+            state.folder("evaluations"),
+            models=models,
+            replacements=replacements,
+            artifacts=artifacts,
+            clock=clock,
+        ),
+        fits=Fits(
+            state.folder("fits"),
+            work=state.folder("fitting"),
+            roots=sets,
+            models=models,
+            artifacts=artifacts,
+            clock=clock,
+        ),
     )
     journal = Journal(state.folder("operations"), clock)
     return House(
@@ -102,6 +126,9 @@ def build(
             edits=edits,
             exports=work.exports,
             audits=work.audits,
+            replacements=replacements,
+            evaluations=work.evaluations,
+            fits=work.fits,
             artifacts=artifacts,
             uploads=Uploads(state.folder("uploads"), artifacts, clock=clock),
         ),
@@ -119,6 +146,12 @@ def _models(settings: Settings, state: StateFolder, launcher: EngineLauncher, ex
         remembered=state.folder("models"),
         memory_budget_bytes=settings.memory_budget_bytes,
     )
+
+
+def _replacement_roots(settings: Settings) -> ReplacementRoots:
+    cached = settings.cache / "replacements"
+    cached.mkdir(parents=True, exist_ok=True)
+    return ReplacementRoots((cached, *settings.replacement_roots))
 
 
 def _operations(

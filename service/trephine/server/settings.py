@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     state: Path = Field(default_factory=default_state)
     """State folder; one server owns it."""
     cache: Path = Field(default_factory=default_cache)
-    """Cache folder; its sub folder `models` is always a model root."""
+    """Cache folder; its sub folder `models` is always a model root, `replacements` a replacement root."""
     listen: str | None = None
     """`HOST:PORT` to serve beside the Unix socket; port 0 takes a free one."""
     token_file: Path | None = None
@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """Allow an address other than loopback without TLS."""
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders whose sub folders are models; in the environment separated as in PATH."""
+    replacement_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders whose sub folders are replacement sets; in the environment separated as in PATH."""
     export_root: Path | None = None
     """Where exports are published; unset: inside the state folder."""
     signing_key: Path | None = None
@@ -73,7 +75,7 @@ class Settings(BaseSettings):
         """Order the sources, strongest first."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
-    @field_validator("model_roots", mode="before")
+    @field_validator("model_roots", "replacement_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -20,11 +20,15 @@ from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
+from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.fits import Fits
 from trephine.app.journal import Journal
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
+from trephine.app.replacements import Replacements
+from trephine.app.roots import ReplacementRoots
 from trephine.app.work import Work
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.arrays import Array
@@ -253,12 +257,18 @@ class House:
     edits: Edits
     exports: Exports
     audits: Audits
+    replacements: Replacements
+    evaluations: Evaluations
+    fits: Fits
     journal: Journal
     operations: Operations
 
 
 def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = None) -> House:
-    """Build it; `root/models` is the model root and holds `tiny`, `root/published` takes exports."""
+    """Build it; `root/models` is the model root and holds `tiny`, `root/published` takes exports.
+
+    `root/replacements` is the replacement root, and empty.
+    """
     if not (root / "models" / "tiny").exists():
         model_folder(root / "models")
     clock, launcher = FakeClock(), FakeLauncher({**SCRIPTS, **(scripts or {})})
@@ -279,12 +289,30 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     audits = Audits(
         state / "audits", models=models, host=host, writer=FakeWriter(), artifacts=artifacts, clock=clock
     )
+    (root / "replacements").mkdir(exist_ok=True)
+    sets = ReplacementRoots((root / "replacements",))
+    replacements = Replacements(models, sets)
+    evaluations = Evaluations(
+        state / "evaluations", models=models, replacements=replacements, artifacts=artifacts, clock=clock
+    )
+    fits = Fits(
+        state / "fits", work=state / "fitting", roots=sets, models=models, artifacts=artifacts, clock=clock
+    )
     journal = Journal(state / "operations", clock)
     operations = Operations(
         jobs=jobs or InstantJobs(),
         journal=journal,
         requests=ArtifactStore((state / "requests").as_uri(), clock=clock),
-        work=Work(models=models, circuits=circuits, proposals=proposals, exports=exports, audits=audits),
+        work=Work(
+            models=models,
+            circuits=circuits,
+            proposals=proposals,
+            exports=exports,
+            audits=audits,
+            replacements=replacements,
+            evaluations=evaluations,
+            fits=fits,
+        ),
         clock=clock,
     )
     return House(
@@ -299,6 +327,9 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         edits=edits,
         exports=exports,
         audits=audits,
+        replacements=replacements,
+        evaluations=evaluations,
+        fits=fits,
         journal=journal,
         operations=operations,
     )

@@ -1,0 +1,44 @@
+"""Uploaded texts: artifacts that must be plain UTF-8."""
+
+from __future__ import annotations
+
+from trephine.app.artifacts import ArtifactStore
+from trephine.domain.errors import BrokenCorpusError, InvalidRequestError
+
+LARGEST_BYTES = 6 << 20
+"""A text crosses to the engine in one frame."""
+
+
+async def read_text(artifacts: ArtifactStore, artifact: str, *, field: str) -> str:
+    """Return an artifact as text.
+
+    Raises:
+        ResourceNotFoundError: If there is no such artifact.
+        InvalidRequestError: If it is too large.
+        BrokenCorpusError: If it is no text.
+    """
+    info = await artifacts.stat(artifact)
+    if info.size > LARGEST_BYTES:
+        raise InvalidRequestError(
+            f"the text has {info.size} bytes and may have {LARGEST_BYTES}; send its beginning", field=field
+        )
+    return as_text(await artifacts.read(artifact), field=field)
+
+
+def as_text(data: bytes, *, field: str) -> str:
+    """Return bytes as text.
+
+    Raises:
+        BrokenCorpusError: If they are not UTF-8, hold NUL characters, or are blank.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BrokenCorpusError(
+            f"the text is not UTF-8 at byte {error.start}; convert it first", field=field
+        ) from error
+    if "\0" in text:
+        raise BrokenCorpusError("the text holds NUL characters, as binary files do", field=field)
+    if not text.strip():
+        raise BrokenCorpusError("the text is blank", field=field)
+    return text

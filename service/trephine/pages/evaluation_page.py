@@ -1,0 +1,141 @@
+"""An evaluation of a replacement set as one self-contained page without any script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from trephine.domain.findings import Figure
+from trephine.domain.replacements import Dictionary, LayerScore, ReplacementEvaluation
+from trephine.pages.embed import asset, content_policy, printable
+from trephine.pages.evaluation_plot import Series, layer_plot
+from trephine.pages.evaluation_table import SPLICED_FIGURES
+
+DICTIONARIES = {
+    Dictionary.GIVEN: "the set",
+    Dictionary.RANDOM: "random dictionary",
+    Dictionary.FROZEN_DECODER: "frozen decoder",
+    Dictionary.FROZEN_ENCODER: "frozen encoder",
+}
+FIGURES = {
+    "ce_plain": "cross-entropy of the model",
+    "ce_spliced": "cross-entropy, spliced",
+    "ce_mean_ablated": "cross-entropy, mean-ablated",
+    "ce_zero_ablated": "cross-entropy, zero-ablated",
+    "ce_score": "cross-entropy recovered",
+    "kl": "divergence from the model",
+    "kl_score": "divergence avoided",
+    "top1_agreement": "same most likely token",
+    "error_share": "share of the error in the norm",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplicedRow:
+    """One figure of all layers spliced, a cell per dictionary."""
+
+    title: str
+    cells: tuple[Figure | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer: the set's figures, and the controls' FVU and CE score."""
+
+    layer: int
+    given: LayerScore
+    controls: tuple[LayerScore | None, ...]
+
+
+def evaluation_html(evaluation: ReplacementEvaluation, *, name: str, create_time: str) -> str:
+    """Return the page: claims, all layers spliced, plots and table by layer, depths, admission, caveats."""
+    return _TEMPLATES.from_string(asset("evaluation.html")).render(
+        evaluation=evaluation,
+        info=evaluation.replacement,
+        name=name,
+        create_time=create_time,
+        titles=DICTIONARIES,
+        dictionaries=_dictionaries(evaluation),
+        spliced=_spliced(evaluation),
+        layers=_layers(evaluation),
+        fvu_plot=layer_plot(_series(evaluation, "fvu"), lowest=0.0, highest=1.5),
+        ce_plot=layer_plot(_series(evaluation, "ce_score"), lowest=-0.5, highest=1.1),
+        policy=content_policy(),
+        style=Markup(asset("look.css") + asset("audit.css") + asset("evaluation.css")),  # noqa: S704  our own files
+    )
+
+
+def _dictionaries(evaluation: ReplacementEvaluation) -> tuple[Dictionary, ...]:
+    found = {score.dictionary for score in evaluation.layers}
+    found |= {score.dictionary for score in evaluation.spliced}
+    return tuple(one for one in Dictionary if one in found)
+
+
+def _controls(evaluation: ReplacementEvaluation) -> tuple[Dictionary, ...]:
+    return tuple(one for one in _dictionaries(evaluation) if one is not Dictionary.GIVEN)
+
+
+def _spliced(evaluation: ReplacementEvaluation) -> Sequence[SplicedRow]:
+    by_dictionary = {score.dictionary: score for score in evaluation.spliced}
+    return [
+        SplicedRow(
+            title=FIGURES[name],
+            cells=tuple(
+                getattr(by_dictionary[one], name) if one in by_dictionary else None
+                for one in _dictionaries(evaluation)
+            ),
+        )
+        for name in SPLICED_FIGURES
+    ]
+
+
+def _layers(evaluation: ReplacementEvaluation) -> Sequence[LayerRow]:
+    found = {(score.layer, score.dictionary): score for score in evaluation.layers}
+    return [
+        LayerRow(
+            layer=layer,
+            given=score,
+            controls=tuple(found.get((layer, one)) for one in _controls(evaluation)),
+        )
+        for (layer, dictionary), score in sorted(found.items(), key=lambda item: item[0][0])
+        if dictionary is Dictionary.GIVEN
+    ]
+
+
+def _series(evaluation: ReplacementEvaluation, name: str) -> Sequence[Series]:
+    return [
+        Series(
+            dictionary=one,
+            points=tuple(
+                (score.layer, getattr(score, name))
+                for score in sorted(evaluation.layers, key=lambda score: score.layer)
+                if score.dictionary is one
+            ),
+        )
+        for one in _dictionaries(evaluation)
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isfinite(value) else "–"
+
+
+def _value(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    unit = f" {printable(figure.unit)}" if figure.unit else ""
+    return f"{_number(figure.value)}{unit}"
+
+
+def _interval(figure: Figure | None) -> str:
+    if figure is None or figure.low is None or figure.high is None:
+        return ""
+    return f"{_number(figure.low)} to {_number(figure.high)}"
+
+
+_TEMPLATES = Environment(autoescape=True, trim_blocks=True)
+_TEMPLATES.filters |= {"shown": printable, "number": _number, "value": _value, "interval": _interval}
