@@ -12,6 +12,8 @@ from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
+from trephine.domain.feature_index import bytes_per_feature
+from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import EvaluateReplacementSet
@@ -22,7 +24,13 @@ _BYTES_PER_TOKEN = 3
 _RETAIN_TOKENS = 2048
 """The retain text with some room."""
 
+_PASS_TOKENS = 1024
+"""Of one forward pass of work that runs in many."""
+
 _FLOAT = 4
+
+_FLOPS_PER_WEIGHT, _FLOPS_PER_SECOND = 2, 2e10
+"""For predicted times: a multiplication and an addition per weight and token, on two slow cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,35 @@ def _(command: ReadActivations, info: ModelInfo) -> Cost:
 @predict.register
 def _(command: RankActivity, info: ModelInfo) -> Cost:
     return _rows([tokens_of(command.text)], info)
+
+
+@predict.register
+def _(command: RankByToken, info: ModelInfo) -> Cost:
+    return _rows([tokens_of(command.text)], info)
+
+
+@predict.register
+def _(command: ContrastFeatures, info: ModelInfo) -> Cost:
+    lengths = [tokens_of(text) for text in (*command.first, *command.second)]
+    layers = len(command.layers) or info.n_layers
+    maxima = len(lengths) * layers * info.d_mlp * _FLOAT
+    return Cost(tokens=sum(lengths), memory_bytes=maxima + _forward_bytes(_PASS_TOKENS, 1, info))
+
+
+@predict.register
+def _(command: IndexFeatures, info: ModelInfo) -> Cost:
+    # It runs for hours in small passes: it must not keep every other operation waiting.
+    features = (len(command.layers) or info.n_layers) * info.d_mlp
+    per_feature = bytes_per_feature(kept=command.contexts_per_feature, window=command.window)
+    return Cost(
+        tokens=min(command.max_tokens, _PASS_TOKENS),
+        memory_bytes=features * per_feature + _forward_bytes(_PASS_TOKENS, 1, info),
+    )
+
+
+def predicted_seconds(cost: Cost, info: ModelInfo) -> float:
+    """Guess how long the forward passes of a command take."""
+    return cost.tokens * _FLOPS_PER_WEIGHT * info.n_parameters / _FLOPS_PER_SECOND
 
 
 def tokens_of(text: str) -> int:

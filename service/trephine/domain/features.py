@@ -9,6 +9,19 @@ from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.tokens import Token
 
+BUILT_IN = "built-in"
+"""The name of the corpus that is shipped."""
+
+_LIMITS = {
+    "context_tokens": 1 << 14,
+    "max_tokens": 1 << 40,
+    "contexts_per_feature": 64,
+    "window": 64,
+    "commit_tokens": 1 << 20,
+}
+MAX_CONTRASTED_TEXTS = 512
+"""Of both sides together."""
+
 # --- what an engine reads ------------------------------------------------------------------------
 
 
@@ -25,6 +38,8 @@ class DecoderView:
     decoder_norm: float
     threshold: float | None
     """Of its support rule, where it has one."""
+    caveats: tuple[str, ...] = ()
+    """What the view does not show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +50,11 @@ class ViewDecoder(Command[DecoderView, Progress]):
     tokens: int = 10
     neighbours: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "neighbours"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise InvalidRequestError(f"{name} must be from 0 to 100", field=name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureIndexInfo:
@@ -42,48 +62,64 @@ class FeatureIndexInfo:
 
     replacement: str
     content_hash: str
-    """Of the set."""
+    """Of the set; of the model's own neurons its weights' hash."""
     model: str
     weight_hash: str
     corpus: str
-    """Name and hash of the corpus."""
+    """Name of the corpus."""
+    corpus_sha256: str
     tokens: int
+    """Positions that were counted; position 0 of every context is left out."""
     contexts: int
+    documents: int
     layers: tuple[int, ...]
     features: int
     fired: int
     """Features that fired at least once."""
     degraded: bool
     begins_with: str
+    """The token in front of every context; empty for none."""
+    rule: str
+    """When a feature counts as firing, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexFeatures(Command[FeatureIndexInfo, Progress]):
     """Run a corpus and keep, per feature, its strongest contexts, its histogram and what fires with it.
 
-    The index is one SQLite file at `path`. It is written context by context inside transactions: a second
-    run with the same path goes on where the first one was killed.
+    The index is one SQLite file at `path` (`trephine.domain.feature_index`). Everything that was counted up
+    to a document is committed in one transaction: a second run with the same path goes on from there and
+    ends with the same answers as one that was never interrupted.
     """
 
     interactive = False
 
-    replacement: str
-    corpus: str
-    """Path of a UTF-8 text file, one document per blank-line-separated paragraph; never leaves the server."""
-    corpus_name: str
+    replacement: str = NEURONS
+    corpus: str = ""
+    """Path of a UTF-8 text file (documents are separated by blank lines) or of JSONL with a `text` each; it
+    never leaves the server. Empty: the built-in text."""
+    corpus_name: str = BUILT_IN
     path: str
     layers: tuple[int, ...] = ()
     """Empty: all that the set covers."""
     context_tokens: int = 128
     max_tokens: int = 1 << 20
-    contexts_per_feature: int = 16
-    window: int = 16
+    contexts_per_feature: int = 12
+    window: int = 12
     """Tokens kept on either side of a feature's peak."""
+    commit_tokens: int = 1 << 14
+    """What a kill may cost: tokens between two transactions."""
 
     def __post_init__(self) -> None:
-        for name in ("context_tokens", "max_tokens", "contexts_per_feature", "window"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} must be at least 1", field=name)
+        for name, largest in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise InvalidRequestError(f"{name} must be from 1 to {largest}", field=name)
+        if self.context_tokens < 2:
+            raise InvalidRequestError(
+                "context_tokens must be at least 2: position 0 is left out", field="context_tokens"
+            )
+        if len(set(self.layers)) < len(self.layers):
+            raise InvalidRequestError("a layer is named twice", field="layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +141,17 @@ class FeaturesByToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankByToken(Command[FeaturesByToken, Progress]):
-    """List the strongest features at every position."""
+    """List the strongest features at every position >= 1; position 0 is an attention sink."""
 
     text: str
     replacement: str = NEURONS
     layers: tuple[int, ...] = ()
+    """Empty: all that the set covers."""
     count: int = 5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 100:
+            raise InvalidRequestError("count must be from 1 to 100", field="count")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +176,7 @@ class Contrast:
 
     features: tuple[FeatureContrast, ...]
     compared: int
+    """Features whose maximum differs between any two texts; the others are left out."""
     permutations: int
     seed: int
 
@@ -154,10 +196,15 @@ class ContrastFeatures(Command[Contrast, Progress]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.first) < 2 or len(self.second) < 2:
-            raise InvalidRequestError("each side of a contrast needs at least 2 texts", field="first")
-        if self.permutations < 99:
-            raise InvalidRequestError("permutations must be at least 99", field="permutations")
+        for name in ("first", "second"):
+            if len(getattr(self, name)) < 2:
+                raise InvalidRequestError("each side of a contrast needs at least 2 texts", field=name)
+        if len(self.first) + len(self.second) > MAX_CONTRASTED_TEXTS:
+            raise InvalidRequestError(f"at most {MAX_CONTRASTED_TEXTS} texts are compared", field="first")
+        if not 99 <= self.permutations <= 100_000:
+            raise InvalidRequestError("permutations must be from 99 to 100000", field="permutations")
+        if not 1 <= self.count <= 1000:
+            raise InvalidRequestError("count must be from 1 to 1000", field="count")
 
 
 # --- what an index answers -----------------------------------------------------------------------
@@ -169,7 +216,7 @@ class FeatureContext:
 
     tokens: tuple[Token, ...]
     activations: tuple[float, ...]
-    """One per token."""
+    """One per token, rounded to 1/127 of the peak."""
     peak: int
     """Place of the peak among the tokens."""
     document: int
@@ -179,21 +226,36 @@ class FeatureContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How large a feature's activations are when it fires."""
+    """How large a feature's activations are when it fires, by magnitude; empty bins at the ends are cut."""
 
     edges: tuple[float, ...]
-    """One more than counts; the last bin takes everything above."""
+    """One more than counts, log-spaced; the outermost bins of all take what lies beyond."""
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoFiring:
-    """A feature that fires where another does."""
+    """A feature of the same layer that fires where another does.
+
+    Counted at the first 32 positions at which the feature fires, and only the most frequent partners are
+    carried along: `count` is exact or too small, never too large.
+    """
 
     feature: FeatureRef
-    jaccard: float
     count: int
-    """Positions at which both fire."""
+    """Of `of` positions at which the feature fires, those at which this one does too."""
+    of: int
+    jaccard: float
+    """Estimate for the whole corpus, out of the share above and both densities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenShare:
+    """A token on which a feature fires."""
+
+    token: Token
+    share: float
+    """Of the feature's activation mass (sum of magnitudes); exact or too small, never too large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +280,14 @@ class FeatureStatistics:
     mean: float
     """Mean activation where it fires."""
     largest: float
+    """The activation of the largest magnitude."""
     histogram: Histogram
     contexts: tuple[FeatureContext, ...]
-    """Strongest first."""
+    """Strongest first; a window that repeats a stronger one token by token is left out."""
     cofiring: tuple[CoFiring, ...]
-    """Highest Jaccard first."""
+    """Most frequent partner first."""
+    tokens: tuple[TokenShare, ...]
+    """Largest share first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,3 +311,4 @@ class FoundFeature:
     """By token: share of its activation mass on that token. By text: contribution. By label: match rank."""
     why: str
     label: str
+    """What somebody calls it; empty where nobody does."""

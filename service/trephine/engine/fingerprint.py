@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trephine.engine.quanta import finish
+
+_FILE_PIECE = 1 << 22
 
 
 def weight_hash(model: nn.Module) -> Generator[None, None, str]:
@@ -33,6 +36,16 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     buffer: Any = flat.view(torch.uint8).numpy()
     return memoryview(buffer) if flat.numel() else memoryview(b"")
+
+
+def file_hash(path: Path) -> Generator[None, None, str]:
+    """Hash a file's bytes, a few megabytes a quantum; return the sha256 in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_FILE_PIECE):
+            digest.update(piece)
+            yield
+    return digest.hexdigest()
 
 
 def hash_now(model: nn.Module) -> str:

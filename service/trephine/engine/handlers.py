@@ -17,6 +17,8 @@ from trephine.engine import (
     session,
     text,
 )
+from trephine.engine.features import handlers as features
+from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
 
 
@@ -48,5 +50,7 @@ HANDLERS = merge(
         discovery,
         planning,
         export,
+        features,
+        replacement_loading,
     )
 )

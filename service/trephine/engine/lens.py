@@ -15,6 +15,12 @@ def decoder_directions(architecture: Architecture, layer: int, index: Tensor) ->
     return decoder if block.mlp_post_norm is None else _through_gain(block.mlp_post_norm, decoder)
 
 
+def lens_logits(architecture: Architecture, directions: Tensor) -> Tensor:
+    """Return what directions `(n, d_model)` add to the logits `(n, d_vocab)` at a final norm scale of 1."""
+    read = _through_gain(architecture.final_norm, directions)
+    return read.to(architecture.W_U.dtype) @ architecture.W_U.T
+
+
 def extreme_tokens(architecture: Architecture, directions: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rank the vocabulary along directions in the residual stream.
 
@@ -26,8 +32,7 @@ def extreme_tokens(architecture: Architecture, directions: Tensor, count: int) -
     Returns:
         Promoted and suppressed token ids, int64 `(n, count)` each, strongest first.
     """
-    read = _through_gain(architecture.final_norm, directions)
-    scores = read.to(architecture.W_U.dtype) @ architecture.W_U.T
+    scores = lens_logits(architecture, directions)
     top, bottom = scores.topk(count, largest=True).indices, scores.topk(count, largest=False).indices
     return top.cpu(), bottom.cpu()
 

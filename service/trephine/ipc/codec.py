@@ -25,8 +25,10 @@ from trephine.domain.errors import (
     error_from,
 )
 from trephine.domain.exports import CompileExport, PlanExport
+from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken, ViewDecoder
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import AskStatus, DescribeCapabilities, LoadModel
+from trephine.domain.replacements import ListReplacementSets, LoadReplacementSet, UnloadReplacementSet
 from trephine.domain.tokens import RenderChat, ResolveTarget, Tokenize
 from trephine.ipc.frames import Tree
 
@@ -49,6 +51,13 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     ProposeEdit,
     PlanExport,
     CompileExport,
+    ViewDecoder,
+    RankByToken,
+    ContrastFeatures,
+    IndexFeatures,
+    LoadReplacementSet,
+    UnloadReplacementSet,
+    ListReplacementSets,
 )
 
 

@@ -1,0 +1,1 @@
+"""Looking at features: indexes over a corpus, decoders, rankings, contrasts. Of neurons and loaded sets."""
