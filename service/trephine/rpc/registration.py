@@ -21,6 +21,7 @@ from trephine.rpc.generation_servicer import GenerationServicer
 from trephine.rpc.intervention_servicer import InterventionServicer
 from trephine.rpc.model_servicer import ModelServicer
 from trephine.rpc.operation_servicer import LongrunningServicer, OperationServicer
+from trephine.rpc.replacement_servicer import ReplacementServicer
 from trephine.rpc.results import OperationWriter
 from trephine.v1 import artifact_service_pb2_grpc as artifacts
 from trephine.v1 import audit_service_pb2_grpc as audits
@@ -30,8 +31,19 @@ from trephine.v1 import generation_service_pb2_grpc as generation
 from trephine.v1 import intervention_service_pb2_grpc as interventions
 from trephine.v1 import model_service_pb2_grpc as models
 from trephine.v1 import operation_service_pb2_grpc as operations
+from trephine.v1 import replacement_service_pb2_grpc as replacements
 
-TOPICS = ("Model", "Generation", "Intervention", "Circuit", "Edit", "Audit", "Artifact", "Operation")
+TOPICS = (
+    "Model",
+    "Replacement",
+    "Generation",
+    "Intervention",
+    "Circuit",
+    "Edit",
+    "Audit",
+    "Artifact",
+    "Operation",
+)
 SERVICES = (*(f"trephine.v1.{topic}Service" for topic in TOPICS), "google.longrunning.Operations")
 """Full names of everything served beside health and reflection."""
 
@@ -44,6 +56,7 @@ def register(server: grpc.aio.Server, service: Service) -> health.HealthServicer
         (generation.add_GenerationServiceServicer_to_server, GenerationServicer(service)),
         (interventions.add_InterventionServiceServicer_to_server, InterventionServicer(service)),
         (circuits.add_CircuitServiceServicer_to_server, CircuitServicer(service, writer)),
+        (replacements.add_ReplacementServiceServicer_to_server, ReplacementServicer(service, writer)),
         (edits.add_EditServiceServicer_to_server, EditServicer(service, writer)),
         (audits.add_AuditServiceServicer_to_server, AuditServicer(service, writer)),
         (artifacts.add_ArtifactServiceServicer_to_server, ArtifactServicer(service)),

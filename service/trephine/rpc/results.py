@@ -10,16 +10,19 @@ from google.protobuf.message import Message
 
 from trephine.app.requests import OperationRequest
 from trephine.app.service import Service
-from trephine.domain.errors import InternalError, ResourceNotFoundError
+from trephine.domain.errors import InternalError, ModelNotReadyError, ResourceNotFoundError
 from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.errors import status_of
 from trephine.rpc.wire.audits import audit_to_wire
 from trephine.rpc.wire.circuits import circuit_to_wire
 from trephine.rpc.wire.edits import proposal_to_wire
+from trephine.rpc.wire.evaluations import evaluation_to_wire
 from trephine.rpc.wire.exports import export_to_wire
 from trephine.rpc.wire.fields import request_id as checked_request_id
+from trephine.rpc.wire.fits import fit_to_wire
 from trephine.rpc.wire.models import model_to_wire
 from trephine.rpc.wire.operations import operation_to_wire, packed
+from trephine.rpc.wire.replacements import set_name, set_to_wire
 from trephine.v1.operation_service_pb2 import OperationMetadata
 
 
@@ -34,6 +37,9 @@ class OperationWriter:
             "proposals": self._proposal,
             "exports": self._export,
             "audits": self._audit,
+            "models/replacements": self._replacement_set,
+            "evaluations": self._evaluation,
+            "fits": self._fit,
         }
 
     async def start(self, method: str, request: OperationRequest, request_id: str) -> Operation:
@@ -52,7 +58,7 @@ class OperationWriter:
             return operation_to_wire(record, None)
         try:
             return operation_to_wire(record, await self._response(record.result))
-        except ResourceNotFoundError as error:
+        except (ResourceNotFoundError, ModelNotReadyError) as error:
             operation = operation_to_wire(record, None)
             operation.error.CopyFrom(status_of(error))
             return operation
@@ -62,7 +68,7 @@ class OperationWriter:
         return list(await asyncio.gather(*(self.write(record) for record in records)))
 
     async def _response(self, resource: str) -> Message:
-        collection = resource.partition("/")[0]
+        collection = "/".join(resource.split("/")[::2])
         if collection not in self._readers:
             raise InternalError(f"an operation ended with {resource!r}, which is no known resource")
         return await self._readers[collection](resource)
@@ -82,6 +88,16 @@ class OperationWriter:
 
     async def _audit(self, name: str) -> Message:
         return audit_to_wire(await self._service.audits.get(name))
+
+    async def _replacement_set(self, name: str) -> Message:
+        found = set_name(name)
+        return set_to_wire(self._service.replacements.entry(found.name, found.model))
+
+    async def _evaluation(self, name: str) -> Message:
+        return evaluation_to_wire(await self._service.evaluations.get(name))
+
+    async def _fit(self, name: str) -> Message:
+        return fit_to_wire(await self._service.fits.get(name))
 
 
 def validated(method: str, response: Message) -> Operation:

@@ -136,7 +136,7 @@ async def test_a_set_that_changed_is_reported_not_dropped(tmp_path, trouble):
     }
     absent = ReplacementNotFoundError("replacement set 'small' is not loaded", replacement="small")
     again = house(tmp_path, {**SETS, **scripts[trouble], RenderChat: absent})
-    with pytest.raises(ReplacementNotFoundError, match="changed since|cut short"):
+    with pytest.raises(ReplacementNotFoundError, match=r"changed since|cut short"):
         await again.models.engine("tiny").run(RenderChat(messages=()))
     [entry] = again.replacements.list("tiny")
     assert entry.state == "lost"

@@ -12,7 +12,7 @@ from trephine.v1 import artifact_service_pb2 as pb
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def digest_from_wire(name: str) -> str:
+def digest_from_wire(name: str, field: str = "name") -> str:
     """Read `artifacts/<sha256>`.
 
     Raises:
@@ -21,7 +21,7 @@ def digest_from_wire(name: str) -> str:
     prefix, _, digest = name.partition("/")
     if prefix != "artifacts" or not _DIGEST.fullmatch(digest):
         raise InvalidRequestError(
-            f"name must be artifacts/ and 64 hexadecimal digits, got {printable(name)!r}", field="name"
+            f"{field} must be artifacts/ and 64 hexadecimal digits, got {printable(name)!r}", field=field
         )
     return digest
 

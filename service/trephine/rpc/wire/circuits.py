@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
-from trephine.app.costs import Cost
+from trephine.app.costs import Cost, predicted_seconds
 from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
@@ -28,8 +28,6 @@ KINDS: dict[pb.NodeKind.ValueType, NodeKind | None] = {
     pb.NODE_KIND_LOGIT: NodeKind.LOGIT,
 }
 _KIND_NUMBERS = {kind: number for number, kind in KINDS.items() if kind is not None}
-_FLOPS_PER_WEIGHT, _FLOPS_PER_SECOND = 2, 2e10
-"""For predicted times: a multiplication and an addition per weight and token, on two slow cores."""
 _FORMATS: dict[pb.CircuitFormat.ValueType, CircuitFormat] = {
     pb.CIRCUIT_FORMAT_JSON: "json",
     pb.CIRCUIT_FORMAT_HTML: "html",
@@ -118,7 +116,7 @@ def checked_to_wire(
         against=None if against is None else token_to_wire(against),
         replacement=clean(command.replacement),
         version=version_to_wire(info.name, info.weight_hash),
-        seconds=cost.tokens * _FLOPS_PER_WEIGHT * info.n_parameters / _FLOPS_PER_SECOND,
+        seconds=predicted_seconds(cost, info),
         peak_extra_bytes=cost.memory_bytes,
     )
 

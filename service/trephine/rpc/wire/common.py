@@ -10,7 +10,7 @@ from trephine.domain.tokens import Token
 from trephine.rpc.wire.fields import at_least, clean, one_of, qualified, required
 from trephine.v1 import common_pb2 as pb
 
-_SITE_KINDS = {
+SITE_KINDS = {
     pb.SITE_KIND_EMBED: SiteKind.EMBED,
     pb.SITE_KIND_RESID_PRE: SiteKind.RESID_PRE,
     pb.SITE_KIND_RESID_MID: SiteKind.RESID_MID,
@@ -21,7 +21,7 @@ _SITE_KINDS = {
     pb.SITE_KIND_MLP_OUT: SiteKind.MLP_OUT,
     pb.SITE_KIND_ATTN_Z: SiteKind.ATTN_Z,
 }
-_SITE_KIND_NUMBERS = {kind: number for number, kind in _SITE_KINDS.items()}
+SITE_KIND_NUMBERS = {kind: number for number, kind in SITE_KINDS.items()}
 
 
 def token_to_wire(token: Token) -> pb.Token:
@@ -46,14 +46,14 @@ def feature_to_wire(feature: FeatureRef) -> pb.FeatureRef:
 def site_from_wire(message: pb.Site) -> Site:
     """Read a site; an unspecified kind is refused."""
     return Site(
-        kind=one_of(message.kind, _SITE_KINDS, "kind"),
+        kind=one_of(message.kind, SITE_KINDS, "kind"),
         layer=at_least(message.layer, 0, "layer"),
     )
 
 
 def site_to_wire(site: Site) -> pb.Site:
     """Write a site."""
-    return pb.Site(kind=_SITE_KIND_NUMBERS[site.kind], layer=site.layer)
+    return pb.Site(kind=SITE_KIND_NUMBERS[site.kind], layer=site.layer)
 
 
 def logit_target_from_wire(message: pb.LogitTarget) -> LogitTarget:
