@@ -51,6 +51,7 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
         available=hosted.info.has_chat_template,
         note="" if hosted.info.has_chat_template else "the tokenizer has no chat template",
     )
+    yield from _replacements(hosted)
     yield from _interventions(hosted)
     yield Capability(name="discover.neurons", available=True, note="edges are estimates where MLPs are gated")
     yield Capability(
@@ -63,6 +64,22 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     )
     for tier in ("graft", "ridge", "lora"):
         yield Capability(name=f"export.{tier}", available=False, note="this release writes exact edits only")
+
+
+def _replacements(hosted: HostedModel) -> Iterator[Capability]:
+    yield Capability(name="replacements.load", available=True, note="admitted on a probe text first")
+    yield Capability(name="replacements.evaluate", available=True, note="with controls beside every figure")
+    for name in sorted(hosted.replacements):
+        info = hosted.replacements[name].info
+        where = info.residency
+        degraded = "; degraded: it failed admission and was accepted" if info.degraded else ""
+        yield Capability(
+            name=f"replacements.{name}",
+            available=True,
+            note=f"{len(info.layers)} layers, {where.resident_bytes} of {where.total_bytes} bytes resident, "
+            f"peak {where.peak_bytes}, budget {where.budget_bytes}, {where.loads} loads, "
+            f"{where.evictions} evictions{degraded}",
+        )
 
 
 def _interventions(hosted: HostedModel) -> Iterator[Capability]:

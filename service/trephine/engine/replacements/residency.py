@@ -31,6 +31,7 @@ class LayerPager:
         folder: The set's folder, watched for changes; None watches nothing.
         reopen: Reads the set's layers anew, hashes included. Called where a file's size or time differs
             from when the set was loaded, to tell a touched file from a changed one.
+        device: Where layers are read to.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class LayerPager:
         budget_bytes: int,
         folder: Path | None = None,
         reopen: Callable[[], Sequence[LayerReader]] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._readers = {reader.info.layer: reader for reader in readers}
-        self._budget, self._folder, self._reopen = budget_bytes, folder, reopen
+        self._budget, self._folder, self._reopen, self._device = budget_bytes, folder, reopen, device
         self._stamp = folder_stamp(folder)
         self._resident: OrderedDict[int, ReplacementLayer] = OrderedDict()
         self._pins: Counter[int] = Counter()
@@ -87,7 +89,7 @@ class LayerPager:
         if layer not in self._resident:
             self._require_unchanged(layer)
             self._make_room(layer)
-            self._resident[layer] = self._readers[layer].read()
+            self._resident[layer] = self._readers[layer].read(self._device)
             self._loads += 1
             self._peak = max(self._peak, self._resident_bytes())
         self._resident.move_to_end(layer)

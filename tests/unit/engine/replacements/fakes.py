@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SetFormat, SupportRule
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.replacements.layer import Code
 
@@ -60,6 +60,9 @@ class FakeLayer:
     def skip(self, x: Tensor, code: Code):
         return None if self.W_skip is None else x.to(self.W_skip.dtype) @ self.W_skip.T
 
+    def skip_matrix(self):
+        return self.W_skip
+
     def reconstruct(self, x: Tensor):
         code = self.encode(x)
         decoded, skipped = dict(self.decode(code)), self.skip(x, code)
@@ -104,12 +107,13 @@ class FakeReader:
 
     layer: FakeLayer
     reads: int = 0
+    pre_gain: bool = False
 
     @property
     def info(self) -> ReplacementLayerInfo:
         return self.layer.info
 
-    def read(self) -> FakeLayer:
+    def read(self, device="cpu") -> FakeLayer:
         self.reads += 1
         return self.layer
 
@@ -119,6 +123,7 @@ class FakeSet:
     """A `ReadSet` in memory."""
 
     layers: list[FakeReader] = field(default_factory=list)
+    format: SetFormat = SetFormat.SAELENS
     prepends_bos: bool | None = False
     model_name: str | None = None
     ambiguous_input: bool = False

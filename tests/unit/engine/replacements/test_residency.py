@@ -47,7 +47,7 @@ def test_room_is_made_before_a_layer_is_read():
     pager = LayerPager(made, budget_bytes=2000)
     for reader in made:
         read = reader.read
-        reader.read = lambda read=read: (seen.append(pager.residency().resident_bytes), read())[1]
+        reader.read = lambda device, read=read: (seen.append(pager.residency().resident_bytes), read())[1]
     for layer in range(4):
         with pager.pinned([layer]):
             pass

@@ -1,0 +1,77 @@
+"""How well a layer reconstructs: FVU, L0, dead features, with position 0 apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.sites import Site
+from trephine.engine.replacements.layer import ReplacementLayer
+from trephine.engine.replacements.splice import written_by
+
+_ROWS = 256
+"""Positions encoded at once: pre-activations, activations and support are `(rows, d_sae)` each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFidelity:
+    """One layer on one text."""
+
+    l0: float
+    l0_first: float
+    fvu: float
+    fvu_first: float
+    dead_share: float
+
+
+class Fidelity:
+    """Counts one layer's features over positions, then compares what was written with the truth.
+
+    Args:
+        d_sae: Features of the layer.
+        first: bool `(tokens,)`, True at position 0 of every context.
+    """
+
+    def __init__(self, d_sae: int, first: Tensor) -> None:
+        self._first = first
+        self._counts = torch.zeros(first.numel())
+        self._fired = torch.zeros(d_sae, dtype=torch.bool)
+
+    def add_layer(self, layer: ReplacementLayer, x: Tensor, sums: dict[Site, Tensor]) -> None:
+        """Encode `x (tokens, d_in)` and add what the layer writes to `sums`."""
+        parts: dict[Site, list[Tensor]] = {}
+        for start in range(0, x.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            code, written = written_by(layer, x[rows])
+            self._counts[rows] = code.active.sum(-1).float().cpu()
+            self._fired |= code.active[~self._first[rows]].any(0).cpu()
+            for site, value in written.items():
+                parts.setdefault(site, []).append(value)
+        for site, values in parts.items():
+            whole = torch.cat(values)
+            sums[site] = sums[site] + whole if site in sums else whole
+
+    def score(self, reconstructed: Tensor, truth: Tensor) -> LayerFidelity:
+        """Compare `(tokens, d_out)` with the truth."""
+        first = self._first
+        return LayerFidelity(
+            l0=float(self._counts[~first.cpu()].mean()),
+            l0_first=float(self._counts[first.cpu()].mean()),
+            fvu=unexplained(reconstructed[~first], truth[~first]),
+            fvu_first=_relative_error(reconstructed[first], truth[first]),
+            dead_share=float((~self._fired).float().mean()),
+        )
+
+
+def unexplained(reconstructed: Tensor, truth: Tensor) -> float:
+    """Return the sum of squared errors over the sum of per-dimension variances, of `(n, d_out)`."""
+    truth = truth.double()
+    total = (truth - truth.mean(0)).square().sum()
+    return float((truth - reconstructed.double()).square().sum() / total)
+
+
+def _relative_error(reconstructed: Tensor, truth: Tensor) -> float:
+    truth = truth.double()
+    return float((truth - reconstructed.double()).square().sum() / truth.square().sum())

@@ -1,0 +1,259 @@
+"""Running a model on reconstructions: what a dictionary makes of the current input, in place of the truth.
+
+A splice reads every covered layer's input site as the pass reaches it, and writes its output sites when the
+pass reaches those; cross-layer transcoders add up on the way. Position 0 keeps its true activation: it is an
+attention sink of a hundred times the others' norm, no dictionary was trained on it, and it sees nothing but
+itself, so that it stays exactly as it is in the plain run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.architecture import Architecture
+from trephine.engine.forward import Pass, forward, left_padded
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.sites import Touch, touching
+
+Values = Mapping[Site, Tensor]
+"""`(n_pos, width)` by site, of one context."""
+
+
+class Opener(Protocol):
+    """Holds layers resident inside a block."""
+
+    def __call__(self, layers: Sequence[int]) -> AbstractContextManager[Mapping[int, ReplacementLayer]]:
+        """Open some layers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSource:
+    """Replacement layers to splice, wherever their weights are."""
+
+    infos: tuple[ReplacementLayerInfo, ...]
+    """Ascending by layer."""
+    open: Opener
+
+    @property
+    def sites_in(self) -> tuple[Site, ...]:
+        """What is read, each site once."""
+        return tuple(dict.fromkeys(info.site_in for info in self.infos))
+
+    @property
+    def sites_out(self) -> tuple[Site, ...]:
+        """What is written, each site once."""
+        return tuple(dict.fromkeys(site for info in self.infos for site in info.sites_out))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What a measurement needs of the plain run."""
+        return tuple(dict.fromkeys((*self.sites_in, *self.sites_out)))
+
+
+def loaded_source(hosted: HostedModel, name: str, layers: Sequence[int]) -> LayerSource:
+    """Return layers of a loaded set, or of the model's own neurons.
+
+    Raises:
+        ReplacementNotFoundError: If there is no such set.
+        LayerOutOfRangeError: If it does not cover a layer.
+    """
+    infos = tuple(layer_info(hosted, name, layer) for layer in sorted(layers))
+    return LayerSource(infos=infos, open=partial(opened, hosted, name))
+
+
+def encoded(source: LayerSource, values: Values) -> Iterator[tuple[ReplacementLayerInfo, Code, Values]]:
+    """Yield every layer with its code and what it writes, skip path included, on a plain run."""
+    for info in source.infos:
+        with source.open([info.layer]) as layers:
+            code, written = written_by(layers[info.layer], values[info.site_in])
+            yield info, code, written
+
+
+def reconstructions(source: LayerSource, values: Values) -> dict[Site, Tensor]:
+    """Return what all layers together write at every output site, on a plain run's activations."""
+    sums: dict[Site, Tensor] = {}
+    for _, _, written in encoded(source, values):
+        _add(sums, written)
+    return sums
+
+
+def written_by(layer: ReplacementLayer, x: Tensor) -> tuple[Code, dict[Site, Tensor]]:
+    """Encode `x (..., d_in)`; return the code and all that the layer writes, skip path included."""
+    code = layer.encode(x)
+    written = dict(layer.decode(code))
+    skipped = layer.skip(x, code)
+    if skipped is not None:
+        site = layer.info.sites_out[0]
+        written[site] = written[site] + skipped
+    return code, written
+
+
+def _add(sums: dict[Site, Tensor], written: Values) -> None:
+    for site, value in written.items():
+        sums[site] = sums[site] + value if site in sums else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splice:
+    """The touches that run one forward pass of one context on reconstructions.
+
+    Make a fresh one for every pass: contributions to later layers wait in it.
+    """
+
+    source: LayerSource
+    errors: Values | None = None
+    """Frozen errors of a plain run, added at every position, 0 included (law 2)."""
+    first: Values = field(default_factory=dict)
+    """Plain activations, whose position 0 is written where the module itself does not run."""
+    _pending: dict[Site, Tensor] = field(default_factory=dict)
+
+    def touches(self) -> dict[Site, Touch]:
+        """Return one function per site that is read or written."""
+        return {site: partial(self._touch, site) for site in self.source.sites}
+
+    def _touch(self, site: Site, x: Tensor) -> None:
+        readers = [info for info in self.source.infos if info.site_in == site]
+        for info in readers:
+            if site in info.sites_out:  # an SAE reads the true activation, whoever else reads what is written
+                self._read(info, x)
+        if site in self._pending:
+            self._put(site, x)
+        for info in readers:
+            if site not in info.sites_out:
+                self._read(info, x)
+
+    def _read(self, info: ReplacementLayerInfo, x: Tensor) -> None:
+        with self.source.open([info.layer]) as layers:
+            _add(self._pending, written_by(layers[info.layer], x)[1])
+
+    def _put(self, site: Site, x: Tensor) -> None:
+        value = self._pending.pop(site)
+        if self.errors is not None:
+            x.copy_(value + self.errors[site])
+            return
+        write_after_first(x, value)
+        if site in self.first:
+            x[:, 0] = self.first[site][0].to(x.dtype)
+
+
+def write_after_first(x: Tensor, value: Tensor) -> None:
+    """Write `(n_pos, width)` or `(width,)` into `x (1, n_pos, width)`, position 0 excepted."""
+    x[:, 1:] = value.expand(x.shape)[:, 1:].to(x.dtype)
+
+
+def constants(values: Values, first: Values | None = None) -> dict[Site, Touch]:
+    """Return touches that write given values `(n_pos, width)` or `(width,)` after position 0.
+
+    Args:
+        values: What is written.
+        first: Plain activations whose position 0 is written where the module itself does not run.
+    """
+
+    def touch(site: Site, x: Tensor) -> None:
+        write_after_first(x, values[site])
+        if first is not None:
+            x[:, 0] = first[site][0].to(x.dtype)
+
+    return {site: partial(touch, site) for site in values}
+
+
+@contextmanager
+def silenced(architecture: Architecture, sites: Sequence[Site]) -> Iterator[None]:
+    """Let MLPs whose outputs are all written not run at all; their modules answer with zeros."""
+    chosen = [site.layer for site in sites if site.kind is SiteKind.MLP_OUT]
+    with ExitStack() as stack:
+        for layer in chosen:
+            stack.enter_context(_standing_in(architecture.blocks[layer].mlp.module, torch.zeros_like))
+        yield
+
+
+@contextmanager
+def resumed(architecture: Architecture, layer: int, stream: Tensor) -> Iterator[None]:
+    """Start passes at a layer, from its `resid_pre` `(n_pos, d_model)`: the blocks below do not run."""
+    site = Site(kind=SiteKind.RESID_PRE, layer=layer)
+    with ExitStack() as stack:
+        for block in architecture.blocks[:layer]:
+            stack.enter_context(_standing_in(block.module, _unchanged))
+        stack.enter_context(touching(architecture, {site: lambda x: _overwrite(x, stream)}))
+        yield
+
+
+def _overwrite(x: Tensor, value: Tensor) -> None:
+    x.copy_(value.expand(x.shape))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+@contextmanager
+def _standing_in(module: nn.Module, answer: Any) -> Iterator[None]:
+    """Answer for a module inside the block; its hooks run, and it is itself again afterwards (law 6)."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return answer(args[0] if args else kwargs["hidden_states"])
+
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+
+def run_context(
+    hosted: HostedModel,
+    ids: Sequence[int],
+    touches: Mapping[Site, Touch],
+    *,
+    reads: Sequence[Site] = (),
+    keep_last: int | None = None,
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Run one context, unpadded, under touches.
+
+    Returns:
+        Logits `(n_pos or keep_last, d_vocab)` in float32, and what was read, `(n_pos, width)` by site, after
+        the touches.
+    """
+    request = Pass(reads=reads, keep_last=keep_last)
+    with touching(hosted.architecture, touches):
+        logits = forward(hosted, left_padded(hosted, [(ids, len(ids))]), request)
+    return logits[0].float(), {site: value[0] for site, value in request.values.items()}
+
+
+def run_spliced(
+    hosted: HostedModel,
+    ids: Sequence[int],
+    source: LayerSource,
+    plain: Values,
+    *,
+    errors: Values | None = None,
+) -> Tensor:
+    """Run one context with every layer of the source spliced in; return its logits `(n_pos, d_vocab)`.
+
+    MLPs that are wholly replaced do not run.
+
+    Args:
+        hosted: The model.
+        ids: The context.
+        source: What is spliced.
+        plain: The plain run's activations at the source's output sites.
+        errors: Frozen errors to inject, at every position.
+    """
+    splice = Splice(source=source, errors=errors, first=plain)
+    with silenced(hosted.architecture, source.sites_out):
+        return run_context(hosted, ids, splice.touches())[0]
