@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import nan
 from typing import ClassVar, Literal
 
 from trephine.domain.ablation import LogitTarget
@@ -88,17 +89,20 @@ class EstimateQuality:
     spearman: float
     spearman_low: float
     spearman_high: float
-    edge_slope: float
-    """The same of measured on what the rule of the edges predicts, summed over all paths."""
-    edge_slope_low: float
-    edge_slope_high: float
-    edge_spearman: float
-    edge_spearman_low: float
-    edge_spearman_high: float
     how: str
     """Which ablation, positions and freezes, in words."""
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
+    edge_slope: float = nan
+    """As `slope`, of measured on what the rule of the edges predicts, summed over all paths.
+
+    NaN, as the five below, in circuits that were stored before this was measured.
+    """
+    edge_slope_low: float = nan
+    edge_slope_high: float = nan
+    edge_spearman: float = nan
+    edge_spearman_low: float = nan
+    edge_spearman_high: float = nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

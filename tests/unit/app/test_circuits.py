@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import isnan
 
 import numpy as np
 import pytest
 
 from tests.unit.app.house import circuit, house, node, small_circuit
 from trephine.app.pruning import prune
-from trephine.domain.circuits import Circuit, NodeKind
+from trephine.app.records import decode
+from trephine.domain.circuits import Circuit, EstimateQuality, NodeKind
 from trephine.domain.errors import CorruptRecordError, InvalidRequestError, ResourceNotFoundError
 
 
@@ -20,6 +22,17 @@ async def test_circuit_is_read_back_by_the_next_server(tmp_path):
     again = await house(tmp_path).circuits.get("circuits/c1")
     assert again.name == stored.name == "circuits/c1"
     assert repr(again.circuit) == repr(small_circuit())
+
+
+def test_quality_stored_before_edges_were_measured_is_read():
+    """A circuit of an earlier version stays readable: what it lacks is no number."""
+    plain = {"slope": 0.9, "slope_low": 0.8, "slope_high": 1.0}
+    plain |= {"spearman": 0.7, "spearman_low": 0.6, "spearman_high": 0.8}
+    stored = json.dumps(plain | {"nodes": 100, "how": "", "predicted": [1.0], "measured": [0.9]})
+    quality = decode(EstimateQuality, stored.encode(), what="quality")
+    assert quality.slope == 0.9
+    assert isnan(quality.edge_slope)
+    assert isnan(quality.edge_spearman_high)
 
 
 async def test_saving_again_changes_nothing(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,8 @@ def quality_facts(quality: EstimateQuality, rule: str) -> list[tuple[str, str]]:
 
 
 def _agreement(slope: Figure, rank: Figure) -> str:
+    if isnan(slope.value):
+        return "not measured"  # a circuit that was stored before this was
     return (
         f"slope {slope.value:.2f}{_interval(slope.low, slope.high)}, "
         f"rank correlation {rank.value:.2f}{_interval(rank.low, rank.high)}"
