@@ -15,13 +15,14 @@ from trephine.engine.influence import LOGIT, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOrder:
-    """Which sources are nodes, and their numbers: features by cell, errors, tokens, the logit."""
+    """Which sources are nodes, and their numbers: features by cell, errors, tokens, targets."""
 
     features: Tensor
     """int64 `(n_features,)`, cells, ascending."""
     errors: Tensor
-    """int64 `(n_errors,)`, `layer * n_pos + position`, ascending."""
+    """int64 `(n_errors,)`, error sources, ascending."""
     n_pos: int
+    n_targets: int = 1
 
     @property
     def first_error(self) -> int:
@@ -35,17 +36,20 @@ class NodeOrder:
 
     @property
     def logit(self) -> int:
-        """Number of the target."""
+        """Number of the first target."""
         return self.first_token + self.n_pos
 
 
 def order_nodes(expansion: Expansion) -> NodeOrder:
-    """Number the nodes: every expanded neuron, every error source with influence, every token."""
-    features = torch.tensor(
-        sorted(row.cell for row in expansion.rows if row.cell != LOGIT), dtype=torch.int64
-    )
+    """Number the nodes: every expanded feature, every error source with influence, every token."""
+    features = torch.tensor(sorted(row.cell for row in expansion.rows if row.cell > LOGIT), dtype=torch.int64)
     errors = expansion.influence.errors.nonzero().flatten()
-    return NodeOrder(features=features, errors=errors, n_pos=expansion.cells.n_pos)
+    return NodeOrder(
+        features=features,
+        errors=errors,
+        n_pos=expansion.cells.n_pos,
+        n_targets=len(expansion.rows) - len(features),
+    )
 
 
 def assemble(
@@ -85,8 +89,8 @@ def assemble(
 
 
 def _number(row: Row, order: NodeOrder) -> int:
-    if row.cell == LOGIT:
-        return order.logit
+    if row.cell <= LOGIT:
+        return order.logit + LOGIT - row.cell
     return int(torch.searchsorted(order.features, row.cell))
 
 

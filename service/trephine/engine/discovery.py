@@ -12,7 +12,7 @@ from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, Un
 from trephine.domain.sites import NEURONS
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, verify_estimates
-from trephine.engine.expansion import Expansion, expand
+from trephine.engine.expansion import Expansion, NeuronBasis, expand
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import describe_nodes
@@ -53,9 +53,8 @@ def discover_circuit(
     yield Progress(stage="forward", done=1, total=1)
     totals = yield from sweep_totals(operators, question.readout)
     half_rule = yield from sweep_half_rule(operators, question.readout)
-    expansion = yield from expand(
-        operators, question.readout, max_nodes=command.max_feature_nodes, meter=meter
-    )
+    basis = NeuronBasis(operators=operators, readout=question.readout, meter=meter)
+    expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
     order = order_nodes(expansion)
     edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()

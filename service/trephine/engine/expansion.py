@@ -1,9 +1,10 @@
-"""Growing the attribution graph from the target: rounds of the most influential unexpanded neurons."""
+"""Growing an attribution graph from its targets: rounds of the most influential unexpanded features."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,13 +12,22 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InternalError
 from trephine.engine.attribution import RowSums, sweep
-from trephine.engine.influence import LOGIT, Cells, Influence, Row, SparseCollector, frontier, solve_influence
+from trephine.engine.influence import (
+    LOGIT,
+    Cells,
+    Influence,
+    Row,
+    Space,
+    SparseCollector,
+    frontier,
+    solve_influence,
+)
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout, Targets, logit_target, neuron_targets
 
 ROUND = 64
-"""Neurons expanded per round (R in DESIGN 5.5)."""
+"""Features expanded per round (R in DESIGN 5.5)."""
 _ROWS_PER_SWEEP = 2048
 """Packed adjoint rows per sweep; bounds the time of a quantum and the memory of a layer's scores."""
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -31,22 +41,35 @@ The forward pass rounds to that dtype after every operation (norms of some famil
 class Expansion:
     """The expanded rows and the influences they give."""
 
-    cells: Cells
+    cells: Space
     rows: tuple[Row, ...]
-    """The logit row first, then neurons by the round in which they were expanded."""
+    """The targets' rows first, then features by the round in which they were expanded."""
     influence: Influence
 
 
-def expand(
-    operators: FrozenOperators, readout: LogitReadout, *, max_nodes: int, meter: MemoryMeter
-) -> Generator[Progress | None, None, Expansion]:
-    """Expand the target, then up to `max_nodes` neurons in rounds, most influential first.
+class Basis(Protocol):
+    """What a graph is spanned by: the model's neurons, or the active features of a set."""
+
+    @property
+    def cells(self) -> Space:
+        """Addresses of its features."""
+        ...
+
+    def target_rows(self) -> Generator[None, None, list[Row]]:
+        """Attribute the targets; one block per quantum."""
+        ...
+
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+        """Attribute features `cells (n,)`, in any order; one block per quantum."""
+        ...
+
+
+def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, Expansion]:
+    """Expand the targets, then up to `max_nodes` features in rounds, most influential first.
 
     Args:
-        operators: The frozen network.
-        readout: The target.
-        max_nodes: Neurons to expand; each expanded neuron is a node of the circuit.
-        meter: Samples memory where it is highest.
+        basis: What is expanded.
+        max_nodes: Features to expand; each expanded one is a node of the circuit.
 
     Returns:
         The rows and their influences.
@@ -54,35 +77,67 @@ def expand(
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    cells = Cells(n_layers=len(operators.layers), n_pos=operators.n_pos, d_mlp=operators.architecture.d_mlp)
-    rows = yield from _attribute(operators, logit_target(operators, readout), [LOGIT], meter)
-    influence = solve_influence(rows, cells)
-    while len(rows) <= max_nodes:
-        chosen = frontier(influence, [row.cell for row in rows[1:]], min(ROUND, max_nodes + 1 - len(rows)))
+    rows = yield from basis.target_rows()
+    roots = len(rows)
+    influence = solve_influence(rows, basis.cells)
+    while len(rows) - roots < max_nodes:
+        room = min(ROUND, max_nodes - (len(rows) - roots))
+        chosen = frontier(influence, [row.cell for row in rows[roots:]], room)
         if not chosen:
             break
-        for batch in _batches(torch.tensor(chosen), cells):
-            layer, position, index = cells.split(batch)
-            targets = neuron_targets(operators, layer, position, index, "relp_half")
-            rows += yield from _attribute(operators, targets, batch.tolist(), meter)
-        influence = solve_influence(rows, cells)
-        yield Progress(stage="attribution", done=len(rows) - 1, total=max_nodes)
-    return Expansion(cells=cells, rows=tuple(rows), influence=influence)
+        rows += yield from basis.feature_rows(torch.tensor(chosen))
+        influence = solve_influence(rows, basis.cells)
+        yield Progress(stage="attribution", done=len(rows) - roots, total=max_nodes)
+    return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
 
 
-def _attribute(
-    operators: FrozenOperators, targets: Targets, cells: list[int], meter: MemoryMeter
-) -> Generator[None, None, list[Row]]:
-    collector = SparseCollector(operators, meter)
-    sums = yield from sweep(operators, targets, collector)
-    _check_sums(operators, targets, sums)
-    return collector.rows(targets, cells, sums)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronBasis:
+    """The model's own neurons, explained by `relp_half`."""
+
+    operators: FrozenOperators
+    readout: LogitReadout
+    meter: MemoryMeter
+
+    @property
+    def cells(self) -> Cells:
+        """Every neuron at every position."""
+        operators = self.operators
+        return Cells(
+            n_layers=len(operators.layers), n_pos=operators.n_pos, d_mlp=operators.architecture.d_mlp
+        )
+
+    def target_rows(self) -> Generator[None, None, list[Row]]:
+        """Attribute the logit."""
+        return self._attribute(logit_target(self.operators, self.readout), [LOGIT])
+
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+        """Attribute neurons, in batches that share positions."""
+        rows: list[Row] = []
+        for batch in _batches(cells, self.cells):
+            targets = neuron_targets(self.operators, *self.cells.split(batch), "relp_half")
+            rows += yield from self._attribute(targets, batch.tolist())
+        return rows
+
+    def _attribute(self, targets: Targets, cells: list[int]) -> Generator[None, None, list[Row]]:
+        collector = SparseCollector(self.operators, self.meter)
+        sums = yield from sweep(self.operators, targets, collector)
+        _check_sums(self.operators, targets, sums)
+        return collector.rows(targets, cells, sums)
 
 
 def _check_sums(operators: FrozenOperators, targets: Targets, sums: RowSums) -> None:
+    check_sums(operators, sums.total, targets.total, sums.mass + sums.bias.abs())
+
+
+def check_sums(operators: FrozenOperators, found: Tensor, expected: Tensor, scale: Tensor) -> None:
+    """Hold rows to law 3.
+
+    Raises:
+        InternalError: If a row's sum misses its target by more than rounding explains.
+    """
     tolerance = _TOLERANCE.get(operators.architecture.W_U.dtype, 0.1)
-    scale = sums.mass + sums.bias.abs()
-    worst = float(((sums.total - targets.total).abs() / scale.clamp_min(1e-12)).max())
+    worst = float(((found - expected).abs() / scale.clamp_min(1e-12)).max())
     if not worst <= tolerance:
         raise InternalError(
             f"attribution rows miss their targets by {worst:.2e} of their mass; this model's layers do not "
@@ -91,7 +146,7 @@ def _check_sums(operators: FrozenOperators, targets: Targets, sums: RowSums) -> 
         )
 
 
-def _batches(cells: Tensor, space: Cells) -> Iterator[Tensor]:
+def _batches(cells: Tensor, space: Space) -> Iterator[Tensor]:
     """Split a round by position, so that cones pad little, then sort each batch from the top layer down."""
     _, position, _ = space.split(cells)
     by_position = cells[position.argsort(stable=True)].split(max(1, _ROWS_PER_SWEEP // space.n_pos))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +23,35 @@ from trephine.engine.readouts import Targets
 FLOOR = 5e-5
 """Neurons below this share of a row's absolute mass are not stored; a row holds at most 1 / FLOOR."""
 LOGIT = -1
-"""The cell of the logit row; neurons are `(layer * n_pos + position) * d_mlp + index`."""
+"""The cell of the first target's row; further targets are -2, -3, ..."""
+
+
+class Space(Protocol):
+    """Flat addresses of a graph's features."""
+
+    @property
+    def count(self) -> int:
+        """Number of addresses."""
+        ...
+
+    @property
+    def n_pos(self) -> int:
+        """Positions of the prompt."""
+        ...
+
+    @property
+    def n_errors(self) -> int:
+        """Number of error sources."""
+        ...
+
+    def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return layer, position and index of `cells (n,)`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """Flat addresses of neurons."""
+    """Flat addresses of neurons: `(layer * n_pos + position) * d_mlp + index`."""
 
     n_layers: int
     n_pos: int
@@ -37,6 +61,11 @@ class Cells:
     def count(self) -> int:
         """Number of addresses."""
         return self.n_layers * self.n_pos * self.d_mlp
+
+    @property
+    def n_errors(self) -> int:
+        """Number of opaque MLP outputs."""
+        return self.n_layers * self.n_pos
 
     def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return layer, position and index of `cells (n,)`."""
@@ -48,8 +77,9 @@ class Row:
     """One expanded target; on the CPU."""
 
     cell: int
-    """The neuron, or `LOGIT`."""
+    """The feature, or `LOGIT` and below for targets."""
     layer: int
+    """Rises towards the logits; a row's sources are of rows below."""
     sources: Tensor
     """int64 `(n,)`, cells."""
     weights: Tensor
@@ -57,11 +87,13 @@ class Row:
     tokens: Tensor
     """float32 `(n_pos,)`."""
     errors: Tensor
-    """float32 `(n_layers * n_pos,)`."""
+    """float32 `(n_errors,)`."""
     bias: float
     total: float
     mass: float
     """Absolute sum over all sources, stored or not."""
+    share: float = 1.0
+    """Of a target: its weight among the targets."""
 
 
 class SparseCollector:
@@ -124,20 +156,20 @@ class Influence:
     tokens: Tensor
     """float32 `(n_pos,)`."""
     errors: Tensor
-    """float32 `(n_layers * n_pos,)`."""
+    """float32 `(n_errors,)`."""
     all_neurons: float
     """Sum over all neurons, those too small to be stored included."""
 
 
-def solve_influence(rows: list[Row], cells: Cells) -> Influence:
-    """Back-substitute through the expanded rows in layer order; the logit row has weight 1.
+def solve_influence(rows: list[Row], cells: Space) -> Influence:
+    """Back-substitute through the expanded rows in layer order; targets have their own weight.
 
     Args:
         rows: Expanded rows; the logit row among them.
         cells: The address space.
     """
     neurons = torch.zeros(cells.count)
-    tokens, errors = torch.zeros(cells.n_pos), torch.zeros(cells.n_layers * cells.n_pos)
+    tokens, errors = torch.zeros(cells.n_pos), torch.zeros(cells.n_errors)
     all_neurons = 0.0
     ordered = sorted((row for row in rows if row.mass > 0), key=lambda row: -row.layer)
     for _, group in groupby(ordered, key=lambda row: row.layer):
@@ -156,7 +188,7 @@ def solve_influence(rows: list[Row], cells: Cells) -> Influence:
 
 
 def _weight(row: Row, neurons: Tensor) -> float:
-    return 1.0 if row.cell == LOGIT else float(neurons[row.cell])
+    return row.share if row.cell <= LOGIT else float(neurons[row.cell])
 
 
 def frontier(influence: Influence, expanded: list[int], count: int) -> list[int]:

@@ -90,6 +90,8 @@ class FrozenOperators:
     embedding: Tensor
     """`(n_pos, d_model)`, what the first block reads."""
     final_norm: FrozenNorm
+    stream: Tensor
+    """`(n_pos, d_model)`, the residual stream that the final norm reads."""
     final: Tensor
     """`(n_pos, d_model)`, the final norm's output."""
     logits: Tensor
@@ -143,6 +145,7 @@ def capture(
         layers=frozen,
         embedding=frozen[0].resid_pre,
         final_norm=_freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
+        stream=store[-1, "final_norm"].to(dtype),
         final=store[-1, "final"].to(dtype),
         logits=output.logits[0, -1].to(dtype),
         covered=tuple(layer in covered for layer in range(architecture.n_layers)),
@@ -151,7 +154,7 @@ def capture(
 
 def stored_bytes(operators: FrozenOperators) -> int:
     """Return the bytes that the operators hold beyond the model."""
-    kept = [operators.final, operators.logits, operators.final_norm.normed]
+    kept = [operators.stream, operators.final, operators.logits, operators.final_norm.normed]
     for layer in operators.layers:
         kept += [layer.resid_pre, layer.resid_mid, layer.pattern, layer.read, layer.activation, layer.mlp_out]
         norms = (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, layer.mlp_post_norm)

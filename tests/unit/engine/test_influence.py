@@ -7,7 +7,7 @@ import torch
 
 from tests.builders import tiny_hosted
 from trephine.engine.attribution import DenseCollector, sweep
-from trephine.engine.expansion import expand
+from trephine.engine.expansion import NeuronBasis, expand
 from trephine.engine.influence import LOGIT, Cells, SparseCollector, frontier, solve_influence
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
@@ -109,7 +109,10 @@ def test_the_frontier_is_the_largest_unexpanded(graph):
 def test_expansion_takes_the_most_influential_neurons(graph):
     """Rounds expand exactly as many neurons as asked for, each once, and rank by influence."""
     operators, readout, *_ = graph
-    expansion = finish(expand(operators, readout, max_nodes=100, meter=MemoryMeter(operators.device)))
+    expansion = finish(expand(
+            NeuronBasis(operators=operators, readout=readout, meter=MemoryMeter(operators.device)),
+            max_nodes=100,
+        ))
     cells = [row.cell for row in expansion.rows]
     assert cells[0] == LOGIT
     assert len(cells) == len(set(cells)) == 101

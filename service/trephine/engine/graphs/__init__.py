@@ -1,0 +1,1 @@
+"""Attribution over trained replacement sets: active features, their sweep, their nodes."""

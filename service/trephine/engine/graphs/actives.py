@@ -1,0 +1,202 @@
+"""The active features of one prompt under a replacement set, and what the set does not explain.
+
+At every site that the set writes, the clean activation is a sum: active features, constants, a linear skip
+path, and the error term, which is explicit (DESIGN 2). MLPs that the set does not cover are error as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trephine.domain.errors import UnsupportedOptionError
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.graphs.places import check_attributable, clean_value, is_cut, place_of
+from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.sets import layer_info, opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveLayer:
+    """Active features of one layer, by position, then index."""
+
+    info: ReplacementLayerInfo
+    start: int
+    """Cell of the first one."""
+    offsets: tuple[int, ...]
+    """`offsets[p] : offsets[p + 1]` are those of position p, counted from `start`."""
+    position: Tensor
+    """int64 `(n,)`."""
+    index: Tensor
+    """int64 `(n,)`."""
+    activation: Tensor
+    """`(n,)`, in the working dtype."""
+    written: Tensor
+    """`(n,)`, activation times what denormalisation multiplies outputs with at its position."""
+    read_scale: Tensor
+    """`(n_pos,)`, what the input is divided by before the encoder reads it."""
+
+    @property
+    def count(self) -> int:
+        """Number of active features."""
+        return len(self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveFeatures:
+    """All active features of a prompt; a *cell* is a feature's number."""
+
+    replacement: str
+    layers: tuple[ActiveLayer, ...]
+    """Ascending by layer."""
+    error_sites: tuple[Site, ...]
+    errors: dict[Site, Tensor]
+    """`(n_pos, d_model)`, what is there beside features, constants and skip path."""
+    constants: dict[Site, Tensor]
+    """`(n_pos, d_model)`, decoder biases and what input normalisation puts back."""
+    n_pos: int
+    layer: Tensor
+    """int64 `(n_cells,)`."""
+    position: Tensor
+    """int64 `(n_cells,)`."""
+    index: Tensor
+    """int64 `(n_cells,)`."""
+    activation: Tensor
+    """float32 `(n_cells,)`."""
+
+    @property
+    def count(self) -> int:
+        """Number of cells."""
+        return len(self.index)
+
+    @property
+    def n_errors(self) -> int:
+        """Number of error sources: sites times positions."""
+        return len(self.error_sites) * self.n_pos
+
+    def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return layer, position and index of `cells (n,)`."""
+        return self.layer[cells], self.position[cells], self.index[cells]
+
+    def writers(self, site: Site) -> tuple[ActiveLayer, ...]:
+        """List the layers that write a site."""
+        return tuple(layer for layer in self.layers if site in layer.info.sites_out)
+
+    def place_by_layer(self) -> dict[int, int]:
+        """Return the place at which each layer's features read."""
+        return {layer.info.layer: place_of(layer.info.site_in) for layer in self.layers}
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Places of dictionaries on the residual stream, ascending."""
+        return tuple(sorted(place_of(layer.info.site_in) for layer in self.layers if is_cut(layer.info)))
+
+
+def activate(
+    hosted: HostedModel, operators: FrozenOperators, name: str, layers: Sequence[int]
+) -> Generator[None, None, ActiveFeatures]:
+    """Encode a prompt with a set, one layer a quantum.
+
+    Args:
+        hosted: The model.
+        operators: Its clean pass over the prompt.
+        name: A loaded set.
+        layers: Layers that are opened; the set must cover them.
+
+    Raises:
+        UnsupportedOptionError: If no attribution law holds for a layer of the set.
+    """
+    infos = [layer_info(hosted, name, layer) for layer in sorted(layers)]
+    for info in infos:
+        check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
+    _check_cuts(infos)
+    written = _sites_written(infos, operators)
+    errors = {site: clean_value(operators, site).clone() for site in written}
+    constants = {site: torch.zeros_like(value) for site, value in errors.items()}
+    active: list[ActiveLayer] = []
+    start = 0
+    for info in infos:
+        with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
+            found = _encode(resident[info.layer], operators, start, errors, constants)
+        active.append(found)
+        start += found.count
+        yield
+    return ActiveFeatures(
+        replacement=name,
+        layers=tuple(active),
+        error_sites=tuple(sorted(errors, key=lambda site: (site.layer, site.kind.value))),
+        errors=errors,
+        constants=constants,
+        n_pos=operators.n_pos,
+        layer=_joined(torch.full((a.count,), a.info.layer) for a in active),
+        position=_joined(a.position.cpu() for a in active),
+        index=_joined(a.index.cpu() for a in active),
+        activation=_joined(a.activation.float().cpu() for a in active),
+    )
+
+
+def _sites_written(infos: Sequence[ReplacementLayerInfo], operators: FrozenOperators) -> list[Site]:
+    """List every site with an error term: those of the set, and the MLPs that it leaves alone."""
+    sites = {site for info in infos for site in info.sites_out}
+    sites |= {Site(kind=SiteKind.MLP_OUT, layer=layer) for layer in range(len(operators.layers))}
+    return sorted(sites)
+
+
+def _encode(
+    layer: ReplacementLayer,
+    operators: FrozenOperators,
+    start: int,
+    errors: dict[Site, Tensor],
+    constants: dict[Site, Tensor],
+) -> ActiveLayer:
+    info, x = layer.info, clean_value(operators, layer.info.site_in)
+    code = layer.encode(x)
+    nothing = layer.decode(replace(code, activations=torch.zeros_like(code.activations)))
+    skipped = layer.skip(x, code)
+    for site, reconstruction in layer.decode(code).items():
+        errors[site] -= reconstruction
+        constants[site] += nothing[site]
+    matrix = layer.skip_matrix()
+    if skipped is not None and matrix is not None:
+        errors[info.sites_out[0]] -= skipped
+        constants[info.sites_out[0]] += skipped - x @ matrix.T.to(x.dtype)
+    position, index = code.active.nonzero(as_tuple=True)
+    counts = torch.bincount(position, minlength=operators.n_pos)
+    activation = code.activations[position, index]
+    return ActiveLayer(
+        info=info,
+        start=start,
+        offsets=(0, *counts.cumsum(0).tolist()),
+        position=position,
+        index=index,
+        activation=activation,
+        written=activation * _per_position(code.scale_out, code)[position],
+        read_scale=_per_position(code.scale, code),
+    )
+
+
+def _per_position(scale: Tensor | float, code: Code) -> Tensor:
+    if isinstance(scale, Tensor):
+        return scale.expand(code.pre.shape[0], 1)[:, 0]
+    return code.pre.new_full((code.pre.shape[0],), scale)
+
+
+def _check_cuts(infos: Sequence[ReplacementLayerInfo]) -> None:
+    places = [place_of(info.site_in) for info in infos if is_cut(info)]
+    if len(set(places)) < len(places):
+        raise UnsupportedOptionError(
+            "two layers of the set reconstruct the same place of the residual stream; choose one with "
+            "`layers`",
+            field="layers",
+        )
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    found = list(parts)
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)

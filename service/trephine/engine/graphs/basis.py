@@ -1,0 +1,104 @@
+"""A graph over a replacement set, as `trephine.engine.expansion` grows it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trephine.engine.expansion import check_sums
+from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
+from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets
+from trephine.engine.hosted import HostedModel
+from trephine.engine.influence import FLOOR, LOGIT, Row
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.readouts import LogitReadout
+
+_ROWS_PER_SWEEP = 8192
+"""Packed adjoint rows per sweep; bounds the time of a quantum."""
+_SCORES_PER_SWEEP = 1 << 24
+"""Contributions held dense during a sweep: targets times active features; 64 MiB in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBasis:
+    """The active features of one prompt under a loaded set."""
+
+    hosted: HostedModel
+    operators: FrozenOperators
+    active: ActiveFeatures
+    readouts: tuple[LogitReadout, ...]
+    shares: tuple[float, ...]
+    """Weight of each read-out among the targets; they sum to 1."""
+    meter: MemoryMeter
+
+    @property
+    def cells(self) -> ActiveFeatures:
+        """Every active feature."""
+        return self.active
+
+    def target_rows(self) -> Generator[None, None, list[Row]]:
+        """Attribute the logits."""
+        targets = logit_targets(self.operators, list(self.readouts))
+        names = [LOGIT - number for number in range(len(self.readouts))]
+        rows = yield from self._attribute(targets, names)
+        return [replace(row, share=share) for row, share in zip(rows, self.shares, strict=True)]
+
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+        """Attribute features, in batches that share positions and a stretch of the stream."""
+        rows: list[Row] = []
+        for batch in self._batches(cells):
+            targets = feature_targets(self.hosted, self.operators, self.active, batch)
+            ordered = batch[self._order(batch)]
+            rows += yield from self._attribute(targets, ordered.tolist())
+        return rows
+
+    def _order(self, cells: Tensor) -> Tensor:
+        """Sort as `feature_targets` does: from the top layer down, as given within a layer."""
+        return self.active.layer[cells].argsort(descending=True, stable=True)
+
+    def _batches(self, cells: Tensor) -> Iterator[Tensor]:
+        """Split by segment, then by position, so that cones pad little, then by size."""
+        segments = segment_of(self.active, self._places(cells))
+        size = max(
+            1,
+            min(_ROWS_PER_SWEEP // self.operators.n_pos, _SCORES_PER_SWEEP // max(1, self.active.count)),
+        )
+        for segment in segments.unique().tolist():
+            own = cells[segments == segment]
+            position = self.active.position[own]
+            yield from own[position.argsort(stable=True)].split(size)
+
+    def _places(self, cells: Tensor) -> Tensor:
+        by_layer = self.active.place_by_layer()
+        return torch.tensor([by_layer[layer] for layer in self.active.layer[cells].tolist()])
+
+    def _attribute(self, targets: FeatureTargets, cells: list[int]) -> Generator[None, None, list[Row]]:
+        sums = yield from sweep_features(self.hosted, self.operators, self.active, targets)
+        with torch.inference_mode():
+            mass = sums.mass
+            check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
+            self.meter.sample()
+            return list(_rows(targets, cells, sums, mass))
+
+
+def _rows(targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor) -> Iterator[Row]:
+    """Keep, per target, the features above `FLOOR` of the row's absolute mass."""
+    for number, cell in enumerate(cells):
+        features = sums.features[number]
+        sources = (features.abs() > FLOOR * mass[number]).nonzero().flatten()
+        yield Row(
+            cell=cell,
+            layer=int(targets.place[number]),
+            sources=sources.cpu(),
+            weights=features[sources].float().cpu(),
+            tokens=sums.tokens[number].float().cpu(),
+            errors=sums.errors[number].flatten().float().cpu(),
+            bias=float(sums.bias[number]),
+            total=float(targets.total[number]),
+            mass=float(mass[number]),
+        )
