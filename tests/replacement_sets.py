@@ -96,7 +96,7 @@ def write_saes(
     seed: int = 0,
     prepend_bos: bool = False,
 ) -> Path:
-    """Write one JumpReLU SAE per layer at a site into `folder/layer_L`; `b_dec` is subtracted from its input."""
+    """Write one JumpReLU SAE per layer at a site into `folder/layer_L`; inputs lose `b_dec` first."""
     for layer in range(hosted.architecture.n_layers) if layers is None else layers:
         site = Site(kind=kind, layer=layer)
         (x,) = activations(hosted, (site,), seed=seed)

@@ -33,8 +33,10 @@ _LENS_SITES = {
     "ln2.hook_normalized": SiteKind.MLP_IN,
     "mlp.hook_post": SiteKind.NEURONS,
     "hook_mlp_out": SiteKind.MLP_OUT,
+    "mlp.hook_out": SiteKind.MLP_OUT,
 }
 _BEFORE_GAIN = "ln2.hook_normalized"
+_INSIDE_POST_NORM = "mlp.hook_out"
 _UNCLEAR = "hook_mlp_in"
 """After the norm in TransformerLens 3.2, before it in 2.x, and never called in 3.9 unless asked for."""
 
@@ -75,6 +77,8 @@ def _lens_point(architecture: Architecture, name: str, layer: int, hook: str) ->
     block, kind = _block(architecture, name, layer), _LENS_SITES.get(hook)
     if kind is None:
         raise _not_understood(name)
+    if hook == _INSIDE_POST_NORM:
+        _refuse_before_post_norm(architecture, block, name, block.mlp.module, "output")
     _refuse_parallel(architecture, block, name, kind)
     return HookPoint(
         site=Site(kind=kind, layer=layer), pre_gain=hook == _BEFORE_GAIN, ambiguous=hook == _UNCLEAR

@@ -76,11 +76,13 @@ class TopK:
     """The k largest pre-activations of a position that are above 0."""
 
     k: int
+    clamped: bool = True
+    """False where no ReLU follows, so that a pre-activation below 0 that is among the k is kept."""
     pointwise: bool = False
 
     def __call__(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Select by value; ties are broken as `torch.topk` does."""
-        active = _largest(pre, self.k) & (pre > 0)
+        active = _largest(pre, self.k) & (pre > 0 if self.clamped else pre != 0)
         return torch.where(active, pre, 0.0), active
 
     def at(self, indices: Sequence[int]) -> TopK:
