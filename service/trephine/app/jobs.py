@@ -146,7 +146,8 @@ class Jobs:
             enable_otlp=False,
             log_level="WARNING",
             use_listen_notify=False,
-            notification_listener_polling_interval_sec=1.0,
+            # We send no notifications; closing waits for one round of this poll.
+            notification_listener_polling_interval_sec=0.1,
         )
 
     def _inspect(self) -> tuple[dict[str, CorruptRecordError], set[str]]:
