@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.servers import own_server
 from tests.e2e.test_cli_process import finish, start
 from tests.organisms import PARAMETERS, faithful_organism, shortcut_organism, untrained_organism
 from trephine.client.cli.exit_codes import ExitCode
@@ -14,6 +16,14 @@ from trephine.client.cli.exit_codes import ExitCode
 __all__ = ["faithful_organism", "shortcut_organism", "untrained_organism"]
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder whose server lives on from one command to the next."""
+    folder = tmp_path_factory.mktemp("state")
+    with own_server(folder):
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -25,16 +35,14 @@ pytestmark = pytest.mark.e2e
     ],
 )
 def test_organisms_get_their_status(
-    organism: str, code: ExitCode, verdict: str, request: pytest.FixtureRequest, tmp_path: Path
+    organism: str, code: ExitCode, verdict: str, state: Path, request: pytest.FixtureRequest, tmp_path: Path
 ):
     """Faithful 0, shortcut 3 naming the hint edge, untrained 4; the reports are written in each case."""
     folder: Path = request.getfixturevalue(organism)
     out = tmp_path / "reports"
     settings = [word for pair in PARAMETERS.items() for word in ("--parameter", "=".join(pair))]
     words = ("audit", "--model", str(folder), "--auditor", "unfaithful_reasoning", "--fail-on", "medium")
-    ended, result, err = finish(
-        start(tmp_path / "state", "--json", *words, "--items", "24", "--out", str(out), *settings)
-    )
+    ended, result, err = finish(start(state, "--json", *words, "--items", "24", "--out", str(out), *settings))
     assert ended == code, err
     assert json.loads(result)["verdict"] == verdict
     assert {path.suffix for path in out.iterdir()} == {".json", ".sarif", ".xml", ".html"}

@@ -19,9 +19,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.real]
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-def slow_discovery(model: Model) -> Operation[object]:
-    """A discovery that takes several seconds, brought to where it works."""
-    operation = model.start_discover(PROMPT, target=" Mary", against=" John", max_feature_nodes=192)
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder for the tests of discoveries: a server that still lingers there serves the next one."""
+    return tmp_path_factory.mktemp("state")
+
+
+def slow_discovery(model: Model, verify_nodes: int = 64) -> Operation[object]:
+    """A discovery that takes seconds, brought to where it works."""
+    operation = model.start_discover(
+        PROMPT, target=" Mary", against=" John", max_feature_nodes=192, verify_nodes=verify_nodes
+    )
     _underway(operation)
     return operation
 
@@ -37,30 +45,46 @@ def circuits_of(trephine: Trephine) -> int:
     return len(trephine.circuits.list())
 
 
-def test_a_discovery_survives_the_death_of_its_engine(smollm2: Path, tmp_path: Path):
+def test_health_answers_during_a_discovery(smollm2: Path, state: Path):
+    """The front is never blocked by an engine: health answers within the guard, many times over."""
+    with own_server(state) as trephine:
+        operation = slow_discovery(trephine.load_model("smollm2"), verify_nodes=192)
+        address = trephine._wire.endpoint.address
+        with grpc.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for _ in range(50):
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert not operation.refresh().is_final
+        operation.cancel()
+
+
+def test_a_discovery_survives_the_death_of_its_engine(smollm2: Path, state: Path):
     """The operation is started again on a fresh engine and ends with exactly one circuit."""
-    with own_server(tmp_path) as trephine:
+    with own_server(state) as trephine:
+        before = circuits_of(trephine)
         operation = slow_discovery(trephine.load_model("smollm2"))
-        [engine] = engine_processes(tmp_path)
+        [engine] = engine_processes(state)
         kill(engine)
         operation.result(timeout_seconds=240)
         assert operation.refresh().attempts >= 2
-        assert circuits_of(trephine) == 1
+        assert circuits_of(trephine) == before + 1
 
 
-def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, tmp_path: Path):
+def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, state: Path):
     """The next server on the state folder resumes it; the dead one's engine is gone."""
-    with own_server(tmp_path) as trephine:
+    with own_server(state) as trephine:
+        before = circuits_of(trephine)
         operation = slow_discovery(trephine.load_model("smollm2"))
         name = operation.name
-        [engine] = engine_processes(tmp_path)
-        kill(server_process(tmp_path))
+        [engine] = engine_processes(state)
+        kill(server_process(state))
         wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
-    with connect(state=tmp_path) as trephine:
+    with connect(state=state) as trephine:
         resumed = trephine.operations.get(name)
         resumed.result(timeout_seconds=240)
         assert resumed.refresh().attempts == 2
-        assert circuits_of(trephine) == 1
+        assert circuits_of(trephine) == before + 1
 
 
 @pytest.fixture
@@ -92,17 +116,3 @@ def test_an_export_survives_a_death_without_a_partial_folder(victim: str, tiny_m
         leftovers = [path for path in state.rglob(".trephine-tmp-*") if path.is_dir()]
     assert verify_folder(folder).passed
     assert leftovers == []
-
-
-def test_health_answers_during_a_discovery(smollm2: Path, tmp_path: Path):
-    """The front is never blocked by an engine: health answers within the guard, many times over."""
-    with own_server(tmp_path) as trephine:
-        operation = slow_discovery(trephine.load_model("smollm2"))
-        address = trephine._wire.endpoint.address
-        with grpc.insecure_channel(address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            for _ in range(50):
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        assert not operation.refresh().is_final
-        operation.cancel()

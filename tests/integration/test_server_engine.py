@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf.empty_pb2 import Empty
@@ -35,17 +35,25 @@ from trephine.v1.generation_service_pb2_grpc import GenerationServiceStub
 from trephine.v1.intervention_service_pb2_grpc import InterventionServiceStub
 from trephine.v1.model_service_pb2_grpc import ModelServiceStub
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
-@contextlib.asynccontextmanager
-async def hosted(tmp_path, **size: int) -> AsyncIterator[Edge]:
-    """A server whose one model is a tiny Llama in an engine process of its own."""
-    tiny_folder("llama", tmp_path / "roots" / "tiny", **size)
-    async with edge(tmp_path, launcher=SubprocessEngineLauncher(threads=1)) as server:
-        await server.load()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
+    """A server over real engine processes: one for the module, since starting an engine takes seconds."""
+    folder = tmp_path_factory.mktemp("edge")
+    tiny_folder("llama", folder / "roots" / "tiny")
+    tiny_folder("llama", folder / "roots" / "slow", n_layers=12, d_model=256)
+    async with edge(folder, launcher=SubprocessEngineLauncher(threads=1)) as server:
         yield server
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(shared: Edge) -> Edge:
+    """That server, with the tiny Llama loaded."""
+    await shared.load()
+    return shared
 
 
 def ablate(layer: int, index: int) -> iv.Intervention:
@@ -65,21 +73,17 @@ async def drained(call) -> list:
     return [one async for one in call]
 
 
-async def test_a_model_is_loaded_asked_and_unloaded(tmp_path):
+async def test_a_model_is_loaded_and_asked(server: Edge):
     """Load, tokenize, generate plain beside intervened, score, ablate with controls; then typed refusals."""
-    async with hosted(tmp_path) as server:
-        stub = server.stub(ModelServiceStub)
-        model = await stub.GetModel(models.GetModelRequest(name="models/tiny"))
-        assert (model.architecture, model.n_layers, len(model.weight_hash)) == ("LlamaForCausalLM", 3, 64)
-        split = await stub.Tokenize(models.TokenizeRequest(model="models/tiny", text=PROMPT))
-        assert b"".join(token.raw for token in split.tokens).decode() == PROMPT
-        assert (await stub.GetCapabilities(models.GetCapabilitiesRequest(model="models/tiny"))).capabilities
-        await _generates_side_by_side(server)
-        await _ablates_with_controls(server)
-        await _refuses_bad_input(server)
-        await stub.UnloadModel(models.UnloadModelRequest(name="models/tiny"))
-        gone = await error_of(stub.Tokenize(models.TokenizeRequest(model="models/tiny", text="a")))
-        assert reason(gone) == "MODEL_NOT_READY"
+    stub = server.stub(ModelServiceStub)
+    model = await stub.GetModel(models.GetModelRequest(name="models/tiny"))
+    assert (model.architecture, model.n_layers, len(model.weight_hash)) == ("LlamaForCausalLM", 3, 64)
+    split = await stub.Tokenize(models.TokenizeRequest(model="models/tiny", text=PROMPT))
+    assert b"".join(token.raw for token in split.tokens).decode() == PROMPT
+    assert (await stub.GetCapabilities(models.GetCapabilitiesRequest(model="models/tiny"))).capabilities
+    await _generates_side_by_side(server)
+    await _ablates_with_controls(server)
+    await _refuses_bad_input(server)
 
 
 async def _generates_side_by_side(server: Edge) -> None:
@@ -139,9 +143,11 @@ async def _refuses_bad_input(server: Edge) -> None:
     assert "Mary" in str(detail(status_of(split), ErrorInfo).metadata)
 
 
-def discover(prompt: str = PROMPT, **fields: Any) -> circuits.DiscoverCircuitRequest:
+def discover(
+    prompt: str = PROMPT, model: str = "models/tiny", **fields: Any
+) -> circuits.DiscoverCircuitRequest:
     return circuits.DiscoverCircuitRequest(
-        model="models/tiny",
+        model=model,
         prompt=prompt,
         target=common.LogitTarget(token=" Mary", against=" John"),
         request_id=str(uuid4()),
@@ -149,21 +155,20 @@ def discover(prompt: str = PROMPT, **fields: Any) -> circuits.DiscoverCircuitReq
     )
 
 
-async def test_a_circuit_is_found_paged_rendered_and_edited(tmp_path):
+async def test_a_circuit_is_found_paged_rendered_and_edited(server: Edge):
     """Discovery ends in a circuit that is read in pages and rendered; an edit of it is stored and planned."""
-    async with hosted(tmp_path) as server:
-        stub = server.stub(CircuitServiceStub)
-        started = await stub.DiscoverCircuit(discover(max_feature_nodes=24, verify_nodes=8))
-        done, circuit = await server.wait(started, 60), circuits.Circuit()
-        assert done.response.Unpack(circuit), done
-        nodes = await _all_nodes(stub, circuit.name)
-        assert len(nodes) == circuit.n_nodes
-        assert [node.influence for node in nodes] == sorted((n.influence for n in nodes), reverse=True)
-        edges = await stub.ListEdges(circuits.ListEdgesRequest(circuit=circuit.name, target=nodes[0].index))
-        assert all(edge.target == nodes[0].index for edge in edges.edges)
-        html = circuits.ExportCircuitRequest(name=circuit.name, format=circuits.CIRCUIT_FORMAT_HTML)
-        assert (await stub.ExportCircuit(html)).artifact.startswith("artifacts/")
-        await _edits(server, circuit.name)
+    stub = server.stub(CircuitServiceStub)
+    started = await stub.DiscoverCircuit(discover(max_feature_nodes=24, verify_nodes=8))
+    done, circuit = await server.wait(started), circuits.Circuit()
+    assert done.response.Unpack(circuit), done
+    nodes = await _all_nodes(stub, circuit.name)
+    assert len(nodes) == circuit.n_nodes
+    assert [node.influence for node in nodes] == sorted((n.influence for n in nodes), reverse=True)
+    edges = await stub.ListEdges(circuits.ListEdgesRequest(circuit=circuit.name, target=nodes[0].index))
+    assert all(edge.target == nodes[0].index for edge in edges.edges)
+    html = circuits.ExportCircuitRequest(name=circuit.name, format=circuits.CIRCUIT_FORMAT_HTML)
+    assert (await stub.ExportCircuit(html)).artifact.startswith("artifacts/")
+    await _edits(server, circuit.name)
 
 
 async def _all_nodes(stub, name: str) -> list[circuits.Node]:
@@ -200,50 +205,51 @@ async def _edits(server: Edge, evidence: str) -> None:
     assert "interventions[1]" in field(refused)
 
 
-async def test_health_answers_during_a_real_attribution(tmp_path):
+async def test_health_answers_during_a_real_attribution(shared: Edge):
     """While a discovery really runs, health and a generation answer; cancelling ends it within quanta."""
-    async with hosted(tmp_path, n_layers=12, d_model=256) as server:
-        stub = server.stub(CircuitServiceStub)
-        # Seconds of work, of which a few quanta are needed: it never ends by itself before it is cancelled.
-        long = discover(PROMPT * 7, max_feature_nodes=190, verify_nodes=190)
-        started = await stub.DiscoverCircuit(long)
-        engine = server.house.service.models.engine("tiny")
-        health, asked = server.stub(health_pb2_grpc.HealthStub), 0
-        async with asyncio.timeout(60):
-            while (await engine.run(AskStatus())).jobs < 2:
-                await asyncio.sleep(0.01)
-            operations = server.stub(OperationsStub)
-            get = longrunning.GetOperationRequest(name=started.name)
-            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            row = generation.GenerationRow(prompt="When")
-            request = generation.GenerateRequest(model="models/tiny", rows=[row], max_new_tokens=2)
-            assert await drained(server.stub(GenerationServiceStub).Generate(request))
-            during = await operations.GetOperation(get)
-            await operations.CancelOperation(longrunning.CancelOperationRequest(name=started.name))
-            done = await server.wait(started)
-            while (await engine.run(AskStatus())).jobs > 1:
-                asked += 1
-                await asyncio.sleep(0.01)
+    await shared.load("slow")
+    stub = shared.stub(CircuitServiceStub)
+    # Seconds of work, of which a few quanta are needed: it never ends by itself before it is cancelled.
+    long = discover(PROMPT * 7, "models/slow", max_feature_nodes=190, verify_nodes=190)
+    started = await stub.DiscoverCircuit(long)
+    engine = shared.house.service.models.engine("slow")
+    health = shared.stub(health_pb2_grpc.HealthStub)
+    async with asyncio.timeout(60):
+        while (await engine.run(AskStatus())).jobs < 2:
+            await asyncio.sleep(0.01)
+        operations = shared.stub(OperationsStub)
+        get = longrunning.GetOperationRequest(name=started.name)
+        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        row = generation.GenerationRow(prompt="When")
+        request = generation.GenerateRequest(model="models/slow", rows=[row], max_new_tokens=2)
+        assert await drained(shared.stub(GenerationServiceStub).Generate(request))
+        during = await operations.GetOperation(get)
+        await operations.CancelOperation(longrunning.CancelOperationRequest(name=started.name))
+        done = await shared.wait(started)
+        while (await engine.run(AskStatus())).jobs > 1:
+            await asyncio.sleep(0.01)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert not during.done
     assert detail(done.error, ErrorInfo).reason == "CANCELLED"
 
 
-async def test_a_lost_engine_is_unavailable_and_comes_back(tmp_path):
-    """A killed engine is UNAVAILABLE with RetryInfo for the call it lost; the next call has a fresh one."""
-    async with hosted(tmp_path) as server:
-        engine = server.house.service.models.engine("tiny")
-        row = generation.GenerationRow(prompt=PROMPT)
-        request = generation.GenerateRequest(model="models/tiny", rows=[row], max_new_tokens=200)
-        call = server.stub(GenerationServiceStub).Generate(request)
-        await call.read()
-        os.kill(engine.pid, signal.SIGKILL)
+async def test_a_lost_engine_is_unavailable_and_comes_back_until_it_is_unloaded(server: Edge):
+    """A killed engine is UNAVAILABLE for the call it lost; the next has a fresh one, once unloaded none."""
+    engine = server.house.service.models.engine("tiny")
+    row = generation.GenerationRow(prompt=PROMPT)
+    request = generation.GenerateRequest(model="models/tiny", rows=[row], max_new_tokens=200)
+    call = server.stub(GenerationServiceStub).Generate(request)
+    await call.read()
+    os.kill(engine.pid, signal.SIGKILL)
 
-        async def rest() -> None:
-            while await call.read() is not grpc.aio.EOF:
-                pass
+    async def rest() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
 
-        lost = await error_of(rest())
-        assert (lost.code(), reason(lost)) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST")
-        stub = server.stub(ModelServiceStub)
-        assert (await stub.Tokenize(models.TokenizeRequest(model="models/tiny", text="a"))).tokens
+    lost = await error_of(rest())
+    assert (lost.code(), reason(lost)) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST")
+    stub = server.stub(ModelServiceStub)
+    tokenize = models.TokenizeRequest(model="models/tiny", text="a")
+    assert (await stub.Tokenize(tokenize)).tokens
+    await stub.UnloadModel(models.UnloadModelRequest(name="models/tiny"))
+    assert reason(await error_of(stub.Tokenize(tokenize))) == "MODEL_NOT_READY"

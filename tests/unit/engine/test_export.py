@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,9 +27,12 @@ from trephine.domain.errors import (
     ParentChangedError,
     TrephineError,
 )
+from trephine.domain.exports import Export, ExportPlan
 from trephine.domain.interventions import Ablate, Scale
 from trephine.engine import export, staging
+from trephine.engine.certification import Findings
 from trephine.engine.divergence import kl_divergence
+from trephine.engine.hosted import HostedModel
 from trephine.engine.planning import plan_hash
 from trephine.engine.quanta import finish
 from trephine.engine.retain import retain_ids, window_logits
@@ -54,20 +59,48 @@ def root(tmp_path):
     return tmp_path / "exports"
 
 
+@dataclass(frozen=True)
+class Published:
+    """An export as it was made; nothing in it is changed."""
+
+    hosted: HostedModel
+    plan: ExportPlan
+    made: Export
+    folder: Path
+    key: Path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Exports of `PLAN` by family, each made once: its clean process takes seconds."""
+
+    @cache
+    def of(family: str) -> Published:
+        base = tmp_path_factory.mktemp(family)
+        hosted = hosted_in(tiny_folder(family, base / "parent", max_shard_size="40KB"))
+        edit = edit_of(hosted, *PLAN)
+        key = write_key(base / "key.pem")
+        folder = base / "exports" / "edited"
+        folder.parent.mkdir()
+        made = exported(hosted, edit, folder, signing_key=str(key))
+        return Published(hosted, planned(hosted, edit), made, folder, key)
+
+    return of
+
+
 def measured(certificate):
     return {m.name: m.value for m in certificate.measurements}
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt_neox_sequential"])
-def test_law_8_the_reloaded_checkpoint_is_the_intervened_runtime(family, tmp_path, root):
+def test_law_8_the_reloaded_checkpoint_is_the_intervened_runtime(family, published):
     """Stock transformers on the published files: within the planned bound, far below the edit's effect."""
-    hosted = hosted_in(tiny_folder(family, tmp_path / "parent"))
-    plan = planned(hosted, edit_of(hosted, *PLAN))
-    made = exported(hosted, edit_of(hosted, *PLAN), root / "edited")
+    one = published(family)
+    hosted, made = one.hosted, one.made
     assert made.certificate.passed
-    stock = AutoModelForCausalLM.from_pretrained(root / "edited").eval()
-    limit = next(g.limit for g in plan.gates if g.name == "kl_intervened_exported_mean")
+    stock = AutoModelForCausalLM.from_pretrained(one.folder).eval()
+    limit = next(g.limit for g in one.plan.gates if g.name == "kl_intervened_exported_mean")
     for window in retain_ids(hosted)[:2]:
         with torch.inference_mode():
             logits = stock(torch.tensor([window])).logits[0]
@@ -79,7 +112,7 @@ def test_law_8_the_reloaded_checkpoint_is_the_intervened_runtime(family, tmp_pat
     assert found["elements_off_plan"] == found["tensors_changed_outside_plan"] == 0
     assert found["greedy_match"] == 1.0
     assert found["recovery"] > 0.999
-    assert verify_folder(root / "edited").passed
+    assert verify_folder(one.folder).passed
 
 
 @pytest.mark.integration
@@ -138,14 +171,12 @@ def test_a_no_op_export_leaves_every_tensor_and_file_as_it_was(parent, root):
 
 
 @pytest.mark.integration
-def test_what_is_published(parent, root, tmp_path):
+def test_what_is_published(published):
     """Signed, certified, described, listed; loadable with its tokenizer; no trace of the build."""
-    hosted = hosted_in(parent)
-    key = write_key(tmp_path / "key.pem")
-    made = exported(hosted, edit_of(hosted, *PLAN), root / "edited", signing_key=str(key))
-    folder = root / "edited"
+    one = published("llama")
+    made, folder = one.made, one.folder
     assert made.signed
-    assert [p.name for p in root.iterdir()] == ["edited"]
+    assert [p.name for p in folder.parent.iterdir()] == ["edited"]
     on_disk = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
     assert [f.path for f in made.files] == on_disk
     assert {f.path: f.size for f in made.files} == {p: (folder / p).stat().st_size for p in on_disk}
@@ -154,7 +185,7 @@ def test_what_is_published(parent, root, tmp_path):
     assert "compliant" not in card.lower()
     assert "| kl_intervened_exported_mean |" in card
     assert "a  reason  with </script> and a line end" in card  # one line, inside a code span
-    private = key.read_text().splitlines()[1]
+    private = one.key.read_text().splitlines()[1]
     assert not any(private in (folder / p).read_text(errors="replace") for p in on_disk)
     outcome = verify_folder(folder)
     assert outcome.passed
@@ -162,10 +193,13 @@ def test_what_is_published(parent, root, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_missed_gate_leaves_nothing(parent, root):
-    """The error has the figures; a bound is never widened."""
-    hosted = hosted_in(parent)
-    edit = edit_of(hosted, *PLAN)
+def test_a_missed_gate_leaves_nothing(published, root, monkeypatch):
+    """The error has the figures, here those of a sound export; a bound is never widened."""
+    one = published("llama")
+    hosted, edit = one.hosted, edit_of(one.hosted, *PLAN)
+    certificate = one.made.certificate
+    found = Findings(measurements=measured(certificate), environment=certificate.environment)
+    monkeypatch.setattr(export, "certify", lambda *_, **__: returning(found))
     plan = impossible(planned(hosted, edit))
     with torch.inference_mode(), pytest.raises(GateMissedError) as caught:
         finish(compiling(hosted, edit, plan, root / "edited"))
@@ -190,6 +224,12 @@ def test_a_missed_gate_can_be_kept_for_inspection(parent, root, tmp_path):
     assert any("kl_intervened_exported_mean" in problem for problem in outcome.problems)
     with pytest.raises(ExportTargetExistsError):
         next(compiling(hosted, edit, plan, root / "edited", **options))
+
+
+def returning(value):
+    """A quantum of work that comes to a value."""
+    yield None
+    return value
 
 
 def impossible(plan):
