@@ -22,7 +22,7 @@ from trephine.domain.interventions import Intervention
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import FLOOR_WINDOWS, stock_attention
 from trephine.engine.planning import TensorChange
-from trephine.engine.retain import RetainText, plain_logits, window_logits
+from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.staging import full_disk_refused
 
 SCRIPT = Path(__file__).with_name("certifier.py")
@@ -45,7 +45,7 @@ class Findings:
 def write_evidence(
     hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...], folder: Path
 ) -> Generator[Progress | None, None, None]:
-    """Write what the original and the intervened runtime answer to every window, one window a quantum.
+    """Write what the original and the intervened runtime answer to every window, one batch a quantum.
 
     Each file holds float32 logits `(n_pos, d_vocab)`: logits, because the difference of log-probabilities
     in float32 would hide what is measured.
@@ -54,12 +54,13 @@ def write_evidence(
         DiskFullError: If there is no room.
     """
     plain = yield from plain_logits(hosted, retain)
-    for number, (window, original) in enumerate(zip(retain.windows, plain, strict=True)):
-        intervened = window_logits(hosted, window, interventions)
-        answers = {"original": original.contiguous(), "intervened": intervened.contiguous()}
-        with full_disk_refused():
-            save_file(answers, folder / f"window-{number:04d}.safetensors")
-        yield Progress(stage="evidence", done=number + 1, total=len(retain.windows))
+    for part in window_batches(retain.windows):
+        after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
+        for number, intervened in zip(part, after, strict=True):
+            answers = {"original": plain[number].contiguous(), "intervened": intervened.contiguous()}
+            with full_disk_refused():
+                save_file(answers, folder / f"window-{number:04d}.safetensors")
+        yield Progress(stage="evidence", done=part.stop, total=len(retain.windows))
 
 
 def evidence_bytes(hosted: HostedModel, retain: RetainText) -> int:
@@ -92,7 +93,8 @@ def certify(
         "parent": str(hosted.folder.resolve()),
         "evidence": str(evidence),
         "windows": [list(window) for window in retain.windows],
-        "floor_windows": FLOOR_WINDOWS,
+        "batches": [list(part) for part in window_batches(retain.windows)],
+        "floor_batches": [list(part) for part in window_batches(retain.windows[:FLOOR_WINDOWS])],
         "prompts": prompts,
         "greedy_tokens": max(1, min(GREEDY_TOKENS, room)),
         "attention": stock_attention(hosted.model),
@@ -193,9 +195,14 @@ def _greedy_match(
     decides it: a greedy continuation is the runtime's own exactly as long as each token is its argmax.
     """
     agreed = total = 0
-    for prompt, continuation in zip(prompts, continuations, strict=True):
-        chosen = window_logits(hosted, [*prompt, *continuation], interventions).argmax(-1)
-        own = chosen[len(prompt) - 1 : -1].tolist()
+    texts = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+    logits = [
+        each
+        for part in window_batches(texts)
+        for each in windows_logits(hosted, [texts[number] for number in part], interventions)
+    ]
+    for prompt, continuation, answer in zip(prompts, continuations, logits, strict=True):
+        own = answer.argmax(-1)[len(prompt) - 1 : -1].tolist()
         same = [a == b for a, b in zip(own, continuation, strict=True)]
         agreed += same.index(False) if False in same else len(same)
         total += len(same)

@@ -164,26 +164,28 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     """Compare next-token distributions; fill in `measured`; return the exported model's continuations."""
     import torch
 
-    windows, short = request["windows"], request["windows"][: request["floor_windows"]]
+    batches, short = request["batches"], request["floor_batches"]
     compute, stock = request["compute_dtype"], request["attention"]
     parent, exported = request["parent"], request["exported"]
 
     model, keys = load(exported, compute, stock)
     against: dict[str, list[Any]] = {"intervened": [], "original": [], "damage": [], "first": [], "top": []}
-    for number, ids in enumerate(windows):
-        say({"stage": "certify", "done": number, "total": len(windows)})
-        runtime = evidence(request, number)
-        logits = answer(model, ids)
-        against["intervened"].append(kl(runtime["intervened"], logits))
-        against["original"].append(kl(runtime["original"], logits))
-        against["damage"].append(kl(runtime["original"], runtime["intervened"]))
-        against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
+    for batch in batches:
+        say({"stage": "certify", "done": batch[0], "total": len(request["windows"])})
+        for number, logits in zip(batch, answers(model, request, [batch]), strict=True):
+            runtime = evidence(request, number)
+            against["intervened"].append(kl(runtime["intervened"], logits))
+            against["original"].append(kl(runtime["original"], logits))
+            against["damage"].append(kl(runtime["original"], runtime["intervened"]))
+            against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
     continuations = greedy(model, request["prompts"], request["greedy_tokens"])
     describe(measured, against)
 
     say({"stage": "certify: attention", "done": 0, "total": 1})
     model.set_attn_implementation("eager")
-    eager = [kl(evidence(request, n)["intervened"], answer(model, ids)) for n, ids in enumerate(short)]
+    compared = [number for batch in short for number in batch]
+    intervened = [evidence(request, number)["intervened"] for number in compared]
+    eager = [kl(i, e) for i, e in zip(intervened, answers(model, request, short), strict=True)]
     spread(measured, "kl_intervened_exported_same_attention", eager)
     del model
     gc.collect()
@@ -191,24 +193,21 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     say({"stage": "certify: noise floor", "done": 0, "total": 1})
     model, parent_keys = load(parent, compute, stock)
     measured["load_differences"] = float(len(keys ^ parent_keys))
-    plain = [answer(model, ids) for ids in short]
-    original = [evidence(request, number)["original"] for number in range(len(short))]
+    plain = answers(model, request, short)
+    original = [evidence(request, number)["original"] for number in compared]
     spread(measured, "noise_floor_attention", [kl(o, p) for o, p in zip(original, plain, strict=True)])
     same = [(o.argmax(-1) == p.argmax(-1)).float() for o, p in zip(original, plain, strict=True)]
     measured["noise_top1_agreement"] = float(torch.cat(same).mean())
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
-    spread(
-        measured,
-        "noise_floor_dtype",
-        [kl(p, answer(model, ids)) for p, ids in zip(plain, short, strict=True)],
-    )
+    other = answers(model, request, short)
+    spread(measured, "noise_floor_dtype", [kl(p, o) for p, o in zip(plain, other, strict=True)])
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
         model, _ = load(exported, request["stored_dtype"], stock)
-        stored = [kl(evidence(request, n)["intervened"], answer(model, ids)) for n, ids in enumerate(short)]
+        stored = [kl(i, s) for i, s in zip(intervened, answers(model, request, short), strict=True)]
         spread(measured, "kl_intervened_exported_in_stored_dtype", stored)
     return continuations
 
@@ -235,11 +234,15 @@ def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
     return model.eval(), complaints
 
 
-def answer(model: Any, ids: list[int]) -> Any:
-    """Return the logits of one window, float32 `(n_pos, d_vocab)`."""
+def answers(model: Any, request: dict[str, Any], batches: list[list[int]]) -> list[Any]:
+    """Return the logits of windows, float32 `(n_pos, d_vocab)`, in order; a batch's are equally long."""
     import torch
 
-    return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+    found: list[Any] = []
+    for batch in batches:
+        ids = torch.tensor([request["windows"][number] for number in batch])
+        found += model(ids, use_cache=False).logits.float().unbind()
+    return found
 
 
 def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -272,10 +275,18 @@ def kl(p_logits: Any, q_logits: Any) -> Any:
     """
     import torch
 
-    p, d = torch.softmax(p_logits, -1), p_logits - q_logits
-    x = d - (p * d).sum(-1, keepdim=True)
+    # Four positions at a time stay in the processor's cache.
+    return torch.cat([_kl(p, q) for p, q in zip(p_logits.split(4), q_logits.split(4), strict=True)])
+
+
+def _kl(p_logits: Any, q_logits: Any) -> Any:
+    import torch
+
+    p, x = torch.softmax(p_logits, -1), p_logits - q_logits
+    x -= (p * x).sum(-1, keepdim=True)
     if bool(x.abs().max() < 30.0):
-        return torch.log1p((p * (torch.expm1(-x) + x)).sum(-1, dtype=torch.float64)).clamp_min(0.0)
+        surplus = x.neg().expm1_().add_(x).mul_(p).sum(-1)  # of terms that are not negative
+        return torch.log1p(surplus.double()).clamp_min(0.0)
     log_p, log_q = (torch.log_softmax(t.double(), -1) for t in (p_logits, q_logits))
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 

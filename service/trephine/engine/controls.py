@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from random import Random
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,8 +22,7 @@ from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
 from trephine.engine.replacements.sets import layer_info, opened
-from trephine.engine.retain import RetainText
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.retain import RetainText, plain_runs
 
 _TRIES_PER_SET = 50
 
@@ -47,7 +47,7 @@ Norms = Mapping[tuple[str, int], Tensor]
 def contribution_norms(hosted: HostedModel, retain: RetainText) -> Generator[None, None, Tensor]:
     """Measure rms activation x decoder norm of every neuron, float32 `(n_layers, d_mlp)`.
 
-    One window a quantum; kept for the next command on the same weights and text.
+    One batch of windows a quantum; kept for the next command on the same weights and text.
     """
     layers = [(NEURONS, layer) for layer in range(hosted.info.n_layers)]
     norms = yield from norms_of(hosted, retain, layers)
@@ -59,7 +59,7 @@ def norms_of(
 ) -> Generator[None, None, Norms]:
     """Measure rms activation x decoder norm of every feature of some layers, float32 `(d_sae,)` each.
 
-    One window a quantum; kept for the next command on the same weights, sets and text.
+    One batch of windows a quantum; kept for the next command on the same weights, sets and text.
     """
     kept = _KEPT.setdefault(hosted.model, {})
     keys = {layer: (hosted.info.weight_hash, retain.sha256, _version(hosted, layer)) for layer in layers}
@@ -82,9 +82,8 @@ def _measure_norms(
         for name, layer in layers
     }
     sites = sorted({_site_read(hosted, *layer) for layer in layers})
-    for window in retain.windows:
-        values = run_rows(hosted, [RowInput(ids=window)], reads=sites, keep_last=1).values[0]
-        for name, layer in layers:
+    for output in plain_runs(hosted, retain, sites):
+        for values, (name, layer) in product(output.values, layers):
             x = values[_site_read(hosted, name, layer)][1:]
             squares[name, layer] += _written(hosted, name, layer, x).pow(2).sum(0).cpu()
         yield

@@ -7,6 +7,8 @@ from torch import Tensor
 
 _FAR_APART = 30.0
 """Beyond this difference of logits the exponentials need the wider, slower form."""
+_ROWS = 4
+"""Positions at a time: their logits stay in the processor's cache, which is four times as fast."""
 
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -20,13 +22,18 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
         p_logits: `(n_pos, d_vocab)`, any floating type.
         q_logits: The same shape.
     """
-    p_logits, q_logits = p_logits.float(), q_logits.float()
-    p = torch.softmax(p_logits, -1)
-    d = p_logits - q_logits
-    x = d - (p * d).sum(-1, keepdim=True)
-    if not bool(x.abs().max() < _FAR_APART):  # also true if something is NaN
+    pieces = zip(p_logits.split(_ROWS), q_logits.split(_ROWS), strict=True)
+    return torch.cat([_kl_piece(p.float(), q.float()) for p, q in pieces])
+
+
+def _kl_piece(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    p, x = torch.softmax(p_logits, -1), p_logits - q_logits
+    x -= (p * x).sum(-1, keepdim=True)
+    if not bool(torch.stack(torch.aminmax(x)).abs().max() < _FAR_APART):  # also true if something is NaN
         return _kl_wide(p_logits, q_logits)
-    return torch.log1p((p * (torch.expm1(-x) + x)).sum(-1, dtype=torch.float64)).clamp_min(0.0)
+    # No term is negative, so that summing in float32 costs about 1e-6 of the sum.
+    surplus = x.neg().expm1_().add_(x).mul_(p).sum(-1)
+    return torch.log1p(surplus.double()).clamp_min_(0.0)
 
 
 def _kl_wide(p_logits: Tensor, q_logits: Tensor) -> Tensor:

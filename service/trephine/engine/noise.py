@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from trephine.engine.attention import IMPLEMENTATION
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
-from trephine.engine.retain import RetainText, plain_logits
+from trephine.engine.retain import RetainText, plain_logits, window_batches
 
 FLOOR_WINDOWS = 4
 """Windows of the text that floors are measured on: 512 tokens, twice or three times over."""
@@ -61,7 +61,7 @@ def stock_attention(model: Any) -> str:
 
 
 def noise_floor(hosted: HostedModel, retain: RetainText) -> Generator[None, None, NoiseFloor]:
-    """Measure both floors on the first windows of a text, one forward pass a quantum; kept afterwards."""
+    """Measure both floors on the first windows of a text, one batch a quantum; kept afterwards."""
     kept = _KEPT.setdefault(hosted.model, {})
     key = (hosted.info.weight_hash, retain.sha256)
     if key not in kept:
@@ -81,9 +81,11 @@ def _moved(
     forward: Callable[[HostedModel, Tensor], Tensor],
 ) -> Generator[None, None, Spread]:
     parts: list[Tensor] = []
-    for window, before in zip(retain.windows[:FLOOR_WINDOWS], plain, strict=False):
-        ids = torch.tensor([window], device=hosted.model.device)
-        parts.append(kl_divergence(forward(hosted, ids).float().cpu(), before))
+    windows = retain.windows[:FLOOR_WINDOWS]
+    for part in window_batches(windows):
+        ids = torch.tensor([windows[number] for number in part], device=hosted.model.device)
+        moved = forward(hosted, ids).float().cpu()
+        parts += [kl_divergence(logits, plain[number]) for number, logits in zip(part, moved, strict=True)]
         yield
     kl = joined(parts)
     return Spread(mean=float(kl.mean()), p99=float(kl.quantile(0.99)))
@@ -93,7 +95,7 @@ def _under_stock_attention(hosted: HostedModel, ids: Tensor) -> Tensor:
     model = hosted.model
     model.set_attn_implementation(stock_attention(model))
     try:
-        logits: Tensor = model(ids, use_cache=False).logits[0]
+        logits: Tensor = model(ids, use_cache=False).logits
         return logits
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
@@ -101,7 +103,7 @@ def _under_stock_attention(hosted: HostedModel, ids: Tensor) -> Tensor:
 
 def _under_float32(hosted: HostedModel, ids: Tensor) -> Tensor:
     with _widened(hosted.model):
-        logits: Tensor = hosted.model(ids, use_cache=False).logits[0]
+        logits: Tensor = hosted.model(ids, use_cache=False).logits
         return logits
 
 

@@ -1,13 +1,14 @@
 """The retain text: what an edit must leave alone, in windows, with the model's own answers to it.
 
 The built-in text is varied on purpose (a speech in the public domain, dialogue, recipe, code, letters,
-verse, facts, a list, a chat), and has more than 1,024 tokens in every tokenizer that splits words.
+verse, facts, a list, a chat), and has more than 1,024 tokens in every tokenizer that splits words; its
+first 1,024 are used.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,13 +18,18 @@ from torch import Tensor
 
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Intervention
+from trephine.domain.sites import Site
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.rows import RowInput, RowsOutput, run_rows
 
 WINDOW_TOKENS = 128
+WINDOWS_AT_ONCE = 4
+"""Windows of one forward pass: weights are read once for all of them, and a quantum stays under a second."""
+BUILT_IN_TOKENS = 1024
+"""Of the built-in text, as many in every tokenizer: the cost of an edit's curve is proportional to it."""
 MAX_TOKENS = 2048
-"""A longer text is cut here: the cost of an edit's curve is proportional to it."""
+"""A caller's longer text is cut here."""
 BUILT_IN = "retain-1"
 _KEPT_BYTES = 1 << 30
 """Logits of the plain model are kept between commands up to this size, otherwise computed again."""
@@ -72,8 +78,8 @@ def retain_text(hosted: HostedModel, text: str | None = None) -> RetainText:
     Raises:
         InvalidRequestError: If the text has fewer than two tokens.
     """
-    content = built_in_text() if text is None else text
-    ids = list(hosted.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])[:MAX_TOKENS]
+    content, most = (built_in_text(), BUILT_IN_TOKENS) if text is None else (text, MAX_TOKENS)
+    ids = list(hosted.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])[:most]
     if len(ids) < 2:
         raise InvalidRequestError(
             "the retain text has fewer than two tokens; give some ordinary prose", field="retain_text"
@@ -93,46 +99,82 @@ def retain_ids(hosted: HostedModel, text: str | None = None) -> list[list[int]]:
 
 
 def plain_logits(hosted: HostedModel, retain: RetainText) -> Generator[None, None, list[Tensor]]:
-    """Return the model's own logits per window, float32 `(n_pos, d_vocab)`; one window a quantum.
+    """Return the model's own logits per window, float32 `(n_pos, d_vocab)`; one batch a quantum.
 
     They are kept for the next command on the same weights and text while they fit.
     """
-    kept = _KEPT.get(hosted.model, {}).get((hosted.info.weight_hash, retain.sha256))
+    kept = _kept(hosted, retain)
     if kept is not None:
         return kept
     logits: list[Tensor] = []
-    for window in retain.windows:
-        logits.append(window_logits(hosted, window))
+    for output in plain_runs(hosted, retain):
+        logits += _on_cpu(output)
         yield
-    keep_logits(hosted, retain, logits)
-    return logits
+    return _kept(hosted, retain) or logits
 
 
-def keep_logits(hosted: HostedModel, retain: RetainText, logits: list[Tensor]) -> None:
-    """Keep the plain model's logits for later, if they fit; one text at a time."""
-    if sum(t.numel() * t.element_size() for t in logits) <= _KEPT_BYTES:
+def plain_runs(hosted: HostedModel, retain: RetainText, reads: Sequence[Site] = ()) -> Iterator[RowsOutput]:
+    """Run the plain model on the text, batch by batch, reading sites.
+
+    The logits of a complete run are kept for `plain_logits`; where they are known already, every window's
+    last one alone is computed.
+    """
+    known = _kept(hosted, retain) is not None
+    logits: list[Tensor] = []
+    for part in window_batches(retain.windows):
+        rows = [RowInput(ids=retain.windows[number]) for number in part]
+        output = run_rows(hosted, rows, reads=reads, keep_last=1 if known else None)
+        if not known:
+            logits += _on_cpu(output)
+        yield output
+    if not known and sum(t.numel() * t.element_size() for t in logits) <= _KEPT_BYTES:
         _KEPT[hosted.model] = {(hosted.info.weight_hash, retain.sha256): logits}
+
+
+def _kept(hosted: HostedModel, retain: RetainText) -> list[Tensor] | None:
+    return _KEPT.get(hosted.model, {}).get((hosted.info.weight_hash, retain.sha256))
+
+
+def window_batches(windows: Sequence[Sequence[int]]) -> Iterator[range]:
+    """Split windows, in order, into batches of equal length: none is padded."""
+    start = 0
+    for end in range(1, len(windows) + 1):
+        if end == len(windows) or end - start == WINDOWS_AT_ONCE or len(windows[end]) != len(windows[start]):
+            yield range(start, end)
+            start = end
+
+
+def windows_logits(
+    hosted: HostedModel, windows: Sequence[Sequence[int]], interventions: tuple[Intervention, ...] = ()
+) -> list[Tensor]:
+    """Run windows of equal length together; return each one's logits, float32 `(n_pos, d_vocab)`, CPU."""
+    rows = [RowInput(ids=window, interventions=interventions) for window in windows]
+    return _on_cpu(run_rows(hosted, rows, allow_unmatched=True))
 
 
 def window_logits(
     hosted: HostedModel, window: Sequence[int], interventions: tuple[Intervention, ...] = ()
 ) -> Tensor:
     """Run one window alone, unpadded; return its logits, float32 on the CPU `(n_pos, d_vocab)`."""
-    output = run_rows(hosted, [RowInput(ids=window, interventions=interventions)], allow_unmatched=True)
-    return output.logits[0].float().cpu()
+    return windows_logits(hosted, [window], interventions)[0]
+
+
+def _on_cpu(output: RowsOutput) -> list[Tensor]:
+    return [logits.float().cpu() for logits in output.logits]
 
 
 def retain_kl(
     hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...]
 ) -> Generator[None, None, RetainKl]:
-    """Measure KL(plain || intervened) on the retain text; one window a quantum.
+    """Measure KL(plain || intervened) on the retain text; one batch of windows a quantum.
 
     An intervention that selects tokens or positions which a window lacks leaves that window alone.
     """
     plain = yield from plain_logits(hosted, retain)
     parts: list[Tensor] = []
-    for window, before in zip(retain.windows, plain, strict=True):
-        parts.append(kl_divergence(before, window_logits(hosted, window, interventions)))
+    for part in window_batches(retain.windows):
+        after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
+        parts += [kl_divergence(plain[number], logits) for number, logits in zip(part, after, strict=True)]
         yield
     return RetainKl(
         everywhere=float(joined(parts).mean()), after_first=float(joined(parts, after_first=True).mean())

@@ -12,14 +12,19 @@ from tests.unit.engine.interventions import at, neuron
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Ablate, Scale, Selector
 from trephine.engine.divergence import kl_divergence
+from trephine.engine.neurons import neuron_site
 from trephine.engine.quanta import finish
 from trephine.engine.retain import (
+    BUILT_IN_TOKENS,
     WINDOW_TOKENS,
+    WINDOWS_AT_ONCE,
     built_in_text,
     plain_logits,
+    plain_runs,
     retain_ids,
     retain_kl,
     retain_text,
+    window_batches,
     window_logits,
 )
 
@@ -42,7 +47,7 @@ def test_windows_are_consecutive_pieces_of_the_text(hosted):
     joined = [token for window in retain.windows for token in window]
     assert all(1 < len(window) <= WINDOW_TOKENS for window in retain.windows)
     assert hosted.decode(joined) == built_in_text()[: len(hosted.decode(joined))]
-    assert retain.n_tokens == len(joined) >= 1024
+    assert retain.n_tokens == len(joined) == BUILT_IN_TOKENS >= 1024
     assert [list(window) for window in retain.windows] == retain_ids(hosted)
 
 
@@ -68,6 +73,34 @@ def test_the_plain_answers_are_kept_for_the_next_command(hosted):
     with pytest.raises(StopIteration) as stop:
         next(work)
     assert stop.value.value is first
+
+
+def test_windows_of_a_batch_are_equally_long():
+    """Every window is in one batch, in order; none would be padded."""
+    lengths = [5, 5, 5, 5, 5, 3, 3, 5]
+    parts = list(window_batches([[0] * length for length in lengths]))
+    assert [number for part in parts for number in part] == list(range(len(lengths)))
+    assert [{lengths[number] for number in part} for part in parts] == [{5}, {5}, {3}, {5}]
+    assert max(map(len, parts)) == WINDOWS_AT_ONCE
+
+
+def test_a_run_that_reads_keeps_the_plain_answers_too(hosted):
+    """One pass gives both; a second one computes no logits but the last of every window."""
+    retain, site = retain_text(hosted, "The dog went to a store. " * 40), neuron_site(1)
+    for output in plain_runs(hosted, retain, [site]):
+        assert all(values[site].shape[0] == len(logits) for values, logits in zip_rows(output))
+    work = plain_logits(hosted, retain)
+    with pytest.raises(StopIteration) as stop:
+        next(work)
+    for window, logits in zip(retain.windows, stop.value.value, strict=True):
+        torch.testing.assert_close(logits, window_logits(hosted, window), rtol=1e-4, atol=3e-5)
+    again = next(plain_runs(hosted, retain, [site]))
+    assert {len(logits) for logits in again.logits} == {1}
+
+
+def zip_rows(output):
+    """Pair what was read with the logits, row by row."""
+    return zip(output.values, output.logits, strict=True)
 
 
 def test_damage_is_the_mean_over_positions(hosted):
