@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.builders import tiny_hosted
@@ -98,3 +101,36 @@ def differences(fixture: Fixture) -> dict[str, float]:
 def _add(total: Tensor, written: Mapping[Site, Tensor], first: int) -> None:
     for site, values in written.items():
         total[site.layer - first] += values
+
+
+def copied(tmp_path: Path, format: SetFormat, name: str) -> Path:
+    """Copy a fixture to change it, without its expected values."""
+    folder = tmp_path / name
+    shutil.copytree(ROOT / format.value / name, folder)
+    (folder / EXPECTED).unlink()
+    return folder
+
+
+def opened(folder: Path, *, allow_unverified: bool = False) -> ReadSet:
+    """Open a folder beside the fixtures' model."""
+    return open_set(
+        folder,
+        SetFormat.AUTO,
+        architecture=fixture_host().architecture,
+        allow_unverified=allow_unverified,
+    )
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a configuration in place."""
+    yaml_ = path.suffix == ".yaml"
+    config = yaml.safe_load(path.read_text()) if yaml_ else json.loads(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config) if yaml_ else json.dumps(config))
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change a weights file in place."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

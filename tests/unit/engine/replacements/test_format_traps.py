@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.builders import tiny_hosted
-from tests.replacement_fixtures import EXPECTED, N_LAYERS, ROOT, Fixture, fixture_host
+from tests.replacement_fixtures import N_LAYERS, ROOT, Fixture, copied, opened, rewritten
 from tests.replacement_sets import activations, write_transcoders
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, SetFormat, SupportRule
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.replacements.folding import with_input_gain
 from trephine.engine.replacements.formats.opening import open_set
-from trephine.engine.replacements.layer import ReadSet, ReplacementLayer
+from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.support import Threshold
-
-
-def copied(tmp_path: Path, format: SetFormat, name: str) -> Path:
-    """Copy a fixture to change it, without its expected values."""
-    folder = tmp_path / name
-    shutil.copytree(ROOT / format.value / name, folder)
-    (folder / EXPECTED).unlink()
-    return folder
-
-
-def opened(folder: Path, *, allow_unverified: bool = False) -> ReadSet:
-    """Open a folder beside the fixtures' model."""
-    return open_set(
-        folder,
-        SetFormat.AUTO,
-        architecture=fixture_host().architecture,
-        allow_unverified=allow_unverified,
-    )
 
 
 def only(name: str, format: SetFormat = SetFormat.SAELENS) -> tuple[ReplacementLayer, Tensor]:
     """Read a fixture of one layer, with its inputs."""
     fixture = Fixture(format=format, name=name)
     return fixture.open().layers[0].read(), fixture.expected["x"]
-
-
-def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a configuration in place."""
-    yaml_ = path.suffix == ".yaml"
-    config = yaml.safe_load(path.read_text()) if yaml_ else json.loads(path.read_text())
-    change(config)
-    path.write_text(yaml.safe_dump(config) if yaml_ else json.dumps(config))
-
-
-def rewritten(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Change a weights file in place."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    change(tensors)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def test_a_skip_path_is_not_lost() -> None:

@@ -38,6 +38,7 @@ from trephine.engine.replacements.normalisation import Normalisation
 from trephine.engine.replacements.support import AbsTopK, SupportOf, Threshold, TopK
 
 WEIGHTS = "sae_weights.safetensors"
+FINETUNED = "finetuning_scaling_factor"
 
 
 def read_set(folders: Sequence[Path], architecture: Architecture) -> FolderSet:
@@ -120,6 +121,8 @@ def _check_shapes(file: TensorFile, config: SaeLensConfig) -> tuple[str, ...]:
     shapes |= {name: (d_sae,) for name in ARCHITECTURES[config.architecture].vectors}
     if ARCHITECTURES[config.architecture].has_skip:
         shapes["W_skip"] = (d_out, d_in)
+    if config.finetuned:
+        shapes[FINETUNED] = (d_sae,)
     for name, shape in shapes.items():
         file.shape(name, *shape)
     return tuple(shapes)
@@ -135,7 +138,7 @@ def _build(
         encoder=_encoder(config, tensors, norms),
         W_dec=tensors["W_dec"],
         b_dec=tensors["b_dec"],
-        row_gain=None if norms is None else 1.0 / norms,
+        row_gain=tensors.get(FINETUNED) if norms is None else 1.0 / norms,
         W_skip=tensors.get("W_skip"),
     )
 

@@ -58,6 +58,8 @@ class SaeLensConfig:
     k: int | None
     rescaled: bool
     """TopK selects by pre-activation times decoder norm."""
+    finetuned: bool
+    """Features are multiplied by a vector of their own before they are decoded (before version 6)."""
     apply_b_dec_to_input: bool
     normalisation: NormalisationRule
     norm_factor: float
@@ -98,6 +100,7 @@ def parse_config(folder: Path, stored: Mapping[str, Any]) -> SaeLensConfig:
         d_sae=setting(config, "d_sae", int, label),
         k=_k(config, label) if selects else None,
         rescaled=selects and bool(config.get("rescale_acts_by_decoder_norm", False)),
+        finetuned=bool(config.get("finetuning_scaling_factor", False)),
         apply_b_dec_to_input=is_sae and bool(config.get("apply_b_dec_to_input", True)),
         normalisation=_normalisation(config, label),
         norm_factor=float(metadata.get("norm_scaling_factor") or config.get("norm_scaling_factor") or 1.0),
@@ -128,8 +131,6 @@ def _upgraded(stored: Mapping[str, Any], label: str) -> dict[str, Any]:
         raise UnsupportedReplacementError(
             f"{label}: activation_fn {activation!r} is not supported", file=label
         )
-    if old.get("finetuning_scaling_factor"):
-        raise UnsupportedReplacementError(f"{label}: finetuning_scaling_factor is not supported", file=label)
     normalised = old.get("normalize_activations")
     if isinstance(normalised, bool):
         old["normalize_activations"] = "expected_average_only_in" if normalised else "none"
@@ -158,6 +159,11 @@ def _refuse_options(config: Mapping[str, Any], metadata: Mapping[str, Any], labe
     if reshape not in ("none", "hook_z"):
         raise UnsupportedReplacementError(
             f"{label}: reshape_activations {reshape!r} is not supported", file=label
+        )
+    if config.get("finetuning_scaling_factor") and config.get("rescale_acts_by_decoder_norm"):
+        raise UnsupportedReplacementError(
+            f"{label}: finetuning_scaling_factor and rescale_acts_by_decoder_norm together are not supported",
+            file=label,
         )
 
 
