@@ -101,7 +101,7 @@ def rank_activity(session: Session, command: RankActivity) -> Generator[None, No
         with opened(hosted, command.replacement, [number]) as resident, torch.inference_mode():
             layer = resident[number]
             code = layer.encode(values[layer.info.site_in][1:])
-            contributions = code.activations.abs() * code.scale * layer.decoder_norms()
+            contributions = code.activations.abs() * code.scale_out * layer.decoder_norms()
             strongest += _strongest(
                 command.replacement, number, code.activations, contributions, command.count
             )

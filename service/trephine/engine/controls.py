@@ -106,7 +106,7 @@ def _written(hosted: HostedModel, name: str, layer: int, x: Tensor) -> Tensor:
         return x.double()
     with opened(hosted, name, [layer]) as resident, torch.inference_mode():
         code = resident[layer].encode(x)
-        return (code.activations * code.scale).double()
+        return (code.activations * code.scale_out).double()
 
 
 def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: MatchedControls) -> ControlDraws:

@@ -1,23 +1,28 @@
-"""DiscoverCircuit: from a prompt and a next-token choice to a circuit over the model's own neurons."""
+"""DiscoverCircuit: from a prompt and a next-token choice to a circuit, over neurons or a loaded set."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
+
+import torch
 
 from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
 from trephine.domain.commands import Progress
-from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, UnsupportedOptionError
+from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
 from trephine.domain.sites import NEURONS
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, verify_estimates
 from trephine.engine.expansion import Expansion, NeuronBasis, expand
+from trephine.engine.graphs.discovery import discover_with_set
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
-from trephine.engine.nodes import describe_nodes
+from trephine.engine.nodes import NodeFacts, describe_nodes, neuron_directions
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.readouts import LogitReadout, logit_readout
+from trephine.engine.replacements.sets import covered_layers
 from trephine.engine.session import Handler, Session
 from trephine.engine.totals import Totals, sweep_half_rule, sweep_totals
 
@@ -47,6 +52,8 @@ def discover_circuit(
 ) -> Generator[Progress | None, None, Circuit]:
     """Do the work of `discover` on a hosted model."""
     started, question = monotonic(), validate(hosted, command)
+    if command.replacement != NEURONS:
+        return (yield from discover_with_set(hosted, question))
     yield Progress(stage="forward", done=0, total=1)
     operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
@@ -58,9 +65,8 @@ def discover_circuit(
     order = order_nodes(expansion)
     edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()
-    nodes = yield from describe_nodes(
-        hosted, question, operators, expansion, order, _shown_effects(totals, half_rule)
-    )
+    facts = _facts(hosted, operators, expansion, order, totals, half_rule)
+    nodes = yield from describe_nodes(hosted, question, operators, expansion, order, facts)
     quality = yield from _verify(hosted, question, expansion, order, (totals, half_rule))
     meter.sample()
     readout = question.readout
@@ -87,15 +93,11 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
     """Check a request against the model and resolve its tokens.
 
     Raises:
-        UnsupportedOptionError: For a replacement set other than the neurons.
-        LayerOutOfRangeError: For a layer that the model does not have.
+        ReplacementNotFoundError: For a replacement set that is not loaded.
+        LayerOutOfRangeError: For a layer that the model or the set does not have.
         EmptyPromptError, PromptTooLongError, TargetNotOneTokenError: For the texts.
         InvalidRequestError: For a prompt of one token, or limits out of their domain.
     """
-    if command.replacement != NEURONS:
-        raise UnsupportedOptionError(
-            f"replacement set {command.replacement!r} is not loaded; use {NEURONS!r}", field="replacement"
-        )
     _check_limits(hosted, command)
     ids = hosted.encode(command.prompt)
     if len(ids) < _FEWEST_TOKENS:
@@ -114,13 +116,20 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
 
 
 def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
-    n_layers = hosted.architecture.n_layers
+    n_layers, covered = hosted.architecture.n_layers, covered_layers(hosted, command.replacement)
     if command.layers == ():
         raise InvalidRequestError("an empty list covers no layer; leave it out to cover all", field="layers")
     for layer in command.layers or ():
         if not 0 <= layer < n_layers:
             raise LayerOutOfRangeError(
                 f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}",
+                field="layers",
+                layer=layer,
+            )
+        if layer not in covered:
+            raise LayerOutOfRangeError(
+                f"replacement set {command.replacement} does not cover layer {layer}; it has "
+                f"{', '.join(map(str, covered))}",
                 field="layers",
                 layer=layer,
             )
@@ -132,9 +141,28 @@ def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
         )
 
 
-def _shown_effects(totals: Totals, half_rule: Totals) -> Totals:
+def _facts(
+    hosted: HostedModel,
+    operators: FrozenOperators,
+    expansion: Expansion,
+    order: NodeOrder,
+    totals: Totals,
+    half_rule: Totals,
+) -> NodeFacts:
     """Take neurons by the exact gradient, and what is too large for a first-order step by shares."""
-    return Totals(neurons=totals.neurons, tokens=half_rule.tokens, errors=half_rule.errors)
+    places = zip(*(column.tolist() for column in expansion.cells.split(order.features)), strict=True)
+    return NodeFacts(
+        replacement=NEURONS,
+        noun="neuron",
+        activation=torch.tensor(
+            [float(operators.layers[layer].activation[position, index]) for layer, position, index in places]
+        ),
+        effect=totals.neurons.flatten()[order.features],
+        directions=partial(neuron_directions, hosted),
+        errors=[(number, f"MLP {number} (opaque)") for number in range(len(operators.layers))],
+        error_effect=half_rule.errors.flatten(),
+        token_effect=half_rule.tokens,
+    )
 
 
 def _verify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +24,37 @@ _FEWEST = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """A neuron at a position, and how much the target should fall without it, in logits."""
+    """A feature at a position, and how much the target should fall without it, in logits."""
 
     layer: int
     position: int
     index: int
     effect: float
     by_half_rule: float
-    """The same by `relp_half`, the rule of the shown edges, summed over all paths."""
+    """The same by the rule of the shown edges, summed over all paths."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablation:
+    """How features are taken out of the real model, and what their estimates are."""
+
+    noun: str
+    """`neurons` or `features`."""
+    run: Callable[[Sequence[Predicted]], Tensor]
+    """Runs the prompt once per feature, each ablated at its own position: logits `(rows, d_vocab)`."""
+    how: str
+    """What is done to each, in words."""
+    edge_rule: str
+
+
+def neuron_ablation(hosted: Hosted, ids: Sequence[int]) -> Ablation:
+    """Set neurons to zero."""
+    return Ablation(
+        noun="neurons",
+        run=partial(_last_logits, hosted, ids),
+        how="each set to zero at its own position",
+        edge_rule="relp_half",
+    )
 
 
 def verify_estimates(
@@ -41,8 +65,9 @@ def verify_estimates(
     *,
     count: int,
     seed: int,
+    ablation: Ablation | None = None,
 ) -> Generator[Progress, None, EstimateQuality | None]:
-    """Ablate neurons one at a time at their own position and compare with the predictions.
+    """Ablate features one at a time at their own position and compare with the predictions.
 
     Args:
         hosted: The model.
@@ -51,10 +76,12 @@ def verify_estimates(
         nodes: Candidates.
         count: How many are ablated, stratified over deciles of the predicted effect.
         seed: Of the choice and of the bootstrap.
+        ablation: How they are taken out; None: as neurons.
 
     Returns:
         The agreement; None if fewer than three nodes can be compared.
     """
+    ablation = ablation or neuron_ablation(hosted, ids)
     chosen = stratified(nodes, count, seed)
     if len(chosen) < _FEWEST:
         return None
@@ -63,9 +90,9 @@ def verify_estimates(
     measured: list[float] = []
     for start in range(0, len(chosen), rows):
         batch = chosen[start : start + rows]
-        measured += (clean - readout.measure(_last_logits(hosted, ids, batch))).tolist()
+        measured += (clean - readout.measure(ablation.run(batch))).tolist()
         yield Progress(stage="verify", done=len(measured), total=len(chosen))
-    return _quality(chosen, measured, seed)
+    return _quality(chosen, measured, seed, ablation)
 
 
 def stratified(nodes: Sequence[Predicted], count: int, seed: int) -> list[Predicted]:
@@ -108,7 +135,9 @@ def _zeroing(cells: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tens
     return hook
 
 
-def _quality(chosen: list[Predicted], measured: list[float], seed: int) -> EstimateQuality | None:
+def _quality(
+    chosen: list[Predicted], measured: list[float], seed: int, ablation: Ablation
+) -> EstimateQuality | None:
     x = torch.tensor([node.effect for node in chosen], dtype=torch.float64)
     half = torch.tensor([node.by_half_rule for node in chosen], dtype=torch.float64)
     y = torch.tensor(measured, dtype=torch.float64)
@@ -132,26 +161,26 @@ def _quality(chosen: list[Predicted], measured: list[float], seed: int) -> Estim
         edge_spearman=spearman(half, y),
         edge_spearman_low=edge_spearman_low,
         edge_spearman_high=edge_spearman_high,
-        how=_how(chosen, y),
+        how=_how(chosen, y, ablation),
         predicted=tuple(x.tolist()),
         measured=tuple(y.tolist()),
     )
 
 
-def _how(chosen: list[Predicted], y: Tensor) -> str:
+def _how(chosen: list[Predicted], y: Tensor, ablation: Ablation) -> str:
     effect = torch.tensor([node.effect for node in chosen], dtype=torch.float64)
     half = torch.tensor([node.by_half_rule for node in chosen], dtype=torch.float64)
     later = torch.tensor([node.position > 0 for node in chosen])
     text = (
-        f"{len(chosen)} selected neurons, sampled evenly over deciles of their predicted effect, each set to "
-        "zero at its own position, one at a time, in the real model with attention patterns and norms live; "
+        f"{len(chosen)} selected {ablation.noun}, sampled evenly over deciles of their predicted effect, "
+        f"{ablation.how}, one at a time, in the real model with attention patterns and norms live; "
         f"{int((~later).sum())} of them at position 0 (an attention sink). Predicted: activation times the "
-        "exact gradient; of the edges: relp_half, their rule, summed over all paths."
+        f"exact gradient; of the edges: {ablation.edge_rule}, their rule, summed over all paths."
     )
     if int(later.sum()) >= _FEWEST:
         text += f" At positions >= 1 alone: {_pair(effect[later], y[later])}; "
-        text += f"by relp_half {_pair(half[later], y[later])}."
-    return text + f" Intervals: 95 %, bootstrap over neurons, {_RESAMPLES:,} resamples."
+        text += f"by {ablation.edge_rule} {_pair(half[later], y[later])}."
+    return text + f" Intervals: 95 %, bootstrap over {ablation.noun}, {_RESAMPLES:,} resamples."
 
 
 def _pair(x: Tensor, y: Tensor) -> str:

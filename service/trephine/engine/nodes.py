@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trephine.domain.circuits import Node, NodeKind
-from trephine.domain.sites import NEURONS
 from trephine.engine.assembly import NodeOrder
 from trephine.engine.expansion import Expansion
 from trephine.engine.hosted import HostedModel
 from trephine.engine.lens import decoder_directions, extreme_tokens
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout
-from trephine.engine.totals import Totals
 
 _LENS_TOKENS = 5
 _LENS_BATCH = 48
@@ -39,45 +38,66 @@ class Asked(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What nodes show beside their place in the graph."""
+
+    replacement: str
+    noun: str
+    """`neuron` or `feature`."""
+    activation: Tensor
+    """`(n_features,)`, in the circuit's order."""
+    effect: Tensor
+    """`(n_features,)`, logits."""
+    directions: Callable[[Sequence[tuple[int, int]]], Tensor]
+    """What features `(layer, index)` write into the residual stream, `(n, d_model)`."""
+    errors: Sequence[tuple[int, str]]
+    """Layer and name of every error site."""
+    error_effect: Tensor
+    """`(n_errors,)`, logits."""
+    token_effect: Tensor
+    """`(n_pos,)`, logits."""
+
+
 def describe_nodes(
     hosted: HostedModel,
     asked: Asked,
     operators: FrozenOperators,
     expansion: Expansion,
     order: NodeOrder,
-    totals: Totals,
+    facts: NodeFacts,
 ) -> Generator[None, None, tuple[Node, ...]]:
     """Describe every node in the circuit's order; a batch of decoders per quantum."""
     layer, position, index = expansion.cells.split(order.features)
-    lens = yield from _read_lens(hosted, layer, index)
+    lens = yield from _read_lens(hosted, facts, layer, index)
     displays = [token.display for token in hosted.tokens(asked.ids)]
     features = [
-        _feature(operators, expansion, totals, displays, lens, cell, *address)
-        for cell, *address in zip(
-            order.features.tolist(), layer.tolist(), position.tolist(), index.tolist(), strict=True
+        _feature(expansion, facts, displays, lens, number, cell, *address)
+        for number, (cell, *address) in enumerate(
+            zip(order.features.tolist(), layer.tolist(), position.tolist(), index.tolist(), strict=True)
         )
     ]
-    errors = [_error(expansion, totals, displays, place) for place in order.errors.tolist()]
-    tokens = [
-        _token(expansion, totals, displays, place, token_id) for place, token_id in enumerate(asked.ids)
-    ]
+    errors = [_error(expansion, facts, displays, place) for place in order.errors.tolist()]
+    tokens = [_token(expansion, facts, displays, place, token_id) for place, token_id in enumerate(asked.ids)]
     return (*features, *errors, *tokens, _logit(hosted, asked, operators))
 
 
-def _read_lens(hosted: HostedModel, layer: Tensor, index: Tensor) -> Generator[None, None, Lens]:
+def _read_lens(
+    hosted: HostedModel, facts: NodeFacts, layer: Tensor, index: Tensor
+) -> Generator[None, None, Lens]:
     lens: Lens = {}
     unique = sorted(set(zip(layer.tolist(), index.tolist(), strict=True)))
     for start in range(0, len(unique), _LENS_BATCH):
         batch = unique[start : start + _LENS_BATCH]
-        directions = _directions(hosted, batch)
-        promoted, suppressed = extreme_tokens(hosted.architecture, directions, _LENS_TOKENS)
+        promoted, suppressed = extreme_tokens(hosted.architecture, facts.directions(batch), _LENS_TOKENS)
         for address, up, down in zip(batch, promoted.tolist(), suppressed.tolist(), strict=True):
             lens[address] = (_displays(hosted, up), _displays(hosted, down))
         yield None
     return lens
 
 
-def _directions(hosted: HostedModel, batch: Sequence[tuple[int, int]]) -> Tensor:
+def neuron_directions(hosted: HostedModel, batch: Sequence[tuple[int, int]]) -> Tensor:
+    """Return what neurons `(layer, index)` write, sorted by layer, `(n, d_model)`."""
     architecture = hosted.architecture
     by_layer = [
         decoder_directions(architecture, layer, torch.tensor([i for x, i in batch if x == layer]))
@@ -91,11 +111,11 @@ def _displays(hosted: HostedModel, ids: list[int]) -> tuple[str, ...]:
 
 
 def _feature(
-    operators: FrozenOperators,
     expansion: Expansion,
-    totals: Totals,
+    facts: NodeFacts,
     displays: list[str],
     lens: Lens,
+    number: int,
     cell: int,
     layer: int,
     position: int,
@@ -107,18 +127,19 @@ def _feature(
         layer=layer,
         position=position,
         feature=index,
-        replacement=NEURONS,
-        activation=float(operators.layers[layer].activation[position, index]),
+        replacement=facts.replacement,
+        activation=float(facts.activation[number]),
         influence=float(expansion.influence.neurons[cell]),
-        effect=float(totals.neurons[layer, position, index]),
-        label=f"neuron {layer}:{index} at {displays[position]!r}",
+        effect=float(facts.effect[number]),
+        label=f"{facts.noun} {layer}:{index} at {displays[position]!r}",
         promotes=promotes,
         suppresses=suppresses,
     )
 
 
-def _error(expansion: Expansion, totals: Totals, displays: list[str], place: int) -> Node:
-    layer, position = divmod(place, expansion.cells.n_pos)
+def _error(expansion: Expansion, facts: NodeFacts, displays: list[str], place: int) -> Node:
+    site, position = divmod(place, expansion.cells.n_pos)
+    layer, name = facts.errors[site]
     return _plain_node(
         NodeKind.ERROR,
         layer=layer,
@@ -126,12 +147,12 @@ def _error(expansion: Expansion, totals: Totals, displays: list[str], place: int
         feature=-1,
         activation=0.0,
         influence=float(expansion.influence.errors[place]),
-        effect=float(totals.errors[layer, position]),
-        label=f"MLP {layer} (opaque) at {displays[position]!r}",
+        effect=float(facts.error_effect[place]),
+        label=f"{name} at {displays[position]!r}",
     )
 
 
-def _token(expansion: Expansion, totals: Totals, displays: list[str], position: int, token_id: int) -> Node:
+def _token(expansion: Expansion, facts: NodeFacts, displays: list[str], position: int, token_id: int) -> Node:
     return _plain_node(
         NodeKind.TOKEN,
         layer=-1,
@@ -139,7 +160,7 @@ def _token(expansion: Expansion, totals: Totals, displays: list[str], position: 
         feature=token_id,
         activation=0.0,
         influence=float(expansion.influence.tokens[position]),
-        effect=float(totals.tokens[position]),
+        effect=float(facts.token_effect[position]),
         label=displays[position],
     )
 

@@ -18,8 +18,8 @@ from trephine.domain.errors import (
     InvalidRequestError,
     LayerOutOfRangeError,
     ModelNotReadyError,
+    ReplacementNotFoundError,
     TargetNotOneTokenError,
-    UnsupportedOptionError,
 )
 from trephine.engine.discovery import HANDLERS, discover_circuit
 from trephine.engine.quanta import finish
@@ -185,7 +185,7 @@ def test_work_is_cut_into_quanta_and_leaves_no_hook():
         ({"target": LogitTarget(token=" Mary", against=" Mary")}, InvalidRequestError, "same token"),
         ({"layers": (0, 3)}, LayerOutOfRangeError, "layers 0 to 2"),
         ({"layers": ()}, InvalidRequestError, "leave it out"),
-        ({"replacement": "transcoders"}, UnsupportedOptionError, "not loaded"),
+        ({"replacement": "transcoders"}, ReplacementNotFoundError, "not loaded"),
         ({"max_edges_per_row": 0}, InvalidRequestError, "at least 1"),
         ({"verify_nodes": -1}, InvalidRequestError, "0 skips"),
     ],

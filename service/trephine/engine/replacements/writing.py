@@ -116,7 +116,7 @@ class PlacedLayerWrite:
         return after
 
     def _added(self, layer: ReplacementLayer, code: Code, difference: Tensor) -> dict[Site, Arrival]:
-        scale = code.scale.to(torch.float64) if isinstance(code.scale, Tensor) else code.scale
+        scale = code.scale_out.to(torch.float64) if isinstance(code.scale_out, Tensor) else code.scale_out
         return {
             site: Arrival(
                 columns=self.columns,

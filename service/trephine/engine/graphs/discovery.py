@@ -1,0 +1,258 @@
+"""From a prompt and a next-token choice to a circuit over a loaded replacement set."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
+from trephine.domain.commands import Progress
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
+from trephine.domain.sites import FeatureRef, Site, SiteKind
+from trephine.engine.assembly import NodeOrder, assemble, order_nodes
+from trephine.engine.estimates import Ablation, Predicted, verify_estimates
+from trephine.engine.expansion import Expansion, expand
+from trephine.engine.graphs.actives import ActiveFeatures, activate
+from trephine.engine.graphs.basis import FeatureBasis
+from trephine.engine.graphs.effects import PathEffects, gradient_effects, path_effects
+from trephine.engine.hosted import HostedModel
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.nodes import NodeFacts, describe_nodes
+from trephine.engine.operators import FrozenOperators, capture, stored_bytes
+from trephine.engine.readouts import LogitReadout
+from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
+from trephine.engine.rows import RowInput, run_rows
+
+
+class Question(Protocol):
+    """A validated request."""
+
+    @property
+    def command(self) -> DiscoverCircuit:
+        """What was asked."""
+        ...
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt."""
+        ...
+
+    @property
+    def readout(self) -> LogitReadout:
+        """What is explained."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Graph:
+    """One prompt's graph while it is worked on."""
+
+    hosted: HostedModel
+    question: Question
+    operators: FrozenOperators
+    active: ActiveFeatures
+    expansion: Expansion
+    order: NodeOrder
+    gradient: Tensor
+    """float32 `(n_cells,)`, effects by the exact gradient."""
+    paths: PathEffects
+
+
+def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Progress | None, None, Circuit]:
+    """Find a circuit over a set's features; one block of a sweep, or one batch of ablations, per quantum.
+
+    Raises:
+        UnsupportedOptionError: If no attribution law holds for a layer of the set.
+    """
+    started, command = monotonic(), question.command
+    yield Progress(stage="forward", done=0, total=1)
+    operators = capture(hosted.model, hosted.architecture, question.ids)
+    meter = MemoryMeter(operators.device, held=stored_bytes(operators))
+    yield Progress(stage="forward", done=1, total=1)
+    layers = covered_layers(hosted, command.replacement) if command.layers is None else command.layers
+    active = yield from activate(hosted, operators, command.replacement, layers)
+    gradient = yield from gradient_effects(hosted, operators, active, question.readout)
+    basis = FeatureBasis(
+        hosted=hosted,
+        operators=operators,
+        active=active,
+        readouts=(question.readout,),
+        shares=(1.0,),
+        meter=meter,
+    )
+    expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
+    graph = _Graph(
+        hosted=hosted,
+        question=question,
+        operators=operators,
+        active=active,
+        expansion=expansion,
+        order=order_nodes(expansion),
+        gradient=gradient,
+        paths=path_effects(expansion.rows, active),
+    )
+    return (yield from _circuit(graph, meter, started))
+
+
+def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Progress | None, None, Circuit]:
+    hosted, question, command = graph.hosted, graph.question, graph.question.command
+    edges, rows = assemble(
+        graph.expansion, graph.order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row
+    )
+    meter.sample()
+    nodes = yield from describe_nodes(
+        hosted, question, graph.operators, graph.expansion, graph.order, _facts(graph)
+    )
+    quality = yield from _verify(graph)
+    meter.sample()
+    readout = question.readout
+    return Circuit(
+        prompt=command.prompt,
+        tokens=hosted.tokens(question.ids),
+        target=hosted.token(readout.target),
+        against=None if readout.against is None else hosted.token(readout.against),
+        replacement=command.replacement,
+        edge_rule="exact",
+        nodes=nodes,
+        edges=edges,
+        rows=rows,
+        quality=quality,
+        figures=_figures(graph, monotonic() - started, meter.extra_bytes),
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+        caveats=_caveats(graph, quality),
+    )
+
+
+def _facts(graph: _Graph) -> NodeFacts:
+    features, active = graph.order.features, graph.active
+    covered = {site for layer in active.layers for site in layer.info.sites_out}
+    return NodeFacts(
+        replacement=active.replacement,
+        noun="feature",
+        activation=active.activation[features],
+        effect=graph.gradient[features],
+        directions=partial(_directions, graph.hosted, active.replacement),
+        errors=[(site.layer, _error_name(site, site in covered)) for site in active.error_sites],
+        error_effect=graph.paths.errors,
+        token_effect=graph.paths.tokens,
+    )
+
+
+def _error_name(site: Site, covered: bool) -> str:
+    if not covered and site.kind is SiteKind.MLP_OUT:
+        return f"MLP {site.layer} (not covered)"
+    return f"error of {site.kind.value} {site.layer}"
+
+
+def _directions(hosted: HostedModel, name: str, batch: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the sum of each feature's decoders over the sites that it writes, `(n, d_model)`."""
+    parts = []
+    for layer in sorted({layer for layer, _ in batch}):
+        indices = [index for x, index in batch if x == layer]
+        with opened(hosted, name, [layer]) as resident, torch.inference_mode():
+            found = resident[layer]
+            parts.append(torch.stack([found.decoders(indices, s) for s in found.info.sites_out]).sum(0))
+    return torch.cat(parts)
+
+
+def _verify(graph: _Graph) -> Generator[Progress | None, None, EstimateQuality | None]:
+    command, question = graph.question.command, graph.question
+    if not command.verify_nodes:
+        return None
+    cells = graph.order.features
+    columns = [column.tolist() for column in graph.active.split(cells)]
+    nodes = [
+        Predicted(layer=layer, position=position, index=index, effect=effect, by_half_rule=path)
+        for layer, position, index, effect, path in zip(
+            *columns, graph.gradient[cells].tolist(), graph.paths.features[cells].tolist(), strict=True
+        )
+    ]
+    return (
+        yield from verify_estimates(
+            graph.hosted,
+            question.ids,
+            question.readout,
+            nodes,
+            count=command.verify_nodes,
+            seed=command.seed,
+            ablation=Ablation(
+                noun="features",
+                run=partial(_ablated, graph.hosted, question.ids, command.replacement),
+                how="each set to zero at its own position with the error term live",
+                edge_rule="the paths of the shown graph",
+            ),
+        )
+    )
+
+
+def _ablated(hosted: HostedModel, ids: Sequence[int], name: str, nodes: Sequence[Predicted]) -> Tensor:
+    """Run the prompt once per feature, each ablated at its own position: last logits `(rows, d_vocab)`."""
+    rows = [
+        RowInput(
+            ids,
+            (
+                Intervention(
+                    target=FeatureTarget(
+                        feature=FeatureRef(replacement=name, layer=node.layer, index=node.index)
+                    ),
+                    operation=Ablate(),
+                    selector=Selector(positions=(node.position,)),
+                ),
+            ),
+        )
+        for node in nodes
+    ]
+    return torch.stack([logits[-1] for logits in run_rows(hosted, rows, keep_last=1).logits])
+
+
+def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
+    influence = graph.expansion.influence
+    selected = float(influence.neurons[graph.order.features].sum())
+    return CircuitFigures(
+        baseline=float(graph.question.readout.measure(graph.operators.logits)),
+        selected_share=min(1.0, selected / influence.all_neurons) if influence.all_neurons > 0 else 0.0,
+        error_share=float(influence.errors.sum()),
+        active_features=graph.active.count,
+        selected_features=len(graph.order.features),
+        seconds=seconds,
+        peak_extra_bytes=extra_bytes,
+    )
+
+
+def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
+    influence, features = graph.expansion.influence, graph.order.features
+    at_start = graph.active.position[features] == 0
+    selected = float(influence.neurons[features].sum())
+    sink = float(influence.neurons[features[at_start]].sum()) / selected if selected else 0.0
+    caveats = [
+        f"{float(influence.errors.sum()):.0%} of the influence enters through error nodes: what the set does "
+        "not reconstruct, and MLPs that it does not cover. No path is followed through them.",
+        f"Position 0 is an attention sink: {int(at_start.sum())} of {len(features)} selected features and "
+        f"{sink:.0%} of their influence are there.",
+        "Edges are direct effects with attention patterns and norm scales frozen and active features held "
+        "active (law 4); they take attention as given. A node's effect is its activation times the exact "
+        "gradient of the real model." + ("" if quality else " Neither was measured against ablations here."),
+        "Promoted and suppressed tokens are the decoder's, summed over the sites that it writes.",
+    ]
+    info = require_set(graph.hosted, graph.active.replacement).admitted
+    if info.degraded:
+        caveats.insert(0, f"The set failed admission and was accepted all the same: {info.admission.why}")
+    begins = info.admission.begins_with
+    if begins and not graph.question.command.prompt.startswith(begins):
+        caveats.append(f"The set was trained on texts that begin with {begins}; this prompt does not.")
+    if graph.active.cuts:
+        caveats.append("Paths end at dictionaries on the residual stream: what they read below is not shown.")
+    if any(layer_info(graph.hosted, info.name, n).has_skip for n in covered_layers(graph.hosted, info.name)):
+        caveats.append("Skip paths are followed as part of the network, not as features.")
+    if graph.question.readout.softcap is not None:
+        caveats.append("Logits are read before the model's soft cap.")
+    if graph.hosted.info.dtype == "bfloat16":
+        caveats.append("Weights are bfloat16: rows sum to their targets up to the forward pass's rounding.")
+    return tuple(caveats)

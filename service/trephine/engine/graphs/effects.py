@@ -1,0 +1,90 @@
+"""Signed effects of active features on the target: by the exact gradient, and along the graph's paths."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.hosted import HostedModel
+from trephine.engine.influence import LOGIT, Row
+from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.readouts import LogitReadout
+from trephine.engine.replacements.sets import opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathEffects:
+    """How much the target falls without a source, along the paths of the expanded rows, in logits."""
+
+    features: Tensor
+    """float32 `(n_cells,)`."""
+    errors: Tensor
+    """float32 `(n_errors,)`."""
+    tokens: Tensor
+    """float32 `(n_pos,)`."""
+
+
+def path_effects(rows: Sequence[Row], active: ActiveFeatures) -> PathEffects:
+    """Back-substitute signed contributions: a feature's pre-activation moves its activation one to one."""
+    features = torch.zeros(active.count)
+    errors, tokens = torch.zeros(active.n_errors), torch.zeros(active.n_pos)
+    for _, group in groupby(sorted(rows, key=lambda row: -row.layer), key=lambda row: row.layer):
+        members = list(group)
+        gains = [_gain(row, features, active.activation) for row in members]
+        for row, gain in zip(members, gains, strict=True):
+            features.index_add_(0, row.sources, row.weights * gain)
+            errors += row.errors * gain
+            tokens += row.tokens * gain
+    return PathEffects(features=features, errors=errors, tokens=tokens)
+
+
+def _gain(row: Row, features: Tensor, activation: Tensor) -> float:
+    return row.share if row.cell <= LOGIT else float(features[row.cell] / activation[row.cell])
+
+
+def gradient_effects(
+    hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, readout: LogitReadout
+) -> Generator[None, None, Tensor]:
+    """Activation times the exact gradient of the real model, float32 `(n_cells,)`, logits.
+
+    Nothing is frozen: patterns, norms and MLPs follow (attribution patching). One block per quantum.
+    """
+    effects = torch.zeros(active.count)
+    cotangent = torch.zeros_like(operators.embedding)
+    cotangent[-1] = readout.direction.to(cotangent.dtype)
+    adjoint = operators.final_norm.pull_back_live(cotangent)
+    for layer in reversed(operators.layers):
+        number, post = layer.block.layer, layer.mlp_post_norm
+        for kind in (SiteKind.RESID_POST, SiteKind.MLP_OUT):
+            _add(effects, hosted, active, Site(kind=kind, layer=number), adjoint)
+        written = adjoint if post is None else post.pull_back_live(adjoint)
+        by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        middle = adjoint + live_mlp_adjoint(layer, by_neuron)
+        if not layer.block.parallel:
+            for kind in (SiteKind.RESID_MID, SiteKind.ATTN_OUT):
+                _add(effects, hosted, active, Site(kind=kind, layer=number), middle)
+        adjoint = middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
+        _add(effects, hosted, active, Site(kind=SiteKind.RESID_PRE, layer=number), adjoint)
+        yield
+    _add(effects, hosted, active, Site(kind=SiteKind.EMBED, layer=0), adjoint)
+    return effects
+
+
+def _add(effects: Tensor, hosted: HostedModel, active: ActiveFeatures, site: Site, adjoint: Tensor) -> None:
+    """Add what the features that write a site do through it."""
+    for layer in active.writers(site):
+        if not layer.count:
+            continue
+        unique, place = layer.index.unique(return_inverse=True)
+        with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
+            decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(adjoint.dtype)
+            through = adjoint @ decoders.T  # (n_pos, n_unique)
+            found = through[layer.position, place] * layer.written
+        effects[layer.start : layer.start + layer.count] += found.float().cpu()
