@@ -1,4 +1,4 @@
-"""`python -m trephine.server serve|fetch|doctor|health`: what needs the service's own code."""
+"""`python -m trephine.server serve|fetch|import-release|doctor|health`: what needs the service's own code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ _USAGE_KINDS = {ErrorKind.INVALID, ErrorKind.NOT_FOUND, ErrorKind.UNSUPPORTED}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; return its exit code: 0 pass, 1 failure, 2 usage."""
     options = _parser().parse_args(arguments)
-    commands = {"serve": _serve, "fetch": _fetch, "doctor": _doctor, "health": _health}
+    commands = {
+        "serve": _serve,
+        "fetch": _fetch,
+        "import-release": _import_release,
+        "doctor": _doctor,
+        "health": _health,
+    }
     try:
         return commands[options.command](options)
     except TrephineError as error:
@@ -65,6 +71,18 @@ def _fetch(options: argparse.Namespace) -> int:
     return PASS
 
 
+def _import_release(options: argparse.Namespace) -> int:
+    from trephine.server.importing import import_release
+
+    def report(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    folder = import_release(options.release, options.sae_id, options.folder, report)
+    sys.stdout.write(f"{folder}\n")
+    return PASS
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from trephine.server.doctor import examine, render
 
@@ -91,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", help="smollm2 or smollm2-bf16")
     fetch.add_argument("--dtype", choices=["float32", "bfloat16"])
     fetch.add_argument("--cache", type=Path, help="cache folder; default: $TREPHINE_CACHE or the user's own")
+    release = commands.add_parser(
+        "import-release", help="save one dictionary of a SAELens release into a folder; prints it"
+    )
+    release.add_argument("release", help="as SAELens' list names it, or a hub repository")
+    release.add_argument("sae_id", help="within the release")
+    release.add_argument("folder", type=Path, help="new folder; sets are folders of such folders")
     doctor = commands.add_parser("doctor", help="versions, folders, room, extras")
     doctor.add_argument("--json", action="store_true")
     health = commands.add_parser("health", help="0 if the state folder's server is serving")
