@@ -21,6 +21,7 @@ from trephine.engine.batches import batches, check_row_count
 from trephine.engine.forward import Batch, Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.plans import RowPlan
+from trephine.engine.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.refusals import is_of_set
 from trephine.engine.rows import RowInput, check_row, frozen_patterns, plan_rows, require_matches
 from trephine.engine.sampling import Sampler
@@ -150,8 +151,10 @@ def _generate_batch(
         )
         for index, row, plan in zip(part, inputs, plans, strict=True)
     ]
+    shared = shared_tokens(inputs)
+    prefix = read_prefix(hosted, inputs[0].ids[:shared]) if shared else None
     yield None
-    cache, mask, logits = _prompt_pass(hosted, everyone)
+    cache, mask, logits = _prompt_pass(hosted, everyone, prefix)
     writing = everyone
     while writing:
         for writer, row_logits in zip(writing, logits, strict=True):
@@ -165,8 +168,13 @@ def _generate_batch(
     return [writer.completion() for writer in everyone]
 
 
-def _prompt_pass(hosted: HostedModel, writers: Sequence[_Writer]) -> tuple[Any, Tensor, Tensor]:
+def _prompt_pass(
+    hosted: HostedModel, writers: Sequence[_Writer], prefix: Prefix | None
+) -> tuple[Any, Tensor, Tensor]:
     """Run all prompts; return the cache, the attention mask and logits `(rows, d_vocab)`."""
+    if prefix is not None:
+        continued = continue_prefix(hosted, prefix, [writer.input for writer in writers], keep_last=1)
+        return continued.cache, continued.batch.attention_mask, continued.logits[:, -1]
     batch = left_padded(hosted, [(writer.input.ids, len(writer.input.ids)) for writer in writers])
     tape = frozen_patterns(hosted, batch, [writer.input.interventions for writer in writers])
     cache = DynamicCache(config=hosted.model.config)

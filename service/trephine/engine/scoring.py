@@ -14,6 +14,7 @@ from trephine.domain.interventions import Applied
 from trephine.engine.batches import batches, check_row_count
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
+from trephine.engine.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.rows import RowInput, RowsOutput, check_row, run_rows
 from trephine.engine.session import Handler, Session
 
@@ -37,9 +38,12 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
     check_row_count(len(command.rows))
     rows = [_encode(hosted, command, index) for index in range(len(command.rows))]
     scores: list[RowScore] = []
-    for part in batches([len(row.ids) for row in rows], max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
+    shared = shared_tokens(rows)
+    prefix = read_prefix(hosted, rows[0].ids[:shared]) if shared else None
+    lengths = [len(row.ids) - shared for row in rows]
+    for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
         yield Progress(stage="score", done=len(scores), total=len(rows))
-        scores += yield from _score_batch(hosted, [rows[i] for i in part], part.start)
+        scores += yield from _score_batch(hosted, [rows[i] for i in part], part.start, prefix)
     return Scores(rows=tuple(scores), model=hosted.info.name, weight_hash=hosted.info.weight_hash)
 
 
@@ -57,19 +61,22 @@ def _encode(hosted: HostedModel, command: Score, index: int) -> RowInput:
 
 
 def _score_batch(
-    hosted: HostedModel, rows: Sequence[RowInput], first_row: int
+    hosted: HostedModel, rows: Sequence[RowInput], first_row: int, prefix: Prefix | None
 ) -> Generator[None, None, list[RowScore]]:
     kept = 1 + max(len(row.ids) - row.prompt_length for row in rows)
-    plain = run_rows(hosted, [RowInput(row.ids) for row in rows], keep_last=kept)
+    if prefix is None:
+        plain = run_rows(hosted, [RowInput(row.ids) for row in rows], keep_last=kept).logits
+    else:
+        plain = list(continue_prefix(hosted, prefix, rows, keep_last=kept).logits)
     changed_rows = [i for i, row in enumerate(rows) if row.interventions]
     changed: RowsOutput | None = None
     if changed_rows:
         yield
         changed = _intervened(hosted, rows, changed_rows, first_row, kept)
-    scores = [_row_score(row, logits, None, ()) for row, logits in zip(rows, plain.logits, strict=True)]
+    scores = [_row_score(row, logits, None, ()) for row, logits in zip(rows, plain, strict=True)]
     for place, i in enumerate(changed_rows if changed else ()):
         if changed is not None:
-            scores[i] = _row_score(rows[i], plain.logits[i], changed.logits[place], changed.applied[place])
+            scores[i] = _row_score(rows[i], plain[i], changed.logits[place], changed.applied[place])
     return scores
 
 
