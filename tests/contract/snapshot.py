@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("contract.json")
 MODULES = (
     "artifact_service", "audit_service", "circuit_service", "common", "edit_service", "generation_service",
     "intervention_service", "interventions", "model_service", "operation_service",
-    "replacement_service",
+    "replacement_service", "feature_service",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.edits import ProposeEdit
+from trephine.domain.features import IndexFeatures
 from trephine.domain.findings import AuditSpec
 from trephine.domain.fitting import FitRecipe
 from trephine.domain.models import ModelSource
@@ -97,6 +98,18 @@ class FitSetRequest:
     corpus_name: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRequest:
+    """Build a feature index. The result is `featureIndexes/<id>`, named by what it is made of."""
+
+    model: str
+    """Name of a loaded model."""
+    command: IndexFeatures
+    """Its paths are empty; they are filled in when the work begins."""
+    corpus: str = ""
+    """Artifact with the corpus; empty: the built-in text."""
+
+
 OperationRequest = (
     LoadRequest
     | DiscoverRequest
@@ -106,6 +119,7 @@ OperationRequest = (
     | LoadSetRequest
     | EvaluateSetRequest
     | FitSetRequest
+    | IndexRequest
 )
 
 REQUEST_TYPES: dict[str, type[OperationRequest]] = {
@@ -117,5 +131,6 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "LoadReplacementSet": LoadSetRequest,
     "EvaluateReplacementSet": EvaluateSetRequest,
     "FitReplacementSet": FitSetRequest,
+    "BuildFeatureIndex": IndexRequest,
 }
 """The methods that are operations, and what each is asked with."""

@@ -10,7 +10,11 @@ from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.feature_indexes import FeatureIndexes
+from trephine.app.feature_sets import FeatureSets
+from trephine.app.features import Features
 from trephine.app.fits import Fits
+from trephine.app.labels import Labels
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -32,5 +36,9 @@ class Service:
     replacements: Replacements
     evaluations: Evaluations
     fits: Fits
+    feature_sets: FeatureSets
+    feature_indexes: FeatureIndexes
+    features: Features
+    labels: Labels
     artifacts: ArtifactStore
     uploads: Uploads

@@ -13,6 +13,7 @@ from trephine.app.audits import Audits
 from trephine.app.circuits import Circuits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.feature_indexes import FeatureIndexes
 from trephine.app.fits import Fits
 from trephine.app.models import Models
 from trephine.app.names import resource
@@ -24,6 +25,7 @@ from trephine.app.requests import (
     EvaluateSetRequest,
     ExportRequest,
     FitSetRequest,
+    IndexRequest,
     LoadRequest,
     LoadSetRequest,
     OperationRequest,
@@ -46,6 +48,7 @@ class Work:
     replacements: Replacements
     evaluations: Evaluations
     fits: Fits
+    feature_indexes: FeatureIndexes
 
     async def check(self, request: OperationRequest, *, operation_id: str) -> None:
         """Refuse at once what cannot succeed, before an operation is made of it.
@@ -68,6 +71,8 @@ class Work:
                 await self.evaluations.check(request)
             case FitSetRequest():
                 await self.fits.check(request, operation_id=operation_id)
+            case IndexRequest():
+                await self.feature_indexes.check(request)
 
     async def perform(self, request: OperationRequest, report: Report, *, operation_id: str) -> str:
         """Do the work and return the resource name of its result.
@@ -97,6 +102,8 @@ class Work:
                 return (await self.evaluations.run(request, report, evaluation_id=operation_id)).name
             case FitSetRequest():
                 return (await self.fits.run(request, report, fit_id=operation_id)).name
+            case IndexRequest():
+                return (await self.feature_indexes.run(request, report)).name
 
     async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
         if not self.circuits.exists(operation_id):

@@ -298,7 +298,11 @@ class FeatureDescription:
     statistics: FeatureStatistics | None
     """None where no index covers it."""
     label: FeatureLabel | None
+    labels: tuple[FeatureLabel, ...]
+    """Of neighbours and partners, as far as they have any."""
     index: FeatureIndexInfo | None
+    index_name: str
+    """Resource name of the index; empty where none covers it."""
     caveats: tuple[str, ...]
 
 

@@ -17,6 +17,7 @@ from trephine.rpc.artifact_servicer import ArtifactServicer
 from trephine.rpc.audit_servicer import AuditServicer
 from trephine.rpc.circuit_servicer import CircuitServicer
 from trephine.rpc.edit_servicer import EditServicer
+from trephine.rpc.feature_servicer import FeatureServicer
 from trephine.rpc.generation_servicer import GenerationServicer
 from trephine.rpc.intervention_servicer import InterventionServicer
 from trephine.rpc.model_servicer import ModelServicer
@@ -27,6 +28,7 @@ from trephine.v1 import artifact_service_pb2_grpc as artifacts
 from trephine.v1 import audit_service_pb2_grpc as audits
 from trephine.v1 import circuit_service_pb2_grpc as circuits
 from trephine.v1 import edit_service_pb2_grpc as edits
+from trephine.v1 import feature_service_pb2_grpc as features
 from trephine.v1 import generation_service_pb2_grpc as generation
 from trephine.v1 import intervention_service_pb2_grpc as interventions
 from trephine.v1 import model_service_pb2_grpc as models
@@ -36,6 +38,7 @@ from trephine.v1 import replacement_service_pb2_grpc as replacements
 TOPICS = (
     "Model",
     "Replacement",
+    "Feature",
     "Generation",
     "Intervention",
     "Circuit",
@@ -53,6 +56,7 @@ def register(server: grpc.aio.Server, service: Service) -> health.HealthServicer
     writer = OperationWriter(service)
     additions: tuple[tuple[Callable[[Any, Any], Any], Any], ...] = (
         (models.add_ModelServiceServicer_to_server, ModelServicer(service, writer)),
+        (features.add_FeatureServiceServicer_to_server, FeatureServicer(service, writer)),
         (generation.add_GenerationServiceServicer_to_server, GenerationServicer(service)),
         (interventions.add_InterventionServiceServicer_to_server, InterventionServicer(service)),
         (circuits.add_CircuitServiceServicer_to_server, CircuitServicer(service, writer)),

@@ -18,6 +18,7 @@ from trephine.rpc.wire.circuits import circuit_to_wire
 from trephine.rpc.wire.edits import proposal_to_wire
 from trephine.rpc.wire.evaluations import evaluation_to_wire
 from trephine.rpc.wire.exports import export_to_wire
+from trephine.rpc.wire.feature_indexes import index_to_wire
 from trephine.rpc.wire.fields import request_id as checked_request_id
 from trephine.rpc.wire.fits import fit_to_wire
 from trephine.rpc.wire.models import model_to_wire
@@ -40,6 +41,7 @@ class OperationWriter:
             "models/replacements": self._replacement_set,
             "evaluations": self._evaluation,
             "fits": self._fit,
+            "featureIndexes": self._feature_index,
         }
 
     async def start(self, method: str, request: OperationRequest, request_id: str) -> Operation:
@@ -98,6 +100,9 @@ class OperationWriter:
 
     async def _fit(self, name: str) -> Message:
         return fit_to_wire(await self._service.fits.get(name))
+
+    async def _feature_index(self, name: str) -> Message:
+        return index_to_wire(await self._service.feature_indexes.get(name))
 
 
 def validated(method: str, response: Message) -> Operation:

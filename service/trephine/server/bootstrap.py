@@ -15,9 +15,13 @@ from trephine.app.clock import Clock, SystemClock
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.feature_indexes import FeatureIndexes
+from trephine.app.feature_sets import FeatureSets
+from trephine.app.features import Features
 from trephine.app.fits import Fits
 from trephine.app.jobs import Jobs
 from trephine.app.journal import Journal
+from trephine.app.labels import Labels
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -80,6 +84,11 @@ def build(
     edits = Edits(state.folder("edits"), models, clock=clock)
     sets = _replacement_roots(settings)
     replacements = Replacements(models, sets)
+    feature_sets = FeatureSets(models, replacements)
+    indexes = FeatureIndexes(
+        state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts
+    )
+    labels = Labels(state.path / "labels.sqlite", clock=clock)
     work = Work(
         models=models,
         circuits=Circuits(state.folder("circuits"), artifacts, clock=clock),
@@ -115,6 +124,7 @@ def build(
             artifacts=artifacts,
             clock=clock,
         ),
+        feature_indexes=indexes,
     )
     journal = Journal(state.folder("operations"), clock)
     return House(
@@ -129,6 +139,12 @@ def build(
             replacements=replacements,
             evaluations=work.evaluations,
             fits=work.fits,
+            feature_sets=feature_sets,
+            feature_indexes=indexes,
+            features=Features(
+                models=models, sets=feature_sets, indexes=indexes, labels=labels, artifacts=artifacts
+            ),
+            labels=labels,
             artifacts=artifacts,
             uploads=Uploads(state.folder("uploads"), artifacts, clock=clock),
         ),

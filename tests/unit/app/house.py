@@ -22,8 +22,12 @@ from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
+from trephine.app.feature_indexes import FeatureIndexes
+from trephine.app.feature_sets import FeatureSets
+from trephine.app.features import Features
 from trephine.app.fits import Fits
 from trephine.app.journal import Journal
+from trephine.app.labels import Labels
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -260,6 +264,10 @@ class House:
     replacements: Replacements
     evaluations: Evaluations
     fits: Fits
+    feature_sets: FeatureSets
+    feature_indexes: FeatureIndexes
+    features: Features
+    labels: Labels
     journal: Journal
     operations: Operations
 
@@ -298,6 +306,9 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     fits = Fits(
         state / "fits", work=state / "fitting", roots=sets, models=models, artifacts=artifacts, clock=clock
     )
+    feature_sets = FeatureSets(models, replacements)
+    indexes = FeatureIndexes(state / "feature-indexes", models=models, sets=feature_sets, artifacts=artifacts)
+    labels = Labels(state / "labels.sqlite", clock=clock)
     journal = Journal(state / "operations", clock)
     operations = Operations(
         jobs=jobs or InstantJobs(),
@@ -312,6 +323,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
             replacements=replacements,
             evaluations=evaluations,
             fits=fits,
+            feature_indexes=indexes,
         ),
         clock=clock,
     )
@@ -330,6 +342,12 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         replacements=replacements,
         evaluations=evaluations,
         fits=fits,
+        feature_sets=feature_sets,
+        feature_indexes=indexes,
+        features=Features(
+            models=models, sets=feature_sets, indexes=indexes, labels=labels, artifacts=artifacts
+        ),
+        labels=labels,
         journal=journal,
         operations=operations,
     )
