@@ -24,7 +24,7 @@ $(VENV)/service.stamp: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/service.stamp
-	$(PIP) --editable '.[service,dev]'
+	$(PIP) --editable '.[service,fit,dev]'
 	@touch $@
 
 demo: $(VENV)/service.stamp ## Open a real model, find a circuit, cut, verify, export and audit it

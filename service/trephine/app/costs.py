@@ -14,9 +14,10 @@ from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
 from trephine.domain.feature_index import bytes_per_feature
 from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken
+from trephine.domain.fitting import FitReplacementSet
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
-from trephine.domain.replacements import EvaluateReplacementSet
+from trephine.domain.replacements import EvaluateReplacementSet, LayerKind
 
 _BYTES_PER_TOKEN = 3
 """English text has about four bytes a token; a smaller figure errs on the side of more cost."""
@@ -102,6 +103,18 @@ def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
     # Plain, and spliced one by one and together, for every dictionary and both ablations.
     runs = 1 + (1 + layers) * (3 + len(command.controls)) + 2 * command.perturbations
     return Cost(tokens=measured * runs, memory_bytes=_forward_bytes(command.context_tokens, 2, info))
+
+
+@predict.register
+def _(command: FitReplacementSet, info: ModelInfo) -> Cost:
+    """It works in a process of its own and never waits; layers that do not fit at once follow each other."""
+    recipe = command.recipe
+    layers = len(recipe.layers) or info.n_layers
+    together = recipe.kind is LayerKind.CROSS_LAYER_TRANSCODER or recipe.end_to_end.tokens > 0
+    outputs = layers if recipe.kind is LayerKind.CROSS_LAYER_TRANSCODER else 1
+    weights = recipe.d_sae * info.d_model * (1 + outputs)
+    layer = _FLOAT * (4 * weights + 6 * recipe.batch_tokens * recipe.d_sae)
+    return Cost(tokens=0, memory_bytes=info.memory_bytes + layer * (layers if together else 1))
 
 
 @predict.register

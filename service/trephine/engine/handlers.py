@@ -18,6 +18,7 @@ from trephine.engine import (
     text,
 )
 from trephine.engine.features import handlers as features
+from trephine.engine.fitting import command as fitting
 from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
 
@@ -52,5 +53,6 @@ HANDLERS = merge(
         export,
         features,
         replacement_loading,
+        fitting,
     )
 )

@@ -98,7 +98,7 @@ def touching(architecture: Architecture, touches: Mapping[Site, Touch]) -> Itera
 
 
 def _install(block: Block, kind: SiteKind, touch: Touch) -> RemovableHandle:
-    module, reads_input = _hook_point(block, kind)
+    module, reads_input = hook_point(block, kind)
     if reads_input:
         return module.register_forward_pre_hook(
             lambda _, args, kwargs: touch(_first(args, kwargs)), with_kwargs=True
@@ -106,7 +106,7 @@ def _install(block: Block, kind: SiteKind, touch: Touch) -> RemovableHandle:
     return module.register_forward_hook(lambda _, __, output: touch(_first_output(output)))
 
 
-def _hook_point(block: Block, kind: SiteKind) -> tuple[nn.Module, bool]:
+def hook_point(block: Block, kind: SiteKind) -> tuple[nn.Module, bool]:
     """Return the module, and True if the site is what it reads rather than what it returns."""
     if kind in (SiteKind.EMBED, SiteKind.RESID_PRE):
         return block.module, True

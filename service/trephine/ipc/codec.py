@@ -26,6 +26,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.exports import CompileExport, PlanExport
 from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken, ViewDecoder
+from trephine.domain.fitting import FitReplacementSet, PredictFit
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import AskStatus, DescribeCapabilities, LoadModel
 from trephine.domain.replacements import ListReplacementSets, LoadReplacementSet, UnloadReplacementSet
@@ -51,6 +52,8 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     ProposeEdit,
     PlanExport,
     CompileExport,
+    FitReplacementSet,
+    PredictFit,
     ViewDecoder,
     RankByToken,
     ContrastFeatures,

@@ -1,0 +1,87 @@
+"""The end-to-end phase: 1/2 (MSE + alpha KL) through the whole model with all layers spliced.
+
+alpha = MSE / KL, detached, so that both terms weigh the same whatever their size (Karvonen 2025,
+arXiv:2503.17272). MSE is local but on-policy: each layer's error, over its variance, against what the true
+module gives for the activations of the spliced run. KL is from the plain model's next-token distribution,
+in nats per token over positions >= 1. Support stays BatchTopK, so L0 does not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trephine.domain.fitting import FitPoint
+from trephine.engine.fitting.dictionary import Dictionary
+from trephine.engine.fitting.joint import JointTrainee
+from trephine.engine.fitting.optimiser import Rate
+from trephine.engine.fitting.reconstruction import SplicedPass, batchwise, plain_logits, unexplained
+from trephine.engine.hosted import HostedModel
+
+LOGIT_BYTES = 256 << 20
+"""A step is cut so that one of its logit tensors takes no more than that."""
+
+
+class EndToEndTrainee(JointTrainee):
+    """Dictionaries that learn from what the spliced model says; batches are contexts `(rows, n_pos)`."""
+
+    def __init__(
+        self,
+        hosted: HostedModel,
+        dictionaries: Sequence[Dictionary],
+        *,
+        k: int,
+        rate: Rate,
+        dead_after_tokens: int,
+    ) -> None:
+        """Train these dictionaries in place; the model itself has no gradients."""
+        super().__init__(dictionaries, k=k, rate=rate, dead_after_tokens=dead_after_tokens)
+        self._hosted, self._k = hosted, k
+
+    def step(self, batch: Tensor) -> None:  # type: ignore[override]
+        """Run plain and spliced, in pieces that fit into memory, and learn from both losses."""
+        rows = max(1, LOGIT_BYTES // (4 * self._hosted.info.d_vocab * batch.shape[1]))
+        for part in batch.to(self._hosted.model.device).split(rows):
+            self._learn(part, share=len(part) / len(batch))
+        self.update()
+
+    def _learn(self, ids: Tensor, share: float) -> None:
+        with torch.no_grad():
+            plain = functional.log_softmax(plain_logits(self._hosted, ids)[:, 1:].float(), -1)
+        spliced = SplicedPass(dictionaries=self.dictionaries, support=batchwise(self._k))
+        logits = spliced.run(self._hosted, ids)[:, 1:].float()
+        kl = kl_from(plain, logits).mean()
+        losses = unexplained(spliced.made, spliced.targets)
+        mse = torch.stack(list(losses.values())).sum()
+        auxiliary = self.auxiliary(spliced.made, spliced.targets)
+        alpha = (mse / kl.clamp_min(1e-8)).detach()
+        (share * (0.5 * (mse + alpha * kl) + auxiliary)).backward()
+        self.note(spliced.made, losses)
+        self.means.add("kl", kl)
+
+    def points(self, phase: str, tokens: int) -> list[FitPoint]:
+        """Return one point over all layers, with its KL."""
+        means = self.means.take()
+        if not means:
+            return []
+        count = len(self.dictionaries)
+        dead = [float(firing.dead.float().mean()) for firing in self.firing]
+        return [
+            FitPoint(
+                phase=phase,
+                layer=-1,
+                tokens=tokens,
+                fvu=sum(means[f"fvu/{i}"] for i in range(count)) / count,
+                l0=sum(means[f"l0/{i}"] for i in range(count)) / count,
+                dead_share=sum(dead) / count,
+                kl=means["kl"],
+            )
+        ]
+
+
+def kl_from(plain: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(plain || spliced) per position `(rows, n_pos)` from log-probabilities and logits."""
+    return (plain.exp() * (plain - functional.log_softmax(logits, -1))).sum(-1)
