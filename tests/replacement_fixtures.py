@@ -42,7 +42,8 @@ class Fixture:
     @property
     def expected(self) -> Mapping[str, Tensor]:
         """`x`, `features`, `decoded`, `forward`, `target`, `error`; first axis the layers of a whole set."""
-        return load_file(self.folder / EXPECTED)
+        expected: dict[str, Tensor] = load_file(self.folder / EXPECTED)
+        return expected
 
     def open(self) -> ReadSet:
         """Open it beside the model that fixtures are made for."""

@@ -186,7 +186,7 @@ def _from_pretrained(library: Any, release: str, sae_id: str) -> Any:
         # The hub's client raises its own, requests' and httpx' errors; what they share is no network.
         raise ReplacementNotFoundError(
             f"release {release!r} could not be reached ({type(error).__name__}: {error}). Importing is "
-            "the one step that needs the network: check it, or import on a machine that has it and copy the folder",
+            "the one step that needs the network: check it, or import where there is one and copy the folder",
             release=release,
             sae_id=sae_id,
         ) from error

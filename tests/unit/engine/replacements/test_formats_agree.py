@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from benchmarks.formats import rows
 from tests.replacement_fixtures import Fixture, computed, differences, fixtures
 from trephine.domain.replacements import SetFormat
 
@@ -63,3 +66,13 @@ def test_a_fixture_would_show_a_lost_skip_path() -> None:
     """The comparison can fail: what is compared differs between with and without skip."""
     fixture = Fixture(format=SetFormat.SAELENS, name="skip_transcoder")
     assert float((computed(fixture)["decoded"] - fixture.expected["forward"]).abs().max()) > 0.1
+
+
+def test_the_page_of_formats_lists_every_fixture_as_it_is() -> None:
+    """`docs/formats.md` holds the generated table; the differences alone may vary between machines."""
+    page = (Path(__file__).parents[4] / "docs" / "formats.md").read_text(encoding="utf-8")
+    listed = [tuple(line.strip("| ").split(" | ")) for line in page.splitlines() if line.startswith("| ")]
+    shown = {(*cells[:6], cells[7]) for cells in listed if len(cells) == 8}
+    for row in rows():
+        assert (*row.cells[:6], row.cells[7]) in shown, f"{row.fixture}: run python -m benchmarks.formats"
+    assert len(shown) == len(fixtures()) + 2  # the heading and its rule
