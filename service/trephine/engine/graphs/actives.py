@@ -99,7 +99,12 @@ class ActiveFeatures:
 
 
 def activate(
-    hosted: HostedModel, operators: FrozenOperators, name: str, layers: Sequence[int]
+    hosted: HostedModel,
+    operators: FrozenOperators,
+    name: str,
+    layers: Sequence[int],
+    *,
+    keep_first: bool = False,
 ) -> Generator[None, None, ActiveFeatures]:
     """Encode a prompt with a set, one layer a quantum.
 
@@ -108,6 +113,8 @@ def activate(
         operators: Its clean pass over the prompt.
         name: A loaded set.
         layers: Layers that are opened; the set must cover them.
+        keep_first: Have features at position 0 too. It is an attention sink that sets are not trained on:
+            what they say there is worth nothing, so that by default it is error as a whole.
 
     Raises:
         UnsupportedOptionError: If no attribution law holds for a layer of the set.
@@ -123,7 +130,7 @@ def activate(
     start = 0
     for info in infos:
         with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
-            found = _encode(resident[info.layer], operators, start, errors, constants)
+            found = _encode(resident[info.layer], operators, start, errors, constants, keep_first)
         active.append(found)
         start += found.count
         yield
@@ -154,19 +161,22 @@ def _encode(
     start: int,
     errors: dict[Site, Tensor],
     constants: dict[Site, Tensor],
+    keep_first: bool,
 ) -> ActiveLayer:
     info, x = layer.info, clean_value(operators, layer.info.site_in)
     code = layer.encode(x)
     nothing = layer.decode(replace(code, activations=torch.zeros_like(code.activations)))
     skipped = layer.skip(x, code)
+    first = 0 if keep_first else 1
     for site, reconstruction in layer.decode(code).items():
-        errors[site] -= reconstruction
-        constants[site] += nothing[site]
+        errors[site][first:] -= reconstruction[first:]
+        constants[site][first:] += nothing[site][first:]
     matrix = layer.skip_matrix()
     if skipped is not None and matrix is not None:
         errors[info.sites_out[0]] -= skipped
         constants[info.sites_out[0]] += skipped - x @ matrix.T.to(x.dtype)
-    position, index = code.active.nonzero(as_tuple=True)
+    position, index = code.active[first:].nonzero(as_tuple=True)
+    position = position + first
     counts = torch.bincount(position, minlength=operators.n_pos)
     activation = code.activations[position, index]
     return ActiveLayer(

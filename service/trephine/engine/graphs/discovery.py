@@ -227,15 +227,12 @@ def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
 
 
 def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
-    influence, features = graph.expansion.influence, graph.order.features
-    at_start = graph.active.position[features] == 0
-    selected = float(influence.neurons[features].sum())
-    sink = float(influence.neurons[features[at_start]].sum()) / selected if selected else 0.0
+    influence = graph.expansion.influence
     caveats = [
         f"{float(influence.errors.sum()):.0%} of the influence enters through error nodes: what the set does "
         "not reconstruct, and MLPs that it does not cover. No path is followed through them.",
-        f"Position 0 is an attention sink: {int(at_start.sum())} of {len(features)} selected features and "
-        f"{sink:.0%} of their influence are there.",
+        f"Position 0 is an attention sink that sets are not trained on: it has no features, and "
+        f"{_share_at_start(graph):.0%} of the influence enters through its error nodes.",
         "Edges are direct effects with attention patterns and norm scales frozen and active features held "
         "active (law 4); they take attention as given. A node's effect is its activation times the exact "
         "gradient of the real model." + ("" if quality else " Neither was measured against ablations here."),
@@ -256,3 +253,8 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
     if graph.hosted.info.dtype == "bfloat16":
         caveats.append("Weights are bfloat16: rows sum to their targets up to the forward pass's rounding.")
     return tuple(caveats)
+
+
+def _share_at_start(graph: _Graph) -> float:
+    errors = graph.expansion.influence.errors
+    return float(errors.reshape(-1, graph.active.n_pos)[:, 0].sum())

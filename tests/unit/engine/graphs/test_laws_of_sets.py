@@ -41,7 +41,7 @@ def prepared(family, kind, dtype=torch.float32, layers=None):
     resident_set(hosted, kind, layers=layers)
     operators = capture(hosted.model, hosted.architecture, IDS)
     covered = hosted.replacements[NAME].covered
-    return hosted, operators, finish(activate(hosted, operators, NAME, covered))
+    return hosted, operators, finish(activate(hosted, operators, NAME, covered, keep_first=True))
 
 
 def some_cells(active, count, seed=0):
@@ -204,6 +204,20 @@ def writes_of(hosted, active, cell):
             )
             for site in layer.info.sites_out
         ]
+
+
+def test_position_zero_is_error_as_a_whole():
+    """Sets are not trained on the sink: by default they have no feature there, and rows still sum."""
+    hosted, operators, _ = prepared("llama", "skip")
+    active = finish(activate(hosted, operators, NAME, (0, 1, 2)))
+    assert int(active.position.min()) == 1
+    site = Site(kind=SiteKind.MLP_OUT, layer=1)
+    with opened(hosted, NAME, [1]) as resident:
+        skipped = clean_value(operators, Site(kind=SiteKind.MLP_IN, layer=1))[0] @ resident[1].W_skip.T
+    torch.testing.assert_close(active.errors[site][0], operators.layers[1].mlp_out[0] - skipped)
+    targets = logit_targets(operators, [logit_readout(hosted, 44, 9)])
+    sums = finish(sweep_features(hosted, operators, active, targets))
+    assert ((sums.total - targets.total).abs() / sums.mass).max() < SUMS
 
 
 def test_adjoints_end_at_a_dictionary_on_the_stream():
