@@ -11,7 +11,7 @@ from trephine.domain.sites import Site
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.splice import written_by
 
-_ROWS = 256
+_ROWS = 128
 """Positions encoded at once: pre-activations, activations and support are `(rows, d_sae)` each."""
 
 
@@ -41,17 +41,15 @@ class Fidelity:
 
     def add_layer(self, layer: ReplacementLayer, x: Tensor, sums: dict[Site, Tensor]) -> None:
         """Encode `x (tokens, d_in)` and add what the layer writes to `sums`."""
-        parts: dict[Site, list[Tensor]] = {}
         for start in range(0, x.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
             code, written = written_by(layer, x[rows])
             self._counts[rows] = code.active.sum(-1).float().cpu()
             self._fired |= code.active[~self._first[rows]].any(0).cpu()
             for site, value in written.items():
-                parts.setdefault(site, []).append(value)
-        for site, values in parts.items():
-            whole = torch.cat(values)
-            sums[site] = sums[site] + whole if site in sums else whole
+                if site not in sums:
+                    sums[site] = value.new_zeros(x.shape[0], value.shape[1])
+                sums[site][rows] += value
 
     def score(self, reconstructed: Tensor, truth: Tensor) -> LayerFidelity:
         """Compare `(tokens, d_out)` with the truth."""
@@ -67,11 +65,15 @@ class Fidelity:
 
 def unexplained(reconstructed: Tensor, truth: Tensor) -> float:
     """Return the sum of squared errors over the sum of per-dimension variances, of `(n, d_out)`."""
-    truth = truth.double()
-    total = (truth - truth.mean(0)).square().sum()
-    return float((truth - reconstructed.double()).square().sum() / total)
+    mean = truth.mean(0, dtype=torch.float64)
+    return _squares(truth, reconstructed) / _squares(truth, mean.expand_as(truth))
 
 
 def _relative_error(reconstructed: Tensor, truth: Tensor) -> float:
-    truth = truth.double()
-    return float((truth - reconstructed.double()).square().sum() / truth.square().sum())
+    return _squares(truth, reconstructed) / _squares(truth, torch.zeros(()).expand_as(truth))
+
+
+def _squares(first: Tensor, second: Tensor) -> float:
+    """Return the sum of squared differences, in float64 a slice at a time."""
+    parts = zip(first.split(_ROWS), second.split(_ROWS), strict=True)
+    return sum(float((a.double() - b.double()).square().sum()) for a, b in parts)

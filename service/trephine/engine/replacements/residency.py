@@ -6,9 +6,11 @@ being read, its reader may hold one more tensor. Layers in use are pinned and st
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -83,6 +85,7 @@ class LayerPager:
         """Drop every layer that is not in use."""
         for layer in [layer for layer in self._resident if not self._pins[layer]]:
             self._evict(layer)
+        return_freed_memory()
 
     def _layer(self, layer: int) -> ReplacementLayer:
         """Return a pinned layer, read if it is not resident."""
@@ -110,10 +113,13 @@ class LayerPager:
             )
 
     def _make_room(self, layer: int) -> None:
+        before = self._evictions
         for candidate in [candidate for candidate in self._resident if not self._pins[candidate]]:
             if self._resident_bytes() + self._size(layer) <= self._budget:
-                return
+                break
             self._evict(candidate)
+        if self._evictions > before:
+            return_freed_memory()
 
     def _evict(self, layer: int) -> None:
         del self._resident[layer]
@@ -156,6 +162,21 @@ def folder_stamp(folder: Path | None) -> Stamp:
         raise BrokenReplacementError("the replacement set's folder is gone; unload the set")
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
+
+
+def return_freed_memory() -> None:
+    """Give what has been freed back to the system.
+
+    After large temporaries glibc keeps up to 64 MB of freed memory, which would count against the budget.
+    """
+    trim = getattr(_libc(), "malloc_trim", None)  # absent from musl, which keeps nothing
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def default_budget(device: torch.device) -> int:

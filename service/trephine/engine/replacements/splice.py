@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Architecture
+from trephine.engine.architecture import Architecture, Block
 from trephine.engine.forward import Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import Code, ReplacementLayer
@@ -180,13 +180,32 @@ def silenced(architecture: Architecture, sites: Sequence[Site]) -> Iterator[None
 
 
 @contextmanager
-def resumed(architecture: Architecture, layer: int, stream: Tensor) -> Iterator[None]:
-    """Start passes at a layer, from its `resid_pre` `(n_pos, d_model)`: the blocks below do not run."""
+def resumed(
+    architecture: Architecture, layer: int, stream: Tensor, *, stop: int | None = None
+) -> Iterator[None]:
+    """Start passes at a layer, from its `resid_pre` `(n_pos, d_model)`: the blocks below do not run.
+
+    Args:
+        architecture: The model's modules.
+        layer: The first block that runs.
+        stream: What it reads.
+        stop: The first block that does not run any more; None runs to the end. Logits are then no logits.
+    """
     site = Site(kind=SiteKind.RESID_PRE, layer=layer)
+    beyond = () if stop is None else architecture.blocks[stop:]
+    with (
+        standing_aside((*architecture.blocks[:layer], *beyond)),
+        touching(architecture, {site: lambda x: _overwrite(x, stream)}),
+    ):
+        yield
+
+
+@contextmanager
+def standing_aside(blocks: Sequence[Block]) -> Iterator[None]:
+    """Let blocks hand on what they are given; their hooks run."""
     with ExitStack() as stack:
-        for block in architecture.blocks[:layer]:
+        for block in blocks:
             stack.enter_context(_standing_in(block.module, _unchanged))
-        stack.enter_context(touching(architecture, {site: lambda x: _overwrite(x, stream)}))
         yield
 
 
