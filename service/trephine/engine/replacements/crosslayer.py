@@ -12,6 +12,7 @@ from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
+from trephine.engine.replacements.precision import wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +51,11 @@ class CrossLayerDictionary:
 
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds at its own layer's site."""
-        if self.W_skip is None:
-            return None
-        read = self.encoder.widened(x)
-        return read @ self.W_skip.T.to(read.dtype)
+        return None if self.W_skip is None else self.encoder.skipped(x, self.W_skip)
 
     def skip_matrix(self) -> Tensor | None:
         """Return the skip path on the site's activation, through an undone input gain."""
-        if self.W_skip is None:
-            return None
-        matrix, gain = _wide(self.W_skip), self.encoder.input_gain
-        return matrix if gain is None else matrix / _wide(gain.gain)
+        return None if self.W_skip is None else self.encoder.skip_matrix(self.W_skip)
 
     def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
         """Encode, decode, and add the skip path at its own layer's site."""
@@ -79,13 +74,13 @@ class CrossLayerDictionary:
         """Return decoder directions `(len(indices), d_out)` at one of the sites."""
         if site not in self.info.sites_out:
             raise ValueError(f"the replacement layer of layer {self.info.layer} does not write {site}")
-        return _wide(self.W_dec[list(indices), self.info.sites_out.index(site)])
+        return wide(self.W_dec[list(indices), self.info.sites_out.index(site)])
 
     def decoder_norms(self) -> Tensor:
         """Return the L2 norm of every feature's decoders, over all the sites that it writes."""
-        wide = _wide(self.W_dec[:0]).dtype
+        dtype = wide(self.W_dec[:0]).dtype
         per_target = [
-            torch.linalg.vector_norm(self.W_dec[:, t], dim=1, dtype=wide) for t in range(self.W_dec.shape[1])
+            torch.linalg.vector_norm(self.W_dec[:, t], dim=1, dtype=dtype) for t in range(self.W_dec.shape[1])
         ]
         return torch.stack(per_target).norm(dim=0)
 
@@ -96,7 +91,3 @@ class CrossLayerDictionary:
     def with_input_gain(self, gain: InputGain) -> CrossLayerDictionary:
         """Return the same dictionary, read on a site that carries a norm's gain and bias."""
         return replace(self, encoder=replace(self.encoder, input_gain=gain))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -12,6 +12,7 @@ from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
+from trephine.engine.replacements.precision import wide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +50,11 @@ class DictionaryLayer:
 
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds; it reads the input without the normalisation."""
-        if self.W_skip is None:
-            return None
-        read = self.encoder.widened(x)
-        return read @ self.W_skip.T.to(read.dtype)
+        return None if self.W_skip is None else self.encoder.skipped(x, self.W_skip)
 
     def skip_matrix(self) -> Tensor | None:
         """Return the skip path on the site's activation, through an undone input gain."""
-        if self.W_skip is None:
-            return None
-        matrix, gain = _wide(self.W_skip), self.encoder.input_gain
-        return matrix if gain is None else matrix / _wide(gain.gain)
+        return None if self.W_skip is None else self.encoder.skip_matrix(self.W_skip)
 
     def reconstruct(self, x: Tensor) -> Mapping[Site, Tensor]:
         """Encode, decode, and add the skip path."""
@@ -77,13 +72,13 @@ class DictionaryLayer:
     def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
         """Return decoder directions `(len(indices), d_out)` per unit of activation."""
         _require_written(self.info, site)
-        rows = _wide(self.W_dec[list(indices)])
-        return rows if self.row_gain is None else rows * _wide(self.row_gain[list(indices)])[:, None]
+        rows = wide(self.W_dec[list(indices)])
+        return rows if self.row_gain is None else rows * wide(self.row_gain[list(indices)])[:, None]
 
     def decoder_norms(self) -> Tensor:
         """Return the L2 norm of every decoder direction."""
-        norms = torch.linalg.vector_norm(self.W_dec, dim=1, dtype=_wide(self.W_dec[:0]).dtype)
-        return norms if self.row_gain is None else norms * _wide(self.row_gain).abs()
+        norms = torch.linalg.vector_norm(self.W_dec, dim=1, dtype=wide(self.W_dec[:0]).dtype)
+        return norms if self.row_gain is None else norms * wide(self.row_gain).abs()
 
     def thresholds(self) -> Tensor | None:
         """Return `(d_sae,)`, what a pre-activation must exceed; None under TopK."""
@@ -97,7 +92,3 @@ class DictionaryLayer:
 def _require_written(info: ReplacementLayerInfo, site: Site) -> None:
     if site not in info.sites_out:
         raise ValueError(f"the replacement layer of layer {info.layer} does not write {site}")
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

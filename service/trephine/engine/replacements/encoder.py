@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.normalisation import Normalisation, Normalised
+from trephine.engine.replacements.precision import wide
 from trephine.engine.replacements.support import SupportOf
 
 
@@ -75,10 +76,20 @@ class Encoder:
     def directions(self, indices: Sequence[int]) -> Tensor:
         """Return encoder directions `(len(indices), d_in)` on the site's activation (centred and scaled)."""
         chosen = list(indices)
-        rows = _wide(self.W_enc[:, chosen]).T
+        rows = wide(self.W_enc[:, chosen]).T
         if self.row_gain is not None:
-            rows = rows * _wide(self.row_gain[chosen])[:, None]
-        return rows if self.input_gain is None else rows / _wide(self.input_gain.gain)
+            rows = rows * wide(self.row_gain[chosen])[:, None]
+        return rows if self.input_gain is None else rows / wide(self.input_gain.gain)
+
+    def skipped(self, x: Tensor, W_skip: Tensor) -> Tensor:
+        """Return what a skip path `(d_out, d_in)` adds; it reads the input without the normalisation."""
+        read = self.widened(x)
+        return read @ W_skip.T.to(read.dtype)
+
+    def skip_matrix(self, W_skip: Tensor) -> Tensor:
+        """Return a skip path as one matrix on the site's activation, through an undone input gain."""
+        matrix = wide(W_skip)
+        return matrix if self.input_gain is None else matrix / wide(self.input_gain.gain)
 
     def thresholds(self) -> Tensor | None:
         """Return `(d_sae,)`, what pre-activations must exceed; None under TopK."""
@@ -90,7 +101,3 @@ class Encoder:
         if self.row_gain is not None:
             pre = pre * self.row_gain[chosen].to(x.dtype)
         return pre if self.b_enc is None else pre + self.b_enc[chosen].to(x.dtype)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -20,6 +20,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.replacements import SetFormat
 from trephine.engine.replacements.formats.opening import open_set
+from trephine.engine.replacements.formats.saelens_config import ARCHITECTURES, REFUSED
 
 WEIGHTS = "sae_weights.safetensors"
 
@@ -313,3 +314,40 @@ def test_stored_dtypes_stay_and_arithmetic_is_wide(tmp_path: Path) -> None:
     assert layer.encode(wide.half()).activations.dtype == torch.float32
     assert layer.encode(wide).activations.dtype == torch.float64
     assert json.loads((folder / "cfg.json").read_text())["dtype"] == "float32"
+
+
+def test_every_architecture_of_saelens_is_supported_or_refused_by_name() -> None:
+    """The list is what sae-lens itself registers for inference, as its writer script noted it."""
+    registered = set(json.loads((ROOT / "saelens_registry.json").read_text(encoding="utf-8")))
+    assert registered == set(ARCHITECTURES) | set(REFUSED)
+    assert not set(ARCHITECTURES) & set(REFUSED)
+
+
+def test_a_file_that_is_shortened_after_it_was_opened(tmp_path: Path) -> None:
+    """The engine does not die of it, neither while it reads nor with a layer in memory."""
+    folder = transcoder(tmp_path)
+    reader = opened(folder).layers[0]
+    layer, x = reader.read(), torch.ones(2, 16)
+    before = layer.encode(x).activations
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:600])
+    assert torch.equal(layer.encode(x).activations, before)
+    with pytest.raises(BrokenReplacementError, match="became shorter"):
+        reader.read()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": "none"},
+    ],
+)
+def test_a_header_that_lies(tmp_path: Path, entry: dict[str, Any]) -> None:
+    """Negative sizes and offsets, bytes that do not make the shape."""
+    header = json.dumps({"W_enc": entry}).encode()
+    path = transcoder(tmp_path) / WEIGHTS
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(BrokenReplacementError, match="no readable safetensors"):
+        opened(path.parent)

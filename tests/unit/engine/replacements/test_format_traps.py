@@ -15,6 +15,7 @@ from tests.replacement_sets import activations, write_transcoders
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, SetFormat, SupportRule
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.folding import with_input_gain
 from trephine.engine.replacements.formats.opening import open_set
 from trephine.engine.replacements.layer import ReplacementLayer
@@ -231,3 +232,12 @@ def test_a_gain_of_zero_cannot_be_undone() -> None:
     gain[3] = 0.0
     with pytest.raises(UnsupportedReplacementError, match="gain of 0"):
         with_input_gain(layer, gain, None)
+
+
+def test_slots_below_a_layer_are_not_kept_in_memory() -> None:
+    """gemma-scope-2 stores a decoder for every layer; those below are left on the disk."""
+    layers = Fixture(format=SetFormat.GEMMA_SCOPE_2_CLT, name="plain").open().layers
+    last = layers[-1].read()
+    assert isinstance(last, CrossLayerDictionary)
+    assert last.W_dec.shape == (40, 1, 16)
+    assert layers[0].info.memory_bytes - layers[-1].info.memory_bytes == 2 * 4 * 40 * 16

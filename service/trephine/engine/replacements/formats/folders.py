@@ -44,6 +44,8 @@ class FolderLayer:
     """Files and the tensors in them that are the layer's."""
     config: Mapping[str, Any]
     build: Build
+    unread_bytes: int = 0
+    """Of these tensors, what the layer does not keep."""
 
     @property
     def pre_gain(self) -> bool:
@@ -65,9 +67,12 @@ class FolderLayer:
             normalisation=self.normalisation,
             has_skip=self.has_skip,
             claimed_l0=self.claimed_l0,
-            memory_bytes=sum(file.entries[name].size for file, names in self.files for name in names),
+            memory_bytes=self._stored_bytes() - self.unread_bytes,
             content_hash=content_hash(self.files, self.config),
         )
+
+    def _stored_bytes(self) -> int:
+        return sum(file.entries[name].size for file, names in self.files for name in names)
 
     def read(self, device: torch.device | str = "cpu") -> ReplacementLayer:
         """Read the weights.

@@ -89,6 +89,7 @@ def _layer(path: Path, layer: int, config: Mapping[str, Any], architecture: Arch
         files=((file, names),),
         config=config,
         build=partial(_build, file, names, layer),
+        unread_bytes=file.entries["w_dec"].size // slots * layer,
     )
 
 
@@ -124,7 +125,7 @@ def _build(
     info: ReplacementLayerInfo,
     device: torch.device | str,
 ) -> CrossLayerDictionary:
-    tensors = {name: file.read(name, device) for name in names}
+    tensors = {name: file.read(name, device, since=layer if name == "w_dec" else 0) for name in names}
     return CrossLayerDictionary(
         info=info,
         encoder=Encoder(
@@ -132,7 +133,7 @@ def _build(
             b_enc=tensors["b_enc"],
             support=Threshold(threshold=tensors["threshold"], clamped=False),
         ),
-        W_dec=tensors["w_dec"][:, layer:],
+        W_dec=tensors["w_dec"],
         b_dec=tensors["b_dec"],
         W_skip=tensors[SKIP].T if SKIP in tensors else None,
     )

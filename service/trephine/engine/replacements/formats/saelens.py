@@ -35,6 +35,7 @@ from trephine.engine.replacements.formats.saelens_config import (
 from trephine.engine.replacements.formats.tensors import TensorFile, open_tensors
 from trephine.engine.replacements.hooks import HookPoint, resolve_hook
 from trephine.engine.replacements.normalisation import Normalisation
+from trephine.engine.replacements.precision import wide
 from trephine.engine.replacements.support import AbsTopK, SupportOf, Threshold, TopK
 
 WEIGHTS = "sae_weights.safetensors"
@@ -171,9 +172,9 @@ def _gate(
     """
     rule = ARCHITECTURES[config.architecture].support
     if rule is SupportRule.GATED:
-        gain = _wide(tensors["r_mag"]).exp()
-        bias = _wide(tensors["b_mag"])
-        return gain, bias, Threshold(threshold=bias - gain * _wide(tensors["b_gate"]))
+        gain = wide(tensors["r_mag"]).exp()
+        bias = wide(tensors["b_mag"])
+        return gain, bias, Threshold(threshold=bias - gain * wide(tensors["b_gate"]))
     if rule in (SupportRule.TOPK, SupportRule.ABS_TOPK):
         k = config.k or 0
         return None, tensors["b_enc"], TopK(k=k) if rule is SupportRule.TOPK else AbsTopK(k=k)
@@ -184,7 +185,3 @@ def _decoder_norms(W_dec: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(W_dec, dim=1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
     # A feature that writes nothing is never selected; dividing by its norm must not make NaN.
     return norms.clamp_min(torch.finfo(norms.dtype).tiny)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
@@ -60,20 +59,29 @@ class TensorFile:
             raise self._broken(name, f"has shape {list(found.shape)} where [{wanted}] is needed")
         return found.shape
 
-    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu", *, since: int = 0) -> Tensor:
         """Read one tensor, in the dtype that it is stored in.
+
+        The file is copied, not mapped: a mapped file that somebody shortens later would end the engine.
+
+        Args:
+            name: Must be in the file.
+            device: Where it goes.
+            since: Leaves out what lies below this index of the second axis.
 
         Raises:
             BrokenReplacementError: If it cannot be read, or holds NaN or infinity.
         """
+        entry = self.entries[name]
+        shape = (entry.shape[0], entry.shape[1] - since, *entry.shape[2:]) if since else entry.shape
+        tensor = torch.empty(shape, dtype=getattr(torch, entry.dtype))
         try:
-            with safe_open(str(self.path), framework="pt", device=str(device)) as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+            self._fill(tensor, entry, since)
+        except OSError as error:
             raise self._broken(name, f"cannot be read ({error})") from error
         if not bool(torch.isfinite(tensor).all()):
             raise self._broken(name, "holds NaN or infinity; the training that wrote it failed")
-        return tensor
+        return tensor.to(device)
 
     def digest_lines(self, names: Sequence[str]) -> Iterator[bytes]:
         """Yield what goes into a hash: sorted (name, dtype, shape) and bytes, a chunk at a time."""
@@ -82,6 +90,19 @@ class TensorFile:
                 entry = self.entries[name]
                 yield f"{name}\0{entry.dtype}\0{','.join(map(str, entry.shape))}\0".encode()
                 yield from _chunks(file, entry)
+
+    def _fill(self, tensor: Tensor, entry: TensorEntry, since: int) -> None:
+        """Read into a tensor, row by row where rows are read in part."""
+        if not tensor.numel():
+            return
+        target = memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
+        rows = entry.shape[0] if since else 1
+        stride, kept = entry.size // rows, len(target) // rows
+        with self.path.open("rb") as file:
+            for row in range(rows):
+                file.seek(entry.offset + (row + 1) * stride - kept)
+                if file.readinto(target[row * kept : (row + 1) * kept]) != kept:
+                    raise OSError("the file became shorter while it was read")
 
     def _broken(self, name: str, what: str) -> BrokenReplacementError:
         return BrokenReplacementError(
@@ -132,7 +153,7 @@ def _entry(label: str, name: str, description: Mapping[str, Any], base: int) -> 
             file=label,
             tensor=name,
         )
-    if end - begin != math.prod(shape) * _BYTES[stored]:
+    if min(begin, *shape, 0) < 0 or end - begin != math.prod(shape) * _BYTES[stored]:
         raise ValueError(f"tensor {name} has {end - begin} bytes, which do not make its shape")
     return TensorEntry(dtype=_DTYPES[stored], shape=shape, offset=base + begin, size=end - begin)
 
