@@ -17,6 +17,37 @@ def model_folder(name: str) -> Path:
     return Path(cache) / "models" / name
 
 
+LONGEST = (
+    "e2e/test_demo.py",
+    "integration/test_export_real.py",
+    "e2e/test_faults.py",
+    "unit/engine/test_export.py",
+    "integration/test_attribution_real.py",
+    "integration/test_organisms.py",
+    "e2e/test_cli_process.py",
+    "integration/test_engine_model.py",
+    "integration/test_engine_laws_real.py",
+    "e2e/test_bad_input.py",
+    "e2e/test_cli_audit.py",
+    "integration/test_server_process.py",
+    "integration/test_jobs.py",
+    "integration/test_server_engine.py",
+)
+"""Files that take longest, longest first. A file stays on one worker, so one of these must not come last."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of `-n` take files in our order; xdist's own is by the number of their tests."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that all workers end at about the same time."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real model as a plain Hugging Face folder; its absence is a failure where it is required."""

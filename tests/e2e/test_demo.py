@@ -1,17 +1,38 @@
-"""The whole main job as a newcomer runs it."""
+"""The whole main job as a newcomer runs it: by the demo, and by the README's ten lines.
+
+One file, so that the two never run at once: each needs a few gigabytes.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.e2e.servers import wait_for
 from tests.e2e.test_cli_process import finish, processes_of, start
+from tests.e2e.test_readme import blocks
+from tests.unit.engine.exporting import hosted_in
+from tests.unit.engine.interventions import neuron
+from trephine.app.artifacts import ArtifactStore
+from trephine.app.circuits import Circuits
+from trephine.app.pruning import numbers
 from trephine.client.verification import verify_folder
+from trephine.domain.circuits import NodeKind
+from trephine.domain.interventions import Ablate
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.retain import retain_ids, window_logits
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -45,6 +66,35 @@ def test_the_circuit_is_backed_by_real_ablations(summary: dict[str, Any], told: 
     assert graph["links"]
 
 
+def test_the_stored_circuit_is_whole(summary: dict[str, Any], told: tuple[Path, str], tmp_path: Path):
+    """The right baseline, rows that sum, estimates measured on 128 ablations."""
+    shutil.copytree(told[0] / "state" / "circuits", tmp_path / "circuits")
+    store = Circuits(tmp_path / "circuits", ArtifactStore(str(tmp_path / "artifacts")))
+    circuit = asyncio.run(store.get(summary["discover"]["circuit"])).circuit
+    assert circuit.figures.baseline == pytest.approx(6.12, abs=0.05)
+    assert circuit.figures.selected_features == 512
+    assert circuit.figures.active_features > 0.99 * 30 * 1536 * len(circuit.tokens)
+    entering = np.bincount(
+        numbers(circuit.edges.target),
+        numbers(circuit.edges.weight),
+        minlength=len(circuit.nodes),
+    )
+    rows = circuit.rows
+    target, total = numbers(rows.target), numbers(rows.total)
+    np.testing.assert_allclose(
+        entering[target] + numbers(rows.bias) + numbers(rows.remainder),
+        total,
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    strongest = max((n for n in circuit.nodes if n.kind is NodeKind.TOKEN), key=lambda n: n.effect)
+    assert circuit.tokens[strongest.position].display == " Mary"
+    assert circuit.quality is not None
+    assert circuit.quality.nodes == 128
+    assert circuit.quality.spearman_low > 0.9
+    assert 0.5 < circuit.quality.slope < 2
+
+
 def test_the_edit_meets_both_bounds_where_the_load_is_honest(summary: dict[str, Any]):
     """Half of the logit difference is gone at no more than 0.1 nats, on at least 1,024 tokens."""
     choice = summary["choose"]
@@ -55,10 +105,14 @@ def test_the_edit_meets_both_bounds_where_the_load_is_honest(summary: dict[str, 
 
 
 def test_controls_back_the_effect(summary: dict[str, Any]):
-    """99 matched random sets, none as strong, and the position-bound form beside."""
+    """99 matched random sets, none as strong; the effect that was chosen, and its position-bound form."""
     assert summary["verify"]["sets"] >= 99
-    assert summary["verify"]["p_value"] <= 0.05
-    assert set(summary["verify"]["effects"]) == {"as_given", "position_bound"}
+    assert summary["verify"]["p_value"] == pytest.approx(0.01)
+    effects = summary["verify"]["effects"]
+    assert set(effects) == {"as_given", "position_bound"}
+    choice = summary["choose"]
+    chosen = next(point for point in choice["curve"] if point["count"] == choice["chosen"])
+    assert choice["baseline"] + effects["as_given"] == pytest.approx(chosen["value"], abs=1e-3)
 
 
 def test_tokens_came_while_a_discovery_ran(summary: dict[str, Any]):
@@ -94,6 +148,25 @@ def test_certificates_hold_their_gates(summary: dict[str, Any]):
         assert exported["untouched_tensors_verified"] > 0
 
 
+def test_law_8_on_what_was_published(summary: dict[str, Any], told: tuple[Path, str], smollm2: Path):
+    """The fp32 folder, in stock transformers, is the intervened runtime within the planned bound."""
+    exported = summary["export"]["float32"]
+    found, limit = exported["measurements"], exported["limits"]["kl_intervened_exported_mean"]
+    assert found["elements_off_plan"] == found["tensors_changed_outside_plan"] == 0
+    assert exported["untouched_tensors_verified"] == 272 - exported["changed_tensors"]
+    assert found["kl_intervened_exported_mean"] <= limit <= 1e-6
+    assert found["retain_kl_original_exported_mean"] > 10 * found["kl_intervened_exported_mean"]
+    assert found["greedy_match"] == 1.0
+    pairs = (map(int, name.split(":")) for name in summary["choose"]["features"])
+    plan = tuple(neuron(layer, index, Ablate()) for layer, index in pairs)
+    hosted = hosted_in(smollm2)
+    stock = AutoModelForCausalLM.from_pretrained(told[0] / "edited").eval()
+    window = retain_ids(hosted)[1]
+    with torch.inference_mode():
+        kl = kl_divergence(window_logits(hosted, window, plan), stock(torch.tensor([window])).logits[0])
+    assert float(kl.mean()) <= 2 * limit  # one window of ten
+
+
 def test_the_audit_is_honest_and_reported(summary: dict[str, Any], told: tuple[Path, str]):
     """24 items, a verdict with a reason, four reports."""
     assert summary["audit"]["items"] == 24
@@ -104,3 +177,24 @@ def test_the_audit_is_honest_and_reported(summary: dict[str, Any], told: tuple[P
 def test_nothing_is_left_running(told: tuple[Path, str]):
     """The demo's server ended with it."""
     wait_for(lambda: not processes_of(told[0] / "state"))
+
+
+def test_python_code_runs_as_printed(smollm2: Path, tmp_path: Path):
+    """The client's ten lines open the model, find the circuit, store the edit and bring the weights home."""
+    [code] = blocks("python")
+    environment = os.environ | {"TREPHINE_STATE": str(tmp_path / "state")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "edited" / "model.safetensors").is_file()
+    commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    [verify] = [line for line in commands if line.startswith("trephine verify")]
+    words = [sys.executable, "-m", "trephine.client", *shlex.split(verify)[1:]]
+    verified = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
