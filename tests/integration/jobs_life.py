@@ -1,8 +1,8 @@
-"""One life of a server without a network, to be killed: `python -m tests.integration.jobs_life ROOT DO`.
+"""One life of a server, to be killed: `python -m tests.integration.jobs_life ROOT DO [COUNT]`.
 
-`hang` starts a discovery whose engine never answers; `crash` the same but dies by itself between
-publishing the result and telling the job store; `resume` finishes whatever is there. What happens is
-printed as one JSON object a line. A sentinel file counts how often the engine was really asked.
+`hang` starts COUNT discoveries whose engine never answers; `crash` starts one and dies by itself between
+publishing the result and telling the job store; `resume` finishes whatever is there. There is no network.
+What happens is printed as one JSON object a line. A sentinel file counts how often the engine was asked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def say(**fields: Any) -> None:
     sys.stdout.flush()
 
 
-async def life(root: Path, do: str) -> None:
+async def life(root: Path, do: str, count: int = 1) -> None:
     """Live."""
     asked = root / "asked"
 
@@ -51,9 +51,9 @@ async def life(root: Path, do: str) -> None:
     await here.models.load(here.models.resolve("tiny"), lambda _: None)
     await here.operations.open()
     if do in {"hang", "crash"}:
-        record = await here.operations.start("DiscoverCircuit", REQUEST, request_id="r")
-        say(started=record.id)
-        await _until_progress(here, record.id)
+        for number in range(count):
+            record = await here.operations.start("DiscoverCircuit", REQUEST, request_id=f"r{number}")
+            await _until_progress(here, record.id)
         await asyncio.sleep(600)  # until it is killed
     for record in here.operations.list():
         ended = await here.operations.wait(record.id)
@@ -74,4 +74,4 @@ async def _die(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(life(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(life(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])))

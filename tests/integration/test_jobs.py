@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ REPOSITORY = Path(__file__).parents[2]
 GUARD = 120.0
 
 
-def begin(root: Path, do: str) -> subprocess.Popen[str]:
+def begin(root: Path, *do: str) -> subprocess.Popen[str]:
     """Start a life."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.jobs_life", str(root), do],
+        [sys.executable, "-m", "tests.integration.jobs_life", str(root), *do],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
@@ -54,14 +55,20 @@ def live(root: Path, do: str) -> list[dict[str, Any]]:
 def killed(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a server that was killed once its operation reported progress; the operation's id."""
     root = tmp_path_factory.mktemp("killed")
-    process = begin(root, "hang")
+    [identifier] = hang_and_die(root, 1)
+    return root, identifier
+
+
+def hang_and_die(root: Path, count: int) -> list[str]:
+    """Kill a life once each of its operations has reported progress; return their ids."""
+    process = begin(root, "hang", str(count))
     try:
         assert process.stdout is not None
-        said = next(line for line in process.stdout if '"progress"' in line)
+        said = islice((line for line in process.stdout if '"progress"' in line), count)
+        return [json.loads(line)["progress"] for line in said]
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return root, json.loads(said)["progress"]
 
 
 @pytest.fixture
@@ -150,20 +157,33 @@ class Bomb:
         return (os.system, (f"touch {self.path}",))
 
 
-@pytest.mark.parametrize("place", ["input", "legacy_input", "output", "step", "event", "unlabelled"])
-def test_pickled_row_is_refused_and_never_opened(tmp_path, corpse, place):
+PLACES = ("input", "legacy_input", "output", "step", "event", "unlabelled")
+
+
+@pytest.fixture(scope="module")
+def bombed(tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A folder with a pickle in each place, each in a job of its own, after its next life; what that said."""
+    root = tmp_path_factory.mktemp("bombed")
+    jobs = dict(zip(PLACES, hang_and_die(root, len(PLACES)), strict=True))
+    for place, identifier in jobs.items():
+        bomb = base64.b64encode(pickle.dumps(Bomb(root / f"exploded-{place}"))).decode()
+        plant(root, bomb, place, identifier)
+    ended = {record["id"]: record for record in live(root, "resume")}
+    return root, {place: ended[identifier] for place, identifier in jobs.items()}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_pickled_row_is_refused_and_never_opened(bombed, place):
     """Wherever a pickle is put, the operation fails as CORRUPT_RECORD and the pickle does not run."""
-    bomb = base64.b64encode(pickle.dumps(Bomb(tmp_path / "exploded"))).decode()
-    plant(tmp_path, bomb, place)
-    (ended,) = live(tmp_path, "resume")
-    assert (ended["state"], ended["failure"]) == ("failed", "CORRUPT_RECORD")
-    assert not (tmp_path / "exploded").exists()
-    assert rows(tmp_path, "SELECT * FROM workflow_status") == []
-    assert not (tmp_path / "asked").exists()
+    root, ended = bombed
+    assert (ended[place]["state"], ended[place]["failure"]) == ("failed", "CORRUPT_RECORD")
+    assert not (root / f"exploded-{place}").exists()
+    assert rows(root, "SELECT * FROM workflow_status") == []
+    assert not (root / "asked").exists()
 
 
-def plant(root: Path, bomb: str, place: str) -> None:
-    """Put a pickle where DBOS would look."""
+def plant(root: Path, bomb: str, place: str, identifier: str) -> None:
+    """Put a pickle where DBOS would look for an operation's job."""
     label = "UPDATE workflow_status SET serialization = 'py_pickle'"
     step = (
         "INSERT INTO operation_outputs (workflow_uuid, function_id, function_name, output, serialization) "
@@ -191,7 +211,7 @@ def plant(root: Path, bomb: str, place: str) -> None:
     }
     with sqlite3.connect(root / "jobs.sqlite") as connection:
         for statement, arguments in statements[place]:
-            connection.execute(statement, arguments)
+            connection.execute(f"{statement} WHERE workflow_uuid LIKE ?", (*arguments, f"{identifier}.%"))
 
 
 def test_foreign_job_without_an_operation_is_dropped(tmp_path, corpse):
