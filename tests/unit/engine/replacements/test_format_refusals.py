@@ -351,3 +351,23 @@ def test_a_header_that_lies(tmp_path: Path, entry: dict[str, Any]) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     with pytest.raises(BrokenReplacementError, match="no readable safetensors"):
         opened(path.parent)
+
+
+@pytest.mark.parametrize("lost", ["cfg.json", WEIGHTS])
+def test_a_layer_that_lacks_a_file_is_not_left_out_in_silence(tmp_path: Path, lost: str) -> None:
+    """A set is what its folder says, or an error; partial coverage is a choice, not an accident."""
+    folder = tmp_path / "set"
+    for layer, name in ((1, "transcoder"), (2, "standard")):
+        copied(folder, SetFormat.SAELENS, name).rename(folder / f"layer_{layer}")
+    (folder / "layer_2" / lost).unlink()
+    with pytest.raises(BrokenReplacementError, match=f"set/layer_2 lacks {lost}"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("lost", ["W_enc_1.safetensors", "W_dec_1.safetensors"])
+def test_a_cross_layer_transcoder_that_lacks_a_file(tmp_path: Path, lost: str) -> None:
+    """Either half."""
+    folder = copied(tmp_path, SetFormat.CIRCUIT_TRACER_CLT, "relu")
+    (folder / lost).unlink()
+    with pytest.raises(BrokenReplacementError, match=f"relu lacks {lost}"):
+        opened(folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ _DEPTH = 4
 """Folders below the set's own that are searched; releases nest `layer_3/width_16k/average_l0_21`."""
 _LISTED = 12
 """Files that a message lists at most."""
+_TWO_HALVES = re.compile(r"^W_(enc|dec)_(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,9 @@ def open_set(
         raise ReplacementNotFoundError(
             f"there is no replacement folder {folder.name!r}", replacement=folder.name
         )
-    found, folders = _only_reading(folder, _files(folder), format)
+    files = _files(folder)
+    found, folders = _only_reading(folder, files, format)
+    _refuse_halves(folder, files)
     if found in UNVERIFIED and not allow_unverified:
         raise UnsupportedReplacementError(
             f"{folder.name} is of format {found.value}, for which no writer could be had to test against; "
@@ -170,6 +174,35 @@ LAYOUTS: Final[Mapping[SetFormat, Layout]] = {
         read=_one(gemma_scope.read_set),
     ),
 }
+
+
+def _refuse_halves(folder: Path, files: Sequence[Path]) -> None:
+    """A layer that lacks one of its two files must not be left out of a set in silence."""
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        names.setdefault(file.parent, set()).add(file.name)
+    for parent, present in sorted(names.items()):
+        for missing in _missing_halves(present):
+            raise BrokenReplacementError(
+                f"{parent.relative_to(folder.parent)} lacks {missing}; fetch it again, or take the layer "
+                "out of the set",
+                folder=folder.name,
+                file=missing,
+            )
+
+
+def _missing_halves(present: set[str]) -> Iterator[str]:
+    weights = {saelens.WEIGHTS, sparsify.WEIGHTS} & present
+    if weights and CONFIG not in present:
+        yield CONFIG
+    if CONFIG in present and not weights:
+        yield saelens.WEIGHTS
+    for name in sorted(present):
+        half = _TWO_HALVES.match(name)
+        if half is not None:
+            other = f"W_{'dec' if half[1] == 'enc' else 'enc'}_{half[2]}.safetensors"
+            if other not in present:
+                yield other
 
 
 def _refuse_pickles(folder: Path, files: Sequence[Path]) -> None:
