@@ -21,6 +21,7 @@ from trephine.engine.controls import ControlDraws, draw_controls, norms_of
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import LogitReadout, logit_readout
+from trephine.engine.resumption import CleanRun, clean_run, stream_bytes
 from trephine.engine.retain import retain_kl, retain_text
 from trephine.engine.rows import RowInput, RowsOutput, run_rows
 from trephine.engine.session import Handler, Session
@@ -28,7 +29,9 @@ from trephine.engine.session import Handler, Session
 Interventions = tuple[Intervention, ...]
 
 BATCH_TOKENS = 256
-"""Tokens of one forward pass: about as long as one window of the retain text takes."""
+"""Tokens of one forward pass."""
+_CLEAN_BYTES = 1 << 28
+"""A prompt's residual streams are kept up to this size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +42,32 @@ class Measured:
     ids: tuple[int, ...]
     readout: LogitReadout
 
-    def rows(self, plans: Sequence[Interventions]) -> RowsOutput:
+    def rows(self, plans: Sequence[Interventions], clean: CleanRun | None = None) -> RowsOutput:
         """Run the prompt once per plan, as one batch."""
-        return run_rows(
-            self.hosted, [RowInput(ids=self.ids, interventions=plan) for plan in plans], keep_last=1
-        )
+        rows = [RowInput(ids=self.ids, interventions=plan) for plan in plans]
+        return run_rows(self.hosted, rows, keep_last=1, clean=clean)
 
     def value(self, logits: Tensor) -> float:
         """Read the quantity off one row's logits `(n_pos, d_vocab)`, in logits."""
         return float(self.readout.measure(logits[-1]))
 
     def values(self, plans: Sequence[Interventions]) -> Generator[None, None, list[float]]:
-        """Read the quantity under every plan, as many rows a quantum as `BATCH_TOKENS` holds."""
+        """Read the quantity under every plan, as many rows a quantum as `BATCH_TOKENS` holds.
+
+        Plans that change high layers only are cheapest side by side: what is below is not run again.
+        """
         size = max(1, BATCH_TOKENS // len(self.ids))
+        clean = self._clean() if len(plans) > 1 else None
         found: list[float] = []
         for start in range(0, len(plans), size):
-            found += [self.value(row) for row in self.rows(plans[start : start + size]).logits]
+            found += [self.value(row) for row in self.rows(plans[start : start + size], clean).logits]
             yield None
         return found
+
+    def _clean(self) -> CleanRun | None:
+        if stream_bytes(self.hosted.architecture, len(self.ids)) > _CLEAN_BYTES:
+            return None
+        return clean_run(self.hosted.model, self.hosted.architecture, self.ids)
 
 
 def measured_prompt(hosted: HostedModel, prompt: str, target: str, against: str | None) -> Measured:

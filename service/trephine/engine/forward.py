@@ -5,7 +5,7 @@ Hooks and the tape of patterns are installed and removed inside (law 6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -22,6 +22,7 @@ from trephine.engine.plans import RowPlan, Write
 from trephine.engine.refusals import feature_site
 from trephine.engine.replacements.sets import opened
 from trephine.engine.replacements.writing import Arrival, PlacedLayerWrite, activations_of
+from trephine.engine.resumption import CleanRun, resumed
 from trephine.engine.selection import Span, selected_positions
 from trephine.engine.sites import Touch, touching
 
@@ -72,6 +73,8 @@ class Pass:
     """A transformers cache; None computes without one."""
     keep_last: int | None = None
     """Compute logits of that many last columns only."""
+    clean: CleanRun | None = None
+    """A clean run of what is in every row: layers below the first that is touched are taken from it."""
     values: dict[Site, Tensor] = field(default_factory=dict)
     """Filled in: what was read, `(rows, columns, width)`, after writes at the same site."""
 
@@ -88,6 +91,7 @@ def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
     touches = _touches(hosted, batch, request)
     with (
         torch.inference_mode(),
+        resumed(hosted.architecture, request.clean, _first_touched(hosted, touches)),
         touching(hosted.architecture, touches),
         pattern_tape(request.tape or PatternTape()),
     ):
@@ -99,6 +103,11 @@ def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
         )
     logits: Tensor = output.logits
     return logits
+
+
+def _first_touched(hosted: HostedModel, touches: Iterable[Site]) -> int:
+    """Return the first block that cannot be skipped."""
+    return min((site.layer for site in touches), default=hosted.info.n_layers - 1)
 
 
 def _touches(hosted: HostedModel, batch: Batch, request: Pass) -> dict[Site, Touch]:

@@ -24,6 +24,7 @@ from trephine.engine.divergence import kl_divergence
 from trephine.engine.effects import Measured, measured_prompt
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import capture
+from trephine.engine.resumption import clean_run
 from trephine.engine.retain import RetainText, retain_kl, retain_text, window_logits
 from trephine.engine.rows import RowInput, run_rows
 from trephine.engine.session import Handler, Session
@@ -33,7 +34,7 @@ _CANDIDATES = 48
 """Neurons whose effect and damage are measured one by one."""
 _SHARE_ALONE = 0.25
 """Share of the allowed damage that one neuron alone may cost."""
-_PROBE_ROWS = 4
+_PROBE_ROWS = 8
 _PROBE_TOKENS = 48
 _HOPELESS = 3.0
 """A candidate with this many times the allowed damage ends the search: damage grows with the prefix."""
@@ -133,20 +134,23 @@ def _harmless_alone(
 ) -> Generator[Progress | None, None, tuple[FeatureRef, ...]]:
     """Drop neurons whose ablation alone costs more than `limit` nats on a short piece of the retain text.
 
+    From the lowest layer up, so that rows which share a forward pass leave the same layers unchanged.
+
     A few neurons of early layers make the attention sink. Their use at positions >= 1 does not show it,
     and one of them in a prefix spoils every longer one.
     """
     piece = retain.windows[len(retain.windows) // 2][:_PROBE_TOKENS]
-    plain = window_logits(hosted, piece)
-    kept: list[FeatureRef] = []
-    for start in range(0, len(features), _PROBE_ROWS):
-        tried = features[start : start + _PROBE_ROWS]
+    plain, clean = window_logits(hosted, piece), clean_run(hosted.model, hosted.architecture, piece)
+    kept: set[FeatureRef] = set()
+    upwards = sorted(features)
+    for start in range(0, len(upwards), _PROBE_ROWS):
+        tried = upwards[start : start + _PROBE_ROWS]
         rows = [RowInput(ids=piece, interventions=(_ablate(feature),)) for feature in tried]
-        for feature, without in zip(tried, run_rows(hosted, rows).logits, strict=True):
+        for feature, without in zip(tried, run_rows(hosted, rows, clean=clean).logits, strict=True):
             if float(kl_divergence(plain, without.float().cpu()).mean()) <= limit:
-                kept.append(feature)
+                kept.add(feature)
         yield Progress(stage="damage alone", done=start + len(tried), total=len(features))
-    return tuple(kept)
+    return tuple(feature for feature in features if feature in kept)
 
 
 def _effects_after_first(
@@ -156,9 +160,11 @@ def _effects_after_first(
     if len(measured.ids) < 2:
         raise InvalidRequestError("the prompt has one token only; position 0 is left out", field="prompt")
     away = Selector(exclude_positions=(0,))
-    plans = [(replace(_ablate(feature), selector=away),) for feature in features]
-    baseline, *values = yield from measured.values([(), *plans])
-    return [baseline - value for value in values]
+    upwards = sorted(features)
+    plans = [(replace(_ablate(feature), selector=away),) for feature in upwards]
+    *values, baseline = yield from measured.values([*plans, ()])
+    drops = {feature: baseline - value for feature, value in zip(upwards, values, strict=True)}
+    return [drops[feature] for feature in features]
 
 
 def _ablate(feature: FeatureRef) -> Intervention:

@@ -31,6 +31,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.plans import Donors, RowPlan, donor_text
 from trephine.engine.refusals import check_intervention, is_of_set, site_written
 from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.resumption import CleanRun
 from trephine.engine.selection import check_selector
 from trephine.engine.sites import require_site
 
@@ -72,6 +73,7 @@ def run_rows(
     record_patterns: bool = False,
     keep_last: int | None = None,
     allow_unmatched: bool = False,
+    clean: CleanRun | None = None,
 ) -> RowsOutput:
     """Run all rows in one forward pass. A row's result does not depend on its neighbours (law 7).
 
@@ -83,6 +85,7 @@ def run_rows(
         keep_last: Compute only that many last logits of every row, which saves memory.
         allow_unmatched: Report interventions that matched no position as zero instead of refusing them,
             for texts in which a token may well be absent or a position lie beyond the end.
+        clean: A clean run of the ids that all rows have: layers in which they repeat it are not computed.
 
     Raises:
         NothingMatchedError: If an intervention wrote nothing.
@@ -97,7 +100,11 @@ def run_rows(
     batch = left_padded(hosted, [(row.ids, row.prompt_length) for row in rows])
     tape = frozen_patterns(hosted, batch, [row.interventions for row in rows])
     tape.record = record_patterns
-    request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last)
+    if clean is not None and any(tuple(row.ids) != clean.ids for row in rows):
+        raise ValueError("a row is not what the clean run ran")
+    if record_patterns or tape.imposed:
+        clean = None  # patterns are wanted of every layer
+    request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last, clean=clean)
     logits = forward(hosted, batch, request)
     if not allow_unmatched:
         require_matches(plans)

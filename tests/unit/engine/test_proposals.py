@@ -132,8 +132,8 @@ def test_a_neuron_that_wrecks_the_model_alone_is_no_candidate(hosted, target, mo
     worst = everything.ranking[0].feature
     original = proposals.run_rows
 
-    def wrecked(hosted: Any, rows: Any) -> Any:
-        output = original(hosted, rows)
+    def wrecked(hosted: Any, rows: Any, **options: Any) -> Any:
+        output = original(hosted, rows, **options)
         for number, row in enumerate(rows):
             if any(i.target.feature == worst for i in row.interventions):
                 output.logits[number] = output.logits[number] + 50 * torch.randn(output.logits[number].shape)
