@@ -93,7 +93,8 @@ class Encoder:
 
     def thresholds(self) -> Tensor | None:
         """Return `(d_sae,)`, what pre-activations must exceed; None under TopK."""
-        return self.support.thresholds(self.W_enc.shape[1])
+        found = self.support.thresholds(self.W_enc.shape[1])
+        return None if found is None else found.to(self.W_enc.device)
 
     def _pre(self, read: Normalised, chosen: slice | list[int]) -> Tensor:
         x = read.x if self.shift is None else read.x - self.shift.to(read.x.dtype)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.builders import tiny_hosted
-from tests.replacement_fixtures import N_LAYERS, ROOT, Fixture, copied, opened, rewritten
+from tests.replacement_fixtures import N_LAYERS, ROOT, Fixture, copied, edited, opened, rewritten
 from tests.replacement_sets import activations, write_transcoders
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, SetFormat, SupportRule
@@ -241,3 +241,18 @@ def test_slots_below_a_layer_are_not_kept_in_memory() -> None:
     assert isinstance(last, CrossLayerDictionary)
     assert last.W_dec.shape == (40, 1, 16)
     assert layers[0].info.memory_bytes - layers[-1].info.memory_bytes == 2 * 4 * 40 * 16
+
+
+def test_the_input_hook_is_the_one_that_settles_what_is_read(tmp_path: Path) -> None:
+    """TransformerLens' `hook_mlp_in` feeds the MLP's output in some versions; the module path goes first."""
+    folder = copied(tmp_path, SetFormat.SAELENS, "transcoder")
+    edited(folder / "cfg.json", lambda config: config["metadata"].update(hook_name="blocks.1.hook_mlp_in"))
+    settled = opened(folder)
+    assert (settled.ambiguous_input, settled.layers[0].pre_gain) == (False, False)
+    edited(folder / "cfg.json", lambda config: config["metadata"].pop("hf_hook_name"))
+    assert opened(folder).ambiguous_input
+    normalised = "blocks.1.ln2.hook_normalized"
+    edited(folder / "cfg.json", lambda config: config["metadata"].update(hook_name=normalised))
+    before = opened(folder)
+    assert (before.ambiguous_input, before.layers[0].pre_gain) == (False, True)
+    assert before.layers[0].info.site_in == Site(kind=SiteKind.MLP_IN, layer=1)

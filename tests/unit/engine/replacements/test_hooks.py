@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -10,6 +12,9 @@ from trephine.domain.errors import UnsupportedReplacementError
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.replacements.hooks import resolve_hook
 from trephine.engine.sites import touching
+
+hosted_as = cache(tiny_hosted)
+"""One model per family for all names; nothing here changes it."""
 
 LLAMA = {
     "model.layers.1": SiteKind.RESID_POST,
@@ -65,14 +70,14 @@ NEOX = {
 )
 def test_a_name_means_its_site(family: str, name: str, kind: SiteKind) -> None:
     """Both dialects, every family."""
-    point = resolve_hook(tiny_hosted(family).architecture, name)
+    point = resolve_hook(hosted_as(family).architecture, name)
     assert point.site == Site(kind=kind, layer=1)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_hugging_face_name_reads_what_a_hook_on_that_module_reads(family: str) -> None:
     """The site's activation is the module's own input or output, number for number."""
-    hosted = tiny_hosted(family)
+    hosted = hosted_as(family)
     names = {"llama": LLAMA, "gemma2": GEMMA2, "gpt2": GPT2}[family]
     ids = torch.tensor([[5, 6, 7, 8]])
     for name in [name for name in names if not name.startswith("blocks")]:
@@ -106,7 +111,7 @@ def test_a_hugging_face_name_reads_what_a_hook_on_that_module_reads(family: str)
 )
 def test_what_a_name_settles_about_the_gain(name: str, pre_gain: bool, ambiguous: bool) -> None:
     """`hook_mlp_in` means different things in different versions; admission has to measure."""
-    point = resolve_hook(tiny_hosted("llama").architecture, name)
+    point = resolve_hook(hosted_as("llama").architecture, name)
     assert (point.pre_gain, point.ambiguous) == (pre_gain, ambiguous)
 
 
@@ -122,17 +127,17 @@ def test_what_a_name_settles_about_the_gain(name: str, pre_gain: bool, ambiguous
 def test_what_lies_before_a_post_norm_is_refused(name: str) -> None:
     """In Gemma-2 `mlp.output` is not what is added to the stream; fed silently it would be wrong."""
     with pytest.raises(UnsupportedReplacementError, match="post-norm"):
-        resolve_hook(tiny_hosted("gemma2").architecture, name)
+        resolve_hook(hosted_as("gemma2").architecture, name)
 
 
 def test_parallel_blocks_have_no_stream_in_between() -> None:
     """GPT-NeoX reads one residual with both branches."""
     with pytest.raises(UnsupportedReplacementError, match="parallel"):
-        resolve_hook(tiny_hosted("gpt_neox").architecture, "blocks.1.hook_resid_mid")
+        resolve_hook(hosted_as("gpt_neox").architecture, "blocks.1.hook_resid_mid")
 
 
 @pytest.mark.parametrize("name", ["", "blocks.1.hook_scale", "hook_embed", "blocks.x.hook_resid_pre", "mlp"])
 def test_unknown_names_raise(name: str) -> None:
     """Never a silent run of the unmodified model."""
     with pytest.raises(UnsupportedReplacementError, match="not understood"):
-        resolve_hook(tiny_hosted("llama").architecture, name)
+        resolve_hook(hosted_as("llama").architecture, name)
