@@ -187,14 +187,13 @@ def _draw_one(
     pools: Sequence[tuple[int, ...]], matched: Sequence[FeatureRef], random: Random
 ) -> tuple[FeatureRef, ...]:
     """Draw a stand-in per feature, scarce ones first, so that a full set is found when there is one."""
-    taken: set[FeatureRef] = set()
+    taken: dict[tuple[str, int], set[int]] = {}
     chosen: dict[int, FeatureRef] = {}
     for number in sorted(range(len(matched)), key=lambda i: len(pools[i])):
-        like = matched[number]
-        stand_ins = (replace(like, index=index) for index in pools[number])
-        free = [feature for feature in stand_ins if feature not in taken]
+        of_layer = taken.setdefault(_place(matched[number]), set())
+        free = [index for index in pools[number] if index not in of_layer]
         if not free:
             return ()
-        chosen[number] = random.choice(free)
-        taken.add(chosen[number])
+        chosen[number] = replace(matched[number], index=random.choice(free))
+        of_layer.add(chosen[number].index)
     return tuple(chosen[i] for i in range(len(matched)))
