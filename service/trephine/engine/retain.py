@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.interventions import Intervention
-from trephine.domain.sites import Site
+from trephine.domain.interventions import FeatureTarget, Intervention
+from trephine.domain.sites import NEURONS, Site
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.rows import RowInput, RowsOutput, run_rows
@@ -36,6 +36,10 @@ _KEPT_BYTES = 1 << 30
 
 _KEPT: WeakKeyDictionary[Any, dict[tuple[str, str], list[Tensor]]] = WeakKeyDictionary()
 """Per loaded model: (weight hash, text hash) -> plain logits. Ends with the model."""
+_KEPT_DAMAGES = 256
+_KEPT_DAMAGE: WeakKeyDictionary[Any, dict[tuple[str, str, tuple[Intervention, ...]], RetainKl]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,9 @@ def retain_text(hosted: HostedModel, text: str | None = None) -> RetainText:
     Raises:
         InvalidRequestError: If the text has fewer than two tokens.
     """
-    content, most = (built_in_text(), BUILT_IN_TOKENS) if text is None else (text, MAX_TOKENS)
+    content = built_in_text() if text is None else text
+    built_in = content == built_in_text()
+    most = BUILT_IN_TOKENS if built_in else MAX_TOKENS
     ids = list(hosted.tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"])[:most]
     if len(ids) < 2:
         raise InvalidRequestError(
@@ -87,7 +93,7 @@ def retain_text(hosted: HostedModel, text: str | None = None) -> RetainText:
     size = min(WINDOW_TOKENS, hosted.info.context_length)
     windows = [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
     return RetainText(
-        name=BUILT_IN if text is None else "given by the caller",
+        name=BUILT_IN if built_in else "given by the caller",
         sha256=hashlib.sha256(content.encode()).hexdigest(),
         windows=tuple(w for w in windows if len(w) > 1),
     )
@@ -168,8 +174,29 @@ def retain_kl(
 ) -> Generator[None, None, RetainKl]:
     """Measure KL(plain || intervened) on the retain text; one batch of windows a quantum.
 
-    An intervention that selects tokens or positions which a window lacks leaves that window alone.
+    An intervention that selects tokens or positions which a window lacks leaves that window alone. What
+    changes neurons only is kept for the next command on the same weights and text.
     """
+    kept = _KEPT_DAMAGE.setdefault(hosted.model, {})
+    key = (hosted.info.weight_hash, retain.sha256, interventions)
+    if key not in kept:
+        damage = yield from _measure_kl(hosted, retain, interventions)
+        if len(kept) == _KEPT_DAMAGES or not _on_neurons(interventions):
+            return damage
+        kept[key] = damage
+    return kept[key]
+
+
+def _on_neurons(interventions: tuple[Intervention, ...]) -> bool:
+    """Say that nothing but the weights decides what they do: sets may be loaded anew under their names."""
+    features = [i.condition.feature for i in interventions if i.condition is not None]
+    features += [i.target.feature for i in interventions if isinstance(i.target, FeatureTarget)]
+    return all(feature.replacement == NEURONS for feature in features)
+
+
+def _measure_kl(
+    hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...]
+) -> Generator[None, None, RetainKl]:
     plain = yield from plain_logits(hosted, retain)
     parts: list[Tensor] = []
     for part in window_batches(retain.windows):

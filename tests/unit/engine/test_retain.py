@@ -10,7 +10,15 @@ import torch
 from tests.builders import tiny_hosted
 from tests.unit.engine.interventions import at, neuron
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.interventions import Ablate, Scale, Selector
+from trephine.domain.interventions import (
+    Ablate,
+    Condition,
+    FeatureTarget,
+    Intervention,
+    Scale,
+    Selector,
+)
+from trephine.domain.sites import FeatureRef
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.neurons import neuron_site
 from trephine.engine.quanta import finish
@@ -18,6 +26,7 @@ from trephine.engine.retain import (
     BUILT_IN_TOKENS,
     WINDOW_TOKENS,
     WINDOWS_AT_ONCE,
+    _on_neurons,
     built_in_text,
     plain_logits,
     plain_runs,
@@ -113,6 +122,32 @@ def test_damage_is_the_mean_over_positions(hosted):
     assert measured.everywhere == pytest.approx(float(torch.cat(parts).mean()))
     assert measured.after_first == pytest.approx(float(torch.cat([p[1:] for p in parts]).mean()))
     assert measured.everywhere > 1e-6
+
+
+def test_damage_is_kept_for_the_next_command(hosted):
+    """The second asking about neurons runs nothing; another edit or another text does."""
+    retain, edit = retain_text(hosted, "A drink of the store. " * 9), (neuron(1, 5, Ablate()),)
+    first = finish(retain_kl(hosted, retain, edit))
+    work = retain_kl(hosted, retain, edit)
+    with pytest.raises(StopIteration) as stop:
+        next(work)
+    assert stop.value.value is first
+    assert finish(retain_kl(hosted, retain, (neuron(1, 6, Ablate()),))) != first
+    assert finish(retain_kl(hosted, retain_text(hosted, "A drink of Paris. " * 9), edit)) != first
+
+
+def test_damage_by_a_set_is_measured_every_time():
+    """Another set may have taken its name meanwhile; a condition on one counts as well."""
+    of_set = FeatureRef(replacement="some-set", layer=0, index=1)
+    ablated = Intervention(target=FeatureTarget(feature=of_set), operation=Ablate())
+    assert not _on_neurons((ablated,))
+    assert not _on_neurons((neuron(0, 1, Ablate(), condition=Condition(feature=of_set, at_least=0.0)),))
+    assert _on_neurons((neuron(0, 1, Ablate()),))
+
+
+def test_the_built_in_text_given_by_a_caller_is_the_built_in_text(hosted):
+    """One text has one name and one length."""
+    assert retain_text(hosted, built_in_text()) == retain_text(hosted)
 
 
 def test_what_changes_nothing_costs_nothing(hosted):
