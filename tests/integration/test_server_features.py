@@ -154,7 +154,7 @@ async def test_a_contrast_is_answered_and_ends_with_its_deadline(server, scripts
 async def test_a_page_is_an_artifact(server):
     """Rendering answers with an artifact and the name that other pages link to."""
     rendered = await stub(server).RenderFeature(pb.RenderFeatureRequest(model=MODEL, feature=FEATURE))
-    assert rendered.file_name == "feature-1-5.html"
+    assert rendered.file_name == "neurons-1-5.html"
     pieces = server.stub(ArtifactServiceStub).Read(artifacts.ReadRequest(name=rendered.artifact))
     assert b"".join([piece.data async for piece in pieces]).startswith(b"<!doctype html>")
 

@@ -627,6 +627,7 @@ class ExportCircuitRequest(google.protobuf.message.Message):
     FORMAT_FIELD_NUMBER: builtins.int
     NODE_THRESHOLD_FIELD_NUMBER: builtins.int
     EDGE_THRESHOLD_FIELD_NUMBER: builtins.int
+    FEATURE_PAGES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Circuit."""
     format: global___CircuitFormat.ValueType
@@ -635,6 +636,10 @@ class ExportCircuitRequest(google.protobuf.message.Message):
     """Smallest set of nodes that reaches this cumulative influence. Unset: 0.8."""
     edge_threshold: builtins.float
     """The same for edges. Unset: 0.98."""
+    @property
+    def feature_pages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.FeatureRef]:
+        """Features whose own pages will lie beside the circuit's, under the names that RenderFeature gives them."""
+
     def __init__(
         self,
         *,
@@ -642,9 +647,10 @@ class ExportCircuitRequest(google.protobuf.message.Message):
         format: global___CircuitFormat.ValueType = ...,
         node_threshold: builtins.float | None = ...,
         edge_threshold: builtins.float | None = ...,
+        feature_pages: collections.abc.Iterable[trephine.v1.common_pb2.FeatureRef] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "node_threshold", b"node_threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "format", b"format", "name", b"name", "node_threshold", b"node_threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "feature_pages", b"feature_pages", "format", b"format", "name", b"name", "node_threshold", b"node_threshold"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edge_threshold", b"_edge_threshold"]) -> typing.Literal["edge_threshold"] | None: ...
     @typing.overload

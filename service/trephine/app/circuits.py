@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -27,6 +27,7 @@ from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
 from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
+from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
 
@@ -197,9 +198,21 @@ class Circuits:
         return prune(circuit, node_threshold=node_threshold, edge_threshold=edge_threshold)
 
     async def render(
-        self, name: str, format: CircuitFormat, node_threshold: float = 0.8, edge_threshold: float = 0.98
+        self,
+        name: str,
+        format: CircuitFormat,
+        node_threshold: float = 0.8,
+        edge_threshold: float = 0.98,
+        feature_pages: Collection[FeatureRef] = (),
     ) -> tuple[ArtifactInfo, PrunedNodes]:
         """Store a pruned circuit as a file: circuit-tracer's JSON schema, or one self-contained page.
+
+        Args:
+            name: Of the circuit.
+            format: As what.
+            node_threshold: Share of the influence that the kept nodes reach.
+            edge_threshold: The same for edges.
+            feature_pages: Features whose own pages will lie beside the circuit's.
 
         Raises:
             ResourceNotFoundError: If there is none of that name.
@@ -207,13 +220,16 @@ class Circuits:
         """
         stored = await self.get(name)
         kept = await asyncio.to_thread(self.prune, stored.circuit, node_threshold, edge_threshold)
-        data, media_type = await asyncio.to_thread(_render, stored, kept, format)
+        data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages)
         return await self._artifacts.put(data, media_type=media_type), kept
 
 
-def _render(stored: StoredCircuit, kept: PrunedNodes, format: CircuitFormat) -> tuple[bytes, str]:
+def _render(
+    stored: StoredCircuit, kept: PrunedNodes, format: CircuitFormat, pages: Collection[FeatureRef]
+) -> tuple[bytes, str]:
     if format == "html":
-        return circuit_html(stored.circuit, kept, name=stored.name).encode(), "text/html; charset=utf-8"
+        page = circuit_html(stored.circuit, kept, name=stored.name, pages=pages)
+        return page.encode(), "text/html; charset=utf-8"
     document = circuit_json(stored.circuit, kept, slug=id_in("circuits", stored.name))
     return json.dumps(document, ensure_ascii=False).encode(), "application/json"
 

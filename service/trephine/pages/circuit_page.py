@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
+from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_json import kept_edges
 from trephine.pages.embed import asset, content_policy, json_island, printable
+from trephine.pages.feature_page import feature_file
 
 _TEMPLATES = Environment(autoescape=True)
 
 
-def circuit_html(circuit: Circuit, kept: PrunedNodes, *, name: str) -> str:
+def circuit_html(
+    circuit: Circuit, kept: PrunedNodes, *, name: str, pages: Collection[FeatureRef] = ()
+) -> str:
     """Return the page. It loads nothing, and nothing in the circuit's texts can run.
 
     Args:
         circuit: What was discovered.
         kept: Which nodes and edges survive pruning.
         name: Resource name, shown.
+        pages: Features whose own pages lie beside this one; the side panel links to them.
     """
     script = asset("circuit.js")
     against = None if circuit.against is None else printable(circuit.against.display)
@@ -30,7 +36,7 @@ def circuit_html(circuit: Circuit, kept: PrunedNodes, *, name: str) -> str:
         policy=content_policy(script),
         style=Markup(asset("look.css") + asset("circuit.css")),  # noqa: S704  our own files
         script=Markup(script),  # noqa: S704  our own file
-        data=json_island(_document(circuit, kept, name)),
+        data=json_island(_document(circuit, kept, name, pages)),
         goal=target if against is None else f"{target} against {against}",
         target=target,
         against=against,
@@ -38,7 +44,9 @@ def circuit_html(circuit: Circuit, kept: PrunedNodes, *, name: str) -> str:
     )
 
 
-def _document(circuit: Circuit, kept: PrunedNodes, name: str) -> dict[str, Any]:
+def _document(
+    circuit: Circuit, kept: PrunedNodes, name: str, pages: Collection[FeatureRef]
+) -> dict[str, Any]:
     rows = _rows(circuit)
     place = {index: number for number, index in enumerate(kept.nodes)}
     quality = circuit.quality
@@ -49,7 +57,7 @@ def _document(circuit: Circuit, kept: PrunedNodes, name: str) -> dict[str, Any]:
         "rule": circuit.edge_rule,
         "replacement": circuit.replacement,
         "tokens": [printable(token.display) for token in circuit.tokens],
-        "nodes": [_node(circuit.nodes[index], rows.get(index)) for index in kept.nodes],
+        "nodes": [_node(circuit.nodes[index], rows.get(index), pages) for index in kept.nodes],
         "edges": [
             [place[source], place[target], weight] for source, target, weight in kept_edges(circuit, kept)
         ],
@@ -78,7 +86,8 @@ def _document(circuit: Circuit, kept: PrunedNodes, name: str) -> dict[str, Any]:
     }
 
 
-def _node(node: Node, row: dict[str, float] | None) -> dict[str, Any]:
+def _node(node: Node, row: dict[str, float] | None, pages: Collection[FeatureRef]) -> dict[str, Any]:
+    feature = FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
     return {
         "kind": node.kind.value,
         "layer": node.layer,
@@ -92,6 +101,7 @@ def _node(node: Node, row: dict[str, float] | None) -> dict[str, Any]:
         "suppresses": [printable(text) for text in node.suppresses],
         "row": row,
         "target": node.kind is NodeKind.LOGIT,
+        "page": feature_file(feature) if feature in pages else None,
     }
 
 

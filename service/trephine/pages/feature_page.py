@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import isfinite, log1p
@@ -15,6 +16,9 @@ from trephine.domain.tokens import Token
 from trephine.pages.embed import asset, content_policy, printable
 
 _CHART_WIDTH, _CHART_HEIGHT = 420.0, 120.0
+
+
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +64,10 @@ class _Weight:
     share: float
 
 
-def feature_file(layer: int, index: int) -> str:
-    """Return the file name under which pages of features link to one another."""
-    return f"feature-{layer}-{index}.html"
+def feature_file(feature: FeatureRef) -> str:
+    """Return the file name under which pages link to a feature's page: `neurons-12-345.html`."""
+    name = _UNFIT.sub("-", feature.replacement).strip("-.") or "feature"
+    return f"{name[:100]}-{feature.layer}-{feature.index}.html"
 
 
 def feature_html(description: FeatureDescription, *, beside: Collection[tuple[int, int]] = ()) -> str:
@@ -196,7 +201,7 @@ def _linked(
     there = (feature.layer, feature.index) in beside
     return _Linked(
         name=f"{feature.layer}:{feature.index}",
-        href=feature_file(feature.layer, feature.index) if there else "",
+        href=feature_file(feature) if there else "",
         label=labels.get(feature, ""),
         value=value,
         more=more,

@@ -24,6 +24,7 @@ from trephine.rpc.wire.circuits import (
     node_to_wire,
     share,
 )
+from trephine.rpc.wire.common import feature_from_wire
 from trephine.rpc.wire.fields import finite, resource_id, within
 from trephine.v1 import circuit_service_pb2 as pb
 from trephine.v1.circuit_service_pb2_grpc import CircuitServiceServicer
@@ -111,7 +112,8 @@ class CircuitServicer(CircuitServiceServicer):
             nodes = share(request.node_threshold, "node_threshold")
         if request.HasField("edge_threshold"):
             edges = share(request.edge_threshold, "edge_threshold")
-        info, kept = await self._circuits.render(name, format, nodes, edges)
+        pages = frozenset(feature_from_wire(one) for one in request.feature_pages)
+        info, kept = await self._circuits.render(name, format, nodes, edges, pages)
         return pb.ExportCircuitResponse(
             artifact=f"artifacts/{info.sha256}", n_nodes=len(kept.nodes), n_edges=len(kept.edges)
         )

@@ -115,8 +115,7 @@ class FeatureServicer(FeatureServiceServicer):
         question = _question(request, feature.replacement, context)
         beside = [(one.layer, one.index) for one in request.beside]
         info = await self._features.render(question, feature.layer, feature.index, beside)
-        name = feature_file(feature.layer, feature.index)
-        return pb.RenderFeatureResponse(artifact=f"artifacts/{info.sha256}", file_name=name)
+        return pb.RenderFeatureResponse(artifact=f"artifacts/{info.sha256}", file_name=feature_file(feature))
 
     async def BuildFeatureIndex(self, request: pb.BuildFeatureIndexRequest, context: Context) -> Operation:
         """Build an index, or only check and predict."""

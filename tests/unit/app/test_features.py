@@ -290,6 +290,6 @@ async def test_a_page_links_what_lies_beside_it(place):
     nearest = (await place.features.describe(NEURONS, 1, 5)).view.neighbours[0][0]
     info = await place.features.render(NEURONS, 1, 5, [(1, nearest.index)])
     html = (await place.artifacts.read(info.sha256)).decode()
-    assert f'href="feature-1-{nearest.index}.html"' in html
+    assert f'href="neurons-1-{nearest.index}.html"' in html
     assert html.count("<a ") <= 2
     assert Path(place.root).name not in html

@@ -110,7 +110,7 @@ def test_only_its_own_script_runs(changes):
 def test_what_lies_beside_is_linked_and_nothing_else():
     """A neighbour with a page of its own is a link by the common name; the partner without one is text."""
     elements = parsed(feature_html(description(), beside={(12, 7)}))
-    assert [value for name, value in elements.attributes if name == "href"] == [feature_file(12, 7)]
+    assert [value for name, value in elements.attributes if name == "href"] == [feature_file(NEAR)]
     assert "a" not in parsed(feature_html(description())).tags
 
 

@@ -24,6 +24,7 @@ from trephine.domain.findings import (
     Span,
     Verdict,
 )
+from trephine.domain.sites import FeatureRef
 from trephine.pages.audit_page import audit_html
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
@@ -155,6 +156,14 @@ def test_pruned_edges_are_renumbered():
     kept = PrunedNodes(nodes=(1, 4, 5), edges=(1, 3), node_threshold=0.8, edge_threshold=0.98)
     island = json.loads(parsed(circuit_html(hostile_circuit(), kept, name="circuits/1")).scripts[0])
     assert island["edges"] == [[1, 0, 2.0], [0, 2, -4.0]]
+
+
+def test_features_with_pages_beside_are_linked():
+    """Nodes of a feature that has a page carry its file's name; the others carry none."""
+    beside = {FeatureRef(layer=2, index=9)}
+    html = circuit_html(hostile_circuit(), everything(), name="circuits/1", pages=beside)
+    island = json.loads(parsed(html).scripts[0])
+    assert [node["page"] for node in island["nodes"]] == [None, "neurons-2-9.html", None, None, None, None]
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -218,6 +218,7 @@
       ...(node.kind === "logit" ? [["probability", number(node.activation)]] : [["effect on target (estimate)", signed(node.effect) + " logits", node.effect >= 0 ? "plus" : "minus"]]),
       ["influence", percent(node.influence, 2)],
     ]));
+    if (node.page) side.append(el("p", {}, el("a", { href: node.page }, "Page of this feature")));
     if (node.promotes.length) side.append(el("h2", {}, "Promotes (logit lens)"), tokens(node.promotes));
     if (node.suppresses.length) side.append(el("h2", {}, "Suppresses (logit lens)"), tokens(node.suppresses));
     if (node.row) {
