@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -34,6 +36,7 @@ class Wire:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._channel = _open(endpoint)
+        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trephine-calls")
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
@@ -56,10 +59,14 @@ class Wire:
         Raises:
             TrephineError: What the server answered, rebuilt.
         """
+        call = self._begin(method.future, request, timeout)
         try:
-            return method(request, timeout=timeout, metadata=self.endpoint.metadata)
+            response: ResponseT = call.result()
         except grpc.RpcError as failure:
             raise error_of_call(failure) from failure
+        finally:
+            call.cancel()
+        return response
 
     def stream(
         self,
@@ -73,7 +80,7 @@ class Wire:
         Raises:
             TrephineError: What the server answered, rebuilt.
         """
-        call: Any = method(request, timeout=timeout, metadata=self.endpoint.metadata)
+        call = self._begin(method, request, timeout)
         try:
             yield from call
         except grpc.RpcError as failure:
@@ -83,7 +90,17 @@ class Wire:
 
     def close(self) -> None:
         """Close the channel; calls that run on it end."""
+        self._starter.shutdown(wait=False)
         self._channel.close()
+
+    def _begin(self, method: Any, request: Any, timeout: float | None) -> Any:
+        """Start a call on a thread that no signal reaches.
+
+        Where Ctrl-C interrupts gRPC as it starts a call, the call's end is never noticed and every later
+        wait on the channel is endless. Waiting for a call that was started may be interrupted.
+        """
+        start = partial(method, request, timeout=timeout, metadata=self.endpoint.metadata)
+        return self._starter.submit(start).result()
 
 
 def _open(endpoint: Endpoint) -> grpc.Channel:
