@@ -15,9 +15,17 @@ import psutil
 import torch
 
 from benchmarks.laws import load_model
-from trephine.domain.replacements import LoadReplacementSet, ReplacementSetInfo, ReplacementSource
+from trephine.domain.findings import Figure
+from trephine.domain.replacements import (
+    EvaluateReplacementSet,
+    LoadReplacementSet,
+    ReplacementEvaluation,
+    ReplacementSetInfo,
+    ReplacementSource,
+)
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
+from trephine.engine.replacements.evaluation import evaluate_replacement_set
 from trephine.engine.replacements.loading import load_replacement_set
 from trephine.engine.replacements.residency import return_freed_memory
 from trephine.engine.replacements.sets import opened
@@ -84,6 +92,60 @@ def residency(hosted: HostedModel, folder: Path, budget: int) -> bool:
     return kept
 
 
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+def evaluate(hosted: HostedModel, folder: Path, command: EvaluateReplacementSet) -> ReplacementEvaluation:
+    """Load a set and evaluate it."""
+    session = Session(hosted=hosted)
+    load_set(session, folder)
+    return finish(evaluate_replacement_set(session, command))
+
+
+def print_evaluation(found: ReplacementEvaluation) -> None:
+    """Print the tables: all layers spliced, single layers, depths, lost claims."""
+    print(f"{found.text}: {found.contexts} contexts, {found.tokens} tokens, seed {found.seed}")
+    print("\nall layers spliced")
+    for row in found.spliced:
+        figures = (row.ce_spliced, row.ce_score, row.kl, row.kl_score, row.top1_agreement, row.error_share)
+        print(
+            f"  {row.dictionary.value:15}"
+            + "  ".join(f"{figure.name} {_shown(figure)}" for figure in figures)
+        )
+    given = found.spliced[0]
+    for figure in (given.ce_plain, given.ce_mean_ablated, given.ce_zero_ablated):
+        print(f"  {figure.name:15}{_shown(figure)}")
+    print("\nlayer dictionary      fvu    l0    dead   ce     ce_0   kl     kl_0   top1")
+    for score in found.layers:
+        scores = (
+            score.ce_score,
+            score.ce_score_zero,
+            score.kl_score,
+            score.kl_score_zero,
+            score.top1_agreement,
+        )
+        print(
+            f"{score.layer:5} {score.dictionary.value:15} {score.fvu.value:.3f} {score.l0.value:5.1f} "
+            f"{score.dead_share:6.3f} " + " ".join(f"{figure.value:6.3f}" for figure in scores)
+        )
+    print("\ndepth  cosine                nmse                  pairs")
+    for depth in found.depths:
+        print(f"{depth.depth:5}  {_shown(depth.cosine):20}  {_shown(depth.nmse):20}  {depth.pairs}")
+    print()
+    for control in dict.fromkeys(claim.control for claim in found.claims):
+        claims = [claim for claim in found.claims if claim.control is control]
+        print(f"beats {control.value} on {sum(claim.beats for claim in claims)} of {len(claims)} figures")
+    for caveat in found.caveats:
+        print(f"- {caveat}")
+    print(f"{found.seconds:.0f} s")
+
+
+def _shown(figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}"
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
 def without_allocator_slack() -> None:
     """Start again with an allocator that gives memory back at once: what is resident is then in use.
 
@@ -98,16 +160,31 @@ def without_allocator_slack() -> None:
 def main() -> int:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measure", choices=("residency",))
+    parser.add_argument("measure", choices=("residency", "evaluate"))
     parser.add_argument("folder", type=Path, help="the replacement set")
     parser.add_argument("--model", type=Path, required=True, help="a plain Hugging Face folder")
-    parser.add_argument("--budget-mb", type=float, default=40.0)
+    parser.add_argument("--budget-mb", type=float, default=40.0, help="residency: the set's memory budget")
+    parser.add_argument("--text", type=Path, help="evaluate: held-out text")
+    parser.add_argument("--contexts", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.measure == "residency":
         without_allocator_slack()
     torch.set_num_threads(1)
     hosted = load_model(given.model)
-    return 0 if residency(hosted, given.folder, int(given.budget_mb * 1e6)) else 1
+    if given.measure == "residency":
+        return 0 if residency(hosted, given.folder, int(given.budget_mb * 1e6)) else 1
+    if given.text is None:
+        parser.error("evaluate needs --text")
+    command = EvaluateReplacementSet(
+        name=NAME,
+        text=given.text.read_text(encoding="utf-8"),
+        text_name=given.text.name,
+        max_contexts=given.contexts,
+        seed=given.seed,
+    )
+    print_evaluation(evaluate(hosted, given.folder, command))
+    return 0
 
 
 if __name__ == "__main__":

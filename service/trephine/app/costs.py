@@ -17,7 +17,7 @@ from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToke
 from trephine.domain.fitting import FitReplacementSet
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
-from trephine.domain.replacements import EvaluateReplacementSet, LayerKind
+from trephine.domain.replacements import EvaluateReplacementSet, LayerKind, LoadReplacementSet
 
 _BYTES_PER_TOKEN = 3
 """English text has about four bytes a token; a smaller figure errs on the side of more cost."""
@@ -27,6 +27,15 @@ _RETAIN_TOKENS = 2048
 
 _PASS_TOKENS = 1024
 """Of one forward pass of work that runs in many."""
+
+_LAYER_CONTEXTS = 8
+"""Contexts on which an evaluation splices layers one by one."""
+
+_PROBE_TOKENS = 1024
+"""The probe text that admits a replacement set."""
+
+_FIT_TOKENS = 4096
+"""Tokens that controls are fitted on."""
 
 _FLOAT = 4
 
@@ -99,10 +108,18 @@ def _(command: CompileExport, info: ModelInfo) -> Cost:
 def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
     text = tokens_of(command.text) if command.text else _RETAIN_TOKENS
     measured = min(text, command.max_contexts * command.context_tokens)
-    layers = len(command.layers) or info.n_layers
-    # Plain, and spliced one by one and together, for every dictionary and both ablations.
-    runs = 1 + (1 + layers) * (3 + len(command.controls)) + 2 * command.perturbations
-    return Cost(tokens=measured * runs, memory_bytes=_forward_bytes(command.context_tokens, 2, info))
+    alone = min(measured, _LAYER_CONTEXTS * command.context_tokens)
+    layers, controls = len(command.layers) or info.n_layers, len(command.controls)
+    # Surveyed and plain, then for every dictionary and both ablations all layers together and, on a few
+    # contexts, one by one (half a pass on average); controls are fitted on one pass over text of their own.
+    passes = measured * (2 + 3 + controls) + alone * layers * (3 + controls) // 2
+    perturbed = command.context_tokens * (2 * command.perturbations + _LAYER_CONTEXTS)
+    # Of a set's size nothing is known here; controls like the MLPs are a fair guess.
+    fitted = controls * info.n_layers * 2 * info.d_mlp * info.d_model * _FLOAT // 2
+    return Cost(
+        tokens=passes + perturbed + (_FIT_TOKENS if controls else 0),
+        memory_bytes=fitted + _forward_bytes(command.context_tokens, 2, info),
+    )
 
 
 @predict.register
@@ -115,6 +132,11 @@ def _(command: FitReplacementSet, info: ModelInfo) -> Cost:
     weights = recipe.d_sae * info.d_model * (1 + outputs)
     layer = _FLOAT * (4 * weights + 6 * recipe.batch_tokens * recipe.d_sae)
     return Cost(tokens=0, memory_bytes=info.memory_bytes + layer * (layers if together else 1))
+
+
+@predict.register
+def _(command: LoadReplacementSet, info: ModelInfo) -> Cost:
+    return Cost(tokens=_PROBE_TOKENS, memory_bytes=_forward_bytes(128, 1, info))
 
 
 @predict.register

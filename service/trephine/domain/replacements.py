@@ -103,7 +103,10 @@ class LayerAdmission:
     l0: float
     """Mean active features per position."""
     fvu: float
-    """Fraction of variance unexplained, variance per dimension; the worst output site."""
+    """Fraction of variance unexplained, variance per dimension, at its first output site.
+
+    Of a cross-layer transcoder: of the sum of all decoders that write there.
+    """
     l0_first: float
     """At position 0, apart: it is an attention sink."""
     fvu_first: float
@@ -303,7 +306,8 @@ class EvaluateReplacementSet(Command[ReplacementEvaluation, Progress]):
         Dictionary.FROZEN_ENCODER,
     )
     control_text: str = ""
-    """Text that the controls are fitted on; empty: the built-in probe text."""
+    """Text that the controls are fitted on; empty: what follows the scored contexts in `text`, then the probe
+    text. More text makes them stronger, so that the set's claims are the harder to make."""
     bootstrap: int = 1000
     perturbations: int = 32
     """Features perturbed for the figures by depth; 0 skips them."""

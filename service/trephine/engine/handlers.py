@@ -19,6 +19,7 @@ from trephine.engine import (
 )
 from trephine.engine.features import handlers as features
 from trephine.engine.fitting import command as fitting
+from trephine.engine.replacements import evaluation as replacement_evaluation
 from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
 
@@ -53,6 +54,7 @@ HANDLERS = merge(
         export,
         features,
         replacement_loading,
+        replacement_evaluation,
         fitting,
     )
 )

@@ -29,7 +29,12 @@ from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToke
 from trephine.domain.fitting import FitReplacementSet, PredictFit
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import AskStatus, DescribeCapabilities, LoadModel
-from trephine.domain.replacements import ListReplacementSets, LoadReplacementSet, UnloadReplacementSet
+from trephine.domain.replacements import (
+    EvaluateReplacementSet,
+    ListReplacementSets,
+    LoadReplacementSet,
+    UnloadReplacementSet,
+)
 from trephine.domain.tokens import RenderChat, ResolveTarget, Tokenize
 from trephine.ipc.frames import Tree
 
@@ -61,6 +66,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     LoadReplacementSet,
     UnloadReplacementSet,
     ListReplacementSets,
+    EvaluateReplacementSet,
 )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.errors import AdmissionFailedError
 from trephine.domain.replacements import Admission, LayerAdmission, ReplacementLayerInfo
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import Site
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.contexts import (
     PROBE,
@@ -32,7 +32,7 @@ from trephine.engine.replacements.contexts import (
 from trephine.engine.replacements.conventions import Convention, Reading, read_as
 from trephine.engine.replacements.fidelity import Fidelity, LayerFidelity
 from trephine.engine.replacements.sets import Pager
-from trephine.engine.replacements.splice import Values, resumed, run_context, standing_aside
+from trephine.engine.replacements.stream import UpwardStream
 
 CONTEXT_TOKENS = 128
 L0_FACTOR = 2.0
@@ -76,57 +76,15 @@ def admit(
     contexts = contexts_of(hosted, text, size=CONTEXT_TOKENS, begin=begin)
     first = torch.tensor([i == 0 for context in contexts for i in range(len(context))])
     probe = _Probe(pager, readings, first)
-    stream = _Stream(hosted, contexts)
+    stream = UpwardStream(hosted, contexts)
     for group in _groups(infos, first.numel()):
-        values = yield from stream.advance(group)
+        values = yield from stream.advance(
+            [site for info in group for site in (info.site_in, info.sites_out[0])]
+        )
         for info in group:
             probe.measure(info, values)
             yield Progress(stage="probe", done=len(probe.found), total=len(infos))
     return _judged(probe, infos, readings, text_label(PROBE, text), n_tokens(contexts), begin)
-
-
-class _Stream:
-    """The residual stream of every context, carried upwards: each block runs once however many groups."""
-
-    def __init__(self, hosted: HostedModel, contexts: Sequence[Sequence[int]]) -> None:
-        self._hosted, self._contexts = hosted, contexts
-        self._layer, self._tokens = 0, n_tokens(contexts)
-        self._streams: list[Tensor | None] = [None] * len(contexts)
-
-    def advance(
-        self, group: Sequence[ReplacementLayerInfo]
-    ) -> Generator[Progress | None, None, dict[Site, Tensor]]:
-        """Read what a group of layers reads and writes first, over all contexts, `(tokens, width)`."""
-        sites = tuple(dict.fromkeys(site for info in group for site in (info.site_in, info.sites_out[0])))
-        stop = 1 + max(site.layer for site in sites)
-        last = Site(kind=SiteKind.RESID_POST, layer=stop - 1)
-        gathered: dict[Site, Tensor] = {}
-        start = 0
-        for number, context in enumerate(self._contexts):
-            values = self._run(number, context, (*sites, last), stop)
-            self._streams[number] = values[last]
-            for site in sites:
-                if site not in gathered:
-                    gathered[site] = values[site].new_empty(self._tokens, values[site].shape[1])
-                gathered[site][start : start + len(context)] = values[site]
-            start += len(context)
-            yield Progress(stage="read", done=number + 1, total=len(self._contexts))
-        self._layer = stop
-        return gathered
-
-    def _run(self, number: int, context: Sequence[int], reads: Sequence[Site], stop: int) -> Values:
-        stream, architecture = self._streams[number], self._hosted.architecture
-        if stream is None:
-            stream = _embedded(self._hosted, context)
-        with resumed(architecture, self._layer, stream, stop=stop):
-            return run_context(self._hosted, context, {}, reads=reads, keep_last=1)[1]
-
-
-def _embedded(hosted: HostedModel, context: Sequence[int]) -> Tensor:
-    """Return what the first block reads, `(n_pos, d_model)`; no block runs."""
-    site = Site(kind=SiteKind.RESID_PRE, layer=0)
-    with standing_aside(hosted.architecture.blocks):
-        return run_context(hosted, context, {}, reads=[site], keep_last=1)[1][site]
 
 
 def _groups(infos: Sequence[ReplacementLayerInfo], tokens: int) -> Iterator[list[ReplacementLayerInfo]]:

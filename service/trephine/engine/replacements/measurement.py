@@ -1,0 +1,236 @@
+"""Running contexts plain, spliced and ablated, and counting: what the figures of an evaluation are made of.
+
+Everything is kept per context in float64, so that figures and intervals are sums over contexts. Plain
+activations of a context are read once and shared by all dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.replacements import Dictionary
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.scores import PlainRun, Ratio, RunScore, mean_of
+from trephine.engine.replacements.splice import (
+    LayerSource,
+    Values,
+    constants,
+    encoded,
+    resumed,
+    run_context,
+    run_spliced,
+    silenced,
+)
+
+LAYER_CONTEXTS = 8
+"""Contexts on which layers are spliced and ablated one by one: each takes layers x dictionaries passes."""
+
+ALL = -1
+"""Stands for all layers at once."""
+MEAN, ZERO, PLAIN = "mean", "zero", "plain"
+"""What runs beside the dictionaries: mean- and zero-ablation, and the model as it is."""
+Key = tuple[str, int]
+"""(dictionary or ablation, layer or `ALL`)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerCounts:
+    """One layer of one dictionary on plain activations, position 0 left out; one entry per context."""
+
+    squared: list[float] = field(default_factory=list)
+    """Sum of squared errors."""
+    active: list[float] = field(default_factory=list)
+    """Active features, summed over positions."""
+    fired: Tensor | None = None
+    """bool `(d_sae,)`."""
+    error_norms: list[float] = field(default_factory=list)
+    """L2 norms of errors, summed over positions."""
+    norms: list[float] = field(default_factory=list)
+    """L2 norms of reconstructions, summed over positions."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Moments:
+    """Sums over the scored text of one output site, position 0 left out."""
+
+    total: Tensor
+    """`(width,)`, float64."""
+    per_context: list[tuple[int, Tensor, float]] = field(default_factory=list)
+    """(positions, sum `(width,)`, sum of squares) of every context."""
+
+    @property
+    def mean(self) -> Tensor:
+        """`(width,)`, float64."""
+        return self.total / sum(n for n, _, _ in self.per_context)
+
+    def spread(self) -> list[float]:
+        """Return the sum of squared deviations from the text's mean, per context."""
+        mean = self.mean
+        about = float(mean.square().sum())
+        return [squares - 2 * float(mean @ total) + n * about for n, total, squares in self.per_context]
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """All counts of an evaluation."""
+
+    runs: dict[Key, list[RunScore]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[Key, LayerCounts] = field(default_factory=lambda: defaultdict(LayerCounts))
+    moments: dict[Site, Moments] = field(default_factory=dict)
+    positions: list[int] = field(default_factory=list)
+    """Positions of every context, position 0 left out."""
+
+    def ce(self, key: Key) -> Tensor:
+        """Cross-entropy per context, float64."""
+        return torch.tensor([run.ce for run in self.runs[key]], dtype=torch.float64)
+
+    def kl(self, key: Key) -> Tensor:
+        """KL against the plain run per context."""
+        return torch.tensor([run.kl for run in self.runs[key]], dtype=torch.float64)
+
+    def top1(self, key: Key) -> Ratio:
+        """Agreement with the plain run's first choice."""
+        return mean_of(torch.tensor([run.top1 for run in self.runs[key]], dtype=torch.float64))
+
+    def ce_score(self, dictionary: str, layer: int, ablation: str) -> Ratio:
+        """SAEBench's CE score against an ablation of the same layer."""
+        ablated, spliced = self.ce((ablation, layer)), self.ce((dictionary, layer))
+        plain = self.ce((PLAIN, ALL))[: len(spliced)]
+        return Ratio(numerator=ablated - spliced, denominator=ablated - plain)
+
+    def kl_score(self, dictionary: str, layer: int, ablation: str) -> Ratio:
+        """SAEBench's KL score against an ablation of the same layer."""
+        ablated = self.kl((ablation, layer))
+        return Ratio(numerator=ablated - self.kl((dictionary, layer)), denominator=ablated)
+
+    def fvu(self, dictionary: str, layer: int, site: Site) -> Ratio:
+        """Squared errors over per-dimension variance."""
+        squared = torch.tensor(self.counts[dictionary, layer].squared, dtype=torch.float64)
+        spread = torch.tensor(self.moments[site].spread(), dtype=torch.float64)
+        return Ratio(numerator=squared, denominator=spread)
+
+    def l0(self, dictionary: str, layer: int) -> Ratio:
+        """Active features per position."""
+        active = torch.tensor(self.counts[dictionary, layer].active, dtype=torch.float64)
+        return Ratio(numerator=active, denominator=torch.tensor(self.positions, dtype=torch.float64))
+
+    def error_share(self, dictionary: str, layers: Sequence[int]) -> Ratio:
+        """|error| / (|error| + |reconstruction|) over layers and positions."""
+        counts = [self.counts[dictionary, layer] for layer in layers]
+        errors = torch.tensor([count.error_norms for count in counts], dtype=torch.float64).sum(0)
+        norms = torch.tensor([count.norms for count in counts], dtype=torch.float64).sum(0)
+        return Ratio(numerator=errors, denominator=errors + norms)
+
+
+def survey(
+    hosted: HostedModel, contexts: Sequence[tuple[int, ...]], sites: Sequence[Site], measured: Measured
+) -> Generator[Progress | None, None, None]:
+    """Sum up every output site over the text: its mean is what mean-ablation writes."""
+    for number, context in enumerate(contexts):
+        _, values = run_context(hosted, context, {}, reads=sites, keep_last=1)
+        measured.positions.append(len(context) - 1)
+        for site in sites:
+            wide = values[site][1:].double()
+            moments = measured.moments.setdefault(site, Moments(total=torch.zeros_like(wide[0])))
+            moments.total += wide.sum(0)
+            moments.per_context.append((len(wide), wide.sum(0), float(wide.square().sum())))
+        yield Progress(stage="survey", done=number + 1, total=len(contexts))
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """Everything that is run on one context, given the text's moments."""
+
+    hosted: HostedModel
+    sources: Mapping[Dictionary, LayerSource]
+    alone: Sequence[int]
+    """Layers that are spliced one by one."""
+    measured: Measured
+
+    def context(self, number: int, ids: tuple[int, ...]) -> Generator[None, None, None]:
+        """Measure one context; one forward pass or one dictionary's encoding a quantum."""
+        alone = self.alone if number < LAYER_CONTEXTS else ()
+        starts = [Site(kind=SiteKind.RESID_PRE, layer=layer) for layer in self._start_layers(alone)]
+        sites = dict.fromkeys(site for source in self.sources.values() for site in source.sites)
+        logits, values = run_context(self.hosted, ids, {}, reads=[*sites, *starts])
+        plain = PlainRun(ids, logits)
+        self.measured.runs[PLAIN, ALL].append(plain.score(logits))
+        del logits
+        yield
+        yield from self._ablated(plain, ids, values, alone)
+        for dictionary, source in self.sources.items():
+            with torch.inference_mode():
+                written = self._counted(dictionary, source, values)
+            yield
+            logits = run_spliced(self.hosted, ids, source, values)
+            self.measured.runs[dictionary.value, ALL].append(plain.score(logits))
+            yield
+            for layer in alone:
+                site = _own_site(source, layer)
+                self._run_alone((dictionary.value, layer), plain, ids, values, site, written[site])
+                yield
+
+    def _start_layers(self, alone: Sequence[int]) -> list[int]:
+        given = self.sources[Dictionary.GIVEN]
+        return sorted({_own_site(given, layer).layer for layer in alone})
+
+    def _counted(self, dictionary: Dictionary, source: LayerSource, values: Values) -> dict[Site, Tensor]:
+        """Encode every layer on plain activations; count, and return what its first output receives."""
+        sums: dict[Site, Tensor] = {}
+        done: dict[Site, Tensor] = {}
+        for info, code, written in encoded(source, values):
+            for site, value in written.items():
+                sums[site] = sums[site] + value if site in sums else value
+            site = info.sites_out[0]
+            done[site] = sums.pop(site)
+            counts = self.measured.counts[dictionary.value, info.layer]
+            self._count(counts, code.active[1:], done[site][1:], values[site][1:])
+        return done
+
+    def _count(self, counts: LayerCounts, active: Tensor, reconstructed: Tensor, truth: Tensor) -> None:
+        error = truth.double() - reconstructed.double()
+        counts.squared.append(float(error.square().sum()))
+        counts.error_norms.append(float(error.norm(dim=-1).sum()))
+        counts.norms.append(float(reconstructed.double().norm(dim=-1).sum()))
+        counts.active.append(float(active.sum()))
+        fired = active.any(0)
+        counts.fired = fired if counts.fired is None else counts.fired | fired
+
+    def _ablated(
+        self, plain: PlainRun, ids: tuple[int, ...], values: Values, alone: Sequence[int]
+    ) -> Generator[None, None, None]:
+        given = self.sources[Dictionary.GIVEN]
+        for name in (MEAN, ZERO):
+            written = {site: self._ablation(name, site) for site in given.sites_out}
+            with silenced(self.hosted.architecture, given.sites_out):
+                logits = run_context(self.hosted, ids, constants(written, values))[0]
+            self.measured.runs[name, ALL].append(plain.score(logits))
+            yield
+            for layer in alone:
+                site = _own_site(given, layer)
+                self._run_alone((name, layer), plain, ids, values, site, written[site])
+                yield
+
+    def _ablation(self, name: str, site: Site) -> Tensor:
+        mean = self.measured.moments[site].mean.float()
+        return mean if name == MEAN else torch.zeros_like(mean)
+
+    def _run_alone(
+        self, key: Key, plain: PlainRun, ids: tuple[int, ...], values: Values, site: Site, written: Tensor
+    ) -> None:
+        """Run on from the layer that a site lies in, with the site written."""
+        stream = values[Site(kind=SiteKind.RESID_PRE, layer=site.layer)]
+        with resumed(self.hosted.architecture, site.layer, stream):
+            logits = run_context(self.hosted, ids, constants({site: written}))[0]
+        self.measured.runs[key].append(plain.score(logits))
+
+
+def _own_site(source: LayerSource, layer: int) -> Site:
+    return next(info.sites_out[0] for info in source.infos if info.layer == layer)

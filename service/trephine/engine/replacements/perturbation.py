@@ -1,0 +1,200 @@
+"""Does the replacement model move as the true model does? One feature is taken away in both.
+
+A feature that is active at a position has its contribution subtracted where it is written. In the true
+model everything above answers; in the replacement model the layers above run on their reconstructions, with
+the errors of the plain run frozen (Ameisen et al. 2025, perturbation experiments). Compared is the change of
+the residual stream after each later layer, at this position and all after it, less the perturbation itself:
+that part passes through unchanged in both and would flatter both figures. Per depth: the cosine of the two
+changes, and |predicted - true|^2 / |true|^2.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.replacements import DepthFaithfulness, ReplacementLayerInfo
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.scores import Bootstrap, Ratio
+from trephine.engine.replacements.splice import (
+    LayerSource,
+    Splice,
+    Values,
+    reconstructions,
+    resumed,
+    run_context,
+)
+from trephine.engine.sites import Touch
+
+CONTEXTS = 8
+"""Pairs are spread over this many contexts at most: each costs a plain run."""
+_NOTHING = 1e-6
+"""A change below this share of the perturbation is rounding and is left out."""
+
+
+_IN_STREAM = (
+    SiteKind.EMBED,
+    SiteKind.RESID_PRE,
+    SiteKind.RESID_MID,
+    SiteKind.RESID_POST,
+    SiteKind.ATTN_OUT,
+    SiteKind.MLP_OUT,
+)
+"""Sites of which a change is the same change of the residual stream."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One perturbed feature, compared at one depth."""
+
+    context: int
+    depth: int
+    cosine: float
+    nmse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Perturbation:
+    layer: int
+    position: int
+    added: dict[Site, Tensor]
+    """`(width,)` by site of the feature's outputs."""
+
+
+def perturb(
+    hosted: HostedModel, source: LayerSource, contexts: Sequence[tuple[int, ...]], *, count: int, seed: int
+) -> Generator[Progress | None, None, list[Pair]]:
+    """Perturb `count` features drawn by seed; one forward pass a quantum."""
+    chooser = random.Random(seed)  # noqa: S311  sampling, not secrets
+    layers = [info.layer for info in source.infos if _comparable(info, hosted.info.n_layers)]
+    used = contexts[: min(CONTEXTS, len(contexts))]
+    pairs: list[Pair] = []
+    done = 0
+    if not layers:
+        return pairs
+    streams = [Site(kind=SiteKind.RESID_POST, layer=layer) for layer in range(hosted.info.n_layers)]
+    starts = [Site(kind=SiteKind.RESID_PRE, layer=layer) for layer in layers]
+    for number, ids in enumerate(used):
+        _, plain = run_context(hosted, ids, {}, reads=[*source.sites, *streams, *starts], keep_last=1)
+        yield None
+        for _ in range(count * (number + 1) // len(used) - count * number // len(used)):
+            chosen = _choose(source, plain, chooser, chooser.choice(layers))
+            if chosen is not None:
+                pairs += yield from _compare(hosted, source, ids, plain, chosen, number)
+            done += 1
+            yield Progress(stage="perturb", done=done, total=count)
+    return pairs
+
+
+def _comparable(info: ReplacementLayerInfo, n_layers: int) -> bool:
+    """True if there are layers above, and what it writes is part of the residual stream."""
+    return info.layer < n_layers - 1 and all(site.kind in _IN_STREAM for site in info.sites_out)
+
+
+@torch.inference_mode()
+def _choose(source: LayerSource, plain: Values, chooser: random.Random, layer: int) -> _Perturbation | None:
+    """Draw a position after 0 and one of the features that are active there."""
+    info = next(info for info in source.infos if info.layer == layer)
+    with source.open([layer]) as layers:
+        x = plain[info.site_in]
+        position = chooser.randrange(1, x.shape[0] - 1)
+        code = layers[layer].encode(x[position : position + 1])
+        active = code.active[0].nonzero().flatten().tolist()
+        if not active:
+            return None
+        index = chooser.choice(active)
+        value = code.activations[0, index] * code.scale_out
+        added = {
+            site: (-value * layers[layer].decoders([index], site)[0]).reshape(-1) for site in info.sites_out
+        }
+    return _Perturbation(layer=layer, position=position, added=added)
+
+
+def _compare(
+    hosted: HostedModel,
+    source: LayerSource,
+    ids: tuple[int, ...],
+    plain: Values,
+    chosen: _Perturbation,
+    context: int,
+) -> Generator[None, None, list[Pair]]:
+    above = LayerSource(
+        infos=tuple(info for info in source.infos if info.layer > chosen.layer), open=source.open
+    )
+    after = range(chosen.layer + 1, hosted.info.n_layers)
+    reads = [Site(kind=SiteKind.RESID_POST, layer=layer) for layer in after]
+    stream = plain[Site(kind=SiteKind.RESID_PRE, layer=chosen.layer)]
+    run = partial(run_context, hosted, ids, reads=reads, keep_last=1)
+    with resumed(hosted.architecture, chosen.layer, stream):
+        true = run(touches=_adding({}, chosen))[1]
+    yield
+    with torch.inference_mode():
+        sums = reconstructions(above, plain)
+    errors = {site: plain[site] - sums[site] for site in above.sites_out}
+    splice = Splice(source=above, errors=errors)
+    with resumed(hosted.architecture, chosen.layer, stream):
+        predicted = run(touches=_adding(splice.touches(), chosen))[1]
+    yield
+    return [
+        pair for site in reads if (pair := _pair(site, plain, true, predicted, chosen, context)) is not None
+    ]
+
+
+def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Touch]:
+    """Add the perturbation to what other touches leave at its sites."""
+
+    def touch(site: Site, before: Touch | None, x: Tensor) -> None:
+        if before is not None:
+            before(x)
+        x[:, chosen.position] += chosen.added[site].to(x.dtype)
+
+    return {**touches, **{site: partial(touch, site, touches.get(site)) for site in chosen.added}}
+
+
+def _pair(
+    site: Site, plain: Values, true: Values, predicted: Values, chosen: _Perturbation, context: int
+) -> Pair | None:
+    rows = slice(chosen.position, None)
+    passed = torch.stack([added for at, added in chosen.added.items() if at.layer <= site.layer]).sum(0)
+    change = true[site][rows].double() - plain[site][rows].double()
+    guess = predicted[site][rows].double() - plain[site][rows].double()
+    change[0] -= passed.double()
+    guess[0] -= passed.double()
+    size = float(change.norm())
+    if size <= _NOTHING * float(passed.norm()) or float(guess.norm()) == 0.0:
+        return None
+    return Pair(
+        context=context,
+        depth=site.layer - chosen.layer,
+        cosine=float((change * guess).sum() / (change.norm() * guess.norm())),
+        nmse=float((guess - change).square().sum()) / size**2,
+    )
+
+
+def by_depth(pairs: Sequence[Pair], *, samples: int, seed: int) -> tuple[DepthFaithfulness, ...]:
+    """Average pairs by depth; intervals resample contexts."""
+    found = []
+    for depth in sorted({pair.depth for pair in pairs}):
+        of_depth = [pair for pair in pairs if pair.depth == depth]
+        contexts = sorted({pair.context for pair in of_depth})
+        grouped = [[pair for pair in of_depth if pair.context == context] for context in contexts]
+        bootstrap = Bootstrap(len(contexts), samples, seed)
+        sizes = torch.tensor([len(group) for group in grouped], dtype=torch.float64)
+        cosines = torch.tensor([sum(p.cosine for p in group) for group in grouped], dtype=torch.float64)
+        nmses = torch.tensor([sum(p.nmse for p in group) for group in grouped], dtype=torch.float64)
+        found.append(
+            DepthFaithfulness(
+                depth=depth,
+                cosine=bootstrap.figure("cosine", Ratio(numerator=cosines, denominator=sizes)),
+                nmse=bootstrap.figure("nmse", Ratio(numerator=nmses, denominator=sizes)),
+                pairs=len(of_depth),
+            )
+        )
+    return tuple(found)

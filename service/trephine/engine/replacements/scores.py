@@ -1,0 +1,108 @@
+"""Figures with intervals: ratios of sums over contexts, resampled by context.
+
+SAEBench's scores (0.6.0) are such ratios: (CE_ablated - CE_spliced) / (CE_ablated - CE_plain) and
+(KL_ablated - KL_spliced) / KL_ablated. Contexts are resampled whole, since their tokens depend on one
+another; two figures that are compared are resampled together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.findings import Figure
+
+_NOTHING = 1e-6
+"""A denominator below this (nats, or variance per token) is rounding: the figure is then no number."""
+_QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A figure as numerator and denominator per context, float64 `(contexts,)` each."""
+
+    numerator: Tensor
+    denominator: Tensor
+
+    @property
+    def value(self) -> float:
+        """The ratio of the sums; NaN where the denominator is nothing but rounding."""
+        below = float(self.denominator.sum())
+        if abs(below) < _NOTHING * len(self.denominator):
+            return float("nan")
+        return float(self.numerator.sum()) / below
+
+
+def mean_of(values: Tensor) -> Ratio:
+    """Return the mean over contexts as a ratio."""
+    return Ratio(numerator=values, denominator=torch.ones_like(values))
+
+
+class Bootstrap:
+    """Resamples of contexts, the same for every figure (seeded)."""
+
+    def __init__(self, contexts: int, samples: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._chosen = torch.randint(contexts, (samples, contexts), generator=generator)
+
+    def figure(self, name: str, ratio: Ratio, unit: str = "") -> Figure:
+        """Return a figure with its 95 % percentile interval."""
+        return _figure(name, ratio.value, self._resampled(ratio), unit)
+
+    def difference(self, name: str, first: Ratio, second: Ratio) -> Figure:
+        """Return first minus second, paired over contexts."""
+        resampled = self._resampled(first) - self._resampled(second)
+        return _figure(name, first.value - second.value, resampled, "")
+
+    def _resampled(self, ratio: Ratio) -> Tensor:
+        return ratio.numerator[self._chosen].sum(1) / ratio.denominator[self._chosen].sum(1)
+
+
+def _figure(name: str, value: float, resampled: Tensor, unit: str) -> Figure:
+    if value != value or not bool(torch.isfinite(resampled).all()):
+        return Figure(name=name, value=value, unit=unit)
+    low, high = torch.quantile(resampled, torch.tensor(_QUANTILES, dtype=resampled.dtype)).tolist()
+    return Figure(name=name, value=value, low=low, high=high, unit=unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunScore:
+    """One run of one context against the plain run: means over its scored positions."""
+
+    ce: float
+    """Nats per token."""
+    kl: float
+    """KL(plain || this), nats per token."""
+    top1: float
+    """Share of positions with the plain run's first choice."""
+
+
+class PlainRun:
+    """The plain run of a context, to score others against. Position 0 predicts nothing that counts.
+
+    Args:
+        ids: The context.
+        logits: `(n_pos, d_vocab)`, float32.
+    """
+
+    def __init__(self, ids: tuple[int, ...], logits: Tensor) -> None:
+        self._scored = slice(1, len(ids) - 1)
+        self._next = torch.tensor(ids[2:], device=logits.device)
+        self._logits = logits[self._scored]
+        self._lse = self._logits.logsumexp(-1)
+        self._p = (self._logits - self._lse[:, None]).exp()
+        self._top = self._logits.argmax(-1)
+
+    def score(self, logits: Tensor) -> RunScore:
+        """Score a run's logits `(n_pos, d_vocab)`.
+
+        KL = lse(q) - lse(p) - E_p[q - p] in logits: one pass, and exactly 0 for equal logits.
+        """
+        q = logits[self._scored]
+        lse = q.logsumexp(-1)
+        ce = lse - q.gather(1, self._next[:, None])[:, 0]
+        kl = (lse - self._lse - torch.linalg.vecdot(self._p, q - self._logits)).clamp_min(0.0)
+        same = (q.argmax(-1) == self._top).double()
+        return RunScore(ce=float(ce.double().mean()), kl=float(kl.double().mean()), top1=float(same.mean()))

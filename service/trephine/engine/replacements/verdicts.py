@@ -1,0 +1,134 @@
+"""From counts to figures, and from figures to claims: does the set beat its controls?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trephine.domain.replacements import Claim, Dictionary, LayerScore, SplicedScore
+from trephine.engine.replacements.measurement import ALL, MEAN, PLAIN, ZERO, Measured
+from trephine.engine.replacements.scores import Bootstrap, Ratio, mean_of
+from trephine.engine.replacements.splice import LayerSource
+
+_GIVEN = Dictionary.GIVEN.value
+_NAMED = 6
+"""Claims that a caveat names one by one."""
+
+
+class Verdicts:
+    """Figures with intervals out of what was measured.
+
+    Args:
+        measured: The counts.
+        given: The set.
+        samples: Bootstrap samples.
+        seed: Of the bootstrap.
+    """
+
+    def __init__(self, measured: Measured, given: LayerSource, *, samples: int, seed: int) -> None:
+        self._measured = measured
+        self._sites = {info.layer: info.sites_out[0] for info in given.infos}
+        self._samples, self._seed = samples, seed
+
+    def layers(self, controls: Sequence[Dictionary], layers: Sequence[int]) -> tuple[LayerScore, ...]:
+        """Score every layer alone, the set first and its controls after it."""
+        return tuple(self._layer(layer, kind) for layer in layers for kind in (Dictionary.GIVEN, *controls))
+
+    def spliced(self, controls: Sequence[Dictionary]) -> tuple[SplicedScore, ...]:
+        """Score all layers spliced at once."""
+        return tuple(self._spliced(kind) for kind in (Dictionary.GIVEN, *controls))
+
+    def claims(self, controls: Sequence[Dictionary], layers: Sequence[int]) -> tuple[Claim, ...]:
+        """Compare the set with every control on every figure; a positive difference is the set's."""
+        return tuple(claim for control in controls for claim in self._claims(control, layers))
+
+    def caveats(self, claims: Sequence[Claim]) -> Iterator[str]:
+        """Say on which figures the set does not beat a control."""
+        for control in dict.fromkeys(claim.control for claim in claims):
+            of_control = [claim for claim in claims if claim.control is control]
+            lost = [claim.figure for claim in of_control if not claim.beats]
+            if lost:
+                more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+                yield (
+                    f"the set does not beat the {control.value} control on {len(lost)} of {len(of_control)} "
+                    f"figures: {', '.join(lost[:_NAMED])}{more}"
+                )
+
+    def _bootstrap(self, ratio: Ratio) -> Bootstrap:
+        return Bootstrap(len(ratio.numerator), self._samples, self._seed)
+
+    def _layer(self, layer: int, kind: Dictionary) -> LayerScore:
+        measured, name = self._measured, kind.value
+        fvu, l0 = measured.fvu(name, layer, self._sites[layer]), measured.l0(name, layer)
+        whole = self._bootstrap(fvu)
+        part = self._bootstrap(measured.top1((name, layer)))
+        fired = measured.counts[name, layer].fired
+        return LayerScore(
+            layer=layer,
+            dictionary=kind,
+            fvu=whole.figure("fvu", fvu),
+            l0=whole.figure("l0", l0),
+            dead_share=1.0 if fired is None else float((~fired).double().mean()),
+            ce_score=part.figure("ce_score", measured.ce_score(name, layer, MEAN)),
+            ce_score_zero=part.figure("ce_score_zero", measured.ce_score(name, layer, ZERO)),
+            kl_score=part.figure("kl_score", measured.kl_score(name, layer, MEAN)),
+            kl_score_zero=part.figure("kl_score_zero", measured.kl_score(name, layer, ZERO)),
+            top1_agreement=part.figure("top1_agreement", measured.top1((name, layer))),
+        )
+
+    def _spliced(self, kind: Dictionary) -> SplicedScore:
+        measured, name = self._measured, kind.value
+        bootstrap = self._bootstrap(measured.top1((name, ALL)))
+        nats = "nats/token"
+
+        def ce(run: str) -> Ratio:
+            return mean_of(measured.ce((run, ALL)))
+
+        return SplicedScore(
+            dictionary=kind,
+            ce_plain=bootstrap.figure("ce_plain", ce(PLAIN), nats),
+            ce_spliced=bootstrap.figure("ce_spliced", ce(name), nats),
+            ce_mean_ablated=bootstrap.figure("ce_mean_ablated", ce(MEAN), nats),
+            ce_zero_ablated=bootstrap.figure("ce_zero_ablated", ce(ZERO), nats),
+            ce_score=bootstrap.figure("ce_score", measured.ce_score(name, ALL, MEAN)),
+            kl=bootstrap.figure("kl", mean_of(measured.kl((name, ALL))), nats),
+            kl_score=bootstrap.figure("kl_score", measured.kl_score(name, ALL, MEAN)),
+            top1_agreement=bootstrap.figure("top1_agreement", measured.top1((name, ALL))),
+            error_share=bootstrap.figure("error_share", measured.error_share(name, list(self._sites))),
+        )
+
+    def _claims(self, control: Dictionary, layers: Sequence[int]) -> Iterator[Claim]:
+        measured, other, covered = self._measured, control.value, list(self._sites)
+        yield from self._scored(control, ALL, "all layers spliced")
+        yield self._claim(
+            "error share",
+            control,
+            measured.error_share(other, covered),
+            measured.error_share(_GIVEN, covered),
+        )
+        for layer in layers:
+            site = self._sites[layer]
+            yield self._claim(
+                f"layer {layer}, fvu",
+                control,
+                measured.fvu(other, layer, site),
+                measured.fvu(_GIVEN, layer, site),
+            )
+            yield from self._scored(control, layer, f"layer {layer}")
+
+    def _scored(self, control: Dictionary, layer: int, where: str) -> Iterator[Claim]:
+        measured, other = self._measured, control.value
+        for name, figure in (("ce_score", measured.ce_score), ("kl_score", measured.kl_score)):
+            given, against = figure(_GIVEN, layer, MEAN), figure(other, layer, MEAN)
+            yield self._claim(f"{where}, {name}", control, given, against)
+        given, against = measured.top1((_GIVEN, layer)), measured.top1((other, layer))
+        yield self._claim(f"{where}, top1_agreement", control, given, against)
+
+    def _claim(self, figure: str, control: Dictionary, better: Ratio, worse: Ratio) -> Claim:
+        """Compare two ratios; the first is the one that should be larger."""
+        difference = self._bootstrap(better).difference("difference", better, worse)
+        return Claim(
+            figure=figure,
+            control=control,
+            beats=difference.low is not None and difference.low > 0,
+            difference=difference,
+        )
