@@ -18,6 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.fakes.replacement_service import FakeReplacements
 from trephine.v1 import (
     artifact_service_pb2,
     artifact_service_pb2_grpc,
@@ -36,6 +37,7 @@ from trephine.v1 import (
     model_service_pb2_grpc,
     operation_service_pb2,
     operation_service_pb2_grpc,
+    replacement_service_pb2_grpc,
 )
 
 VERSION = common_pb2.ModelVersion(model="models/tiny", weight_hash="w" * 64)
@@ -56,6 +58,7 @@ def rich_status(code: grpc.StatusCode, reason: str, message: str, **context: str
 
 
 class FakeService(
+    FakeReplacements,
     model_service_pb2_grpc.ModelServiceServicer,
     generation_service_pb2_grpc.GenerationServiceServicer,
     intervention_service_pb2_grpc.InterventionServiceServicer,
@@ -96,6 +99,7 @@ class FakeService(
         )
         self.prompt = "Mary"
         self.artifacts: dict[str, bytes] = {}
+        self.uploaded: dict[str, bytes] = {}
         self.file = FILE
         self.gates_passed = True
 
@@ -356,6 +360,7 @@ def serve(service: FakeService) -> tuple[grpc.Server, str]:
     generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(service, server)
     intervention_service_pb2_grpc.add_InterventionServiceServicer_to_server(service, server)
     circuit_service_pb2_grpc.add_CircuitServiceServicer_to_server(service, server)
+    replacement_service_pb2_grpc.add_ReplacementServiceServicer_to_server(service, server)
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(service, server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(service, server)
     artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(service, server)

@@ -15,9 +15,11 @@
 from trephine.client.circuit import Circuit
 from trephine.client.connection import connect
 from trephine.client.errors import ErrorKind, TrephineError
+from trephine.client.evaluation import Evaluation
 from trephine.client.interventions import Where, activation, direction, feature, site
 from trephine.client.model import Model
 from trephine.client.operations import Operation
+from trephine.client.replacements import ReplacementSet
 from trephine.client.requests import Row, ScoreRow
 from trephine.client.selection import EditDraft, Selection
 from trephine.client.trephine import Trephine
@@ -26,8 +28,10 @@ __all__ = [
     "Circuit",
     "EditDraft",
     "ErrorKind",
+    "Evaluation",
     "Model",
     "Operation",
+    "ReplacementSet",
     "Row",
     "ScoreRow",
     "Selection",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 from trephine.client.errors import HashMismatchError
+from trephine.client.uploads import write_requests
 from trephine.client.wire import Wire
 from trephine.v1 import artifact_service_pb2
 
@@ -24,6 +27,16 @@ class Artifacts:
         request = artifact_service_pb2.ReadRequest(name=name)
         pieces = self._wire.stream(self._wire.artifacts.Read, request)
         return checked(name, b"".join(piece.data for piece in pieces))
+
+    def upload(self, source: bytes | Path, *, media_type: str) -> str:
+        """Store bytes or a file; return the resource name. Storing them again is no error.
+
+        Raises:
+            LocalFileError: If the file cannot be read.
+        """
+        write: Any = self._wire.artifacts.Write
+        written = self._wire.call(write, write_requests(source, media_type))
+        return str(written.artifact.name)
 
 
 def checked(name: str, data: bytes) -> bytes:

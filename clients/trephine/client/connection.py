@@ -36,7 +36,7 @@ def connect(
         ServerStartError: If it does not come up.
     """
     endpoint, lease = open_endpoint(server, token, state, model_roots, root_certificates)
-    return Trephine(Wire(endpoint), lease)
+    return Trephine(Wire(endpoint, lease), lease)
 
 
 def open_endpoint(

@@ -26,7 +26,7 @@ class Lease:
             OSError: If nobody listens there.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._roots: set[Path] = set()
+        self._roots: set[tuple[str, Path]] = set()
         self._lock = Lock()
         try:
             self._socket.settimeout(CONNECT_SECONDS)
@@ -41,12 +41,15 @@ class Lease:
         Raises:
             PathDeniedError: If the server refuses it.
         """
-        resolved = folder.resolve()
-        with self._lock:
-            if resolved in self._roots:
-                return
-            self._say(f"root {resolved}")
-            self._roots.add(resolved)
+        self._share("root", folder)
+
+    def share_replacements(self, folder: Path) -> None:
+        """Let the server read replacement sets and datasets in this folder of the same user.
+
+        Raises:
+            PathDeniedError: If the server refuses it.
+        """
+        self._share("replacement", folder)
 
     def detach(self) -> None:
         """Let the server finish running operations after this client has left."""
@@ -56,6 +59,14 @@ class Lease:
     def release(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+    def _share(self, word: str, folder: Path) -> None:
+        resolved = folder.resolve()
+        with self._lock:
+            if (word, resolved) in self._roots:
+                return
+            self._say(f"{word} {resolved}")
+            self._roots.add((word, resolved))
 
     def _say(self, line: str) -> None:
         if "\n" in line:

@@ -10,6 +10,7 @@ from trephine.client.circuit import Circuit
 from trephine.client.decoding import decode
 from trephine.client.generation import GenerationStream
 from trephine.client.operations import OnProgress, Operation
+from trephine.client.replaceable import ReplaceableModel
 from trephine.client.requests import Row, ScoreRow
 from trephine.client.selection import Selection
 from trephine.client.types import (
@@ -29,7 +30,7 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model:
+class Model(ReplaceableModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:

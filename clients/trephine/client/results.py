@@ -6,9 +6,17 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from trephine.client.decoding import WireValue, decode
 from trephine.client.errors import InternalError
 from trephine.client.status import error_of_status
-from trephine.v1 import audit_service_pb2, circuit_service_pb2, edit_service_pb2, model_service_pb2
+from trephine.client.types import AuditReport, Export, FitReport
+from trephine.v1 import (
+    audit_service_pb2,
+    circuit_service_pb2,
+    edit_service_pb2,
+    model_service_pb2,
+    replacement_service_pb2,
+)
 
 _RESULTS: tuple[Any, ...] = (
     model_service_pb2.Model,
@@ -16,7 +24,15 @@ _RESULTS: tuple[Any, ...] = (
     edit_service_pb2.EditProposal,
     edit_service_pb2.Export,
     audit_service_pb2.AuditReport,
+    replacement_service_pb2.ReplacementSet,
+    replacement_service_pb2.ReplacementEvaluation,
+    replacement_service_pb2.FitReport,
 )
+_VALUES: dict[str, type[WireValue]] = {
+    "Export": Export,
+    "AuditReport": AuditReport,
+    "FitReport": FitReport,
+}
 
 
 def unpack_result(operation: Any) -> Message:
@@ -36,3 +52,8 @@ def unpack_result(operation: Any) -> Message:
         f"{operation.name} ended with {operation.response.type_url or 'nothing'}, "
         "which this client does not know; upgrade it to the server's version"
     )
+
+
+def value_of(message: Message) -> WireValue:
+    """A result that is a plain value: an export, a report."""
+    return decode(_VALUES[message.DESCRIPTOR.name], message)

@@ -18,19 +18,24 @@ from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
 from trephine.client.edits import Edits, Exports, export_id_for
 from trephine.client.errors import ResourceNotFoundError
+from trephine.client.evaluation import Evaluation
 from trephine.client.leases import Lease
 from trephine.client.model import Model
 from trephine.client.models import Models, share_folder, source_of
 from trephine.client.operations import OnProgress, Operation, Operations
+from trephine.client.replacements import Replacements, ReplacementSet
+from trephine.client.results import value_of
 from trephine.client.selection import Selection
 from trephine.client.types import (
     AuditReport,
     CircuitInfo,
     Edit,
+    EvaluationInfo,
     Export,
     ModelInfo,
     ModelState,
     Proposal,
+    ReplacementSetInfo,
 )
 from trephine.client.wire import Wire
 
@@ -43,6 +48,7 @@ class Trephine:
         self._lease = lease
         self.models = Models(wire)
         self.circuits = Circuits(wire)
+        self.replacements = Replacements(wire)
         self.edits = Edits(wire)
         self.exports = Exports(wire)
         self.auditors = Auditors(wire)
@@ -208,4 +214,8 @@ class Trephine:
         if kind == "EditProposal":
             proposal = decode(Proposal, message)
             return Selection(proposal=proposal, model=proposal.version.model)
-        return decode(Export if kind == "Export" else AuditReport, message)
+        if kind == "ReplacementSet":
+            return ReplacementSet(self._wire, decode(ReplacementSetInfo, message))
+        if kind == "ReplacementEvaluation":
+            return Evaluation(self._wire, decode(EvaluationInfo, message))
+        return value_of(message)

@@ -11,6 +11,7 @@ import grpc
 from google.longrunning import operations_pb2_grpc
 
 from trephine.client.endpoint import OPTIONS, Endpoint
+from trephine.client.leases import Lease
 from trephine.client.status import error_of_call
 from trephine.v1 import (
     artifact_service_pb2_grpc,
@@ -21,6 +22,7 @@ from trephine.v1 import (
     intervention_service_pb2_grpc,
     model_service_pb2_grpc,
     operation_service_pb2_grpc,
+    replacement_service_pb2_grpc,
 )
 
 RequestT = TypeVar("RequestT")
@@ -33,14 +35,17 @@ UNARY_SECONDS = 600.0
 class Wire:
     """One channel with its stubs. Safe to use from several threads."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, lease: Lease | None = None) -> None:
         self.endpoint = endpoint
+        self.lease = lease
+        """Of a local server: folders of this machine are shared through it."""
         self._channel = _open(endpoint)
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trephine-calls")
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
         self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(self._channel)
+        self.replacements = replacement_service_pb2_grpc.ReplacementServiceStub(self._channel)
         self.edits = edit_service_pb2_grpc.EditServiceStub(self._channel)
         self.audits = audit_service_pb2_grpc.AuditServiceStub(self._channel)
         self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)

@@ -1,8 +1,9 @@
 """Leases: open connections of clients that keep an ephemeral server alive.
 
 The kernel closes the connection of a client that ends in any way, so that `kill -9` of a command leaves
-no server behind. A client may say two lines: `root PATH` adds a model root, `detach` lets the server
-finish running operations after the client has left. Each is answered by `ok` or `error MESSAGE`.
+no server behind. A client may say three lines: `root PATH` adds a model root, `replacement PATH` lets
+replacement sets be read from a folder, `detach` lets the server finish running operations after the client
+has left. Each is answered by `ok` or `error MESSAGE`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Leases:
 
     Args:
         add_root: Called with a folder that models may be loaded from.
+        share_replacements: Called with a folder that replacement sets may be loaded from.
         first_seconds: See `FIRST_SECONDS`.
         linger_seconds: See `LINGER_SECONDS`.
     """
@@ -40,10 +42,11 @@ class Leases:
         self,
         *,
         add_root: Callable[[Path], None],
+        share_replacements: Callable[[Path], None],
         first_seconds: float = FIRST_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
-        self._add_root = add_root
+        self._folders = {"root": add_root, "replacement": share_replacements}
         self._patience = first_seconds
         self._linger = linger_seconds
         self._open: set[asyncio.StreamWriter] = set()
@@ -115,14 +118,16 @@ class Leases:
         match word:
             case "detach":
                 self.detached = True
-            case "root":
+            case "root" | "replacement":
                 _require_same_user(writer)
                 folder = Path(argument)
                 if not folder.is_absolute() or not folder.is_dir():
-                    raise InvalidRequestError(f"root needs an absolute path of a folder, got {argument!r}")
-                self._add_root(folder)
+                    raise InvalidRequestError(f"{word} needs an absolute path of a folder, got {argument!r}")
+                self._folders[word](folder)
             case _:
-                raise InvalidRequestError("a lease understands `detach` and `root PATH`")
+                raise InvalidRequestError(
+                    "a lease understands `detach`, `root PATH` and `replacement PATH`"
+                )
 
 
 def _require_same_user(writer: asyncio.StreamWriter) -> None:
@@ -130,4 +135,4 @@ def _require_same_user(writer: asyncio.StreamWriter) -> None:
     size = struct.calcsize("3i")
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     if uid != os.getuid():
-        raise PathDeniedError("only the server's own user may add a model root")
+        raise PathDeniedError("only the server's own user may add a folder")

@@ -53,7 +53,10 @@ async def _serve_house(settings: Settings, state: Path, house: House, stop: asyn
     async with _sockets() as sockets:
         listener = Listener(house.service, settings)
         listen = listener.bind(sockets.grpc)
-        leases = Leases(add_root=house.service.models.add_root)
+        leases = Leases(
+            add_root=house.service.models.add_root,
+            share_replacements=house.service.replacements.share,
+        )
         await leases.start(sockets.lease)
         await listener.server.start()
         await announce(listener.health)

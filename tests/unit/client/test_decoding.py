@@ -18,6 +18,7 @@ from trephine.v1 import (
     interventions_pb2,
     model_service_pb2,
     operation_service_pb2,
+    replacement_service_pb2,
 )
 
 MESSAGES = (
@@ -30,15 +31,18 @@ MESSAGES = (
     interventions_pb2,
     model_service_pb2,
     operation_service_pb2,
+    replacement_service_pb2,
 )
 NAMES = {
     "Ablation": "AblateResponse",
     "CircuitInfo": "Circuit",
+    "EvaluationInfo": "ReplacementEvaluation",
     "Evidence": "AuditEvidence",
     "Generation": "GenerationFinished",
     "ModelInfo": "Model",
     "OperationUpdate": "WatchResponse",
     "Proposal": "EditProposal",
+    "ReplacementSetInfo": "ReplacementSet",
     "Rule": "AuditRule",
     "Scores": "ScoreResponse",
     "Span": "AuditSpan",

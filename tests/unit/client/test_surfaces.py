@@ -8,18 +8,24 @@ import pytest
 
 from trephine.client import Circuit, Model, Operation, Trephine
 from trephine.client.aio import AsyncCircuit, AsyncModel, AsyncOperation, AsyncTrephine
+from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
+from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperations
+from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
+from trephine.client.artifacts import Artifacts
 from trephine.client.audits import Auditors, Audits
 from trephine.client.circuit import Circuits
 from trephine.client.edits import Edits, Exports
+from trephine.client.evaluation import Evaluation
 from trephine.client.generation import GenerationStream
 from trephine.client.models import Models
 from trephine.client.operations import Operations
+from trephine.client.replacements import Replacements, ReplacementSet
 
 PAIRS = [
     (Trephine, AsyncTrephine),
@@ -34,6 +40,10 @@ PAIRS = [
     (Auditors, AsyncAuditors),
     (Audits, AsyncAudits),
     (GenerationStream, AsyncGenerationStream),
+    (Artifacts, AsyncArtifacts),
+    (Replacements, AsyncReplacements),
+    (ReplacementSet, AsyncReplacementSet),
+    (Evaluation, AsyncEvaluation),
 ]
 
 

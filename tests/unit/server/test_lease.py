@@ -21,7 +21,12 @@ async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Pat
     roots: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lease.sock"
-        found = Leases(add_root=roots.append, **{"first_seconds": GUARD, "linger_seconds": MOMENT, **seconds})
+        patience = {"first_seconds": GUARD, "linger_seconds": MOMENT, **seconds}
+        found = Leases(
+            add_root=roots.append,
+            share_replacements=lambda folder: roots.append(folder / "shared"),
+            **patience,
+        )
         await found.start(path)
         try:
             yield found, path, roots
@@ -124,6 +129,15 @@ async def test_roots_are_added_and_answered(tmp_path):
     assert answers[0] == b"ok\n"
     assert all(answer.startswith(b"error ") for answer in answers[1:])
     assert roots == [odd]
+
+
+async def test_replacement_folders_are_shared_apart_from_model_roots(tmp_path):
+    """`replacement PATH` lets sets be read from a folder; models are not looked for there."""
+    async with leases() as (_, path, roots):
+        answers = await say(path, f"replacement {tmp_path}\n".encode(), b"replacement relative\n")
+    assert answers[0] == b"ok\n"
+    assert answers[1].startswith(b"error replacement needs an absolute path")
+    assert roots == [tmp_path / "shared"]
 
 
 async def test_the_socket_is_its_owner_s_alone():

@@ -9,8 +9,18 @@ circuit = await model.discover(prompt, target=" Mary", against=" John")
 
 from trephine.client.aio.circuit import AsyncCircuit
 from trephine.client.aio.connection import connect
+from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.model import AsyncModel
 from trephine.client.aio.operations import AsyncOperation
+from trephine.client.aio.replacements import AsyncReplacementSet
 from trephine.client.aio.trephine import AsyncTrephine
 
-__all__ = ["AsyncCircuit", "AsyncModel", "AsyncOperation", "AsyncTrephine", "connect"]
+__all__ = [
+    "AsyncCircuit",
+    "AsyncEvaluation",
+    "AsyncModel",
+    "AsyncOperation",
+    "AsyncReplacementSet",
+    "AsyncTrephine",
+    "connect",
+]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.artifacts import checked
+from trephine.client.uploads import write_requests
 from trephine.v1 import artifact_service_pb2
 
 
@@ -20,3 +23,12 @@ class AsyncArtifacts:
         request = artifact_service_pb2.ReadRequest(name=name)
         pieces = self._wire.stream(self._wire.artifacts.Read, request)
         return checked(name, b"".join([piece.data async for piece in pieces]))
+
+    async def upload(self, source: bytes | Path, *, media_type: str) -> str:
+        """Store bytes or a file; return the resource name. Storing them again is no error.
+
+        Raises:
+            LocalFileError: If the file cannot be read.
+        """
+        written = await self._wire.call(self._wire.artifacts.Write, write_requests(source, media_type))
+        return str(written.artifact.name)

@@ -21,4 +21,4 @@ async def connect(
     endpoint, lease = await asyncio.to_thread(
         open_endpoint, server, token, state, model_roots, root_certificates
     )
-    return AsyncTrephine(AsyncWire(endpoint), lease)
+    return AsyncTrephine(AsyncWire(endpoint, lease), lease)

@@ -9,6 +9,7 @@ from trephine.client import requests
 from trephine.client.aio.circuit import AsyncCircuit
 from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.operations import AsyncOperation
+from trephine.client.aio.replaceable import AsyncReplaceableModel
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.model import Role
@@ -29,7 +30,7 @@ from trephine.client.types import (
 from trephine.v1 import model_service_pb2
 
 
-class AsyncModel:
+class AsyncModel(AsyncReplaceableModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: AsyncWire, info: ModelInfo) -> None:

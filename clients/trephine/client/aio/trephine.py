@@ -16,9 +16,11 @@ from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
+from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.model import AsyncModel
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperation, AsyncOperations
+from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
@@ -27,15 +29,18 @@ from trephine.client.errors import ResourceNotFoundError
 from trephine.client.leases import Lease
 from trephine.client.models import share_folder, source_of
 from trephine.client.operations import OnProgress
+from trephine.client.results import value_of
 from trephine.client.selection import Selection
 from trephine.client.types import (
     AuditReport,
     CircuitInfo,
     Edit,
+    EvaluationInfo,
     Export,
     ModelInfo,
     ModelState,
     Proposal,
+    ReplacementSetInfo,
 )
 
 
@@ -47,6 +52,7 @@ class AsyncTrephine:
         self._lease = lease
         self.models = AsyncModels(wire)
         self.circuits = AsyncCircuits(wire)
+        self.replacements = AsyncReplacements(wire)
         self.edits = AsyncEdits(wire)
         self.exports = AsyncExports(wire)
         self.auditors = AsyncAuditors(wire)
@@ -214,4 +220,8 @@ class AsyncTrephine:
         if kind == "EditProposal":
             proposal = decode(Proposal, message)
             return Selection(proposal=proposal, model=proposal.version.model)
-        return decode(Export if kind == "Export" else AuditReport, message)
+        if kind == "ReplacementSet":
+            return AsyncReplacementSet(self._wire, decode(ReplacementSetInfo, message))
+        if kind == "ReplacementEvaluation":
+            return AsyncEvaluation(self._wire, decode(EvaluationInfo, message))
+        return value_of(message)

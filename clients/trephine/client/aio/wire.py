@@ -9,6 +9,7 @@ import grpc
 from google.longrunning import operations_pb2_grpc
 
 from trephine.client.endpoint import OPTIONS, Endpoint
+from trephine.client.leases import Lease
 from trephine.client.status import error_of_call
 from trephine.client.wire import UNARY_SECONDS
 from trephine.v1 import (
@@ -20,6 +21,7 @@ from trephine.v1 import (
     intervention_service_pb2_grpc,
     model_service_pb2_grpc,
     operation_service_pb2_grpc,
+    replacement_service_pb2_grpc,
 )
 
 
@@ -31,19 +33,23 @@ class AsyncWire:
     text: Any
     effects: Any
     circuits: Any
+    replacements: Any
     edits: Any
     audits: Any
     artifacts: Any
     watching: Any
     operations: Any
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, lease: Lease | None = None) -> None:
         self.endpoint = endpoint
+        self.lease = lease
+        """Of a local server: folders of this machine are shared through it."""
         self._channel = _open(endpoint)
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
         self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
         self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(self._channel)
+        self.replacements = replacement_service_pb2_grpc.ReplacementServiceStub(self._channel)
         self.edits = edit_service_pb2_grpc.EditServiceStub(self._channel)
         self.audits = audit_service_pb2_grpc.AuditServiceStub(self._channel)
         self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)

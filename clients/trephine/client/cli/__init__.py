@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli import circuits, edits, models, operations
+from trephine.client.cli import circuits, edits, models, operations, replacements
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
@@ -21,7 +21,9 @@ from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
 from trephine.client.errors import (
+    AdmissionFailedError,
     ModelNotFoundError,
+    ReplacementNotFoundError,
     ServerUnreachableError,
     TrephineError,
     UnauthenticatedError,
@@ -35,7 +37,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group, name in ((models, "models"), (circuits, "circuits"), (edits, "edits"), (operations, "operations")):
+for group, name in (
+    (models, "models"),
+    (replacements, "replacements"),
+    (circuits, "circuits"),
+    (edits, "edits"),
+    (operations, "operations"),
+):
     app.add_typer(group.app, name=name)
 for command, epilog in (
     (discover, DISCOVER_EXAMPLES),
@@ -124,7 +132,9 @@ def main() -> None:
 
 
 _HINTS = {
+    AdmissionFailedError.reason: "--accept-degraded loads it all the same, and every result says so",
     ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
+    ReplacementNotFoundError.reason: "see `trephine replacements list`; `... load SET` loads one",
     UnauthenticatedError.reason: "give the server's token with --token-file FILE",
     ServerUnreachableError.reason: "is it running there? Without --server a local one is started",
 }

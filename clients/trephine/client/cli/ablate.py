@@ -16,11 +16,14 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.sets import ReplacementsOption, open_sets
 from trephine.client.types import Ablation
 
 ABLATE_EXAMPLES = examples(
     'trephine ablate "When Mary and John went to the store, John gave a drink to" \\',
     '    --target " Mary" --against " John" --feature 20:345 --feature 25:1027',
+    'trephine ablate "The capital of France is" --target " Paris" \\',
+    "    --replacements smollm2-135m-tc --feature smollm2-135m-tc:20:345",
 )
 
 
@@ -32,18 +35,21 @@ def ablate(
     edit: Annotated[str | None, typer.Option(help="Take the interventions of a stored edit.")] = None,
     against: AgainstOption = None,
     model: ModelOption = DEFAULT_MODEL,
+    replacements: ReplacementsOption = None,
     controls: Annotated[int, typer.Option(help="Matched random sets; 0 skips them and the p-value.")] = 99,
     positions: Annotated[
         str | None, typer.Option(help="Measure the form bound to these positions beside, as in 9,13.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
 ) -> None:
-    """Remove neurons everywhere and measure what that does, beside random neurons of the same strength."""
+    """Remove features everywhere and measure what that does, beside random ones of the same strength."""
     given = invocation(context)
     interventions = ablations(features)
     bound = read_positions(positions) if positions else ()
     with given.connect() as trephine:
-        measured = given.load(trephine, model).ablate(
+        loaded = given.load(trephine, model)
+        open_sets(given, trephine, loaded, replacements)
+        measured = loaded.ablate(
             prompt,
             interventions,
             target=target,

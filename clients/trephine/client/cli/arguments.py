@@ -22,32 +22,39 @@ AgainstOption = Annotated[
     str | None, typer.Option("--against", "-a", help="The token it competes with. Unset: the mean logit.")
 ]
 FeatureOption = Annotated[
-    list[str] | None, typer.Option("--feature", "-f", help="A neuron as LAYER:INDEX. May be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--feature", "-f", help="A neuron as LAYER:INDEX, a set's feature as SET:LAYER:INDEX. Repeatable."
+    ),
 ]
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Start the work, print its operation's name, and leave.")
 ]
 
-_FEATURE = re.compile(r"(?P<layer>\d+):(?P<index>\d+)")
-_CHANGE = re.compile(
-    r"(?P<layer>\d+):(?P<index>\d+)(?:(?P<sign>[=*]|\+=|-=)(?P<value>[-+]?[\d.]+(?:[eE][-+]?\d+)?|nan|inf))?"
-)
+_ADDRESS = r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)"
+_VALUE = r"(?P<value>[-+]?[\d.]+(?:[eE][-+]?\d+)?|nan|inf)"
+_FEATURE = re.compile(_ADDRESS)
+_CHANGE = re.compile(rf"{_ADDRESS}(?:(?P<sign>[=*]|\+=|-=){_VALUE})?")
 
 
 def read_feature(text: str) -> Handle:
-    """Read `12:345`.
+    """Read `12:345`, or `my-set:12:345` of a replacement set.
 
     Raises:
         InvalidRequestError: If it is something else.
     """
     match = _FEATURE.fullmatch(text.strip())
     if match is None:
-        raise InvalidRequestError(f"{text!r} is no feature; write LAYER:INDEX, as in 12:345", field="feature")
-    return feature(int(match["layer"]), int(match["index"]))
+        raise InvalidRequestError(
+            f"{text!r} is no feature; write LAYER:INDEX, as in 12:345, or SET:LAYER:INDEX", field="feature"
+        )
+    return _handle(match)
 
 
 def read_change(text: str) -> Intervention:
     """Read `12:345` (ablate), `12:345=8` (set), `12:345+=8`, `12:345-=8` (add), `12:345*0.5` (scale).
+
+    A replacement set's feature has the set's name in front: `my-set:12:345+=8`.
 
     Raises:
         InvalidRequestError: If it is something else.
@@ -56,10 +63,10 @@ def read_change(text: str) -> Intervention:
     if match is None:
         raise InvalidRequestError(
             f"{text!r} is no change; write 12:345=8 (set), 12:345+=8 (add), 12:345*0.5 (scale) "
-            "or 12:345 (ablate)",
+            "or 12:345 (ablate); a set's feature has SET: in front",
             field="steer",
         )
-    handle = feature(int(match["layer"]), int(match["index"]))
+    handle = _handle(match)
     if match["sign"] is None:
         return handle.ablate()
     value = float(match["value"])
@@ -88,3 +95,7 @@ def ablations(features: Sequence[str] | None, factor: float | None = None) -> li
     """Ablate (or scale) every feature that was named."""
     handles = [read_feature(text) for text in features or ()]
     return [handle.ablate() if factor is None else handle.scale(factor) for handle in handles]
+
+
+def _handle(match: re.Match[str]) -> Handle:
+    return feature(int(match["layer"]), int(match["index"]), replacement=match["set"] or "")

@@ -11,6 +11,7 @@ from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_chang
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.sets import ReplacementsOption, open_sets
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable_lines
@@ -27,9 +28,13 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     steer: Annotated[
         list[str] | None,
-        typer.Option(help="Change a neuron: 12:345=8, 12:345+=8, 12:345*0.5, or 12:345 to ablate it."),
+        typer.Option(
+            help="Change a neuron: 12:345=8, 12:345+=8, 12:345*0.5, or 12:345 to ablate it. "
+            "A set's feature: SET:12:345+=8."
+        ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
+    replacements: ReplacementsOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
@@ -46,6 +51,7 @@ def generate(
     }
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
+        open_sets(given, trephine, loaded, replacements)
         if changes:
             with loaded.side_by_side(prompt, changes, **options) as stream:
                 _show_pair(given.output, stream)

@@ -47,6 +47,9 @@ def serve(
     model_root: Annotated[
         list[Path] | None, typer.Option(help="Folder whose models may be loaded. May be repeated.")
     ] = None,
+    replacement_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose replacement sets may be loaded. May be repeated.")
+    ] = None,
     export_root: Annotated[Path | None, typer.Option(help="Folder that exports are published into.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of --listen.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key of that certificate.")] = None,
@@ -63,6 +66,8 @@ def serve(
     arguments += ["--insecure-listen"] if insecure_listen else []
     for root in model_root or ():
         arguments += ["--model-root", str(root.expanduser().absolute())]
+    for root in replacement_root or ():
+        arguments += ["--replacement-root", str(root.expanduser().absolute())]
     arguments += ["--export-root", str(export_root.absolute())] if export_root else []
     become_service(*arguments)
 

@@ -24,8 +24,9 @@ class FeatureRef(WireValue):
     replacement: str = ""
 
     def __str__(self) -> str:
-        """`12:345`, as the command line takes it."""
-        return f"{self.layer}:{self.index}"
+        """`12:345`, or `my-set:12:345` for a set's, as the command line takes it."""
+        own = self.replacement in ("", "neurons")
+        return f"{self.layer}:{self.index}" if own else f"{self.replacement}:{self.layer}:{self.index}"
 
 
 class SiteKind(StrEnum):

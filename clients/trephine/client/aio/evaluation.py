@@ -1,0 +1,58 @@
+"""A finished evaluation of a replacement set, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from trephine.client import replacement_requests
+from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.downloads import write_file
+from trephine.client.evaluation import files_of
+from trephine.client.types import EvaluationInfo
+
+
+class AsyncEvaluation:
+    """How good a set is, with its controls beside it, stored on the server."""
+
+    def __init__(self, wire: AsyncWire, info: EvaluationInfo) -> None:
+        self._wire = wire
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        """Resource name, `evaluations/...`."""
+        return self.info.name
+
+    def to_json(self) -> str:
+        """The evaluation in proto-JSON."""
+        return self.info.to_json()
+
+    async def html(self) -> str:
+        """One self-contained page with table and plots."""
+        return (await self._render("html")).decode()
+
+    async def csv(self) -> str:
+        """One line per figure."""
+        return (await self._render("csv")).decode()
+
+    async def json(self) -> dict[str, Any]:
+        """Everything, the set's admission included."""
+        found: dict[str, Any] = json.loads(await self._render("json"))
+        return found
+
+    async def save(self, path: str | Path) -> tuple[Path, ...]:
+        """Write `evaluation.html`, `.json` and `.csv` into a folder, or one file of these kinds."""
+        written = []
+        for form, file in files_of(Path(path)):
+            data = await self._render(form)
+            written.append(await asyncio.to_thread(write_file, file, data))
+        return tuple(written)
+
+    async def _render(self, form: str) -> bytes:
+        request = replacement_requests.render(self.name, form)
+        rendered = await self._wire.call(self._wire.replacements.RenderEvaluation, request)
+        return await AsyncArtifacts(self._wire).read(rendered.artifact)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.help_text import examples
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.cli.sets import (
+    AcceptDegradedOption,
+    BudgetOption,
+    FormatOption,
+    SetArgument,
+    UnverifiedOption,
+    open_set,
+    read_bytes,
+    read_layers,
+)
+from trephine.client.errors import LocalFileError
+from trephine.client.types import Dictionary, EvaluationInfo, Figure, LayerScore, SplicedScore
+
+BUILT_IN = "built-in"
+EVALUATE_EXAMPLES = examples(
+    "trephine replacements evaluate smollm2-135m-tc",
+    "trephine replacements evaluate ./my-set --text heldout.txt --layers 0,15,29 --out out/evaluation",
+)
+_TITLES = {
+    Dictionary.GIVEN: "THE SET",
+    Dictionary.RANDOM: "RANDOM",
+    Dictionary.FROZEN_DECODER: "FROZEN DECODER",
+    Dictionary.FROZEN_ENCODER: "FROZEN ENCODER",
+}
+_SPLICED = (
+    ("cross-entropy, model", "ce_plain"),
+    ("cross-entropy, spliced", "ce_spliced"),
+    ("cross-entropy, mean-ablated", "ce_mean_ablated"),
+    ("cross-entropy, zero-ablated", "ce_zero_ablated"),
+    ("cross-entropy recovered", "ce_score"),
+    ("divergence from the model", "kl"),
+    ("divergence avoided", "kl_score"),
+    ("same most likely token", "top1_agreement"),
+    ("share of the error", "error_share"),
+)
+
+
+def evaluate(
+    context: typer.Context,
+    name: SetArgument,
+    model: ModelOption = DEFAULT_MODEL,
+    text: Annotated[str, typer.Option(help="File with text that it was not trained on.")] = BUILT_IN,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers scored one by one, as in 0,5,10-12; unset: all.")
+    ] = None,
+    contexts: Annotated[int | None, typer.Option(help="At most this many; unset 32.")] = None,
+    context_tokens: Annotated[int | None, typer.Option(help="Tokens of each; unset 128.")] = None,
+    no_controls: Annotated[bool, typer.Option("--no-controls", help="Leave the controls out.")] = False,
+    perturbations: Annotated[
+        int | None, typer.Option(help="Features perturbed for the figures by depth; unset 32, 0 skips.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.html, .json and .csv.")] = None,
+    format: FormatOption = None,
+    memory_budget: BudgetOption = None,
+    accept_degraded: AcceptDegradedOption = False,
+    unverified_format: UnverifiedOption = False,
+    detach: DetachOption = False,
+) -> None:
+    """Measure how good a set is on held-out text, with random and half-trained dictionaries beside it.
+
+    Splices each layer alone, then all at once. What does not beat its controls is said not to.
+    """
+    given = invocation(context)
+    words = None if text == BUILT_IN else _read(Path(text))
+    with given.connect() as trephine:
+        found = open_set(
+            given,
+            trephine,
+            given.load(trephine, model),
+            name,
+            format=format,
+            memory_budget_bytes=read_bytes(memory_budget),
+            accept_degraded=accept_degraded,
+            allow_unverified=unverified_format,
+        )
+        started = found.start_evaluate(
+            words,
+            text_name=None if words is None else Path(text).name,
+            context_tokens=context_tokens,
+            max_contexts=contexts,
+            layers=read_layers(layers),
+            controls=() if no_controls else None,
+            perturbations=perturbations,
+            seed=seed,
+        )
+        evaluation = given.complete(trephine, started, f"evaluate {name}", detach=detach)
+        paths = evaluation.save(out) if out is not None else ()
+    show_evaluation(given.output, evaluation.info)
+    for path in paths:
+        given.output.note(f"wrote {path}")
+
+
+def show_evaluation(output: Output, info: EvaluationInfo) -> None:
+    """Print layers with their controls side by side, all layers spliced, depths, claims and caveats."""
+    if output.json:
+        output.document(info.to_json())
+        return
+    found = {one.dictionary for one in info.layers} | {one.dictionary for one in info.spliced}
+    dictionaries = [one for one in _TITLES if one in found]
+    _show_layers(output, info.layers, dictionaries)
+    _show_spliced(output, info.spliced, dictionaries)
+    if info.depths:
+        output.line()
+        rows = [(str(one.depth), shown(one.cosine), shown(one.nmse), str(one.pairs)) for one in info.depths]
+        output.table(("DEPTH", "COSINE", "SQUARED ERROR", "PAIRS"), rows)
+    output.line()
+    output.facts(_facts(info))
+
+
+def shown(figure: Figure) -> str:
+    """A figure with its interval: `0.214 (0.209 to 0.220)`."""
+    unit = f" {figure.unit}" if figure.unit else ""
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.3f}{unit}"
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}){unit}"
+
+
+def _show_layers(output: Output, scores: Sequence[LayerScore], dictionaries: list[Dictionary]) -> None:
+    by_layer: dict[int, dict[Dictionary, LayerScore]] = {}
+    for score in scores:
+        by_layer.setdefault(score.layer, {})[score.dictionary] = score
+    controls = [one for one in dictionaries if one is not Dictionary.GIVEN]
+    columns = ["LAYER", "L0", "DEAD", "FVU", *(_TITLES[one] for one in controls)]
+    columns += ["CE SCORE", *(_TITLES[one] for one in controls), "KL SCORE", "TOP-1"]
+    output.table(columns, [_layer_row(layer, by_layer[layer], controls) for layer in sorted(by_layer)])
+
+
+def _layer_row(layer: int, found: dict[Dictionary, LayerScore], controls: Sequence[Dictionary]) -> list[str]:
+    given = found.get(Dictionary.GIVEN)
+
+    def beside(name: str) -> list[str]:
+        return [f"{getattr(found[one], name).value:.3f}" if one in found else "" for one in controls]
+
+    if given is None:
+        return [str(layer), "", "", "", *beside("fvu"), "", *beside("ce_score"), "", ""]
+    return [
+        str(layer),
+        f"{given.l0.value:.1f}",
+        f"{given.dead_share:.1%}",
+        f"{given.fvu.value:.3f}",
+        *beside("fvu"),
+        f"{given.ce_score.value:.3f}",
+        *beside("ce_score"),
+        f"{given.kl_score.value:.3f}",
+        f"{given.top1_agreement.value:.3f}",
+    ]
+
+
+def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: list[Dictionary]) -> None:
+    if not scores:
+        return
+    by_dictionary = {score.dictionary: score for score in scores}
+    chosen = [one for one in dictionaries if one in by_dictionary]
+    output.line()
+    output.table(
+        ("ALL LAYERS SPLICED", *(_TITLES[one] for one in chosen)),
+        [(title, *(shown(getattr(by_dictionary[one], name)) for one in chosen)) for title, name in _SPLICED],
+    )
+
+
+def _facts(info: EvaluationInfo) -> list[tuple[str, str]]:
+    found = info.replacement_set
+    claims = [
+        (
+            "claim",
+            f"{'beats' if one.beats else 'DOES NOT BEAT'} the {_TITLES[one.control].lower()} control on "
+            f"{one.figure}: {shown(one.difference)}",
+        )
+        for one in info.claims
+    ]
+    facts = [
+        *(claims or [("claim", "none: no controls were measured")]),
+        ("set", f"{found.name}, content {found.content_hash}"),
+        ("model", f"{found.version.model}, weights {found.version.weight_hash}"),
+        ("text", f"{info.text}, {info.tokens} tokens in {info.contexts} contexts, seed {info.seed}"),
+        ("evaluation", f"{info.name}, {info.seconds:.1f} s"),
+        *(("caveat", caveat) for caveat in info.caveats),
+    ]
+    return [*facts, ("degraded", f"yes: {found.admission.why}")] if found.degraded else facts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise LocalFileError(f"cannot read {path} as UTF-8 text: {failure}") from failure

@@ -1,0 +1,183 @@
+"""`trephine replacements` against the fake server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.grpc_server import FakeService
+from tests.unit.client.test_cli import run as run  # a fixture
+from trephine.client.cli import replacements
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.sets import read_bytes, read_layers
+from trephine.client.errors import InvalidRequestError
+from trephine.v1 import generation_service_pb2, intervention_service_pb2
+from trephine.v1 import replacement_service_pb2 as pb
+
+Run = Callable[..., int]
+TINY = ("--model", "tiny")
+
+
+def last(fake: FakeService, kind: type) -> pb.LoadReplacementSetRequest:
+    """The last request of a type."""
+    found: pb.LoadReplacementSetRequest = [one for one in fake.requests if isinstance(one, kind)][-1]
+    return found
+
+
+def test_load_prints_the_admission(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Name, verdict and each layer's figures; sizes are written as people write them."""
+    words = ("replacements", "load", "small", *TINY, "--memory-budget", "1.5GiB", "--unverified-format")
+    assert run(*words) == ExitCode.PASS
+    out = capsys.readouterr().out
+    assert "models/tiny/replacements/small" in out
+    assert "0.310" in out
+    request = last(fake, pb.LoadReplacementSetRequest)
+    assert request.memory_budget_bytes == 3 << 29
+    assert request.allow_unverified
+    assert not request.accept_degraded
+
+
+def test_a_failed_admission_shows_its_figures(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """The refusal is bad input, its lines are kept, and the way out is named."""
+    fake.admission_error = "refused:\nlayer 3: FVU 1.31 is not below 1\nlayer 4: L0 900, claimed 32"
+    assert run("replacements", "load", "small", *TINY) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "layer 3: FVU 1.31 is not below 1\nlayer 4: L0 900, claimed 32" in err
+    assert "--accept-degraded" in err
+
+
+def test_sets_are_listed_shown_and_unloaded(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Tables for people, messages for programs."""
+    fake.replacement_degraded = True
+    assert run("replacements", "list") == 0
+    assert "small\tloaded\ttiny\t1\ttranscoder\tdegraded" in capsys.readouterr().out
+    assert run("--json", "replacements", "list") == 0
+    assert len(json.loads(capsys.readouterr().out)["replacementSets"]) == 2
+    assert run("replacements", "show", "small", *TINY) == 0
+    out = capsys.readouterr().out
+    assert "FAILED" in out
+    assert "\x1b" not in out
+    assert run("replacements", "unload", "small", *TINY) == 0
+    assert run("replacements", "show", "none", *TINY) == ExitCode.USAGE
+    assert "REPLACEMENT_NOT_FOUND" in capsys.readouterr().err
+
+
+def test_evaluate_prints_controls_side_by_side(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """The set's figure stands beside its control's, claims are said either way, files are written."""
+    text = tmp_path / "heldout.txt"
+    text.write_text("held out")
+    words = ("replacements", "evaluate", "small", *TINY, "--text", str(text), "--layers", "0,2-3")
+    assert run(*words, "--contexts", "4", "--out", str(tmp_path / "out")) == 0
+    out, err = capsys.readouterr()
+    assert "LAYER\tL0\tDEAD\tFVU\tRANDOM\tCE SCORE\tRANDOM" in out
+    assert "0.300\t0.950" in out
+    assert "beats the random control on fvu: -0.650 (-0.750 to -0.550)" in out
+    assert "DOES NOT BEAT the random control on kl" in out
+    assert "\x1b" not in out + err
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    request = last(fake, pb.EvaluateReplacementSetRequest)
+    assert (list(request.layers), request.max_contexts, request.text_name) == ([0, 2, 3], 4, "heldout.txt")
+    assert not any(isinstance(one, pb.LoadReplacementSetRequest) for one in fake.requests)
+
+
+def test_evaluate_loads_what_is_not_loaded(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """A name that is only on disk is loaded first; JSON is the message."""
+    fake.replacement_loaded = False
+    assert run("--json", "replacements", "evaluate", "small", *TINY, "--no-controls") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "evaluations/e1"
+    assert last(fake, pb.LoadReplacementSetRequest).source == "small"
+    assert last(fake, pb.EvaluateReplacementSetRequest).without_controls
+
+
+def test_fit_predicts_or_fits(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Recipe options reach the request; a prediction prints time and memory."""
+    words = ("replacements", "fit", "mine", *TINY, "--kind", "skip-transcoder", "--features", "64")
+    assert run(*words, "--no-warm-start") == 0
+    assert "60.0%" in capsys.readouterr().out
+    recipe = last(fake, pb.FitReplacementSetRequest).recipe
+    assert (recipe.kind, recipe.d_sae) == (pb.LAYER_KIND_SKIP_TRANSCODER, 64)
+    assert (recipe.HasField("warm_start"), recipe.warm_start) == (True, False)
+    assert run(*words, "--predict") == 0
+    assert "60 s" in capsys.readouterr().out
+    assert run(*words, "--detach") == 0
+    assert capsys.readouterr().out.startswith("operations/")
+
+
+def test_import_runs_the_service(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The service's own status is the command's."""
+    seen: list[tuple[str, ...]] = []
+
+    def service(*words: str) -> int:
+        seen.append(words)
+        return 2
+
+    monkeypatch.setattr(replacements, "run_service", service)
+    assert run("replacements", "import", "a-release", "layer_0/x", str(tmp_path / "new")) == 2
+    assert seen == [("import-release", "a-release", "layer_0/x", str(tmp_path / "new"))]
+
+
+def test_a_set_s_features_are_named_in_ablate_and_generate(fake: FakeService, run: Run):
+    """`--replacements` loads, `SET:LAYER:INDEX` addresses."""
+    fake.replacement_loaded = False
+    named = ("--replacements", "small")
+    assert run("ablate", "x", *TINY, "--target", "y", *named, "--feature", "small:0:2") == 0
+    assert last(fake, pb.LoadReplacementSetRequest).source == "small"
+    ablation = last(fake, intervention_service_pb2.AblateRequest).interventions[0]
+    assert ablation.target.feature.replacement == "small"
+    assert run("generate", "x", *TINY, *named, "--steer", "small:0:2+=3", "--steer", "1:2") == 0
+    first, second = last(fake, generation_service_pb2.GenerateRequest).rows[1].interventions
+    assert (first.target.feature.replacement, first.operation.add) == ("small", 3.0)
+    assert second.target.feature.replacement == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("load", "./nowhere"), "no folder"),
+        (("load", "small", "--memory-budget", "lots"), "200MB"),
+        (("load", "small", "--format", "zip"), "saelens"),
+        (("evaluate", "small", "--layers", "a"), "0,5,10-12"),
+        (("evaluate", "small", "--text", "/nowhere/text"), "cannot read"),
+        (("fit", "mine", "--kind", "magic"), "transcoder"),
+        (("fit", "mine", "--corpus", "/nowhere/text"), "no corpus"),
+    ],
+)
+def test_wrong_use_says_what_to_do(
+    words: tuple[str, ...], says: str, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """Bad input is status 2 with a message on stderr."""
+    assert run("replacements", *words, *TINY) == ExitCode.USAGE
+    assert says in capsys.readouterr().err
+
+
+def test_sizes_and_layers_are_read_as_people_write_them():
+    """Powers of 1000 and of 1024; ranges with both ends."""
+    assert [read_bytes(text) for text in ("200MB", "2GiB", "1.5k", "77", None)] == [
+        200_000_000,
+        2 << 30,
+        1500,
+        77,
+        None,
+    ]
+    assert read_layers("0,5-7") == (0, 5, 6, 7)
+    for text in ("-1", "0,,1", "3-x"):
+        with pytest.raises(InvalidRequestError):
+            read_layers(text)
+
+
+@pytest.mark.parametrize("command", ["list", "load", "show", "unload", "evaluate", "fit", "import"])
+def test_every_command_explains_itself(command: str, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Each has help, and the larger ones an example."""
+    assert run("replacements", command, "--help") == 0
+    out = capsys.readouterr().out
+    assert len(out) > 100
+    if command in ("load", "evaluate", "fit", "import"):
+        assert f"  trephine replacements {command} " in out
