@@ -125,7 +125,7 @@ def _tiles(description: FeatureDescription) -> list[tuple[str, str, str]]:
             (
                 "density",
                 _share(statistics.density),
-                f"fires at {statistics.count} of {description.index.tokens} positions",
+                f"fires at {statistics.count:,} of {description.index.tokens:,} positions",
             ),
             ("mean", _number(statistics.mean), "activation where it fires"),
             ("largest", _number(statistics.largest), "activation of the largest magnitude"),
@@ -161,7 +161,8 @@ def _ticks(statistics: FeatureStatistics) -> list[tuple[float, str]]:
     bins = len(edges) - 1
     step = max(1, -(-bins // 4))
     return [
-        (round(place * _CHART_WIDTH / bins, 2), _number(edges[place])) for place in range(0, len(edges), step)
+        (round(place * _CHART_WIDTH / bins, 2), _number(edges[place], digits=2))
+        for place in range(0, len(edges), step)
     ]
 
 
@@ -208,11 +209,11 @@ def _linked(
     )
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int = 4) -> str:
     if not isfinite(value):
         return "–"
     small = value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5)
-    return (f"{value:.2e}" if small else f"{value:.4g}").replace("-", "−")
+    return (f"{value:.2e}" if small else f"{value:.{digits}g}").replace("-", "−")
 
 
 def _share(value: float) -> str:

@@ -136,7 +136,7 @@ def test_figures_and_caveats_are_shown():
     html = feature_html(description())
     for text in (
         "0.125%",
-        "154 of 123456",
+        "154 of 123,456",
         "decoder norm",
         "threshold",
         "123,456 positions",
