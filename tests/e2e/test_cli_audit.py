@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.builders import tiny_folder
 from tests.e2e.servers import own_server
 from tests.e2e.test_cli_process import finish, start
 from tests.organisms import PARAMETERS, faithful_organism, shortcut_organism, untrained_organism
@@ -48,3 +54,20 @@ def test_organisms_get_their_status(
     assert {path.suffix for path in out.iterdir()} == {".json", ".sarif", ".xml", ".html"}
     if code is ExitCode.FINDINGS:
         assert "hint -> answer given the step" in result
+
+
+def test_the_readmes_audit_runs_as_printed(tmp_path: Path):
+    """The printed command on a folder of that name: a model that cannot be judged ends it with 4."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    [printed] = re.findall(r"^trephine audit .*$", readme, flags=re.MULTILINE)
+    tiny_folder("llama", tmp_path / "out" / "edited")
+    done = subprocess.run(
+        [sys.executable, "-m", "trephine.client", *shlex.split(printed)[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"TREPHINE_STATE": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.INCONCLUSIVE, done.stderr
+    assert {path.suffix for path in (tmp_path / "reports").iterdir()} == {".json", ".sarif", ".xml", ".html"}
