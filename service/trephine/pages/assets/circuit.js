@@ -34,7 +34,7 @@
   // --- layout: one band a layer that is used, one column a position ------------------------------
   const layers = [...new Set(nodes.filter(n => n.kind === "feature" || n.kind === "error").map(n => n.layer))].sort((a, b) => a - b);
   const bandOf = new Map(layers.map((layer, i) => [layer, i + 1]));
-  const top = layers.length + 1, STEP = 15, BAND = 34, GAP = 26, LEFT = 66;
+  const top = layers.length + 1, STEP = 15, BAND = 34, GAP = 26, LEFT = 66, AXIS = 44;
   const band = node => node.kind === "token" ? 0 : node.kind === "logit" ? top : bandOf.get(node.layer);
   const cells = new Map();
   nodes.forEach((node, i) => {
@@ -161,9 +161,10 @@
   // --- moving about -----------------------------------------------------------------------------
   const fit = () => {
     const w = view.clientWidth, h = view.clientHeight;
-    fitted = scale = Math.min(2, (w - 12) / width, (h - 78) / height);
-    stretch = Math.max(1, Math.min(1.6, (h - 78) / (height * scale)));  // layers use the room that is left
-    shiftX = Math.max(0, (w - width * scale) / 2); shiftY = 4;
+    const inner = width - LEFT;  // the strip of layer names keeps its own width, whatever the scale
+    fitted = scale = Math.min(2, (w - AXIS - 12) / inner, (h - 78) / height);
+    stretch = Math.max(1, Math.min(4, (h - 78) / (height * scale)));  // layers use the room that is left
+    shiftX = Math.max(AXIS, (w - inner * scale) / 2) - LEFT * scale; shiftY = 4;
     schedule();
   };
   const zoom = (factor, x, y) => {
