@@ -7,10 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 OUT ?= out/demo
+# Data and transcoders of the benchmarks; the product never reads them.
+SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws bench-discovery image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -66,6 +68,16 @@ bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health unde
 
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
 	$(BIN)/python -m benchmarks.laws
+
+$(VENV)/peer/stamp: benchmarks/peers/circuit_tracer.txt | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv $(VENV)/peer
+	$(VENV)/peer/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+bench-discovery: $(VENV)/dev.stamp $(VENV)/peer/stamp ## Discovery beside circuit-tracer: time, memory, edges, growth
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.discovery --peer $(VENV)/peer/bin/python \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
 
 image: ## Build the container image
 	docker build --tag trephine .

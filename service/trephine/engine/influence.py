@@ -81,7 +81,7 @@ class Row:
     layer: int
     """Rises towards the logits; a row's sources are of rows below."""
     sources: Tensor
-    """int64 `(n,)`, cells."""
+    """int32 or int64 `(n,)`, cells."""
     weights: Tensor
     """float32 `(n,)`, contributions of the sources."""
     tokens: Tensor
@@ -94,6 +94,8 @@ class Row:
     """Absolute sum over all sources, stored or not."""
     share: float = 1.0
     """Of a target: its weight among the targets."""
+    ranked: int | None = None
+    """Influences follow the first so many sources, the large ones; None: all."""
 
 
 class SparseCollector:
@@ -175,9 +177,10 @@ def solve_influence(rows: list[Row], cells: Space) -> Influence:
     for _, group in groupby(ordered, key=lambda row: row.layer):
         members = list(group)
         weight = torch.tensor([_weight(row, neurons) / row.mass for row in members])
-        counts = torch.tensor([len(row.sources) for row in members])
-        shares = torch.cat([row.weights for row in members]).abs() * weight.repeat_interleave(counts)
-        neurons.index_add_(0, torch.cat([row.sources for row in members]), shares)
+        sources = [row.sources[: row.ranked] for row in members]
+        counts = torch.tensor([len(of_row) for of_row in sources])
+        values = torch.cat([row.weights[: row.ranked] for row in members]).abs()
+        neurons.index_add_(0, torch.cat(sources), values * weight.repeat_interleave(counts))
         token_shares = torch.stack([row.tokens for row in members]).abs()
         error_shares = torch.stack([row.errors for row in members]).abs()
         tokens += weight @ token_shares

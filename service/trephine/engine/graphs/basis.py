@@ -22,6 +22,10 @@ _ROWS_PER_SWEEP = 8192
 """Packed adjoint rows per sweep; bounds the time of a quantum."""
 _SCORES_PER_SWEEP = 1 << 24
 """Contributions held dense during a sweep: targets times active features; 64 MiB in float32."""
+NEGLIGIBLE = 2e-5
+"""Edges below this share of a row's largest one are not stored; they are in its remainder."""
+_STORED = 1 << 27
+"""Edges stored of a whole graph at most, 1 GiB; beyond, a row's smallest are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class FeatureBasis:
     shares: tuple[float, ...]
     """Weight of each read-out among the targets; they sum to 1."""
     meter: MemoryMeter
+    max_nodes: int
+    """Features that will be expanded at most; decides how much of a row can be stored."""
 
     @property
     def cells(self) -> ActiveFeatures:
@@ -83,22 +89,39 @@ class FeatureBasis:
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            return list(_rows(targets, cells, sums, mass))
+            room = max(1, _STORED // (self.max_nodes + len(self.readouts)))
+            return list(_rows(targets, cells, sums, mass, room))
 
 
-def _rows(targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor) -> Iterator[Row]:
-    """Keep, per target, the features above `FLOOR` of the row's absolute mass."""
+def _rows(
+    targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor, room: int
+) -> Iterator[Row]:
+    """Keep, per target, up to `room` features that are not negligible beside the row's largest edge."""
     for number, cell in enumerate(cells):
         features = sums.features[number]
-        sources = (features.abs() > FLOOR * mass[number]).nonzero().flatten()
+        sources, ranked = _kept(features.abs(), float(mass[number]), room)
         yield Row(
             cell=cell,
             layer=int(targets.place[number]),
-            sources=sources.cpu(),
+            sources=sources.to(torch.int32).cpu(),
             weights=features[sources].float().cpu(),
+            ranked=ranked,
             tokens=sums.tokens[number].float().cpu(),
             errors=sums.errors[number].flatten().float().cpu(),
             bias=float(sums.bias[number]),
             total=float(targets.total[number]),
             mass=float(mass[number]),
         )
+
+
+def _kept(sizes: Tensor, mass: float, room: int) -> tuple[Tensor, int]:
+    """Return kept cells, those that influences follow first, and how many these are."""
+    large = sizes > FLOOR * mass
+    small = (sizes > NEGLIGIBLE * sizes.max()) & ~large
+    first, rest = large.nonzero().flatten(), small.nonzero().flatten()
+    if len(first) > room:
+        first = first[sizes[first].topk(room).indices]
+    left = room - len(first)
+    if len(rest) > left:
+        rest = rest[sizes[rest].topk(left).indices]
+    return torch.cat([first, rest]), len(first)

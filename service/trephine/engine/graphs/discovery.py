@@ -85,6 +85,7 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
         readouts=(question.readout,),
         shares=(1.0,),
         meter=meter,
+        max_nodes=command.max_feature_nodes,
     )
     expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
     graph = _Graph(

@@ -1,0 +1,147 @@
+"""One cell of the discovery bench in Trephine's engine: `python -m benchmarks.discovery_cell REQUEST`.
+
+The same request as the peer's cell: token ids, logit targets, feature nodes, transcoders. A fresh process
+per cell; extra memory is the peak of the resident size over what it was after loading and a warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from trephine.domain.models import LoadModel, ModelSource
+from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
+from trephine.engine.assembly import order_nodes
+from trephine.engine.expansion import Expansion, expand
+from trephine.engine.graphs.actives import ActiveFeatures, activate
+from trephine.engine.graphs.basis import FeatureBasis
+from trephine.engine.hosted import HostedModel
+from trephine.engine.influence import LOGIT
+from trephine.engine.loading import load_model
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.operators import capture
+from trephine.engine.quanta import finish
+from trephine.engine.readouts import logit_readout
+from trephine.engine.replacements.loading import load_replacement_set
+from trephine.engine.session import Session
+
+SET = "bench"
+
+
+class PeakMemory:
+    """The largest resident size of this process, beyond what it was at the start."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self._peak = self._before
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    def extra(self) -> int:
+        """End the watch; return bytes."""
+        self._done.set()
+        self._thread.join()
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(max(self._peak, min(largest, self._peak * 2)) - self._before)
+
+
+def load(model: str, transcoders: str) -> HostedModel:
+    """Open the model with the set, all layers resident."""
+    session = Session()
+    finish(load_model(session, LoadModel(source=ModelSource(name="bench", folder=model))))
+    source = ReplacementSource(name=SET, folder=transcoders, memory_budget_bytes=1 << 40)
+    finish(load_replacement_set(session, LoadReplacementSet(source=source)))
+    hosted = session.require_model()
+    pager = hosted.replacements[SET].pager
+    with pager.pinned(hosted.replacements[SET].covered):
+        return hosted
+
+
+def discover(
+    hosted: HostedModel, ids: Sequence[int], logits: Sequence[int], nodes: int
+) -> tuple[ActiveFeatures, Expansion]:
+    """Grow a graph from some logits, weighted by their probability."""
+    operators = capture(hosted.model, hosted.architecture, ids)
+    covered = hosted.replacements[SET].covered
+    active = finish(activate(hosted, operators, SET, covered))
+    shares = operators.logits.softmax(-1)[list(logits)].tolist()
+    basis = FeatureBasis(
+        hosted=hosted,
+        operators=operators,
+        active=active,
+        readouts=tuple(logit_readout(hosted, token) for token in logits),
+        shares=tuple(shares),
+        meter=MemoryMeter(operators.device, held=0),
+        max_nodes=nodes,
+    )
+    return active, finish(expand(basis, max_nodes=nodes))
+
+
+def adjacency(active: ActiveFeatures, expansion: Expansion) -> tuple[np.ndarray, np.ndarray]:
+    """Lay the graph out as the peer does: features, errors by layer, tokens, logits; rows are targets.
+
+    Errors at position 0 are left out, as the peer leaves them out.
+    """
+    order = order_nodes(expansion)
+    n_features, n_pos = len(order.features), active.n_pos
+    first_token = n_features + active.n_errors
+    size = first_token + n_pos + order.n_targets
+    matrix = np.zeros((size, size), dtype=np.float32)
+    place = torch.full((active.count,), -1, dtype=torch.int64)
+    place[order.features] = torch.arange(n_features)
+    for row in expansion.rows:
+        number = int(place[row.cell]) if row.cell > LOGIT else first_token + n_pos + LOGIT - row.cell
+        columns = place[row.sources]
+        matrix[number, columns[columns >= 0].numpy()] = row.weights[columns >= 0].numpy()
+        errors = row.errors.reshape(-1, n_pos).clone()
+        errors[:, 0] = 0
+        matrix[number, n_features:first_token] = errors.flatten().numpy()
+        matrix[number, first_token : first_token + n_pos] = row.tokens.numpy()
+    selected = torch.stack(active.split(order.features), dim=1).numpy()
+    return matrix, selected
+
+
+def main(path: str) -> None:
+    """Run the cell that a JSON file describes and write what came out beside it."""
+    request: dict[str, Any] = json.loads(Path(path).read_text())
+    torch.set_num_threads(request["threads"])
+    hosted = load(request["model"], request["transcoders"])
+    if request.get("choose_logits"):
+        operators = capture(hosted.model, hosted.architecture, request["ids"])
+        request["logits"] = operators.logits.topk(request["choose_logits"]).indices.tolist()
+    discover(hosted, request["ids"][:6], request["logits"][:1], 8)
+    memory = PeakMemory()
+    began, cpu = time.perf_counter(), time.process_time()
+    active, expansion = discover(hosted, request["ids"], request["logits"], request["nodes"])
+    answer = {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "extra_bytes": memory.extra(),
+        "active": active.count,
+        "logits": request["logits"],
+        "shares": [row.share for row in expansion.rows if row.cell <= LOGIT],
+    }
+    if request["graph"]:
+        matrix, selected = adjacency(active, expansion)
+        np.savez(request["graph"], matrix=matrix, selected=selected)
+    Path(request["answer"]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

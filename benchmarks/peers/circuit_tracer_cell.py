@@ -1,0 +1,207 @@
+"""One cell of the bench in circuit-tracer: the same model, transcoders, token ids and logit targets.
+
+Runs in the peer's environment, which knows nothing of Trephine: `python circuit_tracer_cell.py REQUEST`.
+The peer's own functions are called as its users call them; only its batches are watched. Of a long run some
+are sampled, spread over the whole, and the rest is extrapolated by batch count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+import numpy as np
+import psutil
+import torch
+from circuit_tracer import ReplacementModel, attribute
+from circuit_tracer.graph import compute_graph_scores
+from circuit_tracer.transcoder.activation_functions import JumpReLU
+from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+CPU = torch.device("cpu")
+
+
+def transcoders(folder: Path, n_layers: int) -> Any:
+    """Read SAELens folders into the peer's own classes; `W_enc` is transposed there."""
+    layers = {}
+    for layer in range(n_layers):
+        stored = load_file(folder / f"layer_{layer}" / "sae_weights.safetensors")
+        weights = {name: tensor.float() for name, tensor in stored.items()}
+        d_in, d_sae = weights["W_enc"].shape
+        one = SingleLayerTranscoder(
+            d_in, d_sae, JumpReLU(weights["threshold"], 0.1), layer, device=CPU, dtype=torch.float32
+        )
+        one.load_state_dict(
+            {
+                "W_enc": weights["W_enc"].T.contiguous(),
+                "W_dec": weights["W_dec"],
+                "b_enc": weights["b_enc"],
+                "b_dec": weights["b_dec"],
+                "activation_function.threshold": weights["threshold"],
+            }
+        )
+        layers[layer] = one
+    return TranscoderSet(
+        layers, feature_input_hook="mlp.hook_in", feature_output_hook="mlp.hook_out", scan="bench"
+    )
+
+
+def patch_transformer_lens() -> None:
+    """TransformerLens refuses local folders and forgets the rotary base (10,000 in place of 100,000)."""
+    import transformer_lens.loading_from_pretrained as loading
+
+    official, convert = loading.get_official_model_name, loading.convert_hf_model_config
+    loading.get_official_model_name = lambda name: name if os.path.isdir(name) else official(name)
+
+    def converted(name: str, **options: Any) -> Any:
+        config = convert(name, **options)
+        if os.path.isdir(name):
+            config["rotary_base"] = int(AutoConfig.from_pretrained(name).rope_theta)
+        return config
+
+    loading.convert_hf_model_config = converted
+
+
+def load(request: dict[str, Any]) -> Any:
+    """Open model and transcoders with one backend."""
+    options: dict[str, Any] = {}
+    if request["backend"] == "transformerlens":
+        patch_transformer_lens()
+        options["n_ctx"] = max(512, len(request["ids"]))
+    n_layers = AutoConfig.from_pretrained(request["model"]).num_hidden_layers
+    return ReplacementModel.from_pretrained_and_transcoders(
+        request["model"],
+        transcoders(Path(request["transcoders"]), n_layers),
+        backend=request["backend"],
+        device=CPU,
+        dtype=torch.float32,
+        **options,
+    )
+
+
+class Watch:
+    """Times the peer's batches; where only some are sampled, the others answer at once with zeros."""
+
+    def __init__(self, sampled: list[int] | None) -> None:
+        self.sampled = None if sampled is None else set(sampled)
+        self.number = 0
+        self.began: list[float] = []
+        self.ended: list[float] = []
+        self.seconds: list[float] = []
+
+    def around(self, context: Any) -> None:
+        """Put clocks around a context's `compute_batch`."""
+        compute = context.compute_batch
+        last: list[Any] = []
+
+        def watched(*args: Any, **options: Any) -> Any:
+            self.began.append(time.perf_counter())
+            number, self.number = self.number, self.number + 1
+            if self.sampled is not None and number not in self.sampled and last:
+                size = len(options.get("inject_values", args[-1] if args else last[0]))
+                rows = torch.zeros(size, last[0].shape[1])
+            else:
+                # The graph is kept: which batch is the last one is not known when batches are skipped.
+                rows = compute(*args, **(options | ({} if self.sampled is None else {"retain_graph": True})))
+                last[:] = [rows]
+                self.seconds.append(time.perf_counter() - self.began[-1])
+            self.ended.append(time.perf_counter())
+            return rows
+
+        context.compute_batch = watched
+
+
+class PeakMemory:
+    """The largest resident size of this process, beyond what it was at the start."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._process.memory_info().rss
+        self.peak = self._before
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def extra(self) -> int:
+        """End the watch; return bytes."""
+        self._done.set()
+        self._thread.join()
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(self.peak, min(largest, self.peak * 2)) - self._before
+
+
+def run(model: Any, request: dict[str, Any], watch: Watch) -> Any:
+    """Attribute, with clocks around the peer's batches."""
+    setup = model.setup_attribution
+
+    def watched(ids: Any) -> Any:
+        context = setup(ids)
+        watch.around(context)
+        return context
+
+    model.setup_attribution = watched
+    try:
+        return attribute(
+            torch.tensor(request["ids"]),
+            model,
+            attribution_targets=torch.tensor(request["logits"]),
+            batch_size=request["batch"],
+            max_feature_nodes=request["nodes"],
+            update_interval=4,
+        )
+    finally:
+        model.setup_attribution = setup
+
+
+def warm_up(model: Any, request: dict[str, Any]) -> None:
+    """Run a tiny graph once, so that what follows is not the first of anything."""
+    attribute(torch.tensor(request["ids"][:6]), model, batch_size=8, max_feature_nodes=8, max_n_logits=1)
+
+
+def main(path: str) -> None:
+    """Run the cell that a JSON file describes and write what came out beside it."""
+    request = json.loads(Path(path).read_text())
+    torch.set_num_threads(request["threads"])
+    model = load(request)
+    warm_up(model, request)
+    watch, memory = Watch(request["sampled"]), PeakMemory()
+    began, cpu = time.perf_counter(), time.process_time()
+    graph = run(model, request, watch)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    answer: dict[str, Any] = {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "extra_bytes": memory.extra(),
+        "setup_seconds": watch.began[0] - began,
+        "batches": watch.number,
+        "batch_seconds": watch.seconds,
+        "skipped_seconds": sum(e - s for s, e in zip(watch.began, watch.ended, strict=True))
+        - sum(watch.seconds),
+    }
+    if request["graph"]:
+        scores = compute_graph_scores(graph)
+        answer |= {"replacement": float(scores[0]), "completeness": float(scores[1])}
+        np.savez(
+            request["graph"],
+            matrix=graph.adjacency_matrix.numpy(),
+            selected=graph.active_features[graph.selected_features].numpy(),
+        )
+    Path(request["answer"]).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
