@@ -144,9 +144,7 @@ def peer_cell(
 def grid(bench: Bench, tokens: Iterable[int], nodes: Iterable[int]) -> list[dict[str, Any]]:
     """Run the grid; print a line per cell."""
     rows = []
-    print(
-        "tokens nodes | ours s    MB | peer s      MB  setting              | faster leaner overlap  edges  R, C"
-    )
+    print(HEADER)
     for length in tokens:
         setting = None
         for count in nodes:
