@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from trephine.client import requests
 from trephine.client.artifacts import Artifacts
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
+from trephine.client.feature_requests import feature_ref
+from trephine.client.features import ModelFeatures
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, Edge, Node, NodeKind, Proposal
+from trephine.client.types import CircuitInfo, Edge, FeatureRef, Node, NodeKind, Proposal
 from trephine.client.views import circuit_html
 from trephine.client.wire import Wire
 from trephine.v1 import circuit_service_pb2
@@ -64,9 +67,22 @@ class Circuit:
         graph: dict[str, Any] = json.loads(self._render("JSON", node_threshold, edge_threshold))
         return graph
 
-    def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file."""
-        return tuple(write_file(file, self._render(form, None, None)) for form, file in files_of(Path(path)))
+    def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
+        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file.
+
+        Args:
+            path: The folder or file.
+            feature_pages: Write the pages of so many of its most influential features beside it; the
+                circuit's page links to them.
+        """
+        linked = strongest(self.nodes(kind=NodeKind.FEATURE), feature_pages) if feature_pages else ()
+        files = [
+            write_file(file, self._render(form, None, None, linked)) for form, file in files_of(Path(path))
+        ]
+        if linked:
+            features = ModelFeatures(self._wire, self.info.version.model, self.info.replacement)
+            files += features.save_pages(linked, files[0].parent)
+        return tuple(files)
 
     def shippable(self, *, on_progress: OnProgress | None = None, **bounds: Any) -> Selection:
         """The smallest all-positions ablation that could ship, with its curve.
@@ -107,8 +123,14 @@ class Circuit:
     def _selection(self, message: Any) -> Selection:
         return Selection(proposal=decode(Proposal, message), model=self.info.version.model, circuit=self.name)
 
-    def _render(self, form: str, node_threshold: float | None, edge_threshold: float | None) -> bytes:
-        request = export_request(self.name, form, node_threshold, edge_threshold)
+    def _render(
+        self,
+        form: str,
+        node_threshold: float | None,
+        edge_threshold: float | None,
+        feature_pages: Sequence[FeatureRef] = (),
+    ) -> bytes:
+        request = export_request(self.name, form, node_threshold, edge_threshold, feature_pages)
         rendered = self._wire.call(self._wire.circuits.ExportCircuit, request)
         return Artifacts(self._wire).read(rendered.artifact)
 
@@ -129,8 +151,18 @@ def node_kind(kind: NodeKind | None) -> Any:
     return circuit_service_pb2.NodeKind.Value(name)
 
 
+def strongest(nodes: Sequence[Node], count: int) -> tuple[FeatureRef, ...]:
+    """The features of the first nodes, each once."""
+    features = dict.fromkeys(node.feature for node in nodes if node.feature is not None)
+    return tuple(features)[:count]
+
+
 def export_request(
-    name: str, form: str, node_threshold: float | None, edge_threshold: float | None
+    name: str,
+    form: str,
+    node_threshold: float | None,
+    edge_threshold: float | None,
+    feature_pages: Sequence[FeatureRef] = (),
 ) -> circuit_service_pb2.ExportCircuitRequest:
     """Ask for a rendered circuit; `form` is `HTML` or `JSON`."""
     return circuit_service_pb2.ExportCircuitRequest(
@@ -138,6 +170,7 @@ def export_request(
         format=circuit_service_pb2.CircuitFormat.Value(f"CIRCUIT_FORMAT_{form}"),
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
+        feature_pages=[feature_ref(feature, "") for feature in feature_pages],
     )
 
 

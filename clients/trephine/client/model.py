@@ -8,6 +8,7 @@ from typing import Any, Literal
 from trephine.client import requests
 from trephine.client.circuit import Circuit
 from trephine.client.decoding import decode
+from trephine.client.features import ExplorableModel
 from trephine.client.generation import GenerationStream
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.replaceable import ReplaceableModel
@@ -30,7 +31,7 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model(ReplaceableModel):
+class Model(ReplaceableModel, ExplorableModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:

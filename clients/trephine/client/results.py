@@ -9,11 +9,12 @@ from google.protobuf.message import Message
 from trephine.client.decoding import WireValue, decode
 from trephine.client.errors import InternalError
 from trephine.client.status import error_of_status
-from trephine.client.types import AuditReport, Export, FitReport
+from trephine.client.types import AuditReport, Export, FeatureIndex, FitReport
 from trephine.v1 import (
     audit_service_pb2,
     circuit_service_pb2,
     edit_service_pb2,
+    feature_service_pb2,
     model_service_pb2,
     replacement_service_pb2,
 )
@@ -27,11 +28,13 @@ _RESULTS: tuple[Any, ...] = (
     replacement_service_pb2.ReplacementSet,
     replacement_service_pb2.ReplacementEvaluation,
     replacement_service_pb2.FitReport,
+    feature_service_pb2.FeatureIndex,
 )
 _VALUES: dict[str, type[WireValue]] = {
     "Export": Export,
     "AuditReport": AuditReport,
     "FitReport": FitReport,
+    "FeatureIndex": FeatureIndex,
 }
 
 

@@ -19,6 +19,7 @@ from trephine.client.downloads import OnBytes, require_absent
 from trephine.client.edits import Edits, Exports, export_id_for
 from trephine.client.errors import ResourceNotFoundError
 from trephine.client.evaluation import Evaluation
+from trephine.client.features import FeatureIndexes
 from trephine.client.leases import Lease
 from trephine.client.model import Model
 from trephine.client.models import Models, share_folder, source_of
@@ -49,6 +50,7 @@ class Trephine:
         self.models = Models(wire)
         self.circuits = Circuits(wire)
         self.replacements = Replacements(wire)
+        self.features = FeatureIndexes(wire)
         self.edits = Edits(wire)
         self.exports = Exports(wire)
         self.auditors = Auditors(wire)

@@ -18,6 +18,7 @@ from trephine.v1 import (
     audit_service_pb2_grpc,
     circuit_service_pb2_grpc,
     edit_service_pb2_grpc,
+    feature_service_pb2_grpc,
     generation_service_pb2_grpc,
     intervention_service_pb2_grpc,
     model_service_pb2_grpc,
@@ -46,6 +47,7 @@ class Wire:
         self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
         self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(self._channel)
         self.replacements = replacement_service_pb2_grpc.ReplacementServiceStub(self._channel)
+        self.features = feature_service_pb2_grpc.FeatureServiceStub(self._channel)
         self.edits = edit_service_pb2_grpc.EditServiceStub(self._channel)
         self.audits = audit_service_pb2_grpc.AuditServiceStub(self._channel)
         self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)

@@ -13,6 +13,7 @@ from trephine.v1 import (
     circuit_service_pb2,
     common_pb2,
     edit_service_pb2,
+    feature_service_pb2,
     generation_service_pb2,
     intervention_service_pb2,
     interventions_pb2,
@@ -26,6 +27,7 @@ MESSAGES = (
     circuit_service_pb2,
     common_pb2,
     edit_service_pb2,
+    feature_service_pb2,
     generation_service_pb2,
     intervention_service_pb2,
     interventions_pb2,
@@ -35,7 +37,9 @@ MESSAGES = (
 )
 NAMES = {
     "Ablation": "AblateResponse",
+    "Activations": "GetActivationsResponse",
     "CircuitInfo": "Circuit",
+    "Contrast": "ContrastFeaturesResponse",
     "EvaluationInfo": "ReplacementEvaluation",
     "Evidence": "AuditEvidence",
     "Generation": "GenerationFinished",
@@ -46,6 +50,7 @@ NAMES = {
     "Rule": "AuditRule",
     "Scores": "ScoreResponse",
     "Span": "AuditSpan",
+    "TopFeatures": "TopFeaturesResponse",
     "VerifiedExport": "VerifyExportResponse",
     "Version": "ModelVersion",
 }

@@ -13,6 +13,7 @@ from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
 from trephine.client.aio.evaluation import AsyncEvaluation
+from trephine.client.aio.features import AsyncFeature, AsyncFeatureIndexes, AsyncModelFeatures
 from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperations
@@ -22,6 +23,7 @@ from trephine.client.audits import Auditors, Audits
 from trephine.client.circuit import Circuits
 from trephine.client.edits import Edits, Exports
 from trephine.client.evaluation import Evaluation
+from trephine.client.features import Feature, FeatureIndexes, ModelFeatures
 from trephine.client.generation import GenerationStream
 from trephine.client.models import Models
 from trephine.client.operations import Operations
@@ -44,6 +46,9 @@ PAIRS = [
     (Replacements, AsyncReplacements),
     (ReplacementSet, AsyncReplacementSet),
     (Evaluation, AsyncEvaluation),
+    (ModelFeatures, AsyncModelFeatures),
+    (Feature, AsyncFeature),
+    (FeatureIndexes, AsyncFeatureIndexes),
 ]
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trephine.client import requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.features import AsyncModelFeatures
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.circuit import export_request, files_of, node_kind
+from trephine.client.circuit import export_request, files_of, node_kind, strongest
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.operations import OnProgress
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, Edge, Node, NodeKind, Proposal
+from trephine.client.types import CircuitInfo, Edge, FeatureRef, Node, NodeKind, Proposal
 from trephine.v1 import circuit_service_pb2
 
 
@@ -67,12 +69,24 @@ class AsyncCircuit:
         graph: dict[str, Any] = json.loads(await self._render("JSON", node_threshold, edge_threshold))
         return graph
 
-    async def save(self, path: str | Path) -> tuple[Path, ...]:
-        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file."""
+    async def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
+        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file.
+
+        Args:
+            path: The folder or file.
+            feature_pages: Write the pages of so many of its most influential features beside it; the
+                circuit's page links to them.
+        """
+        linked: tuple[FeatureRef, ...] = ()
+        if feature_pages:
+            linked = strongest(await self.nodes(kind=NodeKind.FEATURE), feature_pages)
         written = []
         for form, file in files_of(Path(path)):
-            data = await self._render(form, None, None)
+            data = await self._render(form, None, None, linked)
             written.append(await asyncio.to_thread(write_file, file, data))
+        if linked:
+            features = AsyncModelFeatures(self._wire, self.info.version.model, self.info.replacement)
+            written += await features.save_pages(linked, written[0].parent)
         return tuple(written)
 
     async def shippable(self, *, on_progress: OnProgress | None = None, **bounds: Any) -> Selection:
@@ -106,8 +120,14 @@ class AsyncCircuit:
     def _selection(self, message: Any) -> Selection:
         return Selection(proposal=decode(Proposal, message), model=self.info.version.model, circuit=self.name)
 
-    async def _render(self, form: str, node_threshold: float | None, edge_threshold: float | None) -> bytes:
-        request = export_request(self.name, form, node_threshold, edge_threshold)
+    async def _render(
+        self,
+        form: str,
+        node_threshold: float | None,
+        edge_threshold: float | None,
+        feature_pages: Sequence[FeatureRef] = (),
+    ) -> bytes:
+        request = export_request(self.name, form, node_threshold, edge_threshold, feature_pages)
         rendered = await self._wire.call(self._wire.circuits.ExportCircuit, request)
         return await AsyncArtifacts(self._wire).read(rendered.artifact)
 

@@ -17,6 +17,7 @@ from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
 from trephine.client.aio.evaluation import AsyncEvaluation
+from trephine.client.aio.features import AsyncFeatureIndexes
 from trephine.client.aio.model import AsyncModel
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperation, AsyncOperations
@@ -53,6 +54,7 @@ class AsyncTrephine:
         self.models = AsyncModels(wire)
         self.circuits = AsyncCircuits(wire)
         self.replacements = AsyncReplacements(wire)
+        self.features = AsyncFeatureIndexes(wire)
         self.edits = AsyncEdits(wire)
         self.exports = AsyncExports(wire)
         self.auditors = AsyncAuditors(wire)

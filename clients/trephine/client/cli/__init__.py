@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli import circuits, edits, models, operations, replacements
+from trephine.client.cli import circuits, edits, features, models, operations, replacements
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
@@ -22,6 +22,7 @@ from trephine.client.cli.output import Output
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
 from trephine.client.errors import (
     AdmissionFailedError,
+    FeatureIndexNotFoundError,
     ModelNotFoundError,
     ReplacementNotFoundError,
     ServerUnreachableError,
@@ -40,6 +41,7 @@ app = typer.Typer(
 for group, name in (
     (models, "models"),
     (replacements, "replacements"),
+    (features, "features"),
     (circuits, "circuits"),
     (edits, "edits"),
     (operations, "operations"),
@@ -133,6 +135,7 @@ def main() -> None:
 
 _HINTS = {
     AdmissionFailedError.reason: "--accept-degraded loads it all the same, and every result says so",
+    FeatureIndexNotFoundError.reason: "see `trephine features indexes`; `trephine features index` builds one",
     ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
     ReplacementNotFoundError.reason: "see `trephine replacements list`; `... load SET` loads one",
     UnauthenticatedError.reason: "give the server's token with --token-file FILE",

@@ -48,15 +48,19 @@ def show(
 @app.command(
     epilog=examples(
         "trephine circuits export circuits/3f9c --out out/circuit",
+        "trephine circuits export circuits/3f9c --out out/circuit --feature-pages 20",
     )
 )
 def export(
     context: typer.Context,
     name: NameArgument,
     out: Annotated[Path, typer.Option(help="A folder, or one .html or .json file.")],
+    feature_pages: Annotated[
+        int, typer.Option(help="Also write the pages of so many of its strongest features, linked.")
+    ] = 0,
 ) -> None:
     """Write a circuit as an interactive page and as JSON in the Neuronpedia schema."""
     given = invocation(context)
     with given.connect() as trephine:
-        for path in trephine.circuits.get(name).save(out):
+        for path in trephine.circuits.get(name).save(out, feature_pages=feature_pages):
             given.output.line(str(path))

@@ -34,6 +34,10 @@ class Output:
         """A line of the result."""
         self._out.print(Text(text), soft_wrap=True)
 
+    def styled(self, text: Text) -> None:
+        """A line of the result with styles of its own, for people."""
+        self._out.print(text, soft_wrap=True)
+
     def piece(self, text: str) -> None:
         """A piece of a line of the result, as it comes."""
         self._out.print(Text(text), end="", soft_wrap=True)
