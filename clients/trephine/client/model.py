@@ -92,6 +92,7 @@ class Model(ReplaceableModel, ExplorableModel):
         *,
         target: str,
         against: str | None = None,
+        replacement: str | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
         edge_mass: float | None = None,
@@ -105,6 +106,7 @@ class Model(ReplaceableModel, ExplorableModel):
             prompt: At least one token.
             target: Exactly one token, or `#id`.
             against: The token that it is compared with; unset: the mean logit.
+            replacement: Loaded replacement set whose features span the graph; unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
             edge_mass: Share of each row's absolute mass that is kept as edges; unset 0.99.
@@ -117,6 +119,7 @@ class Model(ReplaceableModel, ExplorableModel):
             prompt,
             requests.target(target, against),
             request_id,
+            replacement=replacement,
             layers=layers,
             max_feature_nodes=max_feature_nodes,
             edge_mass=edge_mass,

@@ -55,7 +55,9 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     yield from _interventions(hosted)
     yield Capability(name="discover.neurons", available=True, note="edges are estimates where MLPs are gated")
     yield Capability(
-        name="discover.transcoders", available=False, note="this release loads no trained replacement layers"
+        name="discover.sets",
+        available=True,
+        note="transcoders from mlp_in to mlp_out, cross-layer transcoders, SAEs on the stream or attn_out",
     )
     yield Capability(
         name="export.exact",

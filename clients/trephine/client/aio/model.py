@@ -93,6 +93,7 @@ class AsyncModel(AsyncReplaceableModel, AsyncExplorableModel):
         *,
         target: str,
         against: str | None = None,
+        replacement: str | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
         edge_mass: float | None = None,
@@ -106,6 +107,7 @@ class AsyncModel(AsyncReplaceableModel, AsyncExplorableModel):
             prompt: At least one token.
             target: Exactly one token, or `#id`.
             against: The token that it is compared with; unset: the mean logit.
+            replacement: Loaded replacement set whose features span the graph; unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
             edge_mass: Share of each row's absolute mass that is kept as edges; unset 0.99.
@@ -118,6 +120,7 @@ class AsyncModel(AsyncReplaceableModel, AsyncExplorableModel):
             prompt,
             requests.target(target, against),
             request_id,
+            replacement=replacement,
             layers=layers,
             max_feature_nodes=max_feature_nodes,
             edge_mass=edge_mass,

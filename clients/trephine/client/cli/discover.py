@@ -17,12 +17,14 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.sets import open_set
 from trephine.client.terminal import printable
 from trephine.client.types import CircuitInfo, EstimateQuality, Figure, Node, NodeKind
 
 DISCOVER_EXAMPLES = examples(
     'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
     '    --target " Mary" --against " John" --out out/circuit',
+    'trephine discover "The capital of France is" --target " Paris" --replacements smollm2-135m-tc',
 )
 
 
@@ -35,17 +37,34 @@ def discover(
     out: Annotated[
         Path | None, typer.Option(help="Write circuit.html and circuit.json into this folder.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="At most this many neurons; unset 512.")] = None,
+    replacements: Annotated[
+        str | None,
+        typer.Option(
+            "--replacements",
+            "-r",
+            metavar="SET",
+            help="Replacement set, or folder, whose features span the graph; unset: neurons.",
+        ),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="At most this many features; unset 512.")] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
-    top: Annotated[int, typer.Option(help="Neurons to print.")] = 15,
+    top: Annotated[int, typer.Option(help="Features to print.")] = 15,
     detach: DetachOption = False,
 ) -> None:
-    """Find the circuit behind a next-token choice: which neurons push for it, and through which others."""
+    """Find the circuit behind a next-token choice: which features push for it, and through which others."""
     given = invocation(context)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
+        chosen = None
+        if replacements is not None:
+            chosen = open_set(given, trephine, loaded, replacements).set_id
         started = loaded.start_discover(
-            prompt, target=target, against=against, max_feature_nodes=nodes, seed=seed
+            prompt,
+            target=target,
+            against=against,
+            replacement=chosen,
+            max_feature_nodes=nodes,
+            seed=seed,
         )
         circuit = given.complete(trephine, started, "discover", detach=detach)
         show_circuit(given.output, circuit, top)
@@ -55,7 +74,7 @@ def discover(
 
 
 def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
-    """Print a circuit with its strongest neurons."""
+    """Print a circuit with its strongest features."""
     if output.json:
         output.document(circuit.to_json())
         return
@@ -65,7 +84,8 @@ def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
     features = circuit.nodes(kind=NodeKind.FEATURE)[:top]
     output.line()
     output.table(
-        ("NEURON", "POSITION", "INFLUENCE", "EFFECT", "ACTIVATION", "PROMOTES"), map(node_row, features)
+        (circuit.info.noun.upper(), "POSITION", "INFLUENCE", "EFFECT", "ACTIVATION", "PROMOTES"),
+        map(node_row, features),
     )
 
 

@@ -90,6 +90,11 @@ class CircuitInfo(WireValue):
     seconds: float
     peak_extra_bytes: int
 
+    @property
+    def noun(self) -> str:
+        """What its feature nodes are: `neuron`, or `feature` of a replacement set."""
+        return "neuron" if self.replacement in ("", "neurons") else "feature"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedFeature(WireValue):
