@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from trephine.app.artifacts import ArtifactStore
-from trephine.app.clock import timestamp
+from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.feature_sets import FeatureSet, FeatureSets
 from trephine.app.files import TEMPORARY, full_disk_is_typed, sweep, sync_folder
 from trephine.app.index_reading import IndexReader
@@ -27,6 +27,9 @@ from trephine.domain.feature_index import bytes_per_feature
 from trephine.domain.features import BUILT_IN, FeatureIndexInfo
 
 COLLECTION = "featureIndexes"
+_UNFINISHED = (".building", ".building-wal", ".building-shm", ".corpus")
+_KEEP_SECONDS = 7 * 24 * 3600.0
+"""An index that was cancelled can be gone on with for a week."""
 _BUILT_IN_BYTES = 8_000
 _BYTES_PER_TOKEN = 4
 _FLOPS_PER_SECOND = 2e10
@@ -60,7 +63,15 @@ class PredictedIndex:
 class FeatureIndexes:
     """Indexes by name. Names may be `featureIndexes/ID` or `ID`."""
 
-    def __init__(self, folder: Path, *, models: Models, sets: FeatureSets, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        models: Models,
+        sets: FeatureSets,
+        artifacts: ArtifactStore,
+        clock: Clock | None = None,
+    ) -> None:
         self._folder = folder
         self._models = models
         self._sets = sets
@@ -68,6 +79,7 @@ class FeatureIndexes:
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(folder)
+        self._forget_stale((clock or SystemClock()).now().timestamp())
 
     async def check(self, request: IndexRequest) -> FeatureSet:
         """Refuse at once what cannot be indexed; return the set.
@@ -204,6 +216,13 @@ class FeatureIndexes:
             finally:
                 temporary.unlink(missing_ok=True)
         return str(path)
+
+    def _forget_stale(self, now: float) -> None:
+        """Remove what was begun and not gone on with for long."""
+        begun = (path for suffix in _UNFINISHED for path in self._folder.glob(f"*{suffix}"))
+        for path in begun:
+            if now - path.stat().st_mtime > _KEEP_SECONDS:
+                path.unlink(missing_ok=True)
 
     def _path(self, index_id: str) -> Path:
         return self._folder / f"{index_id}.sqlite"

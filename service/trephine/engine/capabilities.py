@@ -47,6 +47,11 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     yield Capability(name="score", available=True)
     yield Capability(name="activations.neurons", available=True)
     yield Capability(
+        name="features",
+        available=True,
+        note="indexed, ranked, described, contrasted; a neuron fires where it is among the largest",
+    )
+    yield Capability(
         name="chat_template",
         available=hosted.info.has_chat_template,
         note="" if hosted.info.has_chat_template else "the tokenizer has no chat template",

@@ -86,7 +86,7 @@ def build(
     replacements = Replacements(models, sets)
     feature_sets = FeatureSets(models, replacements)
     indexes = FeatureIndexes(
-        state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts
+        state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )
     labels = Labels(state.path / "labels.sqlite", clock=clock)
     work = Work(

@@ -307,7 +307,9 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         state / "fits", work=state / "fitting", roots=sets, models=models, artifacts=artifacts, clock=clock
     )
     feature_sets = FeatureSets(models, replacements)
-    indexes = FeatureIndexes(state / "feature-indexes", models=models, sets=feature_sets, artifacts=artifacts)
+    indexes = FeatureIndexes(
+        state / "feature-indexes", models=models, sets=feature_sets, artifacts=artifacts, clock=clock
+    )
     labels = Labels(state / "labels.sqlite", clock=clock)
     journal = Journal(state / "operations", clock)
     operations = Operations(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ async def test_a_prediction_covers_the_features_asked_for(place):
     assert everything.memory_bytes == 3 * one.memory_bytes
     assert one.tokens == 10 < everything.tokens <= len(TEXT)
     assert 0 < one.seconds < everything.seconds
+
+
+async def test_what_was_begun_is_kept_for_a_week(place, tmp_path):
+    """A new server keeps an unfinished index to go on with, and removes one that is older than a week."""
+    folder = tmp_path / "state" / "feature-indexes"
+    for name, age in (("new.building", 3600), ("old.building", 8 * 86400), ("old.corpus", 8 * 86400)):
+        (folder / name).write_bytes(b"x")
+        moment = place.clock.now().timestamp() - age
+        os.utime(folder / name, (moment, moment))
+    house(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["new.building"]
 
 
 async def test_a_description_joins_weights_index_and_labels(place):
