@@ -23,6 +23,7 @@ from trephine.domain.errors import FitFailedError, ParentChangedError, TrephineE
 from trephine.domain.models import ModelSource
 from trephine.engine.fitting.fit import Fit
 from trephine.engine.fitting.request import FitRequest, Workspace, read_request
+from trephine.engine.hosted import HostedModel
 from trephine.engine.loading import load_hosted
 from trephine.engine.quanta import finish
 from trephine.ipc.codec import error_to_tree
@@ -40,9 +41,9 @@ def main() -> int:
     request = read_request(Path(sys.argv[1]))
     torch.set_num_threads(request.threads)
     try:
-        with Workspace(folder=Path(request.folder)).lock.open("w") as lock:
+        with Workspace(work=Path(request.checkpoints)).lock.open("w") as lock:
             _take(lock.fileno())
-            Fit(request=request, hosted=_hosted(request), say=Voice()).run()
+            Fit(request=request, hosted=load_unchanged(request), say=Voice()).run()
     except TrephineError as error:
         write_line({"error": error_to_tree(error)})
         return 1
@@ -71,7 +72,12 @@ def write_line(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _hosted(request: FitRequest) -> Any:
+def load_unchanged(request: FitRequest) -> HostedModel:
+    """Load the model, from the very weights that the engine hosts.
+
+    Raises:
+        ParentChangedError: If the folder holds others now.
+    """
     source = ModelSource(
         name=request.model_name,
         folder=request.model_folder,

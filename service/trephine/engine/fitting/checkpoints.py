@@ -16,6 +16,8 @@ from torch import Tensor
 from trephine.engine.fitting.files import publish
 from trephine.engine.staging import full_disk_refused
 
+CHUNKS = "chunk-*"
+"""Names of whole checkpoints."""
 _TENSORS, _FACTS, _GENERATOR = "state.safetensors", "state.json", "generator"
 
 
@@ -65,7 +67,7 @@ class Checkpoints:
         return None
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("chunk-*"))
+        return sorted(self.folder.glob(CHUNKS))
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

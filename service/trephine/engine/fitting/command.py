@@ -14,7 +14,7 @@ from trephine.domain.fitting import FitRecipe, FitReplacementSet, FitReport, Pre
 from trephine.domain.replacements import LayerKind
 from trephine.engine.fitting.files import write_text
 from trephine.engine.fitting.prediction import predict_fit
-from trephine.engine.fitting.process import free_to_work, run_process
+from trephine.engine.fitting.process import is_free, run_process
 from trephine.engine.fitting.request import (
     FitRequest,
     Workspace,
@@ -34,7 +34,7 @@ def fit_replacement_set(
     """Fit a set in a process of its own; go on from what an earlier one has checkpointed.
 
     Raises:
-        AlreadyExistsError: If the folder holds something else.
+        AlreadyExistsError: If the set's folder is not empty, or the checkpoints are another fit's.
         UnsupportedOptionError: If SAELens is needed and not installed, or an adapter was merged in memory.
         BrokenCorpusError: If there is too little text to fit on, or none.
         FitFailedError: If the process dies; what it has checkpointed is kept.
@@ -43,16 +43,15 @@ def fit_replacement_set(
     hosted, recipe = session.require_model(), command.recipe
     groups(hosted, recipe, fitted_layers(hosted, recipe))
     _require_folder_model(hosted)
-    space, request = Workspace(folder=Path(command.folder)), _request(hosted, command)
-    found = _prepare(space, request)
+    require_trainer(recipe)
+    space = Workspace(work=Path(command.checkpoints))
+    _prepare(space, _request(hosted, command))
     yield None
-    if found is None:
-        require_trainer(recipe)
-        yield from run_process(space)
-        found = read_report(space.report)
-    if found is None:
+    yield from run_process(space)
+    report = read_report(space.report)
+    if report is None:
         raise FitFailedError("the fitting process said that it was done and left no report; start it again")
-    return found
+    return report
 
 
 def predict(session: Session, command: PredictFit) -> Generator[Progress | None, None, PredictedFit]:
@@ -98,6 +97,7 @@ def _request(hosted: HostedModel, command: FitReplacementSet) -> FitRequest:
         corpus=corpus,
         corpus_name=command.corpus_name,
         folder=str(Path(command.folder).resolve()),
+        checkpoints=str(Path(command.checkpoints).resolve()),
         model_folder=str(hosted.folder.resolve()),
         model_name=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
@@ -107,21 +107,16 @@ def _request(hosted: HostedModel, command: FitReplacementSet) -> FitRequest:
     )
 
 
-def _prepare(space: Workspace, request: FitRequest) -> FitReport | None:
-    """Leave the request in the folder if it is free or this fit's; return the report if all is done."""
-    report = read_report(space.report)
-    if report is not None and (report.recipe, report.weight_hash) == (request.recipe, request.weight_hash):
-        return report
-    if space.request.exists():
-        ours = same_work(read_request(space.request), request)
-    else:
-        ours = free_to_work(space.folder)
-    if report is not None or not ours:
+def _prepare(space: Workspace, request: FitRequest) -> None:
+    """Leave the request where the process finds it, if both folders are free or this fit's."""
+    kept = read_request(space.request) if space.request.exists() else None
+    if not is_free(Path(request.folder)) or not (same_work(kept, request) if kept else is_free(space.work)):
         raise AlreadyExistsError(
-            "the folder holds something else than this fit's checkpoints; choose an empty one", field="folder"
+            "the set's folder is not empty, or the checkpoints are not this fit's; choose empty folders",
+            field="folder",
         )
+    space.report.unlink(missing_ok=True)
     write_text(space.request, request_text(request))
-    return None
 
 
 HANDLERS: dict[type, Handler] = {FitReplacementSet: fit_replacement_set, PredictFit: predict}

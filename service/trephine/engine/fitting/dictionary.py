@@ -11,14 +11,18 @@ folding them into the weights on the way out is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trephine.domain.sites import Site
 
+_SAMPLE = 65_537
+"""Entries that bound the selection from below."""
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
 
 
@@ -95,9 +99,17 @@ class Dictionary(nn.Module):
         """Return pre-activations `(..., d_sae)` of the model's own activations `(..., d_in)`."""
         return ((x / self.place.scale_in) @ self.W_enc + self.b_enc) * self.norms()
 
-    def write(self, activations: Tensor, output: int) -> Tensor:
-        """Return what features write at one of the output sites `(..., d_out)`, in the model's units."""
+    def write(self, activations: Tensor, output: int, chosen: Tensor | None = None) -> Tensor:
+        """Return what features write at one of the output sites `(..., d_out)`, in the model's units.
+
+        Args:
+            activations: `(..., d_sae)`, or `(..., len(chosen))`.
+            output: Number of the output site.
+            chosen: Indices of the features that the activations are of; None: all.
+        """
         decoder = self.W_dec[output] / self.norms()[:, None]
+        if chosen is not None:
+            decoder = decoder[chosen]
         return (activations @ decoder) * self.place.scales_out[output]
 
     def base(self, x: Tensor) -> Tensor:
@@ -130,17 +142,28 @@ class Dictionary(nn.Module):
 def batch_topk(pre: Tensor, k: float) -> Tensor:
     """Keep the `k` times rows largest positive entries of `pre (rows, d_sae)`; others become 0."""
     floor = batch_floor(pre, k)
-    return torch.where((pre >= floor) & (pre > 0), pre, 0.0)
+    below = torch.nextafter(floor, torch.full_like(floor, -math.inf))
+    # `threshold` keeps what is strictly above, in one pass each way; comparing and selecting take four.
+    return functional.threshold(pre, max(0.0, float(below)), 0.0)
 
 
 @torch.no_grad()
 def batch_floor(pre: Tensor, k: float) -> Tensor:
-    """Return the smallest pre-activation among the `k` times rows largest."""
+    """Return the smallest pre-activation among the `k` times rows largest.
+
+    Exact; a bound from a sample of the entries leaves few to choose from.
+    """
     flat = pre.detach().reshape(-1)
     kept = max(1, min(flat.numel(), round(k * pre[..., 0].numel())))
-    return flat.kthvalue(flat.numel() - kept + 1).values
+    sample = flat[:: max(1, flat.numel() // _SAMPLE)]
+    likely = max(1, min(sample.numel(), math.ceil(1.5 * kept * sample.numel() / flat.numel())))
+    bound = sample.kthvalue(sample.numel() - likely + 1).values
+    candidates = flat[flat >= bound]
+    if len(candidates) < kept:
+        candidates = flat
+    return candidates.kthvalue(len(candidates) - kept + 1).values
 
 
 def jump_relu(pre: Tensor, threshold: float) -> Tensor:
     """Keep positive entries strictly above the threshold; others become 0."""
-    return torch.where((pre > threshold) & (pre > 0), pre, 0.0)
+    return functional.threshold(pre, max(0.0, threshold), 0.0)

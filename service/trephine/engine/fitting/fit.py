@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.fitting import FitReport, GapClosed
 from trephine.engine.fitting import corpus
 from trephine.engine.fitting.calibration import calibrate
-from trephine.engine.fitting.checkpoints import Checkpoints
+from trephine.engine.fitting.checkpoints import CHUNKS, Checkpoints
 from trephine.engine.fitting.contexts import Contexts, bos_of, cut, load_rows, save_rows, split
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.files import write_json, write_text
@@ -26,7 +25,7 @@ from trephine.engine.fitting.folders import Origin, write_set
 from trephine.engine.fitting.gap import Tuning
 from trephine.engine.fitting.local import local_source, local_trainee, starting_dictionaries
 from trephine.engine.fitting.measures import measure_layers
-from trephine.engine.fitting.request import FitRequest, Workspace, read_report, report_text
+from trephine.engine.fitting.request import FitRequest, Workspace, report_text
 from trephine.engine.fitting.samples import sample_rows
 from trephine.engine.fitting.sizes import fitted_layers, groups
 from trephine.engine.fitting.stage import Say, Source, Stage
@@ -45,11 +44,11 @@ class Fit:
 
     @property
     def space(self) -> Workspace:
-        """Its folder."""
-        return Workspace(folder=Path(self.request.folder))
+        """Where it keeps its work."""
+        return Workspace(work=Path(self.request.checkpoints))
 
     def run(self) -> FitReport:
-        """Carry it out, go on with it, or return what an earlier run has finished.
+        """Carry it out, or go on with it; stages that an earlier run has finished are not run again.
 
         Raises:
             BrokenCorpusError: If there is too little text to fit on, or none.
@@ -57,11 +56,9 @@ class Fit:
             OverBudgetError: If it does not fit into memory.
             DiskFullError: If there is no room.
         """
-        report = read_report(self.space.report)
-        if report is None:
-            report = self._fit(time.monotonic())
-            write_text(self.space.report, report_text(report))
-        shutil.rmtree(self.space.work, ignore_errors=True)
+        resumed = self._count_resumptions()
+        report = replace(self._fit(time.monotonic()), resumed=resumed)
+        write_text(self.space.report, report_text(report))
         return report
 
     def _fit(self, began: float) -> FitReport:
@@ -75,6 +72,15 @@ class Fit:
             tuning = Tuning(hosted=self.hosted, recipe=recipe, contexts=contexts, run=self._phase)
             dictionaries, gap = tuning.close(dictionaries)
         return self._written(dictionaries, contexts, gap, began)
+
+    def _count_resumptions(self) -> int:
+        """Count this one in, if there is a checkpoint to go on from."""
+        path = self.space.work / "resumed.json"
+        count: int = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0
+        if any(self.space.work.glob(f"*/{CHUNKS}")):
+            count += 1
+            write_json(path, count)
+        return count
 
     def _contexts(self) -> Contexts:
         """Read the rows that were kept, or make and keep them."""
@@ -155,7 +161,7 @@ class Fit:
             tokens=tokens,
             corpus=request.corpus_name,
         )
-        write_set(self.space.folder, self.hosted, dictionaries, measured, origin)
+        write_set(Path(request.folder), self.hosted, dictionaries, measured, origin)
         return FitReport(
             recipe=request.recipe,
             layers=measured,
@@ -167,7 +173,7 @@ class Fit:
             weight_hash=request.weight_hash,
             seconds=max(time.monotonic() - began, sum(stage.seconds for stage in self.stages)),
             peak_bytes=_peak_bytes(self.hosted),
-            resumed=sum(stage.resumed for stage in self.stages),
+            resumed=0,
         )
 
     def _tokens(self) -> int:

@@ -67,19 +67,18 @@ class JointTrainee:
         return AUXILIARY * torch.stack(found).sum() if found else 0.0
 
     def _auxiliary(self, index: int, made: Reconstruction, targets: Mapping[Site, Tensor]) -> Tensor | None:
-        dictionary, dead = self._dictionaries[index], self.firing[index].dead
-        count = int(dead.sum())
-        if count == 0:
+        dictionary, dead = self._dictionaries[index], self.firing[index].dead.nonzero().flatten()
+        if len(dead) == 0:
             return None
         wanted = dictionary.W_dec.shape[2] // 2
-        pre = torch.where(dead, made.pre[index], -torch.inf)
-        strongest = pre.topk(min(wanted, count), dim=-1)
+        pre = made.pre[index][..., dead]
+        strongest = pre.topk(min(wanted, len(dead)), dim=-1, sorted=False)
         active = torch.zeros_like(pre).scatter(-1, strongest.indices, strongest.values)
         place, errors = dictionary.place, []
         for number, (site, variance) in enumerate(zip(place.sites_out, place.variances, strict=True)):
             left = (targets[site] - made.outputs[site]).detach()
-            errors.append((dictionary.write(active, number) - left).square().sum(-1).mean() / variance)
-        return min(count / wanted, 1.0) * torch.stack(errors).sum()
+            errors.append((dictionary.write(active, number, dead) - left).square().sum(-1).mean() / variance)
+        return min(len(dead) / wanted, 1.0) * torch.stack(errors).sum()
 
     def note(self, made: Reconstruction, losses: Mapping[Site, Tensor]) -> None:
         """Remember figures and who fired."""

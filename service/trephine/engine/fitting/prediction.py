@@ -25,9 +25,11 @@ from trephine.engine.forward import Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.sites import site_width
 
-STEP_PRODUCTS = 4.0
-"""Time of a training step over that of its encoder's and decoder's products: two more such products each
-for the gradients, selection, and Adam."""
+PRODUCTS = 3
+"""Of encoder and decoder each: forward, and two for the gradients."""
+PASSES, WEIGHT_PASSES = 12, 10
+"""Passes over all pre-activations of a batch (norms, selection, figures, their gradients), and over all
+weights (gradients, Adam), each of the time of one multiplication."""
 END_TO_END_FORWARDS = 5.0
 """The plain pass, the spliced pass and its way back, in forward passes."""
 START_SECONDS = 20.0
@@ -51,7 +53,7 @@ def predict_fit(
     yield
     step = 0.0
     for layer in layers:
-        step += STEP_PRODUCTS * _product_seconds(hosted, recipe, layer, max(layers))
+        step += _step_seconds(hosted, recipe, layer, max(layers))
         yield
     sampled = min(recipe.tokens + tuned, MAX_SAMPLED_TOKENS) if own_samples else 0
     decode = _seconds(lambda: _pass(hosted, SAMPLED_ROWS, 1)) / SAMPLED_ROWS if sampled else 0.0
@@ -83,8 +85,8 @@ def _pass(hosted: HostedModel, rows: int, length: int) -> None:
     forward(hosted, left_padded(hosted, [(ids, length)] * rows), Pass(keep_last=1))
 
 
-def _product_seconds(hosted: HostedModel, recipe: FitRecipe, layer: int, last: int) -> float:
-    """Return seconds per position of encoding and decoding at one layer."""
+def _step_seconds(hosted: HostedModel, recipe: FitRecipe, layer: int, last: int) -> float:
+    """Return seconds per position of training one layer."""
     d_in = site_width(hosted.architecture, Site(kind=recipe.site, layer=layer))
     outputs = last - layer + 1 if recipe.kind is LayerKind.CROSS_LAYER_TRANSCODER else 1
     d_out = d_in if recipe.kind is LayerKind.SAE else hosted.info.d_model
@@ -93,7 +95,12 @@ def _product_seconds(hosted: HostedModel, recipe: FitRecipe, layer: int, last: i
     decoder = torch.ones(recipe.d_sae, d_out, device=device)
     encode = _seconds(lambda: x @ encoder)
     codes = x @ encoder
-    return (encode + outputs * _seconds(lambda: codes @ decoder)) / _ROWS
+    products = (encode + outputs * _seconds(lambda: codes @ decoder)) / _ROWS
+    element = _seconds(lambda: codes * 1.5) / codes.numel()
+    touched = (
+        PASSES * recipe.d_sae + WEIGHT_PASSES * weights_of(hosted, recipe, layer, last) / recipe.batch_tokens
+    )
+    return PRODUCTS * products + element * touched
 
 
 def _memory(hosted: HostedModel, recipe: FitRecipe, parts: Sequence[Sequence[int]]) -> int:

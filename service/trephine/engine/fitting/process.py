@@ -97,6 +97,6 @@ def _last_line(output: BinaryIO) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {}
 
 
-def free_to_work(folder: Path) -> bool:
+def is_free(folder: Path) -> bool:
     """Say whether a folder is empty, or not there."""
     return not folder.exists() or not any(folder.iterdir())

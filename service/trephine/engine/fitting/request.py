@@ -9,9 +9,6 @@ from pydantic import TypeAdapter
 
 from trephine.domain.fitting import FitRecipe, FitReport
 
-REPORT = "fit.json"
-_WORK = ".fit"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRequest:
@@ -21,6 +18,9 @@ class FitRequest:
     corpus: str | None
     corpus_name: str
     folder: str
+    """Where the set is written, and nothing else."""
+    checkpoints: str
+    """Where everything to go on from is kept."""
     model_folder: str
     model_name: str
     weight_hash: str
@@ -31,14 +31,9 @@ class FitRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """A fit's folder: the set that is written, and beside it, until it is done, everything to go on from."""
+    """The folder in which a fit keeps its request, its contexts and its checkpoints."""
 
-    folder: Path
-
-    @property
-    def work(self) -> Path:
-        """Removed once the report is written."""
-        return self.folder / _WORK
+    work: Path
 
     @property
     def request(self) -> Path:
@@ -63,7 +58,7 @@ class Workspace:
     @property
     def report(self) -> Path:
         """Written last."""
-        return self.folder / REPORT
+        return self.work / "report.json"
 
     def stage(self, name: str) -> Path:
         """Checkpoints of a stage."""

@@ -52,7 +52,6 @@ class Stage:
     say: Say
     curve: list[FitPoint] = field(default_factory=list)
     seconds: float = 0.0
-    resumed: int = 0
 
     def run(self) -> None:
         """Go on from the last checkpoint to the end.
@@ -83,9 +82,7 @@ class Stage:
         self.trainee.restore(State(tensors=under("trainee", state.tensors), facts=state.facts["trainee"]))
         self.curve = _POINTS.validate_python(state.facts["curve"])
         self.seconds = state.facts["seconds"]
-        chunk = int(state.facts["chunk"])
-        self.resumed = state.facts["resumed"] + (chunk < self.source.plan.chunks)
-        return chunk
+        return int(state.facts["chunk"])
 
     def _note(self, done: int) -> None:
         plan = self.source.plan
@@ -121,7 +118,6 @@ class Stage:
             "trainee": state.facts,
             "curve": _POINTS.dump_python(self.curve, mode="json"),
             "seconds": self.seconds,
-            "resumed": self.resumed,
         }
         self.checkpoints.save(chunk, State(tensors=prefixed("trainee", state.tensors), facts=facts))
 

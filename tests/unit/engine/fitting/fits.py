@@ -53,6 +53,11 @@ def model_folder(path: Path, family: str = "llama") -> Path:
     return path if path.exists() else tiny_folder(family, path, n_layers=2)
 
 
+def kept(folder: Path) -> Workspace:
+    """Return where the fit of a set keeps its work."""
+    return Workspace(work=folder.with_name(f"{folder.name}-work"))
+
+
 def request(folder: Path, hosted: HostedModel, corpus: Path | None, **changes: Any) -> FitRequest:
     """Ask for a fit of the small recipe, changed."""
     made = FitRequest(
@@ -60,6 +65,7 @@ def request(folder: Path, hosted: HostedModel, corpus: Path | None, **changes: A
         corpus=None if corpus is None else str(corpus),
         corpus_name="words",
         folder=str(folder),
+        checkpoints=str(kept(folder).work),
         model_folder=str(hosted.folder),
         model_name="tiny",
         weight_hash=hosted.info.weight_hash,
@@ -67,9 +73,8 @@ def request(folder: Path, hosted: HostedModel, corpus: Path | None, **changes: A
         device="cpu",
         threads=1,
     )
-    space = Workspace(folder=folder)
-    space.work.mkdir(parents=True, exist_ok=True)
-    space.request.write_text(request_text(made))
+    kept(folder).work.mkdir(parents=True, exist_ok=True)
+    kept(folder).request.write_text(request_text(made))
     return made
 
 
