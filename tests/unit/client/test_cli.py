@@ -16,7 +16,7 @@ from tests.fakes.grpc_server import FakeService
 from trephine.client import server_process
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode
-from trephine.v1 import audit_service_pb2
+from trephine.v1 import audit_service_pb2, edit_service_pb2
 
 Run = Callable[..., int]
 
@@ -76,6 +76,8 @@ def test_untrusted_text_is_shown_escaped(fake: FakeService, run: Run, capsys: py
         (("ablate", "x", "--target", "y", "--feature", "twelve"), ExitCode.USAGE, "LAYER:INDEX"),
         (("ablate", "x", "--target", "y", "--positions", "a"), ExitCode.USAGE, "4,5,-1"),
         (("edits", "create", "e"), ExitCode.USAGE, "--feature"),
+        (("edits", "create", "e", "--feature", "1:2", "--detach"), ExitCode.USAGE, "--circuit"),
+        (("audit", "--auditor", "a"), ExitCode.USAGE, "--out"),
         (("audit", "--auditor", "a", "--out", "o", "--fail-on", "awful"), ExitCode.USAGE, "critical"),
         (("--token-file", "/nonexistent", "models", "list"), ExitCode.USAGE, "token file"),
     ],
@@ -152,6 +154,26 @@ def test_detach_prints_the_name_and_leaves(fake: FakeService, run: Run, capsys: 
     fake.endless = True
     assert run("discover", "Mary", "--target", " Mary", "--model", "tiny", "--detach") == 0
     assert capsys.readouterr().out == "operations/1\n"
+    assert not fake.cancelled.is_set()
+
+
+def test_detached_audits_print_a_name_each(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Every auditor's operation is started and named, one a line; no report is waited for."""
+    fake.endless = True
+    assert run("audit", "--model", "tiny", "--auditor", "one", "--auditor", "two", "--detach") == 0
+    assert capsys.readouterr().out == "operations/1\noperations/2\n"
+    asked = [one.auditor for one in fake.requests if isinstance(one, audit_service_pb2.RunAuditRequest)]
+    assert asked == ["one", "two"]
+    assert not fake.cancelled.is_set()
+
+
+def test_a_detached_search_stores_no_edit(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """`edits create --circuit --detach` names the search; nothing is stored from a result nobody has."""
+    fake.endless = True
+    words = ("edits", "create", "no-mary", "--circuit", "c1", "--model", "tiny", "--detach")
+    assert run(*words) == 0
+    assert capsys.readouterr().out == "operations/1\n"
+    assert isinstance(fake.requests[-1], edit_service_pb2.ProposeEditRequest)
     assert not fake.cancelled.is_set()
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trephine.client.baseline import Baseline, read_baseline
-from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -28,7 +29,10 @@ AUDIT_EXAMPLES = examples(
 def audit(
     context: typer.Context,
     auditors: Annotated[list[str], typer.Option("--auditor", help="Which auditor to run. May be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder for the reports: JSON, SARIF, JUnit XML, HTML.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the reports: JSON, SARIF, JUnit XML, HTML. Needed without --detach."),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     fail_on: Annotated[str, typer.Option(help=f"Smallest severity that fails: {_SEVERITIES}.")] = "low",
     baseline: Annotated[
@@ -40,32 +44,36 @@ def audit(
     parameters: Annotated[
         list[str] | None, typer.Option("--parameter", help="NAME=VALUE, auditor-specific.")
     ] = None,
+    detach: DetachOption = False,
 ) -> None:
     """Ask questions of a model, in CI or by hand, and leave reports that machines read.
 
     Exit status: 0 every audit passed; 3 a finding at or above --fail-on; 4 an audit was inconclusive
-    (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke.
+    (never a pass); 5 the baseline file is invalid; 2 wrong arguments; 1 an auditor or we broke. With
+    --detach 0 says only that every audit was started.
     """
     given = invocation(context)
     threshold = _severity(fail_on)
     accepted = read_baseline(baseline) if baseline is not None else Baseline()
     settings = dict(_parameter(text) for text in parameters or ())
+    if out is None and not detach:
+        raise InvalidRequestError("say where the reports go: --out FOLDER, or --detach", field="out")
     reports: list[AuditReport] = []
     with given.connect() as trephine:
-        loaded = given.load(trephine, model)
+        start = partial(
+            trephine.audits.start,
+            given.load(trephine, model).name,
+            seed=seed,
+            items=items,
+            time_limit_seconds=time_limit,
+            parameters=settings,
+        )
+        if out is None or detach:
+            given.leave(trephine, map(start, auditors))
         for auditor in auditors:
-            started = trephine.audits.start(
-                loaded.name,
-                auditor,
-                seed=seed,
-                items=items,
-                time_limit_seconds=time_limit,
-                parameters=settings,
-            )
-            report = given.complete(trephine, started, f"audit {auditor}")
+            report = given.complete(trephine, start(auditor), f"audit {auditor}")
             folder = out if len(auditors) == 1 else out / auditor
-            paths = trephine.audits.save(report, folder)
-            _show(given.output, report, paths)
+            _show(given.output, report, trephine.audits.save(report, folder))
             reports.append(report)
     raise typer.Exit(status_of(reports, threshold, accepted))
 

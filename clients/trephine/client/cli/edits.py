@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.ablate import show_ablation
-from trephine.client.cli.arguments import DEFAULT_MODEL, FeatureOption, ModelOption, ablations
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    FeatureOption,
+    ModelOption,
+    ablations,
+)
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
@@ -42,12 +48,21 @@ def create(
     model: ModelOption = DEFAULT_MODEL,
     reason: Annotated[str | None, typer.Option(help="Why it exists.")] = None,
     author: Annotated[str | None, typer.Option(help="Who made it; unset: you.")] = None,
+    detach: DetachOption = False,
 ) -> None:
-    """Store an edit: neurons to remove (or scale) everywhere, under a name."""
+    """Store an edit: neurons to remove (or scale) everywhere, under a name.
+
+    With --circuit they are searched for first. --detach starts that search alone and stores nothing.
+    """
     given = invocation(context)
+    _require_one_source(features, circuit, detach=detach)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
-        interventions = _interventions(given, trephine, features, circuit, scale)
+        interventions = (
+            ablations(features, scale)
+            if circuit is None
+            else _shippable(given, trephine, circuit, scale, detach=detach)
+        )
         edit = trephine.edits.create(
             name,
             interventions,
@@ -126,21 +141,22 @@ def curve_rows(curve: Sequence[CurvePoint], chosen: int) -> list[tuple[str, ...]
     ]
 
 
-def _interventions(
-    given: Invocation,
-    trephine: Trephine,
-    features: list[str] | None,
-    circuit: str | None,
-    scale: float | None,
-) -> EditDraft | list[Intervention]:
+def _require_one_source(features: list[str] | None, circuit: str | None, *, detach: bool) -> None:
     if bool(features) == bool(circuit):
         raise InvalidRequestError(
             "say what to change: --feature LAYER:INDEX or --circuit NAME", field="feature"
         )
-    if circuit is None:
-        return ablations(features, scale)
+    if detach and not circuit:
+        raise InvalidRequestError(
+            "--detach goes with --circuit: neurons that are named are stored at once", field="detach"
+        )
+
+
+def _shippable(
+    given: Invocation, trephine: Trephine, circuit: str, scale: float | None, *, detach: bool
+) -> EditDraft:
     started = trephine.circuits.get(circuit).start_shippable()
-    selection = given.complete(trephine, started, "propose")
+    selection = given.complete(trephine, started, "propose", detach=detach)
     given.output.note(printable(selection.why))
     return selection.ablate() if scale is None else selection.scale(scale)
 

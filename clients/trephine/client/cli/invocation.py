@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 
@@ -55,15 +56,24 @@ class Invocation:
             typer.Exit: With `detach`, after its name was printed; after Ctrl-C.
         """
         if detach:
-            trephine.detach()
-            self.output.document(operation.to_json() if self.output.json else operation.name)
-            raise typer.Exit(0)
+            self.leave(trephine, (operation,))
         try:
             with ProgressView(self.output, what) as view:
                 return operation.result(on_progress=view.show)
         except KeyboardInterrupt:
             self._cancel(operation)
             raise typer.Exit(INTERRUPTED) from None
+
+    def leave(self, trephine: Trephine, operations: Iterable[Operation[Any]]) -> NoReturn:
+        """Print each operation's name, as soon as it is started, and end the command; the work goes on.
+
+        Raises:
+            typer.Exit: Always.
+        """
+        trephine.detach()
+        for operation in operations:
+            self.output.document(operation.to_json() if self.output.json else operation.name)
+        raise typer.Exit(0)
 
     def _cancel(self, operation: Operation[ResultT]) -> None:
         self.output.note(f"cancelling {operation.name}; press Ctrl-C again to leave at once")
