@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from trephine.client.leases import Lease
 
 START_SECONDS = 120.0
 """A cold start on a slow disk imports the service's dependencies; a minute is not unheard of."""
+PROBE_SECONDS = 5.0
+"""How long a server that is named may take to say that it serves."""
 LOG_TAIL_BYTES = 2_000
 _NEEDED = ("dbos", "torch", "transformers", "pydantic_settings")
 
@@ -115,12 +118,24 @@ def _server_file(state: Path) -> ServerFile | None:
 
 
 def _serves(address: str) -> bool:
-    with grpc.insecure_channel(address, options=OPTIONS) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+    """Whether a healthy server answers. Ctrl-C ends the wait at once, and never the start of the call.
+
+    Interrupted as it starts a call, gRPC loses the call's end, and closing the channel never returns. So the
+    call is started on a thread that no signal reaches, as `Wire` starts its own.
+    """
+    request = health_pb2.HealthCheckRequest()
+    with (
+        grpc.insecure_channel(address, options=OPTIONS) as channel,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="trephine-probe") as starter,
+    ):
+        ask = health_pb2_grpc.HealthStub(channel).Check.future
+        call = starter.submit(ask, request, timeout=PROBE_SECONDS, wait_for_ready=True).result()
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=5, wait_for_ready=True)
+            answer = call.result()
         except grpc.RpcError:
             return False
+        finally:
+            call.cancel()
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 

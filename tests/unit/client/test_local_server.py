@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2_grpc
 
 from trephine.client import server_process
 from trephine.client.endpoint import parse_endpoint
@@ -138,3 +143,34 @@ def test_addresses_are_checked(address: str):
     """Something that is no address is refused with the two forms that are."""
     with pytest.raises(InvalidRequestError, match="HOST:PORT"):
         parse_endpoint(address, token=None, root_certificates=None)
+
+
+def test_ctrl_c_ends_the_probe_and_cannot_interrupt_grpc_as_it_starts_the_call(
+    lease_server: tuple[LeaseServer, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The named server accepts and never answers. Its call is started where no signal arrives."""
+    starters: list[threading.Thread] = []
+
+    class Stub(health_pb2_grpc.HealthStub):
+        def __init__(self, channel: Any) -> None:
+            super().__init__(channel)
+            start, self.Check = self.Check.future, self  # a blocking call of `Check` is a TypeError
+            self.future = lambda *given, **options: (
+                starters.append(threading.current_thread()) or start(*given, **options)
+            )
+
+    monkeypatch.setattr(health_pb2_grpc, "HealthStub", Stub)
+    monkeypatch.setattr(server_process, "PROBE_SECONDS", 600.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def press() -> None:
+            silent.accept()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        Thread(target=press, daemon=True).start()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        named = {"address": address, "lease": lease_server[1], "pid": 1, "version": "0"}
+        (tmp_path / "server.json").write_text(json.dumps(named))
+        with pytest.raises(KeyboardInterrupt):
+            find_or_start(tmp_path)
+    assert [thread is threading.main_thread() for thread in starters] == [False]
