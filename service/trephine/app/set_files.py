@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from trephine.app.checkpoints import count_numbers, read_header
+from trephine.app.checkpoints import read_header
 from trephine.domain.errors import BrokenCheckpointError, BrokenReplacementError, UnsafeReplacementError
-
-_FLOAT = 4
-"""Layers compute in float32, however they are stored."""
 
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz"}
 
 
 def weight_bytes(folder: Path) -> int:
-    """Return the bytes of all weights below a folder once they are in memory.
+    """Return the bytes of all weights below a folder; they are as many in memory.
 
     Which layers they are, and whether they fit the model, is the engine's to judge.
 
@@ -26,12 +24,20 @@ def weight_bytes(folder: Path) -> int:
     if not files:
         raise _without_weights(folder)
     try:
-        return sum(count_numbers(read_header(file)) for file in files) * _FLOAT
+        return sum(_tensor_bytes(read_header(file), file) for file in files)
     except BrokenCheckpointError as error:
         file = str(error.context.get("file", ""))
         raise BrokenReplacementError(
             f"{file or folder.name} is no readable safetensors file; get the set again", file=file
         ) from error
+
+
+def _tensor_bytes(header: dict[str, Any], file: Path) -> int:
+    try:
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(int(end) - int(begin) for begin, end in spans)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenCheckpointError("a safetensors header lacks offsets", file=file.name) from error
 
 
 def _without_weights(folder: Path) -> BrokenReplacementError | UnsafeReplacementError:

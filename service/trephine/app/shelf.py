@@ -42,9 +42,10 @@ class ShelvedSets:
 class Shelf:
     """The sets beside one model.
 
-    After a loss each one is loaded and admitted again before the next command runs. One whose content has
-    changed meanwhile is not used under its old name: its features would mean something else. It is lost,
-    with the reason, until somebody loads it again.
+    After a loss each one is loaded again before the next command runs, and admitted again unless it, the
+    model and the probe text are what they were. One whose content has changed meanwhile is not used under
+    its old name: its features would mean something else. It is lost, with the reason, until somebody loads
+    it again.
     """
 
     def __init__(self, model: str, records: RecordFolder[ShelvedSets]) -> None:
@@ -114,7 +115,8 @@ class Shelf:
         """Load one set again; return why that did not work."""
         name = shelved.source.name
         try:
-            info = await engine.run(LoadReplacementSet(source=shelved.source), on_event=tell)
+            command = LoadReplacementSet(source=shelved.source, admitted=shelved.info)
+            info = await engine.run(command, on_event=tell)
             if info.content_hash == shelved.info.content_hash:
                 self._sets[name] = ShelvedSet(source=shelved.source, info=info)
                 return None

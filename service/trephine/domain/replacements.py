@@ -172,6 +172,9 @@ class LoadReplacementSet(Command[ReplacementSetInfo, Progress]):
     """Load a set beside the model, and admit it."""
 
     source: ReplacementSource
+    admitted: ReplacementSetInfo | None = None
+    """The set as it was admitted before. Its admission is taken over, instead of being measured again, where
+    content, weights and probe text are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

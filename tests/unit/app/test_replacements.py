@@ -114,7 +114,8 @@ async def test_the_next_server_brings_sets_back(tmp_path):
     again = house(tmp_path, SETS)
     assert [entry.state for entry in again.replacements.list("tiny")] == ["loaded"]
     await again.models.engine("tiny").run(RenderChat(messages=()))
-    assert asked(again, LoadReplacementSet) == asked(first, LoadReplacementSet)
+    [before], [after] = asked(first, LoadReplacementSet), asked(again, LoadReplacementSet)
+    assert (after.source, before.admitted, after.admitted) == (before.source, None, set_info())
 
 
 async def test_progress_of_a_load_names_the_sets_that_come_back(tmp_path):
@@ -228,11 +229,11 @@ def test_names_that_cannot_address_features_are_refused(tmp_path, set_id):
 
 
 async def test_headers_predict_memory_and_refuse_pickles(tmp_path):
-    """6 numbers are 24 bytes as float32; garbage and pickles are refused before an engine is asked."""
+    """6 numbers are 12 bytes as float16; garbage and pickles are refused before an engine is asked."""
     folder = write_set(tmp_path / "replacements")
     here = house(tmp_path, SETS)
     source = here.replacements.resolve("small")
-    assert await here.replacements.predict(source) == 24
+    assert await here.replacements.predict(source) == 12
     weights = folder / "layer_0" / "sae_weights.safetensors"
     weights.write_bytes(b"\x80\x04")
     with pytest.raises(BrokenReplacementError, match="sae_weights"):

@@ -23,6 +23,7 @@ from trephine.domain.replacements import (
 from trephine.domain.sites import NEURONS
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.admission import admit, require_admitted
+from trephine.engine.replacements.contexts import PROBE, probe_text, text_label
 from trephine.engine.replacements.conventions import Reading, following, readings
 from trephine.engine.replacements.formats.opening import open_set
 from trephine.engine.replacements.identity import check_model, check_sites
@@ -62,7 +63,11 @@ def load_replacement_set(session: Session, command: LoadReplacementSet) -> Steps
     check_model(hosted, found.model_name)
     check_sites(hosted, infos)
     budget = _budget(hosted, source, infos)
-    admission, reading = yield from _admitted(hosted, source, found, infos, budget)
+    before = command.admitted if _is_same(hosted, command.admitted, digest) else None
+    if before is None:
+        admission, reading = yield from _admitted(hosted, source, found, infos, budget)
+    else:
+        admission, reading = _taken_over(hosted, source, found, before.admission)
     pager = _pager(hosted, source, following(found.layers, reading), budget)
     info = ReplacementSetInfo(
         name=source.name,
@@ -161,6 +166,22 @@ def _admitted(
     require_admitted(probed.admission, name=source.name, accept_degraded=source.accept_degraded)
     chosen = next(reading for reading in possible if reading.convention == probed.convention)
     return probed.admission, chosen
+
+
+def _is_same(hosted: HostedModel, before: ReplacementSetInfo | None, digest: str) -> bool:
+    """True if a probe would find again what it found before: same weights of both, same text."""
+    if before is None or before.content_hash != digest or before.weight_hash != hosted.info.weight_hash:
+        return False
+    return before.admission.text == text_label(PROBE, probe_text())
+
+
+def _taken_over(
+    hosted: HostedModel, source: ReplacementSource, found: ReadSet, admission: Admission
+) -> tuple[Admission, Reading]:
+    require_admitted(admission, name=source.name, accept_degraded=source.accept_degraded)
+    possible = {reading.convention: reading for reading in readings(hosted.architecture, found)}
+    settled = admission.layers[0].convention
+    return admission, next(reading for name, reading in possible.items() if name == settled)
 
 
 def unload_replacement_set(session: Session, command: UnloadReplacementSet) -> Steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,3 +181,27 @@ def test_a_loaded_set_reads_as_its_file_says(session, tmp_path):
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
     with opened(session.hosted, "tc", [2]) as layers:
         assert torch.allclose(layers[2].encode(x).pre, x @ tensors["W_enc"] + tensors["b_enc"], atol=1e-5)
+
+
+def test_an_admission_is_taken_over_only_where_nothing_has_changed(session, tmp_path):
+    """The same content on the same weights is not probed again; other weights, content or text are."""
+    folder = write_transcoders(session.require_model(), tmp_path / "tc", layers=(0, 1))
+    first = load(session, folder)
+
+    def stages(admitted):
+        finish(unload_replacement_set(session, UnloadReplacementSet(name="tc")))
+        source = ReplacementSource(name="tc", folder=str(folder))
+        steps = load_replacement_set(session, LoadReplacementSet(source=source, admitted=admitted))
+        seen = {step.stage for step in steps if step}
+        assert listed(session)[0].admission == first.admission
+        return seen
+
+    assert "probe" not in stages(first)
+    assert "probe" in stages(None)
+    assert "probe" in stages(replace(first, weight_hash="0" * 64))
+    assert "probe" in stages(replace(first, content_hash="0" * 64))
+    assert "probe" in stages(replace(first, admission=replace(first.admission, text="another")))
+    failed = tuple(replace(layer, passed=False) for layer in first.admission.layers)
+    degraded = replace(first, admission=replace(first.admission, passed=False, layers=failed))
+    with pytest.raises(AdmissionFailedError):
+        stages(degraded)
