@@ -109,6 +109,15 @@ async def test_activations_and_rankings_agree(server):
     assert [one.position for one in per_token.features] == [p for p in range(1, 7) for _ in range(2)]
 
 
+async def test_an_answer_that_no_message_can_hold_is_refused(server):
+    """Too many features times tokens is OVER_BUDGET with its field, not a broken stream."""
+    request = pb.GetActivationsRequest(model=MODEL, text=TEXT, features=[FEATURE] * 150_000)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub(server).GetActivations(request)
+    assert reason(caught.value) == "OVER_BUDGET"
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_labels_reach_every_answer(server):
     """A label that was set comes with activations, rankings and searches, and goes out as JSONL."""
     features = stub(server)

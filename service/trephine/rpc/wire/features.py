@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 from trephine.domain.activations import Activations, RankActivity, ReadActivations, StrongestFeatures
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, OverBudgetError
 from trephine.domain.features import (
     CoFiring,
     Contrast,
@@ -36,6 +36,8 @@ _SCOPES: dict[pb.TopScope.ValueType, type[RankActivity] | type[RankByToken]] = {
     pb.TOP_SCOPE_TOKEN: RankByToken,
 }
 _LARGEST_COUNT = 100
+_MOST_VALUES, _MOST_RANKED = 1 << 20, 50_000
+"""Activations and ranked features of one answer: some 4 MB, of the 8 that a message may have."""
 
 
 def layers_from_wire(layers: Sequence[int]) -> tuple[int, ...]:
@@ -79,7 +81,12 @@ def activations_from_wire(request: pb.GetActivationsRequest) -> ReadActivations:
 def activations_to_wire(
     command: ReadActivations, found: Activations, names: Names, info: ModelInfo
 ) -> pb.GetActivationsResponse:
-    """Write one row of activations per feature."""
+    """Write one row of activations per feature.
+
+    Raises:
+        OverBudgetError: If the answer would exceed a message.
+    """
+    _require_fits(len(command.features) * len(found.tokens), _MOST_VALUES, "features")
     values, width = array("f", found.values.data), len(found.tokens)
     return pb.GetActivationsResponse(
         tokens=[token_to_wire(token) for token in found.tokens],
@@ -115,7 +122,12 @@ def top_from_wire(request: pb.TopFeaturesRequest) -> RankActivity | RankByToken:
 def top_to_wire(
     found: StrongestFeatures | FeaturesByToken, names: Names, info: ModelInfo
 ) -> pb.TopFeaturesResponse:
-    """Write a ranking."""
+    """Write a ranking.
+
+    Raises:
+        OverBudgetError: If the answer would exceed a message.
+    """
+    _require_fits(len(activity(found)), _MOST_RANKED, "count")
     return pb.TopFeaturesResponse(
         tokens=[token_to_wire(token) for token in found.tokens],
         features=[
@@ -263,6 +275,15 @@ def _cofiring_to_wire(one: CoFiring, names: Names) -> pb.CoFiring:
 
 def _weights(weights: Sequence[tuple[Token, float]]) -> list[pb.TokenWeight]:
     return [pb.TokenWeight(token=token_to_wire(token), weight=weight) for token, weight in weights]
+
+
+def _require_fits(size: int, largest: int, field: str) -> None:
+    if size > largest:
+        raise OverBudgetError(
+            f"the answer would hold {size} numbers and may hold {largest}; ask for less, or a shorter text",
+            field=field,
+            limit=largest,
+        )
 
 
 def _count(value: int, field: str) -> int:
