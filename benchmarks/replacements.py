@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 
 from benchmarks.laws import load_model
+from trephine.domain.commands import Progress
 from trephine.domain.findings import Figure
 from trephine.domain.replacements import (
     EvaluateReplacementSet,
@@ -32,6 +35,7 @@ from trephine.engine.replacements.sets import opened
 from trephine.engine.replacements.splice import run_context
 from trephine.engine.session import Session
 
+ResultT = TypeVar("ResultT")
 NAME = "measured"
 
 
@@ -99,7 +103,19 @@ def evaluate(hosted: HostedModel, folder: Path, command: EvaluateReplacementSet)
     """Load a set and evaluate it."""
     session = Session(hosted=hosted)
     load_set(session, folder)
-    return finish(evaluate_replacement_set(session, command))
+    return followed(evaluate_replacement_set(session, command))
+
+
+def followed(work: Generator[Progress | None, None, ResultT]) -> ResultT:
+    """Run work to its end and say on stderr where it is."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
+        if event is not None:
+            print(f"\r{event.stage} {event.done}/{event.total}   ", end="", file=sys.stderr, flush=True)
 
 
 def print_evaluation(found: ReplacementEvaluation) -> None:

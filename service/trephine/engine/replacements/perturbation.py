@@ -100,7 +100,10 @@ def _comparable(info: ReplacementLayerInfo, n_layers: int) -> bool:
 
 @torch.inference_mode()
 def _choose(source: LayerSource, plain: Values, chooser: random.Random, layer: int) -> _Perturbation | None:
-    """Draw a position after 0 and one of the features that are active there."""
+    """Draw a position after 0 and one of the features that are active there, by the size of what it writes.
+
+    Features that write next to nothing would measure how thresholds flip, not how the model answers.
+    """
     info = next(info for info in source.infos if info.layer == layer)
     with source.open([layer]) as layers:
         x = plain[info.site_in]
@@ -109,7 +112,10 @@ def _choose(source: LayerSource, plain: Values, chooser: random.Random, layer: i
         active = code.active[0].nonzero().flatten().tolist()
         if not active:
             return None
-        index = chooser.choice(active)
+        sizes = code.activations[0, active].abs().double() * layers[layer].decoder_norms()[active].double()
+        if not float(sizes.sum()) > 0.0:
+            return None
+        index = chooser.choices(active, weights=sizes.tolist())[0]
         value = code.activations[0, index] * code.scale_out
         added = {
             site: (-value * layers[layer].decoders([index], site)[0]).reshape(-1) for site in info.sites_out
@@ -138,13 +144,14 @@ def _compare(
     with torch.inference_mode():
         sums = reconstructions(above, plain)
     errors = {site: plain[site] - sums[site] for site in above.sites_out}
-    splice = Splice(source=above, errors=errors)
     with resumed(hosted.architecture, chosen.layer, stream):
-        predicted = run(touches=_adding(splice.touches(), chosen))[1]
+        still = run(touches=Splice(source=above, errors=errors).touches())[1]
     yield
-    return [
-        pair for site in reads if (pair := _pair(site, plain, true, predicted, chosen, context)) is not None
-    ]
+    with resumed(hosted.architecture, chosen.layer, stream):
+        moved = run(touches=_adding(Splice(source=above, errors=errors).touches(), chosen))[1]
+    yield
+    compared = (_pair(site, (plain, true), (still, moved), chosen, context) for site in reads)
+    return [pair for pair in compared if pair is not None]
 
 
 def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Touch]:
@@ -159,12 +166,22 @@ def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Tou
 
 
 def _pair(
-    site: Site, plain: Values, true: Values, predicted: Values, chosen: _Perturbation, context: int
+    site: Site,
+    true: tuple[Values, Values],
+    replaced: tuple[Values, Values],
+    chosen: _Perturbation,
+    context: int,
 ) -> Pair | None:
+    """Compare the changes at a site; both models are given as their run without and with the perturbation.
+
+    The replacement model's run without it is the plain run but for features within rounding of their
+    thresholds (law 2); taking its own keeps these out of its change.
+    """
     rows = slice(chosen.position, None)
     passed = torch.stack([added for at, added in chosen.added.items() if at.layer <= site.layer]).sum(0)
-    change = true[site][rows].double() - plain[site][rows].double()
-    guess = predicted[site][rows].double() - plain[site][rows].double()
+    change, guess = (
+        after[site][rows].double() - before[site][rows].double() for before, after in (true, replaced)
+    )
     change[0] -= passed.double()
     guess[0] -= passed.double()
     size = float(change.norm())
