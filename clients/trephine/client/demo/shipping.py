@@ -1,4 +1,4 @@
-"""Chapter 6: store the edit, plan, export, certify, bring home, verify; fp32 and bf16."""
+"""Chapter 6: store the edit, plan, export, certify, bring home, verify; fp32 and bf16 side by side."""
 
 from __future__ import annotations
 
@@ -8,54 +8,73 @@ from typing import Any
 
 from trephine.client.cli.export import gate_rows
 from trephine.client.demo.narration import Narrator
+from trephine.client.edits import export_id_for
 from trephine.client.errors import CheckpointUnverifiedError
 from trephine.client.model import Model
+from trephine.client.operations import Operation
 from trephine.client.selection import Selection
 from trephine.client.trephine import Trephine
-from trephine.client.types import Edit, Export
+from trephine.client.types import Edit, Export, ExportPlan
 from trephine.client.verification import verify_folder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shipment:
-    """One parent and where its edited copy goes."""
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What an edit will be called, and where the edited copy goes."""
 
-    model: Model
     edit: str
     folder: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipment:
+    """An export on its way."""
+
+    model: Model
+    edit: Edit
+    plan: ExportPlan
+    started: Operation[Export]
+    folder: Path
+
+
 def ship(trephine: Trephine, model: Model, selection: Selection, folder: Path, narrator: Narrator) -> None:
-    """Export the edit from the fp32 model and from a bf16 copy of it."""
+    """Export the edit from the fp32 model and from a bf16 copy of it, each in its own engine."""
     title = "6. Store the edit, compile it into the weights, certify, publish"
     with narrator.chapter("export", title) as figures:
         source = model.name.removeprefix("models/")
         loading = trephine.start_load(source, dtype="bfloat16", name=f"{source}-bf16")
-        full = Shipment(model=model, edit="no-mary", folder=folder / "edited")
-        figures["float32"] = _ship(trephine, full, selection, narrator)
+        full = _send(trephine, model, Draft("no-mary", folder / "edited"), selection)
         with narrator.working(f"load {source}-bf16") as view:
             half = loading.result(on_progress=view.show)
-        rounded = Shipment(model=half, edit="no-mary-bf16", folder=folder / "edited-bf16")
-        figures["bfloat16"] = _ship(trephine, rounded, selection, narrator)
+        rounded = _send(trephine, half, Draft("no-mary-bf16", folder / "edited-bf16"), selection)
+        figures["float32"] = _receive(trephine, full, narrator)
+        figures["bfloat16"] = _receive(trephine, rounded, narrator)
         half.unload()
 
 
-def _ship(trephine: Trephine, shipment: Shipment, selection: Selection, narrator: Narrator) -> dict[str, Any]:
-    draft = selection.ablate()
+def _send(trephine: Trephine, model: Model, draft: Draft, selection: Selection) -> Shipment:
+    """Store and plan the edit, and start its export."""
+    chosen = selection.ablate()
     edit = trephine.edits.create(
-        shipment.edit, draft, model=shipment.model.name, evidence=draft.evidence, author="trephine demo"
+        draft.edit, chosen, model=model.name, evidence=chosen.evidence, author="trephine demo"
     )
-    _tell_plan(trephine, edit, shipment, narrator)
-    with narrator.working(f"export {edit.name}") as view:
-        export = trephine.export(
-            edit, shipment.folder, model=shipment.model.name, on_progress=view.show, on_bytes=view.bytes
-        )
+    plan = trephine.edits.plan(edit, model=model.name)
+    started = trephine.exports.start(edit, export_id_for(draft.folder, edit), model=model.name)
+    return Shipment(model=model, edit=edit, plan=plan, started=started, folder=draft.folder)
+
+
+def _receive(trephine: Trephine, shipment: Shipment, narrator: Narrator) -> dict[str, Any]:
+    """Tell the plan, wait for the export, bring it home and verify it there."""
+    _tell_plan(shipment, narrator)
+    with narrator.working(f"export {shipment.edit.name}") as view:
+        export = shipment.started.result(on_progress=view.show)
+        trephine.exports.download(export, shipment.folder, on_bytes=view.bytes)
     return _tell_export(export, shipment.folder, narrator)
 
 
-def _tell_plan(trephine: Trephine, edit: Edit, shipment: Shipment, narrator: Narrator) -> None:
-    plan = trephine.edits.plan(edit, model=shipment.model.name)
-    narrator.say(f"  {edit.name} from {shipment.model.name} ({shipment.model.info.dtype}):")
+def _tell_plan(shipment: Shipment, narrator: Narrator) -> None:
+    plan = shipment.plan
+    narrator.say(f"  {shipment.edit.name} from {shipment.model.name} ({shipment.model.info.dtype}):")
     narrator.facts(
         [
             (
