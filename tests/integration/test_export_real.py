@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, planned
 from tests.unit.engine.interventions import neuron
 from trephine.client.verification import verify_folder
-from trephine.domain.interventions import Ablate
+from trephine.domain.interventions import Ablate, Scale
+from trephine.engine import export, planning
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.retain import built_in_text, retain_ids, retain_text, window_logits
+from trephine.engine.shards import read_entries, sha256_of
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 
@@ -69,6 +71,29 @@ def test_law_8_in_bfloat16(bfloat16, tmp_path):
     with torch.inference_mode():
         kl = kl_divergence(window_logits(hosted, window, TEN), stock(torch.tensor([window])).logits[0])
     assert float(kl.mean()) <= 2 * gates["kl_intervened_exported_mean"]  # one window of ten
+
+
+@pytest.fixture
+def short_text(monkeypatch):
+    """Plans and certificates measured on a few sentences: where bytes are compared, figures add nothing."""
+    few = built_in_text()[:600]
+    for module in (planning, export):
+        monkeypatch.setattr(module, "retain_text", lambda hosted: retain_text(hosted, few))
+
+
+@pytest.mark.usefixtures("short_text")
+def test_law_8_of_an_edit_that_changes_nothing(smollm2, parent, tmp_path):
+    """A neuron scaled by 1.0: every tensor hash, and the hash of the loaded weights, is the parent's."""
+    edit = edit_of(parent, neuron(26, 1262, Scale(factor=1.0)))
+    made = exported(parent, edit, tmp_path / "same")
+    entries = read_entries(smollm2)
+    assert len(entries) == 272
+    assert read_entries(tmp_path / "same") == entries
+    hashes = {name: sha256_of(smollm2, entry) for name, entry in entries.items()}
+    assert {name: sha256_of(tmp_path / "same", entry) for name, entry in entries.items()} == hashes
+    assert made.certificate.passed
+    assert hosted_in(tmp_path / "same").info.weight_hash == parent.info.weight_hash
+    assert verify_folder(tmp_path / "same").passed
 
 
 def test_the_bound_is_the_plans(parent, tmp_path):
