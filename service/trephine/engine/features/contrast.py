@@ -19,7 +19,7 @@ from trephine.engine.features.statistics import auroc, benjamini_hochberg, permu
 from trephine.engine.hosted import HostedModel
 from trephine.engine.session import Handler, Session
 
-_PASS_TOKENS, _PASS_ROWS = 1024, 64
+_PASS_TOKENS, _PASS_ROWS = 512, 64
 _MAX_CELLS = 1 << 28
 """Texts times features: 1 GiB of maxima."""
 _SLICE = 1024

@@ -27,7 +27,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import require_set
 from trephine.engine.session import Handler, Session
 
-_PASS_TOKENS = 1024
+_PASS_TOKENS = 512
 _PASS_ROWS = 64
 _BYTES_PER_TOKEN = 4
 """English text; for the total that progress shows."""
