@@ -96,6 +96,17 @@ async def test_loading_is_an_operation_that_ends_in_a_model(tmp_path):
     assert [one.name for one in listed.models] == ["models/tiny"]
 
 
+async def test_a_revision_of_a_plain_folder_is_refused_at_once(tmp_path):
+    """LoadModel names the field; no operation is made of a request that cannot succeed."""
+    async with edge(tmp_path, [loaded_engine()]) as server:
+        stub = server.stub(ModelServiceStub)
+        with pytest.raises(grpc.aio.AioRpcError, match="has no revisions") as caught:
+            await stub.LoadModel(models.LoadModelRequest(source="tiny", revision="main"))
+        listed = await server.stub(OperationsStub).ListOperations(longrunning.ListOperationsRequest())
+    assert (reason(caught.value), field(caught.value)) == ("INVALID_REQUEST", "revision")
+    assert not listed.operations
+
+
 async def test_tokens_stream_in_order_and_end_with_the_whole(tmp_path):
     """Generate streams every event, then one `finished` with echoes; half an emoji does no harm."""
     engine = loaded_engine(also={Generate: Script(events=EVENTS, result=GENERATION)})

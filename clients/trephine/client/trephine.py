@@ -85,6 +85,7 @@ class Trephine:
         device: str | None = None,
         name: str | None = None,
         adapter: str | None = None,
+        revision: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Model:
         """Load a model, or use it if it is loaded already.
@@ -95,13 +96,17 @@ class Trephine:
             device: `cpu` (default), `cuda`, `cuda:1`.
             name: Name to serve it under; unset: the source's own.
             adapter: PEFT adapter folder in a model root, merged in memory.
+            revision: Of a folder in Hugging Face's cache: a commit, a prefix of it or a ref's name; unset:
+                what is loaded under that name already, else `main`.
             on_progress: Called with every step.
         """
-        if adapter is None:
+        if adapter is None and revision is None:
             ready = self.loaded_model(name_or_folder, dtype=dtype, device=device, name=name)
             if ready is not None:
                 return ready
-        started = self.start_load(name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter)
+        started = self.start_load(
+            name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter, revision=revision
+        )
         return started.result(on_progress=on_progress)
 
     def start_load(
@@ -112,12 +117,15 @@ class Trephine:
         device: str | None = None,
         name: str | None = None,
         adapter: str | None = None,
+        revision: str | None = None,
         request_id: str | None = None,
     ) -> Operation[Model]:
         """Start loading a model; the arguments are those of `load_model`."""
         source = source_of(name_or_folder)
         share_folder(source, self._lease)
-        request = requests.load(source.source, name, request_id, dtype=dtype, device=device, adapter=adapter)
+        request = requests.load(
+            source.source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
+        )
         message = self._wire.call(self._wire.models.LoadModel, request)
         return Operation(self._wire, message, self._finish)
 

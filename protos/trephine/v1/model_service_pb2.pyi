@@ -227,6 +227,7 @@ class LoadModelRequest(google.protobuf.message.Message):
     ADAPTER_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
     source: builtins.str
     """`smollm2`, the name of a folder in a model root, or the id of an export (`exports/...`)."""
     model_id: builtins.str
@@ -241,6 +242,10 @@ class LoadModelRequest(google.protobuf.message.Message):
     """UUID; the same id again returns the same operation."""
     validate_only: builtins.bool
     """Predict memory and check the folder, load nothing."""
+    revision: builtins.str
+    """Of a folder in Hugging Face's cache: a commit, a prefix of it (7 characters or more) or the name of a
+    ref. Unset: `main`. A plain folder has none.
+    """
     def __init__(
         self,
         *,
@@ -251,10 +256,14 @@ class LoadModelRequest(google.protobuf.message.Message):
         adapter: builtins.str | None = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
+        revision: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "adapter", b"adapter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "device", b"device", "dtype", b"dtype", "model_id", b"model_id", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_revision", b"_revision", "adapter", b"adapter", "revision", b"revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_revision", b"_revision", "adapter", b"adapter", "device", b"device", "dtype", b"dtype", "model_id", b"model_id", "request_id", b"request_id", "revision", b"revision", "source", b"source", "validate_only", b"validate_only"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_revision", b"_revision"]) -> typing.Literal["revision"] | None: ...
 
 global___LoadModelRequest = LoadModelRequest
 

@@ -139,13 +139,16 @@ class Models:
         dtype: DType = "float32",
         device: str = "cpu",
         adapter: str | None = None,
+        revision: str | None = None,
     ) -> ModelSource:
         """Turn a name or an absolute folder into a source inside a model root.
 
+        A revision becomes the commit that it means now; the source stays at it.
+
         Raises:
-            ModelNotFoundError: If there is no such folder.
+            ModelNotFoundError: If there is no such folder, or no such revision in it.
             PathDeniedError: If it lies outside the roots.
-            InvalidRequestError: If dtype, device or name make no sense.
+            InvalidRequestError: If dtype, device, name or revision make no sense.
         """
         dtype = dtype or "float32"
         device = device or "cpu"
@@ -153,13 +156,14 @@ class Models:
             raise InvalidRequestError(f"dtype must be one of {', '.join(_ITEM_BYTES)}", field="dtype")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
             raise InvalidRequestError("device must be cpu, cuda or cuda:N", field="device")
-        folder = self._roots.folder(source)
+        found = self._roots.find(source, revision)
         return ModelSource(
-            name=id_in("models", model_id) if model_id else _default_name(folder),
-            folder=str(folder),
+            name=id_in("models", model_id) if model_id else _default_name(found.name),
+            folder=str(found.folder),
             dtype=dtype,
             device=device,
-            adapter=str(self._roots.folder(adapter)) if adapter else None,
+            adapter=str(self._roots.find(adapter).folder) if adapter else None,
+            revision=found.revision,
         )
 
     async def predict(self, source: ModelSource) -> PredictedLoad:
@@ -273,8 +277,8 @@ class Models:
             return False
         if berth.source != source:
             raise AlreadyExistsError(
-                f"the name {source.name} serves another model, dtype, device or adapter; choose another "
-                "model_id or unload that one",
+                f"the name {source.name} serves another model, revision, dtype, device or adapter; choose "
+                "another model_id or unload that one",
                 model=source.name,
             )
         return True
@@ -302,7 +306,7 @@ class Models:
         return ModelNotFoundError(f"there is no model {name}; there are: {known}", model=name)
 
 
-def _default_name(folder: Path) -> str:
-    """The folder's own name, with everything that no resource name may hold replaced."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-._")
+def _default_name(folder: str) -> str:
+    """A folder's own name, with everything that no resource name may hold replaced."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")
     return name[:63] or "model"

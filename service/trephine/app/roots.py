@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from trephine.app.names import id_in
+from trephine.app.revisions import commit_of, has_revisions
 from trephine.domain.errors import (
     ModelNotFoundError,
     PathDeniedError,
@@ -76,8 +78,27 @@ class Roots:
             )
         return real
 
+    def _require_links_inside(self, folder: Path, *more: Path) -> None:
+        for place, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                entry = Path(place, name)
+                if entry.is_symlink():
+                    self._require_inside(entry, *more)
+
     def _missing(self, source: str) -> TrephineError:
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """A folder to read a model from."""
+
+    folder: Path
+    """Resolved, inside a root, with whatever it links to."""
+    name: str
+    """What the source is called: the folder's own name, not a snapshot's."""
+    revision: str | None
+    """The commit, for a snapshot of Hugging Face's cache."""
 
 
 class ModelRoots(Roots):
@@ -89,31 +110,37 @@ class ModelRoots(Roots):
         self._export_root = export_root.expanduser().resolve()
         super().__init__(roots)
 
-    def folder(self, source: str) -> Path:
+    def find(self, source: str, revision: str | None = None) -> FoundModel:
         """Find a model: a name in a root, `exports/NAME`, or an absolute folder inside a root.
 
+        A folder of Hugging Face's cache means its snapshot `revision`, or that of `refs/main`. Its files
+        are links to the folder's `blobs`, which must lie inside a root too.
+
         Raises:
-            ModelNotFoundError: If there is no such folder; the message lists what there is.
+            ModelNotFoundError: If there is no such folder or revision; the message lists what there is.
+            InvalidRequestError: If a plain folder is asked for a revision.
             PathDeniedError: If it lies outside every root, be it through a symbolic link.
         """
+        own = self._require_inside(self._place(source), self._export_root)
+        if not own.is_dir():
+            raise self._missing(source)
+        commit = commit_of(own, revision)
+        real = own if commit is None else self._require_inside(own / "snapshots" / commit)
+        self._require_links_inside(real, self._export_root)
+        return FoundModel(folder=real, name=own.name, revision=commit)
+
+    def _place(self, source: str) -> Path:
         if "\0" in source:
             raise self._missing(source)
         if source.startswith("exports/"):
-            folder = self._export_root / id_in("exports", source)
-        elif source.startswith("/"):
-            folder = Path(source)
-        else:
-            folder = self._named(source.removeprefix("models/"))
-        real = self._require_inside(folder, self._export_root)
-        if not real.is_dir():
-            raise self._missing(source)
-        for entry in real.iterdir():
-            if entry.is_symlink():
-                self._require_inside(entry, self._export_root)
-        return real
+            return self._export_root / id_in("exports", source)
+        if source.startswith("/"):
+            return Path(source)
+        return self._named(source.removeprefix("models/"))
 
     def _is_one(self, folder: Path) -> bool:
-        return (folder / "config.json").is_file()
+        cached = folder.name.startswith("models--") and has_revisions(folder)
+        return cached or (folder / "config.json").is_file()
 
     def _missing(self, source: str) -> ModelNotFoundError:
         names = ", ".join(self.names()) or "none"
@@ -146,11 +173,7 @@ class ReplacementRoots(Roots):
         real = self._require_inside(path)
         if not real.is_dir():
             raise self._missing(source)
-        for folder, folders, files in os.walk(real):
-            for name in (*folders, *files):
-                entry = Path(folder, name)
-                if entry.is_symlink():
-                    self._require_inside(entry)
+        self._require_links_inside(real)
         return real
 
     def _is_one(self, folder: Path) -> bool:

@@ -21,6 +21,8 @@ class ModelSource:
     device: str = "cpu"
     adapter: str | None = None
     """Optional PEFT adapter folder, merged in memory."""
+    revision: str | None = None
+    """The commit that `folder` is the snapshot of, where it is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

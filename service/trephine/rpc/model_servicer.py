@@ -93,6 +93,7 @@ class ModelServicer(ModelServiceServicer):
             dtype_from_wire(request.dtype),
             request.device or "cpu",
             request.adapter if request.HasField("adapter") else None,
+            request.revision if request.HasField("revision") else None,
         )
 
     async def _predicted(self, source: ModelSource) -> pb.Model:

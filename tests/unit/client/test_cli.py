@@ -16,7 +16,7 @@ from tests.fakes.grpc_server import FakeService
 from trephine.client import server_process
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode
-from trephine.v1 import audit_service_pb2, edit_service_pb2
+from trephine.v1 import audit_service_pb2, edit_service_pb2, model_service_pb2
 
 Run = Callable[..., int]
 
@@ -155,6 +155,13 @@ def test_detach_prints_the_name_and_leaves(fake: FakeService, run: Run, capsys: 
     assert run("discover", "Mary", "--target", " Mary", "--model", "tiny", "--detach") == 0
     assert capsys.readouterr().out == "operations/1\n"
     assert not fake.cancelled.is_set()
+
+
+def test_a_revision_can_be_named(fake: FakeService, run: Run):
+    """`models load --revision` reaches the request."""
+    assert run("models", "load", "tiny", "--revision", "refs/pr/3") == 0
+    (asked,) = [one for one in fake.requests if isinstance(one, model_service_pb2.LoadModelRequest)]
+    assert asked.revision == "refs/pr/3"
 
 
 def test_detached_audits_print_a_name_each(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):

@@ -19,6 +19,14 @@ def test_a_loaded_model_is_used_as_it_is(fake: FakeService, trephine: Trephine):
     assert len(fake.operations) == 1
 
 
+def test_a_revision_is_asked_of_the_server(fake: FakeService, trephine: Trephine):
+    """A model that is loaded may be another revision: the server decides, which knows."""
+    trephine.load_model("tiny", revision="v1.0")
+    assert (fake.requests[-1].source, fake.requests[-1].revision) == ("tiny", "v1.0")
+    trephine.start_load("tiny")
+    assert not fake.requests[-1].HasField("revision")
+
+
 def test_folders_are_told_from_names(tmp_path):
     """A slash, a dot or a tilde in front makes a folder; it must exist. A path object always is one."""
     assert source_of("smollm2").folder is None

@@ -89,6 +89,7 @@ class AsyncTrephine:
         device: str | None = None,
         name: str | None = None,
         adapter: str | None = None,
+        revision: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> AsyncModel:
         """Load a model, or use it if it is loaded already.
@@ -99,14 +100,16 @@ class AsyncTrephine:
             device: `cpu` (default), `cuda`, `cuda:1`.
             name: Name to serve it under; unset: the source's own.
             adapter: PEFT adapter folder in a model root, merged in memory.
+            revision: Of a folder in Hugging Face's cache: a commit, a prefix of it or a ref's name; unset:
+                what is loaded under that name already, else `main`.
             on_progress: Called with every step.
         """
-        if adapter is None:
+        if adapter is None and revision is None:
             ready = await self.loaded_model(name_or_folder, dtype=dtype, device=device, name=name)
             if ready is not None:
                 return ready
         started = await self.start_load(
-            name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter
+            name_or_folder, dtype=dtype, device=device, name=name, adapter=adapter, revision=revision
         )
         return await started.result(on_progress=on_progress)
 
@@ -118,12 +121,15 @@ class AsyncTrephine:
         device: str | None = None,
         name: str | None = None,
         adapter: str | None = None,
+        revision: str | None = None,
         request_id: str | None = None,
     ) -> AsyncOperation[AsyncModel]:
         """Start loading a model; the arguments are those of `load_model`."""
         source = source_of(name_or_folder)
         await asyncio.to_thread(share_folder, source, self._lease)
-        request = requests.load(source.source, name, request_id, dtype=dtype, device=device, adapter=adapter)
+        request = requests.load(
+            source.source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
+        )
         message = await self._wire.call(self._wire.models.LoadModel, request)
         return AsyncOperation(self._wire, message, self._finish)
 
