@@ -1,0 +1,191 @@
+"""Replacement sets over a real engine process that hosts a tiny real model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2 as longrunning
+from google.protobuf.empty_pb2 import Empty
+
+from tests.builders import tiny_folder, tiny_hosted
+from tests.integration.server_house import Edge, edge, reason
+from tests.replacement_sets import write_transcoders
+from trephine.ipc.engine_proxy import SubprocessEngineLauncher
+from trephine.v1 import artifact_service_pb2 as artifacts
+from trephine.v1 import common_pb2 as common
+from trephine.v1 import intervention_service_pb2 as ablation
+from trephine.v1 import interventions_pb2 as iv
+from trephine.v1 import replacement_service_pb2 as pb
+from trephine.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from trephine.v1.intervention_service_pb2_grpc import InterventionServiceStub
+from trephine.v1.replacement_service_pb2_grpc import ReplacementServiceStub
+
+pytestmark = pytest.mark.integration
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+SET = "models/tiny/replacements/small"
+
+
+@asynccontextmanager
+async def hosted(tmp_path: Path) -> AsyncIterator[Edge]:
+    """A server with a tiny Llama loaded, and a set for two of its layers in the replacement root."""
+    if not (tmp_path / "sets").exists():
+        tiny_folder("llama", tmp_path / "roots" / "tiny")
+        write_transcoders(tiny_hosted("llama"), tmp_path / "sets" / "small", layers=(0, 1))
+    launcher = SubprocessEngineLauncher(threads=1)
+    async with edge(tmp_path, launcher=launcher, replacement_roots=(tmp_path / "sets",)) as server:
+        await server.load()
+        yield server
+
+
+async def loaded(server: Edge, **options: object) -> longrunning.Operation:
+    """Load the set; return the finished operation."""
+    request = pb.LoadReplacementSetRequest(
+        model="models/tiny", source="small", request_id=str(uuid4()), **options
+    )
+    started = await server.stub(ReplacementServiceStub).LoadReplacementSet(request)
+    return started if started.done else await server.wait(started)
+
+
+async def described(server: Edge) -> pb.ReplacementSet:
+    """The set as the server says it is now."""
+    return await server.stub(ReplacementServiceStub).GetReplacementSet(pb.GetReplacementSetRequest(name=SET))
+
+
+async def ablated(server: Edge) -> ablation.AblateResponse:
+    """Ablate one feature of the set."""
+    feature = common.FeatureRef(replacement="small", layer=1, index=3)
+    request = ablation.AblateRequest(
+        model="models/tiny",
+        prompt=PROMPT,
+        target=common.LogitTarget(token=" Mary", against=" John"),
+        interventions=[
+            iv.Intervention(
+                target=iv.InterventionTarget(feature=feature),
+                operation=iv.InterventionOperation(ablate=Empty()),
+            )
+        ],
+        without_controls=True,
+    )
+    return await server.stub(InterventionServiceStub).Ablate(request)
+
+
+def engine_of(server: Edge) -> int:
+    """Process id of the model's engine."""
+    return server.house.service.models.engine("tiny").pid
+
+
+async def test_a_set_is_loaded_used_lost_and_there_again(tmp_path):
+    """Load, ablate a feature over RPC, kill -9 the engine: the next call finds the set beside the model."""
+    async with hosted(tmp_path) as server:
+        operation = await loaded(server)
+        found = pb.ReplacementSet()
+        assert operation.response.Unpack(found), operation
+        assert (found.name, found.degraded, len(found.layers)) == (SET, False, 2)
+        before = await ablated(server)
+        pid = engine_of(server)
+        os.kill(pid, signal.SIGKILL)
+        after = await _after_the_loss(server)
+        assert [one.change for one in after.effects] == [one.change for one in before.effects]
+        assert engine_of(server) != pid
+        assert (await described(server)).content_hash == found.content_hash
+
+
+async def _after_the_loss(server: Edge) -> ablation.AblateResponse:
+    """Ablate again; a call that was on the way when the death was noticed fails, and the next one works."""
+    try:
+        return await ablated(server)
+    except grpc.aio.AioRpcError as error:
+        if reason(error) != "ENGINE_LOST":
+            raise
+        return await ablated(server)
+
+
+async def test_a_changed_folder_is_reported_by_the_next_server(tmp_path):
+    """After a restart the model answers, the changed set is lost with its reason, and is not used."""
+    async with hosted(tmp_path) as server:
+        assert (await loaded(server)).response.value
+    write_transcoders(tiny_hosted("llama"), tmp_path / "sets" / "small", layers=(0, 1), seed=9)
+    async with hosted(tmp_path) as server:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ablated(server)
+        assert reason(refused.value) == "REPLACEMENT_NOT_FOUND"
+        assert "changed since" in str(refused.value.details())
+        found = await described(server)
+        assert found.state == pb.REPLACEMENT_STATE_LOST
+        assert "changed since" in found.why
+        assert (await loaded(server)).response.value
+        assert (await ablated(server)).effects
+
+
+async def test_a_set_is_predicted_evaluated_rendered_and_unloaded(tmp_path):
+    """validate_only loads nothing; figures are stored and rendered in three forms; unloading forgets."""
+    async with hosted(tmp_path) as server:
+        stub = server.stub(ReplacementServiceStub)
+        predicted = pb.ReplacementSet()
+        assert (await loaded(server, validate_only=True)).response.Unpack(predicted)
+        await loaded(server)
+        found = await described(server)
+        assert predicted.residency.total_bytes == found.residency.total_bytes
+        evaluation = await _evaluated(server)
+        assert evaluation.replacement_set.content_hash == found.content_hash
+        assert {score.layer for score in evaluation.layers} == {0}
+        assert len(evaluation.claims) > 0
+        await _rendered(server, evaluation.name)
+        await stub.UnloadReplacementSet(pb.UnloadReplacementSetRequest(name=SET))
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
+            await described(server)
+        assert reason(gone.value) == "REPLACEMENT_NOT_FOUND"
+        again = await stub.GetEvaluation(pb.GetEvaluationRequest(name=evaluation.name))
+        assert again == evaluation
+
+
+async def _evaluated(server: Edge) -> pb.ReplacementEvaluation:
+    request = pb.EvaluateReplacementSetRequest(
+        name=SET,
+        layers=[0],
+        max_contexts=2,
+        context_tokens=16,
+        controls=[pb.DICTIONARY_RANDOM],
+        bootstrap=100,
+        perturbations=2,
+        request_id=str(uuid4()),
+    )
+    stub = server.stub(ReplacementServiceStub)
+    checked = pb.EvaluateReplacementSetRequest()
+    checked.CopyFrom(request)
+    checked.validate_only = True
+    prediction, evaluation = pb.ReplacementEvaluation(), pb.ReplacementEvaluation()
+    assert (await stub.EvaluateReplacementSet(checked)).response.Unpack(prediction)
+    assert prediction.seconds > 0
+    done = await server.wait(await stub.EvaluateReplacementSet(request))
+    assert done.response.Unpack(evaluation), done
+    return evaluation
+
+
+async def _rendered(server: Edge, name: str) -> None:
+    stub, store = server.stub(ReplacementServiceStub), server.stub(ArtifactServiceStub)
+    for form, begins in (("JSON", b"{"), ("CSV", b"scope,"), ("HTML", b"<!doctype html>")):
+        number = pb.EvaluationFormat.Value(f"EVALUATION_FORMAT_{form}")
+        rendered = await stub.RenderEvaluation(pb.RenderEvaluationRequest(name=name, format=number))
+        pieces = [piece.data async for piece in store.Read(artifacts.ReadRequest(name=rendered.artifact))]
+        assert b"".join(pieces).startswith(begins)
+
+
+async def test_a_refused_set_names_its_figures(tmp_path):
+    """A set of another model's activations fails admission with its figures, unless that is accepted."""
+    async with hosted(tmp_path) as server:
+        write_transcoders(tiny_hosted("llama", seed=5), tmp_path / "sets" / "small", layers=(0, 1), seed=3)
+        done = await loaded(server)
+        assert done.HasField("error")
+        assert "FVU" in done.error.message
+        accepted = pb.ReplacementSet()
+        assert (await loaded(server, accept_degraded=True)).response.Unpack(accepted)
+        assert accepted.degraded
+        assert not accepted.admission.passed
