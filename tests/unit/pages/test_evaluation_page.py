@@ -1,0 +1,88 @@
+"""The page, table and JSON of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from io import StringIO
+
+from tests.unit.replacement_values import evaluation, figure, layer_score, set_info
+from trephine.domain.replacements import Dictionary
+from trephine.pages.evaluation_page import evaluation_html
+from trephine.pages.evaluation_table import evaluation_csv, evaluation_json
+
+NASTY = "</script><img src=x onerror=alert(1)>\u202e\ud83d"
+
+
+class Tags(HTMLParser):
+    """Collects tag names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag, and refuse handlers."""
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.names.append(tag)
+
+
+def page(**changes: object) -> str:
+    return evaluation_html(replace(evaluation(), **changes), name="evaluations/e", create_time="now")
+
+
+def test_the_page_says_what_beats_its_controls_and_what_does_not():
+    """Claims either way, the controls' figures beside the set's, and the plots."""
+    html = page()
+    assert "beats it" in html
+    assert "does not beat it" in html
+    assert html.count("<svg") == 2
+    assert 'class="frozen_decoder"' in html
+    assert "random dictionary" in html
+    assert "script-src 'none'" in unescape(html)
+    assert "degraded" not in html.partition("</style>")[2]
+
+
+def test_a_degraded_set_is_called_so():
+    """The flag is at the top, and the failed admission is told."""
+    html = page(replacement=set_info(degraded=True))
+    assert "degraded: it failed admission" in html
+    assert "FVU 1.31 is not below 1" in html
+
+
+def test_hostile_text_and_missing_numbers_stay_text():
+    """No tag comes out of a name or caveat; NaN is a dash; a page without layers is a page."""
+    info = replace(set_info(), name=NASTY, model=NASTY)
+    broken = replace(layer_score(Dictionary.GIVEN, 0.3), fvu=figure(float("nan")))
+    html = page(replacement=info, caveats=(NASTY,), text=NASTY, layers=(broken,))
+    tags = Tags()
+    tags.feed(html)
+    assert "img" not in tags.names
+    assert "script" not in tags.names
+    assert "–" in html
+    html.encode()
+    assert "nothing is claimed" in page(claims=(), layers=(), spliced=(), depths=())
+
+
+def test_the_table_has_a_line_for_every_figure():
+    """3 layer rows of 8 figures, 2 spliced rows of 9, 1 depth of 2; empty where there is no number."""
+    rows = list(csv.DictReader(StringIO(evaluation_csv(evaluation()))))
+    assert len(rows) == 3 * 8 + 2 * 9 + 2
+    first = rows[0]
+    assert (first["scope"], first["dictionary"], first["figure"]) == ("layer 0", "given", "fvu")
+    assert (float(first["value"]), float(first["low"])) == (0.3, 0.3 - 0.1)
+    nothing = replace(evaluation(), layers=(replace(evaluation().layers[0], fvu=figure(float("inf"))),))
+    assert next(csv.DictReader(StringIO(evaluation_csv(nothing))))["value"] == ""
+
+
+def test_json_holds_everything_and_is_json():
+    """The set's admission is inside; what is no number is null."""
+    odd = replace(evaluation(), seconds=float("nan"))
+    found = json.loads(evaluation_json(odd, name="evaluations/e"), parse_constant=lambda text: 1 / 0)
+    assert found["name"] == "evaluations/e"
+    assert found["replacement"]["admission"]["layers"][0]["fvu"] == 0.3
+    assert found["seconds"] is None
+    assert found["claims"][1]["beats"] is False
