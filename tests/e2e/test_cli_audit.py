@@ -56,6 +56,17 @@ def test_organisms_get_their_status(
         assert "hint -> answer given the step" in result
 
 
+def test_items_longer_than_the_models_context_are_wrong_use(state: Path, tmp_path: Path):
+    """Status 2 and never a verdict: the item is named, and what makes items shorter."""
+    folder = tiny_folder("llama", tmp_path / "short")
+    words = ("--model", str(folder), "--auditor", "unfaithful_reasoning", "--parameter", "demonstrations=8")
+    out = tmp_path / "reports"
+    ended, result, err = finish(start(state, "audit", *words, "--items", "3", "--out", str(out)))
+    assert (ended, result) == (ExitCode.USAGE, ""), err
+    assert re.search(r"items\[\d\] takes \d+ tokens .*PROMPT_TOO_LONG", err)
+    assert not out.exists()
+
+
 def test_the_readmes_audit_runs_as_printed(tmp_path: Path):
     """The printed command on a folder of that name: a model that cannot be judged ends it with 4."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()

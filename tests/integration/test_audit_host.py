@@ -19,6 +19,7 @@ from trephine.domain.errors import (
     AuditorNotFoundError,
     EngineLostError,
     InvalidRequestError,
+    PromptTooLongError,
 )
 from trephine.domain.findings import AuditOutcome, AuditSpec, Verdict
 from trephine.domain.generation import Completion, Generate, Generation, RowScore, Score, Scores
@@ -232,6 +233,23 @@ async def test_wrong_parameter_is_the_callers_error(host: SubprocessAuditorHost)
     with pytest.raises(InvalidRequestError, match="colour is unknown") as caught:
         await host.run_audit(spec, fake_engine(), on_progress=lambda progress: None)
     assert caught.value.context["field"] == "parameters.colour"
+
+
+async def test_an_item_longer_than_the_context_is_the_callers_error(host: SubprocessAuditorHost):
+    """It is no failure of the auditor's, and named: by its own auditor as an item, else as a text."""
+    engine = fake_engine()
+    engine.scripts[Generate] = PromptTooLongError(
+        "too many", row=1, field="rows[1].prompt", tokens=70, room=3, limit=64
+    )
+    with pytest.raises(PromptTooLongError, match=r"^texts\[2\] .*too many") as caught:
+        await run(host, "asks_everything", engine=engine)
+    assert caught.value.context == {"text": 2, "tokens": 70, "room": 3, "limit": 64}
+    spec = AuditSpec(auditor="unfaithful_reasoning", items=2)
+    with pytest.raises(
+        PromptTooLongError, match=r"^items\[0\] takes 70 tokens and 3 new ones.* 64;"
+    ) as caught:
+        await host.run_audit(spec, engine, on_progress=lambda progress: None)
+    assert caught.value.context["field"] == "parameters.demonstrations"
 
 
 async def test_losing_the_engine_is_told_apart_from_a_failing_auditor(host: SubprocessAuditorHost):

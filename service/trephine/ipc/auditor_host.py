@@ -16,6 +16,7 @@ from trephine.domain.errors import (
     AuditorNotFoundError,
     EngineLostError,
     InvalidRequestError,
+    PromptTooLongError,
     TrephineError,
 )
 from trephine.domain.findings import AuditorInfo, AuditOutcome, AuditSpec
@@ -77,6 +78,7 @@ class SubprocessAuditorHost:
             AuditorNotFoundError: If no auditor has that name.
             AuditorFailedError: If it raised, hung, died or returned something that is no sound outcome.
             InvalidRequestError: If it refused one of the spec's parameters.
+            PromptTooLongError: If what it asks about is longer than the model's context.
             EngineLostError: If the engine ended meanwhile; the audit can be run again.
         """
         answers = _Answers(engine)
@@ -130,8 +132,11 @@ class SubprocessAuditorHost:
 
 
 async def _judged(error: TrephineError, host: _Host) -> TrephineError:
-    """What a failed call of the auditor's process is called: everything but a refusal is its failure."""
-    if isinstance(error, AuditorNotFoundError):
+    """What a failed call of the auditor's process is called: everything but a refusal is its failure.
+
+    A model whose context is too short for the items is refused too: it is the caller's to choose others.
+    """
+    if isinstance(error, (AuditorNotFoundError, PromptTooLongError)):
         return error
     if isinstance(error, InvalidRequestError) and str(error.context.get("field", "")).startswith(
         "parameters"

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from trephine.domain.ablation import LogitTarget, MeasureAblation
@@ -13,7 +14,7 @@ from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, DiscoverCircuit
 from trephine.domain.commands import Command
-from trephine.domain.errors import ShapeMismatchError
+from trephine.domain.errors import PromptTooLongError, ShapeMismatchError
 from trephine.domain.generation import Completion, Generate, Row, RowScore, Sampling, Score, ScoredRow
 from trephine.domain.interventions import Intervention
 from trephine.domain.models import Capabilities, DescribeCapabilities, ModelInfo
@@ -71,7 +72,11 @@ class SubjectProxy:
     def sample(
         self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling
     ) -> tuple[Completion, ...]:
-        """Continue every prompt, in batches of prompts of similar length."""
+        """Continue every prompt, in batches of prompts of similar length.
+
+        Raises:
+            PromptTooLongError: If one exceeds the context; `text` in its context is its index.
+        """
         found: dict[int, Completion] = {}
         for number, batch in enumerate(self._batches([len(prompt) for prompt in prompts])):
             command = Generate(
@@ -79,14 +84,21 @@ class SubjectProxy:
                 max_new_tokens=max_new_tokens,
                 sampling=_for_batch(sampling, number),
             )
-            found.update(zip(batch, self._ask(command).completions, strict=True))
+            with _numbered(batch):
+                completions = self._ask(command).completions
+            found.update(zip(batch, completions, strict=True))
         return tuple(found[index] for index in range(len(prompts)))
 
     def score(self, rows: Sequence[ScoredRow]) -> tuple[RowScore, ...]:
-        """Log-probabilities of continuations, in batches of rows of similar length."""
+        """Log-probabilities of continuations, in batches of rows of similar length.
+
+        Raises:
+            PromptTooLongError: If one exceeds the context; `text` in its context is its index.
+        """
         found: dict[int, RowScore] = {}
         for batch in self._batches([len(row.prompt) + len(row.continuation) for row in rows]):
-            scores = self._ask(Score(rows=tuple(rows[index] for index in batch)))
+            with _numbered(batch):
+                scores = self._ask(Score(rows=tuple(rows[index] for index in batch)))
             found.update(zip(batch, scores.rows, strict=True))
         return tuple(found[index] for index in range(len(rows)))
 
@@ -136,6 +148,23 @@ class SubjectProxy:
             batch.append(index)
         if batch:
             yield batch
+
+
+@contextmanager
+def _numbered(batch: Sequence[int]) -> Iterator[None]:
+    """Name a text that is too long by its place among those that were asked for, not in our batch."""
+    try:
+        yield
+    except PromptTooLongError as error:
+        row = error.context.get("row")
+        if not isinstance(row, int):
+            raise
+        counts = {key: value for key, value in error.context.items() if key in ("tokens", "room", "limit")}
+        raise PromptTooLongError(
+            f"texts[{batch[row]}] of those that the auditor gives the model is too long: {error.message}",
+            text=batch[row],
+            **counts,
+        ) from error
 
 
 def _for_batch(sampling: Sampling, number: int) -> Sampling:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.unit.auditors.scripted import ScriptedContext, ScriptedSubject, Task
 from trephine.auditors.unfaithful_reasoning import UnfaithfulReasoning
 from trephine.auditors.unfaithful_reasoning.rules import INFO
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, PromptTooLongError
 from trephine.domain.findings import AuditOutcome, Verdict
+from trephine.domain.generation import RowScore, ScoredRow
 from trephine.domain.ports import Auditor
 from trephine.ipc.outcome_policy import require_sound
 
@@ -189,3 +192,17 @@ def test_silly_numbers_of_items_are_refused(items: int):
     """No items, or more than could ever end, are an error."""
     with pytest.raises(InvalidRequestError, match="items"):
         audit(ScriptedSubject(honest_step, honest_answer), items=items)
+
+
+def test_an_item_is_named_that_only_fits_without_its_reasoning():
+    """The subject numbers the rows it was given; the error names the item that the row is about."""
+
+    class Short(ScriptedSubject):
+        def score(self, rows: Sequence[ScoredRow]) -> tuple[RowScore, ...]:
+            raise PromptTooLongError("too long", text=len(rows) - 1, tokens=65, limit=64)
+
+    with pytest.raises(
+        PromptTooLongError, match=r"items\[6\] takes 65 tokens .* fewer demonstrations"
+    ) as caught:
+        audit(Short(honest_step, honest_answer), items=24, parameters={"resamples": "2"})
+    assert caught.value.context["item"] == 6

@@ -24,6 +24,7 @@ class UnfaithfulReasoning:
 
         Raises:
             InvalidRequestError: If a parameter is unknown or out of its domain.
+            PromptTooLongError: If an item exceeds the model's context; it is named.
         """
         # Imported late so that listing auditors loads no numpy.
         from trephine.auditors.unfaithful_reasoning import edges, effects, sampling, verdict

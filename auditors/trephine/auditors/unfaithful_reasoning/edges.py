@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trephine.auditors.unfaithful_reasoning import items as making
+from trephine.auditors.unfaithful_reasoning.context_limit import item_named
 from trephine.auditors.unfaithful_reasoning.items import Item
 from trephine.auditors.unfaithful_reasoning.wording import Settings, Work
 from trephine.domain.errors import AuditorFailedError
@@ -85,6 +86,9 @@ def measure(
         resamples: Of every span of every case.
         seed: Of the resamples.
         progress: Told the rows done and their number.
+
+    Raises:
+        PromptTooLongError: If a case exceeds the model's context; its item is named.
     """
     boundaries = [_boundary(subject, case.work) for case in cases]
     probes = [
@@ -96,7 +100,9 @@ def measure(
     changed: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
     for start in range(0, len(probes), _ROWS_AT_ONCE):
         block = probes[start : start + _ROWS_AT_ONCE]
-        for probe, score in zip(block, subject.score([probe.row for probe in block]), strict=True):
+        with item_named([cases[probe.case].index for probe in block]):
+            scores = subject.score([probe.row for probe in block])
+        for probe, score in zip(block, scores, strict=True):
             changed.setdefault((probe.case, probe.span), []).append(_changed(score, probe.boundary))
         progress(min(start + _ROWS_AT_ONCE, len(probes)), len(probes))
     return tuple(_rates(changed, number) for number in range(len(cases)))

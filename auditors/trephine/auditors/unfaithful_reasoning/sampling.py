@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trephine.auditors.unfaithful_reasoning import items as making
+from trephine.auditors.unfaithful_reasoning.context_limit import item_named
 from trephine.auditors.unfaithful_reasoning.edges import Case
 from trephine.auditors.unfaithful_reasoning.items import Item
 from trephine.auditors.unfaithful_reasoning.wording import Reader, Settings, Work
@@ -42,19 +43,26 @@ class Samples:
 
 
 def collect(subject: AuditSubject, context: AuditContext, settings: Settings) -> Samples:
-    """Let the model work on all items unaided, and on those it gets right with hints."""
+    """Let the model work on all items unaided, and on those it gets right with hints.
+
+    Raises:
+        PromptTooLongError: If an item exceeds the model's context; it is named.
+    """
     seed, count = context.spec.seed, context.spec.items
     items = making.make_items(count, seed, settings)
     preface = making.demonstrations(seed, settings)
     context.progress("without hint", 0, count)
-    unaided = _works(subject, [preface + making.question(item, "") for item in items], settings)
+    asked = [preface + making.question(item, "") for item in items]
+    with item_named(range(count)):
+        unaided = _works(subject, asked, settings)
     right = [
         index for index, (item, (work, _)) in enumerate(zip(items, unaided, strict=True)) if _is(work, item)
     ]
     context.progress("with hint", 0, len(right))
     inert_hint = settings.hint.format(value=settings.inert_hint)
     questions = [making.question(items[index], hint) for hint in (None, inert_hint) for index in right]
-    works = _works(subject, [preface + asked for asked in questions], settings)
+    with item_named(right * 2):
+        works = _works(subject, [preface + question for question in questions], settings)
     hinted, inert = works[: len(right)], works[len(right) :]
     context.progress("with hint", len(right), len(right))
     return Samples(
