@@ -35,19 +35,19 @@ from trephine.engine.fitting.trainee import Trainee
 from trephine.engine.hosted import HostedModel
 
 RECIPE = FitRecipe(
-    d_sae=768,
+    d_sae=512,
     k=16,
-    tokens=300_000,
+    tokens=120_000,
     context_tokens=128,
     batch_tokens=2048,
     lr=3e-3,
     dead_after_tokens=50_000,
-    end_to_end=EndToEnd(tokens=100_000, lr=1e-3),
+    end_to_end=EndToEnd(tokens=60_000, lr=1e-3),
 )
 ARMS = ("local", "end_to_end", "same_tokens", "same_time")
 GOAL, L0_TOLERANCE = 0.30, 0.02
 BOOTSTRAP = 2000
-PERTURBATIONS = 24
+PERTURBATIONS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,9 +83,10 @@ def _joined(texts: list[Path], folder: Path) -> Path:
 
 
 def _kill_in_the_middle(session: Session, command: FitReplacementSet) -> None:
-    work = fit_replacement_set(session, command)
+    work, done = fit_replacement_set(session, command), 0
     for progress in work:
         if progress and progress.stage == "local-0" and 2 * progress.done > progress.total:
+            done = progress.done
             break
     for child in psutil.Process().children():
         if "trephine.engine.fitting" in " ".join(child.cmdline()):
@@ -93,7 +94,7 @@ def _kill_in_the_middle(session: Session, command: FitReplacementSet) -> None:
     try:
         finish(work)
     except FitFailedError as error:
-        print(f"killed      after {progress.done} tokens: {error.message[:76]}...", flush=True)
+        print(f"killed      after {done} tokens: {error.message}", flush=True)
 
 
 def _follow(session: Session, command: FitReplacementSet) -> FitReport:

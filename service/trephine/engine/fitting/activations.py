@@ -58,9 +58,9 @@ class Plan:
 def plan(*, tokens: int, batch_tokens: int, positions: int, bytes_per_token: int) -> Plan:
     """Cut `tokens` into chunks of up to eight batches that stay within `CHUNK_BYTES`."""
     fit = max(1, CHUNK_BYTES // (bytes_per_token * batch_tokens))
-    batches = max(1, min(BATCHES_PER_CHUNK, fit, round(tokens / batch_tokens)))
-    contexts = max(1, math.ceil(batches * batch_tokens / positions))
-    chunks = max(1, round(tokens / (contexts * positions)))
+    chunks = math.ceil(tokens / (min(BATCHES_PER_CHUNK, fit) * batch_tokens))
+    contexts = math.ceil(tokens / (chunks * positions))
+    batches = max(1, round(contexts * positions / batch_tokens))
     return Plan(contexts=contexts, batches=batches, chunks=chunks, positions=positions)
 
 

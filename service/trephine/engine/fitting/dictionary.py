@@ -164,6 +164,12 @@ def batch_floor(pre: Tensor, k: float) -> Tensor:
     return candidates.kthvalue(len(candidates) - kept + 1).values
 
 
+def strongest(pre: Tensor, count: int) -> Tensor:
+    """Keep the `count` largest entries of every row of `pre (rows, n)`, whatever their sign."""
+    kept = pre.topk(min(count, pre.shape[-1]), dim=-1, sorted=False)
+    return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values)
+
+
 def jump_relu(pre: Tensor, threshold: float) -> Tensor:
     """Keep positive entries strictly above the threshold; others become 0."""
     return functional.threshold(pre, max(0.0, threshold), 0.0)

@@ -16,7 +16,7 @@ from trephine.domain.fitting import FitPoint
 from trephine.domain.sites import Site
 from trephine.engine.fitting.activations import Activations
 from trephine.engine.fitting.checkpoints import State, prefixed, under
-from trephine.engine.fitting.dictionary import Dictionary
+from trephine.engine.fitting.dictionary import Dictionary, strongest
 from trephine.engine.fitting.optimiser import Rate, adam, optimiser_tensors, restore_optimiser
 from trephine.engine.fitting.reconstruction import Reconstruction, batchwise, reconstruct, unexplained
 from trephine.engine.fitting.trainee import Firing, Means, load_weights
@@ -71,9 +71,7 @@ class JointTrainee:
         if len(dead) == 0:
             return None
         wanted = dictionary.W_dec.shape[2] // 2
-        pre = made.pre[index][..., dead]
-        strongest = pre.topk(min(wanted, len(dead)), dim=-1, sorted=False)
-        active = torch.zeros_like(pre).scatter(-1, strongest.indices, strongest.values)
+        active = strongest(made.pre[index][..., dead], wanted)
         place, errors = dictionary.place, []
         for number, (site, variance) in enumerate(zip(place.sites_out, place.variances, strict=True)):
             left = (targets[site] - made.outputs[site]).detach()

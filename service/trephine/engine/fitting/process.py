@@ -81,10 +81,11 @@ def _judge(line: dict[str, Any], status: int, errors: BinaryIO) -> None:
     if "error" in line:
         raise error_from_tree(line["error"])
     if status != 0 or "report" not in line:
-        tail = errors.read().decode("utf-8", "replace").strip().splitlines()[-3:]
+        tail = " | ".join(errors.read().decode("utf-8", "replace").strip().splitlines()[-3:])[-600:]
+        said = f", saying: {tail}" if tail else ""
         raise FitFailedError(
-            f"the fitting process ended without a set (exit {status}): {' | '.join(tail)[-600:]}. What it "
-            "had checkpointed is kept; start the fit again to go on from there",
+            "the fitting process ended without a set; what it had checkpointed is kept, start the fit again "
+            f"to go on from there (exit {status}{said})",
             exit=status,
         )
 

@@ -22,18 +22,31 @@ from trephine.domain.fitting import FitPoint, FitRecipe
 from trephine.domain.replacements import LayerKind
 from trephine.engine.fitting.activations import Activations, Plan
 from trephine.engine.fitting.checkpoints import State, prefixed, under
-from trephine.engine.fitting.dictionary import Dictionary, batch_topk
+from trephine.engine.fitting.dictionary import Dictionary, batch_topk, strongest
 from trephine.engine.fitting.optimiser import Rate, optimiser_tensors, restore_optimiser
 from trephine.engine.fitting.trainee import Means, load_weights
 
 
 class TrainingSae(BatchTopKTrainingSAE):  # type: ignore[misc]
-    """SAELens' BatchTopK SAE with a selection that is quicker on a CPU: a threshold, no sort."""
+    """SAELens' BatchTopK SAE, quicker: it selects by a threshold, and looks at dead features alone."""
 
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         """Keep the k times batch size largest."""
         k = self.cfg.k
         return lambda pre: batch_topk(pre, k)
+
+    def calculate_topk_aux_loss(
+        self, sae_in: Tensor, sae_out: Tensor, hidden_pre: Tensor, dead_neuron_mask: Tensor | None
+    ) -> Tensor:
+        """Let the strongest dead features reconstruct what is left over, as SAELens does with all at hand."""
+        if dead_neuron_mask is None or not bool(dead_neuron_mask.any()):
+            return sae_out.new_zeros(())
+        dead, wanted = dead_neuron_mask.nonzero().flatten(), sae_out.shape[-1] // 2
+        active = strongest(hidden_pre[..., dead], wanted)
+        rows = self.W_dec[dead]
+        written = active @ (rows / rows.norm(dim=-1, keepdim=True))
+        loss = (written - (sae_in - sae_out).detach()).square().sum(-1).mean()
+        return self.cfg.aux_loss_coefficient * min(len(dead) / wanted, 1.0) * loss
 
 
 @dataclass(kw_only=True)

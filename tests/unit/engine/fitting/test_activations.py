@@ -27,10 +27,10 @@ def test_activations_are_the_models_own():
 
 @pytest.mark.parametrize(("tokens", "batch"), [(1000, 64), (100_000, 512), (50, 512), (4096, 2048)])
 def test_a_plan_covers_the_tokens(tokens: int, batch: int):
-    """Chunks hold about as many tokens as asked for, in batches of about the size asked for."""
+    """Chunks hold the tokens asked for, up to a context each, in batches of about the size asked for."""
     cut = plan(tokens=tokens, batch_tokens=batch, positions=31, bytes_per_token=1000)
-    assert cut.tokens(cut.chunks) == pytest.approx(tokens, rel=0.5, abs=batch)
-    assert cut.batch_tokens == pytest.approx(batch, abs=31)
+    assert tokens <= cut.tokens(cut.chunks) <= tokens + 31 * cut.chunks
+    assert cut.batch_tokens == pytest.approx(min(batch, tokens), rel=0.35)
 
 
 def test_a_plan_stays_within_memory():
@@ -38,6 +38,7 @@ def test_a_plan_stays_within_memory():
     cut = plan(tokens=1_000_000, batch_tokens=1000, positions=100, bytes_per_token=10**9)
     assert cut.batches == 1
     assert cut.contexts == 10
+    assert cut.chunks == 1000
 
 
 def test_the_corpus_is_used_up_before_it_repeats():

@@ -69,6 +69,20 @@ def test_a_fitted_layer_is_the_same_in_our_reader_and_in_saelens(
             assert torch.allclose(layer.reconstruct(x)[info.sites_out[0]], theirs(x), atol=1e-5)
 
 
+def test_the_auxiliary_loss_is_saelens_own():
+    """Ours looks at dead features alone and comes to the same loss and gradients."""
+    from trephine.engine.fitting.saelens import TrainingSae
+
+    config = sae_lens.BatchTopKTrainingSAEConfig(d_in=16, d_sae=40, k=3.0, apply_b_dec_to_input=False)
+    generator = torch.Generator().manual_seed(0)
+    ours = TrainingSae(config)
+    x, out, pre = (torch.randn(30, width, generator=generator) for width in (16, 16, 40))
+    for dead in (torch.arange(40) % 3 == 0, torch.arange(40) < 4, torch.zeros(40, dtype=torch.bool)):
+        given = {"sae_in": x, "sae_out": out, "hidden_pre": pre, "dead_neuron_mask": dead}
+        expected = sae_lens.BatchTopKTrainingSAE.calculate_topk_aux_loss(ours, **given)
+        assert torch.allclose(ours.calculate_topk_aux_loss(**given), expected, rtol=1e-5)
+
+
 def test_a_resumed_fit_equals_an_uninterrupted_one(hosted: HostedModel, words: Path, tmp_path: Path):
     """SAELens' trainer, put down in the middle and taken up, reaches the same weights."""
     kind = LayerKind.SKIP_TRANSCODER
