@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import pytest
 
 from tests.fakes.grpc_server import FakeService
 from tests.unit.client.test_cli import run as run  # a fixture
+from trephine.client.cli import progress as progress_view
 from trephine.client.cli import replacements
 from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.output import Output
+from trephine.client.cli.progress import ProgressView
 from trephine.client.cli.sets import read_bytes, read_layers
 from trephine.client.errors import InvalidRequestError
+from trephine.client.types import Progress
 from trephine.v1 import generation_service_pb2, intervention_service_pb2
 from trephine.v1 import replacement_service_pb2 as pb
 
@@ -171,6 +176,18 @@ def test_sizes_and_layers_are_read_as_people_write_them():
     for text in ("-1", "0,,1", "3-x"):
         with pytest.raises(InvalidRequestError):
             read_layers(text)
+
+
+def test_stages_that_take_turns_do_not_flood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Off a terminal a stage shows at once, and then not again for a while, whatever came in between."""
+    monkeypatch.setattr(progress_view, "LINE_SECONDS", math.inf)
+    view = ProgressView(Output(json=False), "load")
+    for done in range(50):
+        for stage in ("read", "probe"):
+            view.show(Progress(stage=stage, done=done, total=50))
+    assert capsys.readouterr().err.splitlines() == ["load: read 0/50", "load: probe 0/50"]
 
 
 @pytest.mark.parametrize("command", ["list", "load", "show", "unload", "evaluate", "fit", "import"])

@@ -13,7 +13,7 @@ from trephine.client.terminal import printable
 from trephine.client.types import Progress
 
 LINE_SECONDS = 2.0
-"""Off a terminal at most one line in this time, unless a new stage begins."""
+"""Off a terminal at most one line of a stage in this time; stages may take turns."""
 
 
 class ProgressView:
@@ -22,8 +22,7 @@ class ProgressView:
     def __init__(self, output: Output, what: str) -> None:
         self._output = output
         self._what = what
-        self._stage = ""
-        self._last = 0.0
+        self._last: dict[str, float] = {}
         self._task: TaskID | None = None
         self._bars: Bars | None = None
 
@@ -65,7 +64,8 @@ class ProgressView:
 
     def _line(self, text: str, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.stage == self._stage and now - self._last < LINE_SECONDS:
+        last = self._last.get(progress.stage)
+        if last is not None and now - last < LINE_SECONDS:
             return
-        self._stage, self._last = progress.stage, now
+        self._last[progress.stage] = now
         self._output.note(f"{text} {progress.done}/{progress.total}" if progress.total else text)
