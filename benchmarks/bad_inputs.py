@@ -9,10 +9,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from trephine.client import Model, Trephine, TrephineError, Where, connect, feature
+from trephine.client.server_process import default_state
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 
@@ -25,6 +29,8 @@ class Bench:
     model: Model
     folder: Path
     """Scratch folder, empty for every case."""
+    state: Path
+    """State folder of the server."""
 
     def ablate(self, *interventions: object, **changes: object) -> object:
         """A sound ablation with something spoilt."""
@@ -40,6 +46,8 @@ class Case:
     reason: str
     """The stable reason of the error that must come."""
     run: Callable[[Bench], object]
+    says: str = ""
+    """Words that its message must hold."""
 
 
 def _folder(bench: Bench, **config: object) -> Path:
@@ -85,6 +93,33 @@ def _existing_target(bench: Bench) -> object:
         return bench.trephine.export(edit, bench.folder)
     finally:
         bench.trephine.edits.delete("taken")
+
+
+@contextmanager
+def _no_room(state: Path, most: int = 64 << 20) -> Iterator[None]:
+    """Let no file of the server's engines grow beyond `most` bytes: their writes fail as on a full disk.
+
+    The kernel refuses them (`ulimit -f`), in the processes that run and without a disk to fill.
+    """
+    server = psutil.Process(json.loads((state / "server.json").read_text())["pid"])
+    engines = [each for each in server.children(recursive=True) if "trephine.engine" in each.cmdline()]
+    before = [engine.rlimit(psutil.RLIMIT_FSIZE) for engine in engines]
+    try:
+        for engine, (_, hard) in zip(engines, before, strict=True):
+            engine.rlimit(psutil.RLIMIT_FSIZE, (most, hard))
+        yield
+    finally:
+        for engine, limits in zip(engines, before, strict=True):
+            engine.rlimit(psutil.RLIMIT_FSIZE, limits)
+
+
+def _full_disk(bench: Bench) -> object:
+    edit = bench.trephine.edits.create("too-large", [feature(3, 7).ablate()], model=bench.model.name)
+    try:
+        with _no_room(bench.state):
+            return bench.trephine.exports.start(edit, "too-large").result()
+    finally:
+        bench.trephine.edits.delete("too-large")
 
 
 def _broken_reason(bench: Bench) -> object:
@@ -142,6 +177,7 @@ CASES: tuple[Case, ...] = (
     Case("unsupported architecture", "UNSUPPORTED_ARCHITECTURE", _unsupported),
     Case("edit with positions sent to export", "EDIT_NOT_EXPRESSIBLE", _bound_edit),
     Case("export target that exists", "EXPORT_TARGET_EXISTS", _existing_target),
+    Case("full disk", "DISK_FULL", _full_disk, says="make room"),
     Case("the same request id with another request", "REQUEST_ID_REUSED", _same_request_id),
     Case("deadline that passes", "DEADLINE_PASSED", _passed_deadline),
     Case("unknown circuit", "RESOURCE_NOT_FOUND", lambda b: b.trephine.circuits.get("circuits/none")),
@@ -150,12 +186,12 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def outcomes(trephine: Trephine, model: Model) -> Iterator[tuple[Case, TrephineError | None]]:
+def outcomes(trephine: Trephine, model: Model, state: Path) -> Iterator[tuple[Case, TrephineError | None]]:
     """Run every case; a case that raises nothing, or nothing of ours, is yielded without an error."""
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                case.run(Bench(trephine, model, Path(folder)))
+                case.run(Bench(trephine, model, Path(folder), state))
             except TrephineError as error:
                 yield case, error
             else:
@@ -169,7 +205,7 @@ def main() -> None:
     wrong = 0
     with connect() as trephine:
         model = trephine.load_model(parser.parse_args().model)
-        for case, error in outcomes(trephine, model):
+        for case, error in outcomes(trephine, model, default_state()):
             got = "nothing was raised" if error is None else error.reason
             wrong += got != case.reason
             print(f"{'ok ' if got == case.reason else 'BAD'} {case.name}\n      {got}: {error}")

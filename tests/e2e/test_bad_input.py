@@ -15,19 +15,28 @@ pytestmark = [pytest.mark.e2e, pytest.mark.real]
 
 
 @pytest.fixture(scope="module")
-def opened(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trephine, Model]]:
-    with own_server(tmp_path_factory.mktemp("state")) as trephine:
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def opened(smollm2: Path, state: Path) -> Iterator[tuple[Trephine, Model]]:
+    with own_server(state) as trephine:
         yield trephine, trephine.load_model("smollm2")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_bad_input_gets_its_typed_error(case: Case, opened: tuple[Trephine, Model], tmp_path: Path):
-    """The reason is the documented one, and the message is a sentence for people, without a traceback."""
+def test_bad_input_gets_its_typed_error(
+    case: Case, opened: tuple[Trephine, Model], state: Path, tmp_path: Path
+):
+    """The reason is the documented one, the message a sentence for people; nothing is left half written."""
     with pytest.raises(TrephineError) as caught:
-        case.run(Bench(*opened, tmp_path))
+        case.run(Bench(*opened, tmp_path, state))
     assert caught.value.reason == case.reason, caught.value
     assert len(str(caught.value)) > 20
     assert "Traceback" not in str(caught.value)
+    assert case.says in str(caught.value)
+    assert list((state / "published").iterdir()) == []
 
 
 def test_target_error_shows_the_tokens_and_accepts_an_id(opened: tuple[Trephine, Model]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError
 
 TEMPORARY = ".trephine-tmp-"
 """Every temporary file and folder begins so; a leftover may be removed at any start."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
@@ -23,15 +21,16 @@ def full_disk_is_typed(what: str) -> Iterator[None]:
     """Turn "no space left" into an error that says what to do.
 
     Raises:
-        DiskFullError: If the disk or the quota is full.
+        DiskFullError: If the disk or the quota is full, or the file may not grow.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        why = why_no_room(error)
+        if why is None:
             raise
         raise DiskFullError(
-            f"no room on the disk for {what}; free some space and try again, nothing was kept"
+            f"no room for {what}: {why}; free some space and try again, nothing was kept"
         ) from error
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from typing import Any
 
+from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError, InternalError, OverBudgetError, TrephineError
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -22,8 +22,8 @@ def typed(error: Exception, command: str) -> TrephineError:
         return OverBudgetError(
             f"{command} ran out of memory; ask for fewer rows, tokens or nodes", command=command
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return DiskFullError("the disk is full; make room and try again")
+    if isinstance(error, OSError) and (why := why_no_room(error)):
+        return DiskFullError(f"{why}; make room and try again")
     return InternalError(
         f"{command} failed on a defect of the engine; its log holds the trace",
         command=command,

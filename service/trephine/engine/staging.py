@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -12,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError, ExportTargetExistsError
 
 PREFIX = ".trephine-tmp-"
 _LOCK = "lock"
 _COPY_BYTES = 16 << 20
 _UNLOCKED_SECONDS = 60.0
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Staging:
@@ -94,14 +93,18 @@ def full_disk_refused() -> Iterator[None]:
     """Turn "no space left" of one quantum's writes into a typed error.
 
     Raises:
-        DiskFullError: If a write inside found the disk or the quota full.
+        DiskFullError: If a write inside found the disk or the quota full, or its file may not grow.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError("the disk is full; what was half written is removed") from error
-        raise
+        why = why_no_room(error)
+        if why is None:
+            raise
+        raise DiskFullError(
+            f"{why}; what was half written is removed: make room, or choose a folder on another disk, "
+            "and try again"
+        ) from error
 
 
 def copy_file(source: Path, target: Path) -> Generator[None, None, None]:

@@ -105,10 +105,10 @@ def test_too_little_room_is_refused_before_any_work(tmp_path):
     require_space(tmp_path, 1)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_a_typed_error(number):
     """Disk and quota alike; other errors of the system stay what they are."""
-    with pytest.raises(DiskFullError), full_disk_refused():
+    with pytest.raises(DiskFullError, match="make room"), full_disk_refused():
         raise OSError(number, "full")
     with pytest.raises(PermissionError), full_disk_refused():
         raise PermissionError(errno.EACCES, "denied")
