@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
@@ -52,11 +53,8 @@ class IncomingFile:
         Raises:
             DiskFullError: If there is no room.
         """
-        try:
+        with self._written():
             self._file.write(data)
-        except OSError as failure:
-            self._file.close()
-            raise DiskFullError(f"cannot write {self._expected.path}: {failure.strerror}") from failure
         self._digest.update(data)
         self.size += len(data)
 
@@ -64,9 +62,10 @@ class IncomingFile:
         """Flush to the disk and check the digest.
 
         Raises:
+            DiskFullError: If there is no room.
             HashMismatchError: If these are not the announced bytes.
         """
-        with self._file:
+        with self._written(), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
         if (self.size, self._digest.hexdigest()) != (self._expected.size, self._expected.sha256):
@@ -74,6 +73,18 @@ class IncomingFile:
                 f"{self._expected.path} arrived with {self.size} bytes and another digest than announced; "
                 "nothing was kept, try again"
             )
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as failure:
+            with suppress(OSError):  # what is left in the buffer finds no room either
+                self._file.close()
+            raise DiskFullError(
+                f"cannot write {self._expected.path}: {failure.strerror}; nothing was kept, make room "
+                "and try again"
+            ) from failure
 
 
 class IncomingFolder:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.fakes.grpc_server import FILE, FakeService
@@ -12,6 +15,7 @@ from trephine.client.downloads import IncomingFolder
 from trephine.client.edits import export_id_for
 from trephine.client.errors import (
     CheckpointUnverifiedError,
+    DiskFullError,
     ExportTargetExistsError,
     HashMismatchError,
     LocalFileError,
@@ -70,6 +74,35 @@ def test_a_parent_that_cannot_be_written_is_typed(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalFileError, match="edited"), IncomingFolder(tmp_path / "file" / "edited"):
         pass
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Let the kernel refuse this process what goes beyond `size` bytes of a file, as a full disk would."""
+    here = psutil.Process()
+    soft, hard = here.rlimit(psutil.RLIMIT_FSIZE)
+    here.rlimit(psutil.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        here.rlimit(psutil.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [1_000, 300_000], ids=["smaller than the buffer", "larger"])
+def test_a_disk_that_fills_up_leaves_nothing(size: int, tmp_path: Path):
+    """The error is typed and says what to do, whether the last byte or the first finds no room."""
+    data = bytes(size)
+    file = ExportedFile(path="weights.bin", size=size, sha256=hashlib.sha256(data).hexdigest())
+
+    def receive(incoming: IncomingFolder) -> None:
+        target = incoming.file(file)
+        target.write(data)
+        target.finish()
+
+    says = pytest.raises(DiskFullError, match=r"weights\.bin.*nothing was kept, make room")
+    with IncomingFolder(tmp_path / "edited") as incoming, files_end_at(size // 2), says:
+        receive(incoming)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["out/Edited", "..", "a b/ü..x", "x" * 90])
