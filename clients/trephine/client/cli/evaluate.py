@@ -21,7 +21,7 @@ from trephine.client.cli.sets import (
     read_layers,
 )
 from trephine.client.errors import LocalFileError
-from trephine.client.types import Dictionary, EvaluationInfo, Figure, LayerScore, SplicedScore
+from trephine.client.types import Claim, Dictionary, EvaluationInfo, Figure, LayerScore, SplicedScore
 
 BUILT_IN = "built-in"
 EVALUATE_EXAMPLES = examples(
@@ -173,14 +173,7 @@ def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: 
 
 def _facts(info: EvaluationInfo) -> list[tuple[str, str]]:
     found = info.replacement_set
-    claims = [
-        (
-            "claim",
-            f"{'beats' if one.beats else 'DOES NOT BEAT'} the {_TITLES[one.control].lower()} control on "
-            f"{one.figure}: {shown(one.difference)}",
-        )
-        for one in info.claims
-    ]
+    claims = [("claim", line) for line in claim_lines(info.claims)]
     facts = [
         *(claims or [("claim", "none: no controls were measured")]),
         ("set", f"{found.name}, content {found.content_hash}"),
@@ -190,6 +183,22 @@ def _facts(info: EvaluationInfo) -> list[tuple[str, str]]:
         *(("caveat", caveat) for caveat in info.caveats),
     ]
     return [*facts, ("degraded", f"yes: {found.admission.why}")] if found.degraded else facts
+
+
+def claim_lines(claims: Sequence[Claim]) -> list[str]:
+    """Per control how much is beaten, every figure that is not, and the whole reconstruction's figures."""
+    lines = []
+    for control in dict.fromkeys(one.control for one in claims):
+        against = [one for one in claims if one.control is control]
+        beaten = sum(one.beats for one in against)
+        name = f"the {_TITLES[control].lower()} control"
+        lines.append(f"beats {name} on {beaten} of {len(against)} figures")
+        for one in against:
+            if not one.beats:
+                lines.append(f"DOES NOT BEAT {name} on {one.figure}: {shown(one.difference)}")
+            elif not one.figure.startswith("layer "):
+                lines.append(f"beats {name} on {one.figure}: {shown(one.difference)}")
+    return lines
 
 
 def _read(path: Path) -> str:
