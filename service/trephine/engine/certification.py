@@ -31,6 +31,11 @@ GREEDY_TOKENS = 32
 _GREEDY_PROMPTS = 4
 _PROMPT_TOKENS = 16
 _POLL_SECONDS = 0.03
+_PASSED_ON = (
+    *("LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
+)
+"""How the certifier computes, never what."""
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -154,8 +159,7 @@ def _start(request: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    passed_on = ("LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LANG", "TMPDIR")
-    environment |= {name: os.environ[name] for name in passed_on if name in os.environ}
+    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     with output.open("wb") as out, errors.open("wb") as err:
         return subprocess.Popen(
             [sys.executable, "-I", str(SCRIPT), str(request)],
