@@ -125,9 +125,7 @@ class Leases:
                     raise InvalidRequestError(f"{word} needs an absolute path of a folder, got {argument!r}")
                 self._folders[word](folder)
             case _:
-                raise InvalidRequestError(
-                    "a lease understands `detach`, `root PATH` and `replacement PATH`"
-                )
+                raise InvalidRequestError("a lease understands `detach`, `root PATH` and `replacement PATH`")
 
 
 def _require_same_user(writer: asyncio.StreamWriter) -> None:
