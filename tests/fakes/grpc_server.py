@@ -33,6 +33,7 @@ from trephine.v1 import (
     generation_service_pb2_grpc,
     intervention_service_pb2,
     intervention_service_pb2_grpc,
+    interventions_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     operation_service_pb2,
@@ -145,10 +146,13 @@ class FakeService(
     def GetCapabilities(self, request, context):
         context.abort(grpc.StatusCode.UNAVAILABLE, "nobody home")
 
+    def _applied(self):
+        return interventions_pb2.Applied(positions=1, degraded=self.replacement_degraded)
+
     def Ablate(self, request, context):
         self._note(request, context)
         effect = intervention_service_pb2.AblationEffect(
-            name="as_given", baseline=5.0, intervened=2.0, change=-3.0
+            name="as_given", baseline=5.0, intervened=2.0, change=-3.0, applied=[self._applied()]
         )
         return intervention_service_pb2.AblateResponse(effects=[effect], version=VERSION, retain_tokens=1024)
 
@@ -164,7 +168,10 @@ class FakeService(
             step += 1
             if not context.is_active():
                 return
-        rows = [generation_service_pb2.Completion(text="done\x1b[31m") for _ in request.rows]
+        rows = [
+            generation_service_pb2.Completion(text="done\x1b[31m", applied=[self._applied()])
+            for _ in request.rows
+        ]
         yield generation_service_pb2.GenerateResponse(
             finished=generation_service_pb2.GenerationFinished(completions=rows, version=VERSION)
         )

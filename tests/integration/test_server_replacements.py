@@ -20,10 +20,14 @@ from tests.replacement_sets import write_transcoders
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import artifact_service_pb2 as artifacts
 from trephine.v1 import common_pb2 as common
+from trephine.v1 import feature_service_pb2 as features
+from trephine.v1 import generation_service_pb2 as generation
 from trephine.v1 import intervention_service_pb2 as ablation
 from trephine.v1 import interventions_pb2 as iv
 from trephine.v1 import replacement_service_pb2 as pb
 from trephine.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from trephine.v1.feature_service_pb2_grpc import FeatureServiceStub
+from trephine.v1.generation_service_pb2_grpc import GenerationServiceStub
 from trephine.v1.intervention_service_pb2_grpc import InterventionServiceStub
 from trephine.v1.replacement_service_pb2_grpc import ReplacementServiceStub
 
@@ -189,3 +193,68 @@ async def test_a_refused_set_names_its_figures(tmp_path):
         assert (await loaded(server, accept_degraded=True)).response.Unpack(accepted)
         assert accepted.degraded
         assert not accepted.admission.passed
+
+
+async def test_every_answer_of_a_degraded_set_says_so(tmp_path):
+    """Accepted though it failed admission: effects, texts, scores, activations, rankings, searches tell."""
+    async with hosted(tmp_path) as server:
+        write_transcoders(tiny_hosted("llama", seed=5), tmp_path / "sets" / "small", layers=(0, 1), seed=3)
+        assert (await loaded(server, accept_degraded=True)).response.value
+        (effect,) = (await ablated(server)).effects
+        assert [one.degraded for one in effect.applied] == [True]
+        assert await _flags_of_texts(server) == [True, True]
+        assert await _flags_of_features(server, "small") == [True] * 5
+        assert await _flags_of_features(server, "neurons") == [False] * 5
+
+
+async def _flags_of_texts(server: Edge) -> list[bool]:
+    """What generating and scoring say of an intervention that only its condition ties to the set."""
+    change = iv.Intervention(
+        target=iv.InterventionTarget(feature=common.FeatureRef(layer=1, index=3)),
+        operation=iv.InterventionOperation(ablate=Empty()),
+        condition=iv.Condition(
+            feature=common.FeatureRef(replacement="small", layer=0, index=3), at_least=0.0
+        ),
+    )
+    stub = server.stub(GenerationServiceStub)
+    row = generation.GenerationRow(prompt=PROMPT, interventions=[change])
+    asked = generation.GenerateRequest(model="models/tiny", rows=[row], max_new_tokens=1)
+    finished = [one.finished async for one in stub.Generate(asked) if one.HasField("finished")]
+    scored = generation.ScoreRow(prompt=PROMPT, continuation=" Mary", interventions=[change])
+    scores = await stub.Score(generation.ScoreRequest(model="models/tiny", rows=[scored]))
+    return [
+        finished[0].completions[0].applied[0].degraded,
+        scores.rows[0].applied[0].degraded,
+    ]
+
+
+async def _flags_of_features(server: Edge, replacement: str) -> list[bool]:
+    stub, model = server.stub(FeatureServiceStub), "models/tiny"
+    feature = common.FeatureRef(replacement=replacement, layer=1, index=3)
+    read = await stub.GetActivations(
+        features.GetActivationsRequest(model=model, text=PROMPT, features=[feature])
+    )
+    ranked = [
+        await stub.TopFeatures(
+            features.TopFeaturesRequest(model=model, text=PROMPT, replacement=replacement, scope=scope)
+        )
+        for scope in (features.TOP_SCOPE_TEXT, features.TOP_SCOPE_TOKEN)
+    ]
+    hits = await stub.SearchFeatures(
+        features.SearchFeaturesRequest(model=model, replacement=replacement, text=PROMPT)
+    )
+    contrast = await stub.ContrastFeatures(
+        features.ContrastFeaturesRequest(
+            model=model,
+            replacement=replacement,
+            first=["Mary went", "a dog"],
+            second=["the store", "a drink to"],
+            permutations=99,
+        )
+    )
+    return [
+        read.features[0].degraded,
+        *(one.degraded for one in ranked),
+        hits.features[0].degraded,
+        contrast.degraded,
+    ]

@@ -81,8 +81,11 @@ class FeatureActivations(google.protobuf.message.Message):
     FEATURE_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
     label: builtins.str
     """What somebody calls it; empty where nobody does."""
+    degraded: builtins.bool
+    """True if the set that it belongs to failed admission and was accepted all the same."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """The feature."""
@@ -97,9 +100,10 @@ class FeatureActivations(google.protobuf.message.Message):
         feature: trephine.v1.common_pb2.FeatureRef | None = ...,
         values: collections.abc.Iterable[builtins.float] | None = ...,
         label: builtins.str = ...,
+        degraded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["feature", b"feature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["feature", b"feature", "label", b"label", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "feature", b"feature", "label", b"label", "values", b"values"]) -> None: ...
 
 global___FeatureActivations = FeatureActivations
 
@@ -224,6 +228,9 @@ class TopFeaturesResponse(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    degraded: builtins.bool
+    """True if the set failed admission and was accepted all the same."""
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.Token]:
         """The text's tokens."""
@@ -242,9 +249,10 @@ class TopFeaturesResponse(google.protobuf.message.Message):
         tokens: collections.abc.Iterable[trephine.v1.common_pb2.Token] | None = ...,
         features: collections.abc.Iterable[global___FeatureActivity] | None = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
+        degraded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
 
 global___TopFeaturesResponse = TopFeaturesResponse
 
@@ -659,12 +667,15 @@ class FoundFeature(google.protobuf.message.Message):
     SCORE_FIELD_NUMBER: builtins.int
     WHY_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
     score: builtins.float
     """By token: share of its activation mass. By text: contribution. By label: share of the label that matched."""
     why: builtins.str
     """For people."""
     label: builtins.str
     """What somebody calls it; empty where nobody does."""
+    degraded: builtins.bool
+    """True if the set that it belongs to failed admission and was accepted all the same."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """The feature."""
@@ -676,9 +687,10 @@ class FoundFeature(google.protobuf.message.Message):
         score: builtins.float = ...,
         why: builtins.str = ...,
         label: builtins.str = ...,
+        degraded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["feature", b"feature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["feature", b"feature", "label", b"label", "score", b"score", "why", b"why"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "feature", b"feature", "label", b"label", "score", b"score", "why", b"why"]) -> None: ...
 
 global___FoundFeature = FoundFeature
 
@@ -825,12 +837,15 @@ class ContrastFeaturesResponse(google.protobuf.message.Message):
     PERMUTATIONS_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
     compared: builtins.int
     """Features whose maximum differs between any two texts; the others were not compared."""
     permutations: builtins.int
     """Random relabelings."""
     seed: builtins.int
     """Of the relabelings."""
+    degraded: builtins.bool
+    """True if the set failed admission and was accepted all the same."""
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeatureContrast]:
         """Clearest first."""
@@ -847,9 +862,10 @@ class ContrastFeaturesResponse(google.protobuf.message.Message):
         permutations: builtins.int = ...,
         seed: builtins.int = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
+        degraded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compared", b"compared", "features", b"features", "permutations", b"permutations", "seed", b"seed", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compared", b"compared", "degraded", b"degraded", "features", b"features", "permutations", b"permutations", "seed", b"seed", "version", b"version"]) -> None: ...
 
 global___ContrastFeaturesResponse = ContrastFeaturesResponse
 

@@ -434,6 +434,7 @@ class Applied(google.protobuf.message.Message):
     POSITIONS_FIELD_NUMBER: builtins.int
     MEAN_CHANGE_FIELD_NUMBER: builtins.int
     MAX_CHANGE_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Place in the request's list."""
     layer: builtins.int
@@ -444,6 +445,8 @@ class Applied(google.protobuf.message.Message):
     """Mean L2 norm of the change of the activation written."""
     max_change: builtins.float
     """Largest L2 norm of the change."""
+    degraded: builtins.bool
+    """True if a set that it names failed admission and was accepted all the same."""
     def __init__(
         self,
         *,
@@ -452,7 +455,8 @@ class Applied(google.protobuf.message.Message):
         positions: builtins.int = ...,
         mean_change: builtins.float = ...,
         max_change: builtins.float = ...,
+        degraded: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "layer", b"layer", "max_change", b"max_change", "mean_change", b"mean_change", "positions", b"positions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "index", b"index", "layer", b"layer", "max_change", b"max_change", "mean_change", b"mean_change", "positions", b"positions"]) -> None: ...
 
 global___Applied = Applied

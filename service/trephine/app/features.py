@@ -111,6 +111,7 @@ class Features:
                 score=hit.share,
                 why=f"{hit.share:.0%} of its activation is on {token.display!r}; fires {hit.count} times",
                 label="",
+                degraded=bool(features.degraded),
             )
             for hit in hits
         ]
@@ -135,6 +136,7 @@ class Features:
                 score=one.contribution,
                 why=f"{one.activation:+.3g} on {where}",
                 label="",
+                degraded=bool(features.degraded),
             )
             found.setdefault(one.feature, hit)
         return await self._labelled(features, list(found.values()))
@@ -152,6 +154,7 @@ class Features:
                 score=score,
                 why=f"labelled by {label.author or 'somebody'}",
                 label=label.text,
+                degraded=bool(features.degraded),
             )
             for label, score in (await self._labels.find(features, query))[:_FOUND]
         )

@@ -316,3 +316,5 @@ class FoundFeature:
     why: str
     label: str
     """What somebody calls it; empty where nobody does."""
+    degraded: bool = False
+    """True if its set failed admission and was accepted all the same."""

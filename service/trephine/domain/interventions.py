@@ -281,3 +281,5 @@ class Applied:
     mean_change: float
     """Mean L2 norm of the change of the activation written."""
     max_change: float
+    degraded: bool = False
+    """True if a set that it names failed admission and was accepted all the same."""

@@ -30,7 +30,7 @@ from trephine.engine.changes import Affine, Change, change_of, side_by_side
 from trephine.engine.coordinates import Component, Coordinates, Entries, Whole
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import is_of_set, site_written
-from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.replacements.sets import is_degraded, layer_info, opened
 from trephine.engine.replacements.writing import FeatureChange, LayerWrite, activations_of
 from trephine.engine.tallies import Tally
 
@@ -121,7 +121,7 @@ def _compile(hosted: HostedModel, index: int, intervention: Intervention, donors
         condition=intervention.condition,
         coordinates=coordinates,
         change=change_of(intervention.operation, norm=norm, donor=donor),
-        tallies=(Tally(index, site.layer),),
+        tallies=(_tally(hosted, index, site.layer, intervention),),
     )
 
 
@@ -140,8 +140,16 @@ def _compile_feature(
         selector=intervention.selector,
         condition=intervention.condition,
         change=change_of(intervention.operation, norm=1.0, donor=donor),
-        tally=Tally(index, feature.layer),
+        tally=_tally(hosted, index, feature.layer, intervention),
     )
+
+
+def _tally(hosted: HostedModel, index: int, layer: int, intervention: Intervention) -> Tally:
+    target, condition = intervention.target, intervention.condition
+    named = [target.feature] if isinstance(target, FeatureTarget) else []
+    named += [] if condition is None else [condition.feature]
+    degraded = any(is_degraded(hosted, feature.replacement) for feature in named)
+    return Tally(index, layer, degraded=degraded)
 
 
 def _layer_write(

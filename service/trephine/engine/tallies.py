@@ -15,6 +15,8 @@ class Tally:
 
     index: int
     layer: int
+    degraded: bool = False
+    """True if a set that it names failed admission."""
     positions: int = 0
     total: Tensor | float = 0.0
     largest: Tensor | float = 0.0
@@ -33,4 +35,5 @@ class Tally:
             positions=self.positions,
             mean_change=float(self.total) / max(self.positions, 1),
             max_change=float(self.largest),
+            degraded=self.degraded,
         )

@@ -48,7 +48,8 @@ class FeatureServicer(FeatureServiceServicer):
         model, command = _model(request), wire.activations_from_wire(request)
         found = await self._models.engine(model).run(command, deadline_seconds=remaining(context))
         names = await self._names(model, command.features)
-        return wire.activations_to_wire(command, found, names, await self._info(model))
+        degraded = await self._degraded(model, {feature.replacement for feature in command.features})
+        return wire.activations_to_wire(command, found, names, degraded, await self._info(model))
 
     async def TopFeatures(self, request: pb.TopFeaturesRequest, context: Context) -> pb.TopFeaturesResponse:
         """Rank features over a text or per token."""
@@ -60,7 +61,8 @@ class FeatureServicer(FeatureServiceServicer):
         else:
             found = await engine.run(command, deadline_seconds=seconds)
         names = await self._names(model, (one[0] for one in wire.activity(found)))
-        return wire.top_to_wire(found, names, await self._info(model))
+        degraded = bool(await self._degraded(model, {command.replacement}))
+        return wire.top_to_wire(found, names, degraded, await self._info(model))
 
     async def DescribeFeature(
         self, request: pb.DescribeFeatureRequest, context: Context
@@ -105,7 +107,8 @@ class FeatureServicer(FeatureServiceServicer):
         model, command = _model(request), wire.contrast_from_wire(request)
         found = await self._models.engine(model).run(command, deadline_seconds=remaining(context))
         names = await self._names(model, (one.feature for one in found.features))
-        return wire.contrast_to_wire(found, names, await self._info(model))
+        degraded = bool(await self._degraded(model, {command.replacement}))
+        return wire.contrast_to_wire(found, names, degraded, await self._info(model))
 
     async def RenderFeature(
         self, request: pb.RenderFeatureRequest, context: Context
@@ -205,6 +208,11 @@ class FeatureServicer(FeatureServiceServicer):
 
     async def _info(self, model: str) -> ModelInfo:
         return await self._models.info(model)
+
+    async def _degraded(self, model: str, replacements: Iterable[str]) -> frozenset[str]:
+        """Which of these sets failed admission and were accepted all the same."""
+        found = [await self._sets.get(model, name) for name in replacements]
+        return frozenset(features.name for features in found if features.degraded)
 
     async def _names(self, model: str, features: Iterable[FeatureRef]) -> dict[FeatureRef, str]:
         """What people call features of any sets."""

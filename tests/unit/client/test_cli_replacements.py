@@ -143,6 +143,19 @@ def test_a_set_s_features_are_named_in_ablate_and_generate(fake: FakeService, ru
     assert second.target.feature.replacement == ""
 
 
+def test_results_of_a_degraded_set_say_so(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Beside effects and texts, and not where the set passed."""
+    ablate = ("ablate", "x", *TINY, "--target", "y", "--feature", "small:0:2")
+    generate = ("generate", "x", *TINY, "--steer", "small:0:2+=3")
+    for words in (ablate, generate):
+        assert run(*words) == 0
+        assert "failed admission" not in "".join(capsys.readouterr())
+    fake.replacement_degraded = True
+    for words in (ablate, generate):
+        assert run(*words) == 0
+        assert "the set failed admission and was accepted" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -16,7 +16,7 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import ReplacementsOption, open_sets
+from trephine.client.cli.sets import DEGRADED, ReplacementsOption, open_sets
 from trephine.client.types import Ablation
 
 ABLATE_EXAMPLES = examples(
@@ -99,4 +99,6 @@ def ablation_facts(measured: Ablation) -> list[tuple[str, str]]:
         f"{measured.retain_kl:.4f} nats per token on {measured.retain_tokens} tokens of other text; "
         f"{measured.retain_kl_after_first:.4f} at positions >= 1"
     )
-    return [*facts, ("damage", damage)]
+    facts.append(("damage", damage))
+    degraded = any(one.degraded for effect in measured.effects for one in effect.applied)
+    return [*facts, ("degraded", DEGRADED)] if degraded else facts

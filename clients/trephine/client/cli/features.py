@@ -23,7 +23,7 @@ from trephine.client.cli.feature_text import index_row, show_description, show_i
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.highlight import show_tokens
 from trephine.client.cli.invocation import invocation
-from trephine.client.cli.sets import read_layers
+from trephine.client.cli.sets import note_degraded, read_layers
 from trephine.client.decoding import message_json
 from trephine.client.types import Activations
 from trephine.v1 import feature_service_pb2 as pb
@@ -63,6 +63,7 @@ def activations(
             show_tokens(given.output, head, found.tokens, one.values)
     else:
         given.output.table(*_activation_table(found))
+    note_degraded(given.output, any(one.degraded for one in found.features))
 
 
 @app.command(
@@ -87,6 +88,7 @@ def top(
             text, per_token=per_token, layers=read_layers(layers), count=count
         )
     show_top(given.output, found, per_token=per_token)
+    note_degraded(given.output, found.degraded)
 
 
 @app.command(epilog=examples("trephine features describe 12:345 --set smollm2-135m-tc"))
@@ -136,6 +138,7 @@ def search(
         return
     rows = [(str(one.feature), f"{one.score:.3f}", one.why, one.label) for one in found]
     given.output.table(("FEATURE", "SCORE", "WHY", "LABEL"), rows)
+    note_degraded(given.output, any(one.degraded for one in found))
 
 
 @app.command(epilog=examples("trephine features contrast french.txt english.txt --set smollm2-135m-tc"))
@@ -173,6 +176,7 @@ def contrast(
     ]
     given.output.table(("FEATURE", "DIFFERENCE", "AUROC", "P", "Q", "LABEL"), rows)
     given.output.note(f"{found.compared} features compared, {found.permutations} permutations")
+    note_degraded(given.output, found.degraded)
 
 
 @app.command(

@@ -11,7 +11,7 @@ from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_chang
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import ReplacementsOption, open_sets
+from trephine.client.cli.sets import ReplacementsOption, note_degraded, open_sets
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable_lines
@@ -55,6 +55,8 @@ def generate(
         if changes:
             with loaded.side_by_side(prompt, changes, **options) as stream:
                 _show_pair(given.output, stream)
+                completions = stream.result().completions
+                note_degraded(given.output, any(echo.degraded for row in completions for echo in row.applied))
         else:
             with loaded.generate(prompt, **options) as stream:  # type: ignore[arg-type]
                 _show_one(given.output, stream)

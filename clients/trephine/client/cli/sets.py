@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli.invocation import Invocation
+from trephine.client.cli.output import Output
 from trephine.client.errors import InvalidRequestError, ReplacementNotFoundError
 from trephine.client.model import Model
 from trephine.client.replacement_requests import set_source
@@ -43,6 +44,8 @@ FormatOption = Annotated[
     str | None, typer.Option("--format", help="saelens, circuit-tracer, ...; unset: told from the files.")
 ]
 
+DEGRADED = "the set failed admission and was accepted all the same"
+
 _BYTES = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[kKmMgGtT]?)(?P<binary>i?)[bB]?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -68,6 +71,12 @@ def open_set(
             return ready
     started = model.start_load_replacements(name_or_folder, **options)
     return given.complete(trephine, started, f"load {name_or_folder}")
+
+
+def note_degraded(output: Output, degraded: bool) -> None:
+    """Say beside a result that it comes from a set that failed admission; JSON holds the flag itself."""
+    if degraded and not output.json:
+        output.note(f"degraded: {DEGRADED}")
 
 
 def read_bytes(text: str | None) -> int | None:

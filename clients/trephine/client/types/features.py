@@ -15,6 +15,8 @@ class FeatureActivations(WireValue):
     """One activation per token."""
     label: str
     """What somebody calls it; empty where nobody does."""
+    degraded: bool
+    """True if its set failed admission and was accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class TopFeatures(WireValue):
     tokens: tuple[Token, ...]
     features: tuple[FeatureActivity, ...]
     version: Version
+    degraded: bool
+    """True if the set failed admission and was accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,8 @@ class FoundFeature(WireValue):
     """By token: share of its activation mass. By text: contribution. By label: share that matched."""
     why: str
     label: str
+    degraded: bool
+    """True if its set failed admission and was accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,3 +210,5 @@ class Contrast(WireValue):
     permutations: int
     seed: int
     version: Version
+    degraded: bool
+    """True if the set failed admission and was accepted all the same."""

@@ -17,6 +17,8 @@ class Applied(WireValue):
     mean_change: float
     """Mean L2 norm of the change of the activation written."""
     max_change: float
+    degraded: bool
+    """True if a set that it names failed admission and was accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

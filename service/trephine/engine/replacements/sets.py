@@ -88,6 +88,15 @@ def require_set(hosted: HostedModel, name: str) -> ReplacementSet:
     return found
 
 
+def is_degraded(hosted: HostedModel, name: str) -> bool:
+    """Return whether a set failed admission and was accepted all the same; neurons never do.
+
+    Raises:
+        ReplacementNotFoundError: If there is no such set.
+    """
+    return name != NEURONS and require_set(hosted, name).admitted.degraded
+
+
 def covered_layers(hosted: HostedModel, name: str) -> tuple[int, ...]:
     """Return the layers that a set covers, ascending; neurons cover all.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from trephine.domain.activations import Activations, RankActivity, ReadActivations, StrongestFeatures
 from trephine.domain.errors import InvalidRequestError, OverBudgetError
@@ -79,7 +79,7 @@ def activations_from_wire(request: pb.GetActivationsRequest) -> ReadActivations:
 
 
 def activations_to_wire(
-    command: ReadActivations, found: Activations, names: Names, info: ModelInfo
+    command: ReadActivations, found: Activations, names: Names, degraded: Collection[str], info: ModelInfo
 ) -> pb.GetActivationsResponse:
     """Write one row of activations per feature.
 
@@ -95,6 +95,7 @@ def activations_to_wire(
                 feature=feature_to_wire(feature),
                 values=values[row * width : (row + 1) * width],
                 label=clean(names.get(feature, "")),
+                degraded=feature.replacement in degraded,
             )
             for row, feature in enumerate(command.features)
         ],
@@ -120,7 +121,7 @@ def top_from_wire(request: pb.TopFeaturesRequest) -> RankActivity | RankByToken:
 
 
 def top_to_wire(
-    found: StrongestFeatures | FeaturesByToken, names: Names, info: ModelInfo
+    found: StrongestFeatures | FeaturesByToken, names: Names, degraded: bool, info: ModelInfo
 ) -> pb.TopFeaturesResponse:
     """Write a ranking.
 
@@ -141,6 +142,7 @@ def top_to_wire(
             for feature, position, activation, contribution in activity(found)
         ],
         version=version_to_wire(info.name, info.weight_hash),
+        degraded=degraded,
     )
 
 
@@ -173,7 +175,9 @@ def contrast_from_wire(request: pb.ContrastFeaturesRequest) -> ContrastFeatures:
     )
 
 
-def contrast_to_wire(found: Contrast, names: Names, info: ModelInfo) -> pb.ContrastFeaturesResponse:
+def contrast_to_wire(
+    found: Contrast, names: Names, degraded: bool, info: ModelInfo
+) -> pb.ContrastFeaturesResponse:
     """Write a contrast."""
     return pb.ContrastFeaturesResponse(
         features=[
@@ -193,6 +197,7 @@ def contrast_to_wire(found: Contrast, names: Names, info: ModelInfo) -> pb.Contr
         permutations=found.permutations,
         seed=found.seed,
         version=version_to_wire(info.name, info.weight_hash),
+        degraded=degraded,
     )
 
 
@@ -203,6 +208,7 @@ def found_to_wire(found: FoundFeature) -> pb.FoundFeature:
         score=found.score,
         why=clean(found.why),
         label=clean(found.label),
+        degraded=found.degraded,
     )
 
 

@@ -85,6 +85,7 @@ def applied_to_wire(applied: Iterable[domain.Applied]) -> list[pb.Applied]:
             positions=echo.positions,
             mean_change=echo.mean_change,
             max_change=echo.max_change,
+            degraded=echo.degraded,
         )
         for echo in applied
     ]
