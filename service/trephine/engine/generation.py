@@ -45,8 +45,11 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
     check_row_count(len(command.rows))
     rows = [_prompt(hosted, command, index) for index in range(len(command.rows))]
     completions: list[Completion] = []
-    for part in batches([len(row.ids) for row in rows], max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
-        completions += yield from _generate_batch(hosted, command, rows, part)
+    shared = shared_tokens(rows)
+    prefix = read_prefix(hosted, rows[0].ids[:shared]) if shared else None
+    lengths = [len(row.ids) - shared for row in rows]
+    for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
+        completions += yield from _generate_batch(hosted, command, rows, part, prefix)
     return Generation(
         completions=tuple(completions), model=hosted.info.name, weight_hash=hosted.info.weight_hash
     )
@@ -136,7 +139,7 @@ def _check_generated(intervention: Intervention, index: int) -> None:
 
 
 def _generate_batch(
-    hosted: HostedModel, command: Generate, rows: Sequence[RowInput], part: range
+    hosted: HostedModel, command: Generate, rows: Sequence[RowInput], part: range, prefix: Prefix | None
 ) -> Generator[TokenEvent | None, None, list[Completion]]:
     inputs = [rows[i] for i in part]
     plans = plan_rows(hosted, inputs)
@@ -151,8 +154,6 @@ def _generate_batch(
         )
         for index, row, plan in zip(part, inputs, plans, strict=True)
     ]
-    shared = shared_tokens(inputs)
-    prefix = read_prefix(hosted, inputs[0].ids[:shared]) if shared else None
     yield None
     cache, mask, logits = _prompt_pass(hosted, everyone, prefix)
     writing = everyone
