@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ _SET_FILES = ("cfg.json", "config.yaml", "config.json", "*.safetensors", "*/cfg.
 """What a folder that may hold a replacement set has at least one of."""
 
 
-class Roots:
+class Roots(ABC):
     """Folders whose sub folders can be named. What a client shares beside is found by its path alone."""
 
     what = "roots"
@@ -85,8 +86,9 @@ class Roots:
                 if entry.is_symlink():
                     self._require_inside(entry, *more)
 
+    @abstractmethod
     def _missing(self, source: str) -> TrephineError:
-        raise NotImplementedError
+        """Say that there is no such source, and what there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
