@@ -106,6 +106,16 @@ def test_the_last_layer_of_a_cross_layer_transcoder_is_not_dropped(format: SetFo
     assert layers[-1].info.sites_out == (Site(kind=SiteKind.MLP_OUT, layer=N_LAYERS - 1),)
 
 
+@pytest.mark.parametrize("format", [SetFormat.CIRCUIT_TRACER, SetFormat.CIRCUIT_TRACER_CLT])
+@pytest.mark.parametrize("word", [True, False, None])
+def test_a_word_on_contexts_is_read(format: SetFormat, word: bool | None, tmp_path: Path) -> None:
+    """Sets fitted here say whether their contexts begin with BOS; the peer's files say nothing."""
+    folder = copied(tmp_path, format, "relu")
+    with (folder / "config.yaml").open("a") as config:
+        config.write("" if word is None else f"\nprepend_bos: {str(word).lower()}\n")
+    assert opened(folder).prepends_bos is word
+
+
 def test_normalisation_is_not_dropped() -> None:
     """The same weights without it encode something else."""
     layer, x = only("standard_layer_norm")

@@ -51,7 +51,18 @@ def read_set(folder: Path, architecture: Architecture) -> FolderSet:
         for path in sorted(folder.iterdir())
         if (found := LAYER_FILE.match(path.name))
     ]
-    return gather(layers, format=SetFormat.CIRCUIT_TRACER, model_name=config.get("model_name"))
+    return gather(
+        layers,
+        format=SetFormat.CIRCUIT_TRACER,
+        prepends_bos=begins_with_bos(config),
+        model_name=config.get("model_name"),
+    )
+
+
+def begins_with_bos(config: Mapping[str, Any]) -> bool | None:
+    """Return the set's own word on its contexts. The peer's files have none; sets fitted here do."""
+    word = config.get("prepend_bos")
+    return word if isinstance(word, bool) else None
 
 
 def hook_points(

@@ -20,7 +20,7 @@ from trephine.domain.sites import Site
 from trephine.engine.architecture import Architecture
 from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.encoder import Encoder
-from trephine.engine.replacements.formats.circuit_tracer import CONFIG, hook_points
+from trephine.engine.replacements.formats.circuit_tracer import CONFIG, begins_with_bos, hook_points
 from trephine.engine.replacements.formats.folders import (
     FolderLayer,
     FolderSet,
@@ -47,7 +47,12 @@ def read_set(folder: Path, architecture: Architecture) -> FolderSet:
         for path in sorted(folder.iterdir())
         if (found := ENCODER_FILE.match(path.name))
     ]
-    return gather(layers, format=SetFormat.CIRCUIT_TRACER_CLT, model_name=config.get("model_name"))
+    return gather(
+        layers,
+        format=SetFormat.CIRCUIT_TRACER_CLT,
+        prepends_bos=begins_with_bos(config),
+        model_name=config.get("model_name"),
+    )
 
 
 def written_sites(architecture: Architecture, out: Site, targets: int, file: str) -> tuple[Site, ...]:
