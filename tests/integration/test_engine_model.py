@@ -176,8 +176,8 @@ async def test_the_real_model_speaks_during_a_real_discovery(smollm2: Path) -> N
         command = DiscoverCircuit(
             prompt=REAL_PROMPT,
             target=LogitTarget(token=" Mary", against=" John"),
-            max_feature_nodes=96,
-            verify_nodes=96,
+            max_feature_nodes=128,
+            verify_nodes=128,
         )
         await discover_and_generate(engine, command, REAL_PROMPT)
         status = await engine.run(AskStatus())
