@@ -123,7 +123,8 @@ def print_evaluation(found: ReplacementEvaluation) -> None:
     print(f"{found.text}: {found.contexts} contexts, {found.tokens} tokens, seed {found.seed}")
     print("\nall layers spliced")
     for row in found.spliced:
-        figures = (row.ce_spliced, row.ce_score, row.kl, row.kl_score, row.top1_agreement, row.error_share)
+        scores = (row.ce_score, row.ce_score_zero, row.kl, row.kl_score, row.kl_score_zero)
+        figures = (row.ce_spliced, *scores, row.top1_agreement, row.error_share)
         print(
             f"  {row.dictionary.value:15}"
             + "  ".join(f"{figure.name} {_shown(figure)}" for figure in figures)
@@ -144,9 +145,10 @@ def print_evaluation(found: ReplacementEvaluation) -> None:
             f"{score.layer:5} {score.dictionary.value:15} {score.fvu.value:.3f} {score.l0.value:5.1f} "
             f"{score.dead_share:6.3f} " + " ".join(f"{figure.value:6.3f}" for figure in scores)
         )
-    print("\ndepth  cosine                nmse                  pairs")
+    print("\ndepth dictionary      cosine                nmse                  pairs")
     for depth in found.depths:
-        print(f"{depth.depth:5}  {_shown(depth.cosine):20}  {_shown(depth.nmse):20}  {depth.pairs}")
+        figures_by_depth = f"{_shown(depth.cosine):20}  {_shown(depth.nmse):20}  {depth.pairs}"
+        print(f"{depth.depth:5} {depth.dictionary.value:15} {figures_by_depth}")
     print()
     for control in dict.fromkeys(claim.control for claim in found.claims):
         claims = [claim for claim in found.claims if claim.control is control]

@@ -92,7 +92,10 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
             replacement_set=self._set(),
             layers=scores,
             spliced=[pb.SplicedScore(dictionary=pb.DICTIONARY_GIVEN, ce_score=figure(0.9))],
-            depths=[pb.DepthFaithfulness(depth=1, cosine=figure(0.8), nmse=figure(0.3), pairs=16)],
+            depths=[
+                pb.DepthFaithfulness(dictionary=one, depth=1, cosine=figure(0.8), nmse=figure(nmse), pairs=16)
+                for one, nmse in ((pb.DICTIONARY_GIVEN, 0.3), (pb.DICTIONARY_RANDOM, 1.25))
+            ],
             claims=claims,
             text="heldout\x1b[31m 0123",
             caveats=["position 0 is left out"],

@@ -139,14 +139,21 @@ def evaluation(info: ReplacementSetInfo | None = None) -> ReplacementEvaluation:
                 ce_mean_ablated=figure(9.0, unit=nats),
                 ce_zero_ablated=figure(11.0, unit=nats),
                 ce_score=figure((9 - ce) / 5.8),
+                ce_score_zero=figure((11 - ce) / 7.8),
                 kl=figure(0.4, unit=nats),
                 kl_score=figure(0.9),
+                kl_score_zero=figure(0.95),
                 top1_agreement=figure(0.8),
                 error_share=figure(0.2),
             )
             for one, ce in ((Dictionary.GIVEN, 3.9), (Dictionary.RANDOM, 7.5))
         ),
-        depths=(DepthFaithfulness(depth=1, cosine=figure(0.9), nmse=figure(0.2), pairs=16),),
+        depths=tuple(
+            DepthFaithfulness(
+                dictionary=one, depth=1, cosine=figure(1 - nmse / 2), nmse=figure(nmse), pairs=16
+            )
+            for one, nmse in ((Dictionary.GIVEN, 0.2), (Dictionary.RANDOM, 1.4))
+        ),
         claims=(
             Claim(figure="fvu", control=Dictionary.RANDOM, beats=True, difference=figure(-0.65)),
             Claim(figure="fvu", control=Dictionary.FROZEN_DECODER, beats=False, difference=figure(-0.01)),

@@ -797,6 +797,8 @@ class SplicedScore(google.protobuf.message.Message):
     KL_SCORE_FIELD_NUMBER: builtins.int
     TOP1_AGREEMENT_FIELD_NUMBER: builtins.int
     ERROR_SHARE_FIELD_NUMBER: builtins.int
+    CE_SCORE_ZERO_FIELD_NUMBER: builtins.int
+    KL_SCORE_ZERO_FIELD_NUMBER: builtins.int
     dictionary: global___Dictionary.ValueType
     """Whose figures these are."""
     @property
@@ -835,6 +837,14 @@ class SplicedScore(google.protobuf.message.Message):
     def error_share(self) -> trephine.v1.common_pb2.Figure:
         """Norm of the error over norms of error and reconstruction."""
 
+    @property
+    def ce_score_zero(self) -> trephine.v1.common_pb2.Figure:
+        """Share of the loss by zero ablation that is recovered."""
+
+    @property
+    def kl_score_zero(self) -> trephine.v1.common_pb2.Figure:
+        """Share of the divergence made by zero ablation that is avoided."""
+
     def __init__(
         self,
         *,
@@ -848,9 +858,11 @@ class SplicedScore(google.protobuf.message.Message):
         kl_score: trephine.v1.common_pb2.Figure | None = ...,
         top1_agreement: trephine.v1.common_pb2.Figure | None = ...,
         error_share: trephine.v1.common_pb2.Figure | None = ...,
+        ce_score_zero: trephine.v1.common_pb2.Figure | None = ...,
+        kl_score_zero: trephine.v1.common_pb2.Figure | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "dictionary", b"dictionary", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "top1_agreement", b"top1_agreement"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "dictionary", b"dictionary", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "top1_agreement", b"top1_agreement"]) -> None: ...
 
 global___SplicedScore = SplicedScore
 
@@ -864,10 +876,13 @@ class DepthFaithfulness(google.protobuf.message.Message):
     COSINE_FIELD_NUMBER: builtins.int
     NMSE_FIELD_NUMBER: builtins.int
     PAIRS_FIELD_NUMBER: builtins.int
+    DICTIONARY_FIELD_NUMBER: builtins.int
     depth: builtins.int
     """Layers between the perturbed one and the compared one."""
     pairs: builtins.int
     """Pairs compared."""
+    dictionary: global___Dictionary.ValueType
+    """Whose layers answered; the perturbed features are the set's own in any case."""
     @property
     def cosine(self) -> trephine.v1.common_pb2.Figure:
         """Cosine of the two changes."""
@@ -883,9 +898,10 @@ class DepthFaithfulness(google.protobuf.message.Message):
         cosine: trephine.v1.common_pb2.Figure | None = ...,
         nmse: trephine.v1.common_pb2.Figure | None = ...,
         pairs: builtins.int = ...,
+        dictionary: global___Dictionary.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cosine", b"cosine", "nmse", b"nmse"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cosine", b"cosine", "depth", b"depth", "nmse", b"nmse", "pairs", b"pairs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cosine", b"cosine", "depth", b"depth", "dictionary", b"dictionary", "nmse", b"nmse", "pairs", b"pairs"]) -> None: ...
 
 global___DepthFaithfulness = DepthFaithfulness
 

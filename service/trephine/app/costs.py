@@ -113,7 +113,8 @@ def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
     # Surveyed and plain, then for every dictionary and both ablations all layers together and, on a few
     # contexts, one by one (half a pass on average); controls are fitted on one pass over text of their own.
     passes = measured * (2 + 3 + controls) + alone * layers * (3 + controls) // 2
-    perturbed = command.context_tokens * (2 * command.perturbations + _LAYER_CONTEXTS)
+    # A perturbation is answered by the model once and by every dictionary twice, from some layer up.
+    perturbed = command.context_tokens * ((2 + controls) * command.perturbations + _LAYER_CONTEXTS)
     # Of a set's size nothing is known here; controls like the MLPs are a fair guess.
     fitted = controls * info.n_layers * 2 * info.d_mlp * info.d_model * _FLOAT // 2
     return Cost(

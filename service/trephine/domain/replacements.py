@@ -241,8 +241,10 @@ class SplicedScore:
     ce_mean_ablated: Figure
     ce_zero_ablated: Figure
     ce_score: Figure
+    ce_score_zero: Figure
     kl: Figure
     kl_score: Figure
+    kl_score_zero: Figure
     top1_agreement: Figure
     error_share: Figure
     """|error| / (|error| + |reconstruction|), L2 norms, over all layers and positions."""
@@ -252,6 +254,8 @@ class SplicedScore:
 class DepthFaithfulness:
     """Perturb a feature in the replacement model and in the true one; compare downstream changes."""
 
+    dictionary: Dictionary
+    """Whose layers answer; the perturbed features are the set's own in any case."""
     depth: int
     """Layers between the perturbed one and the compared one."""
     cosine: Figure

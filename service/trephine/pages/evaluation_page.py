@@ -10,7 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from trephine.domain.findings import Figure
-from trephine.domain.replacements import Dictionary, LayerScore, ReplacementEvaluation
+from trephine.domain.replacements import DepthFaithfulness, Dictionary, LayerScore, ReplacementEvaluation
 from trephine.pages.embed import asset, content_policy, printable
 from trephine.pages.evaluation_plot import Series, layer_plot
 from trephine.pages.evaluation_table import SPLICED_FIGURES
@@ -27,8 +27,10 @@ FIGURES = {
     "ce_mean_ablated": "cross-entropy, mean-ablated",
     "ce_zero_ablated": "cross-entropy, zero-ablated",
     "ce_score": "cross-entropy recovered",
+    "ce_score_zero": "cross-entropy recovered, of zero ablation",
     "kl": "divergence from the model",
     "kl_score": "divergence avoided",
+    "kl_score_zero": "divergence avoided, of zero ablation",
     "top1_agreement": "same most likely token",
     "error_share": "share of the error in the norm",
 }
@@ -51,6 +53,15 @@ class LayerRow:
     controls: tuple[LayerScore | None, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthRow:
+    """One depth, a cell per dictionary."""
+
+    depth: int
+    pairs: int
+    cells: tuple[DepthFaithfulness | None, ...]
+
+
 def evaluation_html(evaluation: ReplacementEvaluation, *, name: str, create_time: str) -> str:
     """Return the page: claims, all layers spliced, plots and table by layer, depths, admission, caveats."""
     return _TEMPLATES.from_string(asset("evaluation.html")).render(
@@ -62,6 +73,7 @@ def evaluation_html(evaluation: ReplacementEvaluation, *, name: str, create_time
         dictionaries=_dictionaries(evaluation),
         spliced=_spliced(evaluation),
         layers=_layers(evaluation),
+        depths=_depths(evaluation),
         fvu_plot=layer_plot(_series(evaluation, "fvu"), lowest=0.0, highest=1.5),
         ce_plot=layer_plot(_series(evaluation, "ce_score"), lowest=-0.5, highest=1.1),
         policy=content_policy(),
@@ -72,6 +84,7 @@ def evaluation_html(evaluation: ReplacementEvaluation, *, name: str, create_time
 def _dictionaries(evaluation: ReplacementEvaluation) -> tuple[Dictionary, ...]:
     found = {score.dictionary for score in evaluation.layers}
     found |= {score.dictionary for score in evaluation.spliced}
+    found |= {row.dictionary for row in evaluation.depths}
     return tuple(one for one in Dictionary if one in found)
 
 
@@ -103,6 +116,18 @@ def _layers(evaluation: ReplacementEvaluation) -> Sequence[LayerRow]:
         )
         for (layer, dictionary), score in sorted(found.items(), key=lambda item: item[0][0])
         if dictionary is Dictionary.GIVEN
+    ]
+
+
+def _depths(evaluation: ReplacementEvaluation) -> Sequence[DepthRow]:
+    found = {(row.depth, row.dictionary): row for row in evaluation.depths}
+    return [
+        DepthRow(
+            depth=depth,
+            pairs=max(row.pairs for row in evaluation.depths if row.depth == depth),
+            cells=tuple(found.get((depth, one)) for one in _dictionaries(evaluation)),
+        )
+        for depth in dict.fromkeys(row.depth for row in evaluation.depths)
     ]
 
 

@@ -20,8 +20,10 @@ SPLICED_FIGURES = (
     "ce_mean_ablated",
     "ce_zero_ablated",
     "ce_score",
+    "ce_score_zero",
     "kl",
     "kl_score",
+    "kl_score_zero",
     "top1_agreement",
     "error_share",
 )
@@ -53,8 +55,9 @@ def lines(evaluation: ReplacementEvaluation) -> Iterator[Line]:
         for name in SPLICED_FIGURES:
             yield _line("all layers", spliced.dictionary.value, name, getattr(spliced, name))
     for depth in evaluation.depths:
-        yield _line(f"depth {depth.depth}", "given", "cosine", depth.cosine)
-        yield _line(f"depth {depth.depth}", "given", "nmse", depth.nmse)
+        scope, dictionary = f"depth {depth.depth}", depth.dictionary.value
+        yield _line(scope, dictionary, "cosine", depth.cosine)
+        yield _line(scope, dictionary, "nmse", depth.nmse)
 
 
 def evaluation_csv(evaluation: ReplacementEvaluation) -> str:

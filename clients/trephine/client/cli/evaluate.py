@@ -21,7 +21,15 @@ from trephine.client.cli.sets import (
     read_layers,
 )
 from trephine.client.errors import LocalFileError
-from trephine.client.types import Claim, Dictionary, EvaluationInfo, Figure, LayerScore, SplicedScore
+from trephine.client.types import (
+    Claim,
+    DepthFaithfulness,
+    Dictionary,
+    EvaluationInfo,
+    Figure,
+    LayerScore,
+    SplicedScore,
+)
 
 BUILT_IN = "built-in"
 EVALUATE_EXAMPLES = examples(
@@ -40,8 +48,10 @@ _SPLICED = (
     ("cross-entropy, mean-ablated", "ce_mean_ablated"),
     ("cross-entropy, zero-ablated", "ce_zero_ablated"),
     ("cross-entropy recovered", "ce_score"),
+    ("  of zero ablation", "ce_score_zero"),
     ("divergence from the model", "kl"),
     ("divergence avoided", "kl_score"),
+    ("  of zero ablation", "kl_score_zero"),
     ("same most likely token", "top1_agreement"),
     ("share of the error", "error_share"),
 )
@@ -112,10 +122,7 @@ def show_evaluation(output: Output, info: EvaluationInfo) -> None:
     dictionaries = [one for one in _TITLES if one in found]
     _show_layers(output, info.layers, dictionaries)
     _show_spliced(output, info.spliced, dictionaries)
-    if info.depths:
-        output.line()
-        rows = [(str(one.depth), shown(one.cosine), shown(one.nmse), str(one.pairs)) for one in info.depths]
-        output.table(("DEPTH", "COSINE", "SQUARED ERROR", "PAIRS"), rows)
+    _show_depths(output, info.depths, dictionaries)
     output.line()
     output.facts(_facts(info))
 
@@ -169,6 +176,24 @@ def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: 
         ("ALL LAYERS SPLICED", *(_TITLES[one] for one in chosen)),
         [(title, *(shown(getattr(by_dictionary[one], name)) for one in chosen)) for title, name in _SPLICED],
     )
+
+
+def _show_depths(output: Output, depths: Sequence[DepthFaithfulness], dictionaries: list[Dictionary]) -> None:
+    if not depths:
+        return
+    found = {(one.depth, one.dictionary): one for one in depths}
+    chosen = [one for one in dictionaries if any(row.dictionary is one for row in depths)]
+    titles = ["" if one is Dictionary.GIVEN else f", {_TITLES[one]}" for one in chosen]
+    columns = [f"{name}{title}" for name in ("COSINE", "SQUARED ERROR") for title in titles]
+    rows = []
+    for depth in dict.fromkeys(one.depth for one in depths):
+        cells = [found.get((depth, one)) for one in chosen]
+        figures = [
+            shown(getattr(cell, name)) if cell else "" for name in ("cosine", "nmse") for cell in cells
+        ]
+        rows.append((str(depth), *figures, str(max(cell.pairs for cell in cells if cell))))
+    output.line()
+    output.table(("DEPTH", *columns, "PAIRS"), rows)
 
 
 def _facts(info: EvaluationInfo) -> list[tuple[str, str]]:

@@ -186,8 +186,10 @@ class SplicedScore(WireValue):
     ce_mean_ablated: Figure
     ce_zero_ablated: Figure
     ce_score: Figure
+    ce_score_zero: Figure
     kl: Figure
     kl_score: Figure
+    kl_score_zero: Figure
     top1_agreement: Figure
     error_share: Figure
 
@@ -196,6 +198,8 @@ class SplicedScore(WireValue):
 class DepthFaithfulness(WireValue):
     """Whether perturbations of features do downstream what they do in the model."""
 
+    dictionary: Dictionary
+    """Whose layers answer; the perturbed features are the set's own in any case."""
     depth: int
     cosine: Figure
     nmse: Figure

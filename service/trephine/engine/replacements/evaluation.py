@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trephine.domain.commands import Progress
@@ -65,13 +65,16 @@ def evaluate_replacement_set(
     alone = [loaded.layer for loaded in loaded_source(hosted, command.name, command.layers).infos]
     given = loaded_source(hosted, command.name, require_set(hosted, command.name).covered)
     texts = _texts(hosted, command, info)
-    measured = yield from measure(
-        hosted, given, texts.scored, texts.fitted, command.controls, alone=alone, seed=command.seed
-    )
-    pairs = yield from perturb(hosted, given, texts.scored, count=command.perturbations, seed=command.seed)
+    sources = {Dictionary.GIVEN: given}
+    sources |= yield from fitted_controls(hosted, given, texts.fitted, command.controls, seed=command.seed)
+    measured = yield from measure(hosted, sources, texts.scored, alone=alone)
+    pairs = yield from perturb(hosted, sources, texts.scored, count=command.perturbations, seed=command.seed)
     verdicts = Verdicts(measured, given, samples=command.bootstrap, seed=command.seed)
     layers = verdicts.layers(command.controls, alone or [each.layer for each in given.infos])
-    claims = verdicts.claims(command.controls, alone or [each.layer for each in given.infos])
+    claims = (
+        *verdicts.claims(command.controls, alone or [each.layer for each in given.infos]),
+        *verdicts.of_perturbations(command.controls, pairs),
+    )
     return ReplacementEvaluation(
         replacement=require_set(hosted, command.name).info,
         layers=layers,
@@ -89,19 +92,14 @@ def evaluate_replacement_set(
 
 def measure(
     hosted: HostedModel,
-    given: LayerSource,
+    sources: Mapping[Dictionary, LayerSource],
     scored: Sequence[tuple[int, ...]],
-    fitted: Sequence[tuple[int, ...]],
-    controls: Sequence[Dictionary],
     *,
     alone: Sequence[int],
-    seed: int,
 ) -> Generator[Progress | None, None, Measured]:
-    """Fit the controls, then run every context; `alone` empty splices every layer alone too."""
-    measured = Measured()
+    """Run every context with the set and its controls; `alone` empty splices every layer alone too."""
+    measured, given = Measured(), sources[Dictionary.GIVEN]
     layers = list(alone) or [info.layer for info in given.infos]
-    sources = {Dictionary.GIVEN: given}
-    sources |= yield from fitted_controls(hosted, given, fitted, controls, seed=seed)
     yield from survey(hosted, scored, given.sites_out, measured)
     measurement = Measurement(hosted=hosted, sources=sources, alone=layers, measured=measured)
     for number, ids in enumerate(scored):

@@ -5,13 +5,13 @@ model everything above answers; in the replacement model the layers above run on
 the errors of the plain run frozen (Ameisen et al. 2025, perturbation experiments). Compared is the change of
 the residual stream after each later layer, at this position and all after it, less the perturbation itself:
 that part passes through unchanged in both and would flatter both figures. Per depth: the cosine of the two
-changes, and |predicted - true|^2 / |true|^2.
+changes, and |predicted - true|^2 / |true|^2. Controls answer to the same perturbations: figures are paired.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.replacements import DepthFaithfulness, ReplacementLayerInfo
+from trephine.domain.replacements import DepthFaithfulness, Dictionary, ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.scores import Bootstrap, Ratio
@@ -54,6 +54,8 @@ _IN_STREAM = (
 class Pair:
     """One perturbed feature, compared at one depth."""
 
+    dictionary: Dictionary
+    """Whose layers answered."""
     context: int
     depth: int
     cosine: float
@@ -69,10 +71,24 @@ class _Perturbation:
 
 
 def perturb(
-    hosted: HostedModel, source: LayerSource, contexts: Sequence[tuple[int, ...]], *, count: int, seed: int
+    hosted: HostedModel,
+    sources: Mapping[Dictionary, LayerSource],
+    contexts: Sequence[tuple[int, ...]],
+    *,
+    count: int,
+    seed: int,
 ) -> Generator[Progress | None, None, list[Pair]]:
-    """Perturb `count` features drawn by seed; one forward pass a quantum."""
+    """Perturb `count` features of the set, drawn by seed; one forward pass a quantum.
+
+    Args:
+        hosted: The model.
+        sources: The set as `GIVEN`, and controls of the same layers: each answers as the replacement model.
+        contexts: The text.
+        count: Features.
+        seed: Of their choice.
+    """
     chooser = random.Random(seed)  # noqa: S311  sampling, not secrets
+    source = sources[Dictionary.GIVEN]
     layers = [info.layer for info in source.infos if _comparable(info, hosted.info.n_layers)]
     used = contexts[: min(CONTEXTS, len(contexts))]
     pairs: list[Pair] = []
@@ -87,7 +103,7 @@ def perturb(
         for _ in range(count * (number + 1) // len(used) - count * number // len(used)):
             chosen = _choose(source, plain, chooser, chooser.choice(layers))
             if chosen is not None:
-                pairs += yield from _compare(hosted, source, ids, plain, chosen, number)
+                pairs += yield from _compare(hosted, sources, ids, plain, chosen, number)
             done += 1
             yield Progress(stage="perturb", done=done, total=count)
     return pairs
@@ -125,15 +141,12 @@ def _choose(source: LayerSource, plain: Values, chooser: random.Random, layer: i
 
 def _compare(
     hosted: HostedModel,
-    source: LayerSource,
+    sources: Mapping[Dictionary, LayerSource],
     ids: tuple[int, ...],
     plain: Values,
     chosen: _Perturbation,
     context: int,
 ) -> Generator[None, None, list[Pair]]:
-    above = LayerSource(
-        infos=tuple(info for info in source.infos if info.layer > chosen.layer), open=source.open
-    )
     after = range(chosen.layer + 1, hosted.info.n_layers)
     reads = [Site(kind=SiteKind.RESID_POST, layer=layer) for layer in after]
     stream = plain[Site(kind=SiteKind.RESID_PRE, layer=chosen.layer)]
@@ -141,17 +154,23 @@ def _compare(
     with resumed(hosted.architecture, chosen.layer, stream):
         true = run(touches=_adding({}, chosen))[1]
     yield
-    with torch.inference_mode():
-        sums = reconstructions(above, plain)
-    errors = {site: plain[site] - sums[site] for site in above.sites_out}
-    with resumed(hosted.architecture, chosen.layer, stream):
-        still = run(touches=Splice(source=above, errors=errors).touches())[1]
-    yield
-    with resumed(hosted.architecture, chosen.layer, stream):
-        moved = run(touches=_adding(Splice(source=above, errors=errors).touches(), chosen))[1]
-    yield
-    compared = (_pair(site, (plain, true), (still, moved), chosen, context) for site in reads)
-    return [pair for pair in compared if pair is not None]
+    pairs: list[Pair | None] = []
+    for dictionary, source in sources.items():
+        above = LayerSource(
+            infos=tuple(info for info in source.infos if info.layer > chosen.layer), open=source.open
+        )
+        with torch.inference_mode():
+            sums = reconstructions(above, plain)
+        errors = {site: plain[site] - sums[site] for site in above.sites_out}
+        with resumed(hosted.architecture, chosen.layer, stream):
+            still = run(touches=Splice(source=above, errors=errors).touches())[1]
+        yield
+        with resumed(hosted.architecture, chosen.layer, stream):
+            moved = run(touches=_adding(Splice(source=above, errors=errors).touches(), chosen))[1]
+        yield
+        answer = (dictionary, still, moved)
+        pairs += [_pair(site, (plain, true), answer, chosen, context) for site in reads]
+    return [pair for pair in pairs if pair is not None]
 
 
 def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Touch]:
@@ -168,50 +187,66 @@ def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Tou
 def _pair(
     site: Site,
     true: tuple[Values, Values],
-    replaced: tuple[Values, Values],
+    replaced: tuple[Dictionary, Values, Values],
     chosen: _Perturbation,
     context: int,
 ) -> Pair | None:
     """Compare the changes at a site; both models are given as their run without and with the perturbation.
 
-    The replacement model's run without it is the plain run but for features within rounding of their
-    thresholds (law 2); taking its own keeps these out of its change.
+    Which pairs are left out depends on the true model alone, so that dictionaries are compared on the same
+    ones; one that does not answer at all has cosine 0 and NMSE 1. The replacement model's run without the
+    perturbation is the plain run but for features within rounding of their thresholds (law 2); taking its
+    own keeps these out of its change.
     """
+    dictionary, *answer = replaced
     rows = slice(chosen.position, None)
     passed = torch.stack([added for at, added in chosen.added.items() if at.layer <= site.layer]).sum(0)
     change, guess = (
-        after[site][rows].double() - before[site][rows].double() for before, after in (true, replaced)
+        after[site][rows].double() - before[site][rows].double() for before, after in (true, answer)
     )
     change[0] -= passed.double()
     guess[0] -= passed.double()
-    size = float(change.norm())
-    if size <= _NOTHING * float(passed.norm()) or float(guess.norm()) == 0.0:
+    size, told = float(change.norm()), float(guess.norm())
+    if size <= _NOTHING * float(passed.norm()):
         return None
     return Pair(
+        dictionary=dictionary,
         context=context,
         depth=site.layer - chosen.layer,
-        cosine=float((change * guess).sum() / (change.norm() * guess.norm())),
+        cosine=float((change * guess).sum()) / (size * told) if told else 0.0,
         nmse=float((guess - change).square().sum()) / size**2,
     )
 
 
 def by_depth(pairs: Sequence[Pair], *, samples: int, seed: int) -> tuple[DepthFaithfulness, ...]:
-    """Average pairs by depth; intervals resample contexts."""
+    """Average pairs by depth, the set first and its controls after it; intervals resample contexts."""
     found = []
+    dictionaries = tuple(dict.fromkeys(pair.dictionary for pair in pairs))
     for depth in sorted({pair.depth for pair in pairs}):
-        of_depth = [pair for pair in pairs if pair.depth == depth]
-        contexts = sorted({pair.context for pair in of_depth})
-        grouped = [[pair for pair in of_depth if pair.context == context] for context in contexts]
-        bootstrap = Bootstrap(len(contexts), samples, seed)
-        sizes = torch.tensor([len(group) for group in grouped], dtype=torch.float64)
-        cosines = torch.tensor([sum(p.cosine for p in group) for group in grouped], dtype=torch.float64)
-        nmses = torch.tensor([sum(p.nmse for p in group) for group in grouped], dtype=torch.float64)
-        found.append(
-            DepthFaithfulness(
-                depth=depth,
-                cosine=bootstrap.figure("cosine", Ratio(numerator=cosines, denominator=sizes)),
-                nmse=bootstrap.figure("nmse", Ratio(numerator=nmses, denominator=sizes)),
-                pairs=len(of_depth),
+        for dictionary in dictionaries:
+            chosen = [pair for pair in pairs if (pair.depth, pair.dictionary) == (depth, dictionary)]
+            cosine, nmse = over_depths(chosen, dictionary)
+            bootstrap = Bootstrap(len(cosine.numerator), samples, seed)
+            found.append(
+                DepthFaithfulness(
+                    dictionary=dictionary,
+                    depth=depth,
+                    cosine=bootstrap.figure("cosine", cosine),
+                    nmse=bootstrap.figure("nmse", nmse),
+                    pairs=len(chosen),
+                )
             )
-        )
     return tuple(found)
+
+
+def over_depths(pairs: Sequence[Pair], dictionary: Dictionary) -> tuple[Ratio, Ratio]:
+    """Return one dictionary's mean cosine and NMSE over pairs, whatever their depth, by context."""
+    of_one = [pair for pair in pairs if pair.dictionary is dictionary]
+    contexts = sorted({pair.context for pair in of_one})
+    grouped = [[pair for pair in of_one if pair.context == context] for context in contexts]
+    sizes = torch.tensor([len(group) for group in grouped], dtype=torch.float64)
+    cosines, nmses = (
+        torch.tensor([sum(getattr(pair, name) for pair in group) for group in grouped], dtype=torch.float64)
+        for name in ("cosine", "nmse")
+    )
+    return Ratio(numerator=cosines, denominator=sizes), Ratio(numerator=nmses, denominator=sizes)

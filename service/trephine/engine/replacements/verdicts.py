@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from trephine.domain.replacements import Claim, Dictionary, LayerScore, SplicedScore
 from trephine.engine.replacements.measurement import ALL, MEAN, PLAIN, ZERO, Measured
+from trephine.engine.replacements.perturbation import Pair, over_depths
 from trephine.engine.replacements.scores import Bootstrap, Ratio, mean_of
 from trephine.engine.replacements.splice import LayerSource
 
@@ -40,6 +41,14 @@ class Verdicts:
     def claims(self, controls: Sequence[Dictionary], layers: Sequence[int]) -> tuple[Claim, ...]:
         """Compare the set with every control on every figure; a positive difference is the set's."""
         return tuple(claim for control in controls for claim in self._claims(control, layers))
+
+    def of_perturbations(self, controls: Sequence[Dictionary], pairs: Sequence[Pair]) -> Iterator[Claim]:
+        """Compare the set with every control on the same perturbations, over all depths."""
+        given = over_depths(pairs, Dictionary.GIVEN)
+        for control in controls if pairs else ():
+            other = over_depths(pairs, control)
+            yield self._claim("perturbations, cosine", control, given[0], other[0])
+            yield self._claim("perturbations, nmse", control, other[1], given[1])
 
     def caveats(self, claims: Sequence[Claim]) -> Iterator[str]:
         """Say on which figures the set does not beat a control."""
@@ -90,8 +99,10 @@ class Verdicts:
             ce_mean_ablated=bootstrap.figure("ce_mean_ablated", ce(MEAN), nats),
             ce_zero_ablated=bootstrap.figure("ce_zero_ablated", ce(ZERO), nats),
             ce_score=bootstrap.figure("ce_score", measured.ce_score(name, ALL, MEAN)),
+            ce_score_zero=bootstrap.figure("ce_score_zero", measured.ce_score(name, ALL, ZERO)),
             kl=bootstrap.figure("kl", mean_of(measured.kl((name, ALL))), nats),
             kl_score=bootstrap.figure("kl_score", measured.kl_score(name, ALL, MEAN)),
+            kl_score_zero=bootstrap.figure("kl_score_zero", measured.kl_score(name, ALL, ZERO)),
             top1_agreement=bootstrap.figure("top1_agreement", measured.top1((name, ALL))),
             error_share=bootstrap.figure("error_share", measured.error_share(name, list(self._sites))),
         )

@@ -142,12 +142,18 @@ def _spliced_to_wire(score: domain.SplicedScore) -> pb.SplicedScore:
         kl_score=figure_to_wire(score.kl_score),
         top1_agreement=figure_to_wire(score.top1_agreement),
         error_share=figure_to_wire(score.error_share),
+        ce_score_zero=figure_to_wire(score.ce_score_zero),
+        kl_score_zero=figure_to_wire(score.kl_score_zero),
     )
 
 
 def _depth_to_wire(row: domain.DepthFaithfulness) -> pb.DepthFaithfulness:
     return pb.DepthFaithfulness(
-        depth=row.depth, cosine=figure_to_wire(row.cosine), nmse=figure_to_wire(row.nmse), pairs=row.pairs
+        depth=row.depth,
+        cosine=figure_to_wire(row.cosine),
+        nmse=figure_to_wire(row.nmse),
+        pairs=row.pairs,
+        dictionary=_DICTIONARY_NUMBERS[row.dictionary],
     )
 
 

@@ -55,7 +55,7 @@ def source_of(layers):
 
 
 def verdicts(hosted, source, contexts):
-    measured = finish(measure(hosted, source, contexts, (), (), alone=(), seed=0))
+    measured = finish(measure(hosted, {Dictionary.GIVEN: source}, contexts, alone=()))
     return Verdicts(measured, source, samples=200, seed=0), measured
 
 
@@ -67,6 +67,7 @@ def test_a_perfect_dictionary_scores_1(family, contexts):
     (spliced,) = found.spliced(())
     assert spliced.ce_score.value == pytest.approx(1.0, abs=1e-4)
     assert spliced.kl_score.value == pytest.approx(1.0, abs=1e-4)
+    assert spliced.kl_score_zero.value == pytest.approx(1.0, abs=1e-4)
     assert spliced.top1_agreement.value == 1.0
     assert spliced.error_share.value < 1e-5
     for layer in found.layers((), range(3)):
@@ -86,6 +87,8 @@ def test_a_zeroed_decoder_is_zero_ablation(hosted, contexts):
     (spliced,) = found.spliced(())
     assert spliced.ce_spliced.value == pytest.approx(spliced.ce_zero_ablated.value, abs=1e-6)
     assert spliced.error_share.value == 1.0
+    assert spliced.ce_score_zero.value == pytest.approx(0.0, abs=1e-5)
+    assert spliced.kl_score_zero.value == pytest.approx(0.0, abs=1e-5)
     for layer in found.layers((), range(3)):
         assert layer.kl_score_zero.value == pytest.approx(0.0, abs=1e-5)
         assert layer.fvu.value >= 1.0
@@ -121,22 +124,22 @@ def test_cross_layer_transcoders_are_measured_on_their_sums(hosted, contexts):
     alone, _ = verdicts(hosted, source_of(layers[2:]), contexts)
     assert len(found.spliced(())) == 1
     assert found.layers((), [2])[0].fvu.value != pytest.approx(alone.layers((), [2])[0].fvu.value)
-    pairs = finish(perturb(hosted, source_of(layers), contexts, count=4, seed=0))
+    pairs = finish(perturb(hosted, {Dictionary.GIVEN: source_of(layers)}, contexts, count=4, seed=0))
     assert pairs
     assert all(-1.0001 <= pair.cosine <= 1.0001 for pair in pairs)
 
 
 def test_the_replacement_model_of_a_perfect_dictionary_moves_as_the_model(hosted, contexts):
     """Cosine 1 and NMSE 0 at every depth; a random dictionary's answers are others."""
-    source = loaded_source(hosted, NEURONS, range(3))
-    found = by_depth(finish(perturb(hosted, source, contexts, count=6, seed=0)), samples=100, seed=0)
-    assert [each.depth for each in found] == [1, 2]
-    for each in found:
+    wrong = source_of([random_layer(layer_info(layer)) for layer in range(3)])
+    sources = {Dictionary.GIVEN: loaded_source(hosted, NEURONS, range(3)), Dictionary.RANDOM: wrong}
+    found = by_depth(finish(perturb(hosted, sources, contexts, count=6, seed=0)), samples=100, seed=0)
+    assert [(each.depth, each.dictionary) for each in found] == [(d, one) for d in (1, 2) for one in sources]
+    for each in found[::2]:
         assert each.cosine.value == pytest.approx(1.0, abs=1e-3)
         assert each.nmse.value < 1e-3
-    wrong = source_of([random_layer(layer_info(layer)) for layer in range(3)])
-    other = by_depth(finish(perturb(hosted, wrong, contexts, count=6, seed=0)), samples=100, seed=0)
-    assert other[0].nmse.value > 0.01
+    assert all(other.nmse.value > 0.01 for other in found[1::2])
+    assert [each.pairs for each in found[::2]] == [other.pairs for other in found[1::2]]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +189,10 @@ def test_every_figure_stands_beside_its_controls(evaluated):
         assert random.fvu.value > given.fvu.value
     assert (evaluated.tokens, evaluated.contexts, evaluated.seed) == (320, 10, 0)
     assert evaluated.text.startswith("made up (sha256 ")
-    assert evaluated.depths[0].pairs > 0
+    assert [row.dictionary for row in evaluated.depths[:4]] == [Dictionary.GIVEN, *CONTROLS]
+    assert all(row.pairs > 0 for row in evaluated.depths)
+    of_perturbations = [claim.control for claim in evaluated.claims if claim.figure == "perturbations, nmse"]
+    assert of_perturbations == list(CONTROLS)
 
 
 def test_claims_are_paired_and_what_is_lost_is_said(evaluated):
