@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.builders import tiny_hosted
-from tests.replacement_sets import random_text, write_transcoders
+from tests.replacement_sets import random_text, write_saes, write_transcoders
 from tests.unit.engine.replacements.fakes import layer_info, random_layer
 from trephine.domain.errors import BrokenCorpusError, InvalidRequestError, ReplacementNotFoundError
 from trephine.domain.replacements import (
@@ -243,6 +243,24 @@ def test_the_budget_holds_during_an_evaluation(session, evaluated):
     seen = session.hosted.replacements["tc"].info.residency
     assert seen.peak_bytes <= 30_000 < seen.total_bytes
     assert seen.evictions > 10
+
+
+def test_partial_coverage_and_mixed_kinds_are_measured(tmp_path):
+    """A skip transcoder, an SAE of another site, and a layer that stays the model's own: all has controls."""
+    session = Session(hosted=tiny_hosted("llama"))
+    folder = write_transcoders(session.hosted, tmp_path / "mixed", layers=[0], skip=True)
+    write_saes(session.hosted, folder, layers=[2], kind=SiteKind.RESID_POST)
+    source = ReplacementSource(name="tc", folder=str(folder), accept_degraded=True)
+    finish(load_replacement_set(session, LoadReplacementSet(source=source)))
+    found = finish(evaluate_replacement_set(session, command(session)))
+    assert [score.layer for score in found.layers] == [0] * 4 + [2] * 4
+    assert [score.dictionary for score in found.spliced] == [Dictionary.GIVEN, *CONTROLS]
+    for score in (*found.layers, *found.spliced):
+        assert math.isfinite(score.ce_score.value)
+        assert math.isfinite(score.kl_score_zero.value)
+    # Only layer 0 has layers above it, and what stands there is the model's own or the SAE.
+    assert {row.depth for row in found.depths} == {1, 2}
+    assert {row.dictionary for row in found.depths} == {Dictionary.GIVEN, *CONTROLS}
 
 
 def test_bad_requests_are_refused(session):
