@@ -122,6 +122,17 @@ def test_from_a_corpus_to_a_page(run, capsys, corpus, tmp_path):
     assert "trephine features index" in capsys.readouterr().err
 
 
+def test_activations_are_written_as_a_page(run, capsys, tmp_path):
+    """`--out` writes every feature's text into one HTML file, beside the table."""
+    page = tmp_path / "page.html"
+    assert run("features", "activations", TEXT, "1:5", "2:7", "-m", "tiny", "--out", str(page)) == 0
+    assert str(page) in capsys.readouterr().err
+    html = page.read_text()
+    assert html.count("<section>") == 2
+    assert "1:5" in html
+    assert " store</span>" in html
+
+
 def test_rankings_and_activations_are_tables_off_a_terminal(run, capsys):
     """A pipe gets tab-separated lines: one per token, a column per feature."""
     assert run("features", "activations", TEXT, "1:5", "2:7", "-m", "tiny") == 0

@@ -25,6 +25,7 @@ from trephine.client.cli.highlight import show_tokens
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.sets import note_degraded, read_layers
 from trephine.client.decoding import message_json
+from trephine.client.downloads import write_file
 from trephine.client.types import Activations
 from trephine.v1 import feature_service_pb2 as pb
 
@@ -40,7 +41,7 @@ TopOption = Annotated[int | None, typer.Option(help="How many; unset 20, 5 per t
 @app.command(
     epilog=examples(
         'trephine features activations "The capital of France is Paris" 12:345 20:17',
-        'trephine features activations "The capital of France" 12:345 --set smollm2-135m-tc',
+        'trephine features activations "The capital of France" 12:345 --set smollm2-135m-tc --out page.html',
     )
 )
 def activations(
@@ -48,6 +49,7 @@ def activations(
     text: TextArgument,
     features: FeaturesArgument,
     set_name: SetOption = "",
+    out: Annotated[Path | None, typer.Option(help="Also write them as one HTML page.")] = None,
     model: ModelOption = DEFAULT_MODEL,
 ) -> None:
     """Show what features do at every token of a text, highlighted by strength."""
@@ -64,6 +66,8 @@ def activations(
     else:
         given.output.table(*_activation_table(found))
     note_degraded(given.output, any(one.degraded for one in found.features))
+    if out is not None:
+        given.output.note(f"wrote {write_file(out, found.html().encode())}")
 
 
 @app.command(

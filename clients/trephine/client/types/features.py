@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
+from trephine.client.highlighting import activations_html, activations_page
 from trephine.client.types.common import FeatureRef, Token, Version
 
 
@@ -27,6 +28,13 @@ class Activations(WireValue):
     features: tuple[FeatureActivations, ...]
     """In the order asked for."""
     version: Version
+
+    def html(self) -> str:
+        """One self-contained page: the text per feature, its tokens coloured by activation."""
+        return activations_page(self)
+
+    def _repr_html_(self) -> str:
+        return activations_html(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
