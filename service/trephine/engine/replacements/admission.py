@@ -31,6 +31,7 @@ from trephine.engine.replacements.contexts import (
 )
 from trephine.engine.replacements.conventions import Convention, Reading, read_as
 from trephine.engine.replacements.fidelity import Fidelity, LayerFidelity
+from trephine.engine.replacements.normalisation import UNNAMED_FACTOR
 from trephine.engine.replacements.sets import Pager
 from trephine.engine.replacements.stream import UpwardStream
 
@@ -136,6 +137,12 @@ def _judged(
     layers = tuple(_layer(info, probe.found[info.layer], best, settled) for info in infos)
     failing = [layer for layer in layers if not layer.passed]
     said = f"contexts begin with {begin.text or 'no token of their own'} ({begin.why})"
+    scaled = sum(info.normalisation == UNNAMED_FACTOR for info in infos)
+    if scaled:
+        said += (
+            f"; {scaled} of {len(infos)} layers were trained on scaled inputs and do not name the factor "
+            "(norm_scaling_factor): they are read as if it were folded into their weights"
+        )
     return Probed(
         admission=Admission(
             passed=not failing,

@@ -23,6 +23,10 @@ class NormalisationRule(StrEnum):
     LAYER_NORM = "layer_norm"
 
 
+UNNAMED_FACTOR = "expected_average_only_in, factor not named"
+"""How a layer of that rule is described whose file does not give the factor: it is read as 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalised:
     """An input after normalisation, and what was taken out of it."""

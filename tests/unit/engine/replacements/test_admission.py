@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_sound_set_is_admitted(family, write, tmp_path):
     assert pager.residency().peak_bytes <= 2 * 96 * 96 * 4
     assert admission.tokens > 600
     assert "probe-1 (sha256 " in admission.text
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_a_lost_normalisation_factor_is_said(hosted, factor, tmp_path):
+    """Where a file scales its inputs and does not name by what, the verdict tells; where it does, not."""
+    folder = write_saes(hosted, tmp_path, layers=[1])
+    path = next(folder.rglob("cfg.json"))
+    config = json.loads(path.read_text()) | {"normalize_activations": "expected_average_only_in"}
+    config["metadata"]["norm_scaling_factor"] = factor
+    path.write_text(json.dumps(config))
+    found, _ = probed(hosted, opened_set(hosted, folder))
+    assert ("1 of 1 layers were trained on scaled inputs" in found.admission.why) is (factor is None)
 
 
 def test_the_figures_are_those_of_the_formulas(hosted):

@@ -19,6 +19,7 @@ from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.folding import with_input_gain
 from trephine.engine.replacements.formats.opening import open_set
 from trephine.engine.replacements.layer import ReplacementLayer
+from trephine.engine.replacements.normalisation import UNNAMED_FACTOR
 from trephine.engine.replacements.support import Threshold
 
 
@@ -131,6 +132,18 @@ def test_normalisation_is_not_dropped() -> None:
 def _layer_normed(x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.std(-1, keepdim=True) + 1e-5)
+
+
+def test_a_factor_that_is_not_named_is_no_secret(tmp_path: Path) -> None:
+    """SAELens warns and goes on with inputs that are not scaled; here the description says so."""
+    folder = copied(tmp_path, SetFormat.SAELENS, "standard_average_factor")
+    named = opened(folder).layers[0]
+    x = only("standard_average_factor")[1]
+    edited(folder / "cfg.json", lambda config: config["metadata"].pop("norm_scaling_factor"))
+    unnamed = opened(folder).layers[0]
+    assert named.info.normalisation == "expected_average_only_in"
+    assert unnamed.info.normalisation == UNNAMED_FACTOR
+    assert not torch.equal(named.read().encode(x).activations, unnamed.read().encode(x).activations)
 
 
 def test_a_transcoder_does_not_undo_its_normalisation() -> None:

@@ -34,7 +34,7 @@ from trephine.engine.replacements.formats.saelens_config import (
 )
 from trephine.engine.replacements.formats.tensors import TensorFile, open_tensors
 from trephine.engine.replacements.hooks import HookPoint, resolve_hook
-from trephine.engine.replacements.normalisation import Normalisation
+from trephine.engine.replacements.normalisation import UNNAMED_FACTOR, Normalisation, NormalisationRule
 from trephine.engine.replacements.precision import wide
 from trephine.engine.replacements.support import AbsTopK, SupportOf, Threshold, TopK
 
@@ -87,13 +87,18 @@ def _layer(config: SaeLensConfig, architecture: Architecture) -> FolderLayer:
         d_in=config.d_in,
         d_out=config.d_out,
         d_sae=config.d_sae,
-        normalisation=config.normalisation.value,
+        normalisation=_described(config),
         has_skip="W_skip" in names,
         claimed_l0=config.l0 if config.k is None or config.l0 is not None else float(config.k),
         files=((file, names),),
         config=config.stored,
         build=partial(_build, file, config),
     )
+
+
+def _described(config: SaeLensConfig) -> str:
+    lost = config.normalisation is NormalisationRule.EXPECTED_AVERAGE and config.norm_factor is None
+    return UNNAMED_FACTOR if lost else config.normalisation.value
 
 
 def _points(config: SaeLensConfig, architecture: Architecture) -> tuple[HookPoint, HookPoint]:
@@ -157,7 +162,7 @@ def _encoder(config: SaeLensConfig, tensors: dict[str, Tensor], norms: Tensor | 
         normalisation=Normalisation(
             rule=config.normalisation,
             undone=ARCHITECTURES[config.architecture].kind is LayerKind.SAE,
-            factor=config.norm_factor,
+            factor=config.norm_factor or 1.0,
         ),
     )
 

@@ -62,7 +62,8 @@ class SaeLensConfig:
     """Features are multiplied by a vector of their own before they are decoded (before version 6)."""
     apply_b_dec_to_input: bool
     normalisation: NormalisationRule
-    norm_factor: float
+    norm_factor: float | None
+    """Of `expected_average_only_in`; None if it is not named."""
     hook: str
     hook_out: str | None
     prepend_bos: bool | None
@@ -103,7 +104,7 @@ def parse_config(folder: Path, stored: Mapping[str, Any]) -> SaeLensConfig:
         finetuned=bool(config.get("finetuning_scaling_factor", False)),
         apply_b_dec_to_input=is_sae and bool(config.get("apply_b_dec_to_input", True)),
         normalisation=_normalisation(config, label),
-        norm_factor=float(metadata.get("norm_scaling_factor") or config.get("norm_scaling_factor") or 1.0),
+        norm_factor=_norm_factor(metadata.get("norm_scaling_factor") or config.get("norm_scaling_factor")),
         hook=_hook(metadata, label),
         hook_out=metadata.get("hf_hook_name_out") or metadata.get("hook_name_out"),
         prepend_bos=metadata.get("prepend_bos"),
@@ -203,6 +204,10 @@ def _k(config: Mapping[str, Any], label: str) -> int:
             f"{label} has k = {k}; a TopK dictionary needs k of 1 or more", file=label
         )
     return k
+
+
+def _norm_factor(named: Any) -> float | None:
+    return float(named) if isinstance(named, int | float) else None
 
 
 def _claimed_l0(metadata: Mapping[str, Any]) -> float | None:
