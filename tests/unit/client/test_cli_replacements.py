@@ -166,6 +166,7 @@ def test_results_of_a_degraded_set_say_so(fake: FakeService, run: Run, capsys: p
         (("evaluate", "small", "--text", "/nowhere/text"), "cannot read"),
         (("fit", "mine", "--kind", "magic"), "transcoder"),
         (("fit", "mine", "--corpus", "/nowhere/text"), "no corpus"),
+        (("fit", "mine", "--corpus", "/nowhere/text", "--predict"), "no corpus"),
     ],
 )
 def test_wrong_use_says_what_to_do(

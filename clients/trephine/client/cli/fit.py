@@ -10,6 +10,7 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import read_layers
+from trephine.client.replacement_requests import corpus_media_type
 from trephine.client.types import FitReport
 
 FIT_EXAMPLES = examples(
@@ -80,6 +81,8 @@ def fit(
         "local_control": local_control,
         "seed": seed,
     }
+    if corpus is not None:
+        corpus_media_type(corpus)  # a path that is not there is said before any work, predictions included
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         if predict:
