@@ -15,7 +15,7 @@ from trephine.client.replacements import Replacements, ReplacementSet
 from trephine.client.types import FitReport, ModelInfo, ReplacementSetInfo
 from trephine.client.wire import Wire
 
-NO_RECIPE = ("self", "own_samples")
+NO_RECIPE = ("self", "set_id", "corpus")
 """Arguments of `predict_fit` that are no fields of a recipe."""
 
 
@@ -128,8 +128,9 @@ class ReplaceableModel:
 
     def predict_fit(
         self,
+        set_id: str | None = None,
         *,
-        own_samples: bool = True,
+        corpus: str | os.PathLike[str] | None = None,
         kind: str | None = None,
         site: str | None = None,
         layers: Sequence[int] | None = None,
@@ -146,10 +147,11 @@ class ReplaceableModel:
         local_control: bool | None = None,
         seed: int | None = None,
     ) -> FitReport:
-        """Say what a fit would take; nothing is fitted.
+        """Check a fit and say what it would take; nothing is fitted.
 
         Args:
-            own_samples: Whether the model writes its own text first; no if there is a corpus.
+            set_id: Name of the set, refused if it is taken; unset: not checked.
+            corpus: As `fit_replacements` takes it, sent as it would be. Unset: the model's own samples.
             kind: `transcoder` (unset), `skip_transcoder`, `sae`, `cross_layer_transcoder`.
             site: Input site, an SAE's only one; unset `mlp_in`.
             layers: Unset: all.
@@ -167,9 +169,8 @@ class ReplaceableModel:
             seed: Unset 0.
         """
         recipe = {name: value for name, value in locals().items() if name not in NO_RECIPE}
-        request = replacement_requests.fit(
-            self.info.name, "prediction", "" if own_samples else "given", "", None, **recipe
-        )
+        sent = "" if corpus is None else self._send_corpus(Path(corpus).expanduser())
+        request = replacement_requests.fit(self.info.name, set_id or "", sent, "", None, **recipe)
         request.validate_only = True
         message = self._wire.call(self._wire.replacements.FitReplacementSet, request)
         return Operation(self._wire, message, lambda result: decode(FitReport, result)).result()

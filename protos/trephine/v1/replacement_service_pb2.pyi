@@ -1225,7 +1225,9 @@ class FitReplacementSetRequest(google.protobuf.message.Message):
     request_id: builtins.str
     """UUID; the same id again returns the same operation."""
     validate_only: builtins.bool
-    """Predict time, memory and disk, fit nothing. The operation is done at once."""
+    """Check name and corpus, predict time, memory and disk, fit nothing. The operation is done at once.
+    `set_id` may be empty then.
+    """
     @property
     def recipe(self) -> global___FitRecipe:
         """What and how."""

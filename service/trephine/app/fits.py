@@ -74,6 +74,18 @@ class Fits:
             if leftover.name.removeprefix(TEMPORARY) in operations:
                 shutil.rmtree(leftover, ignore_errors=True)
 
+    async def validate(self, request: FitSetRequest) -> PredictedFit:
+        """Check a fit as `check` does and predict what it would take; a fit without a name is not named yet.
+
+        Raises:
+            TrephineError: As `check` does.
+        """
+        if request.set_id:
+            require_set_id(request.set_id)
+            self._require_free(request.set_id)
+        await self._require_corpus(request)
+        return await self.predict(request.model, request.recipe, own_samples=not request.corpus)
+
     async def predict(self, model: str, recipe: FitRecipe, *, own_samples: bool) -> PredictedFit:
         """Predict what a fit would take, from a given corpus or the model's own samples.
 
@@ -92,9 +104,7 @@ class Fits:
         """
         require_set_id(request.set_id)
         if self._published_by(operation_id) is None:
-            self._require_free(request.set_id)
-            await self._require_corpus(request)
-            await self.predict(request.model, request.recipe, own_samples=not request.corpus)
+            await self.validate(request)
 
     async def run(
         self, request: FitSetRequest, on_progress: Callable[[Progress], None], *, fit_id: str

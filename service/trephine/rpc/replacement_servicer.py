@@ -109,8 +109,7 @@ class ReplacementServicer(ReplacementServiceServicer):
         """Fit a set and publish it, or only predict what that takes."""
         wanted = fit_from_wire(request)
         if request.validate_only:
-            own_samples = not wanted.corpus
-            predicted = await self._fits.predict(wanted.model, wanted.recipe, own_samples=own_samples)
+            predicted = await self._fits.validate(wanted)
             return validated("FitReplacementSet", predicted_fit_to_wire(wanted, predicted))
         return await self._operations.start("FitReplacementSet", wanted, request.request_id)
 

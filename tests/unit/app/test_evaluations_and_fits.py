@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trephine.domain.errors import (
     BrokenCorpusError,
     EngineLostError,
     FitFailedError,
+    InvalidRequestError,
     LayerOutOfRangeError,
     ReplacementNotFoundError,
     ResourceNotFoundError,
@@ -218,3 +220,18 @@ async def test_a_corpus_is_text_or_a_folder_that_may_be_read(tmp_path):
     shared = FitSetRequest(model="tiny", set_id="x", recipe=REQUEST.recipe, corpus=folder)
     await here.fits.run(shared, ignore, fit_id="y")
     assert asked(here, FitReplacementSet)[-1].corpus == folder
+
+
+async def test_a_prediction_checks_name_and_corpus(tmp_path):
+    """What would be refused `validate_only` refuses too; without a name only the recipe is predicted."""
+    here = await loaded(tmp_path, FITS)
+    assert (await here.fits.validate(replace(REQUEST, set_id=""))).seconds == 1
+    assert (await here.fits.validate(REQUEST)).memory_bytes == 2
+    for changes, error in (
+        ({"set_id": "small"}, AlreadyExistsError),
+        ({"set_id": "no/name"}, InvalidRequestError),
+        ({"corpus": "artifacts/" + "0" * 64}, ResourceNotFoundError),
+    ):
+        with pytest.raises(error):
+            await here.fits.validate(replace(REQUEST, **changes))
+    assert not asked(here, FitReplacementSet)

@@ -131,8 +131,9 @@ class AsyncReplaceableModel:
 
     async def predict_fit(
         self,
+        set_id: str | None = None,
         *,
-        own_samples: bool = True,
+        corpus: str | os.PathLike[str] | None = None,
         kind: str | None = None,
         site: str | None = None,
         layers: Sequence[int] | None = None,
@@ -149,10 +150,11 @@ class AsyncReplaceableModel:
         local_control: bool | None = None,
         seed: int | None = None,
     ) -> FitReport:
-        """Say what a fit would take; nothing is fitted.
+        """Check a fit and say what it would take; nothing is fitted.
 
         Args:
-            own_samples: Whether the model writes its own text first; no if there is a corpus.
+            set_id: Name of the set, refused if it is taken; unset: not checked.
+            corpus: As `fit_replacements` takes it, sent as it would be. Unset: the model's own samples.
             kind: `transcoder` (unset), `skip_transcoder`, `sae`, `cross_layer_transcoder`.
             site: Input site, an SAE's only one; unset `mlp_in`.
             layers: Unset: all.
@@ -170,9 +172,8 @@ class AsyncReplaceableModel:
             seed: Unset 0.
         """
         recipe = {name: value for name, value in locals().items() if name not in _NO_RECIPE}
-        request = replacement_requests.fit(
-            self.info.name, "prediction", "" if own_samples else "given", "", None, **recipe
-        )
+        sent = "" if corpus is None else await self._send_corpus(Path(corpus).expanduser())
+        request = replacement_requests.fit(self.info.name, set_id or "", sent, "", None, **recipe)
         request.validate_only = True
         message = await self._wire.call(self._wire.replacements.FitReplacementSet, request)
         operation = AsyncOperation(self._wire, message, lambda result: decode(FitReport, result))

@@ -86,7 +86,7 @@ def fit(
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         if predict:
-            report = loaded.predict_fit(own_samples=corpus is None, **recipe)
+            report = loaded.predict_fit(set_id, corpus=corpus, **recipe)
         else:
             started = loaded.start_fit_replacements(set_id, corpus=corpus, **recipe)
             report = given.complete(trephine, started, f"fit {set_id}", detach=detach)

@@ -21,7 +21,7 @@ _COUNTS = ("d_sae", "k", "tokens", "context_tokens", "batch_tokens", "dead_after
 
 
 def fit_from_wire(request: pb.FitReplacementSetRequest) -> FitSetRequest:
-    """Read a request for a fit, with the defaults that the contract states.
+    """Read a request for a fit, with the defaults that the contract states. A prediction needs no name.
 
     Raises:
         InvalidRequestError: Naming the field.
@@ -31,7 +31,7 @@ def fit_from_wire(request: pb.FitReplacementSetRequest) -> FitSetRequest:
         corpus = f"artifacts/{digest_from_wire(corpus, 'corpus')}"
     return FitSetRequest(
         model=resource_id(request.model, "models", "model"),
-        set_id=required(request.set_id, "set_id"),
+        set_id=request.set_id if request.validate_only else required(request.set_id, "set_id"),
         recipe=recipe_from_wire(request.recipe),
         corpus=corpus,
         corpus_name=request.corpus_name or ("corpus" if corpus else "own samples"),
