@@ -80,7 +80,16 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
 
     def _evaluation(self) -> pb.ReplacementEvaluation:
         scores = [
-            pb.LayerScore(dictionary=one, fvu=figure(fvu), ce_score=figure(1 - fvu), dead_share=0.25)
+            pb.LayerScore(
+                dictionary=one,
+                fvu=figure(fvu),
+                ce_score=figure(1 - fvu),
+                ce_score_zero=figure(1 - fvu / 2),
+                kl_score=figure(1 - fvu / 3),
+                kl_score_zero=figure(1 - fvu / 4),
+                top1_agreement=figure(1 - fvu / 5),
+                dead_share=0.25,
+            )
             for one, fvu in ((pb.DICTIONARY_GIVEN, 0.3), (pb.DICTIONARY_RANDOM, 0.95))
         ]
         claims = [
@@ -102,8 +111,11 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
         )
 
     def EvaluateReplacementSet(self, request: Any, context: Any) -> Any:
-        """Starts an operation."""
+        """Starts an operation, or predicts."""
         self._note(request, context)
+        if request.validate_only:
+            predicted = pb.ReplacementEvaluation(seconds=60, peak_extra_bytes=1 << 30)
+            return self._start("EvaluateReplacementSet", predicted)
         return self._start("EvaluateReplacementSet", self._evaluation())
 
     def GetEvaluation(self, request: Any, context: Any) -> Any:

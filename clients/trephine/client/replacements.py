@@ -103,15 +103,11 @@ class ReplacementSet:
             seed: Unset 0.
             request_id: The same id again returns the same operation.
         """
-        store = Artifacts(self._wire)
-        request = replacement_requests.evaluate(
-            self.name,
-            controls,
-            request_id,
-            text=None if text is None else store.upload(text.encode(), media_type=PLAIN_TEXT),
-            control_text=None
-            if control_text is None
-            else store.upload(control_text.encode(), media_type=PLAIN_TEXT),
+        request = self._evaluate_request(
+            text,
+            control_text=control_text,
+            controls=controls,
+            request_id=request_id,
             text_name=text_name,
             context_tokens=context_tokens,
             max_contexts=max_contexts,
@@ -122,6 +118,39 @@ class ReplacementSet:
         )
         message = self._wire.call(self._wire.replacements.EvaluateReplacementSet, request)
         return Operation(self._wire, message, self._evaluation)
+
+    def predict_evaluate(self, text: str | None = None, **options: Any) -> EvaluationInfo:
+        """Check an evaluation and say what it would take: `seconds` and `peak_extra_bytes`; measures nothing.
+
+        Args:
+            text: Held-out text; unset: the built-in one.
+            options: Those of `start_evaluate`.
+
+        Raises:
+            OverBudgetError: If it would be refused.
+        """
+        request = self._evaluate_request(text, **options)
+        request.validate_only = True
+        message = self._wire.call(self._wire.replacements.EvaluateReplacementSet, request)
+        operation = Operation(self._wire, message, lambda result: decode(EvaluationInfo, result))
+        return operation.result()
+
+    def _evaluate_request(
+        self,
+        text: str | None,
+        *,
+        control_text: str | None = None,
+        controls: Sequence[str] | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> pb.EvaluateReplacementSetRequest:
+        store = Artifacts(self._wire)
+        texts = {
+            name: store.upload(words.encode(), media_type=PLAIN_TEXT)
+            for name, words in (("text", text), ("control_text", control_text))
+            if words is not None
+        }
+        return replacement_requests.evaluate(self.name, controls, request_id, **texts, **options)
 
     def unload(self) -> None:
         """Forget it; its memory is free again."""

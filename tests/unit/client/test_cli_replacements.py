@@ -84,6 +84,8 @@ def test_evaluate_prints_controls_side_by_side(
     out, err = capsys.readouterr()
     assert "LAYER\tL0\tDEAD\tFVU\tRANDOM\tCE SCORE\tRANDOM" in out
     assert "0.300\t0.950" in out
+    assert "LAYER\tKL SCORE\tRANDOM\tTOP-1\tRANDOM\n0\t0.900\t0.683\t0.940\t0.810\n" in out
+    assert "LAYER\tCE, OF ZERO\tRANDOM\tKL, OF ZERO\tRANDOM\n0\t0.850\t0.525\t0.925\t0.762\n" in out
     assert "beats the random control on fvu: -0.650 (-0.750 to -0.550)" in out
     assert "DOES NOT BEAT the random control on kl" in out
     assert "\x1b" not in out + err
@@ -102,6 +104,22 @@ def test_evaluate_loads_what_is_not_loaded(fake: FakeService, run: Run, capsys: 
     assert last(fake, pb.EvaluateReplacementSetRequest).without_controls
 
 
+def test_evaluate_predicts_and_measures_nothing(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """`--predict` prints time and memory as a fit's does, of the very request that would be sent."""
+    words = ("replacements", "evaluate", "small", *TINY, "--contexts", "4", "--predict")
+    assert run(*words) == 0
+    out = capsys.readouterr().out
+    assert "60 s" in out
+    assert "1,074 MB" in out
+    assert "LAYER" not in out
+    request = last(fake, pb.EvaluateReplacementSetRequest)
+    assert (request.validate_only, request.max_contexts) == (True, 4)
+    assert run("--json", *words) == 0
+    assert json.loads(capsys.readouterr().out)["peakExtraBytes"] == str(1 << 30)
+
+
 def test_fit_predicts_or_fits(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
     """Recipe options reach the request; a prediction prints time and memory."""
     words = ("replacements", "fit", "mine", *TINY, "--kind", "skip-transcoder", "--features", "64")
@@ -112,6 +130,7 @@ def test_fit_predicts_or_fits(fake: FakeService, run: Run, capsys: pytest.Captur
     assert (recipe.HasField("warm_start"), recipe.warm_start) == (True, False)
     assert run(*words, "--predict") == 0
     assert "60 s" in capsys.readouterr().out
+    assert last(fake, pb.FitReplacementSetRequest).set_id == "mine"
     assert run(*words, "--detach") == 0
     assert capsys.readouterr().out.startswith("operations/")
 

@@ -126,13 +126,20 @@ def test_a_fit_takes_its_recipe_as_keywords(fake: FakeService, trephine: Trephin
         trephine.model("tiny").fit_replacements("mine", corpus=tmp_path / "none.txt")
 
 
-def test_a_prediction_fits_nothing(fake: FakeService, trephine: Trephine):
-    """`validate_only` is set, and the prediction is told apart from a report."""
+def test_a_prediction_fits_nothing(fake: FakeService, trephine: Trephine, tmp_path: Path):
+    """`validate_only` is set, and the prediction is told apart from a report; a corpus is sent with it."""
     predicted = trephine.model("tiny").predict_fit(d_sae=64).predicted
     assert predicted is not None
     assert predicted.seconds == 60
     request = fake.requests[-1]
     assert (request.validate_only, request.recipe.d_sae, request.corpus) == (True, 64, "")
+    assert request.set_id == ""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a b c")
+    trephine.model("tiny").predict_fit("mine", corpus=corpus)
+    request = fake.requests[-1]
+    assert (request.validate_only, request.set_id) == (True, "mine")
+    assert fake.uploaded[request.corpus] == b"a b c"
 
 
 def test_large_uploads_come_in_pieces(fake: FakeService, trephine: Trephine, tmp_path: Path):
@@ -160,5 +167,6 @@ async def test_the_same_awaited(fake: FakeService, address: str, tmp_path: Path)
         corpus.write_text("a b c")
         report = await model.fit_replacements("mine", corpus=corpus)
         assert report.name == "fits/f1"
-        assert (await model.predict_fit()).predicted is not None
+        assert (await model.predict_fit("mine", corpus=corpus)).predicted is not None
+        assert (await loaded.predict_evaluate("held out", max_contexts=4)).seconds == 60
         await (await model.replacement("small")).unload()

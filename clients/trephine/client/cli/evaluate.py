@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ BUILT_IN = "built-in"
 EVALUATE_EXAMPLES = examples(
     "trephine replacements evaluate smollm2-135m-tc",
     "trephine replacements evaluate ./my-set --text heldout.txt --layers 0,15,29 --out out/evaluation",
+    "trephine replacements evaluate smollm2-135m-tc --predict",
 )
 _TITLES = {
     Dictionary.GIVEN: "THE SET",
@@ -42,6 +43,12 @@ _TITLES = {
     Dictionary.FROZEN_DECODER: "FROZEN DECODER",
     Dictionary.FROZEN_ENCODER: "FROZEN ENCODER",
 }
+_BY_LAYER = (
+    (("FVU", "fvu"), ("CE SCORE", "ce_score")),
+    (("KL SCORE", "kl_score"), ("TOP-1", "top1_agreement")),
+    (("CE, OF ZERO", "ce_score_zero"), ("KL, OF ZERO", "kl_score_zero")),
+)
+"""Figures of layers that share a table, each with its controls beside it."""
 _SPLICED = (
     ("cross-entropy, model", "ce_plain"),
     ("cross-entropy, spliced", "ce_spliced"),
@@ -77,6 +84,9 @@ def evaluate(
     memory_budget: BudgetOption = None,
     accept_degraded: AcceptDegradedOption = False,
     unverified_format: UnverifiedOption = False,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Say what it would take; measure nothing.")
+    ] = False,
     detach: DetachOption = False,
 ) -> None:
     """Measure how good a set is on held-out text, with random and half-trained dictionaries beside it.
@@ -96,21 +106,33 @@ def evaluate(
             accept_degraded=accept_degraded,
             allow_unverified=unverified_format,
         )
-        started = found.start_evaluate(
-            words,
-            text_name=None if words is None else Path(text).name,
-            context_tokens=context_tokens,
-            max_contexts=contexts,
-            layers=read_layers(layers),
-            controls=() if no_controls else None,
-            perturbations=perturbations,
-            seed=seed,
-        )
+        options: dict[str, Any] = {
+            "text_name": None if words is None else Path(text).name,
+            "context_tokens": context_tokens,
+            "max_contexts": contexts,
+            "layers": read_layers(layers),
+            "controls": () if no_controls else None,
+            "perturbations": perturbations,
+            "seed": seed,
+        }
+        if predict:
+            _show_prediction(given.output, found.predict_evaluate(words, **options))
+            return
+        started = found.start_evaluate(words, **options)
         evaluation = given.complete(trephine, started, f"evaluate {name}", detach=detach)
         paths = evaluation.save(out) if out is not None else ()
     show_evaluation(given.output, evaluation.info)
     for path in paths:
         given.output.note(f"wrote {path}")
+
+
+def _show_prediction(output: Output, info: EvaluationInfo) -> None:
+    if output.json:
+        output.document(info.to_json())
+        return
+    output.facts(
+        [("would take", f"{info.seconds:,.0f} s"), ("memory", f"{info.peak_extra_bytes / 1e6:,.0f} MB")]
+    )
 
 
 def show_evaluation(output: Output, info: EvaluationInfo) -> None:
@@ -136,33 +158,38 @@ def shown(figure: Figure) -> str:
 
 
 def _show_layers(output: Output, scores: Sequence[LayerScore], dictionaries: list[Dictionary]) -> None:
+    """Print a table per group of figures: side by side all of them would not fit a terminal."""
     by_layer: dict[int, dict[Dictionary, LayerScore]] = {}
     for score in scores:
         by_layer.setdefault(score.layer, {})[score.dictionary] = score
     controls = [one for one in dictionaries if one is not Dictionary.GIVEN]
-    columns = ["LAYER", "L0", "DEAD", "FVU", *(_TITLES[one] for one in controls)]
-    columns += ["CE SCORE", *(_TITLES[one] for one in controls), "KL SCORE", "TOP-1"]
-    output.table(columns, [_layer_row(layer, by_layer[layer], controls) for layer in sorted(by_layer)])
+    for number, figures in enumerate(_BY_LAYER):
+        if number:
+            output.line()
+        titles = [each for title, _ in figures for each in (title, *(_TITLES[one] for one in controls))]
+        sizes = () if number else ("L0", "DEAD")
+        rows = [
+            (str(layer), *_sizes(by_layer[layer])[: len(sizes)], *_beside(by_layer[layer], figures, controls))
+            for layer in sorted(by_layer)
+        ]
+        output.table(("LAYER", *sizes, *titles), rows)
 
 
-def _layer_row(layer: int, found: dict[Dictionary, LayerScore], controls: Sequence[Dictionary]) -> list[str]:
+def _sizes(found: dict[Dictionary, LayerScore]) -> tuple[str, str]:
     given = found.get(Dictionary.GIVEN)
+    return ("", "") if given is None else (f"{given.l0.value:.1f}", f"{given.dead_share:.1%}")
 
-    def beside(name: str) -> list[str]:
-        return [f"{getattr(found[one], name).value:.3f}" if one in found else "" for one in controls]
 
-    if given is None:
-        return [str(layer), "", "", "", *beside("fvu"), "", *beside("ce_score"), "", ""]
+def _beside(
+    found: dict[Dictionary, LayerScore],
+    figures: Sequence[tuple[str, str]],
+    controls: Sequence[Dictionary],
+) -> list[str]:
+    """The set's figure and its controls', figure by figure; empty where one was not measured."""
     return [
-        str(layer),
-        f"{given.l0.value:.1f}",
-        f"{given.dead_share:.1%}",
-        f"{given.fvu.value:.3f}",
-        *beside("fvu"),
-        f"{given.ce_score.value:.3f}",
-        *beside("ce_score"),
-        f"{given.kl_score.value:.3f}",
-        f"{given.top1_agreement.value:.3f}",
+        f"{getattr(found[one], name).value:.3f}" if one in found else ""
+        for _, name in figures
+        for one in (Dictionary.GIVEN, *controls)
     ]
 
 
