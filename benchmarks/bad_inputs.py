@@ -1,6 +1,7 @@
 """Every kind of bad input and the error that it gets: `python -m benchmarks.bad_inputs`.
 
-The same cases are an e2e test (`tests/e2e/test_bad_input.py`).
+The same cases are an e2e test (`tests/e2e/test_bad_input.py`). Those of replacement sets are command lines
+and stand apart (`benchmarks/bad_sets.py`).
 """
 
 from __future__ import annotations
