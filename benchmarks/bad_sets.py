@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -64,7 +65,7 @@ class SetCase:
     """A command that must succeed first."""
 
 
-def write_random_set(ground: Ground, *, name: str = "bad", reads: int = 0, **changes: object) -> Path:
+def write_random_set(ground: Ground, *, name: str = "bad", reads: int = 0, **changes: Any) -> Path:
     """Write a random transcoder of layer 0 as SAELens does: sound, but for `changes` to its configuration.
 
     Args:
@@ -107,7 +108,7 @@ def _another_model(ground: Ground) -> Words:
 
 
 def _deeper_model(ground: Ground) -> Words:
-    deep = {"hook_name": "blocks.99.mlp.hook_in", "hook_name_out": "blocks.99.hook_mlp_out"}
+    deep: dict[str, Any] = {"hook_name": "blocks.99.mlp.hook_in", "hook_name_out": "blocks.99.hook_mlp_out"}
     return ground.load(write_random_set(ground, **deep))
 
 
