@@ -109,10 +109,12 @@ def test_the_frontier_is_the_largest_unexpanded(graph):
 def test_expansion_takes_the_most_influential_neurons(graph):
     """Rounds expand exactly as many neurons as asked for, each once, and rank by influence."""
     operators, readout, *_ = graph
-    expansion = finish(expand(
+    expansion = finish(
+        expand(
             NeuronBasis(operators=operators, readout=readout, meter=MemoryMeter(operators.device)),
             max_nodes=100,
-        ))
+        )
+    )
     cells = [row.cell for row in expansion.rows]
     assert cells[0] == LOGIT
     assert len(cells) == len(set(cells)) == 101
