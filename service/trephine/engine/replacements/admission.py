@@ -32,6 +32,7 @@ from trephine.engine.replacements.contexts import (
 from trephine.engine.replacements.conventions import Convention, Reading, read_as
 from trephine.engine.replacements.fidelity import Fidelity, LayerFidelity
 from trephine.engine.replacements.normalisation import UNNAMED_FACTOR
+from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens
 from trephine.engine.replacements.sets import Pager
 from trephine.engine.replacements.stream import UpwardStream
 
@@ -63,6 +64,7 @@ def admit(
     readings: Sequence[Reading],
     *,
     prepends_bos: bool | None,
+    trained_on: TrainedTokens = EVERYTHING,
 ) -> Generator[Progress | None, None, Probed]:
     """Probe a set: one context or one layer a quantum; layers come and go within the pager's budget.
 
@@ -72,11 +74,16 @@ def admit(
         infos: Ascending by layer.
         readings: One per way to read the inputs; the first where nothing is ambiguous.
         prepends_bos: The set's own word.
+        trained_on: The set's own word too; other tokens are no part of the figures.
+
+    Raises:
+        UnsupportedReplacementError: If the probe's contexts hold no token that it was trained on.
     """
     text, begin = probe_text(), beginning(hosted, prepends_bos)
     contexts = contexts_of(hosted, text, size=CONTEXT_TOKENS, begin=begin)
     first = torch.tensor([i == 0 for context in contexts for i in range(len(context))])
-    probe = _Probe(pager, readings, first)
+    counted = trained_on.scope(hosted).counted(contexts)
+    probe = _Probe(pager, readings, first, counted)
     stream = UpwardStream(hosted, contexts)
     for group in _groups(infos, first.numel()):
         values = yield from stream.advance(
@@ -85,7 +92,10 @@ def admit(
         for info in group:
             probe.measure(info, values)
             yield Progress(stage="probe", done=len(probe.found), total=len(infos))
-    return _judged(probe, infos, readings, text_label(PROBE, text), n_tokens(contexts), begin)
+    said = f"contexts begin with {begin.text or 'no token of their own'} ({begin.why})"
+    if not trained_on.everything:
+        said += f"; {trained_on.described()}"
+    return _judged(probe, infos, readings, text_label(PROBE, text), n_tokens(contexts), begin, said)
 
 
 def _groups(infos: Sequence[ReplacementLayerInfo], tokens: int) -> Iterator[list[ReplacementLayerInfo]]:
@@ -105,8 +115,8 @@ def _groups(infos: Sequence[ReplacementLayerInfo], tokens: int) -> Iterator[list
 class _Probe:
     """Figures per layer and reading. Contributions to later layers wait until those are measured."""
 
-    def __init__(self, pager: Pager, readings: Sequence[Reading], first: Tensor) -> None:
-        self._pager, self._readings, self._first = pager, readings, first
+    def __init__(self, pager: Pager, readings: Sequence[Reading], first: Tensor, counted: Tensor) -> None:
+        self._pager, self._readings, self._first, self._counted = pager, readings, first, counted
         self._sums: dict[str, dict[Site, Tensor]] = {reading.convention: {} for reading in readings}
         self.found: dict[int, dict[str, LayerFidelity]] = {}
 
@@ -117,7 +127,8 @@ class _Probe:
         with self._pager.pinned([info.layer]) as layers:
             for reading in self._readings:
                 layer = read_as(layers[info.layer], reading)
-                figures = Fidelity(info.d_sae, self._first.to(values[target].device))
+                device = values[target].device
+                figures = Fidelity(info.d_sae, self._first.to(device), self._counted.to(device))
                 waiting = self._sums[reading.convention]
                 figures.add_layer(layer, values[info.site_in], waiting)
                 self.found.setdefault(info.layer, {})[reading.convention] = figures.score(
@@ -132,11 +143,11 @@ def _judged(
     text: str,
     tokens: int,
     begin: Beginning,
+    said: str,
 ) -> Probed:
     best, settled = _settled(probe, readings)
     layers = tuple(_layer(info, probe.found[info.layer], best, settled) for info in infos)
     failing = [layer for layer in layers if not layer.passed]
-    said = f"contexts begin with {begin.text or 'no token of their own'} ({begin.why})"
     scaled = sum(info.normalisation == UNNAMED_FACTOR for info in infos)
     if scaled:
         said += (

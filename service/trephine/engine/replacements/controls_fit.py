@@ -14,6 +14,7 @@ from trephine.domain.errors import OverBudgetError
 from trephine.domain.replacements import Dictionary
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
+from trephine.engine.replacements.positions import Scope
 from trephine.engine.replacements.random_dictionaries import control_bytes, fit_control
 from trephine.engine.replacements.residency import default_budget
 from trephine.engine.replacements.splice import LayerSource
@@ -42,28 +43,31 @@ def fitted_controls(
     kinds: Sequence[Dictionary],
     *,
     seed: int,
+    scope: Scope,
 ) -> Generator[Progress | None, None, dict[Dictionary, LayerSource]]:
     """Fit controls beside every layer of a set; one context or one layer's solve a quantum.
 
     Args:
         hosted: The model.
         given: The set, whose L0 on these contexts the controls are given.
-        contexts: The text to fit on, position 0 of each left out.
+        contexts: The text to fit on.
         kinds: Which controls.
         seed: Of their random halves.
+        scope: Positions that they are fitted on, the set's own.
 
     Raises:
+        UnsupportedReplacementError: If the text has no such position.
         OverBudgetError: If they do not fit into half of the free memory.
     """
     if not kinds:
         return {}
     _require_room(hosted, given, kinds)
     stream = UpwardStream(hosted, contexts, stage="read for controls")
-    later = torch.tensor([place > 0 for ids in contexts for place in range(len(ids))])
+    counted = scope.counted(contexts)
     fitted: dict[Dictionary, dict[int, ReplacementLayer]] = {kind: {} for kind in kinds}
     for number, info in enumerate(given.infos):
         values = yield from stream.advance([info.site_in, info.sites_out[0]])
-        x, y = values[info.site_in][later], values[info.sites_out[0]][later]
+        x, y = values[info.site_in][counted], values[info.sites_out[0]][counted]
         with torch.inference_mode(), given.open([info.layer]) as layers:
             l0 = _l0(layers[info.layer], x)
         yield None

@@ -27,6 +27,7 @@ from trephine.engine.replacements.contexts import (
 from trephine.engine.replacements.controls_fit import FIT_TOKENS, fitted_controls
 from trephine.engine.replacements.measurement import LAYER_CONTEXTS, Measured, Measurement, survey
 from trephine.engine.replacements.perturbation import by_depth, perturb
+from trephine.engine.replacements.positions import ALL_LATER, Scope, TrainedTokens
 from trephine.engine.replacements.sets import require_set
 from trephine.engine.replacements.splice import LayerSource, loaded_source
 from trephine.engine.replacements.verdicts import Verdicts
@@ -64,11 +65,17 @@ def evaluate_replacement_set(
         raise InvalidRequestError("the set is no control of itself", field="controls")
     alone = [loaded.layer for loaded in loaded_source(hosted, command.name, command.layers).infos]
     given = loaded_source(hosted, command.name, require_set(hosted, command.name).covered)
-    texts = _texts(hosted, command, info)
+    trained_on = require_set(hosted, command.name).trained_on
+    scope = trained_on.scope(hosted)
+    texts = _texts(hosted, command, info, scope)
     sources = {Dictionary.GIVEN: given}
-    sources |= yield from fitted_controls(hosted, given, texts.fitted, command.controls, seed=command.seed)
-    measured = yield from measure(hosted, sources, texts.scored, alone=alone)
-    pairs = yield from perturb(hosted, sources, texts.scored, count=command.perturbations, seed=command.seed)
+    sources |= yield from fitted_controls(
+        hosted, given, texts.fitted, command.controls, seed=command.seed, scope=scope
+    )
+    measured = yield from measure(hosted, sources, texts.scored, alone=alone, scope=scope)
+    pairs = yield from perturb(
+        hosted, sources, texts.scored, count=command.perturbations, seed=command.seed, scope=scope
+    )
     verdicts = Verdicts(measured, given, samples=command.bootstrap, seed=command.seed)
     layers = verdicts.layers(command.controls, alone or [each.layer for each in given.infos])
     claims = (
@@ -85,7 +92,7 @@ def evaluate_replacement_set(
         tokens=n_tokens(texts.scored),
         contexts=len(texts.scored),
         seed=command.seed,
-        caveats=(*_caveats(info, command, texts), *verdicts.caveats(claims)),
+        caveats=(*_caveats(info, command, texts, trained_on), *verdicts.caveats(claims)),
         seconds=time.perf_counter() - started,
     )
 
@@ -96,12 +103,13 @@ def measure(
     scored: Sequence[tuple[int, ...]],
     *,
     alone: Sequence[int],
+    scope: Scope = ALL_LATER,
 ) -> Generator[Progress | None, None, Measured]:
     """Run every context with the set and its controls; `alone` empty splices every layer alone too."""
     measured, given = Measured(), sources[Dictionary.GIVEN]
     layers = list(alone) or [info.layer for info in given.infos]
-    yield from survey(hosted, scored, given.sites_out, measured)
-    measurement = Measurement(hosted=hosted, sources=sources, alone=layers, measured=measured)
+    yield from survey(hosted, scored, given.sites_out, measured, scope)
+    measurement = Measurement(hosted=hosted, sources=sources, alone=layers, measured=measured, scope=scope)
     for number, ids in enumerate(scored):
         for _ in measurement.context(number, ids):
             yield None
@@ -109,11 +117,15 @@ def measure(
     return measured
 
 
-def _texts(hosted: HostedModel, command: EvaluateReplacementSet, info: ReplacementSetInfo) -> _Texts:
+def _texts(
+    hosted: HostedModel, command: EvaluateReplacementSet, info: ReplacementSetInfo, scope: Scope
+) -> _Texts:
     """Split the text: its beginning is scored, what follows (with the probe text) fits the controls."""
     name, text = (command.text_name, command.text) if command.text else (BUILT_IN, built_in_text())
     begin = beginning(hosted, bool(info.admission.begins_with))
     contexts = contexts_of(hosted, text, size=command.context_tokens, begin=begin)
+    # The set was trained on none of what the others hold.
+    contexts = [ids for ids in contexts if scope.predicts(ids)]
     scored = contexts[: command.max_contexts]
     if len(scored) < _LEAST_CONTEXTS:
         raise BrokenCorpusError(
@@ -135,8 +147,12 @@ def _texts(hosted: HostedModel, command: EvaluateReplacementSet, info: Replaceme
     )
 
 
-def _caveats(info: ReplacementSetInfo, command: EvaluateReplacementSet, texts: _Texts) -> tuple[str, ...]:
+def _caveats(
+    info: ReplacementSetInfo, command: EvaluateReplacementSet, texts: _Texts, trained_on: TrainedTokens
+) -> tuple[str, ...]:
     said = ["position 0 of every context is left out, and keeps its true activation when layers are spliced"]
+    if not trained_on.everything:
+        said.append(f"{trained_on.described()}; they keep their plain activations when layers are spliced")
     if len(texts.scored) > LAYER_CONTEXTS:
         said.append(
             f"CE, KL and top-1 of single layers are measured on the first {LAYER_CONTEXTS} of "

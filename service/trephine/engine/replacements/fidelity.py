@@ -32,10 +32,11 @@ class Fidelity:
     Args:
         d_sae: Features of the layer.
         first: bool `(tokens,)`, True at position 0 of every context.
+        counted: bool `(tokens,)`, the positions that the figures are of.
     """
 
-    def __init__(self, d_sae: int, first: Tensor) -> None:
-        self._first = first
+    def __init__(self, d_sae: int, first: Tensor, counted: Tensor) -> None:
+        self._first, self._counted = first, counted
         self._counts = torch.zeros(first.numel())
         self._fired = torch.zeros(d_sae, dtype=torch.bool)
 
@@ -45,7 +46,7 @@ class Fidelity:
             rows = slice(start, start + _ROWS)
             code, written = written_by(layer, x[rows])
             self._counts[rows] = code.active.sum(-1).float().cpu()
-            self._fired |= code.active[~self._first[rows]].any(0).cpu()
+            self._fired |= code.active[self._counted[rows]].any(0).cpu()
             for site, value in written.items():
                 if site not in sums:
                     sums[site] = value.new_zeros(x.shape[0], value.shape[1])
@@ -53,11 +54,11 @@ class Fidelity:
 
     def score(self, reconstructed: Tensor, truth: Tensor) -> LayerFidelity:
         """Compare `(tokens, d_out)` with the truth."""
-        first = self._first
+        first, counted = self._first, self._counted
         return LayerFidelity(
-            l0=float(self._counts[~first.cpu()].mean()),
+            l0=float(self._counts[counted.cpu()].mean()),
             l0_first=float(self._counts[first.cpu()].mean()),
-            fvu=unexplained(reconstructed[~first], truth[~first]),
+            fvu=unexplained(reconstructed[counted], truth[counted]),
             fvu_first=_relative_error(reconstructed[first], truth[first]),
             dead_share=float((~self._fired).float().mean()),
         )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo, SetFormat
 from trephine.domain.sites import Site
+from trephine.engine.replacements.positions import TrainedTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,11 @@ class ReadSet(Protocol):
     @property
     def prepends_bos(self) -> bool | None:
         """Whether contexts begin with BOS by the set's own word; None if it does not say."""
+        ...
+
+    @property
+    def trained_on(self) -> TrainedTokens:
+        """Which tokens it was trained on by its own word."""
         ...
 
     @property

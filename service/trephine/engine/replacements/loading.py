@@ -82,7 +82,7 @@ def load_replacement_set(session: Session, command: LoadReplacementSet) -> Steps
     )
     if source.name in hosted.replacements:  # another load was quicker; this one yielded meanwhile
         return _same(hosted.replacements[source.name], digest, source)
-    hosted.replacements[source.name] = ReplacementSet(admitted=info, pager=pager)
+    hosted.replacements[source.name] = ReplacementSet(admitted=info, pager=pager, trained_on=found.trained_on)
     return info
 
 
@@ -161,7 +161,9 @@ def _admitted(
 ) -> Generator[Progress | None, None, tuple[Admission, Reading]]:
     possible = readings(hosted.architecture, found)
     pager = _pager(hosted, source, found.layers, budget)
-    probed = yield from admit(hosted, pager, infos, possible, prepends_bos=found.prepends_bos)
+    probed = yield from admit(
+        hosted, pager, infos, possible, prepends_bos=found.prepends_bos, trained_on=found.trained_on
+    )
     pager.clear()
     require_admitted(probed.admission, name=source.name, accept_degraded=source.accept_degraded)
     chosen = next(reading for reading in possible if reading.convention == probed.convention)

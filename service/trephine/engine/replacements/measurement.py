@@ -17,6 +17,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.replacements import Dictionary
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.positions import ALL_LATER, Rows, Scope
 from trephine.engine.replacements.scores import PlainRun, Ratio, RunScore, mean_of
 from trephine.engine.replacements.splice import (
     LayerSource,
@@ -42,7 +43,7 @@ Key = tuple[str, int]
 
 @dataclass(slots=True, kw_only=True)
 class LayerCounts:
-    """One layer of one dictionary on plain activations, position 0 left out; one entry per context."""
+    """One layer of one dictionary on plain activations, at positions that count; one entry per context."""
 
     squared: list[float] = field(default_factory=list)
     """Sum of squared errors."""
@@ -58,7 +59,7 @@ class LayerCounts:
 
 @dataclass(slots=True, kw_only=True)
 class Moments:
-    """Sums over the scored text of one output site, position 0 left out."""
+    """Sums over the scored text of one output site, positions that do not count left out."""
 
     total: Tensor
     """`(width,)`, float64."""
@@ -85,7 +86,7 @@ class Measured:
     counts: dict[Key, LayerCounts] = field(default_factory=lambda: defaultdict(LayerCounts))
     moments: dict[Site, Moments] = field(default_factory=dict)
     positions: list[int] = field(default_factory=list)
-    """Positions of every context, position 0 left out."""
+    """Positions of every context that count; position 0 does not."""
 
     def ce(self, key: Key) -> Tensor:
         """Cross-entropy per context, float64."""
@@ -130,14 +131,19 @@ class Measured:
 
 
 def survey(
-    hosted: HostedModel, contexts: Sequence[tuple[int, ...]], sites: Sequence[Site], measured: Measured
+    hosted: HostedModel,
+    contexts: Sequence[tuple[int, ...]],
+    sites: Sequence[Site],
+    measured: Measured,
+    scope: Scope,
 ) -> Generator[Progress | None, None, None]:
-    """Sum up every output site over the text: its mean is what mean-ablation writes."""
+    """Sum up every output site over positions that count: its mean is what mean-ablation writes."""
     for number, context in enumerate(contexts):
         _, values = run_context(hosted, context, {}, reads=sites, keep_last=1)
-        measured.positions.append(len(context) - 1)
+        rows = scope.rows(context)
+        measured.positions.append(len(scope.places(context)))
         for site in sites:
-            wide = values[site][1:].double()
+            wide = values[site][rows].double()
             moments = measured.moments.setdefault(site, Moments(total=torch.zeros_like(wide[0])))
             moments.total += wide.sum(0)
             moments.per_context.append((len(wide), wide.sum(0), float(wide.square().sum())))
@@ -153,6 +159,8 @@ class Measurement:
     alone: Sequence[int]
     """Layers that are spliced one by one."""
     measured: Measured
+    scope: Scope = ALL_LATER
+    """Positions that are spliced and counted."""
 
     def context(self, number: int, ids: tuple[int, ...]) -> Generator[None, None, None]:
         """Measure one context; one forward pass or one dictionary's encoding a quantum."""
@@ -160,16 +168,17 @@ class Measurement:
         starts = [Site(kind=SiteKind.RESID_PRE, layer=layer) for layer in self._start_layers(alone)]
         sites = dict.fromkeys(site for source in self.sources.values() for site in source.sites)
         logits, values = run_context(self.hosted, ids, {}, reads=[*sites, *starts])
-        plain = PlainRun(ids, logits)
+        rows = self.scope.rows(ids)
+        plain = PlainRun(ids, logits, rows)
         self.measured.runs[PLAIN, ALL].append(plain.score(logits))
         del logits
         yield
         yield from self._ablated(plain, ids, values, alone)
         for dictionary, source in self.sources.items():
             with torch.inference_mode():
-                written = self._counted(dictionary, source, values)
+                written = self._counted(dictionary, source, values, rows)
             yield
-            logits = run_spliced(self.hosted, ids, source, values)
+            logits = run_spliced(self.hosted, ids, source, values, rows=rows)
             self.measured.runs[dictionary.value, ALL].append(plain.score(logits))
             yield
             for layer in alone:
@@ -181,7 +190,9 @@ class Measurement:
         given = self.sources[Dictionary.GIVEN]
         return sorted({_own_site(given, layer).layer for layer in alone})
 
-    def _counted(self, dictionary: Dictionary, source: LayerSource, values: Values) -> dict[Site, Tensor]:
+    def _counted(
+        self, dictionary: Dictionary, source: LayerSource, values: Values, rows: Rows
+    ) -> dict[Site, Tensor]:
         """Encode every layer on plain activations; count, and return what its first output receives."""
         sums: dict[Site, Tensor] = {}
         done: dict[Site, Tensor] = {}
@@ -191,7 +202,7 @@ class Measurement:
             site = info.sites_out[0]
             done[site] = sums.pop(site)
             counts = self.measured.counts[dictionary.value, info.layer]
-            self._count(counts, code.active[1:], done[site][1:], values[site][1:])
+            self._count(counts, code.active[rows], done[site][rows], values[site][rows])
         return done
 
     def _count(self, counts: LayerCounts, active: Tensor, reconstructed: Tensor, truth: Tensor) -> None:
@@ -210,7 +221,7 @@ class Measurement:
         for name in (MEAN, ZERO):
             written = {site: self._ablation(name, site) for site in given.sites_out}
             with silenced(self.hosted.architecture, given.sites_out):
-                logits = run_context(self.hosted, ids, constants(written, values))[0]
+                logits = run_context(self.hosted, ids, constants(written, values, self.scope.rows(ids)))[0]
             self.measured.runs[name, ALL].append(plain.score(logits))
             yield
             for layer in alone:
@@ -228,7 +239,7 @@ class Measurement:
         """Run on from the layer that a site lies in, with the site written."""
         stream = values[Site(kind=SiteKind.RESID_PRE, layer=site.layer)]
         with resumed(self.hosted.architecture, site.layer, stream):
-            logits = run_context(self.hosted, ids, constants({site: written}))[0]
+            logits = run_context(self.hosted, ids, constants({site: written}, rows=self.scope.rows(ids)))[0]
         self.measured.runs[key].append(plain.score(logits))
 
 

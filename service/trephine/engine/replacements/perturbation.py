@@ -22,6 +22,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.replacements import DepthFaithfulness, Dictionary, ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.positions import ALL_LATER, Scope
 from trephine.engine.replacements.scores import Bootstrap, Ratio
 from trephine.engine.replacements.splice import (
     LayerSource,
@@ -77,6 +78,7 @@ def perturb(
     *,
     count: int,
     seed: int,
+    scope: Scope = ALL_LATER,
 ) -> Generator[Progress | None, None, list[Pair]]:
     """Perturb `count` features of the set, drawn by seed; one forward pass a quantum.
 
@@ -86,6 +88,7 @@ def perturb(
         contexts: The text.
         count: Features.
         seed: Of their choice.
+        scope: Positions that they are drawn from.
     """
     chooser = random.Random(seed)  # noqa: S311  sampling, not secrets
     source = sources[Dictionary.GIVEN]
@@ -101,7 +104,8 @@ def perturb(
         _, plain = run_context(hosted, ids, {}, reads=[*source.sites, *streams, *starts], keep_last=1)
         yield None
         for _ in range(count * (number + 1) // len(used) - count * number // len(used)):
-            chosen = _choose(source, plain, chooser, chooser.choice(layers))
+            layer = chooser.choice(layers)
+            chosen = _choose(source, plain, chooser, layer, scope.places(ids)[:-1])
             if chosen is not None:
                 pairs += yield from _compare(hosted, sources, ids, plain, chosen, number)
             done += 1
@@ -115,15 +119,19 @@ def _comparable(info: ReplacementLayerInfo, n_layers: int) -> bool:
 
 
 @torch.inference_mode()
-def _choose(source: LayerSource, plain: Values, chooser: random.Random, layer: int) -> _Perturbation | None:
-    """Draw a position after 0 and one of the features that are active there, by the size of what it writes.
+def _choose(
+    source: LayerSource, plain: Values, chooser: random.Random, layer: int, places: Sequence[int]
+) -> _Perturbation | None:
+    """Draw one of the places and one of the features that are active there, by the size of what it writes.
 
     Features that write next to nothing would measure how thresholds flip, not how the model answers.
     """
+    if not places:
+        return None
     info = next(info for info in source.infos if info.layer == layer)
     with source.open([layer]) as layers:
         x = plain[info.site_in]
-        position = chooser.randrange(1, x.shape[0] - 1)
+        position = chooser.choice(places)
         code = layers[layer].encode(x[position : position + 1])
         active = code.active[0].nonzero().flatten().tolist()
         if not active:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.findings import Figure
+from trephine.engine.replacements.positions import LATER, Rows
 
 _NOTHING = 1e-6
 """A denominator below this (nats, or variance per token) is rounding: the figure is then no number."""
@@ -85,11 +86,13 @@ class PlainRun:
     Args:
         ids: The context.
         logits: `(n_pos, d_vocab)`, float32.
+        rows: Positions whose predictions count. The last one of a context predicts nothing that is known.
     """
 
-    def __init__(self, ids: tuple[int, ...], logits: Tensor) -> None:
-        self._scored = slice(1, len(ids) - 1)
-        self._next = torch.tensor(ids[2:], device=logits.device)
+    def __init__(self, ids: tuple[int, ...], logits: Tensor, rows: Rows = LATER) -> None:
+        last = len(ids) - 1
+        self._scored = slice(1, last) if isinstance(rows, slice) else rows[rows < last]
+        self._next = torch.tensor(ids[1:])[self._scored].to(logits.device)
         self._logits = logits[self._scored]
         self._lse = self._logits.logsumexp(-1)
         self._p = (self._logits - self._lse[:, None]).exp()

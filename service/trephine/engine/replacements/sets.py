@@ -18,6 +18,7 @@ from trephine.engine.architecture import Architecture
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.neurons import neuron_layer, neuron_layer_info
+from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens
 
 
 class Pager(Protocol):
@@ -43,6 +44,7 @@ class ReplacementSet:
 
     admitted: ReplacementSetInfo
     pager: Pager
+    trained_on: TrainedTokens = EVERYTHING
 
     @property
     def info(self) -> ReplacementSetInfo:

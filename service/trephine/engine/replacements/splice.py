@@ -3,7 +3,8 @@
 A splice reads every covered layer's input site as the pass reaches it, and writes its output sites when the
 pass reaches those; cross-layer transcoders add up on the way. Position 0 keeps its true activation: it is an
 attention sink of a hundred times the others' norm, no dictionary was trained on it, and it sees nothing but
-itself, so that it stays exactly as it is in the plain run.
+itself, so that it stays exactly as it is in the plain run. Other positions that a set was not trained on keep
+the plain run's activations too, as in SAELens' evaluation.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trephine.engine.architecture import Architecture, Block
 from trephine.engine.forward import Pass, forward, left_padded
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.positions import LATER, Rows, aside
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.sites import Touch, touching
 
@@ -116,7 +118,9 @@ class Splice:
     errors: Values | None = None
     """Frozen errors of a plain run, added at every position, 0 included (law 2)."""
     first: Values = field(default_factory=dict)
-    """Plain activations, whose position 0 is written where the module itself does not run."""
+    """Plain activations, which positions that are not spliced keep: their modules may not run."""
+    rows: Rows = field(default_factory=lambda: LATER)
+    """Positions that are spliced."""
     _pending: dict[Site, Tensor] = field(default_factory=dict)
 
     def touches(self) -> dict[Site, Touch]:
@@ -143,28 +147,28 @@ class Splice:
         if self.errors is not None:
             x.copy_(value + self.errors[site])
             return
-        write_after_first(x, value)
-        if site in self.first:
-            x[:, 0] = self.first[site][0].to(x.dtype)
+        _write(x, value, self.first.get(site), self.rows)
 
 
-def write_after_first(x: Tensor, value: Tensor) -> None:
-    """Write `(n_pos, width)` or `(width,)` into `x (1, n_pos, width)`, position 0 excepted."""
-    x[:, 1:] = value.expand(x.shape)[:, 1:].to(x.dtype)
+def _write(x: Tensor, value: Tensor, plain: Tensor | None, rows: Rows) -> None:
+    """Write `(n_pos, width)` or `(width,)` into `x (1, n_pos, width)` at some rows, `plain` at the others."""
+    x[:, rows] = value.expand(x.shape)[:, rows].to(x.dtype)
+    if plain is not None:
+        others = aside(rows, x.shape[1])
+        x[:, others] = plain[others].to(x.dtype)
 
 
-def constants(values: Values, first: Values | None = None) -> dict[Site, Touch]:
-    """Return touches that write given values `(n_pos, width)` or `(width,)` after position 0.
+def constants(values: Values, first: Values | None = None, rows: Rows = LATER) -> dict[Site, Touch]:
+    """Return touches that write given values `(n_pos, width)` or `(width,)`.
 
     Args:
         values: What is written.
-        first: Plain activations whose position 0 is written where the module itself does not run.
+        first: Plain activations for the other positions, where the module itself does not run.
+        rows: Positions that are written.
     """
 
     def touch(site: Site, x: Tensor) -> None:
-        write_after_first(x, values[site])
-        if first is not None:
-            x[:, 0] = first[site][0].to(x.dtype)
+        _write(x, values[site], None if first is None else first[site], rows)
 
     return {site: partial(touch, site) for site in values}
 
@@ -261,6 +265,7 @@ def run_spliced(
     plain: Values,
     *,
     errors: Values | None = None,
+    rows: Rows = LATER,
 ) -> Tensor:
     """Run one context with every layer of the source spliced in; return its logits `(n_pos, d_vocab)`.
 
@@ -272,7 +277,8 @@ def run_spliced(
         source: What is spliced.
         plain: The plain run's activations at the source's output sites.
         errors: Frozen errors to inject, at every position.
+        rows: Positions that are spliced, where no errors are injected.
     """
-    splice = Splice(source=source, errors=errors, first=plain)
+    splice = Splice(source=source, errors=errors, first=plain, rows=rows)
     with silenced(hosted.architecture, source.sites_out):
         return run_context(hosted, ids, splice.touches())[0]

@@ -20,6 +20,7 @@ from trephine.engine.architecture import Architecture
 from trephine.engine.replacements.formats.tensors import TensorFile, content_hash
 from trephine.engine.replacements.hooks import HookPoint
 from trephine.engine.replacements.layer import LayerReader, ReplacementLayer
+from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens
 from trephine.engine.sites import site_width
 
 Build = Callable[[ReplacementLayerInfo, torch.device | str], ReplacementLayer]
@@ -90,6 +91,7 @@ class FolderSet:
     format: SetFormat
     layers: Sequence[LayerReader]
     prepends_bos: bool | None = None
+    trained_on: TrainedTokens = EVERYTHING
     model_name: str | None = None
     ambiguous_input: bool = False
 
@@ -99,6 +101,7 @@ def gather(
     *,
     format: SetFormat,
     prepends_bos: bool | None = None,
+    trained_on: TrainedTokens = EVERYTHING,
     model_name: str | None = None,
 ) -> FolderSet:
     """Sort layers into a set.
@@ -118,6 +121,7 @@ def gather(
         format=format,
         layers=ordered,
         prepends_bos=prepends_bos,
+        trained_on=trained_on,
         model_name=model_name,
         ambiguous_input=any(layer.point.ambiguous for layer in ordered),
     )

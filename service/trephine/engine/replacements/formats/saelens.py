@@ -56,9 +56,15 @@ def read_set(folders: Sequence[Path], architecture: Architecture) -> FolderSet:
         raise BrokenReplacementError(
             "some layers of the set were trained with BOS in front and some without; load them as two sets"
         )
+    if len({config.trained_on for config in configs}) > 1:
+        raise BrokenReplacementError(
+            "the layers of the set were trained on different tokens (exclude_special_tokens, seqpos_slice in "
+            "their metadata); load them as two sets"
+        )
     return gather(
         layers,
         format=SetFormat.SAELENS,
+        trained_on=configs[0].trained_on,
         prepends_bos=begins.pop() if begins else None,
         model_name=next((config.model_name for config in configs if config.model_name), None),
     )

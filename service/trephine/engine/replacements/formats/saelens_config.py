@@ -11,8 +11,11 @@ from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacemen
 from trephine.domain.replacements import LayerKind, SupportRule
 from trephine.engine.replacements.formats.folders import setting
 from trephine.engine.replacements.normalisation import NormalisationRule
+from trephine.engine.replacements.positions import TrainedTokens
 
 CONFIG: Final = "cfg.json"
+_LONGEST: Final = 1 << 20
+"""Stands for the length of a training context that is not named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class SaeLensConfig:
     hook: str
     hook_out: str | None
     prepend_bos: bool | None
+    trained_on: TrainedTokens
     model_name: str | None
     l0: float | None
     stored: Mapping[str, Any]
@@ -108,6 +112,7 @@ def parse_config(folder: Path, stored: Mapping[str, Any]) -> SaeLensConfig:
         hook=_hook(metadata, label),
         hook_out=metadata.get("hf_hook_name_out") or metadata.get("hook_name_out"),
         prepend_bos=metadata.get("prepend_bos"),
+        trained_on=_trained_on(metadata, label),
         model_name=metadata.get("model_name"),
         l0=_claimed_l0(metadata),
         stored=stored,
@@ -204,6 +209,49 @@ def _k(config: Mapping[str, Any], label: str) -> int:
             f"{label} has k = {k}; a TopK dictionary needs k of 1 or more", file=label
         )
     return k
+
+
+def _trained_on(metadata: Mapping[str, Any], label: str) -> TrainedTokens:
+    excluded = metadata.get("exclude_special_tokens") or False
+    listed = excluded if isinstance(excluded, list) else []
+    if not isinstance(excluded, bool | list) or not all(type(token) is int for token in listed):
+        raise BrokenReplacementError(
+            f"{label}: exclude_special_tokens is {excluded!r}; it is true, false or a list of token ids",
+            file=label,
+        )
+    return TrainedTokens(
+        without_special=excluded is True,
+        without=tuple(sorted(set(listed))),
+        positions=_positions(metadata, label),
+    )
+
+
+def _positions(metadata: Mapping[str, Any], label: str) -> range | None:
+    """Read `seqpos_slice`: the arguments of a slice over positions of a training context."""
+    given = metadata.get("seqpos_slice")
+    if given is None or (isinstance(given, list) and not any(part is not None for part in given)):
+        return None
+    whole = isinstance(given, list) and all(part is None or type(part) is int for part in given)
+    if not whole or len(given) > 3 or (len(given) == 3 and given[2] == 0):
+        raise BrokenReplacementError(
+            f"{label}: seqpos_slice is {given!r}; it is a list of one to three whole numbers or null",
+            file=label,
+        )
+    size = metadata.get("context_size")
+    if not isinstance(size, int):
+        if any(part is not None and part < 0 for part in given):
+            raise UnsupportedReplacementError(
+                f"{label}: seqpos_slice {given} counts from the end of a training context, and no "
+                "context_size says how long that was; write it into the metadata",
+                file=label,
+            )
+        size = _LONGEST
+    found = range(size)[slice(*given)]
+    if not found:
+        raise BrokenReplacementError(
+            f"{label}: seqpos_slice {given} leaves no position of {size}; correct it", file=label
+        )
+    return found if found.step > 0 else found[::-1]
 
 
 def _norm_factor(named: Any) -> float | None:
