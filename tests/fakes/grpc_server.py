@@ -154,7 +154,9 @@ class FakeService(
         effect = intervention_service_pb2.AblationEffect(
             name="as_given", baseline=5.0, intervened=2.0, change=-3.0, applied=[self._applied()]
         )
-        return intervention_service_pb2.AblateResponse(effects=[effect], version=VERSION, retain_tokens=1024)
+        return intervention_service_pb2.AblateResponse(
+            effects=[effect], version=VERSION, retain_tokens=1024, caveats=list(self.caveats)
+        )
 
     def Generate(self, request, context):
         self._note(request, context)

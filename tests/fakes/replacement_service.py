@@ -23,6 +23,7 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
 
     replacement_loaded = True
     replacement_degraded = False
+    caveats: tuple[str, ...] = ()
     admission_error = ""
     uploaded: dict[str, bytes]
 

@@ -258,3 +258,30 @@ async def _flags_of_features(server: Edge, replacement: str) -> list[bool]:
         hits.features[0].degraded,
         contrast.degraded,
     ]
+
+
+async def test_answers_say_that_a_text_lacks_the_first_token_of_training(tmp_path):
+    """A set trained with a token in front: rankings, activations, searches and effects say where it lacks."""
+    async with hosted(tmp_path) as server:
+        model = tiny_hosted("llama")
+        write_transcoders(model, tmp_path / "sets" / "small", layers=(0, 1), prepend_bos=True)
+        assert (await loaded(server)).response.value
+        begins = (await described(server)).admission.begins_with
+        assert begins == model.tokenizer.eos_token
+        (said,) = {tuple(caveats) for caveats in await _caveats(server, "small", PROMPT)}
+        assert said == (f"The set small was trained on texts that begin with {begins}; this text does not.",)
+        assert await _caveats(server, "small", begins + PROMPT) == [[]] * 4
+        assert await _caveats(server, "neurons", PROMPT) == [[]] * 4
+        assert tuple((await ablated(server)).caveats) == said
+
+
+async def _caveats(server: Edge, replacement: str, text: str) -> list[list[str]]:
+    stub, model = server.stub(FeatureServiceStub), "models/tiny"
+    feature = common.FeatureRef(replacement=replacement, layer=1, index=3)
+    asked = features.GetActivationsRequest(model=model, text=text, features=[feature])
+    found = [list((await stub.GetActivations(asked)).caveats)]
+    for scope in (features.TOP_SCOPE_TEXT, features.TOP_SCOPE_TOKEN):
+        top = features.TopFeaturesRequest(model=model, text=text, replacement=replacement, scope=scope)
+        found.append(list((await stub.TopFeatures(top)).caveats))
+    search = features.SearchFeaturesRequest(model=model, replacement=replacement, text=text)
+    return [*found, list((await stub.SearchFeatures(search)).caveats)]

@@ -24,7 +24,7 @@ from trephine.client.types.features import (
     FeatureDescription,
     FeatureIndex,
     FeatureLabel,
-    FoundFeature,
+    FoundFeatures,
     TopFeatures,
 )
 from trephine.client.types.models import ModelInfo
@@ -93,7 +93,7 @@ class ModelFeatures:
         label: str | None = None,
         index: str | None = None,
         count: int = 20,
-    ) -> tuple[FoundFeature, ...]:
+    ) -> FoundFeatures:
         """Features by exactly one of three, best first.
 
         Args:
@@ -105,7 +105,7 @@ class ModelFeatures:
         """
         request = build.search(self.model, self.replacement, index, count, token, text, label)
         found = self._wire.call(self._wire.features.SearchFeatures, request)
-        return tuple(decode(FoundFeature, one) for one in found.features)
+        return decode(FoundFeatures, found)
 
     def contrast(
         self,

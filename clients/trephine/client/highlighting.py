@@ -29,7 +29,8 @@ def activations_page(found: Activations) -> str:
 
 def activations_html(found: Activations) -> str:
     """Return the blocks alone, as notebooks show them. Whatever stands in tokens and labels stays text."""
-    return "".join(_block(one, found.tokens) for one in found.features)
+    notes = "".join(f"<p>{escape(printable(caveat))}</p>\n" for caveat in found.caveats)
+    return notes + "".join(_block(one, found.tokens) for one in found.features)
 
 
 def _block(one: FeatureActivations, tokens: Sequence[Token]) -> str:

@@ -116,6 +116,7 @@ class GetActivationsResponse(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.Token]:
         """The text's tokens."""
@@ -128,15 +129,20 @@ class GetActivationsResponse(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the text, as that a set was trained with a first token that it lacks."""
+
     def __init__(
         self,
         *,
         tokens: collections.abc.Iterable[trephine.v1.common_pb2.Token] | None = ...,
         features: collections.abc.Iterable[global___FeatureActivations] | None = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
 
 global___GetActivationsResponse = GetActivationsResponse
 
@@ -229,6 +235,7 @@ class TopFeaturesResponse(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     degraded: builtins.bool
     """True if the set failed admission and was accepted all the same."""
     @property
@@ -243,6 +250,10 @@ class TopFeaturesResponse(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the text, as that a set was trained with a first token that it lacks."""
+
     def __init__(
         self,
         *,
@@ -250,9 +261,10 @@ class TopFeaturesResponse(google.protobuf.message.Message):
         features: collections.abc.Iterable[global___FeatureActivity] | None = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         degraded: builtins.bool = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "degraded", b"degraded", "features", b"features", "tokens", b"tokens", "version", b"version"]) -> None: ...
 
 global___TopFeaturesResponse = TopFeaturesResponse
 
@@ -702,19 +714,25 @@ class SearchFeaturesResponse(google.protobuf.message.Message):
 
     FEATURES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Empty on the last page."""
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FoundFeature]:
         """The hits."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the text searched by, as that a set was trained with a first token that it lacks."""
+
     def __init__(
         self,
         *,
         features: collections.abc.Iterable[global___FoundFeature] | None = ...,
         next_page_token: builtins.str = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "features", b"features", "next_page_token", b"next_page_token"]) -> None: ...
 
 global___SearchFeaturesResponse = SearchFeaturesResponse
 

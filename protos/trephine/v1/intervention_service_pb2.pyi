@@ -216,6 +216,7 @@ class AblateResponse(google.protobuf.message.Message):
     RETAIN_KL_AFTER_FIRST_FIELD_NUMBER: builtins.int
     RETAIN_TOKENS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     retain_kl: builtins.float
     """Mean KL over the retain text, all positions, nats per token."""
     retain_kl_after_first: builtins.float
@@ -242,6 +243,10 @@ class AblateResponse(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the prompt, as that a set was trained with a first token that it lacks."""
+
     def __init__(
         self,
         *,
@@ -253,9 +258,10 @@ class AblateResponse(google.protobuf.message.Message):
         retain_kl_after_first: builtins.float = ...,
         retain_tokens: builtins.int = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "controls", b"controls", "target", b"target", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "controls", b"controls", "effects", b"effects", "retain_kl", b"retain_kl", "retain_kl_after_first", b"retain_kl_after_first", "retain_tokens", b"retain_tokens", "target", b"target", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "caveats", b"caveats", "controls", b"controls", "effects", b"effects", "retain_kl", b"retain_kl", "retain_kl_after_first", b"retain_kl_after_first", "retain_tokens", b"retain_tokens", "target", b"target", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
     @typing.overload

@@ -42,6 +42,14 @@ class Question:
     deadline_seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hits:
+    """What a search found, best first."""
+
+    features: tuple[FoundFeature, ...]
+    caveats: tuple[str, ...] = ()
+
+
 class Features:
     """Use cases about features."""
 
@@ -117,7 +125,7 @@ class Features:
         ]
         return await self._labelled(features, found)
 
-    async def in_text(self, question: Question, text: str) -> tuple[FoundFeature, ...]:
+    async def in_text(self, question: Question, text: str) -> Hits:
         """Find the features that contribute most somewhere in a text, each once.
 
         Raises:
@@ -139,7 +147,8 @@ class Features:
                 degraded=bool(features.degraded),
             )
             found.setdefault(one.feature, hit)
-        return await self._labelled(features, list(found.values()))
+        hits = await self._labelled(features, list(found.values()))
+        return Hits(features=hits, caveats=ranked.caveats)
 
     async def labelled(self, question: Question, query: str) -> tuple[FoundFeature, ...]:
         """Find the features whose label holds every word of a query.

@@ -90,6 +90,8 @@ class AblationReport:
     retain_tokens: int
     model: str
     weight_hash: str
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

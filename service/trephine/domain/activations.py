@@ -17,6 +17,8 @@ class Activations:
     tokens: tuple[Token, ...]
     values: Array
     """float32 `(n_features, n_pos)`, activation units."""
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the text: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class StrongestFeatures:
 
     tokens: tuple[Token, ...]
     features: tuple[FeatureActivity, ...]
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the text: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,6 +137,8 @@ class FeaturesByToken:
 
     tokens: tuple[Token, ...]
     positions: tuple[TokenFeatures, ...]
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the text: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

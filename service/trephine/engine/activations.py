@@ -21,6 +21,7 @@ from trephine.engine.fingerprint import tensor_bytes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
 from trephine.engine.refusals import feature_site
+from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_feature
 from trephine.engine.replacements.writing import activations_of
 from trephine.engine.rows import RowInput, run_rows
@@ -49,6 +50,7 @@ def read_activations(session: Session, command: ReadActivations) -> Generator[No
     return Activations(
         tokens=hosted.tokens(ids),
         values=Array(dtype="float32", shape=tuple(table.shape), data=bytes(tensor_bytes(table))),
+        caveats=beginning_caveats(hosted, [feature.replacement for feature in command.features], ids),
     )
 
 
@@ -107,7 +109,11 @@ def rank_activity(session: Session, command: RankActivity) -> Generator[None, No
             )
         yield
     strongest.sort(key=lambda activity: -activity.contribution)
-    return StrongestFeatures(tokens=hosted.tokens(ids), features=tuple(strongest[: command.count]))
+    return StrongestFeatures(
+        tokens=hosted.tokens(ids),
+        features=tuple(strongest[: command.count]),
+        caveats=beginning_caveats(hosted, [command.replacement], ids),
+    )
 
 
 def _strongest(

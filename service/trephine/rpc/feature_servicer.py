@@ -8,11 +8,11 @@ from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
 from trephine.app.feature_indexes import COLLECTION
-from trephine.app.features import Question
+from trephine.app.features import Hits, Question
 from trephine.app.service import Service
 from trephine.domain.activations import StrongestFeatures
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.features import FeaturesByToken, FoundFeature, RankByToken
+from trephine.domain.features import FeaturesByToken, RankByToken
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.pages.feature_page import feature_file
@@ -90,15 +90,15 @@ class FeatureServicer(FeatureServiceServicer):
             raise InvalidRequestError("search by token, by text or by label", field="query")
         asked = required(getattr(request, by), by)
         question = _question(request, request.replacement or NEURONS, context)
+        hits = await self._found(question, by, asked)
         found = page(
-            await self._found(question, by, asked),
+            hits.features,
             size=request.page_size,
             token=request.page_token,
             question=("SearchFeatures", request.model, question.replacement, question.index, by, asked),
             rule=_HITS,
         )
-        hits = [wire.found_to_wire(one) for one in found.items]
-        return pb.SearchFeaturesResponse(features=hits, next_page_token=found.next_token)
+        return wire.hits_to_wire(found.items, found.next_token, hits.caveats)
 
     async def ContrastFeatures(
         self, request: pb.ContrastFeaturesRequest, context: Context
@@ -199,12 +199,12 @@ class FeatureServicer(FeatureServiceServicer):
             artifact=f"artifacts/{info.sha256}", n_labels=lines.count(b"\n")
         )
 
-    async def _found(self, question: Question, by: str, asked: str) -> tuple[FoundFeature, ...]:
+    async def _found(self, question: Question, by: str, asked: str) -> Hits:
         if by == "token":
-            return await self._features.on_token(question, asked)
+            return Hits(features=await self._features.on_token(question, asked))
         if by == "text":
             return await self._features.in_text(question, asked)
-        return await self._features.labelled(question, asked)
+        return Hits(features=await self._features.labelled(question, asked))
 
     async def _info(self, model: str) -> ModelInfo:
         return await self._models.info(model)

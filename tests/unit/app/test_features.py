@@ -175,7 +175,7 @@ async def test_search_by_token_finds_what_fires_on_it(place):
 
 async def test_search_by_text_and_by_label(place):
     """A text's strongest features come once each; labels match word by word, whatever the case."""
-    by_text = await place.features.in_text(NEURONS, " Mary went to the store")
+    by_text = (await place.features.in_text(NEURONS, " Mary went to the store")).features
     refs = [one.feature for one in by_text]
     assert len(refs) == len(set(refs)) > 20
     features = await place.feature_sets.get("tiny", "neurons")
@@ -184,7 +184,9 @@ async def test_search_by_text_and_by_label(place):
     found = await place.features.labelled(NEURONS, "WOMEN")
     assert [one.label for one in found] == ["women", "Names of Women"]
     assert [one.label for one in await place.features.labelled(NEURONS, "women names")] == ["Names of Women"]
-    assert (await place.features.in_text(NEURONS, " Mary went to the store"))[0].label == "Names of Women"
+    assert (await place.features.in_text(NEURONS, " Mary went to the store")).features[0].label == (
+        "Names of Women"
+    )
     with pytest.raises(InvalidRequestError, match="write a word"):
         await place.features.labelled(NEURONS, "  ")
 

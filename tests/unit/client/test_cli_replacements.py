@@ -175,6 +175,23 @@ def test_results_of_a_degraded_set_say_so(fake: FakeService, run: Run, capsys: p
         assert "the set failed admission and was accepted" in "".join(capsys.readouterr())
 
 
+def test_a_caveat_is_a_note_beside_the_result(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """On stderr for people, in the message for programs; no control character gets out."""
+    fake.caveats = ("trained on texts that begin with \x1b[31m<s>",)
+    words = ("ablate", "x", *TINY, "--target", "y", "--feature", "small:0:2")
+    assert run(*words) == 0
+    out, err = capsys.readouterr()
+    assert "note: trained on texts" in err
+    assert "trained" not in out
+    assert "\x1b" not in err
+    assert run("--json", *words) == 0
+    out, err = capsys.readouterr()
+    assert "trained on texts" in json.loads(out)["caveats"][0]
+    assert "note:" not in err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

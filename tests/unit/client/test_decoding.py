@@ -42,6 +42,7 @@ NAMES = {
     "Contrast": "ContrastFeaturesResponse",
     "EvaluationInfo": "ReplacementEvaluation",
     "Evidence": "AuditEvidence",
+    "FoundFeatures": "SearchFeaturesResponse",
     "Generation": "GenerationFinished",
     "ModelInfo": "Model",
     "OperationUpdate": "WatchResponse",
@@ -54,7 +55,7 @@ NAMES = {
     "VerifiedExport": "VerifyExportResponse",
     "Version": "ModelVersion",
 }
-NOT_SHOWN = {"WatchResponse": {"operation"}}
+NOT_SHOWN = {"SearchFeaturesResponse": {"next_page_token"}, "WatchResponse": {"operation"}}
 """Fields that a value leaves out on purpose."""
 
 VALUES = [

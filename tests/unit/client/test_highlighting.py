@@ -25,12 +25,15 @@ class Spans(HTMLParser):
             self.spans.append(dict(attrs))
 
 
-def activations(values: tuple[float, ...], *, degraded: bool = False, label: str = "") -> Activations:
+def activations(
+    values: tuple[float, ...], *, degraded: bool = False, label: str = "", caveats: tuple[str, ...] = ()
+) -> Activations:
     feature = FeatureRef(replacement="small", layer=1, index=5)
     one = FeatureActivations(feature=feature, values=values, label=label, degraded=degraded)
     texts = (" a", NASTY, " c", " d")
     tokens = tuple(Token(id=i, raw=b"", display=text) for i, text in enumerate(texts))
-    return Activations(tokens=tokens, features=(one,), version=Version(model="models/tiny", weight_hash="w"))
+    version = Version(model="models/tiny", weight_hash="w")
+    return Activations(tokens=tokens, features=(one,), version=version, caveats=caveats)
 
 
 def test_tokens_are_coloured_by_their_share_of_the_peak():
@@ -63,3 +66,12 @@ def test_a_degraded_set_is_called_so():
     passed = activations((0.0, 1.0, 0.0, 0.0))
     assert "failed admission" not in passed.html()
     assert passed._repr_html_() in passed.html()
+
+
+def test_what_a_reader_must_know_stands_above():
+    """Caveats come first, and stay text."""
+    html = activations((0.0, 1.0, 0.0, 0.0), caveats=(f"trained with {NASTY}",))._repr_html_()
+    page = Spans()
+    page.feed(html)
+    assert page.tags == {"section", "h3", "p", "span"}
+    assert html.startswith("<p>trained with ")

@@ -26,7 +26,7 @@ from trephine.client.types.features import (
     FeatureDescription,
     FeatureIndex,
     FeatureLabel,
-    FoundFeature,
+    FoundFeatures,
     TopFeatures,
 )
 from trephine.client.types.models import ModelInfo
@@ -94,7 +94,7 @@ class AsyncModelFeatures:
         label: str | None = None,
         index: str | None = None,
         count: int = 20,
-    ) -> tuple[FoundFeature, ...]:
+    ) -> FoundFeatures:
         """Features by exactly one of three, best first.
 
         Args:
@@ -106,7 +106,7 @@ class AsyncModelFeatures:
         """
         request = build.search(self.model, self.replacement, index, count, token, text, label)
         found = await self._wire.call(self._wire.features.SearchFeatures, request)
-        return tuple(decode(FoundFeature, one) for one in found.features)
+        return decode(FoundFeatures, found)
 
     async def contrast(
         self,

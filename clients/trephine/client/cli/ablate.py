@@ -16,7 +16,7 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import DEGRADED, ReplacementsOption, open_sets
+from trephine.client.cli.sets import DEGRADED, ReplacementsOption, note_caveats, open_sets
 from trephine.client.types import Ablation
 
 ABLATE_EXAMPLES = examples(
@@ -81,6 +81,7 @@ def show_ablation(output: Output, measured: Ablation) -> None:
         ],
     )
     output.facts(ablation_facts(measured))
+    note_caveats(output, measured.caveats)
 
 
 def ablation_facts(measured: Ablation) -> list[tuple[str, str]]:

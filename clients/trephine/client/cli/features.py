@@ -23,7 +23,7 @@ from trephine.client.cli.feature_text import index_row, show_description, show_i
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.highlight import show_tokens
 from trephine.client.cli.invocation import invocation
-from trephine.client.cli.sets import note_degraded, read_layers
+from trephine.client.cli.sets import note_caveats, note_degraded, read_layers
 from trephine.client.decoding import message_json
 from trephine.client.downloads import write_file
 from trephine.client.types import Activations
@@ -66,6 +66,7 @@ def activations(
     else:
         given.output.table(*_activation_table(found))
     note_degraded(given.output, any(one.degraded for one in found.features))
+    note_caveats(given.output, found.caveats)
     if out is not None:
         given.output.note(f"wrote {write_file(out, found.html().encode())}")
 
@@ -93,6 +94,7 @@ def top(
         )
     show_top(given.output, found, per_token=per_token)
     note_degraded(given.output, found.degraded)
+    note_caveats(given.output, found.caveats)
 
 
 @app.command(epilog=examples("trephine features describe 12:345 --set smollm2-135m-tc"))
@@ -137,12 +139,12 @@ def search(
             token=token, text=text, label=label, index=index, count=count
         )
     if given.output.json:
-        messages = [one.message for one in found]
-        given.output.document(message_json(pb.SearchFeaturesResponse(features=messages)))  # type: ignore[arg-type]
+        given.output.document(found.to_json())
         return
     rows = [(str(one.feature), f"{one.score:.3f}", one.why, one.label) for one in found]
     given.output.table(("FEATURE", "SCORE", "WHY", "LABEL"), rows)
     note_degraded(given.output, any(one.degraded for one in found))
+    note_caveats(given.output, found.caveats)
 
 
 @app.command(epilog=examples("trephine features contrast french.txt english.txt --set smollm2-135m-tc"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ from trephine.client.errors import InvalidRequestError, ReplacementNotFoundError
 from trephine.client.model import Model
 from trephine.client.replacement_requests import set_source
 from trephine.client.replacements import ReplacementSet
+from trephine.client.terminal import printable
 from trephine.client.trephine import Trephine
 from trephine.client.types import ReplacementState
 
@@ -77,6 +78,12 @@ def note_degraded(output: Output, degraded: bool) -> None:
     """Say beside a result that it comes from a set that failed admission; JSON holds the flag itself."""
     if degraded and not output.json:
         output.note(f"degraded: {DEGRADED}")
+
+
+def note_caveats(output: Output, caveats: Iterable[str]) -> None:
+    """Say beside a result what a reader must know of its text; JSON holds that itself."""
+    for caveat in () if output.json else caveats:
+        output.note(f"note: {printable(caveat)}")
 
 
 def read_bytes(text: str | None) -> int | None:

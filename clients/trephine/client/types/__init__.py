@@ -50,6 +50,7 @@ from trephine.client.types.features import (
     FeatureSimilarity,
     FeatureStatistics,
     FoundFeature,
+    FoundFeatures,
     TokenWeight,
     TopFeatures,
 )
@@ -143,6 +144,7 @@ __all__ = [
     "FitReport",
     "FittedLayer",
     "FoundFeature",
+    "FoundFeatures",
     "GapClosed",
     "Gate",
     "GateResult",

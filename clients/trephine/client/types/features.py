@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
@@ -28,6 +29,8 @@ class Activations(WireValue):
     features: tuple[FeatureActivations, ...]
     """In the order asked for."""
     version: Version
+    caveats: tuple[str, ...]
+    """What a reader must know of the text."""
 
     def html(self) -> str:
         """One self-contained page: the text per feature, its tokens coloured by activation."""
@@ -58,6 +61,8 @@ class TopFeatures(WireValue):
     version: Version
     degraded: bool
     """True if the set failed admission and was accepted all the same."""
+    caveats: tuple[str, ...]
+    """What a reader must know of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +197,24 @@ class FoundFeature(WireValue):
     label: str
     degraded: bool
     """True if its set failed admission and was accepted all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFeatures(WireValue):
+    """The hits of a search, best first; a sequence of them."""
+
+    features: tuple[FoundFeature, ...]
+    caveats: tuple[str, ...]
+    """What a reader must know of the text searched by."""
+
+    def __iter__(self) -> Iterator[FoundFeature]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, place: int) -> FoundFeature:
+        return self.features[place]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

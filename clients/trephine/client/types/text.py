@@ -120,3 +120,5 @@ class Ablation(WireValue):
     retain_kl_after_first: float
     retain_tokens: int
     version: Version
+    caveats: tuple[str, ...]
+    """What a reader must know of the prompt."""

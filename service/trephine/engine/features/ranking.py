@@ -17,6 +17,7 @@ from trephine.engine.features.reading import (
     require_positions,
 )
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import opened
 from trephine.engine.session import Handler, Session
 
@@ -51,6 +52,7 @@ def rank_by_token(session: Session, command: RankByToken) -> Generator[None, Non
         positions=tuple(
             TokenFeatures(position=position, features=tuple(found)) for position, found in enumerate(ranked)
         ),
+        caveats=beginning_caveats(hosted, [command.replacement], ids),
     )
 
 

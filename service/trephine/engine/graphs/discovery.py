@@ -26,6 +26,7 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.readouts import LogitReadout
+from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
 from trephine.engine.rows import RowInput, run_rows
 
@@ -242,9 +243,7 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
     info = require_set(graph.hosted, graph.active.replacement).admitted
     if info.degraded:
         caveats.insert(0, f"The set failed admission and was accepted all the same: {info.admission.why}")
-    begins = info.admission.begins_with
-    if begins and not graph.question.command.prompt.startswith(begins):
-        caveats.append(f"The set was trained on texts that begin with {begins}; this prompt does not.")
+    caveats += beginning_caveats(graph.hosted, [info.name], graph.question.ids)
     if graph.active.cuts:
         caveats.append("Paths end at dictionaries on the residual stream: what they read below is not shown.")
     if any(layer_info(graph.hosted, info.name, n).has_skip for n in covered_layers(graph.hosted, info.name)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from trephine.domain.sites import NEURONS
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import require_set
 
 PROBE = "probe-1"
 """Name of the built-in probe text."""
@@ -60,6 +62,30 @@ def _bos(hosted: HostedModel) -> int | None:
 
 def _begins_with(hosted: HostedModel, token_id: int, why: str) -> Beginning:
     return Beginning(token_id=token_id, text=hosted.token(token_id).display, why=why)
+
+
+def beginning_caveats(hosted: HostedModel, names: Iterable[str], ids: Sequence[int]) -> tuple[str, ...]:
+    """Say which sets were trained with a first token that a text lacks: what they do there is less sure.
+
+    Args:
+        hosted: The model.
+        names: Sets that answer for the text, neurons included.
+        ids: The text, not empty.
+
+    Raises:
+        ReplacementNotFoundError: If one of them is not loaded.
+    """
+    first = hosted.token(ids[0]).display
+    wanted = {
+        name: require_set(hosted, name).admitted.admission.begins_with
+        for name in dict.fromkeys(names)
+        if name != NEURONS
+    }
+    return tuple(
+        f"The set {name} was trained on texts that begin with {begins}; this text does not."
+        for name, begins in wanted.items()
+        if begins and begins != first
+    )
 
 
 def contexts_of(hosted: HostedModel, text: str, *, size: int, begin: Beginning) -> list[tuple[int, ...]]:

@@ -52,6 +52,7 @@ def report_to_wire(report: AblationReport) -> pb.AblateResponse:
         retain_kl_after_first=report.retain_kl_after_first,
         retain_tokens=report.retain_tokens,
         version=version_to_wire(report.model, report.weight_hash),
+        caveats=[clean(caveat) for caveat in report.caveats],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from trephine.domain.activations import Activations, RankActivity, ReadActivations, StrongestFeatures
 from trephine.domain.errors import InvalidRequestError, OverBudgetError
@@ -100,6 +100,7 @@ def activations_to_wire(
             for row, feature in enumerate(command.features)
         ],
         version=version_to_wire(info.name, info.weight_hash),
+        caveats=[clean(caveat) for caveat in found.caveats],
     )
 
 
@@ -143,6 +144,7 @@ def top_to_wire(
         ],
         version=version_to_wire(info.name, info.weight_hash),
         degraded=degraded,
+        caveats=[clean(caveat) for caveat in found.caveats],
     )
 
 
@@ -198,6 +200,17 @@ def contrast_to_wire(
         seed=found.seed,
         version=version_to_wire(info.name, info.weight_hash),
         degraded=degraded,
+    )
+
+
+def hits_to_wire(
+    found: Iterable[FoundFeature], next_token: str, caveats: Iterable[str]
+) -> pb.SearchFeaturesResponse:
+    """Write a page of hits."""
+    return pb.SearchFeaturesResponse(
+        features=[found_to_wire(one) for one in found],
+        next_page_token=next_token,
+        caveats=[clean(caveat) for caveat in caveats],
     )
 
 
