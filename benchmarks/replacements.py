@@ -132,7 +132,7 @@ def print_evaluation(found: ReplacementEvaluation) -> None:
     given = found.spliced[0]
     for figure in (given.ce_plain, given.ce_mean_ablated, given.ce_zero_ablated):
         print(f"  {figure.name:15}{_shown(figure)}")
-    print("\nlayer dictionary      fvu    l0    dead   ce     ce_0   kl     kl_0   top1")
+    print("\nlayer dictionary      fvu    l0    dead   ce     ce_0   kl     kl_0   top1   error")
     for score in found.layers:
         scores = (
             score.ce_score,
@@ -140,6 +140,7 @@ def print_evaluation(found: ReplacementEvaluation) -> None:
             score.kl_score,
             score.kl_score_zero,
             score.top1_agreement,
+            *(() if score.error_share is None else (score.error_share,)),
         )
         print(
             f"{score.layer:5} {score.dictionary.value:15} {score.fvu.value:.3f} {score.l0.value:5.1f} "

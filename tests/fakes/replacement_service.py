@@ -89,6 +89,7 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
                 kl_score=figure(1 - fvu / 3),
                 kl_score_zero=figure(1 - fvu / 4),
                 top1_agreement=figure(1 - fvu / 5),
+                error_share=figure(fvu / 2),
                 dead_share=0.25,
             )
             for one, fvu in ((pb.DICTIONARY_GIVEN, 0.3), (pb.DICTIONARY_RANDOM, 0.95))

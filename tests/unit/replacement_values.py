@@ -118,6 +118,7 @@ def layer_score(dictionary: Dictionary, fvu: float, layer: int = 0) -> LayerScor
         kl_score=figure(0.8),
         kl_score_zero=figure(0.85),
         top1_agreement=figure(0.7),
+        error_share=figure(fvu / 2),
     )
 
 

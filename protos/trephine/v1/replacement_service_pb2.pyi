@@ -728,6 +728,7 @@ class LayerScore(google.protobuf.message.Message):
     KL_SCORE_FIELD_NUMBER: builtins.int
     KL_SCORE_ZERO_FIELD_NUMBER: builtins.int
     TOP1_AGREEMENT_FIELD_NUMBER: builtins.int
+    ERROR_SHARE_FIELD_NUMBER: builtins.int
     layer: builtins.int
     """Layer."""
     dictionary: global___Dictionary.ValueType
@@ -762,6 +763,10 @@ class LayerScore(google.protobuf.message.Message):
     def top1_agreement(self) -> trephine.v1.common_pb2.Figure:
         """Positions whose most likely next token stays the same."""
 
+    @property
+    def error_share(self) -> trephine.v1.common_pb2.Figure:
+        """Norm of the error in the norms of error and reconstruction. Unset in evaluations of before."""
+
     def __init__(
         self,
         *,
@@ -775,9 +780,11 @@ class LayerScore(google.protobuf.message.Message):
         kl_score: trephine.v1.common_pb2.Figure | None = ...,
         kl_score_zero: trephine.v1.common_pb2.Figure | None = ...,
         top1_agreement: trephine.v1.common_pb2.Figure | None = ...,
+        error_share: trephine.v1.common_pb2.Figure | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "fvu", b"fvu", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "dead_share", b"dead_share", "dictionary", b"dictionary", "fvu", b"fvu", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "layer", b"layer", "top1_agreement", b"top1_agreement"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_error_share", b"_error_share", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "error_share", b"error_share", "fvu", b"fvu", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_error_share", b"_error_share", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "dead_share", b"dead_share", "dictionary", b"dictionary", "error_share", b"error_share", "fvu", b"fvu", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "layer", b"layer", "top1_agreement", b"top1_agreement"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_error_share", b"_error_share"]) -> typing.Literal["error_share"] | None: ...
 
 global___LayerScore = LayerScore
 

@@ -228,6 +228,8 @@ class LayerScore:
     """(KL_mean-ablated - KL_spliced) / KL_mean-ablated."""
     kl_score_zero: Figure
     top1_agreement: Figure
+    error_share: Figure | None = None
+    """|error| / (|error| + |reconstruction|), L2 norms, over positions; None in evaluations of before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from trephine.domain.replacements import ReplacementEvaluation
 from trephine.pages.embed import json_island, printable
 
 LAYER_FIGURES = ("fvu", "l0", "ce_score", "ce_score_zero", "kl_score", "kl_score_zero", "top1_agreement")
+"""Figures that every layer has; `error_share` is none of them, since older evaluations lack it."""
 SPLICED_FIGURES = (
     "ce_plain",
     "ce_spliced",
@@ -50,6 +51,8 @@ def lines(evaluation: ReplacementEvaluation) -> Iterator[Line]:
         scope, dictionary = f"layer {layer.layer}", layer.dictionary.value
         for name in LAYER_FIGURES:
             yield _line(scope, dictionary, name, getattr(layer, name))
+        if layer.error_share is not None:
+            yield _line(scope, dictionary, "error_share", layer.error_share)
         yield Line(scope=scope, dictionary=dictionary, figure="dead_share", value=layer.dead_share)
     for spliced in evaluation.spliced:
         for name in SPLICED_FIGURES:

@@ -85,6 +85,7 @@ def test_evaluate_prints_controls_side_by_side(
     assert "LAYER\tL0\tDEAD\tFVU\tRANDOM\tCE SCORE\tRANDOM" in out
     assert "0.300\t0.950" in out
     assert "LAYER\tKL SCORE\tRANDOM\tTOP-1\tRANDOM\n0\t0.900\t0.683\t0.940\t0.810\n" in out
+    assert "LAYER\tERROR SHARE\tRANDOM\n0\t0.150\t0.475\n" in out
     assert "LAYER\tCE, OF ZERO\tRANDOM\tKL, OF ZERO\tRANDOM\n0\t0.850\t0.525\t0.925\t0.762\n" in out
     assert "beats the random control on fvu: -0.650 (-0.750 to -0.550)" in out
     assert "DOES NOT BEAT the random control on kl" in out

@@ -68,14 +68,16 @@ def test_hostile_text_and_missing_numbers_stay_text():
 
 
 def test_the_table_has_a_line_for_every_figure():
-    """3 layer rows of 8 figures, 2 spliced ones of 11, 2 of a depth of 2; empty where there is no number."""
+    """3 layer rows of 9 figures, 2 spliced ones of 11, 2 of a depth of 2; empty where there is no number."""
     rows = list(csv.DictReader(StringIO(evaluation_csv(evaluation()))))
-    assert len(rows) == 3 * 8 + 2 * 11 + 2 * 2
+    assert len(rows) == 3 * 9 + 2 * 11 + 2 * 2
     first = rows[0]
     assert (first["scope"], first["dictionary"], first["figure"]) == ("layer 0", "given", "fvu")
     assert (float(first["value"]), float(first["low"])) == (0.3, 0.3 - 0.1)
     nothing = replace(evaluation(), layers=(replace(evaluation().layers[0], fvu=figure(float("inf"))),))
     assert next(csv.DictReader(StringIO(evaluation_csv(nothing))))["value"] == ""
+    before = replace(evaluation(), layers=(replace(evaluation().layers[0], error_share=None),))
+    assert "layer 0,given,error_share" not in evaluation_csv(before)
 
 
 def test_json_holds_everything_and_is_json():

@@ -47,6 +47,7 @@ _BY_LAYER = (
     (("FVU", "fvu"), ("CE SCORE", "ce_score")),
     (("KL SCORE", "kl_score"), ("TOP-1", "top1_agreement")),
     (("CE, OF ZERO", "ce_score_zero"), ("KL, OF ZERO", "kl_score_zero")),
+    (("ERROR SHARE", "error_share"),),
 )
 """Figures of layers that share a table, each with its controls beside it."""
 _SPLICED = (
@@ -186,11 +187,12 @@ def _beside(
     controls: Sequence[Dictionary],
 ) -> list[str]:
     """The set's figure and its controls', figure by figure; empty where one was not measured."""
-    return [
-        f"{getattr(found[one], name).value:.3f}" if one in found else ""
+    measured: list[Figure | None] = [
+        getattr(found[one], name) if one in found else None
         for _, name in figures
         for one in (Dictionary.GIVEN, *controls)
     ]
+    return ["" if figure is None else f"{figure.value:.3f}" for figure in measured]
 
 
 def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: list[Dictionary]) -> None:

@@ -174,6 +174,8 @@ class LayerScore(WireValue):
     kl_score: Figure
     kl_score_zero: Figure
     top1_agreement: Figure
+    error_share: Figure | None
+    """|error| / (|error| + |reconstruction|); None in evaluations of before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

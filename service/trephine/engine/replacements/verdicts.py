@@ -82,6 +82,7 @@ class Verdicts:
             kl_score=part.figure("kl_score", measured.kl_score(name, layer, MEAN)),
             kl_score_zero=part.figure("kl_score_zero", measured.kl_score(name, layer, ZERO)),
             top1_agreement=part.figure("top1_agreement", measured.top1((name, layer))),
+            error_share=whole.figure("error_share", measured.error_share(name, [layer])),
         )
 
     def _spliced(self, kind: Dictionary) -> SplicedScore:

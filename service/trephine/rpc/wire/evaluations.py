@@ -127,6 +127,7 @@ def _layer_to_wire(score: domain.LayerScore) -> pb.LayerScore:
         kl_score=figure_to_wire(score.kl_score),
         kl_score_zero=figure_to_wire(score.kl_score_zero),
         top1_agreement=figure_to_wire(score.top1_agreement),
+        error_share=None if score.error_share is None else figure_to_wire(score.error_share),
     )
 
 

@@ -182,9 +182,11 @@ def test_every_figure_stands_beside_its_controls(evaluated):
     for layer in range(3):
         given, *controls = (score for score in evaluated.layers if score.layer == layer)
         assert given.fvu.value < 1
+        assert 0 < given.error_share.value < 1
         for control in controls:
             assert control.l0.value == pytest.approx(given.l0.value, rel=0.35)
             assert math.isfinite(control.ce_score.value)
+            assert 0 < control.error_share.value < 1
         random = next(score for score in controls if score.dictionary is Dictionary.RANDOM)
         assert random.fvu.value > given.fvu.value
     assert (evaluated.tokens, evaluated.contexts, evaluated.seed) == (320, 10, 0)
