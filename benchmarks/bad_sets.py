@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from safetensors.torch import save_file
 from trephine.client.cli.exit_codes import ExitCode
 
 D_SAE = 16
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""Environment in which nothing is looked up on the network: releases cannot be reached."""
 Words = tuple[str, ...]
 
 
@@ -213,7 +216,11 @@ def outcomes(model: Path) -> Iterator[tuple[SetCase, int, str]]:
 
     def run(words: Sequence[str]) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "trephine.client", *words], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "trephine.client", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | OFFLINE,
         )
         return done.returncode, done.stderr
 

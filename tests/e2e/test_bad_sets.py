@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bad_sets import CASES, Ground, SetCase, run_case
+from benchmarks.bad_sets import CASES, OFFLINE, Ground, SetCase, run_case
 from tests.builders import tiny_folder
 from tests.e2e.servers import own_server
 from tests.e2e.test_cli_process import finish, start
@@ -27,9 +27,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_bad_set_gets_its_typed_error(case: SetCase, served: tuple[Path, Path], tmp_path: Path):
+def test_a_bad_set_gets_its_typed_error(
+    case: SetCase, served: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Status 2, the documented reason and a sentence on stderr; nothing is shown as a result."""
     state, model = served
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
 
     def run(words: Sequence[str]) -> tuple[int, str]:
         code, _, err = finish(start(state, *words))
