@@ -67,6 +67,7 @@ bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health unde
 	$(BIN)/python -m benchmarks.edge
 
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
+	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.laws
 
 $(VENV)/peer/stamp: benchmarks/peers/circuit_tracer.txt | $(VENV)/pyvenv.cfg

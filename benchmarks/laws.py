@@ -1,4 +1,4 @@
-"""Laws 2, 3 and 4 on a real model, printed as a table: `python -m benchmarks.laws --model FOLDER`."""
+"""Laws 2, 3 and 4 on a real model, printed as a table: `python -m benchmarks.laws [--model FOLDER]`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trephine.engine.hosted import HostedModel, host
 from trephine.engine.operators import FrozenOperators, capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import LogitReadout, Targets, logit_readout, logit_target, neuron_targets
+from trephine.server.places import default_cache
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 TARGET, AGAINST = " Mary", " John"
@@ -180,7 +181,12 @@ def table(figures: LawFigures) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a plain Hugging Face folder")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=default_cache() / "models" / "smollm2",
+        help="a plain Hugging Face folder; unset: SmolLM2 in the cache",
+    )
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--target", default=TARGET)
     parser.add_argument("--against", default=AGAINST)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -270,7 +271,17 @@ def _check_signature(root: Path, names: list[str], notes: list[str], key: Path |
         verifier.use_elliptic_key_verifier(public_key=key or root / PUBLIC_KEY)
         verifier.verify(root, root / SIGNATURE)
     except Exception as error:  # the library raises whatever its parsers raise; all of it means "no"
-        yield f"{SIGNATURE}: does not hold ({type(error).__name__}: {str(error).splitlines()[:1] or ''})"
+        yield f"{SIGNATURE}: {_unsigned(error)}"
+
+
+def _unsigned(error: Exception) -> str:
+    """Say in a sentence why a signature does not hold; the library's own words list digests."""
+    text = str(error)
+    changed = sorted(set(re.findall(r"Hash mismatch for \\?'([^'\\]+)", text)))
+    if changed:
+        return f"does not hold: {', '.join(changed)} is not what was signed"
+    first = text.splitlines()[0][:160] if text else "no reason given"
+    return f"does not hold ({type(error).__name__}: {first})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
