@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
-from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
+from trephine.domain.circuits import Circuit, PrunedNodes
+from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
-from trephine.pages.circuit_json import kept_edges
+from trephine.pages.circuit_data import page_data
 from trephine.pages.embed import asset, content_policy, json_island, printable
-from trephine.pages.feature_page import feature_file
 
 _TEMPLATES = Environment(autoescape=True)
+_PARTS = (
+    "graph.js",
+    "words.js",
+    "layout.js",
+    "view.js",
+    "edges.js",
+    "drawing.js",
+    "labels.js",
+    "panel.js",
+    "search.js",
+    "input.js",
+    "page.js",
+)
 
 
 def circuit_html(
-    circuit: Circuit, kept: PrunedNodes, *, name: str, pages: Collection[FeatureRef] = ()
+    circuit: Circuit,
+    kept: PrunedNodes,
+    *,
+    name: str,
+    pages: Collection[FeatureRef] = (),
+    features: Iterable[FeatureDescription] = (),
+    view: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page. It loads nothing, and nothing in the circuit's texts can run.
 
@@ -28,15 +47,19 @@ def circuit_html(
         kept: Which nodes and edges survive pruning.
         name: Resource name, shown.
         pages: Features whose own pages lie beside this one; the side panel links to them.
+        features: What is known of features; the side panel shows it.
+        view: `qParams` of the JSON document: pins, supernodes and labels. None takes the document's own.
     """
-    script = asset("circuit.js")
+    library, script = asset("vendor/d3.js"), circuit_script()
+    data = page_data(circuit, kept, name=name, pages=pages, features=features, view=view)
     against = None if circuit.against is None else printable(circuit.against.display)
     target = printable(circuit.target.display)
     return _TEMPLATES.from_string(asset("circuit.html")).render(
-        policy=content_policy(script),
+        policy=content_policy(library, script),
         style=Markup(asset("look.css") + asset("circuit.css")),  # noqa: S704  our own files
+        library=Markup(library),  # noqa: S704  vendored, named by its hash in the policy
         script=Markup(script),  # noqa: S704  our own file
-        data=json_island(_document(circuit, kept, name, pages)),
+        data=json_island(data),
         goal=target if against is None else f"{target} against {against}",
         target=target,
         against=against,
@@ -44,75 +67,8 @@ def circuit_html(
     )
 
 
-def _document(
-    circuit: Circuit, kept: PrunedNodes, name: str, pages: Collection[FeatureRef]
-) -> dict[str, Any]:
-    rows = _rows(circuit)
-    place = {index: number for number, index in enumerate(kept.nodes)}
-    quality = circuit.quality
-    return {
-        "name": name,
-        "model": circuit.model,
-        "weights": circuit.weight_hash,
-        "rule": circuit.edge_rule,
-        "replacement": circuit.replacement,
-        "tokens": [printable(token.display) for token in circuit.tokens],
-        "nodes": [_node(circuit.nodes[index], rows.get(index), pages) for index in kept.nodes],
-        "edges": [
-            [place[source], place[target], weight] for source, target, weight in kept_edges(circuit, kept)
-        ],
-        "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
-        "figures": {
-            "baseline": circuit.figures.baseline,
-            "selected": circuit.figures.selected_share,
-            "error": circuit.figures.error_share,
-            "active": circuit.figures.active_features,
-        },
-        "quality": None
-        if quality is None
-        else {
-            "nodes": quality.nodes,
-            "slope": [quality.slope, quality.slope_low, quality.slope_high],
-            "spearman": [quality.spearman, quality.spearman_low, quality.spearman_high],
-            "edge_slope": [quality.edge_slope, quality.edge_slope_low, quality.edge_slope_high],
-            "edge_spearman": [
-                quality.edge_spearman,
-                quality.edge_spearman_low,
-                quality.edge_spearman_high,
-            ],
-            "how": quality.how,
-        },
-        "caveats": [printable(caveat) for caveat in circuit.caveats],
-    }
-
-
-def _node(node: Node, row: dict[str, float] | None, pages: Collection[FeatureRef]) -> dict[str, Any]:
-    feature = FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
-    return {
-        "kind": node.kind.value,
-        "layer": node.layer,
-        "position": node.position,
-        "feature": node.feature,
-        "activation": node.activation,
-        "influence": node.influence,
-        "effect": node.effect,
-        "label": printable(node.label),
-        "promotes": [printable(text) for text in node.promotes],
-        "suppresses": [printable(text) for text in node.suppresses],
-        "row": row,
-        "target": node.kind is NodeKind.LOGIT,
-        "page": feature_file(feature) if feature in pages else None,
-    }
-
-
-def _rows(circuit: Circuit) -> dict[int, dict[str, float]]:
-    """Bias, remainder and total of every target row, by node index."""
-    columns = {
-        "total": array("f", circuit.rows.total.data),
-        "bias": array("f", circuit.rows.bias.data),
-        "remainder": array("f", circuit.rows.remainder.data),
-    }
-    return {
-        node: {title: column[place] for title, column in columns.items()}
-        for place, node in enumerate(array("i", circuit.rows.target.data))
-    }
+@cache
+def circuit_script() -> str:
+    """Return the page's own script: its parts in one scope, none of it visible from outside."""
+    parts = "\n".join(asset(f"circuit/{part}") for part in _PARTS)
+    return f'"use strict";\n(() => {{\n{parts}\n}})();\n'

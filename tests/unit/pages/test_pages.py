@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from html.parser import HTMLParser
 
 import pytest
 
 from tests.unit.pages.circuits import HOSTILE, everything, hostile_circuit
-from trephine.domain.circuits import PrunedNodes
 from trephine.domain.findings import (
     AuditorInfo,
     AuditOutcome,
@@ -24,7 +22,6 @@ from trephine.domain.findings import (
     Span,
     Verdict,
 )
-from trephine.domain.sites import FeatureRef
 from trephine.pages.audit_page import audit_html
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
@@ -105,31 +102,6 @@ def report(verdict: Verdict = Verdict.FAIL) -> AuditReport:
     )
 
 
-def test_circuit_page_runs_only_its_own_script():
-    """No hostile text becomes an element, an attribute or a script; the policy names one script."""
-    html = circuit_html(hostile_circuit(), everything(), name="circuits/1")
-    elements = parsed(html)
-    assert elements.tags.count("script") == 2
-    assert "img" not in elements.tags
-    assert not [name for name, _ in elements.attributes if name.startswith("on")]
-    assert re.search(r"script-src &#39;sha256-[A-Za-z0-9+/=]+&#39;|script-src 'sha256-", html)
-    html.encode("utf-8")
-
-
-def test_circuit_page_holds_the_same_graph_as_the_json():
-    """What the page shows equals the JSON: nodes, edges, weights."""
-    circuit, kept = hostile_circuit(), everything()
-    island = json.loads(parsed(circuit_html(circuit, kept, name="circuits/1")).scripts[0])
-    document = circuit_json(circuit, kept, slug="x")
-    assert len(island["nodes"]) == len(document["nodes"]) == 6
-    assert [edge[2] for edge in island["edges"]] == [link["weight"] for link in document["links"]]
-    assert island["nodes"][5]["row"] == {
-        "total": 5.0,
-        "bias": pytest.approx(0.3),
-        "remainder": pytest.approx(5.2),
-    }
-
-
 def test_circuit_json_follows_the_schema_and_avoids_the_error_id_collision():
     """Ids follow circuit-tracer's schema; an error of layer 0 cannot be mistaken for a feature of it."""
     document = circuit_json(hostile_circuit(), everything(), slug="x")
@@ -149,21 +121,6 @@ def test_circuit_json_follows_the_schema_and_avoids_the_error_id_collision():
     }
     assert max(node["influence"] for node in document["nodes"]) == pytest.approx(1.0)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-
-
-def test_pruned_edges_are_renumbered():
-    """An edge of a pruned circuit points at the places of its nodes among those kept."""
-    kept = PrunedNodes(nodes=(1, 4, 5), edges=(1, 3), node_threshold=0.8, edge_threshold=0.98)
-    island = json.loads(parsed(circuit_html(hostile_circuit(), kept, name="circuits/1")).scripts[0])
-    assert island["edges"] == [[1, 0, 2.0], [0, 2, -4.0]]
-
-
-def test_features_with_pages_beside_are_linked():
-    """Nodes of a feature that has a page carry its file's name; the others carry none."""
-    beside = {FeatureRef(layer=2, index=9)}
-    html = circuit_html(hostile_circuit(), everything(), name="circuits/1", pages=beside)
-    island = json.loads(parsed(html).scripts[0])
-    assert [node["page"] for node in island["nodes"]] == [None, "neurons-2-9.html", None, None, None, None]
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -1,0 +1,45 @@
+// --- layout: one band a layer that is used, one column a position; units are pixels at scale 1 -----
+
+const layout = (() => {
+  const STEP = 15, ROW = 14, BAND = 26, GAP = 14, EMPTY = 12, NARROWEST = 34;
+  const layers = [...new Set(byInfluence.filter(graph.inner).map(i => graph.layer[i]))].sort((a, b) => a - b);
+  const bandOf = new Map(layers.map((layer, i) => [layer, i + 1])), top = layers.length + 1;
+  const band = i => graph.kind[i] === "token" ? 0 : graph.kind[i] === "logit" ? top : bandOf.get(graph.layer[i]);
+  const last = graph.tokens.length - 1;
+  const column = i => Math.max(0, Math.min(last, graph.position[i] < 0 ? last : graph.position[i]));
+
+  const cells = new Map();
+  for (const i of byInfluence) {
+    const key = band(i) * graph.tokens.length + column(i);
+    if (!cells.has(key)) cells.set(key, []);
+    cells.get(key).push(i);
+  }
+  // A crowded cell is about twice as wide as high.
+  const perRow = count => Math.max(1, Math.min(count, Math.ceil(Math.sqrt(2 * count))));
+  const width = new Float64Array(graph.tokens.length).fill(EMPTY), height = new Float64Array(top + 1).fill(BAND);
+  for (const [key, members] of cells) {
+    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(members.length);
+    if (b) width[c] = Math.max(width[c], NARROWEST, wide * STEP);
+    height[b] = Math.max(height[b], Math.ceil(members.length / wide) * ROW + 10);
+  }
+  const start = new Float64Array(width.length + 1), bandTop = new Float64Array(top + 2);
+  for (let c = 0; c < width.length; c++) start[c + 1] = start[c] + width[c] + GAP;
+  for (let b = top; b >= 0; b--) bandTop[b] = b === top ? 0 : bandTop[b + 1] + height[b + 1];
+
+  const x = new Float64Array(graph.size + graph.groups.length), y = new Float64Array(x.length);
+  for (const [key, members] of cells) {
+    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(members.length);
+    const rows = Math.ceil(members.length / wide);
+    members.forEach((i, order) => {
+      const row = Math.floor(order / wide), inRow = Math.min(wide, members.length - row * wide);
+      x[i] = start[c] + GAP / 2 + width[c] / 2 + (order % wide - (inRow - 1) / 2) * STEP;
+      y[i] = bandTop[b] + height[b] / 2 + (row - (rows - 1) / 2) * ROW;
+    });
+  }
+  graph.groups.forEach((group, g) => {
+    const mean = values => group.members.reduce((sum, i) => sum + values[i], 0) / group.members.length;
+    x[graph.size + g] = mean(x);
+    y[graph.size + g] = mean(y);
+  });
+  return { layers, top, band, column, x, y, start, bandTop, bandHeight: height, width: start[width.length], height: bandTop[0] + height[0], STEP };
+})();

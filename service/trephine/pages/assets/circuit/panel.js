@@ -1,0 +1,105 @@
+// --- side panel: the circuit, a node or a supernode, and what is known of the feature -----------------------
+
+const side = document.getElementById("side");
+const linkRow = (vertex, value, ink) => el("li", {}, el("button", { type: "button", onclick: () => select(vertex, true), onmouseenter: () => hover(vertex), onmouseleave: () => hover(-1) },
+  el("span", { class: "weight " + ink }, value),
+  el("span", { class: "what" }, el("bdi", {}, visible(title(vertex))), el("span", { class: "faint" }, ` · ${where(vertex)}`))));
+const edgeList = (list, incoming, limit = 12) => {
+  if (!list.length) return el("p", { class: "note" }, "none among what is shown");
+  const rows = list.map(([other, weight]) => [other, signed(weight), sign(weight)]);
+  const ol = el("ol", { class: "edges", "data-direction": incoming ? "in" : "out" }, ...rows.slice(0, limit).map(row => linkRow(...row)));
+  if (rows.length <= limit) return ol;
+  const rest = el("button", { type: "button", class: "more", onclick: () => { ol.append(...rows.slice(limit, 200).map(row => linkRow(...row))); rest.remove(); } }, `${rows.length - limit} more`);
+  return el("div", {}, ol, rest);
+};
+
+function panel() {
+  const vertex = state.selected;
+  side.replaceChildren(...(vertex < 0 ? overview() : groupOf(vertex) ? groupPanel(vertex) : nodePanel(vertex)).filter(Boolean));
+  if (vertex >= 0) side.append(el("p", {}, el("button", { type: "button", title: "Escape", onclick: () => select(-1) }, "Back to the circuit")));
+}
+const edgeSections = vertex => {
+  const into = edgesOf(vertex, true), out = edgesOf(vertex, false), count = list => el("span", { class: "faint" }, ` ${list.length}`);
+  return [
+    into.length || graph.kind[vertex] !== "token" ? el("h2", {}, "Strongest in", count(into)) : null, into.length || graph.kind[vertex] !== "token" ? edgeList(into, true) : null,
+    ...enteringFacts(vertex),
+    out.length || graph.kind[vertex] !== "logit" ? el("h2", {}, "Strongest out", count(out)) : null, out.length || graph.kind[vertex] !== "logit" ? edgeList(out, false) : null,
+  ];
+};
+const enteringFacts = i => groupOf(i) || !Number.isFinite(graph.total[i]) ? [] : [facts([
+  ["sum of all that enters", number(graph.total[i])], ["of that: constants", number(graph.bias[i])],
+  ["of that: sources not in the graph", number(graph.remainder[i])]])];
+const pinButton = i => el("button", { type: "button", "aria-pressed": String(state.pinned.has(i)), title: "Pin (p)", onclick: () => pin(i) }, state.pinned.has(i) ? "Unpin" : "Pin");
+
+const nodePanel = i => {
+  const kind = graph.kind[i], at = graph.position[i], group = graph.groups.findIndex(one => one.members.includes(i));
+  return [
+    el("h2", {}, el("bdi", {}, visible(title(i)))),
+    facts([
+      ["kind", kindWord(i)], ["where", where(i)],
+      kind === "feature" ? [featureWord, `${graph.layer[i]}:${graph.feature[i]}`] : null,
+      at >= 0 && kind !== "token" ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
+      kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
+      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? ["probability", number(graph.activation[i])] : null,
+      kind === "logit" ? null : ["effect on target (estimate)", signed(graph.effect[i]) + " logits", sign(graph.effect[i])],
+      ["influence", percent(graph.influence[i], 2)],
+      ["id", el("span", { class: "mono" }, graph.ids[i])],
+    ]),
+    el("p", { class: "actions" }, pinButton(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,
+      group >= 0 ? el("button", { type: "button", onclick: () => { collapse(group, true); select(graph.size + group, true); } }, "Close its supernode") : null),
+    ...card(graph.features[`${graph.layer[i]}:${graph.feature[i]}`], kind),
+    ...words(i),
+    ...edgeSections(i),
+  ];
+};
+const words = i => [["Promotes", graph.promotes(i)], ["Suppresses", graph.suppresses(i)]].filter(([, texts]) => texts.length)
+  .flatMap(([name, texts]) => [el("h2", {}, name, el("span", { class: "faint" }, " logit lens")), tokenList(texts)]);
+const card = (known, kind) => {
+  if (kind !== "feature" || !known) return [];
+  const shown = [known.label ? el("p", {}, el("bdi", {}, known.label)) : null];
+  if (known.contexts === undefined) return shown;
+  return [...shown,
+    facts([["fires at", percent(known.density, 3) + " of positions"], ["mean where it fires", number(known.mean)], ["largest", number(known.largest)]]),
+    el("h2", {}, "Fires on"), el("div", { class: "tokens" }, ...known.tokens.map(([text, share]) => el("span", { class: "token", title: percent(share, 1) + " of its activation" }, visible(text)))),
+    el("h2", {}, "Strongest contexts"), el("ol", { class: "contexts" }, ...known.contexts.map(contextRow))];
+};
+const contextRow = context => el("li", {}, el("span", { class: "value" }, number(context.peak)), el("p", {}, ...context.tokens.map((text, n) => {
+  const share = context.shares[n], cell = el("span", { class: sign(share) + (n === context.at ? " peak" : "") }, text);
+  cell.style.setProperty("--share", Math.min(1, Math.abs(share)));
+  return cell;
+})));
+
+const groupPanel = vertex => {
+  const g = vertex - graph.size, group = groupOf(vertex), members = group.members;
+  const sum = values => members.reduce((total, i) => total + values[i], 0);
+  return [
+    el("h2", {}, el("bdi", {}, title(vertex))),
+    facts([["kind", "supernode"], ["members here", String(members.length)], ["effects, summed", signed(sum(graph.effect)) + " logits", sign(sum(graph.effect))], ["influence, summed", percent(sum(graph.influence), 2)]]),
+    el("p", { class: "actions" }, el("button", { type: "button", id: "open-group", onclick: () => { collapse(g, false); select(members[0], true); } }, "Open it")),
+    el("h2", {}, "Members"),
+    el("ol", { class: "edges" }, ...members.map(i => linkRow(i, signed(graph.effect[i]), sign(graph.effect[i])))),
+    ...edgeSections(vertex),
+    el("p", { class: "note" }, "Edges of a supernode are sums over its members."),
+  ];
+};
+
+const interval = ([value, low, high]) => `${number(value, 2)} (${number(low, 2)} to ${number(high, 2)})`;
+const overview = () => [
+  el("h2", {}, "This circuit"), facts([
+    ["target on this prompt", number(graph.figures.baseline) + " logits"],
+    ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
+    ["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)],
+  ]),
+  ...listed("Pinned", [...state.pinned], 20),
+  ...(graph.groups.length ? [el("h2", {}, "Supernodes"), el("ol", { class: "edges" }, ...graph.groups.map((group, g) => linkRow(graph.size + g, `${group.members.length} nodes`, "faint")))] : []),
+  ...listed("Targets", logits.length > 1 ? logits : [], 10),
+  ...listed("Largest estimated effects", strongestEffect, 14),
+  ...(graph.quality ? [el("h2", {}, "Estimates against real ablations"), facts([
+    ["ablated one by one", String(graph.quality.nodes)], ["effects: slope", interval(graph.quality.slope)], ["rank correlation", interval(graph.quality.spearman)],
+    [`${graph.rule} edges: slope`, interval(graph.quality.edge_slope)], ["rank correlation", interval(graph.quality.edge_spearman)]]),
+    el("p", { class: "note" }, graph.quality.how)] : []),
+  ...(graph.caveats.length ? [el("h2", {}, "Read with care"), el("ul", { class: "note" }, ...graph.caveats.map(text => el("li", {}, text)))] : []),
+  el("p", { class: "note mono" }, `${graph.name} · ${graph.model} · ${graph.weights.slice(0, 12)} · edges: ${graph.rule}`),
+];
+const listed = (name, nodes, limit) => nodes.length ? [el("h2", {}, name), el("ol", { class: "edges" }, ...nodes.slice(0, limit).map(i =>
+  graph.kind[i] === "logit" ? linkRow(i, percent(graph.activation[i], 1), "faint") : linkRow(i, signed(graph.effect[i]), sign(graph.effect[i]))))] : [];

@@ -1,0 +1,48 @@
+// --- words and elements: text only ever enters as text nodes --------------------------------------
+
+const number = (value, digits = 3) => {
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 0.001 || size >= 100000)) return value.toExponential(2).replaceAll("-", "−");
+  return value.toFixed(size >= 100 ? 1 : digits).replace("-", "−");
+};
+const percent = (share, digits) => Number.isFinite(share) ? (100 * share).toFixed(digits) + " %" : "–";
+const signed = value => (value > 0 ? "+" : "") + number(value);
+const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const sign = value => value >= 0 ? "plus" : "minus";
+// Spaces at the ends, several in a row and line ends are part of a token and must be seen.
+const visible = text => text.replace(/^ | $| (?= )|(?<= ) /g, "␣").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+
+// A vertex is a node by its number, or a supernode by `graph.size` and its number.
+const groupOf = vertex => vertex >= graph.size ? graph.groups[vertex - graph.size] : null;
+const idOf = vertex => groupOf(vertex) ? `group ${vertex - graph.size}` : graph.ids[vertex];
+const where = vertex => {
+  const group = groupOf(vertex);
+  if (group) return plural(group.members.length, "node");
+  const at = graph.position[vertex];
+  if (graph.kind[vertex] === "token") return `position ${at}`;
+  if (graph.kind[vertex] === "logit") return at < 0 ? "target" : `target at position ${at}`;
+  return `L${graph.layer[vertex]}, position ${at}`;
+};
+const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
+const KIND_WORDS = { feature: featureWord, error: "error term", token: "token", logit: "target" };
+const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
+const title = vertex => {
+  const group = groupOf(vertex);
+  if (group) return group.label || "supernode";
+  return graph.label[vertex] || (graph.kind[vertex] === "feature" ? `${featureWord} ${graph.layer[vertex]}:${graph.feature[vertex]}` :
+    graph.kind[vertex] === "token" ? graph.tokens[graph.position[vertex]] ?? "token" : kindWord(vertex));
+};
+
+const el = (tag, attributes = {}, ...children) => {
+  const element = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") element.className = value;
+    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else element.setAttribute(key, value);
+  }
+  element.append(...children.filter(child => child !== null && child !== undefined));
+  return element;
+};
+const facts = pairs => el("dl", {}, ...pairs.filter(Boolean).flatMap(([name, value, kind]) => [el("dt", {}, name), el("dd", kind ? { class: kind } : {}, value)]));
+const tokenList = texts => el("div", { class: "tokens" }, ...texts.map(text => el("span", { class: "token" }, visible(text))));

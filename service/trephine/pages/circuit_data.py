@@ -1,0 +1,206 @@
+"""What a circuit's page holds: columns of numbers as base64, texts once each, figures as they are.
+
+50,000 edges are 400 kB this way; as JSON objects they would be 4 MB and a second of parsing. The columns
+are little-endian; `assets/circuit/graph.js` reads them. Ids, labels and cumulative influences are those of
+the JSON document (`circuit_json`), so that the page cannot say anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from base64 import b64encode
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
+from math import nan
+from typing import Any
+
+from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, PrunedNodes
+from trephine.domain.features import FeatureDescription
+from trephine.domain.sites import FeatureRef
+from trephine.pages.circuit_json import circuit_json, kept_edges
+from trephine.pages.embed import printable
+from trephine.pages.feature_card import feature_card
+from trephine.pages.feature_page import feature_file
+
+_KINDS = tuple(kind.value for kind in NodeKind)
+
+
+def page_data(
+    circuit: Circuit,
+    kept: PrunedNodes,
+    *,
+    name: str,
+    pages: Collection[FeatureRef] = (),
+    features: Iterable[FeatureDescription] = (),
+    view: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the data of a page; everything in it is safe to encode as JSON.
+
+    Args:
+        circuit: What was discovered.
+        kept: Which nodes and edges survive pruning.
+        name: Resource name, shown.
+        pages: Features whose own pages lie beside this one.
+        features: What is known of features; shown in the side panel.
+        view: `qParams` of the JSON document: pins, supernodes and labels. None takes the document's own.
+    """
+    document = circuit_json(circuit, kept, slug=name)
+    nodes, texts = [circuit.nodes[index] for index in kept.nodes], _Texts()
+    quality = circuit.quality
+    return {
+        "name": name,
+        "model": circuit.model,
+        "weights": circuit.weight_hash,
+        "rule": circuit.edge_rule,
+        "replacement": printable(circuit.replacement),
+        "tokens": [printable(token.display) for token in circuit.tokens],
+        "kinds": _KINDS,
+        "ids": [node["node_id"] for node in document["nodes"]],
+        "nodes": _node_columns(circuit, kept, nodes, document["nodes"], texts),
+        "edges": _edge_columns(circuit, kept),
+        "texts": texts.all,
+        "pages": {
+            str(place): feature_file(feature)
+            for place, feature in enumerate(map(_feature, nodes))
+            if nodes[place].kind is NodeKind.FEATURE and feature in pages
+        },
+        "features": {
+            f"{one.view.feature.layer}:{one.view.feature.index}": feature_card(one) for one in features
+        },
+        "view": _view(document["qParams"] if view is None else view),
+        "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
+        "figures": {
+            "baseline": circuit.figures.baseline,
+            "selected": circuit.figures.selected_share,
+            "error": circuit.figures.error_share,
+            "active": circuit.figures.active_features,
+        },
+        "quality": None if quality is None else _quality(quality),
+        "caveats": [printable(caveat) for caveat in circuit.caveats],
+    }
+
+
+class _Texts:
+    """Texts by number, each held once."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self._number: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        shown = printable(text)
+        if shown not in self._number:
+            self._number[shown] = len(self.all)
+            self.all.append(shown)
+        return self._number[shown]
+
+
+def _node_columns(
+    circuit: Circuit,
+    kept: PrunedNodes,
+    nodes: Sequence[Node],
+    documented: Sequence[Mapping[str, Any]],
+    texts: _Texts,
+) -> dict[str, Any]:
+    rows, nothing = _rows(circuit), (nan, nan, nan)
+    entering = [rows.get(index, nothing) for index in kept.nodes]
+    return {
+        "count": len(nodes),
+        "kind": _integers(_KINDS.index(node.kind.value) for node in nodes),
+        "layer": _integers(node.layer for node in nodes),
+        "position": _integers(node.position for node in nodes),
+        "feature": _integers(node.feature for node in nodes),
+        "activation": _floats(node.activation for node in nodes),
+        "influence": _floats(node.influence for node in nodes),
+        "effect": _floats(node.effect for node in nodes),
+        "cumulative": _floats(node["influence"] for node in documented),
+        "total": _floats(row[0] for row in entering),
+        "bias": _floats(row[1] for row in entering),
+        "remainder": _floats(row[2] for row in entering),
+        "label": _integers(texts.number(node["clerp"]) for node in documented),
+        "promotes": _lists([[texts.number(text) for text in node.promotes] for node in nodes]),
+        "suppresses": _lists([[texts.number(text) for text in node.suppresses] for node in nodes]),
+    }
+
+
+def _edge_columns(circuit: Circuit, kept: PrunedNodes) -> dict[str, Any]:
+    """Edges between places among the nodes kept."""
+    place = {index: number for number, index in enumerate(kept.nodes)}
+    edges = kept_edges(circuit, kept)
+    return {
+        "count": len(edges),
+        "source": _integers(place[source] for source, _, _ in edges),
+        "target": _integers(place[target] for _, target, _ in edges),
+        "weight": _base64(array("f", (weight for _, _, weight in edges))),
+    }
+
+
+def _rows(circuit: Circuit) -> dict[int, tuple[float, float, float]]:
+    """Total, bias and remainder of every target row, by node index."""
+    columns = (
+        array("f", column.data) for column in (circuit.rows.total, circuit.rows.bias, circuit.rows.remainder)
+    )
+    return dict(zip(array("i", circuit.rows.target.data), zip(*columns, strict=True), strict=True))
+
+
+def _view(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Pins, supernodes and labels of a document's `qParams`; what is missing there is empty."""
+    clerps = view.get("clerps") or ()
+    if isinstance(clerps, str):  # the viewer's address holds them as JSON
+        clerps = json.loads(clerps)
+    labels = clerps.items() if isinstance(clerps, Mapping) else clerps
+    return {
+        "pinned": [str(one) for one in view.get("pinnedIds") or ()],
+        "groups": [
+            {"label": printable(str(label)), "members": [str(one) for one in members]}
+            for label, *members in view.get("supernodes") or ()
+        ],
+        "labels": {str(identity): printable(str(label)) for identity, label in labels},
+    }
+
+
+def _quality(quality: EstimateQuality) -> dict[str, Any]:
+    return {
+        "nodes": quality.nodes,
+        "slope": [quality.slope, quality.slope_low, quality.slope_high],
+        "spearman": [quality.spearman, quality.spearman_low, quality.spearman_high],
+        "edge_slope": [quality.edge_slope, quality.edge_slope_low, quality.edge_slope_high],
+        "edge_spearman": [quality.edge_spearman, quality.edge_spearman_low, quality.edge_spearman_high],
+        "how": printable(quality.how),
+    }
+
+
+def _feature(node: Node) -> FeatureRef:
+    return FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def _integers(numbers: Iterable[int]) -> tuple[int, str]:
+    """Return the width in bits, the smallest that holds them all, and the column."""
+    column = array("i", numbers)
+    if not column or (min(column) >= -(1 << 15) and max(column) < 1 << 15):
+        return 16, _base64(array("h", column))
+    return 32, _base64(column)
+
+
+def _floats(values: Iterable[float]) -> str:
+    return _base64(array("f", values))
+
+
+def _lists(lists: Sequence[Sequence[int]]) -> dict[str, tuple[int, str]]:
+    """Lists of numbers as one column, and where each begins."""
+    starts = accumulate((len(one) for one in lists), initial=0)
+    return {
+        "start": _integers(starts),
+        "item": _integers(number for one in lists for number in one),
+    }
+
+
+def _base64(column: array[Any]) -> str:
+    if sys.byteorder == "big":
+        column.byteswap()
+    return b64encode(column.tobytes()).decode()

@@ -1,0 +1,362 @@
+"""The circuit's page in a real browser, with real clicks, wheels and keys: what it shows is the JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.browser import browser, problems
+from tests.synthetic_circuits import synthetic_circuit, whole
+from tests.unit.pages.circuits import HOSTILE, everything, hostile_circuit
+from tests.unit.pages.test_feature_page import description
+from trephine.domain.circuits import Circuit, PrunedNodes
+from trephine.pages.circuit_json import circuit_json
+from trephine.pages.circuit_page import circuit_html
+
+pytestmark = pytest.mark.e2e
+
+Opened = tuple[Page, dict[str, Any]]
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def opened(chromium: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Open a circuit's page; at the end it must not have complained."""
+    pages, complaints = [], []
+
+    def open_page(
+        circuit: Circuit,
+        kept: PrunedNodes | None = None,
+        *,
+        width: int = 1280,
+        view: object = None,
+        **given: object,
+    ) -> Opened:
+        kept = kept or whole(circuit)
+        document = circuit_json(circuit, kept, slug="x")
+        file = tmp_path / f"{len(pages)}.html"
+        chosen = document["qParams"] | (view(document) if callable(view) else {})
+        file.write_text(circuit_html(circuit, kept, name="circuits/1", view=chosen, **given), "utf-8")
+        page = chromium.new_page(viewport={"width": width, "height": 860}, reduced_motion="reduce")
+        complaints.append(problems(page))
+        pages.append(page)
+        page.goto(file.as_uri())
+        return page, document
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert complaints == [[] for _ in pages]
+
+
+@pytest.fixture
+def small(opened: Open) -> Opened:
+    """A page of 100 nodes and 600 edges."""
+    return opened(synthetic_circuit(nodes=100, edges=600, tokens=14))
+
+
+def state(page: Page, name: str) -> Any:
+    return page.evaluate(f"window.trephine.{name}")
+
+
+def spot(page: Page, node: str) -> tuple[float, float]:
+    at = page.evaluate("id => window.trephine.spot(id)", node)
+    return at["x"], at["y"]
+
+
+def graph(page: Page) -> Locator:
+    return page.get_by_role("application")
+
+
+def press(page: Page, *keys: str) -> None:
+    graph(page).focus()
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def links(document: dict[str, Any], node: str, end: str) -> dict[str, float]:
+    """Weights of a node's links in the document by the id at the other end."""
+    other = "source" if end == "target" else "target"
+    return {one[other]: one["weight"] for one in document["links"] if one[end] == node}
+
+
+def features(document: dict[str, Any]) -> list[str]:
+    return [one["node_id"] for one in document["nodes"] if one["feature_type"].startswith("cross")]
+
+
+def busiest(document: dict[str, Any]) -> str:
+    """The feature with most links in and out."""
+    return max(
+        features(document),
+        key=lambda node: len(links(document, node, "target")) + len(links(document, node, "source")),
+    )
+
+
+def test_counts_figures_and_every_edge_are_those_of_the_json(small):
+    """Of every node the kind, place, cumulative influence and the edges in and out."""
+    page, document = small
+    assert (state(page, "nodes"), state(page, "edges")) == (100, 600)
+    for node in document["nodes"]:
+        name = node["node_id"]
+        shown = page.evaluate(
+            "id => ({ ...trephine.node(id), into: trephine.into(id), out: trephine.out(id) })", name
+        )
+        assert shown["position"] == node["ctx_idx"]
+        assert shown["cumulative"] == pytest.approx(node["influence"], rel=1e-6)
+        if node["activation"] is not None:
+            assert shown["activation"] == pytest.approx(node["activation"], rel=1e-6)
+        assert {one["id"]: one["weight"] for one in shown["into"]} == pytest.approx(
+            links(document, name, "target")
+        )
+        assert {one["id"]: one["weight"] for one in shown["out"]} == pytest.approx(
+            links(document, name, "source")
+        )
+
+
+def test_a_click_shows_a_nodes_figures_and_its_strongest_edges(small):
+    """The panel lists edges by weight, and a click on one goes there."""
+    page, document = small
+    node = busiest(document)
+    page.mouse.click(*spot(page, node))
+    assert state(page, "selected") == node
+    side = page.get_by_role("complementary")
+    expect(side.locator("dl").first).to_contain_text(node)
+    expect(page.locator("#status")).to_contain_text(f"{len(links(document, node, 'target'))} edges in")
+    strongest = sorted(links(document, node, "target").items(), key=lambda one: -abs(one[1]))
+    rows = side.locator("ol[data-direction=in] button:not(.more)")
+    weights = [float(text.replace("−", "-")) for text in rows.locator(".weight").all_inner_texts()]
+    assert weights == pytest.approx([weight for _, weight in strongest[:12]], abs=6e-4)
+    rows.first.click()
+    assert state(page, "selected") == strongest[0][0]
+
+
+def test_the_pointer_over_a_node_shows_its_name(small):
+    """A hint appears beside it and goes when the pointer does; nothing is selected."""
+    page, document = small
+    node = busiest(document)
+    page.mouse.move(*spot(page, node))
+    assert state(page, "hovered") == node
+    expect(page.locator("#tip")).to_be_visible()
+    page.mouse.move(5, 5)
+    assert state(page, "hovered") is None
+    assert state(page, "selected") is None
+
+
+def test_thresholds_hide_the_nodes_and_edges_that_the_json_says(small):
+    """Nodes by their cumulative influence in the JSON; edges by their share of what enters their target."""
+    page, document = small
+    entering: dict[str, float] = defaultdict(float)
+    for one in document["links"]:
+        entering[one["target"]] += abs(one["weight"])
+    page.locator("#node-cut").fill("0.8")
+    kept = {
+        one["node_id"]
+        for one in document["nodes"]
+        if one["feature_type"] in ("embedding", "logit") or one["influence"] <= 0.8
+    }
+    assert set(state(page, "shown.vertices")) == kept
+    between = [one for one in document["links"] if {one["source"], one["target"]} <= kept]
+    assert 0 < len(between) < 600
+    assert state(page, "shown.edges") == len(between)
+    page.locator("#edge-cut").fill("70")
+    share = state(page, "cuts.edges")
+    assert share == pytest.approx(10**-0.9)
+    heavy = [one for one in between if abs(one["weight"]) / entering[one["target"]] >= share]
+    assert 0 < len(heavy) < len(between)
+    assert state(page, "shown.edges") == len(heavy)
+    expect(page.locator("#edges-shown")).to_have_text(f"{len(heavy)} of 600")
+
+
+def test_search_finds_by_feature_layer_token_and_id(small):
+    """Matches are counted, Enter jumps to the most influential, n goes on, Escape clears."""
+    page, document = small
+    node = busiest(document)
+    layer, index, _ = node.split("_")
+    box = page.get_by_role("searchbox")
+    for text in (f"#{index}", f"{layer}:{index}", node):
+        box.fill(text)
+        assert state(page, "matches") == [node]
+    box.fill(f"L{layer}")
+    expected = {one["node_id"] for one in document["nodes"] if one["layer"] == layer}
+    assert set(state(page, "matches")) == {one for one in expected if not one.startswith("E")}
+    box.fill("mentions of")
+    found = state(page, "matches")
+    assert {one["node_id"] for one in document["nodes"] if "mentions of" in one["clerp"]} == set(found)
+    box.press("Enter")
+    assert state(page, "selected") == found[0]
+    expect(page.locator("#matches")).to_have_text(f"1 of {len(found)}")
+    press(page, "n")
+    assert state(page, "selected") == found[1]
+    box.fill("no such thing")
+    expect(page.locator("#matches")).to_have_text("0 matches")
+
+
+def grouped(document: dict[str, Any]) -> dict[str, Any]:
+    names = sorted(features(document), key=lambda node: -len(links(document, node, "source")))
+    return {
+        "supernodes": [["one concept", *names[:3], "no_such_node"]],
+        "pinnedIds": [names[4]],
+        "clerps": [[names[4], "my name"]],
+    }
+
+
+def test_a_supernode_stands_for_its_members_until_it_is_opened(opened):
+    """Closed it has the sums of its members' edges; a double click shows them, g closes it again."""
+    page, document = opened(synthetic_circuit(nodes=100, edges=600, tokens=14), view=grouped)
+    members = grouped(document)["supernodes"][0][1:4]
+    assert state(page, "groups") == [{"label": "one concept", "members": members, "collapsed": True}]
+    vertices = state(page, "shown.vertices")
+    assert "group 0" in vertices
+    assert not set(members) & set(vertices)
+    summed: dict[str, float] = defaultdict(float)
+    for one in document["links"]:
+        if one["source"] in members and one["target"] not in members:
+            summed[one["target"]] += one["weight"]
+    out = {one["id"]: one["weight"] for one in page.evaluate("trephine.out('group 0')")}
+    assert out == pytest.approx(dict(summed), rel=1e-5, abs=1e-6)
+    page.mouse.click(*spot(page, "group 0"))
+    assert state(page, "selected") == "group 0"
+    expect(page.get_by_role("complementary")).to_contain_text("one concept")
+    page.mouse.dblclick(*spot(page, "group 0"))
+    assert state(page, "groups[0].collapsed") is False
+    assert set(members) <= set(state(page, "shown.vertices"))
+    press(page, "g")
+    assert state(page, "groups[0].collapsed") is True
+
+
+def test_pins_and_labels_come_from_the_json_and_pins_can_be_changed(opened):
+    """A pinned node keeps its name and its place whatever the threshold."""
+    page, document = opened(synthetic_circuit(nodes=100, edges=600, tokens=14), view=grouped)
+    pinned = grouped(document)["pinnedIds"][0]
+    assert state(page, "pinned") == [pinned]
+    assert page.evaluate("id => trephine.node(id).label", pinned) == "my name"
+    page.locator("#node-cut").fill(page.locator("#node-cut").get_attribute("min"))
+    assert pinned in state(page, "shown.vertices")
+    page.get_by_role("complementary").get_by_role("button", name="my name").first.click()
+    page.get_by_role("button", name="Unpin").click()
+    assert state(page, "pinned") == []
+    press(page, "p")
+    assert state(page, "pinned") == [pinned]
+
+
+def test_the_keyboard_alone_is_enough(small):
+    """Arrows move, i and o follow edges, ? lists the keys, d turns the colours, Escape clears."""
+    page, document = small
+    press(page, "Home")
+    target = next(one["node_id"] for one in document["nodes"] if one["is_target_logit"])
+    assert state(page, "selected") == target
+    strongest = max(links(document, target, "target").items(), key=lambda one: abs(one[1]))[0]
+    press(page, "i")
+    assert state(page, "selected") == strongest
+    before = spot(page, strongest)
+    press(page, "ArrowUp")
+    assert spot(page, state(page, "selected"))[1] < before[1]
+    press(page, "Escape")
+    assert state(page, "selected") is None
+    press(page, "?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    theme = state(page, "theme")
+    press(page, "d")
+    assert state(page, "theme") != theme
+    drawn = [state(page, "edgesAtRest")["drawn"]]
+    for _ in range(2):
+        press(page, "e")
+        drawn.append(state(page, "edgesAtRest")["drawn"])
+    assert sorted(drawn) == [0, 220, 600]
+    press(page, "/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+
+
+def test_wheel_drag_and_buttons_move_the_view(small):
+    """The wheel zooms about the pointer, a drag moves without selecting, fit goes back."""
+    page, document = small
+    home = state(page, "transform")
+    node = busiest(document)
+    x, y = spot(page, node)
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -400)
+    expect(page.locator("#tip")).to_be_hidden()
+    page.wait_for_function("before => trephine.transform.k > 1.2 * before", arg=home["k"])
+    assert spot(page, node) == pytest.approx((x, y), abs=1.0)
+    page.mouse.down()
+    page.mouse.move(x + 80, y - 30, steps=4)
+    page.mouse.up()
+    assert spot(page, node) == pytest.approx((x + 80, y - 30), abs=1.0)
+    assert state(page, "selected") is None
+    page.get_by_role("button", name="Zoom out").click()
+    page.get_by_role("button", name="Fit").click()
+    assert state(page, "transform") == pytest.approx(home)
+
+
+@pytest.mark.parametrize("width", [420, 1920])
+def test_nothing_is_wider_than_the_screen(opened, width):
+    """At phone and at desk width everything is inside, and all controls have names."""
+    page, document = opened(synthetic_circuit(nodes=100, edges=600, tokens=14), width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for button in page.get_by_role("button").all():
+        assert button.get_attribute("aria-label") or button.inner_text().strip()
+    for node in document["nodes"]:
+        x, _ = spot(page, node["node_id"])
+        assert 0 < x < width
+
+
+def test_hostile_texts_are_shown_and_do_nothing(opened):
+    """Script ends, controls, marks of direction and lone surrogates, in every place: text, and only text."""
+    view = {"supernodes": [[HOSTILE, "0_7_0"]], "clerps": [["2_9_1", HOSTILE]]}
+    page, _ = opened(hostile_circuit(), everything(), view=lambda _: view, features=[description()])
+    page.get_by_role("searchbox").fill("</script><img")
+    assert "2_9_1" in state(page, "matches")
+    page.keyboard.press("Enter")
+    press(page, "g", "i", "o", "p", "Escape")
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.scripts.length") == 3
+    expect(page.get_by_role("complementary")).to_contain_text("</script><img src=x onerror=alert(1)>")
+
+
+def test_a_long_prompt_of_many_scripts_begins_at_its_end(opened):
+    """With 1,024 positions the target is in view, the beginning can be reached, and ids stay right."""
+    page, document = opened(synthetic_circuit(nodes=1500, edges=4000, tokens=1024, targets=3))
+    targets = [one["node_id"] for one in document["nodes"] if one["feature_type"] == "logit"]
+    for target in targets:
+        assert 0 < spot(page, target)[0] < 1280
+    overview = page.get_by_role("complementary")
+    expect(overview.get_by_role("heading", name="Targets")).to_be_visible()
+    first = next(one["node_id"] for one in document["nodes"] if one["ctx_idx"] == 0)
+    assert spot(page, first)[0] < 0
+    page.get_by_role("searchbox").fill(first)
+    page.keyboard.press("Enter")
+    assert state(page, "selected") == first
+    assert 0 < spot(page, first)[0] < 1280
+
+
+def test_what_is_known_of_a_feature_stands_beside_it(opened):
+    """The card of the feature's page, with its contexts, is in the panel of that feature alone."""
+    circuit = synthetic_circuit(nodes=100, edges=600, tokens=14)
+    one = next(node for node in circuit.nodes if node.kind.value == "feature")
+    known = description()
+    moved = dataclasses.replace(known.view.feature, layer=one.layer, index=one.feature)
+    known = dataclasses.replace(known, view=dataclasses.replace(known.view, feature=moved))
+    page, document = opened(circuit, features=[known])
+    name = f"{one.layer}_{one.feature}_{one.position}"
+    page.get_by_role("searchbox").fill(name)
+    page.keyboard.press("Enter")
+    side = page.get_by_role("complementary")
+    expect(side.get_by_role("heading", name="Strongest contexts")).to_be_visible()
+    expect(side).to_contain_text("0.125 %")
+    page.get_by_role("searchbox").fill(next(other for other in features(document) if other != name))
+    page.keyboard.press("Enter")
+    expect(side.get_by_role("heading", name="Strongest contexts")).to_be_hidden()
