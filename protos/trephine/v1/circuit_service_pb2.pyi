@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
+import trephine.v1.circuit_queries_pb2
 import trephine.v1.common_pb2
 import typing
 
@@ -64,6 +65,8 @@ class _CircuitFormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """The Neuronpedia / circuit-tracer JSON schema."""
     CIRCUIT_FORMAT_HTML: _CircuitFormat.ValueType  # 2
     """One self-contained page."""
+    CIRCUIT_FORMAT_GRAPHML: _CircuitFormat.ValueType  # 3
+    """GraphML, for networkx, Gephi and others."""
 
 class CircuitFormat(_CircuitFormat, metaclass=_CircuitFormatEnumTypeWrapper):
     """How a circuit is rendered."""
@@ -74,6 +77,8 @@ CIRCUIT_FORMAT_JSON: CircuitFormat.ValueType  # 1
 """The Neuronpedia / circuit-tracer JSON schema."""
 CIRCUIT_FORMAT_HTML: CircuitFormat.ValueType  # 2
 """One self-contained page."""
+CIRCUIT_FORMAT_GRAPHML: CircuitFormat.ValueType  # 3
+"""GraphML, for networkx, Gephi and others."""
 global___CircuitFormat = CircuitFormat
 
 @typing.final
@@ -231,6 +236,7 @@ class Circuit(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     PEAK_EXTRA_BYTES_FIELD_NUMBER: builtins.int
+    PROVENANCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuits/...`."""
     prompt: builtins.str
@@ -238,7 +244,7 @@ class Circuit(google.protobuf.message.Message):
     replacement: builtins.str
     """Replacement set."""
     edge_rule: builtins.str
-    """`exact` or `relp_half` (an estimate)."""
+    """`exact`, `relp_half` (an estimate), or `unknown` of an imported graph that does not say."""
     baseline: builtins.float
     """The target on the prompt, logits."""
     selected_share: builtins.float
@@ -281,6 +287,10 @@ class Circuit(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights were read."""
 
+    @property
+    def provenance(self) -> trephine.v1.circuit_queries_pb2.Provenance:
+        """Where it came from."""
+
     def __init__(
         self,
         *,
@@ -303,9 +313,10 @@ class Circuit(google.protobuf.message.Message):
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         seconds: builtins.float = ...,
         peak_extra_bytes: builtins.int = ...,
+        provenance: trephine.v1.circuit_queries_pb2.Provenance | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "against", b"against", "quality", b"quality", "target", b"target", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "active_features", b"active_features", "against", b"against", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "quality", b"quality", "replacement", b"replacement", "seconds", b"seconds", "selected_share", b"selected_share", "target", b"target", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "against", b"against", "provenance", b"provenance", "quality", b"quality", "target", b"target", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "active_features", b"active_features", "against", b"against", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "seconds", b"seconds", "selected_share", b"selected_share", "target", b"target", "tokens", b"tokens", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
     @typing.overload
@@ -339,17 +350,33 @@ class ListCircuitsRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    REPLACEMENT_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    PARENT_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """At most this many; 0 means 50, above 500 is 500."""
     page_token: builtins.str
     """From the last response."""
+    model: builtins.str
+    """Only of this model, `models/smollm2`; empty: any."""
+    replacement: builtins.str
+    """Only over this replacement set; empty: any."""
+    prompt: builtins.str
+    """Only of prompts that hold this text, whatever its case; empty: any."""
+    parent: builtins.str
+    """Only what was pruned from this circuit; empty: any."""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        model: builtins.str = ...,
+        replacement: builtins.str = ...,
+        prompt: builtins.str = ...,
+        parent: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "prompt", b"prompt", "replacement", b"replacement"]) -> None: ...
 
 global___ListCircuitsRequest = ListCircuitsRequest
 
@@ -397,6 +424,9 @@ class Node(google.protobuf.message.Message):
     BIAS_FIELD_NUMBER: builtins.int
     REMAINDER_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
+    GIVEN_LABEL_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Index in the circuit."""
     kind: global___NodeKind.ValueType
@@ -419,6 +449,10 @@ class Node(google.protobuf.message.Message):
     """Set if it is a target row: what enters from unselected sources."""
     total: builtins.float
     """Set if it is a target row: the sum of all that enters."""
+    pinned: builtins.bool
+    """True if pruning never drops it."""
+    group: builtins.str
+    """Name of the group that it is in; empty: none."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """Set if the node is a feature."""
@@ -430,6 +464,10 @@ class Node(google.protobuf.message.Message):
     @property
     def suppresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Tokens that its decoder suppresses most."""
+
+    @property
+    def given_label(self) -> trephine.v1.circuit_queries_pb2.NodeLabel:
+        """Set if somebody called it something."""
 
     def __init__(
         self,
@@ -448,13 +486,18 @@ class Node(google.protobuf.message.Message):
         bias: builtins.float | None = ...,
         remainder: builtins.float | None = ...,
         total: builtins.float | None = ...,
+        given_label: trephine.v1.circuit_queries_pb2.NodeLabel | None = ...,
+        pinned: builtins.bool = ...,
+        group: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_remainder", b"_remainder", "_total", b"_total", "bias", b"bias", "feature", b"feature", "remainder", b"remainder", "total", b"total"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_remainder", b"_remainder", "_total", b"_total", "activation", b"activation", "bias", b"bias", "effect", b"effect", "feature", b"feature", "index", b"index", "influence", b"influence", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position", "promotes", b"promotes", "remainder", b"remainder", "suppresses", b"suppresses", "total", b"total"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_given_label", b"_given_label", "_remainder", b"_remainder", "_total", b"_total", "bias", b"bias", "feature", b"feature", "given_label", b"given_label", "remainder", b"remainder", "total", b"total"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_given_label", b"_given_label", "_remainder", b"_remainder", "_total", b"_total", "activation", b"activation", "bias", b"bias", "effect", b"effect", "feature", b"feature", "given_label", b"given_label", "group", b"group", "index", b"index", "influence", b"influence", "kind", b"kind", "label", b"label", "layer", b"layer", "pinned", b"pinned", "position", b"position", "promotes", b"promotes", "remainder", b"remainder", "suppresses", b"suppresses", "total", b"total"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias", b"_bias"]) -> typing.Literal["bias"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_feature", b"_feature"]) -> typing.Literal["feature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_given_label", b"_given_label"]) -> typing.Literal["given_label"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_remainder", b"_remainder"]) -> typing.Literal["remainder"] | None: ...
     @typing.overload
@@ -473,6 +516,11 @@ class ListNodesRequest(google.protobuf.message.Message):
     MIN_INFLUENCE_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
+    POSITIONS_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
     circuit: builtins.str
     """Circuit."""
     kind: global___NodeKind.ValueType
@@ -483,6 +531,20 @@ class ListNodesRequest(google.protobuf.message.Message):
     """At most this many; 0 means 100, above 1000 is 1000."""
     page_token: builtins.str
     """From the last response."""
+    token: builtins.str
+    """Only nodes at a token, or with a label, that holds this text, whatever its case. Empty: any."""
+    pinned: builtins.bool
+    """Only pinned nodes."""
+    order: trephine.v1.circuit_queries_pb2.NodeSort.ValueType
+    """In which order."""
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Only these layers; -1 is that of tokens. Empty: any."""
+
+    @property
+    def positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Only these positions. Empty: any."""
+
     def __init__(
         self,
         *,
@@ -491,9 +553,14 @@ class ListNodesRequest(google.protobuf.message.Message):
         min_influence: builtins.float | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        positions: collections.abc.Iterable[builtins.int] | None = ...,
+        token: builtins.str = ...,
+        pinned: builtins.bool = ...,
+        order: trephine.v1.circuit_queries_pb2.NodeSort.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_influence", b"_min_influence", "min_influence", b"min_influence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_influence", b"_min_influence", "circuit", b"circuit", "kind", b"kind", "min_influence", b"min_influence", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_influence", b"_min_influence", "circuit", b"circuit", "kind", b"kind", "layers", b"layers", "min_influence", b"min_influence", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "pinned", b"pinned", "positions", b"positions", "token", b"token"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_min_influence", b"_min_influence"]) -> typing.Literal["min_influence"] | None: ...
 
 global___ListNodesRequest = ListNodesRequest
@@ -506,8 +573,11 @@ class ListNodesResponse(google.protobuf.message.Message):
 
     NODES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Empty on the last page."""
+    total_size: builtins.int
+    """Nodes on all pages."""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Node]:
         """The nodes."""
@@ -517,8 +587,9 @@ class ListNodesResponse(google.protobuf.message.Message):
         *,
         nodes: collections.abc.Iterable[global___Node] | None = ...,
         next_page_token: builtins.str = ...,
+        total_size: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes", "total_size", b"total_size"]) -> None: ...
 
 global___ListNodesResponse = ListNodesResponse
 
@@ -601,8 +672,11 @@ class ListEdgesResponse(google.protobuf.message.Message):
 
     EDGES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Empty on the last page."""
+    total_size: builtins.int
+    """Edges on all pages."""
     @property
     def edges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Edge]:
         """The edges."""
@@ -612,10 +686,180 @@ class ListEdgesResponse(google.protobuf.message.Message):
         *,
         edges: collections.abc.Iterable[global___Edge] | None = ...,
         next_page_token: builtins.str = ...,
+        total_size: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["edges", b"edges", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["edges", b"edges", "next_page_token", b"next_page_token", "total_size", b"total_size"]) -> None: ...
 
 global___ListEdgesResponse = ListEdgesResponse
+
+@typing.final
+class QuerySubgraphResponse(google.protobuf.message.Message):
+    """A part of a circuit."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    EDGES_FIELD_NUMBER: builtins.int
+    N_NODES_FIELD_NUMBER: builtins.int
+    N_EDGES_FIELD_NUMBER: builtins.int
+    CUT_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    N_PATHS_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    ABSOLUTE_SHARE_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    n_nodes: builtins.int
+    """Nodes of the part, shown or not."""
+    n_edges: builtins.int
+    """Edges of the part, shown or not."""
+    cut: builtins.bool
+    """True if `max_nodes` left nodes out; their edges are left out too."""
+    n_paths: builtins.float
+    """Between two nodes: how many paths there are, exact up to 2^53."""
+    share: builtins.float
+    """Between two nodes: signed shares of all paths, added up."""
+    absolute_share: builtins.float
+    """Between two nodes: absolute shares of all paths, added up."""
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Node]:
+        """The nodes, most influential first. On the first page only."""
+
+    @property
+    def edges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Edge]:
+        """Edges between them, heaviest first."""
+
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.circuit_queries_pb2.CircuitPath]:
+        """Between two nodes, on the first page: the strongest paths, strongest first."""
+
+    def __init__(
+        self,
+        *,
+        nodes: collections.abc.Iterable[global___Node] | None = ...,
+        edges: collections.abc.Iterable[global___Edge] | None = ...,
+        n_nodes: builtins.int = ...,
+        n_edges: builtins.int = ...,
+        cut: builtins.bool = ...,
+        paths: collections.abc.Iterable[trephine.v1.circuit_queries_pb2.CircuitPath] | None = ...,
+        n_paths: builtins.float = ...,
+        share: builtins.float = ...,
+        absolute_share: builtins.float = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["absolute_share", b"absolute_share", "cut", b"cut", "edges", b"edges", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "n_paths", b"n_paths", "next_page_token", b"next_page_token", "nodes", b"nodes", "paths", b"paths", "share", b"share"]) -> None: ...
+
+global___QuerySubgraphResponse = QuerySubgraphResponse
+
+@typing.final
+class ComparedNode(google.protobuf.message.Message):
+    """A node of either of two circuits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    FEATURE_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    SECOND_FIELD_NUMBER: builtins.int
+    kind: global___NodeKind.ValueType
+    """What it stands for."""
+    layer: builtins.int
+    """Layer; -1 for tokens."""
+    position: builtins.int
+    """Position in the prompt; unset where positions are summed."""
+    label: builtins.str
+    """For people."""
+    @property
+    def feature(self) -> trephine.v1.common_pb2.FeatureRef:
+        """Set if the node is a feature."""
+
+    @property
+    def first(self) -> trephine.v1.circuit_queries_pb2.NodeSide:
+        """Unset if the first circuit does not have it."""
+
+    @property
+    def second(self) -> trephine.v1.circuit_queries_pb2.NodeSide:
+        """Unset if the second circuit does not have it."""
+
+    def __init__(
+        self,
+        *,
+        kind: global___NodeKind.ValueType = ...,
+        layer: builtins.int = ...,
+        position: builtins.int | None = ...,
+        feature: trephine.v1.common_pb2.FeatureRef | None = ...,
+        label: builtins.str = ...,
+        first: trephine.v1.circuit_queries_pb2.NodeSide | None = ...,
+        second: trephine.v1.circuit_queries_pb2.NodeSide | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_feature", b"_feature", "_first", b"_first", "_position", b"_position", "_second", b"_second", "feature", b"feature", "first", b"first", "position", b"position", "second", b"second"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_feature", b"_feature", "_first", b"_first", "_position", b"_position", "_second", b"_second", "feature", b"feature", "first", b"first", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position", "second", b"second"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_feature", b"_feature"]) -> typing.Literal["feature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_first", b"_first"]) -> typing.Literal["first"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_position", b"_position"]) -> typing.Literal["position"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_second", b"_second"]) -> typing.Literal["second"] | None: ...
+
+global___ComparedNode = ComparedNode
+
+@typing.final
+class DiffCircuitsResponse(google.protobuf.message.Message):
+    """The difference of two circuits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    EDGES_FIELD_NUMBER: builtins.int
+    N_NODES_FIELD_NUMBER: builtins.int
+    N_EDGES_FIELD_NUMBER: builtins.int
+    FIGURES_FIELD_NUMBER: builtins.int
+    OVERLAP_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
+    n_nodes: builtins.int
+    """Nodes that either circuit has, shown or not."""
+    n_edges: builtins.int
+    """Edges that either circuit has, shown or not."""
+    @property
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ComparedNode]:
+        """By absolute change of influence, largest first."""
+
+    @property
+    def edges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.circuit_queries_pb2.ComparedEdge]:
+        """By absolute change of weight, largest first."""
+
+    @property
+    def figures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.circuit_queries_pb2.ComparedFigure]:
+        """Their figures side by side."""
+
+    @property
+    def overlap(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.Figure]:
+        """How alike they are."""
+
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know: other weights, other sets, other prompts."""
+
+    def __init__(
+        self,
+        *,
+        nodes: collections.abc.Iterable[global___ComparedNode] | None = ...,
+        edges: collections.abc.Iterable[trephine.v1.circuit_queries_pb2.ComparedEdge] | None = ...,
+        n_nodes: builtins.int = ...,
+        n_edges: builtins.int = ...,
+        figures: collections.abc.Iterable[trephine.v1.circuit_queries_pb2.ComparedFigure] | None = ...,
+        overlap: collections.abc.Iterable[trephine.v1.common_pb2.Figure] | None = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "edges", b"edges", "figures", b"figures", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "nodes", b"nodes", "overlap", b"overlap"]) -> None: ...
+
+global___DiffCircuitsResponse = DiffCircuitsResponse
 
 @typing.final
 class ExportCircuitRequest(google.protobuf.message.Message):

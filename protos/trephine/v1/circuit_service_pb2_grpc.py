@@ -4,6 +4,8 @@ import grpc
 import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from trephine.v1 import circuit_queries_pb2 as trephine_dot_v1_dot_circuit__queries__pb2
 from trephine.v1 import circuit_service_pb2 as trephine_dot_v1_dot_circuit__service__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
@@ -66,6 +68,71 @@ class CircuitServiceStub(object):
                 request_serializer=trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitResponse.FromString,
                 _registered_method=True)
+        self.DeleteCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/DeleteCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.DeleteCircuitRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.QuerySubgraph = channel.unary_unary(
+                '/trephine.v1.CircuitService/QuerySubgraph',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.FromString,
+                _registered_method=True)
+        self.PruneCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/PruneCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.PruneCircuitRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.Circuit.FromString,
+                _registered_method=True)
+        self.DiffCircuits = channel.unary_unary(
+                '/trephine.v1.CircuitService/DiffCircuits',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.DiffCircuitsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.DiffCircuitsResponse.FromString,
+                _registered_method=True)
+        self.ImportCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/ImportCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportCircuitRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.Circuit.FromString,
+                _registered_method=True)
+        self.GetAnnotations = channel.unary_unary(
+                '/trephine.v1.CircuitService/GetAnnotations',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.GetAnnotationsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.PinNodes = channel.unary_unary(
+                '/trephine.v1.CircuitService/PinNodes',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.PinNodesRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.UnpinNodes = channel.unary_unary(
+                '/trephine.v1.CircuitService/UnpinNodes',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.UnpinNodesRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.LabelNode = channel.unary_unary(
+                '/trephine.v1.CircuitService/LabelNode',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.LabelNodeRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.GroupCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/GroupCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.GroupCircuitRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.UngroupCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/UngroupCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.UngroupCircuitRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+                _registered_method=True)
+        self.ImportAnnotations = channel.unary_unary(
+                '/trephine.v1.CircuitService/ImportAnnotations',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsResponse.FromString,
+                _registered_method=True)
+        self.ExportAnnotations = channel.unary_unary(
+                '/trephine.v1.CircuitService/ExportAnnotations',
+                request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsResponse.FromString,
+                _registered_method=True)
 
 
 class CircuitServiceServicer(object):
@@ -114,6 +181,98 @@ class CircuitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteCircuit(self, request, context):
+        """Forget a circuit. Those that were pruned from it stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuerySubgraph(self, request, context):
+        """The part of a circuit around a node, or all paths between two.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneCircuit(self, request, context):
+        """Store what is left of a circuit after pruning as one of its own; nothing is computed anew. The same
+        request again returns the same circuit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffCircuits(self, request, context):
+        """What two circuits have in common, and what is different.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCircuit(self, request, context):
+        """Store a graph of another tool as a read-only circuit. The same file again is the same circuit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAnnotations(self, request, context):
+        """Pins, labels and groups of a circuit's nodes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinNodes(self, request, context):
+        """Pin nodes: pruning and exports keep them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinNodes(self, request, context):
+        """Take pins off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelNode(self, request, context):
+        """Call a node something.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GroupCircuit(self, request, context):
+        """Group nodes into concepts, by hand or by likeness.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UngroupCircuit(self, request, context):
+        """Dissolve a group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportAnnotations(self, request, context):
+        """Bring annotations in from a document.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAnnotations(self, request, context):
+        """Take annotations out as a document.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CircuitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +305,71 @@ def add_CircuitServiceServicer_to_server(servicer, server):
                     servicer.ExportCircuit,
                     request_deserializer=trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitResponse.SerializeToString,
+            ),
+            'DeleteCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.DeleteCircuitRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'QuerySubgraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuerySubgraph,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.SerializeToString,
+            ),
+            'PruneCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.PruneCircuitRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__service__pb2.Circuit.SerializeToString,
+            ),
+            'DiffCircuits': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffCircuits,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.DiffCircuitsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__service__pb2.DiffCircuitsResponse.SerializeToString,
+            ),
+            'ImportCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportCircuitRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__service__pb2.Circuit.SerializeToString,
+            ),
+            'GetAnnotations': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAnnotations,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.GetAnnotationsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'PinNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinNodes,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.PinNodesRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'UnpinNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinNodes,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.UnpinNodesRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'LabelNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelNode,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.LabelNodeRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'GroupCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.GroupCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.GroupCircuitRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'UngroupCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.UngroupCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.UngroupCircuitRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.SerializeToString,
+            ),
+            'ImportAnnotations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportAnnotations,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsResponse.SerializeToString,
+            ),
+            'ExportAnnotations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportAnnotations,
+                    request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +535,357 @@ class CircuitService(object):
             '/trephine.v1.CircuitService/ExportCircuit',
             trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitRequest.SerializeToString,
             trephine_dot_v1_dot_circuit__service__pb2.ExportCircuitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/DeleteCircuit',
+            trephine_dot_v1_dot_circuit__queries__pb2.DeleteCircuitRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuerySubgraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/QuerySubgraph',
+            trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/PruneCircuit',
+            trephine_dot_v1_dot_circuit__queries__pb2.PruneCircuitRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__service__pb2.Circuit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffCircuits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/DiffCircuits',
+            trephine_dot_v1_dot_circuit__queries__pb2.DiffCircuitsRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__service__pb2.DiffCircuitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ImportCircuit',
+            trephine_dot_v1_dot_circuit__queries__pb2.ImportCircuitRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__service__pb2.Circuit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAnnotations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/GetAnnotations',
+            trephine_dot_v1_dot_circuit__queries__pb2.GetAnnotationsRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/PinNodes',
+            trephine_dot_v1_dot_circuit__queries__pb2.PinNodesRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/UnpinNodes',
+            trephine_dot_v1_dot_circuit__queries__pb2.UnpinNodesRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/LabelNode',
+            trephine_dot_v1_dot_circuit__queries__pb2.LabelNodeRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GroupCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/GroupCircuit',
+            trephine_dot_v1_dot_circuit__queries__pb2.GroupCircuitRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UngroupCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/UngroupCircuit',
+            trephine_dot_v1_dot_circuit__queries__pb2.UngroupCircuitRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.CircuitAnnotations.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAnnotations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ImportAnnotations',
+            trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.ImportAnnotationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAnnotations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ExportAnnotations',
+            trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__queries__pb2.ExportAnnotationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,8 +6,10 @@ isort:skip_file
 import abc
 import collections.abc
 import google.longrunning.operations_pb2
+import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
+import trephine.v1.circuit_queries_pb2
 import trephine.v1.circuit_service_pb2
 import typing
 
@@ -58,6 +60,86 @@ class CircuitServiceStub:
     ]
     """Render a circuit as an artifact."""
 
+    DeleteCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Forget a circuit. Those that were pruned from it stay."""
+
+    QuerySubgraph: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.QuerySubgraphRequest,
+        trephine.v1.circuit_service_pb2.QuerySubgraphResponse,
+    ]
+    """The part of a circuit around a node, or all paths between two."""
+
+    PruneCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.PruneCircuitRequest,
+        trephine.v1.circuit_service_pb2.Circuit,
+    ]
+    """Store what is left of a circuit after pruning as one of its own; nothing is computed anew. The same
+    request again returns the same circuit.
+    """
+
+    DiffCircuits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.DiffCircuitsRequest,
+        trephine.v1.circuit_service_pb2.DiffCircuitsResponse,
+    ]
+    """What two circuits have in common, and what is different."""
+
+    ImportCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ImportCircuitRequest,
+        trephine.v1.circuit_service_pb2.Circuit,
+    ]
+    """Store a graph of another tool as a read-only circuit. The same file again is the same circuit."""
+
+    GetAnnotations: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.GetAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Pins, labels and groups of a circuit's nodes."""
+
+    PinNodes: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.PinNodesRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Pin nodes: pruning and exports keep them."""
+
+    UnpinNodes: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.UnpinNodesRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Take pins off."""
+
+    LabelNode: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.LabelNodeRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Call a node something."""
+
+    GroupCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.GroupCircuitRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Group nodes into concepts, by hand or by likeness."""
+
+    UngroupCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.UngroupCircuitRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Dissolve a group."""
+
+    ImportAnnotations: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ImportAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.ImportAnnotationsResponse,
+    ]
+    """Bring annotations in from a document."""
+
+    ExportAnnotations: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ExportAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.ExportAnnotationsResponse,
+    ]
+    """Take annotations out as a document."""
+
 class CircuitServiceAsyncStub:
     """Circuits: found once, stored on the server, read in pages."""
 
@@ -96,6 +178,86 @@ class CircuitServiceAsyncStub:
         trephine.v1.circuit_service_pb2.ExportCircuitResponse,
     ]
     """Render a circuit as an artifact."""
+
+    DeleteCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
+        google.protobuf.empty_pb2.Empty,
+    ]
+    """Forget a circuit. Those that were pruned from it stay."""
+
+    QuerySubgraph: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.QuerySubgraphRequest,
+        trephine.v1.circuit_service_pb2.QuerySubgraphResponse,
+    ]
+    """The part of a circuit around a node, or all paths between two."""
+
+    PruneCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.PruneCircuitRequest,
+        trephine.v1.circuit_service_pb2.Circuit,
+    ]
+    """Store what is left of a circuit after pruning as one of its own; nothing is computed anew. The same
+    request again returns the same circuit.
+    """
+
+    DiffCircuits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.DiffCircuitsRequest,
+        trephine.v1.circuit_service_pb2.DiffCircuitsResponse,
+    ]
+    """What two circuits have in common, and what is different."""
+
+    ImportCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ImportCircuitRequest,
+        trephine.v1.circuit_service_pb2.Circuit,
+    ]
+    """Store a graph of another tool as a read-only circuit. The same file again is the same circuit."""
+
+    GetAnnotations: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.GetAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Pins, labels and groups of a circuit's nodes."""
+
+    PinNodes: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.PinNodesRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Pin nodes: pruning and exports keep them."""
+
+    UnpinNodes: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.UnpinNodesRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Take pins off."""
+
+    LabelNode: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.LabelNodeRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Call a node something."""
+
+    GroupCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.GroupCircuitRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Group nodes into concepts, by hand or by likeness."""
+
+    UngroupCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.UngroupCircuitRequest,
+        trephine.v1.circuit_queries_pb2.CircuitAnnotations,
+    ]
+    """Dissolve a group."""
+
+    ImportAnnotations: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ImportAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.ImportAnnotationsResponse,
+    ]
+    """Bring annotations in from a document."""
+
+    ExportAnnotations: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_queries_pb2.ExportAnnotationsRequest,
+        trephine.v1.circuit_queries_pb2.ExportAnnotationsResponse,
+    ]
+    """Take annotations out as a document."""
 
 class CircuitServiceServicer(metaclass=abc.ABCMeta):
     """Circuits: found once, stored on the server, read in pages."""
@@ -147,5 +309,111 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.circuit_service_pb2.ExportCircuitResponse, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.ExportCircuitResponse]]:
         """Render a circuit as an artifact."""
+
+    @abc.abstractmethod
+    def DeleteCircuit(
+        self,
+        request: trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+        """Forget a circuit. Those that were pruned from it stay."""
+
+    @abc.abstractmethod
+    def QuerySubgraph(
+        self,
+        request: trephine.v1.circuit_queries_pb2.QuerySubgraphRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_service_pb2.QuerySubgraphResponse, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.QuerySubgraphResponse]]:
+        """The part of a circuit around a node, or all paths between two."""
+
+    @abc.abstractmethod
+    def PruneCircuit(
+        self,
+        request: trephine.v1.circuit_queries_pb2.PruneCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_service_pb2.Circuit, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.Circuit]]:
+        """Store what is left of a circuit after pruning as one of its own; nothing is computed anew. The same
+        request again returns the same circuit.
+        """
+
+    @abc.abstractmethod
+    def DiffCircuits(
+        self,
+        request: trephine.v1.circuit_queries_pb2.DiffCircuitsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_service_pb2.DiffCircuitsResponse, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.DiffCircuitsResponse]]:
+        """What two circuits have in common, and what is different."""
+
+    @abc.abstractmethod
+    def ImportCircuit(
+        self,
+        request: trephine.v1.circuit_queries_pb2.ImportCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_service_pb2.Circuit, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.Circuit]]:
+        """Store a graph of another tool as a read-only circuit. The same file again is the same circuit."""
+
+    @abc.abstractmethod
+    def GetAnnotations(
+        self,
+        request: trephine.v1.circuit_queries_pb2.GetAnnotationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Pins, labels and groups of a circuit's nodes."""
+
+    @abc.abstractmethod
+    def PinNodes(
+        self,
+        request: trephine.v1.circuit_queries_pb2.PinNodesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Pin nodes: pruning and exports keep them."""
+
+    @abc.abstractmethod
+    def UnpinNodes(
+        self,
+        request: trephine.v1.circuit_queries_pb2.UnpinNodesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Take pins off."""
+
+    @abc.abstractmethod
+    def LabelNode(
+        self,
+        request: trephine.v1.circuit_queries_pb2.LabelNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Call a node something."""
+
+    @abc.abstractmethod
+    def GroupCircuit(
+        self,
+        request: trephine.v1.circuit_queries_pb2.GroupCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Group nodes into concepts, by hand or by likeness."""
+
+    @abc.abstractmethod
+    def UngroupCircuit(
+        self,
+        request: trephine.v1.circuit_queries_pb2.UngroupCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.CircuitAnnotations, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.CircuitAnnotations]]:
+        """Dissolve a group."""
+
+    @abc.abstractmethod
+    def ImportAnnotations(
+        self,
+        request: trephine.v1.circuit_queries_pb2.ImportAnnotationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.ImportAnnotationsResponse, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.ImportAnnotationsResponse]]:
+        """Bring annotations in from a document."""
+
+    @abc.abstractmethod
+    def ExportAnnotations(
+        self,
+        request: trephine.v1.circuit_queries_pb2.ExportAnnotationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_queries_pb2.ExportAnnotationsResponse, collections.abc.Awaitable[trephine.v1.circuit_queries_pb2.ExportAnnotationsResponse]]:
+        """Take annotations out as a document."""
 
 def add_CircuitServiceServicer_to_server(servicer: CircuitServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

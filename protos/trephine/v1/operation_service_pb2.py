@@ -23,22 +23,23 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
+from trephine.v1 import circuit_queries_pb2 as trephine_dot_v1_dot_circuit__queries__pb2
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#trephine/v1/operation_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x18trephine/v1/common.proto\"\xb6\x01\n\x11OperationMetadata\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x15.trephine.v1.Progress\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x13\n\x0b\x63reate_time\x18\x05 \x01(\t\x12\x10\n\x08\x65nd_time\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x12\x0e\n\x06result\x18\x08 \x01(\t\"4\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\x86\x01\n\rWatchResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.trephine.v1.OperationMetadata\x12\x11\n\theartbeat\x18\x03 \x01(\x08\x32T\n\x10OperationService\x12@\n\x05Watch\x12\x19.trephine.v1.WatchRequest\x1a\x1a.trephine.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#trephine/v1/operation_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a!trephine/v1/circuit_queries.proto\x1a\x18trephine/v1/common.proto\"\xb6\x01\n\x11OperationMetadata\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x15.trephine.v1.Progress\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12\x13\n\x0b\x63reate_time\x18\x05 \x01(\t\x12\x10\n\x08\x65nd_time\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x12\x0e\n\x06result\x18\x08 \x01(\t\"4\n\x0cWatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\xd5\x01\n\rWatchResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.trephine.v1.OperationMetadata\x12\x11\n\theartbeat\x18\x03 \x01(\x08\x12\x39\n\x0fpartial_circuit\x18\x04 \x01(\x0b\x32\x1b.trephine.v1.PartialCircuitH\x00\x88\x01\x01\x42\x12\n\x10_partial_circuit2T\n\x10OperationService\x12@\n\x05Watch\x12\x19.trephine.v1.WatchRequest\x1a\x1a.trephine.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.operation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONMETADATA']._serialized_start=116
-  _globals['_OPERATIONMETADATA']._serialized_end=298
-  _globals['_WATCHREQUEST']._serialized_start=300
-  _globals['_WATCHREQUEST']._serialized_end=352
-  _globals['_WATCHRESPONSE']._serialized_start=355
-  _globals['_WATCHRESPONSE']._serialized_end=489
-  _globals['_OPERATIONSERVICE']._serialized_start=491
-  _globals['_OPERATIONSERVICE']._serialized_end=575
+  _globals['_OPERATIONMETADATA']._serialized_start=151
+  _globals['_OPERATIONMETADATA']._serialized_end=333
+  _globals['_WATCHREQUEST']._serialized_start=335
+  _globals['_WATCHREQUEST']._serialized_end=387
+  _globals['_WATCHRESPONSE']._serialized_start=390
+  _globals['_WATCHRESPONSE']._serialized_end=603
+  _globals['_OPERATIONSERVICE']._serialized_start=605
+  _globals['_OPERATIONSERVICE']._serialized_end=689
 # @@protoc_insertion_point(module_scope)

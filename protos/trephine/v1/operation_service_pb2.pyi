@@ -7,6 +7,7 @@ import builtins
 import google.longrunning.operations_pb2
 import google.protobuf.descriptor
 import google.protobuf.message
+import trephine.v1.circuit_queries_pb2
 import trephine.v1.common_pb2
 import typing
 
@@ -92,6 +93,7 @@ class WatchResponse(google.protobuf.message.Message):
     OPERATION_FIELD_NUMBER: builtins.int
     METADATA_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    PARTIAL_CIRCUIT_FIELD_NUMBER: builtins.int
     heartbeat: builtins.bool
     """True if nothing happened and the stream only shows that it is alive."""
     @property
@@ -102,14 +104,20 @@ class WatchResponse(google.protobuf.message.Message):
     def metadata(self) -> global___OperationMetadata:
         """The same as in the operation's metadata, unpacked."""
 
+    @property
+    def partial_circuit(self) -> trephine.v1.circuit_queries_pb2.PartialCircuit:
+        """Set where a growing result can be shown: DiscoverCircuit, after each round of expansion."""
+
     def __init__(
         self,
         *,
         operation: google.longrunning.operations_pb2.Operation | None = ...,
         metadata: global___OperationMetadata | None = ...,
         heartbeat: builtins.bool = ...,
+        partial_circuit: trephine.v1.circuit_queries_pb2.PartialCircuit | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["metadata", b"metadata", "operation", b"operation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heartbeat", b"heartbeat", "metadata", b"metadata", "operation", b"operation"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_partial_circuit", b"_partial_circuit", "metadata", b"metadata", "operation", b"operation", "partial_circuit", b"partial_circuit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_partial_circuit", b"_partial_circuit", "heartbeat", b"heartbeat", "metadata", b"metadata", "operation", b"operation", "partial_circuit", b"partial_circuit"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_partial_circuit", b"_partial_circuit"]) -> typing.Literal["partial_circuit"] | None: ...
 
 global___WatchResponse = WatchResponse

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -18,22 +18,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trephine.app.artifacts import ArtifactStore
+from trephine.app.circuit_pruning import kept_nodes
 from trephine.app.clock import Clock, SystemClock, timestamp
-from trephine.app.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep
+from trephine.app.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep, write_whole
 from trephine.app.names import id_in, resource
 from trephine.app.pruning import numbers, prune
 from trephine.app.records import decode, encode
 from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo
+from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
+from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance, Pruning
 from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
 from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
 from trephine.domain.sites import FeatureRef
-from trephine.pages.circuit_json import circuit_json
+from trephine.pages.circuit_graphml import circuit_graphml
+from trephine.pages.circuit_json import circuit_json, view_of
 from trephine.pages.circuit_page import circuit_html
 
-CircuitFormat = Literal["json", "html"]
+CircuitFormat = Literal["json", "html", "graphml"]
 
-_HEADER, _NUMBERS = "circuit.json", "numbers.safetensors"
+_HEADER, _NUMBERS, _ANNOTATIONS = "circuit.json", "numbers.safetensors", "annotations.json"
 _KEPT_OPEN = 8
 """Circuits kept in memory for paging."""
 
@@ -45,6 +49,7 @@ class StoredCircuit:
     name: str
     create_time: str
     circuit: Circuit
+    provenance: Provenance = DISCOVERED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +108,25 @@ class Circuits:
         self._artifacts = artifacts
         self._clock = clock or SystemClock()
         self._open: OrderedDict[str, StoredCircuit] = OrderedDict()
+        self._annotating = asyncio.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(folder)
 
-    async def save(self, circuit: Circuit, *, circuit_id: str | None = None) -> StoredCircuit:
+    async def save(
+        self,
+        circuit: Circuit,
+        *,
+        circuit_id: str | None = None,
+        provenance: Provenance = DISCOVERED,
+        annotations: Annotations = NO_ANNOTATIONS,
+    ) -> StoredCircuit:
         """Publish a circuit by one rename. Saving under an id again returns what is there.
+
+        Args:
+            circuit: What was found.
+            circuit_id: None: a new one.
+            provenance: Where it came from.
+            annotations: What is said about it from the first.
 
         Raises:
             DiskFullError: If there is no room; nothing is kept.
@@ -118,8 +137,9 @@ class Circuits:
                 name=resource("circuits", circuit_id),
                 create_time=timestamp(self._clock.now()),
                 circuit=circuit,
+                provenance=provenance,
             )
-            await asyncio.to_thread(_publish, self._folder / circuit_id, stored)
+            await asyncio.to_thread(_publish, self._folder / circuit_id, stored, annotations)
         return await self.get(circuit_id)
 
     async def get(self, name: str) -> StoredCircuit:
@@ -143,11 +163,50 @@ class Circuits:
         self._open.move_to_end(circuit_id)
         return stored
 
-    async def list(self) -> tuple[StoredCircuit, ...]:
-        """Return every circuit, newest first."""
+    async def list(self, wanted: CircuitFilter = EVERY_CIRCUIT) -> tuple[StoredCircuit, ...]:
+        """Return every circuit that passes a filter, newest first."""
         ids = [path.parent.name for path in self._folder.glob(f"*/{_HEADER}")]
         stored = [await self.get(each) for each in ids if not each.startswith(TEMPORARY)]
-        return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
+        kept = (each for each in stored if _passes(each, wanted))
+        return tuple(sorted(kept, key=lambda each: (each.create_time, each.name), reverse=True))
+
+    async def delete(self, name: str) -> None:
+        """Forget a circuit and what was said about it. Circuits that were pruned from it stay.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        circuit_id = id_in("circuits", name)
+        if not self.exists(circuit_id):
+            raise ResourceNotFoundError(f"there is no circuit {circuit_id}", name=f"circuits/{circuit_id}")
+        self._open.pop(circuit_id, None)
+        # Out of sight by one rename; what a crash leaves of it is swept at the next start.
+        hidden = self._folder / f"{TEMPORARY}{uuid4().hex}"
+        await asyncio.to_thread((self._folder / circuit_id).rename, hidden)
+        await asyncio.to_thread(shutil.rmtree, hidden, ignore_errors=True)
+
+    async def annotations(self, name: str) -> Annotations:
+        """Return what was said about a circuit's nodes.
+
+        Raises:
+            ResourceNotFoundError: If there is no such circuit.
+            CorruptRecordError: If the file cannot be read.
+        """
+        circuit_id = id_in("circuits", (await self.get(name)).name)
+        return await asyncio.to_thread(_read_annotations, self._folder / circuit_id)
+
+    async def annotate(self, name: str, change: Callable[[Annotations], Annotations]) -> Annotations:
+        """Change what is said about a circuit's nodes, one change after the other; return what is said now.
+
+        Raises:
+            ResourceNotFoundError: If there is no such circuit.
+            DiskFullError: If there is no room; nothing is changed.
+        """
+        async with self._annotating:
+            changed = change(await self.annotations(name))
+            file = self._folder / id_in("circuits", name) / _ANNOTATIONS
+            await asyncio.to_thread(write_whole, file, encode(changed))
+        return changed
 
     def exists(self, circuit_id: str) -> bool:
         """True if a circuit of that id was published."""
@@ -205,7 +264,9 @@ class Circuits:
         edge_threshold: float = 0.98,
         feature_pages: Collection[FeatureRef] = (),
     ) -> tuple[ArtifactInfo, PrunedNodes]:
-        """Store a pruned circuit as a file: circuit-tracer's JSON schema, or one self-contained page.
+        """Store a pruned circuit as a file: circuit-tracer's JSON schema, GraphML, or one page.
+
+        Pinned nodes are kept whatever the thresholds, and labels, pins and groups are in every format.
 
         Args:
             name: Of the circuit.
@@ -218,20 +279,39 @@ class Circuits:
             ResourceNotFoundError: If there is none of that name.
             InvalidRequestError: If a threshold is outside (0, 1].
         """
-        stored = await self.get(name)
-        kept = await asyncio.to_thread(self.prune, stored.circuit, node_threshold, edge_threshold)
-        data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages)
+        stored, said = await self.get(name), await self.annotations(name)
+        bounds = Pruning(node_threshold=node_threshold, edge_threshold=edge_threshold)
+        kept = await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
+        data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages, said)
         return await self._artifacts.put(data, media_type=media_type), kept
 
 
 def _render(
-    stored: StoredCircuit, kept: PrunedNodes, format: CircuitFormat, pages: Collection[FeatureRef]
+    stored: StoredCircuit,
+    kept: PrunedNodes,
+    format: CircuitFormat,
+    pages: Collection[FeatureRef],
+    said: Annotations,
 ) -> tuple[bytes, str]:
+    circuit, name = stored.circuit, stored.name
     if format == "html":
-        page = circuit_html(stored.circuit, kept, name=stored.name, pages=pages)
+        view = view_of(circuit, said, shown=frozenset(kept.nodes))
+        page = circuit_html(circuit, kept, name=name, pages=pages, view=view)
         return page.encode(), "text/html; charset=utf-8"
-    document = circuit_json(stored.circuit, kept, slug=id_in("circuits", stored.name))
+    if format == "graphml":
+        return circuit_graphml(circuit, kept, name=name, annotations=said), "application/graphml+xml"
+    document = circuit_json(circuit, kept, slug=id_in("circuits", name), annotations=said)
     return json.dumps(document, ensure_ascii=False).encode(), "application/json"
+
+
+def _passes(stored: StoredCircuit, wanted: CircuitFilter) -> bool:
+    circuit = stored.circuit
+    return (
+        wanted.model in ("", circuit.model)
+        and wanted.replacement in ("", circuit.replacement)
+        and wanted.parent in ("", stored.provenance.parent)
+        and wanted.prompt.casefold() in circuit.prompt.casefold()
+    )
 
 
 def _listed(index: int, node: Node, row: tuple[float, float, float] | None) -> ListedNode:
@@ -247,13 +327,15 @@ def _entering(rows: Rows) -> dict[int, tuple[float, float, float]]:
 # --- on disk: a JSON header, and the numbers as safetensors --------------------------------------
 
 
-def _publish(final: Path, stored: StoredCircuit) -> None:
+def _publish(final: Path, stored: StoredCircuit, said: Annotations) -> None:
     temporary = final.with_name(f"{TEMPORARY}{uuid4().hex}")
     try:
         with full_disk_is_typed("a circuit"):
             temporary.mkdir(mode=0o700)
             save_file(_columns(stored.circuit), temporary / _NUMBERS)
             (temporary / _HEADER).write_bytes(encode(_without_numbers(stored)))
+            if said != NO_ANNOTATIONS:
+                (temporary / _ANNOTATIONS).write_bytes(encode(said))
             publish_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -270,6 +352,14 @@ def _read(folder: Path) -> StoredCircuit:
             f"the numbers of circuits/{folder.name} cannot be read; discover it again"
         ) from error
     return replace(stored, circuit=replace(stored.circuit, edges=edges, rows=rows))
+
+
+def _read_annotations(folder: Path) -> Annotations:
+    try:
+        data = (folder / _ANNOTATIONS).read_bytes()
+    except FileNotFoundError:
+        return NO_ANNOTATIONS
+    return decode(Annotations, data, what=f"the annotations of circuits/{folder.name}")
 
 
 _EDGE_COLUMNS = ("source", "target", "weight")

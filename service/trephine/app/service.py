@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
+from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
@@ -29,6 +31,8 @@ class Service:
     models: Models
     operations: Operations
     circuits: Circuits
+    circuit_views: CircuitViews
+    circuit_annotations: CircuitAnnotations
     proposals: Proposals
     edits: Edits
     exports: Exports

@@ -24,8 +24,9 @@ class NodeKind(StrEnum):
     LOGIT = "logit"
 
 
-EdgeRule = Literal["exact", "relp_half"]
-"""`exact`: obeys law 4. `relp_half`: sums to the activation but is an estimate (DESIGN 5.5)."""
+EdgeRule = Literal["exact", "relp_half", "unknown"]
+"""`exact`: obeys law 4. `relp_half`: sums to the activation but is an estimate (DESIGN 5.5).
+`unknown`: of an imported graph that does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from trephine.engine import (
     activations,
+    directions,
     discovery,
     effects,
     export,
@@ -50,6 +51,7 @@ HANDLERS = merge(
         effects,
         proposals,
         discovery,
+        directions,
         planning,
         export,
         features,

@@ -8,9 +8,12 @@ layer 0.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from itertools import accumulate
+from math import isfinite
 from typing import Any
 
+from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
 from trephine.pages.embed import printable
 
@@ -23,17 +26,19 @@ _FEATURE_TYPES = {
 }
 
 
-def circuit_json(circuit: Circuit, kept: PrunedNodes, *, slug: str) -> dict[str, Any]:
+def circuit_json(
+    circuit: Circuit, kept: PrunedNodes, *, slug: str, annotations: Annotations = NO_ANNOTATIONS
+) -> dict[str, Any]:
     """Return the document: `metadata`, `qParams`, `nodes`, `links`.
 
     Args:
         circuit: What was discovered.
         kept: Which nodes and edges survive pruning.
         slug: Name of the graph in a viewer.
+        annotations: Pins and groups go into `qParams`, labels there and into the nodes' `clerp`.
     """
-    nodes = list(circuit.nodes)
-    logit_layer = 1 + max((node.layer for node in nodes if node.kind is NodeKind.FEATURE), default=0)
-    ids = {index: node_id(nodes[index], logit_layer) for index in kept.nodes}
+    nodes, ids, texts = circuit.nodes, node_ids(circuit), annotations.texts
+    main = next((index for index, node in enumerate(nodes) if node.kind is NodeKind.LOGIT), -1)
     return {
         "metadata": {
             "slug": slug,
@@ -54,9 +59,9 @@ def circuit_json(circuit: Circuit, kept: PrunedNodes, *, slug: str) -> dict[str,
                 "edge_threshold": kept.edge_threshold,
             },
         },
-        "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": view_of(circuit, annotations, shown=frozenset(kept.nodes)),
         "nodes": [
-            _node(nodes[index], ids[index], cumulative, logit_layer)
+            _node(nodes[index], ids[index], cumulative, texts.get(index, nodes[index].label), index == main)
             for index, cumulative in zip(kept.nodes, _cumulative(circuit, kept), strict=True)
         ],
         "links": [
@@ -66,8 +71,13 @@ def circuit_json(circuit: Circuit, kept: PrunedNodes, *, slug: str) -> dict[str,
     }
 
 
-def node_id(node: Node, logit_layer: int) -> str:
-    """Return the schema's id of a node."""
+def node_ids(circuit: Circuit) -> list[str]:
+    """Return the schema's id of every node."""
+    return [node_id(node) for node in circuit.nodes]
+
+
+def node_id(node: Node) -> str:
+    """Return the schema's id of a node. Targets lie one layer above the last (as in circuit-tracer)."""
     match node.kind:
         case NodeKind.FEATURE:
             return f"{node.layer}_{node.feature}_{node.position}"
@@ -76,7 +86,35 @@ def node_id(node: Node, logit_layer: int) -> str:
         case NodeKind.TOKEN:
             return f"E_{node.feature}_{node.position}"
         case NodeKind.LOGIT:
-            return f"{logit_layer}_{node.feature}_{node.position}"
+            return f"{node.layer + 1}_{node.feature}_{node.position}"
+
+
+def view_of(
+    circuit: Circuit, annotations: Annotations, *, shown: frozenset[int] | None = None
+) -> dict[str, Any]:
+    """Return `qParams`, of the nodes that are shown; None: of all.
+
+    `pinnedIds` and `supernodes` (`[[name, id, ...], ...]`) are circuit-tracer's; `clerps`
+    (`[[id, label], ...]`) is what Neuronpedia adds.
+    """
+    ids = node_ids(circuit)
+
+    def named(nodes: Iterable[int]) -> list[str]:
+        return [ids[node] for node in nodes if shown is None or node in shown]
+
+    groups = ((group, named(group.nodes)) for group in annotations.groups)
+    return {
+        "pinnedIds": named(pin.node for pin in annotations.pins),
+        "supernodes": [[printable(group.name), *members] for group, members in groups if members],
+        "linkType": "both",
+        "clickedId": "",
+        "sg_pos": "",
+        "clerps": [
+            [ids[label.node], printable(label.text)]
+            for label in annotations.labels
+            if shown is None or label.node in shown
+        ],
+    }
 
 
 def kept_edges(circuit: Circuit, kept: PrunedNodes) -> list[tuple[int, int, float]]:
@@ -96,26 +134,47 @@ def _cumulative(circuit: Circuit, kept: PrunedNodes) -> list[float]:
     return [by_place[place] for place in range(len(influence))]
 
 
-def _node(node: Node, identity: str, cumulative: float, logit_layer: int) -> dict[str, Any]:
-    layer = {NodeKind.TOKEN: "E", NodeKind.LOGIT: str(logit_layer)}.get(node.kind, str(node.layer))
-    is_feature = node.kind is NodeKind.FEATURE
+def _node(node: Node, identity: str, cumulative: float, label: str, is_target: bool) -> dict[str, Any]:
+    is_feature, is_logit = node.kind is NodeKind.FEATURE, node.kind is NodeKind.LOGIT
     return {
         "node_id": identity,
-        "feature": _cantor(node.layer, node.feature)
-        if is_feature
-        else (node.position if node.kind is NodeKind.TOKEN else node.feature),
-        "layer": layer,
+        "feature": _feature_number(node),
+        "layer": "E" if node.kind is NodeKind.TOKEN else str(node.layer + is_logit),
         "ctx_idx": node.position,
         "feature_type": _FEATURE_TYPES[node.kind],
-        "token_prob": node.activation if node.kind is NodeKind.LOGIT else 0.0,
-        "is_target_logit": node.kind is NodeKind.LOGIT,
+        "token_prob": node.activation if is_logit and isfinite(node.activation) else 0.0,
+        "is_target_logit": is_target,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "jsNodeId": f"{layer}_{node.feature}-0" if is_feature else f"{identity}-0",
-        "clerp": printable(node.label),
+        "jsNodeId": _js_node_id(node),
+        "clerp": printable(label),
         "influence": cumulative,
-        "activation": node.activation if is_feature else None,
+        "activation": node.activation if is_feature and isfinite(node.activation) else None,
     }
+
+
+def _feature_number(node: Node) -> int:
+    match node.kind:
+        case NodeKind.FEATURE:
+            return _cantor(node.layer, node.feature)
+        case NodeKind.ERROR:
+            return -1
+        case NodeKind.TOKEN:
+            return node.position
+        case NodeKind.LOGIT:
+            return node.feature
+
+
+def _js_node_id(node: Node) -> str:
+    match node.kind:
+        case NodeKind.FEATURE:
+            return f"{node.layer}_{node.feature}-0"
+        case NodeKind.ERROR:
+            return f"{node.layer}_{node.position}-0"
+        case NodeKind.TOKEN:
+            return f"E_{node.feature}-{node.position}"
+        case NodeKind.LOGIT:
+            return f"L_{node.feature}-{node.position}"
 
 
 def _cantor(layer: int, feature: int) -> int:

@@ -12,16 +12,16 @@ from trephine.domain import circuits as domain
 from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.tokens import ResolveTarget, Tokenize
 from trephine.rpc.calls import Context
+from trephine.rpc.circuit_query_servicer import CircuitQueries
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
+from trephine.rpc.wire.circuit_queries import filter_from_wire
 from trephine.rpc.wire.circuits import (
     checked_to_wire,
     circuit_to_wire,
     discover_from_wire,
     edge_to_wire,
     format_from_wire,
-    kind_from_wire,
-    node_to_wire,
     share,
 )
 from trephine.rpc.wire.common import feature_from_wire
@@ -29,15 +29,15 @@ from trephine.rpc.wire.fields import finite, resource_id, within
 from trephine.v1 import circuit_service_pb2 as pb
 from trephine.v1.circuit_service_pb2_grpc import CircuitServiceServicer
 
-_NODES, _EDGES = Paging(default=100, largest=1000), Paging(default=1000, largest=10_000)
+_EDGES = Paging(default=1000, largest=10_000)
 
 
-class CircuitServicer(CircuitServiceServicer):
+class CircuitServicer(CircuitQueries, CircuitServiceServicer):
     """Circuits: found once, stored on the server, read in pages."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
+        super().__init__(service)
         self._models = service.models
-        self._circuits = service.circuits
         self._operations = operations
 
     async def DiscoverCircuit(self, request: pb.DiscoverCircuitRequest, context: Context) -> Operation:
@@ -57,31 +57,16 @@ class CircuitServicer(CircuitServiceServicer):
         self, request: pb.ListCircuitsRequest, context: Context
     ) -> pb.ListCircuitsResponse:
         """List stored circuits, newest first."""
+        wanted = filter_from_wire(request)
         found = page(
-            await self._circuits.list(),
+            await self._circuits.list(wanted),
             size=request.page_size,
             token=request.page_token,
-            question=("ListCircuits",),
+            question=("ListCircuits", wanted),
             key=lambda stored: stored.name,
         )
         circuits = [circuit_to_wire(stored) for stored in found.items]
         return pb.ListCircuitsResponse(circuits=circuits, next_page_token=found.next_token)
-
-    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
-        """List nodes, most influential first."""
-        kind = kind_from_wire(request.kind)
-        smallest = finite(request.min_influence, "min_influence")
-        smallest_influence = smallest if request.HasField("min_influence") else None
-        stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
-        found = page(
-            self._circuits.nodes(stored, kind, smallest_influence),
-            size=request.page_size,
-            token=request.page_token,
-            question=("ListNodes", request.circuit, kind, smallest_influence),
-            rule=_NODES,
-        )
-        nodes = [node_to_wire(listed) for listed in found.items]
-        return pb.ListNodesResponse(nodes=nodes, next_page_token=found.next_token)
 
     async def ListEdges(self, request: pb.ListEdgesRequest, context: Context) -> pb.ListEdgesResponse:
         """List edges, heaviest first."""
@@ -99,7 +84,9 @@ class CircuitServicer(CircuitServiceServicer):
             rule=_EDGES,
         )
         return pb.ListEdgesResponse(
-            edges=[edge_to_wire(edge) for edge in found.items], next_page_token=found.next_token
+            edges=[edge_to_wire(edge) for edge in found.items],
+            next_page_token=found.next_token,
+            total_size=len(edges),
         )
 
     async def ExportCircuit(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
+from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.edits import Edits
@@ -132,6 +134,8 @@ def build(
             models=models,
             operations=_operations(settings, state, journal, work, clock),
             circuits=work.circuits,
+            circuit_views=CircuitViews(work.circuits, artifacts),
+            circuit_annotations=CircuitAnnotations(work.circuits, models, clock=clock),
             proposals=work.proposals,
             edits=edits,
             exports=work.exports,

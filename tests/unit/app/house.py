@@ -18,6 +18,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.launcher import FakeLauncher
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
+from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
@@ -257,6 +259,8 @@ class House:
     artifacts: ArtifactStore
     models: Models
     circuits: Circuits
+    circuit_views: CircuitViews
+    circuit_annotations: CircuitAnnotations
     proposals: Proposals
     edits: Edits
     exports: Exports
@@ -330,6 +334,8 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         clock=clock,
     )
     return House(
+        circuit_views=CircuitViews(circuits, artifacts),
+        circuit_annotations=CircuitAnnotations(circuits, models, clock=clock),
         root=root,
         clock=clock,
         launcher=launcher,

@@ -111,7 +111,7 @@ def test_circuit_json_follows_the_schema_and_avoids_the_error_id_collision():
         "1_-1_1",
         "E_1_0",
         "E_2_1",
-        "3_3_1",
+        "4_3_1",
     ]
     assert {node["feature_type"] for node in document["nodes"]} == {
         "cross layer transcoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
 from trephine.app.costs import Cost, predicted_seconds
+from trephine.domain.circuit_queries import Provenance
 from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
@@ -18,6 +19,7 @@ from trephine.rpc.wire.common import (
     version_to_wire,
 )
 from trephine.rpc.wire.fields import at_least, clean, finite, one_of, prompt, qualified, within
+from trephine.v1 import circuit_queries_pb2 as queries_pb
 from trephine.v1 import circuit_service_pb2 as pb
 
 KINDS: dict[pb.NodeKind.ValueType, NodeKind | None] = {
@@ -31,6 +33,7 @@ _KIND_NUMBERS = {kind: number for number, kind in KINDS.items() if kind is not N
 _FORMATS: dict[pb.CircuitFormat.ValueType, CircuitFormat] = {
     pb.CIRCUIT_FORMAT_JSON: "json",
     pb.CIRCUIT_FORMAT_HTML: "html",
+    pb.CIRCUIT_FORMAT_GRAPHML: "graphml",
 }
 
 
@@ -97,6 +100,7 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         version=version_to_wire(circuit.model, circuit.weight_hash),
         seconds=figures.seconds,
         peak_extra_bytes=figures.peak_extra_bytes,
+        provenance=provenance_to_wire(stored.provenance),
     )
 
 
@@ -141,6 +145,13 @@ def node_to_wire(listed: ListedNode) -> pb.Node:
         bias=listed.bias,
         remainder=listed.remainder,
         total=listed.total,
+    )
+
+
+def provenance_to_wire(provenance: Provenance) -> queries_pb.Provenance:
+    """Write where a circuit came from."""
+    return queries_pb.Provenance(
+        origin=provenance.origin, parent=clean(provenance.parent), how=clean(provenance.how)
     )
 
 

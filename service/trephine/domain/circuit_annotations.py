@@ -1,0 +1,98 @@
+"""What people say about a circuit: pins, labels and groups of its nodes. Nodes are named by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePin:
+    """A node that pruning never drops."""
+
+    node: int
+    author: str
+    create_time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLabel:
+    """What somebody calls a node, shown in place of the discovered label."""
+
+    node: int
+    text: str
+    author: str
+    create_time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGroup:
+    """A supernode: nodes that are read as one concept. A node is in at most one group."""
+
+    name: str
+    """Unique in its circuit."""
+    nodes: tuple[int, ...]
+    """Ascending."""
+    author: str
+    create_time: str
+    how: str = ""
+    """How it was found; empty if it was made by hand."""
+    cohesion: float | None = None
+    """Mean similarity of its pairs; None if it was made by hand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotations:
+    """Everything that was said about one circuit."""
+
+    pins: tuple[NodePin, ...] = ()
+    labels: tuple[NodeLabel, ...] = ()
+    groups: tuple[NodeGroup, ...] = ()
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """The pinned nodes."""
+        return frozenset(pin.node for pin in self.pins)
+
+    @property
+    def texts(self) -> dict[int, str]:
+        """The labels' texts, by node."""
+        return {label.node: label.text for label in self.labels}
+
+    def moved(self, places: dict[int, int]) -> Annotations:
+        """Rename nodes, and forget those that have no new name; groups left empty go."""
+        groups = (
+            replace(group, nodes=tuple(sorted(places[node] for node in group.nodes if node in places)))
+            for group in self.groups
+        )
+        return Annotations(
+            pins=_moved(self.pins, places),
+            labels=_moved(self.labels, places),
+            groups=tuple(group for group in groups if group.nodes),
+        )
+
+
+NO_ANNOTATIONS = Annotations()
+
+SaidT = TypeVar("SaidT", NodePin, NodeLabel)
+
+
+def _moved(said: tuple[SaidT, ...], places: dict[int, int]) -> tuple[SaidT, ...]:
+    return tuple(replace(one, node=places[one.node]) for one in said if one.node in places)
+
+
+GroupingBasis = Literal["directions", "edges"]
+"""`directions`: encoders and decoders of the features. `edges`: where the nodes' edges come from and go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutomaticGroups:
+    """Group features by what they read and write, if they are close to each other."""
+
+    basis: GroupingBasis = "directions"
+    min_similarity: float = 0.5
+    """Groups are merged while the mean similarity between them is at least this, in (0, 1]."""
+    max_layers_apart: int = 3
+    max_positions_apart: int = 0
+    max_nodes: int = 500
+    """Only so many features, the most influential, are grouped."""

@@ -1,0 +1,73 @@
+"""Differences of two circuits, against sets and dictionaries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tests.layered_circuits import layered
+from tests.unit.app.test_circuit_queries import edges_of
+from trephine.app.circuit_diff import compare
+from trephine.domain.circuits import Circuit, NodeKind
+
+
+def keyed(graph: Circuit, summed: bool) -> tuple[Counter, Counter]:
+    """Influence by node key, and weight by pair of keys."""
+    keys = [(n.kind, n.layer, n.feature, None if summed else n.position) for n in graph.nodes]
+    nodes, edges = Counter(), Counter()
+    for key, node in zip(keys, graph.nodes, strict=True):
+        nodes[key] += node.influence
+    for source, target, weight in edges_of(graph):
+        edges[keys[source], keys[target]] += weight
+    return nodes, edges
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_nodes_and_edges_are_matched_as_by_dictionaries(summed):
+    """In both, in the first only, in the second only, with influences and weights of each side."""
+    graphs = layered(1), layered(2)
+    found = compare(*graphs, sum_positions=summed)
+    sides = [keyed(graph, summed) for graph in graphs]
+    place = [
+        (one.node.kind, one.node.layer, one.node.feature, None if summed else one.node.position)
+        for one in found.nodes
+    ]
+    assert len(place) == len(set(place)) == len(sides[0][0].keys() | sides[1][0].keys())
+    for key, one in zip(place, found.nodes, strict=True):
+        for (nodes, _), side in zip(sides, (one.first, one.second), strict=True):
+            assert (side is not None) == (key in nodes)
+            if side is not None:
+                assert side.influence == pytest.approx(nodes[key])
+    assert {(place[e.source], place[e.target]) for e in found.edges} == sides[0][1].keys() | sides[1][
+        1
+    ].keys()
+    for edge in found.edges:
+        for (_, edges), weight in zip(sides, (edge.first, edge.second), strict=True):
+            key = place[edge.source], place[edge.target]
+            assert (weight is not None) == (key in edges)
+            assert (weight or 0.0) == pytest.approx(edges[key], abs=1e-6)
+    changes = [abs((edge.second or 0.0) - (edge.first or 0.0)) for edge in found.edges]
+    assert changes == sorted(changes, reverse=True)
+    assert [abs(one.change) for one in found.nodes] == sorted(
+        (abs(n.change) for n in found.nodes), reverse=True
+    )
+
+
+def test_a_circuit_does_not_differ_from_itself():
+    """Every overlap is 1, every change 0."""
+    found = compare(layered(3), layered(3), sum_positions=False)
+    overlap = {figure.name: figure.value for figure in found.overlap}
+    assert overlap["feature_jaccard"] == overlap["edge_overlap_by_weight"] == 1
+    assert overlap["feature_overlap_by_influence"] == pytest.approx(1)
+    assert all(one.change == 0 for one in found.nodes)
+
+
+def test_features_of_other_sets_never_match():
+    """The same layer and index of another set is another feature; tokens and targets match all the same."""
+    other = layered(3)
+    nodes = tuple(replace(n, replacement="sae") if n.kind is NodeKind.FEATURE else n for n in other.nodes)
+    found = compare(layered(3), replace(other, nodes=nodes), sum_positions=False)
+    both = {one.node.kind for one in found.nodes if one.first and one.second}
+    assert both == {NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT}
