@@ -18,6 +18,7 @@ from trephine.engine import (
     session,
     text,
 )
+from trephine.engine.dataset_circuits import discovery as dataset_circuits
 from trephine.engine.features import handlers as features
 from trephine.engine.fitting import command as fitting
 from trephine.engine.replacements import evaluation as replacement_evaluation
@@ -51,6 +52,7 @@ HANDLERS = merge(
         effects,
         proposals,
         discovery,
+        dataset_circuits,
         directions,
         planning,
         export,

@@ -116,7 +116,12 @@ class FrozenOperators:
 
 
 def capture(
-    model: nn.Module, architecture: Architecture, ids: Sequence[int], layers: Sequence[int] | None = None
+    model: nn.Module,
+    architecture: Architecture,
+    ids: Sequence[int],
+    layers: Sequence[int] | None = None,
+    *,
+    positions: Tensor | None = None,
 ) -> FrozenOperators:
     """Run the prompt once and keep what the frozen network needs.
 
@@ -125,6 +130,8 @@ def capture(
         architecture: Its description.
         ids: Token ids of the prompt, at least one.
         layers: Layers whose neurons are sources; the others become error sources. None means all.
+        positions: int64 `(len(ids),)`; where they restart at 0 a new prompt begins, which sees none before
+            it. None means one prompt.
 
     Returns:
         The operators, `len(ids)` positions long.
@@ -132,8 +139,9 @@ def capture(
     store: Store = {}
     weight: Any = architecture.embedding.weight
     batch = torch.tensor([list(ids)], device=weight.device)
+    places = None if positions is None else positions[None]
     with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store):
-        output: Any = model(input_ids=batch, use_cache=False, logits_to_keep=1)
+        output: Any = model(input_ids=batch, position_ids=places, use_cache=False, logits_to_keep=1)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     frozen = tuple(
         _freeze_layer(block, store, tape.recorded[block.layer][0].to(dtype), dtype)

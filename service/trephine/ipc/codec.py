@@ -16,6 +16,7 @@ from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
+from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.directions import CompareFeatures
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.errors import (
@@ -55,6 +56,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     RankActivity,
     MeasureAblation,
     DiscoverCircuit,
+    DiscoverDatasetCircuit,
     CompareFeatures,
     ProposeEdit,
     PlanExport,

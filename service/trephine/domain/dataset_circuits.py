@@ -1,0 +1,297 @@
+"""Circuits of a behaviour: found over a dataset of contexts instead of one prompt (Marks et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from trephine.domain.commands import Command, Progress
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.findings import Figure
+from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import NEURONS
+
+MAX_EXAMPLES = 4096
+"""Of one request, both splits together."""
+MAX_NODES = 4096
+"""Of one circuit."""
+AUTO_CLUSTERS = 0
+
+
+class Estimator(StrEnum):
+    """How the effect of patching one node is estimated."""
+
+    ATTRIBUTION_PATCHING = "attribution_patching"
+    """Gradient at the clean run times the difference (Nanda 2023)."""
+    INTEGRATED_GRADIENTS = "integrated_gradients"
+    """Mean gradient over a layer's way from clean to patch, times the difference (Marks et al. 2025)."""
+    RELP = "relp"
+    """Attribution patching with patterns and norm scales frozen and MLPs by the half rule (Jafari 2025)."""
+    EXACT = "exact"
+    """The patch itself, one node at a time, on the nodes that attribution patching ranks highest."""
+
+
+class NodeAblation(StrEnum):
+    """What a node's activation is replaced with."""
+
+    MEAN = "mean"
+    """Its mean over the training contexts, clean and corrupted; per position if positions are kept."""
+    ZERO = "zero"
+    RESAMPLE = "resample"
+    """Its value in the corrupted twin, or in another context where there is no twin."""
+
+
+class PositionRule(StrEnum):
+    """What is one node."""
+
+    KEPT = "kept"
+    """A feature at a position; every context must have the same number of tokens."""
+    SUMMED = "summed"
+    """A feature at all positions together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A context and the choice of its next token."""
+
+    clean: str
+    answers: tuple[str, ...]
+    """Right next tokens, one token each, or `#id`; their mean logit counts."""
+    wrong: tuple[str, ...] = ()
+    """Wrong next tokens; without any the mean logit of the vocabulary stands in."""
+    corrupted: str | None = None
+    """The twin in which the answer would be the wrong one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subsampling:
+    """How stable membership is measured: selection over random parts of the data."""
+
+    draws: int = 20
+    """0 measures no stability."""
+    share: float = 0.5
+    """Of the training contexts in every draw, without replacement."""
+    keep: float = 0.9
+    """A node is stable if at least this share of the draws select it; on the others we abstain."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.draws <= 1000, "stability.draws", "must be 0 to 1000")
+        _check(0 < self.share < 1, "stability.share", "must be above 0 and below 1")
+        _check(0 < self.keep <= 1, "stability.keep", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discretion:
+    """How large a circuit is and what is measured beside it."""
+
+    nodes: int = 100
+    """Budget of nodes."""
+    threshold: float | None = None
+    """Keep nodes of at least this mean absolute effect, in logits, up to the budget."""
+    edge_nodes: int = 64
+    """Edges are found between so many of the strongest nodes; 0 finds none."""
+    edge_examples: int = 32
+    """Training contexts that edges are averaged over."""
+    random_circuits: int = 20
+    """Size-matched random circuits beside the circuit; 0 draws none."""
+    curve: bool = True
+    """Measure 1, 2, 4, ... nodes up to all of them."""
+    bootstrap: int = 1000
+    """Resamples of the held-out contexts behind every interval."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.nodes <= MAX_NODES, "nodes", f"must be 1 to {MAX_NODES}")
+        _check(self.threshold is None or self.threshold > 0, "threshold", "must be above 0")
+        _check(0 <= self.edge_nodes <= 512, "edge_nodes", "must be 0 to 512")
+        _check(self.edge_examples >= 1, "edge_examples", "must be at least 1")
+        _check(0 <= self.random_circuits <= 1000, "random_circuits", "must be 0 to 1000")
+        _check(10 <= self.bootstrap <= 100_000, "bootstrap", "must be 10 to 100000")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetNode:
+    """A node with its mean effect over the training contexts."""
+
+    layer: int
+    position: int
+    """-1 where positions are summed."""
+    index: int
+    effect: float
+    """Mean change of the metric if the node were patched, logits (negative: it speaks for the answer)."""
+    frequency: float | None
+    """Share of the subsamples that select it; None if stability was not measured."""
+    stable: bool
+    certified_edits: int | None
+    """Training contexts that may be exchanged before a majority of subsamples could drop it; None: unstable
+    or not measured. At 95 % confidence for this node alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetEdge:
+    """Marks et al.'s edge effect, mean over contexts: what the source's patch does through the target."""
+
+    source: int
+    """Index of a node of the circuit."""
+    target: int
+    """Index of a node; -1 for the metric itself."""
+    weight: float
+    """Logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """A circuit of the strongest `nodes` nodes, measured on the held-out contexts."""
+
+    nodes: int
+    faithfulness: Figure
+    """(m(C) - m(0)) / (m(M) - m(0)); 1 is the whole model, and values above 1 occur."""
+    completeness: Figure
+    """The same of the complement; 0 is ideal."""
+    metric: float
+    """m(C), logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faithfulness:
+    """One circuit under one ablation, on contexts that it was not found on."""
+
+    ablation: NodeAblation
+    examples: int
+    whole: Figure
+    """m(M): the untouched model, logits."""
+    empty: Figure
+    """m(0): every node ablated, logits."""
+    circuit: CurvePoint
+    core: CurvePoint | None
+    """The stable nodes only."""
+    curve: tuple[CurvePoint, ...]
+    random: tuple[float, ...]
+    """Faithfulness of the random circuits: as many nodes at every layer (and position)."""
+    p_value: float | None
+    """(1 + #{random >= circuit}) / (random circuits + 1)."""
+    nodes_for_80: int | None
+    """Smallest budget on the curve from which faithfulness is at least 0.8; None if none is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextCircuit:
+    """The circuit of all contexts, or of one cluster of them."""
+
+    label: str
+    """`all`, or `cluster 1`."""
+    training: int
+    held_out: int
+    contexts: tuple[str, ...]
+    """Of a cluster: contexts nearest to its centre."""
+    nodes: tuple[DatasetNode, ...]
+    """Strongest first."""
+    abstained: tuple[DatasetNode, ...]
+    """Selected by some subsample or by all data, but not by enough subsamples."""
+    edges: tuple[DatasetEdge, ...]
+    """Heaviest first."""
+    faithfulness: tuple[Faithfulness, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clustering:
+    """How contexts were grouped by their effects."""
+
+    clusters: int
+    silhouette: float
+    """Mean over contexts, by cosine distance; NaN for one cluster."""
+    null_silhouette: float
+    """The largest of 19 sets of vectors whose coordinates are shuffled between contexts."""
+    sizes: tuple[int, ...]
+    assignment: tuple[int, ...]
+    """Cluster of every training context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCircuit:
+    """What was found over a dataset."""
+
+    replacement: str
+    estimator: Estimator
+    positions: PositionRule
+    patch: NodeAblation
+    error_term: ErrorTerm
+    training: int
+    held_out: int
+    candidates: int
+    """Nodes that could have been selected."""
+    circuits: tuple[ContextCircuit, ...]
+    """The first is that of all contexts; clusters follow."""
+    clustering: Clustering | None
+    certificate: str
+    """What stability means here, in words."""
+    caveats: tuple[str, ...]
+    seconds: float
+    model: str
+    weight_hash: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
+    """Find the circuit of a behaviour over a dataset, and measure it on contexts that it has not seen."""
+
+    interactive: ClassVar[bool] = False
+
+    training: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    replacement: str = NEURONS
+    layers: tuple[int, ...] | None = None
+    """Layers whose nodes can be selected and are ablated; None means all that the set covers."""
+    estimator: Estimator = Estimator.ATTRIBUTION_PATCHING
+    steps: int = 5
+    """Of integrated gradients."""
+    exact_nodes: int = 256
+    """Candidates of exact patching."""
+    positions: PositionRule = PositionRule.SUMMED
+    patch: NodeAblation | None = None
+    """What effects are estimated with. None: the twins if every context has one, else zero."""
+    error_term: ErrorTerm = ErrorTerm.LIVE
+    """Under ablation. `drop` puts the ablation's own baseline in the place of the error."""
+    ablations: tuple[NodeAblation, ...] = (NodeAblation.MEAN, NodeAblation.ZERO)
+    size: Discretion = field(default_factory=Discretion)
+    stability: Subsampling = field(default_factory=Subsampling)
+    clusters: int = 1
+    """1: all contexts together; 0: as many clusters as the silhouette says; above: that many."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_split(self.training, self.held_out)
+        _check(1 <= self.steps <= 100, "steps", "must be 1 to 100")
+        _check(1 <= self.exact_nodes <= MAX_NODES, "exact_nodes", f"must be 1 to {MAX_NODES}")
+        _check(bool(self.ablations), "ablations", "must name at least one of mean, zero and resample")
+        _check(0 <= self.clusters <= 32, "clusters", "must be 0 (automatic) to 32")
+        few = self.clusters > len(self.training)
+        _check(
+            not few, "clusters", f"is {self.clusters}, but there are {len(self.training)} training contexts"
+        )
+
+
+def _check_split(training: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
+    for name, split in (("training", training), ("held_out", held_out)):
+        _check(len(split) >= 2, name, "needs at least two contexts: one is no dataset, and no interval")
+    total = len(training) + len(held_out)
+    _check(total <= MAX_EXAMPLES, "training", f"and held_out hold {total} contexts; at most {MAX_EXAMPLES}")
+    seen = {_key(example): number for number, example in enumerate(training)}
+    for number, example in enumerate(held_out):
+        twin = seen.get(_key(example))
+        if twin is not None:
+            raise InvalidRequestError(
+                f"held-out context {number} is training context {twin} again: {example.clean[:60]!r}. "
+                "Figures on contexts that it was found on say nothing; drop duplicates before splitting",
+                field=f"held_out[{number}]",
+            )
+
+
+def _key(example: Example) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    return example.clean, example.answers, example.wrong
+
+
+def _check(holds: bool, name: str, what: str) -> None:
+    if not holds:
+        raise InvalidRequestError(f"{name} {what}", field=name)

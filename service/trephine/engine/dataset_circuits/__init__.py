@@ -1,0 +1,1 @@
+"""Circuits over datasets: effects of nodes, selection, stability, faithfulness, clusters of contexts."""

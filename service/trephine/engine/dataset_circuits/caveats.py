@@ -1,0 +1,121 @@
+"""What a reader of a dataset circuit must know, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trephine.domain.dataset_circuits import (
+    ContextCircuit,
+    DiscoverDatasetCircuit,
+    Estimator,
+    NodeAblation,
+    PositionRule,
+    Subsampling,
+)
+from trephine.domain.interventions import ErrorTerm
+from trephine.engine.dataset_circuits.clustering import Clusters
+from trephine.engine.dataset_circuits.contexts import Context
+from trephine.engine.dataset_circuits.edges import has_edges
+from trephine.engine.dataset_circuits.selection import certified_edits, part_size
+from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.replacements.sets import require_set
+
+_ERROR = {
+    ErrorTerm.LIVE: "stay live: y + (f' - f) W_dec, whatever the set does not reconstruct passes untouched",
+    ErrorTerm.FROZEN: "are the clean run's, even where every node is ablated",
+    ErrorTerm.DROP: "are replaced by the ablation's own baseline, as nodes are",
+}
+
+
+def certificate(rule: Subsampling, contexts: int) -> str:
+    """Say what stability means here, and what it does not."""
+    if not rule.draws:
+        return "Stability was not measured."
+    size = part_size(contexts, rule)
+    most = certified_edits(1.0, rule.draws, contexts, size)
+    edits = (
+        f"A node that every draw selects keeps a majority of draws if up to {most} of the {contexts} "
+        "training contexts are exchanged (95 % confidence, for one node alone)."
+        if most
+        else "Draws this few or large certify no exchange of a training context: draw more, or smaller parts."
+    )
+    return (
+        f"A node is stable if at least {rule.keep:.0%} of {rule.draws} random parts of {size} of {contexts} "
+        f"training contexts select it by the same rule; on every other node we abstain. {edits} This is "
+        "about the data that the circuit was found on, not the mechanism: it proves no causal claim."
+    )
+
+
+def caveats(
+    hosted: HostedModel,
+    command: DiscoverDatasetCircuit,
+    space: NodeSpace,
+    training: Sequence[Context],
+    circuits: Sequence[ContextCircuit],
+    clusters: Clusters | None,
+) -> tuple[str, ...]:
+    """List them."""
+    return (
+        "Nodes are MLP neurons or features of a set; attention heads, embeddings and position 0 are never "
+        "ablated. Faithfulness is of what remains when all other nodes are.",
+        *_of_set(hosted, command, space),
+        *_of_data(command, training),
+        *_of_circuits(circuits, clusters),
+        *(() if has_edges(space) else ("Edges are found for neurons and transcoders only.",)),
+        *(() if hosted.architecture.logit_softcap is None else ("The metric is read before the soft cap.",)),
+    )
+
+
+def _of_set(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSpace) -> list[str]:
+    if space.is_neurons:
+        return []
+    info = require_set(hosted, command.replacement).admitted
+    found = [f"Error terms {_ERROR[command.error_term]}."]
+    if info.degraded:
+        found.append(f"The set failed admission and was accepted all the same: {info.admission.why}")
+    firsts = {tuple(hosted.encode(example.clean)[:1]) for example in command.training}
+    for first in sorted(firsts)[:1]:
+        found += beginning_caveats(hosted, [command.replacement], first)
+    return found
+
+
+def _of_data(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> list[str]:
+    found = []
+    if command.estimator is Estimator.EXACT:
+        found.append(
+            f"Exact patching measured the {command.exact_nodes} nodes that attribution patching ranks "
+            "highest; the others count as 0."
+        )
+    uneven = sum(c.twin is not None and len(c.twin) != len(c.ids) for c in training)
+    if uneven:
+        found.append(
+            f"{uneven} pairs differ in length; their activations are aligned from the end of the contexts."
+        )
+    if command.positions is PositionRule.SUMMED and NodeAblation.MEAN in (command.patch, *command.ablations):
+        found.append("Means are over all positions but the first, since positions are summed.")
+    first = sum(c.twin is not None and c.twin[0] != c.ids[0] for c in training)
+    if first:
+        found.append(
+            f"{first} pairs differ in their first token, where no node lies: begin with a common token."
+        )
+    return found
+
+
+def _of_circuits(circuits: Sequence[ContextCircuit], clusters: Clusters | None) -> list[str]:
+    found = []
+    for circuit in circuits:
+        for measured in circuit.faithfulness:
+            whole, empty = measured.whole, measured.empty
+            if None not in (whole.low, empty.high) and (empty.high or 0) >= (whole.low or 0):
+                found.append(
+                    f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
+                    f"is {empty.value:.2f} against {whole.value:.2f}; the intervals touch, so that shares "
+                    "mean little."
+                )
+        if not circuit.faithfulness:
+            found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")
+    if clusters is not None and clusters.count == 1:
+        found.append("No grouping of the contexts beats shuffled effects: they are one cluster.")
+    return found

@@ -1,0 +1,148 @@
+"""Contexts grouped by what their nodes do: spherical k-means on normalised effect vectors, k by silhouette.
+
+Dhillon and Modha 2001; seeding after k-means++ (Arthur and Vassilvitskii 2007) with cosine distances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor
+
+from trephine.domain.dataset_circuits import AUTO_CLUSTERS
+
+_RESTARTS, _ROUNDS, _LARGEST, _SHUFFLES = 8, 100, 8, 19
+_SILHOUETTE_CONTEXTS = 1000
+"""Silhouettes need all pairs; larger splits are sampled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clusters:
+    """A grouping of contexts."""
+
+    assignment: Tensor
+    """int64 `(n_contexts,)`, the largest cluster first."""
+    centres: Tensor
+    """`(k, n)`, of norm 1."""
+    silhouette: float
+    null_silhouette: float
+    """The largest of shuffled vectors."""
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return len(self.centres)
+
+    def assign(self, vectors: Tensor) -> Tensor:
+        """Put further contexts' `(m, n)` to their nearest centres."""
+        return (normalised(vectors) @ self.centres.T).argmax(1)
+
+
+def cluster_contexts(vectors: Tensor, wanted: int, seed: int) -> Generator[None, None, Clusters]:
+    """Group contexts by direction of their effect vectors; one k a quantum.
+
+    With `AUTO_CLUSTERS` the k of 2 to 8 with the largest silhouette is taken, and one cluster if it does not
+    exceed that of every one of 19 shuffles (p = 0.05): coordinates are shuffled between contexts, each on
+    its own, which leaves no groups.
+
+    Args:
+        vectors: `(n_contexts, n)`.
+        wanted: Number of clusters, or `AUTO_CLUSTERS`.
+        seed: Of seeding and shuffling.
+    """
+    directions, generator = normalised(vectors), torch.Generator().manual_seed(seed)
+    counts = range(2, min(_LARGEST, len(vectors) - 1) + 1) if wanted == AUTO_CLUSTERS else (wanted,)
+    best: tuple[float, Tensor, Tensor] | None = None
+    for count in counts:
+        assignment, centres = spherical_k_means(directions, count, generator)
+        score = silhouette(directions, assignment, generator)
+        if best is None or score > best[0]:
+            best = score, assignment, centres
+        yield
+    if best is None:
+        return _one(directions, nan)
+    score, assignment, centres = best
+    null = yield from _null(vectors, len(centres), generator)
+    if wanted == AUTO_CLUSTERS and not score > null:
+        return _one(directions, null)
+    return Clusters(assignment=assignment, centres=centres, silhouette=score, null_silhouette=null)
+
+
+def _null(vectors: Tensor, count: int, generator: torch.Generator) -> Generator[None, None, float]:
+    """Return the largest silhouette of shuffled vectors, one shuffle a quantum."""
+    scores = []
+    for _ in range(_SHUFFLES):
+        shuffled = normalised(_shuffled(vectors, generator))
+        scores.append(silhouette(shuffled, spherical_k_means(shuffled, count, generator)[0], generator))
+        yield
+    return max(scores)
+
+
+def _one(directions: Tensor, null: float) -> Clusters:
+    centre = normalised(directions.mean(0, keepdim=True))
+    nowhere = torch.zeros(len(directions), dtype=torch.int64)
+    return Clusters(assignment=nowhere, centres=centre, silhouette=nan, null_silhouette=null)
+
+
+def normalised(vectors: Tensor) -> Tensor:
+    """Scale rows to norm 1; zero rows stay zero."""
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def spherical_k_means(directions: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return assignment and centres of the best of several starts, the largest cluster first."""
+    best = max(
+        (_descend(directions, _seeds(directions, count, generator)) for _ in range(_RESTARTS)),
+        key=lambda found: float((directions * found[1][found[0]]).sum()),
+    )
+    assignment, centres = best
+    order = torch.bincount(assignment, minlength=count).argsort(descending=True, stable=True)
+    return order.argsort()[assignment], centres[order]
+
+
+def _seeds(directions: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    chosen = [int(torch.randint(len(directions), (1,), generator=generator))]
+    while len(chosen) < count:
+        distance = (1 - (directions @ directions[chosen].T).amax(1)).clamp_min(0)
+        weights = distance if float(distance.sum()) > 0 else torch.ones_like(distance)
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+    return directions[chosen]
+
+
+def _descend(directions: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    assignment = (directions @ centres.T).argmax(1)
+    for _ in range(_ROUNDS):
+        sums = torch.zeros_like(centres).index_add_(0, assignment, directions)
+        empty = torch.bincount(assignment, minlength=len(centres)) == 0
+        centres = torch.where(empty[:, None], centres, normalised(sums))
+        moved = (directions @ centres.T).argmax(1)
+        if torch.equal(moved, assignment):
+            break
+        assignment = moved
+    return assignment, centres
+
+
+def silhouette(directions: Tensor, assignment: Tensor, generator: torch.Generator) -> float:
+    """Return the mean silhouette by cosine distance (Rousseeuw 1987); a context alone counts 0."""
+    if len(directions) > _SILHOUETTE_CONTEXTS:
+        chosen = torch.randperm(len(directions), generator=generator)[:_SILHOUETTE_CONTEXTS]
+        directions, assignment = directions[chosen], assignment[chosen]
+    groups, place = assignment.unique(return_inverse=True)
+    if len(groups) < 2:
+        return nan
+    members = torch.nn.functional.one_hot(place).to(directions.dtype)  # (n, k)
+    sizes = members.sum(0)
+    totals = (1 - directions @ directions.T) @ members  # (n, k)
+    own = totals.gather(1, place[:, None])[:, 0] / (sizes[place] - 1).clamp_min(1)
+    others = (totals / sizes).masked_fill(members.bool(), torch.inf).amin(1)
+    scores = (others - own) / torch.maximum(own, others).clamp_min(1e-12)
+    return float(scores.masked_fill(sizes[place] == 1, 0).mean())
+
+
+def _shuffled(vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """Shuffle every coordinate between contexts on its own: margins stay, groups go."""
+    order = torch.rand(vectors.shape, generator=generator).argsort(0)
+    return vectors.gather(0, order)

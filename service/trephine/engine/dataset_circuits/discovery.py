@@ -1,0 +1,377 @@
+"""DiscoverDatasetCircuit: from contexts to nodes, edges, stability, clusters, held-out figures."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import (
+    Clustering,
+    ContextCircuit,
+    DatasetCircuit,
+    DatasetEdge,
+    DatasetNode,
+    DiscoverDatasetCircuit,
+    Estimator,
+    Faithfulness,
+    NodeAblation,
+    PositionRule,
+)
+from trephine.domain.interventions import ErrorTerm
+from trephine.engine.dataset_circuits.averaging import Averages, average_effects
+from trephine.engine.dataset_circuits.caveats import caveats, certificate
+from trephine.engine.dataset_circuits.clustering import Clusters, cluster_contexts
+from trephine.engine.dataset_circuits.contexts import Context, check_same_length, read_contexts
+from trephine.engine.dataset_circuits.edges import find_edges, has_edges
+from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
+from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
+from trephine.engine.dataset_circuits.packs import Pack, donor_ids, packs
+from trephine.engine.dataset_circuits.patches import States, dataset_means
+from trephine.engine.dataset_circuits.selection import (
+    Stability,
+    certified_edits,
+    part_size,
+    ranked,
+    selected,
+    stability_of,
+    subsamples,
+)
+from trephine.engine.dataset_circuits.space import NodeSpace, node_space
+from trephine.engine.hosted import HostedModel
+from trephine.engine.session import Handler, Session
+
+_LISTED = 512
+"""Nodes abstained on that are listed."""
+_SHOWN = 5
+"""Contexts shown per cluster."""
+
+Steps = Generator[Progress | None, None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Study:
+    """A request made ready."""
+
+    hosted: HostedModel
+    command: DiscoverDatasetCircuit
+    space: NodeSpace
+    training: list[Context]
+    held_out: list[Context]
+    patch: NodeAblation
+    means: States
+
+    def packs(self, contexts: Sequence[Context]) -> list[Pack]:
+        """Pack contexts with what they resample from."""
+        kept = self.command.positions is PositionRule.KEPT
+        donors = donor_ids(contexts, seed=self.command.seed, same_length=kept)
+        return list(packs(contexts, donors, self.hosted.model.device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The contexts that one circuit is of."""
+
+    label: str
+    members: Tensor
+    """bool `(n_training,)`."""
+    held_out: Tensor
+    """bool `(n_held_out,)`."""
+    shown: tuple[str, ...]
+
+
+def discover_dataset_circuit(
+    session: Session, command: DiscoverDatasetCircuit
+) -> Generator[Progress | None, None, DatasetCircuit]:
+    """Find and measure the circuits of a dataset; a forward pass or a block of a sweep per quantum.
+
+    Raises:
+        TrephineError: Naming the context and column that cannot be used, or the option.
+    """
+    started = monotonic()
+    study = yield from _prepare(session.require_model(), command)
+    everything = _Part(
+        label="all",
+        members=torch.ones(len(study.training), dtype=torch.bool),
+        held_out=torch.ones(len(study.held_out), dtype=torch.bool),
+        shown=(),
+    )
+    estimator = yield from _estimator(study)
+    averages = yield from _averages(study, estimator, [everything], "effects")
+    circuits = [(yield from _circuit(study, everything, averages.parts))]
+    clusters: Clusters | None = None
+    if command.clusters != 1:
+        clusters = yield from cluster_contexts(averages.sketches, command.clusters, command.seed)
+        if clusters.count > 1:
+            circuits += yield from _of_clusters(study, estimator, averages, clusters)
+    return _result(study, circuits, clusters, monotonic() - started)
+
+
+def _prepare(
+    hosted: HostedModel, command: DiscoverDatasetCircuit
+) -> Generator[Progress | None, None, _Study]:
+    yield Progress(stage="contexts", done=0, total=1)
+    training = read_contexts(hosted, command.training, command.positions, split="training")
+    held_out = read_contexts(hosted, command.held_out, command.positions, split="held_out")
+    if command.positions is PositionRule.KEPT:
+        check_same_length(training, held_out)
+    yield Progress(stage="contexts", done=1, total=1)
+    space = node_space(
+        hosted,
+        command.replacement,
+        command.layers,
+        command.positions,
+        len(training[0].ids),
+        command.error_term,
+    )
+    paired = all(context.twin is not None for context in training)
+    patch = command.patch or (NodeAblation.RESAMPLE if paired else NodeAblation.ZERO)
+    study = _Study(
+        hosted=hosted,
+        command=command,
+        space=space,
+        training=training,
+        held_out=held_out,
+        patch=patch,
+        means=(),
+    )
+    if NodeAblation.MEAN not in (patch, *command.ablations):
+        return study
+    errors = command.error_term is not ErrorTerm.LIVE and not space.is_neurons
+    yield Progress(stage="means", done=0, total=1)
+    means = yield from dataset_means(hosted, space, study.packs(training), errors=errors)
+    return _Study(
+        hosted=hosted,
+        command=command,
+        space=space,
+        training=training,
+        held_out=held_out,
+        patch=patch,
+        means=means,
+    )
+
+
+def _estimator(study: _Study) -> Generator[Progress | None, None, EffectEstimator]:
+    command, hosted, space = study.command, study.hosted, study.space
+    candidates = None
+    if command.estimator is Estimator.EXACT:
+        first = estimator_of(hosted, space, Estimator.ATTRIBUTION_PATCHING, steps=1, candidates=None)
+        everyone = torch.ones(1, len(study.training), dtype=torch.bool)
+        found = yield from _average(study, first, everyone, "candidates")
+        candidates = ranked(found.parts[0])[: command.exact_nodes]
+    return estimator_of(hosted, space, command.estimator, steps=command.steps, candidates=candidates)
+
+
+def _averages(
+    study: _Study, estimator: EffectEstimator, parts: Sequence[_Part], stage: str
+) -> Generator[Progress | None, None, Averages]:
+    """Average over every part and its subsamples: `1 + draws` rows per part."""
+    rule, rows = study.command.stability, []
+    for part in parts:
+        rows.append(part.members[None])
+        inside = part.members.nonzero()[:, 0]
+        if rule.draws and len(inside) > 1:
+            drawn = torch.zeros(rule.draws, len(part.members), dtype=torch.bool)
+            drawn[:, inside] = subsamples(len(inside), rule, study.command.seed)
+            rows.append(drawn)
+    return (yield from _average(study, estimator, torch.cat(rows), stage))
+
+
+def _average(
+    study: _Study, estimator: EffectEstimator, parts: Tensor, stage: str
+) -> Generator[Progress | None, None, Averages]:
+    return (
+        yield from average_effects(
+            study.hosted,
+            study.space,
+            study.packs(study.training),
+            parts,
+            estimator,
+            patch=study.patch,
+            means=study.means,
+            seed=study.command.seed,
+            stage=stage,
+        )
+    )
+
+
+def _of_clusters(
+    study: _Study, estimator: EffectEstimator, averages: Averages, clusters: Clusters
+) -> Generator[Progress | None, None, list[ContextCircuit]]:
+    """Find a circuit per cluster; held-out contexts go to the nearest centre by their effects."""
+    held_out = yield from average_effects(
+        study.hosted,
+        study.space,
+        study.packs(study.held_out),
+        torch.ones(1, len(study.held_out), dtype=torch.bool),
+        estimator,
+        patch=study.patch,
+        means=study.means,
+        seed=study.command.seed,
+        stage="held-out clusters",
+    )
+    assigned = clusters.assign(held_out.sketches)
+    parts = [
+        _Part(
+            label=f"cluster {k + 1}",
+            members=clusters.assignment == k,
+            held_out=assigned == k,
+            shown=_nearest(study, averages, clusters, k),
+        )
+        for k in range(clusters.count)
+    ]
+    found = yield from _averages(study, estimator, parts, "effects of clusters")
+    circuits, start = [], 0
+    for part in parts:
+        draws = study.command.stability.draws if int(part.members.sum()) > 1 else 0
+        circuits.append((yield from _circuit(study, part, found.parts[start : start + 1 + draws])))
+        start += 1 + draws
+    return circuits
+
+
+def _nearest(study: _Study, averages: Averages, clusters: Clusters, k: int) -> tuple[str, ...]:
+    near = averages.sketches @ clusters.centres[k] / averages.sketches.norm(dim=1).clamp_min(1e-12)
+    order = near.masked_fill(clusters.assignment != k, -torch.inf).argsort(descending=True, stable=True)
+    count = min(_SHOWN, int((clusters.assignment == k).sum()))
+    return tuple(study.training[i].text for i in order[:count].tolist())
+
+
+def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress | None, None, ContextCircuit]:
+    """Select nodes by the first row of `effects (1 + draws, n_nodes)`, judge them by the others, measure."""
+    command, mean = study.command, effects[0]
+    nodes = selected(mean, command.size)
+    stability = None
+    if len(effects) > 1:
+        stability = stability_of(mean, effects[1:], command.size, command.stability)
+    edges = yield from _edges(study, part, nodes)
+    faithfulness = yield from _faithfulness(study, part, mean, nodes, stability)
+    size = part_size(int(part.members.sum()), command.stability)
+    describe = _Describer(study.space, mean, stability, int(part.members.sum()), size)
+    return ContextCircuit(
+        label=part.label,
+        training=int(part.members.sum()),
+        held_out=int(part.held_out.sum()),
+        contexts=part.shown,
+        nodes=describe(nodes),
+        abstained=() if stability is None else describe(stability.abstained[:_LISTED]),
+        edges=edges,
+        faithfulness=faithfulness,
+    )
+
+
+def _edges(
+    study: _Study, part: _Part, nodes: Tensor
+) -> Generator[Progress | None, None, tuple[DatasetEdge, ...]]:
+    size = study.command.size
+    if not size.edge_nodes or not len(nodes) or not has_edges(study.space):
+        return ()
+    members = [study.training[i] for i in part.members.nonzero()[:, 0].tolist()][: size.edge_examples]
+    return (
+        yield from find_edges(
+            study.hosted,
+            study.space,
+            study.packs(members),
+            nodes[: size.edge_nodes],
+            patch=study.patch,
+            means=study.means,
+            stage=f"edges of {part.label}",
+        )
+    )
+
+
+def _faithfulness(
+    study: _Study, part: _Part, mean: Tensor, nodes: Tensor, stability: Stability | None
+) -> Generator[Progress | None, None, tuple[Faithfulness, ...]]:
+    members = [study.held_out[i] for i in part.held_out.nonzero()[:, 0].tolist()]
+    if len(members) < 2:
+        return ()
+    command = study.command
+    core = None if stability is None else stability.stable
+    return (
+        yield from measure_faithfulness(
+            study.hosted,
+            study.space,
+            study.packs(members),
+            to_measure(study.space, mean, nodes, core, command.size, command.seed),
+            study.means,
+            ablations=command.ablations,
+            error_term=command.error_term,
+            size=command.size,
+            seed=command.seed,
+            stage=f"faithfulness of {part.label}",
+        )
+    )
+
+
+class _Describer:
+    """Writes nodes as values."""
+
+    def __init__(
+        self, space: NodeSpace, effects: Tensor, stability: Stability | None, contexts: int, size: int
+    ) -> None:
+        self._space, self._effects, self._stability = space, effects, stability
+        self._contexts, self._size = contexts, size
+        self._stable = set() if stability is None else set(stability.stable.tolist())
+
+    def __call__(self, nodes: Tensor) -> tuple[DatasetNode, ...]:
+        places, positions, indices = (column.tolist() for column in self._space.split(nodes))
+        return tuple(
+            self._node(node, self._space.layers[place], position, index)
+            for node, place, position, index in zip(nodes.tolist(), places, positions, indices, strict=True)
+        )
+
+    def _node(self, node: int, layer: int, position: int, index: int) -> DatasetNode:
+        frequency = None if self._stability is None else float(self._stability.frequency[node])
+        stable = node in self._stable
+        edits = None
+        if stable and frequency is not None and self._stability is not None:
+            edits = certified_edits(frequency, self._stability.draws, self._contexts, self._size)
+        return DatasetNode(
+            layer=layer,
+            position=position,
+            index=index,
+            effect=float(self._effects[node]),
+            frequency=frequency,
+            stable=stable,
+            certified_edits=edits,
+        )
+
+
+def _result(
+    study: _Study, circuits: Sequence[ContextCircuit], clusters: Clusters | None, seconds: float
+) -> DatasetCircuit:
+    command, info = study.command, study.hosted.info
+    clustering = None
+    if clusters is not None:
+        clustering = Clustering(
+            clusters=clusters.count,
+            silhouette=clusters.silhouette,
+            null_silhouette=clusters.null_silhouette,
+            sizes=tuple(torch.bincount(clusters.assignment, minlength=clusters.count).tolist()),
+            assignment=tuple(clusters.assignment.tolist()),
+        )
+    return DatasetCircuit(
+        replacement=command.replacement,
+        estimator=command.estimator,
+        positions=command.positions,
+        patch=study.patch,
+        error_term=command.error_term,
+        training=len(study.training),
+        held_out=len(study.held_out),
+        candidates=study.space.count,
+        circuits=tuple(circuits),
+        clustering=clustering,
+        certificate=certificate(command.stability, len(study.training)),
+        caveats=caveats(study.hosted, command, study.space, study.training, circuits, clusters),
+        seconds=seconds,
+        model=info.name,
+        weight_hash=info.weight_hash,
+        seed=command.seed,
+    )
+
+
+HANDLERS: dict[type, Handler] = {DiscoverDatasetCircuit: discover_dataset_circuit}

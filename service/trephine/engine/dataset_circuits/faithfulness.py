@@ -1,0 +1,252 @@
+"""How much of a behaviour a circuit carries on contexts that it was not found on, random circuits beside it.
+
+Faithfulness is (m(C) - m(0)) / (m(M) - m(0)) with everything outside C ablated, completeness the same of
+C's complement (Marks et al. 2025). Intervals are percentiles over resampled contexts, of ratios of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import CurvePoint, Discretion, Faithfulness, NodeAblation
+from trephine.domain.findings import Figure
+from trephine.domain.interventions import ErrorTerm
+from trephine.engine.dataset_circuits.ablated import AblatedModel, keeping
+from trephine.engine.dataset_circuits.packs import Pack, capture_layout
+from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
+from trephine.engine.dataset_circuits.selection import random_like, ranked
+from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.hosted import HostedModel
+
+GOAL = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What is measured: a circuit, its stable core, the strongest nodes in every budget, random circuits."""
+
+    circuit: Tensor
+    """int64, nodes."""
+    core: Tensor | None
+    curve: tuple[Tensor, ...]
+    random: tuple[Tensor, ...]
+
+    def all(self) -> list[Tensor]:
+        """Every circuit whose complement is measured too, then the random ones."""
+        return [self.circuit, *([] if self.core is None else [self.core]), *self.curve, *self.random]
+
+    @property
+    def with_complement(self) -> int:
+        """How many of `all` have their complement measured."""
+        return 1 + (self.core is not None) + len(self.curve)
+
+
+def to_measure(
+    space: NodeSpace, effects: Tensor, circuit: Tensor, core: Tensor | None, size: Discretion, seed: int
+) -> Measured:
+    """Lay out what is measured: budgets are 1, 2, 4, ... and all nodes with an effect."""
+    order, generator = ranked(effects), torch.Generator().manual_seed(seed)
+    budgets = [2**k for k in range(len(order).bit_length()) if 2**k < len(order)] + [len(order)]
+    groups = space.groups(torch.arange(space.count)) if size.random_circuits else torch.zeros(0)
+    return Measured(
+        circuit=circuit,
+        core=core,
+        curve=tuple(order[:budget] for budget in budgets) if size.curve else (),
+        random=tuple(
+            random_like(circuit, groups, effects != 0, generator) for _ in range(size.random_circuits)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Metrics of every context of one ablation, `(n_contexts,)` each."""
+
+    whole: Tensor
+    empty: Tensor
+    inside: Tensor
+    """`(n_circuits, n_contexts)`."""
+    outside: Tensor
+    """`(n_with_complement, n_contexts)`."""
+
+
+def measure_faithfulness(
+    hosted: HostedModel,
+    space: NodeSpace,
+    packed: Sequence[Pack],
+    measured: Measured,
+    means: States,
+    *,
+    ablations: Sequence[NodeAblation],
+    error_term: ErrorTerm,
+    size: Discretion,
+    seed: int,
+    stage: str,
+) -> Generator[Progress | None, None, tuple[Faithfulness, ...]]:
+    """Measure circuits on held-out packs, one pass a quantum."""
+    tables: dict[NodeAblation, list[_Table]] = {ablation: [] for ablation in ablations}
+    done, total = 0, len(packed) * len(ablations)
+    for pack in packed:
+        runs = yield from _runs(hosted, space, pack, ablations, error_term)
+        for ablation in ablations:
+            yield Progress(stage=stage, done=done, total=total, detail=ablation.value)
+            replaced = baseline(space, pack, ablation, means=means, twins=runs.twins, like=runs.clean)
+            tables[ablation].append(
+                (yield from _measure_pack(hosted, space, pack, measured, runs, replaced, error_term))
+            )
+            done += 1
+    yield Progress(stage=stage, done=total, total=total)
+    return tuple(
+        _result(ablation, _joined(found), measured, size, seed) for ablation, found in tables.items()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Runs:
+    whole: Tensor
+    clean: States
+    twins: States | None
+
+
+def _runs(
+    hosted: HostedModel,
+    space: NodeSpace,
+    pack: Pack,
+    ablations: Sequence[NodeAblation],
+    error_term: ErrorTerm,
+) -> Generator[None, None, _Runs]:
+    errors = error_term is not ErrorTerm.LIVE and not space.is_neurons
+    operators = capture_layout(hosted, pack.clean)
+    clean = states_of(hosted, space, operators, errors=errors)
+    with torch.inference_mode():
+        whole = pack.metric(operators.final).float().cpu()
+    yield
+    twins = None
+    if NodeAblation.RESAMPLE in ablations:
+        states = states_of(hosted, space, capture_layout(hosted, pack.twins), errors=errors)
+        twins = twin_states(states, pack)
+        yield
+    return _Runs(whole=whole, clean=clean, twins=twins)
+
+
+def _measure_pack(
+    hosted: HostedModel,
+    space: NodeSpace,
+    pack: Pack,
+    measured: Measured,
+    runs: _Runs,
+    replaced: States,
+    error_term: ErrorTerm,
+) -> Generator[None, None, _Table]:
+    model = AblatedModel(hosted, space, error_term)
+
+    def metric(circuit: Tensor) -> Tensor:
+        change = keeping(space, pack, circuit, replaced)
+        return model.metric(pack, change, clean=runs.clean, replaced=replaced).float()
+
+    nothing = torch.zeros(space.count, dtype=torch.bool)
+    empty, inside, outside = metric(nothing), [], []
+    yield
+    for number, nodes in enumerate(measured.all()):
+        circuit = nothing.clone()
+        circuit[nodes] = True
+        inside.append(metric(circuit))
+        yield
+        if number < measured.with_complement:
+            outside.append(metric(~circuit))
+            yield
+    return _Table(whole=runs.whole, empty=empty, inside=torch.stack(inside), outside=torch.stack(outside))
+
+
+def _joined(tables: Sequence[_Table]) -> _Table:
+    return _Table(
+        whole=torch.cat([table.whole for table in tables]),
+        empty=torch.cat([table.empty for table in tables]),
+        inside=torch.cat([table.inside for table in tables], 1),
+        outside=torch.cat([table.outside for table in tables], 1),
+    )
+
+
+def _result(
+    ablation: NodeAblation, table: _Table, measured: Measured, size: Discretion, seed: int
+) -> Faithfulness:
+    points = _Points(table, size.bootstrap, seed)
+    sizes = [len(nodes) for nodes in measured.all()]
+    first_curve = 1 + (measured.core is not None)
+    curve = tuple(points.at(k, sizes[k]) for k in range(first_curve, measured.with_complement))
+    random = tuple(points.ratio(row) for row in table.inside[measured.with_complement :])
+    circuit = points.at(0, sizes[0])
+    beaten = sum(value >= circuit.faithfulness.value for value in random)
+    return Faithfulness(
+        ablation=ablation,
+        examples=len(table.whole),
+        whole=points.mean("whole", table.whole),
+        empty=points.mean("empty", table.empty),
+        circuit=circuit,
+        core=None if measured.core is None else points.at(1, sizes[1]),
+        curve=curve,
+        random=random,
+        p_value=(1 + beaten) / (len(random) + 1) if random else None,
+        nodes_for_80=_reached(curve),
+    )
+
+
+def _reached(curve: Sequence[CurvePoint]) -> int | None:
+    """Return the smallest budget from which on faithfulness never falls below the goal again."""
+    reached = None
+    for point in reversed(curve):
+        if not point.faithfulness.value >= GOAL:
+            break
+        reached = point.nodes
+    return reached
+
+
+class _Points:
+    """Ratios of means with bootstrap intervals; every figure resamples the same contexts."""
+
+    def __init__(self, table: _Table, resamples: int, seed: int) -> None:
+        contexts = len(table.whole)
+        generator = torch.Generator().manual_seed(seed)
+        self._table = table
+        self._draws = torch.randint(contexts, (resamples, contexts), generator=generator)
+
+    def mean(self, name: str, values: Tensor) -> Figure:
+        """Mean over contexts, logits."""
+        return _figure(name, float(values.mean()), values[self._draws].mean(1), "logits")
+
+    def ratio(self, values: Tensor) -> float:
+        """Return (mean - empty) / (whole - empty)."""
+        return float(self._ratios(values[None], slice(None))[0])
+
+    def at(self, number: int, nodes: int) -> CurvePoint:
+        """Describe the circuit of that number."""
+        inside, outside = self._table.inside[number], self._table.outside[number]
+        return CurvePoint(
+            nodes=nodes,
+            faithfulness=self._share("faithfulness", inside),
+            completeness=self._share("completeness", outside),
+            metric=float(inside.mean()),
+        )
+
+    def _share(self, name: str, values: Tensor) -> Figure:
+        drawn = self._ratios(values[self._draws], self._draws)
+        return _figure(name, self.ratio(values), drawn, "")
+
+    def _ratios(self, values: Tensor, draws: Tensor | slice) -> Tensor:
+        whole, empty = self._table.whole[draws], self._table.empty[draws]
+        base = empty.mean(-1)
+        return (values.mean(-1) - base) / (whole.mean(-1) - base)
+
+
+def _figure(name: str, value: float, drawn: Tensor, unit: str) -> Figure:
+    finite = drawn[drawn.isfinite()].double()
+    if not len(finite):
+        return Figure(name=name, value=value, low=nan, high=nan, unit=unit)
+    low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Figure(name=name, value=value, low=low, high=high, unit=unit)

@@ -1,0 +1,133 @@
+"""Activations of nodes and what they write, for neurons and for features of a set, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.domain.sites import Site
+from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.graphs.places import clean_value
+from trephine.engine.hosted import HostedModel
+from trephine.engine.neurons import neuron_site
+from trephine.engine.operators import FrozenLayer, FrozenOperators
+from trephine.engine.readouts import half_rule
+from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.sets import opened
+
+
+class NodeLayer(Protocol):
+    """One layer's nodes with their weights at hand."""
+
+    @property
+    def source(self) -> Site:
+        """Where activations are read."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Site, ...]:
+        """Where they write."""
+        ...
+
+    def captured(self, operators: FrozenOperators) -> Tensor:
+        """Return activations `(n_rows, width)` of a run."""
+        ...
+
+    def gradient(self, operators: FrozenOperators, site: Site, adjoint: Tensor) -> Tensor:
+        """Carry an output site's adjoint `(n_rows, d_site)` to the activations `(n_rows, width)`."""
+        ...
+
+    def seed(self, operators: FrozenOperators, cotangent: Tensor) -> Tensor:
+        """Carry cotangents `(n_rows, width)` of activations to what the MLP reads, `(n_rows, d_model)`."""
+        ...
+
+
+class Neurons:
+    """A layer's own neurons; their output site is the down projection's input."""
+
+    def __init__(self, number: int) -> None:
+        self.source = neuron_site(number)
+        self.outputs = (self.source,)
+
+    def captured(self, operators: FrozenOperators) -> Tensor:
+        """Hidden activations."""
+        return operators.layers[self.source.layer].activation
+
+    def gradient(self, operators: FrozenOperators, site: Site, adjoint: Tensor) -> Tensor:
+        """The sweep has been through the down projection already."""
+        return adjoint
+
+    def seed(self, operators: FrozenOperators, cotangent: Tensor) -> Tensor:
+        """Exact slope of phi(g) u, or of phi(u)."""
+        return mlp_read_adjoint(operators.layers[self.source.layer], cotangent)
+
+
+class Features:
+    """A layer of a set; open only inside `node_layer`."""
+
+    def __init__(self, layer: ReplacementLayer) -> None:
+        self.layer = layer
+        self.source = layer.info.site_in
+        self.outputs = layer.info.sites_out
+
+    def captured(self, operators: FrozenOperators) -> Tensor:
+        """Activations by the set's support rule."""
+        return self.encode(operators).activations
+
+    def encode(self, operators: FrozenOperators) -> Code:
+        """Encode the run's activation at the input site."""
+        return self.layer.encode(clean_value(operators, self.source))
+
+    def gradient(self, operators: FrozenOperators, site: Site, adjoint: Tensor) -> Tensor:
+        """Through the decoder; a normalised dictionary's scale is the clean run's."""
+        decoders = self.layer.decoders(range(self.layer.info.d_sae), site).to(adjoint.dtype)
+        return (adjoint @ decoders.T) * self.encode(operators).scale_out
+
+    def seed(self, operators: FrozenOperators, cotangent: Tensor) -> Tensor:
+        """Through the encoder, where the feature is active."""
+        code = self.encode(operators)
+        wanted = (cotangent != 0).any(0).nonzero()[:, 0]
+        encoders = self.layer.encoders(wanted.tolist()).to(cotangent.dtype)
+        return ((cotangent * code.active)[:, wanted] @ encoders) / code.scale
+
+
+@contextmanager
+def node_layer(hosted: HostedModel, space: NodeSpace, place: int) -> Iterator[Neurons | Features]:
+    """Open the k-th layer of a space; must not span a quantum."""
+    number = space.layers[place]
+    if space.is_neurons:
+        yield Neurons(number)
+        return
+    with opened(hosted, space.replacement, [number]) as resident, torch.inference_mode():
+        yield Features(resident[number])
+
+
+_STEP = 1e-5
+
+
+def mlp_read_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+    """Carry `(n, d_mlp)` to what the MLP reads, `(n, d_model)`, by the exact slope of its neurons."""
+    mlp, dtype, phi = layer.block.mlp, by_neuron.dtype, layer.block.mlp.activation
+    if layer.gate is None or mlp.W_gate is None:
+        return (by_neuron * _slope(layer, layer.read)) @ mlp.W_in.to(dtype)
+    by_gate = by_neuron * _slope(layer, layer.gate) * layer.read
+    return by_gate @ mlp.W_gate.to(dtype) + (by_neuron * phi(layer.gate)) @ mlp.W_in.to(dtype)
+
+
+def mlp_half_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+    """As `mlp_read_adjoint`, by the half rule."""
+    mlp, dtype = layer.block.mlp, by_neuron.dtype
+    by_gate, by_read = half_rule(layer)
+    read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
+    if by_gate is not None and mlp.W_gate is not None:
+        read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
+    return read
+
+
+def _slope(layer: FrozenLayer, x: Tensor) -> Tensor:
+    phi, wide = layer.block.mlp.activation, x.double()
+    return ((phi(wide + _STEP) - phi(wide - _STEP)) / (2 * _STEP)).to(x.dtype)

@@ -1,0 +1,130 @@
+"""Which nodes are in: by mean effect, by frequency over subsamples; what is certified, what abstained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import torch
+from torch import Tensor
+
+from trephine.domain.dataset_circuits import Discretion, Subsampling
+
+CONFIDENCE = 0.95
+
+
+def ranked(effects: Tensor) -> Tensor:
+    """Return nodes with a non-zero effect, strongest first, int64 `(n,)`; ties by address."""
+    order = effects.abs().argsort(descending=True, stable=True)
+    return order[: int((effects != 0).sum())]
+
+
+def selected(effects: Tensor, size: Discretion) -> Tensor:
+    """Return the strongest nodes within budget and threshold, strongest first."""
+    chosen = ranked(effects)[: size.nodes]
+    return chosen if size.threshold is None else chosen[effects[chosen].abs() >= size.threshold]
+
+
+def subsamples(contexts: int, rule: Subsampling, seed: int) -> Tensor:
+    """Draw parts of a split without replacement, bool `(draws, contexts)`."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.zeros(rule.draws, contexts, dtype=torch.bool)
+    for part in parts:
+        part[torch.randperm(contexts, generator=generator)[: part_size(contexts, rule)]] = True
+    return parts
+
+
+def part_size(contexts: int, rule: Subsampling) -> int:
+    """Return how many contexts a subsample has: at least one, never all."""
+    return min(contexts - 1, max(1, round(contexts * rule.share)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stability:
+    """How often nodes are selected."""
+
+    frequency: Tensor
+    """float32 `(n_nodes,)`."""
+    draws: int
+    stable: Tensor
+    """int64 `(n,)`, nodes that enough subsamples select, strongest first."""
+    abstained: Tensor
+    """int64 `(n,)`, nodes that all data or some subsamples select, but not enough; likeliest first."""
+
+
+def stability_of(mean: Tensor, parts: Tensor, size: Discretion, rule: Subsampling) -> Stability:
+    """Count selections.
+
+    Args:
+        mean: `(n_nodes,)`, effects over all contexts.
+        parts: `(draws, n_nodes)`, effects over subsamples.
+        size: The rule of selection, the same for all.
+        rule: When a node is stable.
+    """
+    counts = torch.zeros(len(mean))
+    for part in parts:
+        counts[selected(part, size)] += 1
+    frequency = counts / len(parts)
+    chosen = torch.zeros(len(mean), dtype=torch.bool)
+    chosen[selected(mean, size)] = True
+    # A share of the draws is a whole number of them: 0.9 of 20 must not fail on a rounding.
+    enough = counts >= rule.keep * len(parts) - 1e-9
+    stable = enough.nonzero()[:, 0]
+    open_nodes = ((chosen | (counts > 0)) & ~enough).nonzero()[:, 0]
+    likeliest = torch.argsort(frequency[open_nodes], descending=True, stable=True)
+    return Stability(
+        frequency=frequency,
+        draws=len(parts),
+        stable=stable[mean[stable].abs().argsort(descending=True, stable=True)],
+        abstained=open_nodes[likeliest],
+    )
+
+
+def certified_edits(frequency: float, draws: int, contexts: int, size: int) -> int:
+    """Return how many contexts may be exchanged before a majority of subsamples could drop a node.
+
+    With r of n contexts exchanged, a subsample of k meets none of them with probability C(n-r, k) / C(n, k)
+    and is then what it was; so inclusion falls by at most one minus that. The inclusion probability itself
+    is bounded from below by Clopper and Pearson's interval.
+    """
+    low = clopper_pearson_low(round(frequency * draws), draws)
+    edits = 0
+    while edits + size < contexts:
+        untouched = comb(contexts - edits - 1, size) / comb(contexts, size)
+        if low - (1 - untouched) <= 0.5:
+            break
+        edits += 1
+    return edits
+
+
+def clopper_pearson_low(successes: int, draws: int) -> float:
+    """Return the one-sided lower bound of a probability at 95 % confidence, by bisection."""
+    if successes == 0:
+        return 0.0
+    low, high = 0.0, successes / draws
+    for _ in range(60):
+        middle = (low + high) / 2
+        tail = sum(
+            comb(draws, k) * middle**k * (1 - middle) ** (draws - k) for k in range(successes, draws + 1)
+        )
+        low, high = (middle, high) if tail < 1 - CONFIDENCE else (low, middle)
+    return low
+
+
+def random_like(nodes: Tensor, groups: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw as many nodes of every group as a circuit has, among the allowed ones if they suffice.
+
+    Args:
+        nodes: int64 `(n,)`, the circuit.
+        groups: int64 `(n_nodes,)`, layer and position of every node.
+        allowed: bool `(n_nodes,)`, nodes with an effect at all: a dead one would be no control.
+        generator: Of the draw.
+    """
+    drawn = []
+    for group, count in zip(*groups[nodes].unique(return_counts=True), strict=True):
+        inside = groups == group
+        pool = (inside & allowed).nonzero()[:, 0]
+        if len(pool) < int(count):
+            pool = inside.nonzero()[:, 0]
+        drawn.append(pool[torch.randperm(len(pool), generator=generator)[: int(count)]])
+    return torch.cat(drawn) if drawn else nodes

@@ -1,0 +1,116 @@
+"""From the metric down the network: adjoints at every site of a pack, by one of two rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.adjoints import Packing, attention_adjoint, pack
+from trephine.engine.dataset_circuits.nodes import mlp_half_adjoint
+from trephine.engine.dataset_circuits.packs import Pack
+from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
+
+
+class SweepRule(Protocol):
+    """How adjoints go through what is not linear."""
+
+    def through_norm(self, norm: FrozenNorm, cotangent: Tensor) -> Tensor:
+        """Carry `(n_rows, d_model)` from a norm's output to its input."""
+        ...
+
+    def through_mlp(self, layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+        """Carry `(n_rows, d_mlp)` to the residual stream that the MLP's norm reads."""
+        ...
+
+    def through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        """Return what the stream before the block receives; `adjoint` is of what attention is added to."""
+        ...
+
+
+class Gradient:
+    """The exact derivative: patterns, norms and MLPs follow (attribution patching)."""
+
+    def through_norm(self, norm: FrozenNorm, cotangent: Tensor) -> Tensor:
+        """With the scale following its input."""
+        return norm.pull_back_live(cotangent)
+
+    def through_mlp(self, layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+        """By the exact slope."""
+        return live_mlp_adjoint(layer, by_neuron)
+
+    def through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        """Through values, queries and keys."""
+        return live_attention_adjoint(layer, adjoint)
+
+
+class HalfRule:
+    """RelP: patterns and norm scales are constants, gated neurons are split in half."""
+
+    def __init__(self, operators: FrozenOperators) -> None:
+        # One target whose cone is the whole pack: blocks of the pattern keep the contexts apart.
+        self._packing: Packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
+        self._unused = operators.embedding.new_zeros(1)
+
+    def through_norm(self, norm: FrozenNorm, cotangent: Tensor) -> Tensor:
+        """With the clean scale."""
+        return norm.pull_back(cotangent, self._packing.position)
+
+    def through_mlp(self, layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+        """By the half rule."""
+        return self.through_norm(layer.mlp_norm, mlp_half_adjoint(layer, by_neuron))
+
+    def through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        """Through values only."""
+        return attention_adjoint(layer, adjoint, self._packing, self._unused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockAdjoints:
+    """Adjoints at one block's sites."""
+
+    layer: int
+    by_site: dict[Site, Tensor]
+
+
+def metric_cotangent(pack: Pack, operators: FrozenOperators) -> Tensor:
+    """Return the sum of all contexts' metrics' derivative by the final norm's output, `(n_rows, d_model)`."""
+    cotangent = torch.zeros_like(operators.embedding)
+    cotangent[pack.clean.last] = pack.directions.to(cotangent.dtype)
+    return cotangent
+
+
+def sweep_pack(
+    operators: FrozenOperators, cotangent: Tensor, rule: SweepRule, *, down_to: int = 0
+) -> Iterator[BlockAdjoints]:
+    """Yield adjoints block by block, from the top; contexts do not mix, so that one sweep serves them all.
+
+    Args:
+        operators: The pack's frozen network.
+        cotangent: `(n_rows, d_model)`, on the final norm's output.
+        rule: How to go through what is not linear.
+        down_to: The last block that is wanted.
+    """
+    adjoint = rule.through_norm(operators.final_norm, cotangent)
+    for layer in reversed(operators.layers[down_to:]):
+        number, post, found = layer.block.layer, layer.mlp_post_norm, {}
+        for kind in (SiteKind.RESID_POST, SiteKind.MLP_OUT):
+            found[Site(kind=kind, layer=number)] = adjoint
+        written = adjoint if post is None else rule.through_norm(post, adjoint)
+        by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        found[Site(kind=SiteKind.NEURONS, layer=number)] = by_neuron
+        middle = adjoint + rule.through_mlp(layer, by_neuron)
+        below = adjoint if layer.block.parallel else middle
+        found[Site(kind=SiteKind.ATTN_OUT, layer=number)] = below
+        if not layer.block.parallel:
+            found[Site(kind=SiteKind.RESID_MID, layer=number)] = middle
+        adjoint = middle + rule.through_attention(layer, below)
+        found[Site(kind=SiteKind.RESID_PRE, layer=number)] = adjoint
+        if number == 0:
+            found[Site(kind=SiteKind.EMBED, layer=0)] = adjoint
+        yield BlockAdjoints(layer=number, by_site=found)

@@ -1,0 +1,210 @@
+"""DiscoverDatasetCircuit as the engine runs it: results, refusals, quanta."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.builders import tiny_hosted
+from tests.dataset_examples import example, examples, request
+from tests.resident_sets import resident_set
+from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import (
+    DiscoverDatasetCircuit,
+    Discretion,
+    Estimator,
+    NodeAblation,
+    PositionRule,
+    Subsampling,
+)
+from trephine.domain.errors import (
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    ReplacementNotFoundError,
+    TargetNotOneTokenError,
+    UnsupportedOptionError,
+)
+from trephine.domain.interventions import ErrorTerm
+from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+from trephine.ipc.codec import command_from_tree, from_tree, to_tree
+
+
+def discover(command, hosted=None):
+    """Run it to its end."""
+    return finish(discover_dataset_circuit(Session(hosted=hosted or tiny_hosted("llama")), command))
+
+
+def test_what_is_found_is_whole():
+    """Strongest first, the empty and the whole model at the ends of the curve, edges between its nodes."""
+    found = discover(request())
+    (circuit,) = found.circuits
+    effects = [abs(node.effect) for node in circuit.nodes]
+    assert len(effects) == 8
+    assert effects == sorted(effects, reverse=True)
+    assert effects[-1] > 0
+    assert {edge.target for edge in circuit.edges} >= {-1}
+    assert all(0 <= edge.source < 4 and edge.target < 4 for edge in circuit.edges)
+    for measured in circuit.faithfulness:
+        last = measured.curve[-1]
+        assert last.nodes > 8
+        assert [point.nodes for point in measured.curve[:3]] == [1, 2, 4]
+        assert len(measured.random) == 3
+        assert measured.p_value is not None
+        low, high = measured.circuit.faithfulness.low, measured.circuit.faithfulness.high
+        assert low <= measured.circuit.faithfulness.value <= high
+    assert [measured.ablation for measured in circuit.faithfulness] == ["mean", "zero"]
+
+
+def test_all_neurons_are_the_model_and_none_is_empty():
+    """Budget of everything: faithfulness 1, completeness 0, exactly."""
+    hosted = tiny_hosted("llama")
+    everything = hosted.info.n_layers * hosted.info.d_mlp
+    size = Discretion(nodes=everything, edge_nodes=0, random_circuits=0, curve=False, bootstrap=10)
+    found = discover(request(patch=NodeAblation.ZERO, size=size), hosted)
+    for measured in found.circuits[0].faithfulness:
+        assert measured.circuit.nodes == everything
+        assert measured.circuit.faithfulness.value == pytest.approx(1, abs=1e-5)
+        assert measured.circuit.completeness.value == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", list(Estimator))
+@pytest.mark.parametrize("rule", list(PositionRule))
+def test_every_estimator_and_rule_of_positions(estimator, rule):
+    """Nodes carry a position exactly if positions are kept, never the first one."""
+    size = Discretion(nodes=6, edge_nodes=2, edge_examples=2, random_circuits=1, curve=False, bootstrap=10)
+    found = discover(request(8, estimator=estimator, positions=rule, steps=2, exact_nodes=10, size=size))
+    positions = {node.position for node in found.circuits[0].nodes}
+    assert positions == {-1} if rule is PositionRule.SUMMED else positions <= {1, 2, 3}
+    assert found.estimator is estimator
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "clt", "skip", "resid_post", "mixed"])
+@pytest.mark.parametrize("term", list(ErrorTerm))
+def test_sets_of_features(kind, term):
+    """Every kind under every error term, or a refusal that names the option."""
+    hosted = tiny_hosted("llama")
+    command = request(8, replacement=resident_set(hosted, kind), error_term=term)
+    if kind == "clt" and term is not ErrorTerm.LIVE:
+        with pytest.raises(UnsupportedOptionError) as caught:
+            discover(command, hosted)
+        assert caught.value.context["field"] == "error_term"
+        return
+    found = discover(command, hosted)
+    assert bool(found.circuits[0].edges) == (kind in ("jumprelu", "clt", "skip"))
+    assert any("Error terms" in caveat for caveat in found.caveats)
+
+
+def test_single_contexts_resample_from_others_and_patch_with_zero():
+    """Without twins."""
+    found = discover(request(paired=False, ablations=(NodeAblation.RESAMPLE,)))
+    assert found.patch is NodeAblation.ZERO
+    assert found.circuits[0].faithfulness[0].ablation is NodeAblation.RESAMPLE
+
+
+def test_stability_abstains_and_says_on_what():
+    """Every selected node is stable or abstained on; the core is measured beside the circuit."""
+    found = discover(request(20, stability=Subsampling(draws=6, keep=1.0))).circuits[0]
+    stable = {(n.layer, n.index) for n in found.nodes if n.stable}
+    open_nodes = {(n.layer, n.index) for n in found.abstained}
+    assert {(n.layer, n.index) for n in found.nodes} <= stable | open_nodes
+    assert not stable & open_nodes
+    assert all(n.frequency is not None and n.frequency < 1 for n in found.abstained)
+    assert found.faithfulness[0].core is not None
+    unmeasured = discover(request(stability=Subsampling(draws=0)))
+    assert unmeasured.circuits[0].nodes[0].frequency is None
+    assert unmeasured.certificate == "Stability was not measured."
+
+
+def test_clusters_have_circuits_of_their_own():
+    """Two clusters asked for: three circuits, held-out contexts divided, contexts shown."""
+    found = discover(request(24, clusters=2))
+    assert [circuit.label for circuit in found.circuits] == ["all", "cluster 1", "cluster 2"]
+    assert found.clustering is not None
+    assert sum(found.clustering.sizes) == 12
+    assert sum(c.held_out for c in found.circuits[1:]) == 12
+    assert all(c.contexts for c in found.circuits[1:])
+
+
+def test_the_same_seed_finds_the_same():
+    """Law 9."""
+    hosted, command = tiny_hosted("llama"), request(clusters=0)
+    first, second = discover(command, hosted), discover(command, hosted)
+    assert first.circuits == second.circuits
+
+
+def test_quanta_are_single_passes_and_stages_are_told():
+    """Hundreds of yields for a small request, so that a cancel is never far; hooks are gone in between."""
+    hosted, stages, quanta = tiny_hosted("llama"), [], 0
+    for event in discover_dataset_circuit(Session(hosted=hosted), request()):
+        quanta += 1
+        assert not any(module._forward_pre_hooks for module in hosted.model.modules())
+        if isinstance(event, Progress) and event.stage not in stages:
+            stages.append(event.stage)
+    assert stages == ["contexts", "means", "effects", "edges of all", "faithfulness of all"]
+    assert quanta > 60
+
+
+def test_commands_and_results_cross_the_process_border():
+    """As trees, both ways."""
+    command = request()
+    assert command_from_tree("DiscoverDatasetCircuit", to_tree(command)) == command
+    found = discover(command)
+    assert from_tree(type(found), to_tree(found)).circuits == found.circuits
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "field"),
+    [
+        ({"answers": (" Mary went",)}, TargetNotOneTokenError, "training[1].answers"),
+        ({"wrong": (" cat", "Who")}, TargetNotOneTokenError, "training[1].wrong"),
+        ({"answers": ()}, InvalidRequestError, "training[1].answers"),
+        ({"wrong": (" Mary",)}, InvalidRequestError, "training[1].wrong"),
+        ({"clean": "When"}, InvalidRequestError, "training[1].clean"),
+        ({"clean": ""}, InvalidRequestError, "training[1].clean"),
+        ({"corrupted": "The" * 600}, InvalidRequestError, "training[1].corrupted"),
+    ],
+)
+def test_bad_contexts_are_told_by_place(change, error, field):
+    """Split, number and column."""
+    good = request()
+    bad = replace(example(" Mary", " John", " to"), **change)
+    training = (good.training[0], bad, *good.training[2:])
+    with pytest.raises(error) as caught:
+        discover(replace(good, training=training))
+    assert caught.value.context["field"] == field
+    assert "training context 1" in caught.value.message
+
+
+def test_kept_positions_need_equal_lengths():
+    """The message says what to do instead; summed positions take the same contexts."""
+    good = request()
+    longer = replace(good.training[1], clean="The" + good.training[1].clean)
+    command = replace(
+        good, positions=PositionRule.KEPT, training=(good.training[0], longer, *good.training[2:])
+    )
+    with pytest.raises(InvalidRequestError, match="summed") as caught:
+        discover(command)
+    assert caught.value.context["field"] == "training[1].clean"
+    found = discover(replace(command, positions=PositionRule.SUMMED))
+    assert any("differ in length" in caveat for caveat in found.caveats)
+
+
+def test_splits_must_not_overlap_nor_be_empty():
+    """Told before any work."""
+    split = examples(6)
+    with pytest.raises(InvalidRequestError, match="again") as caught:
+        DiscoverDatasetCircuit(training=split[:4], held_out=split[3:])
+    assert caught.value.context["field"] == "held_out[0]"
+    with pytest.raises(InvalidRequestError, match="at least two"):
+        DiscoverDatasetCircuit(training=split[:4], held_out=())
+
+
+def test_what_does_not_exist_is_told():
+    """Sets and layers."""
+    with pytest.raises(ReplacementNotFoundError):
+        discover(request(replacement="nothing"))
+    with pytest.raises(LayerOutOfRangeError):
+        discover(request(layers=(0, 99)))
