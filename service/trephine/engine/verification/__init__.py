@@ -1,0 +1,1 @@
+"""What real ablations say about a circuit."""

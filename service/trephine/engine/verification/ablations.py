@@ -1,0 +1,78 @@
+"""Carrying out removals on the real model, batch by batch, and following their change upwards."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.sites import NEURONS
+from trephine.engine.replacements.sets import opened
+from trephine.engine.verification.choosing import Cell, Removal
+from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
+from trephine.engine.verification.subject import Subject
+
+
+def mask_of(prompt: MaskedPrompt, cells: Sequence[Cell]) -> Mask:
+    """Return the mask that removes some features at their own positions."""
+    mask: dict[int, Tensor] = {}
+    for layer in sorted({cell.layer for cell in cells}):
+        own = [cell for cell in cells if cell.layer == layer]
+        kept = torch.ones(len(prompt.ids), prompt.width(layer), device=prompt.operators.device)
+        kept[[cell.position for cell in own], [cell.index for cell in own]] = 0
+        mask[layer] = kept
+    return mask
+
+
+def measured_drops(
+    prompt: MaskedPrompt, removals: Sequence[Removal], substitutes: Substitutes | None, stage: str
+) -> Generator[Progress, None, Tensor]:
+    """Measure how much the target falls, float64 `(n_removals,)`; one batch a quantum.
+
+    Removals of high layers are run together: what is below them is not computed again.
+    """
+    drops = torch.zeros(len(removals), dtype=torch.float64)
+    upwards = sorted(range(len(removals)), key=lambda place: removals[place].first_layer)
+    for start in range(0, len(upwards), prompt.batch_rows):
+        places = upwards[start : start + prompt.batch_rows]
+        masks = [mask_of(prompt, removals[place].cells) for place in places]
+        values, _ = prompt.values(masks, substitutes)
+        drops[places] = prompt.baseline - values
+        yield Progress(stage=stage, done=start + len(places), total=len(removals))
+    return drops
+
+
+def measured_changes(subject: Subject, removals: Sequence[Removal]) -> Generator[Progress, None, Tensor]:
+    """Measure how every node of the graph changes: float64 `(n_removals, n_nodes)`, in its own units.
+
+    Only features at positions >= 1 above a removal are measured; the others are 0. Zero ablation.
+    """
+    prompt, graph = subject.prompt, subject.graph
+    changes = torch.zeros(len(removals), len(graph.layer), dtype=torch.float64)
+    upwards = sorted(range(len(removals)), key=lambda place: removals[place].first_layer)
+    for start in range(0, len(upwards), prompt.batch_rows):
+        places = upwards[start : start + prompt.batch_rows]
+        lowest = min(removals[place].first_layer for place in places)
+        above = sorted({x for x in graph.layer[graph.is_feature].tolist() if x > lowest})
+        masks = [mask_of(prompt, removals[place].cells) for place in places]
+        reads = [prompt.site_in(layer) for layer in above]
+        _, tape = prompt.values(masks, reads=list(dict.fromkeys(reads)))
+        for layer in above:
+            nodes = (graph.is_feature & (graph.layer == layer) & (graph.position > 0)).nonzero().flatten()
+            found = _read(prompt, tape, layer)[:, graph.position[nodes], graph.index[nodes]]
+            clean = subject.activation[layer][graph.position[nodes], graph.index[nodes]]
+            below = torch.tensor([removals[place].first_layer < layer for place in places])
+            difference = (found.cpu() - clean.cpu()).double() * below[:, None]
+            changes[torch.tensor(places)[:, None], nodes] = difference
+        yield Progress(stage="change by depth", done=start + len(places), total=len(removals))
+    return changes
+
+
+def _read(prompt: MaskedPrompt, tape: Tape, layer: int) -> Tensor:
+    x = tape.values[prompt.site_in(layer)]
+    if prompt.replacement == NEURONS:
+        return x
+    with opened(prompt.hosted, prompt.replacement, [layer]) as resident, torch.inference_mode():
+        return resident[layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations

@@ -1,0 +1,225 @@
+"""Running a prompt with masks over the features of whole layers, many rows at once.
+
+A mask says per layer, position and feature how much of the activation stays, 1 all of it and 0 none; what
+goes is replaced by a substitute: a' = m a + (1 - m) s, with a read off the current, already changed input.
+Neurons are changed where the down projection reads them. A set's features are encoded at the layer's input
+and the difference is written where it decodes, as in `trephine.engine.replacements.writing`: with the error
+term live the true output moves by (f' - f) W_dec; frozen and drop put the reconstruction in its place, with
+the clean run's error or none. Patterns, norms and everything else follow. A mask of ones changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import NEURONS, Site
+from trephine.engine.graphs.places import clean_value
+from trephine.engine.hosted import HostedModel
+from trephine.engine.neurons import neuron_site
+from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.readouts import LogitReadout
+from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.resumption import CleanRun, clean_run, resumed, stream_bytes
+from trephine.engine.sites import Touch, touching
+
+Mask = Mapping[int, Tensor]
+"""By layer `(n_pos, width)`, 1 keeps; layers that are not named stay as they are."""
+Substitutes = Mapping[int, Tensor]
+"""By layer `(n_pos, width)` or `(width,)`: what ablated activations become."""
+
+BATCH_TOKENS = 256
+"""Tokens of one forward pass, which is a quantum."""
+_CLEAN_BYTES = 1 << 28
+
+
+@dataclass(slots=True)
+class Tape:
+    """What a pass met on its way: codes of the masked layers, and sites that were read."""
+
+    codes: dict[int, Code] = field(default_factory=dict)
+    values: dict[Site, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPrompt:
+    """One prompt of one model, and the features that masks are about."""
+
+    hosted: HostedModel
+    ids: tuple[int, ...]
+    replacement: str
+    layers: tuple[int, ...]
+    """Layers whose features can be masked, ascending."""
+    readout: LogitReadout
+    error_term: ErrorTerm = ErrorTerm.LIVE
+
+    @cached_property
+    def operators(self) -> FrozenOperators:
+        """The clean run."""
+        return capture(self.hosted.model, self.hosted.architecture, self.ids)
+
+    @cached_property
+    def _clean(self) -> CleanRun | None:
+        if stream_bytes(self.hosted.architecture, len(self.ids)) > _CLEAN_BYTES:
+            return None
+        return clean_run(self.hosted.model, self.hosted.architecture, self.ids)
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one pass."""
+        return max(1, BATCH_TOKENS // len(self.ids))
+
+    @cached_property
+    def baseline(self) -> float:
+        """The target on the plain prompt, logits."""
+        return float(self.readout.measure(self.operators.logits))
+
+    def width(self, layer: int) -> int:
+        """Features of a layer."""
+        return layer_info(self.hosted, self.replacement, layer).d_sae
+
+    def site_in(self, layer: int) -> Site:
+        """Where a layer's features are read."""
+        if self.replacement == NEURONS:
+            return neuron_site(layer)
+        return layer_info(self.hosted, self.replacement, layer).site_in
+
+    def ones(self) -> dict[int, Tensor]:
+        """A mask that keeps everything."""
+        device = self.operators.device
+        return {x: torch.ones(len(self.ids), self.width(x), device=device) for x in self.layers}
+
+    def values(
+        self, masks: Sequence[Mask], substitutes: Substitutes | None = None, *, reads: Sequence[Site] = ()
+    ) -> tuple[Tensor, Tape]:
+        """Run the prompt once per mask, as one batch.
+
+        Args:
+            masks: At least one.
+            substitutes: What ablated activations become; None: zero.
+            reads: Sites that are wanted, `(rows, n_pos, width)` each.
+
+        Returns:
+            The target `(rows,)`, in logits, on the CPU; and what was met.
+        """
+        tape = Tape()
+        with torch.inference_mode():
+            touches = self._touches(masks, substitutes, tape, reads)
+            first = min((site.layer for site in touches), default=0)
+            batch = torch.tensor([self.ids] * len(masks), device=self.operators.device)
+            model: Any = self.hosted.model
+            with (
+                resumed(self.hosted.architecture, self._clean, first),
+                touching(self.hosted.architecture, touches),
+            ):
+                output = model(input_ids=batch, use_cache=False, logits_to_keep=1)
+            return self.readout.measure(output.logits[:, -1]).double().cpu(), tape
+
+    def captured(self, mask: Mask, substitutes: Substitutes | None) -> tuple[FrozenOperators, Tape]:
+        """Run the prompt once under a mask and keep what adjoints at that state need."""
+        tape = Tape()
+        with torch.inference_mode():
+            touches = self._touches([mask], substitutes, tape, ())
+            with touching(self.hosted.architecture, touches):
+                operators = capture(self.hosted.model, self.hosted.architecture, self.ids)
+        return operators, tape
+
+    # --- hooks ---------------------------------------------------------------------------------------
+
+    def _touches(
+        self, masks: Sequence[Mask], substitutes: Substitutes | None, tape: Tape, reads: Sequence[Site]
+    ) -> dict[Site, Touch]:
+        layers = sorted({layer for mask in masks for layer in mask})
+        if self.error_term is not ErrorTerm.LIVE and self.replacement != NEURONS:
+            layers = list(self.layers)  # the reconstruction replaces every layer, masked or not
+        acts: dict[Site, list[Touch]] = {}
+        for layer in layers:
+            kept = torch.stack([mask.get(layer, self._whole(layer)) for mask in masks])
+            substitute = None if substitutes is None else substitutes[layer]
+            for site, act in self._layer_touches(layer, kept, substitute, tape).items():
+                acts.setdefault(site, []).append(act)
+        for site in reads:
+            acts.setdefault(site, []).append(partial(_keep, tape, site))
+        return {site: partial(_each, of_site) for site, of_site in acts.items()}
+
+    def _whole(self, layer: int) -> Tensor:
+        return torch.ones(len(self.ids), self.width(layer), device=self.operators.device)
+
+    def _layer_touches(
+        self, layer: int, kept: Tensor, substitute: Tensor | None, tape: Tape
+    ) -> dict[Site, Touch]:
+        if self.replacement == NEURONS:
+            return {neuron_site(layer): partial(_mix_in_place, kept, substitute)}
+        info = layer_info(self.hosted, self.replacement, layer)
+        arriving: dict[Site, Tensor] = {}
+        touches: dict[Site, Touch] = {
+            info.site_in: partial(self._read, layer, kept, substitute, arriving, tape)
+        }
+        for site in info.sites_out:
+            write = partial(self._write, site, arriving)
+            before = touches.get(site)  # an SAE writes where it reads
+            touches[site] = write if before is None else partial(_each, [before, write])
+        return touches
+
+    def _read(
+        self,
+        layer: int,
+        kept: Tensor,
+        substitute: Tensor | None,
+        arriving: dict[Site, Tensor],
+        tape: Tape,
+        x: Tensor,
+    ) -> None:
+        with opened(self.hosted, self.replacement, [layer]) as resident:
+            found = resident[layer]
+            code = found.encode(x.to(torch.promote_types(x.dtype, torch.float32)))
+            changed = replace(code, activations=_mixed(code.activations, kept, substitute))
+            tape.codes[layer] = code
+            after = found.decode(changed)
+            if self.error_term is ErrorTerm.LIVE:
+                before = found.decode(code)
+                arriving.update({site: after[site] - before[site] for site in after})
+                return
+            (site,) = found.info.sites_out
+            skip = found.skip(x, changed)
+            arriving[site] = after[site] if skip is None else after[site] + skip
+            if self.error_term is ErrorTerm.FROZEN:
+                arriving[site] = arriving[site] + self._clean_error(found, site)
+
+    def _clean_error(self, layer: ReplacementLayer, site: Site) -> Tensor:
+        clean = layer.reconstruct(clean_value(self.operators, layer.info.site_in))[site]
+        return clean_value(self.operators, site) - clean
+
+    def _write(self, site: Site, arriving: dict[Site, Tensor], x: Tensor) -> None:
+        value = arriving.pop(site)
+        if self.error_term is ErrorTerm.LIVE:
+            x.copy_(x + value)
+        else:
+            x[:, 1:] = value[:, 1:].to(x.dtype)  # position 0 is an attention sink: it stays true
+
+
+def _mixed(x: Tensor, kept: Tensor, substitute: Tensor | None) -> Tensor:
+    mixed = kept * x
+    if substitute is not None:
+        mixed = mixed + (1 - kept) * substitute
+    return torch.where(kept == 1, x, mixed)
+
+
+def _mix_in_place(kept: Tensor, substitute: Tensor | None, x: Tensor) -> None:
+    x.copy_(_mixed(x, kept, substitute))
+
+
+def _keep(tape: Tape, site: Site, x: Tensor) -> None:
+    tape.values[site] = x.clone()
+
+
+def _each(acts: Sequence[Touch], x: Tensor) -> None:
+    for act in acts:
+        act(x)

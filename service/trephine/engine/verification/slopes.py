@@ -1,0 +1,166 @@
+"""The exact derivative of the target by every mask value, at a masked state, without autograd.
+
+The model is run under the mask and its clean-looking operators are those of that state, so that the live
+adjoints of `trephine.engine.live` apply: nothing is frozen. On the way down a masked layer contributes twice:
+its features' own derivative, and what the mask lets through to the layer's input,
+
+    neurons: adjoint by a is m times the adjoint by a';     set: (m - 1) times it, through the encoder,
+
+since with the error term live the true MLP goes on beside the features. The support of sparse features and
+the scale of normalised inputs are held, as everywhere in attribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from trephine.domain.errors import UnsupportedOptionError
+from trephine.domain.interventions import ErrorTerm
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.operators import FrozenLayer
+from trephine.engine.replacements.layer import Code
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
+
+
+def mask_slopes(
+    prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None
+) -> Generator[None, None, tuple[float, dict[int, Tensor]]]:
+    """Differentiate the target by the mask; the pass and every block down are a quantum each.
+
+    Args:
+        prompt: The prompt, its error term live.
+        mask: Of every layer of the prompt.
+        substitutes: What ablated activations become; None: zero.
+
+    Returns:
+        The target in logits, and its derivative `(n_pos, width)` by layer.
+
+    Raises:
+        UnsupportedOptionError: With another error term: what is replaced passes no derivative on.
+    """
+    if prompt.error_term is not ErrorTerm.LIVE:
+        raise UnsupportedOptionError(
+            "the search over masks needs the error term live; leave it out with adversary_steps 0",
+            field="error_term",
+        )
+    operators, tape = prompt.captured(mask, substitutes)
+    yield None
+    sweep = _NeuronSlopes if prompt.replacement == NEURONS else _FeatureSlopes
+    state = sweep(prompt, mask, substitutes, tape)
+    with torch.inference_mode():
+        cotangent = torch.zeros_like(operators.embedding)
+        cotangent[-1] = prompt.readout.direction.to(cotangent.dtype)
+        adjoint = operators.final_norm.pull_back_live(cotangent)
+        for layer in reversed(operators.layers):
+            adjoint = state.block(layer, adjoint)
+            yield None
+        state.meet(Site(kind=SiteKind.EMBED, layer=0), adjoint)
+    return float(prompt.readout.measure(operators.logits)), state.slopes
+
+
+class _NeuronSlopes:
+    """Derivatives by the masks of neurons."""
+
+    def __init__(self, prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None, tape: Tape) -> None:
+        self.prompt, self.mask, self.substitutes, self.tape = prompt, mask, substitutes, tape
+        self.slopes: dict[int, Tensor] = {}
+
+    def meet(self, site: Site, adjoint: Tensor) -> Tensor:
+        """Neurons are met inside the MLP alone."""
+        return adjoint
+
+    def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        """Carry the adjoint `(n_pos, d_model)` of the stream through one block down."""
+        post = layer.mlp_post_norm
+        written = adjoint if post is None else post.pull_back_live(adjoint)
+        passed = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        number = layer.block.layer
+        if number in self.mask:
+            value = _activation(layer)
+            if self.substitutes is not None:
+                value = value - self.substitutes[number]
+            self.slopes[number] = passed * value
+            passed = passed * self.mask[number]
+        middle = adjoint + live_mlp_adjoint(layer, passed)
+        return middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
+
+
+def _activation(layer: FrozenLayer) -> Tensor:
+    """Recompute the neurons: what the tape of operators holds is masked already."""
+    phi = layer.block.mlp.activation
+    return phi(layer.read) if layer.gate is None else phi(layer.gate) * layer.read
+
+
+class _FeatureSlopes(_NeuronSlopes):
+    """Derivatives by the masks of a set's features."""
+
+    def __init__(self, prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None, tape: Tape) -> None:
+        super().__init__(prompt, mask, substitutes, tape)
+        self._infos = [layer_info(prompt.hosted, prompt.replacement, layer) for layer in mask]
+        self._by_feature: dict[int, Tensor] = {}
+
+    def meet(self, site: Site, adjoint: Tensor) -> Tensor:
+        """Score what is written at a site, then add what is read there; `(n_pos, d_model)`."""
+        for info in self._infos:
+            if site in info.sites_out:
+                self._score(info, site, adjoint)
+        return adjoint + self._read(site, adjoint)
+
+    def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        """Carry the adjoint of the stream through one block down."""
+        number, post = layer.block.layer, layer.mlp_post_norm
+        adjoint = self.meet(Site(kind=SiteKind.RESID_POST, layer=number), adjoint)
+        self.meet(Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
+        written = adjoint if post is None else post.pull_back_live(adjoint)
+        middle = adjoint + live_mlp_adjoint(layer, written @ layer.block.mlp.W_down.to(adjoint.dtype))
+        read = self._read(Site(kind=SiteKind.MLP_IN, layer=number), adjoint)
+        middle = middle + layer.mlp_norm.pull_back_live(read)
+        heard = adjoint if layer.block.parallel else middle
+        if not layer.block.parallel:
+            middle = heard = self.meet(Site(kind=SiteKind.RESID_MID, layer=number), middle)
+            heard = self.meet(Site(kind=SiteKind.ATTN_OUT, layer=number), heard)
+        below = middle + live_attention_adjoint(layer, heard)
+        return self.meet(Site(kind=SiteKind.RESID_PRE, layer=number), below)
+
+    def _score(self, info: ReplacementLayerInfo, site: Site, adjoint: Tensor) -> None:
+        code = self._code(info.layer)
+        with opened(self.prompt.hosted, self.prompt.replacement, [info.layer]) as resident:
+            decoders = resident[info.layer].decoders(range(info.d_sae), site).to(adjoint.dtype)
+        found = (adjoint * code.scale_out) @ decoders.T  # (n_pos, d_sae)
+        before = self._by_feature.get(info.layer)
+        self._by_feature[info.layer] = found if before is None else before + found
+
+    def _read(self, site: Site, adjoint: Tensor) -> Tensor:
+        """Return what reaches a site through encoders that read it."""
+        total = torch.zeros_like(adjoint)
+        for info in self._infos:
+            if info.site_in != site or info.layer not in self._by_feature:
+                continue
+            code, by_feature = self._code(info.layer), self._by_feature.pop(info.layer)
+            value = code.activations
+            if self.substitutes is not None:
+                value = value - self.substitutes[info.layer]
+            self.slopes[info.layer] = by_feature * value
+            through = by_feature * (self.mask[info.layer] - 1) * code.active
+            with opened(self.prompt.hosted, self.prompt.replacement, [info.layer]) as resident:
+                encoders = resident[info.layer].encoders(range(info.d_sae)).to(adjoint.dtype)
+            total = total + (through @ encoders) / code.scale
+        return total
+
+    def _code(self, layer: int) -> Code:
+        """The one row's code, without its batch dimension."""
+        code = self.tape.codes[layer]
+        scales = [s[0] if isinstance(s, Tensor) and s.dim() == 3 else s for s in (code.scale, code.scale_out)]
+        return Code(
+            pre=code.pre[0],
+            activations=code.activations[0],
+            active=code.active[0],
+            scale=scales[0],
+            scale_out=scales[1],
+        )

@@ -1,0 +1,241 @@
+"""A circuit as something to be examined: its prompt, its features, what they become when they are ablated."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.circuits import Circuit, NodeKind
+from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
+from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import NEURONS
+from trephine.domain.verification import Substitute, VerifyCircuit
+from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.effects import gradient_effects
+from trephine.engine.graphs.places import clean_value
+from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.readouts import logit_readout
+from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
+from trephine.engine.retain import plain_runs, retain_text
+from trephine.engine.totals import sweep_totals
+from trephine.engine.verification.masks import MaskedPrompt, Substitutes
+from trephine.engine.verification.paths import Graph, graph_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A circuit, the prompt that it was found on, and the features that are active there."""
+
+    circuit: Circuit
+    graph: Graph
+    prompt: MaskedPrompt
+    kept: tuple[int, ...]
+    """Feature nodes of the pruned circuit at positions >= 1."""
+    first_position: int
+    """Feature nodes of it at position 0."""
+    activation: dict[int, Tensor]
+    """By layer `(n_pos, width)`, clean activations."""
+    active: dict[int, Tensor]
+    """By layer bool `(n_pos, width)`, the clean support; of neurons all."""
+    effect: dict[int, Tensor]
+    """By layer `(n_pos, width)`: activation times the exact gradient, logits."""
+
+
+def open_subject(
+    hosted: HostedModel, command: VerifyCircuit, circuit: Circuit, kept: Sequence[int]
+) -> Generator[None, None, Subject]:
+    """Check a circuit against the hosted model and read its prompt; one layer a quantum.
+
+    Raises:
+        ParentChangedError: If the model's weights are not those that the circuit was found in.
+        ReplacementNotFoundError: If its set is not loaded any more.
+        InvalidRequestError: If its pruned form has no feature at positions >= 1.
+    """
+    check_circuit(hosted, circuit)
+    graph = graph_of(circuit)
+    features = [node for node in kept if bool(graph.is_feature[node])]
+    later = tuple(node for node in features if int(graph.position[node]) > 0)
+    if not later:
+        raise InvalidRequestError(
+            "the pruned circuit has no feature at positions >= 1, so that there is nothing to ablate; prune "
+            "less, or discover it with more nodes",
+            field="node_threshold",
+        )
+    against = None if circuit.against is None else circuit.against.id
+    prompt = MaskedPrompt(
+        hosted=hosted,
+        ids=tuple(token.id for token in circuit.tokens),
+        replacement=circuit.replacement,
+        layers=opened_layers(hosted, circuit),
+        readout=logit_readout(hosted, circuit.target.id, against),
+        error_term=command.error_term,
+    )
+    with torch.inference_mode():
+        _ = prompt.baseline
+    yield None
+    read = _neurons if circuit.replacement == NEURONS else _features
+    activation, active, effect = yield from read(prompt)
+    return Subject(
+        circuit=circuit,
+        graph=graph,
+        prompt=prompt,
+        kept=later,
+        first_position=len(features) - len(later),
+        activation=activation,
+        active=active,
+        effect=effect,
+    )
+
+
+def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
+    """Refuse a circuit that is not of the hosted weights, or whose set is gone.
+
+    Raises:
+        ParentChangedError: If the weights differ.
+        ReplacementNotFoundError: If the set is not loaded.
+    """
+    if circuit.weight_hash != hosted.info.weight_hash:
+        raise ParentChangedError(
+            f"the circuit was found in weights {circuit.weight_hash[:12]} of {circuit.model}, and "
+            f"{hosted.info.name} now has {hosted.info.weight_hash[:12]}; load the weights that it was found "
+            "in, or discover it again",
+            circuit_weights=circuit.weight_hash,
+            model_weights=hosted.info.weight_hash,
+        )
+    if circuit.replacement != NEURONS:
+        covered = require_set(hosted, circuit.replacement).covered
+        missing = {n.layer for n in circuit.nodes if n.kind is NodeKind.FEATURE} - set(covered)
+        if missing:
+            raise ReplacementNotFoundError(
+                f"the loaded set {circuit.replacement!r} does not cover layer {min(missing)} of the circuit: "
+                "it is another set; load the one that the circuit was found with",
+                replacement=circuit.replacement,
+            )
+
+
+def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[int, ...]:
+    """Return the layers whose features the circuit could choose from; the other MLPs are error as a whole."""
+    closed = {
+        node.layer for node in circuit.nodes if node.kind is NodeKind.ERROR and node.label.startswith("MLP ")
+    }
+    return tuple(x for x in covered_layers(hosted, circuit.replacement) if x not in closed)
+
+
+Read = tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]
+
+
+def _neurons(prompt: MaskedPrompt) -> Generator[None, None, Read]:
+    operators = prompt.operators
+    totals = yield from sweep_totals(operators, prompt.readout)
+    activation = {layer: operators.layers[layer].activation for layer in prompt.layers}
+    return (
+        activation,
+        {layer: torch.ones_like(value, dtype=torch.bool) for layer, value in activation.items()},
+        {layer: totals.neurons[layer] for layer in prompt.layers},
+    )
+
+
+def _features(prompt: MaskedPrompt) -> Generator[None, None, Read]:
+    hosted, operators = prompt.hosted, prompt.operators
+    found = yield from activate(hosted, operators, prompt.replacement, prompt.layers)
+    effects = yield from gradient_effects(hosted, operators, found, prompt.readout)
+    activation, active, effect = {}, {}, {}
+    for layer in found.layers:
+        number, end = layer.info.layer, layer.start + layer.count
+        shape = (len(prompt.ids), layer.info.d_sae)
+        place = (layer.position.cpu(), layer.index.cpu())
+        activation[number], effect[number] = torch.zeros(shape), torch.zeros(shape)
+        active[number] = torch.zeros(shape, dtype=torch.bool)
+        activation[number][place] = found.activation[layer.start : end]
+        effect[number][place] = effects[layer.start : end]
+        active[number][place] = True
+    return activation, active, effect
+
+
+# --- what ablated activations become ------------------------------------------------------------------
+
+
+def substitutes(
+    prompt: MaskedPrompt, kind: Substitute, counterfactual: str | None
+) -> Generator[None, None, Substitutes | None]:
+    """Work out what ablated activations become; one batch of windows, or one layer, a quantum.
+
+    Raises:
+        InvalidRequestError: If the counterfactual is not as long as the prompt.
+    """
+    if kind is Substitute.ZERO:
+        return None
+    if kind is Substitute.MEAN:
+        return (yield from _means(prompt))
+    hosted = prompt.hosted
+    ids = hosted.encode(counterfactual or "")
+    if len(ids) != len(prompt.ids):
+        raise InvalidRequestError(
+            f"the counterfactual has {len(ids)} tokens and the prompt {len(prompt.ids)}: resample ablation "
+            "takes activations from the same position, so that both must be equally long",
+            field="counterfactual",
+        )
+    operators = capture(hosted.model, hosted.architecture, ids)
+    yield None
+    found = {}
+    for layer in prompt.layers:
+        found[layer] = _read(prompt, layer, operators)
+        yield None
+    return found
+
+
+def _read(prompt: MaskedPrompt, layer: int, operators: FrozenOperators) -> Tensor:
+    if prompt.replacement == NEURONS:
+        return operators.layers[layer].activation
+    site = layer_info(prompt.hosted, prompt.replacement, layer).site_in
+    return _encoded(prompt, layer, clean_value(operators, site))
+
+
+def _encoded(prompt: MaskedPrompt, layer: int, x: Tensor) -> Tensor:
+    with opened(prompt.hosted, prompt.replacement, [layer]) as resident, torch.inference_mode():
+        return resident[layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations
+
+
+def _means(prompt: MaskedPrompt) -> Generator[None, None, Substitutes]:
+    """Average over positions >= 1 of every window of the built-in text, float32 `(width,)` by layer."""
+    hosted, retain = prompt.hosted, retain_text(prompt.hosted)
+    sites = {layer: prompt.site_in(layer) for layer in prompt.layers}
+    sums = {layer: torch.zeros(prompt.width(layer), dtype=torch.float64) for layer in prompt.layers}
+    count = 0
+    for output in plain_runs(hosted, retain, sorted(set(sites.values()))):
+        yield None
+        for values in output.values:
+            count += len(next(iter(values.values()))) - 1
+            for layer, site in sites.items():
+                x = values[site][1:]
+                read = x if prompt.replacement == NEURONS else _encoded(prompt, layer, x)
+                sums[layer] += read.double().sum(0).cpu()
+            yield None
+    device = prompt.operators.device
+    return {layer: (total / count).float().to(device) for layer, total in sums.items()}
+
+
+def ablation_words(prompt: MaskedPrompt, kind: Substitute) -> str:
+    """Say which ablation, positions, freezes and error term."""
+    becomes = {
+        Substitute.ZERO: "set to zero",
+        Substitute.MEAN: "set to their mean over positions >= 1 of the built-in text",
+        Substitute.RESAMPLE: "set to their value at the same position of the counterfactual prompt",
+    }[kind]
+    error = (
+        "neurons have no error term"
+        if prompt.replacement == NEURONS
+        else {
+            ErrorTerm.LIVE: "error term live: the true output moves by (f' - f) W_dec",
+            ErrorTerm.FROZEN: "error term frozen at the clean run's; position 0 keeps its true output",
+            ErrorTerm.DROP: "error term dropped; position 0 keeps its true output",
+        }[prompt.error_term]
+    )
+    return (
+        f"{becomes}, each at its own position, positions >= 1 only; attention patterns, norms and everything "
+        f"above live, nothing frozen; {error}"
+    )

@@ -1,0 +1,149 @@
+"""VerifyCircuit: real ablations, baselines, random circuits, an adversary, a random dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from time import monotonic
+
+from trephine.domain.circuits import Circuit
+from trephine.domain.commands import Progress
+from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import NEURONS
+from trephine.domain.verification import (
+    Examination,
+    Faithfulness,
+    VerificationReport,
+    VerifyCircuit,
+)
+from trephine.engine.hosted import HostedModel
+from trephine.engine.memory import MemoryMeter
+from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.session import Handler, Session
+from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
+from trephine.engine.verification.control import control_circuit, control_words, refusal
+from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
+from trephine.engine.verification.statistics import Bootstrap
+from trephine.engine.verification.subject import (
+    Subject,
+    check_circuit,
+    open_subject,
+    opened_layers,
+    substitutes,
+)
+
+
+def verify_circuit(
+    session: Session, command: VerifyCircuit
+) -> Generator[Progress | None, None, VerificationReport]:
+    """Verify a circuit; one batch of passes, or one block of a sweep, a quantum.
+
+    Raises:
+        ParentChangedError: If the model's weights are not those that it was found in.
+        ReplacementNotFoundError: If its set is gone.
+        InvalidRequestError: If there is nothing to ablate, or the counterfactual has another length.
+    """
+    return verify_on(session.require_model(), command)
+
+
+def verify_on(
+    hosted: HostedModel, command: VerifyCircuit
+) -> Generator[Progress | None, None, VerificationReport]:
+    """Do the work of `verify_circuit` on a hosted model."""
+    started, circuit = monotonic(), command.circuit
+    check_circuit(hosted, circuit)
+    meter = MemoryMeter(hosted.architecture.W_U.device)
+    subject = yield from open_subject(hosted, command, circuit, command.kept)
+    given = yield from _examine(subject, command, meter, "the circuit")
+    why = refusal(hosted, circuit)
+    control = None
+    if why is None and not command.control:
+        why = "not asked for"
+    if why is None:
+        beside = yield from control_circuit(
+            hosted, circuit, opened_layers(hosted, circuit), len(subject.kept), command.seed
+        )
+        control = yield from _control(beside, command, meter)
+    return VerificationReport(
+        prompt=circuit.prompt,
+        target=_target(circuit),
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+        given=given,
+        control=control,
+        control_note=control_words(circuit) if why is None else why,
+        caveats=_caveats(hosted, subject, command),
+        seed=command.seed,
+        seconds=monotonic() - started,
+        peak_extra_bytes=meter.extra_bytes,
+    )
+
+
+def _control(
+    beside: tuple[HostedModel, Circuit, Sequence[int]], command: VerifyCircuit, meter: MemoryMeter
+) -> Generator[Progress | None, None, Examination]:
+    view, circuit, kept = beside
+    subject = yield from open_subject(view, command, circuit, kept)
+    return (yield from _examine(subject, command, meter, "random dictionary", supernodes=False))
+
+
+def _examine(
+    subject: Subject, command: VerifyCircuit, meter: MemoryMeter, title: str, *, supernodes: bool = True
+) -> Generator[Progress | None, None, Examination]:
+    bootstrap = Bootstrap(samples=command.bootstrap, seed=command.seed)
+    found = yield from ablate(subject, command.supernodes if supernodes else (), command)
+    meter.sample()
+    agreeing = agreements(subject, found, bootstrap)
+    yield None
+    compared = comparisons(subject, found, bootstrap, command.seed)
+    yield None
+    deep = yield from depths(subject, command, found, bootstrap)
+    meter.sample()
+    faithful: list[Faithfulness] = []
+    for kind in command.substitutes:
+        become = yield from substitutes(subject.prompt, kind, command.counterfactual)
+        faithful.append((yield from measure_faithfulness(subject, command, kind, become)))
+        meter.sample()
+    worst = yield from search_worst_case(subject, command)
+    meter.sample()
+    return Examination(
+        title=title,
+        replacement=subject.circuit.replacement,
+        graph_features=int(subject.graph.is_feature.sum()),
+        circuit_features=len(subject.kept),
+        first_position=subject.first_position,
+        baseline=subject.prompt.baseline,
+        agreements=agreeing,
+        comparisons=compared,
+        depths=deep,
+        faithfulness=tuple(faithful),
+        worst_case=worst,
+        measurements=measurements(found),
+    )
+
+
+def _target(circuit: Circuit) -> str:
+    if circuit.against is None:
+        return repr(circuit.target.display)
+    return f"{circuit.target.display!r} against {circuit.against.display!r}"
+
+
+def _caveats(hosted: HostedModel, subject: Subject, command: VerifyCircuit) -> tuple[str, ...]:
+    said = [
+        "A node's shown effect is its activation times the exact gradient of the real model. It is therefore "
+        "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
+        "`paths of the graph` is what they predict.",
+        "Position 0 is an attention sink and never ablated; the circuit's features there are counted apart.",
+        "Necessity and sufficiency are about features alone: attention, error nodes and what no layer covers "
+        "stay in the model when everything outside the circuit is ablated.",
+        "The search over masks finds a lower bound of the damage that some mask does, not the worst mask.",
+    ]
+    if command.error_term is not ErrorTerm.LIVE and subject.circuit.replacement != NEURONS:
+        said.append("The search over masks is left out: with the error term not live it has no derivative.")
+    if subject.prompt.readout.softcap is not None:
+        said.append("Logits are read before the model's soft cap.")
+    if subject.circuit.replacement != NEURONS:
+        said += beginning_caveats(hosted, [subject.circuit.replacement], list(subject.prompt.ids))
+    return tuple(said)
+
+
+HANDLERS: dict[type, Handler] = {VerifyCircuit: verify_circuit}
