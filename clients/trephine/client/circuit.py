@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trephine.client import requests
+from trephine.client import circuit_requests, requests
 from trephine.client.artifacts import Artifacts
+from trephine.client.circuit_queries import StoredCircuit
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.feature_requests import feature_ref
@@ -16,45 +17,42 @@ from trephine.client.features import ModelFeatures
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, Edge, FeatureRef, Node, NodeKind, Proposal
+from trephine.client.types import CircuitInfo, FeatureRef, Node, NodeKind, Proposal
 from trephine.client.views import circuit_html
 from trephine.client.wire import Wire
-from trephine.v1 import circuit_service_pb2
+from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class Circuit:
+class Circuit(StoredCircuit):
     """The circuit behind one next-token choice, stored on the server."""
-
-    def __init__(self, wire: Wire, info: CircuitInfo) -> None:
-        self._wire = wire
-        self.info = info
-
-    @property
-    def name(self) -> str:
-        """Resource name, `circuits/...`."""
-        return self.info.name
 
     def to_json(self) -> str:
         """The circuit without nodes and edges, in proto-JSON."""
         return self.info.to_json()
 
-    def nodes(self, *, kind: NodeKind | None = None, min_influence: float | None = None) -> tuple[Node, ...]:
-        """Its nodes, most influential first."""
-        request = circuit_service_pb2.ListNodesRequest(
-            circuit=self.name, kind=node_kind(kind), min_influence=min_influence, page_size=1000
-        )
-        found = pages(self._wire, self._wire.circuits.ListNodes, request)
-        return tuple(decode(Node, node) for page in found for node in page.nodes)
+    def prune(
+        self,
+        *,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+        max_nodes: int | None = None,
+        keep: Sequence[int] = (),
+        validate_only: bool = False,
+    ) -> Circuit:
+        """A smaller circuit, stored beside this one, with its pins, labels and groups; nothing is recomputed.
 
-    def edges(
-        self, *, source: int | None = None, target: int | None = None, min_weight: float | None = None
-    ) -> tuple[Edge, ...]:
-        """Its edges, heaviest first; `source` and `target` are node indices."""
-        request = circuit_service_pb2.ListEdgesRequest(
-            circuit=self.name, source=source, target=target, min_weight=min_weight, page_size=10_000
+        Args:
+            node_threshold: Share of the influence that the kept nodes reach; unset 0.8.
+            edge_threshold: The same for edges; unset 0.98.
+            max_nodes: At most so many features and error nodes; unset: no limit.
+            keep: Nodes that are kept beside the pinned ones.
+            validate_only: Only count what would be left; the circuit has no name then.
+        """
+        request = circuit_requests.prune(
+            self.name, node_threshold, edge_threshold, max_nodes, keep, validate_only
         )
-        found = pages(self._wire, self._wire.circuits.ListEdges, request)
-        return tuple(decode(Edge, edge) for page in found for edge in page.edges)
+        pruned = self._wire.call(self._wire.circuits.PruneCircuit, request)
+        return Circuit(self._wire, decode(CircuitInfo, pruned))
 
     def html(self, *, node_threshold: float | None = None, edge_threshold: float | None = None) -> str:
         """One self-contained interactive page, pruned to these cumulative influences."""
@@ -67,8 +65,12 @@ class Circuit:
         graph: dict[str, Any] = json.loads(self._render("JSON", node_threshold, edge_threshold))
         return graph
 
+    def graphml(self, *, node_threshold: float | None = None, edge_threshold: float | None = None) -> str:
+        """The pruned graph as GraphML."""
+        return self._render("GRAPHML", node_threshold, edge_threshold).decode()
+
     def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
-        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file.
+        """Write `circuit.html` and `circuit.json` into a folder, or one `.html`, `.json` or `.graphml` file.
 
         Args:
             path: The folder or file.
@@ -140,15 +142,9 @@ class Circuit:
 
 def files_of(path: Path) -> tuple[tuple[str, Path], ...]:
     """Which forms are written where: a file by its suffix, or both into a folder."""
-    if path.suffix in {".html", ".json"}:
+    if path.suffix in {".html", ".json", ".graphml"}:
         return ((path.suffix[1:].upper(), path),)
     return ("HTML", path / "circuit.html"), ("JSON", path / "circuit.json")
-
-
-def node_kind(kind: NodeKind | None) -> Any:
-    """The contract's number of a node kind; None means any."""
-    name = "NODE_KIND_UNSPECIFIED" if kind is None else f"NODE_KIND_{kind.value.upper()}"
-    return circuit_service_pb2.NodeKind.Value(name)
 
 
 def strongest(nodes: Sequence[Node], count: int) -> tuple[FeatureRef, ...]:
@@ -164,7 +160,7 @@ def export_request(
     edge_threshold: float | None,
     feature_pages: Sequence[FeatureRef] = (),
 ) -> circuit_service_pb2.ExportCircuitRequest:
-    """Ask for a rendered circuit; `form` is `HTML` or `JSON`."""
+    """Ask for a rendered circuit; `form` is `HTML`, `JSON` or `GRAPHML`."""
     return circuit_service_pb2.ExportCircuitRequest(
         name=name,
         format=circuit_service_pb2.CircuitFormat.Value(f"CIRCUIT_FORMAT_{form}"),
@@ -187,10 +183,31 @@ class Circuits:
             self._wire, decode(CircuitInfo, self._wire.call(self._wire.circuits.GetCircuit, request))
         )
 
-    def list(self) -> tuple[Circuit, ...]:
-        """All circuits, newest first."""
-        request = circuit_service_pb2.ListCircuitsRequest(page_size=500)
+    def list(
+        self, *, model: str = "", replacement: str = "", prompt: str = "", parent: str = ""
+    ) -> tuple[Circuit, ...]:
+        """Stored circuits, newest first.
+
+        Args:
+            model: Only of this model.
+            replacement: Only over this replacement set.
+            prompt: Only of prompts that hold this text.
+            parent: Only what was pruned from this circuit.
+        """
+        request = circuit_requests.listing(model, replacement, prompt, parent)
         found = pages(self._wire, self._wire.circuits.ListCircuits, request)
         return tuple(
             Circuit(self._wire, decode(CircuitInfo, circuit)) for page in found for circuit in page.circuits
         )
+
+    def import_graph(self, source: Path | bytes) -> Circuit:
+        """Store a graph of circuit-tracer or Neuronpedia as a read-only circuit; nothing of it is verified.
+
+        Raises:
+            LocalFileError: If the file cannot be read.
+            InvalidRequestError: If it is no such graph.
+        """
+        artifact = Artifacts(self._wire).upload(source, media_type="application/json")
+        request = circuit_queries_pb2.ImportCircuitRequest(artifact=artifact)
+        imported = self._wire.call(self._wire.circuits.ImportCircuit, request)
+        return Circuit(self._wire, decode(CircuitInfo, imported))

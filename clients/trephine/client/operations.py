@@ -14,12 +14,13 @@ from trephine.client.errors import DeadlinePassedError, DrainingError, ServerUnr
 from trephine.client.paging import pages
 from trephine.client.requests import resource
 from trephine.client.results import unpack_result
-from trephine.client.types import OperationMetadata, OperationUpdate, Progress
+from trephine.client.types import OperationMetadata, OperationUpdate, PartialCircuit, Progress
 from trephine.client.wire import Wire
 from trephine.v1 import operation_service_pb2
 
 ResultT = TypeVar("ResultT")
 OnProgress = Callable[[Progress], None]
+OnPartial = Callable[[PartialCircuit], None]
 
 RECONNECT_PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 4.0)
 """Seconds between attempts to resume a watch; about ten in all, then the error is the caller's."""
@@ -85,9 +86,18 @@ class Operation(Generic[ResultT]):
                 time.sleep(next_pause(self.name, pauses, failure))
 
     def result(
-        self, *, on_progress: OnProgress | None = None, timeout_seconds: float | None = None
+        self,
+        *,
+        on_progress: OnProgress | None = None,
+        on_partial: OnPartial | None = None,
+        timeout_seconds: float | None = None,
     ) -> ResultT:
         """Wait for the end and return what it made.
+
+        Args:
+            on_progress: Called with every step.
+            on_partial: Called with every growing graph, where there is one.
+            timeout_seconds: None waits as long as it takes.
 
         Raises:
             TrephineError: Why it failed or was cancelled.
@@ -95,6 +105,8 @@ class Operation(Generic[ResultT]):
         for update in self.watch(timeout_seconds=timeout_seconds):
             if on_progress is not None and not update.heartbeat and update.metadata.progress.stage:
                 on_progress(update.metadata.progress)
+            if on_partial is not None and update.partial_circuit is not None:
+                on_partial(update.partial_circuit)
         return self._finish(unpack_result(self._message))
 
     def cancel(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, get_args, get_origin
 
+from trephine.domain.partials import PartialCircuit
+
 ResultT = TypeVar("ResultT")
 EventT = TypeVar("EventT")
 
@@ -23,6 +25,8 @@ class Progress:
     total: int
     """Units of the stage; 0 when it is not known."""
     detail: str = ""
+    partial: PartialCircuit | None = None
+    """What there is of the result so far, where it can be shown."""
 
 
 class Command(Generic[ResultT, EventT]):

@@ -24,6 +24,7 @@ from trephine.engine.influence import (
 )
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
+from trephine.engine.partials import partial_circuit
 from trephine.engine.readouts import LogitReadout, Targets, logit_target, neuron_targets
 
 ROUND = 64
@@ -87,7 +88,8 @@ def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, 
             break
         rows += yield from basis.feature_rows(torch.tensor(chosen))
         influence = solve_influence(rows, basis.cells)
-        yield Progress(stage="attribution", done=len(rows) - roots, total=max_nodes)
+        partial = partial_circuit(rows, basis.cells, influence)
+        yield Progress(stage="attribution", done=len(rows) - roots, total=max_nodes, partial=partial)
     return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
 
 

@@ -16,7 +16,7 @@ from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter
 from trephine.rpc.streaming import remaining
 from trephine.rpc.wire.fields import at_least, printable, resource_id
-from trephine.rpc.wire.operations import metadata_to_wire
+from trephine.rpc.wire.operations import metadata_to_wire, partial_to_wire
 from trephine.v1 import operation_service_pb2 as pb
 from trephine.v1.operation_service_pb2_grpc import OperationServiceServicer
 
@@ -39,6 +39,7 @@ class OperationServicer(OperationServiceServicer):
                 operation=await self._writer.write(event.record),
                 metadata=metadata_to_wire(event.record),
                 heartbeat=event.heartbeat,
+                partial_circuit=partial_to_wire(event.record),
             )
 
 

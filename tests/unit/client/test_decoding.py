@@ -10,6 +10,7 @@ from trephine.client import types
 from trephine.client.decoding import WireValue, decode
 from trephine.v1 import (
     audit_service_pb2,
+    circuit_queries_pb2,
     circuit_service_pb2,
     common_pb2,
     edit_service_pb2,
@@ -24,6 +25,7 @@ from trephine.v1 import (
 
 MESSAGES = (
     audit_service_pb2,
+    circuit_queries_pb2,
     circuit_service_pb2,
     common_pb2,
     edit_service_pb2,
@@ -38,6 +40,7 @@ MESSAGES = (
 NAMES = {
     "Ablation": "AblateResponse",
     "Activations": "GetActivationsResponse",
+    "CircuitDiff": "DiffCircuitsResponse",
     "CircuitInfo": "Circuit",
     "Contrast": "ContrastFeaturesResponse",
     "EvaluationInfo": "ReplacementEvaluation",
@@ -51,11 +54,16 @@ NAMES = {
     "Rule": "AuditRule",
     "Scores": "ScoreResponse",
     "Span": "AuditSpan",
+    "Subgraph": "QuerySubgraphResponse",
     "TopFeatures": "TopFeaturesResponse",
     "VerifiedExport": "VerifyExportResponse",
     "Version": "ModelVersion",
 }
-NOT_SHOWN = {"SearchFeaturesResponse": {"next_page_token"}, "WatchResponse": {"operation"}}
+NOT_SHOWN = {
+    "QuerySubgraphResponse": {"next_page_token"},
+    "SearchFeaturesResponse": {"next_page_token"},
+    "WatchResponse": {"operation"},
+}
 """Fields that a value leaves out on purpose."""
 
 VALUES = [

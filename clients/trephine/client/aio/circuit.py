@@ -8,55 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trephine.client import requests
+from trephine.client import circuit_requests, requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.circuit_queries import AsyncStoredCircuit
 from trephine.client.aio.features import AsyncModelFeatures
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.circuit import export_request, files_of, node_kind, strongest
+from trephine.client.circuit import export_request, files_of, strongest
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.operations import OnProgress
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, Edge, FeatureRef, Node, NodeKind, Proposal
-from trephine.v1 import circuit_service_pb2
+from trephine.client.types import CircuitInfo, FeatureRef, NodeKind, Proposal
+from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class AsyncCircuit:
+class AsyncCircuit(AsyncStoredCircuit):
     """The circuit behind one next-token choice, stored on the server."""
-
-    def __init__(self, wire: AsyncWire, info: CircuitInfo) -> None:
-        self._wire = wire
-        self.info = info
-
-    @property
-    def name(self) -> str:
-        """Resource name, `circuits/...`."""
-        return self.info.name
 
     def to_json(self) -> str:
         """The circuit without nodes and edges, in proto-JSON."""
         return self.info.to_json()
 
-    async def nodes(
-        self, *, kind: NodeKind | None = None, min_influence: float | None = None
-    ) -> tuple[Node, ...]:
-        """Its nodes, most influential first."""
-        request = circuit_service_pb2.ListNodesRequest(
-            circuit=self.name, kind=node_kind(kind), min_influence=min_influence, page_size=1000
+    async def prune(
+        self,
+        *,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+        max_nodes: int | None = None,
+        keep: Sequence[int] = (),
+        validate_only: bool = False,
+    ) -> AsyncCircuit:
+        """A smaller circuit, stored beside this one; the arguments are those of the sync client."""
+        request = circuit_requests.prune(
+            self.name, node_threshold, edge_threshold, max_nodes, keep, validate_only
         )
-        pages = self._wire.pages(self._wire.circuits.ListNodes, request)
-        return tuple([decode(Node, node) async for page in pages for node in page.nodes])
-
-    async def edges(
-        self, *, source: int | None = None, target: int | None = None, min_weight: float | None = None
-    ) -> tuple[Edge, ...]:
-        """Its edges, heaviest first; `source` and `target` are node indices."""
-        request = circuit_service_pb2.ListEdgesRequest(
-            circuit=self.name, source=source, target=target, min_weight=min_weight, page_size=10_000
-        )
-        pages = self._wire.pages(self._wire.circuits.ListEdges, request)
-        return tuple([decode(Edge, edge) async for page in pages for edge in page.edges])
+        pruned = await self._wire.call(self._wire.circuits.PruneCircuit, request)
+        return AsyncCircuit(self._wire, decode(CircuitInfo, pruned))
 
     async def html(self, *, node_threshold: float | None = None, edge_threshold: float | None = None) -> str:
         """One self-contained interactive page, pruned to these cumulative influences."""
@@ -69,8 +57,14 @@ class AsyncCircuit:
         graph: dict[str, Any] = json.loads(await self._render("JSON", node_threshold, edge_threshold))
         return graph
 
+    async def graphml(
+        self, *, node_threshold: float | None = None, edge_threshold: float | None = None
+    ) -> str:
+        """The pruned graph as GraphML."""
+        return (await self._render("GRAPHML", node_threshold, edge_threshold)).decode()
+
     async def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
-        """Write `circuit.html` and `circuit.json` into a folder, or one `.html` or `.json` file.
+        """Write `circuit.html` and `circuit.json` into a folder, or one `.html`, `.json` or `.graphml` file.
 
         Args:
             path: The folder or file.
@@ -144,9 +138,11 @@ class AsyncCircuits:
         found = await self._wire.call(self._wire.circuits.GetCircuit, request)
         return AsyncCircuit(self._wire, decode(CircuitInfo, found))
 
-    async def list(self) -> tuple[AsyncCircuit, ...]:
-        """All circuits, newest first."""
-        request = circuit_service_pb2.ListCircuitsRequest(page_size=500)
+    async def list(
+        self, *, model: str = "", replacement: str = "", prompt: str = "", parent: str = ""
+    ) -> tuple[AsyncCircuit, ...]:
+        """Stored circuits, newest first; the arguments are those of the sync client."""
+        request = circuit_requests.listing(model, replacement, prompt, parent)
         pages = self._wire.pages(self._wire.circuits.ListCircuits, request)
         return tuple(
             [
@@ -155,3 +151,15 @@ class AsyncCircuits:
                 for circuit in page.circuits
             ]
         )
+
+    async def import_graph(self, source: Path | bytes) -> AsyncCircuit:
+        """Store a graph of circuit-tracer or Neuronpedia as a read-only circuit; nothing of it is verified.
+
+        Raises:
+            LocalFileError: If the file cannot be read.
+            InvalidRequestError: If it is no such graph.
+        """
+        artifact = await AsyncArtifacts(self._wire).upload(source, media_type="application/json")
+        request = circuit_queries_pb2.ImportCircuitRequest(artifact=artifact)
+        imported = await self._wire.call(self._wire.circuits.ImportCircuit, request)
+        return AsyncCircuit(self._wire, decode(CircuitInfo, imported))

@@ -15,6 +15,7 @@ from trephine.client.decoding import decode, message_json
 from trephine.client.errors import DrainingError, ServerUnreachableError
 from trephine.client.operations import (
     RECONNECT_PAUSES,
+    OnPartial,
     OnProgress,
     metadata_of,
     next_pause,
@@ -88,9 +89,18 @@ class AsyncOperation(Generic[ResultT]):
                 await asyncio.sleep(next_pause(self.name, pauses, failure))
 
     async def result(
-        self, *, on_progress: OnProgress | None = None, timeout_seconds: float | None = None
+        self,
+        *,
+        on_progress: OnProgress | None = None,
+        on_partial: OnPartial | None = None,
+        timeout_seconds: float | None = None,
     ) -> ResultT:
         """Wait for the end and return what it made.
+
+        Args:
+            on_progress: Called with every step.
+            on_partial: Called with every growing graph, where there is one.
+            timeout_seconds: None waits as long as it takes.
 
         Raises:
             TrephineError: Why it failed or was cancelled.
@@ -98,6 +108,8 @@ class AsyncOperation(Generic[ResultT]):
         async for update in self.watch(timeout_seconds=timeout_seconds):
             if on_progress is not None and not update.heartbeat and update.metadata.progress.stage:
                 on_progress(update.metadata.progress)
+            if on_partial is not None and update.partial_circuit is not None:
+                on_partial(update.partial_circuit)
         return self._finish(unpack_result(self._message))
 
     async def cancel(self) -> None:

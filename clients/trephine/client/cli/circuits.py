@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trephine.client.cli import circuit_annotations as annotating
+from trephine.client.cli import circuit_queries as queries
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -17,20 +20,37 @@ NameArgument = Annotated[str, typer.Argument(help="circuits/..., as `trephine ci
 
 
 @app.command("list")
-def list_circuits(context: typer.Context) -> None:
+def list_circuits(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="Only of this model.")] = "",
+    replacements: Annotated[str, typer.Option("--replacements", "-r", help="Only over this set.")] = "",
+    prompt: Annotated[str, typer.Option(help="Only of prompts that hold this text.")] = "",
+    parent: Annotated[str, typer.Option(help="Only what was pruned from this circuit.")] = "",
+) -> None:
     """List stored circuits, newest first."""
     given = invocation(context)
     with given.connect() as trephine:
-        circuits = [circuit.info for circuit in trephine.circuits.list()]
+        found = trephine.circuits.list(model=model, replacement=replacements, prompt=prompt, parent=parent)
+        circuits = [circuit.info for circuit in found]
     if given.output.json:
         messages = [circuit.message for circuit in circuits]
         given.output.document(message_json(circuit_service_pb2.ListCircuitsResponse(circuits=messages)))  # type: ignore[arg-type]
         return
     rows = [
-        (one.name, one.create_time, one.version.model, repr(one.target.display), repr(one.prompt))
+        (
+            one.name,
+            one.create_time,
+            one.version.model,
+            one.replacement,
+            one.provenance.origin,
+            f"{one.n_nodes}, {one.n_edges}",
+            repr(one.target.display),
+            repr(one.prompt),
+        )
         for one in circuits
     ]
-    given.output.table(("NAME", "CREATED", "MODEL", "TARGET", "PROMPT"), rows)
+    columns = ("NAME", "CREATED", "MODEL", "SET", "ORIGIN", "NODES, EDGES", "TARGET", "PROMPT")
+    given.output.table(columns, rows)
 
 
 @app.command()
@@ -54,13 +74,39 @@ def show(
 def export(
     context: typer.Context,
     name: NameArgument,
-    out: Annotated[Path, typer.Option(help="A folder, or one .html or .json file.")],
+    out: Annotated[Path, typer.Option(help="A folder, or one .html, .json or .graphml file.")],
     feature_pages: Annotated[
         int, typer.Option(help="Also write the pages of so many of its strongest features, linked.")
     ] = 0,
 ) -> None:
-    """Write a circuit as an interactive page and as JSON in the Neuronpedia schema."""
+    """Write a circuit as an interactive page, as JSON in the Neuronpedia schema, or as GraphML."""
     given = invocation(context)
     with given.connect() as trephine:
         for path in trephine.circuits.get(name).save(out, feature_pages=feature_pages):
             given.output.line(str(path))
+
+
+_COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
+    (queries.nodes, "nodes", ("trephine circuits nodes circuits/3f9c --layer 12 --order effect",)),
+    (queries.edges, "edges", ("trephine circuits edges circuits/3f9c --target 12:345@6",)),
+    (queries.around, "around", ("trephine circuits around circuits/3f9c 12:345@6 --ancestors 2",)),
+    (queries.between, "between", ("trephine circuits between circuits/3f9c token@3 target",)),
+    (queries.prune, "prune", ("trephine circuits prune circuits/3f9c --max-nodes 50 --keep 12:345@6",)),
+    (queries.diff, "diff", ("trephine circuits diff circuits/3f9c circuits/77ab --sum-positions",)),
+    (queries.import_graph, "import", ("trephine circuits import graph.json",)),
+    (queries.delete, "delete", ()),
+    (annotating.pin, "pin", ("trephine circuits pin circuits/3f9c 12:345@6 token@3",)),
+    (annotating.unpin, "unpin", ()),
+    (annotating.label, "label", ('trephine circuits label circuits/3f9c 12:345@6 "capital cities"',)),
+    (
+        annotating.group,
+        "group",
+        (
+            'trephine circuits group circuits/3f9c "France" 12:345@6 13:77@6',
+            "trephine circuits group circuits/3f9c --auto --min-similarity 0.4",
+        ),
+    ),
+    (annotating.said, "annotations", ("trephine circuits annotations circuits/3f9c --out said.json",)),
+)
+for command, title, shown in _COMMANDS:
+    app.command(title, epilog=examples(*shown) if shown else None)(command)

@@ -59,7 +59,7 @@ class Invocation:
             self.leave(trephine, (operation,))
         try:
             with ProgressView(self.output, what) as view:
-                return operation.result(on_progress=view.show)
+                return operation.result(on_progress=view.show, on_partial=view.partial)
         except KeyboardInterrupt:
             self._cancel(operation)
             raise typer.Exit(INTERRUPTED) from None

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 from trephine.client.cli.output import Output
 from trephine.client.terminal import printable
-from trephine.client.types import Progress
+from trephine.client.types import PartialCircuit, Progress
 
 LINE_SECONDS = 2.0
 """Off a terminal at most one line of a stage in this time; stages may take turns."""
@@ -57,6 +57,12 @@ class ProgressView:
             )
         else:
             self._line(text, progress)
+
+    def partial(self, graph: PartialCircuit) -> None:
+        """Take a graph that is still growing: what it holds, and its strongest nodes."""
+        strongest = ", ".join(f"{one.layer}:{one.feature} @{one.position}" for one in graph.nodes[:3])
+        found = f"{graph.expanded} features hold {graph.inside:.0%}; strongest {strongest}"
+        self.show(Progress(stage="so far", done=0, total=0, detail=found))
 
     def bytes(self, received: int, total: int) -> None:
         """Take a report of a download."""

@@ -12,6 +12,26 @@ from trephine.client.types.audits import (
     TableRow,
     Verdict,
 )
+from trephine.client.types.circuit_annotations import (
+    CircuitAnnotations,
+    NodeGroup,
+    NodeLabel,
+    NodePin,
+    Provenance,
+)
+from trephine.client.types.circuit_queries import (
+    CircuitDiff,
+    CircuitPath,
+    ComparedEdge,
+    ComparedFigure,
+    ComparedNode,
+    NodeSide,
+    NodeSort,
+    PartialCircuit,
+    PartialEdge,
+    PartialNode,
+    Subgraph,
+)
 from trephine.client.types.circuits import (
     CircuitInfo,
     CurvePoint,
@@ -55,7 +75,7 @@ from trephine.client.types.features import (
     TopFeatures,
 )
 from trephine.client.types.interventions import Change, Direction, Head, Intervention, Where
-from trephine.client.types.models import Capabilities, Capability, ModelInfo, ModelState
+from trephine.client.types.models import Capabilities, Capability, LoadedSet, ModelInfo, ModelState
 from trephine.client.types.operations import OperationMetadata, OperationUpdate
 from trephine.client.types.replacements import (
     Admission,
@@ -107,9 +127,15 @@ __all__ = [
     "Capability",
     "Certificate",
     "Change",
+    "CircuitAnnotations",
+    "CircuitDiff",
     "CircuitInfo",
+    "CircuitPath",
     "Claim",
     "CoFiring",
+    "ComparedEdge",
+    "ComparedFigure",
+    "ComparedNode",
     "Completion",
     "Contrast",
     "ControlResult",
@@ -154,17 +180,27 @@ __all__ = [
     "LayerAdmission",
     "LayerKind",
     "LayerScore",
+    "LoadedSet",
     "Measurement",
     "ModelInfo",
     "ModelState",
     "Node",
+    "NodeGroup",
     "NodeKind",
+    "NodeLabel",
+    "NodePin",
+    "NodeSide",
+    "NodeSort",
     "OperationMetadata",
     "OperationUpdate",
+    "PartialCircuit",
+    "PartialEdge",
+    "PartialNode",
     "PlanStep",
     "PredictedFit",
     "Progress",
     "Proposal",
+    "Provenance",
     "RankedFeature",
     "ReplacementLayer",
     "ReplacementSetInfo",
@@ -181,6 +217,7 @@ __all__ = [
     "SiteKind",
     "Span",
     "SplicedScore",
+    "Subgraph",
     "SupportRule",
     "TableRow",
     "Token",

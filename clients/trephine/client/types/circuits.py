@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trephine.client.decoding import WireValue
+from trephine.client.types.circuit_annotations import NodeLabel, Provenance
 from trephine.client.types.common import FeatureRef, Figure, Token, Version
 
 
@@ -38,6 +39,11 @@ class Node(WireValue):
     bias: float | None
     remainder: float | None
     total: float | None
+    given_label: NodeLabel | None
+    """What somebody called it."""
+    pinned: bool
+    group: str
+    """Name of the group that it is in; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,7 @@ class CircuitInfo(WireValue):
     version: Version
     seconds: float
     peak_extra_bytes: int
+    provenance: Provenance
 
     @property
     def noun(self) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
+from trephine.client.types.circuit_queries import PartialCircuit
 from trephine.client.types.common import Progress
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
@@ -39,3 +40,5 @@ class OperationUpdate(WireValue):
     metadata: OperationMetadata
     heartbeat: bool
     """True if nothing happened and the stream only shows that it is alive."""
+    partial_circuit: PartialCircuit | None
+    """Of a discovery, after each round of expansion: the graph so far."""

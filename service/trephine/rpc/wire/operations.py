@@ -11,6 +11,7 @@ from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.errors import status_of
 from trephine.rpc.wire.common import progress_to_wire
 from trephine.rpc.wire.fields import clean, qualified
+from trephine.v1 import circuit_queries_pb2 as queries_pb
 from trephine.v1 import operation_service_pb2 as pb
 
 
@@ -44,6 +45,27 @@ def operation_to_wire(record: OperationRecord, response: Message | None) -> Oper
     elif response is not None:
         operation.response.CopyFrom(packed(response))
     return operation
+
+
+def partial_to_wire(record: OperationRecord) -> queries_pb.PartialCircuit | None:
+    """Write the growing result of an operation that runs, where there is one."""
+    partial = record.progress.partial if record.progress is not None else None
+    if partial is None or record.state.is_final:
+        return None
+    return queries_pb.PartialCircuit(
+        nodes=[
+            queries_pb.PartialNode(
+                layer=one.layer, position=one.position, feature=one.feature, influence=one.influence
+            )
+            for one in partial.nodes
+        ],
+        edges=[
+            queries_pb.PartialEdge(source=one.source, target=one.target, weight=one.weight)
+            for one in partial.edges
+        ],
+        inside=partial.inside,
+        expanded=partial.expanded,
+    )
 
 
 def packed(message: Message) -> AnyMessage:

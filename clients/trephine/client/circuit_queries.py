@@ -1,0 +1,223 @@
+"""What can be asked of, and said about, a stored circuit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trephine.client import circuit_requests as build
+from trephine.client.decoding import decode
+from trephine.client.paging import pages
+from trephine.client.requests import resource
+from trephine.client.types import (
+    CircuitAnnotations,
+    CircuitDiff,
+    CircuitInfo,
+    Edge,
+    Node,
+    NodeKind,
+    NodeSort,
+    Subgraph,
+)
+from trephine.client.wire import Wire
+from trephine.v1 import circuit_queries_pb2 as pb
+from trephine.v1 import circuit_service_pb2 as service_pb
+
+
+class StoredCircuit:
+    """A circuit by name: nodes and edges in pages, parts, annotations."""
+
+    def __init__(self, wire: Wire, info: CircuitInfo) -> None:
+        self._wire = wire
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        """Resource name, `circuits/...`."""
+        return self.info.name
+
+    def nodes(
+        self,
+        *,
+        kind: NodeKind | None = None,
+        min_influence: float | None = None,
+        layers: Sequence[int] = (),
+        positions: Sequence[int] = (),
+        token: str = "",
+        pinned: bool = False,
+        order: NodeSort | str = NodeSort.INFLUENCE,
+    ) -> tuple[Node, ...]:
+        """Its nodes.
+
+        Args:
+            kind: Only this kind.
+            min_influence: Only nodes of at least this influence.
+            layers: Only these layers; -1 is that of tokens.
+            positions: Only these positions.
+            token: Only nodes at a token, or with a label, that holds this text.
+            pinned: Only pinned nodes.
+            order: `influence`, `effect`, `activation` (largest first) or `index`.
+        """
+        request = build.nodes(self.name, kind, min_influence, layers, positions, token, pinned, order)
+        found = pages(self._wire, self._wire.circuits.ListNodes, request)
+        return tuple(decode(Node, node) for page in found for node in page.nodes)
+
+    def edges(
+        self, *, source: int | None = None, target: int | None = None, min_weight: float | None = None
+    ) -> tuple[Edge, ...]:
+        """Its edges, heaviest first; `source` and `target` are node indices."""
+        request = service_pb.ListEdgesRequest(
+            circuit=self.name, source=source, target=target, min_weight=min_weight, page_size=10_000
+        )
+        found = pages(self._wire, self._wire.circuits.ListEdges, request)
+        return tuple(decode(Edge, edge) for page in found for edge in page.edges)
+
+    def around(
+        self,
+        node: int,
+        *,
+        ancestors: int = 1,
+        descendants: int = 1,
+        min_weight: float = 0.0,
+        max_nodes: int = 1000,
+    ) -> Subgraph:
+        """The part around a node, so many steps against and along the edges.
+
+        Raises:
+            NothingMatchedError: If no edge that heavy is there.
+        """
+        return self._part(build.around(self.name, node, ancestors, descendants, min_weight, max_nodes))
+
+    def between(
+        self, source: int, target: int, *, paths: int = 10, min_weight: float = 0.0, max_nodes: int = 1000
+    ) -> Subgraph:
+        """All paths from one node to another, the strongest listed.
+
+        Raises:
+            NothingMatchedError: If no path leads there.
+        """
+        return self._part(build.between(self.name, source, target, paths, min_weight, max_nodes))
+
+    def annotations(self) -> CircuitAnnotations:
+        """Pins, labels and groups."""
+        return self._said(self._wire.circuits.GetAnnotations, pb.GetAnnotationsRequest(circuit=self.name))
+
+    def pin(self, *nodes: int, author: str = "") -> CircuitAnnotations:
+        """Pin nodes: pruning and exports keep them."""
+        return self._said(self._wire.circuits.PinNodes, build.pin(self.name, nodes, author))
+
+    def unpin(self, *nodes: int) -> CircuitAnnotations:
+        """Take pins off."""
+        request = pb.UnpinNodesRequest(circuit=self.name, nodes=nodes)
+        return self._said(self._wire.circuits.UnpinNodes, request)
+
+    def label(self, node: int, text: str, *, author: str = "") -> CircuitAnnotations:
+        """Call a node something."""
+        return self._said(self._wire.circuits.LabelNode, build.label(self.name, node, text, author))
+
+    def unlabel(self, node: int) -> CircuitAnnotations:
+        """Take a node's label off.
+
+        Raises:
+            ResourceNotFoundError: If it has none.
+        """
+        return self._said(self._wire.circuits.LabelNode, build.label(self.name, node, "", ""))
+
+    def group(self, name: str, *nodes: int, author: str = "") -> CircuitAnnotations:
+        """Make a group of nodes, or make it anew; they leave the groups that they were in."""
+        return self._said(self._wire.circuits.GroupCircuit, build.group(self.name, name, nodes, author))
+
+    def group_automatically(
+        self,
+        *,
+        by: str = "directions",
+        min_similarity: float | None = None,
+        max_layers_apart: int | None = None,
+        max_positions_apart: int | None = None,
+        max_nodes: int | None = None,
+        author: str = "",
+    ) -> CircuitAnnotations:
+        """Group features that are alike and close; groups made by hand keep their nodes.
+
+        Args:
+            by: `directions` (what features read and write; the model must be loaded) or `edges`.
+            min_similarity: Groups are merged while they are on average that similar; unset 0.5.
+            max_layers_apart: Unset 3.
+            max_positions_apart: Unset 0.
+            max_nodes: Only so many features, the most influential; unset 500.
+            author: Who makes them.
+
+        Raises:
+            NothingMatchedError: If no two features are that similar.
+        """
+        request = build.group_automatically(
+            self.name,
+            by,
+            author,
+            min_similarity=min_similarity,
+            max_layers_apart=max_layers_apart,
+            max_positions_apart=max_positions_apart,
+            max_nodes=max_nodes,
+        )
+        return self._said(self._wire.circuits.GroupCircuit, request)
+
+    def ungroup(self, name: str) -> CircuitAnnotations:
+        """Dissolve a group.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        return self._said(self._wire.circuits.UngroupCircuit, build.ungroup(self.name, name))
+
+    def export_annotations(self) -> dict[str, Any]:
+        """Annotations as a document: `pinnedIds`, `supernodes`, `clerps` and `authorship`."""
+        request = pb.ExportAnnotationsRequest(circuit=self.name)
+        written = self._wire.call(self._wire.circuits.ExportAnnotations, request)
+        document: dict[str, Any] = json.loads(written.document)
+        return document
+
+    def import_annotations(
+        self, source: Path | Mapping[str, Any], *, author: str = ""
+    ) -> tuple[CircuitAnnotations, tuple[str, ...]]:
+        """Add annotations of a document, a graph file, or its `qParams`.
+
+        Returns:
+            What is said now, and the ids that the circuit does not have.
+        """
+        request = build.import_annotations(self.name, source, author)
+        found = self._wire.call(self._wire.circuits.ImportAnnotations, request)
+        return decode(CircuitAnnotations, found.annotations), tuple(found.skipped)
+
+    def diff(
+        self,
+        other: StoredCircuit | str,
+        *,
+        sum_positions: bool = False,
+        max_nodes: int = 200,
+        max_edges: int = 500,
+    ) -> CircuitDiff:
+        """What this circuit and another have in common, and what is different.
+
+        Args:
+            other: The second circuit.
+            sum_positions: Match nodes whatever their position: for prompts that do not line up.
+            max_nodes: At most so many nodes, the most changed.
+            max_edges: At most so many edges, the most changed.
+        """
+        name = other.name if isinstance(other, StoredCircuit) else resource("circuits", other)
+        request = build.diff(self.name, name, sum_positions, max_nodes, max_edges)
+        return decode(CircuitDiff, self._wire.call(self._wire.circuits.DiffCircuits, request))
+
+    def delete(self) -> None:
+        """Forget it, and what was said about it."""
+        request = pb.DeleteCircuitRequest(name=self.name)
+        self._wire.call(self._wire.circuits.DeleteCircuit, request)
+
+    def _part(self, request: pb.QuerySubgraphRequest) -> Subgraph:
+        found = list(pages(self._wire, self._wire.circuits.QuerySubgraph, request))
+        return decode(Subgraph, build.joined(found))
+
+    def _said(self, method: Any, request: Any) -> CircuitAnnotations:
+        return decode(CircuitAnnotations, self._wire.call(method, request))
