@@ -13,9 +13,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
+def found_chromium() -> str | None:
+    """Return the browser's path, or None where there is none."""
+    return os.environ.get("TREPHINE_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
 def chromium() -> str:
     """Return the browser's path; its absence is a failure where it is required."""
-    found = os.environ.get("TREPHINE_CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
+    found = found_chromium()
     if found is None:
         message = (
             "there is no Chromium: install it (Debian: apt-get install chromium) or set TREPHINE_CHROMIUM"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.browser import browser, problems
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import HOSTILE, everything, hostile_circuit
-from tests.unit.pages.test_feature_page import description
+from tests.unit.pages.test_feature_page import described, description
 from trephine.domain.circuits import Circuit, PrunedNodes
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
@@ -78,6 +77,15 @@ def spot(page: Page, node: str) -> tuple[float, float]:
 
 def graph(page: Page) -> Locator:
     return page.get_by_role("application")
+
+
+def settled(page: Page, name: str) -> Any:
+    """A number of the state once it no longer changes. The page forbids eval, so it is asked from outside."""
+    before, now = None, state(page, name)
+    while before != now:
+        page.wait_for_timeout(60)
+        before, now = now, state(page, name)
+    return now
 
 
 def press(page: Page, *keys: str) -> None:
@@ -290,7 +298,7 @@ def test_wheel_drag_and_buttons_move_the_view(small):
     page.mouse.move(x, y)
     page.mouse.wheel(0, -400)
     expect(page.locator("#tip")).to_be_hidden()
-    page.wait_for_function("before => trephine.transform.k > 1.2 * before", arg=home["k"])
+    assert settled(page, "transform.k") > 1.2 * home["k"]
     assert spot(page, node) == pytest.approx((x, y), abs=1.0)
     page.mouse.down()
     page.mouse.move(x + 80, y - 30, steps=4)
@@ -347,10 +355,7 @@ def test_what_is_known_of_a_feature_stands_beside_it(opened):
     """The card of the feature's page, with its contexts, is in the panel of that feature alone."""
     circuit = synthetic_circuit(nodes=100, edges=600, tokens=14)
     one = next(node for node in circuit.nodes if node.kind.value == "feature")
-    known = description()
-    moved = dataclasses.replace(known.view.feature, layer=one.layer, index=one.feature)
-    known = dataclasses.replace(known, view=dataclasses.replace(known.view, feature=moved))
-    page, document = opened(circuit, features=[known])
+    page, document = opened(circuit, features=[described(one)])
     name = f"{one.layer}_{one.feature}_{one.position}"
     page.get_by_role("searchbox").fill(name)
     page.keyboard.press("Enter")

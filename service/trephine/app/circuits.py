@@ -30,6 +30,7 @@ from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance, Pruning
 from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
 from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
+from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_graphml import circuit_graphml
 from trephine.pages.circuit_json import circuit_json, view_of
@@ -263,6 +264,7 @@ class Circuits:
         node_threshold: float = 0.8,
         edge_threshold: float = 0.98,
         feature_pages: Collection[FeatureRef] = (),
+        known: Sequence[FeatureDescription] = (),
     ) -> tuple[ArtifactInfo, PrunedNodes]:
         """Store a pruned circuit as a file: circuit-tracer's JSON schema, GraphML, or one page.
 
@@ -274,6 +276,7 @@ class Circuits:
             node_threshold: Share of the influence that the kept nodes reach.
             edge_threshold: The same for edges.
             feature_pages: Features whose own pages will lie beside the circuit's.
+            known: What is known of features; a page shows it in its panel.
 
         Raises:
             ResourceNotFoundError: If there is none of that name.
@@ -282,7 +285,7 @@ class Circuits:
         stored, said = await self.get(name), await self.annotations(name)
         bounds = Pruning(node_threshold=node_threshold, edge_threshold=edge_threshold)
         kept = await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
-        data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages, said)
+        data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages, known, said)
         return await self._artifacts.put(data, media_type=media_type), kept
 
 
@@ -291,12 +294,13 @@ def _render(
     kept: PrunedNodes,
     format: CircuitFormat,
     pages: Collection[FeatureRef],
+    known: Sequence[FeatureDescription],
     said: Annotations,
 ) -> tuple[bytes, str]:
     circuit, name = stored.circuit, stored.name
     if format == "html":
         view = view_of(circuit, said, shown=frozenset(kept.nodes))
-        page = circuit_html(circuit, kept, name=name, pages=pages, view=view)
+        page = circuit_html(circuit, kept, name=name, pages=pages, features=known, view=view)
         return page.encode(), "text/html; charset=utf-8"
     if format == "graphml":
         return circuit_graphml(circuit, kept, name=name, annotations=said), "application/graphml+xml"

@@ -66,9 +66,7 @@ def page_data(
             for place, feature in enumerate(map(_feature, nodes))
             if nodes[place].kind is NodeKind.FEATURE and feature in pages
         },
-        "features": {
-            f"{one.view.feature.layer}:{one.view.feature.index}": feature_card(one) for one in features
-        },
+        **_cards(nodes, features),
         "view": _view(document["qParams"] if view is None else view),
         "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
         "figures": {
@@ -79,6 +77,17 @@ def page_data(
         },
         "quality": None if quality is None else _quality(quality),
         "caveats": [printable(caveat) for caveat in circuit.caveats],
+    }
+
+
+def _cards(nodes: Sequence[Node], features: Iterable[FeatureDescription]) -> dict[str, Any]:
+    """What is known of features, each once, and the number of its card by a node's place."""
+    known = list(features)
+    number = {one.view.feature: place for place, one in enumerate(known)}
+    named = ((place, _feature(node)) for place, node in enumerate(nodes) if node.kind is NodeKind.FEATURE)
+    return {
+        "cards": [feature_card(one) for one in known],
+        "card": {str(place): number[feature] for place, feature in named if feature in number},
     }
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import everything, hostile_circuit
-from tests.unit.pages.test_feature_page import description
+from tests.unit.pages.test_feature_page import described
 from trephine.domain.circuits import PrunedNodes
 from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_data import page_data
@@ -145,20 +145,17 @@ def test_pins_supernodes_and_labels_are_read_from_the_view(clerps):
 
 def test_what_is_known_of_a_feature_is_in_the_page():
     """The panel's card has figures, tokens and contexts around the peak; without an index the label alone."""
-    known = page_data(hostile_circuit(), everything(), name="circuits/1", features=[description()])[
-        "features"
-    ]
-    context = known["12:345"]["contexts"][0]
+    circuit = hostile_circuit()
+    data = page_data(circuit, everything(), name="circuits/1", features=[described(circuit.nodes[1])])
+    assert data["card"] == {"1": 0}
+    card = data["cards"][0]
+    context = card["contexts"][0]
     assert context["shares"] == [-0.25, 1.0, 0.0]
     assert context["tokens"][context["at"]] == " store"
-    assert known["12:345"]["density"] == pytest.approx(0.00125)
-    bare = page_data(
-        hostile_circuit(),
-        everything(),
-        name="circuits/1",
-        features=[description(statistics=None, index=None)],
-    )
-    assert list(bare["features"]["12:345"]) == ["label"]
+    assert card["density"] == pytest.approx(0.00125)
+    bare = described(circuit.nodes[1], statistics=None, index=None)
+    cards = page_data(circuit, everything(), name="circuits/1", features=[bare])["cards"]
+    assert [list(card) for card in cards] == [["label"]]
 
 
 def test_the_vendored_library_is_the_pinned_one():

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.pages.circuits import HOSTILE, token
 from tests.unit.pages.test_pages import parsed
+from trephine.domain.circuits import Node
 from trephine.domain.features import (
     CoFiring,
     DecoderView,
@@ -90,6 +91,13 @@ def description(**changes: object) -> FeatureDescription:
         caveats=(HOSTILE,),
     )
     return dataclasses.replace(whole, **changes)
+
+
+def described(node: Node, **changes: object) -> FeatureDescription:
+    """The same of another feature: that of a circuit's node."""
+    known = description(**changes)
+    feature = FeatureRef(replacement=node.replacement, layer=node.layer, index=node.feature)
+    return dataclasses.replace(known, view=dataclasses.replace(known.view, feature=feature))
 
 
 @pytest.mark.parametrize("changes", [{}, {"statistics": None, "index": None, "label": None, "labels": ()}])

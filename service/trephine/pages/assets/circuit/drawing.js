@@ -119,7 +119,10 @@ const part = () => {
 };
 const groupBox = vertex => {
   const width = Math.min(150, 26 + measureText(title(vertex), 12)), height = 22;
-  return { left: screenX(vertex) - width / 2, top: screenY(vertex) - height / 2, width, height };
+  // At the edge of the view it moves inwards; what is out of view stays out.
+  const left = screenX(vertex) - width / 2, inner = view.width - width - 3;
+  const inside = screenX(vertex) > AXIS && screenX(vertex) < view.width ? Math.max(AXIS, Math.min(inner, left)) : left;
+  return { left: inside, top: screenY(vertex) - height / 2, width, height };
 };
 const drawGroup = (pen, vertex, strong = false) => {
   const box = groupBox(vertex);

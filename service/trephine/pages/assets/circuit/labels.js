@@ -18,8 +18,8 @@ const shortened = (text, room, size) => {
 };
 
 const drawLabels = (pen, focus, near) => {
-  const taken = state.groups.map(groupBox), place = (vertex, strong) => {
-    if (vertex < 0 || vertex >= graph.size || state.owner[vertex] !== vertex || !state.shown[vertex]) return;
+  const taken = state.groups.map(groupBox), named = new Set(), place = (vertex, strong) => {
+    if (vertex < 0 || vertex >= graph.size || named.has(vertex) || state.owner[vertex] !== vertex || !state.shown[vertex]) return;
     if (graph.kind[vertex] === "token" && !strong) return;
     const x = screenX(vertex), y = screenY(vertex), r = radius(vertex);
     if (x < AXIS || x > view.width || y < 4 || y > view.height - view.foot) return;
@@ -29,6 +29,7 @@ const drawLabels = (pen, focus, near) => {
       const box = { left, top, width, height: 16 };
       if (left < AXIS || left + width > view.width - 2 || top < 1 || taken.some(other => overlap(box, other))) continue;
       taken.push(box);
+      named.add(vertex);
       pen.globalAlpha = strong ? .94 : .72; pen.fillStyle = strong ? colour.panel : colour.ground;
       pen.beginPath(); pen.roundRect(left, top, width, 16, 4); pen.fill();
       pen.globalAlpha = 1; pen.fillStyle = strong ? colour.ink : colour.faint;
@@ -75,7 +76,7 @@ const drawTokens = (pen, focus) => {
   const write = c => {
     const left = columnX(c), right = columnX(c + 1), x = (left + right) / 2;
     if (x < AXIS - 4 || x > view.width) return;
-    if (c !== marked && (x - free < (straight ? 0 : 12.5) || (marked >= 0 && Math.abs(x - (columnX(marked) + columnX(marked + 1)) / 2) < 13 && !straight))) return;
+    if (c !== marked && (x - free < (straight ? 0 : 14) || (marked >= 0 && Math.abs(x - (columnX(marked) + columnX(marked + 1)) / 2) < 13 && !straight))) return;
     free = x;
     const text = shortened(graph.tokens[c], straight ? Math.max(12, right - left - 3) : 80, 12);
     pen.fillStyle = c === marked ? colour.accent : colour.ink;

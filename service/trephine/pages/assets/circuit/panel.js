@@ -47,15 +47,15 @@ const nodePanel = i => {
     ]),
     el("p", { class: "actions" }, pinButton(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,
       group >= 0 ? el("button", { type: "button", onclick: () => { collapse(group, true); select(graph.size + group, true); } }, "Close its supernode") : null),
-    ...card(graph.features[`${graph.layer[i]}:${graph.feature[i]}`], kind),
+    ...card(cardOf(i)),
     ...words(i),
     ...edgeSections(i),
   ];
 };
 const words = i => [["Promotes", graph.promotes(i)], ["Suppresses", graph.suppresses(i)]].filter(([, texts]) => texts.length)
   .flatMap(([name, texts]) => [el("h2", {}, name, el("span", { class: "faint" }, " logit lens")), tokenList(texts)]);
-const card = (known, kind) => {
-  if (kind !== "feature" || !known) return [];
+const card = known => {
+  if (!known) return [];
   const shown = [known.label ? el("p", {}, el("bdi", {}, known.label)) : null];
   if (known.contexts === undefined) return shown;
   return [...shown,

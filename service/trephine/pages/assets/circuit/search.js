@@ -2,7 +2,7 @@
 
 const search = document.getElementById("search"), matchCount = document.getElementById("matches");
 const haystacks = [];
-const haystack = i => haystacks[i] ??= [title(i), ...graph.promotes(i), ...graph.suppresses(i), graph.tokens[graph.position[i]] ?? "", graph.features[`${graph.layer[i]}:${graph.feature[i]}`]?.label ?? ""]
+const haystack = i => haystacks[i] ??= [title(i), ...graph.promotes(i), ...graph.suppresses(i), graph.tokens[graph.position[i]] ?? "", cardOf(i)?.label ?? ""]
   .join("\u0000").toLowerCase();
 const matching = text => {
   const layer = /^l(\d+)$/.exec(text), index = /^#(\d+)$/.exec(text), pair = /^l?(\d+):(\d+)$/.exec(text), feature = i => graph.kind[i] === "feature";

@@ -24,6 +24,7 @@ const where = vertex => {
   if (graph.kind[vertex] === "logit") return at < 0 ? "target" : `target at position ${at}`;
   return `L${graph.layer[vertex]}, position ${at}`;
 };
+const cardOf = i => graph.cards[graph.card[i]];
 const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
 const KIND_WORDS = { feature: featureWord, error: "error term", token: "token", logit: "target" };
 const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
