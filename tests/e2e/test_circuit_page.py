@@ -2,114 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import expect
 
-from tests.browser import browser, problems
+from tests.e2e.circuit_pages import busiest, features, grouped, links, press, settled, spot, state
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import HOSTILE, everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described, description
-from trephine.domain.circuits import Circuit, PrunedNodes
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
 
 pytestmark = pytest.mark.e2e
-
-Opened = tuple[Page, dict[str, Any]]
-Open = Callable[..., Opened]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
-
-
-@pytest.fixture
-def opened(chromium: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Open a circuit's page; at the end it must not have complained."""
-    pages, complaints = [], []
-
-    def open_page(
-        circuit: Circuit,
-        kept: PrunedNodes | None = None,
-        *,
-        width: int = 1280,
-        view: object = None,
-        **given: object,
-    ) -> Opened:
-        kept = kept or whole(circuit)
-        document = circuit_json(circuit, kept, slug="x")
-        file = tmp_path / f"{len(pages)}.html"
-        chosen = document["qParams"] | (view(document) if callable(view) else {})
-        file.write_text(circuit_html(circuit, kept, name="circuits/1", view=chosen, **given), "utf-8")
-        page = chromium.new_page(viewport={"width": width, "height": 860}, reduced_motion="reduce")
-        complaints.append(problems(page))
-        pages.append(page)
-        page.goto(file.as_uri())
-        return page, document
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert complaints == [[] for _ in pages]
-
-
-@pytest.fixture
-def small(opened: Open) -> Opened:
-    """A page of 100 nodes and 600 edges."""
-    return opened(synthetic_circuit(nodes=100, edges=600, tokens=14))
-
-
-def state(page: Page, name: str) -> Any:
-    return page.evaluate(f"window.trephine.{name}")
-
-
-def spot(page: Page, node: str) -> tuple[float, float]:
-    at = page.evaluate("id => window.trephine.spot(id)", node)
-    return at["x"], at["y"]
-
-
-def graph(page: Page) -> Locator:
-    return page.get_by_role("application")
-
-
-def settled(page: Page, name: str) -> Any:
-    """A number of the state once it no longer changes. The page forbids eval, so it is asked from outside."""
-    before, now = None, state(page, name)
-    while before != now:
-        page.wait_for_timeout(60)
-        before, now = now, state(page, name)
-    return now
-
-
-def press(page: Page, *keys: str) -> None:
-    graph(page).focus()
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def links(document: dict[str, Any], node: str, end: str) -> dict[str, float]:
-    """Weights of a node's links in the document by the id at the other end."""
-    other = "source" if end == "target" else "target"
-    return {one[other]: one["weight"] for one in document["links"] if one[end] == node}
-
-
-def features(document: dict[str, Any]) -> list[str]:
-    return [one["node_id"] for one in document["nodes"] if one["feature_type"].startswith("cross")]
-
-
-def busiest(document: dict[str, Any]) -> str:
-    """The feature with most links in and out."""
-    return max(
-        features(document),
-        key=lambda node: len(links(document, node, "target")) + len(links(document, node, "source")),
-    )
 
 
 def test_counts_figures_and_every_edge_are_those_of_the_json(small):
@@ -209,15 +117,6 @@ def test_search_finds_by_feature_layer_token_and_id(small):
     assert state(page, "selected") == found[1]
     box.fill("no such thing")
     expect(page.locator("#matches")).to_have_text("0 matches")
-
-
-def grouped(document: dict[str, Any]) -> dict[str, Any]:
-    names = sorted(features(document), key=lambda node: -len(links(document, node, "source")))
-    return {
-        "supernodes": [["one concept", *names[:3], "no_such_node"]],
-        "pinnedIds": [names[4]],
-        "clerps": [[names[4], "my name"]],
-    }
 
 
 def test_a_supernode_stands_for_its_members_until_it_is_opened(opened):
@@ -365,3 +264,56 @@ def test_what_is_known_of_a_feature_stands_beside_it(opened):
     page.get_by_role("searchbox").fill(next(other for other in features(document) if other != name))
     page.keyboard.press("Enter")
     expect(side.get_by_role("heading", name="Strongest contexts")).to_be_hidden()
+
+
+def test_a_bookmark_shows_what_was_chosen(opened):
+    """Selection, pins, thresholds and opened supernodes are in the address and come back with it."""
+    page, document = opened(synthetic_circuit(nodes=100, edges=600, tokens=14), view=grouped)
+    node = busiest(document)
+    press(page, "g")
+    page.mouse.click(*spot(page, node))
+    press(page, "p")
+    page.locator("#edge-cut").fill("40")
+    page.wait_for_url(re.compile("edges=40"))
+    before = [state(page, name) for name in ("selected", "pinned", "groups", "shown")]
+    page.reload()
+    assert [state(page, name) for name in ("selected", "pinned", "groups", "shown")] == before
+    assert before[0] == node
+
+
+def test_a_circuit_without_tokens_or_influence_can_be_looked_at(opened):
+    """Positions summed, as over a data set, and figures that an imported graph does not have."""
+    circuit = synthetic_circuit(nodes=60, edges=200, tokens=14)
+    bare = [
+        dataclasses.replace(node, position=-1, influence=math.nan, effect=math.nan) for node in circuit.nodes
+    ]
+    page, document = opened(dataclasses.replace(circuit, tokens=(), nodes=tuple(bare)))
+    assert len(state(page, "shown.vertices")) == 60
+    feature = features(document)[0]
+    page.get_by_role("searchbox").fill(feature)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("complementary")).to_contain_text("all positions")
+
+
+def test_two_fingers_zoom(chromium, tmp_path):
+    """A pinch on a touch screen zooms in, and a tap selects."""
+    circuit = synthetic_circuit(nodes=100, edges=600, tokens=14)
+    file = tmp_path / "touch.html"
+    file.write_text(circuit_html(circuit, whole(circuit), name="circuits/1"), "utf-8")
+    context = chromium.new_context(viewport={"width": 800, "height": 900}, has_touch=True)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    target = next(
+        node["node_id"]
+        for node in circuit_json(circuit, whole(circuit), slug="x")["nodes"]
+        if node["is_target_logit"]
+    )
+    page.touchscreen.tap(*spot(page, target))
+    assert state(page, "selected") == target
+    before = state(page, "transform.k")
+    session = context.new_cdp_session(page)
+    session.send(
+        "Input.synthesizePinchGesture", {"x": 400, "y": 400, "scaleFactor": 2, "relativeSpeed": 4000}
+    )
+    assert settled(page, "transform.k") > 1.2 * before
+    context.close()

@@ -12,7 +12,7 @@ const readColours = () => {
   sprites.clear();
   schedule();
 };
-let pending = 0, whole = true;
+let pending = 0, whole = true, noting = 0;
 const schedule = (ground = true) => {
   whole ||= ground;
   pending ||= requestAnimationFrame(() => { pending = 0; draw(); });
@@ -24,6 +24,8 @@ function draw() {
   drawOver();
   if (draws.push(performance.now() - began) > 600) draws.shift();
   weaveSoon();
+  clearTimeout(noting);
+  noting = setTimeout(remember, 250);
 }
 const penOn = canvas => {
   const wide = Math.round(view.width * ratio()), high = Math.round(view.height * ratio());

@@ -8,6 +8,7 @@ const graph = (() => {
     return into.buffer;
   };
   const integers = ([width, text]) => new (width === 16 ? Int16Array : Int32Array)(bytes(text)), floats = text => new Float32Array(bytes(text));
+  const orZero = text => floats(text).map(value => Number.isFinite(value) ? value : 0);  // imported graphs may lack them
   const lists = column => {
     const start = integers(column.start), item = integers(column.item);
     return i => Array.from(item.subarray(start[i], start[i + 1]), number => island.texts[number]);
@@ -37,10 +38,10 @@ const graph = (() => {
   const known = ids => [...new Set(ids.map(id => indexOf.get(id)).filter(i => i !== undefined))];
   for (const [id, text] of Object.entries(island.view.labels)) if (indexOf.has(id)) label[indexOf.get(id)] = text;
   return {
-    ...island, size, kind, label, source, target, weight, share, entering, indexOf,
+    ...island, tokens: island.tokens.length ? island.tokens : [""], size, kind, label, source, target, weight, share, entering, indexOf,
     layer: integers(nodes.layer), position: integers(nodes.position), feature: integers(nodes.feature),
-    activation: floats(nodes.activation), influence: floats(nodes.influence), effect: floats(nodes.effect),
-    cumulative: floats(nodes.cumulative), total: floats(nodes.total), bias: floats(nodes.bias), remainder: floats(nodes.remainder),
+    activation: floats(nodes.activation), influence: orZero(nodes.influence), effect: floats(nodes.effect),
+    cumulative: orZero(nodes.cumulative), total: floats(nodes.total), bias: floats(nodes.bias), remainder: floats(nodes.remainder),
     promotes: lists(nodes.promotes), suppresses: lists(nodes.suppresses),
     into: adjacency(target), out: adjacency(source), edgeCount: edges.count,
     pinned: known(island.view.pinned),
@@ -49,5 +50,5 @@ const graph = (() => {
   };
 })();
 const byInfluence = Array.from({ length: graph.size }, (_, i) => i).sort((a, b) => graph.influence[b] - graph.influence[a] || a - b);
-const strongestEffect = byInfluence.filter(graph.inner).sort((a, b) => Math.abs(graph.effect[b]) - Math.abs(graph.effect[a]));
+const strongestEffect = byInfluence.filter(graph.inner).sort((a, b) => (Math.abs(graph.effect[b]) || 0) - (Math.abs(graph.effect[a]) || 0));
 const largestInfluence = Math.max(1e-12, graph.influence[byInfluence.find(graph.inner)] ?? 0);

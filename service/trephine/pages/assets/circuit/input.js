@@ -33,15 +33,15 @@ const pin = i => {
   if (!state.pinned.delete(i)) state.pinned.add(i);
   decide(); panel();
 };
-const collapse = (g, closed) => { state.collapsed[g] = closed; decide(); groupsButton.setAttribute("aria-pressed", String(state.collapsed.every(Boolean))); };
+const collapse = (g, closed) => { state.collapsed[g] = closed; decide(); nameGroups(); };
+const nameGroups = () => groupsButton.setAttribute("aria-pressed", String(state.collapsed.every(Boolean)));
 const collapseAll = () => {
   const closed = !state.collapsed.every(Boolean);
   state.collapsed.fill(closed);
   if (state.selected >= graph.size && !closed) state.selected = -1;
   decide();
   if (state.selected >= 0 && state.selected < graph.size && state.owner[state.selected] !== state.selected) state.selected = state.owner[state.selected];
-  groupsButton.setAttribute("aria-pressed", String(closed));
-  say(); panel();
+  nameGroups(); say(); panel();
 };
 
 // --- thresholds ------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 // --- beginning, and what others may read ---------------------------------------------------------------------------
 
+const vertexOf = id => graph.indexOf.get(id) ?? (/^group \d+$/.test(id) ? graph.size + +id.slice(6) : -1);
 const lowest = byInfluence.filter(graph.inner).reduce((least, i) => Math.min(least, graph.cumulative[i]), 1);
 document.getElementById("legend").open = innerWidth > 860;
 nodeSlider.min = Math.floor(lowest * 100) / 100;
 groupsButton.hidden = !graph.groups.length;
 nameEdges();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColours);
-let fitted = false;
+const restAtFirst = state.atRest;
+let fitted = false, written = location.hash;
 new ResizeObserver(() => {
   const untouched = !fitted || (view.k === 1 && view.spread === 1);
   measure();
@@ -14,12 +16,36 @@ new ResizeObserver(() => {
   fitted = true;
   schedule();
 }).observe(frame);
-measure(); readColours(); threshold(); fit(); panel();
+measure(); readColours(); threshold(); fit(); panel(); recall();
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => schedule());
+
+// What was chosen is in the address, so that a bookmark or a link shows it again.
+function recall() {
+  const said = new URLSearchParams(location.hash.slice(1)), list = name => (said.get(name) ?? "").split(",").filter(Boolean);
+  if (said.has("pinned")) state.pinned = new Set(list("pinned").map(vertexOf).filter(i => i >= 0 && i < graph.size));
+  for (const g of list("open")) if (graph.groups[+g]) state.collapsed[+g] = false;
+  if (said.has("nodes")) nodeSlider.value = said.get("nodes");
+  if (said.has("edges")) edgeSlider.value = said.get("edges");
+  if (["strongest", "all", "none"].includes(said.get("rest"))) state.atRest = said.get("rest");
+  nameEdges(); nameGroups(); threshold();
+  const chosen = vertexOf(said.get("node") ?? "");
+  if (chosen >= 0 && (chosen < graph.size || groupOf(chosen))) select(chosen, true); else panel();
+}
+function remember() {
+  const said = new URLSearchParams();
+  if (state.selected >= 0) said.set("node", idOf(state.selected));
+  if (state.pinned.size || graph.pinned.length) said.set("pinned", [...state.pinned].map(idOf).join(","));
+  const open = [...state.collapsed.keys()].filter(g => !state.collapsed[g]);
+  if (open.length) said.set("open", open.join(","));
+  if (+nodeSlider.value < 1) said.set("nodes", nodeSlider.value);
+  if (+edgeSlider.value > 0) said.set("edges", edgeSlider.value);
+  if (state.atRest !== restAtFirst) said.set("rest", state.atRest);
+  const hash = said.size ? `#${said}` : "";
+  if (hash !== written) { written = hash; history.replaceState(null, "", hash || location.pathname + location.search); }
+}
 
 // Read-only: what is shown, in the ids of the JSON document. Tests and notebooks look here; nothing can be set.
 const listedEdges = (vertex, incoming) => edgesOf(vertex, incoming).map(([other, weight, share]) => ({ id: idOf(other), weight, share }));
-const vertexOf = id => graph.indexOf.get(id) ?? (/^group \d+$/.test(id) ? graph.size + +id.slice(6) : -1);
 window.trephine = Object.freeze({
   get nodes() { return graph.size; },
   get edges() { return graph.edgeCount; },

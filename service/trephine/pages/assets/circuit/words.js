@@ -22,7 +22,7 @@ const where = vertex => {
   const at = graph.position[vertex];
   if (graph.kind[vertex] === "token") return `position ${at}`;
   if (graph.kind[vertex] === "logit") return at < 0 ? "target" : `target at position ${at}`;
-  return `L${graph.layer[vertex]}, position ${at}`;
+  return at < 0 ? `L${graph.layer[vertex]}, all positions` : `L${graph.layer[vertex]}, position ${at}`;
 };
 const cardOf = i => graph.cards[graph.card[i]];
 const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
