@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trephine.client import requests
 from trephine.client.circuit import Circuit
+from trephine.client.dataset_circuits import DatasetDiscoverableModel
 from trephine.client.decoding import decode
 from trephine.client.features import ExplorableModel
 from trephine.client.generation import GenerationStream
@@ -31,7 +32,7 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model(ReplaceableModel, ExplorableModel):
+class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:

@@ -14,6 +14,7 @@ from trephine.client import requests
 from trephine.client.artifacts import Artifacts
 from trephine.client.audits import Auditors, Audits
 from trephine.client.circuit import Circuit, Circuits
+from trephine.client.dataset_circuits import DatasetCircuits
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
 from trephine.client.edits import Edits, Exports, export_id_for
@@ -49,6 +50,7 @@ class Trephine:
         self._lease = lease
         self.models = Models(wire)
         self.circuits = Circuits(wire)
+        self.dataset_circuits = DatasetCircuits(wire)
         self.replacements = Replacements(wire)
         self.features = FeatureIndexes(wire)
         self.edits = Edits(wire)

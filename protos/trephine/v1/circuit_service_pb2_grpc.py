@@ -7,6 +7,8 @@ from google.longrunning import operations_pb2 as google_dot_longrunning_dot_oper
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import circuit_queries_pb2 as trephine_dot_v1_dot_circuit__queries__pb2
 from trephine.v1 import circuit_service_pb2 as trephine_dot_v1_dot_circuit__service__pb2
+from trephine.v1 import circuit_verification_pb2 as trephine_dot_v1_dot_circuit__verification__pb2
+from trephine.v1 import dataset_circuits_pb2 as trephine_dot_v1_dot_dataset__circuits__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
 GRPC_VERSION = grpc.__version__
@@ -42,6 +44,36 @@ class CircuitServiceStub(object):
                 '/trephine.v1.CircuitService/DiscoverCircuit',
                 request_serializer=trephine_dot_v1_dot_circuit__service__pb2.DiscoverCircuitRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.DiscoverDatasetCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/DiscoverDatasetCircuit',
+                request_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.DiscoverDatasetCircuitRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetDatasetCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/GetDatasetCircuit',
+                request_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.GetDatasetCircuitRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.DatasetCircuit.FromString,
+                _registered_method=True)
+        self.ListDatasetCircuits = channel.unary_unary(
+                '/trephine.v1.CircuitService/ListDatasetCircuits',
+                request_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.FromString,
+                _registered_method=True)
+        self.VerifyCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/VerifyCircuit',
+                request_serializer=trephine_dot_v1_dot_circuit__verification__pb2.VerifyCircuitRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetCircuitVerification = channel.unary_unary(
+                '/trephine.v1.CircuitService/GetCircuitVerification',
+                request_serializer=trephine_dot_v1_dot_circuit__verification__pb2.GetCircuitVerificationRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__verification__pb2.CircuitVerification.FromString,
+                _registered_method=True)
+        self.ListCircuitVerifications = channel.unary_unary(
+                '/trephine.v1.CircuitService/ListCircuitVerifications',
+                request_serializer=trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsResponse.FromString,
                 _registered_method=True)
         self.GetCircuit = channel.unary_unary(
                 '/trephine.v1.CircuitService/GetCircuit',
@@ -141,6 +173,49 @@ class CircuitServiceServicer(object):
 
     def DiscoverCircuit(self, request, context):
         """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscoverDatasetCircuit(self, request, context):
+        """Find the circuit of a behaviour over a dataset. Response: DatasetCircuit; metadata: OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDatasetCircuit(self, request, context):
+        """What was found over a dataset, whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasetCircuits(self, request, context):
+        """What was found over datasets, newest first, without nodes, edges and figures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyCircuit(self, request, context):
+        """Verify a circuit by ablations of the real model. Response: CircuitVerification; metadata:
+        OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCircuitVerification(self, request, context):
+        """A finished verification.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCircuitVerifications(self, request, context):
+        """A circuit's verifications, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -281,6 +356,36 @@ def add_CircuitServiceServicer_to_server(servicer, server):
                     request_deserializer=trephine_dot_v1_dot_circuit__service__pb2.DiscoverCircuitRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'DiscoverDatasetCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscoverDatasetCircuit,
+                    request_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.DiscoverDatasetCircuitRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetDatasetCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDatasetCircuit,
+                    request_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.GetDatasetCircuitRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.DatasetCircuit.SerializeToString,
+            ),
+            'ListDatasetCircuits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasetCircuits,
+                    request_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.SerializeToString,
+            ),
+            'VerifyCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyCircuit,
+                    request_deserializer=trephine_dot_v1_dot_circuit__verification__pb2.VerifyCircuitRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetCircuitVerification': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCircuitVerification,
+                    request_deserializer=trephine_dot_v1_dot_circuit__verification__pb2.GetCircuitVerificationRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__verification__pb2.CircuitVerification.SerializeToString,
+            ),
+            'ListCircuitVerifications': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCircuitVerifications,
+                    request_deserializer=trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsResponse.SerializeToString,
+            ),
             'GetCircuit': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCircuit,
                     request_deserializer=trephine_dot_v1_dot_circuit__service__pb2.GetCircuitRequest.FromString,
@@ -400,6 +505,168 @@ class CircuitService(object):
             '/trephine.v1.CircuitService/DiscoverCircuit',
             trephine_dot_v1_dot_circuit__service__pb2.DiscoverCircuitRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscoverDatasetCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/DiscoverDatasetCircuit',
+            trephine_dot_v1_dot_dataset__circuits__pb2.DiscoverDatasetCircuitRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDatasetCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/GetDatasetCircuit',
+            trephine_dot_v1_dot_dataset__circuits__pb2.GetDatasetCircuitRequest.SerializeToString,
+            trephine_dot_v1_dot_dataset__circuits__pb2.DatasetCircuit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasetCircuits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ListDatasetCircuits',
+            trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.SerializeToString,
+            trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/VerifyCircuit',
+            trephine_dot_v1_dot_circuit__verification__pb2.VerifyCircuitRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCircuitVerification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/GetCircuitVerification',
+            trephine_dot_v1_dot_circuit__verification__pb2.GetCircuitVerificationRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__verification__pb2.CircuitVerification.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCircuitVerifications(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ListCircuitVerifications',
+            trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__verification__pb2.ListCircuitVerificationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

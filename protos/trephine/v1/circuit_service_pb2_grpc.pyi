@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 import trephine.v1.circuit_queries_pb2
 import trephine.v1.circuit_service_pb2
+import trephine.v1.circuit_verification_pb2
+import trephine.v1.dataset_circuits_pb2
 import typing
 
 _T = typing.TypeVar("_T")
@@ -29,6 +31,44 @@ class CircuitServiceStub:
         google.longrunning.operations_pb2.Operation,
     ]
     """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+
+    DiscoverDatasetCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.DiscoverDatasetCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find the circuit of a behaviour over a dataset. Response: DatasetCircuit; metadata: OperationMetadata."""
+
+    GetDatasetCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.GetDatasetCircuitRequest,
+        trephine.v1.dataset_circuits_pb2.DatasetCircuit,
+    ]
+    """What was found over a dataset, whole."""
+
+    ListDatasetCircuits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsRequest,
+        trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse,
+    ]
+    """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    VerifyCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.VerifyCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Verify a circuit by ablations of the real model. Response: CircuitVerification; metadata:
+    OperationMetadata.
+    """
+
+    GetCircuitVerification: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.GetCircuitVerificationRequest,
+        trephine.v1.circuit_verification_pb2.CircuitVerification,
+    ]
+    """A finished verification."""
+
+    ListCircuitVerifications: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
+        trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse,
+    ]
+    """A circuit's verifications, newest first."""
 
     GetCircuit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.circuit_service_pb2.GetCircuitRequest,
@@ -148,6 +188,44 @@ class CircuitServiceAsyncStub:
         google.longrunning.operations_pb2.Operation,
     ]
     """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+
+    DiscoverDatasetCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.DiscoverDatasetCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find the circuit of a behaviour over a dataset. Response: DatasetCircuit; metadata: OperationMetadata."""
+
+    GetDatasetCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.GetDatasetCircuitRequest,
+        trephine.v1.dataset_circuits_pb2.DatasetCircuit,
+    ]
+    """What was found over a dataset, whole."""
+
+    ListDatasetCircuits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsRequest,
+        trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse,
+    ]
+    """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    VerifyCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.VerifyCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Verify a circuit by ablations of the real model. Response: CircuitVerification; metadata:
+    OperationMetadata.
+    """
+
+    GetCircuitVerification: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.GetCircuitVerificationRequest,
+        trephine.v1.circuit_verification_pb2.CircuitVerification,
+    ]
+    """A finished verification."""
+
+    ListCircuitVerifications: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
+        trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse,
+    ]
+    """A circuit's verifications, newest first."""
 
     GetCircuit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.circuit_service_pb2.GetCircuitRequest,
@@ -269,6 +347,56 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
         """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+
+    @abc.abstractmethod
+    def DiscoverDatasetCircuit(
+        self,
+        request: trephine.v1.dataset_circuits_pb2.DiscoverDatasetCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Find the circuit of a behaviour over a dataset. Response: DatasetCircuit; metadata: OperationMetadata."""
+
+    @abc.abstractmethod
+    def GetDatasetCircuit(
+        self,
+        request: trephine.v1.dataset_circuits_pb2.GetDatasetCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.dataset_circuits_pb2.DatasetCircuit, collections.abc.Awaitable[trephine.v1.dataset_circuits_pb2.DatasetCircuit]]:
+        """What was found over a dataset, whole."""
+
+    @abc.abstractmethod
+    def ListDatasetCircuits(
+        self,
+        request: trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse, collections.abc.Awaitable[trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse]]:
+        """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    @abc.abstractmethod
+    def VerifyCircuit(
+        self,
+        request: trephine.v1.circuit_verification_pb2.VerifyCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Verify a circuit by ablations of the real model. Response: CircuitVerification; metadata:
+        OperationMetadata.
+        """
+
+    @abc.abstractmethod
+    def GetCircuitVerification(
+        self,
+        request: trephine.v1.circuit_verification_pb2.GetCircuitVerificationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_verification_pb2.CircuitVerification, collections.abc.Awaitable[trephine.v1.circuit_verification_pb2.CircuitVerification]]:
+        """A finished verification."""
+
+    @abc.abstractmethod
+    def ListCircuitVerifications(
+        self,
+        request: trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse, collections.abc.Awaitable[trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse]]:
+        """A circuit's verifications, newest first."""
 
     @abc.abstractmethod
     def GetCircuit(

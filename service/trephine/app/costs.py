@@ -10,6 +10,7 @@ from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
+from trephine.domain.dataset_circuits import DiscoverDatasetCircuit, Estimator, PositionRule
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
 from trephine.domain.feature_index import bytes_per_feature
@@ -36,6 +37,9 @@ _PROBE_TOKENS = 1024
 
 _FIT_TOKENS = 4096
 """Tokens that controls are fitted on."""
+
+_SWEEP = 4
+"""A clean pass, its twin and one sweep down, in passes."""
 
 _FLOAT = 4
 
@@ -89,6 +93,28 @@ def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
     adjoints = command.max_feature_nodes * prompt * info.d_model * _FLOAT
     forward = _forward_bytes(prompt, 1, info)
     return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=operators + adjoints + forward)
+
+
+@predict.register
+def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
+    layers = len(command.layers) if command.layers else info.n_layers
+    sweeps = {
+        Estimator.INTEGRATED_GRADIENTS: 2 * command.steps * layers,
+        Estimator.EXACT: command.exact_nodes + _SWEEP,
+    }.get(command.estimator, _SWEEP)
+    texts = [text for one in command.training for text in (one.clean, one.corrupted) if text]
+    longest, training = max(map(tokens_of, texts)), sum(map(tokens_of, texts))
+    held_out = sum(tokens_of(one.clean) for one in command.held_out)
+    nodes = layers * info.d_mlp * (longest if command.positions is PositionRule.KEPT else 1)
+    curve = 2 * nodes.bit_length() if command.size.curve else 0
+    measured = len(command.ablations) * (curve + command.size.random_circuits + 5)
+    edges = command.size.edge_nodes * min(training, longest * command.size.edge_examples) // 2
+    groups = 1 if command.clusters == 1 else 2
+    parts = _FLOAT * nodes * (1 + command.stability.draws) * (1 if groups == 1 else 8)
+    return Cost(
+        tokens=groups * (training * (1 + sweeps) + held_out * measured + edges),
+        memory_bytes=parts + nodes * (curve + measured) + _forward_bytes(max(longest, 256), 2, info),
+    )
 
 
 @predict.register

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.features import IndexFeatures
 from trephine.domain.findings import AuditSpec
 from trephine.domain.fitting import FitRecipe
 from trephine.domain.models import ModelSource
 from trephine.domain.replacements import EvaluateReplacementSet, ReplacementSource
+from trephine.domain.verification import VerificationOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,15 @@ class DiscoverRequest:
     model: str
     """Name of a loaded model."""
     command: DiscoverCircuit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCircuitRequest:
+    """Find the circuit of a behaviour. The result is `datasetCircuits/<operation id>`."""
+
+    model: str
+    """Name of a loaded model."""
+    command: DiscoverDatasetCircuit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +121,25 @@ class IndexRequest:
     """Artifact with the corpus; empty: the built-in text."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest:
+    """Verify a stored circuit. The result is `circuitVerifications/<operation id>`."""
+
+    circuit: str
+    """Name of a stored circuit."""
+    model: str = ""
+    """Name of a loaded model; empty: the circuit's own."""
+    node_threshold: float = 0.8
+    edge_threshold: float = 0.98
+    supernodes: tuple[tuple[int, ...], ...] = ()
+    """Empty: the circuit's own groups, if it has any."""
+    options: VerificationOptions = VerificationOptions()
+
+
 OperationRequest = (
     LoadRequest
     | DiscoverRequest
+    | DatasetCircuitRequest
     | ProposeRequest
     | ExportRequest
     | AuditRequest
@@ -120,11 +147,13 @@ OperationRequest = (
     | EvaluateSetRequest
     | FitSetRequest
     | IndexRequest
+    | VerifyRequest
 )
 
 REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "LoadModel": LoadRequest,
     "DiscoverCircuit": DiscoverRequest,
+    "DiscoverDatasetCircuit": DatasetCircuitRequest,
     "ProposeEdit": ProposeRequest,
     "ExportCheckpoint": ExportRequest,
     "RunAudit": AuditRequest,
@@ -132,5 +161,6 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "EvaluateReplacementSet": EvaluateSetRequest,
     "FitReplacementSet": FitSetRequest,
     "BuildFeatureIndex": IndexRequest,
+    "VerifyCircuit": VerifyRequest,
 }
 """The methods that are operations, and what each is asked with."""

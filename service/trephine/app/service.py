@@ -8,7 +8,9 @@ from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
 from trephine.app.circuit_views import CircuitViews
+from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
+from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -31,8 +33,10 @@ class Service:
     models: Models
     operations: Operations
     circuits: Circuits
+    dataset_circuits: DatasetCircuits
     circuit_views: CircuitViews
     circuit_annotations: CircuitAnnotations
+    circuit_verifications: CircuitVerifications
     proposals: Proposals
     edits: Edits
     exports: Exports

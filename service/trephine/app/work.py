@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from trephine.app.audits import Audits
+from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
+from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
 from trephine.app.feature_indexes import FeatureIndexes
@@ -21,6 +23,7 @@ from trephine.app.proposals import Proposals
 from trephine.app.replacements import Replacements
 from trephine.app.requests import (
     AuditRequest,
+    DatasetCircuitRequest,
     DiscoverRequest,
     EvaluateSetRequest,
     ExportRequest,
@@ -30,6 +33,7 @@ from trephine.app.requests import (
     LoadSetRequest,
     OperationRequest,
     ProposeRequest,
+    VerifyRequest,
 )
 from trephine.domain.commands import Progress
 
@@ -42,6 +46,8 @@ class Work:
 
     models: Models
     circuits: Circuits
+    circuit_verifications: CircuitVerifications
+    dataset_circuits: DatasetCircuits
     proposals: Proposals
     exports: Exports
     audits: Audits
@@ -61,6 +67,8 @@ class Work:
                 await self.models.check(request.source)
             case DiscoverRequest() | ProposeRequest():
                 self.models.engine(request.model)
+            case DatasetCircuitRequest():
+                await self.dataset_circuits.check(request)
             case ExportRequest():
                 await self.exports.check(request, operation_id=operation_id)
             case AuditRequest():
@@ -73,6 +81,8 @@ class Work:
                 await self.fits.check(request, operation_id=operation_id)
             case IndexRequest():
                 await self.feature_indexes.check(request)
+            case VerifyRequest():
+                await self.circuit_verifications.check(request)
 
     async def perform(self, request: OperationRequest, report: Report, *, operation_id: str) -> str:
         """Do the work and return the resource name of its result.
@@ -87,6 +97,8 @@ class Work:
                 return resource("models", info.name)
             case DiscoverRequest():
                 return await self._discover(request, report, operation_id)
+            case DatasetCircuitRequest():
+                return (await self.dataset_circuits.run(request, report, circuit_id=operation_id)).name
             case ProposeRequest():
                 return await self._propose(request, report, operation_id)
             case ExportRequest():
@@ -104,6 +116,9 @@ class Work:
                 return (await self.fits.run(request, report, fit_id=operation_id)).name
             case IndexRequest():
                 return (await self.feature_indexes.run(request, report)).name
+            case VerifyRequest():
+                verified = await self.circuit_verifications.run(request, report, verification_id=operation_id)
+                return verified.name
 
     async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
         if not self.circuits.exists(operation_id):

@@ -6,6 +6,7 @@ import asyncio
 
 from google.longrunning.operations_pb2 import Operation
 
+from trephine.app.circuit_cards import known_features
 from trephine.app.requests import DiscoverRequest
 from trephine.app.service import Service
 from trephine.domain import circuits as domain
@@ -13,8 +14,11 @@ from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.tokens import ResolveTarget, Tokenize
 from trephine.rpc.calls import Context
 from trephine.rpc.circuit_query_servicer import CircuitQueries
+from trephine.rpc.circuit_verification_servicer import CircuitVerification
+from trephine.rpc.dataset_circuit_servicer import DatasetCircuitCalls
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
+from trephine.rpc.streaming import remaining
 from trephine.rpc.wire.circuit_queries import filter_from_wire
 from trephine.rpc.wire.circuits import (
     checked_to_wire,
@@ -32,12 +36,15 @@ from trephine.v1.circuit_service_pb2_grpc import CircuitServiceServicer
 _EDGES = Paging(default=1000, largest=10_000)
 
 
-class CircuitServicer(CircuitQueries, CircuitServiceServicer):
+class CircuitServicer(CircuitQueries, CircuitVerification, DatasetCircuitCalls, CircuitServiceServicer):
     """Circuits: found once, stored on the server, read in pages."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
-        super().__init__(service)
+        CircuitQueries.__init__(self, service)
+        CircuitVerification.__init__(self, service, operations)
+        DatasetCircuitCalls.__init__(self, service, operations)
         self._models = service.models
+        self._features = service.features
         self._operations = operations
 
     async def DiscoverCircuit(self, request: pb.DiscoverCircuitRequest, context: Context) -> Operation:
@@ -100,7 +107,11 @@ class CircuitServicer(CircuitQueries, CircuitServiceServicer):
         if request.HasField("edge_threshold"):
             edges = share(request.edge_threshold, "edge_threshold")
         pages = frozenset(feature_from_wire(one) for one in request.feature_pages)
-        info, kept = await self._circuits.render(name, format, nodes, edges, pages)
+        stored = await self._circuits.get(name)
+        known = await known_features(
+            self._features, stored.circuit, pages, deadline_seconds=remaining(context)
+        )
+        info, kept = await self._circuits.render(name, format, nodes, edges, pages, known)
         return pb.ExportCircuitResponse(
             artifact=f"artifacts/{info.sha256}", n_nodes=len(kept.nodes), n_edges=len(kept.edges)
         )

@@ -14,7 +14,9 @@ from trephine.domain.errors import InternalError, ModelNotReadyError, ResourceNo
 from trephine.domain.operations import OperationRecord, OperationState
 from trephine.rpc.errors import status_of
 from trephine.rpc.wire.audits import audit_to_wire
+from trephine.rpc.wire.circuit_verification import verification_to_wire
 from trephine.rpc.wire.circuits import circuit_to_wire
+from trephine.rpc.wire.dataset_circuits import dataset_circuit_to_wire
 from trephine.rpc.wire.edits import proposal_to_wire
 from trephine.rpc.wire.evaluations import evaluation_to_wire
 from trephine.rpc.wire.exports import export_to_wire
@@ -35,6 +37,8 @@ class OperationWriter:
         self._readers: dict[str, Callable[[str], Awaitable[Message]]] = {
             "models": self._model,
             "circuits": self._circuit,
+            "circuitVerifications": self._circuit_verification,
+            "datasetCircuits": self._dataset_circuit,
             "proposals": self._proposal,
             "exports": self._export,
             "audits": self._audit,
@@ -81,6 +85,12 @@ class OperationWriter:
 
     async def _circuit(self, name: str) -> Message:
         return circuit_to_wire(await self._service.circuits.get(name))
+
+    async def _dataset_circuit(self, name: str) -> Message:
+        return dataset_circuit_to_wire(await self._service.dataset_circuits.get(name))
+
+    async def _circuit_verification(self, name: str) -> Message:
+        return verification_to_wire(await self._service.circuit_verifications.get(name))
 
     async def _proposal(self, name: str) -> Message:
         return proposal_to_wire(await self._service.proposals.get(name))

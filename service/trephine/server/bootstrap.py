@@ -12,8 +12,10 @@ from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
 from trephine.app.circuit_views import CircuitViews
+from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
+from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -91,9 +93,20 @@ def build(
         state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )
     labels = Labels(state.path / "labels.sqlite", clock=clock)
+    circuits = Circuits(state.folder("circuits"), artifacts, clock=clock)
     work = Work(
         models=models,
-        circuits=Circuits(state.folder("circuits"), artifacts, clock=clock),
+        circuits=circuits,
+        circuit_verifications=CircuitVerifications(
+            state.folder("circuit-verifications"),
+            circuits=circuits,
+            models=models,
+            replacements=replacements,
+            clock=clock,
+        ),
+        dataset_circuits=DatasetCircuits(
+            state.folder("dataset-circuits"), models=models, replacements=replacements, clock=clock
+        ),
         proposals=Proposals(state.folder("proposals")),
         exports=Exports(
             state.folder("exports"),
@@ -134,6 +147,8 @@ def build(
             models=models,
             operations=_operations(settings, state, journal, work, clock),
             circuits=work.circuits,
+            dataset_circuits=work.dataset_circuits,
+            circuit_verifications=work.circuit_verifications,
             circuit_views=CircuitViews(work.circuits, artifacts),
             circuit_annotations=CircuitAnnotations(work.circuits, models, clock=clock),
             proposals=work.proposals,

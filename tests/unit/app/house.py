@@ -21,6 +21,7 @@ from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
+from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -259,6 +260,7 @@ class House:
     artifacts: ArtifactStore
     models: Models
     circuits: Circuits
+    dataset_circuits: DatasetCircuits
     circuit_views: CircuitViews
     circuit_annotations: CircuitAnnotations
     proposals: Proposals
@@ -307,6 +309,9 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     evaluations = Evaluations(
         state / "evaluations", models=models, replacements=replacements, artifacts=artifacts, clock=clock
     )
+    dataset_circuits = DatasetCircuits(
+        state / "dataset-circuits", models=models, replacements=replacements, clock=clock
+    )
     fits = Fits(
         state / "fits", work=state / "fitting", roots=sets, models=models, artifacts=artifacts, clock=clock
     )
@@ -323,6 +328,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         work=Work(
             models=models,
             circuits=circuits,
+            dataset_circuits=dataset_circuits,
             proposals=proposals,
             exports=exports,
             audits=audits,
@@ -343,6 +349,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         artifacts=artifacts,
         models=models,
         circuits=circuits,
+        dataset_circuits=dataset_circuits,
         proposals=proposals,
         edits=edits,
         exports=exports,

@@ -11,6 +11,7 @@ from trephine.client.aio import AsyncCircuit, AsyncModel, AsyncOperation, AsyncT
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuits
+from trephine.client.aio.dataset_circuits import AsyncDatasetCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
 from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.features import AsyncFeature, AsyncFeatureIndexes, AsyncModelFeatures
@@ -21,6 +22,7 @@ from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacement
 from trephine.client.artifacts import Artifacts
 from trephine.client.audits import Auditors, Audits
 from trephine.client.circuit import Circuits
+from trephine.client.dataset_circuits import DatasetCircuits
 from trephine.client.edits import Edits, Exports
 from trephine.client.evaluation import Evaluation
 from trephine.client.features import Feature, FeatureIndexes, ModelFeatures
@@ -36,6 +38,7 @@ PAIRS = [
     (Operation, AsyncOperation),
     (Operations, AsyncOperations),
     (Circuits, AsyncCircuits),
+    (DatasetCircuits, AsyncDatasetCircuits),
     (Edits, AsyncEdits),
     (Exports, AsyncExports),
     (Models, AsyncModels),

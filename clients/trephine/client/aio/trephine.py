@@ -15,6 +15,7 @@ from trephine.client import requests
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
+from trephine.client.aio.dataset_circuits import AsyncDatasetCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
 from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.features import AsyncFeatureIndexes
@@ -53,6 +54,7 @@ class AsyncTrephine:
         self._lease = lease
         self.models = AsyncModels(wire)
         self.circuits = AsyncCircuits(wire)
+        self.dataset_circuits = AsyncDatasetCircuits(wire)
         self.replacements = AsyncReplacements(wire)
         self.features = AsyncFeatureIndexes(wire)
         self.edits = AsyncEdits(wire)

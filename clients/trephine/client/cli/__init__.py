@@ -14,6 +14,7 @@ from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
 from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
+from trephine.client.cli.discover_dataset import DISCOVER_DATASET_EXAMPLES, discover_dataset
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
 from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
 from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
@@ -49,6 +50,7 @@ for group, name in (
     app.add_typer(group.app, name=name)
 for command, epilog in (
     (discover, DISCOVER_EXAMPLES),
+    (discover_dataset, DISCOVER_DATASET_EXAMPLES),
     (ablate, ABLATE_EXAMPLES),
     (generate, GENERATE_EXAMPLES),
     (export, EXPORT_EXAMPLES),

@@ -19,13 +19,13 @@ _PATTERNS = {
     pb.PATTERN_MODE_FROZEN: domain.PatternMode.FROZEN,
 }
 _PATTERN_NUMBERS = {mode: number for number, mode in _PATTERNS.items()}
-_ERROR_TERMS = {
+ERROR_TERMS = {
     pb.ERROR_TERM_UNSPECIFIED: domain.ErrorTerm.LIVE,
     pb.ERROR_TERM_LIVE: domain.ErrorTerm.LIVE,
     pb.ERROR_TERM_FROZEN: domain.ErrorTerm.FROZEN,
     pb.ERROR_TERM_DROP: domain.ErrorTerm.DROP,
 }
-_ERROR_TERM_NUMBERS = {term: number for number, term in _ERROR_TERMS.items()}
+ERROR_TERM_NUMBERS = {term: number for number, term in ERROR_TERMS.items()}
 
 
 def interventions_from_wire(
@@ -57,7 +57,7 @@ def intervention_from_wire(message: pb.Intervention) -> domain.Intervention:
         selector=_selector_from_wire(message.selector),
         mode=mode,
         condition=_condition_from_wire(message.condition) if message.HasField("condition") else None,
-        error_term=one_of(message.error_term, _ERROR_TERMS, "error_term"),
+        error_term=one_of(message.error_term, ERROR_TERMS, "error_term"),
         label=message.label,
     )
 
@@ -71,7 +71,7 @@ def intervention_to_wire(intervention: domain.Intervention) -> pb.Intervention:
         selector=_selector_to_wire(intervention.selector),
         mode=_mode_to_wire(intervention.mode),
         condition=None if condition is None else _condition_to_wire(condition),
-        error_term=_ERROR_TERM_NUMBERS[intervention.error_term],
+        error_term=ERROR_TERM_NUMBERS[intervention.error_term],
         label=clean(intervention.label),
     )
 

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.evaluate import shown
+from trephine.client.cli.help_text import examples
+from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
+from trephine.client.cli.sets import open_set, read_layers
+from trephine.client.datasets import Columns, Split, read_examples, split_examples
+from trephine.client.downloads import write_file
+from trephine.client.errors import InvalidRequestError
+from trephine.client.types import (
+    ContextCircuit,
+    DatasetCircuit,
+    DatasetNode,
+    EffectEstimator,
+    ErrorTerm,
+    FaithfulnessPoint,
+    HeldOutFaithfulness,
+    NodeAblation,
+    PositionRule,
+)
+
+DISCOVER_DATASET_EXAMPLES = examples(
+    "trephine discover-dataset agreement.jsonl --begin '<|im_start|>' --out out/agreement.json",
+    "trephine discover-dataset pairs.csv --clean text --corrupted other --answer right --wrong not \\",
+    "    --positions kept -r smollm2-135m-tc",
+    "trephine discover-dataset texts.jsonl --corrupted '' --wrong '' --clusters auto",
+)
+_CHOICES = {
+    "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
+    "positions": tuple(one.value for one in PositionRule if one is not PositionRule.UNSPECIFIED),
+    "ablation": tuple(one.value for one in NodeAblation if one is not NodeAblation.UNSPECIFIED),
+    "error-term": tuple(one.value for one in ErrorTerm if one is not ErrorTerm.UNSPECIFIED),
+}
+
+
+def discover_dataset(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="Contexts as .jsonl or .csv, one a row.")],
+    held_out_file: Annotated[
+        Path | None, typer.Option("--held-out-file", help="Contexts to measure on; unset: a share of FILE.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of FILE that is kept back.")] = 0.5,
+    limit: Annotated[int, typer.Option(help="Use at most so many different contexts of FILE.")] = 400,
+    clean: Annotated[str, typer.Option(help="Column with the context.")] = "clean_prefix",
+    corrupted: Annotated[
+        str, typer.Option(help="Column with its twin of the other answer; '' for none.")
+    ] = "patch_prefix",
+    answer: Annotated[
+        str, typer.Option(help="Column with the right next token, several divided by |.")
+    ] = "clean_answer",
+    wrong: Annotated[
+        str, typer.Option(help="Column with the wrong next token; '' for the mean of all.")
+    ] = "patch_answer",
+    begin: Annotated[str, typer.Option(help="Put in front of every context.")] = "",
+    model: ModelOption = DEFAULT_MODEL,
+    replacements: Annotated[
+        str | None,
+        typer.Option("--replacements", "-r", metavar="SET", help="Set or folder; unset: neurons."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="As in 0,5,10-12; unset: all of the set.")] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help=f"{', '.join(_CHOICES['estimator'])}; unset: the first.")
+    ] = None,
+    positions: Annotated[str | None, typer.Option(help="kept or summed; unset: summed.")] = None,
+    ablation: Annotated[
+        list[str] | None, typer.Option(help="mean, zero, resample. Repeatable; unset: mean and zero.")
+    ] = None,
+    error_term: Annotated[str | None, typer.Option(help="live, frozen or drop; unset: live.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Budget of nodes; unset 100.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Smallest mean effect, logits.")] = None,
+    edge_nodes: Annotated[
+        int | None, typer.Option(help="Edges between so many of the strongest; unset 64.")
+    ] = None,
+    random_circuits: Annotated[int | None, typer.Option(help="Controls of equal size; unset 20.")] = None,
+    no_curve: Annotated[bool, typer.Option("--no-curve", help="Leave the budgets 1, 2, 4, ... out.")] = False,
+    draws: Annotated[int | None, typer.Option(help="Random parts for stability; unset 20.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of them for a stable node; unset 0.9.")] = None,
+    clusters: Annotated[str, typer.Option(help="auto, or a number of groups of contexts.")] = "1",
+    seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
+    top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Check, and say what it would take; find nothing.")
+    ] = False,
+    detach: DetachOption = False,
+) -> None:
+    """Find the circuit of a behaviour over many contexts, and measure it on contexts that were held back.
+
+    Random circuits of the same size stand beside every figure. Nodes that random parts of the data do not
+    agree on are listed as abstained.
+    """
+    given = invocation(context)
+    columns = Columns(clean=clean, corrupted=corrupted or None, answer=answer, wrong=wrong or None)
+    split = _split(file, held_out_file, columns, begin=begin, share=held_out, limit=limit, seed=seed or 0)
+    options: dict[str, Any] = {
+        "layers": read_layers(layers),
+        "estimator": _chosen(estimator, "estimator"),
+        "positions": _chosen(positions, "positions"),
+        "ablations": tuple(_required(one, "ablation") for one in ablation or ()),
+        "error_term": _chosen(error_term, "error-term"),
+        "nodes": nodes,
+        "threshold": threshold,
+        "edge_nodes": edge_nodes,
+        "random_circuits": random_circuits,
+        "curve": not no_curve,
+        "stability_draws": draws,
+        "stability_keep": keep,
+        "clusters": _clusters(clusters),
+        "seed": seed,
+    }
+    if split.duplicates:
+        given.output.note(f"{split.duplicates} duplicate rows were left out")
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        if replacements is not None:
+            options["replacement"] = open_set(given, trephine, loaded, replacements).set_id
+        if predict:
+            _show_prediction(
+                given.output, loaded.predict_discover_dataset(split.training, split.held_out, **options)
+            )
+            return
+        started = loaded.start_discover_dataset(split.training, split.held_out, **options)
+        found = given.complete(trephine, started, "discover over a dataset", detach=detach)
+    show_dataset_circuit(given.output, found, top)
+    if out is not None:
+        given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
+
+
+def _split(
+    file: Path,
+    held_out_file: Path | None,
+    columns: Columns,
+    *,
+    begin: str,
+    share: float,
+    limit: int,
+    seed: int,
+) -> Split:
+    found = read_examples(file, columns, prefix=begin)
+    if held_out_file is None:
+        return split_examples(found, held_out=share, seed=seed, limit=limit)
+    other = read_examples(held_out_file, columns, prefix=begin)
+    unique, others = list(dict.fromkeys(found)), list(dict.fromkeys(other))
+    return Split(
+        training=tuple(unique[:limit]),
+        held_out=tuple(others),
+        duplicates=len(found) - len(unique) + len(other) - len(others),
+    )
+
+
+def _chosen(value: str | None, option: str) -> str | None:
+    return None if value is None else _required(value, option)
+
+
+def _required(value: str, option: str) -> str:
+    name = value.replace("-", "_")
+    if name not in _CHOICES[option]:
+        raise InvalidRequestError(
+            f"--{option} must be one of {', '.join(_CHOICES[option])}, got {value!r}", field=option
+        )
+    return name
+
+
+def _clusters(text: str) -> int:
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidRequestError(
+            f"--clusters must be auto or a number from 1, got {text!r}", field="clusters"
+        )
+    return int(text)
+
+
+def _show_prediction(output: Output, found: DatasetCircuit) -> None:
+    if output.json:
+        output.document(found.to_json())
+        return
+    output.facts(
+        [
+            ("contexts", f"{found.training} to find it on, {found.held_out} held out"),
+            ("would take", f"{found.seconds:,.0f} s"),
+            ("memory", f"{found.peak_extra_bytes / 1e6:,.0f} MB"),
+        ]
+    )
+
+
+def show_dataset_circuit(output: Output, found: DatasetCircuit, top: int) -> None:
+    """Print every circuit: nodes, figures on held-out contexts, the curve, what was abstained on."""
+    if output.json:
+        output.document(found.to_json())
+        return
+    for circuit in found.circuits:
+        _show_circuit(output, circuit, top)
+        output.line()
+    output.facts(_facts(found))
+
+
+def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
+    output.facts(
+        [
+            (circuit.label, f"{circuit.training} contexts, {circuit.held_out} held out"),
+            *(("such as", repr(text)) for text in circuit.contexts),
+            ("nodes", f"{len(circuit.nodes)}, of which {sum(n.stable for n in circuit.nodes)} stable"),
+            ("abstained", f"{len(circuit.abstained)} nodes that too few parts of the data select"),
+            ("edges", str(len(circuit.edges))),
+        ]
+    )
+    output.table(("NODE", "POSITION", "EFFECT", "SELECTED", "EDITS"), [_row(n) for n in circuit.nodes[:top]])
+    for measured in circuit.faithfulness:
+        output.line()
+        _show_faithfulness(output, measured)
+
+
+def _row(node: DatasetNode) -> tuple[str, ...]:
+    return (
+        str(node.feature),
+        "all" if node.position < 0 else str(node.position),
+        f"{node.effect:+.3f}",
+        "" if node.frequency is None else f"{node.frequency:.0%}" + ("" if node.stable else " (abstain)"),
+        "" if node.certified_edits is None else str(node.certified_edits),
+    )
+
+
+def _show_faithfulness(output: Output, measured: HeldOutFaithfulness) -> None:
+    rows = [("circuit", measured.circuit)]
+    rows += [] if measured.core is None else [("stable core", measured.core)]
+    rows += [("strongest", point) for point in measured.curve]
+    output.facts(
+        [
+            (
+                f"{measured.ablation.value} ablation",
+                f"{measured.examples} held-out contexts; the model {shown(measured.whole)}, "
+                f"all nodes ablated {shown(measured.empty)}",
+            ),
+            ("random circuits", _random(measured)),
+            (
+                "for 80 %",
+                "not reached" if measured.nodes_for_80 is None else f"{measured.nodes_for_80} nodes",
+            ),
+        ]
+    )
+    output.table(("", "NODES", "FAITHFULNESS", "COMPLETENESS"), [_point(name, point) for name, point in rows])
+
+
+def _point(name: str, point: FaithfulnessPoint) -> tuple[str, ...]:
+    return name, str(point.nodes), shown(point.faithfulness), shown(point.completeness)
+
+
+def _random(measured: HeldOutFaithfulness) -> str:
+    if not measured.random:
+        return "none were drawn"
+    mean = sum(measured.random) / len(measured.random)
+    return (
+        f"{len(measured.random)} of the same size and layers: faithfulness {mean:.3f} on average, at most "
+        f"{max(measured.random):.3f}; p = {measured.p_value:.3f}"
+    )
+
+
+def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
+    facts = [
+        (
+            "found by",
+            f"{found.estimator.value}, patched with {found.patch.value}, positions {found.positions.value}",
+        ),
+        ("among", f"{found.candidates} nodes of {found.replacement}, error terms {found.error_term.value}"),
+        ("stability", found.certificate),
+        ("model", f"{found.version.model}, weights {found.version.weight_hash}"),
+        ("stored as", f"{found.name}, {found.seconds:.1f} s, seed {found.seed}"),
+        *(("caveat", caveat) for caveat in found.caveats),
+    ]
+    if found.clustering is not None:
+        one = found.clustering
+        sizes = ", ".join(map(str, one.sizes))
+        facts.insert(
+            0,
+            (
+                "clusters",
+                f"{one.clusters} of {sizes}: silhouette {one.silhouette:.3f}, shuffled at most "
+                f"{one.null_silhouette:.3f}",
+            ),
+        )
+    return facts

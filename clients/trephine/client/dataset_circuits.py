@@ -1,0 +1,91 @@
+"""Circuits of behaviours: what a model can be asked, and what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trephine.client import requests
+from trephine.client.dataset_requests import discover_dataset
+from trephine.client.decoding import decode
+from trephine.client.operations import OnProgress, Operation
+from trephine.client.paging import pages
+from trephine.client.types import DatasetCircuit, DatasetExample, ModelInfo
+from trephine.client.wire import Wire
+from trephine.v1 import dataset_circuits_pb2 as pb
+
+
+class DatasetDiscoverableModel:
+    """Circuits over datasets; a part of `Model`."""
+
+    _wire: Wire
+    info: ModelInfo
+
+    def discover_dataset(
+        self,
+        training: Sequence[DatasetExample],
+        held_out: Sequence[DatasetExample],
+        *,
+        on_progress: OnProgress | None = None,
+        **options: Any,
+    ) -> DatasetCircuit:
+        """Find the circuit of a behaviour on some contexts and measure it on others.
+
+        Args:
+            training: At least two.
+            held_out: At least two, none of them a training context.
+            on_progress: Called with every step.
+            options: Those of `start_discover_dataset`.
+        """
+        return self.start_discover_dataset(training, held_out, **options).result(on_progress=on_progress)
+
+    def start_discover_dataset(
+        self, training: Sequence[DatasetExample], held_out: Sequence[DatasetExample], **options: Any
+    ) -> Operation[DatasetCircuit]:
+        """Start finding the circuit of a behaviour.
+
+        Args:
+            training: At least two.
+            held_out: At least two, none of them a training context.
+            options: Each may be left unset. `replacement`: a loaded set, instead of neurons. `layers`.
+                `estimator`: `attribution_patching`, `integrated_gradients` (with `steps`), `relp` or `exact`
+                (with `exact_nodes`). `positions`: `summed` or `kept`. `patch` and `ablations`: `mean`,
+                `zero`, `resample`. `error_term`: `live`, `frozen`, `drop`. `nodes`, `threshold`: size of
+                the circuit. `edge_nodes`, `edge_examples`, `random_circuits`, `curve`, `bootstrap`.
+                `stability_draws`, `stability_share`, `stability_keep`. `clusters`: 0 for automatic.
+                `seed`. `request_id`: the same id again returns the same operation.
+        """
+        request = discover_dataset(self.info.name, training, held_out, **options)
+        message = self._wire.call(self._wire.circuits.DiscoverDatasetCircuit, request)
+        return Operation(self._wire, message, dataset_circuit_of)
+
+    def predict_discover_dataset(
+        self, training: Sequence[DatasetExample], held_out: Sequence[DatasetExample], **options: Any
+    ) -> DatasetCircuit:
+        """Check a request and predict its `seconds` and `peak_extra_bytes`; nothing is found."""
+        request = discover_dataset(self.info.name, training, held_out, validate_only=True, **options)
+        message = self._wire.call(self._wire.circuits.DiscoverDatasetCircuit, request)
+        return Operation(self._wire, message, dataset_circuit_of).result()
+
+
+def dataset_circuit_of(message: Any) -> DatasetCircuit:
+    """Decode what an operation ended in."""
+    return decode(DatasetCircuit, message)
+
+
+class DatasetCircuits:
+    """What was found over datasets."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def get(self, name: str) -> DatasetCircuit:
+        """One by name, whole."""
+        request = pb.GetDatasetCircuitRequest(name=requests.resource("datasetCircuits", name))
+        return decode(DatasetCircuit, self._wire.call(self._wire.circuits.GetDatasetCircuit, request))
+
+    def list(self) -> tuple[DatasetCircuit, ...]:
+        """All, newest first, without nodes, edges and figures."""
+        request = pb.ListDatasetCircuitsRequest(page_size=500)
+        found = pages(self._wire, self._wire.circuits.ListDatasetCircuits, request)
+        return tuple(decode(DatasetCircuit, one) for page in found for one in page.dataset_circuits)

@@ -1,0 +1,161 @@
+"""Datasets of contexts from files: JSON lines or CSV, columns named freely, split in two without overlap."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.types import DatasetExample
+
+SEVERAL = "|"
+"""Separates several right or wrong answers in one cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which column holds what. The defaults are those of Marks et al.'s agreement data."""
+
+    clean: str = "clean_prefix"
+    corrupted: str | None = "patch_prefix"
+    answer: str = "clean_answer"
+    wrong: str | None = "patch_answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Contexts to find a circuit on, and contexts to measure it on."""
+
+    training: tuple[DatasetExample, ...]
+    held_out: tuple[DatasetExample, ...]
+    duplicates: int
+    """Rows that were left out because they were there already."""
+
+
+def read_examples(
+    path: str | Path, columns: Columns | None = None, *, prefix: str = ""
+) -> tuple[DatasetExample, ...]:
+    """Read contexts from a `.jsonl` or `.csv` file.
+
+    Args:
+        path: UTF-8 text. In CSV the first line names the columns.
+        columns: Which column holds what; `corrupted` and `wrong` may be None: single contexts.
+        prefix: Put in front of every context, such as the token that the model's texts begin with.
+
+    Raises:
+        LocalFileError: If the file cannot be read as such.
+        InvalidRequestError: If a column is missing or empty; the message names row and column.
+    """
+    named, file = columns or Columns(), Path(path).expanduser()
+    return tuple(
+        _example(row, named, prefix, f"{file.name}, row {n}") for n, row in enumerate(_rows(file), 1)
+    )
+
+
+def split_examples(
+    examples: Sequence[DatasetExample], *, held_out: float = 0.5, seed: int = 0, limit: int | None = None
+) -> Split:
+    """Shuffle, drop duplicates and divide; the same seed divides in the same way.
+
+    Contexts that share their text or their twin's go to the same side: the same words with another verb
+    would not be held out.
+
+    Args:
+        examples: All contexts.
+        held_out: Share that is kept back, above 0 and below 1.
+        seed: Of the shuffle.
+        limit: Use at most so many contexts.
+
+    Raises:
+        InvalidRequestError: If a side would be empty.
+    """
+    if not 0 < held_out < 1:
+        raise InvalidRequestError(f"the held-out share must be above 0 and below 1, got {held_out}")
+    unique = list(dict.fromkeys(examples))
+    groups: dict[frozenset[str | None], list[DatasetExample]] = {}
+    for example in unique:
+        groups.setdefault(frozenset((example.clean, example.corrupted)), []).append(example)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)  # noqa: S311  a split, not a secret
+    total = min(len(unique), limit or len(unique))
+    kept_back = round(total * held_out)
+    training: list[DatasetExample] = []
+    measured: list[DatasetExample] = []
+    for group in order:
+        (measured if len(measured) < kept_back else training).extend(group)
+    split = Split(
+        training=tuple(training[: total - kept_back]),
+        held_out=tuple(measured[:kept_back]),
+        duplicates=len(examples) - len(unique),
+    )
+    _check_sides(split, held_out)
+    return split
+
+
+def _check_sides(split: Split, share: float) -> None:
+    if min(len(split.training), len(split.held_out)) < 2:
+        raise InvalidRequestError(
+            f"{share:.0%} held out leave {len(split.training)} contexts to find a circuit on and "
+            f"{len(split.held_out)} to measure it on; both need at least two. Contexts with the same text go "
+            "to the same side. Give more rows"
+        )
+
+
+def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise LocalFileError(f"cannot read {file} as UTF-8 text: {failure}") from failure
+    if file.suffix == ".csv":
+        yield from csv.DictReader(text.splitlines())
+    elif file.suffix in {".jsonl", ".ndjson"}:
+        yield from _json_lines(file, text)
+    else:
+        raise LocalFileError(f"{file} is neither .jsonl nor .csv; rename or convert it")
+
+
+def _json_lines(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as failure:
+            raise LocalFileError(f"{file}, line {number} is no JSON: {failure}") from failure
+        if not isinstance(row, dict):
+            raise LocalFileError(f"{file}, line {number} is no JSON object")
+        yield row
+
+
+def _example(row: Mapping[str, Any], columns: Columns, prefix: str, place: str) -> DatasetExample:
+    corrupted = None if columns.corrupted is None else _text(row, columns.corrupted, place)
+    wrong = () if columns.wrong is None else _several(_text(row, columns.wrong, place))
+    return DatasetExample(
+        clean=prefix + _text(row, columns.clean, place),
+        corrupted=None if corrupted is None else prefix + corrupted,
+        answers=_several(_text(row, columns.answer, place)),
+        wrong=wrong,
+    )
+
+
+def _several(cell: str) -> tuple[str, ...]:
+    return tuple(part for part in cell.split(SEVERAL) if part)
+
+
+def _text(row: Mapping[str, Any], column: str, place: str) -> str:
+    value = row.get(column)
+    if column not in row:
+        there = ", ".join(str(name) for name in row)
+        raise InvalidRequestError(
+            f"{place} has no column {column!r}; it has {there}. Say which column holds what "
+            "(--clean, --corrupted, --answer, --wrong; an empty name for none)",
+            field=column,
+        )
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError(f"{place}: column {column!r} is not a text, or empty", field=column)
+    return value

@@ -1,0 +1,156 @@
+"""Circuits of behaviours: found over datasets by an engine, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trephine.app.clock import Clock, SystemClock, timestamp
+from trephine.app.costs import Cost
+from trephine.app.models import Models
+from trephine.app.names import id_in, resource
+from trephine.app.records import RecordFolder
+from trephine.app.replacements import Replacements
+from trephine.app.requests import DatasetCircuitRequest
+from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import DatasetCircuit, Example
+from trephine.domain.errors import (
+    LayerOutOfRangeError,
+    ReplacementNotFoundError,
+    ResourceNotFoundError,
+    TrephineError,
+)
+from trephine.domain.models import ModelInfo
+from trephine.domain.sites import NEURONS
+from trephine.domain.tokens import ResolveTarget, Tokenize
+
+COLLECTION = "datasetCircuits"
+_CHECKED = 64
+"""Examples whose tokens `validate_only` looks at; the work itself checks all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDatasetCircuit:
+    """What was found, with its resource name, `datasetCircuits/ID`."""
+
+    name: str
+    create_time: str
+    found: DatasetCircuit
+
+
+class DatasetCircuits:
+    """Circuits over datasets. Names may be `datasetCircuits/ID` or `ID`."""
+
+    def __init__(
+        self, folder: Path, *, models: Models, replacements: Replacements, clock: Clock | None = None
+    ) -> None:
+        self._records = RecordFolder(folder, StoredDatasetCircuit)
+        self._models = models
+        self._replacements = replacements
+        self._clock = clock or SystemClock()
+
+    async def check(self, request: DatasetCircuitRequest) -> ModelInfo:
+        """Refuse at once what cannot be found; return the model.
+
+        Raises:
+            ReplacementNotFoundError: If the set is not loaded, or was lost.
+            LayerOutOfRangeError: If the model or the set does not have a layer.
+        """
+        info, command = await self._models.info(request.model), request.command
+        covered = self._covered(request.model, command.replacement, info)
+        for index, layer in enumerate(command.layers or ()):
+            if layer not in covered:
+                raise LayerOutOfRangeError(
+                    f"{command.replacement} does not cover layer {layer} of {info.name}",
+                    field=f"layers[{index}]",
+                )
+        return info
+
+    async def predict(self, request: DatasetCircuitRequest) -> tuple[ModelInfo, Cost]:
+        """Check a request, tokens of its first examples included, and predict its cost.
+
+        Raises:
+            OverBudgetError: If it would be refused.
+            TrephineError: As `check` does, or naming the example that cannot be used.
+        """
+        info = await self.check(request)
+        cost = await self._models.predict_command(request.model, request.command)
+        for split, examples in (
+            ("training", request.command.training), ("held_out", request.command.held_out),
+        ):  # fmt: skip
+            for number, example in enumerate(examples[:_CHECKED]):
+                await self._check_example(request.model, example, f"{split}[{number}]")
+        return info, cost
+
+    async def run(
+        self, request: DatasetCircuitRequest, on_progress: Callable[[Progress], None], *, circuit_id: str
+    ) -> StoredDatasetCircuit:
+        """Find and store; what is stored already is not found again.
+
+        Raises:
+            TrephineError: Whatever finding raised.
+        """
+
+        async def forward(progress: Progress) -> None:
+            on_progress(progress)
+
+        stored = await asyncio.to_thread(self._records.read, circuit_id)
+        if stored is not None:
+            return stored
+        found = await self._models.engine(request.model).run(request.command, on_event=forward)
+        stored = StoredDatasetCircuit(
+            name=resource(COLLECTION, circuit_id),
+            create_time=timestamp(self._clock.now()),
+            found=found,
+        )
+        await asyncio.to_thread(self._records.write, circuit_id, stored)
+        return stored
+
+    async def get(self, name: str) -> StoredDatasetCircuit:
+        """Return what was found.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+            CorruptRecordError: If its file cannot be read.
+        """
+        circuit_id = id_in(COLLECTION, name)
+        stored = await asyncio.to_thread(self._records.read, circuit_id)
+        if stored is None:
+            raise ResourceNotFoundError(
+                f"there is no dataset circuit {circuit_id}", name=resource(COLLECTION, circuit_id)
+            )
+        return stored
+
+    async def list(self) -> tuple[StoredDatasetCircuit, ...]:
+        """Return every one that can be read, newest first."""
+        stored = (await asyncio.to_thread(self._records.all)).values()
+        return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
+
+    def _covered(self, model: str, name: str, info: ModelInfo) -> frozenset[int]:
+        if name == NEURONS:
+            return frozenset(range(info.n_layers))
+        entry = self._replacements.entry(name, model)
+        if entry.info is None or entry.state != "loaded":
+            raise ReplacementNotFoundError(
+                f"replacement set {entry.name} could not be loaded again: {entry.why}. "
+                "Unload it, or load it again",
+                replacement=entry.name,
+            )
+        return frozenset(layer.layer for layer in entry.info.layers)
+
+    async def _check_example(self, model: str, example: Example, place: str) -> None:
+        engine = self._models.engine(model)
+        try:
+            await engine.run(Tokenize(text=example.clean))
+            for column, texts in (("answers", example.answers), ("wrong", example.wrong)):
+                for text in texts:
+                    try:
+                        await engine.run(ResolveTarget(text=text))
+                    except TrephineError as error:
+                        error.context["field"] = column
+                        raise
+        except TrephineError as error:
+            error.context["field"] = f"{place}.{error.context.pop('field', 'clean')}"
+            raise
