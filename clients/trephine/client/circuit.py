@@ -9,7 +9,7 @@ from typing import Any
 
 from trephine.client import circuit_requests, requests
 from trephine.client.artifacts import Artifacts
-from trephine.client.circuit_queries import StoredCircuit
+from trephine.client.circuit_verification import VerifiableCircuit, get_verification
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.feature_requests import feature_ref
@@ -17,13 +17,13 @@ from trephine.client.features import ModelFeatures
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, FeatureRef, Node, NodeKind, Proposal
+from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, Node, NodeKind, Proposal
 from trephine.client.views import circuit_html
 from trephine.client.wire import Wire
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class Circuit(StoredCircuit):
+class Circuit(VerifiableCircuit):
     """The circuit behind one next-token choice, stored on the server."""
 
     def to_json(self) -> str:
@@ -175,6 +175,10 @@ class Circuits:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+
+    def verification(self, name: str) -> CircuitVerification:
+        """One verification of a circuit by name."""
+        return get_verification(self._wire, name)
 
     def get(self, name: str) -> Circuit:
         """One circuit by name."""

@@ -9,10 +9,18 @@ from google.protobuf.message import Message
 from trephine.client.decoding import WireValue, decode
 from trephine.client.errors import InternalError
 from trephine.client.status import error_of_status
-from trephine.client.types import AuditReport, DatasetCircuit, Export, FeatureIndex, FitReport
+from trephine.client.types import (
+    AuditReport,
+    CircuitVerification,
+    DatasetCircuit,
+    Export,
+    FeatureIndex,
+    FitReport,
+)
 from trephine.v1 import (
     audit_service_pb2,
     circuit_service_pb2,
+    circuit_verification_pb2,
     dataset_circuits_pb2,
     edit_service_pb2,
     feature_service_pb2,
@@ -23,6 +31,7 @@ from trephine.v1 import (
 _RESULTS: tuple[Any, ...] = (
     model_service_pb2.Model,
     circuit_service_pb2.Circuit,
+    circuit_verification_pb2.CircuitVerification,
     dataset_circuits_pb2.DatasetCircuit,
     edit_service_pb2.EditProposal,
     edit_service_pb2.Export,
@@ -33,6 +42,7 @@ _RESULTS: tuple[Any, ...] = (
     feature_service_pb2.FeatureIndex,
 )
 _VALUES: dict[str, type[WireValue]] = {
+    "CircuitVerification": CircuitVerification,
     "DatasetCircuit": DatasetCircuit,
     "Export": Export,
     "AuditReport": AuditReport,

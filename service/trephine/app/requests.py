@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.edits import ProposeEdit
+from trephine.domain.exports import ExportOptions
 from trephine.domain.features import IndexFeatures
 from trephine.domain.findings import AuditSpec
 from trephine.domain.fitting import FitRecipe
@@ -61,6 +62,8 @@ class ExportRequest:
     """Loaded model to compile from; None: the edit's own."""
     keep_rejected: bool = False
     """Keep a folder that misses a gate as `NAME.rejected`."""
+    options: ExportOptions = field(default_factory=ExportOptions)
+    """How it is compiled and judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +136,7 @@ class VerifyRequest:
     edge_threshold: float = 0.98
     supernodes: tuple[tuple[int, ...], ...] = ()
     """Empty: the circuit's own groups, if it has any."""
-    options: VerificationOptions = VerificationOptions()
+    options: VerificationOptions = field(default_factory=VerificationOptions)
 
 
 OperationRequest = (

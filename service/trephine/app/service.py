@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
-from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuit_verification import CircuitVerifications
+from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edits import Edits

@@ -57,9 +57,8 @@ class Agreement:
     predictor: Predictor
     count: int
     spearman: Figure
-    """Rank correlation; of absolute values for `activation magnitude`, which has no sign."""
-    slope: Figure | None
-    """Slope through 0 of measured on predicted, both in logits; None for what is not in logits."""
+    slope: Figure
+    """Slope through 0 of measured on predicted, both in logits."""
     how: str
 
 
@@ -193,6 +192,52 @@ class VerificationReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationOptions:
+    """How a circuit is verified."""
+
+    counterfactual: str | None = None
+    """A prompt of as many tokens, for resample ablation."""
+    substitutes: tuple[Substitute, ...] = (Substitute.ZERO, Substitute.MEAN)
+    error_term: ErrorTerm = ErrorTerm.LIVE
+    """What becomes of a set's error; neurons have none."""
+    nodes: int = 120
+    """Single-node ablations."""
+    groups: int = 24
+    """Random groups; 0 leaves all groups out."""
+    depth_nodes: int = 40
+    """Single-node ablations whose change is followed upwards."""
+    random_circuits: int = 20
+    adversary_steps: int = 8
+    control: bool = True
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, (fewest, most) in _LIMITS.items():
+            if not fewest <= getattr(self, field) <= most:
+                raise InvalidRequestError(
+                    f"{field} must be from {fewest} to {most}, got {getattr(self, field)}", field=field
+                )
+        if not self.substitutes:
+            raise InvalidRequestError("name at least one ablation", field="substitutes")
+        if Substitute.RESAMPLE in self.substitutes and self.counterfactual is None:
+            raise InvalidRequestError(
+                "resample ablation takes activations from another prompt; give one as counterfactual",
+                field="counterfactual",
+            )
+
+
+_LIMITS = {
+    "nodes": (100, 10_000),
+    "groups": (0, 1_000),
+    "depth_nodes": (0, 1_000),
+    "random_circuits": (20, 10_000),
+    "adversary_steps": (0, 100),
+    "bootstrap": (100, 10_000),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyCircuit(Command[VerificationReport, Progress]):
     """Verify a circuit by ablations of the real model."""
 
@@ -203,42 +248,9 @@ class VerifyCircuit(Command[VerificationReport, Progress]):
     """Indices of the nodes that pruning keeps: the circuit that is verified."""
     supernodes: tuple[tuple[int, ...], ...] = ()
     """Groups of nodes that belong together; empty: one feature at all its positions is a group."""
-    counterfactual: str | None = None
-    """A prompt of as many tokens, for resample ablation."""
-    substitutes: tuple[Substitute, ...] = (Substitute.ZERO, Substitute.MEAN)
-    error_term: ErrorTerm = ErrorTerm.LIVE
-    """What becomes of a set's error; neurons have none."""
-    nodes: int = 120
-    """Single-node ablations."""
-    groups: int = 24
-    """Random groups."""
-    depth_nodes: int = 40
-    """Single-node ablations whose change is followed upwards."""
-    random_circuits: int = 20
-    adversary_steps: int = 8
-    control: bool = True
-    bootstrap: int = 1000
-    seed: int = 0
+    options: VerificationOptions = VerificationOptions()
 
     def __post_init__(self) -> None:
-        least = {
-            "nodes": 100,
-            "groups": 0,
-            "depth_nodes": 0,
-            "random_circuits": 20,
-            "adversary_steps": 0,
-            "bootstrap": 100,
-        }
-        for field, fewest in least.items():
-            if getattr(self, field) < fewest:
-                raise InvalidRequestError(f"{field} must be at least {fewest}", field=field)
-        if not self.substitutes:
-            raise InvalidRequestError("name at least one ablation", field="substitutes")
-        if Substitute.RESAMPLE in self.substitutes and self.counterfactual is None:
-            raise InvalidRequestError(
-                "resample ablation takes activations from another prompt; give one as counterfactual",
-                field="counterfactual",
-            )
         n_nodes = len(self.circuit.nodes)
         for field, numbers in (("kept", self.kept), *(("supernodes", each) for each in self.supernodes)):
             if any(not 0 <= number < n_nodes for number in numbers):

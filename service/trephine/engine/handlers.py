@@ -24,6 +24,7 @@ from trephine.engine.fitting import command as fitting
 from trephine.engine.replacements import evaluation as replacement_evaluation
 from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
+from trephine.engine.verification import verify as circuit_verification
 
 
 def merge(parts: Iterable[Mapping[type, Handler]]) -> dict[type, Handler]:
@@ -52,6 +53,7 @@ HANDLERS = merge(
         effects,
         proposals,
         discovery,
+        circuit_verification,
         dataset_circuits,
         directions,
         planning,

@@ -38,6 +38,7 @@ from trephine.domain.replacements import (
     UnloadReplacementSet,
 )
 from trephine.domain.tokens import RenderChat, ResolveTarget, Tokenize
+from trephine.domain.verification import VerifyCircuit
 from trephine.ipc.frames import Tree
 
 ValueT = TypeVar("ValueT")
@@ -56,6 +57,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     RankActivity,
     MeasureAblation,
     DiscoverCircuit,
+    VerifyCircuit,
     DiscoverDatasetCircuit,
     CompareFeatures,
     ProposeEdit,

@@ -7,10 +7,13 @@ import asyncio
 from google.longrunning.operations_pb2 import Operation
 
 from trephine.app.circuit_cards import known_features
+from trephine.app.circuit_costs import discovery_cost
 from trephine.app.requests import DiscoverRequest
 from trephine.app.service import Service
 from trephine.domain import circuits as domain
 from trephine.domain.errors import LayerOutOfRangeError
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import NEURONS
 from trephine.domain.tokens import ResolveTarget, Tokenize
 from trephine.rpc.calls import Context
 from trephine.rpc.circuit_query_servicer import CircuitQueries
@@ -44,6 +47,7 @@ class CircuitServicer(CircuitQueries, CircuitVerification, DatasetCircuitCalls, 
         CircuitVerification.__init__(self, service, operations)
         DatasetCircuitCalls.__init__(self, service, operations)
         self._models = service.models
+        self._replacements = service.replacements
         self._features = service.features
         self._operations = operations
 
@@ -124,7 +128,7 @@ class CircuitServicer(CircuitQueries, CircuitVerification, DatasetCircuitCalls, 
                 raise LayerOutOfRangeError(
                     f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
                 )
-        cost = await self._models.predict_command(model, command)
+        await self._models.predict_command(model, command)
         engine, against = self._models.engine(model), None
         split = await engine.run(Tokenize(text=command.prompt))
         with within("target.token"):
@@ -132,4 +136,13 @@ class CircuitServicer(CircuitQueries, CircuitVerification, DatasetCircuitCalls, 
         if command.target.against is not None:
             with within("target.against"):
                 against = await engine.run(ResolveTarget(text=command.target.against))
+        cost = discovery_cost(command, info, len(split.tokens), self._layers(model, command))
         return checked_to_wire(command, info, split.tokens, target, against, cost)
+
+    def _layers(self, model: str, command: domain.DiscoverCircuit) -> tuple[ReplacementLayerInfo, ...]:
+        """The layers of the set that a discovery covers; none for neurons."""
+        if command.replacement == NEURONS:
+            return ()
+        loaded = self._replacements.entry(command.replacement, model).info
+        layers = () if loaded is None else loaded.layers
+        return tuple(one for one in layers if command.layers is None or one.layer in command.layers)

@@ -11,8 +11,8 @@ from pathlib import Path
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
-from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuit_verification import CircuitVerifications
+from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits

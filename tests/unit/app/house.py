@@ -19,6 +19,7 @@ from tests.fakes.launcher import FakeLauncher
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
@@ -260,6 +261,7 @@ class House:
     artifacts: ArtifactStore
     models: Models
     circuits: Circuits
+    circuit_verifications: CircuitVerifications
     dataset_circuits: DatasetCircuits
     circuit_views: CircuitViews
     circuit_annotations: CircuitAnnotations
@@ -309,6 +311,13 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     evaluations = Evaluations(
         state / "evaluations", models=models, replacements=replacements, artifacts=artifacts, clock=clock
     )
+    verifications = CircuitVerifications(
+        state / "circuit-verifications",
+        circuits=circuits,
+        models=models,
+        replacements=replacements,
+        clock=clock,
+    )
     dataset_circuits = DatasetCircuits(
         state / "dataset-circuits", models=models, replacements=replacements, clock=clock
     )
@@ -328,6 +337,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         work=Work(
             models=models,
             circuits=circuits,
+            circuit_verifications=verifications,
             dataset_circuits=dataset_circuits,
             proposals=proposals,
             exports=exports,
@@ -349,6 +359,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         artifacts=artifacts,
         models=models,
         circuits=circuits,
+        circuit_verifications=verifications,
         dataset_circuits=dataset_circuits,
         proposals=proposals,
         edits=edits,

@@ -10,7 +10,7 @@ from typing import Any
 
 from trephine.client import circuit_requests, requests
 from trephine.client.aio.artifacts import AsyncArtifacts
-from trephine.client.aio.circuit_queries import AsyncStoredCircuit
+from trephine.client.aio.circuit_verification import AsyncVerifiableCircuit, get_verification
 from trephine.client.aio.features import AsyncModelFeatures
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
@@ -19,11 +19,11 @@ from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.operations import OnProgress
 from trephine.client.selection import Selection
-from trephine.client.types import CircuitInfo, FeatureRef, NodeKind, Proposal
+from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, NodeKind, Proposal
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class AsyncCircuit(AsyncStoredCircuit):
+class AsyncCircuit(AsyncVerifiableCircuit):
     """The circuit behind one next-token choice, stored on the server."""
 
     def to_json(self) -> str:
@@ -131,6 +131,10 @@ class AsyncCircuits:
 
     def __init__(self, wire: AsyncWire) -> None:
         self._wire = wire
+
+    async def verification(self, name: str) -> CircuitVerification:
+        """One verification of a circuit by name."""
+        return await get_verification(self._wire, name)
 
     async def get(self, name: str) -> AsyncCircuit:
         """One circuit by name."""

@@ -17,7 +17,7 @@ from trephine.domain.verification import (
     Measurement,
     Predictor,
     Substitute,
-    VerifyCircuit,
+    VerificationOptions,
 )
 from trephine.engine.verification.ablations import measured_changes, measured_drops
 from trephine.engine.verification.choosing import ZERO, Removal, groups, outside_cells, singles
@@ -51,13 +51,13 @@ class Ablated:
 
 
 def ablate(
-    subject: Subject, supernodes: Sequence[Sequence[int]], command: VerifyCircuit
+    subject: Subject, supernodes: Sequence[Sequence[int]], options: VerificationOptions
 ) -> Generator[Progress, None, Ablated]:
     """Ablate single features and groups, to zero, one batch a quantum."""
-    outside = outside_cells(subject.active, subject.graph, count=command.nodes, seed=command.seed)
+    outside = outside_cells(subject.active, subject.graph, count=options.nodes, seed=options.seed)
     chosen = [
-        *singles(subject.graph, outside, count=command.nodes, seed=command.seed),
-        *groups(subject.graph, supernodes, count=command.groups, seed=command.seed),
+        *singles(subject.graph, outside, count=options.nodes, seed=options.seed),
+        *groups(subject.graph, supernodes, count=options.groups, seed=options.seed),
     ]
     shown = [sum(float(subject.effect[c.layer][c.position, c.index]) for c in one.cells) for one in chosen]
     paths = drops(subject.graph, [one.nodes for one in chosen])
@@ -182,11 +182,11 @@ def _comparison(
 
 
 def depths(
-    subject: Subject, command: VerifyCircuit, found: Ablated, bootstrap: Bootstrap
+    subject: Subject, options: VerificationOptions, found: Ablated, bootstrap: Bootstrap
 ) -> Generator[Progress, None, tuple[DepthAgreement, ...]]:
     """Compare predicted and real changes of the graph's features, by layers above the ablation."""
     chosen = [one for one in found.removals if one.kind == "single nodes" and one.stratum != ZERO]
-    chosen = chosen[: command.depth_nodes]
+    chosen = chosen[: options.depth_nodes]
     if not chosen:
         return ()
     real = yield from measured_changes(subject, chosen)

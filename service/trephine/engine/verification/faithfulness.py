@@ -15,13 +15,14 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.verification import Faithfulness, Substitute, VerifyCircuit, WorstCase
+from trephine.domain.verification import Faithfulness, Substitute, VerificationOptions, WorstCase
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes
 from trephine.engine.verification.slopes import mask_slopes
 from trephine.engine.verification.subject import Subject, ablation_words
 
-_NOTHING = 0.05
-"""Ablating everything must move the target by more than this, in logits, for shares of it to mean much."""
+_NOTHING, _NOTHING_SHARE = 0.05, 0.1
+"""Ablating everything must move the target by more than so many logits, and by more than this share of it,
+for shares of that movement to mean anything."""
 _PASSES_PER_STEP = 4
 """A step of the search is a pass, its adjoint (about two more) and its rounded mask's pass."""
 
@@ -69,11 +70,11 @@ def random_cells(subject: Subject, cells: Tensor, count: int, seed: int) -> list
 
 
 def measure_faithfulness(
-    subject: Subject, command: VerifyCircuit, kind: Substitute, become: Substitutes | None
+    subject: Subject, options: VerificationOptions, kind: Substitute, become: Substitutes | None
 ) -> Generator[Progress, None, Faithfulness]:
     """Ablate the circuit, its outside and everything, and random circuits likewise; one batch a quantum."""
     prompt, cells = subject.prompt, circuit_cells(subject)
-    drawn = random_cells(subject, cells, command.random_circuits, command.seed)
+    drawn = random_cells(subject, cells, options.random_circuits, options.seed)
     circuits = [partial(circuit_mask, prompt, each) for each in (cells, *drawn)]
     empty = partial(circuit_mask, prompt, cells[:0])
     stage = f"necessity and sufficiency ({kind.value})"
@@ -82,7 +83,7 @@ def measure_faithfulness(
     nothing, kept, random_kept = float(values[0]), float(values[1]), values[2:]
     sign = 1.0 if prompt.baseline >= 0 else -1.0
     whole = prompt.baseline - nothing
-    counted = abs(whole) > _NOTHING
+    counted = abs(whole) > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
     shared = _overlap(cells, drawn)
     return Faithfulness(
         substitute=kind,
@@ -134,7 +135,7 @@ def _run(
 
 
 def search_worst_case(
-    subject: Subject, command: VerifyCircuit
+    subject: Subject, options: VerificationOptions
 ) -> Generator[Progress | None, None, WorstCase | None]:
     """Look for the mask outside the circuit that does most damage, by projected signed gradient steps.
 
@@ -142,26 +143,26 @@ def search_worst_case(
     clips it to [0, 1]. The circuit and position 0 stay at 1. Every step's mask is rounded and run for real.
     """
     prompt = subject.prompt
-    if not command.adversary_steps or prompt.error_term is not ErrorTerm.LIVE:
+    if not options.adversary_steps or prompt.error_term is not ErrorTerm.LIVE:
         return None
     sign = 1.0 if prompt.baseline >= 0 else -1.0
     fixed = circuit_mask(prompt, circuit_cells(subject))
     mask = prompt.ones()
     relaxed, rounded = [], []
-    for step in range(command.adversary_steps):
+    for step in range(options.adversary_steps):
         value, slopes = yield from mask_slopes(prompt, mask, None)
         relaxed.append(sign * value)
         mask = {
-            x: _step(kept, sign * slopes[x], fixed[x], command.adversary_steps) for x, kept in mask.items()
+            x: _step(kept, sign * slopes[x], fixed[x], options.adversary_steps) for x, kept in mask.items()
         }
         rounded.append({layer: kept >= 0.5 for layer, kept in mask.items()})
-        yield Progress(stage="worst case", done=step + 1, total=command.adversary_steps)
+        yield Progress(stage="worst case", done=step + 1, total=options.adversary_steps)
     last, _ = prompt.values([mask])
     relaxed.append(sign * float(last[0]))
     again = [partial(_as_mask, one) for one in rounded]
     found = sign * (yield from _run(prompt, again, None, "worst case, rounded"))
-    budget = _PASSES_PER_STEP * command.adversary_steps
-    random = sign * (yield from _random_masks(prompt, fixed, budget, command.seed))
+    budget = _PASSES_PER_STEP * options.adversary_steps
+    random = sign * (yield from _random_masks(prompt, fixed, budget, options.seed))
     kept, _ = prompt.values([fixed])
     worst = int(found.argmin())
     return WorstCase(
@@ -171,12 +172,12 @@ def search_worst_case(
         relaxed=sign * min(relaxed),
         rounded=sign * float(found[worst]),
         random=sign * float(random.min()),
-        steps=command.adversary_steps,
+        steps=options.adversary_steps,
         random_masks=budget,
         ablated=_count(subject, rounded[worst]),
         outside=_count(subject, {layer: one == 1 for layer, one in fixed.items()}),
         how=f"features outside the circuit, {ablation_words(prompt, Substitute.ZERO)}; the circuit's own "
-        f"stay whole; {command.adversary_steps} signed gradient steps from the whole model, masks clipped to "
+        f"stay whole; {options.adversary_steps} signed gradient steps from the whole model, masks clipped to "
         "[0, 1], the derivative exact with supports of sparse features held; rounded at 0.5 after every step "
         f"and measured anew, the worst is reported; beside it the worst of {budget} random masks, as many as "
         "the search took passes, each keeping a share drawn evenly from 0 to 1",

@@ -182,11 +182,13 @@ class MaskedPrompt:
             code = found.encode(x.to(torch.promote_types(x.dtype, torch.float32)))
             changed = replace(code, activations=_mixed(code.activations, kept, substitute))
             tape.codes[layer] = code
-            after = found.decode(changed)
             if self.error_term is ErrorTerm.LIVE:
-                before = found.decode(code)
-                arriving.update({site: after[site] - before[site] for site in after})
+                difference = changed.activations - code.activations
+                for site in found.info.sites_out:
+                    decoders = found.decoders(range(found.info.d_sae), site).to(difference.dtype)
+                    arriving[site] = (difference @ decoders) * code.scale_out
                 return
+            after = found.decode(changed)
             (site,) = found.info.sites_out
             skip = found.skip(x, changed)
             arriving[site] = after[site] if skip is None else after[site] + skip

@@ -12,7 +12,7 @@ from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS
-from trephine.domain.verification import Substitute, VerifyCircuit
+from trephine.domain.verification import Substitute, VerificationOptions
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.effects import gradient_effects
 from trephine.engine.graphs.places import clean_value
@@ -46,7 +46,7 @@ class Subject:
 
 
 def open_subject(
-    hosted: HostedModel, command: VerifyCircuit, circuit: Circuit, kept: Sequence[int]
+    hosted: HostedModel, options: VerificationOptions, circuit: Circuit, kept: Sequence[int]
 ) -> Generator[None, None, Subject]:
     """Check a circuit against the hosted model and read its prompt; one layer a quantum.
 
@@ -72,7 +72,7 @@ def open_subject(
         replacement=circuit.replacement,
         layers=opened_layers(hosted, circuit),
         readout=logit_readout(hosted, circuit.target.id, against),
-        error_term=command.error_term,
+        error_term=options.error_term,
     )
     with torch.inference_mode():
         _ = prompt.baseline

@@ -12,6 +12,7 @@ from trephine.domain.sites import NEURONS
 from trephine.domain.verification import (
     Examination,
     Faithfulness,
+    VerificationOptions,
     VerificationReport,
     VerifyCircuit,
 )
@@ -51,18 +52,18 @@ def verify_on(
     """Do the work of `verify_circuit` on a hosted model."""
     started, circuit = monotonic(), command.circuit
     check_circuit(hosted, circuit)
-    meter = MemoryMeter(hosted.architecture.W_U.device)
-    subject = yield from open_subject(hosted, command, circuit, command.kept)
-    given = yield from _examine(subject, command, meter, "the circuit")
+    options, meter = command.options, MemoryMeter(hosted.architecture.W_U.device)
+    subject = yield from open_subject(hosted, options, circuit, command.kept)
+    given = yield from _examine(subject, options, meter, "the circuit", command.supernodes)
     why = refusal(hosted, circuit)
     control = None
-    if why is None and not command.control:
+    if why is None and not options.control:
         why = "not asked for"
     if why is None:
         beside = yield from control_circuit(
-            hosted, circuit, opened_layers(hosted, circuit), len(subject.kept), command.seed
+            hosted, circuit, opened_layers(hosted, circuit), len(subject.kept), options.seed
         )
-        control = yield from _control(beside, command, meter)
+        control = yield from _control(beside, options, meter)
     return VerificationReport(
         prompt=circuit.prompt,
         target=_target(circuit),
@@ -71,39 +72,43 @@ def verify_on(
         given=given,
         control=control,
         control_note=control_words(circuit) if why is None else why,
-        caveats=_caveats(hosted, subject, command),
-        seed=command.seed,
+        caveats=_caveats(hosted, subject, options),
+        seed=options.seed,
         seconds=monotonic() - started,
         peak_extra_bytes=meter.extra_bytes,
     )
 
 
 def _control(
-    beside: tuple[HostedModel, Circuit, Sequence[int]], command: VerifyCircuit, meter: MemoryMeter
+    beside: tuple[HostedModel, Circuit, Sequence[int]], options: VerificationOptions, meter: MemoryMeter
 ) -> Generator[Progress | None, None, Examination]:
     view, circuit, kept = beside
-    subject = yield from open_subject(view, command, circuit, kept)
-    return (yield from _examine(subject, command, meter, "random dictionary", supernodes=False))
+    subject = yield from open_subject(view, options, circuit, kept)
+    return (yield from _examine(subject, options, meter, "random dictionary", ()))
 
 
 def _examine(
-    subject: Subject, command: VerifyCircuit, meter: MemoryMeter, title: str, *, supernodes: bool = True
+    subject: Subject,
+    options: VerificationOptions,
+    meter: MemoryMeter,
+    title: str,
+    supernodes: Sequence[Sequence[int]],
 ) -> Generator[Progress | None, None, Examination]:
-    bootstrap = Bootstrap(samples=command.bootstrap, seed=command.seed)
-    found = yield from ablate(subject, command.supernodes if supernodes else (), command)
+    bootstrap = Bootstrap(samples=options.bootstrap, seed=options.seed)
+    found = yield from ablate(subject, supernodes, options)
     meter.sample()
     agreeing = agreements(subject, found, bootstrap)
     yield None
-    compared = comparisons(subject, found, bootstrap, command.seed)
+    compared = comparisons(subject, found, bootstrap, options.seed)
     yield None
-    deep = yield from depths(subject, command, found, bootstrap)
+    deep = yield from depths(subject, options, found, bootstrap)
     meter.sample()
     faithful: list[Faithfulness] = []
-    for kind in command.substitutes:
-        become = yield from substitutes(subject.prompt, kind, command.counterfactual)
-        faithful.append((yield from measure_faithfulness(subject, command, kind, become)))
+    for kind in options.substitutes:
+        become = yield from substitutes(subject.prompt, kind, options.counterfactual)
+        faithful.append((yield from measure_faithfulness(subject, options, kind, become)))
         meter.sample()
-    worst = yield from search_worst_case(subject, command)
+    worst = yield from search_worst_case(subject, options)
     meter.sample()
     return Examination(
         title=title,
@@ -127,7 +132,7 @@ def _target(circuit: Circuit) -> str:
     return f"{circuit.target.display!r} against {circuit.against.display!r}"
 
 
-def _caveats(hosted: HostedModel, subject: Subject, command: VerifyCircuit) -> tuple[str, ...]:
+def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:
     said = [
         "A node's shown effect is its activation times the exact gradient of the real model. It is therefore "
         "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
@@ -137,7 +142,7 @@ def _caveats(hosted: HostedModel, subject: Subject, command: VerifyCircuit) -> t
         "stay in the model when everything outside the circuit is ablated.",
         "The search over masks finds a lower bound of the damage that some mask does, not the worst mask.",
     ]
-    if command.error_term is not ErrorTerm.LIVE and subject.circuit.replacement != NEURONS:
+    if options.error_term is not ErrorTerm.LIVE and subject.circuit.replacement != NEURONS:
         said.append("The search over masks is left out: with the error term not live it has no derivative.")
     if subject.prompt.readout.softcap is not None:
         said.append("Logits are read before the model's soft cap.")
