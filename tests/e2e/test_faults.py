@@ -72,7 +72,7 @@ def test_a_discovery_survives_the_death_of_its_engine(smollm2: Path, state: Path
 
 
 def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, state: Path):
-    """The next server on the state folder resumes it; the dead one's engine is gone."""
+    """The next server resumes it and finds what an undisturbed one finds; the dead one's engine is gone."""
     with own_server(state) as trephine:
         before = circuits_of(trephine)
         operation = slow_discovery(trephine.load_model("smollm2"))
@@ -82,9 +82,17 @@ def test_a_discovery_survives_the_death_of_the_server(smollm2: Path, state: Path
         wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
     with connect(state=state) as trephine:
         resumed = trephine.operations.get(name)
-        resumed.result(timeout_seconds=240)
+        circuit = resumed.result(timeout_seconds=240)
         assert resumed.refresh().attempts == 2
         assert circuits_of(trephine) == before + 1
+        others = [one for one in trephine.circuits.list() if one.name != circuit.name]
+        undisturbed = (
+            others[0]
+            if others
+            else slow_discovery(trephine.load_model("smollm2")).result(timeout_seconds=240)
+        )
+        assert circuit.nodes() == undisturbed.nodes()
+        assert circuit.edges() == undisturbed.edges()
 
 
 @pytest.fixture

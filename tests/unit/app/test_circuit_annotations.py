@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -218,3 +220,23 @@ async def test_groups_by_direction_take_each_feature_once_and_stay_at_a_position
     assert [(one.layer, one.index) for one in asked[0].features] == [(0, 1), (1, 2), (1, 3), (1, 1)]
     assert asked[0].min_similarity == 0.25
     assert [one.nodes for one in said.groups] == [(0, 1)]
+
+
+async def test_every_export_says_what_was_said(tmp_path):
+    """The page's data and the JSON hold the same pins, groups and labels; GraphML has them on its nodes."""
+    here = house(tmp_path)
+    name, ids = await annotated(here), node_ids(layered())
+    files = {}
+    for form in ("html", "json", "graphml"):
+        info, _ = await here.circuits.render(name, form, 0.3, 0.3)
+        files[form] = (await here.artifacts.read(info.sha256)).decode()
+    view = json.loads(files["json"])["qParams"]
+    assert view["pinnedIds"] == [ids[2], ids[4]]
+    assert view["supernodes"][0][0] == "France"
+    island = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', files["html"], re.DOTALL)
+    shown = json.loads(island[0])["view"]
+    assert shown["pinned"] == view["pinnedIds"]
+    assert shown["labels"] == dict(view["clerps"])
+    assert [[one["label"], *one["members"]] for one in shown["groups"]] == view["supernodes"]
+    assert ">France<" in files["graphml"]
+    assert files["graphml"].count(">true<") == 2

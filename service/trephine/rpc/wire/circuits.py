@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from trephine.app.circuit_costs import DiscoveryCost
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
-from trephine.app.costs import Cost, predicted_seconds
 from trephine.domain.circuit_queries import Provenance
 from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
 from trephine.domain.errors import InvalidRequestError
@@ -110,7 +110,7 @@ def checked_to_wire(
     tokens: tuple[Token, ...],
     target: Token,
     against: Token | None,
-    cost: Cost,
+    cost: DiscoveryCost,
 ) -> pb.Circuit:
     """Write what is known of a circuit before it is found; time and memory are predictions."""
     return pb.Circuit(
@@ -120,7 +120,7 @@ def checked_to_wire(
         against=None if against is None else token_to_wire(against),
         replacement=clean(command.replacement),
         version=version_to_wire(info.name, info.weight_hash),
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
     )
 

@@ -1,0 +1,111 @@
+"""What a discovery is predicted to take, from the exact token count and the set's description.
+
+A discovery is a forward pass with its sweeps, per node a row (a sweep through its cone) and a look through
+the lens, per verified node another pass. The constants are fitted to processor time on SmolLM2 (neurons and
+transcoders, 5 to 110 tokens, 64 to 512 nodes; `python -m benchmarks.discovery_costs` prints the comparison),
+everything else scales with the model. On machines of another speed the time is off by that factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.models import ModelInfo
+from trephine.domain.replacements import ReplacementLayerInfo
+
+_FLOPS_PER_SECOND = 5e10
+"""One core, float32, matrix products of a few dozen rows."""
+
+_OVERHEAD_SECONDS, _NODE_SECONDS = 0.3, 0.0012
+"""Of every discovery; of every node: its row is sorted, thresholded and stored."""
+
+_ABLATION_SECONDS = 0.012
+"""Of every verified node, however short the prompt."""
+
+_PASSES = 3
+"""A forward pass and two sweeps of its size: effects, and the first rows."""
+
+_CONE, _CONE_OF_SETS = 0.07, 0.03
+"""Share of all blocks and positions that a node's sweep touches on average, its scores included. Influential
+nodes are low or early; features of a set are scored where they are active, neurons everywhere."""
+
+_ROUND_ROWS, _TARGETS_PER_ROUND = 2048, 64
+"""Packed adjoint rows at once, and nodes per round (`engine.expansion`)."""
+
+_SOURCES_PER_ROW = 4000
+"""Sources that a row stores on average, of at most 20,000."""
+
+_LENS_ROWS = 2 * 48
+"""Rows of logits that are alive while decoders are read."""
+
+_FLOAT, _SOURCE_BYTES = 4, 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryCost:
+    """A prediction."""
+
+    seconds: float
+    """Processor time of one core."""
+    memory_bytes: int
+    """At the peak, beyond the loaded model, in an engine that has found nothing before."""
+
+
+def discovery_cost(
+    command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo] = ()
+) -> DiscoveryCost:
+    """Predict a discovery.
+
+    Args:
+        command: What is asked.
+        info: The loaded model.
+        n_tokens: Of the prompt.
+        layers: Layers of the set that are covered; none for the model's own neurons.
+    """
+    return DiscoveryCost(
+        seconds=_seconds(command, info, n_tokens, layers),
+        memory_bytes=_operators(info, n_tokens, layers)
+        + _temporaries(info, n_tokens, layers)
+        + _results(command, info, n_tokens, layers),
+    )
+
+
+def _seconds(
+    command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
+) -> float:
+    per_token = 2 * info.n_parameters
+    encoders = 2 * sum(layer.d_in * layer.d_sae for layer in layers)
+    blocks = per_token - 2 * info.d_vocab * info.d_model
+    cone = _CONE_OF_SETS if layers else _CONE
+    lens = 2 * info.d_vocab * info.d_model
+    flops = float(n_tokens) * (_PASSES * per_token + encoders)
+    flops += command.max_feature_nodes * (lens + cone * n_tokens * blocks)
+    # Ablations of neurons resume at the ablated layer, half-way up on average; a set's encode at every layer.
+    flops += command.verify_nodes * n_tokens * (blocks if layers else blocks // 2)
+    overhead = _OVERHEAD_SECONDS + command.max_feature_nodes * _NODE_SECONDS
+    overhead += command.verify_nodes * _ABLATION_SECONDS
+    return overhead + flops / _FLOPS_PER_SECOND
+
+
+def _operators(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
+    """What is kept of the forward pass: streams, norms, gates, patterns, and a set's activations."""
+    block = 6 * info.d_model + 2 * info.d_mlp + info.n_heads * n_tokens
+    widest = max((layer.d_sae for layer in layers), default=0)
+    return n_tokens * (info.n_layers * block + 2 * widest) * _FLOAT
+
+
+def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
+    """The larger of a sweep's rows with their scores, and of the logits that the lens reads."""
+    rows = min(_TARGETS_PER_ROUND * n_tokens, _ROUND_ROWS)
+    width = 6 * info.d_model if layers else 4 * info.d_model + 3 * info.d_mlp
+    return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
+
+
+def _results(
+    command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
+) -> int:
+    """The rows: sources with weights, and an error and a token each."""
+    row = _SOURCES_PER_ROW * _SOURCE_BYTES + (1 + info.n_layers) * n_tokens * _FLOAT
+    return command.max_feature_nodes * row

@@ -1,0 +1,202 @@
+"""Stored circuits through a real gRPC server, and growing ones from a real engine process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.longrunning import operations_pb2 as longrunning
+from google.longrunning.operations_pb2_grpc import OperationsStub
+
+from tests.builders import tiny_folder
+from tests.integration.server_house import Edge, edge, field, reason
+from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.endpoint import Endpoint
+from trephine.client.errors import InvalidRequestError, NothingMatchedError, ResourceNotFoundError
+from trephine.client.types import NodeKind
+from trephine.ipc.engine_proxy import SubprocessEngineLauncher
+from trephine.v1 import circuit_queries_pb2 as queries
+from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import common_pb2 as common
+from trephine.v1 import operation_service_pb2 as operations
+from trephine.v1.circuit_service_pb2_grpc import CircuitServiceStub
+from trephine.v1.operation_service_pb2_grpc import OperationServiceStub
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+CAPITAL = Path(__file__).parents[1] / "fixtures" / "circuit_tracer" / "capital.json"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
+    """A server over a real engine process with a tiny Llama: one for the module."""
+    folder = tmp_path_factory.mktemp("edge")
+    tiny_folder("llama", folder / "roots" / "tiny")
+    async with edge(folder, launcher=SubprocessEngineLauncher(threads=1)) as house:
+        await house.load()
+        yield house
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stored(server: Edge) -> AsyncIterator[AsyncCircuits]:
+    """The async client's circuits of that server."""
+    yield AsyncCircuits(AsyncWire(Endpoint(address=server.address)))
+
+
+def request(nodes: int = 24, prompt: str = PROMPT) -> circuits.DiscoverCircuitRequest:
+    return circuits.DiscoverCircuitRequest(
+        model="models/tiny",
+        prompt=prompt,
+        target=common.LogitTarget(token=" Mary", against=" John"),
+        request_id=str(uuid4()),
+        max_feature_nodes=nodes,
+        verify_nodes=0,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def found(server: Edge) -> AsyncIterator[str]:
+    """The name of a discovered circuit."""
+    started = await server.stub(CircuitServiceStub).DiscoverCircuit(request())
+    done, circuit = await server.wait(started), circuits.Circuit()
+    assert done.response.Unpack(circuit), done
+    yield circuit.name
+
+
+async def test_a_growing_circuit_is_watched_and_ends_within_a_quantum(server: Edge):
+    """After each round a partial graph arrives, growing; cancelled after two rounds, it ends so."""
+    started = await server.stub(CircuitServiceStub).DiscoverCircuit(request(600, PROMPT * 3))
+    partials = []
+    watch = operations.WatchRequest(name=started.name)
+    async for update in server.stub(OperationServiceStub).Watch(watch):
+        if update.HasField("partial_circuit"):
+            partials.append(update.partial_circuit)
+        if len(partials) == 2 and not update.metadata.state.startswith("cancel"):
+            await server.stub(OperationsStub).CancelOperation(
+                longrunning.CancelOperationRequest(name=started.name)
+            )
+        last = update
+    assert [one.expanded for one in partials[:2]] == [64, 128]
+    assert last.metadata.state == "cancelled"
+    assert not last.HasField("partial_circuit")
+    first, second = partials[:2]
+    assert 0 < first.inside < second.inside <= 1
+    assert len(second.nodes) == 32
+    assert [one.influence for one in second.nodes] == sorted(
+        (n.influence for n in second.nodes), reverse=True
+    )
+    assert second.edges
+    assert all(-1 <= one.target < 32 and 0 <= one.source < 32 for one in second.edges)
+
+
+async def test_parts_are_paged_and_refusals_name_their_field(server: Edge, found: str):
+    """Nodes and paths come with the first page, edges on every one; a token continues its question only."""
+    stub = server.stub(CircuitServiceStub)
+    ask = queries.QuerySubgraphRequest(
+        circuit=found, around=queries.AroundNode(node=3, ancestors=9, descendants=9), page_size=7
+    )
+    pages = [await stub.QuerySubgraph(ask)]
+    while pages[-1].next_page_token:
+        ask.page_token = pages[-1].next_page_token
+        pages.append(await stub.QuerySubgraph(ask))
+    edges = [edge for page in pages for edge in page.edges]
+    assert len(pages) > 2
+    assert len(edges) == pages[0].n_edges
+    assert len(pages[0].nodes) == pages[0].n_nodes > 3
+    assert not pages[1].nodes
+    weights = [abs(edge.weight) for edge in edges]
+    assert weights == sorted(weights, reverse=True)
+    ask.around.node = 4
+    for broken, where in (
+        (ask, "page_token"),
+        (queries.QuerySubgraphRequest(circuit=found), "part"),
+        (queries.QuerySubgraphRequest(circuit="x", around=queries.AroundNode()), "circuit"),
+        (queries.QuerySubgraphRequest(circuit=found, around=queries.AroundNode(node=-1)), "around.node"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.QuerySubgraph(broken)
+        assert field(refused.value) == where
+    small = await stub.QuerySubgraph(
+        queries.QuerySubgraphRequest(
+            circuit=found, around=queries.AroundNode(node=3, ancestors=9), max_nodes=3
+        )
+    )
+    assert small.cut
+    assert len(small.nodes) == 3 < small.n_nodes
+
+
+async def test_circuits_are_asked_annotated_pruned_and_compared(stored: AsyncCircuits, found: str):
+    """One life of a circuit through the async client, an answer of every call looked at."""
+    circuit = await stored.get(found)
+    features = await circuit.nodes(kind=NodeKind.FEATURE, order="index")
+    target = (await circuit.nodes(kind=NodeKind.LOGIT))[0].index
+    between = await circuit.between(features[0].index, target, paths=3)
+    assert {path.nodes[0] for path in between.paths} == {features[0].index}
+    assert {path.nodes[-1] for path in between.paths} == {target}
+    with pytest.raises(NothingMatchedError, match="the other way round"):
+        await circuit.between(target, features[0].index)
+    weakest = (await circuit.nodes(kind=NodeKind.FEATURE))[-1].index
+    await circuit.pin(weakest, author="ann")
+    await circuit.label(weakest, "rare", author="ann")
+    await circuit.group("ends", weakest, features[0].index)
+    shown = (await circuit.nodes(pinned=True))[0]
+    assert shown.given_label is not None
+    assert (shown.index, shown.given_label.text, shown.group, shown.pinned) == (weakest, "rare", "ends", True)
+    small = await circuit.prune(node_threshold=0.5, max_nodes=5)
+    assert (await circuit.prune(node_threshold=0.5, max_nodes=5)).name == small.name
+    counted = await circuit.prune(node_threshold=0.5, max_nodes=5, validate_only=True)
+    assert (counted.name, counted.info.n_nodes) == ("", small.info.n_nodes)
+    assert small.info.provenance.parent == circuit.name
+    assert [one.given_label and one.given_label.text for one in await small.nodes(pinned=True)] == ["rare"]
+    diff = await circuit.diff(small)
+    assert diff.n_nodes == circuit.info.n_nodes
+    assert all(one.first for one in diff.nodes)
+    assert [one.name async for one in _named(stored, parent=circuit.name)] == [small.name]
+    assert [one.name async for one in _named(stored, prompt="MARY and", model="tiny")]
+    await small.delete()
+    with pytest.raises(ResourceNotFoundError):
+        await stored.get(small.name)
+
+
+async def _named(stored: AsyncCircuits, **wanted: str) -> AsyncIterator[AsyncCircuit]:
+    for one in await stored.list(**wanted):
+        yield one
+
+
+async def test_groups_by_direction_come_from_the_engine(stored: AsyncCircuits, found: str):
+    """Random neurons are hardly alike: at a small bound the same neurons at several positions are found."""
+    circuit = await stored.get(found)
+    said = await circuit.group_automatically(min_similarity=0.05, max_positions_apart=20, author="bob")
+    automatic = [one for one in said.groups if one.how]
+    assert automatic
+    nodes = {one.index: one for one in await circuit.nodes()}
+    assert all(nodes[member].kind is NodeKind.FEATURE for one in automatic for member in one.nodes)
+    assert all(one.cohesion is not None and one.cohesion >= 0.05 for one in automatic)
+    document = await circuit.export_annotations()
+    assert {one[0] for one in document["supernodes"]} == {one.name for one in said.groups}
+    again, skipped = await circuit.import_annotations(document)
+    assert (len(again.groups), skipped) == (len(said.groups), ())
+
+
+async def test_a_foreign_graph_is_imported_and_nothing_can_be_made_of_it(stored: AsyncCircuits, server: Edge):
+    """It is marked, queried and exported; a file that is no graph is refused."""
+    imported = await stored.import_graph(CAPITAL)
+    assert imported.info.provenance.origin == "imported"
+    target = (await imported.nodes(kind=NodeKind.LOGIT))[0].index
+    assert (await imported.around(target, descendants=0)).n_edges > 5
+    document = await imported.json(node_threshold=1.0, edge_threshold=1.0)
+    assert len(document["links"]) == len(json.loads(CAPITAL.read_bytes())["links"])
+    assert "graphml" in await imported.graphml()
+    with pytest.raises(InvalidRequestError, match="no JSON"):
+        await stored.import_graph(b"x")
+    with pytest.raises(grpc.aio.AioRpcError) as missing:
+        await server.stub(CircuitServiceStub).ImportCircuit(
+            queries.ImportCircuitRequest(artifact="artifacts/" + "0" * 64)
+        )
+    assert reason(missing.value) == "RESOURCE_NOT_FOUND"
