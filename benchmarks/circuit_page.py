@@ -3,8 +3,9 @@
 Opens pages of 100, 1,000 and 5,000 nodes in a headless Chromium without a GPU, prints when the first
 paint came and how long frames take while zooming and dragging, and writes screenshots, light and dark,
 at the widths of a phone and of a desk. Every frame of a gesture gets one event and is drawn whole; the
-browser's limit of 60 frames a second is off, so that a frame takes what it takes. `--page FILE` adds
-exported pages.
+browser's limit of 60 frames a second is off, so that a frame takes what it takes; beside that stands the
+processor time of all of the browser's processes per frame, which other work on the machine does not change.
+`--page FILE` adds exported pages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.browser import found_chromium  # noqa: TID251  tools of the tests, which use the same pages
@@ -68,25 +70,19 @@ class Speed:
     edges_ready: float
     """Until the edges at rest are drawn too."""
     frames: dict[str, list[float]]
+    processor: float
+    """Of a frame, all processes of the browser together, mean over the four gestures."""
 
     def cells(self) -> tuple[str, ...]:
         """What the table shows."""
         middle = [f"{statistics.median(times):.1f} / {_high(times):.1f}" for times in self.frames.values()]
         size = (self.name, f"{self.nodes:,}", f"{self.edges:,}", f"{self.kilobytes:,.0f}")
-        return (*size, f"{self.paint:.0f}", f"{self.edges_ready:.0f}", *middle)
+        return (*size, f"{self.paint:.0f}", f"{self.edges_ready:.0f}", *middle, f"{self.processor:.1f}")
 
 
 HEADINGS = (
-    "page",
-    "nodes",
-    "edges",
-    "kB",
-    "paint",
-    "edges",
-    "zoom",
-    "drag",
-    "zoom, all edges",
-    "drag, all edges",
+    *("page", "nodes", "edges", "kB", "paint", "edges"),
+    *("zoom", "drag", "zoom, all edges", "drag, all edges", "processor"),
 )
 
 
@@ -115,11 +111,16 @@ def measure(browser: Browser, path: Path) -> Speed:
     page = _opened(browser, path, DESK, "light")
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     ready = page.evaluate("performance.now()")
-    frames = {kind: page.evaluate(_GESTURE, [kind, FRAMES]) for kind in ("zoom", "drag")}
+    frames, used = {}, 0.0
+    for kind in ("zoom", "drag"):
+        frames[kind], spent = _gesture(page, kind)
+        used += spent
     while page.evaluate("trephine.edgesAtRest.which") != "all":
         page.get_by_role("button", name="Edges: ").click()
     _settle(page)
-    frames |= {f"all {kind}": page.evaluate(_GESTURE, [kind, FRAMES]) for kind in ("zoom", "drag")}
+    for kind in ("zoom", "drag"):
+        frames[f"all {kind}"], spent = _gesture(page, kind)
+        used += spent
     speed = Speed(
         name=path.stem if path.stem != "circuit" else path.parent.name,
         nodes=page.evaluate("trephine.nodes"),
@@ -128,6 +129,7 @@ def measure(browser: Browser, path: Path) -> Speed:
         paint=paint,
         edges_ready=ready,
         frames=frames,
+        processor=1000 * used / (4 * FRAMES),
     )
     page.close()
     return speed
@@ -150,6 +152,26 @@ def pictures(browser: Browser, path: Path, name: str, folder: Path) -> Iterator[
                 page.screenshot(path=shot)
                 yield shot
             page.close()
+
+
+def _gesture(page: Page, kind: str) -> tuple[list[float], float]:
+    """Frames of a gesture, in milliseconds, and the processor time that they took, in seconds."""
+    _settle(page)
+    before = _processor_seconds()
+    frames: list[float] = page.evaluate(_GESTURE, [kind, FRAMES])
+    return frames, _processor_seconds() - before
+
+
+def _processor_seconds() -> float:
+    """Of all processes that this one started: the browser's."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def _opened(browser: Browser, path: Path, size: tuple[int, int], scheme: Any) -> Page:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -47,8 +47,21 @@ def browser() -> Iterator[Browser]:
 def problems(page: Page) -> list[str]:
     """Return a list that fills with the errors, warnings, dialogs and requests of a page."""
     seen: list[str] = []
+
+    def said(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            seen.append(message.text)
+
+    def asked(dialog: Dialog) -> None:
+        seen.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def loads(request: Request) -> None:
+        if not request.url.startswith("file:"):
+            seen.append(request.url)
+
     page.on("pageerror", lambda error: seen.append(f"error: {error}"))
-    page.on("console", lambda one: seen.append(one.text) if one.type in ("error", "warning") else None)
-    page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda one: seen.append(one.url) if not one.url.startswith("file:") else None)
+    page.on("console", said)
+    page.on("dialog", asked)
+    page.on("request", loads)
     return seen

@@ -99,9 +99,9 @@ def test_search_finds_by_feature_layer_token_and_id(small):
     """Matches are counted, Enter jumps to the most influential, n goes on, Escape clears."""
     page, document = small
     node = busiest(document)
-    layer, index, _ = node.split("_")
+    layer, index, position = node.split("_")
     box = page.get_by_role("searchbox")
-    for text in (f"#{index}", f"{layer}:{index}", node):
+    for text in (f"#{index}", f"{layer}:{index}", f"{layer}:{index}@{position}", node):
         box.fill(text)
         assert state(page, "matches") == [node]
     box.fill(f"L{layer}")

@@ -41,7 +41,9 @@ function remember() {
   if (+edgeSlider.value > 0) said.set("edges", edgeSlider.value);
   if (state.atRest !== restAtFirst) said.set("rest", state.atRest);
   const hash = said.size ? `#${said}` : "";
-  if (hash !== written) { written = hash; history.replaceState(null, "", hash || location.pathname + location.search); }
+  if (hash === written) return;
+  written = hash;
+  try { history.replaceState(null, "", hash || location.pathname + location.search); } catch { /* a frame of a notebook has no address of its own */ }
 }
 
 // Read-only: what is shown, in the ids of the JSON document. Tests and notebooks look here; nothing can be set.

@@ -37,12 +37,12 @@ const nodePanel = i => {
     el("h2", {}, el("bdi", {}, visible(title(i)))),
     facts([
       ["kind", kindWord(i)], ["where", where(i)],
-      kind === "feature" ? [featureWord, `${graph.layer[i]}:${graph.feature[i]}`] : null,
       at >= 0 && kind !== "token" ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
       kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? ["probability", number(graph.activation[i])] : null,
       kind === "logit" ? null : ["effect on target (estimate)", signed(graph.effect[i]) + " logits", sign(graph.effect[i])],
       ["influence", percent(graph.influence[i], 2)],
+      address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
       ["id", el("span", { class: "mono" }, graph.ids[i])],
     ]),
     el("p", { class: "actions" }, pinButton(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,

@@ -28,6 +28,10 @@ const cardOf = i => graph.cards[graph.card[i]];
 const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
 const KIND_WORDS = { feature: featureWord, error: "error term", token: "token", logit: "target" };
 const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
+// How commands and the client write a node.
+const address = i => ({
+  feature: `${graph.layer[i]}:${graph.feature[i]}@${graph.position[i]}`, error: `error:${graph.layer[i]}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
+})[graph.kind[i]];
 const title = vertex => {
   const group = groupOf(vertex);
   if (group) return group.label || "supernode";
