@@ -34,6 +34,12 @@ nodes are low or early; features of a set are scored where they are active, neur
 _ROUND_ROWS, _TARGETS_PER_ROUND = 2048, 64
 """Packed adjoint rows at once, and nodes per round (`engine.expansion`)."""
 
+_SCORES_ALIVE = 3
+"""Copies of a block's scores of neurons that are alive at once: of gates, of values, their mixture."""
+
+_PAGED_SHARE = 1.3
+"""Of a set's weights: they are paged in, and some rows are held again, widened to float32."""
+
 _SOURCES_PER_ROW = 4000
 """Sources that a row stores on average, of at most 20,000."""
 
@@ -50,7 +56,10 @@ class DiscoveryCost:
     seconds: float
     """Processor time of one core."""
     memory_bytes: int
-    """At the peak, beyond the loaded model, in an engine that has found nothing before."""
+    """At the peak, beyond the loaded model, in an engine that has found nothing before.
+
+    A set's weights are paged in by its first use and count here; later discoveries find them.
+    """
 
 
 def discovery_cost(
@@ -68,7 +77,8 @@ def discovery_cost(
         seconds=_seconds(command, info, n_tokens, layers),
         memory_bytes=_operators(info, n_tokens, layers)
         + _temporaries(info, n_tokens, layers)
-        + _results(command, info, n_tokens, layers),
+        + _results(command, info, n_tokens)
+        + int(_PAGED_SHARE * sum(layer.memory_bytes for layer in layers)),
     )
 
 
@@ -99,13 +109,11 @@ def _operators(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayer
 def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
     """The larger of a sweep's rows with their scores, and of the logits that the lens reads."""
     rows = min(_TARGETS_PER_ROUND * n_tokens, _ROUND_ROWS)
-    width = 6 * info.d_model if layers else 4 * info.d_model + 3 * info.d_mlp
+    width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
     return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
 
 
-def _results(
-    command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
-) -> int:
+def _results(command: DiscoverCircuit, info: ModelInfo, n_tokens: int) -> int:
     """The rows: sources with weights, and an error and a token each."""
     row = _SOURCES_PER_ROW * _SOURCE_BYTES + (1 + info.n_layers) * n_tokens * _FLOAT
     return command.max_feature_nodes * row

@@ -214,7 +214,8 @@ def _name(nodes: Sequence[Node]) -> str:
     for node in nodes:
         told = node.promotes if node.activation >= 0 else node.suppresses
         votes.update({token: 1 / (1 + rank) for rank, token in enumerate(told)})
-    said = " ".join(repr(token) for token, _ in votes.most_common(2)) or nodes[0].label
+    # Displays of tokens are fit to be shown; repr would escape their escapes.
+    said = " ".join(f"'{token}'" for token, _ in votes.most_common(2)) or nodes[0].label
     layers, positions = [node.layer for node in nodes], [node.position for node in nodes]
     return f"{said}, layers {_range(layers)} at {_range(positions)}"[:200]
 

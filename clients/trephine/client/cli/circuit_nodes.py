@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
+from trephine.client.cli.discover import known
 from trephine.client.cli.output import Output
 from trephine.client.errors import InvalidRequestError
 from trephine.client.types import Node, NodeKind
@@ -73,8 +74,8 @@ def print_nodes(output: Output, nodes: Sequence[Node]) -> None:
             str(node.index),
             address(node),
             f"{node.influence:.4f}",
-            f"{node.effect:+.3f}",
-            f"{node.activation:+.3f}",
+            known(node.effect, "+.3f"),
+            known(node.activation, "+.3f"),
             "*" if node.pinned else "",
             node.group,
             called(node),

@@ -95,14 +95,23 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
     facts = [
         ("circuit", info.name),
         ("prompt", repr(info.prompt)),
-        ("target", f"{info.target.display!r}{against}: {info.baseline:+.3f} logits"),
+        ("target", f"{info.target.display!r}{against}: {known(info.baseline, '+.3f')} logits"),
         ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({info.edge_rule})"),
-        ("inside", f"{info.selected_share:.1%} of all influence; {info.error_share:.1%} through errors"),
+        (
+            "inside",
+            f"{known(info.selected_share, '.1%')} of all influence; "
+            f"{known(info.error_share, '.1%')} through errors",
+        ),
         ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
     ]
     if info.quality is not None:
         facts[4:4] = quality_facts(info.quality, info.edge_rule)
     return facts
+
+
+def known(value: float, form: str) -> str:
+    """A figure, or a dash where there is none, as in imported circuits."""
+    return "-" if isnan(value) else format(value, form)
 
 
 def quality_facts(quality: EstimateQuality, rule: str) -> list[tuple[str, str]]:
@@ -129,8 +138,8 @@ def node_row(node: Node) -> tuple[str, ...]:
         str(node.feature),
         str(node.position),
         f"{node.influence:.4f}",
-        f"{node.effect:+.3f}",
-        f"{node.activation:+.3f}",
+        known(node.effect, "+.3f"),
+        known(node.activation, "+.3f"),
         " ".join(repr(token) for token in node.promotes[:4]),
     )
 

@@ -1,0 +1,97 @@
+"""Predicted time and memory of discoveries beside what `benchmarks.discovery_costs` measured on SmolLM2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.app.house import model_info
+from trephine.app.circuit_costs import discovery_cost
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.models import ModelInfo
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
+from trephine.domain.sites import Site, SiteKind
+
+# Tokens, nodes, verified nodes, processor seconds, MB beyond the model in a fresh engine.
+NEURONS = (
+    (5, 64, 0, 0.68, 28.7),
+    (5, 256, 64, 2.77, 47.1),
+    (25, 256, 0, 4.34, 136),
+    (25, 256, 32, 5.98, 185),
+    (25, 512, 0, 8.04, 143),
+    (101, 128, 0, 8.07, 357),
+)
+TRANSCODERS = (
+    (5, 64, 0, 0.99, 237),
+    (5, 256, 64, 3.28, 250),
+    (25, 256, 0, 2.47, 222),
+    (25, 256, 32, 5.67, 220),
+    (25, 512, 0, 3.99, 275),
+    (101, 128, 0, 5.26, 435),
+)
+
+
+def smollm2() -> ModelInfo:
+    """What is known of SmolLM2-135M."""
+    return replace(
+        model_info("smollm2"),
+        n_layers=30, n_heads=9, d_model=576, d_mlp=1536, d_vocab=49152, n_parameters=134_515_008,
+    )  # fmt: skip
+
+
+def transcoders() -> tuple[ReplacementLayerInfo, ...]:
+    """A transcoder of 2,048 features in float16 for every layer."""
+    return tuple(
+        ReplacementLayerInfo(
+            layer=layer,
+            kind=LayerKind.TRANSCODER,
+            support=SupportRule.JUMPRELU,
+            site_in=Site(kind=SiteKind.MLP_IN, layer=layer),
+            sites_out=(Site(kind=SiteKind.MLP_OUT, layer=layer),),
+            d_in=576,
+            d_out=576,
+            d_sae=2048,
+            normalisation="none",
+            has_skip=False,
+            claimed_l0=32.0,
+            memory_bytes=4_737_280,
+            content_hash="",
+        )
+        for layer in range(30)
+    )
+
+
+def asked(nodes: int, verified: int) -> DiscoverCircuit:
+    """A discovery of that size."""
+    return DiscoverCircuit(
+        prompt="x", target=LogitTarget(token=" a"), max_feature_nodes=nodes, verify_nodes=verified
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "row"),
+    [((), row) for row in NEURONS] + [(transcoders(), row) for row in TRANSCODERS],
+    ids=lambda value: "-".join(map(str, value)) if value and isinstance(value[0], int) else "",
+)
+def test_predictions_are_within_a_factor_of_two(layers, row):
+    """Seconds of one core and memory, for neurons and for a set."""
+    tokens, nodes, verified, seconds, megabytes = row
+    cost = discovery_cost(asked(nodes, verified), smollm2(), tokens, layers)
+    assert 0.5 <= cost.seconds / seconds <= 2
+    assert 0.5 <= cost.memory_bytes / 1e6 / megabytes <= 2
+
+
+def test_more_of_anything_costs_more():
+    """Tokens, nodes and verified nodes each raise both figures, but verification, which adds time alone."""
+    least = discovery_cost(asked(64, 0), smollm2(), 16)
+    for more in (
+        discovery_cost(asked(128, 0), smollm2(), 16),
+        discovery_cost(asked(64, 0), smollm2(), 32),
+        discovery_cost(asked(64, 0), smollm2(), 16, transcoders()),
+    ):
+        assert more.memory_bytes > least.memory_bytes
+    assert discovery_cost(asked(128, 0), smollm2(), 16).seconds > least.seconds
+    assert discovery_cost(asked(64, 0), smollm2(), 32).seconds > least.seconds
+    assert discovery_cost(asked(64, 16), smollm2(), 16).seconds > least.seconds
