@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws bench-discovery image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws bench-discovery bench-circuits bench-verify image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -79,6 +79,16 @@ bench-discovery: $(VENV)/dev.stamp $(VENV)/peer/stamp ## Discovery beside circui
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.discovery --peer $(VENV)/peer/bin/python \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-circuits: $(VENV)/dev.stamp ## Circuits of behaviours: curves, random circuits, stability, estimators
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.dataset_circuits --data $(SHARED)/data \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/circuits
+
+bench-verify: $(VENV)/dev.stamp ## Ten circuits under real ablations, random circuits, a search for the worst mask
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.verify_circuits --data $(SHARED)/data \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/verify
 
 image: ## Build the container image
 	docker build --tag trephine .

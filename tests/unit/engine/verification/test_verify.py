@@ -1,0 +1,217 @@
+"""VerifyCircuit on tiny models: what is reported holds, and what cannot be verified is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from tests.resident_sets import resident_set
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuits import DiscoverCircuit, NodeKind
+from trephine.domain.commands import Progress
+from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
+from trephine.domain.sites import NEURONS
+from trephine.domain.verification import (
+    Predictor,
+    Standing,
+    Substitute,
+    VerificationOptions,
+    VerifyCircuit,
+)
+from trephine.engine.discovery import discover_circuit
+from trephine.engine.quanta import finish
+from trephine.engine.verification.verify import verify_on
+
+PROMPT = "When Mary went to the store John gave a drink to"
+OTHER = "When John went to the store Mary gave a drink to"
+QUICK = VerificationOptions(nodes=100, groups=6, depth_nodes=12, adversary_steps=4, bootstrap=100)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@cache
+def found(kind: str):
+    """A hosted tiny Llama and a circuit over its neurons or a random set."""
+    hosted = tiny_hosted("llama")
+    name = NEURONS if kind == NEURONS else resident_set(hosted, kind)
+    command = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=name,
+        max_feature_nodes=60,
+        verify_nodes=0,
+    )
+    return hosted, finish(discover_circuit(hosted, command))
+
+
+def features(circuit):
+    """Its feature nodes."""
+    return tuple(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.FEATURE)
+
+
+@cache
+def verified(kind: str, **changes: Any):
+    """The report of a circuit of half of the features; each once, for a run takes a second."""
+    return verified_anew(kind, **changes)
+
+
+def verified_anew(kind: str, **changes: Any):
+    """The same, whatever was verified before."""
+    hosted, circuit = found(kind)
+    command = VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=replace(QUICK, **changes))
+    return finish(verify_on(hosted, command))
+
+
+@pytest.mark.parametrize("kind", [NEURONS, "relu", "clt"])
+def test_everything_that_is_asked_for_is_reported(kind):
+    """All tables, with intervals that hold their estimates and words for every figure."""
+    report = verified(kind, substitutes=tuple(Substitute), counterfactual=OTHER)
+    examined = [one for one in (report.given, report.control) if one is not None]
+    assert len(examined) == (2 if kind == "relu" else 1)
+    assert report.control_note.startswith("not applicable") == (kind != "relu")
+    for one in examined:
+        singles = [m for m in one.measurements if m.ablations == "single nodes"]
+        assert len(singles) == 100
+        assert {m.stratum for m in singles} == {"outside", *(f"quantile {n} of 5" for n in range(1, 6))}
+        assert {m.paths for m in singles if m.stratum == "outside"} == {0.0}
+        kinds = {a.ablations for a in one.agreements}
+        assert kinds >= {"single nodes", "random groups", "whole layers", "cumulative top-k"}
+        assert [f.substitute for f in one.faithfulness] == list(Substitute)
+        assert one.depths
+        assert one.worst_case is not None
+        for part in (one.agreements, one.comparisons, one.depths, one.faithfulness, (one.worst_case,)):
+            for figure in part:
+                assert "positions >= 1" in figure.how
+                assert "error term" in figure.how
+                assert "nothing frozen" in figure.how
+        for a in one.agreements:
+            assert a.spearman.low - 0.2 <= a.spearman.value <= a.spearman.high + 0.2
+
+
+def test_shown_effects_rank_and_are_their_own_baseline():
+    """First-order effects agree with ablations; they cannot beat activation x gradient, for they are it."""
+    report = verified("relu")
+    shown = next(
+        a for a in report.given.agreements if a.ablations == "single nodes" and a.predictor is Predictor.SHOWN
+    )
+    assert shown.spearman.low > 0.7
+    standing = {(c.predictor, c.baseline): c.standing for c in report.given.comparisons}
+    assert standing[Predictor.SHOWN, Predictor.ACTIVATION_GRADIENT] is Standing.DOES_NOT_BEAT
+    assert standing[Predictor.SHOWN, Predictor.PERMUTED] is Standing.BEATS
+    assert len(standing) == 6
+
+
+@pytest.mark.parametrize("kind", [NEURONS, "relu"])
+def test_search_finds_what_random_masks_do_not(kind):
+    """The worst rounded mask is real, and below the plain model and the best random one."""
+    worst = verified(kind).given.worst_case
+    sign = 1 if worst.baseline >= 0 else -1
+    assert sign * worst.rounded < sign * worst.baseline
+    assert sign * worst.rounded <= sign * worst.random
+    assert 0 < worst.ablated <= worst.outside
+
+
+def test_a_circuit_of_everything_is_the_model():
+    """Keeping every active feature of a set changes little; ablating them is ablating everything."""
+    hosted, circuit = found("relu")
+    command = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=circuit.replacement,
+        max_feature_nodes=10_000,
+        verify_nodes=0,
+    )
+    whole = finish(discover_circuit(hosted, command))
+    options = replace(QUICK, control=False, adversary_steps=0, depth_nodes=0, groups=0)
+    report = finish(verify_on(hosted, VerifyCircuit(circuit=whole, kept=features(whole), options=options)))
+    zero = report.given.faithfulness[0]
+    assert zero.substitute is Substitute.ZERO
+    assert abs(zero.kept - zero.baseline) < 0.05 * abs(zero.empty - zero.baseline)
+    # What is not in the circuit was silent on the prompt, and wakes only where the stream has changed.
+    assert abs(zero.removed - zero.empty) < 0.3 * abs(zero.empty - zero.baseline)
+    assert report.given.worst_case is None
+    assert report.given.depths == ()
+
+
+def test_same_seed_same_report():
+    """Nothing but time and memory differs between two runs (law 9)."""
+    one, two = (
+        replace(report, seconds=0, peak_extra_bytes=0)
+        for report in (verified(NEURONS), verified_anew(NEURONS))
+    )
+    assert one == two
+
+
+def test_work_is_cut_into_quanta():
+    """Progress comes in stages, each ending at its total, and every batch of passes is a quantum."""
+    hosted, circuit = found(NEURONS)
+    command = VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=QUICK)
+    told, generator = [], verify_on(hosted, command)
+    for event in generator:
+        told.append(event)
+    events = [event for event in told if isinstance(event, Progress)]
+    last = {event.stage: event for event in events}
+    assert set(last) >= {
+        "single and group ablations",
+        "change by depth",
+        "necessity and sufficiency (zero)",
+        "worst case",
+    }
+    assert all(event.done == event.total for event in last.values())
+    assert len(told) > 40
+
+
+def test_random_dictionary_leaves_no_trace():
+    """The control's dictionary is never among the model's own sets."""
+    hosted, circuit = found("relu")
+    assert verified("relu").control is not None
+    assert set(hosted.replacements) == {circuit.replacement}
+
+
+def test_changed_weights_and_lost_sets_are_refused():
+    """Each by the error that says what to do."""
+    hosted, circuit = found("relu")
+    other = replace(circuit, weight_hash="0" * 64)
+    with pytest.raises(ParentChangedError, match="discover it again"):
+        finish(verify_on(hosted, VerifyCircuit(circuit=other, kept=features(other), options=QUICK)))
+    gone = replace(circuit, replacement="gone")
+    with pytest.raises(ReplacementNotFoundError, match="Load it first"):
+        finish(verify_on(hosted, VerifyCircuit(circuit=gone, kept=features(gone), options=QUICK)))
+
+
+def test_nothing_to_ablate_and_uneven_counterfactuals_are_refused():
+    """A circuit without features after position 0, and a donor of another length."""
+    hosted, circuit = found(NEURONS)
+    at_start = tuple(n for n in features(circuit) if circuit.nodes[n].position == 0)
+    with pytest.raises(InvalidRequestError, match="nothing to ablate"):
+        finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=at_start, options=QUICK)))
+    options = replace(QUICK, substitutes=(Substitute.RESAMPLE,), counterfactual="When Mary")
+    with pytest.raises(InvalidRequestError, match="equally long"):
+        finish(
+            verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=options))
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("nodes", 99), ("random_circuits", 19), ("adversary_steps", -1), ("bootstrap", 0), ("substitutes", ())],
+)
+def test_too_little_to_mean_anything_is_refused(field, value):
+    """Fewer ablations or random circuits than a verdict needs."""
+    with pytest.raises(InvalidRequestError) as refused:
+        VerificationOptions(**{field: value})
+    assert refused.value.context["field"] == field
+
+
+def test_resampling_needs_a_counterfactual():
+    """Said before any work."""
+    with pytest.raises(InvalidRequestError, match="counterfactual"):
+        VerificationOptions(substitutes=(Substitute.RESAMPLE,))
