@@ -94,11 +94,11 @@ const strands = (pen, n, count) => {
   aside.length = 0;
   return m;
 };
-const thinned = () => resting.from.length <= FEW ? .7 : Math.max(.09, Math.min(.7, 900 / resting.from.length));
 const aside = [];
 const finish = (pen, level, positive) => {
   pen.strokeStyle = positive ? colour.plus : colour.minus;
-  pen.globalAlpha = LEVELS[level][1] * thinned();
+  const few = resting.from.length <= FEW;  // each of a few can be followed by eye
+  pen.globalAlpha = few ? Math.max(.26, .75 * LEVELS[level][1]) : LEVELS[level][1] * Math.max(.09, Math.min(.7, 900 / resting.from.length));
   pen.lineWidth = Math.min(LEVELS[level][2], resting.from.length > 8000 ? 1 : 9);
   pen.stroke();
 };
