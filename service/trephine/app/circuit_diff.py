@@ -190,11 +190,14 @@ def _figures(first: Circuit, second: Circuit) -> tuple[tuple[Figure, Figure], ..
         return Figure(name=name, value=a, unit=unit), Figure(name=name, value=b, unit=unit)
 
     a, b = first.figures, second.figures
+    nothing = float("nan")
+    ranks = [nothing if one.quality is None else one.quality.spearman for one in (first, second)]
     return (
         told("baseline", "logits", a.baseline, b.baseline),
         told("selected_share", "", a.selected_share, b.selected_share),
         told("error_share", "", a.error_share, b.error_share),
         told("active_features", "", a.active_features, b.active_features),
+        told("rank_correlation_with_ablations", "", *ranks),
         told("nodes", "", len(first.nodes), len(second.nodes)),
         told("edges", "", first.edges.weight.shape[0], second.edges.weight.shape[0]),
     )

@@ -109,7 +109,7 @@ class Circuits:
         self._artifacts = artifacts
         self._clock = clock or SystemClock()
         self._open: OrderedDict[str, StoredCircuit] = OrderedDict()
-        self._annotating = asyncio.Lock()
+        self._changing = asyncio.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(folder)
 
@@ -133,14 +133,15 @@ class Circuits:
             DiskFullError: If there is no room; nothing is kept.
         """
         circuit_id = circuit_id or uuid4().hex
-        if not self.exists(circuit_id):
-            stored = StoredCircuit(
-                name=resource("circuits", circuit_id),
-                create_time=timestamp(self._clock.now()),
-                circuit=circuit,
-                provenance=provenance,
-            )
-            await asyncio.to_thread(_publish, self._folder / circuit_id, stored, annotations)
+        async with self._changing:  # ids of pruned and imported circuits are the same for the same request
+            if not self.exists(circuit_id):
+                stored = StoredCircuit(
+                    name=resource("circuits", circuit_id),
+                    create_time=timestamp(self._clock.now()),
+                    circuit=circuit,
+                    provenance=provenance,
+                )
+                await asyncio.to_thread(_publish, self._folder / circuit_id, stored, annotations)
         return await self.get(circuit_id)
 
     async def get(self, name: str) -> StoredCircuit:
@@ -203,7 +204,7 @@ class Circuits:
             ResourceNotFoundError: If there is no such circuit.
             DiskFullError: If there is no room; nothing is changed.
         """
-        async with self._annotating:
+        async with self._changing:
             changed = change(await self.annotations(name))
             file = self._folder / id_in("circuits", name) / _ANNOTATIONS
             await asyncio.to_thread(write_whole, file, encode(changed))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 from google.protobuf.empty_pb2 import Empty
 
 from trephine.app.circuit_pruning import in_words
 from trephine.app.circuits import EdgeList
 from trephine.app.service import Service
-from trephine.domain.circuit_queries import NodeFilter
+from trephine.domain.circuit_queries import Between, NodeFilter
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import Paging, page
@@ -74,7 +75,10 @@ class CircuitQueries:
         question = question_from_wire(request)
         most = min(at_least(request.max_nodes, 0, "max_nodes") or 1000, 5000)
         circuit = resource_id(request.circuit, "circuits", "circuit")
-        stored, part = await self._views.subgraph(circuit, question)
+        asked = question
+        if request.page_token and isinstance(question, Between):
+            asked = replace(question, paths=0)  # paths came with the first page
+        stored, part = await self._views.subgraph(circuit, asked)
         nodes, edges = await asyncio.to_thread(part.largest, stored.circuit, most)
         found = page(
             EdgeList(stored.circuit.edges, edges),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 
 import numpy as np
@@ -180,6 +181,16 @@ async def test_pruned_circuit_is_stored_with_its_parent_and_its_rows_still_sum(t
     sums = entering[numbers(rows.target)] + numbers(rows.bias) + numbers(rows.remainder)
     assert sums == pytest.approx(numbers(rows.total), abs=1e-5)  # fp32 storage of three summands
     assert [one.name for one in await here.circuits.list(CircuitFilter(parent=parent))] == [pruned.name]
+
+
+async def test_the_same_question_at_once_is_answered_by_one_circuit(tmp_path):
+    """Two calls that prune alike at the same time publish one folder, and both succeed."""
+    here = house(tmp_path)
+    parent = await saved(here, layered(5))
+    bounds = Pruning(node_threshold=0.5)
+    several = await asyncio.gather(*(here.circuit_views.prune(parent, bounds) for _ in range(4)))
+    assert len({one.name for one in several}) == 1
+    assert len(await here.circuits.list()) == 2
 
 
 async def test_pinned_nodes_survive_any_pruning_with_their_edges(tmp_path):
