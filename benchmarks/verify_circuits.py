@@ -161,6 +161,10 @@ def remembered(path: Path | None) -> VerificationReport | None:
 
 Row = tuple[Item, str, Examination]
 
+_SUMMARY = (
+    "| prompt | over | shown | paths | paths against magnitude, permuted | circuit alone: zero, mean | "
+    "circuit ablated: zero, mean | worst mask |"
+)
 _AGREE = (
     "| prompt | over | graph / circuit features | shown: rank correlation | slope | "
     "paths: rank correlation | slope | groups, shown | groups, paths |"
@@ -179,6 +183,9 @@ _WORST = "| prompt | over | model | circuit alone | worst relaxed | worst rounde
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of all tables."""
+    yield from ("**Summary: rank correlations; verdicts; logits with p against random circuits**", "")
+    yield from _table(_SUMMARY, (_summary_row(row) for row in rows))
+    yield ""
     yield from ("**Agreement with single ablations (rank correlation and slope, 95 %)**", "")
     yield from _table(_AGREE, (_agreement_row(row) for row in rows))
     yield from ("", "**Against the baselines (paired differences of rank correlations, 95 %)**", "")
@@ -201,6 +208,23 @@ def _table(head: str, rows: Iterator[list[str]]) -> Iterator[str]:
 def _name(row: Row) -> list[str]:
     item, over, _ = row
     return [f"{item.task}: {item.clean} [{item.answer.strip()} / {item.wrong.strip()}]", over]
+
+
+def _summary_row(row: Row) -> list[str]:
+    found = row[2]
+    against = {(one.predictor, one.baseline): one.standing.value for one in found.comparisons}
+    verdicts = [against[Predictor.PATHS, one] for one in (Predictor.MAGNITUDE, Predictor.PERMUTED)]
+    asked = [one for one in found.faithfulness if one.substitute is not Substitute.RESAMPLE]
+    worst = found.worst_case
+    return [
+        f"{_name(row)[0]}, {found.baseline:+.1f}",
+        row[1],
+        *(f"{_of(found, 'single nodes', p).spearman.value:.2f}" for p in (Predictor.SHOWN, Predictor.PATHS)),
+        ", ".join(verdicts),
+        "; ".join(f"{one.kept:+.1f} (p {one.p_sufficient:.2f})" for one in asked),
+        "; ".join(f"{one.removed:+.1f} (p {one.p_necessary:.2f})" for one in asked),
+        "" if worst is None else f"{worst.rounded:+.1f} (random {worst.random:+.1f})",
+    ]
 
 
 def _agreement_row(row: Row) -> list[str]:

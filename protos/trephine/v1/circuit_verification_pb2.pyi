@@ -363,7 +363,7 @@ class CircuitFaithfulness(google.protobuf.message.Message):
     removed: builtins.float
     """The circuit ablated."""
     faithfulness: builtins.float
-    """(kept - empty) / (baseline - empty), where ablating everything changes something."""
+    """(kept - empty) / (baseline - empty), where ablating everything takes something away."""
     necessity: builtins.float
     """(baseline - removed) / (baseline - empty), likewise."""
     random_circuits: builtins.int

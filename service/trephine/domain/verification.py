@@ -104,7 +104,7 @@ class Faithfulness:
     removed: float
     """The circuit ablated: necessity."""
     faithfulness: float | None
-    """(kept - empty) / (baseline - empty); None where ablating everything changes next to nothing."""
+    """(kept - empty) / (baseline - empty); None where ablating everything takes next to nothing away."""
     necessity: float | None
     """(baseline - removed) / (baseline - empty)."""
     random_circuits: int

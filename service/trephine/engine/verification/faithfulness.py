@@ -21,8 +21,8 @@ from trephine.engine.verification.slopes import mask_slopes
 from trephine.engine.verification.subject import Subject, ablation_words
 
 _NOTHING, _NOTHING_SHARE = 0.05, 0.1
-"""Ablating everything must move the target by more than so many logits, and by more than this share of it,
-for shares of that movement to mean anything."""
+"""Ablating everything must take more than so many logits, and more than this share, off the target for shares
+of that to mean anything."""
 _PASSES_PER_STEP = 4
 """A step of the search is a pass, its adjoint (about two more) and its rounded mask's pass."""
 
@@ -83,7 +83,7 @@ def measure_faithfulness(
     nothing, kept, random_kept = float(values[0]), float(values[1]), values[2:]
     sign = 1.0 if prompt.baseline >= 0 else -1.0
     whole = prompt.baseline - nothing
-    counted = abs(whole) > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
+    counted = sign * whole > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
     shared = _overlap(cells, drawn)
     return Faithfulness(
         substitute=kind,
