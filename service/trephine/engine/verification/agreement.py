@@ -70,20 +70,23 @@ def ablate(
     )
 
 
-def agreements(subject: Subject, found: Ablated, bootstrap: Bootstrap) -> tuple[Agreement, ...]:
-    """Sum up rank correlation and slope, by kind of ablation and predictor."""
+def agreements(
+    subject: Subject, found: Ablated, bootstrap: Bootstrap
+) -> Generator[None, None, tuple[Agreement, ...]]:
+    """Sum up rank correlation and slope, by kind of ablation and predictor; one of these a quantum."""
     kinds = list(dict.fromkeys(one.kind for one in found.removals))
-    graph_alone = torch.tensor([one.nodes != () for one in found.removals])
+    inside = torch.tensor([one.nodes != () for one in found.removals])
     parts = [(kind, found.of_kind(kind)) for kind in kinds]
     nodes = found.of_kind("single nodes")
-    parts.insert(1, ("single nodes of the graph", nodes[graph_alone[nodes]]))
+    parts.insert(1, ("single nodes of the graph", nodes[inside[nodes]]))
     predictors = ((Predictor.SHOWN, found.shown), (Predictor.PATHS, found.paths))
-    return tuple(
-        _agreement(subject, kind, predictor, predicted[places], found.measured[places], bootstrap)
-        for kind, places in parts
-        if len(places) >= FEWEST
-        for predictor, predicted in predictors
-    )
+    listed: list[Agreement] = []
+    for kind, places in parts:
+        for predictor, predicted in predictors if len(places) >= FEWEST else ():
+            x, y = predicted[places], found.measured[places]
+            listed.append(_agreement(subject, kind, predictor, x, y, bootstrap))
+            yield
+    return tuple(listed)
 
 
 def _agreement(
@@ -126,15 +129,18 @@ def predictor_words(predictor: Predictor, rule: EdgeRule) -> str:
     }[predictor]
 
 
-def comparisons(subject: Subject, found: Ablated, bootstrap: Bootstrap, seed: int) -> tuple[Comparison, ...]:
-    """Compare both predictors with every baseline, paired over the same single-node ablations."""
+def comparisons(
+    subject: Subject, found: Ablated, bootstrap: Bootstrap, seed: int
+) -> Generator[None, None, tuple[Comparison, ...]]:
+    """Compare both predictors with every baseline, paired over the same single nodes; one pair a quantum."""
     places = found.of_kind("single nodes")
     removals = [found.removals[place] for place in places.tolist()]
     cells = [one.cells[0] for one in removals]
     magnitude = [float(subject.activation[c.layer][c.position, c.index].abs()) for c in cells]
-    dealt = [
-        drops(permuted(subject.graph, seed + n), [one.nodes for one in removals]) for n in range(PERMUTATIONS)
-    ]
+    dealt = []
+    for n in range(PERMUTATIONS):
+        dealt.append(drops(permuted(subject.graph, seed + n), [one.nodes for one in removals]))
+        yield
     baselines = {
         Predictor.MAGNITUDE: torch.tensor([magnitude], dtype=torch.float64),
         Predictor.ACTIVATION_GRADIENT: found.shown[places][None],
@@ -142,11 +148,12 @@ def comparisons(subject: Subject, found: Ablated, bootstrap: Bootstrap, seed: in
     }
     predictors = {Predictor.SHOWN: found.shown[places][None], Predictor.PATHS: found.paths[places][None]}
     y = found.measured[places]
-    return tuple(
-        _comparison(subject, predictor, one, baseline, other, y, bootstrap)
-        for predictor, one in predictors.items()
-        for baseline, other in baselines.items()
-    )
+    listed: list[Comparison] = []
+    for predictor, one in predictors.items():
+        for baseline, other in baselines.items():
+            listed.append(_comparison(subject, predictor, one, baseline, other, y, bootstrap))
+            yield
+    return tuple(listed)
 
 
 def _comparison(

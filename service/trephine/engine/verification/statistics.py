@@ -32,7 +32,11 @@ def ranks(values: Tensor) -> Tensor:
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
     """Spearman's rank correlation along the last dimension; 0 where one side is constant."""
-    a, b = ranks(x), ranks(y)
+    return pearson(ranks(x), ranks(y))
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation along the last dimension; 0 where one side is constant."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     norm = a.norm(dim=-1) * b.norm(dim=-1)
     return torch.where(norm > 0, (a * b).sum(-1) / norm.clamp_min(1e-300), 0.0)
@@ -96,10 +100,9 @@ class Paired:
         """Correlate with `y (n,)`, or with its resamples `draws (samples, n)`."""
         if not self.signed:
             y = y.abs()
-        found = [
-            spearman(one, y) if draws is None else spearman(one[draws], y[draws])
-            for one in (self.versions if self.signed else self.versions.abs())
-        ]
+        versions = self.versions if self.signed else self.versions.abs()
+        ranked = ranks(y if draws is None else y[draws])
+        found = [pearson(ranks(one if draws is None else one[draws]), ranked) for one in versions]
         return torch.stack(found).mean(0)
 
 

@@ -97,10 +97,8 @@ def _examine(
     bootstrap = Bootstrap(samples=options.bootstrap, seed=options.seed)
     found = yield from ablate(subject, supernodes, options)
     meter.sample()
-    agreeing = agreements(subject, found, bootstrap)
-    yield None
-    compared = comparisons(subject, found, bootstrap, options.seed)
-    yield None
+    agreeing = yield from agreements(subject, found, bootstrap)
+    compared = yield from comparisons(subject, found, bootstrap, options.seed)
     deep = yield from depths(subject, options, found, bootstrap)
     meter.sample()
     faithful: list[Faithfulness] = []
