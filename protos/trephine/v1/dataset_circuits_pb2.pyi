@@ -428,7 +428,7 @@ class HeldOutFaithfulness(google.protobuf.message.Message):
     p_value: builtins.float
     """(1 + random circuits at or above the circuit) / (random circuits + 1)."""
     nodes_for_80: builtins.int
-    """Smallest budget of the curve from which on faithfulness is at least 0.8; unset: none."""
+    """Smallest budget of the curve with a faithfulness of at least 0.8; unset: none. Curves are not monotone."""
     @property
     def whole(self) -> trephine.v1.common_pb2.Figure:
         """m(M), logits."""

@@ -171,7 +171,7 @@ class Faithfulness:
     p_value: float | None
     """(1 + #{random >= circuit}) / (random circuits + 1)."""
     nodes_for_80: int | None
-    """Smallest budget on the curve from which faithfulness is at least 0.8; None if none is."""
+    """Smallest budget on the curve with a faithfulness of at least 0.8; None if none has. Not monotone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

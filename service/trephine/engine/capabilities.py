@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 import psutil
 import torch
 
-from trephine.domain.models import Capabilities, Capability, DescribeCapabilities
+from trephine.domain.models import Capabilities, Capability, DescribeCapabilities, LoadedSet
 from trephine.engine.hosted import HostedModel
 from trephine.engine.session import Session
 
@@ -39,6 +39,7 @@ def describe_capabilities(
         max_prompt_tokens=hosted.info.context_length,
         max_rows=MAX_ROWS,
         memory_budget_bytes=_free_bytes(hosted),
+        replacements=tuple(_loaded_sets(hosted)),
     )
 
 
@@ -65,6 +66,11 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
         note="transcoders from mlp_in to mlp_out, cross-layer transcoders, SAEs on the stream or attn_out",
     )
     yield Capability(
+        name="discover.datasets",
+        available=True,
+        note="circuits of behaviours over neurons or a set; edges for neurons and transcoders",
+    )
+    yield Capability(
         name="export.exact",
         available=True,
         note="ablate and scale of neurons at every position, written into the down projection",
@@ -76,17 +82,17 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
 def _replacements(hosted: HostedModel) -> Iterator[Capability]:
     yield Capability(name="replacements.load", available=True, note="admitted on a probe text first")
     yield Capability(name="replacements.evaluate", available=True, note="with controls beside every figure")
+    for loaded in _loaded_sets(hosted):
+        degraded = "; degraded: it failed admission and was accepted" if loaded.degraded else ""
+        yield Capability(
+            name=f"replacements.{loaded.name}", available=True, note=f"{loaded.layers} layers{degraded}"
+        )
+
+
+def _loaded_sets(hosted: HostedModel) -> Iterator[LoadedSet]:
     for name in sorted(hosted.replacements):
         info = hosted.replacements[name].info
-        where = info.residency
-        degraded = "; degraded: it failed admission and was accepted" if info.degraded else ""
-        yield Capability(
-            name=f"replacements.{name}",
-            available=True,
-            note=f"{len(info.layers)} layers, {where.resident_bytes} of {where.total_bytes} bytes resident, "
-            f"peak {where.peak_bytes}, budget {where.budget_bytes}, {where.loads} loads, "
-            f"{where.evictions} evictions{degraded}",
-        )
+        yield LoadedSet(name=name, layers=len(info.layers), degraded=info.degraded, residency=info.residency)
 
 
 def _interventions(hosted: HostedModel) -> Iterator[Capability]:

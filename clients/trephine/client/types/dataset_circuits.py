@@ -106,7 +106,7 @@ class HeldOutFaithfulness(WireValue):
     random: tuple[float, ...]
     p_value: float | None
     nodes_for_80: int | None
-    """Smallest budget of the curve from which on faithfulness is at least 0.8."""
+    """Smallest budget of the curve with a faithfulness of at least 0.8; curves are not monotone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,13 +198,8 @@ def _result(
 
 
 def _reached(curve: Sequence[CurvePoint]) -> int | None:
-    """Return the smallest budget from which on faithfulness never falls below the goal again."""
-    reached = None
-    for point in reversed(curve):
-        if not point.faithfulness.value >= GOAL:
-            break
-        reached = point.nodes
-    return reached
+    """Return the smallest budget that reaches the goal; curves are not monotone, larger ones may fall again."""
+    return next((point.nodes for point in curve if point.faithfulness.value >= GOAL), None)
 
 
 class _Points:

@@ -1,0 +1,96 @@
+"""Behaviours to find circuits of: subject-verb agreement, greater-than, indirect objects; split in two.
+
+Every context begins with the token that SmolLM2's texts begin with. The tokenizer splits numbers into digits,
+so that greater-than asks for the tens digit: every larger one is right, every smaller one wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from trephine.client.datasets import Split, read_examples, split_examples
+from trephine.client.types import DatasetExample
+
+BEGIN = "<|im_start|>"
+AGREEMENT = ("simple", "nounpp", "within_rc")
+TASKS = (*AGREEMENT, "greater_than", "ioi")
+"""All tasks, by name."""
+
+Tokens = Callable[[str], int]
+
+
+def read_task(name: str, data: Path, tokens: Tokens) -> tuple[DatasetExample, ...]:
+    """Read a task's usable contexts: every answer one token, all of the most frequent number of tokens.
+
+    Args:
+        name: Of `TASKS`.
+        data: The folder with `agreement`, `greater_than.csv` and `ioi.csv`.
+        tokens: Counts a text's tokens.
+    """
+    if name in AGREEMENT:
+        found = read_examples(data / "agreement" / f"{name}.jsonl", prefix=BEGIN)
+    elif name == "greater_than":
+        found = _greater_than(data / "greater_than.csv")
+    else:
+        found = _indirect_objects(data / "ioi.csv")
+    usable = [one for one in found if _is_usable(one, tokens)]
+    lengths = Counter(tokens(one.clean) for one in usable)
+    (length, _), *_ = lengths.most_common(1)
+    return tuple(one for one in usable if tokens(one.clean) == length)
+
+
+def split_task(name: str, data: Path, tokens: Tokens, *, training: int, held_out: int, seed: int) -> Split:
+    """Divide a task; no text or twin is on both sides."""
+    total = training + held_out
+    usable = read_task(name, data, tokens)
+    return split_examples(usable, held_out=held_out / total, seed=seed, limit=total)
+
+
+def _is_usable(one: DatasetExample, tokens: Tokens) -> bool:
+    answers = all(tokens(text) == 1 for text in (*one.answers, *one.wrong))
+    return answers and (one.corrupted is None or tokens(one.clean) == tokens(one.corrupted))
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+
+
+def _greater_than(file: Path) -> tuple[DatasetExample, ...]:
+    found = []
+    for row in _rows(file):
+        tens = int(row["label"].zfill(2)[0])
+        if 2 <= tens <= 7:  # with few digits on a side there is little to prefer
+            found.append(
+                DatasetExample(
+                    clean=BEGIN + row["clean"],
+                    corrupted=BEGIN + row["corrupted"],
+                    answers=tuple(str(digit) for digit in range(tens + 1, 10)),
+                    wrong=tuple(str(digit) for digit in range(tens)),
+                )
+            )
+    return tuple(found)
+
+
+def _indirect_objects(file: Path) -> tuple[DatasetExample, ...]:
+    found = []
+    for row in _rows(file):
+        names = re.findall(r"\b[A-Z][a-z]+\b", row["clean"])
+        subject = re.findall(r"[.,;] ([A-Z][a-z]+) ", row["clean"])[-1]
+        others = [name for name in names if names.count(name) == 1 and name not in _NO_NAMES]
+        if len(others) == 1:
+            found.append(
+                DatasetExample(
+                    clean=BEGIN + row["clean"],
+                    corrupted=BEGIN + row["corrupted_hard"],
+                    answers=(f" {others[0]}",),
+                    wrong=(f" {subject}",),
+                )
+            )
+    return tuple(found)
+
+
+_NO_NAMES = {"After", "Then", "When", "While", "Friends", "The", "As", "Once", "Afterwards"}
