@@ -51,7 +51,7 @@ class VerifiableCircuit(StoredCircuit):
         return Operation(self._wire, message, verification).result()
 
     def verifications(self) -> tuple[CircuitVerification, ...]:
-        """Every verification of this circuit, newest first."""
+        """Every verification of this circuit, newest first, without single measurements."""
         asked = pb.ListCircuitVerificationsRequest(circuit=self.name)
         found = pages(self._wire, self._wire.circuits.ListCircuitVerifications, asked)
         return tuple(decode(CircuitVerification, one) for page in found for one in page.verifications)

@@ -215,7 +215,7 @@ class CircuitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCircuitVerifications(self, request, context):
-        """A circuit's verifications, newest first.
+        """A circuit's verifications, newest first, without their single measurements.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

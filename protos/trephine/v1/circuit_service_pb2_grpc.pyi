@@ -68,7 +68,7 @@ class CircuitServiceStub:
         trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
         trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse,
     ]
-    """A circuit's verifications, newest first."""
+    """A circuit's verifications, newest first, without their single measurements."""
 
     GetCircuit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.circuit_service_pb2.GetCircuitRequest,
@@ -225,7 +225,7 @@ class CircuitServiceAsyncStub:
         trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
         trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse,
     ]
-    """A circuit's verifications, newest first."""
+    """A circuit's verifications, newest first, without their single measurements."""
 
     GetCircuit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.circuit_service_pb2.GetCircuitRequest,
@@ -396,7 +396,7 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         request: trephine.v1.circuit_verification_pb2.ListCircuitVerificationsRequest,
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse, collections.abc.Awaitable[trephine.v1.circuit_verification_pb2.ListCircuitVerificationsResponse]]:
-        """A circuit's verifications, newest first."""
+        """A circuit's verifications, newest first, without their single measurements."""
 
     @abc.abstractmethod
     def GetCircuit(

@@ -682,7 +682,7 @@ class ListCircuitVerificationsRequest(google.protobuf.message.Message):
     circuit: builtins.str
     """Circuit."""
     page_size: builtins.int
-    """At most this many; 0 means 50, above 500 is 500."""
+    """At most this many; 0 means 20, above 50 is 50."""
     page_token: builtins.str
     """From the last response."""
     def __init__(
@@ -698,7 +698,7 @@ global___ListCircuitVerificationsRequest = ListCircuitVerificationsRequest
 
 @typing.final
 class ListCircuitVerificationsResponse(google.protobuf.message.Message):
-    """A page of verifications, newest first."""
+    """A page of verifications, newest first, without their single measurements."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

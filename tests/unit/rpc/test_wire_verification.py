@@ -171,3 +171,12 @@ def test_every_figure_is_written():
     assert message.given.worst_case.rounded == -21.0
     assert message.control == message.given
     assert not verification_to_wire(stored(control=False)).HasField("control")
+
+
+def test_lists_leave_single_measurements_out():
+    """Everything else is there, of the control too; without a control none appears."""
+    message = verification_to_wire(stored(), measurements=False)
+    assert not message.given.measurements
+    assert not message.control.measurements
+    assert message.control.agreements == message.given.agreements
+    assert not verification_to_wire(stored(control=False), measurements=False).HasField("control")

@@ -33,7 +33,7 @@ class AsyncVerifiableCircuit(AsyncStoredCircuit):
         return await AsyncOperation(self._wire, message, verification).result()
 
     async def verifications(self) -> tuple[CircuitVerification, ...]:
-        """Every verification of this circuit, newest first."""
+        """Every verification of this circuit, newest first, without single measurements."""
         asked = pb.ListCircuitVerificationsRequest(circuit=self.name)
         found = self._wire.pages(self._wire.circuits.ListCircuitVerifications, asked)
         return tuple([decode(CircuitVerification, one) async for page in found for one in page.verifications])

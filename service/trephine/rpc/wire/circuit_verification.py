@@ -75,10 +75,10 @@ def _substitutes(request: pb.VerifyCircuitRequest) -> tuple[domain.Substitute, .
     return (*both, domain.Substitute.RESAMPLE) if request.HasField("counterfactual") else both
 
 
-def verification_to_wire(stored: StoredVerification) -> pb.CircuitVerification:
-    """Write a finished verification."""
+def verification_to_wire(stored: StoredVerification, *, measurements: bool = True) -> pb.CircuitVerification:
+    """Write a finished verification, with every ablation or without."""
     report = stored.report
-    return pb.CircuitVerification(
+    message = pb.CircuitVerification(
         name=qualified(COLLECTION, stored.name),
         circuit=qualified("circuits", stored.circuit),
         prompt=clean(report.prompt),
@@ -93,6 +93,11 @@ def verification_to_wire(stored: StoredVerification) -> pb.CircuitVerification:
         peak_extra_bytes=report.peak_extra_bytes,
         create_time=clean(stored.create_time),
     )
+    if not measurements:
+        message.given.ClearField("measurements")
+        if message.HasField("control"):
+            message.control.ClearField("measurements")
+    return message
 
 
 def predicted_to_wire(
