@@ -18,7 +18,12 @@ from tests.integration.server_house import Edge, edge, field, reason
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.endpoint import Endpoint
-from trephine.client.errors import InvalidRequestError, NothingMatchedError, ResourceNotFoundError
+from trephine.client.errors import (
+    InvalidRequestError,
+    NothingMatchedError,
+    ResourceNotFoundError,
+    UnsupportedOptionError,
+)
 from trephine.client.types import NodeKind
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_queries_pb2 as queries
@@ -193,6 +198,8 @@ async def test_a_foreign_graph_is_imported_and_nothing_can_be_made_of_it(stored:
     document = await imported.json(node_threshold=1.0, edge_threshold=1.0)
     assert len(document["links"]) == len(json.loads(CAPITAL.read_bytes())["links"])
     assert "graphml" in await imported.graphml()
+    with pytest.raises(UnsupportedOptionError, match="no edit can rest on it"):
+        await imported.start_shippable()
     with pytest.raises(InvalidRequestError, match="no JSON"):
         await stored.import_graph(b"x")
     with pytest.raises(grpc.aio.AioRpcError) as missing:
