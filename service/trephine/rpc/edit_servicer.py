@@ -11,7 +11,7 @@ from trephine.app.requests import ExportRequest, ProposeRequest
 from trephine.app.service import Service
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
@@ -118,6 +118,12 @@ class EditServicer(EditServiceServicer):
         """Model, prompt and target: the circuit's where one is given, else the request's own."""
         if request.HasField("circuit"):
             stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
+            if stored.provenance.origin == "imported":
+                raise UnsupportedOptionError(
+                    "the circuit was imported from another tool's file and nothing of it was verified: no "
+                    "edit can rest on it; discover it here",
+                    field="circuit",
+                )
             return stored.circuit.model, stored.circuit.prompt, _target_of(stored.circuit)
         with within("target"):
             target = logit_target_from_wire(request.target)
