@@ -1,0 +1,183 @@
+"""`trephine discover-dataset` against a fake server that answers with a real result's message."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import tiny_hosted
+from tests.dataset_examples import request as small_request
+from tests.fakes.grpc_server import FakeService, serve
+from trephine.app.dataset_circuits import StoredDatasetCircuit
+from trephine.client.cli import main
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.decoding import decode
+from trephine.client.types import DatasetCircuit
+from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+from trephine.rpc.wire.dataset_circuits import dataset_circuit_to_wire
+from trephine.v1 import dataset_circuits_pb2 as pb
+
+Run = Callable[..., int]
+PAIRS = [
+    {"text": f"The {a}", "other": f"The {b}", "right": f" {v}", "not": " x"}
+    for a, b in (("man", "men"), ("cat", "cats"), ("dog", "dogs"), ("cow", "cows"))
+    for v in "pqr"
+]
+COLUMNS = (
+    "--clean",
+    "text",
+    "--corrupted",
+    "other",
+    "--answer",
+    "right",
+    "--wrong",
+    "not",
+    "--model",
+    "tiny",
+)
+
+
+@cache
+def found() -> StoredDatasetCircuit:
+    """What the engine finds over two clusters of a tiny dataset."""
+    session = Session(hosted=tiny_hosted("llama"))
+    circuit = finish(discover_dataset_circuit(session, small_request(24, clusters=2)))
+    return StoredDatasetCircuit(name="datasetCircuits/a1", create_time="2026-01-01T00:00:00Z", found=circuit)
+
+
+class FakeDatasets(FakeService):
+    """Answers with `found`."""
+
+    def DiscoverDatasetCircuit(self, request: Any, context: Any) -> Any:
+        self._note(request, context)
+        return self._start("DiscoverDatasetCircuit", dataset_circuit_to_wire(found()))
+
+
+@pytest.fixture
+def fake() -> FakeDatasets:
+    return FakeDatasets()
+
+
+@pytest.fixture
+def run(fake: FakeDatasets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run a command against the fake and return its exit status."""
+    server, address = serve(fake)
+
+    def command(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["trephine", "--server", address, *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    yield command
+    server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Pairs, one of them twice."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*PAIRS, PAIRS[0]]))
+    return path
+
+
+def asked(fake: FakeDatasets) -> pb.DiscoverDatasetCircuitRequest:
+    """The last request."""
+    return [one for one in fake.requests if isinstance(one, pb.DiscoverDatasetCircuitRequest)][-1]
+
+
+def test_a_file_becomes_two_sides_and_a_result_tables(
+    fake: FakeDatasets, run: Run, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Options reach the request; every circuit, ablation, the clusters and the certificate are printed."""
+    out = tmp_path / "found.json"
+    words = ("--begin", "<s>", "--positions", "kept", "--estimator", "integrated-gradients", "--nodes", "7")
+    more = (
+        "--ablation",
+        "mean",
+        "--ablation",
+        "resample",
+        "--clusters",
+        "auto",
+        "--no-curve",
+        "--out",
+        str(out),
+    )
+    assert run("discover-dataset", str(file), *COLUMNS, *words, *more) == ExitCode.PASS
+    request, (printed, told) = asked(fake), capsys.readouterr()
+    assert len(request.training) + len(request.held_out) == 12
+    assert all(one.clean.startswith("<s>The ") for one in request.training)
+    assert request.estimator == pb.EFFECT_ESTIMATOR_INTEGRATED_GRADIENTS
+    assert request.positions == pb.POSITION_RULE_KEPT
+    assert list(request.ablations) == [pb.NODE_ABLATION_MEAN, pb.NODE_ABLATION_RESAMPLE]
+    assert (request.nodes, request.clusters, request.without_curve) == (7, 0, True)
+    assert not request.HasField("threshold")
+    assert "1 duplicate rows were left out" in told
+    for words_of in (
+        "mean ablation",
+        "zero ablation",
+        "stable core",
+        "random circuits",
+        "cluster 2",
+        "silhouette",
+    ):
+        assert words_of in printed
+    assert found().found.certificate[:40] in printed
+    assert json.loads(out.read_text())["circuits"]
+
+
+def test_what_arrives_is_what_was_found():
+    """Every figure crosses the wire and the client's own values unchanged."""
+    message, whole = dataset_circuit_to_wire(found()), found().found
+    value = decode(DatasetCircuit, message)
+    for got, sent in zip(value.circuits, whole.circuits, strict=True):
+        assert [(n.feature.layer, n.feature.index, n.effect, n.stable) for n in got.nodes] == [
+            (n.layer, n.index, n.effect, n.stable) for n in sent.nodes
+        ]
+        assert [(e.source, e.target, e.weight) for e in got.edges] == [
+            (e.source, e.target, e.weight) for e in sent.edges
+        ]
+        for left, right in zip(got.faithfulness, sent.faithfulness, strict=True):
+            assert left.ablation.value == right.ablation.value
+            assert left.random == right.random
+            assert left.nodes_for_80 == right.nodes_for_80
+            assert left.circuit.completeness.low == right.circuit.completeness.low
+            assert [p.faithfulness.value for p in left.curve] == [p.faithfulness.value for p in right.curve]
+    assert value.clustering is not None
+    assert value.clustering.assignment == whole.clustering.assignment
+    assert value.certificate == whole.certificate
+    assert not dataset_circuit_to_wire(found(), whole=False).circuits
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--estimator", "guess"), "--estimator must be one of"),
+        (("--ablation", "half"), "--ablation must be one of"),
+        (("--clusters", "some"), "--clusters must be auto or a number"),
+        (("--wrong", "absent"), "has no column 'absent'"),
+        (("--limit", "3"), "at least two"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_started(
+    fake: FakeDatasets,
+    run: Run,
+    file: Path,
+    words: tuple[str, ...],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As wrong use, naming what there is."""
+    assert run("discover-dataset", str(file), *COLUMNS, *words) == ExitCode.USAGE
+    assert told in capsys.readouterr().err
+    assert not fake.requests or not any(
+        isinstance(one, pb.DiscoverDatasetCircuitRequest) for one in fake.requests
+    )
