@@ -20,12 +20,13 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
 from trephine.engine.hosted import HostedModel, host
 
-FAMILIES: Final = ("llama", "gpt2", "gemma2", "qwen3", "gpt_neox", "gpt_neox_sequential")
+FAMILIES: Final = ("llama", "gpt2", "gemma2", "qwen2", "qwen3", "gpt_neox", "gpt_neox_sequential")
 """`gpt_neox` has parallel blocks (both branches read the same residual), `gpt_neox_sequential` has not."""
 
 WORDS: Final = (
@@ -90,6 +91,8 @@ def tiny_config(family: str, *, n_layers: int = 3, d_model: int = 32) -> Any:
     }
     if family == "llama":
         return LlamaConfig(**common, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
+    if family == "qwen2":
+        return Qwen2Config(**common, num_key_value_heads=2)
     if family == "qwen3":
         return Qwen3Config(**common, num_key_value_heads=2, head_dim=d_model // heads, attention_bias=True)
     if family == "gemma2":

@@ -15,6 +15,7 @@ from trephine.client.verification import verify_folder
 from trephine.domain.interventions import Ablate, Scale
 from trephine.engine import export, planning
 from trephine.engine.divergence import kl_divergence
+from trephine.engine.export_texts import ExportTexts
 from trephine.engine.retain import built_in_text, retain_ids, retain_text, window_logits
 from trephine.engine.shards import read_entries, sha256_of
 
@@ -73,12 +74,16 @@ def test_law_8_in_bfloat16(bfloat16, tmp_path):
     assert float(kl.mean()) <= 2 * gates["kl_intervened_exported_mean"]  # one window of ten
 
 
+def both(text):
+    return ExportTexts(calibration=text, measured=text)
+
+
 @pytest.fixture
 def short_text(monkeypatch):
     """Plans and certificates measured on a few sentences: where bytes are compared, figures add nothing."""
     few = built_in_text()[:600]
     for module in (planning, export):
-        monkeypatch.setattr(module, "retain_text", lambda hosted: retain_text(hosted, few))
+        monkeypatch.setattr(module, "export_texts", lambda hosted, text: both(retain_text(hosted, few)))
 
 
 @pytest.mark.usefixtures("short_text")

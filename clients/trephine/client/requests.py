@@ -152,7 +152,14 @@ def create_edit(
 
 @sendable
 def export(
-    edit: Edit | str, export_id: str, model: str | None, keep_rejected: bool, request_id: str | None
+    edit: Edit | str,
+    export_id: str,
+    model: str | None,
+    keep_rejected: bool,
+    text: str | None,
+    min_recovery: float | None,
+    keep_shapes: bool,
+    request_id: str | None,
 ) -> edit_service_pb2.ExportCheckpointRequest:
     """Compile and publish."""
     return edit_service_pb2.ExportCheckpointRequest(
@@ -160,7 +167,24 @@ def export(
         export_id=export_id,
         model=resource("models", model) if model else None,
         keep_rejected=keep_rejected,
+        text=text,
+        min_recovery=min_recovery,
+        keep_shapes=keep_shapes,
         request_id=fresh_id(request_id),
+    )
+
+
+@sendable
+def plan(
+    edit: Edit | str, model: str | None, text: str | None, min_recovery: float | None, keep_shapes: bool
+) -> edit_service_pb2.PlanExportRequest:
+    """Plan an export."""
+    return edit_service_pb2.PlanExportRequest(
+        edit=edit_name(edit),
+        model=resource("models", model) if model else None,
+        text=text,
+        min_recovery=min_recovery,
+        keep_shapes=keep_shapes,
     )
 
 

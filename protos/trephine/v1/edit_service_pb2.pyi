@@ -390,19 +390,36 @@ class PlanExportRequest(google.protobuf.message.Message):
 
     EDIT_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    MIN_RECOVERY_FIELD_NUMBER: builtins.int
+    KEEP_SHAPES_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name."""
     model: builtins.str
     """Loaded model to compile from; its weights must be those of the edit. Unset: the edit's own."""
+    text: builtins.str
+    """Calibrates grafts and fits, and is measured on, part by part. Unset: the built-in retain text."""
+    min_recovery: builtins.float
+    """Of fitted parts: the share of the edit's KL that must be carried. Unset: 0.9."""
+    keep_shapes: builtins.bool
+    """Fit features into the matrices that are there instead of adding neurons."""
     def __init__(
         self,
         *,
         edit: builtins.str = ...,
         model: builtins.str | None = ...,
+        text: builtins.str | None = ...,
+        min_recovery: builtins.float | None = ...,
+        keep_shapes: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_model", b"_model", "model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_model", b"_model", "edit", b"edit", "model", b"model"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "edit", b"edit", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_model", b"_model"]) -> typing.Literal["model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_text", b"_text"]) -> typing.Literal["text"] | None: ...
 
 global___PlanExportRequest = PlanExportRequest
 
@@ -416,14 +433,17 @@ class PlanStep(google.protobuf.message.Message):
     TIER_FIELD_NUMBER: builtins.int
     TENSOR_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    PREDICTED_ERROR_FIELD_NUMBER: builtins.int
     intervention: builtins.int
     """Index in the edit."""
     tier: builtins.str
-    """`exact`."""
+    """`noop`, `exact`, `graft`, `ridge`."""
     tensor: builtins.str
-    """Tensor that changes."""
+    """Tensors that change, joined by commas."""
     description: builtins.str
     """For people."""
+    predicted_error: builtins.float
+    """Mean squared error over mean squared change of what is written, on the calibration text."""
     def __init__(
         self,
         *,
@@ -431,8 +451,9 @@ class PlanStep(google.protobuf.message.Message):
         tier: builtins.str = ...,
         tensor: builtins.str = ...,
         description: builtins.str = ...,
+        predicted_error: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "intervention", b"intervention", "tensor", b"tensor", "tier", b"tier"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "intervention", b"intervention", "predicted_error", b"predicted_error", "tensor", b"tensor", "tier", b"tier"]) -> None: ...
 
 global___PlanStep = PlanStep
 
@@ -509,6 +530,8 @@ class ExportPlan(google.protobuf.message.Message):
     SERVERS_FIELD_NUMBER: builtins.int
     GATES_FIELD_NUMBER: builtins.int
     PLAN_HASH_FIELD_NUMBER: builtins.int
+    FITTED_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -520,7 +543,11 @@ class ExportPlan(google.protobuf.message.Message):
     size_growth_bytes: builtins.int
     """Bytes."""
     plan_hash: builtins.str
-    """Over all of the above."""
+    """Over all other fields."""
+    fitted: builtins.bool
+    """Whether a part is fitted: then a share of the edit is promised, and the folder is an approximation."""
+    text: builtins.str
+    """Text that grafts and fits were calibrated on; empty where nothing is."""
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlanStep]:
         """Per intervention."""
@@ -555,8 +582,10 @@ class ExportPlan(google.protobuf.message.Message):
         servers: collections.abc.Iterable[global___ServerSupport] | None = ...,
         gates: collections.abc.Iterable[global___Gate] | None = ...,
         plan_hash: builtins.str = ...,
+        fitted: builtins.bool = ...,
+        text: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "edit", b"edit", "edit_hash", b"edit_hash", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "untouched_tensors", b"untouched_tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
 
 global___ExportPlan = ExportPlan
 
@@ -572,6 +601,9 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     KEEP_REJECTED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    MIN_RECOVERY_FIELD_NUMBER: builtins.int
+    KEEP_SHAPES_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name."""
     export_id: builtins.str
@@ -584,6 +616,12 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     """UUID; the same id again returns the same operation."""
     validate_only: builtins.bool
     """Plan only; the operation is done at once."""
+    text: builtins.str
+    """As in PlanExportRequest."""
+    min_recovery: builtins.float
+    """As in PlanExportRequest."""
+    keep_shapes: builtins.bool
+    """As in PlanExportRequest."""
     def __init__(
         self,
         *,
@@ -593,10 +631,18 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
         keep_rejected: builtins.bool = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
+        text: builtins.str | None = ...,
+        min_recovery: builtins.float | None = ...,
+        keep_shapes: builtins.bool = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_model", b"_model", "model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_model", b"_model", "edit", b"edit", "export_id", b"export_id", "keep_rejected", b"keep_rejected", "model", b"model", "request_id", b"request_id", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "edit", b"edit", "export_id", b"export_id", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_model", b"_model"]) -> typing.Literal["model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_text", b"_text"]) -> typing.Literal["text"] | None: ...
 
 global___ExportCheckpointRequest = ExportCheckpointRequest
 

@@ -27,7 +27,14 @@ from trephine.domain.errors import (
     ParentChangedError,
     ResourceNotFoundError,
 )
-from trephine.domain.exports import CompileExport, Export, ExportPlan, PlanExport, VerifiedExport
+from trephine.domain.exports import (
+    CompileExport,
+    Export,
+    ExportOptions,
+    ExportPlan,
+    PlanExport,
+    VerifiedExport,
+)
 
 _CHUNK = 512 << 10
 
@@ -63,7 +70,9 @@ class Exports:
             if leftover.name.removeprefix(TEMPORARY) in operations:
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    async def plan(self, edit: str, model: str | None = None) -> ExportPlan:
+    async def plan(
+        self, edit: str, model: str | None = None, options: ExportOptions | None = None
+    ) -> ExportPlan:
         """Say what an export would write and must measure; nothing is written.
 
         Raises:
@@ -71,7 +80,7 @@ class Exports:
             EditNotExpressibleError: If weights cannot express it; the context names the field.
         """
         stored = await self._edits.get(edit)
-        return await self._plan(stored, model or stored.model)
+        return await self._plan(stored, model or stored.model, options or ExportOptions())
 
     async def check(self, request: ExportRequest, *, operation_id: str) -> None:
         """Refuse at once an export whose target exists, or whose edit or model does not.
@@ -83,7 +92,7 @@ class Exports:
         require_new_id(request.export_id, field="export_id")
         if not self._published_by(request.export_id, operation_id):
             self._require_free(request)
-            await self.plan(request.edit, request.model)
+            await self.plan(request.edit, request.model, request.options)
 
     async def run(
         self, request: ExportRequest, on_progress: Callable[[Progress], None], *, operation_id: str
@@ -161,7 +170,7 @@ class Exports:
                 yield offset, data
                 offset += len(data)
 
-    async def _plan(self, edit: Edit, model: str) -> ExportPlan:
+    async def _plan(self, edit: Edit, model: str, options: ExportOptions) -> ExportPlan:
         info = await self._models.info(model)
         if info.weight_hash != edit.weight_hash:
             raise ParentChangedError(
@@ -170,7 +179,7 @@ class Exports:
                 edit_weights=edit.weight_hash,
                 model_weights=info.weight_hash,
             )
-        return await self._models.engine(model).run(PlanExport(edit=edit))
+        return await self._models.engine(model).run(PlanExport(edit=edit, options=options))
 
     async def _compile(
         self, request: ExportRequest, staging: Path, on_progress: Callable[[Progress], None]
@@ -182,11 +191,12 @@ class Exports:
         model = request.model or edit.model
         command = CompileExport(
             edit=edit,
-            plan=await self._plan(edit, model),
+            plan=await self._plan(edit, model, request.options),
             name=request.export_id,
             folder=str(staging / request.export_id),
             signing_key=None if self._signing_key is None else str(self._signing_key),
             keep_rejected=request.keep_rejected,
+            options=request.options,
         )
         return await self._models.engine(model).run(command, on_event=forward)
 

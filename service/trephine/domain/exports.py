@@ -7,9 +7,29 @@ from typing import ClassVar, Literal
 
 from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
+from trephine.domain.errors import InvalidRequestError
 
-Tier = Literal["noop", "exact"]
-"""`exact`: neuron scaling in the down projection. Further tiers come with further operations."""
+Tier = Literal["noop", "exact", "graft", "ridge"]
+"""`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
+to rounding and the softness of their knees. `ridge`: fitted, with what it misses measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How an edit is compiled and judged."""
+
+    text: str | None = None
+    """Calibrates grafts and fits, and is measured on, part by part; None: the built-in retain text."""
+    min_recovery: float = 0.9
+    """Of fitted parts: the share of the edit's KL that must be carried. Less is refused."""
+    keep_shapes: bool = False
+    """Fit features into the matrices that are there instead of adding neurons."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.min_recovery <= 1.0:
+            raise InvalidRequestError(
+                f"min_recovery must be between 0 and 1, got {self.min_recovery}", field="min_recovery"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +40,10 @@ class PlanStep:
     """Index into the edit's interventions."""
     tier: Tier
     tensor: str
-    """Name of the tensor that changes."""
+    """Name of the tensor that changes; several are joined by commas."""
     description: str
+    predicted_error: float = 0.0
+    """Mean squared error over mean squared change of what is written, on the calibration text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +81,10 @@ class ExportPlan:
     servers: tuple[ServerSupport, ...]
     gates: tuple[Gate, ...]
     plan_hash: str
+    fitted: bool = False
+    """True if a part is fitted: such an export is labelled approximate, or refused below its tolerance."""
+    text: str = ""
+    """Which text grafts and fits were calibrated on: a name and its sha256."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +152,7 @@ class PlanExport(Command[ExportPlan, Progress]):
     """Say what an export would write; refuses what weights cannot express, naming the field."""
 
     edit: Edit
+    options: ExportOptions = field(default_factory=ExportOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +170,8 @@ class CompileExport(Command[Export, Progress]):
     """Server path of a PEM private key (P-256). None: not signed."""
     keep_rejected: bool = False
     """Keep a folder that misses a gate as `NAME.rejected`."""
+    options: ExportOptions = field(default_factory=ExportOptions)
+    """As in the plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,7 @@ _LLAMA = _Family(input_norm="input_layernorm", read="up_proj", gate="gate_proj")
 
 VERIFIED: dict[str, _Family] = {
     "LlamaForCausalLM": _LLAMA,
+    "Qwen2ForCausalLM": _LLAMA,
     "Qwen3ForCausalLM": _LLAMA,
     "Gemma2ForCausalLM": _Family(
         input_norm="input_layernorm", read="up_proj", gate="gate_proj", gain_offset=1.0

@@ -19,15 +19,18 @@ from safetensors.torch import save_file
 from trephine.domain.commands import Progress
 from trephine.domain.errors import DeadlinePassedError, GateMissedError
 from trephine.domain.interventions import Intervention
+from trephine.engine.firing import firing_masks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import FLOOR_WINDOWS, stock_attention
-from trephine.engine.planning import TensorChange
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.staging import full_disk_refused
+from trephine.engine.weights.compiling import WeightProgram
+from trephine.engine.weights.operations import FeatureOp
+from trephine.engine.weights.tensors import TensorChange
 
 SCRIPT = Path(__file__).with_name("certifier.py")
 TIME_LIMIT_SECONDS = 1800.0
-GREEDY_TOKENS = 32
+GREEDY_TOKENS = 64
 _GREEDY_PROMPTS = 4
 _PROMPT_TOKENS = 16
 _POLL_SECONDS = 0.03
@@ -48,21 +51,29 @@ class Findings:
 
 
 def write_evidence(
-    hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...], folder: Path
+    hosted: HostedModel,
+    retain: RetainText,
+    interventions: tuple[Intervention, ...],
+    features: tuple[FeatureOp, ...],
+    folder: Path,
 ) -> Generator[Progress | None, None, None]:
     """Write what the original and the intervened runtime answer to every window, one batch a quantum.
 
     Each file holds float32 logits `(n_pos, d_vocab)`: logits, because the difference of log-probabilities
-    in float32 would hide what is measured.
+    in float32 would hide what is measured. Beside them the mask `(n_pos,)` of the positions at which one of
+    the edited features of sets fires in the intervened runtime.
 
     Raises:
         DiskFullError: If there is no room.
     """
     plain = yield from plain_logits(hosted, retain)
+    firing = yield from firing_masks(hosted, retain.windows, features, interventions)
     for part in window_batches(retain.windows):
         after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
         for number, intervened in zip(part, after, strict=True):
             answers = {"original": plain[number].contiguous(), "intervened": intervened.contiguous()}
+            if features:
+                answers["firing"] = firing[number]
             with full_disk_refused():
                 save_file(answers, folder / f"window-{number:04d}.safetensors")
         yield Progress(stage="evidence", done=part.stop, total=len(retain.windows))
@@ -77,7 +88,7 @@ def certify(
     hosted: HostedModel,
     retain: RetainText,
     interventions: tuple[Intervention, ...],
-    changes: tuple[TensorChange, ...],
+    program: WeightProgram,
     folder: Path,
     evidence: Path,
     *,
@@ -106,17 +117,48 @@ def certify(
         "compute_dtype": compute,
         "other_dtype": "bfloat16" if compute == "float32" else "float32",
         "stored_dtype": _STORED.get(stored_dtype, compute),
-        "changes": [
-            {"tensor": c.entry.name, "axis": c.axis, "factors": sorted(c.factors.items())} for c in changes
-        ],
+        "changes": [_described(change) for change in program.changes],
+        "config": program.config,
         "threads": torch.get_num_threads(),
     }
+    save_file(_factors(program), evidence / "changes.safetensors")
     request.write_text(json.dumps(body), encoding="utf-8")
     result = yield from _run(request, evidence)
     measured: dict[str, float] = result["measurements"]
     measured["greedy_match"] = _greedy_match(hosted, prompts, result["continuations"], interventions)
     yield None
     return Findings(measurements=measured, environment=result["environment"])
+
+
+def _described(change: TensorChange) -> dict[str, Any]:
+    """Describe a change to the certifier; its tensors lie beside the request."""
+    growth = change.growth
+    return {
+        "tensor": change.name,
+        "axis": change.axis,
+        "factors": sorted(change.factors.items()),
+        "gain": change.gain,
+        "new": change.entry is None,
+        "copied_from": None if change.copied_from is None else change.copied_from.name,
+        "growth": None if growth is None else {"axis": growth.axis, "count": growth.count},
+        "fresh": None if change.fresh is None else {"size": change.fresh.size, "start": change.fresh.start},
+    }
+
+
+def _factors(program: WeightProgram) -> dict[str, Any]:
+    """Collect the tensors of all changes by `part:name`."""
+    found: dict[str, Any] = {}
+    for change in program.changes:
+        left, right = change.low_rank or (None, None)
+        parts = {
+            "left": left,
+            "right": right,
+            "added": change.added,
+            "growth": None if change.growth is None else change.growth.values,
+            "fresh": None if change.fresh is None else change.fresh.values,
+        }
+        found |= {f"{part}:{change.name}": t.contiguous() for part, t in parts.items() if t is not None}
+    return found
 
 
 def _run(request: Path, evidence: Path) -> Generator[Progress | None, None, dict[str, Any]]:

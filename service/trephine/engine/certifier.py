@@ -13,14 +13,29 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+
+def _beside(name: str) -> ModuleType:
+    """Load a module that lies beside this script, which an isolated interpreter does not look for."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name}.py does not lie beside the certifier")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_weights = _beside("certifier_weights")
+compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_plan, _weights.same_bits
 
 
 class Blocker:
@@ -71,92 +86,6 @@ def certify(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# --- weights -------------------------------------------------------------------------------------
-
-
-def compare_weights(request: dict[str, Any]) -> dict[str, float]:
-    """Compare every tensor of the exported folder with the parent's, bit for bit."""
-    import torch
-
-    planned = {change["tensor"]: change for change in request["changes"]}
-    exported = dict(tensors(Path(request["exported"])))
-    counts = {"outside": 0, "unchanged": 0, "off_plan": 0, "nonfinite": 0, "untouched": 0}
-    names = set(exported)
-    for name, read_parent in tensors(Path(request["parent"])):
-        names.discard(name)
-        if name not in exported:
-            counts["outside"] += 1
-            continue
-        before, after = read_parent(), exported[name]()
-        same = same_bits(before, after)
-        if name in planned:
-            counts["unchanged"] += same
-            counts["off_plan"] += off_plan(before, after, planned[name])
-        else:
-            counts["outside"] += not same
-            counts["untouched"] += same
-        if after.is_floating_point():
-            counts["nonfinite"] += int((~torch.isfinite(after)).sum())
-    counts["outside"] += len(names)
-    return {
-        "tensors_changed_outside_plan": float(counts["outside"]),
-        "planned_tensors_unchanged": float(counts["unchanged"]),
-        "elements_off_plan": float(counts["off_plan"]),
-        "nonfinite_values": float(counts["nonfinite"]),
-        "untouched_tensors_verified": float(counts["untouched"]),
-    }
-
-
-def tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield names and readers of the tensors that stock transformers loads from a folder."""
-    from safetensors import safe_open
-
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    files = (
-        [single.name]
-        if single.is_file()
-        else sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    )
-    for file in files:
-        with safe_open(str(folder / file), framework="pt") as shard:
-            names = list(shard.keys())
-        for name in names:
-            yield name, partial(_read, folder / file, name)
-
-
-def _read(path: Path, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as shard:
-        return shard.get_tensor(name)
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    """Compare two tensors bit for bit; -0.0 is not 0.0."""
-    import torch
-
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    flat = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
-    return bool(torch.equal(*flat))
-
-
-def off_plan(before: Any, after: Any, change: dict[str, Any]) -> int:
-    """Count elements that are not the parent's, with the planned slices scaled in float32, rounded once."""
-    import torch
-
-    if before.dtype != after.dtype or before.shape != after.shape:
-        return int(before.numel())
-    expected = before.clone()
-    for index, factor in change["factors"]:
-        slot = expected[index] if change["axis"] == 0 else expected[:, index]
-        slot.copy_((slot.float() * factor if factor else torch.zeros_like(slot)).to(before.dtype))
-    width = expected.element_size()
-    bits = (t.contiguous().reshape(-1).view(torch.uint8).reshape(-1, width) for t in (expected, after))
-    wanted, found = bits
-    return int((wanted != found).any(-1).sum())
-
-
 # --- answers -------------------------------------------------------------------------------------
 
 
@@ -169,7 +98,8 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     parent, exported = request["parent"], request["exported"]
 
     model, keys = load(exported, compute, stock)
-    against: dict[str, list[Any]] = {"intervened": [], "original": [], "damage": [], "first": [], "top": []}
+    names = ("intervened", "original", "damage", "top", "firing", "loss", "loss_intervened")
+    against: dict[str, list[Any]] = {name: [] for name in names}
     for batch in batches:
         say({"stage": "certify", "done": batch[0], "total": len(request["windows"])})
         for number, logits in zip(batch, answers(model, request, [batch]), strict=True):
@@ -178,6 +108,11 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
             against["original"].append(kl(runtime["original"], logits))
             against["damage"].append(kl(runtime["original"], runtime["intervened"]))
             against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
+            if "firing" in runtime:
+                against["firing"].append(runtime["firing"])
+            ids = request["windows"][number]
+            against["loss"].append(next_token_loss(logits, ids))
+            against["loss_intervened"].append(next_token_loss(runtime["intervened"], ids))
     continuations = greedy(model, request["prompts"], request["greedy_tokens"])
     describe(measured, against)
 
@@ -202,13 +137,17 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
     other = answers(model, request, short)
-    spread(measured, "noise_floor_dtype", [kl(p, o) for p, o in zip(plain, other, strict=True)])
+    floor = [kl(p, o) for p, o in zip(plain, other, strict=True)]
+    spread(measured, "noise_floor_dtype", floor)
+    masks = [evidence(request, number).get("firing") for number in compared]
+    firing_spread(measured, "noise_floor_dtype", floor, masks)
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
         model, _ = load(exported, request["stored_dtype"], stock)
         stored = [kl(i, s) for i, s in zip(intervened, answers(model, request, short), strict=True)]
         spread(measured, "kl_intervened_exported_in_stored_dtype", stored)
+        firing_spread(measured, "kl_intervened_exported_in_stored_dtype", stored, masks)
     return continuations
 
 
@@ -304,19 +243,48 @@ def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
     spread(measured, "retain_kl_original_intervened", damage)
     caused, left = float(torch.cat(damage).mean()), float(torch.cat(intervened).mean())
     measured["retain_excess"] = abs(float(torch.cat(original).mean()) - caused)
+    measured["edit_kl_mean"] = caused
     if caused > 0:
         measured["recovery"] = 1.0 - left / caused
+        measured["unrecovered"] = left / caused
+    masks = against["firing"]
+    if masks:
+        measured["firing_share"] = float(torch.cat(masks).float().mean())
+        firing_spread(measured, "kl_intervened_exported", intervened, masks)
+        firing_spread(measured, "edit_kl", damage, masks)
+        firing_spread(measured, "retain_kl_silent_original_exported", original, [~mask for mask in masks])
+        moved = measured.get("edit_kl_firing_mean", 0.0)
+        if moved > 0:
+            measured["recovery_firing"] = 1.0 - measured["kl_intervened_exported_firing_mean"] / moved
+    losses = [float(torch.cat(against[name]).mean()) for name in ("loss", "loss_intervened")]
+    measured["perplexity_ratio"] = math.exp(losses[0] - losses[1])
     measured["top1_agreement"] = float(torch.cat(against["top"]).mean())
 
 
+def firing_spread(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:
+    """Summarise per-position values where a mask holds; nothing where it never does."""
+    chosen = [part[mask] for part, mask in zip(parts, masks, strict=True) if mask is not None]
+    if chosen and sum(part.numel() for part in chosen):
+        spread(measured, f"{name}_firing", chosen)
+
+
+def next_token_loss(logits: Any, ids: list[int]) -> Any:
+    """Return the negative log-probability of every next token in nats, float64 `(n_pos - 1,)`."""
+    import torch
+
+    log_p = torch.log_softmax(logits[:-1].double(), -1)
+    return -log_p.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
 def spread(measured: dict[str, float], name: str, parts: list[Any]) -> None:
-    """Add mean, median, 99th percentile and maximum of per-position values."""
+    """Add mean, median, 99th and 99.9th percentile and maximum of per-position values."""
     import torch
 
     values = torch.cat(parts)
     measured[f"{name}_mean"] = float(values.mean())
     measured[f"{name}_p50"] = float(values.quantile(0.5))
     measured[f"{name}_p99"] = float(values.quantile(0.99))
+    measured[f"{name}_p999"] = float(values.quantile(0.999))
     measured[f"{name}_max"] = float(values.max())
     measured["nonfinite_values"] += float((~torch.isfinite(values)).sum())
 

@@ -13,15 +13,18 @@ from trephine.domain.commands import Progress
 from trephine.domain.errors import GateMissedError, ParentChangedError
 from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, Measurement
 from trephine.engine import manifest, parents, signing
+from trephine.engine.adapter import write_adapter
 from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
+from trephine.engine.export_texts import export_texts
 from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import finite, judge
 from trephine.engine.hosted import HostedModel
-from trephine.engine.planning import TensorChange, plan_hash, require_parent, tensor_changes
-from trephine.engine.retain import RetainText, retain_text
+from trephine.engine.planning import plan_hash, program_of, require_parent
+from trephine.engine.reshaping import grown_bytes, reshaped_files, write_weights
+from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
-from trephine.engine.shards import TensorEntry, overwrite, read_entries, read_tensor, scale_slices, sha256_of
+from trephine.engine.shards import TensorEntry, read_entries, read_tensor, sha256_of
 from trephine.engine.staging import (
     Staging,
     copy_file,
@@ -30,9 +33,15 @@ from trephine.engine.staging import (
     require_space,
     sweep_leftovers,
 )
+from trephine.engine.weights.compiling import WeightProgram
 
 _SLACK_BYTES = 64 << 20
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+_SHARES = (
+    *("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery", "recovery_firing"),
+    *("recovery_in_stored_dtype", "unrecovered", "firing_share"),
+)
 
 Work = Generator[Progress | None, None, None]
 
@@ -46,15 +55,22 @@ class Build:
     retain: RetainText
     staging: Staging
     entries: dict[str, TensorEntry]
-    changes: tuple[TensorChange, ...]
+    program: WeightProgram
     before: dict[str, str] = field(default_factory=dict)
     """sha256 of every tensor's bytes in the parent."""
     after: dict[str, str] = field(default_factory=dict)
+    exported: dict[str, TensorEntry] = field(default_factory=dict)
+    """The tensors of the folder that was built."""
 
     @property
     def folder(self) -> Path:
         """Where the checkpoint is built."""
         return self.staging.checkpoint
+
+    @property
+    def reshaped(self) -> frozenset[str]:
+        """Shards that are written anew, since tensors in them grow or are new."""
+        return reshaped_files(self.program.changes)
 
     @property
     def stored_dtype(self) -> str:
@@ -79,7 +95,7 @@ def compile_export(session: Session, command: CompileExport) -> Generator[Progre
     if command.keep_rejected:
         require_free(_rejected(target))
     sweep_leftovers(target.parent)
-    build = _prepare(session.require_model(), command, target)
+    build = yield from _prepare(session.require_model(), command, target)
     try:
         with full_disk_refused():
             build.staging.open()
@@ -88,25 +104,28 @@ def compile_export(session: Session, command: CompileExport) -> Generator[Progre
         build.staging.close()
 
 
-def _prepare(hosted: HostedModel, command: CompileExport, target: Path) -> Build:
+def _prepare(
+    hosted: HostedModel, command: CompileExport, target: Path
+) -> Generator[Progress | None, None, Build]:
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
-    changes = tensor_changes(hosted, entries, command.edit)
-    _require_plan(command, changes)
-    retain = retain_text(hosted)
-    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, retain) + _SLACK_BYTES
-    require_space(target.parent, needed)
+    texts = export_texts(hosted, command.options.text)
+    program = yield from program_of(hosted, entries, command.edit, texts, command.options)
+    _require_plan(command, program)
+    growth = grown_bytes(program.changes)
+    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured)
+    require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,
         command=command,
-        retain=retain,
+        retain=texts.measured,
         staging=Staging(target),
         entries=entries,
-        changes=changes,
+        program=program,
     )
 
 
-def _require_plan(command: CompileExport, changes: tuple[TensorChange, ...]) -> None:
+def _require_plan(command: CompileExport, program: WeightProgram) -> None:
     """Refuse a plan that is not whole, not of this edit, or not what would be written."""
     plan, edit = command.plan, command.edit
     planned = set(plan.changed_tensors)
@@ -114,7 +133,7 @@ def _require_plan(command: CompileExport, changes: tuple[TensorChange, ...]) -> 
         plan.plan_hash != plan_hash(plan)
         or plan.edit_hash != edit.content_hash
         or plan.parent_hash != edit.weight_hash
-        or planned != {change.entry.name for change in changes}
+        or planned != {change.name for change in program.changes}
     ):
         raise ParentChangedError(
             "the plan is not the plan of this edit on these weights; plan the export again", edit=edit.name
@@ -125,12 +144,14 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
     parent = yield from _copy(build)
     yield from _patch(build)
     interventions = build.command.edit.interventions
-    yield from write_evidence(build.hosted, build.retain, interventions, build.staging.evidence)
+    yield from write_evidence(
+        build.hosted, build.retain, interventions, build.program.features, build.staging.evidence
+    )
     findings = yield from certify(
         build.hosted,
         build.retain,
         interventions,
-        build.changes,
+        build.program,
         build.folder,
         build.staging.evidence,
         stored_dtype=build.stored_dtype,
@@ -145,6 +166,8 @@ def _copy(build: Build) -> Generator[Progress | None, None, manifest.ParentRecor
     source = build.hosted.folder
     copied, left_out = parents.sort_files(source, build.entries)
     for done, (path, name) in enumerate(copied.items()):
+        if path in build.reshaped:
+            continue
         yield Progress(stage="copy", done=done, total=len(copied), detail=name)
         yield from copy_file(source / path, build.folder / name)
     files = yield from manifest.describe_files(source)
@@ -170,10 +193,11 @@ def _check_parent(build: Build) -> Work:
     loaded: dict[str, Any] = build.hosted.model.state_dict()
     prefix = build.hosted.model.base_model_prefix
     for done, entry in enumerate(build.entries.values()):
-        build.before[entry.name] = sha256_of(build.folder, entry)
+        folder = build.hosted.folder if entry.file in build.reshaped else build.folder
+        build.before[entry.name] = sha256_of(folder, entry)
         weight = loaded.get(entry.name, loaded.get(f"{prefix}.{entry.name}"))
         if weight is not None:
-            stored = read_tensor(build.folder, entry).to(weight.dtype)
+            stored = read_tensor(folder, entry).to(weight.dtype)
             if not torch.equal(stored, weight.cpu()):
                 raise ParentChangedError(
                     f"{entry.name} in the parent's files is not what was loaded; load the model again",
@@ -188,13 +212,18 @@ def _check_parent(build: Build) -> Work:
 
 
 def _patch(build: Build) -> Work:
-    """Write the changed tensors over their parents' bytes, one a quantum."""
-    for done, change in enumerate(build.changes):
-        scaled = scale_slices(read_tensor(build.folder, change.entry), change.factors, axis=change.axis)
-        with full_disk_refused():
-            overwrite(build.folder, change.entry, scaled)
-        build.after[change.entry.name] = sha256_of(build.folder, change.entry)
-        yield Progress(stage="compile", done=done + 1, total=len(build.changes), detail=change.entry.name)
+    """Write the changed tensors, one a quantum: over their parents' bytes, or into a shard written anew."""
+    changes = build.program.changes
+    total = len(changes)
+    written = write_weights(build.hosted.folder, build.folder, build.entries, build.program)
+    for done, name in enumerate(written):
+        yield Progress(stage="compile", done=min(done + 1, total), total=total, detail=name)
+    with full_disk_refused():
+        write_adapter(build.hosted, build.program, build.folder)
+    build.exported = read_entries(build.folder)
+    for change in changes:
+        build.after[change.name] = sha256_of(build.folder, build.exported[change.name])
+        yield None
 
 
 def _certificate(build: Build, findings: Findings) -> Certificate:
@@ -221,9 +250,11 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
 
 
 def _unit(name: str) -> str:
-    if name in ("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery"):
+    if name in _SHARES:
         return "share"
-    return "nats/token" if name.startswith(("kl_", "retain_", "noise_")) else "count"
+    if name == "perplexity_ratio":
+        return "ratio"
+    return "nats/token" if name.startswith(("kl_", "retain_", "noise_", "edit_")) else "count"
 
 
 def _document(
@@ -247,7 +278,7 @@ def _document(
             edit=command.edit,
             plan=command.plan,
             parent=parent,
-            entries=tuple(build.entries.values()),
+            entries=tuple(build.exported.values()),
             after=build.after,
             files=files,
         )

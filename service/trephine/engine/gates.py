@@ -18,6 +18,11 @@ _SMALLEST_MEAN = 1e-6
 _SMALLEST_P99 = 1e-5
 _EXACT_EXCESS = 1e-5
 _ROUNDED_EXCESS = 1e-3
+_FITTED_EXCESS = 1e-2
+_GRAFT_EXCESS = 1e-3
+_GRAFT_FACTOR = 3.0
+_GRAFT_MEAN = 1e-5
+_GRAFT_P99 = 1e-4
 
 _FLOOR_REASON = (
     "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
@@ -38,13 +43,27 @@ _COUNTS = (
 )
 
 
-def planned_gates(dtype: DType, floor: NoiseFloor) -> tuple[Gate, ...]:
+def planned_gates(
+    dtype: DType,
+    floor: NoiseFloor,
+    *,
+    fitted: bool = False,
+    grafted: bool = False,
+    min_recovery: float = 0.9,
+) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
 
     Args:
         dtype: What the intervened runtime computes in.
         floor: Measured on the unedited parent.
+        fitted: Whether a part is fitted: then a share of the edit is promised, and not the runtime itself.
+        grafted: Whether features became neurons, whose knees are soft.
+        min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
     """
+    if fitted:
+        return (_recovery_gate(min_recovery), _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
+    if grafted:
+        return (*_graft_gates(floor), _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
     excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
     return (
         _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
@@ -57,14 +76,52 @@ def planned_gates(dtype: DType, floor: NoiseFloor) -> tuple[Gate, ...]:
             reason="under the same attention only the rounding of changed weights may differ: the parent's "
             f"own noise floor of {floor.mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
         ),
+        _excess_gate(excess, floor),
+        *_count_gates(),
+    )
+
+
+def _excess_gate(excess: float, floor: NoiseFloor) -> Gate:
+    return Gate(
+        name="retain_excess",
+        limit=max(excess, _FLOOR_FACTOR * floor.mean),
+        unit="nats/token",
+        reason="the export may damage the retain text no more than the intervention itself did: "
+        "|KL(original || exported) - KL(original || intervened)|",
+    )
+
+
+def _count_gates() -> tuple[Gate, ...]:
+    return tuple(Gate(name=name, limit=0.0, unit=unit, reason=reason) for name, unit, reason in _COUNTS)
+
+
+def _recovery_gate(min_recovery: float) -> Gate:
+    return Gate(
+        name="unrecovered",
+        limit=1.0 - min_recovery,
+        unit="share",
+        reason="a part of the edit is fitted, so that the folder is an approximation: "
+        f"KL(intervened || exported) over KL(intervened || original) may be at most 1 - {min_recovery:g}",
+    )
+
+
+def _graft_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
+    """Bound grafts: three floors, since runtime and export round independently and knees are soft."""
+    bounds = (
+        ("kl_intervened_exported_mean", floor.mean, _GRAFT_MEAN),
+        ("kl_intervened_exported_p99", floor.p99, _GRAFT_P99),
+        ("kl_intervened_exported_after_first_mean", floor.mean, _GRAFT_MEAN),
+    )
+    return tuple(
         Gate(
-            name="retain_excess",
-            limit=max(excess, _FLOOR_FACTOR * floor.mean),
+            name=name,
+            limit=max(smallest, _GRAFT_FACTOR * value),
             unit="nats/token",
-            reason="the export may damage the retain text no more than the intervention itself did: "
-            "|KL(original || exported) - KL(original || intervened)|",
-        ),
-        *(Gate(name=name, limit=0.0, unit=unit, reason=reason) for name, unit, reason in _COUNTS),
+            reason="grafted neurons differ from the features by rounding and by their knees' softness: "
+            f"{_GRAFT_FACTOR:g} times the parent's own noise floor of {value:.2e} nats, "
+            f"and not below {smallest:g}",
+        )
+        for name, value, smallest in bounds
     )
 
 

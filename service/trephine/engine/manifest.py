@@ -91,7 +91,7 @@ def write_manifest(
                 "file": e.file,
                 "dtype": e.dtype,
                 "shape": list(e.shape),
-                "before": parent.tensors[e.name],
+                "before": parent.tensors.get(e.name, ""),
                 "after": after[e.name],
             }
             for e in entries

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import TypeAdapter
-from torch import nn
 
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
-from trephine.domain.errors import BrokenCheckpointError, ParentChangedError, UnsupportedOptionError
-from trephine.domain.exports import ExportPlan, PlanExport, PlanStep, ServerSupport, Tier
-from trephine.engine.expressible import NeuronScaling, neuron_scalings
+from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
+from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
+from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
-from trephine.engine.retain import retain_text
+from trephine.engine.reshaping import grown_bytes
+from trephine.engine.servers import supporting_servers
 from trephine.engine.session import Handler, Session
-from trephine.engine.shards import TensorEntry, read_entries, read_tensor
+from trephine.engine.shards import TensorEntry, read_entries
+from trephine.engine.weights.compiling import WeightProgram, compile_weights
 
 _PLAN = TypeAdapter(ExportPlan)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorChange:
-    """One tensor of the parent and the slices of it that are scaled."""
-
-    entry: TensorEntry
-    layer: int
-    axis: int
-    """1: columns; 0: rows, where the projection is stored transposed (GPT-2)."""
-    factors: dict[int, float]
-    """Index -> factor; none of them leaves its slice as it is."""
+_KEPT: WeakKeyDictionary[Any, tuple[Any, WeightProgram]] = WeakKeyDictionary()
+"""Per loaded model its last program and what it was made of. Ends with the model."""
 
 
 def plan_export(session: Session, command: PlanExport) -> Generator[Progress | None, None, ExportPlan]:
@@ -46,27 +38,64 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         EditNotExpressibleError: If an intervention cannot be written into weights; the field is named.
         UnsupportedOptionError: If the model carries an adapter, so that its files are not its weights.
         BrokenCheckpointError: If the parent's files do not hold what was loaded.
+        InvalidRequestError: If the text is too short.
     """
     hosted = session.require_model()
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
-    changes = tensor_changes(hosted, entries, command.edit)
     yield None
-    floor = yield from noise_floor(hosted, retain_text(hosted))
+    texts = export_texts(hosted, command.options.text)
+    program = yield from program_of(hosted, entries, command.edit, texts, command.options)
+    floor = yield from noise_floor(hosted, texts.measured)
+    changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
         edit_hash=command.edit.content_hash,
         parent_hash=hosted.info.weight_hash,
-        steps=_steps(hosted, entries, command.edit, changes),
-        changed_tensors=tuple(sorted(change.entry.name for change in changes)),
-        untouched_tensors=len(entries) - len(changes),
-        config_changes=(),
-        size_growth_bytes=0,
-        servers=_servers(hosted),
-        gates=planned_gates(hosted.info.dtype, floor),
+        steps=_steps(command.edit, program),
+        changed_tensors=changed,
+        untouched_tensors=len(entries) - len(set(changed) & set(entries)),
+        config_changes=_config_changes(hosted, program),
+        size_growth_bytes=grown_bytes(program.changes),
+        servers=supporting_servers(hosted.info.architecture, program),
+        gates=planned_gates(
+            hosted.info.dtype,
+            floor,
+            fitted=program.fitted,
+            grafted=program.grafted,
+            min_recovery=command.options.min_recovery,
+        ),
         plan_hash="",
+        fitted=program.fitted,
+        text=texts.calibration.label if program.calibrated else "",
     )
     return replace(plan, plan_hash=plan_hash(plan))
+
+
+def program_of(
+    hosted: HostedModel,
+    entries: dict[str, TensorEntry],
+    edit: Edit,
+    texts: ExportTexts,
+    options: ExportOptions,
+) -> Generator[None, None, WeightProgram]:
+    """Compile an edit; the last program of a loaded model is kept, since a plan is followed by its export.
+
+    Sets are named by their content, so that one loaded anew under the same name is compiled anew.
+    """
+    sets = ",".join(sorted(s.admitted.content_hash for s in hosted.replacements.values()))
+    key = (
+        *(hosted.info.weight_hash, edit.content_hash, edit.interventions, options.keep_shapes),
+        *(texts.calibration.sha256, sets),
+    )
+    kept = _KEPT.get(hosted.model)
+    if kept is None or kept[0] != key:
+        program = yield from compile_weights(
+            hosted, entries, edit, texts.calibration.windows, keep_shapes=options.keep_shapes
+        )
+        kept = (key, program)
+        _KEPT[hosted.model] = kept
+    return kept[1]
 
 
 def plan_hash(plan: ExportPlan) -> str:
@@ -99,99 +128,24 @@ def require_parent(hosted: HostedModel, edit: Edit) -> None:
         )
 
 
-def tensor_changes(
-    hosted: HostedModel, entries: dict[str, TensorEntry], edit: Edit
-) -> tuple[TensorChange, ...]:
-    """Say which slices of which tensors an edit scales; what would change nothing is left out.
-
-    Raises:
-        EditNotExpressibleError: If an intervention cannot be written into weights.
-        BrokenCheckpointError: If a projection is not in the files in the expected shape.
-    """
-    changes: list[TensorChange] = []
-    for scaling in neuron_scalings(hosted.architecture, edit.interventions):
-        entry, axis = down_projection(hosted, entries, scaling.layer)
-        factors = _effective(hosted, entry, axis, scaling)
-        if factors:
-            changes.append(TensorChange(entry=entry, layer=scaling.layer, axis=axis, factors=factors))
-    return tuple(changes)
-
-
-def down_projection(
-    hosted: HostedModel, entries: dict[str, TensorEntry], layer: int
-) -> tuple[TensorEntry, int]:
-    """Find a layer's down projection in the files; return it and the axis along which neurons lie.
-
-    Raises:
-        BrokenCheckpointError: If it is not there in the shape that was loaded.
-    """
-    down: Any = hosted.architecture.blocks[layer].mlp.down
-    name = _stored_name(hosted.model, entries, down)
-    entry = entries.get(name)
-    if entry is None or entry.shape != tuple(down.weight.shape):
-        raise BrokenCheckpointError(
-            f"the parent's files do not hold {name} in shape {tuple(down.weight.shape)}", tensor=name
+def _steps(edit: Edit, program: WeightProgram) -> tuple[PlanStep, ...]:
+    return tuple(
+        PlanStep(
+            intervention=number,
+            tier=note.tier,
+            tensor=", ".join(note.tensors),
+            description=note.description,
+            predicted_error=note.predicted_error,
         )
-    return entry, 0 if type(down).__name__ == "Conv1D" else 1
+        for number in range(len(edit.interventions))
+        for note in (program.notes[number],)
+    )
 
 
-def _stored_name(model: Any, entries: dict[str, TensorEntry], module: nn.Module) -> str:
-    """Return the name of a module's weight in the files; base models are stored without their prefix."""
-    name = next(n for n, m in model.named_modules() if m is module) + ".weight"
-    short = name.removeprefix(f"{model.base_model_prefix}.")
-    return short if short in entries else name
-
-
-def _effective(
-    hosted: HostedModel, entry: TensorEntry, axis: int, scaling: NeuronScaling
-) -> dict[int, float]:
-    """Leave out factors of 1 and slices that are zero already: they would be written for nothing."""
-    weight = read_tensor(hosted.folder, entry)
-    return {
-        index: factor
-        for index, factor in sorted(scaling.factors.items())
-        if factor != 1.0 and bool(weight.select(axis, index).any())
-    }
-
-
-def _steps(
-    hosted: HostedModel,
-    entries: dict[str, TensorEntry],
-    edit: Edit,
-    changes: Sequence[TensorChange],
-) -> tuple[PlanStep, ...]:
-    written = {(c.layer, index): factor for c in changes for index, factor in c.factors.items()}
-    steps: list[PlanStep] = []
-    for number, intervention in enumerate(edit.interventions):
-        target: Any = intervention.target
-        layer, index = target.feature.layer, target.feature.index
-        entry, axis = down_projection(hosted, entries, layer)
-        factor = written.get((layer, index))
-        tier: Tier = "noop" if factor is None else "exact"
-        what = f"{'column' if axis else 'row'} {index} of the down projection of layer {layer}"
-        steps.append(
-            PlanStep(
-                intervention=number,
-                tier=tier,
-                tensor=entry.name,
-                description=f"{what} stays as it is: nothing to change"
-                if factor is None
-                else f"{what} times {factor:g}, computed in float32, rounded once to {entry.dtype}",
-            )
-        )
-    return tuple(steps)
-
-
-def _servers(hosted: HostedModel) -> tuple[ServerSupport, ...]:
-    same = "same architecture, tensor names, shapes and config as the parent"
-    return (
-        ServerSupport(
-            server="transformers", loads=True, note="reloaded in a clean process before publishing"
-        ),
-        ServerSupport(server="vllm", loads=True, note=f"wherever the parent loads: {same}; not run here"),
-        ServerSupport(
-            server="llama.cpp", loads=True, note=f"wherever the parent converts: {same}; not run here"
-        ),
+def _config_changes(hosted: HostedModel, program: WeightProgram) -> tuple[str, ...]:
+    config: Any = hosted.model.config
+    return tuple(
+        f"{name}: {getattr(config, name, None)} -> {value}" for name, value in sorted(program.config.items())
     )
 
 

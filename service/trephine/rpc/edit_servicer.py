@@ -17,7 +17,12 @@ from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.wire.common import logit_target_from_wire
 from trephine.rpc.wire.edits import edit_id, edit_to_wire, export_id, propose_from_wire
-from trephine.rpc.wire.exports import export_to_wire, plan_to_wire, verified_to_wire
+from trephine.rpc.wire.exports import (
+    export_options_from_wire,
+    export_to_wire,
+    plan_to_wire,
+    verified_to_wire,
+)
 from trephine.rpc.wire.fields import at_least, prompt, request_id, required, resource_id, within
 from trephine.rpc.wire.interventions import interventions_from_wire
 from trephine.v1 import edit_service_pb2 as pb
@@ -80,7 +85,9 @@ class EditServicer(EditServiceServicer):
     async def PlanExport(self, request: pb.PlanExportRequest, context: Context) -> pb.ExportPlan:
         """Say what an export would write and must measure."""
         edit = resource_id(request.edit, "edits", "edit")
-        return plan_to_wire(await self._exports.plan(edit, _model(request)))
+        return plan_to_wire(
+            await self._exports.plan(edit, _model(request), export_options_from_wire(request))
+        )
 
     async def ExportCheckpoint(self, request: pb.ExportCheckpointRequest, context: Context) -> Operation:
         """Compile, certify in a clean process, sign, publish; or only plan."""
@@ -90,9 +97,11 @@ class EditServicer(EditServiceServicer):
             export_id=export_id(request.export_id),
             model=_model(request),
             keep_rejected=request.keep_rejected,
+            options=export_options_from_wire(request),
         )
         if request.validate_only:
-            return validated("ExportCheckpoint", plan_to_wire(await self._exports.plan(edit, wanted.model)))
+            plan = await self._exports.plan(edit, wanted.model, wanted.options)
+            return validated("ExportCheckpoint", plan_to_wire(plan))
         return await self._operations.start("ExportCheckpoint", wanted, request.request_id)
 
     async def GetExport(self, request: pb.GetExportRequest, context: Context) -> pb.Export:

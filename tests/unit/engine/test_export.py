@@ -177,7 +177,7 @@ def test_what_is_published(published):
     made, folder = one.made, one.folder
     assert made.signed
     assert [p.name for p in folder.parent.iterdir()] == ["edited"]
-    on_disk = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+    on_disk = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert [f.path for f in made.files] == on_disk
     assert {f.path: f.size for f in made.files} == {p: (folder / p).stat().st_size for p in on_disk}
     assert AutoTokenizer.from_pretrained(folder)(" Mary")["input_ids"]
@@ -298,7 +298,7 @@ def test_a_disk_without_room_is_refused_before_any_work(parent, root, monkeypatc
     assert list(root.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["overwrite", "copy_file", "write_evidence"])
+@pytest.mark.parametrize("place", ["write_weights", "copy_file", "write_evidence"])
 def test_a_disk_that_fills_up_leaves_nothing(parent, root, monkeypatch, place):
     """Wherever the space ends, what was half written is removed and the error is typed."""
     hosted = hosted_in(parent)
@@ -340,9 +340,9 @@ def test_a_folder_that_stock_transformers_cannot_load_is_never_published(parent,
     plan = planned(hosted, edit)
     original = export.write_evidence
 
-    def sabotage(hosted, retain, interventions, folder):
+    def sabotage(hosted, retain, interventions, features, folder):
         (folder.parent / "checkpoint" / "config.json").write_text("{}")
-        return original(hosted, retain, interventions, folder)
+        return original(hosted, retain, interventions, features, folder)
 
     monkeypatch.setattr(export, "write_evidence", sabotage)
     with torch.inference_mode(), pytest.raises(GateMissedError, match="clean process"):

@@ -11,7 +11,6 @@ from tests.unit.engine.interventions import direction, neuron, whole
 from trephine.domain.errors import EditNotExpressibleError, FeatureOutOfRangeError, LayerOutOfRangeError
 from trephine.domain.interventions import (
     Ablate,
-    Add,
     AddNormScaled,
     Clamp,
     Condition,
@@ -25,10 +24,9 @@ from trephine.domain.interventions import (
     Resample,
     Scale,
     Selector,
-    SetTo,
 )
 from trephine.domain.sites import FeatureRef, SiteKind
-from trephine.engine.expressible import neuron_scalings
+from trephine.engine.weights.operations import sort_operations
 
 PLAIN = neuron(1, 4, Ablate())
 FOREIGN = FeatureTarget(feature=FeatureRef(replacement="transcoders", layer=0, index=1))
@@ -43,17 +41,14 @@ REFUSED = [
     (replace(PLAIN, mode=Mode(patterns=PatternMode.FROZEN)), "mode.patterns"),
     (replace(PLAIN, mode=Mode(heads=(HeadInput(layer=2, head=0, role="q"),))), "mode.heads"),
     (replace(PLAIN, condition=Condition(feature=FeatureRef(layer=0, index=1), at_least=0.5)), "condition"),
-    (replace(PLAIN, target=FOREIGN), "target.feature.replacement"),
-    (direction(SiteKind.RESID_POST, 1, [1.0] * 32, ProjectOut()), "target"),
-    (whole(SiteKind.MLP_OUT, 1, Ablate()), "target"),
+    (direction(SiteKind.MLP_IN, 1, [1.0] * 32, ProjectOut()), "target.site"),
+    (direction(SiteKind.RESID_POST, 1, [1.0] * 32, AddNormScaled(fraction=0.1)), "operation"),
+    (whole(SiteKind.RESID_POST, 1, Ablate()), "target.site"),
     *(
         (neuron(1, 4, operation), "operation")
         for operation in (
-            SetTo(value=0.0),
             Clamp(high=1.0),
-            Add(amount=1.0),
             AddNormScaled(fraction=0.1),
-            ProjectOut(),
             MeanAblate(text="x y"),
             Resample(donor="x y"),
         )
@@ -62,27 +57,27 @@ REFUSED = [
 
 
 @pytest.fixture(scope="module")
-def architecture():
-    """One tiny model's architecture."""
-    return tiny_hosted("llama").architecture
+def hosted():
+    """One tiny model."""
+    return tiny_hosted("llama")
 
 
 @pytest.mark.parametrize(("intervention", "field"), REFUSED, ids=lambda value: str(value)[-30:])
-def test_what_weights_cannot_express_is_refused_by_name(architecture, intervention, field):
+def test_what_weights_cannot_express_is_refused_by_name(hosted, intervention, field):
     """The context names the field of the third intervention; the message says why."""
     with pytest.raises(EditNotExpressibleError) as caught:
-        neuron_scalings(architecture, (PLAIN, PLAIN, intervention))
+        sort_operations(hosted, (PLAIN, PLAIN, intervention))
     assert caught.value.context["field"] == f"interventions[2].{field}"
     assert "cannot be written into weights: " in caught.value.message
 
 
-def test_both_phases_in_any_order_are_everywhere(architecture):
+def test_both_phases_in_any_order_are_everywhere(hosted):
     """Order of phases means nothing."""
     everywhere = Selector(phases=(Phase.GENERATION, Phase.PROMPT))
-    assert neuron_scalings(architecture, (replace(PLAIN, selector=everywhere),))[0].factors == {4: 0.0}
+    assert sort_operations(hosted, (replace(PLAIN, selector=everywhere),)).neurons[0].factor == 0.0
 
 
-def test_factors_of_one_neuron_multiply(architecture):
+def test_factors_of_one_neuron_multiply(hosted):
     """As they do at run time, where interventions follow one another; ablation wins for good."""
     plan = (
         neuron(2, 1, Scale(factor=0.5)),
@@ -91,14 +86,14 @@ def test_factors_of_one_neuron_multiply(architecture):
         neuron(0, 8, Scale(factor=2.0)),
         neuron(0, 8, Ablate()),
     )
-    compiled = {s.layer: s.factors for s in neuron_scalings(architecture, plan)}
-    assert compiled == {0: {7: 3.0, 8: 0.0}, 2: {1: -0.25}}
+    compiled = {(op.layer, op.index): op.factor for op in sort_operations(hosted, plan).neurons}
+    assert compiled == {(0, 7): 3.0, (0, 8): 0.0, (2, 1): -0.25}
 
 
 @pytest.mark.parametrize(
     ("layer", "index", "error"), [(9, 0, LayerOutOfRangeError), (0, 640, FeatureOutOfRangeError)]
 )
-def test_what_does_not_exist_is_refused(architecture, layer, index, error):
+def test_what_does_not_exist_is_refused(hosted, layer, index, error):
     """Unknown layers and neurons keep their own errors."""
     with pytest.raises(error):
-        neuron_scalings(architecture, (neuron(layer, index, Ablate()),))
+        sort_operations(hosted, (neuron(layer, index, Ablate()),))

@@ -17,8 +17,9 @@ from trephine.domain.errors import (
     UnsupportedOptionError,
 )
 from trephine.domain.interventions import Ablate, Scale
-from trephine.engine.planning import down_projection, plan_hash
+from trephine.engine.planning import plan_hash
 from trephine.engine.shards import overwrite, read_entries, read_tensor
+from trephine.engine.weights.mlp import stored_mlp
 
 
 @pytest.fixture
@@ -77,7 +78,8 @@ def test_an_edit_of_no_interventions_plans_nothing(hosted):
 def test_neurons_lie_along_the_axis_that_the_projection_reads(family, tmp_path):
     """Columns in Linear layers, rows in GPT-2's; the stored name may lack the model's prefix."""
     hosted = hosted_in(tiny_folder(family, tmp_path / family))
-    entry, axis = down_projection(hosted, read_entries(hosted.folder), 1)
+    down = stored_mlp(hosted, read_entries(hosted.folder), 1).down
+    entry, axis = down.weight, down.input_axis
     stored = read_tensor(hosted.folder, entry)
     column = stored.select(axis, 7)
     assert axis == (0 if family == "gpt2" else 1)
@@ -111,7 +113,7 @@ def test_files_that_do_not_hold_the_projection_are_refused(hosted):
     entries = read_entries(hosted.folder)
     entry = entries.pop("model.layers.0.mlp.down_proj.weight")
     with pytest.raises(BrokenCheckpointError) as caught:
-        down_projection(hosted, entries, 0)
+        stored_mlp(hosted, entries, 0)
     assert caught.value.context["tensor"] == entry.name
 
 

@@ -77,11 +77,25 @@ class AsyncEdits:
         request = edit_service_pb2.DeleteEditRequest(name=requests.resource("edits", name))
         await self._wire.call(self._wire.edits.DeleteEdit, request)
 
-    async def plan(self, edit: Edit | str, *, model: str | None = None) -> ExportPlan:
-        """What an export would write and must measure, before anything is written."""
-        request = edit_service_pb2.PlanExportRequest(
-            edit=requests.edit_name(edit), model=requests.resource("models", model) if model else None
-        )
+    async def plan(
+        self,
+        edit: Edit | str,
+        *,
+        model: str | None = None,
+        text: str | None = None,
+        min_recovery: float | None = None,
+        keep_shapes: bool = False,
+    ) -> ExportPlan:
+        """What an export would write and must measure, before anything is written.
+
+        Args:
+            edit: The edit or its name.
+            model: Compile from this model; unset: the edit's own.
+            text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
+            min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
+            keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+        """
+        request = requests.plan(edit, model, text, min_recovery, keep_shapes)
         return decode(ExportPlan, await self._wire.call(self._wire.edits.PlanExport, request))
 
 
@@ -116,10 +130,15 @@ class AsyncExports:
         *,
         model: str | None = None,
         keep_rejected: bool = False,
+        text: str | None = None,
+        min_recovery: float | None = None,
+        keep_shapes: bool = False,
         request_id: str | None = None,
     ) -> AsyncOperation[Export]:
         """Start compiling, certifying and publishing on the server."""
-        request = requests.export(edit, export_id, model, keep_rejected, request_id)
+        request = requests.export(
+            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, request_id
+        )
         message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return AsyncOperation(self._wire, message, lambda result: decode(Export, result))
 

@@ -16,6 +16,9 @@ from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
 from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
 from trephine.client.cli.discover_dataset import DISCOVER_DATASET_EXAMPLES, discover_dataset
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
+from trephine.client.cli.deltas import APPLY_DELTA_EXAMPLES, MAKE_DELTA_EXAMPLES
+from trephine.client.cli.deltas import apply as apply_delta
+from trephine.client.cli.deltas import make as make_delta
 from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
 from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
@@ -61,6 +64,8 @@ for command, epilog in (
     (doctor, None),
 ):
     app.command(epilog=epilog)(command)
+app.command("make-delta", epilog=MAKE_DELTA_EXAMPLES)(make_delta)
+app.command("apply-delta", epilog=APPLY_DELTA_EXAMPLES)(apply_delta)
 
 
 def _version(wanted: bool) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,28 +10,44 @@ from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.plan import planned, show_plan
 from trephine.client.cli.progress import ProgressView
+from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
-from trephine.client.errors import LocalFileError
+from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.terminal import printable
 from trephine.client.types import Certificate, Export
 from trephine.client.verification import Verification, verify_folder
 
 EXPORT_EXAMPLES = examples(
     "trephine export no-mary --out out/edited",
+    "trephine export no-mary --plan",
+    "trephine export quiet --out out/quiet --text texts/ours.txt",
 )
 
 
 def export(
     context: typer.Context,
     edit: Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")],
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to make; it must not exist.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be written and must be measured; write nothing.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Compile from this model; unset: the edit's own.")
     ] = None,
     keep_rejected: Annotated[
         bool, typer.Option(help="Keep a folder that misses a gate on the server, as NAME.rejected.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file to calibrate grafts and fits and to measure on.")
+    ] = None,
+    min_recovery: Annotated[
+        float | None, typer.Option(help="Of fitted parts: the share that must be carried; unset: 0.9.")
+    ] = None,
+    keep_shapes: Annotated[
+        bool, typer.Option(help="Fit features into the matrices that are there; add no neurons.")
     ] = False,
     detach: DetachOption = False,
 ) -> None:
@@ -40,6 +56,13 @@ def export(
     The folder is a plain checkpoint that any stock tool loads, with certificate.json beside it.
     """
     given = invocation(context)
+    content = None if text is None else read_text(text)
+    how: dict[str, Any] = {"text": content, "min_recovery": min_recovery, "keep_shapes": keep_shapes}
+    if plan or out is None:
+        _require_plan(plan=plan)
+        with given.connect() as trephine:
+            show_plan(given.output, planned(given, trephine, edit, model, **how))
+        return
     require_absent(out)
     with given.connect() as trephine:
         stored = trephine.edits.get(edit)
@@ -48,11 +71,18 @@ def export(
         chosen = export_id_for(out, stored)
         made = trephine.exports.published(chosen, stored)
         if made is None:
-            started = trephine.exports.start(stored, chosen, model=loaded.name, keep_rejected=keep_rejected)
+            started = trephine.exports.start(
+                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
+            )
             made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
         with ProgressView(given.output, f"export {stored.name}") as view:
             trephine.exports.download(made, out, on_bytes=view.bytes)
     show_export(given.output, made, out)
+
+
+def _require_plan(*, plan: bool) -> None:
+    if not plan:
+        raise InvalidRequestError("say where to: --out FOLDER, or --plan to look first", field="out")
 
 
 VERIFY_EXAMPLES = examples(

@@ -32,6 +32,7 @@ class PlanStep(WireValue):
     tier: str
     tensor: str
     description: str
+    predicted_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ class ExportPlan(WireValue):
     servers: tuple[ServerSupport, ...]
     gates: tuple[Gate, ...]
     plan_hash: str
+    fitted: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

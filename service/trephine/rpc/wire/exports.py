@@ -24,6 +24,20 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
         ],
         gates=[_gate_to_wire(gate) for gate in plan.gates],
         plan_hash=clean(plan.plan_hash),
+        fitted=plan.fitted,
+        text=clean(plan.text),
+    )
+
+
+def export_options_from_wire(
+    request: pb.PlanExportRequest | pb.ExportCheckpointRequest,
+) -> domain.ExportOptions:
+    """Read how an edit is to be compiled and judged."""
+    plain = domain.ExportOptions()
+    return domain.ExportOptions(
+        text=request.text if request.HasField("text") else None,
+        min_recovery=request.min_recovery if request.HasField("min_recovery") else plain.min_recovery,
+        keep_shapes=request.keep_shapes,
     )
 
 

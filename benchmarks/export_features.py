@@ -1,0 +1,120 @@
+"""Which features an export benchmark ablates: drawn by seed from those that matter, over all depths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.replacements import NAME
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Operation
+from trephine.domain.sites import FeatureRef, Site, SiteKind
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.hosted import HostedModel
+from trephine.engine.quanta import finish
+from trephine.engine.replacements.sets import opened
+from trephine.engine.retain import windows_logits
+from trephine.engine.weights.capture import captured, stacked
+
+LEAST_KL = 1e-2
+"""Nats on the tokens on which a feature fires, if it is ablated."""
+DENSITY = (1e-3, 0.2)
+WINDOW = 128
+Windows = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Parts of one text: features are chosen and grafts fitted on the first, figures are of the second."""
+
+    fit: Windows
+    measured: Windows
+
+
+def split(hosted: HostedModel, text: str, fit: int, measured: int) -> Texts:
+    """Cut a text into windows."""
+    tokens: list[int] = list(hosted.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    windows = [tuple(tokens[n * WINDOW : (n + 1) * WINDOW]) for n in range(fit + measured)]
+    return Texts(fit=windows[:fit], measured=windows[fit:])
+
+
+# --- which features ------------------------------------------------------------------------------
+
+
+def draw(hosted: HostedModel, texts: Texts, count: int, seed: int) -> list[FeatureRef]:
+    """Draw features that matter, spread over thirds of the layers."""
+    n_layers, generator = hosted.info.n_layers, random.Random(seed)
+    chosen: list[FeatureRef] = []
+    windows = texts.fit[:4]
+    plain = windows_logits(hosted, windows)
+    for third in range(3):
+        wanted = (count + 2 - third) // 3
+        layers = [n for n in range(n_layers) if n * 3 // n_layers == third]
+        generator.shuffle(layers)
+        for layer in (layers * 20)[: 20 * len(layers)]:
+            if wanted == 0:
+                break
+            found = _candidate(hosted, layer, windows, plain, generator, chosen)
+            if found is not None:
+                chosen.append(found)
+                wanted -= 1
+    return sorted(chosen)
+
+
+def _candidate(
+    hosted: HostedModel,
+    layer: int,
+    windows: Windows,
+    plain: Sequence[Tensor],
+    generator: random.Random,
+    taken: Sequence[FeatureRef],
+) -> FeatureRef | None:
+    """Try up to six features of a layer whose density fits."""
+    site = Site(kind=SiteKind.MLP_IN, layer=layer)
+    inputs = stacked(finish(captured(hosted, windows, [site], ()))[site])
+    with opened(hosted, NAME, [layer]) as layers:
+        active = layers[layer].encode(inputs).active
+    density = active.double().mean(0)
+    fits = ((density >= DENSITY[0]) & (density <= DENSITY[1]) & (active.sum(0) >= 3)).nonzero()[:, 0].tolist()
+    generator.shuffle(fits)
+    for index in fits[:6]:
+        ref = FeatureRef(replacement=NAME, layer=layer, index=index)
+        fires = active[:, index]
+        if ref in taken:
+            continue
+        if all(
+            float(_effect(hosted, windows[:n], plain[:n], ref)[fires[: n * WINDOW]].mean()) >= LEAST_KL
+            for n in (_enough(fires, len(windows)), len(windows))  # few windows first: most features fail
+        ):
+            return ref
+    return None
+
+
+def _enough(fires: Tensor, most: int) -> int:
+    """Return the least number of windows in which a feature fires twice."""
+    return next((n for n in range(1, most) if int(fires[: n * WINDOW].sum()) > 1), most)
+
+
+def _effect(hosted: HostedModel, windows: Windows, plain: Sequence[Tensor], ref: FeatureRef) -> Tensor:
+    """Return KL(original || ablated) per position."""
+    changed = windows_logits(hosted, windows, (intervention(ref, Ablate()),))
+    return torch.cat([kl_divergence(p, c) for p, c in zip(plain, changed, strict=True)])
+
+
+def intervention(feature: FeatureRef, operation: Operation) -> Intervention:
+    """Change a feature everywhere."""
+    return Intervention(target=FeatureTarget(feature=feature), operation=operation)
+
+
+def firing(hosted: HostedModel, texts: Texts, features: Sequence[FeatureRef]) -> Tensor:
+    """Return where any of the features is active in the measured text, bool `(n,)`."""
+    mask = torch.zeros(sum(map(len, texts.measured)), dtype=torch.bool)
+    for ref in features:
+        site = Site(kind=SiteKind.MLP_IN, layer=ref.layer)
+        inputs = stacked(finish(captured(hosted, texts.measured, [site], ()))[site])
+        with opened(hosted, NAME, [ref.layer]) as layers:
+            mask |= layers[ref.layer].encode_features(inputs, [ref.index])[:, 0] != 0
+    return mask

@@ -1,0 +1,42 @@
+"""Deltas on the command line; neither needs a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.help_text import examples
+from trephine.client.cli.invocation import invocation
+from trephine.client.deltas import apply_delta, make_delta
+
+MAKE_DELTA_EXAMPLES = examples("trephine make-delta models/smollm2 out/edited --out out/edited.delta")
+APPLY_DELTA_EXAMPLES = examples(
+    "trephine apply-delta out/edited.delta --parent models/smollm2 --out out/edited"
+)
+
+
+def make(
+    context: typer.Context,
+    parent: Annotated[Path, typer.Argument(help="The folder that the export was compiled from.")],
+    exported: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+) -> None:
+    """Write an export as its difference from the parent: small, and applied without a server."""
+    output = invocation(context).output
+    made = make_delta(parent, exported, out)
+    size = sum(path.stat().st_size for path in made.iterdir())
+    output.line(f"{made}: {size / 2**20:.1f} MiB")
+
+
+def apply(
+    context: typer.Context,
+    delta: Annotated[Path, typer.Argument(help="A folder that `trephine make-delta` made.")],
+    parent: Annotated[Path, typer.Option(help="The folder that the export was compiled from.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+) -> None:
+    """Rebuild an exported folder from its parent and a delta, every byte checked."""
+    output = invocation(context).output
+    made = apply_delta(delta, parent, out)
+    output.line(f"{made}: every file has the published sha256; check it with: trephine verify {made}")

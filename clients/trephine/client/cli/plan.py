@@ -1,0 +1,49 @@
+"""An export's plan, readable: what is written how, what it promises, who loads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trephine.client.cli.invocation import Invocation
+from trephine.client.cli.output import Output
+from trephine.client.trephine import Trephine
+from trephine.client.types import ExportPlan
+
+
+def planned(given: Invocation, trephine: Trephine, edit: str, model: str | None, **how: Any) -> ExportPlan:
+    """Plan an export of a stored edit, its model loaded first."""
+    stored = trephine.edits.get(edit)
+    loaded = given.load(trephine, model or stored.made_for.model.removeprefix("models/"))
+    return trephine.edits.plan(stored, model=loaded.name, **how)
+
+
+def show_plan(output: Output, plan: ExportPlan) -> None:
+    """Print a plan."""
+    if output.json:
+        output.document(plan.to_json())
+        return
+    changed = len(plan.changed_tensors)
+    output.facts(
+        [
+            ("edit", plan.edit),
+            ("tensors", f"{changed} change, {plan.untouched_tensors} keep their bytes"),
+            ("config", "; ".join(plan.config_changes) or "unchanged"),
+            ("growth", f"{plan.size_growth_bytes / 2**20:.1f} MiB"),
+            (
+                "promise",
+                "approximation, of which a share is promised" if plan.fitted else "the runtime itself",
+            ),
+            ("calibrated on", plan.text or "nothing"),
+        ]
+    )
+    output.table(
+        ("STEP", "TIER", "ERROR", "WHAT"),
+        [(str(s.intervention), s.tier, f"{s.predicted_error:.1e}", s.description) for s in plan.steps],
+    )
+    output.table(
+        ("SERVER", "LOADS", "WHY"), [(s.server, "yes" if s.loads else "NO", s.note) for s in plan.servers]
+    )
+    output.table(
+        ("GATE", "LIMIT", "UNIT"), [(gate.name, f"{gate.limit:.3g}", gate.unit) for gate in plan.gates]
+    )
+    output.note("nothing was written")

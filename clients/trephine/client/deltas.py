@@ -1,0 +1,267 @@
+"""Tensor deltas: an exported folder as its difference from the parent, applied without a server or torch.
+
+A delta is a folder: `delta.json` says how every file of the export comes about, `delta.bin` holds what it
+takes. A tensor is stored as the XOR with its parent (laid into the leading corner of its shape, where it has
+grown), compressed: untouched numbers cost nearly nothing, and applying reproduces every byte. Each file's
+sha256 is checked before the folder is renamed into place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from trephine.client.digests import file_digest
+from trephine.client.downloads import require_absent
+from trephine.client.errors import HashMismatchError, ParentChangedError
+from trephine.client.local_errors import LocalFileError
+
+SCHEMA = "trephine.delta/1"
+DESCRIPTION, CONTENT = "delta.json", "delta.bin"
+_PIECE = 1 << 20
+_SHARD = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """Where a tensor's bytes lie in a file."""
+
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+# --- making --------------------------------------------------------------------------------------
+
+
+def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Path:
+    """Write an exported folder as a delta of its parent.
+
+    Raises:
+        ExportTargetExistsError: If `out` exists.
+        LocalFileError: If a folder or shard cannot be read.
+    """
+    source, edited, target = Path(parent), Path(exported), Path(out)
+    for folder in (source, edited):
+        if not folder.is_dir():
+            raise LocalFileError(f"there is no folder {folder}")
+    require_absent(target)
+    with temporary_beside(target) as folder:
+        with (folder / CONTENT).open("wb") as content:
+            files = [_described(source, edited, path, content) for path in _files(edited)]
+        needed = sorted({file["parent"] for file in files if "parent" in file})
+        value = {
+            "schema": SCHEMA,
+            "parent": {name: file_digest(source / name)[1] for name in needed},
+            "files": files,
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(value, indent=1) + "\n", encoding="ascii")
+        folder.rename(target)
+    return target
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _described(source: Path, edited: Path, name: str, content: BinaryIO) -> dict[str, Any]:
+    """Describe one file: a parent's copy, a shard tensor by tensor, or stored whole."""
+    size, digest = file_digest(edited / name)
+    common = {"path": name, "size": size, "sha256": digest}
+    for candidate in dict.fromkeys((name, "README.md")):
+        path = source / candidate
+        if path.is_file() and path.stat().st_size == size and file_digest(path)[1] == digest:
+            return {**common, "kind": "copy", "parent": candidate}
+    if name.endswith(_SHARD) and (source / name).is_file():
+        return {
+            **common,
+            "kind": "shard",
+            "parent": name,
+            "parts": _parts(source / name, edited / name, content),
+        }
+    return {**common, "kind": "whole", "parts": [_stored((edited / name).read_bytes(), content)]}
+
+
+def _parts(parent: Path, edited: Path, content: BinaryIO) -> list[dict[str, Any]]:
+    """Describe a shard's header and tensors in the order of their bytes."""
+    before, _ = read_header(parent)
+    after, length = read_header(edited)
+    with parent.open("rb") as old, edited.open("rb") as new:
+        parts = [_stored(_read(new, 0, length), content)]
+        for name, tensor in sorted(after.items(), key=lambda item: item[1].start):
+            data = _read(new, tensor.start, tensor.end)
+            known = before.get(name)
+            if known is None:
+                parts.append(_stored(data, content))
+                continue
+            base = laid_out(_read(old, known.start, known.end), known.shape, tensor.shape)
+            if base is None:
+                parts.append(_stored(data, content))
+            elif base == data:
+                parts.append({"tensor": name, "shape": list(tensor.shape), "bytes": 0})
+            else:
+                parts.append(
+                    {"tensor": name, "shape": list(tensor.shape)} | _stored(xor(base, data), content)
+                )
+    return parts
+
+
+def _stored(data: bytes, content: BinaryIO) -> dict[str, Any]:
+    packed = zlib.compress(data, 6)
+    content.write(packed)
+    return {"bytes": len(packed)}
+
+
+# --- applying ------------------------------------------------------------------------------------
+
+
+def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
+    """Rebuild the exported folder, byte for byte.
+
+    Raises:
+        ExportTargetExistsError: If `out` exists.
+        ParentChangedError: If the parent's files are not those that the delta was made from.
+        HashMismatchError: If the delta does not give the announced bytes; nothing is left behind.
+        LocalFileError: If the delta cannot be read.
+    """
+    root, source, target = Path(delta), Path(parent), Path(out)
+    description = _description(root)
+    _require_parent(description, source)
+    require_absent(target)
+    try:
+        with temporary_beside(target) as folder, (root / CONTENT).open("rb") as content:
+            for file in description["files"]:
+                _write(file, source, folder, content)
+            folder.rename(target)
+    except (OSError, zlib.error, KeyError, TypeError) as error:
+        raise LocalFileError(f"{root} cannot be applied: {error}") from error
+    return target
+
+
+def _description(root: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']!r}")
+        paths = [Path(file["path"]) for file in value["files"]] + [Path(name) for name in value["parent"]]
+        if any(path.is_absolute() or ".." in path.parts for path in paths):
+            raise ValueError("a path leads out of the folder")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LocalFileError(f"{root} is no delta: {error}") from error
+    return value
+
+
+def _require_parent(description: dict[str, Any], source: Path) -> None:
+    for name, digest in description["parent"].items():
+        path = source / name
+        if not path.is_file() or file_digest(path)[1] != digest:
+            raise ParentChangedError(
+                f"{name} of {source} is not the file that the delta was made from; give its own parent",
+                context={"file": name},
+            )
+
+
+def _write(file: dict[str, Any], source: Path, folder: Path, content: BinaryIO) -> None:
+    target = folder / file["path"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if file["kind"] == "copy":
+        shutil.copyfile(source / file["parent"], target)
+    else:
+        with target.open("wb") as written:
+            for data in _rebuilt(file, source, content):
+                written.write(data)
+    if file_digest(target) != (file["size"], file["sha256"]):
+        raise HashMismatchError(f"{file['path']} does not come out as it was published")
+
+
+def _rebuilt(file: dict[str, Any], source: Path, content: BinaryIO) -> Iterator[bytes]:
+    """Yield a file's bytes, one tensor at a time."""
+    if file["kind"] == "whole":
+        yield zlib.decompress(content.read(file["parts"][0]["bytes"]))
+        return
+    known, _ = read_header(source / file["parent"])
+    with (source / file["parent"]).open("rb") as old:
+        for part in file["parts"]:
+            packed = content.read(part["bytes"])
+            if "tensor" not in part:
+                yield zlib.decompress(packed)
+                continue
+            tensor = known[part["tensor"]]
+            base = laid_out(_read(old, tensor.start, tensor.end), tensor.shape, tuple(part["shape"]))
+            if base is None:
+                raise KeyError(part["tensor"])
+            yield base if not packed else xor(base, zlib.decompress(packed))
+
+
+@contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """Give a folder beside a target, which is removed unless it was renamed."""
+    folder = target.parent / f".trephine-tmp-{uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> tuple[dict[str, _Tensor], int]:
+    """Return a shard's tensors and where its first tensor begins.
+
+    Raises:
+        LocalFileError: If it is no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= path.stat().st_size:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        begin = 8 + length
+        return {
+            name: _Tensor(tuple(e["shape"]), begin + e["data_offsets"][0], begin + e["data_offsets"][1])
+            for name, e in header.items()
+        }, begin
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LocalFileError(f"{path} is no safetensors file: {error}") from error
+
+
+def laid_out(data: bytes, old: Sequence[int], new: Sequence[int]) -> bytes | None:
+    """Put a tensor into the leading corner of a larger one of zeros; None if it does not fit."""
+    if tuple(old) == tuple(new):
+        return data
+    if len(old) != len(new) or len(old) not in (1, 2) or any(o > n for o, n in zip(old, new, strict=True)):
+        return None
+    width = len(data) // max(1, prod(old))
+    rows, before, after = (1, old[0], new[0]) if len(old) == 1 else (old[0], old[1], new[1])
+    step, gap = before * width, bytes((after - before) * width)
+    grown = b"".join(data[row * step : (row + 1) * step] + gap for row in range(rows))
+    return grown + bytes(prod(new) * width - len(grown))
+
+
+def xor(a: bytes, b: bytes) -> bytes:
+    """Combine two runs of bytes of one length, a piece at a time."""
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} bytes")
+    pieces = []
+    for start in range(0, len(a), _PIECE):
+        left, right = a[start : start + _PIECE], b[start : start + _PIECE]
+        mixed = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
+        pieces.append(mixed.to_bytes(len(left), "little"))
+    return b"".join(pieces)
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)

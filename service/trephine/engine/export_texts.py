@@ -1,0 +1,60 @@
+"""The two texts of an export: what grafts and fits are calibrated on, and what the certificate measures.
+
+A caller's text is split, so that nothing is measured on what was fitted on: its last tokens are measured.
+The built-in text is too short for that and serves as both, which the certificate's label then says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from trephine.domain.errors import InvalidRequestError
+from trephine.engine.hosted import HostedModel
+from trephine.engine.retain import WINDOW_TOKENS, RetainText, retain_text
+
+MEASURED_TOKENS = 1024
+CALIBRATION_TOKENS = 8192
+_LEAST = 2 * WINDOW_TOKENS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportTexts:
+    """What is calibrated on and what is measured."""
+
+    calibration: RetainText
+    measured: RetainText
+
+
+def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
+    """Split a caller's text, or take the built-in one for both.
+
+    Raises:
+        InvalidRequestError: If the caller's text is too short to be split.
+    """
+    if text is None:
+        own = retain_text(hosted)
+        return ExportTexts(calibration=own, measured=own)
+    most = MEASURED_TOKENS + CALIBRATION_TOKENS
+    ids = list(hosted.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:most]
+    if len(ids) < _LEAST:
+        raise InvalidRequestError(
+            f"the text has {len(ids)} tokens; calibrating and measuring need at least {_LEAST}, "
+            "some thousands for a fit",
+            field="text",
+        )
+    size = min(WINDOW_TOKENS, hosted.info.context_length)
+    windows = [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
+    windows = [window for window in windows if len(window) > 1]
+    measured = max(1, min(MEASURED_TOKENS // size, len(windows) // 3))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def part(name: str, chosen: list[tuple[int, ...]]) -> RetainText:
+        # Plain logits are kept by this hash: the two parts must not be taken for one another.
+        own = hashlib.sha256(f"{digest}/{name}".encode()).hexdigest()
+        return RetainText(name=f"given by the caller, {name}", sha256=own, windows=tuple(chosen))
+
+    return ExportTexts(
+        calibration=part("calibration part", windows[:-measured]),
+        measured=part("measured part", windows[-measured:]),
+    )

@@ -1,0 +1,41 @@
+"""Where edited features of sets fire, so that certificates can measure these tokens apart."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from trephine.domain.interventions import Intervention
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.weights.capture import Windows, captured
+from trephine.engine.weights.operations import FeatureOp
+
+
+def firing_masks(
+    hosted: HostedModel,
+    windows: Windows,
+    features: Sequence[FeatureOp],
+    interventions: tuple[Intervention, ...],
+) -> Generator[None, None, list[Tensor]]:
+    """Return per window the positions at which any of the features is active, bool `(n_pos,)`.
+
+    Read in the intervened model, one batch of windows a quantum.
+    """
+    masks = [torch.zeros(len(window), dtype=torch.bool) for window in windows]
+    if not features:
+        return masks
+    sites = {
+        op.feature: layer_info(hosted, op.feature.replacement, op.feature.layer).site_in for op in features
+    }
+    values = yield from captured(hosted, windows, tuple(dict.fromkeys(sites.values())), interventions)
+    for op in features:
+        ref = op.feature
+        with opened(hosted, ref.replacement, [ref.layer]) as layers:
+            for number, x in enumerate(values[sites[ref]]):
+                found = layers[ref.layer].encode_features(x.to(hosted.model.device), [ref.index])
+                masks[number] |= (found[:, 0] != 0).cpu()
+        yield
+    return masks

@@ -1,0 +1,1 @@
+"""Compiling interventions into weights: what each tier writes, tensor by tensor."""

@@ -1,0 +1,165 @@
+"""From an edit to the changes of tensors and config that carry it, tier by tier."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trephine.domain.edits import Edit
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.hosted import HostedModel
+from trephine.engine.shards import TensorEntry
+from trephine.engine.sites import site_width
+from trephine.engine.weights.assembly import Assembly
+from trephine.engine.weights.capture import Windows, captured, stacked
+from trephine.engine.weights.grafting import Graft, graft
+from trephine.engine.weights.linear import Affinity, composed
+from trephine.engine.weights.mlp import bias_field, has_biases, near_constant, stored_mlp
+from trephine.engine.weights.notes import Note, all_notes
+from trephine.engine.weights.operations import FeatureOp, MapOp, Operations, sort_operations
+from trephine.engine.weights.ridge import fit_deltas
+from trephine.engine.weights.tensors import TensorChange
+
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightProgram:
+    """All that an export writes."""
+
+    changes: tuple[TensorChange, ...]
+    config: dict[str, Any]
+    """Fields of config.json and their new values."""
+    notes: dict[int, Note] = field(default_factory=dict)
+    fitted: bool = False
+    """True if something is neither exact nor exact up to rounding."""
+    grafted: bool = False
+    calibrated: bool = False
+    """True if something depends on the calibration text."""
+    features: tuple[FeatureOp, ...] = ()
+    """Whose firing tokens are measured apart."""
+
+
+def compile_weights(
+    hosted: HostedModel,
+    entries: dict[str, TensorEntry],
+    edit: Edit,
+    windows: Windows,
+    *,
+    keep_shapes: bool = False,
+) -> Generator[None, None, WeightProgram]:
+    """Compile an edit from the parent's files.
+
+    Args:
+        hosted: The loaded parent.
+        entries: The tensors of its files.
+        edit: What is to be carried.
+        windows: The calibration text.
+        keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+
+    Raises:
+        EditNotExpressibleError: If an intervention cannot be written into weights.
+        BrokenCheckpointError: If the files do not hold what was loaded.
+    """
+    ops = sort_operations(hosted, edit.interventions, keep_shapes=keep_shapes)
+    fitted_numbers = {n for op in ops.fits for n in ([op.number] if isinstance(op, MapOp) else op.numbers)}
+    kept = tuple(i for number, i in enumerate(edit.interventions) if number not in fitted_numbers)
+    grafts = yield from _grafts(hosted, entries, ops, windows, kept)
+    biases = has_biases(hosted) or (bias_field(hosted) is not None and _wants_bias(hosted, ops, grafts))
+    assembly = Assembly(hosted, entries, mlp_biases=biases)
+    affinities = _affinities(hosted, ops.maps)
+    constants = yield from _constants(hosted, ops, grafts, affinities, windows, kept, biases=biases)
+    assembly.write_neurons(ops.neurons, constants)
+    assembly.write_maps(affinities, constants)
+    assembly.write_grafts(grafts, ops.maps, constants)
+    deltas = yield from fit_deltas(hosted, ops.fits, windows, kept)
+    assembly.write_deltas(deltas, ops.maps)
+    changes = assembly.changes()
+    return WeightProgram(
+        changes=changes,
+        config=assembly.config,
+        notes=all_notes(ops, grafts, deltas, assembly, constants),
+        fitted=bool(ops.fits) or any(g.fitted for g in grafts),
+        grafted=any(g.fit.units for g in grafts),
+        calibrated=bool(grafts or ops.fits or constants),
+        features=(*ops.grafts, *(op for op in ops.fits if isinstance(op, FeatureOp))),
+    )
+
+
+def _grafts(
+    hosted: HostedModel,
+    entries: dict[str, TensorEntry],
+    ops: Operations,
+    windows: Windows,
+    kept: Any,
+) -> Generator[None, None, tuple[Graft, ...]]:
+    layers = sorted({op.feature.layer for op in ops.grafts})
+    if not layers:
+        return ()
+    biases = has_biases(hosted) or bias_field(hosted) is not None
+    posts = [n for n in layers if hosted.architecture.blocks[n].mlp_post_norm is not None]
+    sites = [Site(kind=SiteKind.MLP_IN, layer=n) for n in layers]
+    sites += [Site(kind=SiteKind.NEURONS, layer=n) for n in posts]
+    values = yield from captured(hosted, windows, sites, kept)
+    found = []
+    for op in ops.grafts:
+        layer = op.feature.layer
+        stored = stored_mlp(hosted, entries, layer)
+        outputs = None
+        if layer in posts:
+            neurons = stacked(values[Site(kind=SiteKind.NEURONS, layer=layer)]).float()
+            outputs = neurons @ stored.down.matrix.float().cpu().T
+        inputs = stacked(values[Site(kind=SiteKind.MLP_IN, layer=layer)])
+        dtype = STORED_DTYPES[stored.down.weight.dtype]
+        found.append(graft(hosted, op, stored, inputs, outputs, dtype, biases=biases))
+        yield
+    return tuple(found)
+
+
+def _wants_bias(hosted: HostedModel, ops: Operations, grafts: Sequence[Graft]) -> bool:
+    shifted = any(op.site.kind is SiteKind.MLP_OUT and float(op.change.shift) for op in ops.maps)
+    return shifted or any(not g.does_nothing for g in grafts) or any(n.shift for n in ops.neurons)
+
+
+def _affinities(hosted: HostedModel, maps: Sequence[MapOp]) -> dict[Site, Affinity]:
+    by_site: dict[Site, list[MapOp]] = {}
+    for op in maps:
+        by_site.setdefault(op.site, []).append(op)
+    found = {site: composed(_width(hosted, site), ops) for site, ops in by_site.items()}
+    return {site: affinity for site, affinity in found.items() if not affinity.is_identity}
+
+
+def _width(hosted: HostedModel, site: Site) -> int:
+    return site_width(hosted.architecture, site)
+
+
+def _constants(
+    hosted: HostedModel,
+    ops: Operations,
+    grafts: Sequence[Graft],
+    affinities: dict[Site, Affinity],
+    windows: Windows,
+    kept: Any,
+    *,
+    biases: bool,
+) -> Generator[None, None, dict[Site, tuple[Tensor, float]]]:
+    """Find a near-constant input direction of every module that writes a constant without a bias."""
+    wanted: set[Site] = set()
+    for site, affinity in affinities.items():
+        block = hosted.architecture.blocks[site.layer]
+        if site.kind is SiteKind.MLP_OUT and not biases and bool(affinity.offset.any()):
+            wanted.add(Site(kind=SiteKind.NEURONS, layer=site.layer))
+        without = block.attention.b_O is None and bool(affinity.offset.any())
+        if site.kind in (SiteKind.ATTN_OUT, SiteKind.ATTN_Z) and without:
+            wanted.add(Site(kind=SiteKind.ATTN_Z, layer=site.layer))
+    if not biases:
+        layers = {g.layer for g in grafts if g.constant} | {n.layer for n in ops.neurons if n.shift}
+        wanted |= {Site(kind=SiteKind.NEURONS, layer=layer) for layer in layers}
+    if not wanted:
+        return {}
+    values = yield from captured(hosted, windows, sorted(wanted), kept)
+    return {site: near_constant(stacked(values[site])) for site in wanted}

@@ -1,0 +1,148 @@
+"""What a plan says of every intervention: its tier, the tensors it changes, and what is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trephine.domain.exports import Tier
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.weights.assembly import Assembly, Constants
+from trephine.engine.weights.grafting import Graft
+from trephine.engine.weights.operations import FeatureOp, MapOp, NeuronOp, Operations
+from trephine.engine.weights.ridge import FittedDelta, module_of, number_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """How one intervention is carried."""
+
+    tier: Tier
+    tensors: tuple[str, ...]
+    description: str
+    predicted_error: float = 0.0
+    """Mean squared error over mean squared change of what is written, on the calibration text."""
+
+
+def all_notes(
+    ops: Operations,
+    grafts: Sequence[Graft],
+    deltas: Sequence[FittedDelta],
+    assembly: Assembly,
+    constants: Constants,
+) -> dict[int, Note]:
+    """Return a note per intervention."""
+    notes: dict[int, Note] = {}
+    for neuron in ops.neurons:
+        notes |= dict.fromkeys(neuron.numbers, _neuron(neuron, assembly, constants))
+    for op in ops.maps:
+        notes[op.number] = _map(op, assembly, constants)
+    for each in grafts:
+        notes |= dict.fromkeys(each.op.numbers, _graft(each, assembly, constants))
+    for fit in ops.fits:
+        numbers = [fit.number] if isinstance(fit, MapOp) else fit.numbers
+        mine = [delta for delta in deltas if number_of(fit) in delta.explained]
+        notes |= dict.fromkeys(numbers, _ridge(fit, mine, assembly, ops.reasons[numbers[0]]))
+    return notes
+
+
+def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants) -> Note:
+    draft = assembly.draft(assembly.hosted.architecture.blocks[op.layer].mlp.down, op.layer)
+    entry = draft.stored.weight
+    slot = "row" if draft.stored.transposed else "column"
+    what = f"{slot} {op.index} of the down projection of layer {op.layer}"
+    changes = op.index in draft.factors or op.shift
+    if not changes:
+        return Note(
+            tier="noop", tensors=(entry.name,), description=f"{what} stays as it is: nothing to change"
+        )
+    says = f"{what} times {op.factor:g}, computed in float32, rounded once to {entry.dtype}"
+    if not op.shift:
+        return Note(tier="exact", tensors=(entry.name,), description=says)
+    where, error = _constant(
+        assembly,
+        draft.stored.bias is not None or draft.needs_bias,
+        Site(kind=SiteKind.NEURONS, layer=op.layer),
+        constants,
+    )
+    return Note(
+        tier="exact",
+        tensors=(entry.name, draft.stored.bias_name) if not error else (entry.name,),
+        description=f"{says}; {op.shift:g} times the column added as a constant {where}",
+        predicted_error=error,
+    )
+
+
+def _constant(assembly: Assembly, has_bias: bool, reads: Site, constants: Constants) -> tuple[str, float]:
+    if has_bias:
+        return "by the bias", 0.0
+    residue = constants[reads][1] if reads in constants else 0.0
+    return (
+        f"along what is nearly constant in its input (E(u.x - 1)^2 = {residue:.2g}): there is no bias",
+        residue,
+    )
+
+
+def _map(op: MapOp, assembly: Assembly, constants: Constants) -> Note:
+    hosted, site = assembly.hosted, op.site
+    what = "all of it" if op.unit is None else "the component along the direction"
+    does = f"{what} at {site.kind.value} of layer {site.layer} times {float(op.change.factor):g}"
+    if site.kind is SiteKind.EMBED:
+        names = tuple(
+            change.name
+            for change in assembly.changes()
+            if change.name.endswith(
+                ("embed_tokens.weight", "embed_in.weight", "wte.weight", "wpe.weight", "lm_head.weight")
+            )
+        )
+        untied = ", the unembedding untied" if hosted.info.tied_embeddings else ""
+        return Note(tier="exact", tensors=names, description=f"{does}: every row of the embeddings{untied}")
+    if site.kind is SiteKind.ATTN_Z:
+        module, reads = hosted.architecture.blocks[site.layer].attention.out, site
+    else:
+        module, reads = module_of(hosted, site)
+    draft = assembly.draft(module, site.layer)
+    shift, error = float(op.change.shift), 0.0
+    if shift:
+        where, error = _constant(
+            assembly, draft.stored.bias is not None or draft.needs_bias, reads, constants
+        )
+        does = f"{does}, {shift:g} added {where}"
+    return Note(
+        tier="exact",
+        tensors=(draft.stored.weight.name,),
+        description=f"{does}, written into its module",
+        predicted_error=error,
+    )
+
+
+def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
+    names = tuple(d.stored.weight.name for d in assembly.mlp(each.layer))
+    ref, fit = each.op.feature, each.fit
+    what = f"feature {ref.index} of layer {ref.layer} of {ref.replacement}"
+    if each.does_nothing:
+        return Note(tier="noop", tensors=names[-1:], description=f"{what} stays as it is: nothing to change")
+    says = f"{what} as {len(fit.units)} neurons of layer {ref.layer}'s MLP, gain {fit.gain:.3g}"
+    if each.constant:
+        says += f", and {each.constant:.3g} times its decoder everywhere"
+    if each.residue is not None:
+        says += (
+            f"; no biases here: a direction that is nearly constant stands in "
+            f"(E(u.x - 1)^2 = {each.residue:.2g}); "
+            f"it misfires on {fit.misfires:.2%} of the tokens"
+        )
+    if each.fitted:
+        says += f"; fitted: {each.fitted}"
+    return Note(tier="graft", tensors=names, description=says, predicted_error=fit.error)
+
+
+def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assembly, reason: str) -> Note:
+    names = tuple(assembly.draft(d.module, d.place.layer).stored.weight.name for d in deltas)
+    explained = min((d.explained[number_of(op)] for d in deltas), default=0.0)
+    return Note(
+        tier="ridge",
+        tensors=names,
+        description=f"fitted by ridge on what the module reads, because {reason}; "
+        f"held-out R^2 {explained:.3f}",
+        predicted_error=1.0 - explained,
+    )

@@ -1,0 +1,337 @@
+"""What an edit asks of the weights: its interventions sorted by the tier that can write them.
+
+- neurons: scaled and shifted where the down projection reads them (exact);
+- maps: a component along a direction scaled or shifted where a linear module reads or writes (exact);
+- features of threshold transcoders from the MLP's input to its output: extra neurons (graft);
+- the rest: fitted on what the module that writes there reads (ridge).
+
+Nothing else, and nothing that is bound to positions, tokens or other features: refused by field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+import torch
+from torch import Tensor
+
+from trephine.domain.errors import TrephineError
+from trephine.domain.interventions import (
+    Ablate,
+    AddNormScaled,
+    DirectionTarget,
+    ErrorTerm,
+    FeatureTarget,
+    Intervention,
+    MeanAblate,
+    ProjectOut,
+    Resample,
+    Scale,
+    SiteTarget,
+)
+from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
+from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
+from trephine.engine.changes import Affine, change_of
+from trephine.engine.expressible import refusal, require_everywhere, require_unlimited
+from trephine.engine.hosted import HostedModel
+from trephine.engine.refusals import check_intervention
+from trephine.engine.replacements.sets import layer_info, opened
+
+_KEPT_SHAPES = "every tensor is to keep its shape"
+_RESIDUAL = (SiteKind.EMBED, SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST)
+
+
+@dataclass(slots=True, kw_only=True)
+class NeuronOp:
+    """One neuron: `factor * a + shift`."""
+
+    layer: int
+    index: int
+    numbers: list[int] = field(default_factory=list)
+    factor: float = 1.0
+    shift: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class FeatureOp:
+    """All operations on one feature of a set, in order."""
+
+    feature: FeatureRef
+    numbers: list[int] = field(default_factory=list)
+    changes: list[tuple[Affine, float | None]] = field(default_factory=list)
+    """Each with the smallest activation of the feature itself at which it applies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapOp:
+    """One component of what is at a site, or all of it (`unit` None): `factor * value + shift`."""
+
+    number: int
+    site: Site
+    unit: Tensor | None
+    """float64 `(width,)`."""
+    change: Affine
+
+    @property
+    def is_affine(self) -> bool:
+        """True without bounds."""
+        return float(self.change.low) == -inf and float(self.change.high) == inf
+
+    @property
+    def is_shift(self) -> bool:
+        """True if it only adds a constant."""
+        return self.is_affine and float(self.change.factor) == 1.0
+
+    @property
+    def removes(self) -> bool:
+        """True if it takes the component away."""
+        return self.is_affine and float(self.change.factor) == 0.0 and float(self.change.shift) == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """An edit, sorted."""
+
+    neurons: tuple[NeuronOp, ...]
+    grafts: tuple[FeatureOp, ...]
+    maps: tuple[MapOp, ...]
+    """At sites where a linear module reads or writes; a residual site's is moved to its writer."""
+    fits: tuple[FeatureOp | MapOp, ...]
+    reasons: dict[int, str]
+    """Intervention -> why it can only be fitted."""
+
+
+def sort_operations(
+    hosted: HostedModel, interventions: Sequence[Intervention], *, keep_shapes: bool = False
+) -> Operations:
+    """Sort an edit's interventions; with `keep_shapes` no neuron is added, so that features are fitted.
+
+    Raises:
+        EditNotExpressibleError: With the field that no weights can express, and why.
+    """
+    neurons: dict[tuple[int, int], NeuronOp] = {}
+    features: dict[FeatureRef, FeatureOp] = {}
+    maps: list[MapOp] = []
+    for number, intervention in enumerate(interventions):
+        where = f"interventions[{number}]"
+        _require_expressible(hosted, intervention, where)
+        target = intervention.target
+        if not isinstance(target, FeatureTarget) or isinstance(intervention.operation, ProjectOut):
+            maps.append(_map(hosted, number, intervention))
+            continue
+        change = _affine(intervention, where)
+        if target.feature.replacement == NEURONS:
+            layer, index = target.feature.layer, target.feature.index
+            neuron = neurons.setdefault((layer, index), NeuronOp(layer=layer, index=index))
+            neuron.numbers.append(number)
+            neuron.shift = neuron.shift * float(change.factor) + float(change.shift)
+            neuron.factor *= float(change.factor)
+        else:
+            op = features.setdefault(target.feature, FeatureOp(feature=target.feature))
+            op.numbers.append(number)
+            condition = intervention.condition
+            op.changes.append((change, None if condition is None else condition.at_least))
+    found = tuple(features.values())
+    return _by_tier(hosted, tuple(neurons.values()), found, maps, keep_shapes=keep_shapes)
+
+
+def _by_tier(
+    hosted: HostedModel,
+    neurons: tuple[NeuronOp, ...],
+    features: tuple[FeatureOp, ...],
+    maps: list[MapOp],
+    *,
+    keep_shapes: bool,
+) -> Operations:
+    reasons: dict[int, str] = {}
+    grafts: list[FeatureOp] = []
+    fits: list[FeatureOp | MapOp] = []
+    for op in features:
+        why = _KEPT_SHAPES if keep_shapes else why_not_grafted(hosted, op.feature)
+        (fits if why else grafts).append(op)
+        reasons |= dict.fromkeys(op.numbers, why) if why else {}
+    exact: list[MapOp] = []
+    for placed, why in _writable(hosted, maps):
+        reasons |= {placed.number: why} if why else {}
+        if why:
+            fits.append(placed)
+        else:
+            exact.append(placed)
+    return Operations(
+        neurons=neurons, grafts=tuple(grafts), maps=tuple(exact), fits=tuple(fits), reasons=reasons
+    )
+
+
+def why_not_grafted(hosted: HostedModel, feature: FeatureRef) -> str:
+    """Say why a feature cannot become neurons of its layer's MLP; empty if it can."""
+    info = layer_info(hosted, feature.replacement, feature.layer)
+    own = (Site(kind=SiteKind.MLP_IN, layer=info.layer), (Site(kind=SiteKind.MLP_OUT, layer=info.layer),))
+    if info.support in (SupportRule.TOPK, SupportRule.ABS_TOPK):
+        return "its gate compares all features of a position, which no neuron sees"
+    if len(info.sites_out) > 1:
+        return "it writes several layers, and a neuron writes one"
+    if (info.site_in, info.sites_out) != own:
+        return f"it reads {info.site_in.kind.value}, and the MLP reads its own input only"
+    if not _fixed_scale(info):
+        return "its input is normalised by its own norm, which no neuron computes"
+    with opened(hosted, feature.replacement, [feature.layer]) as layers:
+        if layers[feature.layer].thresholds() is None:
+            return "its gate has no threshold of its own"
+    return ""
+
+
+def _fixed_scale(info: ReplacementLayerInfo) -> bool:
+    return info.normalisation == "none" or info.normalisation.startswith("expected_average")
+
+
+def _require_expressible(hosted: HostedModel, intervention: Intervention, where: str) -> None:
+    require_everywhere(intervention.selector, where)
+    require_unlimited(intervention.mode, where)
+    operation, target, condition = intervention.operation, intervention.target, intervention.condition
+    if isinstance(operation, MeanAblate | Resample):
+        raise refusal(
+            f"{where}.operation",
+            f"weights have no text to take {operation.kind} from; measure the mean and use `set`",
+        )
+    if isinstance(operation, AddNormScaled):
+        raise refusal(f"{where}.operation", "add_norm_scaled depends on the activation's norm")
+    if condition is not None and not (
+        isinstance(target, FeatureTarget)
+        and target.feature == condition.feature
+        and target.feature.replacement != NEURONS
+    ):
+        raise refusal(
+            f"{where}.condition",
+            "weights act on every input; they cannot ask for another feature's activation first",
+        )
+    if intervention.error_term is not ErrorTerm.LIVE and not _is_neuron(intervention):
+        raise refusal(
+            f"{where}.error_term",
+            "what the set does not explain stays in an MLP that is kept; leave it `live`",
+        )
+    try:
+        check_intervention(hosted, intervention)
+    except TrephineError as error:
+        raise error.with_field(f"{where}.{error.context.get('field', 'target')}") from None
+    if isinstance(target, SiteTarget):
+        _require_module_site(target.site, where)
+    if isinstance(target, DirectionTarget) and target.site.kind in (SiteKind.MLP_IN, SiteKind.NEURONS):
+        raise refusal(
+            f"{where}.target.site",
+            f"{target.site.kind.value} is read by several matrices or is no linear module's output; use "
+            "neurons, mlp_out, attn_out, attn_z or a residual site",
+        )
+
+
+def _is_neuron(intervention: Intervention) -> bool:
+    target = intervention.target
+    return isinstance(target, FeatureTarget) and target.feature.replacement == NEURONS
+
+
+def _require_module_site(site: Site, where: str) -> None:
+    if site.kind not in (SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.ATTN_Z):
+        raise refusal(
+            f"{where}.target.site",
+            f"no single module makes or reads the whole of {site.kind.value}; "
+            "use mlp_out, attn_out or attn_z",
+        )
+
+
+def _affine(intervention: Intervention, where: str) -> Affine:
+    change = change_of(intervention.operation, norm=1.0, donor=None)
+    if not isinstance(change, Affine):
+        raise refusal(f"{where}.operation", "it depends on more than the value itself")
+    bounded = float(change.low) != -inf or float(change.high) != inf
+    if _is_neuron(intervention) and bounded:
+        raise refusal(f"{where}.operation", "a column of weights can scale and shift a neuron, not clamp it")
+    return change
+
+
+def _map(hosted: HostedModel, number: int, intervention: Intervention) -> MapOp:
+    target, operation = intervention.target, intervention.operation
+    unit: Tensor | None = None
+    norm = 1.0
+    if isinstance(target, FeatureTarget):
+        info = layer_info(hosted, target.feature.replacement, target.feature.layer)
+        site = info.sites_out[0]
+        with opened(hosted, target.feature.replacement, [info.layer]) as layers:
+            unit = layers[info.layer].decoders([target.feature.index], site)[0].to(torch.float64).cpu()
+    elif isinstance(target, DirectionTarget):
+        site, unit = target.site, torch.tensor(target.vector, dtype=torch.float64)
+    else:
+        site = target.site
+    if unit is not None:
+        norm = float(unit.norm())
+        unit = unit / norm if norm else unit
+    change = change_of(operation, norm=norm, donor=None)
+    if not isinstance(change, Affine) or (not isinstance(operation, Ablate | Scale) and unit is None):
+        raise refusal(f"interventions[{number}].operation", "a whole site can be scaled or ablated only")
+    return MapOp(number=number, site=site, unit=unit, change=change)
+
+
+# --- residual sites ------------------------------------------------------------------------------
+
+
+def writer_of(hosted: HostedModel, site: Site) -> Site:
+    """Return the output of the module whose sum makes a residual site; other sites are their own."""
+    parallel = hosted.architecture.blocks[site.layer].parallel
+    if site.kind is SiteKind.RESID_POST:
+        return Site(kind=SiteKind.MLP_OUT, layer=site.layer)
+    if site.kind is SiteKind.RESID_MID and not parallel:
+        return Site(kind=SiteKind.ATTN_OUT, layer=site.layer)
+    if site.kind is SiteKind.RESID_PRE and site.layer:
+        return Site(kind=SiteKind.MLP_OUT, layer=site.layer - 1)
+    if site.kind is SiteKind.RESID_PRE:
+        return Site(kind=SiteKind.EMBED, layer=0)
+    return site
+
+
+def post_normed(hosted: HostedModel, site: Site) -> bool:
+    """True if a norm stands between the module that writes a site and the site."""
+    block = hosted.architecture.blocks[site.layer]
+    norms = {SiteKind.MLP_OUT: block.mlp_post_norm, SiteKind.ATTN_OUT: block.attention_post_norm}
+    return norms.get(site.kind) is not None
+
+
+def _writable(hosted: HostedModel, maps: Sequence[MapOp]) -> list[tuple[MapOp, str]]:
+    """Move every map to the module that reads or writes there, or say why it can only be fitted."""
+    return [_placed(hosted, op, maps) for op in maps]
+
+
+def _placed(hosted: HostedModel, op: MapOp, maps: Sequence[MapOp]) -> tuple[MapOp, str]:
+    place = writer_of(hosted, op.site)
+    if not op.is_affine:
+        return op, "a bound is no linear map of what its module reads"
+    if post_normed(hosted, place):
+        return op, "a norm behind the module rescales what its weights write"
+    if op.site.kind not in _RESIDUAL or place.kind is SiteKind.EMBED or op.is_shift:
+        return replace(op, site=place), ""
+    if op.removes and _free_before(hosted, place, op, maps):
+        return replace(op, site=place), ""
+    return op, "the residual stream carries what earlier writers wrote; change it at each of them as well"
+
+
+def _free_before(hosted: HostedModel, place: Site, op: MapOp, maps: Sequence[MapOp]) -> bool:
+    """True if every writer before a place has the same direction removed, so that this one alone adds it."""
+    removed = {
+        writer_of(hosted, other.site) for other in maps if other.removes and _same(other.unit, op.unit)
+    }
+    return all(writer in removed for writer in writers_before(hosted, place))
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and abs(float(a @ b)) > 1 - 1e-9
+
+
+def writers_before(hosted: HostedModel, place: Site) -> list[Site]:
+    """List the outputs that have been summed before a writer's own, in order."""
+    found = [Site(kind=SiteKind.EMBED, layer=0)]
+    for layer in range(hosted.architecture.n_layers):
+        for kind in (SiteKind.ATTN_OUT, SiteKind.MLP_OUT):
+            site = Site(kind=kind, layer=layer)
+            if site == place:
+                return found
+            found.append(site)
+    return found

@@ -1,0 +1,204 @@
+"""The ridge tier: what no neuron can compute, fitted on what the module that writes there reads.
+
+Per fitted operation the wanted change is a number per token times a direction, c(t) d. The module's own
+input k cannot give c exactly; the best linear guess is a.k with a = (K'K + rho I)^-1 K'c over all tokens,
+those where nothing is to change included, so that they are preserved. Solved in float64 in the order of the
+layers, each on activations captured with the earlier deltas in place; position 0, whose norm would rule the
+sums, is left out. What the fit leaves over is measured on windows that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trephine.domain.interventions import Intervention
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
+from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
+
+_RIDGE = 1e-3
+"""Of the mean diagonal of K'K; between 1e-4 and 1e-1 it barely matters."""
+_HELD_OUT_EVERY = 4
+"""One window in so many is kept back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedDelta:
+    """A low-rank delta of one module."""
+
+    place: Site
+    """Output of the module."""
+    module: nn.Module
+    left: Tensor
+    """float64 `(d_out, k)`."""
+    right: Tensor
+    """float64 `(k, d_in)`."""
+    explained: Mapping[int, float]
+    """First intervention of each operation -> R^2 on windows that the fit has not seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """One operation's change at one output."""
+
+    number: int
+    direction: Tensor
+    """float64 `(d_out,)`."""
+    amounts: list[Tensor]
+    """Per window, float64 `(n_pos,)`."""
+
+
+def fit_deltas(
+    hosted: HostedModel,
+    fits: Sequence[FeatureOp | MapOp],
+    windows: Windows,
+    interventions: tuple[Intervention, ...],
+) -> Generator[None, None, tuple[FittedDelta, ...]]:
+    """Fit every operation, output by output, from the first layer to the last."""
+    by_place: dict[Site, list[FeatureOp | MapOp]] = {}
+    for op in fits:
+        for place in _places(hosted, op):
+            by_place.setdefault(place, []).append(op)
+    found: list[FittedDelta] = []
+    for place in sorted(by_place, key=lambda site: len(writers_before(hosted, site))):
+        deltas: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        for done in found:
+            deltas[done.module] = (done.left, done.right)
+        found.append((yield from _fit(hosted, place, by_place[place], windows, interventions, deltas)))
+    return tuple(found)
+
+
+def _places(hosted: HostedModel, op: FeatureOp | MapOp) -> list[Site]:
+    if isinstance(op, MapOp):
+        return [writer_of(hosted, op.site)]
+    info = layer_info(hosted, op.feature.replacement, op.feature.layer)
+    return [writer_of(hosted, site) for site in info.sites_out]
+
+
+def module_of(hosted: HostedModel, place: Site) -> tuple[nn.Module, Site]:
+    """Return the linear module that writes a place, and the site that it reads."""
+    block = hosted.architecture.blocks[place.layer]
+    if place.kind is SiteKind.ATTN_OUT:
+        return block.attention.out, Site(kind=SiteKind.ATTN_Z, layer=place.layer)
+    return block.mlp.down, Site(kind=SiteKind.NEURONS, layer=place.layer)
+
+
+def _fit(
+    hosted: HostedModel,
+    place: Site,
+    ops: Sequence[FeatureOp | MapOp],
+    windows: Windows,
+    interventions: tuple[Intervention, ...],
+    deltas: Deltas,
+) -> Generator[None, None, FittedDelta]:
+    module, site_in = module_of(hosted, place)
+    sites = tuple(dict.fromkeys((site_in, *(_source(hosted, op) for op in ops))))
+    values = yield from captured(hosted, windows, sites, interventions, deltas)
+    wanted = [each for op in ops for each in _wanted(hosted, op, place, values[_source(hosted, op)])]
+    if post_normed(hosted, place):
+        wanted = [_before_norm(hosted, place, each, values[site_in]) for each in wanted]
+    yield
+    taken, kept = _halves(len(windows))
+    right = _solved(values[site_in], wanted, taken)
+    explained = {
+        each.number: _explained(values[site_in], each, row, kept)
+        for each, row in zip(wanted, right, strict=True)
+    }
+    return FittedDelta(
+        place=place,
+        module=module,
+        left=torch.stack([each.direction for each in wanted], dim=1),
+        right=right,
+        explained=explained,
+    )
+
+
+def number_of(op: FeatureOp | MapOp) -> int:
+    """Return the first intervention of an operation."""
+    return op.number if isinstance(op, MapOp) else op.numbers[0]
+
+
+def _source(hosted: HostedModel, op: FeatureOp | MapOp) -> Site:
+    if isinstance(op, MapOp):
+        return op.site
+    return layer_info(hosted, op.feature.replacement, op.feature.layer).site_in
+
+
+def _wanted(
+    hosted: HostedModel, op: FeatureOp | MapOp, place: Site, values: Sequence[Tensor]
+) -> Iterator[_Wanted]:
+    if isinstance(op, MapOp):
+        if op.unit is None:
+            raise ValueError("a whole site is scaled exactly, never fitted")
+        unit = op.unit
+        coordinates = [x.to(torch.float64) @ unit for x in values]
+        amounts = [op.change(c[:, None], c, ())[:, 0] - c for c in coordinates]
+        yield _Wanted(number=op.number, direction=unit, amounts=amounts)
+        return
+    ref = op.feature
+    info = layer_info(hosted, ref.replacement, ref.layer)
+    site = next(s for s in info.sites_out if writer_of(hosted, s) == place)
+    with opened(hosted, ref.replacement, [ref.layer]) as layers:
+        layer = layers[ref.layer]
+        direction = layer.decoders([ref.index], site)[0].to(torch.float64).cpu()
+        amounts = []
+        for x in values:
+            code = layer.encode(x.to(layer.decoder_norms().device))
+            before = code.activations[:, ref.index].to(torch.float64)
+            after = before
+            for change, at_least in op.changes:
+                new = change(after[:, None], after, ())[:, 0]
+                after = new if at_least is None else torch.where(before >= at_least, new, after)
+            scale = code.scale_out
+            wide = scale.to(torch.float64)[:, 0] if isinstance(scale, Tensor) else scale
+            amounts.append(((after - before) * wide).cpu())
+    yield _Wanted(number=op.numbers[0], direction=direction, amounts=amounts)
+
+
+def _before_norm(hosted: HostedModel, place: Site, wanted: _Wanted, inputs: Sequence[Tensor]) -> _Wanted:
+    """Ask for the change in front of the post-norm: to first order c rms(m) d / g."""
+    block = hosted.architecture.blocks[place.layer]
+    norm = block.mlp_post_norm if place.kind is SiteKind.MLP_OUT else block.attention_post_norm
+    weight = block.mlp.W_down if place.kind is SiteKind.MLP_OUT else block.attention.W_O.flatten(1)
+    if norm is None:
+        raise ValueError("there is no norm behind this module")
+    amounts = []
+    for k, c in zip(inputs, wanted.amounts, strict=True):
+        written = k.float() @ weight.float().cpu().T
+        amounts.append(c / norm.inverse_scale(written)[:, 0].to(torch.float64))
+    return _Wanted(
+        number=wanted.number, direction=wanted.direction / norm.gain.double().cpu(), amounts=amounts
+    )
+
+
+def _halves(count: int) -> tuple[list[int], list[int]]:
+    """Split windows into those that are fitted on and those kept back; a single one serves as both."""
+    kept = [number for number in range(count) if number % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1]
+    taken = [number for number in range(count) if number not in kept]
+    return taken, kept or taken
+
+
+def _solved(inputs: Sequence[Tensor], wanted: Sequence[_Wanted], taken: Sequence[int]) -> Tensor:
+    """Return `(k, d_in)`, one row of coefficients per operation."""
+    K = stacked([inputs[number] for number in taken], after_first=True).to(torch.float64)
+    C = torch.stack(
+        [stacked([each.amounts[number] for number in taken], after_first=True) for each in wanted], dim=1
+    )
+    gram = K.T @ K
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+    factor = torch.linalg.cholesky(gram)
+    return torch.cholesky_solve(K.T @ C, factor).T.contiguous()
+
+
+def _explained(inputs: Sequence[Tensor], wanted: _Wanted, row: Tensor, kept: Sequence[int]) -> float:
+    """Return 1 - squared error over squared change on windows that were kept back."""
+    K = stacked([inputs[number] for number in kept], after_first=True).to(torch.float64)
+    c = stacked([wanted.amounts[number] for number in kept], after_first=True)
+    size = float(c.square().sum())
+    return 1.0 - float((K @ row - c).square().sum()) / size if size else 0.0

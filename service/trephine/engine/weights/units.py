@@ -1,0 +1,263 @@
+"""MLP neurons that compute a feature's change: their gains chosen by the error after rounding.
+
+A unit is a stock neuron phi(kappa (p - t)) * alpha, p = w.x + b the feature's pre-activation, its down column
+s d / (kappa alpha): it adds s * relu(p - t) * d, rounded off at the knee (SiLU: by 0.2785 / kappa at most). A
+jump of height J is the difference of two units that are `width` apart. What is best depends on the
+arithmetic: steep and narrow in float32; in bfloat16 the two large numbers of a narrow jump lose their
+difference, and a bias kappa (b - t) above 100 is off by a quarter. So gain, width and offset are searched in
+units of the feature's own threshold and range, and each candidate is carried out on captured activations as
+the server will: weights rounded, products rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Tensor
+
+from trephine.engine.weights.piecewise import Difference, Knot
+
+LARGEST = 2.0**12
+"""No unit may answer more than this on the text: float16, whose largest number is 65504, keeps a margin."""
+_WIDTHS = {torch.float32: range(2, 15), torch.float64: range(2, 15)}
+_NARROW_WIDTHS = range(0, 8)
+_LARGEST_BIAS = 100.0
+"""Of |kappa (b - t)| in bfloat16 and float16: beyond it a bias's own rounding is half a unit and more."""
+_SHARPNESS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
+"""kappa times width."""
+_OFFSETS = (0.0, -0.25, 0.25, -0.5, 0.5)
+"""In units of the width."""
+_RELU_GAINS = tuple(2.0 ** (quarter / 4) for quarter in range(4, 49))
+"""kappa times the scale of the feature."""
+_NEAR = 64
+"""Tokens next to the knee over which a rounded gate's mean error is moved into its bias."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """What a unit reads and writes: p = w.x + b on the MLP's input, d at its output."""
+
+    w: Tensor
+    """float64 `(d_in,)`."""
+    b: float
+    d: Tensor
+    """float64 `(d_out,)`."""
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The MLP that units join, and the inputs that they are tried on."""
+
+    x: Tensor
+    """float32 `(n, d_in)`, MLP inputs captured in the intervened model; values of the serving dtype."""
+    dtype: torch.dtype
+    """What is stored and served."""
+    activation: Callable[[Tensor], Tensor]
+    gated: bool
+    constant: Tensor | None
+    """float64 `(d_in,)`, u with u.x nearly 1 everywhere, where the MLP has no biases; None where it has."""
+    rms_down: float
+    """Of the down projection's entries: new columns are given the same size, for block quantisation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One neuron, rounded to the stored dtype. All float64."""
+
+    gate: Tensor
+    """`(d_in,)`; of a plain MLP its only input row."""
+    gate_bias: float
+    up: Tensor | None
+    """`(d_in,)`; None: zeros."""
+    up_bias: float
+    down: Tensor
+    """`(d_out,)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Units of one feature and what the search found."""
+
+    units: tuple[Unit, ...]
+    gain: float
+    """Largest kappa."""
+    bias_size: float
+    """Largest |kappa (b - t)|."""
+    error: float
+    """Mean squared error over mean squared change, on the captured inputs."""
+    misfires: float
+    """Share of inputs that lie beyond a knee where the feature does not, or the reverse."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Knee:
+    """A unit before its gain is fixed: slope times relu(p - place)."""
+
+    place: float
+    slope: float
+
+
+def fit_units(feature: Feature, bench: Bench) -> Fit:
+    """Choose gains for every knot of a feature's change."""
+    p = bench.x.to(torch.float64) @ feature.w + feature.b
+    wanted = feature.difference(p)
+    units: list[Unit] = []
+    total = torch.full_like(p, feature.difference.constant)
+    gains, sizes, missed = [0.0], [0.0], [0.0]
+    for knot in feature.difference.knots:
+        found = _search(feature, bench, p, knot)
+        total += found.answer
+        units += found.units
+        gains.append(found.gain)
+        sizes.append(found.bias_size)
+        missed.append(found.misfires)
+    size = float(wanted.square().mean())
+    error = float((total - wanted).square().mean())
+    return Fit(
+        units=tuple(units),
+        gain=max(gains),
+        bias_size=max(sizes),
+        error=error / size if size else 0.0,
+        misfires=max(missed),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    units: tuple[Unit, ...]
+    answer: Tensor
+    gain: float
+    bias_size: float
+    misfires: float
+
+
+def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
+    """Try jump and bend apart: the jump's two units then cancel exactly beyond it."""
+    beyond = p > knot.place
+    excess = (p - knot.place)[beyond]
+    scale = float(excess.mean()) if excess.numel() else max(abs(knot.place), float(p.std()))
+    gates = _Gates(feature, bench, p)
+    best: dict[str, tuple[float, float, tuple[_Knee, ...]]] = {}
+    for name, gain, knees in _candidates(knot, scale, abs(feature.b - knot.place), bench.dtype, p):
+        answer = sum((knee.slope * gates.answer(gain, knee.place) for knee in knees), torch.zeros_like(p))
+        wanted = beyond * (knot.jump if name == "jump" else knot.bend * (p - knot.place))
+        error = float((answer - wanted).square().sum())
+        if name not in best or error < best[name][0]:
+            best[name] = (error, gain, knees)
+    units, answers, sizes, missed = [], torch.zeros_like(p), [0.0], 0.0
+    for _, gain, knees in best.values():
+        alpha = _alpha(feature, bench, gain, knees)
+        for knee in knees:
+            units.append(gates.unit(gain, knee, alpha))
+            answers += knee.slope * gates.answer(gain, knee.place)
+            sizes.append(abs(gain * (feature.b - knee.place)))
+        middle = sum(knee.place for knee in knees) / len(knees)
+        missed = max(missed, float(((gates.gate(gain, middle) > 0) != beyond).double().mean()))
+    return _Found(
+        units=tuple(units),
+        answer=answers,
+        gain=max((gain for _, gain, _ in best.values()), default=0.0),
+        bias_size=max(sizes),
+        misfires=missed,
+    )
+
+
+def _candidates(
+    knot: Knot, scale: float, bias: float, dtype: torch.dtype, p: Tensor
+) -> Iterator[tuple[str, float, tuple[_Knee, ...]]]:
+    reach = max(float((p - knot.place).max()), scale)
+    most = LARGEST / reach
+    if dtype in (torch.bfloat16, torch.float16):
+        most = min(most, _LARGEST_BIAS / max(bias, 1e-9))
+    if knot.bend:
+        for relative in _RELU_GAINS:
+            gain = relative / scale
+            if gain <= most or relative == _RELU_GAINS[0]:
+                yield "bend", gain, (_Knee(knot.place, knot.bend),)
+    if knot.jump:
+        for halvings in _WIDTHS.get(dtype, _NARROW_WIDTHS):
+            width = scale * 2.0**-halvings
+            for sharpness in _SHARPNESS:
+                gain = sharpness / width
+                if gain > most and halvings:
+                    continue
+                for offset in _OFFSETS:
+                    low = knot.place + (offset - 0.5) * width
+                    height = knot.jump / width
+                    yield "jump", gain, (_Knee(low, height), _Knee(low + width, -height))
+
+
+class _Gates:
+    """Gate rows of one feature at different gains, rounded, with their answers to the captured inputs."""
+
+    def __init__(self, feature: Feature, bench: Bench, p: Tensor) -> None:
+        self._feature, self._bench, self._p = feature, bench, p
+        self._rows: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+        self._signal = None if bench.constant is None else bench.x @ bench.constant.float()
+
+    def unit(self, gain: float, knee: _Knee, alpha: float) -> Unit:
+        """Build the neuron."""
+        bench, (row, _) = self._bench, self._row(gain, knee.place)
+        with_bias = bench.constant is None
+        column = knee.slope * self._feature.d / gain / (alpha if bench.gated else 1.0)
+        return Unit(
+            gate=row.to(torch.float64),
+            gate_bias=self._bias(gain, knee.place) if with_bias else 0.0,
+            up=None if bench.constant is None else _rounded(alpha * bench.constant, bench.dtype).double(),
+            up_bias=alpha if with_bias else 0.0,
+            down=_rounded(column, bench.dtype).to(torch.float64),
+        )
+
+    def gate(self, gain: float, place: float) -> Tensor:
+        """Return the gate's pre-activation as the server computes it, float32 `(n,)`."""
+        read = self._row(gain, place)[1]
+        if self._bench.constant is None:
+            read = read + self._bias(gain, place)
+        return _rounded(read, self._bench.dtype)
+
+    def answer(self, gain: float, place: float) -> Tensor:
+        """Return what a unit of slope 1 makes of relu(p - place), float64 `(n,)`."""
+        bench = self._bench
+        hidden = _rounded(bench.activation(self.gate(gain, place)), bench.dtype)
+        if self._signal is not None:
+            hidden = _rounded(hidden * _rounded(self._signal, bench.dtype), bench.dtype)
+        return hidden.to(torch.float64) / gain
+
+    def _row(self, gain: float, place: float) -> tuple[Tensor, Tensor]:
+        feature, bench = self._feature, self._bench
+        key = (gain, 0.0 if bench.constant is None else place)
+        if key not in self._rows:
+            row = gain * feature.w
+            if bench.constant is not None:
+                row = row + gain * (feature.b - place) * bench.constant
+            rounded = _rounded(row, bench.dtype)
+            self._rows = {key: (rounded, bench.x @ rounded.float())} | dict(list(self._rows.items())[:64])
+        return self._rows[key]
+
+    def _bias(self, gain: float, place: float) -> float:
+        """Return the rounded bias, with the rounded row's mean error near the knee taken out."""
+        near = (self._p - place).abs().topk(min(_NEAR, self._p.numel()), largest=False).indices
+        exact = gain * (self._p[near] - self._feature.b)
+        drift = float((exact - self._row(gain, place)[1][near].double()).mean())
+        bias = torch.tensor(gain * (self._feature.b - place) + drift, dtype=torch.float64)
+        return float(_rounded(bias, self._bench.dtype))
+
+
+def _alpha(feature: Feature, bench: Bench, gain: float, knees: tuple[_Knee, ...]) -> float:
+    """Return the power of two that brings the down column to the size of its neighbours."""
+    if not bench.gated:
+        return 1.0
+    size = max(abs(knee.slope) for knee in knees) * float(feature.d.square().mean().sqrt()) / gain
+    if size == 0.0 or bench.rms_down == 0.0:
+        return 1.0
+    return float(2.0 ** round(min(max(log2(size / bench.rms_down), -8.0), 3.0)))
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to a dtype and return float32 (float64 for float64)."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return tensor.to(dtype).to(wide)

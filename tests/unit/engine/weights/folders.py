@@ -1,0 +1,111 @@
+"""Tiny parents, their sets, and exports of them that stock transformers loads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.builders import tiny_config, tiny_model, tiny_tokenizer
+from tests.unit.engine.exporting import edit_of, hosted_in
+from trephine.domain.interventions import Condition, FeatureTarget, Intervention, Operation
+from trephine.domain.sites import FeatureRef
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.hosted import HostedModel
+from trephine.engine.quanta import finish
+from trephine.engine.reshaping import reshaped_files, write_weights
+from trephine.engine.retain import windows_logits
+from trephine.engine.shards import read_entries
+from trephine.engine.weights.compiling import WeightProgram, compile_weights
+
+Windows = list[tuple[int, ...]]
+
+
+def windows(count: int, *, seed: int = 0, length: int = 48) -> Windows:
+    """Draw windows of random tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    return [tuple(torch.randint(3, 400, (length,), generator=draw).tolist()) for _ in range(count)]
+
+
+FIT, MEASURED = windows(12, seed=1), windows(4, seed=2)
+
+
+def parent(
+    family: str, folder: Path, *, dtype: torch.dtype = torch.float32, common: float = 0.0, biases: bool = True
+) -> HostedModel:
+    """Host a tiny model from a folder of several shards.
+
+    Args:
+        family: One of `FAMILIES`.
+        folder: To make.
+        dtype: Of the files.
+        common: Length, per root of the width, of a vector that all embeddings share, as in trained models:
+            without one nothing in a random model's activations is nearly constant.
+        biases: False takes the Llama's MLP biases away, as most checkpoints have none.
+    """
+    model = tiny_model(family, dtype=dtype) if biases else _without_biases(family, dtype)
+    embedding = model.get_input_embeddings().weight
+    shared = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(5))
+    embedding.data += (common * shared).to(dtype)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    tiny_tokenizer().save_pretrained(folder)
+    return hosted_in(folder, torch.float32)
+
+
+def _without_biases(family: str, dtype: torch.dtype):
+    from tests.builders import randomise
+
+    config = tiny_config(family)
+    config.mlp_bias = config.attention_bias = False
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+    randomise(model, 0)
+    return model
+
+
+def feature(
+    layer: int, index: int, operation: Operation, *, name: str = "set", at_least: float | None = None
+) -> Intervention:
+    """Change a feature of a set, perhaps only where it is strong itself."""
+    ref = FeatureRef(replacement=name, layer=layer, index=index)
+    condition = None if at_least is None else Condition(feature=ref, at_least=at_least)
+    return Intervention(target=FeatureTarget(feature=ref), operation=operation, condition=condition)
+
+
+@torch.inference_mode()
+def compiled(
+    hosted: HostedModel, interventions: Sequence[Intervention], *, keep_shapes: bool = False
+) -> WeightProgram:
+    """Compile an edit."""
+    edit = edit_of(hosted, *interventions)
+    return finish(compile_weights(hosted, read_entries(hosted.folder), edit, FIT, keep_shapes=keep_shapes))
+
+
+@torch.inference_mode()
+def written(hosted: HostedModel, program: WeightProgram, folder: Path) -> Path:
+    """Write a program beside what is copied."""
+    folder.mkdir()
+    for path in hosted.folder.iterdir():
+        if path.name not in reshaped_files(program.changes):
+            shutil.copyfile(path, folder / path.name)
+    for _ in write_weights(hosted.folder, folder, read_entries(hosted.folder), program):
+        pass
+    return folder
+
+
+@torch.inference_mode()
+def distances(
+    hosted: HostedModel, interventions: tuple[Intervention, ...], folder: Path
+) -> tuple[float, float]:
+    """Return KL(intervened || reloaded folder) and KL(intervened || original), nats per token."""
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    exported = stock(torch.tensor(MEASURED), use_cache=False).logits.float()
+    intervened, plain = windows_logits(hosted, MEASURED, interventions), windows_logits(hosted, MEASURED)
+    return _mean(intervened, list(exported)), _mean(intervened, plain)
+
+
+def _mean(p: list[Tensor], q: list[Tensor]) -> float:
+    return float(torch.cat([kl_divergence(a, b) for a, b in zip(p, q, strict=True)]).mean())

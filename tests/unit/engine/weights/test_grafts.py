@@ -1,0 +1,123 @@
+"""Grafted features on every family: the reloaded folder is the intervened runtime (law 8)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.resident_sets import resident_set
+from tests.unit.engine.weights.folders import compiled, distances, feature, parent, written
+from trephine.domain.errors import EditNotExpressibleError
+from trephine.domain.interventions import Ablate, Add, Clamp, ErrorTerm, Intervention, Scale, SetTo
+from trephine.engine.shards import read_entries, sha256_of
+from trephine.engine.weights.mlp import padded
+
+ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()), feature(1, 8, Scale(factor=-0.5)))
+EVERY = (
+    feature(0, 3, SetTo(value=1.5)),
+    feature(1, 5, Clamp(low=0.2, high=1.0)),
+    feature(1, 8, Add(amount=0.7)),
+    feature(2, 4, Ablate(), at_least=1.0),
+    feature(2, 6, Scale(factor=3.0)),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "biases", "kind"),
+    [
+        ("llama", True, "jumprelu"),
+        ("llama", True, "skip"),  # a skip path plays no part in what is added
+        ("llama", False, "jumprelu"),
+        ("gpt2", True, "jumprelu"),
+        ("gpt_neox", True, "jumprelu"),
+        ("gpt_neox_sequential", True, "relu"),
+    ],
+)
+def test_where_there_are_biases_a_graft_is_the_feature(family, biases, kind, tmp_path):
+    """Ablated, scaled, set, clamped, added to, conditional: to rounding, in stock transformers."""
+    hosted = parent(family, tmp_path / "parent", biases=biases)
+    resident_set(hosted, kind)
+    program = compiled(hosted, EVERY)
+    assert {note.tier for note in program.notes.values()} == {"graft"}
+    assert not program.fitted
+    left, whole = distances(hosted, EVERY, written(hosted, program, tmp_path / "exported"))
+    assert whole > 1e-3
+    assert left < 1e-3 * whole  # random features cross their thresholds densely; real ones do not
+    assert ("mlp_bias" in program.config) == (not biases)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_without_biases_a_nearly_constant_direction_stands_in(family, tmp_path):
+    """How constant it is, and how often it misfires, is in the plan; most of the edit is carried."""
+    hosted = parent(family, tmp_path / "parent", common=4.0)
+    resident_set(hosted, "relu")
+    program = compiled(hosted, ABLATIONS)
+    for note in program.notes.values():
+        assert "nearly constant" in note.description
+        assert "misfires on" in note.description
+    assert list(program.config) == ["intermediate_size"]
+    left, whole = distances(hosted, ABLATIONS, written(hosted, program, tmp_path / "exported"))
+    assert left < 0.1 * whole
+
+
+def test_before_a_post_norm_a_graft_is_fitted_and_says_so(tmp_path):
+    """Gemma-2 rescales what its MLP writes: the decoder is moved in front of the norm, to first order."""
+    hosted = parent("gemma2", tmp_path / "parent", common=0.5)
+    resident_set(hosted, "relu")
+    program = compiled(hosted, ABLATIONS)
+    assert program.fitted
+    assert all("the norm behind the MLP rescales" in note.description for note in program.notes.values())
+    left, whole = distances(hosted, ABLATIONS, written(hosted, program, tmp_path / "exported"))
+    assert left < 0.5 * whole
+
+
+def test_all_other_tensors_keep_their_bytes(tmp_path):
+    """Names, order and bytes; grown tensors begin with their parent's numbers and end in zeros."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "jumprelu")
+    program = compiled(hosted, ABLATIONS)
+    folder = written(hosted, program, tmp_path / "exported")
+    before, after = read_entries(hosted.folder), read_entries(folder)
+    changed = {change.name for change in program.changes}
+    assert set(after) == set(before)
+    for name in set(before) - changed:
+        assert sha256_of(folder, after[name]) == sha256_of(hosted.folder, before[name])
+    config = json.loads((folder / "config.json").read_text())
+    old = json.loads((hosted.folder / "config.json").read_text())
+    assert {key for key in config if config[key] != old.get(key)} == {"intermediate_size"}
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(e.end - e.start for e in after.values())
+
+
+def test_widths_stay_friendly():
+    """To a multiple of 256 where the parent's is one, else of the largest power of two in it."""
+    assert [padded(n, 1536) for n in (1, 256, 257)] == [256, 256, 512]
+    assert [padded(n, 64) for n in (1, 65)] == [64, 128]
+    assert padded(3, 100) == 4
+
+
+def test_bfloat16_gains_keep_large_numbers_out(tmp_path):
+    """Biases of units stay under 100, and answers under what float16 can hold."""
+    hosted = parent("llama", tmp_path / "parent", dtype=torch.bfloat16)
+    resident_set(hosted, "jumprelu")
+    program = compiled(hosted, ABLATIONS)
+    for change in program.changes:
+        if (
+            change.name.endswith("gate_proj.bias")
+            and change.growth is not None
+            and change.growth.values is not None
+        ):
+            assert float(change.growth.values.abs().max()) <= 101.0
+    assert max(note.predicted_error for note in program.notes.values()) < 1e-2
+
+
+def test_an_error_term_that_is_dropped_is_refused(tmp_path):
+    """The MLP is kept, so what the set does not explain is kept."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "jumprelu")
+    dropped = Intervention(target=ABLATIONS[0].target, operation=Ablate(), error_term=ErrorTerm.DROP)
+    with pytest.raises(EditNotExpressibleError) as caught:
+        compiled(hosted, (ABLATIONS[1], dropped))
+    assert caught.value.context["field"] == "interventions[1].error_term"
