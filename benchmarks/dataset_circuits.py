@@ -47,6 +47,9 @@ from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.server.places import default_cache
 
+DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME}
+"""Replacement sets by what they are called here."""
+
 Line = tuple[str, ...]
 HEAD: Line = (
     "task", "nodes of", "ablation", "m(M)", "m(0)", "for 80 %", "faithful", "complete", "random max", "p",
@@ -68,6 +71,7 @@ class Sizes:
     compared: int = 96
     """Nodes that estimators are compared with exact patching on, half of them the strongest."""
     seed: int = 0
+    patch: NodeAblation | None = None
 
 
 def say(line: str = "") -> None:
@@ -85,6 +89,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--transcoders", type=Path, default=Path("../shared/replacements/smollm2-135m-tc"))
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
+    parser.add_argument("--dictionaries", nargs="*", choices=DICTIONARIES, default=tuple(DICTIONARIES))
+    parser.add_argument("--patch", choices=[one.value for one in NodeAblation], help="Unset: the twins.")
     parser.add_argument("--held-out", type=int, default=Sizes.held_out, help="Contexts to measure on.")
     parser.add_argument("--training", type=int, default=Sizes.training, help="Contexts to find on.")
     parser.add_argument("--seed", type=int, default=Sizes.seed)
@@ -97,14 +103,15 @@ def main() -> None:
         held_out=given.held_out,
         long_held_out=max(2, given.held_out // 2),
         seed=given.seed,
+        patch=None if given.patch is None else NodeAblation(given.patch),
     )
     session = Session(hosted=load_model(given.model))
     load_set(session, given.transcoders)
     say(" | ".join(HEAD))
     panels: list[Panel] = []
     for task in given.tasks:
-        for replacement in (NEURONS, NAME):
-            panels += run_task(session, task, replacement, given.data, sizes)
+        for name in given.dictionaries:
+            panels += run_task(session, task, name, given.data, sizes)
     if not given.no_estimators:
         say()
         compare_estimators(session.require_model(), given.tasks[0], given.data, sizes)
@@ -115,7 +122,7 @@ def main() -> None:
         say(f"\nwrote {page}")
 
 
-def run_task(session: Session, task: str, replacement: str, data: Path, sizes: Sizes) -> list[Panel]:
+def run_task(session: Session, task: str, name: str, data: Path, sizes: Sizes) -> list[Panel]:
     """Find and measure one task's circuit, print its lines, return its curves."""
     hosted = session.require_model()
     training, held_out = _split(hosted, task, data, sizes)
@@ -123,14 +130,14 @@ def run_task(session: Session, task: str, replacement: str, data: Path, sizes: S
     command = DiscoverDatasetCircuit(
         training=training,
         held_out=held_out,
-        replacement=replacement,
+        replacement=DICTIONARIES[name],
+        patch=sizes.patch,
         positions=PositionRule.KEPT,
         size=Discretion(nodes=sizes.nodes, edge_nodes=0, random_circuits=sizes.random),
         stability=Subsampling(draws=sizes.draws),
         seed=sizes.seed,
     )
     found = finish(discover_dataset_circuit(session, command))
-    name = "neurons" if replacement == NEURONS else "transcoders"
     for measured in found.circuits[0].faithfulness:
         say(" | ".join((task, name, *_cells(found, measured))))
     say(

@@ -36,6 +36,7 @@ _CHOICES = {
     "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
     "positions": tuple(one.value for one in PositionRule if one is not PositionRule.UNSPECIFIED),
     "ablation": tuple(one.value for one in NodeAblation if one is not NodeAblation.UNSPECIFIED),
+    "patch": tuple(one.value for one in NodeAblation if one is not NodeAblation.UNSPECIFIED),
     "error-term": tuple(one.value for one in ErrorTerm if one is not ErrorTerm.UNSPECIFIED),
 }
 
@@ -67,6 +68,9 @@ def discover_dataset(
     layers: Annotated[str | None, typer.Option(help="As in 0,5,10-12; unset: all of the set.")] = None,
     estimator: Annotated[
         str | None, typer.Option(help=f"{', '.join(_CHOICES['estimator'])}; unset: the first.")
+    ] = None,
+    patch: Annotated[
+        str | None, typer.Option(help="mean, zero or resample; unset: the twins, else zero.")
     ] = None,
     positions: Annotated[str | None, typer.Option(help="kept or summed; unset: summed.")] = None,
     ablation: Annotated[
@@ -102,6 +106,7 @@ def discover_dataset(
     options: dict[str, Any] = {
         "layers": read_layers(layers),
         "estimator": _chosen(estimator, "estimator"),
+        "patch": _chosen(patch, "patch"),
         "positions": _chosen(positions, "positions"),
         "ablations": tuple(_required(one, "ablation") for one in ablation or ()),
         "error_term": _chosen(error_term, "error-term"),
