@@ -212,6 +212,36 @@ class EstimateQuality(google.protobuf.message.Message):
 global___EstimateQuality = EstimateQuality
 
 @typing.final
+class GraphScores(google.protobuf.message.Message):
+    """How much of a graph over a replacement set is explained, each 0 to 1."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPLACEMENT_FIELD_NUMBER: builtins.int
+    COMPLETENESS_FIELD_NUMBER: builtins.int
+    CHARGED_REPLACEMENT_FIELD_NUMBER: builtins.int
+    CHARGED_COMPLETENESS_FIELD_NUMBER: builtins.int
+    replacement: builtins.float
+    """Share of the paths that end in tokens, by circuit-tracer's definition."""
+    completeness: builtins.float
+    """Influence-weighted share of inputs that are no errors, by circuit-tracer's definition."""
+    charged_replacement: builtins.float
+    """The same with unselected features and position 0 counted as unexplained."""
+    charged_completeness: builtins.float
+    """The same with unselected features and position 0 counted as unexplained."""
+    def __init__(
+        self,
+        *,
+        replacement: builtins.float = ...,
+        completeness: builtins.float = ...,
+        charged_replacement: builtins.float = ...,
+        charged_completeness: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["charged_completeness", b"charged_completeness", "charged_replacement", b"charged_replacement", "completeness", b"completeness", "replacement", b"replacement"]) -> None: ...
+
+global___GraphScores = GraphScores
+
+@typing.final
 class Circuit(google.protobuf.message.Message):
     """A circuit."""
 
@@ -237,6 +267,7 @@ class Circuit(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     PEAK_EXTRA_BYTES_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuits/...`."""
     prompt: builtins.str
@@ -291,6 +322,10 @@ class Circuit(google.protobuf.message.Message):
     def provenance(self) -> trephine.v1.circuit_queries_pb2.Provenance:
         """Where it came from."""
 
+    @property
+    def scores(self) -> global___GraphScores:
+        """How much is explained; unset for neurons, whose reconstruction has no error."""
+
     def __init__(
         self,
         *,
@@ -314,13 +349,16 @@ class Circuit(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         peak_extra_bytes: builtins.int = ...,
         provenance: trephine.v1.circuit_queries_pb2.Provenance | None = ...,
+        scores: global___GraphScores | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "against", b"against", "provenance", b"provenance", "quality", b"quality", "target", b"target", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "active_features", b"active_features", "against", b"against", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "seconds", b"seconds", "selected_share", b"selected_share", "target", b"target", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "_scores", b"_scores", "against", b"against", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "target", b"target", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "against", b"against", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "target", b"target", "tokens", b"tokens", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scores", b"_scores"]) -> typing.Literal["scores"] | None: ...
 
 global___Circuit = Circuit
 

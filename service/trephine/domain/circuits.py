@@ -107,6 +107,20 @@ class EstimateQuality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphScores:
+    """How much of a graph over a replacement set is explained, each 0 to 1."""
+
+    replacement: float
+    """Share of the paths that end in tokens, by circuit-tracer's definition (0.5.0)."""
+    completeness: float
+    """Influence-weighted share of inputs that are no errors, by circuit-tracer's definition."""
+    charged_replacement: float
+    """The same with unselected features and position 0 counted as unexplained."""
+    charged_completeness: float
+    """The same with unselected features and position 0 counted as unexplained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitFigures:
     """Figures of the whole graph."""
 
@@ -120,6 +134,8 @@ class CircuitFigures:
     selected_features: int
     seconds: float
     peak_extra_bytes: int
+    scores: GraphScores | None = None
+    """None for neurons, whose reconstruction has no error, and in circuits stored before this was scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

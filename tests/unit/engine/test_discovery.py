@@ -99,6 +99,7 @@ def test_figures_and_quality_are_filled():
     readout = logit_readout(hosted, hosted.resolve_target(" Mary"), hosted.resolve_target(" John"))
     assert circuit.figures.baseline == pytest.approx(baseline(hosted, ids, readout), abs=1e-5)
     assert 0 < circuit.figures.selected_share <= 1
+    assert circuit.figures.scores is None  # both are vacuous for neurons
     assert circuit.figures.error_share == 0
     assert circuit.figures.selected_features == 40
     assert circuit.figures.active_features == 3 * len(ids) * hosted.architecture.d_mlp

@@ -19,7 +19,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set
 from trephine.client.terminal import printable
-from trephine.client.types import CircuitInfo, EstimateQuality, Figure, Node, NodeKind
+from trephine.client.types import CircuitInfo, EstimateQuality, Figure, GraphScores, Node, NodeKind
 
 DISCOVER_EXAMPLES = examples(
     'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
@@ -104,9 +104,27 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ),
         ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
     ]
+    if info.scores is not None:
+        facts[5:5] = scores_facts(info.scores)
     if info.quality is not None:
         facts[4:4] = quality_facts(info.quality, info.edge_rule)
     return facts
+
+
+def scores_facts(scores: GraphScores) -> list[tuple[str, str]]:
+    """How much is explained, by circuit-tracer's definition and with everything left out charged."""
+    return [
+        (
+            "replacement",
+            f"{scores.replacement:.3f} by circuit-tracer's definition; {scores.charged_replacement:.3f} with "
+            "unselected features and position 0 charged",
+        ),
+        (
+            "completeness",
+            f"{scores.completeness:.3f} by circuit-tracer's definition; {scores.charged_completeness:.3f} with "
+            "the same charged",
+        ),
+    ]
 
 
 def known(value: float, form: str) -> str:

@@ -71,6 +71,20 @@ class EstimateQuality(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphScores(WireValue):
+    """How much of a graph over a replacement set is explained, each 0 to 1."""
+
+    replacement: float
+    """Share of the paths that end in tokens, by circuit-tracer's definition."""
+    completeness: float
+    """Influence-weighted share of inputs that are no errors, by circuit-tracer's definition."""
+    charged_replacement: float
+    """The same with unselected features and position 0 counted as unexplained."""
+    charged_completeness: float
+    """The same with unselected features and position 0 counted as unexplained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitInfo(WireValue):
     """A circuit without its nodes and edges."""
 
@@ -96,6 +110,8 @@ class CircuitInfo(WireValue):
     seconds: float
     peak_extra_bytes: int
     provenance: Provenance
+    scores: GraphScores | None
+    """None for neurons, whose reconstruction has no error."""
 
     @property
     def noun(self) -> str:

@@ -21,6 +21,7 @@ from trephine.engine.expansion import Expansion, expand
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, gradient_effects, path_effects
+from trephine.engine.graphs.scores import graph_scores
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes
@@ -225,6 +226,7 @@ def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
         selected_features=len(graph.order.features),
         seconds=seconds,
         peak_extra_bytes=extra_bytes,
+        scores=graph_scores(graph.expansion.rows, graph.order),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trephine.app.circuit_costs import DiscoveryCost
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
 from trephine.domain.circuit_queries import Provenance
-from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, NodeKind
+from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, GraphScores, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
 from trephine.domain.models import ModelInfo
@@ -101,6 +101,7 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         seconds=figures.seconds,
         peak_extra_bytes=figures.peak_extra_bytes,
         provenance=provenance_to_wire(stored.provenance),
+        scores=None if figures.scores is None else _scores_to_wire(figures.scores),
     )
 
 
@@ -172,6 +173,15 @@ def format_from_wire(number: pb.CircuitFormat.ValueType) -> CircuitFormat:
 
 def _has(request: pb.DiscoverCircuitRequest, field: str) -> bool:
     return bool(request.HasField(field))  # type: ignore[arg-type]  # the stub lists literals
+
+
+def _scores_to_wire(scores: GraphScores) -> pb.GraphScores:
+    return pb.GraphScores(
+        replacement=scores.replacement,
+        completeness=scores.completeness,
+        charged_replacement=scores.charged_replacement,
+        charged_completeness=scores.charged_completeness,
+    )
 
 
 def _quality_to_wire(quality: EstimateQuality) -> pb.EstimateQuality:

@@ -98,6 +98,9 @@ def test_partial_coverage_charges_the_rest_as_error():
     labels = {node.label.split(" at ")[0] for node in circuit.nodes if node.kind is NodeKind.ERROR}
     assert {"MLP 0 (not covered)", "error of mlp_out 1", "MLP 2 (not covered)"} <= labels
     assert circuit.figures.error_share > 0
+    scores = circuit.figures.scores
+    assert scores is not None
+    assert 0 < scores.charged_completeness < scores.completeness < 1
 
 
 def test_layers_must_be_covered_and_sets_loaded():
