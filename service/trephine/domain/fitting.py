@@ -12,11 +12,11 @@ from trephine.domain.sites import SiteKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndToEnd:
-    """A short balanced KL + MSE phase through the whole model with all layers spliced (Karvonen 2025)."""
+    """A short phase through the whole model with all layers spliced: KL and the stream's drift, balanced."""
 
     tokens: int
     """0 skips the phase."""
-    lr: float = 1e-4
+    lr: float = 5e-4
     local_control: bool = True
     """Train a copy on with the local loss for the same tokens, and report both."""
 

@@ -167,7 +167,7 @@ class AsyncReplaceableModel:
             dead_after_tokens: When a silent feature takes part in the auxiliary loss; unset 200,000.
             warm_start: Start transcoders from the MLP's own neurons; unset yes.
             end_to_end_tokens: Tokens of the phase through the whole model; unset 0, which skips it.
-            end_to_end_lr: Its learning rate; unset 1e-4.
+            end_to_end_lr: Its learning rate; unset 5e-4.
             local_control: Train a copy on with the local loss, to compare; unset yes.
             seed: Unset 0.
         """

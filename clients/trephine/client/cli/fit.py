@@ -50,7 +50,7 @@ def fit(
     end_to_end_tokens: Annotated[
         int | None, typer.Option(help="Tokens of the phase through the whole model; unset 0, no phase.")
     ] = None,
-    end_to_end_lr: Annotated[float | None, typer.Option(help="Its learning rate; unset 0.0001.")] = None,
+    end_to_end_lr: Annotated[float | None, typer.Option(help="Its learning rate; unset 0.0005.")] = None,
     local_control: Annotated[
         bool | None, typer.Option(help="Train a copy on with the local loss, to compare; unset yes.")
     ] = None,

@@ -7,14 +7,16 @@ at which k features per position remain, and that this is so is checked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from trephine.domain.errors import FitFailedError
-from trephine.engine.fitting.activations import read_sites
+from trephine.engine.fitting.activations import FORWARD_TOKENS, read_sites
 from trephine.engine.fitting.dictionary import Dictionary, jump_relu
+from trephine.engine.fitting.reconstruction import SplicedPass, calibrated
 from trephine.engine.hosted import HostedModel
 
 TOLERANCE = 0.02
@@ -23,20 +25,50 @@ _SAMPLE = 1 << 26
 """Pre-activations looked at per layer."""
 
 
-def calibrate(hosted: HostedModel, dictionaries: Sequence[Dictionary], rows: Tensor, k: int) -> None:
+def calibrate(
+    hosted: HostedModel, dictionaries: Sequence[Dictionary], rows: Tensor, k: int, *, spliced: bool = False
+) -> None:
     """Set every dictionary's threshold on contexts `(n, context_tokens)`, one layer at a time.
+
+    Args:
+        hosted: The model.
+        dictionaries: By layer, ascending.
+        rows: The contexts.
+        k: Active features per position that are aimed at.
+        spliced: Let half of the positions come from the run with all layers below spliced, as calibrated:
+            fewer features fire there, and a set that is to be used spliced should have its L0 between both.
 
     Raises:
         FitFailedError: If a layer's L0 is not what was aimed at.
     """
-    for dictionary in dictionaries:
-        site = dictionary.place.site_in
-        x = read_sites(hosted, rows, [site])[site]
+    for index, dictionary in enumerate(dictionaries):
         kept = max(1, _SAMPLE // dictionary.d_sae)
-        with torch.no_grad():
-            pre = dictionary.pre(x[:kept])
+        pre = _pre(hosted, dictionary, rows, kept)
+        if spliced:
+            half = min(kept // 2, len(pre))
+            pre = torch.cat([pre[:half], _spliced_pre(hosted, dictionaries[: index + 1], rows, half)])
         dictionary.threshold = threshold_for(pre, k)
         _check(dictionary, pre, k)
+
+
+@torch.no_grad()
+def _pre(hosted: HostedModel, dictionary: Dictionary, rows: Tensor, kept: int) -> Tensor:
+    """Return pre-activations `(kept, d_sae)` at most, of the plain run."""
+    site, needed = dictionary.place.site_in, math.ceil(kept / (rows.shape[1] - 1))
+    return dictionary.pre(read_sites(hosted, rows[:needed], [site])[site][:kept])
+
+
+@torch.no_grad()
+def _spliced_pre(hosted: HostedModel, dictionaries: Sequence[Dictionary], rows: Tensor, kept: int) -> Tensor:
+    """Return the last dictionary's pre-activations `(kept, d_sae)`, with those before it spliced."""
+    parts: list[Tensor] = []
+    for some in rows.split(max(1, FORWARD_TOKENS // rows.shape[1])):
+        run = SplicedPass(dictionaries=dictionaries, support=calibrated)
+        run.run(hosted, some.to(hosted.model.device), last_only=True)
+        parts.append(run.made.pre[len(dictionaries) - 1].flatten(0, 1))
+        if sum(map(len, parts)) >= kept:
+            break
+    return torch.cat(parts)[:kept]
 
 
 def threshold_for(pre: Tensor, k: int) -> float:

@@ -66,9 +66,10 @@ class Fit:
         dictionaries = [
             d for number, part in enumerate(self._groups()) for d in self._local(number, part, contexts)
         ]
-        calibrate(self.hosted, dictionaries, contexts.calibration, recipe.k)
+        tuned = recipe.end_to_end.tokens > 0
+        calibrate(self.hosted, dictionaries, contexts.calibration, recipe.k, spliced=tuned)
         gap: GapClosed | None = None
-        if recipe.end_to_end.tokens:
+        if tuned:
             tuning = Tuning(hosted=self.hosted, recipe=recipe, contexts=contexts, run=self._phase)
             dictionaries, gap = tuning.close(dictionaries)
         return self._written(dictionaries, contexts, gap, began)

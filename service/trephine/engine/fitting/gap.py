@@ -110,7 +110,7 @@ class Tuning:
         return copies, stage
 
     def _calibrate(self, dictionaries: Sequence[Dictionary]) -> None:
-        calibrate(self.hosted, dictionaries, self.contexts.calibration, self.recipe.k)
+        calibrate(self.hosted, dictionaries, self.contexts.calibration, self.recipe.k, spliced=True)
 
     def _spliced(self, dictionaries: Sequence[Dictionary]) -> SplicedFigures:
         return measure_spliced(self.hosted, dictionaries, self.contexts.held_out)
