@@ -78,16 +78,16 @@ def _greater_than(file: Path) -> tuple[DatasetExample, ...]:
 def _indirect_objects(file: Path) -> tuple[DatasetExample, ...]:
     found = []
     for row in _rows(file):
-        names = re.findall(r"\b[A-Z][a-z]+\b", row["clean"])
-        subject = re.findall(r"[.,;] ([A-Z][a-z]+) ", row["clean"])[-1]
-        others = [name for name in names if names.count(name) == 1 and name not in _NO_NAMES]
-        if len(others) == 1:
+        names = Counter(re.findall(r"\b[A-Z][a-z]+\b", row["clean"]))
+        subjects = [name for name, count in names.items() if count == 2]
+        others = [name for name, count in names.items() if count == 1 and name not in _NO_NAMES]
+        if len(others) == len(subjects) == 1:
             found.append(
                 DatasetExample(
                     clean=BEGIN + row["clean"],
                     corrupted=BEGIN + row["corrupted_hard"],
                     answers=(f" {others[0]}",),
-                    wrong=(f" {subject}",),
+                    wrong=(f" {subjects[0]}",),
                 )
             )
     return tuple(found)
