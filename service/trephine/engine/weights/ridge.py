@@ -22,8 +22,8 @@ from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
 from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
 
-_RIDGE = 1e-3
-"""Of the mean diagonal of K'K; between 1e-4 and 1e-1 it barely matters."""
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the mean diagonal of K'K. Long texts want the least, short ones more; the windows kept back decide."""
 _HELD_OUT_EVERY = 4
 """One window in so many is kept back."""
 
@@ -105,7 +105,7 @@ def _fit(
         wanted = [_before_norm(hosted, place, each, values[site_in]) for each in wanted]
     yield
     taken, kept = _halves(len(windows))
-    right = _solved(values[site_in], wanted, taken)
+    right = _solved(values[site_in], wanted, taken, kept)
     explained = {
         each.number: _explained(values[site_in], each, row, kept)
         for each, row in zip(wanted, right, strict=True)
@@ -184,16 +184,27 @@ def _halves(count: int) -> tuple[list[int], list[int]]:
     return taken, kept or taken
 
 
-def _solved(inputs: Sequence[Tensor], wanted: Sequence[_Wanted], taken: Sequence[int]) -> Tensor:
-    """Return `(k, d_in)`, one row of coefficients per operation."""
+def _solved(
+    inputs: Sequence[Tensor], wanted: Sequence[_Wanted], taken: Sequence[int], kept: Sequence[int]
+) -> Tensor:
+    """Return `(k, d_in)`, one row of coefficients per operation, under the ridge that explains most."""
     K = stacked([inputs[number] for number in taken], after_first=True).to(torch.float64)
     C = torch.stack(
         [stacked([each.amounts[number] for number in taken], after_first=True) for each in wanted], dim=1
     )
-    gram = K.T @ K
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
-    factor = torch.linalg.cholesky(gram)
-    return torch.cholesky_solve(K.T @ C, factor).T.contiguous()
+    gram, moments = K.T @ K, K.T @ C
+    size = float(gram.diagonal().mean())
+    best: tuple[float, Tensor] | None = None
+    for ridge in _RIDGES:
+        loaded = gram.clone()
+        loaded.diagonal().add_(ridge * size)
+        rows = torch.cholesky_solve(moments, torch.linalg.cholesky(loaded)).T.contiguous()
+        score = sum(_explained(inputs, each, row, kept) for each, row in zip(wanted, rows, strict=True))
+        if best is None or score > best[0]:
+            best = (score, rows)
+    if best is None:
+        raise RuntimeError("there is no ridge to try")
+    return best[1]
 
 
 def _explained(inputs: Sequence[Tensor], wanted: _Wanted, row: Tensor, kept: Sequence[int]) -> float:

@@ -31,7 +31,7 @@ def windows(count: int, *, seed: int = 0, length: int = 48) -> Windows:
     return [tuple(torch.randint(3, 400, (length,), generator=draw).tolist()) for _ in range(count)]
 
 
-FIT, MEASURED = windows(12, seed=1), windows(4, seed=2)
+FIT, MEASURED = windows(24, seed=1), windows(4, seed=2)
 
 
 def parent(

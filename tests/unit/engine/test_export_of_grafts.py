@@ -1,0 +1,121 @@
+"""Grafted folders from plan to signature; adapters and deltas of the same edits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.resident_sets import resident_set
+from tests.unit.engine.exporting import edit_of, exported, planned, write_key
+from tests.unit.engine.interventions import neuron
+from tests.unit.engine.weights.folders import feature, parent
+from trephine.client.deltas import apply_delta, make_delta
+from trephine.client.digests import file_digest
+from trephine.client.errors import ExportTargetExistsError, HashMismatchError, ParentChangedError
+from trephine.client.verification import verify_folder
+from trephine.domain.interventions import Ablate, Scale
+
+ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
+
+
+@pytest.fixture(scope="module")
+def grafted(tmp_path_factory):
+    """A signed export of two features: hosted parent, plan, what was made, folder."""
+    base = tmp_path_factory.mktemp("grafted")
+    hosted = parent("llama", base / "parent", biases=False)
+    resident_set(hosted, "jumprelu")
+    edit = edit_of(hosted, *ABLATIONS)
+    (base / "exports").mkdir()
+    folder = base / "exports" / "edited"
+    made = exported(hosted, edit, folder, signing_key=str(write_key(base / "key.pem")))
+    return hosted, planned(hosted, edit), made, folder
+
+
+@pytest.mark.integration
+def test_the_certificate_of_a_graft(grafted):
+    """Planned bounds, the clean process's own recount of every element, firing tokens apart."""
+    _, plan, made, folder = grafted
+    found = {m.name: m.value for m in made.certificate.measurements}
+    assert made.certificate.passed
+    assert {step.tier for step in plan.steps} == {"graft"}
+    assert any(change.startswith("mlp_bias: ") for change in plan.config_changes)
+    assert plan.size_growth_bytes > 0
+    assert all(server.loads and server.note for server in plan.servers)
+    assert found["elements_off_plan"] == found["tensors_changed_outside_plan"] == 0
+    assert found["recovery_firing"] > 0.99
+    assert found["edit_kl_firing_mean"] > found["kl_intervened_exported_firing_mean"]
+    assert {"perplexity_ratio", "kl_intervened_exported_p999", "greedy_match"} <= set(found)
+    assert verify_folder(folder).passed
+
+
+@pytest.mark.integration
+def test_one_flipped_byte_breaks_signature_and_verification(grafted, tmp_path):
+    """In a grown tensor, which has no parent's bytes to be held against."""
+    import shutil
+
+    *_, folder = grafted
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shard = sorted(copy.glob("*.safetensors"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    outcome = verify_folder(copy)
+    assert not outcome.passed
+    assert any("trephine.sig" in problem for problem in outcome.problems)
+
+
+@pytest.mark.integration
+def test_a_delta_rebuilds_the_folder_byte_for_byte(grafted, tmp_path):
+    """Grown tensors cost what was added; another parent and a damaged delta are refused, nothing stays."""
+    hosted, _, _, folder = grafted
+    delta = make_delta(hosted.folder, folder, tmp_path / "delta")
+    rebuilt = apply_delta(delta, hosted.folder, tmp_path / "rebuilt")
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert {n: file_digest(rebuilt / n) for n in names} == {n: file_digest(folder / n) for n in names}
+    assert verify_folder(rebuilt).passed
+    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    assert (delta / "delta.bin").stat().st_size < 0.5 * weights
+    with pytest.raises(ExportTargetExistsError):
+        apply_delta(delta, hosted.folder, rebuilt)
+    with pytest.raises(ParentChangedError):
+        apply_delta(delta, folder, tmp_path / "wrong")
+    description = json.loads((delta / "delta.json").read_text())
+    description["files"][-1]["sha256"] = "0" * 64
+    (delta / "delta.json").write_text(json.dumps(description))
+    with pytest.raises(HashMismatchError):
+        apply_delta(delta, hosted.folder, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
+    assert not list(tmp_path.glob(".trephine-tmp-*"))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_edits_come_as_an_adapter_too(family, tmp_path):
+    """Stock PEFT loads it onto the parent and answers as the full folder does."""
+    hosted = parent(family, tmp_path / "parent")
+    (tmp_path / "exports").mkdir()
+    folder = tmp_path / "exports" / "edited"
+    edit = edit_of(
+        hosted, neuron(0, 3, Ablate()), neuron(0, 9, Scale(factor=0.3)), neuron(2, 5, Scale(factor=-2.0))
+    )
+    exported(hosted, edit, folder)
+    plain = AutoModelForCausalLM.from_pretrained(hosted.folder).eval()
+    full = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(5, 45)[None]
+    with torch.inference_mode():
+        original = plain(ids).logits.clone()
+        adapted = PeftModel.from_pretrained(plain, folder / "adapter").eval()(ids).logits
+        wanted = full(ids).logits
+    assert float((adapted - wanted).abs().max()) < 1e-4 < float((original - wanted).abs().max())
+
+
+@pytest.mark.integration
+def test_an_edit_that_adds_neurons_has_no_adapter(grafted):
+    """PEFT keeps shapes; a delta is the way then."""
+    *_, folder = grafted
+    assert not (folder / "adapter").exists()

@@ -1,0 +1,119 @@
+"""The exact tier: maps of what modules read and write, every writer's projection, constants."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.unit.engine.interventions import direction, neuron, whole
+from tests.unit.engine.weights.folders import MEASURED, compiled, distances, parent, written
+from trephine.domain.interventions import Ablate, Add, ProjectOut, Scale, SetTo
+from trephine.domain.sites import SiteKind
+from trephine.engine.weights.tensors import stochastic
+
+V = torch.randn(32, generator=torch.Generator().manual_seed(3)).tolist()
+WRITERS = (
+    direction(SiteKind.EMBED, 0, V, ProjectOut()),
+    *(
+        direction(kind, n, V, ProjectOut())
+        for n in range(3)
+        for kind in (SiteKind.ATTN_OUT, SiteKind.MLP_OUT)
+    ),
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_direction_removed_at_every_writer_is_gone(family, tmp_path):
+    """Embeddings, positions, attention, MLPs; a tied unembedding keeps the parent's matrix."""
+    hosted = parent(family, tmp_path / "parent")
+    program = compiled(hosted, WRITERS)
+    assert {note.tier for note in program.notes.values()} == {"exact"}
+    folder = written(hosted, program, tmp_path / "exported")
+    left, whole_edit = distances(hosted, WRITERS, folder)
+    assert left < 1e-9 < 1e-3 < whole_edit
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        states = model(torch.tensor(MEASURED), output_hidden_states=True).hidden_states[:-1]
+    unit = torch.tensor(V) / torch.tensor(V).norm()
+    assert max(float((state @ unit).abs().max()) for state in states) < 1e-4
+    assert bool(program.config.get("tie_word_embeddings", True)) != hosted.info.tied_embeddings
+
+
+def test_the_same_at_residual_sites_moves_to_their_writers(tmp_path):
+    """With every writer before it cleared, only the last one adds the direction to a residual site."""
+    hosted = parent("llama", tmp_path / "parent")
+    sites = [
+        (SiteKind.RESID_PRE, 0),
+        *((kind, n) for n in range(3) for kind in (SiteKind.RESID_MID, SiteKind.RESID_POST)),
+    ]
+    edit = tuple(direction(kind, n, V, ProjectOut()) for kind, n in sites)
+    program = compiled(hosted, edit)
+    assert {note.tier for note in program.notes.values()} == {"exact"}
+    left, _ = distances(hosted, edit, written(hosted, program, tmp_path / "exported"))
+    assert left < 1e-9
+    alone = compiled(hosted, edit[2:3])
+    assert alone.notes[0].tier == "ridge"
+    assert "carries what earlier writers wrote" in alone.notes[0].description
+
+
+MIXED = (
+    whole(SiteKind.ATTN_Z, 0, Scale(factor=0.5)),
+    direction(SiteKind.ATTN_Z, 1, [1.0, *[0.0] * 31], Ablate()),
+    direction(SiteKind.MLP_OUT, 1, V, Scale(factor=-2.0)),
+    direction(SiteKind.RESID_POST, 0, V, Add(amount=0.3)),
+    neuron(2, 5, SetTo(value=0.7)),
+    neuron(2, 6, Scale(factor=0.2)),
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_heads_directions_and_constants_are_exact_where_there_are_biases(family, tmp_path):
+    """What attention's projection reads, what MLPs write, steering, a neuron held at a value."""
+    hosted = parent(family, tmp_path / "parent")
+    program = compiled(hosted, MIXED)
+    assert {note.tier for note in program.notes.values()} == {"exact"}
+    left, whole_edit = distances(hosted, MIXED, written(hosted, program, tmp_path / "exported"))
+    assert left < 1e-9 < whole_edit
+
+
+def test_a_constant_without_a_bias_goes_along_what_is_nearly_constant(tmp_path):
+    """How constant it is stands in the plan; nothing about the config changes."""
+    hosted = parent("qwen3", tmp_path / "parent", common=4.0)
+    steering = (direction(SiteKind.MLP_OUT, 1, V, Add(amount=0.5)),)
+    program = compiled(hosted, steering)
+    assert "there is no bias" in program.notes[0].description
+    assert program.notes[0].predicted_error > 0
+    assert program.config == {}
+    left, whole_edit = distances(hosted, steering, written(hosted, program, tmp_path / "exported"))
+    assert left < 0.2 * whole_edit
+
+
+def test_mlp_biases_are_switched_on_where_the_config_can(tmp_path):
+    """A steering constant in a Llama without biases: three zero biases a layer, and one that is not."""
+    hosted = parent("llama", tmp_path / "parent", biases=False)
+    steering = (direction(SiteKind.MLP_OUT, 1, V, Add(amount=0.5)),)
+    program = compiled(hosted, steering)
+    folder = written(hosted, program, tmp_path / "exported")
+    assert program.config == {"mlp_bias": True}
+    assert json.loads((folder / "config.json").read_text())["mlp_bias"] is True
+    left, whole_edit = distances(hosted, steering, folder)
+    assert left < 1e-9 < whole_edit
+
+
+def test_stochastic_rounding_keeps_small_deltas():
+    """Nearest rounding to bfloat16 loses most of a delta of a thousandth; seeded draws keep its mean."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(400, 400, generator=draw).to(torch.bfloat16)
+    delta = 1e-3 * torch.randn(400, 400, generator=draw, dtype=torch.float64)
+    exact = weight.double() + delta
+
+    def gain(rounded):
+        return float(((rounded.double() - weight.double()) * delta).sum() / delta.square().sum())
+
+    rounded = stochastic(exact, torch.bfloat16)
+    assert gain(exact.to(torch.bfloat16)) < 0.8
+    assert abs(gain(rounded) - 1.0) < 0.03
+    assert torch.equal(rounded, stochastic(exact, torch.bfloat16))

@@ -1,0 +1,47 @@
+"""The ridge tier: what no neuron computes is fitted, says why, and says what it leaves over."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.resident_sets import resident_set
+from tests.unit.engine.weights.folders import compiled, distances, feature, parent, written
+from trephine.domain.interventions import Ablate
+
+REASONS = {
+    "topk": "compares all features",
+    "resid_post": "reads resid_post",
+    "attn_out": "reads attn_out",
+    "clt": "writes several layers",
+    "normalised": "normalised by its own norm",
+}
+ABLATED = (feature(0, 3, Ablate()), feature(1, 7, Ablate()), feature(1, 9, Ablate()))
+
+
+@pytest.mark.parametrize("kind", sorted(REASONS))
+def test_what_cannot_be_grafted_is_fitted_in_place(kind, tmp_path):
+    """Shapes and config stay; part of the edit is carried, the rest is told."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, kind)
+    program = compiled(hosted, ABLATED)
+    assert program.fitted
+    assert program.config == {}
+    assert all(change.keeps_shape for change in program.changes)
+    for note in program.notes.values():
+        assert note.tier == "ridge"
+        assert REASONS[kind] in note.description
+        assert note.predicted_error > 0.0
+    left, whole = distances(hosted, ABLATED, written(hosted, program, tmp_path / "exported"))
+    assert left < whole
+
+
+def test_kept_shapes_turn_grafts_into_fits(tmp_path):
+    """For servers that know one width only; the graft of the same edit is closer."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "jumprelu")
+    fitted = compiled(hosted, ABLATED, keep_shapes=True)
+    assert {note.tier for note in fitted.notes.values()} == {"ridge"}
+    grafted = compiled(hosted, ABLATED)
+    left, whole = distances(hosted, ABLATED, written(hosted, fitted, tmp_path / "fitted"))
+    closer, _ = distances(hosted, ABLATED, written(hosted, grafted, tmp_path / "grafted"))
+    assert closer < 0.01 * left < 0.01 * whole
