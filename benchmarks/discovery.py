@@ -2,7 +2,8 @@
 
 Same model, transcoders, token ids, logit targets, dtype and threads; a fresh process per cell. It counts as
 faster only where edges agree and replacement and completeness, by circuit-tracer's definitions at equal
-node count, are not below its own minus 0.005.
+node count, are not below its own minus 0.005. Every process that ended is kept in a file (`--keep`), so that
+an interrupted run goes on where it stopped. Without `--full` no new cell starts once the minutes are over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.discovery_gates import gates
 from benchmarks.graph_scores import StoredGraph, agreement, scores
+from benchmarks.kept_runs import KeptRuns
 from trephine.server.places import default_cache
 
 PEER_CELL = Path(__file__).with_name("peers") / "circuit_tracer_cell.py"
@@ -30,6 +34,10 @@ GROWTH = (64, 128, 256, 512, 1024)
 BACKENDS, BATCHES = ("transformerlens", "nnsight"), (16, 64, 256)
 WHOLE_SECONDS, MEMORY_BYTES = 240.0, 12 << 30
 SAMPLED = 4
+CHECKED = (16, 1024)
+"""Tokens and nodes of the cell that is sampled and run whole, to check the extrapolation."""
+CHECK_BATCH = 64
+"""Its largest batch, so that most of its batches are left to the extrapolation."""
 HEADER = (
     "tokens nodes | ours s    MB | peer s      MB  setting              | faster leaner overlap edges R C"
 )
@@ -45,6 +53,7 @@ class Bench:
     ids: Sequence[int]
     out: Path
     threads: int
+    kept: KeptRuns
 
     def ours(self, tokens: int, nodes: int, *, graph: bool = True) -> dict[str, Any]:
         """Run a cell of ours."""
@@ -80,12 +89,16 @@ class Bench:
             "graph": str(self.out / f"{name}.npz") if graph else "",
             "answer": str(answer),
         }
+        kept = self.kept.get(name, body)
+        if kept is not None:
+            return kept
         path.write_text(json.dumps(body))
         with (self.out / f"{name}.log").open("w") as log:
             done = subprocess.run([*command, str(path)], stdout=log, stderr=log, check=False)
         if done.returncode != 0 or not answer.exists():
             return {"failed": f"exit {done.returncode}; see {log.name}"}
         found: dict[str, Any] = json.loads(answer.read_text())
+        self.kept.keep(name, body, found)
         return found
 
 
@@ -131,28 +144,70 @@ def peer_cell(
     choice, setup, per_node = setting
     if setup + per_node * nodes < WHOLE_SECONDS or nodes == NODES[0]:
         return bench.theirs(tokens, nodes, ours, sampled=None, **choice), True
+    return extrapolated(bench, tokens, nodes, ours, choice), False
+
+
+def extrapolated(
+    bench: Bench, tokens: int, nodes: int, ours: dict[str, Any], choice: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the peer's set-up in full and a few batches spread over the run; extrapolate by batch count."""
     batches = 1 + math.ceil(nodes / choice["batch"])
     spread = sorted({0, *(1 + round(i * (batches - 2) / (SAMPLED - 1)) for i in range(SAMPLED))})
     found = bench.theirs(tokens, nodes, ours, sampled=spread, **choice)
     if "failed" not in found:
         rest = statistics.mean(found["batch_seconds"][1:]) * (found["batches"] - 1)
         taken = sum(found["batch_seconds"][1:]) + found["skipped_seconds"]
-        found["seconds"] = found["seconds"] - taken + rest
-    return found, False
+        found = found | {"seconds": found["seconds"] - taken + rest}
+    return found
 
 
-def grid(bench: Bench, tokens: Iterable[int], nodes: Iterable[int]) -> list[dict[str, Any]]:
-    """Run the grid; print a line per cell."""
-    rows = []
+def check_extrapolation(bench: Bench) -> dict[str, Any]:
+    """Run one cell of the peer whole and extrapolated; print how far the extrapolation is off."""
+    tokens, nodes = CHECKED
+    ours = bench.ours(tokens, nodes)
+    best = best_setting(bench, tokens, ours)[0]
+    choice = best | {"batch": min(best["batch"], CHECK_BATCH)}
+    whole = bench.theirs(tokens, nodes, ours, sampled=None, **choice)
+    guess = extrapolated(bench, tokens, nodes, ours, choice)
+    failed = [run["failed"] for run in (whole, guess) if "failed" in run]
+    if failed:
+        print(f"check cell: {failed[0]}")
+        return {"failed": failed[0]}
+    off = guess["seconds"] / whole["seconds"] - 1
+    print(
+        f"check cell, {tokens} tokens, {nodes} nodes: {whole['seconds']:.1f} s whole, "
+        f"~{guess['seconds']:.1f} s extrapolated, {off:+.1%}"
+    )
+    return {"whole": whole["seconds"], "extrapolated": guess["seconds"], "off": off}
+
+
+def cells(tokens: Sequence[int], nodes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """List the cells by node count, so that every length has been seen before the large ones begin."""
+    yield from ((length, count) for count in nodes for length in tokens)
+
+
+def grid(
+    bench: Bench, tokens: Sequence[int], nodes: Sequence[int], until: float = math.inf
+) -> list[dict[str, Any]]:
+    """Run the grid; print a line per cell. No cell starts after `until`, by the monotonic clock."""
+    rows: list[dict[str, Any]] = []
+    settings: dict[int, tuple[dict[str, Any], float, float]] = {}
     print(HEADER)
-    for length in tokens:
-        setting = None
-        for count in nodes:
-            ours = bench.ours(length, count)
-            setting = setting or best_setting(bench, length, ours)
-            theirs, whole = peer_cell(bench, length, count, ours, setting)
-            rows.append(compared(bench, length, count, ours, theirs, whole) | {"setting": setting[0]})
+    for length, count in cells(tokens, nodes):
+        if time.monotonic() > until:
+            print(f"{length:6d} {count:5d} | left out: the minutes are over; --full runs it", flush=True)
+            continue
+        ours = bench.ours(length, count)
+        if "failed" in ours:
+            rows.append({"tokens": length, "nodes": count, "ours": ours, "peer": {}, "whole": False})
             print(line(rows[-1]), flush=True)
+            continue
+        if length not in settings:
+            settings[length] = best_setting(bench, length, ours)
+        setting = settings[length]
+        theirs, whole = peer_cell(bench, length, count, ours, setting)
+        rows.append(compared(bench, length, count, ours, theirs, whole) | {"setting": setting[0]})
+        print(line(rows[-1]), flush=True)
     return rows
 
 
@@ -229,6 +284,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--nodes", type=int, nargs="+", default=NODES)
+    parser.add_argument("--full", action="store_true", help="run every cell, however long it takes")
+    parser.add_argument("--minutes", type=float, default=25.0, help="after these no new cell starts")
+    parser.add_argument("--keep", type=Path, help="file of finished runs; unset: OUT/kept.json")
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH, help="lengths of the growth fit")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -243,14 +301,20 @@ def main() -> None:
         ids=ids,
         out=options.out,
         threads=options.threads,
+        kept=KeptRuns(options.keep or options.out / "kept.json"),
     )
     peer_model(options.model, options.out)
-    rows = grid(bench, options.tokens, options.nodes)
-    faster = [row["faster"] for row in rows if "faster" in row]
-    if faster:
-        print(f"median {statistics.median(faster):.1f}x faster, worst {min(faster):.1f}x")
+    until = math.inf if options.full else time.monotonic() + 60 * options.minutes
     slopes = growth(bench, options.growth, 1024) if options.growth else {}
-    (options.out / "discovery.json").write_text(json.dumps({"cells": rows, "slopes": slopes}, indent=1))
+    check = check_extrapolation(bench)
+    rows = grid(bench, options.tokens, options.nodes, until)
+    found = gates(rows, slopes, check, left_out=len(options.tokens) * len(options.nodes) - len(rows))
+    for gate in found:
+        print(gate)
+    record = {"cells": rows, "slopes": slopes, "check": check, "gates": [str(gate) for gate in found]}
+    (options.out / "discovery.json").write_text(json.dumps(record, indent=1))
+    if any(gate.passed is False for gate in found):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""Runs of a bench that ended, kept in a file, so that an interrupted bench goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class KeptRuns:
+    """Answers of cells by what they were asked, graphs beside them included."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what a former run kept in the file, if there is one."""
+        self._path = path
+        self._runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the answer to the same request; None where there is none, or its graph is gone."""
+        if request["graph"] and self._latest(name) != _key(name, request):
+            return None  # the file of the graph is another run's by now
+        if request["graph"] and not Path(request["graph"]).exists():
+            return None
+        return self._runs.get(_key(name, request))
+
+    def keep(self, name: str, request: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Write an answer down, by one rename."""
+        self._runs.pop(_key(name, request), None)
+        self._runs[_key(name, request)] = answer | {"_wrote_graph": bool(request["graph"])}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._runs))
+        os.replace(partial, self._path)
+
+    def _latest(self, name: str) -> str | None:
+        """The last run of that name that wrote a graph."""
+        wrote = [k for k, run in self._runs.items() if k.startswith(f"{name} ") and run["_wrote_graph"]]
+        return wrote[-1] if wrote else None
+
+
+def _key(name: str, request: dict[str, Any]) -> str:
+    body = json.dumps(request, sort_keys=True)
+    return f"{name} {hashlib.sha256(body.encode()).hexdigest()[:16]}"
