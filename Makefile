@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-laws bench-discovery bench-circuits bench-verify image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-laws bench-discovery bench-circuits bench-verify image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -65,6 +65,11 @@ protos-check: $(VENV)/protos/stamp
 
 bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health under load, streams
 	$(BIN)/python -m benchmarks.edge
+
+bench-export: $(VENV)/dev.stamp ## Ten features by graft, ridge, projection and no-op, fp32 and bf16
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.export --transcoders $(SHARED)/replacements/smollm2-135m-tc \
+		--text $(SHARED)/data/wikitext-2/heldout.txt
 
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
 	$(BIN)/trephine models fetch smollm2

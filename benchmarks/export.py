@@ -326,16 +326,17 @@ def run(given: argparse.Namespace, work: Path) -> int:
     say("|---" * HEADER.count(" |") + "|")
     rows: list[Row] = []
     sets = [features] + [[feature] for feature in features]
-    parent = parent_of(hosted, None, "float32", texts, work)
-    for chosen in sets:
-        rows += _printed(rows_of(parent, chosen, texts, work))
     folder = bfloat16_parent(hosted.folder, work / "bfloat16")
     wide, same = (load_model(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
     for model in (wide, same):
         model.replacements.update(hosted.replacements)
-    parent = parent_of(wide, same, "bfloat16", texts, work)
+    parents = [
+        parent_of(hosted, None, "float32", texts, work),
+        parent_of(wide, same, "bfloat16", texts, work),
+    ]
     for chosen in sets:
-        rows += _printed(rows_of(parent, chosen, texts, work))
+        for parent in parents:
+            rows += _printed(rows_of(parent, chosen, texts, work))
     outcome = targets(rows)
     for what, held in outcome:
         say(f"{'PASS' if held else 'FAIL'} {what}")

@@ -14,7 +14,9 @@ PARENT_CARD_NAME = "README.parent.md"
 _SHOWN = (
     ("kl_intervened_exported_mean", "KL, intervened runtime to this checkpoint, mean over all positions"),
     ("kl_intervened_exported_p99", "the same, 99th percentile"),
+    ("kl_intervened_exported_p999", "the same, 99.9th percentile"),
     ("kl_intervened_exported_max", "the same, maximum"),
+    ("kl_intervened_exported_firing_mean", "the same, mean over tokens on which an edited feature fires"),
     ("kl_intervened_exported_after_first_mean", "the same, mean over positions >= 1"),
     ("kl_intervened_exported_first_mean", "the same, mean over position 0"),
     ("retain_kl_original_exported_mean", "KL, parent to this checkpoint, mean over all positions"),
@@ -26,8 +28,14 @@ _SHOWN = (
     ("noise_floor_dtype_mean", "the parent's noise floor, float32 against bfloat16 arithmetic"),
     ("top1_agreement", "next-token agreement, intervened runtime and this checkpoint"),
     ("noise_top1_agreement", "the same between the parent in the runtime and under stock attention"),
-    ("greedy_match", "greedy tokens agreed on before the first difference, 32 each"),
+    ("noise_floor_dtype_firing_mean", "the same on tokens on which an edited feature fires"),
+    ("kl_intervened_exported_in_stored_dtype_mean", "KL, intervened runtime to this checkpoint as stored"),
+    ("kl_intervened_exported_in_stored_dtype_firing_mean", "the same on firing tokens"),
+    ("greedy_match", "greedy tokens agreed on before the first difference, 64 each"),
+    ("perplexity_ratio", "perplexity of this checkpoint over the intervened runtime's"),
+    ("firing_share", "share of tokens on which an edited feature fires"),
     ("recovery", "share of the intervention that the checkpoint carries, by KL"),
+    ("recovery_firing", "the same on firing tokens"),
 )
 
 
@@ -79,11 +87,27 @@ change, which is named in `edit_manifest.json`, and on the figures here.
   intervention removes a behaviour on other prompts, in other languages or after other training.
 - What was ablated is suppressed, not erased: whoever has the parent can undo it, and a short fine-tuning may
   bring it back. No recovery attack has been run.
-- Damage was measured on one text only. Measure it on your own before you rely on it.
+{_tier_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
 - The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
+
+
+def _tier_limits(plan: ExportPlan) -> str:
+    """Say what grafts and fits do not promise; whole lines, or nothing."""
+    lines = ""
+    if any(step.tier == "graft" for step in plan.steps):
+        lines += (
+            "- Features were suppressed by added neurons, which are visible and can be removed by anyone.\n"
+            "  Their gates are steep: further fine-tuning meets sharp gradients there.\n"
+        )
+    if plan.fitted:
+        lines += (
+            "- Approximate: a part of the edit is fitted and carries a share of the intervention,\n"
+            "  `recovery`.\n"
+        )
+    return lines
 
 
 def _changes(plan: ExportPlan) -> str:

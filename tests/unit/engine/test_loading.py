@@ -59,7 +59,7 @@ def test_a_loaded_folder_is_the_saved_model(family, tmp_path):
     assert (info.context_length, info.dtype, info.device) == (256, "float32", "cpu")
     assert (info.eos_token_ids, info.has_chat_template) == ((0,), True)
     assert info.tied_embeddings == (family in ("gpt2", "gemma2"))
-    assert info.has_mlp_bias == (family not in ("gemma2", "qwen3"))
+    assert info.has_mlp_bias == (family not in ("gemma2", "qwen2", "qwen3"))
     assert info.memory_bytes == 4 * info.n_parameters
 
 
