@@ -160,6 +160,9 @@ class Trephine:
         *,
         model: str | None = None,
         keep_rejected: bool = False,
+        text: str | None = None,
+        min_recovery: float | None = None,
+        keep_shapes: bool = False,
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -174,6 +177,9 @@ class Trephine:
             folder: Must not exist.
             model: Loaded model to compile from; unset: the edit's own.
             keep_rejected: Keep a folder that misses a gate on the server, as `NAME.rejected`.
+            text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
+            min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
+            keep_shapes: Fit features into the matrices that are there instead of adding neurons.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -190,7 +196,15 @@ class Trephine:
         chosen = export_id or export_id_for(target, stored)
         export = self.exports.published(chosen, stored)
         if export is None:
-            started = self.exports.start(stored, chosen, model=model, keep_rejected=keep_rejected)
+            started = self.exports.start(
+                stored,
+                chosen,
+                model=model,
+                keep_rejected=keep_rejected,
+                text=text,
+                min_recovery=min_recovery,
+                keep_shapes=keep_shapes,
+            )
             export = started.result(on_progress=on_progress)
         self.exports.download(export, target, on_bytes=on_bytes)
         return export

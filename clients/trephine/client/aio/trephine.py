@@ -164,6 +164,9 @@ class AsyncTrephine:
         *,
         model: str | None = None,
         keep_rejected: bool = False,
+        text: str | None = None,
+        min_recovery: float | None = None,
+        keep_shapes: bool = False,
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -178,6 +181,9 @@ class AsyncTrephine:
             folder: Must not exist.
             model: Loaded model to compile from; unset: the edit's own.
             keep_rejected: Keep a folder that misses a gate on the server, as `NAME.rejected`.
+            text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
+            min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
+            keep_shapes: Fit features into the matrices that are there instead of adding neurons.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -194,7 +200,15 @@ class AsyncTrephine:
         chosen = export_id or export_id_for(target, stored)
         export = await self.exports.published(chosen, stored)
         if export is None:
-            started = await self.exports.start(stored, chosen, model=model, keep_rejected=keep_rejected)
+            started = await self.exports.start(
+                stored,
+                chosen,
+                model=model,
+                keep_rejected=keep_rejected,
+                text=text,
+                min_recovery=min_recovery,
+                keep_shapes=keep_shapes,
+            )
             export = await started.result(on_progress=on_progress)
         await self.exports.download(export, target, on_bytes=on_bytes)
         return export

@@ -1,0 +1,115 @@
+"""Deltas with nothing but the standard library: layouts, damage, the command line."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+
+import pytest
+
+from trephine.client.cli import main
+from trephine.client.deltas import apply_delta, laid_out, make_delta, xor
+from trephine.client.errors import HashMismatchError
+from trephine.client.local_errors import LocalFileError
+
+
+def shard(tensors):
+    """Write float32 tensors given as rows, as safetensors does."""
+    header, data = {}, b""
+    for name, rows in tensors.items():
+        flat = [value for row in rows for value in row]
+        packed = struct.pack(f"<{len(flat)}f", *flat)
+        shape = [len(rows), len(rows[0])]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(packed)]}
+        data += packed
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a command and return its exit status; no server is there."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["trephine", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A parent and an export whose tensors stayed, changed, grew in both directions, or are new."""
+    parent, exported = tmp_path / "parent", tmp_path / "exported"
+    for folder in (parent, exported):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+    w = [[1.0, 2.0], [3.0, 4.0]]
+    (parent / "model.safetensors").write_bytes(shard({"same": w, "edited": w, "rows": w, "columns": w}))
+    (exported / "model.safetensors").write_bytes(
+        shard(
+            {
+                "same": w,
+                "edited": [[1.0, 2.0], [0.0, 4.0]],
+                "rows": [*w, [5.0, 0.0]],
+                "columns": [[1.0, 2.0, 6.0], [3.0, 4.0, 0.0]],
+                "new": [[7.0]],
+            }
+        )
+    )
+    (exported / "certificate.json").write_text('{"passed": true}')
+    return parent, exported, tmp_path
+
+
+def test_every_byte_comes_back(folders):
+    """Copied, XORed, laid out and stored parts alike."""
+    parent, exported, root = folders
+    delta = make_delta(parent, exported, root / "delta")
+    rebuilt = apply_delta(delta, parent, root / "rebuilt")
+    names = sorted(path.name for path in exported.iterdir())
+    assert sorted(path.name for path in rebuilt.iterdir()) == names
+    assert all((rebuilt / name).read_bytes() == (exported / name).read_bytes() for name in names)
+
+
+def test_a_damaged_delta_leaves_nothing(folders):
+    """A byte that no longer decompresses, or decompresses to something else."""
+    parent, exported, root = folders
+    delta = make_delta(parent, exported, root / "delta")
+    content = bytearray((delta / "delta.bin").read_bytes())
+    content[-3] ^= 1
+    (delta / "delta.bin").write_bytes(content)
+    with pytest.raises((LocalFileError, HashMismatchError)):
+        apply_delta(delta, parent, root / "rebuilt")
+    assert sorted(path.name for path in root.iterdir()) == ["delta", "exported", "parent"]
+
+
+def test_a_path_out_of_the_folder_is_refused(folders):
+    """A delta is somebody's file."""
+    parent, exported, root = folders
+    delta = make_delta(parent, exported, root / "delta")
+    description = json.loads((delta / "delta.json").read_text())
+    description["files"][0]["path"] = "../outside"
+    (delta / "delta.json").write_text(json.dumps(description))
+    with pytest.raises(LocalFileError, match="out of the folder"):
+        apply_delta(delta, parent, root / "rebuilt")
+
+
+def test_layouts():
+    """The leading corner of a larger shape; smaller and differently ranked shapes do not fit."""
+    assert laid_out(b"abcd", (2, 2), (3, 3)) == b"ab\0cd\0\0\0\0"
+    assert laid_out(b"ab", (2,), (4,)) == b"ab\0\0"
+    assert laid_out(b"abcd", (2, 2), (2, 1)) is None
+    assert laid_out(b"abcd", (4,), (2, 2)) is None
+    assert xor(b"\x01\x02", b"\x03\x02") == b"\x02\x00"
+
+
+def test_the_command_line_makes_and_applies(folders, run, capsys):
+    """Without a server; a target that exists is refused."""
+    parent, exported, root = folders
+    assert run("make-delta", str(parent), str(exported), "--out", str(root / "d")) == 0
+    assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) == 0
+    assert "published sha256" in capsys.readouterr().out
+    assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) != 0
