@@ -31,7 +31,7 @@ def shard(tensors):
 def run(monkeypatch):
     """Run a command and return its exit status; no server is there."""
 
-    def command(*words):
+    def command(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["trephine", *words])
         with pytest.raises(SystemExit) as ended:
             main()
