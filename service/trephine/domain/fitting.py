@@ -12,7 +12,7 @@ from trephine.domain.sites import SiteKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndToEnd:
-    """A short phase through the whole model with all layers spliced: KL and the stream's drift, balanced."""
+    """A short balanced KL + MSE phase through the whole model with all layers spliced (Karvonen 2025)."""
 
     tokens: int
     """0 skips the phase."""

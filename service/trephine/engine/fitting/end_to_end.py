@@ -1,36 +1,25 @@
-"""The end-to-end phase: 1/2 (D + alpha KL) through the whole model with all layers spliced.
+"""The end-to-end phase: 1/2 (MSE + alpha KL) through the whole model with all layers spliced.
 
-D is how far the residual stream has drifted: behind every layer from the first spliced one on, the squared
-difference between the spliced and the plain run over the plain run's variance, summed over layers (the
-downstream errors of Braun et al. 2024, arXiv:2405.12241). A layer is so trained to make good for the errors
-below it. KL is from the plain model's next-token distribution, in nats per token over positions >= 1.
-alpha = D / KL, detached, so that both terms weigh the same whatever their size (Karvonen 2025,
-arXiv:2503.17272). Support stays BatchTopK, so L0 does not move.
+alpha = MSE / KL, detached, so that both terms weigh the same whatever their size (Karvonen 2025,
+arXiv:2503.17272). MSE is local but on-policy: each layer's error, over its variance, against what the true
+module gives for the activations of the spliced run. KL is from the plain model's next-token distribution,
+in nats per token over positions >= 1. Support stays BatchTopK, so L0 does not move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trephine.domain.fitting import FitPoint
-from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.joint import JointTrainee
 from trephine.engine.fitting.optimiser import Rate
-from trephine.engine.fitting.reconstruction import (
-    SplicedPass,
-    batchwise,
-    keep,
-    plain_logits,
-    unexplained,
-)
+from trephine.engine.fitting.reconstruction import SplicedPass, batchwise, plain_logits, unexplained
 from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import touching
 
 LOGIT_BYTES = 256 << 20
 """A step is cut so that one of its logit tensors takes no more than that."""
@@ -51,10 +40,6 @@ class EndToEndTrainee(JointTrainee):
         """Train these dictionaries in place; the model itself has no gradients."""
         super().__init__(dictionaries, k=k, rate=rate, dead_after_tokens=dead_after_tokens)
         self._hosted, self._k = hosted, k
-        first = min(dictionary.place.layer for dictionary in dictionaries)
-        self._streams = [
-            Site(kind=SiteKind.RESID_POST, layer=layer) for layer in range(first, hosted.info.n_layers)
-        ]
 
     def step(self, batch: Tensor) -> None:  # type: ignore[override]
         """Run plain and spliced, in pieces that fit into memory, and learn from both losses."""
@@ -64,28 +49,18 @@ class EndToEndTrainee(JointTrainee):
         self.update()
 
     def _learn(self, ids: Tensor, share: float) -> None:
-        plain, streams = self._plain(ids)
-        spliced = SplicedPass(
-            dictionaries=self.dictionaries, support=batchwise(self._k), watched=self._streams
-        )
+        with torch.no_grad():
+            plain = functional.log_softmax(plain_logits(self._hosted, ids)[:, 1:].float(), -1)
+        spliced = SplicedPass(dictionaries=self.dictionaries, support=batchwise(self._k))
         logits = spliced.run(self._hosted, ids)[:, 1:].float()
         kl = kl_from(plain, logits).mean()
-        apart = drift(spliced.kept, streams)
+        losses = unexplained(spliced.made, spliced.targets)
+        mse = torch.stack(list(losses.values())).sum()
         auxiliary = self.auxiliary(spliced.made, spliced.targets)
-        alpha = (apart / kl.clamp_min(1e-8)).detach()
-        (share * (0.5 * (apart + alpha * kl) + auxiliary)).backward()
-        self.note(spliced.made, unexplained(spliced.made, spliced.targets))
+        alpha = (mse / kl.clamp_min(1e-8)).detach()
+        (share * (0.5 * (mse + alpha * kl) + auxiliary)).backward()
+        self.note(spliced.made, losses)
         self.means.add("kl", kl)
-
-    @torch.no_grad()
-    def _plain(self, ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
-        """Return the plain model's log-probabilities `(rows, n_pos - 1, d_vocab)`, and its streams."""
-        streams: dict[Site, Tensor] = {}
-        with touching(
-            self._hosted.architecture, {site: partial(keep, streams, site) for site in self._streams}
-        ):
-            logits = plain_logits(self._hosted, ids)[:, 1:].float()
-        return functional.log_softmax(logits, -1), streams
 
     def points(self, phase: str, tokens: int) -> list[FitPoint]:
         """Return one point over all layers, with its KL."""
@@ -110,13 +85,3 @@ class EndToEndTrainee(JointTrainee):
 def kl_from(plain: Tensor, logits: Tensor) -> Tensor:
     """Return KL(plain || spliced) per position `(rows, n_pos)` from log-probabilities and logits."""
     return (plain.exp() * (plain - functional.log_softmax(logits, -1))).sum(-1)
-
-
-def drift(spliced: Mapping[Site, Tensor], plain: Mapping[Site, Tensor]) -> Tensor:
-    """Return squared difference over the plain run's total variance, summed over sites."""
-    parts = []
-    for site, target in plain.items():
-        wide = target.float().flatten(0, 1)
-        variance = wide.var(0, correction=0).sum().clamp_min(1e-12)
-        parts.append((spliced[site].float().flatten(0, 1) - wide).square().sum(-1).mean() / variance)
-    return torch.stack(parts).sum()

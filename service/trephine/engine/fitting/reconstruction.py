@@ -80,10 +80,6 @@ class SplicedPass:
 
     dictionaries: Sequence[Dictionary]
     support: Support
-    watched: Sequence[Site] = ()
-    """Sites to keep as the spliced run has them, gradients and all."""
-    kept: dict[Site, Tensor] = field(default_factory=dict)
-    """`(rows, n_pos - 1, width)` of every watched site; without position 0."""
     made: Reconstruction = field(init=False)
     targets: dict[Site, Tensor] = field(default_factory=dict)
     """What each replaced site would have held on top of the spliced layers below; without position 0."""
@@ -103,8 +99,6 @@ class SplicedPass:
         for dictionary in self.dictionaries:
             site = dictionary.place.sites_out[0]
             steps.setdefault(site, []).append(partial(self._replace, site))
-        for site in self.watched:
-            steps.setdefault(site, []).append(partial(keep, self.kept, site))
         return {site: partial(_each, touches) for site, touches in steps.items()}
 
     def _read(self, index: int, x: Tensor) -> None:
@@ -118,11 +112,6 @@ class SplicedPass:
         if not x._is_view():
             x.detach_()  # what computed it is replaced, so nothing flows back that way
         x.copy_(torch.cat([first, output.to(x.dtype)], dim=1))
-
-
-def keep(kept: dict[Site, Tensor], site: Site, x: Tensor) -> None:
-    """Keep a copy of what a pass holds at a site, without position 0."""
-    kept[site] = x[:, 1:].clone()
 
 
 def _each(touches: Sequence[Touch], x: Tensor) -> None:
