@@ -10,6 +10,7 @@ from typing import Any
 from trephine.client import circuit_requests, requests
 from trephine.client.artifacts import Artifacts
 from trephine.client.circuit_verification import VerifiableCircuit, get_verification
+from trephine.client.circuit_views import ExplainableCircuit
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.feature_requests import feature_ref
@@ -23,7 +24,7 @@ from trephine.client.wire import Wire
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class Circuit(VerifiableCircuit):
+class Circuit(ExplainableCircuit, VerifiableCircuit):
     """The circuit behind one next-token choice, stored on the server."""
 
     def to_json(self) -> str:

@@ -246,6 +246,13 @@ class FitFailedError(TrephineError):
     reason = "FIT_FAILED"
 
 
+class NotConvergedError(TrephineError):
+    """Contributions through a softmax that do not add up to the exact change, whatever the nodes."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "NOT_CONVERGED"
+
+
 class ParentChangedError(TrephineError):
     """The model's weights are not those that the edit or circuit was made for."""
 

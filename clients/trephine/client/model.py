@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trephine.client import requests
 from trephine.client.circuit import Circuit
+from trephine.client.circuit_views import TraceableModel
 from trephine.client.dataset_circuits import DatasetDiscoverableModel
 from trephine.client.decoding import decode
 from trephine.client.features import ExplorableModel
@@ -32,7 +33,7 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel):
+class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, TraceableModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:

@@ -8,6 +8,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import circuit_queries_pb2 as trephine_dot_v1_dot_circuit__queries__pb2
 from trephine.v1 import circuit_service_pb2 as trephine_dot_v1_dot_circuit__service__pb2
 from trephine.v1 import circuit_verification_pb2 as trephine_dot_v1_dot_circuit__verification__pb2
+from trephine.v1 import circuit_views_pb2 as trephine_dot_v1_dot_circuit__views__pb2
 from trephine.v1 import dataset_circuits_pb2 as trephine_dot_v1_dot_dataset__circuits__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
@@ -109,6 +110,16 @@ class CircuitServiceStub(object):
                 '/trephine.v1.CircuitService/QuerySubgraph',
                 request_serializer=trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.FromString,
+                _registered_method=True)
+        self.ExplainEdges = channel.unary_unary(
+                '/trephine.v1.CircuitService/ExplainEdges',
+                request_serializer=trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesResponse.FromString,
+                _registered_method=True)
+        self.TraceAttention = channel.unary_unary(
+                '/trephine.v1.CircuitService/TraceAttention',
+                request_serializer=trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionResponse.FromString,
                 _registered_method=True)
         self.PruneCircuit = channel.unary_unary(
                 '/trephine.v1.CircuitService/PruneCircuit',
@@ -270,6 +281,20 @@ class CircuitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainEdges(self, request, context):
+        """Split edges over heads and paths, and into what the weights and what the prompt decide.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TraceAttention(self, request, context):
+        """Take an attention score apart and carry its terms through the exact softmax.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PruneCircuit(self, request, context):
         """Store what is left of a circuit after pruning as one of its own; nothing is computed anew. The same
         request again returns the same circuit.
@@ -420,6 +445,16 @@ def add_CircuitServiceServicer_to_server(servicer, server):
                     servicer.QuerySubgraph,
                     request_deserializer=trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.SerializeToString,
+            ),
+            'ExplainEdges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainEdges,
+                    request_deserializer=trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesResponse.SerializeToString,
+            ),
+            'TraceAttention': grpc.unary_unary_rpc_method_handler(
+                    servicer.TraceAttention,
+                    request_deserializer=trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionResponse.SerializeToString,
             ),
             'PruneCircuit': grpc.unary_unary_rpc_method_handler(
                     servicer.PruneCircuit,
@@ -856,6 +891,60 @@ class CircuitService(object):
             '/trephine.v1.CircuitService/QuerySubgraph',
             trephine_dot_v1_dot_circuit__queries__pb2.QuerySubgraphRequest.SerializeToString,
             trephine_dot_v1_dot_circuit__service__pb2.QuerySubgraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainEdges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/ExplainEdges',
+            trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__views__pb2.ExplainEdgesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TraceAttention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/TraceAttention',
+            trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionRequest.SerializeToString,
+            trephine_dot_v1_dot_circuit__views__pb2.TraceAttentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,6 +12,7 @@ import grpc.aio
 import trephine.v1.circuit_queries_pb2
 import trephine.v1.circuit_service_pb2
 import trephine.v1.circuit_verification_pb2
+import trephine.v1.circuit_views_pb2
 import trephine.v1.dataset_circuits_pb2
 import typing
 
@@ -111,6 +112,18 @@ class CircuitServiceStub:
         trephine.v1.circuit_service_pb2.QuerySubgraphResponse,
     ]
     """The part of a circuit around a node, or all paths between two."""
+
+    ExplainEdges: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_views_pb2.ExplainEdgesRequest,
+        trephine.v1.circuit_views_pb2.ExplainEdgesResponse,
+    ]
+    """Split edges over heads and paths, and into what the weights and what the prompt decide."""
+
+    TraceAttention: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_views_pb2.TraceAttentionRequest,
+        trephine.v1.circuit_views_pb2.TraceAttentionResponse,
+    ]
+    """Take an attention score apart and carry its terms through the exact softmax."""
 
     PruneCircuit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.circuit_queries_pb2.PruneCircuitRequest,
@@ -268,6 +281,18 @@ class CircuitServiceAsyncStub:
         trephine.v1.circuit_service_pb2.QuerySubgraphResponse,
     ]
     """The part of a circuit around a node, or all paths between two."""
+
+    ExplainEdges: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_views_pb2.ExplainEdgesRequest,
+        trephine.v1.circuit_views_pb2.ExplainEdgesResponse,
+    ]
+    """Split edges over heads and paths, and into what the weights and what the prompt decide."""
+
+    TraceAttention: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.circuit_views_pb2.TraceAttentionRequest,
+        trephine.v1.circuit_views_pb2.TraceAttentionResponse,
+    ]
+    """Take an attention score apart and carry its terms through the exact softmax."""
 
     PruneCircuit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.circuit_queries_pb2.PruneCircuitRequest,
@@ -453,6 +478,22 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.circuit_service_pb2.QuerySubgraphResponse, collections.abc.Awaitable[trephine.v1.circuit_service_pb2.QuerySubgraphResponse]]:
         """The part of a circuit around a node, or all paths between two."""
+
+    @abc.abstractmethod
+    def ExplainEdges(
+        self,
+        request: trephine.v1.circuit_views_pb2.ExplainEdgesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_views_pb2.ExplainEdgesResponse, collections.abc.Awaitable[trephine.v1.circuit_views_pb2.ExplainEdgesResponse]]:
+        """Split edges over heads and paths, and into what the weights and what the prompt decide."""
+
+    @abc.abstractmethod
+    def TraceAttention(
+        self,
+        request: trephine.v1.circuit_views_pb2.TraceAttentionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.circuit_views_pb2.TraceAttentionResponse, collections.abc.Awaitable[trephine.v1.circuit_views_pb2.TraceAttentionResponse]]:
+        """Take an attention score apart and carry its terms through the exact softmax."""
 
     @abc.abstractmethod
     def PruneCircuit(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_explanations import CircuitExplanations
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
@@ -36,6 +37,7 @@ class Service:
     dataset_circuits: DatasetCircuits
     circuit_views: CircuitViews
     circuit_annotations: CircuitAnnotations
+    circuit_explanations: CircuitExplanations
     circuit_verifications: CircuitVerifications
     proposals: Proposals
     edits: Edits

@@ -8,6 +8,7 @@ from trephine.engine import (
     activations,
     directions,
     discovery,
+    edges,
     effects,
     export,
     generation,
@@ -17,6 +18,7 @@ from trephine.engine import (
     scoring,
     session,
     text,
+    tracing,
 )
 from trephine.engine.dataset_circuits import discovery as dataset_circuits
 from trephine.engine.features import handlers as features
@@ -53,6 +55,8 @@ HANDLERS = merge(
         effects,
         proposals,
         discovery,
+        edges,
+        tracing,
         circuit_verification,
         dataset_circuits,
         directions,

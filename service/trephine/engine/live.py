@@ -70,12 +70,12 @@ class _Projection:
     def forward(self) -> Tensor:
         """Return what enters the scores, `(heads, n_pos, d_head)`."""
         normed = self.plain if self.norm is None else self.plain * self._scale() * self._gain()
-        return normed if self.rotation is None else _rotate(normed, *self.rotation)
+        return normed if self.rotation is None else rotate(normed, *self.rotation)
 
     def pull_back(self, cotangent: Tensor) -> Tensor:
         """Carry `(heads, n_pos, d_head)` back to the normed residual stream, `(n_pos, d_model)`."""
         if self.rotation is not None:
-            cotangent = _rotate(cotangent, *self.rotation, back=True)
+            cotangent = rotate(cotangent, *self.rotation, back=True)
         if self.norm is not None:
             scaled, normed = cotangent * self._gain(), self.plain * self._scale()
             cotangent = (scaled - normed * (scaled * normed).mean(-1, keepdim=True)) * self._scale()
@@ -109,7 +109,7 @@ def _score_adjoint(layer: FrozenLayer, read: Tensor, by_score: Tensor) -> Tensor
 def _projections(layer: FrozenLayer, read: Tensor) -> tuple[_Projection, _Projection]:
     module: Any = layer.block.attention.module
     kv, heads = layer.block.attention.n_kv_heads, layer.block.attention.n_heads
-    weights = _query_key(module, heads, kv)
+    weights = query_key(module, heads, kv)
     parts = []
     for (weight, bias), norm in zip(weights, ("q_norm", "k_norm"), strict=True):
         wide = weight.detach().to(read.dtype)
@@ -122,7 +122,7 @@ def _projections(layer: FrozenLayer, read: Tensor) -> tuple[_Projection, _Projec
     return parts[0], parts[1]
 
 
-def _query_key(module: Any, heads: int, kv: int) -> list[tuple[Tensor, Tensor | None]]:
+def query_key(module: Any, heads: int, kv: int) -> list[tuple[Tensor, Tensor | None]]:
     """Find W_Q, b_Q, W_K, b_K, per head, in separate, stacked (GPT-2) or interleaved (GPT-NeoX) form."""
     if hasattr(module, "q_proj"):
         pairs = ((module.q_proj, heads), (module.k_proj, kv))
@@ -142,7 +142,7 @@ def _split(bias: Tensor | None, heads: int) -> Tensor | None:
     return None if bias is None else bias.unflatten(0, (heads, -1))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     """Apply rotary positions to the first dimensions of every head, or their transpose."""
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]

@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
+from trephine.domain.attention import TraceAttention
+from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
@@ -57,6 +59,8 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     RankActivity,
     MeasureAblation,
     DiscoverCircuit,
+    ExplainEdges,
+    TraceAttention,
     VerifyCircuit,
     DiscoverDatasetCircuit,
     CompareFeatures,

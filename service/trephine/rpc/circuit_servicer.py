@@ -18,6 +18,7 @@ from trephine.domain.tokens import ResolveTarget, Tokenize
 from trephine.rpc.calls import Context
 from trephine.rpc.circuit_query_servicer import CircuitQueries
 from trephine.rpc.circuit_verification_servicer import CircuitVerification
+from trephine.rpc.circuit_view_servicer import CircuitViewCalls
 from trephine.rpc.dataset_circuit_servicer import DatasetCircuitCalls
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
@@ -39,12 +40,15 @@ from trephine.v1.circuit_service_pb2_grpc import CircuitServiceServicer
 _EDGES = Paging(default=1000, largest=10_000)
 
 
-class CircuitServicer(CircuitQueries, CircuitVerification, DatasetCircuitCalls, CircuitServiceServicer):
+class CircuitServicer(
+    CircuitQueries, CircuitVerification, CircuitViewCalls, DatasetCircuitCalls, CircuitServiceServicer
+):
     """Circuits: found once, stored on the server, read in pages."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
         CircuitQueries.__init__(self, service)
         CircuitVerification.__init__(self, service, operations)
+        CircuitViewCalls.__init__(self, service)
         DatasetCircuitCalls.__init__(self, service, operations)
         self._models = service.models
         self._replacements = service.replacements

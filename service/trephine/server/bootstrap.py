@@ -11,6 +11,7 @@ from pathlib import Path
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
 from trephine.app.circuit_annotations import CircuitAnnotations
+from trephine.app.circuit_explanations import CircuitExplanations
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
@@ -151,6 +152,7 @@ def build(
             circuit_verifications=work.circuit_verifications,
             circuit_views=CircuitViews(work.circuits, artifacts),
             circuit_annotations=CircuitAnnotations(work.circuits, models, clock=clock),
+            circuit_explanations=CircuitExplanations(work.circuits, models),
             proposals=work.proposals,
             edits=edits,
             exports=work.exports,

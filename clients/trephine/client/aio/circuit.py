@@ -11,6 +11,7 @@ from typing import Any
 from trephine.client import circuit_requests, requests
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.circuit_verification import AsyncVerifiableCircuit, get_verification
+from trephine.client.aio.circuit_views import AsyncExplainableCircuit
 from trephine.client.aio.features import AsyncModelFeatures
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
@@ -23,7 +24,7 @@ from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, 
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
-class AsyncCircuit(AsyncVerifiableCircuit):
+class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
     """The circuit behind one next-token choice, stored on the server."""
 
     def to_json(self) -> str:

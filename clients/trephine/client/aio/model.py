@@ -7,6 +7,7 @@ from typing import Any
 
 from trephine.client import requests
 from trephine.client.aio.circuit import AsyncCircuit
+from trephine.client.aio.circuit_views import AsyncTraceableModel
 from trephine.client.aio.dataset_circuits import AsyncDatasetDiscoverableModel
 from trephine.client.aio.features import AsyncExplorableModel
 from trephine.client.aio.generation import AsyncGenerationStream
@@ -32,7 +33,9 @@ from trephine.client.types import (
 from trephine.v1 import model_service_pb2
 
 
-class AsyncModel(AsyncReplaceableModel, AsyncDatasetDiscoverableModel, AsyncExplorableModel):
+class AsyncModel(
+    AsyncReplaceableModel, AsyncDatasetDiscoverableModel, AsyncExplorableModel, AsyncTraceableModel
+):
     """A model in an engine of its own."""
 
     def __init__(self, wire: AsyncWire, info: ModelInfo) -> None:

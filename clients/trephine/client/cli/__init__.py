@@ -12,13 +12,14 @@ import typer
 from trephine.client.cli import circuits, edits, features, models, operations, replacements
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
+from trephine.client.cli.circuit_views import TRACE_EXAMPLES, trace_attention
+from trephine.client.cli.deltas import APPLY_DELTA_EXAMPLES, MAKE_DELTA_EXAMPLES
+from trephine.client.cli.deltas import apply as apply_delta
+from trephine.client.cli.deltas import make as make_delta
 from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
 from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
 from trephine.client.cli.discover_dataset import DISCOVER_DATASET_EXAMPLES, discover_dataset
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
-from trephine.client.cli.deltas import APPLY_DELTA_EXAMPLES, MAKE_DELTA_EXAMPLES
-from trephine.client.cli.deltas import apply as apply_delta
-from trephine.client.cli.deltas import make as make_delta
 from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
 from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
@@ -54,6 +55,7 @@ for group, name in (
 for command, epilog in (
     (discover, DISCOVER_EXAMPLES),
     (discover_dataset, DISCOVER_DATASET_EXAMPLES),
+    (trace_attention, TRACE_EXAMPLES),
     (ablate, ABLATE_EXAMPLES),
     (generate, GENERATE_EXAMPLES),
     (export, EXPORT_EXAMPLES),

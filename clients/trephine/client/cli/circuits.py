@@ -9,6 +9,7 @@ import typer
 from trephine.client.cli import circuit_annotations as annotating
 from trephine.client.cli import circuit_queries as queries
 from trephine.client.cli import circuit_verification as verification
+from trephine.client.cli import circuit_views as views
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -107,6 +108,7 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
             "trephine circuits group circuits/3f9c --auto --min-similarity 0.4",
         ),
     ),
+    (views.explain, "explain", views.EXPLAIN_EXAMPLES),
     (verification.verify, "verify", verification.VERIFY_EXAMPLES),
     (verification.verifications, "verifications", ()),
     (annotating.said, "annotations", ("trephine circuits annotations circuits/3f9c --out said.json",)),

@@ -11,7 +11,7 @@ from torch import Tensor
 from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.effects import gradient_effects
@@ -122,7 +122,17 @@ def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[int, ...]:
     closed = {
         node.layer for node in circuit.nodes if node.kind is NodeKind.ERROR and node.label.startswith("MLP ")
     }
-    return tuple(x for x in covered_layers(hosted, circuit.replacement) if x not in closed)
+    return tuple(
+        layer
+        for layer in covered_layers(hosted, circuit.replacement)
+        if layer not in closed or not _writes_mlp(hosted, circuit.replacement, layer)
+    )
+
+
+def _writes_mlp(hosted: HostedModel, name: str, layer: int) -> bool:
+    """True if an open layer of the set leaves no MLP output uncovered; dictionaries elsewhere always do."""
+    site = Site(kind=SiteKind.MLP_OUT, layer=layer)
+    return name == NEURONS or site in layer_info(hosted, name, layer).sites_out
 
 
 Read = tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]

@@ -1,0 +1,52 @@
+"""Edges of a circuit taken apart, and pattern entries explained, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trephine.client.aio.circuit_queries import AsyncStoredCircuit
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.circuit_views import edges_request, trace_request
+from trephine.client.decoding import decode
+from trephine.client.types import AttentionTrace, EdgeExplanations, ModelInfo
+
+
+class AsyncExplainableCircuit(AsyncStoredCircuit):
+    """The part of a circuit's surface that looks into edges."""
+
+    async def explain(
+        self,
+        edges: Sequence[tuple[int, int]] = (),
+        *,
+        node: int | None = None,
+        top: int | None = None,
+        paths: int | None = None,
+        heads: int | None = None,
+        tokens: int | None = None,
+        model: str = "",
+    ) -> EdgeExplanations:
+        """Split edges over heads and paths; the arguments are those of the sync client."""
+        request = edges_request(self.name, edges, node, top, paths, heads, tokens, model)
+        return decode(EdgeExplanations, await self._wire.call(self._wire.circuits.ExplainEdges, request))
+
+
+class AsyncTraceableModel:
+    """The part of a model's surface that explains attention."""
+
+    _wire: AsyncWire
+    info: ModelInfo
+
+    async def trace_attention(
+        self,
+        prompt: str,
+        *,
+        layer: int,
+        head: int,
+        query: int | None = None,
+        key: int | None = None,
+        replacement: str = "",
+        top: int | None = None,
+    ) -> AttentionTrace:
+        """Explain why a head looked where it looked; the arguments are those of the sync client."""
+        request = trace_request(self.info.name, prompt, layer, head, query, key, replacement, top)
+        return decode(AttentionTrace, await self._wire.call(self._wire.circuits.TraceAttention, request))

@@ -1,0 +1,257 @@
+"""Both ends of an edge of a stored circuit on its prompt: what is written, and what reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trephine.domain.arrays import Array
+from trephine.domain.circuits import Circuit, Node, NodeKind
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.architecture import Norm
+from trephine.engine.deembedding import Ends, excitations, extreme_tokens
+from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
+from trephine.engine.graphs.edge_paths import Probe, back
+from trephine.engine.graphs.places import EMBEDDING, place_of
+from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
+from trephine.engine.hosted import HostedModel
+from trephine.engine.neurons import decoders as neuron_decoders
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.readouts import half_rule, logit_readout
+from trephine.engine.replacements.sets import opened
+
+_READINGS = {
+    SiteKind.EMBED: Reading.BEFORE_CUT,
+    SiteKind.RESID_PRE: Reading.BEFORE_CUT,
+    SiteKind.RESID_MID: Reading.MID_BEFORE_CUT,
+    SiteKind.MLP_IN: Reading.MID,
+    SiteKind.RESID_POST: Reading.POST_BEFORE_CUT,
+    SiteKind.ATTN_OUT: Reading.PRE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSource:
+    """What a unit of a source writes, how many units there are, and whether weights alone decide the unit."""
+
+    writes: dict[Site, Tensor]
+    position: int
+    amount: float
+    invariant: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeTarget:
+    """A target's probe, the names of its read-outs, and where its stretch of the stream begins."""
+
+    probe: Probe
+    readouts: tuple[str, ...]
+    cut: int
+    estimated: bool
+
+
+class EdgeWork:
+    """A circuit's prompt, with everything that its edges are made of."""
+
+    def __init__(
+        self,
+        hosted: HostedModel,
+        circuit: Circuit,
+        operators: FrozenOperators,
+        active: ActiveFeatures | None,
+    ) -> None:
+        self.hosted, self.circuit, self.operators, self.active = hosted, circuit, operators, active
+        with torch.inference_mode():
+            self.network = FrozenNetwork(operators=operators, held=self._held(), skips=self._skips())
+
+    @cached_property
+    def stored(self) -> dict[tuple[int, int], float]:
+        """The circuit's own edges."""
+        edges = self.circuit.edges
+        columns = (_numbers(edges.source), _numbers(edges.target), _numbers(edges.weight))
+        return {(source, target): weight for source, target, weight in zip(*columns, strict=True)}
+
+    def _held(self) -> frozenset[Site]:
+        if self.active is None:
+            return frozenset()
+        return frozenset(site for site in self.active.errors if site.kind is not SiteKind.MLP_OUT)
+
+    def _skips(self) -> dict[int, Tensor]:
+        found = {}
+        for layer in () if self.active is None else self.active.layers:
+            if layer.info.has_skip:
+                with opened(self.hosted, self.circuit.replacement, [layer.info.layer]) as resident:
+                    matrix = resident[layer.info.layer].skip_matrix()
+                if matrix is not None:
+                    found[layer.info.layer] = matrix
+        return found
+
+    # --- sources ------------------------------------------------------------------------------------
+
+    def sent(self, node: int) -> tuple[EdgeSource, Tangent, Tangent]:
+        """A source, and what a unit of it does to the stream: along all paths, and along the stream alone."""
+        source = self._source(self.circuit.nodes[node])
+        routed, straight = (
+            tangent(self.network, source.writes, source.position, routed=routed) for routed in (True, False)
+        )
+        return source, routed, straight
+
+    def _source(self, node: Node) -> EdgeSource:
+        position = node.position
+        if node.kind is NodeKind.TOKEN:
+            site = Site(kind=SiteKind.EMBED, layer=0)
+            writes = {site: self.operators.embedding[position]}
+            return EdgeSource(writes=writes, position=position, amount=1.0, invariant=True)
+        if node.kind is NodeKind.ERROR:
+            return EdgeSource(writes=self._error(node), position=position, amount=1.0, invariant=False)
+        return self._neuron(node) if self.active is None else self._feature(node, self.active)
+
+    def _error(self, node: Node) -> dict[Site, Tensor]:
+        if self.active is None:  # an MLP that is not opened, as a whole
+            site = Site(kind=SiteKind.MLP_OUT, layer=node.layer)
+            return {site: self.operators.layers[node.layer].mlp_out[node.position]}
+        sites = [site for site in self.active.error_sites if site.layer == node.layer]
+        named = [site for site in sites if site.kind.value in node.label] or [
+            site for site in sites if site.kind is SiteKind.MLP_OUT
+        ]
+        return {named[0]: self.active.errors[named[0]][node.position]}
+
+    def _neuron(self, node: Node) -> EdgeSource:
+        layer = self.operators.layers[node.layer]
+        amount = float(layer.activation[node.position, node.feature])
+        if layer.mlp_post_norm is not None:
+            amount *= float(layer.mlp_post_norm.scale[node.position, 0])
+        decoder = neuron_decoders(self.hosted.architecture, node.layer, [node.feature])[0]
+        site = Site(kind=SiteKind.MLP_OUT, layer=node.layer)
+        writes = {site: decoder.to(self.operators.dtype)}
+        return EdgeSource(writes=writes, position=node.position, amount=amount, invariant=True)
+
+    def _feature(self, node: Node, active: ActiveFeatures) -> EdgeSource:
+        layer, cell = _cell(active, node)
+        with opened(self.hosted, active.replacement, [node.layer]) as resident:
+            found = resident[node.layer]
+            writes = {
+                site: found.decoders([node.feature], site)[0].to(self.operators.dtype)
+                for site in layer.info.sites_out
+            }
+        amount = float(layer.written[cell])
+        return EdgeSource(writes=writes, position=node.position, amount=amount, invariant=True)
+
+    # --- targets ------------------------------------------------------------------------------------
+
+    def target(self, node: int) -> EdgeTarget:
+        """The probe of a logit, a neuron or a feature."""
+        found = self.circuit.nodes[node]
+        if found.kind is NodeKind.LOGIT:
+            return self._logit()
+        return self._neuron_target(found) if self.active is None else self._feature_target(found, self.active)
+
+    def _logit(self) -> EdgeTarget:
+        circuit, operators = self.circuit, self.operators
+        if sum(node.kind is NodeKind.LOGIT for node in circuit.nodes) > 1:
+            raise UnsupportedOptionError(
+                "the circuit has several targets; explain edges into its features", field="edges"
+            )
+        against = None if circuit.against is None else circuit.against.id
+        direction = logit_readout(self.hosted, circuit.target.id, against).direction
+        norm, last = operators.final_norm, operators.n_pos - 1
+        probe = Probe(
+            layer=len(operators.layers) - 1,
+            reading=Reading.POST,
+            position=last,
+            directions=back(norm, direction.to(operators.device, operators.dtype)[None]),
+            scale=norm.scale[last],
+        )
+        return self._framed(probe, ("logit",), 4 * len(operators.layers), estimated=False)
+
+    def _neuron_target(self, node: Node) -> EdgeTarget:
+        layer, mlp = self.operators.layers[node.layer], self.operators.layers[node.layer].block.mlp
+        here, index = torch.tensor([node.position]), torch.tensor([node.feature])
+        by_gate, by_read = half_rule(layer, here, index)
+        rows, coefficients, names = [mlp.W_in[node.feature]], [by_read], ["read"]
+        if mlp.W_gate is not None and by_gate is not None:
+            rows, coefficients, names = (
+                [mlp.W_gate[node.feature], *rows],
+                [by_gate, *coefficients],
+                ["gate", *names],
+            )
+        directions = torch.stack(rows).to(self.operators.dtype)
+        norm = layer.mlp_norm
+        probe = Probe(
+            layer=node.layer,
+            reading=Reading.MID,
+            position=node.position,
+            directions=back(norm, directions),
+            scale=torch.cat(coefficients) * norm.scale[node.position],
+        )
+        place = place_of(Site(kind=SiteKind.MLP_IN, layer=node.layer))
+        return self._framed(probe, tuple(names), place, estimated=True)
+
+    def _feature_target(self, node: Node, active: ActiveFeatures) -> EdgeTarget:
+        layer, _ = _cell(active, node)
+        site, dtype = layer.info.site_in, self.operators.dtype
+        with opened(self.hosted, active.replacement, [node.layer]) as resident:
+            direction = resident[node.layer].encoders([node.feature]).to(dtype)
+        scale = 1 / layer.read_scale[[node.position]].to(dtype)
+        if site.kind is SiteKind.MLP_IN:
+            norm = self.operators.layers[site.layer].mlp_norm
+            direction, scale = back(norm, direction), scale * norm.scale[node.position]
+        probe = Probe(
+            layer=site.layer,
+            reading=_READINGS[site.kind],
+            position=node.position,
+            directions=direction,
+            scale=scale,
+            only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
+        )
+        return self._framed(probe, ("encoder",), place_of(site), estimated=False)
+
+    def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
+        cuts = () if self.active is None else self.active.cuts
+        cut = max((cut for cut in cuts if cut < place), default=EMBEDDING - 1)
+        return EdgeTarget(probe=probe, readouts=readouts, cut=cut, estimated=estimated)
+
+    # --- tokens ---------------------------------------------------------------------------------------
+
+    def read_tokens(self, probe: Probe, count: int) -> Ends:
+        """De-embedding at the beginning of a path."""
+        shares = probe.scale / probe.scale.abs().sum().clamp_min(torch.finfo(probe.scale.dtype).tiny)
+        direction = shares @ probe.directions
+        return extreme_tokens(
+            self.hosted, excitations(self.hosted.architecture, direction, self._norm_of(probe)), count
+        )
+
+    def _norm_of(self, probe: Probe) -> Norm | None:
+        """The norm that reads the stream where a path begins; None for dictionaries on the stream."""
+        architecture = self.hosted.architecture
+        block = architecture.blocks[probe.layer]
+        if probe.hops:
+            head = probe.hops[-1].head >= 0
+            return block.attention_norm if head else block.mlp_norm
+        by_reading = {Reading.MID: block.mlp_norm, Reading.POST: architecture.final_norm}
+        return by_reading.get(probe.reading)
+
+
+def _cell(active: ActiveFeatures, node: Node) -> tuple[ActiveLayer, int]:
+    """Find a feature node among the active features: its layer, and its place in it."""
+    for layer in active.layers:
+        if layer.info.layer == node.layer:
+            here = (layer.position == node.position) & (layer.index == node.feature)
+            if here.any():
+                return layer, int(here.nonzero()[0, 0])
+    raise InvalidRequestError(
+        f"feature {node.layer}:{node.feature} is not active at position {node.position} any more: the loaded "
+        "set is another one than the circuit was found with",
+        field="edges",
+    )
+
+
+def _numbers(column: Array) -> list[Any]:
+    numbers: list[Any] = np.frombuffer(column.data, dtype=column.dtype).tolist()
+    return numbers

@@ -1,0 +1,201 @@
+"""Paths of one edge: a best-first search from the target down, through heads and skip paths.
+
+A path's *probe* is the target's direction carried back along its hops (Dunefsky et al. 2024). What the source
+does to the stream along all paths at once is known beforehand (`tangents.py`), so that every candidate hop is
+ranked by all that lies below it, exactly, and what is left out is exactly what remains.
+
+Probes are kept apart from scalars: vectors hold weights and gains (decided by the model), `scale` the norm
+scales and patterns (decided by the input). Their product is the adjoint of the sweep.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from trephine.domain.circuit_edges import Hop, HopKind
+from trephine.engine.graphs.places import PER_BLOCK
+from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, value_change
+from trephine.engine.operators import FrozenLayer, FrozenNorm
+
+_CHILDREN = 64
+"""Hops of one probe that are followed up at most; the rest stays in the remainder."""
+_EXPANDED = 8
+"""Probes that are expanded, per path that is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Where a path has come to, going down."""
+
+    layer: int
+    reading: Reading
+    position: int
+    directions: Tensor
+    """`(n_readouts, d_model)`, on the stream that is read; gains and centring in, scales out."""
+    scale: Tensor
+    """`(n_readouts,)`."""
+    hops: tuple[Hop, ...] = ()
+    """From the target down."""
+    only_heads_of: int | None = None
+    """A layer whose heads alone are read (dictionaries on attention's output)."""
+
+    def dot(self, tangent: Tensor) -> float:
+        """What reaches the target from a change of the stream `(n_pos, d_model)` that is read here."""
+        return float(self.scale @ (self.directions @ tangent[self.position]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundPath:
+    """A whole path, per unit of the source."""
+
+    probe: Probe
+    weight: float
+    parts: tuple[float, ...]
+    """`(n_readouts,)`, direction times what is written, scales out."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EdgeSearch:
+    """One edge: a target's probe, and what a unit of the source does."""
+
+    network: FrozenNetwork
+    target: Probe
+    routed: Tangent
+    """Along all paths."""
+    straight: Tangent
+    """Along the residual stream alone."""
+    cut: int
+    """Place of the dictionary on the stream that the target's stretch begins at; -2 if there is none."""
+    _values: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """The edge, along all paths."""
+        only = self.target.only_heads_of
+        if only is not None:
+            return sum(weight for _, weight in self._head_hops(self.target, only))
+        return self.target.dot(self.routed.at(self.target.layer, self.target.reading))
+
+    def direct(self, probe: Probe) -> float:
+        """The part of a probe that takes no further hop."""
+        if probe.only_heads_of is not None:
+            return 0.0
+        return probe.dot(self.straight.at(probe.layer, probe.reading))
+
+    def hops(self, probe: Probe) -> list[tuple[Hop, float]]:
+        """Every next hop with all that reaches the target through it."""
+        if probe.only_heads_of is not None:
+            return list(self._head_hops(probe, probe.only_heads_of))
+        found: list[tuple[Hop, float]] = []
+        parallel = self.network.operators.layers[probe.layer].block.parallel
+        heads = probe.layer + (probe.reading.value > Reading.PRE.value)
+        if parallel and probe.reading in (Reading.MID, Reading.MID_BEFORE_CUT):
+            heads -= 1
+        skips = probe.layer + (probe.reading.value > Reading.MID.value)
+        for layer in range(-((-self.cut - 1) // PER_BLOCK), heads):
+            if self.network.carried_by_attention(layer):
+                found += self._head_hops(probe, layer)
+        for layer in range(-((1 - self.cut) // PER_BLOCK), skips):
+            if layer in self.network.skips:
+                below = self._below_skip(probe, layer)
+                found.append((below.hops[-1], below.dot(self.routed.at(layer, Reading.MID))))
+        return found
+
+    def _head_hops(self, probe: Probe, layer: int) -> Iterator[tuple[Hop, float]]:
+        frozen = self.network.operators.layers[layer]
+        mixed, scale = self._into_heads(probe, frozen)  # (n_readouts, n_heads, d_head)
+        if layer not in self._values:
+            self._values[layer] = value_change(frozen, self.routed.at(layer, Reading.PRE))
+        values = self._values[layer].repeat_interleave(frozen.block.attention.group, 0)
+        read = torch.einsum("r,rhe,hke->hk", scale, mixed, values)
+        weights = read * frozen.pattern[:, probe.position]
+        for head, key in weights.nonzero().tolist():
+            yield self._hop(frozen, probe, head, key), float(weights[head, key])
+
+    @staticmethod
+    def _hop(layer: FrozenLayer, probe: Probe, head: int, key: int) -> Hop:
+        return Hop(
+            kind=HopKind.HEAD,
+            layer=layer.block.layer,
+            head=head,
+            key=key,
+            query=probe.position,
+            pattern=float(layer.pattern[head, probe.position, key]),
+        )
+
+    @staticmethod
+    def _into_heads(probe: Probe, layer: FrozenLayer) -> tuple[Tensor, Tensor]:
+        directions, scale = probe.directions, probe.scale
+        post = layer.attention_post_norm
+        if post is not None:
+            directions, scale = back(post, directions), scale * post.scale[probe.position]
+        W_O = layer.block.attention.W_O.to(directions.dtype)
+        return torch.einsum("rd,dhe->rhe", directions, W_O), scale
+
+    def below(self, probe: Probe, hop: Hop) -> Probe:
+        """Carry a probe down a hop."""
+        if hop.kind is HopKind.SKIP:
+            return self._below_skip(probe, hop.layer)
+        layer = self.network.operators.layers[hop.layer]
+        mixed, scale = self._into_heads(probe, layer)
+        attention, norm = layer.block.attention, layer.attention_norm
+        W_V = attention.W_V[hop.head // attention.group].to(mixed.dtype)
+        return Probe(
+            layer=hop.layer,
+            reading=Reading.PRE,
+            position=hop.key,
+            directions=back(norm, mixed[:, hop.head] @ W_V),
+            scale=scale * hop.pattern * norm.scale[hop.key],
+            hops=(*probe.hops, hop),
+        )
+
+    def _below_skip(self, probe: Probe, number: int) -> Probe:
+        layer = self.network.operators.layers[number]
+        matrix = self.network.skips[number].to(probe.directions.dtype)
+        hop = Hop(
+            kind=HopKind.SKIP, layer=number, head=-1, key=probe.position, query=probe.position, pattern=1.0
+        )
+        return Probe(
+            layer=number,
+            reading=Reading.MID,
+            position=probe.position,
+            directions=back(layer.mlp_norm, probe.directions @ matrix),
+            scale=probe.scale * layer.mlp_norm.scale[probe.position],
+            hops=(*probe.hops, hop),
+        )
+
+    def strongest(self, wanted: int) -> list[FoundPath]:
+        """Follow the heaviest hops first; return up to `wanted` whole paths, heaviest first."""
+        order, found = count(), []
+        waiting: list[tuple[float, int, Probe, Hop | None]] = [
+            (-abs(self.total), next(order), self.target, None)
+        ]
+        for _ in range(_EXPANDED * max(wanted, 1)):
+            if not waiting:
+                break
+            _, _, above, taken = heapq.heappop(waiting)
+            probe = above if taken is None else self.below(above, taken)
+            weight = self.direct(probe)
+            if weight:
+                found.append(self._path(probe, weight))
+            best = heapq.nlargest(_CHILDREN, self.hops(probe), key=lambda each: abs(each[1]))
+            for hop, through in best:
+                if through:
+                    heapq.heappush(waiting, (-abs(through), next(order), probe, hop))
+        return sorted(found, key=lambda path: -abs(path.weight))[:wanted]
+
+    def _path(self, probe: Probe, weight: float) -> FoundPath:
+        written = self.straight.at(probe.layer, probe.reading)[probe.position]
+        return FoundPath(probe=probe, weight=weight, parts=tuple((probe.directions @ written).tolist()))
+
+
+def back(norm: FrozenNorm, directions: Tensor) -> Tensor:
+    """Carry directions `(n, d_model)` on a norm's output to its input, at a scale of 1."""
+    gained = directions * norm.gain
+    return gained - gained.mean(-1, keepdim=True) if norm.centred else gained

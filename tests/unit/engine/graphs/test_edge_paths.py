@@ -1,0 +1,216 @@
+"""Edges taken apart: parts and remainder are the edge, factors are products, paths are interventions."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from tests.builders import FAMILIES, tiny_hosted
+from tests.resident_sets import resident_set
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuit_edges import ExplainEdges, HopKind
+from trephine.domain.circuits import DiscoverCircuit, NodeKind
+from trephine.domain.errors import InvalidRequestError, ParentChangedError
+from trephine.engine.discovery import discover_circuit
+from trephine.engine.edges import explain_edges
+from trephine.engine.graphs.stream import head_outputs, through
+from trephine.engine.operators import capture
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+
+PROMPT = "When Mary and John went"
+KINDS = (None, "skip", "clt", "resid_post", "attn_out", "mixed", "normalised")
+CASES = [
+    (family, kind)
+    for family in FAMILIES
+    for kind in KINDS
+    if (family, kind) != ("gpt_neox", "attn_out") and family != "qwen2"  # as Llama, without biases of its own
+]
+
+
+@cache
+def found(family, kind, dtype=torch.float32, n_layers=3):
+    """A tiny model, a circuit over one of its sets, and the circuit's edges."""
+    hosted = tiny_hosted(family, dtype=dtype, n_layers=n_layers)
+    name = "neurons" if kind is None else resident_set(hosted, kind)
+    command = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=name,
+        max_feature_nodes=24,
+        verify_nodes=0,
+    )
+    circuit = finish(discover_circuit(hosted, command))
+    columns = (circuit.edges.source, circuit.edges.target, circuit.edges.weight)
+    edges = list(zip(*(np.frombuffer(c.data, c.dtype).tolist() for c in columns), strict=True))
+    return hosted, circuit, edges
+
+
+def explained(hosted, circuit, edges, **options: int):
+    """Take edges apart."""
+    ends = tuple((source, target) for source, target, _ in edges)
+    return finish(
+        explain_edges(Session(hosted=hosted), ExplainEdges(circuit=circuit, edges=ends, **options))
+    ).edges
+
+
+def sampled(edges, count, seed=0):
+    """Some edges of every size, with each target's largest."""
+    largest = {}
+    for _, target, weight in edges:
+        largest[target] = max(largest.get(target, 0.0), abs(weight))
+    ranked = sorted(edges, key=lambda edge: abs(edge[2]))
+    chosen = random.Random(seed).sample(ranked, min(count, len(ranked)))
+    return chosen, [largest[target] for _, target, _ in chosen]
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_parts_and_remainder_are_the_edge(family, kind):
+    """Straight, heads and skip paths sum to the edge that the sweep found; so do paths and remainder."""
+    hosted, circuit, edges = found(family, kind)
+    chosen, largest = sampled(edges, 10)
+    hops = 0
+    for (_, _, weight), scale, one in zip(
+        chosen, largest, explained(hosted, circuit, chosen, paths=6, heads=200), strict=True
+    ):
+        assert abs(one.weight - weight) <= 1e-4 * scale
+        assert one.stored == weight
+        assert abs(one.direct + sum(head.weight for head in one.heads) - one.weight) <= 1e-4 * scale
+        listed = sum(path.weight for path in one.paths)
+        assert listed + one.paths_remainder == pytest.approx(one.weight, abs=1e-6 * scale)
+        for path in one.paths:
+            total = sum(factors.weight for factors in path.factors)
+            assert total == pytest.approx(path.weight, abs=1e-5 * scale)
+            for factors in path.factors:
+                if factors.invariant is not None:
+                    assert factors.invariant * factors.dependent == pytest.approx(factors.weight, rel=1e-6)
+            hops += len(path.hops)
+    assert hops > 0 or kind in ("resid_post", "attn_out")
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "skip"), ("gpt_neox", "clt"), ("gpt2", None)])
+def test_all_paths_together_are_the_edge_in_float64(family, kind):
+    """Two blocks have few enough paths to list them all: their sum is the edge to 1e-9."""
+    hosted, circuit, edges = found(family, kind, torch.float64, 2)
+    chosen, largest = sampled(edges, 12)
+    for one, scale in zip(explained(hosted, circuit, chosen, paths=200, heads=200), largest, strict=True):
+        assert abs(one.heads_remainder) <= 1e-9 * scale
+        if len(one.paths) < 200:
+            assert abs(one.paths_remainder) <= 1e-9 * scale
+            assert len({path.hops for path in one.paths}) == len(one.paths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_carries_what_its_output_changes(family):
+    """A one-hop path equals the head's change when the source's write is taken out of what it reads."""
+    hosted, circuit, _ = found(family, "skip")
+    token = next(
+        n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.TOKEN and node.position == 1
+    )
+    target = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    one = explained(hosted, circuit, [(token, target, 0.0)], paths=200)[0]
+    path = max(
+        (p for p in one.paths if len(p.hops) == 1 and p.hops[0].kind is HopKind.HEAD),
+        key=lambda p: abs(p.weight),
+    )
+    hop = path.hops[0]
+    with torch.inference_mode():
+        operators = capture(hosted.model, hosted.architecture, [token.id for token in circuit.tokens])
+        layer = operators.layers[hop.layer]
+        before = head_outputs(layer, torch.tensor([hop.query]))[0, hop.head]
+        layer.resid_pre[hop.key] -= operators.embedding[1].clone()
+        after = head_outputs(layer, torch.tensor([hop.query]))[0, hop.head]
+        change = through(layer.attention_post_norm, (before - after)[None], torch.tensor([hop.query]))
+        direction = hosted.architecture.W_U[circuit.target.id] - hosted.architecture.W_U[circuit.against.id]
+        last = torch.tensor([operators.n_pos - 1])
+        expected = float(through(operators.final_norm, change, last)[0] @ direction)
+    assert hop.query == operators.n_pos - 1
+    assert path.weight == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_virtual_weights_do_not_depend_on_the_prompt():
+    """The same features and heads on another prompt: other dependent factors, the same invariant ones."""
+    hosted, circuit, _ = found("llama", "jumprelu")
+    other = finish(
+        discover_circuit(
+            hosted,
+            DiscoverCircuit(
+                prompt="The capital of France is",
+                target=LogitTarget(token=" Mary", against=" John"),
+                replacement="set",
+                max_feature_nodes=60,
+                verify_nodes=0,
+            ),
+        )
+    )
+    first, second = (straight(hosted, c) for c in (circuit, other))
+    common = first.keys() & second.keys()
+    assert common
+    for name in common:
+        assert first[name].invariant == pytest.approx(second[name].invariant, rel=1e-4)
+    assert any(abs(first[n].dependent - second[n].dependent) > 1e-3 for n in common)
+
+
+def straight(hosted, circuit):
+    """Factors of the straight paths from features to the logit, by feature."""
+    target = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    last = max(node.position for node in circuit.nodes if node.kind is NodeKind.TOKEN)
+    features = [
+        n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.FEATURE and node.position == last
+    ]
+    found = {}
+    for n, one in zip(features, explained(hosted, circuit, [(n, target, 0) for n in features]), strict=True):
+        direct = [path for path in one.paths if not path.hops]
+        if direct:
+            found[circuit.nodes[n].layer, circuit.nodes[n].feature] = direct[0].factors[0]
+    return found
+
+
+def test_a_gated_neuron_has_two_readouts_and_an_error_no_invariant():
+    """Edges into neurons are estimates with a factor per read-out; errors have no virtual weight."""
+    hosted, circuit, edges = found("llama", None)
+    into = [edge for edge in edges if circuit.nodes[edge[1]].kind is NodeKind.FEATURE][:3]
+    for one in explained(hosted, circuit, into):
+        assert one.estimated
+        assert {tuple(f.readout for f in path.factors) for path in one.paths} <= {("gate", "read")}
+    hosted, circuit, edges = found("llama", "skip")
+    errors = [edge for edge in edges if circuit.nodes[edge[0]].kind is NodeKind.ERROR][:3]
+    for one in explained(hosted, circuit, errors):
+        assert all(factors.invariant is None for path in one.paths for factors in path.factors)
+
+
+def test_de_embeddings_name_the_tokens_that_a_path_reads():
+    """Straight into a logit: embeddings through the final norm, times the unembedding direction."""
+    hosted, circuit, _ = found("llama", "skip")
+    token = next(
+        n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.TOKEN and node.position == 4
+    )
+    target = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    one = explained(hosted, circuit, [(token, target, 0.0)], paths=200, tokens=3)[0]
+    path = next(path for path in one.paths if not path.hops)
+    with torch.inference_mode():
+        embeddings = hosted.architecture.embedding(torch.arange(400))
+        normed = hosted.architecture.final_norm.module(embeddings)
+        direction = hosted.architecture.W_U[circuit.target.id] - hosted.architecture.W_U[circuit.against.id]
+        scores = normed @ direction
+    assert [token.id for token, _ in path.excites] == scores.topk(3).indices.tolist()
+    assert [token.id for token, _ in path.inhibits] == (-scores).topk(3).indices.tolist()
+    assert [score for _, score in path.excites] == pytest.approx(scores.topk(3).values.tolist(), rel=1e-4)
+
+
+def test_what_cannot_be_explained_is_refused():
+    """Nodes that do not exist, a logit as source, a token as target, other weights."""
+    hosted, circuit, edges = found("llama", "skip")
+    logit = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    token = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.TOKEN)
+    for pair in ((10_000, logit), (logit, logit), (0, token)):
+        with pytest.raises(InvalidRequestError):
+            explained(hosted, circuit, [(*pair, 0.0)])
+    with pytest.raises(InvalidRequestError):
+        ExplainEdges(circuit=circuit, edges=())
+    with pytest.raises(ParentChangedError):
+        explained(tiny_hosted("llama", seed=5), circuit, edges[:1])
