@@ -550,6 +550,8 @@ class FeatureDescription(google.protobuf.message.Message):
     INDEX_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    EXCITED_BY_FIELD_NUMBER: builtins.int
+    INHIBITED_BY_FIELD_NUMBER: builtins.int
     decoder_norm: builtins.float
     """Length of its decoder."""
     threshold: builtins.float
@@ -590,6 +592,16 @@ class FeatureDescription(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def excited_by(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenWeight]:
+        """De-embedding: tokens whose bare embeddings excite its encoder most, in units of its pre-activation (of a
+        neuron's activation).
+        """
+
+    @property
+    def inhibited_by(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenWeight]:
+        """Tokens that inhibit it most."""
+
     def __init__(
         self,
         *,
@@ -604,9 +616,11 @@ class FeatureDescription(google.protobuf.message.Message):
         index: global___FeatureIndex | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
+        excited_by: collections.abc.Iterable[global___TokenWeight] | None = ...,
+        inhibited_by: collections.abc.Iterable[global___TokenWeight] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_index", b"_index", "_label", b"_label", "_statistics", b"_statistics", "_threshold", b"_threshold", "feature", b"feature", "index", b"index", "label", b"label", "statistics", b"statistics", "threshold", b"threshold", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_index", b"_index", "_label", b"_label", "_statistics", b"_statistics", "_threshold", b"_threshold", "caveats", b"caveats", "decoder_norm", b"decoder_norm", "feature", b"feature", "index", b"index", "label", b"label", "neighbours", b"neighbours", "promotes", b"promotes", "statistics", b"statistics", "suppresses", b"suppresses", "threshold", b"threshold", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_index", b"_index", "_label", b"_label", "_statistics", b"_statistics", "_threshold", b"_threshold", "caveats", b"caveats", "decoder_norm", b"decoder_norm", "excited_by", b"excited_by", "feature", b"feature", "index", b"index", "inhibited_by", b"inhibited_by", "label", b"label", "neighbours", b"neighbours", "promotes", b"promotes", "statistics", b"statistics", "suppresses", b"suppresses", "threshold", b"threshold", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_index", b"_index"]) -> typing.Literal["index"] | None: ...
     @typing.overload
@@ -856,6 +870,7 @@ class ContrastFeaturesResponse(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     compared: builtins.int
     """Features whose maximum differs between any two texts; the others were not compared."""
     permutations: builtins.int
@@ -872,6 +887,10 @@ class ContrastFeaturesResponse(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the texts: a first token that the set was trained with and that some lack."""
+
     def __init__(
         self,
         *,
@@ -881,9 +900,10 @@ class ContrastFeaturesResponse(google.protobuf.message.Message):
         seed: builtins.int = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         degraded: builtins.bool = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compared", b"compared", "degraded", b"degraded", "features", b"features", "permutations", b"permutations", "seed", b"seed", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "compared", b"compared", "degraded", b"degraded", "features", b"features", "permutations", b"permutations", "seed", b"seed", "version", b"version"]) -> None: ...
 
 global___ContrastFeaturesResponse = ContrastFeaturesResponse
 

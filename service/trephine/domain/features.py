@@ -38,6 +38,10 @@ class DecoderView:
     decoder_norm: float
     threshold: float | None
     """Of its support rule, where it has one."""
+    excited_by: tuple[tuple[Token, float], ...] = ()
+    """De-embedding: tokens whose bare embeddings, through the norm, excite its encoder most, in units of its
+    pre-activation (of a neuron's activation)."""
+    inhibited_by: tuple[tuple[Token, float], ...] = ()
     caveats: tuple[str, ...] = ()
     """What the view does not show."""
 
@@ -181,6 +185,8 @@ class Contrast:
     """Features whose maximum differs between any two texts; the others are left out."""
     permutations: int
     seed: int
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the texts: a first token the set was trained with and some lack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ def allocate(
     exact = tilted(start, delta, measured, softcap)
     nodes = _FIRST_NODES
     while True:
-        path = _integrate(start, delta, measured, exact, softcap, nodes)
+        path = integrate(start, delta, measured, exact, softcap, nodes)
         if bool((path.residual <= tolerance * exact.abs().clamp_min(floor)).all()):
             return path
         if nodes * 2 > most_nodes:
@@ -112,9 +112,10 @@ def allocate(
         nodes *= 2
 
 
-def _integrate(
+def integrate(
     start: Tensor, delta: Tensor, measured: Tensor, exact: Tensor, softcap: float | None, nodes: int
 ) -> SoftmaxPath:
+    """Integrate with so many nodes, whatever the residual; arguments as in `allocate`, in float64."""
     worth = torch.zeros_like(delta)
     for at, share in zip(*_rule(nodes), strict=True):
         scores = start + at * delta

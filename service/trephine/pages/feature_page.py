@@ -98,6 +98,8 @@ def feature_html(description: FeatureDescription, *, beside: Collection[tuple[in
         ticks=[] if statistics is None else _ticks(statistics),
         promotes=_weights(view.promotes),
         suppresses=_weights(view.suppresses),
+        excited=_weights(view.excited_by),
+        inhibited=_weights(view.inhibited_by),
         tokens=[]
         if statistics is None
         else [

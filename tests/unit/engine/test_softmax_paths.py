@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trephine.domain.errors import NotConvergedError
-from trephine.engine.softmax_paths import _integrate, allocate, tilted, weights_of
+from trephine.engine.softmax_paths import allocate, integrate, tilted, weights_of
 
 
 def scores(seed, *shape: int, size=2.0):
@@ -68,7 +68,7 @@ def test_nodes_are_doubled_until_shares_add_up():
     measured = torch.eye(6, dtype=torch.float64)[int(change.argmax())]
     errors = [
         float(
-            _integrate(
+            integrate(
                 before.double(),
                 change,
                 measured,

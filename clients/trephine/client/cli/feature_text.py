@@ -121,6 +121,8 @@ def _facts(found: FeatureDescription) -> list[tuple[str, str]]:
         facts.append(("threshold", f"{found.threshold:.4g}"))
     if found.promotes:
         facts += [("promotes", _tokens(found.promotes)), ("suppresses", _tokens(found.suppresses))]
+    if found.excited_by:
+        facts += [("excited by", _tokens(found.excited_by)), ("inhibited by", _tokens(found.inhibited_by))]
     statistics = found.statistics
     if statistics is None or found.index is None:
         return facts

@@ -184,6 +184,9 @@ class FeatureDescription(WireValue):
     index: FeatureIndex | None
     caveats: tuple[str, ...]
     version: Version
+    excited_by: tuple[TokenWeight, ...] = ()
+    """De-embedding: tokens whose bare embeddings excite its encoder most."""
+    inhibited_by: tuple[TokenWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,3 +246,5 @@ class Contrast(WireValue):
     version: Version
     degraded: bool
     """True if the set failed admission and was accepted all the same."""
+    caveats: tuple[str, ...]
+    """What a reader must know of the texts: a first token the set was trained with and some lack."""

@@ -1,4 +1,4 @@
-"""ViewDecoder: what a feature writes, read from weights alone."""
+"""ViewDecoder: what a feature writes, and which tokens it reads, from weights alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.domain.tokens import Token
 from trephine.engine.architecture import Architecture
+from trephine.engine.deembedding import extreme_tokens, feature_reads
 from trephine.engine.hosted import HostedModel
 from trephine.engine.lens import lens_logits
 from trephine.engine.replacements.layer import ReplacementLayer
@@ -52,6 +53,8 @@ def view_decoder(session: Session, command: ViewDecoder) -> Generator[None, None
         layer = resident[info.layer]
         direction = _written(hosted.architecture, layer, command.feature.index)
         promotes, suppresses = _extremes(hosted, direction, command.tokens)
+        reads = feature_reads(hosted.architecture, layer, command.feature.index) if command.tokens else None
+        excited, inhibited = ((), ()) if reads is None else extreme_tokens(hosted, reads, command.tokens)
         thresholds = layer.thresholds()
         return DecoderView(
             feature=command.feature,
@@ -60,6 +63,8 @@ def view_decoder(session: Session, command: ViewDecoder) -> Generator[None, None
             neighbours=_neighbours(command.feature, torch.cat(cosines), command.neighbours),
             decoder_norm=float(layer.decoder_norms()[command.feature.index]),
             threshold=None if thresholds is None else float(thresholds[command.feature.index]),
+            excited_by=excited,
+            inhibited_by=inhibited,
             caveats=tuple(_caveats(info, direction is not None)),
         )
 

@@ -200,6 +200,7 @@ def contrast_to_wire(
         seed=found.seed,
         version=version_to_wire(info.name, info.weight_hash),
         degraded=degraded,
+        caveats=map(clean, found.caveats),
     )
 
 
@@ -255,6 +256,8 @@ def description_to_wire(found: FeatureDescription, info: ModelInfo) -> pb.Featur
         index=None if found.index is None else info_to_wire(found.index, found.index_name),
         caveats=[clean(caveat) for caveat in found.caveats],
         version=version_to_wire(info.name, info.weight_hash),
+        excited_by=_weights(view.excited_by),
+        inhibited_by=_weights(view.inhibited_by),
     )
 
 
