@@ -73,7 +73,7 @@ bench-export: $(VENV)/dev.stamp ## Ten features by graft, ridge, projection and 
 
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
 	$(BIN)/trephine models fetch smollm2
-	$(BIN)/python -m benchmarks.laws
+	$(BIN)/python -m benchmarks.laws --transcoders $(SHARED)/replacements/smollm2-135m-tc
 
 $(VENV)/peer/stamp: benchmarks/peers/circuit_tracer.txt | $(VENV)/pyvenv.cfg
 	$(PYTHON) -m venv $(VENV)/peer

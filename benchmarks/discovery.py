@@ -39,7 +39,8 @@ CHECKED = (16, 1024)
 CHECK_BATCH = 64
 """Its largest batch, so that most of its batches are left to the extrapolation."""
 HEADER = (
-    "tokens nodes | ours s    MB | peer s      MB  setting              | faster leaner overlap edges R C"
+    "tokens nodes | ours s    MB | peer s      MB  setting              | faster leaner overlap edges "
+    "(of graph) R C"
 )
 
 
@@ -231,6 +232,7 @@ def compared(
     row |= {
         "overlap": found.overlap,
         "edges": found.worst,
+        "edges_of_graph": found.of_graph,
         "scores": (ours_scores, peer_scores),
         "fair": fair,
     }
@@ -253,8 +255,9 @@ def line(row: dict[str, Any]) -> str:
     if "overlap" not in row:
         return text
     (r, c), (peer_r, peer_c) = row["scores"]
+    edges = f"{row['edges']:.0e} ({row['edges_of_graph']:.0e})"
     fair = "" if row["fair"] else "  below the peer's"
-    return f"{text} {row['overlap']:6.2f} {row['edges']:.0e}  {r:.3f}/{peer_r:.3f} {c:.3f}/{peer_c:.3f}{fair}"
+    return f"{text} {row['overlap']:6.2f} {edges}  {r:.3f}/{peer_r:.3f} {c:.3f}/{peer_c:.3f}{fair}"
 
 
 def growth(bench: Bench, lengths: Sequence[int], nodes: int) -> dict[str, float]:

@@ -43,7 +43,11 @@ def gates(
         _at_least("times faster, median", statistics.median(faster) if faster else math.nan, MEDIAN),
         _at_least("times faster, worst cell", min(faster, default=math.nan), WORST),
         _at_least(f"times leaner from {LONG} tokens on, worst cell", min(leaner, default=math.nan), LEANER),
-        _at_most("edges, largest difference", max((r["edges"] for r in whole), default=math.nan), EDGES),
+        _at_most(
+            "edges, largest difference over the row's largest",
+            max((r["edges"] for r in whole), default=math.nan),
+            EDGES,
+        ),
         _at_most("cells scored below the peer", sum(not r["fair"] for r in whole) if whole else math.nan, 0),
         _at_least(
             "nodes in common, worst cell", min((r["overlap"] for r in whole), default=math.nan), OVERLAP

@@ -33,7 +33,9 @@ class Agreement:
     overlap: float
     """Share of the first one's features that the second one has."""
     worst: float
-    """Largest difference of an edge between common nodes, over its row's largest edge."""
+    """Largest difference of an edge between common nodes, over its row's largest edge from a common node."""
+    of_graph: float
+    """The same over the graph's largest edge between common nodes."""
 
 
 def agreement(ours: StoredGraph, theirs: StoredGraph) -> Agreement:
@@ -43,10 +45,13 @@ def agreement(ours: StoredGraph, theirs: StoredGraph) -> Agreement:
     first = [n for n, _ in common] + list(range(len(ours.selected), len(ours.matrix)))
     second = [n for _, n in common] + list(range(len(theirs.selected), len(theirs.matrix)))
     a, b = ours.matrix[first][:, first], theirs.matrix[second][:, second]
-    largest = theirs.matrix[second].abs().max(1).values
+    difference, largest = (a - b).abs().max(1).values, b.abs().max(1).values
     rows = largest > 0
-    worst = ((a - b).abs().max(1).values[rows] / largest[rows]).max()
-    return Agreement(overlap=len(common) / max(1, len(ours.selected)), worst=float(worst))
+    return Agreement(
+        overlap=len(common) / max(1, len(ours.selected)),
+        worst=float((difference[rows] / largest[rows]).max()),
+        of_graph=float(difference.max() / largest.max()),
+    )
 
 
 def scores(graph: StoredGraph, shares: Tensor, *, n_layers: int, n_pos: int) -> tuple[float, float]:

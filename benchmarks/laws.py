@@ -1,4 +1,7 @@
-"""Laws 2, 3 and 4 on a real model, printed as a table: `python -m benchmarks.laws [--model FOLDER]`."""
+"""Laws 2, 3 and 4 on a real model, printed as tables: `python -m benchmarks.laws [--model FOLDER]`.
+
+First for its neurons, then for replacement sets: released ones (`--transcoders`) and some built on the spot.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,31 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.built_sets import CLT, SAE, TRANSCODER, build_set
+from benchmarks.set_laws import HEADER, measure_set_laws
+
 # The oracle belongs to the tests; this command prints what they assert.
 from tests.laws import NEURON, measure_edges, sample_sources  # noqa: TID251
 from tests.oracles import FrozenOracle, forbidden_mlps  # noqa: TID251
+from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
 from trephine.engine.attribution import DenseCollector, sweep
 from trephine.engine.hosted import HostedModel, host
 from trephine.engine.operators import FrozenOperators, capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import LogitReadout, Targets, logit_readout, logit_target, neuron_targets
+from trephine.engine.replacements.loading import load_replacement_set
+from trephine.engine.session import Session
 from trephine.server.places import default_cache
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 TARGET, AGAINST = " Mary", " John"
+TRANSCODERS = Path("../shared/replacements/smollm2-135m-tc")
+FITTED_ON = (
+    "The capital of France is Paris, and the capital of Italy is Rome. When it rains in the north, farmers "
+    "of the south wait for the river to rise. She opened the letter, read it twice and said nothing. A "
+    "function that calls itself must know when to stop. He paid for two tickets and gave one to his sister."
+)
+"""What sets that are built on the spot are fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +194,28 @@ def table(figures: LawFigures) -> str:
     return "\n".join(f"{law:<6} {what:<64} {value:>12}" for law, what, value in lines)
 
 
+def print_set_laws(
+    hosted: HostedModel, precise: HostedModel, prompt: str, readout: LogitReadout, transcoders: Path
+) -> None:
+    """Print a line per set: released transcoders, and transcoders, an SAE and a CLT that are built here."""
+    ids, text, depth = hosted.encode(prompt), hosted.encode(FITTED_ON), hosted.architecture.n_layers
+    print(f"\n{HEADER}")
+    if transcoders.is_dir():
+        source = ReplacementSource(
+            name=transcoders.name, folder=str(transcoders), memory_budget_bytes=1 << 40
+        )
+        finish(load_replacement_set(Session(hosted=hosted), LoadReplacementSet(source=source)))
+        print(measure_set_laws(hosted, precise, source.name, ids, readout), flush=True)
+    else:
+        print(f"{transcoders} is absent: its line is left out")
+    spread = range(depth // 10, depth, max(1, depth // 6))
+    for kind, layers in ((TRANSCODER, range(depth)), (SAE, spread), (CLT, spread)):
+        name = build_set(hosted, kind, layers, text)
+        print(measure_set_laws(hosted, precise, name, ids, readout), flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model",
@@ -191,12 +227,19 @@ def main() -> None:
     parser.add_argument("--target", default=TARGET)
     parser.add_argument("--against", default=AGAINST)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--transcoders",
+        type=Path,
+        default=TRANSCODERS,
+        help="SAELens folders of a transcoder set; left out where the folder is absent",
+    )
     options = parser.parse_args()
     hosted, precise = load_model(options.model), load_model(options.model, torch.float64)
     readout = logit_readout(
         hosted, hosted.resolve_target(options.target), hosted.resolve_target(options.against)
     )
     print(table(measure_laws(hosted, precise, options.prompt, readout, seed=options.seed)))
+    print_set_laws(hosted, precise, options.prompt, readout, options.transcoders)
 
 
 if __name__ == "__main__":

@@ -95,12 +95,13 @@ def _layer(hosted: HostedModel, kind: str, number: int) -> ReplacementLayer:
     if kind in ("resid_post", "attn_out"):
         return sae(hosted, Site(kind=SiteKind(kind), layer=number))
     source, target = (Site(kind=k, layer=number) for k in (SiteKind.MLP_IN, SiteKind.MLP_OUT))
+    supports: dict[str, SupportOf] = {"relu": Threshold(), "topk": TopK(k=6), "abs_topk": AbsTopK(k=6)}
     return _dictionary(
         hosted,
         source,
         target,
         LayerKind.SKIP_TRANSCODER if kind == "skip" else LayerKind.TRANSCODER,
-        support={"relu": Threshold(), "topk": TopK(k=6), "abs_topk": AbsTopK(k=6)}.get(kind),
+        support=supports.get(kind),
         skip=kind == "skip",
         normalisation=Normalisation(rule=NormalisationRule.LAYER_NORM, undone=False)
         if kind == "normalised"

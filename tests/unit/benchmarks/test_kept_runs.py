@@ -1,0 +1,64 @@
+"""Runs of a bench that ended are not run again; one whose graph was overwritten is."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.kept_runs import KeptRuns
+
+
+def request(tmp_path, nodes=256, graph=True):
+    return {"nodes": nodes, "graph": str(tmp_path / "ours.npz") if graph else ""}
+
+
+def test_an_answer_outlives_the_bench(tmp_path):
+    """A second bench on the same file finds it, for the same request alone."""
+    kept, asked = KeptRuns(tmp_path / "deep" / "kept.json"), request(tmp_path, graph=False)
+    assert kept.get("ours", asked) is None
+    kept.keep("ours", asked, {"seconds": 3.0})
+    again = KeptRuns(tmp_path / "deep" / "kept.json")
+    found = again.get("ours", asked)
+    assert found is not None
+    assert found["seconds"] == 3.0
+    assert again.get("peer", asked) is None
+    assert again.get("ours", asked | {"nodes": 1024}) is None
+
+
+def test_a_run_whose_graph_is_gone_is_run_again(tmp_path):
+    """Without its file the edges cannot be compared."""
+    kept, asked = KeptRuns(tmp_path / "kept.json"), request(tmp_path)
+    kept.keep("ours", asked, {"seconds": 3.0})
+    assert kept.get("ours", asked) is None
+    (tmp_path / "ours.npz").write_bytes(b"graph")
+    assert kept.get("ours", asked) is not None
+
+
+def test_a_graph_belongs_to_the_last_run_that_wrote_it(tmp_path):
+    """Two runs of one name write one file: the older one is run again, until it wrote last."""
+    kept = KeptRuns(tmp_path / "kept.json")
+    (tmp_path / "ours.npz").write_bytes(b"graph")
+    first, second = request(tmp_path, 256), request(tmp_path, 1024)
+    kept.keep("ours", first, {"seconds": 1.0})
+    kept.keep("ours", second, {"seconds": 2.0})
+    assert kept.get("ours", first) is None
+    assert kept.get("ours", second) is not None
+    kept.keep("ours", first, {"seconds": 1.5})
+    assert kept.get("ours", second) is None
+    assert kept.get("ours", first) is not None
+
+
+def test_a_run_without_a_graph_does_not_claim_the_file(tmp_path):
+    """Runs that were only timed leave the graph to the run that wrote it."""
+    kept = KeptRuns(tmp_path / "kept.json")
+    (tmp_path / "ours.npz").write_bytes(b"graph")
+    kept.keep("ours", request(tmp_path), {"seconds": 1.0})
+    kept.keep("ours", request(tmp_path, graph=False), {"seconds": 2.0})
+    assert kept.get("ours", request(tmp_path)) is not None
+
+
+def test_the_file_is_whole_json(tmp_path):
+    """It is written beside and renamed; nothing partial is left."""
+    kept = KeptRuns(tmp_path / "kept.json")
+    kept.keep("ours", request(tmp_path, graph=False), {"seconds": 1.0})
+    assert len(json.loads((tmp_path / "kept.json").read_text())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
