@@ -14,6 +14,9 @@ from torch import Tensor
 
 from trephine.engine.operators import FrozenLayer, FrozenNorm
 
+_KEYS = 128
+"""Key positions per product with the pattern; earlier queries do not see them and are left out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
@@ -127,7 +130,14 @@ def _through_pattern(layer: FrozenLayer, mixed: Tensor, packing: Packing) -> Ten
     heads = mixed.unflatten(1, (kv, group, -1))
     padded = mixed.new_zeros(n_pos, n_targets, kv, group, heads.shape[-1])
     padded[position, target] = heads
-    queries = padded.permute(2, 3, 0, 1, 4).reshape(kv, group * n_pos, -1)
-    pattern = layer.pattern[:, :n_pos, :n_pos].reshape(kv, group * n_pos, n_pos)
-    keys = (pattern.transpose(1, 2) @ queries).unflatten(2, (n_targets, -1))  # (kv, n_key, n_targets, d_head)
+    queries = padded.permute(2, 0, 3, 1, 4).flatten(3)  # (kv, n_query, group, n_targets * d_head)
+    pattern = layer.pattern[:, :n_pos, :n_pos].unflatten(0, (kv, group)).transpose(1, 2)
+    keys = torch.cat(
+        [
+            pattern[:, first:, :, first : first + _KEYS].flatten(1, 2).transpose(1, 2)
+            @ queries[:, first:].flatten(1, 2)
+            for first in range(0, n_pos, _KEYS)  # no query looks ahead
+        ],
+        dim=1,
+    ).unflatten(2, (n_targets, -1))  # (kv, n_key, n_targets, d_head)
     return keys[:, position, target].transpose(0, 1).flatten(1)

@@ -25,7 +25,7 @@ def partial_circuit(rows: Sequence[Row], space: Space, influence: Influence) -> 
     inside = float(mass.sum()) / influence.all_neurons if influence.all_neurons > 0 else 0.0
     return PartialCircuit(
         nodes=_nodes(shown, space, influence),
-        edges=_edges(rows, shown),
+        edges=_edges(rows, shown, space),
         inside=min(1.0, inside),
         expanded=len(expanded),
     )
@@ -39,19 +39,21 @@ def _nodes(shown: Tensor, space: Space, influence: Influence) -> tuple[PartialNo
     )
 
 
-def _edges(rows: Sequence[Row], shown: Tensor) -> tuple[PartialEdge, ...]:
-    place = {cell: number for number, cell in enumerate(shown.tolist())}
+def _edges(rows: Sequence[Row], shown: Tensor, space: Space) -> tuple[PartialEdge, ...]:
+    place = torch.full((space.count,), -1, dtype=torch.int32)
+    place[shown] = torch.arange(len(shown), dtype=torch.int32)
     edges = [
-        PartialEdge(source=place[cell], target=place.get(row.cell, -1), weight=weight)
+        PartialEdge(source=source, target=-1 if row.cell <= LOGIT else int(place[row.cell]), weight=weight)
         for row in rows
-        if row.cell in place or row.cell <= LOGIT
-        for cell, weight in _between(row, shown)
+        if row.cell <= LOGIT or place[row.cell] >= 0
+        for source, weight in _between(row, place)
     ]
     edges.sort(key=lambda edge: -abs(edge.weight))
     return tuple(edges[:SHOWN_EDGES])
 
 
-def _between(row: Row, shown: Tensor) -> list[tuple[int, float]]:
-    """The row's sources that are shown, and their weights."""
-    among = torch.isin(row.sources, shown)
-    return list(zip(row.sources[among].tolist(), row.weights[among].tolist(), strict=True))
+def _between(row: Row, place: Tensor) -> list[tuple[int, float]]:
+    """The row's large sources that are shown, by their number, and their weights."""
+    number = place[row.sources[: row.ranked]]
+    among = number >= 0
+    return list(zip(number[among].tolist(), row.weights[: row.ranked][among].tolist(), strict=True))

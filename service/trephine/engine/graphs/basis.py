@@ -18,12 +18,16 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout
 
-_ROWS_PER_SWEEP = 8192
-"""Packed adjoint rows per sweep; bounds the time of a quantum."""
-_SCORES_PER_SWEEP = 1 << 24
-"""Contributions held dense during a sweep: targets times active features; 64 MiB in float32."""
-NEGLIGIBLE = 2e-5
-"""Edges below this share of a row's largest one are not stored; they are in its remainder."""
+_ROWS_PER_SWEEP = 1 << 15
+"""Packed adjoint rows per sweep; bounds the time of a quantum.
+
+Fewer would leave a long prompt with a handful of targets per position, and time would go into walking its
+positions once per sweep: faster than linearly in tokens.
+"""
+_SCORES_PER_SWEEP = 1 << 25
+"""Contributions held dense during a sweep: targets times active features; 128 MiB in float32."""
+NEGLIGIBLE = 4e-5
+"""Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
 _STORED = 1 << 27
 """Edges stored of a whole graph at most, 1 GiB; beyond, a row's smallest are not."""
 
@@ -98,8 +102,9 @@ def _rows(
 ) -> Iterator[Row]:
     """Keep, per target, up to `room` features that are not negligible beside the row's largest edge."""
     for number, cell in enumerate(cells):
-        features = sums.features[number]
-        sources, ranked = _kept(features.abs(), float(mass[number]), room)
+        sizes = (features := sums.features[number]).abs()
+        negligible = NEGLIGIBLE * _largest_shown(sizes, sums.errors[number], sums.tokens[number])
+        sources, ranked = _kept(sizes, float(mass[number]), negligible, room)
         yield Row(
             cell=cell,
             layer=int(targets.place[number]),
@@ -114,10 +119,20 @@ def _rows(
         )
 
 
-def _kept(sizes: Tensor, mass: float, room: int) -> tuple[Tensor, int]:
+def _largest_shown(sizes: Tensor, errors: Tensor, tokens: Tensor) -> float:
+    """Bound the row's largest edge from a node from below: which features will be nodes is not known yet.
+
+    Error terms and tokens always are. A large feature that is never selected hides no edge of the others.
+    """
+    certain = max(float(errors[:, 1:].abs().max()) if errors.shape[1] > 1 else 0.0, float(tokens.abs().max()))
+    largest = float(sizes.max()) if len(sizes) else 0.0
+    return min(largest, certain) if certain > 0 else largest
+
+
+def _kept(sizes: Tensor, mass: float, negligible: float, room: int) -> tuple[Tensor, int]:
     """Return kept cells, those that influences follow first, and how many these are."""
     large = sizes > FLOOR * mass
-    small = (sizes > NEGLIGIBLE * sizes.max()) & ~large
+    small = (sizes > negligible) & ~large
     first, rest = large.nonzero().flatten(), small.nonzero().flatten()
     if len(first) > room:
         first = first[sizes[first].topk(room).indices]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,19 +83,24 @@ class _Sweep:
     def meet(self, site: Site, adjoint: Tensor) -> None:
         """Score what was written at a site, given its adjoint for the first rows `(n, d_model)`."""
         rows = adjoint.shape[0]
-        target, position = self.packing.target[:rows], self.packing.position[:rows]
-        errors = (adjoint * self.active.errors[site][position]).sum(-1)
-        self.errors[target, self.active.error_sites.index(site), position] = errors
-        constants = (adjoint * self.active.constants[site][position]).sum(-1)
-        self.packing.add_to_targets(self.bias, constants)
-        writers = [layer for layer in self.active.writers(site) if layer.count]
-        if not writers:
-            return
         order = self._by_position[self._by_position < rows]
-        sorted_adjoint, sorted_target = adjoint[order], target[order]
-        ends = torch.bincount(position, minlength=self.operators.n_pos).cumsum(0).tolist()
-        for layer in writers:
-            self._score(layer, site, sorted_adjoint, sorted_target, (0, *ends))
+        adjoint, target, position = (
+            part[order] for part in (adjoint, self.packing.target, self.packing.position)
+        )
+        ends = (0, *torch.bincount(position, minlength=self.operators.n_pos).cumsum(0).tolist())
+        self._score_rest(site, adjoint, target, position, ends)
+        for layer in self.active.writers(site):
+            if layer.count:
+                self._score(layer, site, adjoint, target, ends)
+
+    def _score_rest(
+        self, site: Site, adjoint: Tensor, target: Tensor, position: Tensor, ends: tuple[int, ...]
+    ) -> None:
+        """Score the error term and the constants of a site."""
+        rest = torch.stack([self.active.errors[site], self.active.constants[site]], dim=2)  # (n_pos, d, 2)
+        found = torch.cat([part @ rest[p] for p, part in enumerate(adjoint.split(_gaps(ends)))])
+        self.errors[target, self.active.error_sites.index(site), position] = found[:, 0]
+        self.bias.index_add_(0, target, found[:, 1])
 
     def _score(
         self, layer: ActiveLayer, site: Site, adjoint: Tensor, target: Tensor, ends: tuple[int, ...]
@@ -108,9 +114,9 @@ class _Sweep:
             start, end = ends[position], ends[position + 1]
             if first == last or start == end:
                 continue
-            written = decoders[place[first:last]] * layer.written[first:last, None]
+            found = adjoint[start:end] @ decoders[place[first:last]].T
             cells = slice(layer.start + first, layer.start + last)
-            self.features[target[start:end], cells] += adjoint[start:end] @ written.T
+            self.features[:, cells].index_add_(0, target[start:end], found * layer.written[first:last])
 
     def block(self, layer: FrozenLayer) -> bool:
         """Go down through one block; True if the stream was cut, so that nothing is left below."""
@@ -218,6 +224,10 @@ def sweep_features(
             yield None
     with torch.inference_mode():
         return state.finish(cut)
+
+
+def _gaps(ends: tuple[int, ...]) -> list[int]:
+    return [end - start for start, end in pairwise(ends)]
 
 
 def segment_of(active: ActiveFeatures, places: Tensor) -> Tensor:
