@@ -1,28 +1,45 @@
 """The end-to-end phase: 1/2 (MSE + alpha KL) through the whole model with all layers spliced.
 
 alpha = MSE / KL, detached, so that both terms weigh the same whatever their size (Karvonen 2025,
-arXiv:2503.17272). MSE is local but on-policy: each layer's error, over its variance, against what the true
-module gives for the activations of the spliced run. KL is from the plain model's next-token distribution,
-in nats per token over positions >= 1. Support stays BatchTopK, so L0 does not move.
+arXiv:2503.17272). MSE is each layer's error over its variance: mostly on-policy, against what the true module
+gives for the activations of the spliced run, and partly on the plain run's activations, for some of the
+contexts. Without that part features drift apart from what they are on plain text: they fire more there and
+less in the spliced run. KL is from the plain model's next-token distribution, in nats per token over
+positions >= 1. Support stays BatchTopK.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trephine.domain.fitting import FitPoint
+from trephine.domain.sites import Site
+from trephine.engine.fitting.activations import Activations
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.joint import JointTrainee
 from trephine.engine.fitting.optimiser import Rate
-from trephine.engine.fitting.reconstruction import SplicedPass, batchwise, plain_logits, unexplained
+from trephine.engine.fitting.reconstruction import (
+    SplicedPass,
+    batchwise,
+    plain_logits,
+    reconstruct,
+    sites_of,
+    unexplained,
+)
 from trephine.engine.hosted import HostedModel
+from trephine.engine.sites import touching
 
 LOGIT_BYTES = 256 << 20
 """A step is cut so that one of its logit tensors takes no more than that."""
+PLAIN_WEIGHT = 0.3
+"""Share of the errors on the plain run in MSE."""
+PLAIN_ROWS = 3
+"""One in so many contexts of a step is reconstructed on the plain run too: all of them cost as much again."""
 
 
 class EndToEndTrainee(JointTrainee):
@@ -49,18 +66,32 @@ class EndToEndTrainee(JointTrainee):
         self.update()
 
     def _learn(self, ids: Tensor, share: float) -> None:
-        with torch.no_grad():
-            plain = functional.log_softmax(plain_logits(self._hosted, ids)[:, 1:].float(), -1)
+        plain, kept = self._plain(ids)
         spliced = SplicedPass(dictionaries=self.dictionaries, support=batchwise(self._k))
         logits = spliced.run(self._hosted, ids)[:, 1:].float()
         kl = kl_from(plain, logits).mean()
         losses = unexplained(spliced.made, spliced.targets)
-        mse = torch.stack(list(losses.values())).sum()
+        mse = (1 - PLAIN_WEIGHT) * torch.stack(list(losses.values())).sum()
+        mse = mse + PLAIN_WEIGHT * self._error_on(kept)
         auxiliary = self.auxiliary(spliced.made, spliced.targets)
         alpha = (mse / kl.clamp_min(1e-8)).detach()
         (share * (0.5 * (mse + alpha * kl) + auxiliary)).backward()
         self.note(spliced.made, losses)
         self.means.add("kl", kl)
+
+    def _plain(self, ids: Tensor) -> tuple[Tensor, Activations]:
+        """Run the plain model: log-probabilities, and some contexts' activations, both without position 0."""
+        kept: dict[Site, Tensor] = {}
+        rows = -(-len(ids) // PLAIN_ROWS)
+        touches = {site: partial(_keep, kept, site, rows) for site in sites_of(self.dictionaries)}
+        with torch.no_grad(), touching(self._hosted.architecture, touches):
+            logits = plain_logits(self._hosted, ids)[:, 1:].float()
+        return functional.log_softmax(logits, -1), kept
+
+    def _error_on(self, activations: Activations) -> Tensor:
+        """Return the sum over sites of each dictionary's error on the plain run, over variance."""
+        made = reconstruct(self.dictionaries, activations, batchwise(self._k))
+        return torch.stack(list(unexplained(made, activations).values())).sum()
 
     def points(self, phase: str, tokens: int) -> list[FitPoint]:
         """Return one point over all layers, with its KL."""
@@ -80,6 +111,10 @@ class EndToEndTrainee(JointTrainee):
                 kl=means["kl"],
             )
         ]
+
+
+def _keep(kept: dict[Site, Tensor], site: Site, rows: int, x: Tensor) -> None:
+    kept[site] = x[:rows, 1:].to(torch.float32, copy=True)  # (rows, n_pos - 1, width)
 
 
 def kl_from(plain: Tensor, logits: Tensor) -> Tensor:

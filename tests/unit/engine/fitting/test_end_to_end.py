@@ -5,12 +5,20 @@ import torch
 
 from tests.builders import tiny_hosted
 from tests.unit.engine.fitting.fits import random_dictionary
+from trephine.engine.fitting import end_to_end
 from trephine.engine.fitting.activations import read_sites
 from trephine.engine.fitting.calibration import calibrate
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.end_to_end import EndToEndTrainee, kl_from
 from trephine.engine.fitting.optimiser import Rate
-from trephine.engine.fitting.reconstruction import SplicedPass, calibrated, plain_logits, unexplained
+from trephine.engine.fitting.reconstruction import (
+    SplicedPass,
+    calibrated,
+    plain_logits,
+    reconstruct,
+    sites_of,
+    unexplained,
+)
 from trephine.engine.hosted import HostedModel
 
 ROWS = torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0))
@@ -61,6 +69,27 @@ def test_the_phase_lowers_error_and_kl_together(hosted: HostedModel):
     error, kl = figures()
     assert error < 0.5 * before[0]
     assert kl < 0.5 * before[1]
+
+
+def test_the_phase_learns_from_the_plain_run_too(hosted: HostedModel, monkeypatch: pytest.MonkeyPatch):
+    """With the errors on the plain run alone in the loss, those errors fall."""
+
+    def plain_errors() -> float:
+        sites = sites_of(dictionaries)
+        rows = read_sites(hosted, ROWS, sites)
+        with torch.no_grad():
+            return float(sum(unexplained(reconstruct(dictionaries, rows, calibrated), rows).values()))
+
+    dictionaries = [random_dictionary(0), random_dictionary(1)]
+    monkeypatch.setattr(end_to_end, "PLAIN_WEIGHT", 1.0)
+    monkeypatch.setattr(end_to_end, "kl_from", lambda plain, logits: 0.0 * logits.sum(-1))
+    before = plain_errors()
+    trainee = EndToEndTrainee(
+        hosted, dictionaries, k=24, rate=Rate(peak=1e-2, steps=30), dead_after_tokens=10**6
+    )
+    for _ in range(30):
+        trainee.step(ROWS)
+    assert plain_errors() < 0.5 * before
 
 
 def test_thresholds_lie_between_the_plain_and_the_spliced_run(hosted: HostedModel):
