@@ -29,6 +29,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 CPU = torch.device("cpu")
+OVER_LIMIT = 3
+"""Exit status of a run that needs more memory than it may take."""
 
 
 def transcoders(folder: Path, n_layers: int) -> Any:
@@ -122,9 +124,13 @@ class Watch:
 
 
 class PeakMemory:
-    """The largest resident size of this process, beyond what it was at the start."""
+    """The largest resident size of this process, beyond what it was at the start.
 
-    def __init__(self) -> None:
+    A run that goes beyond the limit ends at once: the retained graph of a large batch would take the machine.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._process = psutil.Process()
         self._before = self._process.memory_info().rss
         self.peak = self._before
@@ -135,6 +141,10 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._done.wait(0.02):
             self.peak = max(self.peak, self._process.memory_info().rss)
+            if self.peak - self._before > self._limit:
+                sys.stderr.write(f"more than {self._limit} bytes\n")
+                sys.stderr.flush()
+                os._exit(OVER_LIMIT)
 
     def extra(self) -> int:
         """End the watch; return bytes."""
@@ -178,7 +188,7 @@ def main(path: str) -> None:
     torch.set_num_threads(request["threads"])
     model = load(request)
     warm_up(model, request)
-    watch, memory = Watch(request["sampled"]), PeakMemory()
+    watch, memory = Watch(request["sampled"]), PeakMemory(request["memory_bytes"])
     began, cpu = time.perf_counter(), time.process_time()
     graph = run(model, request, watch)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
