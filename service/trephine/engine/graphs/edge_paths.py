@@ -25,8 +25,8 @@ from trephine.engine.operators import FrozenLayer, FrozenNorm
 
 _CHILDREN = 64
 """Hops of one probe that are followed up at most; the rest stays in the remainder."""
-_EXPANDED = 8
-"""Probes that are expanded, per path that is asked for."""
+_FEWEST_EXPANDED, _EXPANDED = 64, 8
+"""Probes that are expanded: at least, and per path that is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class EdgeSearch:
         waiting: list[tuple[float, int, Probe, Hop | None]] = [
             (-abs(self.total), next(order), self.target, None)
         ]
-        for _ in range(_EXPANDED * max(wanted, 1)):
+        for _ in range(max(_FEWEST_EXPANDED, _EXPANDED * wanted)):
             if not waiting:
                 break
             _, _, above, taken = heapq.heappop(waiting)
