@@ -34,6 +34,8 @@ from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout
 from trephine.engine.replacements.loading import load_replacement_set
 from trephine.engine.session import Session
+from trephine.engine.target_kinds import logit_targets_at
+from trephine.engine.targets import Explained
 
 SET = "bench"
 
@@ -80,13 +82,15 @@ def discover(
     operators = capture(hosted.model, hosted.architecture, ids)
     covered = hosted.replacements[SET].covered
     active = finish(activate(hosted, operators, SET, covered))
-    shares = operators.logits.softmax(-1)[list(logits)].tolist()
+    readouts = [logit_readout(hosted, token) for token in logits]
+    last = operators.n_pos - 1
+    with torch.inference_mode():
+        targets = tuple(logit_targets_at(hosted, operators, readouts, last))
     basis = FeatureBasis(
         hosted=hosted,
         operators=operators,
         active=active,
-        readouts=tuple(logit_readout(hosted, token) for token in logits),
-        shares=tuple(shares),
+        explained=Explained(targets=targets, n_pos=operators.n_pos),
         meter=MemoryMeter(operators.device, held=0),
         max_nodes=nodes,
     )

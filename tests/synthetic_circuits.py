@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, CircuitFigures, Edges, Node, NodeKind, PrunedNodes, Rows
+from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
 WORDS = (
@@ -39,8 +40,7 @@ def synthetic_circuit(
     return Circuit(
         prompt="".join(displays),
         tokens=tuple(_token(text) for text in displays),
-        target=_token(" Mary"),
-        against=_token(" John"),
+        targets=_targets(made),
         replacement=SET,
         edge_rule="exact",
         nodes=tuple(made),
@@ -64,6 +64,24 @@ def synthetic_circuit(
         model="models/synthetic",
         weight_hash="5" * 64,
         caveats=("Synthetic: it explains nothing.",),
+    )
+
+
+def _targets(nodes: list[Node]) -> tuple[ExplainedTarget, ...]:
+    """Of one target a difference, of several tokens weighted by probability."""
+    logits = [node for node in nodes if node.kind is NodeKind.LOGIT]
+    total = sum(node.activation for node in logits)
+    return tuple(
+        ExplainedTarget(
+            kind=TargetKind.LOGIT,
+            label=node.label,
+            position=node.position,
+            share=node.activation / total,
+            value=1.0,
+            token=_token(" Mary" if len(logits) == 1 else node.label),
+            against=_token(" John") if len(logits) == 1 else None,
+        )
+        for node in logits
     )
 
 

@@ -26,6 +26,7 @@ from trephine.v1 import (
     audit_service_pb2_grpc,
     circuit_service_pb2,
     circuit_service_pb2_grpc,
+    circuit_targets_pb2,
     common_pb2,
     edit_service_pb2,
     edit_service_pb2_grpc,
@@ -184,7 +185,15 @@ class FakeService(
         return circuit_service_pb2.Circuit(
             name="circuits/c1",
             prompt=self.prompt,
-            target=common_pb2.Token(id=5, raw=b" Mary", display=" Mary"),
+            targets=[
+                circuit_targets_pb2.ExplainedTarget(
+                    kind=circuit_targets_pb2.TARGET_KIND_LOGIT,
+                    label=" Mary",
+                    position=1,
+                    share=1.0,
+                    token=common_pb2.Token(id=5, raw=b" Mary", display=" Mary"),
+                )
+            ],
             baseline=5.25,
             n_nodes=2,
             n_edges=1,

@@ -36,6 +36,7 @@ from trephine.domain.generation import Completion, Generate, Generation, Score, 
 from trephine.domain.interventions import Applied
 from trephine.v1 import artifact_service_pb2 as artifacts
 from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
 from trephine.v1 import common_pb2 as common
 from trephine.v1 import generation_service_pb2 as generation
 from trephine.v1 import interventions_pb2 as iv
@@ -78,7 +79,10 @@ def generate(prompt: str = "a b c", **fields: Any) -> generation.GenerateRequest
 
 def discover(**fields: Any) -> circuits.DiscoverCircuitRequest:
     return circuits.DiscoverCircuitRequest(
-        model="models/tiny", prompt="a b c", target=common.LogitTarget(token=" d"), **fields
+        model="models/tiny",
+        prompt="a b c",
+        target=targets.GraphTarget(logit=common.LogitTarget(token=" d")),
+        **fields,
     )
 
 

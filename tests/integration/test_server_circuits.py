@@ -28,6 +28,7 @@ from trephine.client.types import NodeKind
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_queries_pb2 as queries
 from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
 from trephine.v1 import common_pb2 as common
 from trephine.v1 import operation_service_pb2 as operations
 from trephine.v1.circuit_service_pb2_grpc import CircuitServiceStub
@@ -58,7 +59,7 @@ def request(nodes: int = 24, prompt: str = PROMPT) -> circuits.DiscoverCircuitRe
     return circuits.DiscoverCircuitRequest(
         model="models/tiny",
         prompt=prompt,
-        target=common.LogitTarget(token=" Mary", against=" John"),
+        target=targets.GraphTarget(logit=common.LogitTarget(token=" Mary", against=" John")),
         request_id=str(uuid4()),
         max_feature_nodes=nodes,
         verify_nodes=0,

@@ -23,6 +23,7 @@ from tests.integration.server_house import Edge, detail, edge, field, reason, st
 from trephine.domain.models import AskStatus
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
 from trephine.v1 import common_pb2 as common
 from trephine.v1 import edit_service_pb2 as edits
 from trephine.v1 import generation_service_pb2 as generation
@@ -149,7 +150,7 @@ def discover(
     return circuits.DiscoverCircuitRequest(
         model=model,
         prompt=prompt,
-        target=common.LogitTarget(token=" Mary", against=" John"),
+        target=targets.GraphTarget(logit=common.LogitTarget(token=" Mary", against=" John")),
         request_id=str(uuid4()),
         **fields,
     )

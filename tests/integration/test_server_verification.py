@@ -18,6 +18,7 @@ from trephine.client.errors import CancelledByCallerError, InvalidRequestError, 
 from trephine.client.types import Standing, Substitute
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
 from trephine.v1 import common_pb2 as common
 from trephine.v1.circuit_service_pb2_grpc import CircuitServiceStub
 
@@ -35,7 +36,7 @@ async def circuit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Asy
         asked = circuits.DiscoverCircuitRequest(
             model="models/tiny",
             prompt="When Mary and John went to the store, John gave a drink to",
-            target=common.LogitTarget(token=" Mary", against=" John"),
+            target=targets.GraphTarget(logit=common.LogitTarget(token=" Mary", against=" John")),
             request_id=str(uuid4()),
             max_feature_nodes=40,
             verify_nodes=0,

@@ -14,6 +14,7 @@ from trephine.client.types.interventions import encode
 from trephine.v1 import (
     audit_service_pb2,
     circuit_service_pb2,
+    circuit_targets_pb2,
     common_pb2,
     edit_service_pb2,
     generation_service_pb2,
@@ -72,7 +73,7 @@ def load(source: str, name: str | None, request_id: str | None, **options: Any) 
 
 @sendable
 def discover(
-    model: str, prompt: str, what: common_pb2.LogitTarget, request_id: str | None, **options: Any
+    model: str, prompt: str, what: circuit_targets_pb2.GraphTarget, request_id: str | None, **options: Any
 ) -> circuit_service_pb2.DiscoverCircuitRequest:
     """Find a circuit."""
     return circuit_service_pb2.DiscoverCircuitRequest(
@@ -159,6 +160,7 @@ def export(
     text: str | None,
     min_recovery: float | None,
     keep_shapes: bool,
+    attack: bool,
     request_id: str | None,
 ) -> edit_service_pb2.ExportCheckpointRequest:
     """Compile and publish."""
@@ -170,6 +172,7 @@ def export(
         text=text,
         min_recovery=min_recovery,
         keep_shapes=keep_shapes,
+        attack=attack,
         request_id=fresh_id(request_id),
     )
 

@@ -10,9 +10,8 @@ from trephine.client.types import CircuitInfo, Node
 
 def circuit_html(info: CircuitInfo, nodes: Sequence[Node]) -> str:
     """The circuit's head figures and its strongest features."""
-    against = f" against <code>{html.escape(info.against.display)}</code>" if info.against else ""
     head = (
-        f"<p><b>{html.escape(info.name)}</b>: <code>{html.escape(info.target.display)}</code>{against} "
+        f"<p><b>{html.escape(info.name)}</b>: <code>{html.escape(info.target_label)}</code> "
         f"after <code>{html.escape(info.prompt)}</code>: {info.baseline:.3f} logits, {info.n_nodes} nodes, "
         f"{info.n_edges} edges ({html.escape(info.edge_rule)})</p>"
     )

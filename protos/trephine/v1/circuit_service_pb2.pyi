@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
 import trephine.v1.circuit_queries_pb2
+import trephine.v1.circuit_targets_pb2
 import trephine.v1.common_pb2
 import typing
 
@@ -117,8 +118,8 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     validate_only: builtins.bool
     """Check everything, predict time and memory, find nothing. The operation is done at once."""
     @property
-    def target(self) -> trephine.v1.common_pb2.LogitTarget:
-        """What is explained, at the last position."""
+    def target(self) -> trephine.v1.circuit_targets_pb2.GraphTarget:
+        """What is explained."""
 
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -129,7 +130,7 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
         *,
         model: builtins.str = ...,
         prompt: builtins.str = ...,
-        target: trephine.v1.common_pb2.LogitTarget | None = ...,
+        target: trephine.v1.circuit_targets_pb2.GraphTarget | None = ...,
         replacement: builtins.str = ...,
         layers: collections.abc.Iterable[builtins.int] | None = ...,
         max_feature_nodes: builtins.int | None = ...,
@@ -250,8 +251,7 @@ class Circuit(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
-    TARGET_FIELD_NUMBER: builtins.int
-    AGAINST_FIELD_NUMBER: builtins.int
+    TARGETS_FIELD_NUMBER: builtins.int
     REPLACEMENT_FIELD_NUMBER: builtins.int
     EDGE_RULE_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
@@ -299,12 +299,8 @@ class Circuit(google.protobuf.message.Message):
         """Its tokens."""
 
     @property
-    def target(self) -> trephine.v1.common_pb2.Token:
-        """What is explained."""
-
-    @property
-    def against(self) -> trephine.v1.common_pb2.Token:
-        """The other token, if there is one."""
+    def targets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.circuit_targets_pb2.ExplainedTarget]:
+        """What is explained, in the order of the target nodes."""
 
     @property
     def quality(self) -> global___EstimateQuality:
@@ -332,8 +328,7 @@ class Circuit(google.protobuf.message.Message):
         name: builtins.str = ...,
         prompt: builtins.str = ...,
         tokens: collections.abc.Iterable[trephine.v1.common_pb2.Token] | None = ...,
-        target: trephine.v1.common_pb2.Token | None = ...,
-        against: trephine.v1.common_pb2.Token | None = ...,
+        targets: collections.abc.Iterable[trephine.v1.circuit_targets_pb2.ExplainedTarget] | None = ...,
         replacement: builtins.str = ...,
         edge_rule: builtins.str = ...,
         quality: global___EstimateQuality | None = ...,
@@ -351,10 +346,8 @@ class Circuit(google.protobuf.message.Message):
         provenance: trephine.v1.circuit_queries_pb2.Provenance | None = ...,
         scores: global___GraphScores | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "_scores", b"_scores", "against", b"against", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "target", b"target", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "against", b"against", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "target", b"target", "tokens", b"tokens", "version", b"version"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
+    def HasField(self, field_name: typing.Literal["_quality", b"_quality", "_scores", b"_scores", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
     @typing.overload

@@ -183,7 +183,8 @@ class CircuitServiceServicer(object):
     """
 
     def DiscoverCircuit(self, request, context):
-        """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata.
+        """Find the circuit behind a next-token choice, a feature, a direction or an attention score. Response:
+        Circuit; metadata: OperationMetadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

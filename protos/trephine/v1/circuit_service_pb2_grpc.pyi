@@ -31,7 +31,9 @@ class CircuitServiceStub:
         trephine.v1.circuit_service_pb2.DiscoverCircuitRequest,
         google.longrunning.operations_pb2.Operation,
     ]
-    """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+    """Find the circuit behind a next-token choice, a feature, a direction or an attention score. Response:
+    Circuit; metadata: OperationMetadata.
+    """
 
     DiscoverDatasetCircuit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.dataset_circuits_pb2.DiscoverDatasetCircuitRequest,
@@ -200,7 +202,9 @@ class CircuitServiceAsyncStub:
         trephine.v1.circuit_service_pb2.DiscoverCircuitRequest,
         google.longrunning.operations_pb2.Operation,
     ]
-    """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+    """Find the circuit behind a next-token choice, a feature, a direction or an attention score. Response:
+    Circuit; metadata: OperationMetadata.
+    """
 
     DiscoverDatasetCircuit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.dataset_circuits_pb2.DiscoverDatasetCircuitRequest,
@@ -371,7 +375,9 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         request: trephine.v1.circuit_service_pb2.DiscoverCircuitRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
-        """Find the circuit behind a next-token choice. Response: Circuit; metadata: OperationMetadata."""
+        """Find the circuit behind a next-token choice, a feature, a direction or an attention score. Response:
+        Circuit; metadata: OperationMetadata.
+        """
 
     @abc.abstractmethod
     def DiscoverDatasetCircuit(

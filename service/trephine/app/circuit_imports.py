@@ -24,6 +24,7 @@ from trephine.app.circuit_queries import Wiring, influence_of
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, CircuitFigures, EdgeRule, Edges, Node, NodeKind, Rows
 from trephine.domain.errors import CorruptRecordError, InvalidRequestError
+from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
 LARGEST_FILE = 512 << 20
@@ -103,8 +104,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     circuit = Circuit(
         prompt=file.metadata.prompt,
         tokens=_tokens(file.metadata, nodes),
-        target=_target(file, nodes),
-        against=None,
+        targets=_targets(nodes),
         replacement=replacement,
         edge_rule=_edge_rule(file.metadata),
         nodes=tuple(nodes),
@@ -286,14 +286,27 @@ def _tokens(metadata: _FileMetadata, nodes: Sequence[Node]) -> tuple[Token, ...]
     )
 
 
-def _target(file: _File, nodes: Sequence[Node]) -> Token:
-    marked = {one.node_id for one in file.nodes if one.is_target_logit and one.feature_type == "logit"}
+def _targets(nodes: Sequence[Node]) -> tuple[ExplainedTarget, ...]:
+    """Take what the file calls logits for targets, weighted by their probability."""
     logits = [node for node in nodes if node.kind is NodeKind.LOGIT]
-    names = {f"{node.layer + 1}_{node.feature}_{node.position}": node for node in logits}
-    chosen = next((names[one] for one in sorted(marked) if one in names), logits[0])
-    told = _OUTPUT.fullmatch(chosen.label)
-    text = told["token"] if told else chosen.label
-    return Token(id=chosen.feature, raw=text.encode("utf-8", "replace"), display=text)
+    mass = sum(abs(node.activation) for node in logits)
+    return tuple(
+        ExplainedTarget(
+            kind=TargetKind.LOGIT,
+            label=token.display,
+            position=node.position,
+            share=abs(node.activation) / mass if mass > 0 else 1 / len(logits),
+            value=nan,
+            token=token,
+        )
+        for node, token in ((node, _output(node)) for node in logits)
+    )
+
+
+def _output(node: Node) -> Token:
+    told = _OUTPUT.fullmatch(node.label)
+    text = told["token"] if told else node.label
+    return Token(id=node.feature, raw=text.encode("utf-8", "replace"), display=text)
 
 
 def _no_rows() -> Rows:

@@ -106,12 +106,10 @@ class _Graph:
 
 
 def _logit_weights(circuit: Circuit, logits: Mask) -> Floats:
-    """Where the path mass starts: logits by their probability, or evenly where none is given."""
-    weights = np.where(logits, np.abs([node.activation for node in circuit.nodes]), 0.0)
-    if not weights.any():
-        weights = logits.astype(np.float64)
-    total = weights.sum()
-    return weights / total if total else weights
+    """Where the path mass starts: targets by their share."""
+    weights = np.zeros(len(circuit.nodes))
+    weights[logits] = [target.share for target in circuit.targets]
+    return weights
 
 
 def _threshold(scores: Floats, share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
@@ -15,6 +16,7 @@ from trephine.domain.tokens import Token
 class LogitTarget:
     """What is measured at the last position: a token's logit, or its difference to another's."""
 
+    kind: Literal["logit"] = "logit"
     token: str
     """Exactly one token, or `#id`."""
     against: str | None = None

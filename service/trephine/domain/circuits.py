@@ -7,11 +7,11 @@ from enum import StrEnum
 from math import nan
 from typing import ClassVar, Literal
 
-from trephine.domain.ablation import LogitTarget
 from trephine.domain.arrays import Array
 from trephine.domain.commands import Command, Progress
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import ExplainedTarget, GraphTarget
 from trephine.domain.tokens import Token
 
 
@@ -144,8 +144,8 @@ class Circuit:
 
     prompt: str
     tokens: tuple[Token, ...]
-    target: Token
-    against: Token | None
+    targets: tuple[ExplainedTarget, ...]
+    """In the order of the target nodes. Of an imported graph one that is known by its label."""
     replacement: str
     edge_rule: EdgeRule
     nodes: tuple[Node, ...]
@@ -158,15 +158,38 @@ class Circuit:
     caveats: tuple[str, ...] = ()
     """What a reader must know: position 0 is a sink, edges are estimates, ..."""
 
+    @property
+    def target_label(self) -> str:
+        """What is explained, for people."""
+        return " + ".join(target.label for target in self.targets)
+
+    def choice(self) -> tuple[Token, Token | None]:
+        """Return the token, and what it is held against, of a circuit behind one next-token choice.
+
+        Raises:
+            UnsupportedOptionError: If it explains anything else.
+        """
+        one = self.targets[0]
+        last = len(self.tokens) - 1
+        if len(self.targets) != 1 or one.token is None or one.position != last:
+            raise UnsupportedOptionError(
+                f"the circuit explains {self.target_label}, and this works for one logit, or the difference "
+                "of two, at the last position: discover it with a token as the target",
+                field="circuit",
+            )
+        return one.token, one.against
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiscoverCircuit(Command[Circuit, Progress]):
-    """Find the circuit behind a next-token choice at the last position of a prompt."""
+    """Find the circuit behind a next-token choice, a feature, a direction or an attention score."""
 
     interactive: ClassVar[bool] = False
 
     prompt: str
-    target: LogitTarget
+    target: GraphTarget
+    positions: tuple[int, ...] = ()
+    """Where the target is read, each with equal weight; -1 is the last. None: the last."""
     replacement: str = NEURONS
     layers: tuple[int, ...] | None = None
     """Layers that the replacement covers; the other MLPs become error nodes. None means all."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
 from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.readouts import Targets
+from trephine.engine.readouts import StreamRead, Targets
 
 
 class NeuronCollector(Protocol):
@@ -68,11 +68,21 @@ class _Sweep:
         """Rows of targets that read the residual stream above the block `layer`."""
         return self.packing.ends[int((self.targets.layer > layer).sum())]
 
-    def inject(self, layer: int) -> None:
-        """Start the targets that read at `layer`: their direction, through the norm they read."""
-        chosen = (self.targets.layer == layer).nonzero().flatten()
-        if not len(chosen):
-            return
+    def inject(self, layer: int, *reads: StreamRead) -> None:
+        """Start the targets that read at `layer`, and there what is given."""
+        for read in reads:
+            at_layer = (self.targets.layer == layer).nonzero().flatten()
+            chosen = [k for k in at_layer.tolist() if self._read(k) is read]
+            if chosen and read is StreamRead.NORMED:
+                self._inject_normed(layer, torch.tensor(chosen))
+            elif chosen:
+                self.adjoint[self.packing.last[chosen]] += self.targets.direction[chosen]
+
+    def _read(self, target: int) -> StreamRead:
+        return StreamRead.NORMED if self.targets.reads is None else self.targets.reads[target]
+
+    def _inject_normed(self, layer: int, chosen: Tensor) -> None:
+        """Carry directions through the norm that the targets read."""
         at_top = layer == len(self.operators.layers)
         norm = self.operators.final_norm if at_top else self.operators.layers[layer].mlp_norm
         direction = self.targets.direction[chosen]
@@ -111,10 +121,11 @@ class _Sweep:
         self.mlp_sources(layer, collector)
         if layer.block.parallel:
             self.attention(layer, self.rows_above(number))
-            self.inject(number)
+            self.inject(number, *StreamRead)
         else:
-            self.inject(number)
+            self.inject(number, StreamRead.NORMED, StreamRead.MIDDLE)
             self.attention(layer, self.rows_above(number - 1))
+            self.inject(number, StreamRead.BEFORE)
 
     def sums(self) -> RowSums:
         """Score the embeddings and return the sums."""
@@ -141,7 +152,7 @@ def sweep(
         Every other contribution, and the sums that laws 3 and the influences need.
     """
     state = _Sweep(operators, targets)
-    state.inject(len(operators.layers))
+    state.inject(len(operators.layers), *StreamRead)
     for layer in reversed(operators.layers):
         state.block(layer, collector)
         yield None

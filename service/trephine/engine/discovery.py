@@ -1,4 +1,4 @@
-"""DiscoverCircuit: from a prompt and a next-token choice to a circuit, over neurons or a loaded set."""
+"""DiscoverCircuit: from a prompt and a target to a circuit, over neurons or a loaded set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
 from trephine.domain.sites import NEURONS
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
-from trephine.engine.estimates import Predicted, verify_estimates
+from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
 from trephine.engine.expansion import Expansion, NeuronBasis, expand
 from trephine.engine.graphs.discovery import discover_with_set
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes, neuron_directions
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
-from trephine.engine.readouts import LogitReadout, logit_readout
 from trephine.engine.replacements.sets import covered_layers
 from trephine.engine.session import Handler, Session
-from trephine.engine.totals import Totals, sweep_half_rule, sweep_totals
+from trephine.engine.target_checks import check_target
+from trephine.engine.target_kinds import explained
+from trephine.engine.targets import Explained, target_caveats
+from trephine.engine.totals import Totals, sweep_gradient, sweep_paths
 
 _FEWEST_TOKENS = 2
 
@@ -35,7 +37,6 @@ class Question:
 
     command: DiscoverCircuit
     ids: list[int]
-    readout: LogitReadout
 
 
 def discover(session: Session, command: DiscoverCircuit) -> Generator[Progress | None, None, Circuit]:
@@ -58,33 +59,32 @@ def discover_circuit(
     operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
     yield Progress(stage="forward", done=1, total=1)
-    totals = yield from sweep_totals(operators, question.readout)
-    half_rule = yield from sweep_half_rule(operators, question.readout)
-    basis = NeuronBasis(operators=operators, readout=question.readout, meter=meter)
+    what = explained(hosted, operators, question)
+    totals = yield from sweep_gradient(operators, what.cotangents(live=True))
+    half_rule = yield from sweep_paths(operators, what.cotangents(live=False))
+    basis = NeuronBasis(operators=operators, explained=what, meter=meter)
     expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
     order = order_nodes(expansion)
     edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()
     facts = _facts(hosted, operators, expansion, order, totals, half_rule)
-    nodes = yield from describe_nodes(hosted, question, operators, expansion, order, facts)
-    quality = yield from _verify(hosted, question, expansion, order, (totals, half_rule))
+    nodes = yield from describe_nodes(hosted, question, what, expansion, order, facts)
+    quality = yield from _verify(hosted, question, what, expansion, order, (totals, half_rule))
     meter.sample()
-    readout = question.readout
     circuit = Circuit(
         prompt=command.prompt,
         tokens=hosted.tokens(question.ids),
-        target=hosted.token(readout.target),
-        against=None if readout.against is None else hosted.token(readout.against),
+        targets=tuple(target.about for target in what.targets),
         replacement=command.replacement,
         edge_rule="relp_half",
         nodes=nodes,
         edges=edges,
         rows=rows,
         quality=quality,
-        figures=_figures(question, operators, expansion, order, monotonic() - started, meter.extra_bytes),
+        figures=_figures(what, operators, expansion, order, monotonic() - started, meter.extra_bytes),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=_caveats(hosted, question, operators, expansion, order, quality),
+        caveats=_caveats(hosted, what, operators, expansion, order, quality),
     )
     return circuit
 
@@ -106,13 +106,8 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
             "use at least two tokens",
             field="prompt",
         )
-    against = command.target.against
-    readout = logit_readout(
-        hosted,
-        hosted.resolve_target(command.target.token),
-        None if against is None else hosted.resolve_target(against),
-    )
-    return Question(command=command, ids=ids, readout=readout)
+    check_target(hosted, command, len(ids))
+    return Question(command=command, ids=ids)
 
 
 def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
@@ -168,6 +163,7 @@ def _facts(
 def _verify(
     hosted: HostedModel,
     question: Question,
+    what: Explained,
     expansion: Expansion,
     order: NodeOrder,
     both: tuple[Totals, Totals],
@@ -183,13 +179,17 @@ def _verify(
     ]
     return (
         yield from verify_estimates(
-            hosted, question.ids, question.readout, nodes, count=command.verify_nodes, seed=command.seed
+            nodes,
+            neuron_ablation(hosted, question.ids, what),
+            n_tokens=len(question.ids),
+            count=command.verify_nodes,
+            seed=command.seed,
         )
     )
 
 
 def _figures(
-    question: Question,
+    what: Explained,
     operators: FrozenOperators,
     expansion: Expansion,
     order: NodeOrder,
@@ -199,7 +199,7 @@ def _figures(
     influence = expansion.influence
     selected = float(influence.neurons[order.features].sum())
     return CircuitFigures(
-        baseline=float(question.readout.measure(operators.logits)),
+        baseline=what.baseline,
         selected_share=min(1.0, selected / influence.all_neurons) if influence.all_neurons > 0 else 0.0,
         error_share=float(influence.errors.sum()),
         active_features=sum(
@@ -215,7 +215,7 @@ def _figures(
 
 def _caveats(
     hosted: HostedModel,
-    question: Question,
+    what: Explained,
     operators: FrozenOperators,
     expansion: Expansion,
     order: NodeOrder,
@@ -242,7 +242,8 @@ def _caveats(
             f"The MLPs of {len(uncovered)} layers are opaque; {float(influence.errors.sum()):.0%} of the "
             "influence enters through these error nodes, and no path is followed through them."
         )
-    if question.readout.softcap is not None:
+    caveats += target_caveats(what)
+    if what.softcap:
         caveats.append("Logits are read before the model's soft cap.")
     if hosted.info.dtype == "bfloat16":
         caveats.append("Weights are bfloat16: rows sum to their targets up to the forward pass's rounding.")

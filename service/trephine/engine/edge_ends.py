@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from trephine.engine.architecture import Norm
 from trephine.engine.deembedding import Ends, excitations, extreme_tokens
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.edge_paths import Probe, back
+from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.places import EMBEDDING, place_of
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
 from trephine.engine.hosted import HostedModel
@@ -31,6 +32,7 @@ _READINGS = {
     SiteKind.RESID_PRE: Reading.BEFORE_CUT,
     SiteKind.RESID_MID: Reading.MID_BEFORE_CUT,
     SiteKind.MLP_IN: Reading.MID,
+    SiteKind.MLP_OUT: Reading.MID,
     SiteKind.RESID_POST: Reading.POST_BEFORE_CUT,
     SiteKind.ATTN_OUT: Reading.PRE,
 }
@@ -54,6 +56,8 @@ class EdgeTarget:
     readouts: tuple[str, ...]
     cut: int
     estimated: bool
+    linearised: bool = False
+    """True if an MLP's coefficients on this prompt are in the read-out: it has no invariant factor then."""
 
 
 class EdgeWork:
@@ -149,18 +153,20 @@ class EdgeWork:
         """The probe of a logit, a neuron or a feature."""
         found = self.circuit.nodes[node]
         if found.kind is NodeKind.LOGIT:
-            return self._logit()
+            return self._logit(node)
         return self._neuron_target(found) if self.active is None else self._feature_target(found, self.active)
 
-    def _logit(self) -> EdgeTarget:
-        circuit, operators = self.circuit, self.operators
-        if sum(node.kind is NodeKind.LOGIT for node in circuit.nodes) > 1:
+    def _logit(self, node: int) -> EdgeTarget:
+        operators = self.operators
+        logits = [n for n, each in enumerate(self.circuit.nodes) if each.kind is NodeKind.LOGIT]
+        target = self.circuit.targets[logits.index(node)]
+        if target.token is None:
             raise UnsupportedOptionError(
-                "the circuit has several targets; explain edges into its features", field="edges"
+                f"the target is no logit but {target.label}; explain edges into features", field="edges"
             )
-        against = None if circuit.against is None else circuit.against.id
-        direction = logit_readout(self.hosted, circuit.target.id, against).direction
-        norm, last = operators.final_norm, operators.n_pos - 1
+        against = None if target.against is None else target.against.id
+        direction = logit_readout(self.hosted, target.token.id, against).direction
+        norm, last = operators.final_norm, target.position
         probe = Probe(
             layer=len(operators.layers) - 1,
             reading=Reading.POST,
@@ -199,7 +205,10 @@ class EdgeWork:
         with opened(self.hosted, active.replacement, [node.layer]) as resident:
             direction = resident[node.layer].encoders([node.feature]).to(dtype)
         scale = 1 / layer.read_scale[[node.position]].to(dtype)
-        if site.kind is SiteKind.MLP_IN:
+        at = torch.tensor([node.position], device=direction.device)
+        if is_linearised(layer.info):
+            direction, _ = through_mlp(self.operators.layers[site.layer], direction, at)
+        if site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT):
             norm = self.operators.layers[site.layer].mlp_norm
             direction, scale = back(norm, direction), scale * norm.scale[node.position]
         probe = Probe(
@@ -210,7 +219,10 @@ class EdgeWork:
             scale=scale,
             only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
         )
-        return self._framed(probe, ("encoder",), place_of(site), estimated=False)
+        estimated = is_linearised(layer.info)
+        readout = "encoder through the linearised MLP" if estimated else "encoder"
+        framed = self._framed(probe, (readout,), read_place(layer.info), estimated=estimated)
+        return replace(framed, linearised=estimated)
 
     def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
         cuts = () if self.active is None else self.active.cuts

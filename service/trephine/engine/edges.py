@@ -123,7 +123,7 @@ def _path(
     factors = tuple(
         Factors(
             readout=name,
-            invariant=part if source.invariant else None,
+            invariant=part if source.invariant and not target.linearised else None,
             dependent=scale,
             weight=part * scale,
         )

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from trephine.domain.circuits import EstimateQuality
 from trephine.domain.commands import Progress
-from trephine.engine.readouts import Hosted, LogitReadout
+from trephine.domain.sites import NEURONS
+from trephine.engine.hosted import HostedModel
+from trephine.engine.readouts import Hosted
 from trephine.engine.resumption import CleanRun, clean_run, resumed
+from trephine.engine.rows import RowInput
+from trephine.engine.targets import Explained, removing
 
 _TOKENS_PER_QUANTUM = 64
 """Prompt tokens per batch: some 100 ms for a model of 135 million parameters on two cores."""
@@ -41,63 +45,84 @@ class Ablation:
 
     noun: str
     """`neurons` or `features`."""
-    run: Callable[[Sequence[Predicted]], Tensor]
-    """Runs the prompt once per feature, each ablated at its own position: logits `(rows, d_vocab)`."""
+    measure: Callable[[Sequence[Predicted]], Tensor]
+    """Runs the prompt once per feature, each ablated at its own position, or once as it is if there is none:
+    the explained quantity `(rows,)`."""
     how: str
     """What is done to each, in words."""
     edge_rule: str
 
 
-def neuron_ablation(hosted: Hosted, ids: Sequence[int]) -> Ablation:
+def neuron_ablation(hosted: HostedModel, ids: Sequence[int], explained: Explained) -> Ablation:
     """Set neurons to zero."""
-    clean = clean_run(hosted.model, hosted.architecture, ids)
+    measure = partial(_rows_measured, hosted, ids, explained, NEURONS)
+    if explained.last_logits_only:
+        clean = clean_run(hosted.model, hosted.architecture, ids)
+        measure = partial(_logits_measured, hosted, ids, explained, clean)
     return Ablation(
-        noun="neurons",
-        run=partial(_last_logits, hosted, ids, clean=clean),
-        how="each set to zero at its own position",
-        edge_rule="relp_half",
+        noun="neurons", measure=measure, how="each set to zero at its own position", edge_rule="relp_half"
+    )
+
+
+def feature_ablation(
+    hosted: HostedModel, ids: Sequence[int], explained: Explained, replacement: str
+) -> Ablation:
+    """Set features of a set to zero."""
+    return Ablation(
+        noun="features",
+        measure=partial(_rows_measured, hosted, ids, explained, replacement),
+        how="each set to zero at its own position with the error term live",
+        edge_rule="the paths of the shown graph",
     )
 
 
 def verify_estimates(
-    hosted: Hosted,
-    ids: Sequence[int],
-    readout: LogitReadout,
-    nodes: Sequence[Predicted],
-    *,
-    count: int,
-    seed: int,
-    ablation: Ablation | None = None,
+    nodes: Sequence[Predicted], ablation: Ablation, *, n_tokens: int, count: int, seed: int
 ) -> Generator[Progress, None, EstimateQuality | None]:
     """Ablate features one at a time at their own position and compare with the predictions.
 
     Args:
-        hosted: The model.
-        ids: The prompt.
-        readout: The target.
         nodes: Candidates.
+        ablation: How they are taken out, and what is measured.
+        n_tokens: Length of the prompt.
         count: How many are ablated, stratified over deciles of the predicted effect.
         seed: Of the choice and of the bootstrap.
-        ablation: How they are taken out; None: as neurons.
 
     Returns:
         The agreement; None if fewer than three nodes can be compared.
     """
-    ablation = ablation or neuron_ablation(hosted, ids)
     chosen = stratified(nodes, count, seed)
     if len(chosen) < _FEWEST:
         return None
-    rows = max(1, _TOKENS_PER_QUANTUM // len(ids))
-    clean = float(readout.measure(_last_logits(hosted, ids, ())[0]))
+    rows = max(1, _TOKENS_PER_QUANTUM // n_tokens)
+    clean = float(ablation.measure(())[0])
     measured = [0.0] * len(chosen)
     upwards = sorted(range(len(chosen)), key=lambda place: chosen[place].layer)
     for start in range(0, len(chosen), rows):
         places = upwards[start : start + rows]
-        drops = clean - readout.measure(ablation.run([chosen[place] for place in places]))
+        drops = clean - ablation.measure([chosen[place] for place in places])
         for place, drop in zip(places, drops.tolist(), strict=True):
             measured[place] = drop
         yield Progress(stage="verify", done=start + len(places), total=len(chosen))
     return _quality(chosen, measured, seed, ablation)
+
+
+def _rows_measured(
+    hosted: HostedModel,
+    ids: Sequence[int],
+    explained: Explained,
+    replacement: str,
+    nodes: Sequence[Predicted],
+) -> Tensor:
+    removed = [removing(replacement, node.layer, node.position, node.index) for node in nodes]
+    rows = [RowInput(ids, (intervention,)) for intervention in removed] or [RowInput(ids)]
+    return explained.on_rows(hosted, rows)
+
+
+def _logits_measured(
+    hosted: Hosted, ids: Sequence[int], explained: Explained, clean: CleanRun, nodes: Sequence[Predicted]
+) -> Tensor:
+    return explained.of_last_logits(_last_logits(hosted, ids, nodes, clean=clean if nodes else None))
 
 
 def stratified(nodes: Sequence[Predicted], count: int, seed: int) -> list[Predicted]:

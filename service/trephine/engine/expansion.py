@@ -25,7 +25,9 @@ from trephine.engine.influence import (
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.partials import partial_circuit
-from trephine.engine.readouts import LogitReadout, Targets, logit_target, neuron_targets
+from trephine.engine.readouts import Targets, neuron_targets
+from trephine.engine.target_rows import joined_rows, parts_from_the_top
+from trephine.engine.targets import Explained, neuron_targets_of
 
 ROUND = 64
 """Features expanded per round (R in DESIGN 5.5)."""
@@ -98,7 +100,8 @@ class NeuronBasis:
     """The model's own neurons, explained by `relp_half`."""
 
     operators: FrozenOperators
-    readout: LogitReadout
+    explained: Explained
+    """The targets."""
     meter: MemoryMeter
 
     @property
@@ -110,8 +113,11 @@ class NeuronBasis:
         )
 
     def target_rows(self) -> Generator[None, None, list[Row]]:
-        """Attribute the logit."""
-        return self._attribute(logit_target(self.operators, self.readout), [LOGIT])
+        """Attribute the targets."""
+        parts = parts_from_the_top(self.explained)
+        targets = neuron_targets_of(self.operators, [part for _, part in parts])
+        rows = yield from self._attribute(targets, [LOGIT] * len(parts))
+        return joined_rows(self.explained, list(zip([number for number, _ in parts], rows, strict=True)))
 
     def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
         """Attribute neurons, in batches that share positions."""

@@ -106,6 +106,21 @@ def _score_adjoint(layer: FrozenLayer, read: Tensor, by_score: Tensor) -> Tensor
     return queries.pull_back(by_score @ key) + keys.pull_back(by_key)
 
 
+def score_gradient(layer: FrozenLayer, head: int, query: int, key: int) -> Tensor:
+    """Return the exact derivative `(n_pos, d_model)` of a score before its soft cap by the stream.
+
+    Nonzero at query and key alone.
+    """
+    module: Any = layer.block.attention.module
+    group, norm = layer.block.attention.group, layer.attention_norm
+    read = norm.normed * norm.gain if norm.bias is None else norm.normed * norm.gain + norm.bias
+    queries, keys = _projections(layer, read)
+    by_query, by_key = torch.zeros_like(queries.plain), torch.zeros_like(keys.plain)
+    by_query[head, query] = module.scaling * keys.forward()[head // group, key]
+    by_key[head // group, key] = module.scaling * queries.forward()[head, query]
+    return norm.pull_back_live(queries.pull_back(by_query) + keys.pull_back(by_key))
+
+
 def _projections(layer: FrozenLayer, read: Tensor) -> tuple[_Projection, _Projection]:
     module: Any = layer.block.attention.module
     kv, heads = layer.block.attention.n_kv_heads, layer.block.attention.n_heads

@@ -14,8 +14,7 @@ from trephine.engine.assembly import NodeOrder
 from trephine.engine.expansion import Expansion
 from trephine.engine.hosted import HostedModel
 from trephine.engine.lens import decoder_directions, extreme_tokens
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.readouts import LogitReadout
+from trephine.engine.targets import Explained, TargetReadout
 
 _LENS_TOKENS = 5
 _LENS_BATCH = 48
@@ -30,11 +29,6 @@ class Asked(Protocol):
     @property
     def ids(self) -> list[int]:
         """The prompt."""
-        ...
-
-    @property
-    def readout(self) -> LogitReadout:
-        """The target."""
         ...
 
 
@@ -62,7 +56,7 @@ class NodeFacts:
 def describe_nodes(
     hosted: HostedModel,
     asked: Asked,
-    operators: FrozenOperators,
+    explained: Explained,
     expansion: Expansion,
     order: NodeOrder,
     facts: NodeFacts,
@@ -79,7 +73,8 @@ def describe_nodes(
     ]
     errors = [_error(expansion, facts, displays, place) for place in order.errors.tolist()]
     tokens = [_token(expansion, facts, displays, place, token_id) for place, token_id in enumerate(asked.ids)]
-    return (*features, *errors, *tokens, _logit(hosted, asked, operators))
+    targets = [_target(hosted, target) for target in explained.targets]
+    return (*features, *errors, *tokens, *targets)
 
 
 def _read_lens(
@@ -165,21 +160,17 @@ def _token(expansion: Expansion, facts: NodeFacts, displays: list[str], position
     )
 
 
-def _logit(hosted: HostedModel, asked: Asked, operators: FrozenOperators) -> Node:
-    readout, probabilities = asked.readout, operators.logits.softmax(-1)
-    activation, label = float(probabilities[readout.target]), hosted.token(readout.target).display
-    if readout.against is not None:
-        activation -= float(probabilities[readout.against])
-        label = f"{label!r} over {hosted.token(readout.against).display!r}"
+def _target(hosted: HostedModel, target: TargetReadout) -> Node:
+    """Targets lie above all layers, whatever they read."""
     return _plain_node(
         NodeKind.LOGIT,
-        layer=len(operators.layers),
-        position=len(asked.ids) - 1,
-        feature=readout.target,
-        activation=activation,
-        influence=1.0,
-        effect=float(readout.measure(operators.logits)),
-        label=label,
+        layer=hosted.architecture.n_layers,
+        position=target.about.position,
+        feature=target.feature,
+        activation=target.activation,
+        influence=target.about.share,
+        effect=target.about.share * target.about.value,
+        label=target.about.label,
     )
 
 

@@ -152,7 +152,7 @@ def capture(
         architecture=architecture,
         layers=frozen,
         embedding=frozen[0].resid_pre,
-        final_norm=_freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
+        final_norm=freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
         stream=store[-1, "final_norm"].to(dtype),
         final=store[-1, "final"].to(dtype),
         logits=output.logits[0, -1].to(dtype),
@@ -235,7 +235,7 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         return store[layer, name].to(dtype)
 
     def norm(described: Norm | None, name: str) -> FrozenNorm | None:
-        return None if described is None else _freeze_norm(described, store[layer, name], dtype)
+        return None if described is None else freeze_norm(described, store[layer, name], dtype)
 
     mlp_in = value("mlp_in")
     post_norm = norm(block.mlp_post_norm, "mlp_out")
@@ -245,9 +245,9 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         resid_mid=value("mlp_norm"),
         pattern=pattern,
         rotation=(value("cos"), value("sin")) if (layer, "cos") in store else None,
-        attention_norm=_freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
+        attention_norm=freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
         attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
-        mlp_norm=_freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
+        mlp_norm=freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
         mlp_post_norm=post_norm,
         gate=None if mlp.W_gate is None else _linear(mlp_in, mlp.W_gate, mlp.b_gate),
         read=_linear(mlp_in, mlp.W_in, mlp.b_in),
@@ -260,7 +260,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNorm:
+def freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNorm:
+    """Hold a norm at the scales that it has on `clean_input (n_pos, d_model)`."""
     wide = clean_input.to(dtype)
     scale = norm.inverse_scale(wide)
     return FrozenNorm(

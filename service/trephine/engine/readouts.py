@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, Protocol
 
 import torch
@@ -96,6 +97,17 @@ def _contrast(rows: Tensor, target: int, against: int | None) -> Tensor:
     return rows[target].to(dtype) - other
 
 
+class StreamRead(Enum):
+    """What of its block a target reads."""
+
+    NORMED = 0
+    """The output of the MLP's norm, or of the final norm."""
+    MIDDLE = 1
+    """The stream that the MLP's norm reads."""
+    BEFORE = 2
+    """The stream before the block."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """Linear read-outs to be explained together, from the top layer down."""
@@ -105,11 +117,13 @@ class Targets:
     position: Tensor
     """int64 `(n_targets,)`, on the CPU."""
     direction: Tensor
-    """`(n_targets, d_model)`, on the normed input of the MLP or of the unembedding."""
+    """`(n_targets, d_model)`, on what is read: the normed input of the MLP or of the unembedding."""
     constant: Tensor
     """`(n_targets,)`, the read-out's own bias as far as it counts to `total`."""
     total: Tensor
     """`(n_targets,)`, what everything that enters must sum to."""
+    reads: tuple[StreamRead, ...] | None = None
+    """What each reads; None: all the norm's output."""
 
     def __post_init__(self) -> None:
         if (self.layer[1:] > self.layer[:-1]).any():

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.graphs.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenLayer, FrozenOperators, capture
 from trephine.engine.quanta import finish
-from trephine.engine.readouts import Hosted, LogitReadout, half_rule, logit_target
+from trephine.engine.readouts import Hosted, LogitReadout, half_rule
+from trephine.engine.targets import Cotangents, cotangents_of, frozen_cotangents_of, top_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,48 +55,68 @@ def total_effects(
 
 
 def sweep_totals(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
-    """Do the sweep of `total_effects` over captured operators, one layer per quantum.
+    """Do the sweep of `total_effects` over captured operators, one layer per quantum."""
+    return sweep_gradient(operators, cotangents_of(operators, readout))
+
+
+def sweep_gradient(operators: FrozenOperators, explained: Cotangents) -> Generator[None, None, Totals]:
+    """Carry the exact derivative of a quantity down to every source, one layer per quantum.
 
     Neither patterns nor norms nor MLPs are frozen; uncovered MLPs are passed through as well.
     """
-    cotangent = torch.zeros_like(operators.embedding)
-    cotangent[-1] = readout.direction.to(cotangent.dtype)
-    adjoint = operators.final_norm.pull_back_live(cotangent)
+    adjoint = _entering(operators, explained, top_place(operators))
     n_layers, n_pos = len(operators.layers), operators.n_pos
     neurons = torch.zeros(n_layers, n_pos, operators.architecture.d_mlp)
     errors = torch.zeros(n_layers, n_pos)
     for number in reversed(range(n_layers)):
         layer, covered = operators.layers[number], operators.covered[number]
-        post = layer.mlp_post_norm
+        post, first = layer.mlp_post_norm, PER_BLOCK * number
+        adjoint = adjoint + _entering(operators, explained, first + AFTER)
         written = adjoint if post is None else post.pull_back_live(adjoint)
         by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
         if covered:
             neurons[number] = (by_neuron * layer.activation).float().cpu()
         else:
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
-        middle = adjoint + live_mlp_adjoint(layer, by_neuron)
+        middle = adjoint + live_mlp_adjoint(layer, by_neuron) + _middle(operators, explained, first)
         adjoint = middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
         yield None
+    adjoint = adjoint + _entering(operators, explained, EMBEDDING)
     tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
     return Totals(neurons=neurons, tokens=tokens, errors=errors)
 
 
+def _entering(operators: FrozenOperators, explained: Cotangents, place: int) -> Tensor:
+    """Return what is read at a place, `(n_pos, d_model)`."""
+    found = explained.get(place)
+    return torch.zeros_like(operators.embedding) if found is None else found
+
+
+def _middle(operators: FrozenOperators, explained: Cotangents, first: int) -> Tensor:
+    """Return what is read between the branches of the block whose first place is given."""
+    return _entering(operators, explained, first + MLP) + _entering(operators, explained, first + MIDDLE)
+
+
 def sweep_half_rule(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
+    """Sum over all paths of the attribution graph of a logit; see `sweep_paths`."""
+    return sweep_paths(operators, frozen_cotangents_of(operators, readout))
+
+
+def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[None, None, Totals]:
     """Sum over all paths of the attribution graph: patterns and norm scales frozen, MLPs by `relp_half`.
 
     Uncovered MLPs are opaque: nothing passes through them. One layer per quantum.
     """
-    target = logit_target(operators, readout)
-    packing = pack(target.position, operators.device)
+    packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
     bias = operators.embedding.new_zeros(1)
-    adjoint = operators.embedding.new_zeros(packing.n_rows, operators.embedding.shape[1])
-    adjoint[packing.last] = operators.final_norm.pull_back(target.direction, target.position)
+    adjoint = _entering(operators, explained, top_place(operators))
     n_layers, n_pos = len(operators.layers), operators.n_pos
     neurons = torch.zeros(n_layers, n_pos, operators.architecture.d_mlp)
     errors = torch.zeros(n_layers, n_pos)
     for number in reversed(range(n_layers)):
-        layer, covered = operators.layers[number], operators.covered[number]
-        through_mlp = None
+        layer, covered, first = operators.layers[number], operators.covered[number], PER_BLOCK * number
+        adjoint = adjoint + _entering(operators, explained, first + AFTER)
+        through_mlp = torch.zeros_like(adjoint)
         if covered:
             written = mlp_write_adjoint(layer, adjoint, packing, bias)
             by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
@@ -102,18 +124,18 @@ def sweep_half_rule(operators: FrozenOperators, readout: LogitReadout) -> Genera
             through_mlp = _mlp_adjoint(layer, by_neuron, packing)
         else:
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
+        through_mlp = through_mlp + _middle(operators, explained, first)
         adjoint = _through_block(layer, adjoint, through_mlp, packing, bias)
         yield None
+    adjoint = adjoint + _entering(operators, explained, EMBEDDING)
     tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
     return Totals(neurons=neurons, tokens=tokens, errors=errors)
 
 
 def _through_block(
-    layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor | None, packing: Packing, bias: Tensor
+    layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, packing: Packing, bias: Tensor
 ) -> Tensor:
     """Add what attention and MLP read; in a sequential block attention writes before the MLP reads."""
-    if through_mlp is None:
-        return adjoint + attention_adjoint(layer, adjoint, packing, bias)
     if layer.block.parallel:
         return adjoint + attention_adjoint(layer, adjoint, packing, bias) + through_mlp
     middle = adjoint + through_mlp

@@ -16,6 +16,8 @@ from trephine.pages.circuit_data import page_data
 from trephine.pages.embed import asset, content_policy, json_island, printable
 
 _TEMPLATES = Environment(autoescape=True)
+_NAMED = 4
+"""Targets that the heading names at most."""
 _PARTS = (
     "graph.js",
     "words.js",
@@ -52,19 +54,29 @@ def circuit_html(
     """
     library, script = asset("vendor/d3.js"), circuit_script()
     data = page_data(circuit, kept, name=name, pages=pages, features=features, view=view)
-    against = None if circuit.against is None else printable(circuit.against.display)
-    target = printable(circuit.target.display)
+    goal, against = _heading(circuit)
     return _TEMPLATES.from_string(asset("circuit.html")).render(
         policy=content_policy(library, script),
         style=Markup(asset("look.css") + asset("circuit.css")),  # noqa: S704  our own files
         library=Markup(library),  # noqa: S704  vendored, named by its hash in the policy
         script=Markup(script),  # noqa: S704  our own file
         data=json_island(data),
-        goal=target if against is None else f"{target} against {against}",
-        target=target,
+        goal=goal if against is None else f"{goal} against {against}",
+        target=goal,
         against=against,
         prompt=printable(circuit.prompt),
     )
+
+
+def _heading(circuit: Circuit) -> tuple[str, str | None]:
+    """What is explained, and what it is held against. Of several targets the weightiest are named."""
+    if len(circuit.targets) == 1:
+        one = circuit.targets[0]
+        against = None if one.against is None else printable(one.against.display)
+        return printable(one.label if one.token is None or against is None else one.token.display), against
+    ranked = sorted(circuit.targets, key=lambda target: -target.share)
+    named = ", ".join(printable(target.label) for target in ranked[:_NAMED])
+    return named + (f" and {len(ranked) - _NAMED} more" if len(ranked) > _NAMED else ""), None
 
 
 @cache

@@ -24,6 +24,7 @@ from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.streaming import remaining
 from trephine.rpc.wire.circuit_queries import filter_from_wire
+from trephine.rpc.wire.circuit_targets import tokens_named
 from trephine.rpc.wire.circuits import (
     checked_to_wire,
     circuit_to_wire,
@@ -125,7 +126,7 @@ class CircuitServicer(
         )
 
     async def _predicted(self, model: str, command: domain.DiscoverCircuit) -> pb.Circuit:
-        """Everything that can be known without finding anything: tokens, target, predicted cost."""
+        """Everything that can be known without finding anything: tokens and predicted cost."""
         info = await self._models.info(model)
         for index, layer in enumerate(command.layers or ()):
             if layer >= info.n_layers:
@@ -133,15 +134,13 @@ class CircuitServicer(
                     f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
                 )
         await self._models.predict_command(model, command)
-        engine, against = self._models.engine(model), None
+        engine = self._models.engine(model)
         split = await engine.run(Tokenize(text=command.prompt))
-        with within("target.token"):
-            target = await engine.run(ResolveTarget(text=command.target.token))
-        if command.target.against is not None:
-            with within("target.against"):
-                against = await engine.run(ResolveTarget(text=command.target.against))
+        for field, text in tokens_named(command.target):
+            with within(f"target.{field}"):
+                await engine.run(ResolveTarget(text=text))
         cost = discovery_cost(command, info, len(split.tokens), self._layers(model, command))
-        return checked_to_wire(command, info, split.tokens, target, against, cost)
+        return checked_to_wire(command, info, split.tokens, cost)
 
     def _layers(self, model: str, command: domain.DiscoverCircuit) -> tuple[ReplacementLayerInfo, ...]:
         """The layers of the set that a discovery covers; none for neurons."""

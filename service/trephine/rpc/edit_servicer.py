@@ -140,8 +140,8 @@ class EditServicer(EditServiceServicer):
 
 
 def _target_of(circuit: Circuit) -> LogitTarget:
-    against = None if circuit.against is None else f"#{circuit.against.id}"
-    return LogitTarget(token=f"#{circuit.target.id}", against=against)
+    token, against = circuit.choice()
+    return LogitTarget(token=f"#{token.id}", against=None if against is None else f"#{against.id}")
 
 
 def _model(request: pb.PlanExportRequest | pb.ExportCheckpointRequest) -> str | None:

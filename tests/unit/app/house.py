@@ -45,6 +45,7 @@ from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, ExportPlan, PlanExport
 from trephine.domain.findings import AuditReport, ReportFormat
 from trephine.domain.models import LoadModel, ModelInfo
+from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
 TOKEN = Token(id=1, raw=b"\xff", display="�")
@@ -117,8 +118,17 @@ def circuit(nodes: list[Node], edges: list[tuple[int, int, float]]) -> Circuit:
     return Circuit(
         prompt="x </script>\u2028",
         tokens=(TOKEN,),
-        target=TOKEN,
-        against=None,
+        targets=tuple(
+            ExplainedTarget(
+                kind=TargetKind.LOGIT,
+                label=TOKEN.display,
+                position=0,
+                share=share,
+                value=1.0,
+                token=TOKEN,
+            )
+            for share in _shares(nodes)
+        ),
         replacement="neurons",
         edge_rule="relp_half",
         nodes=tuple(nodes),
@@ -146,6 +156,13 @@ def circuit(nodes: list[Node], edges: list[tuple[int, int, float]]) -> Circuit:
         model="tiny",
         weight_hash="w" * 64,
     )
+
+
+def _shares(nodes: list[Node]) -> list[float]:
+    """By probability, as discovery weighs logits; evenly where there is none."""
+    sizes = [abs(node.activation) for node in nodes if node.kind is NodeKind.LOGIT]
+    total = sum(sizes)
+    return [size / total if total else 1 / len(sizes) for size in sizes]
 
 
 def small_circuit() -> Circuit:

@@ -130,7 +130,7 @@ async def test_imported_circuit_is_marked_and_keeps_its_annotations(tmp_path):
     assert imported.provenance.origin == "imported"
     assert imported.circuit.quality is None
     assert imported.circuit.edge_rule == "unknown"
-    assert imported.circuit.target.display == " Paris"
+    assert imported.circuit.targets[0].label == " Paris"
     assert "nothing about it was verified" in imported.circuit.caveats[0]
     said, ids = await here.circuits.annotations(imported.name), node_ids(imported.circuit)
     assert [ids[pin] for pin in said.pinned] == ["2_11_4"]

@@ -123,7 +123,7 @@ def test_measured_ablations_are_those_of_the_model():
     )
     last = len(circuit.tokens) - 1
     ids = torch.tensor([hosted.encode(COMMAND.prompt)])
-    readout = logit_readout(hosted, circuit.target.id, circuit.against.id)
+    readout = logit_readout(hosted, *(token.id for token in circuit.choice()))
     clean = readout.measure(hosted.model(input_ids=ids).logits[0, -1])
     expected = []
     for node in circuit.nodes[:3]:

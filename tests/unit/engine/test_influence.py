@@ -13,6 +13,8 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout, logit_target, neuron_targets
+from trephine.engine.target_kinds import logit_targets_at
+from trephine.engine.targets import Explained
 from trephine.engine.totals import sweep_half_rule
 
 IDS = [5, 17, 44, 9]
@@ -47,6 +49,15 @@ def graph(request):
             rows += sparse.rows(targets, names, sums)
             dense.append(full.scores.flatten(1))
         return operators, readout, cells, every, rows, torch.cat(dense)
+
+
+@pytest.fixture(scope="module")
+def explained(graph):
+    """The graph's logit, as what a basis grows from."""
+    operators, readout, *_ = graph
+    with torch.inference_mode():
+        targets = logit_targets_at(tiny_hosted("llama"), operators, [readout], operators.n_pos - 1)
+    return Explained(targets=tuple(targets), n_pos=operators.n_pos)
 
 
 def test_sparse_rows_hold_the_dense_scores(graph):
@@ -106,12 +117,12 @@ def test_the_frontier_is_the_largest_unexpanded(graph):
     assert frontier(influence, first[:2], 3) == first[2:]
 
 
-def test_expansion_takes_the_most_influential_neurons(graph):
+def test_expansion_takes_the_most_influential_neurons(graph, explained):
     """Rounds expand exactly as many neurons as asked for, each once, and rank by influence."""
-    operators, readout, *_ = graph
+    operators, *_ = graph
     expansion = finish(
         expand(
-            NeuronBasis(operators=operators, readout=readout, meter=MemoryMeter(operators.device)),
+            NeuronBasis(operators=operators, explained=explained, meter=MemoryMeter(operators.device)),
             max_nodes=100,
         )
     )

@@ -16,6 +16,7 @@ from trephine.domain.circuits import (
     Rows,
 )
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028\x1b[31m\x00\ud83d\u202e&amp;"
@@ -51,8 +52,17 @@ def hostile_circuit() -> Circuit:
     return Circuit(
         prompt=HOSTILE,
         tokens=(token(1, HOSTILE), token(2, " store")),
-        target=token(3, " Mary"),
-        against=token(4, HOSTILE),
+        targets=(
+            ExplainedTarget(
+                kind=TargetKind.LOGIT,
+                label=f"' Mary' over {HOSTILE!r}",
+                position=1,
+                share=1.0,
+                value=2.0,
+                token=token(3, " Mary"),
+                against=token(4, HOSTILE),
+            ),
+        ),
         replacement=NEURONS,
         edge_rule="relp_half",
         nodes=(

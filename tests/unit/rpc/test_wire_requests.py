@@ -27,6 +27,7 @@ from trephine.rpc.wire.interventions import interventions_from_wire
 from trephine.rpc.wire.models import dtype_from_wire, render_chat_from_wire
 from trephine.v1 import audit_service_pb2 as audits
 from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
 from trephine.v1 import common_pb2 as common
 from trephine.v1 import edit_service_pb2 as edits
 from trephine.v1 import generation_service_pb2 as generation
@@ -35,6 +36,8 @@ from trephine.v1 import interventions_pb2 as iv
 from trephine.v1 import model_service_pb2 as models
 
 TARGET = common.LogitTarget(token=" Mary")
+GOAL = targets.GraphTarget(logit=TARGET)
+goal = targets.GraphTarget
 
 
 def field_of(call: Callable[[], Any], error: type[InvalidRequestError] = InvalidRequestError) -> object:
@@ -53,13 +56,13 @@ def test_generate_defaults():
 
 def test_discovery_defaults_are_the_domain_s():
     """A discovery without options is exactly the domain's default."""
-    request = circuits.DiscoverCircuitRequest(prompt="a b", target=TARGET)
+    request = circuits.DiscoverCircuitRequest(prompt="a b", target=GOAL)
     assert discover_from_wire(request) == DiscoverCircuit(prompt="a b", target=LogitTarget(token=" Mary"))
 
 
 def test_discovery_zero_means_zero():
     """verify_nodes 0 skips the verification; it is not the default."""
-    request = circuits.DiscoverCircuitRequest(prompt="a", target=TARGET, verify_nodes=0)
+    request = circuits.DiscoverCircuitRequest(prompt="a", target=GOAL, verify_nodes=0)
     assert discover_from_wire(request).verify_nodes == 0
 
 
@@ -137,12 +140,23 @@ def test_chat_roles_are_checked():
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"target": common.LogitTarget()}, "target.token"),
-        ({"target": common.LogitTarget(token="a", against="")}, "target.against"),
-        ({"target": TARGET, "layers": [0, -3]}, "layers[1]"),
-        ({"target": TARGET, "edge_mass": 0.0}, "edge_mass"),
-        ({"target": TARGET, "max_feature_nodes": 0}, "max_feature_nodes"),
-        ({"target": TARGET, "verify_nodes": -1}, "verify_nodes"),
+        ({}, "target.kind"),
+        ({"target": goal(logit=common.LogitTarget())}, "target.logit.token"),
+        ({"target": goal(logit=common.LogitTarget(token="a", against=""))}, "target.logit.against"),
+        ({"target": goal(top_logits=targets.TopLogits(limit=0))}, "target.limit"),
+        ({"target": goal(top_logits=targets.TopLogits(mass=float("nan")))}, "target.top_logits.mass"),
+        ({"target": goal(token_logits=targets.TokenLogits())}, "target.tokens"),
+        (
+            {"target": goal(token_logits=targets.TokenLogits(tokens=["a", ""]))},
+            "target.token_logits.tokens[1]",
+        ),
+        ({"target": goal(feature=targets.FeatureValue(layer=-1))}, "target.feature.layer"),
+        ({"target": goal(direction=targets.DirectionValue(vector=[1.0]))}, "target.direction.site.kind"),
+        ({"target": goal(attention=targets.AttentionScore(key=-1))}, "target.attention.key"),
+        ({"target": GOAL, "layers": [0, -3]}, "layers[1]"),
+        ({"target": GOAL, "edge_mass": 0.0}, "edge_mass"),
+        ({"target": GOAL, "max_feature_nodes": 0}, "max_feature_nodes"),
+        ({"target": GOAL, "verify_nodes": -1}, "verify_nodes"),
     ],
 )
 def test_discovery_refusals(fields: dict[str, Any], path: str):

@@ -19,6 +19,7 @@ from trephine.client.model import Role
 from trephine.client.operations import OnProgress
 from trephine.client.requests import Row, ScoreRow
 from trephine.client.selection import Selection
+from trephine.client.target_requests import graph_target
 from trephine.client.types import (
     Ablation,
     Capabilities,
@@ -28,6 +29,7 @@ from trephine.client.types import (
     ModelInfo,
     Proposal,
     Scores,
+    Target,
     Token,
 )
 from trephine.v1 import model_service_pb2
@@ -74,16 +76,17 @@ class AsyncModel(
         self,
         prompt: str,
         *,
-        target: str,
+        target: Target,
         against: str | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> AsyncCircuit:
-        """Find the circuit behind a next-token choice at the end of a prompt.
+        """Find the circuit behind a next-token choice, or behind anything else that can be read off.
 
         Args:
             prompt: At least one token.
-            target: Exactly one token (mind the leading space), or `#id`.
+            target: Exactly one token (mind the leading space), or `#id`; or several logits, a feature, a
+                direction of the stream, an attention score.
             against: The token that it is compared with; unset: the mean logit.
             on_progress: Called with every step.
             options: Those of `start_discover`.
@@ -95,8 +98,9 @@ class AsyncModel(
         self,
         prompt: str,
         *,
-        target: str,
+        target: Target,
         against: str | None = None,
+        positions: Sequence[int] = (),
         replacement: str | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
@@ -109,8 +113,9 @@ class AsyncModel(
 
         Args:
             prompt: At least one token.
-            target: Exactly one token, or `#id`.
+            target: Exactly one token, or `#id`; or another `Target`.
             against: The token that it is compared with; unset: the mean logit.
+            positions: Where the target is read; -1 is the last. Empty: the last.
             replacement: Loaded replacement set whose features span the graph; unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
@@ -122,7 +127,7 @@ class AsyncModel(
         request = requests.discover(
             self.name,
             prompt,
-            requests.target(target, against),
+            graph_target(target, against, positions),
             request_id,
             replacement=replacement,
             layers=layers,

@@ -46,7 +46,7 @@ def list_circuits(
             one.replacement,
             one.provenance.origin,
             f"{one.n_nodes}, {one.n_edges}",
-            repr(one.target.display),
+            one.target_label,
             repr(one.prompt),
         )
         for one in circuits

@@ -12,27 +12,56 @@ from trephine.client.cli.arguments import (
     AgainstOption,
     DetachOption,
     ModelOption,
-    TargetOption,
 )
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set
+from trephine.client.cli.targets import (
+    MassOption,
+    PositionsOption,
+    SiteOption,
+    TargetAttentionOption,
+    TargetDirectionOption,
+    TargetFeatureOption,
+    TargetsOption,
+    TopLogitsOption,
+    wanted_target,
+)
 from trephine.client.terminal import printable
-from trephine.client.types import CircuitInfo, EstimateQuality, Figure, GraphScores, Node, NodeKind
+from trephine.client.types import (
+    CircuitInfo,
+    EstimateQuality,
+    Figure,
+    GraphScores,
+    Node,
+    NodeKind,
+    TargetKind,
+)
 
 DISCOVER_EXAMPLES = examples(
     'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
     '    --target " Mary" --against " John" --out out/circuit',
     'trephine discover "The capital of France is" --target " Paris" --replacements smollm2-135m-tc',
+    'trephine discover "The capital of France is" --top-logits 10 --mass 0.95 -r smollm2-135m-tc',
+    'trephine discover "The capital of France is" --target-feature 20:311@4 -r smollm2-135m-tc',
+    'trephine discover "The capital of France is" --target-direction probe.npy --site resid_post:12',
+    'trephine discover "The capital of France is" --target-attention 12.3:4:3',
 )
 
 
 def discover(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
-    target: TargetOption,
+    target: TargetsOption = None,
     against: AgainstOption = None,
+    position: PositionsOption = None,
+    top_logits: TopLogitsOption = None,
+    mass: MassOption = None,
+    target_feature: TargetFeatureOption = None,
+    target_direction: TargetDirectionOption = None,
+    site: SiteOption = None,
+    target_attention: TargetAttentionOption = None,
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[
         Path | None, typer.Option(help="Write circuit.html and circuit.json into this folder.")
@@ -53,6 +82,16 @@ def discover(
 ) -> None:
     """Find the circuit behind a next-token choice: which features push for it, and through which others."""
     given = invocation(context)
+    wanted = wanted_target(
+        tokens=target,
+        top_logits=top_logits,
+        mass=mass,
+        feature=target_feature,
+        direction=target_direction,
+        site=site,
+        attention=target_attention,
+        positions=position,
+    )
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         chosen = None
@@ -60,8 +99,9 @@ def discover(
             chosen = open_set(given, trephine, loaded, replacements).set_id
         started = loaded.start_discover(
             prompt,
-            target=target,
+            target=wanted.target,
             against=against,
+            positions=wanted.positions,
             replacement=chosen,
             max_feature_nodes=nodes,
             seed=seed,
@@ -91,11 +131,10 @@ def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
 
 def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
     """A circuit's figures, for people."""
-    against = f" against {info.against.display!r}" if info.against else ""
     facts = [
         ("circuit", info.name),
         ("prompt", repr(info.prompt)),
-        ("target", f"{info.target.display!r}{against}: {known(info.baseline, '+.3f')} logits"),
+        ("target", _targets(info)),
         ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({info.edge_rule})"),
         (
             "inside",
@@ -111,6 +150,18 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
     return facts
 
 
+def _targets(info: CircuitInfo) -> str:
+    """What is explained, with every target's share where there are several."""
+    if not info.targets:
+        return "-"
+    ranked = sorted(info.targets, key=lambda target: -target.share)
+    units = " logits" if all(target.kind is TargetKind.LOGIT for target in ranked) else ""
+    named = [
+        printable(target.label) + ("" if len(ranked) == 1 else f" ({target.share:.0%})") for target in ranked
+    ]
+    return f"{', '.join(named)}: {known(info.baseline, '+.3f')}{units}"
+
+
 def scores_facts(scores: GraphScores) -> list[tuple[str, str]]:
     """How much is explained, by circuit-tracer's definition and with everything left out charged."""
     return [
@@ -121,8 +172,8 @@ def scores_facts(scores: GraphScores) -> list[tuple[str, str]]:
         ),
         (
             "completeness",
-            f"{scores.completeness:.3f} by circuit-tracer's definition; {scores.charged_completeness:.3f} with "
-            "the same charged",
+            f"{scores.completeness:.3f} by circuit-tracer's definition; {scores.charged_completeness:.3f} "
+            "with the same charged",
         ),
     ]
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from trephine.client.decoding import WireValue
 from trephine.client.types.circuit_annotations import NodeLabel, Provenance
 from trephine.client.types.common import FeatureRef, Figure, Token, Version
+from trephine.client.types.targets import ExplainedTarget
 
 
 class NodeKind(StrEnum):
@@ -91,14 +92,14 @@ class CircuitInfo(WireValue):
     name: str
     prompt: str
     tokens: tuple[Token, ...]
-    target: Token
-    against: Token | None
+    targets: tuple[ExplainedTarget, ...]
+    """What is explained, in the order of the target nodes."""
     replacement: str
     edge_rule: str
     """`exact`, or `relp_half` (an estimate)."""
     quality: EstimateQuality | None
     baseline: float
-    """The target on the prompt, logits."""
+    """The explained quantity on the prompt: the targets' values, each times its share."""
     selected_share: float
     error_share: float
     active_features: int
@@ -112,6 +113,11 @@ class CircuitInfo(WireValue):
     provenance: Provenance
     scores: GraphScores | None
     """None for neurons, whose reconstruction has no error."""
+
+    @property
+    def target_label(self) -> str:
+        """What is explained, for people."""
+        return ", ".join(target.label for target in self.targets)
 
     @property
     def noun(self) -> str:

@@ -130,7 +130,8 @@ def encode_feature(ref: FeatureRef) -> common_pb2.FeatureRef:
     return common_pb2.FeatureRef(replacement=ref.replacement, layer=ref.layer, index=ref.index)
 
 
-def _encode_site(value: Site) -> common_pb2.Site:
+def site_message(value: Site) -> common_pb2.Site:
+    """The contract's message of a site."""
     kind = common_pb2.SiteKind.Value(f"SITE_KIND_{value.kind.value.upper()}")
     return common_pb2.Site(kind=kind, layer=value.layer)
 
@@ -139,8 +140,8 @@ def _encode_target(target: FeatureRef | Direction | Site) -> interventions_pb2.I
     if isinstance(target, FeatureRef):
         return interventions_pb2.InterventionTarget(feature=encode_feature(target))
     if isinstance(target, Site):
-        return interventions_pb2.InterventionTarget(site=_encode_site(target))
-    vector = interventions_pb2.Direction(site=_encode_site(target.site), vector=target.vector)
+        return interventions_pb2.InterventionTarget(site=site_message(target))
+    vector = interventions_pb2.Direction(site=site_message(target.site), vector=target.vector)
     return interventions_pb2.InterventionTarget(direction=vector)
 
 

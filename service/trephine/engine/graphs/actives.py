@@ -15,6 +15,7 @@ from torch import Tensor
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.graphs.linearised import read_place
 from trephine.engine.graphs.places import check_attributable, clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
@@ -90,7 +91,7 @@ class ActiveFeatures:
 
     def place_by_layer(self) -> dict[int, int]:
         """Return the place at which each layer's features read."""
-        return {layer.info.layer: place_of(layer.info.site_in) for layer in self.layers}
+        return {layer.info.layer: read_place(layer.info) for layer in self.layers}
 
     @property
     def cuts(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ from torch import Tensor
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
-from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets
+from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read_targets
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import FLOOR, LOGIT, Row
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
-from trephine.engine.readouts import LogitReadout
+from trephine.engine.target_rows import joined_rows, parts_from_the_top
+from trephine.engine.targets import Explained
 
 _ROWS_PER_SWEEP = 1 << 15
 """Packed adjoint rows per sweep; bounds the time of a quantum.
@@ -39,9 +40,8 @@ class FeatureBasis:
     hosted: HostedModel
     operators: FrozenOperators
     active: ActiveFeatures
-    readouts: tuple[LogitReadout, ...]
-    shares: tuple[float, ...]
-    """Weight of each read-out among the targets; they sum to 1."""
+    explained: Explained
+    """The targets."""
     meter: MemoryMeter
     max_nodes: int
     """Features that will be expanded at most; decides how much of a row can be stored."""
@@ -52,11 +52,16 @@ class FeatureBasis:
         return self.active
 
     def target_rows(self) -> Generator[None, None, list[Row]]:
-        """Attribute the logits."""
-        targets = logit_targets(self.operators, list(self.readouts))
-        names = [LOGIT - number for number in range(len(self.readouts))]
-        rows = yield from self._attribute(targets, names)
-        return [replace(row, share=share) for row, share in zip(rows, self.shares, strict=True)]
+        """Attribute the targets, in batches that share a stretch of the stream."""
+        parts = parts_from_the_top(self.explained)
+        segments = segment_of(self.active, torch.tensor([part.place for _, part in parts]))
+        found: list[tuple[int, Row]] = []
+        for segment in segments.unique().tolist():
+            own = [pair for pair, number in zip(parts, segments.tolist(), strict=True) if number == segment]
+            targets = read_targets(self.operators, [part for _, part in own])
+            rows = yield from self._attribute(targets, [LOGIT] * len(own))
+            found += zip([number for number, _ in own], rows, strict=True)
+        return joined_rows(self.explained, found)
 
     def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
         """Attribute features, in batches that share positions and a stretch of the stream."""
@@ -93,7 +98,7 @@ class FeatureBasis:
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            room = max(1, _STORED // (self.max_nodes + len(self.readouts)))
+            room = max(1, _STORED // (self.max_nodes + len(self.explained.targets)))
             return list(_rows(targets, cells, sums, mass, room))
 
 

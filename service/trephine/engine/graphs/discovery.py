@@ -1,4 +1,4 @@
-"""From a prompt and a next-token choice to a circuit over a loaded replacement set."""
+"""From a prompt and a target to a circuit over a loaded replacement set."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
 from trephine.domain.commands import Progress
-from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
-from trephine.domain.sites import FeatureRef, Site, SiteKind
+from trephine.domain.sites import Site, SiteKind
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
-from trephine.engine.estimates import Ablation, Predicted, verify_estimates
+from trephine.engine.estimates import Predicted, feature_ablation, verify_estimates
 from trephine.engine.expansion import Expansion, expand
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
-from trephine.engine.graphs.effects import PathEffects, gradient_effects, path_effects
+from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
+from trephine.engine.graphs.linearised import is_linearised
 from trephine.engine.graphs.scores import graph_scores
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
-from trephine.engine.readouts import LogitReadout
 from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.target_kinds import explained
+from trephine.engine.targets import Explained, target_caveats
 
 
 class Question(Protocol):
@@ -45,11 +45,6 @@ class Question(Protocol):
         """The prompt."""
         ...
 
-    @property
-    def readout(self) -> LogitReadout:
-        """What is explained."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Graph:
@@ -57,6 +52,7 @@ class _Graph:
 
     hosted: HostedModel
     question: Question
+    explained: Explained
     operators: FrozenOperators
     active: ActiveFeatures
     expansion: Expansion
@@ -79,13 +75,13 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
     yield Progress(stage="forward", done=1, total=1)
     layers = covered_layers(hosted, command.replacement) if command.layers is None else command.layers
     active = yield from activate(hosted, operators, command.replacement, layers)
-    gradient = yield from gradient_effects(hosted, operators, active, question.readout)
+    what = explained(hosted, operators, question, active)
+    gradient = yield from effects_on(hosted, operators, active, what.cotangents(live=True))
     basis = FeatureBasis(
         hosted=hosted,
         operators=operators,
         active=active,
-        readouts=(question.readout,),
-        shares=(1.0,),
+        explained=what,
         meter=meter,
         max_nodes=command.max_feature_nodes,
     )
@@ -93,6 +89,7 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
     graph = _Graph(
         hosted=hosted,
         question=question,
+        explained=what,
         operators=operators,
         active=active,
         expansion=expansion,
@@ -110,18 +107,16 @@ def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Pro
     )
     meter.sample()
     nodes = yield from describe_nodes(
-        hosted, question, graph.operators, graph.expansion, graph.order, _facts(graph)
+        hosted, question, graph.explained, graph.expansion, graph.order, _facts(graph)
     )
     quality = yield from _verify(graph)
     meter.sample()
-    readout = question.readout
     return Circuit(
         prompt=command.prompt,
         tokens=hosted.tokens(question.ids),
-        target=hosted.token(readout.target),
-        against=None if readout.against is None else hosted.token(readout.against),
+        targets=tuple(target.about for target in graph.explained.targets),
         replacement=command.replacement,
-        edge_rule="exact",
+        edge_rule="relp_half" if any(is_linearised(each.info) for each in graph.active.layers) else "exact",
         nodes=nodes,
         edges=edges,
         rows=rows,
@@ -177,49 +172,19 @@ def _verify(graph: _Graph) -> Generator[Progress | None, None, EstimateQuality |
             *columns, graph.gradient[cells].tolist(), graph.paths.features[cells].tolist(), strict=True
         )
     ]
+    ablation = feature_ablation(graph.hosted, question.ids, graph.explained, command.replacement)
     return (
         yield from verify_estimates(
-            graph.hosted,
-            question.ids,
-            question.readout,
-            nodes,
-            count=command.verify_nodes,
-            seed=command.seed,
-            ablation=Ablation(
-                noun="features",
-                run=partial(_ablated, graph.hosted, question.ids, command.replacement),
-                how="each set to zero at its own position with the error term live",
-                edge_rule="the paths of the shown graph",
-            ),
+            nodes, ablation, n_tokens=len(question.ids), count=command.verify_nodes, seed=command.seed
         )
     )
-
-
-def _ablated(hosted: HostedModel, ids: Sequence[int], name: str, nodes: Sequence[Predicted]) -> Tensor:
-    """Run the prompt once per feature, each ablated at its own position: last logits `(rows, d_vocab)`."""
-    rows = [
-        RowInput(
-            ids,
-            (
-                Intervention(
-                    target=FeatureTarget(
-                        feature=FeatureRef(replacement=name, layer=node.layer, index=node.index)
-                    ),
-                    operation=Ablate(),
-                    selector=Selector(positions=(node.position,)),
-                ),
-            ),
-        )
-        for node in nodes
-    ]
-    return torch.stack([logits[-1] for logits in run_rows(hosted, rows, keep_last=1).logits])
 
 
 def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
     influence = graph.expansion.influence
     selected = float(influence.neurons[graph.order.features].sum())
     return CircuitFigures(
-        baseline=float(graph.question.readout.measure(graph.operators.logits)),
+        baseline=graph.explained.baseline,
         selected_share=min(1.0, selected / influence.all_neurons) if influence.all_neurons > 0 else 0.0,
         error_share=float(influence.errors.sum()),
         active_features=graph.active.count,
@@ -246,11 +211,17 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
     if info.degraded:
         caveats.insert(0, f"The set failed admission and was accepted all the same: {info.admission.why}")
     caveats += beginning_caveats(graph.hosted, [info.name], graph.question.ids)
+    if any(is_linearised(each.info) for each in graph.active.layers):
+        caveats.append(
+            "Edges into features of MLP outputs go through the MLP linearised by the half rule: they sum to "
+            "the feature's pre-activation and are estimates. Other edges are exact."
+        )
     if graph.active.cuts:
         caveats.append("Paths end at dictionaries on the residual stream: what they read below is not shown.")
     if any(layer_info(graph.hosted, info.name, n).has_skip for n in covered_layers(graph.hosted, info.name)):
         caveats.append("Skip paths are followed as part of the network, not as features.")
-    if graph.question.readout.softcap is not None:
+    caveats += target_caveats(graph.explained)
+    if graph.explained.softcap:
         caveats.append("Logits are read before the model's soft cap.")
     if graph.hosted.info.dtype == "bfloat16":
         caveats.append("Weights are bfloat16: rows sum to their targets up to the forward pass's rounding.")

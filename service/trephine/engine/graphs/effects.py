@@ -11,12 +11,14 @@ from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout
 from trephine.engine.replacements.sets import opened
+from trephine.engine.targets import Cotangents, cotangents_of, top_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +54,37 @@ def _gain(row: Row, features: Tensor, activation: Tensor) -> float:
 def gradient_effects(
     hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, readout: LogitReadout
 ) -> Generator[None, None, Tensor]:
-    """Activation times the exact gradient of the real model, float32 `(n_cells,)`, logits.
+    """Do what `effects_on` does for a logit read-out at the last position."""
+    return effects_on(hosted, operators, active, cotangents_of(operators, readout))
+
+
+def effects_on(
+    hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, explained: Cotangents
+) -> Generator[None, None, Tensor]:
+    """Activation times the exact gradient of a quantity in the real model, float32 `(n_cells,)`.
 
     Nothing is frozen: patterns, norms and MLPs follow (attribution patching). One block per quantum.
     """
     effects = torch.zeros(active.count)
-    cotangent = torch.zeros_like(operators.embedding)
-    cotangent[-1] = readout.direction.to(cotangent.dtype)
-    adjoint = operators.final_norm.pull_back_live(cotangent)
+    nothing = torch.zeros_like(operators.embedding)
+    adjoint = explained.get(top_place(operators), nothing)
     for layer in reversed(operators.layers):
         number, post = layer.block.layer, layer.mlp_post_norm
-        for kind in (SiteKind.RESID_POST, SiteKind.MLP_OUT):
-            _add(effects, hosted, active, Site(kind=kind, layer=number), adjoint)
+        first = PER_BLOCK * number
+        _add(effects, hosted, active, Site(kind=SiteKind.RESID_POST, layer=number), adjoint)
+        adjoint = adjoint + explained.get(first + AFTER, nothing)
+        _add(effects, hosted, active, Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
         written = adjoint if post is None else post.pull_back_live(adjoint)
         by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
-        middle = adjoint + live_mlp_adjoint(layer, by_neuron)
+        middle = adjoint + live_mlp_adjoint(layer, by_neuron) + explained.get(first + MLP, nothing)
         if not layer.block.parallel:
-            for kind in (SiteKind.RESID_MID, SiteKind.ATTN_OUT):
-                _add(effects, hosted, active, Site(kind=kind, layer=number), middle)
-        adjoint = middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
+            _add(effects, hosted, active, Site(kind=SiteKind.RESID_MID, layer=number), middle)
+            middle = middle + explained.get(first + MIDDLE, nothing)
+            _add(effects, hosted, active, Site(kind=SiteKind.ATTN_OUT, layer=number), middle)
+        written = adjoint if layer.block.parallel else middle
+        # What reads attention's output sees the stream through attention alone.
+        written = written + explained.get(first + ATTENTION, nothing)
+        adjoint = middle + live_attention_adjoint(layer, written)
         _add(effects, hosted, active, Site(kind=SiteKind.RESID_PRE, layer=number), adjoint)
         yield
     _add(effects, hosted, active, Site(kind=SiteKind.EMBED, layer=0), adjoint)

@@ -41,7 +41,7 @@ def place_of(site: Site) -> int:
     if site.kind not in places:
         raise UnsupportedOptionError(
             f"no attribution law holds for dictionaries at {site.kind.value}; it works for transcoders from "
-            "mlp_in to mlp_out, cross-layer transcoders, and SAEs on the residual stream or attn_out",
+            "mlp_in to mlp_out, cross-layer transcoders, and SAEs on the stream, attn_out or mlp_out",
             field="replacement",
         )
     return places[site.kind]
@@ -62,13 +62,14 @@ def check_attributable(info: ReplacementLayerInfo, *, parallel: bool) -> None:
     reads_mlp = source is SiteKind.MLP_IN and outputs == {SiteKind.MLP_OUT}
     on_stream = info.kind is LayerKind.SAE and source in _STREAM
     on_attention = info.kind is LayerKind.SAE and source is SiteKind.ATTN_OUT and not parallel
-    if not (reads_mlp or on_stream or on_attention):
+    on_mlp = info.kind is LayerKind.SAE and source is SiteKind.MLP_OUT
+    if not (reads_mlp or on_stream or on_attention or on_mlp):
         raise UnsupportedOptionError(
             f"layer {info.layer} of the set goes from {source.value} to "
             f"{', '.join(sorted(kind.value for kind in outputs))}"
             + (" of parallel blocks" if parallel and source is SiteKind.ATTN_OUT else "")
             + ": no attribution law holds for it. Attribution works for transcoders from mlp_in to mlp_out, "
-            "cross-layer transcoders, and SAEs on the residual stream or attn_out",
+            "cross-layer transcoders, and SAEs on the residual stream, attn_out or mlp_out",
             field="replacement",
             layer=info.layer,
         )

@@ -196,6 +196,7 @@ class _Sweep:
     def finish(self, cut: bool) -> FeatureSums:
         """Score the embeddings, unless the stream was cut above them, and return the sums."""
         if not cut and not self._cut(Site(kind=SiteKind.EMBED, layer=0), EMBEDDING):
+            self.inject(EMBEDDING)
             packing = self.packing
             score = (self.adjoint * self.operators.embedding[packing.position]).sum(-1)
             self.tokens[packing.target, packing.position] = score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from trephine.domain.sites import SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.graphs.places import PER_BLOCK, clean_value, place_of
+from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
+from trephine.engine.graphs.places import PER_BLOCK, clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout
 from trephine.engine.replacements.sets import opened
+from trephine.engine.targets import ReadPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +39,20 @@ class FeatureTargets:
             raise ValueError("targets must be sorted from the top down")
 
 
+def read_targets(operators: FrozenOperators, parts: Sequence[ReadPart]) -> FeatureTargets:
+    """Explain read-outs of the stream, sorted from the top down."""
+    dtype, device = operators.dtype, operators.device
+    return FeatureTargets(
+        place=torch.tensor([part.place for part in parts]),
+        position=torch.tensor([part.position for part in parts]),
+        adjoint=torch.stack([part.adjoint for part in parts]),
+        constant=torch.tensor([part.constant for part in parts], dtype=dtype, device=device),
+        total=torch.tensor([part.total for part in parts], dtype=dtype, device=device),
+    )
+
+
 def logit_targets(operators: FrozenOperators, readouts: list[LogitReadout]) -> FeatureTargets:
-    """Explain logit read-outs at the last position."""
+    """Explain logit read-outs at the last position, as laws state them."""
     last, dtype = operators.n_pos - 1, operators.dtype
     direction = torch.stack([readout.direction for readout in readouts]).to(operators.device, dtype)
     own = torch.tensor([readout.bias for readout in readouts], dtype=dtype, device=operators.device)
@@ -61,7 +76,7 @@ def feature_targets(
     for layer in reversed(active.layers):
         own = cells[(cells >= layer.start) & (cells < layer.start + layer.count)] - layer.start
         if len(own):
-            parts.append((place_of(layer.info.site_in), *_read(hosted, operators, active, layer, own)))
+            parts.append((read_place(layer.info), *_read(hosted, operators, active, layer, own)))
     place = torch.cat([torch.full((len(position),), at) for at, position, *_ in parts])
     position, adjoint, constant, total = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:])
     return FeatureTargets(
@@ -80,12 +95,35 @@ def _read(
     info = layer.info
     own = own.to(layer.index.device)
     position, index = layer.position[own], layer.index[own]
-    with opened(hosted, active.replacement, [info.layer]) as resident, torch.inference_mode():
-        direction = resident[info.layer].encoders(index.tolist()).to(operators.dtype)
-    direction = direction / layer.read_scale[position, None].to(operators.dtype)
+    direction = encoder_directions(hosted, operators, active, layer, position, index)
     total = (direction * clean_value(operators, info.site_in)[position]).sum(-1)
-    if info.site_in.kind is not SiteKind.MLP_IN:
-        return position, direction, torch.zeros_like(total), total
-    norm = operators.layers[info.layer].mlp_norm
-    constant = torch.zeros_like(total) if norm.bias is None else direction @ norm.bias
+    constant, norm = torch.zeros_like(total), operators.layers[info.layer].mlp_norm
+    if is_linearised(info):
+        direction, constant = through_mlp(operators.layers[info.layer], direction, position)
+    elif info.site_in.kind is not SiteKind.MLP_IN:
+        return position, direction, constant, total
+    constant = constant if norm.bias is None else constant + direction @ norm.bias
     return position, norm.pull_back(direction, position), constant, total
+
+
+def encoder_directions(
+    hosted: HostedModel,
+    operators: FrozenOperators,
+    active: ActiveFeatures,
+    layer: ActiveLayer,
+    position: Tensor,
+    index: Tensor,
+) -> Tensor:
+    """Return what features, active or not, multiply the activation they read by, `(n, d_model)`.
+
+    Args:
+        hosted: The model with its sets.
+        operators: The frozen network.
+        active: The prompt's active features.
+        layer: One of its layers.
+        position: int64 `(n,)`; a scale of the input is that of the clean prompt there.
+        index: int64 `(n,)`.
+    """
+    with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
+        direction = resident[layer.info.layer].encoders(index.tolist()).to(operators.dtype)
+    return direction / layer.read_scale[position, None].to(operators.dtype)

@@ -92,11 +92,11 @@ def control_circuit(
     source = yield from _fitted(hosted, circuit.replacement, layers, seed)
     view = _beside(hosted, circuit.replacement, source)
     budget = sum(node.kind is NodeKind.FEATURE for node in circuit.nodes)
+    token, against = circuit.choice()
     command = DiscoverCircuit(
         prompt=circuit.prompt,
         target=LogitTarget(
-            token=f"#{circuit.target.id}",
-            against=None if circuit.against is None else f"#{circuit.against.id}",
+            token=f"#{token.id}", against=None if against is None else f"#{against.id}"
         ),
         replacement=NAME,
         layers=tuple(layers),

@@ -53,6 +53,7 @@ def open_subject(
     Raises:
         ParentChangedError: If the model's weights are not those that the circuit was found in.
         ReplacementNotFoundError: If its set is not loaded any more.
+        UnsupportedOptionError: If it explains anything but one next-token choice.
         InvalidRequestError: If its pruned form has no feature at positions >= 1.
     """
     check_circuit(hosted, circuit)
@@ -65,13 +66,13 @@ def open_subject(
             "less, or discover it with more nodes",
             field="node_threshold",
         )
-    against = None if circuit.against is None else circuit.against.id
+    token, against = circuit.choice()
     prompt = MaskedPrompt(
         hosted=hosted,
         ids=tuple(token.id for token in circuit.tokens),
         replacement=circuit.replacement,
         layers=opened_layers(hosted, circuit),
-        readout=logit_readout(hosted, circuit.target.id, against),
+        readout=logit_readout(hosted, token.id, None if against is None else against.id),
         error_term=options.error_term,
     )
     with torch.inference_mode():

@@ -125,9 +125,8 @@ def _examine(
 
 
 def _target(circuit: Circuit) -> str:
-    if circuit.against is None:
-        return repr(circuit.target.display)
-    return f"{circuit.target.display!r} against {circuit.against.display!r}"
+    token, against = circuit.choice()
+    return repr(token.display) if against is None else f"{token.display!r} against {against.display!r}"
 
 
 def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:

@@ -228,10 +228,7 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
         )
     if [one.id for one in first.tokens] != [one.id for one in second.tokens] and not summed:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
-    if (first.target.id, first.against and first.against.id) != (
-        second.target.id,
-        second.against and second.against.id,
-    ):
+    if first.target_label != second.target_label:
         caveats.append("They explain different targets.")
     if any(side.provenance.origin == "imported" for side in sides):
         caveats.append("Nothing about an imported circuit was verified.")

@@ -107,7 +107,7 @@ def predicted_to_wire(
     return pb.CircuitVerification(
         circuit=qualified("circuits", stored.name),
         prompt=clean(stored.circuit.prompt),
-        target=clean(stored.circuit.target.display),
+        target=clean(stored.circuit.target_label),
         version=version_to_wire(info.name, info.weight_hash),
         seed=request.options.seed,
         seconds=predicted_seconds(cost, info),

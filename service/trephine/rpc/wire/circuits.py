@@ -11,10 +11,10 @@ from trephine.domain.findings import Figure
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.tokens import Token
+from trephine.rpc.wire.circuit_targets import explained_to_wire, graph_target_from_wire
 from trephine.rpc.wire.common import (
     feature_to_wire,
     figure_to_wire,
-    logit_target_from_wire,
     token_to_wire,
     version_to_wire,
 )
@@ -44,7 +44,7 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         InvalidRequestError: Naming the field.
     """
     with within("target"):
-        target = logit_target_from_wire(request.target)
+        target = graph_target_from_wire(request.target)
     for index, layer in enumerate(request.layers):
         at_least(layer, 0, f"layers[{index}]")
     nodes = (
@@ -55,6 +55,7 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
     return DiscoverCircuit(
         prompt=prompt(request.prompt),
         target=target,
+        positions=tuple(request.target.positions),
         replacement=request.replacement or NEURONS,
         layers=tuple(request.layers) or None,
         max_feature_nodes=nodes,
@@ -84,8 +85,7 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         name=qualified("circuits", stored.name),
         prompt=clean(circuit.prompt),
         tokens=[token_to_wire(token) for token in circuit.tokens],
-        target=token_to_wire(circuit.target),
-        against=None if circuit.against is None else token_to_wire(circuit.against),
+        targets=[explained_to_wire(target) for target in circuit.targets],
         replacement=clean(circuit.replacement),
         edge_rule=clean(circuit.edge_rule),
         quality=None if circuit.quality is None else _quality_to_wire(circuit.quality),
@@ -109,16 +109,12 @@ def checked_to_wire(
     command: DiscoverCircuit,
     info: ModelInfo,
     tokens: tuple[Token, ...],
-    target: Token,
-    against: Token | None,
     cost: DiscoveryCost,
 ) -> pb.Circuit:
     """Write what is known of a circuit before it is found; time and memory are predictions."""
     return pb.Circuit(
         prompt=command.prompt,
         tokens=[token_to_wire(token) for token in tokens],
-        target=token_to_wire(target),
-        against=None if against is None else token_to_wire(against),
         replacement=clean(command.replacement),
         version=version_to_wire(info.name, info.weight_hash),
         seconds=cost.seconds,

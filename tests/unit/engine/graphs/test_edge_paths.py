@@ -125,7 +125,7 @@ def test_a_head_carries_what_its_output_changes(family):
         layer.resid_pre[hop.key] -= operators.embedding[1].clone()
         after = head_outputs(layer, torch.tensor([hop.query]))[0, hop.head]
         change = through(layer.attention_post_norm, (before - after)[None], torch.tensor([hop.query]))
-        direction = hosted.architecture.W_U[circuit.target.id] - hosted.architecture.W_U[circuit.against.id]
+        direction = torch.sub(*(hosted.architecture.W_U[token.id] for token in circuit.choice()))
         last = torch.tensor([operators.n_pos - 1])
         expected = float(through(operators.final_norm, change, last)[0] @ direction)
     assert hop.query == operators.n_pos - 1
@@ -195,7 +195,7 @@ def test_de_embeddings_name_the_tokens_that_a_path_reads():
     with torch.inference_mode():
         embeddings = hosted.architecture.embedding(torch.arange(400))
         normed = hosted.architecture.final_norm.module(embeddings)
-        direction = hosted.architecture.W_U[circuit.target.id] - hosted.architecture.W_U[circuit.against.id]
+        direction = torch.sub(*(hosted.architecture.W_U[token.id] for token in circuit.choice()))
         scores = normed @ direction
     assert [token.id for token, _ in path.excites] == scores.topk(3).indices.tolist()
     assert [token.id for token, _ in path.inhibits] == (-scores).topk(3).indices.tolist()

@@ -1,0 +1,49 @@
+"""What a graph explains, as a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trephine.client.errors import InvalidRequestError
+from trephine.client.sendable import sendable
+from trephine.client.types.interventions import site_message
+from trephine.client.types.targets import (
+    AttentionScore,
+    DirectionValue,
+    FeatureValue,
+    Target,
+    TokenLogits,
+    TopLogits,
+)
+from trephine.v1 import circuit_targets_pb2 as pb
+from trephine.v1 import common_pb2
+
+
+@sendable
+def graph_target(target: Target, against: str | None, positions: Sequence[int]) -> pb.GraphTarget:
+    """Say what is explained.
+
+    Raises:
+        InvalidRequestError: If something other than a token is held against a token.
+    """
+    if against is not None and not isinstance(target, str):
+        raise InvalidRequestError(
+            "only a token can be held against another token; leave `against` out", field="against"
+        )
+    match target:
+        case str():
+            logit = common_pb2.LogitTarget(token=target, against=against)
+            message = pb.GraphTarget(logit=logit)
+        case TopLogits(limit=limit, mass=mass):
+            message = pb.GraphTarget(top_logits=pb.TopLogits(limit=limit, mass=mass))
+        case TokenLogits(tokens=tokens):
+            message = pb.GraphTarget(token_logits=pb.TokenLogits(tokens=tokens))
+        case FeatureValue(layer=layer, index=index):
+            message = pb.GraphTarget(feature=pb.FeatureValue(layer=layer, index=index))
+        case DirectionValue(site=site, vector=vector, name=name):
+            direction = pb.DirectionValue(site=site_message(site), vector=vector, name=name)
+            message = pb.GraphTarget(direction=direction)
+        case AttentionScore(layer=layer, head=head, key=key):
+            message = pb.GraphTarget(attention=pb.AttentionScore(layer=layer, head=head, key=key))
+    message.positions.extend(positions)
+    return message

@@ -1,0 +1,152 @@
+"""Can this be explained? Everything that can be known of a target before the prompt is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.errors import (
+    FeatureOutOfRangeError,
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    PositionOutOfRangeError,
+    ShapeMismatchError,
+)
+from trephine.domain.sites import NEURONS
+from trephine.domain.targets import (
+    MOST_TARGETS,
+    AttentionScore,
+    DirectionValue,
+    FeatureValue,
+    TokenLogits,
+    TopLogits,
+)
+from trephine.engine.hosted import HostedModel
+from trephine.engine.readouts import logit_readout
+from trephine.engine.replacements.sets import covered_layers, layer_info
+from trephine.engine.sites import require_layer, require_site, site_width
+
+
+def check_target(hosted: HostedModel, command: DiscoverCircuit, n_pos: int) -> None:
+    """Refuse a target that does not exist.
+
+    Raises:
+        TargetNotOneTokenError, TokenOutOfRangeError: For tokens.
+        LayerOutOfRangeError, FeatureOutOfRangeError, PositionOutOfRangeError: For addresses.
+        ShapeMismatchError: For a direction of another length than the stream.
+        UnsupportedOptionError: For a site that the architecture does not have.
+        InvalidRequestError: If there are too many read-outs.
+    """
+    positions = asked_positions(command.positions, n_pos)
+    count = len(positions) * _per_position(command)
+    if count > MOST_TARGETS:
+        raise InvalidRequestError(
+            f"that makes {count} targets and one graph explains at most {MOST_TARGETS}; name fewer positions "
+            "or logits",
+            field="positions",
+        )
+    match command.target:
+        case LogitTarget(token=token, against=against):
+            other = None if against is None else hosted.resolve_target(against)
+            logit_readout(hosted, hosted.resolve_target(token), other)
+        case TokenLogits(tokens=tokens):
+            _check_tokens(hosted, tokens)
+        case FeatureValue() as wanted:
+            _check_feature(hosted, command, wanted)
+        case DirectionValue() as wanted:
+            _check_direction(hosted, wanted)
+        case AttentionScore() as wanted:
+            _check_score(hosted, wanted, positions)
+        case _:
+            pass
+
+
+def asked_positions(positions: Sequence[int], n_pos: int) -> tuple[int, ...]:
+    """Return where targets are read, ascending; none: the last position. -1 is the last, too.
+
+    Raises:
+        PositionOutOfRangeError: If the prompt does not have one.
+        InvalidRequestError: If one is named twice.
+    """
+    for position in positions:
+        if not -n_pos <= position < n_pos:
+            raise PositionOutOfRangeError(
+                f"position {position} does not exist: the prompt has positions 0 to {n_pos - 1}, and -1 to "
+                f"-{n_pos} count from its end",
+                field="positions",
+                position=position,
+            )
+    found = sorted({position % n_pos for position in positions} or {n_pos - 1})
+    if len(found) < len(positions):
+        raise InvalidRequestError("a position is named twice", field="positions")
+    return tuple(found)
+
+
+def _per_position(command: DiscoverCircuit) -> int:
+    match command.target:
+        case TopLogits(limit=limit):
+            return limit
+        case TokenLogits(tokens=tokens):
+            return len(tokens)
+        case _:
+            return 1
+
+
+def _check_tokens(hosted: HostedModel, tokens: Sequence[str]) -> None:
+    ids = [hosted.resolve_target(token) for token in tokens]
+    if len(set(ids)) < len(ids):
+        raise InvalidRequestError("a token is named twice", field="target.tokens")
+
+
+def _check_feature(hosted: HostedModel, command: DiscoverCircuit, wanted: FeatureValue) -> None:
+    require_layer(hosted.architecture, wanted.layer)
+    open_layers = command.layers or covered_layers(hosted, command.replacement)
+    if command.replacement != NEURONS and wanted.layer not in open_layers:
+        raise LayerOutOfRangeError(
+            f"the graph covers layers {', '.join(map(str, open_layers))}, and the target is a feature of "
+            f"layer {wanted.layer}",
+            field="target.layer",
+            layer=wanted.layer,
+        )
+    width = (
+        hosted.architecture.d_mlp
+        if command.replacement == NEURONS
+        else layer_info(hosted, command.replacement, wanted.layer).d_sae
+    )
+    if not 0 <= wanted.index < width:
+        raise FeatureOutOfRangeError(
+            f"layer {wanted.layer} has features 0 to {width - 1}, got {wanted.index}",
+            field="target.index",
+            index=wanted.index,
+        )
+
+
+def _check_direction(hosted: HostedModel, wanted: DirectionValue) -> None:
+    width = site_width(hosted.architecture, require_site(hosted.architecture, wanted.site))
+    if len(wanted.vector) != width:
+        raise ShapeMismatchError(
+            f"the direction has {len(wanted.vector)} numbers, {wanted.site.kind.value} has {width}",
+            field="target.vector",
+            got=len(wanted.vector),
+            expected=width,
+        )
+
+
+def _check_score(hosted: HostedModel, wanted: AttentionScore, positions: Sequence[int]) -> None:
+    require_layer(hosted.architecture, wanted.layer)
+    attention = hosted.architecture.blocks[wanted.layer].attention
+    if not 0 <= wanted.head < attention.n_heads:
+        raise InvalidRequestError(
+            f"head {wanted.head} does not exist: layer {wanted.layer} has heads 0 to {attention.n_heads - 1}",
+            field="target.head",
+        )
+    window = getattr(attention.module, "sliding_window", None)
+    for query in positions:
+        first = 0 if window is None else max(0, query + 1 - window)
+        if not first <= wanted.key <= query:
+            raise PositionOutOfRangeError(
+                f"query {query} sees keys {first} to {query} in layer {wanted.layer}, and not {wanted.key}",
+                field="target.key",
+                position=wanted.key,
+            )
