@@ -241,9 +241,9 @@ def test_an_uncovered_mlp_is_error_as_a_whole():
     assert {layer.info.layer for layer in active.layers} == {0, 2}
 
 
-@pytest.mark.parametrize("kind", [SiteKind.MLP_OUT, SiteKind.ATTN_Z, SiteKind.NEURONS])
+@pytest.mark.parametrize("kind", [SiteKind.ATTN_Z, SiteKind.NEURONS])
 def test_sites_without_a_law_are_refused(kind):
-    """An SAE on an MLP's output, its neurons or the heads' values is refused by name, before any work."""
+    """An SAE on an MLP's neurons or the heads' values is refused by name, before any work."""
     hosted = tiny_hosted("llama")
     reside(hosted, [sae(hosted, Site(kind=kind, layer=1))])
     operators = capture(hosted.model, hosted.architecture, IDS)
