@@ -190,6 +190,7 @@ class Completion(google.protobuf.message.Message):
     FINISH_REASON_FIELD_NUMBER: builtins.int
     APPLIED_FIELD_NUMBER: builtins.int
     N_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     text: builtins.str
     """What was added to the prompt."""
     finish_reason: builtins.str
@@ -204,6 +205,10 @@ class Completion(google.protobuf.message.Message):
     def applied(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Applied]:
         """Echo of the interventions."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+
     def __init__(
         self,
         *,
@@ -212,8 +217,9 @@ class Completion(google.protobuf.message.Message):
         finish_reason: builtins.str = ...,
         applied: collections.abc.Iterable[trephine.v1.interventions_pb2.Applied] | None = ...,
         n_prompt_tokens: builtins.int = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied", b"applied", "finish_reason", b"finish_reason", "n_prompt_tokens", b"n_prompt_tokens", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "finish_reason", b"finish_reason", "n_prompt_tokens", b"n_prompt_tokens", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
 
 global___Completion = Completion
 
@@ -307,6 +313,7 @@ class RowScore(google.protobuf.message.Message):
     TOP_TOKEN_IDS_FIELD_NUMBER: builtins.int
     KL_FIELD_NUMBER: builtins.int
     APPLIED_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The continuation's tokens."""
@@ -327,6 +334,10 @@ class RowScore(google.protobuf.message.Message):
     def applied(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Applied]:
         """Echo of the interventions."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+
     def __init__(
         self,
         *,
@@ -335,7 +346,8 @@ class RowScore(google.protobuf.message.Message):
         top_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         kl: collections.abc.Iterable[builtins.float] | None = ...,
         applied: collections.abc.Iterable[trephine.v1.interventions_pb2.Applied] | None = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied", b"applied", "kl", b"kl", "log_probabilities", b"log_probabilities", "token_ids", b"token_ids", "top_token_ids", b"top_token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "kl", b"kl", "log_probabilities", b"log_probabilities", "token_ids", b"token_ids", "top_token_ids", b"top_token_ids"]) -> None: ...
 
 global___RowScore = RowScore

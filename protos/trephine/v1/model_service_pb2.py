@@ -25,45 +25,48 @@ _sym_db = _symbol_database.Default()
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
+from trephine.v1 import replacement_service_pb2 as trephine_dot_v1_dot_replacement__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftrephine/v1/model_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\"\xd5\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.trephine.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bweight_hash\x18\x04 \x01(\t\x12\x13\n\x0bparent_hash\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x10\n\x08n_layers\x18\x08 \x01(\x05\x12\x0f\n\x07n_heads\x18\t \x01(\x05\x12\x12\n\nn_kv_heads\x18\n \x01(\x05\x12\x0f\n\x07\x64_model\x18\x0b \x01(\x05\x12\r\n\x05\x64_mlp\x18\x0c \x01(\x05\x12\x0f\n\x07\x64_vocab\x18\r \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0e \x01(\x05\x12\x14\n\x0cn_parameters\x18\x0f \x01(\x03\x12\x17\n\x0ftied_embeddings\x18\x10 \x01(\x08\x12\x14\n\x0chas_mlp_bias\x18\x11 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x12 \x01(\x08\x12\x15\n\reos_token_ids\x18\x13 \x03(\x05\x12\x19\n\x0c\x62os_token_id\x18\x14 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x15 \x01(\x03\x42\x0f\n\r_bos_token_id\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.trephine.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xc4\x01\n\x10LoadModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x14\n\x07\x61\x64\x61pter\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x15\n\x08revision\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_adapterB\x0b\n\t_revision\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x16GetCapabilitiesRequest\x12\r\n\x05model\x18\x01 \x01(\t\";\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xaa\x01\n\x0c\x43\x61pabilities\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.trephine.v1.Model\x12-\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0b\x32\x17.trephine.v1.Capability\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\x05\x12\x10\n\x08max_rows\x18\x04 \x01(\x05\x12\x1b\n\x13memory_budget_bytes\x18\x05 \x01(\x03\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"6\n\x10TokenizeResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.trephine.v1.Token\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x93\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.trephine.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\")\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*u\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x16\n\x12MODEL_STATE_LOADED\x10\x03\x32\xae\x04\n\x0cModelService\x12M\n\nListModels\x12\x1e.trephine.v1.ListModelsRequest\x1a\x1f.trephine.v1.ListModelsResponse\x12<\n\x08GetModel\x12\x1c.trephine.v1.GetModelRequest\x1a\x12.trephine.v1.Model\x12I\n\tLoadModel\x12\x1d.trephine.v1.LoadModelRequest\x1a\x1d.google.longrunning.Operation\x12\x46\n\x0bUnloadModel\x12\x1f.trephine.v1.UnloadModelRequest\x1a\x16.google.protobuf.Empty\x12Q\n\x0fGetCapabilities\x12#.trephine.v1.GetCapabilitiesRequest\x1a\x19.trephine.v1.Capabilities\x12G\n\x08Tokenize\x12\x1c.trephine.v1.TokenizeRequest\x1a\x1d.trephine.v1.TokenizeResponse\x12\x62\n\x11\x41pplyChatTemplate\x12%.trephine.v1.ApplyChatTemplateRequest\x1a&.trephine.v1.ApplyChatTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftrephine/v1/model_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\x1a%trephine/v1/replacement_service.proto\"\xd5\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.trephine.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bweight_hash\x18\x04 \x01(\t\x12\x13\n\x0bparent_hash\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x10\n\x08n_layers\x18\x08 \x01(\x05\x12\x0f\n\x07n_heads\x18\t \x01(\x05\x12\x12\n\nn_kv_heads\x18\n \x01(\x05\x12\x0f\n\x07\x64_model\x18\x0b \x01(\x05\x12\r\n\x05\x64_mlp\x18\x0c \x01(\x05\x12\x0f\n\x07\x64_vocab\x18\r \x01(\x05\x12\x16\n\x0e\x63ontext_length\x18\x0e \x01(\x05\x12\x14\n\x0cn_parameters\x18\x0f \x01(\x03\x12\x17\n\x0ftied_embeddings\x18\x10 \x01(\x08\x12\x14\n\x0chas_mlp_bias\x18\x11 \x01(\x08\x12\x19\n\x11has_chat_template\x18\x12 \x01(\x08\x12\x15\n\reos_token_ids\x18\x13 \x03(\x05\x12\x19\n\x0c\x62os_token_id\x18\x14 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cmemory_bytes\x18\x15 \x01(\x03\x42\x0f\n\r_bos_token_id\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.trephine.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xc4\x01\n\x10LoadModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x14\n\x07\x61\x64\x61pter\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x15\n\x08revision\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_adapterB\x0b\n\t_revision\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x16GetCapabilitiesRequest\x12\r\n\x05model\x18\x01 \x01(\t\";\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"f\n\tLoadedSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\x05\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\x12)\n\tresidency\x18\x04 \x01(\x0b\x32\x16.trephine.v1.Residency\"\xd8\x01\n\x0c\x43\x61pabilities\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.trephine.v1.Model\x12-\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0b\x32\x17.trephine.v1.Capability\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\x05\x12\x10\n\x08max_rows\x18\x04 \x01(\x05\x12\x1b\n\x13memory_budget_bytes\x18\x05 \x01(\x03\x12,\n\x0creplacements\x18\x06 \x03(\x0b\x32\x16.trephine.v1.LoadedSet\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"6\n\x10TokenizeResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.trephine.v1.Token\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x93\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.trephine.v1.ChatMessage\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\")\n\x19\x41pplyChatTemplateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*u\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x16\n\x12MODEL_STATE_LOADED\x10\x03\x32\xae\x04\n\x0cModelService\x12M\n\nListModels\x12\x1e.trephine.v1.ListModelsRequest\x1a\x1f.trephine.v1.ListModelsResponse\x12<\n\x08GetModel\x12\x1c.trephine.v1.GetModelRequest\x1a\x12.trephine.v1.Model\x12I\n\tLoadModel\x12\x1d.trephine.v1.LoadModelRequest\x1a\x1d.google.longrunning.Operation\x12\x46\n\x0bUnloadModel\x12\x1f.trephine.v1.UnloadModelRequest\x1a\x16.google.protobuf.Empty\x12Q\n\x0fGetCapabilities\x12#.trephine.v1.GetCapabilitiesRequest\x1a\x19.trephine.v1.Capabilities\x12G\n\x08Tokenize\x12\x1c.trephine.v1.TokenizeRequest\x1a\x1d.trephine.v1.TokenizeResponse\x12\x62\n\x11\x41pplyChatTemplate\x12%.trephine.v1.ApplyChatTemplateRequest\x1a&.trephine.v1.ApplyChatTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1641
-  _globals['_MODELSTATE']._serialized_end=1758
-  _globals['_MODEL']._serialized_start=141
-  _globals['_MODEL']._serialized_end=610
-  _globals['_LISTMODELSREQUEST']._serialized_start=612
-  _globals['_LISTMODELSREQUEST']._serialized_end=670
-  _globals['_LISTMODELSRESPONSE']._serialized_start=672
-  _globals['_LISTMODELSRESPONSE']._serialized_end=753
-  _globals['_GETMODELREQUEST']._serialized_start=755
-  _globals['_GETMODELREQUEST']._serialized_end=786
-  _globals['_LOADMODELREQUEST']._serialized_start=789
-  _globals['_LOADMODELREQUEST']._serialized_end=985
-  _globals['_UNLOADMODELREQUEST']._serialized_start=987
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1021
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1023
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1062
-  _globals['_CAPABILITY']._serialized_start=1064
-  _globals['_CAPABILITY']._serialized_end=1123
-  _globals['_CAPABILITIES']._serialized_start=1126
-  _globals['_CAPABILITIES']._serialized_end=1296
-  _globals['_TOKENIZEREQUEST']._serialized_start=1298
-  _globals['_TOKENIZEREQUEST']._serialized_end=1344
-  _globals['_TOKENIZERESPONSE']._serialized_start=1346
-  _globals['_TOKENIZERESPONSE']._serialized_end=1400
-  _globals['_CHATMESSAGE']._serialized_start=1402
-  _globals['_CHATMESSAGE']._serialized_end=1446
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=1449
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=1596
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=1598
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1639
-  _globals['_MODELSERVICE']._serialized_start=1761
-  _globals['_MODELSERVICE']._serialized_end=2319
+  _globals['_MODELSTATE']._serialized_start=1830
+  _globals['_MODELSTATE']._serialized_end=1947
+  _globals['_MODEL']._serialized_start=180
+  _globals['_MODEL']._serialized_end=649
+  _globals['_LISTMODELSREQUEST']._serialized_start=651
+  _globals['_LISTMODELSREQUEST']._serialized_end=709
+  _globals['_LISTMODELSRESPONSE']._serialized_start=711
+  _globals['_LISTMODELSRESPONSE']._serialized_end=792
+  _globals['_GETMODELREQUEST']._serialized_start=794
+  _globals['_GETMODELREQUEST']._serialized_end=825
+  _globals['_LOADMODELREQUEST']._serialized_start=828
+  _globals['_LOADMODELREQUEST']._serialized_end=1024
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1026
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1060
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1062
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1101
+  _globals['_CAPABILITY']._serialized_start=1103
+  _globals['_CAPABILITY']._serialized_end=1162
+  _globals['_LOADEDSET']._serialized_start=1164
+  _globals['_LOADEDSET']._serialized_end=1266
+  _globals['_CAPABILITIES']._serialized_start=1269
+  _globals['_CAPABILITIES']._serialized_end=1485
+  _globals['_TOKENIZEREQUEST']._serialized_start=1487
+  _globals['_TOKENIZEREQUEST']._serialized_end=1533
+  _globals['_TOKENIZERESPONSE']._serialized_start=1535
+  _globals['_TOKENIZERESPONSE']._serialized_end=1589
+  _globals['_CHATMESSAGE']._serialized_start=1591
+  _globals['_CHATMESSAGE']._serialized_end=1635
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=1638
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=1785
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=1787
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1828
+  _globals['_MODELSERVICE']._serialized_start=1950
+  _globals['_MODELSERVICE']._serialized_end=2508
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
 import trephine.v1.common_pb2
+import trephine.v1.replacement_service_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -330,6 +331,39 @@ class Capability(google.protobuf.message.Message):
 global___Capability = Capability
 
 @typing.final
+class LoadedSet(google.protobuf.message.Message):
+    """A replacement set beside a model, and where its weights are."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    RESIDENCY_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its id, `smollm2-135m-tc`."""
+    layers: builtins.int
+    """Layers that it covers."""
+    degraded: builtins.bool
+    """True if it failed admission and was accepted all the same."""
+    @property
+    def residency(self) -> trephine.v1.replacement_service_pb2.Residency:
+        """Budget, resident, peak and pinned bytes; layers paged in and out."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        layers: builtins.int = ...,
+        degraded: builtins.bool = ...,
+        residency: trephine.v1.replacement_service_pb2.Residency | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["residency", b"residency"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "layers", b"layers", "name", b"name", "residency", b"residency"]) -> None: ...
+
+global___LoadedSet = LoadedSet
+
+@typing.final
 class Capabilities(google.protobuf.message.Message):
     """What works for a loaded model."""
 
@@ -340,6 +374,7 @@ class Capabilities(google.protobuf.message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     MAX_ROWS_FIELD_NUMBER: builtins.int
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: builtins.int
+    REPLACEMENTS_FIELD_NUMBER: builtins.int
     max_prompt_tokens: builtins.int
     """Longest prompt and continuation together."""
     max_rows: builtins.int
@@ -354,6 +389,10 @@ class Capabilities(google.protobuf.message.Message):
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Capability]:
         """Everything that can be asked for."""
 
+    @property
+    def replacements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LoadedSet]:
+        """Loaded replacement sets, by name."""
+
     def __init__(
         self,
         *,
@@ -362,9 +401,10 @@ class Capabilities(google.protobuf.message.Message):
         max_prompt_tokens: builtins.int = ...,
         max_rows: builtins.int = ...,
         memory_budget_bytes: builtins.int = ...,
+        replacements: collections.abc.Iterable[global___LoadedSet] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "max_prompt_tokens", b"max_prompt_tokens", "max_rows", b"max_rows", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "max_prompt_tokens", b"max_prompt_tokens", "max_rows", b"max_rows", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "replacements", b"replacements"]) -> None: ...
 
 global___Capabilities = Capabilities
 

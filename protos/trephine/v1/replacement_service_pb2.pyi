@@ -400,6 +400,7 @@ class Residency(google.protobuf.message.Message):
     BUDGET_BYTES_FIELD_NUMBER: builtins.int
     LOADS_FIELD_NUMBER: builtins.int
     EVICTIONS_FIELD_NUMBER: builtins.int
+    PINNED_BYTES_FIELD_NUMBER: builtins.int
     total_bytes: builtins.int
     """All layers together."""
     resident_bytes: builtins.int
@@ -412,6 +413,8 @@ class Residency(google.protobuf.message.Message):
     """Layers read from disk since the set was loaded."""
     evictions: builtins.int
     """Layers that made room."""
+    pinned_bytes: builtins.int
+    """Of the resident bytes those in use now, which stay."""
     def __init__(
         self,
         *,
@@ -421,8 +424,9 @@ class Residency(google.protobuf.message.Message):
         budget_bytes: builtins.int = ...,
         loads: builtins.int = ...,
         evictions: builtins.int = ...,
+        pinned_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "loads", b"loads", "peak_bytes", b"peak_bytes", "resident_bytes", b"resident_bytes", "total_bytes", b"total_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget_bytes", b"budget_bytes", "evictions", b"evictions", "loads", b"loads", "peak_bytes", b"peak_bytes", "pinned_bytes", b"pinned_bytes", "resident_bytes", b"resident_bytes", "total_bytes", b"total_bytes"]) -> None: ...
 
 global___Residency = Residency
 
@@ -1098,7 +1102,7 @@ class EndToEnd(google.protobuf.message.Message):
     tokens: builtins.int
     """Training tokens; 0 skips the phase."""
     lr: builtins.float
-    """Learning rate. Unset: 1e-4."""
+    """Learning rate. Unset: 5e-4."""
     local_control: builtins.bool
     """Train a copy on with the local loss for the same tokens. Unset: true."""
     def __init__(

@@ -59,6 +59,8 @@ class Completion:
     finish_reason: FinishReason
     applied: tuple[Applied, ...]
     n_prompt_tokens: int
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,8 @@ class RowScore:
     kl: tuple[float, ...]
     """KL(plain || intervened) in nats at each of these places; zeros without interventions."""
     applied: tuple[Applied, ...]
+    caveats: tuple[str, ...] = ()
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trephine.domain.commands import Command, Progress
+from trephine.domain.replacements import Residency
 
 DType = Literal["float32", "bfloat16", "float64"]
 
@@ -66,6 +67,18 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSet:
+    """A replacement set beside the model, and where its weights are."""
+
+    name: str
+    """Its id, `smollm2-135m-tc`."""
+    layers: int
+    degraded: bool
+    """True if it failed admission and was accepted all the same."""
+    residency: Residency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What works for one loaded model."""
 
@@ -75,6 +88,8 @@ class Capabilities:
     max_rows: int
     """Rows of one Generate or Score call."""
     memory_budget_bytes: int
+    replacements: tuple[LoadedSet, ...] = ()
+    """Loaded sets, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from math import nan
 
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
@@ -146,6 +148,9 @@ class Residency:
     loads: int
     """Layers read from disk since the set was loaded."""
     evictions: int
+    """Layers that made room for others."""
+    pinned_bytes: int = 0
+    """Of the resident bytes those in use now, which stay; 0 in records of before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +201,10 @@ class ListReplacementSets(Command[ReplacementSets, Progress]):
     """List the loaded sets."""
 
 
+def _not_measured(name: str) -> Figure:
+    return Figure(name=name, value=nan)
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 
 
@@ -243,26 +252,28 @@ class SplicedScore:
     ce_mean_ablated: Figure
     ce_zero_ablated: Figure
     ce_score: Figure
-    ce_score_zero: Figure
     kl: Figure
     kl_score: Figure
-    kl_score_zero: Figure
     top1_agreement: Figure
     error_share: Figure
     """|error| / (|error| + |reconstruction|), L2 norms, over all layers and positions."""
+    ce_score_zero: Figure = field(default_factory=partial(_not_measured, "ce_score_zero"))
+    """No number in evaluations of before, as the one below."""
+    kl_score_zero: Figure = field(default_factory=partial(_not_measured, "kl_score_zero"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthFaithfulness:
     """Perturb a feature in the replacement model and in the true one; compare downstream changes."""
 
-    dictionary: Dictionary
-    """Whose layers answer; the perturbed features are the set's own in any case."""
     depth: int
     """Layers between the perturbed one and the compared one."""
     cosine: Figure
     nmse: Figure
     pairs: int
+    dictionary: Dictionary = Dictionary.GIVEN
+    """Whose layers answer; the perturbed features are the set's own in any case. In evaluations of before
+    nothing but the set answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

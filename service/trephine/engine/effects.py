@@ -21,7 +21,7 @@ from trephine.engine.controls import ControlDraws, draw_controls, norms_of
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import LogitReadout, logit_readout
-from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.replacements.contexts import beginning_caveats, sets_of
 from trephine.engine.resumption import CleanRun, clean_run, stream_bytes
 from trephine.engine.retain import retain_kl, retain_text
 from trephine.engine.rows import RowInput, RowsOutput, run_rows
@@ -131,7 +131,7 @@ def measure_ablation(
         retain_tokens=retain.n_tokens,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=beginning_caveats(hosted, _sets_of(command.interventions), measured.ids),
+        caveats=beginning_caveats(hosted, sets_of(command.interventions), measured.ids),
     )
 
 
@@ -211,13 +211,6 @@ def _features(interventions: Interventions) -> tuple[FeatureRef, ...]:
             )
         found[feature] = None
     return tuple(found)
-
-
-def _sets_of(interventions: Interventions) -> list[str]:
-    """List the sets whose features are written or decide whether something is."""
-    named = [_feature(intervention) for intervention in interventions]
-    named += [one.condition.feature for one in interventions if one.condition is not None]
-    return [feature.replacement for feature in named if feature is not None]
 
 
 def _feature(intervention: Intervention) -> FeatureRef | None:

@@ -7,7 +7,7 @@ wherever their selector says.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.plans import RowPlan
 from trephine.engine.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.refusals import is_of_set
+from trephine.engine.replacements.contexts import beginning_caveats, sets_of
 from trephine.engine.rows import RowInput, check_row, frozen_patterns, plan_rows, require_matches
 from trephine.engine.sampling import Sampler
 from trephine.engine.selection import Span
@@ -44,6 +45,7 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
     hosted = session.require_model()
     check_row_count(len(command.rows))
     rows = [_prompt(hosted, command, index) for index in range(len(command.rows))]
+    caveats = [beginning_caveats(hosted, sets_of(row.interventions), row.ids) for row in rows]
     completions: list[Completion] = []
     shared = shared_tokens(rows)
     prefix = read_prefix(hosted, rows[0].ids[:shared]) if shared else None
@@ -51,7 +53,9 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
     for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
         completions += yield from _generate_batch(hosted, command, rows, part, prefix)
     return Generation(
-        completions=tuple(completions), model=hosted.info.name, weight_hash=hosted.info.weight_hash
+        completions=tuple(replace(row, caveats=said) for row, said in zip(completions, caveats, strict=True)),
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
     )
 
 

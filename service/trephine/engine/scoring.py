@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.errors import TrephineError
 from trephine.domain.generation import RowScore, Score, Scores
-from trephine.domain.interventions import Applied
 from trephine.engine.batches import batches, check_row_count
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
+from trephine.engine.replacements.contexts import beginning_caveats, sets_of
 from trephine.engine.rows import RowInput, RowsOutput, check_row, run_rows
 from trephine.engine.session import Handler, Session
 
@@ -37,6 +38,7 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
     hosted = session.require_model()
     check_row_count(len(command.rows))
     rows = [_encode(hosted, command, index) for index in range(len(command.rows))]
+    caveats = [beginning_caveats(hosted, sets_of(row.interventions), row.ids) for row in rows]
     scores: list[RowScore] = []
     shared = shared_tokens(rows)
     prefix = read_prefix(hosted, rows[0].ids[:shared]) if shared else None
@@ -44,7 +46,11 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
     for part in batches(lengths, max_tokens=BATCH_TOKENS, max_rows=BATCH_ROWS):
         yield Progress(stage="score", done=len(scores), total=len(rows))
         scores += yield from _score_batch(hosted, [rows[i] for i in part], part.start, prefix)
-    return Scores(rows=tuple(scores), model=hosted.info.name, weight_hash=hosted.info.weight_hash)
+    return Scores(
+        rows=tuple(replace(row, caveats=said) for row, said in zip(scores, caveats, strict=True)),
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+    )
 
 
 def _encode(hosted: HostedModel, command: Score, index: int) -> RowInput:
@@ -73,10 +79,11 @@ def _score_batch(
     if changed_rows:
         yield
         changed = _intervened(hosted, rows, changed_rows, first_row, kept)
-    scores = [_row_score(row, logits, None, ()) for row, logits in zip(rows, plain, strict=True)]
+    scores = [_row_score(row, logits) for row, logits in zip(rows, plain, strict=True)]
     for place, i in enumerate(changed_rows if changed else ()):
         if changed is not None:
-            scores[i] = _row_score(rows[i], plain[i], changed.logits[place], changed.applied[place])
+            found = _row_score(rows[i], plain[i], changed.logits[place])
+            scores[i] = replace(found, applied=changed.applied[place])
     return scores
 
 
@@ -92,9 +99,7 @@ def _intervened(
         raise
 
 
-def _row_score(
-    row: RowInput, plain: Tensor, changed: Tensor | None, applied: tuple[Applied, ...]
-) -> RowScore:
+def _row_score(row: RowInput, plain: Tensor, changed: Tensor | None = None) -> RowScore:
     """Score a continuation by the logits of the places before each of its tokens."""
     token_ids = list(row.ids[row.prompt_length :])
     before = slice(-len(token_ids) - 1, -1)
@@ -107,7 +112,7 @@ def _row_score(
         log_probabilities=tuple(chosen.tolist()),
         top_token_ids=tuple(logits.argmax(-1).tolist()),
         kl=tuple(kl.tolist()),
-        applied=applied,
+        applied=(),
     )
 
 

@@ -182,6 +182,7 @@ def contrast(
     ]
     given.output.table(("FEATURE", "DIFFERENCE", "AUROC", "P", "Q", "LABEL"), rows)
     given.output.note(f"{found.compared} features compared, {found.permutations} permutations")
+    note_caveats(given.output, found.caveats)
     note_degraded(given.output, found.degraded)
 
 

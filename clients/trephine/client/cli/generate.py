@@ -11,7 +11,7 @@ from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_chang
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import ReplacementsOption, note_degraded, open_sets
+from trephine.client.cli.sets import ReplacementsOption, note_caveats, note_degraded, open_sets
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable_lines
@@ -57,6 +57,7 @@ def generate(
                 _show_pair(given.output, stream)
                 completions = stream.result().completions
                 note_degraded(given.output, any(echo.degraded for row in completions for echo in row.applied))
+                note_caveats(given.output, dict.fromkeys(said for row in completions for said in row.caveats))
         else:
             with loaded.generate(prompt, **options) as stream:  # type: ignore[arg-type]
                 _show_one(given.output, stream)

@@ -9,11 +9,14 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.service import run_service
 from trephine.client.decoding import message_json
-from trephine.client.types import Capabilities, ModelInfo
+from trephine.client.types import Capabilities, LoadedSet, ModelInfo
 from trephine.v1 import model_service_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, load and describe models.")
 
+_SET_COLUMNS = (
+    "SET", "LAYERS", "SIZE", "BUDGET", "RESIDENT", "AT MOST", "PINNED", "PAGED IN", "PAGED OUT"
+)  # fmt: skip
 NameArgument = Annotated[str, typer.Argument(help="A name (smollm2) or a folder (./my-model).")]
 
 
@@ -81,6 +84,8 @@ def describe(context: typer.Context, name: NameArgument = DEFAULT_MODEL) -> None
     given.output.facts([*facts_of(found.model), *_limits(found)])
     rows = [(one.name, "yes" if one.available else "no", one.note) for one in found.capabilities]
     given.output.table(("CAPABILITY", "WORKS", "NOTE"), rows)
+    if found.replacements:
+        given.output.table(_SET_COLUMNS, [_set_row(loaded) for loaded in found.replacements])
 
 
 def facts_of(info: ModelInfo) -> list[tuple[str, str]]:
@@ -104,6 +109,20 @@ def _limits(found: Capabilities) -> list[tuple[str, str]]:
         ("longest prompt", f"{found.max_prompt_tokens} tokens, continuation included"),
         ("rows of one call", str(found.max_rows)),
     ]
+
+
+def _set_row(loaded: LoadedSet) -> tuple[str, ...]:
+    where = loaded.residency
+    sizes = (
+        where.total_bytes,
+        where.budget_bytes,
+        where.resident_bytes,
+        where.peak_bytes,
+        where.pinned_bytes,
+    )
+    name = f"{loaded.name} (degraded)" if loaded.degraded else loaded.name
+    megabytes = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    return (name, str(loaded.layers), *megabytes, str(where.loads), str(where.evictions))
 
 
 def _short(name: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trephine.client.decoding import WireValue
+from trephine.client.types.replacements import Residency
 
 
 class ModelState(StrEnum):
@@ -55,6 +56,17 @@ class Capability(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSet(WireValue):
+    """A replacement set beside the model, and where its weights are."""
+
+    name: str
+    layers: int
+    degraded: bool
+    """True if it failed admission and was accepted all the same."""
+    residency: Residency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities(WireValue):
     """What works for one loaded model."""
 
@@ -63,3 +75,4 @@ class Capabilities(WireValue):
     max_prompt_tokens: int
     max_rows: int
     memory_budget_bytes: int
+    replacements: tuple[LoadedSet, ...]

@@ -113,7 +113,11 @@ class Residency(WireValue):
     peak_bytes: int
     budget_bytes: int
     loads: int
+    """Layers read from disk since the set was loaded."""
     evictions: int
+    """Layers that made room for others."""
+    pinned_bytes: int
+    """Of the resident bytes those in use now, which stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

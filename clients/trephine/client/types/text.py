@@ -44,6 +44,8 @@ class Completion(WireValue):
     """`stop` or `length`."""
     applied: tuple[Applied, ...]
     n_prompt_tokens: int
+    caveats: tuple[str, ...]
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class RowScore(WireValue):
     kl: tuple[float, ...]
     """KL(plain || intervened) in nats; zeros without interventions."""
     applied: tuple[Applied, ...]
+    caveats: tuple[str, ...]
+    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

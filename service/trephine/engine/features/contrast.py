@@ -17,6 +17,7 @@ from trephine.engine.batches import batches
 from trephine.engine.features.reading import chosen_layers, encode_rows, read_inputs, require_positions
 from trephine.engine.features.statistics import auroc, benjamini_hochberg, permutation_p
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.session import Handler, Session
 
 _PASS_TOKENS, _PASS_ROWS = 512, 64
@@ -53,6 +54,7 @@ def contrast_features(
     layers = chosen_layers(hosted, command.replacement, command.layers)
     rows = [*_encoded(hosted, command.first, "first"), *_encoded(hosted, command.second, "second")]
     _require_room(len(rows), layers)
+    caveats = _caveats(hosted, command.replacement, rows)
     yield None
     maxima = yield from _maxima(hosted, command.replacement, layers, rows)
     tested = []
@@ -65,7 +67,16 @@ def contrast_features(
         compared=len(q_values),
         permutations=command.permutations,
         seed=command.seed,
+        caveats=caveats,
     )
+
+
+def _caveats(hosted: HostedModel, name: str, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """Say how many texts lack the first token that the set was trained with."""
+    said = [caveat for ids in rows for caveat in beginning_caveats(hosted, [name], ids)]
+    if not said:
+        return ()
+    return (f"{len(said)} of {len(rows)} texts: {said[0]}",)
 
 
 def _encoded(hosted: HostedModel, texts: Sequence[str], field: str) -> list[list[int]]:

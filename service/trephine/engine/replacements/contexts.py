@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import require_set
@@ -86,6 +87,14 @@ def beginning_caveats(hosted: HostedModel, names: Iterable[str], ids: Sequence[i
         for name, begins in wanted.items()
         if begins and begins != first
     )
+
+
+def sets_of(interventions: Iterable[Intervention]) -> list[str]:
+    """List the sets whose features are written or decide whether something is, neurons included."""
+    targets = [one.target for one in interventions]
+    named = [target.feature for target in targets if isinstance(target, FeatureTarget)]
+    named += [one.condition.feature for one in interventions if one.condition is not None]
+    return [feature.replacement for feature in named]
 
 
 def contexts_of(hosted: HostedModel, text: str, *, size: int, begin: Beginning) -> list[tuple[int, ...]]:

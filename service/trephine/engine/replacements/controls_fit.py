@@ -15,7 +15,7 @@ from trephine.domain.replacements import Dictionary
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.positions import Scope
-from trephine.engine.replacements.random_dictionaries import control_bytes, fit_control
+from trephine.engine.replacements.random_dictionaries import LayerControls, control_bytes
 from trephine.engine.replacements.residency import default_budget
 from trephine.engine.replacements.splice import LayerSource
 from trephine.engine.replacements.stream import UpwardStream
@@ -71,8 +71,9 @@ def fitted_controls(
         with torch.inference_mode(), given.open([info.layer]) as layers:
             l0 = _l0(layers[info.layer], x)
         yield None
+        controls = LayerControls(info, x, y, l0=l0, seed=seed)
         for kind in kinds:  # one at a time: each is a quantum of its own
-            fitted[kind][info.layer] = fit_control(info, x, y, l0=l0, kind=kind, seed=seed)
+            fitted[kind][info.layer] = controls.fit(kind)
             yield Progress(stage="fit controls", done=number + 1, total=len(given.infos))
     return {kind: _source(layers) for kind, layers in fitted.items()}
 

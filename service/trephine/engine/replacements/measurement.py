@@ -7,7 +7,7 @@ activations of a context are read once and shared by all dictionaries.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,12 +26,16 @@ from trephine.engine.replacements.splice import (
     encoded,
     resumed,
     run_context,
+    run_copies,
     run_spliced,
     silenced,
 )
 
 LAYER_CONTEXTS = 8
 """Contexts on which layers are spliced and ablated one by one: each takes layers x dictionaries passes."""
+
+_LOGITS = 1 << 25
+"""Logits that one pass may answer with: 128 MB in float32."""
 
 ALL = -1
 """Stands for all layers at once."""
@@ -173,18 +177,19 @@ class Measurement:
         self.measured.runs[PLAIN, ALL].append(plain.score(logits))
         del logits
         yield
-        yield from self._ablated(plain, ids, values, alone)
+        yield from self._ablated(plain, ids, values)
+        alone_written: dict[str, Values] = {name: self._ablation(name) for name in (MEAN, ZERO)}
         for dictionary, source in self.sources.items():
             with torch.inference_mode():
                 written = self._counted(dictionary, source, values, rows)
+            if alone:
+                alone_written[dictionary.value] = written
             yield
             logits = run_spliced(self.hosted, ids, source, values, rows=rows)
             self.measured.runs[dictionary.value, ALL].append(plain.score(logits))
             yield
-            for layer in alone:
-                site = _own_site(source, layer)
-                self._run_alone((dictionary.value, layer), plain, ids, values, site, written[site])
-                yield
+        for layer in alone:
+            yield from self._run_alone(layer, plain, ids, values, alone_written)
 
     def _start_layers(self, alone: Sequence[int]) -> list[int]:
         given = self.sources[Dictionary.GIVEN]
@@ -214,33 +219,51 @@ class Measurement:
         fired = active.any(0)
         counts.fired = fired if counts.fired is None else counts.fired | fired
 
-    def _ablated(
-        self, plain: PlainRun, ids: tuple[int, ...], values: Values, alone: Sequence[int]
-    ) -> Generator[None, None, None]:
-        given = self.sources[Dictionary.GIVEN]
+    def _ablated(self, plain: PlainRun, ids: tuple[int, ...], values: Values) -> Generator[None, None, None]:
+        sites = self.sources[Dictionary.GIVEN].sites_out
         for name in (MEAN, ZERO):
-            written = {site: self._ablation(name, site) for site in given.sites_out}
-            with silenced(self.hosted.architecture, given.sites_out):
-                logits = run_context(self.hosted, ids, constants(written, values, self.scope.rows(ids)))[0]
+            with silenced(self.hosted.architecture, sites):
+                touches = constants(self._ablation(name), values, self.scope.rows(ids))
+                logits = run_context(self.hosted, ids, touches)[0]
             self.measured.runs[name, ALL].append(plain.score(logits))
             yield
-            for layer in alone:
-                site = _own_site(given, layer)
-                self._run_alone((name, layer), plain, ids, values, site, written[site])
-                yield
 
-    def _ablation(self, name: str, site: Site) -> Tensor:
-        mean = self.measured.moments[site].mean.float()
-        return mean if name == MEAN else torch.zeros_like(mean)
+    def _ablation(self, name: str) -> dict[Site, Tensor]:
+        """Return what an ablation writes, `(width,)` by site."""
+        means = {
+            site: self.measured.moments[site].mean.float()
+            for site in self.sources[Dictionary.GIVEN].sites_out
+        }
+        return means if name == MEAN else {site: torch.zeros_like(mean) for site, mean in means.items()}
 
     def _run_alone(
-        self, key: Key, plain: PlainRun, ids: tuple[int, ...], values: Values, site: Site, written: Tensor
-    ) -> None:
-        """Run on from the layer that a site lies in, with the site written."""
+        self,
+        layer: int,
+        plain: PlainRun,
+        ids: tuple[int, ...],
+        values: Values,
+        written: Mapping[str, Values],
+    ) -> Generator[None, None, None]:
+        """Run on from a layer with its site written, a row of the batch for whatever is written there."""
+        site = _own_site(self.sources[Dictionary.GIVEN], layer)
         stream = values[Site(kind=SiteKind.RESID_PRE, layer=site.layer)]
-        with resumed(self.hosted.architecture, site.layer, stream):
-            logits = run_context(self.hosted, ids, constants({site: written}, rows=self.scope.rows(ids)))[0]
-        self.measured.runs[key].append(plain.score(logits))
+        for names in _in_passes(list(written), len(ids) * self.hosted.info.d_vocab):
+            rows = torch.stack([written[name][site].expand(values[site].shape) for name in names])
+            touches = constants({site: rows}, rows=self.scope.rows(ids))
+            with resumed(self.hosted.architecture, site.layer, stream):
+                logits = run_copies(self.hosted, ids, len(names), touches)
+            for name, of_row in zip(names, logits, strict=True):
+                self.measured.runs[name, layer].append(plain.score(of_row))
+            yield
+
+
+def _in_passes(names: list[str], logits: int) -> Iterator[list[str]]:
+    """Share names out over as few passes as keep the logits of each, so many a row, in bounds."""
+    most = max(1, _LOGITS // logits)
+    passes = -(-len(names) // most)
+    size = -(-len(names) // passes)
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
 
 
 def _own_site(source: LayerSource, layer: int) -> Site:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from trephine.engine.replacements.splice import (
     reconstructions,
     resumed,
     run_context,
+    silenced,
 )
 from trephine.engine.sites import Touch
 
@@ -103,11 +105,16 @@ def perturb(
     for number, ids in enumerate(used):
         _, plain = run_context(hosted, ids, {}, reads=[*source.sites, *streams, *starts], keep_last=1)
         yield None
-        for _ in range(count * (number + 1) // len(used) - count * number // len(used)):
-            layer = chooser.choice(layers)
-            chosen = _choose(source, plain, chooser, layer, scope.places(ids)[:-1])
-            if chosen is not None:
-                pairs += yield from _compare(hosted, sources, ids, plain, chosen, number)
+        quota = count * (number + 1) // len(used) - count * number // len(used)
+        drawn = [
+            _choose(source, plain, chooser, chooser.choice(layers), scope.places(ids)[:-1])
+            for _ in range(quota)
+        ]
+        answers = {name: _Answer(of_one, plain) for name, of_one in sources.items()}
+        done += drawn.count(None)
+        # From the top down: errors of upper layers are then computed once for all perturbations below.
+        for chosen in sorted(filter(None, drawn), key=lambda one: one.layer, reverse=True):
+            pairs += yield from _compare(hosted, answers, ids, plain, chosen, number)
             done += 1
             yield Progress(stage="perturb", done=done, total=count)
     return pairs
@@ -147,9 +154,35 @@ def _choose(
     return _Perturbation(layer=layer, position=position, added=added)
 
 
+class _Answer:
+    """A dictionary as the replacement model of one context, with the errors of its upper layers.
+
+    Args:
+        source: Its layers.
+        plain: The plain run's activations.
+    """
+
+    def __init__(self, source: LayerSource, plain: Values) -> None:
+        self._source, self._plain = source, plain
+        self._sums: dict[Site, Tensor] = {}
+        self._floor = inf
+
+    @torch.inference_mode()
+    def above(self, layer: int) -> tuple[LayerSource, Values]:
+        """Return the layers above one, and their errors; ask from the top down."""
+        infos = tuple(info for info in self._source.infos if info.layer > layer)
+        missing = tuple(info for info in infos if info.layer < self._floor)
+        for site, value in reconstructions(replace(self._source, infos=missing), self._plain).items():
+            self._sums[site] = self._sums[site] + value if site in self._sums else value
+        self._floor = layer + 1
+        return replace(self._source, infos=infos), {
+            site: self._plain[site] - value for site, value in self._sums.items()
+        }
+
+
 def _compare(
     hosted: HostedModel,
-    sources: Mapping[Dictionary, LayerSource],
+    answers: Mapping[Dictionary, _Answer],
     ids: tuple[int, ...],
     plain: Values,
     chosen: _Perturbation,
@@ -163,26 +196,26 @@ def _compare(
         true = run(touches=_adding({}, chosen))[1]
     yield
     pairs: list[Pair | None] = []
-    for dictionary, source in sources.items():
-        above = LayerSource(
-            infos=tuple(info for info in source.infos if info.layer > chosen.layer), open=source.open
-        )
-        with torch.inference_mode():
-            sums = reconstructions(above, plain)
-        errors = {site: plain[site] - sums[site] for site in above.sites_out}
-        with resumed(hosted.architecture, chosen.layer, stream):
-            still = run(touches=Splice(source=above, errors=errors).touches())[1]
-        yield
-        with resumed(hosted.architecture, chosen.layer, stream):
-            moved = run(touches=_adding(Splice(source=above, errors=errors).touches(), chosen))[1]
-        yield
-        answer = (dictionary, still, moved)
-        pairs += [_pair(site, (plain, true), answer, chosen, context) for site in reads]
+    for dictionary, answer in answers.items():
+        above, errors = answer.above(chosen.layer)
+        replaced = []
+        for perturbation in (None, chosen):
+            touches = Splice(source=above, errors=errors).touches()
+            with (
+                resumed(hosted.architecture, chosen.layer, stream),
+                silenced(hosted.architecture, above.sites_out, read=above.sites_in),
+            ):
+                replaced.append(run(touches=_adding(touches, perturbation))[1])
+            yield
+        still, moved = replaced
+        pairs += [_pair(site, (plain, true), (dictionary, still, moved), chosen, context) for site in reads]
     return [pair for pair in pairs if pair is not None]
 
 
-def _adding(touches: dict[Site, Touch], chosen: _Perturbation) -> dict[Site, Touch]:
-    """Add the perturbation to what other touches leave at its sites."""
+def _adding(touches: dict[Site, Touch], chosen: _Perturbation | None) -> dict[Site, Touch]:
+    """Add the perturbation, if there is one, to what other touches leave at its sites."""
+    if chosen is None:
+        return touches
 
     def touch(site: Site, before: Touch | None, x: Tensor) -> None:
         if before is not None:

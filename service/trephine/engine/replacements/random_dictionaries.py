@@ -16,8 +16,10 @@ skip path get one, by ridge regression, and their features explain the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
@@ -31,6 +33,8 @@ from trephine.engine.replacements.support import Threshold
 _RIDGES = (1e-2, 1e-1, 1.0)
 """Ridge strengths tried, relative to the mean of the Gram matrix's diagonal."""
 _VALIDATION = 0.2
+_CACHED_ROWS = 32
+"""Rows that pursuit takes at once on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,34 +59,45 @@ class _Task:
     """Tokens that are fitted on; those after them choose the ridge strength."""
 
 
-@torch.inference_mode()
-def fit_control(
-    info: ReplacementLayerInfo, x: Tensor, y: Tensor, *, l0: float, kind: Dictionary, seed: int
-) -> DictionaryLayer:
-    """Fit a control of one layer.
+class LayerControls:
+    """The controls of one layer. What they have in common is computed once.
 
     Args:
-        info: The layer that it stands beside; a cross-layer one gets a control that writes its own layer.
+        info: The layer that they stand beside; a cross-layer one gets controls that write its own layer.
         x: Inputs `(n, d_in)`, position 0 left out.
         y: Targets `(n, d_out)`.
-        l0: Active features per position that it shall have.
-        kind: Which.
+        l0: Active features per position that they shall have.
         seed: Of the random halves; the layer's number is mixed in.
     """
-    task = _task(info, x.float(), y.float(), l0)
-    generator = torch.Generator().manual_seed(seed * 10_007 + info.layer)
-    encoder = normalize(torch.randn(info.d_in, info.d_sae, generator=generator), dim=0).to(x.device)
-    decoder = normalize(torch.randn(info.d_sae, info.d_out, generator=generator), dim=1).to(x.device)
-    if kind is Dictionary.FROZEN_DECODER:
-        return _frozen_decoder(info, task, decoder)
-    pre = task.x @ encoder
-    threshold = _threshold(pre, torch.full((info.d_sae,), task.count))
-    features = torch.where(pre > threshold, pre, 0.0)
-    if kind is Dictionary.RANDOM:
-        decoder = decoder * _scales(task, features, decoder)[:, None]
-    else:
-        decoder = _ridge(features, task.y, task.train)
-    return _layer(info, task, encoder, threshold, features, decoder)
+
+    def __init__(self, info: ReplacementLayerInfo, x: Tensor, y: Tensor, *, l0: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed * 10_007 + info.layer)
+        encoder = normalize(torch.randn(info.d_in, info.d_sae, generator=generator), dim=0)
+        decoder = normalize(torch.randn(info.d_sae, info.d_out, generator=generator), dim=1)
+        self._info = info
+        self._encoder, self._decoder = encoder.to(x.device), decoder.to(x.device)
+        with torch.inference_mode():
+            self._task = _task(info, x.float(), y.float(), l0)
+
+    @torch.inference_mode()
+    def fit(self, kind: Dictionary) -> DictionaryLayer:
+        """Fit one of them; the first of those with a random encoder computes its features."""
+        if kind is Dictionary.FROZEN_DECODER:
+            return _frozen_decoder(self._info, self._task, self._decoder)
+        threshold, regression = self._encoded
+        if kind is Dictionary.RANDOM:
+            decoder = self._decoder * regression.scales(self._decoder)[:, None]
+        else:
+            decoder = regression.ridge()
+        return _layer(self._info, self._task, self._encoder, threshold, regression.mean, decoder)
+
+    @cached_property
+    def _encoded(self) -> tuple[Tensor, _Regression]:
+        """Thresholds of the random encoder `(d_sae,)`, and the regression on its features."""
+        pre = self._task.x @ self._encoder
+        threshold = _threshold(pre, torch.full((self._info.d_sae,), self._task.count))
+        features = pre.where(pre > threshold, 0.0)
+        return threshold, _Regression(features, self._task.y, self._task.train)
 
 
 def control_bytes(infos: Sequence[ReplacementLayerInfo], kinds: Sequence[Dictionary]) -> int:
@@ -95,7 +110,7 @@ def _task(info: ReplacementLayerInfo, x: Tensor, y: Tensor, l0: float) -> _Task:
     standard, y_mean, train = (x - x_mean) / x_scale, y.mean(0), round(len(x) * (1 - _VALIDATION))
     y, skip = y - y_mean, None
     if info.has_skip:
-        linear = _ridge(standard, y, train)
+        linear = _Regression(standard, y, train).ridge()
         y, skip = y - standard @ linear, (linear / x_scale[:, None]).T
         y_mean = y_mean - x_mean @ skip.T
     k = max(1, round(l0))
@@ -115,29 +130,38 @@ def _task(info: ReplacementLayerInfo, x: Tensor, y: Tensor, l0: float) -> _Task:
 
 def _frozen_decoder(info: ReplacementLayerInfo, task: _Task, decoder: Tensor) -> DictionaryLayer:
     codes = pursue(task.y, decoder, task.k)
-    encoder = _ridge(task.x, codes - codes.mean(0), task.train)
-    pre = task.x @ encoder + codes.mean(0)
+    bias = codes.mean(0)
+    encoder = _Regression(task.x, codes - bias, task.train).ridge()
+    pre = task.x @ encoder + bias
     threshold = _threshold(pre, (codes > 0).sum(0).clamp(1, len(pre) - 1).cpu())
-    features = torch.where(pre > threshold, pre, 0.0)
-    scaled = decoder * _scales(task, features, decoder)[:, None]
-    return _layer(info, task, encoder, threshold, features, scaled, bias=codes.mean(0))
+    regression = _Regression(pre.where(pre > threshold, 0.0), task.y, task.train)
+    scaled = decoder * regression.scales(decoder)[:, None]
+    return _layer(info, task, encoder, threshold, regression.mean, scaled, bias=bias)
 
 
 def pursue(y: Tensor, decoder: Tensor, k: int) -> Tensor:
     """Write every row of `y (n, d_out)` with k rows of a unit `decoder (d_sae, d_out)` and factors >= 0.
 
-    Matching pursuit over the Gram matrix; returns codes `(n, d_sae)`.
+    Matching pursuit over the Gram matrix; returns codes `(n, d_sae)`. A slice of rows at a time, all k steps:
+    their correlations then stay in the processor's cache.
     """
     gram = decoder @ decoder.T
-    correlation = y @ decoder.T
+    return torch.cat([_pursued(rows @ decoder.T, gram, k) for rows in y.split(_rows_at_once(y))])
+
+
+def _pursued(correlation: Tensor, gram: Tensor, k: int) -> Tensor:
+    """Take k steps from the correlations `(rows, d_sae)` of what is written, which are used up."""
     codes = torch.zeros_like(correlation)
-    rows = torch.arange(len(y), device=y.device)
     for _ in range(k):
-        value, chosen = correlation.max(1)
-        value = value.clamp_min(0.0)
-        codes[rows, chosen] += value
-        correlation -= value[:, None] * gram[chosen]
+        value, chosen = correlation.max(1, keepdim=True)
+        value.clamp_(min=0.0)
+        codes.scatter_add_(1, chosen, value)
+        correlation.addcmul_(gram[chosen[:, 0]], value, value=-1.0)
     return codes
+
+
+def _rows_at_once(y: Tensor) -> int:
+    return _CACHED_ROWS if y.device.type == "cpu" else len(y)
 
 
 def _threshold(pre: Tensor, counts: Tensor) -> Tensor:
@@ -146,47 +170,62 @@ def _threshold(pre: Tensor, counts: Tensor) -> Tensor:
     return kept.gather(0, counts[None].to(pre.device))[0].clamp_min(0.0)
 
 
-def _ridge(features: Tensor, y: Tensor, train: int) -> Tensor:
-    """Regress `y (n, m)` on `features (n, p)`, both about their means; return `(p, m)`.
+class _Regression:
+    """Least squares of `y (n, m)` on `features (n, p)`, both about the means of the rows that are fitted on.
 
-    The strength is the one that does best on the rows after `train`.
+    The strength of the ridge is the one that does best on the rows after `train`. Normal equations are set
+    up once, however many systems are solved with them.
     """
-    centred = features - features[:train].mean(0)
-    y = y - y[:train].mean(0)
-    fit, held = centred[:train], centred[train:]
-    small = train < fit.shape[1]  # then the n x n form is the smaller one
-    gram = fit @ fit.T if small else fit.T @ fit
-    right = y[:train] if small else fit.T @ y[:train]
-    best, best_error = torch.zeros(fit.shape[1], y.shape[1], device=y.device), float("inf")
+
+    def __init__(self, features: Tensor, y: Tensor, train: int) -> None:
+        self.mean = features.mean(0)
+        """`(p,)`, over all rows."""
+        centred = features - features[:train].mean(0)
+        y = y - y[:train].mean(0)
+        self._fit, self._held = centred[:train], centred[train:]
+        self._y, self._held_y = y[:train], y[train:]
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        """`(p, p)`."""
+        return self._fit.T @ self._fit
+
+    @cached_property
+    def _right(self) -> Tensor:
+        """`(p, m)`."""
+        return self._fit.T @ self._y
+
+    def ridge(self) -> Tensor:
+        """Return the matrix `(p, m)`; with fewer rows than features the n x n form is the smaller one."""
+        if len(self._fit) < self._fit.shape[1]:
+            gram = self._fit @ self._fit.T
+            return self._best(self._fit.T @ solved for solved in _solutions(gram, self._y))
+        return self._best(_solutions(self._gram, self._right))
+
+    def scales(self, decoder: Tensor) -> Tensor:
+        """Return one factor `(p,)` for each row of a decoder `(p, m)` that stays."""
+        gram = self._gram * (decoder @ decoder.T)
+        right = (self._right * decoder).sum(1, keepdim=True)
+        found = self._best(decoder * solved for solved in _solutions(gram, right))
+        return (found * decoder).sum(1)
+
+    def _best(self, candidates: Iterable[Tensor]) -> Tensor:
+        """Return the `(p, m)` that does best on the rows after `train`; zeros if none is finite."""
+        best, least = torch.zeros_like(self._right), inf
+        for candidate in candidates:
+            error = float((self._held_y - self._held @ candidate).square_().sum())
+            if error < least:
+                best, least = candidate, error
+        return best
+
+
+def _solutions(gram: Tensor, right: Tensor) -> Iterator[Tensor]:
+    """Solve `(gram + strength) w = right` for every strength that is tried."""
+    diagonal = gram.diagonal().clone()
     for strength in _RIDGES:
-        solved = _solve(gram, right, strength)
-        if small:
-            solved = fit.T @ solved
-        error = float((y[train:] - held @ solved).square().sum())
-        if error < best_error:
-            best, best_error = solved, error
-    return best
-
-
-def _scales(task: _Task, features: Tensor, decoder: Tensor) -> Tensor:
-    """Return one factor per feature `(d_sae,)` by least squares."""
-    mean = features[: task.train].mean(0)
-    fit, held = features[: task.train] - mean, features[task.train :] - mean
-    gram = (fit.T @ fit) * (decoder @ decoder.T)
-    right = ((fit.T @ task.y[: task.train]) * decoder).sum(1, keepdim=True)
-    best, best_error = torch.zeros(task.d_sae, device=decoder.device), float("inf")
-    for strength in _RIDGES:
-        solved = _solve(gram, right, strength)[:, 0]
-        error = float((task.y[task.train :] - held @ (decoder * solved[:, None])).square().sum())
-        if error < best_error:
-            best, best_error = solved, error
-    return best
-
-
-def _solve(gram: Tensor, right: Tensor, strength: float) -> Tensor:
-    ridge = gram.clone()
-    ridge.diagonal().add_(strength * float(gram.diagonal().mean()) + 1e-12)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(ridge))
+        ridge = gram.clone()
+        ridge.diagonal().copy_(diagonal + strength * diagonal.mean() + 1e-12)
+        yield torch.cholesky_solve(right, torch.linalg.cholesky(ridge))
 
 
 def _layer(
@@ -194,12 +233,12 @@ def _layer(
     task: _Task,
     encoder: Tensor,
     threshold: Tensor,
-    features: Tensor,
+    mean: Tensor,
     decoder: Tensor,
     *,
     bias: Tensor | None = None,
 ) -> DictionaryLayer:
-    """Assemble a layer that reads raw inputs."""
+    """Assemble a layer that reads raw inputs; `mean` is that of its features on the text it was fitted on."""
     W_enc = encoder / task.x_scale[:, None]
     b_enc = -task.x_mean @ W_enc if bias is None else bias - task.x_mean @ W_enc
     sparse = replace(
@@ -214,7 +253,7 @@ def _layer(
         info=sparse,
         encoder=Encoder(W_enc=_halved(W_enc), b_enc=b_enc, support=Threshold(threshold=threshold)),
         W_dec=_halved(decoder),
-        b_dec=task.y_mean - features.mean(0) @ decoder,
+        b_dec=task.y_mean - mean @ decoder,
         W_skip=task.skip,
     )
 

@@ -79,6 +79,7 @@ class LayerPager:
             budget_bytes=self._budget,
             loads=self._loads,
             evictions=self._evictions,
+            pinned_bytes=sum(self._size(layer) for layer in self._resident if self._pins[layer]),
         )
 
     def clear(self) -> None:

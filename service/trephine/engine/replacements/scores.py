@@ -17,6 +17,8 @@ from trephine.engine.replacements.positions import LATER, Rows
 
 _NOTHING = 1e-6
 """A denominator below this (nats, or variance per token) is rounding: the figure is then no number."""
+_ROWS = 8
+"""Positions that are scored at once."""
 _QUANTILES = (0.025, 0.975)
 
 
@@ -94,18 +96,27 @@ class PlainRun:
         self._scored = slice(1, last) if isinstance(rows, slice) else rows[rows < last]
         self._next = torch.tensor(ids[1:])[self._scored].to(logits.device)
         self._logits = logits[self._scored]
-        self._lse = self._logits.logsumexp(-1)
-        self._p = (self._logits - self._lse[:, None]).exp()
+        self._slices = [slice(start, start + _ROWS) for start in range(0, len(self._logits), _ROWS)]
+        self._lse = torch.cat([self._logits[rows].logsumexp(-1) for rows in self._slices])
         self._top = self._logits.argmax(-1)
 
     def score(self, logits: Tensor) -> RunScore:
-        """Score a run's logits `(n_pos, d_vocab)`.
+        """Score a run's logits `(n_pos, d_vocab)`, a few positions at a time so that they stay in the cache.
 
-        KL = lse(q) - lse(p) - E_p[q - p] in logits: one pass, and exactly 0 for equal logits.
+        KL = lse(q) - lse(p) - E_p[q - p] in logits: one pass, and exactly 0 for equal logits. The plain
+        run's first choice is this run's, too, if no logit is above it.
         """
         q = logits[self._scored]
-        lse = q.logsumexp(-1)
-        ce = lse - q.gather(1, self._next[:, None])[:, 0]
-        kl = (lse - self._lse - torch.linalg.vecdot(self._p, q - self._logits)).clamp_min(0.0)
-        same = (q.argmax(-1) == self._top).double()
-        return RunScore(ce=float(ce.double().mean()), kl=float(kl.double().mean()), top1=float(same.mean()))
+        parts = [self._score(q[rows], rows) for rows in self._slices]
+        ce, kl, same = (float(torch.cat(part).double().mean()) for part in zip(*parts, strict=True))
+        return RunScore(ce=ce, kl=kl, top1=same)
+
+    def _score(self, q: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cross-entropy, KL and agreement, `(positions,)` each."""
+        highest = q.amax(-1)
+        lse, plain, plain_lse = q.logsumexp(-1), self._logits[rows], self._lse[rows]
+        ce = lse - q.gather(1, self._next[rows, None])[:, 0]
+        p = (plain - plain_lse[:, None]).exp_()
+        kl = (lse - plain_lse - torch.linalg.vecdot(p, q - plain)).clamp_min(0.0)
+        same = q.gather(1, self._top[rows, None])[:, 0] == highest
+        return ce, kl, same

@@ -28,6 +28,8 @@ from trephine.engine.replacements.positions import LATER, Rows, aside
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.sites import Touch, touching
 
+_OF_AN_MLP = (SiteKind.NEURONS, SiteKind.MLP_OUT)
+"""Sites that an MLP must run for."""
 Values = Mapping[Site, Tensor]
 """`(n_pos, width)` by site, of one context."""
 
@@ -151,7 +153,7 @@ class Splice:
 
 
 def _write(x: Tensor, value: Tensor, plain: Tensor | None, rows: Rows) -> None:
-    """Write `(n_pos, width)` or `(width,)` into `x (1, n_pos, width)` at some rows, `plain` at the others."""
+    """Write what broadcasts to `x (copies, n_pos, width)` at some positions, `plain` at the others."""
     x[:, rows] = value.expand(x.shape)[:, rows].to(x.dtype)
     if plain is not None:
         others = aside(rows, x.shape[1])
@@ -159,7 +161,7 @@ def _write(x: Tensor, value: Tensor, plain: Tensor | None, rows: Rows) -> None:
 
 
 def constants(values: Values, first: Values | None = None, rows: Rows = LATER) -> dict[Site, Touch]:
-    """Return touches that write given values `(n_pos, width)` or `(width,)`.
+    """Return touches that write given values `(width,)`, `(n_pos, width)` or `(copies, n_pos, width)`.
 
     Args:
         values: What is written.
@@ -174,9 +176,15 @@ def constants(values: Values, first: Values | None = None, rows: Rows = LATER) -
 
 
 @contextmanager
-def silenced(architecture: Architecture, sites: Sequence[Site]) -> Iterator[None]:
-    """Let MLPs whose outputs are all written not run at all; their modules answer with zeros."""
-    chosen = [site.layer for site in sites if site.kind is SiteKind.MLP_OUT]
+def silenced(
+    architecture: Architecture, written: Sequence[Site], *, read: Sequence[Site] = ()
+) -> Iterator[None]:
+    """Let MLPs whose outputs are all written not run at all; their modules answer with zeros.
+
+    An MLP runs all the same where something inside it or its own output is read.
+    """
+    needed = {site.layer for site in read if site.kind in _OF_AN_MLP}
+    chosen = [site.layer for site in written if site.kind is SiteKind.MLP_OUT and site.layer not in needed]
     with ExitStack() as stack:
         for layer in chosen:
             stack.enter_context(_standing_in(architecture.blocks[layer].mlp.module, torch.zeros_like))
@@ -258,6 +266,16 @@ def run_context(
     return logits[0].float(), {site: value[0] for site, value in request.values.items()}
 
 
+def run_copies(hosted: HostedModel, ids: Sequence[int], copies: int, touches: Mapping[Site, Touch]) -> Tensor:
+    """Run a context several times in one pass, in rows that touches write differently.
+
+    Returns:
+        Logits `(copies, n_pos, d_vocab)` in float32.
+    """
+    with touching(hosted.architecture, touches):
+        return forward(hosted, left_padded(hosted, [(ids, len(ids))] * copies), Pass()).float()
+
+
 def run_spliced(
     hosted: HostedModel,
     ids: Sequence[int],
@@ -280,5 +298,5 @@ def run_spliced(
         rows: Positions that are spliced, where no errors are injected.
     """
     splice = Splice(source=source, errors=errors, first=plain, rows=rows)
-    with silenced(hosted.architecture, source.sites_out):
+    with silenced(hosted.architecture, source.sites_out, read=source.sites_in):
         return run_context(hosted, ids, splice.touches())[0]

@@ -110,6 +110,7 @@ def _completion_to_wire(completion: Completion) -> pb.Completion:
         finish_reason=clean(completion.finish_reason),
         applied=applied_to_wire(completion.applied),
         n_prompt_tokens=completion.n_prompt_tokens,
+        caveats=map(clean, completion.caveats),
     )
 
 
@@ -120,4 +121,5 @@ def _row_score_to_wire(row: RowScore) -> pb.RowScore:
         top_token_ids=row.top_token_ids,
         kl=row.kl,
         applied=applied_to_wire(row.applied),
+        caveats=map(clean, row.caveats),
     )

@@ -9,6 +9,7 @@ from trephine.domain.models import Capabilities, DType, ModelInfo
 from trephine.domain.tokens import ChatMessage, RenderChat, Token
 from trephine.rpc.wire.common import token_to_wire
 from trephine.rpc.wire.fields import clean, qualified, within
+from trephine.rpc.wire.replacements import residency_to_wire
 from trephine.v1 import model_service_pb2 as pb
 
 STATES = {
@@ -37,6 +38,15 @@ def capabilities_to_wire(found: Capabilities) -> pb.Capabilities:
         max_prompt_tokens=found.max_prompt_tokens,
         max_rows=found.max_rows,
         memory_budget_bytes=found.memory_budget_bytes,
+        replacements=[
+            pb.LoadedSet(
+                name=clean(loaded.name),
+                layers=loaded.layers,
+                degraded=loaded.degraded,
+                residency=residency_to_wire(loaded.residency),
+            )
+            for loaded in found.replacements
+        ],
     )
 
 

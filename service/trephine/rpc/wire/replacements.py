@@ -107,7 +107,7 @@ def info_to_wire(info: domain.ReplacementSetInfo) -> pb.ReplacementSet:
         layers=[_layer_to_wire(layer) for layer in info.layers],
         admission=_admission_to_wire(info.admission),
         degraded=info.degraded,
-        residency=_residency_to_wire(info.residency),
+        residency=residency_to_wire(info.residency),
     )
 
 
@@ -167,7 +167,8 @@ def _layer_admission_to_wire(layer: domain.LayerAdmission) -> pb.LayerAdmission:
     )
 
 
-def _residency_to_wire(residency: domain.Residency) -> pb.Residency:
+def residency_to_wire(residency: domain.Residency) -> pb.Residency:
+    """Write where a set's weights are."""
     return pb.Residency(
         total_bytes=residency.total_bytes,
         resident_bytes=residency.resident_bytes,
@@ -175,4 +176,5 @@ def _residency_to_wire(residency: domain.Residency) -> pb.Residency:
         budget_bytes=residency.budget_bytes,
         loads=residency.loads,
         evictions=residency.evictions,
+        pinned_bytes=residency.pinned_bytes,
     )

@@ -145,6 +145,27 @@ def test_a_small_budget_loads_and_pages(session, tmp_path):
     assert (seen.peak_bytes, seen.loads, seen.evictions) == (size, 4, 3)
 
 
+def test_capabilities_tell_where_weights_are_in_figures(session, tmp_path):
+    """Budget, resident, peak, pinned, paged in and out, per set; what is in use counts as pinned."""
+    folder = write_transcoders(session.hosted, tmp_path)
+    size = load(session, folder, name="whole").layers[0].memory_bytes
+    load(session, folder, name="paged", memory_budget_bytes=2 * size)
+    with opened(session.hosted, "paged", [2]):
+        pass
+    with opened(session.hosted, "paged", [0, 1]):
+        described = finish(describe_capabilities(session, DescribeCapabilities()))
+    paged, whole = described.replacements
+    assert (paged.name, paged.layers, paged.degraded) == ("paged", 3, False)
+    where = paged.residency
+    assert (where.total_bytes, where.budget_bytes) == (3 * size, 2 * size)
+    assert (where.resident_bytes, where.peak_bytes, where.pinned_bytes) == (2 * size, 2 * size, 2 * size)
+    assert where.loads - where.evictions == 2
+    assert where.evictions >= 1
+    assert whole.residency.pinned_bytes == 0
+    after = finish(describe_capabilities(session, DescribeCapabilities())).replacements[0]
+    assert after.residency.pinned_bytes == 0
+
+
 def test_a_file_that_changes_after_loading_is_noticed(session, tmp_path):
     """Other weights in the folder than those admitted are an error at the next read, not a silent change."""
     folder = write_transcoders(session.hosted, tmp_path)

@@ -10,7 +10,7 @@ import torch
 from tests.unit.engine.replacements.fakes import layer_info
 from trephine.domain.replacements import Dictionary, LayerKind
 from trephine.engine.replacements.fidelity import unexplained
-from trephine.engine.replacements.random_dictionaries import fit_control, pursue
+from trephine.engine.replacements.random_dictionaries import LayerControls, pursue
 
 KINDS = (Dictionary.RANDOM, Dictionary.FROZEN_DECODER, Dictionary.FROZEN_ENCODER)
 L0 = 6.0
@@ -26,7 +26,7 @@ def planted(n=1500, seed=0):
 
 def fitted(kind, seed=0):
     x, y = planted()
-    return fit_control(layer_info(1), x, y, l0=L0, kind=kind, seed=seed), x, y
+    return LayerControls(layer_info(1), x, y, l0=L0, seed=seed).fit(kind), x, y
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def test_a_layer_with_a_skip_path_has_controls_with_one(kind):
     x, _ = planted()
     y = x @ torch.randn(32, 32, generator=torch.Generator().manual_seed(2)) + 1.0
     info = layer_info(0, kind=LayerKind.SKIP_TRANSCODER, has_skip=True)
-    layer = fit_control(info, x, y, l0=L0, kind=kind, seed=0)
+    layer = LayerControls(info, x, y, l0=L0, seed=0).fit(kind)
     assert unexplained(layer.reconstruct(x)[info.sites_out[0]], y) < 0.02
 
 
@@ -97,5 +97,5 @@ def test_few_tokens_are_fitted_by_the_small_form():
     """With fewer tokens than features the n x n system is solved, and the result is finite and useful."""
     x, y = planted(n=300)
     info = layer_info(0, d_sae=512)
-    layer = fit_control(info, x, y, l0=L0, kind=Dictionary.FROZEN_ENCODER, seed=0)
+    layer = LayerControls(info, x, y, l0=L0, seed=0).fit(Dictionary.FROZEN_ENCODER)
     assert unexplained(layer.reconstruct(x)[info.sites_out[0]], y) < 1.0

@@ -19,6 +19,7 @@ from trephine.engine.replacements.splice import (
     reconstructions,
     resumed,
     run_context,
+    run_copies,
     run_spliced,
     silenced,
 )
@@ -147,6 +148,36 @@ def test_constants_leave_position_0_and_silence_what_they_replace():
     for at in sites:
         assert not read[at][1:].any()
         assert torch.allclose(read[at][0], values[at][0], atol=1e-5)
+
+
+def test_an_sae_of_mlp_outputs_reads_what_the_mlp_wrote():
+    """An MLP whose own output is read runs, whatever is written there afterwards."""
+    hosted = tiny_hosted("llama")
+    at = site(SiteKind.MLP_OUT, 1)
+    layer = random_layer(layer_info(1, kind=LayerKind.SAE, site_in=at, sites_out=(at,)), seed=0)
+
+    @contextmanager
+    def opener(wanted):
+        yield {1: layer}
+
+    source = LayerSource(infos=(layer.info,), open=opener)
+    _, values = run_context(hosted, IDS, {}, reads=[at])
+    written = reconstructions(source, values)
+    wanted = run_context(hosted, IDS, constants(written))[0]
+    assert torch.equal(run_spliced(hosted, IDS, source, values), wanted)
+    assert not torch.equal(run_context(hosted, IDS, {})[0], wanted)
+
+
+def test_copies_of_a_context_are_written_each_on_its_own():
+    """A row of the batch gives what it gives alone."""
+    hosted = tiny_hosted("gemma2")
+    at = site(SiteKind.MLP_OUT, 1)
+    rows = torch.randn(3, len(IDS), 32, generator=torch.Generator().manual_seed(0))
+    together = run_copies(hosted, IDS, 3, constants({at: rows}))
+    for row, logits in zip(rows, together, strict=True):
+        alone = run_context(hosted, IDS, constants({at: row}))[0]
+        assert torch.allclose(logits, alone, rtol=0, atol=RTOL * float(alone.abs().max()))
+    assert (together[0] - together[1]).abs().max() > 0.01
 
 
 def test_stand_ins_go_away_after_an_exception():
