@@ -95,9 +95,7 @@ def control_circuit(
     token, against = circuit.choice()
     command = DiscoverCircuit(
         prompt=circuit.prompt,
-        target=LogitTarget(
-            token=f"#{token.id}", against=None if against is None else f"#{against.id}"
-        ),
+        target=LogitTarget(token=f"#{token.id}", against=None if against is None else f"#{against.id}"),
         replacement=NAME,
         layers=tuple(layers),
         max_feature_nodes=budget,
