@@ -63,7 +63,7 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     yield Capability(
         name="discover.sets",
         available=True,
-        note="transcoders from mlp_in to mlp_out, cross-layer transcoders, SAEs on the stream, attn_out or mlp_out",
+        note="transcoders from mlp_in to mlp_out, CLTs, SAEs on the stream, attn_out or mlp_out",
     )
     yield Capability(
         name="discover.datasets",
