@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trephine.app.pruning import numbers, prune
+from trephine.app.pruning import numbers, prune, without_dangling
 from trephine.app.records import encode
 from trephine.domain.arrays import Array
 from trephine.domain.circuit_queries import Pruning
@@ -24,7 +24,8 @@ _PRUNABLE = {NodeKind.FEATURE, NodeKind.ERROR}
 def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> PrunedNodes:
     """Return what survives pruning: by cumulative influence, then by budget, pinned nodes in any case.
 
-    A pinned node that pruning would drop keeps its edges from and to the nodes that are left.
+    A pinned node that pruning would drop keeps its edges from and to the nodes that are left. What loses all
+    its edges in or out to the budget goes too, pinned nodes excepted.
 
     Raises:
         InvalidRequestError: If a threshold is outside (0, 1], or the budget below 1.
@@ -44,8 +45,12 @@ def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> Pru
     survived = np.zeros(len(source), np.bool_)
     survived[list(kept.edges)] = True
     survived |= brought_back[source] | brought_back[target]
-    edges = np.flatnonzero(survived & stays[source] & stays[target])
-    return replace(kept, nodes=tuple(sorted(nodes)), edges=tuple(edges.tolist()))
+    fixed = np.zeros(len(circuit.nodes), np.bool_)
+    fixed[list(always)] = True
+    left, edges = without_dangling(circuit, stays, survived & stays[source] & stays[target], fixed=fixed)
+    return replace(
+        kept, nodes=tuple(np.flatnonzero(left).tolist()), edges=tuple(np.flatnonzero(edges).tolist())
+    )
 
 
 def _within_budget(circuit: Circuit, kept: tuple[int, ...], most: int | None) -> set[int]:

@@ -52,6 +52,18 @@ def prune(circuit: Circuit, *, node_threshold: float, edge_threshold: float) -> 
     )
 
 
+def without_dangling(circuit: Circuit, nodes: Mask, edges: Mask, *, fixed: Mask) -> tuple[Mask, Mask]:
+    """Drop nodes that lead nowhere, or that nothing leads to, until there is none.
+
+    Args:
+        circuit: The circuit.
+        nodes: bool `(n_nodes,)`, what is kept so far.
+        edges: bool `(n_edges,)`, the same, between kept nodes.
+        fixed: bool `(n_nodes,)`, nodes that stay beside tokens and targets.
+    """
+    return _Graph(circuit).without_dangling(nodes, edges, fixed)
+
+
 class _Graph:
     """A circuit's edges as vectors, and which nodes are of which kind."""
 
@@ -85,13 +97,14 @@ class _Graph:
         scores: Floats = self._shares(kept) * through[self.target]
         return scores
 
-    def without_dangling(self, nodes: Mask, edges: Mask) -> tuple[Mask, Mask]:
-        """Drop what has lost its edges, until nothing more has."""
+    def without_dangling(self, nodes: Mask, edges: Mask, fixed: Mask | None = None) -> tuple[Mask, Mask]:
+        """Drop what has lost its edges, until nothing more has; `fixed` nodes stay."""
+        keep = self.ends if fixed is None else self.ends | fixed
         while True:
             has_out, has_in = np.zeros(self.size, np.bool_), np.zeros(self.size, np.bool_)
             has_out[self.source[edges]] = True
             has_in[self.target[edges]] = True
-            left = nodes & (self.ends | (has_out & (has_in | ~self.feature)))
+            left = nodes & (keep | (has_out & (has_in | ~self.feature)))
             if np.array_equal(left, nodes):
                 return nodes, edges
             nodes = left
