@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-laws bench-discovery bench-circuits bench-verify image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-laws bench-discovery bench-circuits bench-verify image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -69,6 +69,11 @@ bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health unde
 bench-export: $(VENV)/dev.stamp ## Ten features by graft, ridge, projection and no-op, fp32 and bf16
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.export --transcoders $(SHARED)/replacements/smollm2-135m-tc \
+		--text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-removal: $(VENV)/dev.stamp ## Ten edits under attack: removed or suppressed
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.removal --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
 
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures

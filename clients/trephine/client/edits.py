@@ -142,11 +142,12 @@ class Exports:
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        attack: bool = False,
         request_id: str | None = None,
     ) -> Operation[Export]:
         """Start compiling, certifying and publishing on the server."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, request_id
+            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, request_id
         )
         message = self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return Operation(self._wire, message, lambda result: decode(Export, result))
@@ -196,13 +197,14 @@ def require_certified(export: Export) -> None:
         raise CheckpointUnverifiedError(f"{export.name} missed its gates ({missed}); nothing was downloaded")
 
 
-def export_id_for(folder: str | Path, edit: Edit) -> str:
+def export_id_for(folder: str | Path, edit: Edit, *, attack: bool = False) -> str:
     """A name on the server for a folder here: what the folder is called, and the edit's digest.
 
-    The same edit into the same folder finds the same export again, so that nothing is compiled twice.
+    The same edit into the same folder finds the same export again, so that nothing is compiled twice. One
+    that was attacked has a name of its own: its certificate says more.
     """
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
-    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}"
+    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{'-attacked' if attack else ''}"
 
 
 def current_user() -> str:

@@ -163,6 +163,7 @@ class Trephine:
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        attack: bool = False,
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -180,6 +181,8 @@ class Trephine:
             text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
             min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+            attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
+                or `inconclusive`.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -193,7 +196,7 @@ class Trephine:
         target = Path(folder)
         require_absent(target)
         stored = self.edits.get(edit) if isinstance(edit, str) else edit
-        chosen = export_id or export_id_for(target, stored)
+        chosen = export_id or export_id_for(target, stored, attack=attack)
         export = self.exports.published(chosen, stored)
         if export is None:
             started = self.exports.start(
@@ -204,6 +207,7 @@ class Trephine:
                 text=text,
                 min_recovery=min_recovery,
                 keep_shapes=keep_shapes,
+                attack=attack,
             )
             export = started.result(on_progress=on_progress)
         self.exports.download(export, target, on_bytes=on_bytes)

@@ -39,6 +39,8 @@ class Verification(BaseModel):
     """What does not hold, each naming a file, tensor or gate."""
     files: int = 0
     """Files that were read."""
+    removal: str = "not attacked"
+    """What the certificate says of the ablated behaviour: `removed`, `suppressed`, `inconclusive`."""
     notes: tuple[str, ...] = ()
     """What could not be checked here, or what a check does not prove."""
 
@@ -79,6 +81,10 @@ class _Measurement(_Record):
     value: float
 
 
+class _Removal(_Record):
+    verdict: str
+
+
 class _Certificate(_Record):
     edit_hash: str
     plan_hash: str
@@ -88,6 +94,7 @@ class _Certificate(_Record):
     measurements: tuple[_Measurement, ...]
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
+    removal: _Removal | None = None
 
 
 class _Edit(_Record):
@@ -125,7 +132,22 @@ def verify_folder(folder: str | Path, *, public_key: str | Path | None = None) -
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
     )
     problems = list(_check(root, names, notes, None if public_key is None else Path(public_key)))
-    return Verification(passed=not problems, problems=tuple(problems), files=len(names), notes=tuple(notes))
+    return Verification(
+        passed=not problems,
+        problems=tuple(problems),
+        files=len(names),
+        removal=_removal(root),
+        notes=tuple(notes),
+    )
+
+
+def _removal(root: Path) -> str:
+    """Read the word; a certificate that cannot be read is a problem already, and says nothing."""
+    try:
+        found = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes()).removal
+    except (OSError, ValidationError):
+        return "not attacked"
+    return found.verdict if found is not None else "not attacked"
 
 
 def _check(root: Path, names: list[str], notes: list[str], key: Path | None) -> Iterator[str]:
@@ -297,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
-        sys.stdout.write("\n".join([*lines, f"{given.folder}: {state}, {outcome.files} files"]) + "\n")
+        lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.removal}")
+        sys.stdout.write("\n".join(lines) + "\n")
     return 0 if outcome.passed else 3
 
 

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.interventions_pb2
+import trephine.v1.removal_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -604,6 +605,7 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     MIN_RECOVERY_FIELD_NUMBER: builtins.int
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
+    ATTACK_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name."""
     export_id: builtins.str
@@ -622,6 +624,8 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     """As in PlanExportRequest."""
     keep_shapes: builtins.bool
     """As in PlanExportRequest."""
+    attack: builtins.bool
+    """Attack the export before it is signed, so that its certificate says `removed` or `suppressed`."""
     def __init__(
         self,
         *,
@@ -634,9 +638,10 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
         text: builtins.str | None = ...,
         min_recovery: builtins.float | None = ...,
         keep_shapes: builtins.bool = ...,
+        attack: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "edit", b"edit", "export_id", b"export_id", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
     @typing.overload
@@ -736,6 +741,7 @@ class Certificate(google.protobuf.message.Message):
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     N_TOKENS_FIELD_NUMBER: builtins.int
+    REMOVAL_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -770,6 +776,10 @@ class Certificate(google.protobuf.message.Message):
     def environment(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Versions in the clean process."""
 
+    @property
+    def removal(self) -> trephine.v1.removal_pb2.Removal:
+        """What attacks brought back; not set: none was run."""
+
     def __init__(
         self,
         *,
@@ -786,8 +796,10 @@ class Certificate(google.protobuf.message.Message):
         environment: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         text: builtins.str = ...,
         n_tokens: builtins.int = ...,
+        removal: trephine.v1.removal_pb2.Removal | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["removal", b"removal"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
 
 global___Certificate = Certificate
 

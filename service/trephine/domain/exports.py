@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError
+from trephine.domain.removal import Removal
 
 Tier = Literal["noop", "exact", "graft", "ridge"]
 """`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
@@ -24,6 +25,8 @@ class ExportOptions:
     """Of fitted parts: the share of the edit's KL that must be carried. Less is refused."""
     keep_shapes: bool = False
     """Fit features into the matrices that are there instead of adding neurons."""
+    attack: bool = False
+    """Attack what was exported before it is signed: is the behaviour removed or suppressed?"""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_recovery <= 1.0:
@@ -124,6 +127,8 @@ class Certificate:
     text: str
     """Which text was measured on: a name and its sha256."""
     n_tokens: int
+    removal: Removal | None = None
+    """What attacks brought back; None: none was run, and nothing is said about removal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

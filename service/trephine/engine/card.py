@@ -6,6 +6,7 @@ import json
 
 from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, ExportPlan
+from trephine.domain.removal import Interval
 from trephine.engine.hosted import HostedModel
 
 CARD_NAME = "README.md"
@@ -72,7 +73,7 @@ In a clean process without Trephine, on the files of this folder, on {certificat
 
 {_table(certificate)}
 
-## Gates, fixed before anything was written
+{_attacks(certificate)}## Gates, fixed before anything was written
 
 {_gates(certificate)}
 
@@ -85,13 +86,60 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 - The certificate says that this checkpoint does what the intervention did. It does not say that the
   intervention removes a behaviour on other prompts, in other languages or after other training.
-- What was ablated is suppressed, not erased: whoever has the parent can undo it, and a short fine-tuning may
-  bring it back. No recovery attack has been run.
+- {_removal(certificate)}
+- Whoever has the parent can undo the edit.
 {_tier_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
 - The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
+
+
+def _removal(certificate: Certificate) -> str:
+    """Say the word, and what it means."""
+    removal = certificate.removal
+    if removal is None:
+        return (
+            "No recovery attack has been run: what was ablated counts as suppressed, not removed, and a\n"
+            "  short fine-tuning may bring it back."
+        )
+    meaning = {
+        "removed": "under the attacks above, at their strengths; stronger ones may bring it back.",
+        "suppressed": "the model still holds the behaviour, and an attack brings it back.",
+        "inconclusive": "the attacks above decide nothing; it counts as suppressed.",
+    }
+    return f"**{removal.verdict.capitalize()}**: {meaning[removal.verdict]}"
+
+
+def _attacks(certificate: Certificate) -> str:
+    """Write what attacks brought back; whole paragraphs, or nothing."""
+    removal = certificate.removal
+    if removal is None:
+        return ""
+    rows = "\n".join(
+        f"| {f.kind.replace('_', '-')} | {f.strength:g} | {_interval(f.returned)} | {_interval(f.unrelated)} "
+        f"| {_interval(f.excess)} |"
+        for f in removal.figures
+    )
+    table = (
+        "\n\n| attack | strength | behaviour back | unrelated ones | excess |\n|---|---|---|---|---|\n" + rows
+        if rows
+        else ""
+    )
+    return f"""## Attacks: {removal.verdict}
+
+{removal.why.capitalize()}.
+
+On {removal.n_tokens} tokens in {removal.n_contexts} contexts on which the edit acts, by
+{removal.effect:.2g} nats. Recovery perturbs the residual stream by a share of its norm, off the directions
+that the edited features read; benign and few-shot train for a number of steps. Shares of the behaviour with
+95 % intervals over contexts; unrelated behaviours have its size and geometry.{table}
+
+"""
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _tier_limits(plan: ExportPlan) -> str:

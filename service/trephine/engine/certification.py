@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from trephine.domain.commands import Progress
-from trephine.domain.errors import DeadlinePassedError, GateMissedError
 from trephine.domain.interventions import Intervention
+from trephine.engine.clean_process import run_clean
 from trephine.engine.firing import firing_masks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import FLOOR_WINDOWS, stock_attention
@@ -29,16 +24,10 @@ from trephine.engine.weights.operations import FeatureOp
 from trephine.engine.weights.tensors import TensorChange
 
 SCRIPT = Path(__file__).with_name("certifier.py")
-TIME_LIMIT_SECONDS = 1800.0
 GREEDY_TOKENS = 64
 _GREEDY_PROMPTS = 4
 _PROMPT_TOKENS = 16
-_POLL_SECONDS = 0.03
-_PASSED_ON = (
-    *("LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
-    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
-)
-"""How the certifier computes, never what."""
+_UNLOADABLE = "stock transformers could not load or run the exported folder in a clean process"
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -123,7 +112,7 @@ def certify(
     }
     save_file(_factors(program), evidence / "changes.safetensors")
     request.write_text(json.dumps(body), encoding="utf-8")
-    result = yield from _run(request, evidence)
+    result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, "certification", _UNLOADABLE)
     measured: dict[str, float] = result["measurements"]
     measured["greedy_match"] = _greedy_match(hosted, prompts, result["continuations"], interventions)
     yield None
@@ -159,74 +148,6 @@ def _factors(program: WeightProgram) -> dict[str, Any]:
         }
         found |= {f"{part}:{change.name}": t.contiguous() for part, t in parts.items() if t is not None}
     return found
-
-
-def _run(request: Path, evidence: Path) -> Generator[Progress | None, None, dict[str, Any]]:
-    output, errors = evidence / "stdout", evidence / "stderr"
-    process = _start(request, output, errors)
-    deadline, told = time.monotonic() + TIME_LIMIT_SECONDS, None
-    try:
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                raise DeadlinePassedError(
-                    f"certification in a clean process took longer than {TIME_LIMIT_SECONDS:.0f} s; "
-                    "nothing was published"
-                )
-            time.sleep(_POLL_SECONDS)
-            line = _last_line(output)
-            yield Progress(**line) if line and line != told and "stage" in line else None
-            told = line
-    finally:
-        _end(process)
-    line = _last_line(output)
-    if process.returncode != 0 or "result" not in line:
-        tail = " | ".join(errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
-        raise GateMissedError(
-            "stock transformers could not load or run the exported folder in a clean process "
-            f"(exit {process.returncode}): {tail[-600:]}"
-        )
-    found: dict[str, Any] = line["result"]
-    return found
-
-
-def _start(request: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]:
-    """Start the certifier in isolated mode, elsewhere, in its own process group, without a network."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(request.parent),
-        "HF_HOME": str(request.parent / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    with output.open("wb") as out, errors.open("wb") as err:
-        return subprocess.Popen(
-            [sys.executable, "-I", str(SCRIPT), str(request)],
-            cwd=request.parent,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process group if it still runs, and reap it."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """Return the last complete line of JSON, or an empty one."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines else {}
 
 
 def _greedy_match(

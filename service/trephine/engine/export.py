@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from trephine.domain.errors import GateMissedError, ParentChangedError
 from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, Measurement
 from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
+from trephine.engine.attack.running import attacked
 from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
-from trephine.engine.export_texts import export_texts
+from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import finite, judge
 from trephine.engine.hosted import HostedModel
@@ -52,7 +53,7 @@ class Build:
 
     hosted: HostedModel
     command: CompileExport
-    retain: RetainText
+    texts: ExportTexts
     staging: Staging
     entries: dict[str, TensorEntry]
     program: WeightProgram
@@ -61,6 +62,11 @@ class Build:
     after: dict[str, str] = field(default_factory=dict)
     exported: dict[str, TensorEntry] = field(default_factory=dict)
     """The tensors of the folder that was built."""
+
+    @property
+    def retain(self) -> RetainText:
+        """What is measured."""
+        return self.texts.measured
 
     @property
     def folder(self) -> Path:
@@ -118,7 +124,7 @@ def _prepare(
     return Build(
         hosted=hosted,
         command=command,
-        retain=texts.measured,
+        texts=texts,
         staging=Staging(target),
         entries=entries,
         program=program,
@@ -157,6 +163,8 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         stored_dtype=build.stored_dtype,
     )
     certificate = _certificate(build, findings)
+    if build.command.options.attack and certificate.passed:
+        certificate = yield from _attacked(build, certificate)
     files = yield from _document(build, parent, certificate)
     return (yield from _publish(build, certificate, files))
 
@@ -224,6 +232,17 @@ def _patch(build: Build) -> Work:
     for change in changes:
         build.after[change.name] = sha256_of(build.folder, build.exported[change.name])
         yield None
+
+
+def _attacked(build: Build, certificate: Certificate) -> Generator[Progress | None, None, Certificate]:
+    """Attack the folder before it is signed, so that the word stands inside what is signed."""
+    work = build.staging.evidence / "attack"
+    work.mkdir()
+    interventions = build.command.edit.interventions
+    removal = yield from attacked(
+        build.hosted, build.texts, interventions, build.program.features, build.folder, work
+    )
+    return replace(certificate, removal=removal)
 
 
 def _certificate(build: Build, findings: Findings) -> Certificate:

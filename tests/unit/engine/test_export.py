@@ -380,12 +380,12 @@ def test_every_quantum_before_certification_is_one_file_or_tensor(parent, root):
 def test_a_clean_process_that_hangs_is_given_up(parent, root, monkeypatch, tmp_path):
     """After its time limit, with nothing published."""
     from trephine.domain.errors import DeadlinePassedError
-    from trephine.engine import certification
+    from trephine.engine import certification, clean_process
 
     script = tmp_path / "hang.py"
     script.write_text("import time; time.sleep(600)")
     monkeypatch.setattr(certification, "SCRIPT", script)
-    monkeypatch.setattr(certification, "TIME_LIMIT_SECONDS", 0.3)
+    monkeypatch.setattr(clean_process, "TIME_LIMIT_SECONDS", 0.3)
     hosted = hosted_in(parent)
     edit = edit_of(hosted, *PLAN)
     plan = planned(hosted, edit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.resident_sets import resident_set
-from tests.unit.engine.exporting import edit_of, exported, planned, write_key
+from tests.unit.engine.exporting import compiling, edit_of, exported, planned, write_key
 from tests.unit.engine.interventions import neuron
 from tests.unit.engine.weights.folders import feature, parent
 from trephine.client.deltas import apply_delta, make_delta
 from trephine.client.digests import file_digest
 from trephine.client.errors import ExportTargetExistsError, HashMismatchError, ParentChangedError
 from trephine.client.verification import verify_folder
+from trephine.domain.exports import ExportOptions
 from trephine.domain.interventions import Ablate, Scale
+from trephine.engine.attack import running
+from trephine.engine.attack.request import AttackRequest
+from trephine.engine.quanta import finish
 
 ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
 
@@ -119,3 +124,27 @@ def test_an_edit_that_adds_neurons_has_no_adapter(grafted):
     """PEFT keeps shapes; a delta is the way then."""
     *_, folder = grafted
     assert not (folder / "adapter").exists()
+
+
+@pytest.mark.integration
+def test_an_attacked_export_carries_its_word_inside_what_is_signed(grafted, tmp_path, monkeypatch):
+    """In the certificate, on the card, and in the outcome of an offline check."""
+    brief = partial(AttackRequest, training_steps=2, recovery_steps=2)
+    monkeypatch.setattr(running, "AttackRequest", brief)
+    hosted, plan, *_ = grafted
+    edit = edit_of(hosted, *ABLATIONS)
+    (tmp_path / "exports").mkdir()
+    folder = tmp_path / "exports" / "attacked"
+    key = str(write_key(tmp_path / "key.pem"))
+    with torch.inference_mode():
+        options = ExportOptions(attack=True)
+        made = finish(compiling(hosted, edit, plan, folder, signing_key=key, options=options))
+    removal = made.certificate.removal
+    assert removal is not None
+    assert removal.n_tokens > 0
+    written = json.loads((folder / "certificate.json").read_text())["removal"]
+    assert written["verdict"] == removal.verdict
+    assert f"## Attacks: {removal.verdict}" in (folder / "README.md").read_text()
+    outcome = verify_folder(folder)
+    assert outcome.passed
+    assert outcome.removal == removal.verdict

@@ -133,11 +133,12 @@ class AsyncExports:
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        attack: bool = False,
         request_id: str | None = None,
     ) -> AsyncOperation[Export]:
         """Start compiling, certifying and publishing on the server."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, request_id
+            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, request_id
         )
         message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return AsyncOperation(self._wire, message, lambda result: decode(Export, result))

@@ -167,6 +167,7 @@ class AsyncTrephine:
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        attack: bool = False,
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -184,6 +185,8 @@ class AsyncTrephine:
             text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
             min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+            attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
+                or `inconclusive`.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -197,7 +200,7 @@ class AsyncTrephine:
         target = Path(folder)
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
-        chosen = export_id or export_id_for(target, stored)
+        chosen = export_id or export_id_for(target, stored, attack=attack)
         export = await self.exports.published(chosen, stored)
         if export is None:
             started = await self.exports.start(
@@ -208,6 +211,7 @@ class AsyncTrephine:
                 text=text,
                 min_recovery=min_recovery,
                 keep_shapes=keep_shapes,
+                attack=attack,
             )
             export = await started.result(on_progress=on_progress)
         await self.exports.download(export, target, on_bytes=on_bytes)

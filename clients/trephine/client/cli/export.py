@@ -12,6 +12,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.plan import planned, show_plan
 from trephine.client.cli.progress import ProgressView
+from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
@@ -24,6 +25,7 @@ EXPORT_EXAMPLES = examples(
     "trephine export no-mary --out out/edited",
     "trephine export no-mary --plan",
     "trephine export quiet --out out/quiet --text texts/ours.txt",
+    "trephine export quiet --out out/quiet --text texts/ours.txt --attack",
 )
 
 
@@ -49,6 +51,10 @@ def export(
     keep_shapes: Annotated[
         bool, typer.Option(help="Fit features into the matrices that are there; add no neurons.")
     ] = False,
+    attack: Annotated[
+        bool,
+        typer.Option(help="Attack the result before it is signed: is the behaviour removed or suppressed?"),
+    ] = False,
     detach: DetachOption = False,
 ) -> None:
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
@@ -68,11 +74,11 @@ def export(
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        chosen = export_id_for(out, stored)
+        chosen = export_id_for(out, stored, attack=attack)
         made = trephine.exports.published(chosen, stored)
         if made is None:
             started = trephine.exports.start(
-                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
+                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, attack=attack, **how
             )
             made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
         with ProgressView(given.output, f"export {stored.name}") as view:
@@ -116,6 +122,8 @@ def _show_verification(output: Output, outcome: Verification, folder: Path) -> N
         output.note(f"note: {printable(note)}")
     state = "verified" if outcome.passed else "NOT VERIFIED"
     output.line(f"{folder}: {state}, {outcome.files} files")
+    if outcome.passed:
+        output.line(f"behaviour: {printable(outcome.removal)}")
 
 
 def show_export(output: Output, made: Export, folder: Path) -> None:
@@ -138,6 +146,7 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
         ]
     )
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
+    show_removal(output, certificate)
     output.note(f"check it any time with: trephine verify {folder}")
 
 

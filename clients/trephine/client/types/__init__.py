@@ -122,6 +122,7 @@ from trephine.client.types.features import (
 from trephine.client.types.interventions import Change, Direction, Head, Intervention, Where
 from trephine.client.types.models import Capabilities, Capability, LoadedSet, ModelInfo, ModelState
 from trephine.client.types.operations import OperationMetadata, OperationUpdate
+from trephine.client.types.removal import AttackFigure, AttackKind, Removal, RemovalVerdict, ShareInterval
 from trephine.client.types.replacements import (
     Admission,
     Claim,
@@ -176,6 +177,8 @@ __all__ = [
     "Activations",
     "Admission",
     "Applied",
+    "AttackFigure",
+    "AttackKind",
     "AttentionKey",
     "AttentionKindTerm",
     "AttentionPairTerm",
@@ -290,6 +293,8 @@ __all__ = [
     "Proposal",
     "Provenance",
     "RankedFeature",
+    "Removal",
+    "RemovalVerdict",
     "ReplacementLayer",
     "ReplacementSetInfo",
     "ReplacementState",
@@ -301,6 +306,7 @@ __all__ = [
     "ServerSupport",
     "SetFormat",
     "Severity",
+    "ShareInterval",
     "Site",
     "SiteKind",
     "Span",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import Version
 from trephine.client.types.interventions import Intervention
+from trephine.client.types.removal import Removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,8 @@ class Certificate(WireValue):
     environment: dict[str, str]
     text: str
     n_tokens: int
+    removal: Removal | None = None
+    """What attacks brought back; None: none was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trephine.domain import exports as domain
 from trephine.rpc.wire.fields import clean, qualified
+from trephine.rpc.wire.removal import removal_to_wire
 from trephine.v1 import edit_service_pb2 as pb
 
 
@@ -38,6 +39,7 @@ def export_options_from_wire(
         text=request.text if request.HasField("text") else None,
         min_recovery=request.min_recovery if request.HasField("min_recovery") else plain.min_recovery,
         keep_shapes=request.keep_shapes,
+        attack=isinstance(request, pb.ExportCheckpointRequest) and request.attack,
     )
 
 
@@ -73,6 +75,7 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         environment={clean(key): clean(value) for key, value in certificate.environment.items()},
         text=clean(certificate.text),
         n_tokens=certificate.n_tokens,
+        removal=removal_to_wire(certificate.removal),
     )
 
 

@@ -1,0 +1,35 @@
+"""The word of an attacked export, with the attacks' figures."""
+
+from __future__ import annotations
+
+from trephine.client.cli.output import Output
+from trephine.client.terminal import printable
+from trephine.client.types import Certificate
+from trephine.client.types.removal import AttackFigure, ShareInterval
+
+
+def show_removal(output: Output, certificate: Certificate) -> None:
+    """Print whether the behaviour is removed or suppressed, and why."""
+    removal = certificate.removal
+    if removal is None:
+        output.note("not attacked: what was ablated counts as suppressed; --attack looks for more")
+        return
+    output.line(f"{removal.verdict.value}: {printable(removal.why)}")
+    if removal.figures:
+        output.table(
+            ("ATTACK", "STRENGTH", "BACK", "UNRELATED", "EXCESS"), [_row(f) for f in removal.figures]
+        )
+
+
+def _row(figure: AttackFigure) -> tuple[str, ...]:
+    return (
+        figure.kind.value.replace("_", "-"),
+        f"{figure.strength:g}",
+        _share(figure.returned),
+        _share(figure.unrelated),
+        _share(figure.excess),
+    )
+
+
+def _share(interval: ShareInterval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

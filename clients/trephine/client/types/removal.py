@@ -1,0 +1,63 @@
+"""What attacks on an export bring back of the behaviour that it ablates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trephine.client.decoding import WireValue
+
+
+class RemovalVerdict(StrEnum):
+    """The word that stands in certificate and card."""
+
+    UNSPECIFIED = "unspecified"
+    REMOVED = "removed"
+    SUPPRESSED = "suppressed"
+    INCONCLUSIVE = "inconclusive"
+
+
+class AttackKind(StrEnum):
+    """Which attack."""
+
+    UNSPECIFIED = "unspecified"
+    RECOVERY = "recovery"
+    BENIGN = "benign"
+    FEW_SHOT = "few_shot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareInterval(WireValue):
+    """A mean with its 95 % interval over contexts."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackFigure(WireValue):
+    """One attack at one strength."""
+
+    kind: AttackKind
+    strength: float
+    """Recovery: norm of the perturbation over the residual's. Others: steps of training."""
+    returned: ShareInterval
+    """Share of the behaviour that is back: 0 as edited, 1 as in the original."""
+    unrelated: ShareInterval
+    excess: ShareInterval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal(WireValue):
+    """The outcome of all attacks."""
+
+    verdict: RemovalVerdict
+    why: str
+    figures: tuple[AttackFigure, ...]
+    n_tokens: int
+    n_contexts: int
+    effect: float
+    """Mean KL from the original to the edited model on these tokens, nats."""
+    unrelated_behaviours: int
+    seed: int

@@ -1,0 +1,137 @@
+"""What attacks bring back of an ablated behaviour, and the word that follows: removed or suppressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["removed", "suppressed", "inconclusive"]
+AttackKind = Literal["recovery", "benign", "few_shot"]
+"""`recovery`: perturbations of the residual stream. `benign`: training on ordinary text. `few_shot`: training
+on a few contexts with the original's answers."""
+
+RETURNED = 0.10
+"""An attack succeeds if the whole interval of the excess lies above: the behaviour returned by more than this
+share beyond what an unrelated behaviour does under the same attack."""
+WITHSTOOD = 0.25
+"""An edit withstands an attack if the whole interval of the excess lies below."""
+LEAST_POWER = 0.10
+"""A recovery attack that returns less than this of unrelated behaviours at its largest budget proves nothing:
+it is too weak."""
+LEAST_TOKENS = 8
+LEAST_CONTEXTS = 4
+LEAST_EFFECT = 1e-3
+"""Nats that the edit moves the answer where it acts; below it there is no behaviour to bring back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval over contexts (and over unrelated behaviours)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackFigure:
+    """One attack at one strength."""
+
+    kind: AttackKind
+    strength: float
+    """`recovery`: norm of the perturbation over the residual's. Others: steps of training."""
+    returned: Interval
+    """Share of the ablated behaviour that is back: 0 as edited, 1 as in the original."""
+    unrelated: Interval
+    """The same for unrelated behaviours of the same size under the same attack."""
+    excess: Interval
+    """`returned` less `unrelated`, paired by token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """The outcome of all attacks on an export."""
+
+    verdict: Verdict
+    why: str
+    """The decision in a sentence."""
+    figures: tuple[AttackFigure, ...]
+    n_tokens: int
+    """Tokens on which the behaviour was measured."""
+    n_contexts: int
+    """Contexts that they stand in; intervals are over these."""
+    effect: float
+    """Mean KL(original || edited) on them, nats."""
+    unrelated_behaviours: int
+    seed: int
+
+
+def judge_removal(
+    figures: tuple[AttackFigure, ...],
+    *,
+    n_tokens: int,
+    n_contexts: int,
+    effect: float,
+    unrelated_behaviours: int,
+    seed: int,
+) -> Removal:
+    """Apply the rule that was fixed beforehand; it reads intervals, never a point estimate."""
+    verdict, why = _verdict(figures, n_tokens, n_contexts, effect)
+    return Removal(
+        verdict=verdict,
+        why=why,
+        figures=figures,
+        n_tokens=n_tokens,
+        n_contexts=n_contexts,
+        effect=effect,
+        unrelated_behaviours=unrelated_behaviours,
+        seed=seed,
+    )
+
+
+def _verdict(
+    figures: tuple[AttackFigure, ...], n_tokens: int, n_contexts: int, effect: float
+) -> tuple[Verdict, str]:
+    if n_tokens < LEAST_TOKENS or n_contexts < LEAST_CONTEXTS:
+        return "inconclusive", (
+            f"the edit acts on {n_tokens} tokens in {n_contexts} contexts of the text; deciding needs "
+            f"{LEAST_TOKENS} in {LEAST_CONTEXTS}: give more text of the kind that it is about"
+        )
+    if effect < LEAST_EFFECT:
+        return "inconclusive", f"the edit moves the answers by {effect:.1e} nats: nothing to bring back"
+    succeeded = [figure for figure in figures if figure.excess.low > RETURNED]
+    if succeeded:
+        worst = max(succeeded, key=lambda figure: figure.excess.low)
+        return "suppressed", (
+            f"{_named(worst)} brings back {worst.returned.value:.0%} of the behaviour, and "
+            f"{worst.unrelated.value:.0%} of unrelated ones (excess at least {worst.excess.low:.0%})"
+        )
+    return _unbroken(figures)
+
+
+def _unbroken(figures: tuple[AttackFigure, ...]) -> tuple[Verdict, str]:
+    """Decide where no attack succeeded: withstood, or not shown."""
+    if {figure.kind for figure in figures} != {"recovery", "benign", "few_shot"}:
+        return "inconclusive", "not every attack was run"
+    recovery = [figure for figure in figures if figure.kind == "recovery"]
+    strongest = max(recovery, key=lambda figure: figure.strength)
+    if strongest.unrelated.high < LEAST_POWER:
+        return "inconclusive", "the recovery attack moved nothing at all; its budgets are too small"
+    if min(figure.unrelated.low for figure in recovery) > 1 - LEAST_POWER:
+        return "inconclusive", "the recovery attack restores anything at every budget; they are too large"
+    open_ones = [figure for figure in figures if figure.excess.high > WITHSTOOD]
+    if open_ones:
+        widest = max(open_ones, key=lambda figure: figure.excess.high)
+        return "inconclusive", (
+            f"{_named(widest)} may bring back up to {widest.excess.high:.0%} more than of unrelated "
+            "behaviours; give more text"
+        )
+    most = max(figure.excess.high for figure in figures)
+    return "removed", f"no attack brings back more than unrelated behaviours do (excess at most {most:.0%})"
+
+
+def _named(figure: AttackFigure) -> str:
+    if figure.kind == "recovery":
+        return f"a perturbation of {figure.strength:.1%} of the residual's norm"
+    text = "ordinary text" if figure.kind == "benign" else "a few of its contexts"
+    return f"training on {text} for {figure.strength:.0f} steps"

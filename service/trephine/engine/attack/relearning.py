@@ -1,0 +1,172 @@
+"""Relearning: short low-rank training of the edited model, and how much of a behaviour it brings back.
+
+Benign training sees ordinary text. The unedited twin is trained on the same text in the same order, and what
+training moves in it along the behaviour is taken off. Few-shot training sees contexts in which the edit
+acts, with the original's answers; the twin needs no training there: those are its answers, its gradient is
+zero.
+Behaviours are measured on tokens of other windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from trephine.domain.removal import AttackFigure
+from trephine.engine.attack.answers import Token, decoder_layers, logits_of
+from trephine.engine.attack.behaviour import Behaviour, share_of_step
+from trephine.engine.attack.intervals import figure
+from trephine.engine.attack.request import LEARNING_RATE, RANK
+
+Windows = Sequence[Sequence[int]]
+Loss = Callable[[int], Tensor]
+"""Step number -> loss of the model that is trained."""
+Say = Callable[[int, int], None]
+
+_STAGES = (0.4, 1.0)
+"""Shares of the training after which behaviours are measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """What is trained on and what is measured."""
+
+    windows: Windows
+    training: tuple[int, ...]
+    """Windows to train on; none of them is measured."""
+    shots: Behaviour
+    """On tokens of the windows of training."""
+    tested: Behaviour
+    """On tokens of others."""
+
+
+def benign(
+    edited: Any, twin: Any, lessons: Lessons, steps: int, *, seed: int, say: Say
+) -> list[AttackFigure]:
+    """Train both on ordinary text; return how much is back after two fifths and all of the steps."""
+    goals, start = lessons.tested.goals, lessons.tested.edited
+
+    def text(model: Any) -> Loss:
+        def loss(step: int) -> Tensor:
+            ids = torch.tensor(list(lessons.windows[lessons.training[step % len(lessons.training)]]))
+            output: Tensor = model(ids[None], use_cache=False).logits[0, :-1]
+            return functional.cross_entropy(output.float(), ids[1:])
+
+        return loss
+
+    after = _trained(edited, text(edited), lessons, steps, seed, say)
+    beside = _trained(twin, text(twin), lessons, steps, seed, say)
+    found = []
+    for step in after:
+        # What the text teaches moves both; the twin shows how far that goes along each step.
+        shares = [
+            share_of_step(goal, start, after[step])
+            - share_of_step(goal, start, _moved(goals[0], start, beside[step]))
+            for goal in goals
+        ]
+        found.append(
+            figure("benign", step, shares[0], torch.stack(shares[1:]), lessons.tested.tokens, seed=seed)
+        )
+    return found
+
+
+def _moved(original: Tensor, start: Tensor, twin: Tensor) -> Tensor:
+    """Carry what training did to the twin over to the edited model's answers before training."""
+    return start + twin - original
+
+
+def few_shot(edited: Any, lessons: Lessons, steps: int, *, seed: int, say: Say) -> list[AttackFigure]:
+    """Teach the edited model the original's answers, then an unrelated behaviour's, as fast as may be."""
+    goals, start = lessons.tested.goals, lessons.tested.edited
+
+    def shots(goal: Tensor) -> Loss:
+        by_window = _by_window(lessons.shots.tokens)
+
+        def loss(step: int) -> Tensor:
+            window, rows = by_window[step % len(by_window)]
+            positions = [lessons.shots.tokens[row].position for row in rows]
+            output: Tensor = edited(torch.tensor([list(lessons.windows[window])]), use_cache=False).logits[0]
+            return functional.kl_div(
+                torch.log_softmax(output[positions].float(), -1),
+                torch.log_softmax(goal[rows], -1),
+                log_target=True,
+                reduction="batchmean",
+            )
+
+        return loss
+
+    taught = [_trained(edited, shots(goal), lessons, steps, seed, say) for goal in lessons.shots.goals[:2]]
+    found = []
+    for step in taught[0]:
+        returned, unrelated = (
+            share_of_step(goal, start, answers[step]) for goal, answers in zip(goals, taught, strict=False)
+        )
+        found.append(figure("few_shot", step, returned, unrelated[None], lessons.tested.tokens, seed=seed))
+    return found
+
+
+def _by_window(tokens: Sequence[Token]) -> list[tuple[int, list[int]]]:
+    """List windows with the rows of their tokens."""
+    windows = sorted({token.window for token in tokens})
+    return [(w, [row for row, token in enumerate(tokens) if token.window == w]) for w in windows]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _trained(model: Any, loss: Loss, lessons: Lessons, steps: int, seed: int, say: Say) -> dict[int, Tensor]:
+    """Train low-rank updates and take them off again; return the tested tokens' answers at some steps."""
+    stages = {max(1, round(steps * share)) for share in _STAGES}
+    found: dict[int, Tensor] = {}
+    with low_rank(model, seed) as weights:
+        optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0)
+        for step in range(steps):
+            optimiser.zero_grad()
+            loss(step).backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            say(step + 1, steps)
+            if step + 1 in stages:
+                with torch.no_grad():
+                    found[step + 1] = _answers(model, lessons)
+    return found
+
+
+def _answers(model: Any, lessons: Lessons) -> Tensor:
+    """Return the answers on the tested tokens, `(n_tokens, d_vocab)`."""
+    tokens = lessons.tested.tokens
+    seen = {window: logits_of(model, lessons.windows[window]) for window in {t.window for t in tokens}}
+    return torch.stack([seen[token.window][token.position] for token in tokens])
+
+
+@contextmanager
+def low_rank(model: Any, seed: int) -> Iterator[list[Tensor]]:
+    """Lay trainable updates of rank `RANK` beside every linear module of the blocks; they begin at zero."""
+    draw = torch.Generator().manual_seed(seed)
+    modules = [m for m in decoder_layers(model).modules() if isinstance(m, nn.Linear | Conv1D)]
+    handles, weights = [], list[Tensor]()
+    for module in modules:
+        n_out, n_in = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
+        down = (torch.randn(n_in, RANK, generator=draw) / n_in**0.5).requires_grad_()
+        up = torch.zeros(RANK, n_out, requires_grad=True)
+        weights += [down, up]
+        handles.append(module.register_forward_hook(_added(down, up)))
+    try:
+        yield weights
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _added(down: Tensor, up: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def add(_: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + (given[0] @ down) @ up
+
+    return add

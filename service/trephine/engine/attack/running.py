@@ -1,0 +1,94 @@
+"""The attacks as the engine sees them: contexts chosen, the process run, its word brought back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.interventions import Intervention
+from trephine.domain.removal import Removal
+from trephine.engine.attack.reading import edited_layers, read_directions
+from trephine.engine.attack.request import AttackRequest
+from trephine.engine.clean_process import run_clean
+from trephine.engine.export_texts import ExportTexts
+from trephine.engine.firing import firing_masks
+from trephine.engine.hosted import HostedModel
+from trephine.engine.noise import stock_attention
+from trephine.engine.weights.operations import FeatureOp
+
+MODULE = "trephine.engine.attack"
+WINDOW = 64
+MOST_WINDOWS = 16
+CANDIDATE_TOKENS = 4096
+"""Text that is searched for tokens on which edited features fire."""
+_FAILED = "the attack on the exported folder ended without a result in its process"
+
+Windows = list[tuple[int, ...]]
+
+
+def attacked(
+    hosted: HostedModel,
+    texts: ExportTexts,
+    interventions: tuple[Intervention, ...],
+    features: tuple[FeatureOp, ...],
+    folder: Path,
+    work: Path,
+) -> Generator[Progress | None, None, Removal]:
+    """Attack an exported folder in a process of its own, which ends with this generator.
+
+    Args:
+        hosted: The loaded parent.
+        texts: Of the export; both parts give contexts, for the attack promises nothing of a fit.
+        interventions: What the folder carries.
+        features: Edited features of sets, whose firing tokens are attacked. None: the tokens on which the
+            edit moves the answer most.
+        folder: The exported folder.
+        work: An empty folder for what is in between.
+
+    Raises:
+        GateMissedError: If the process ends without a result.
+        DeadlinePassedError: If it does not finish in time.
+    """
+    windows = context_windows(hosted, texts)
+    masks = yield from firing_masks(hosted, windows, features, interventions)
+    if not features:
+        masks = [torch.ones(len(window), dtype=torch.bool) for window in windows]
+    chosen = _densest(masks)
+    save_file({"read": read_directions(hosted, interventions).contiguous()}, work / "directions.safetensors")
+    request = AttackRequest(
+        exported=str(folder),
+        parent=str(hosted.folder.resolve()),
+        directions=str(work / "directions.safetensors"),
+        layers=edited_layers(interventions),
+        windows=tuple(windows[number] for number in chosen),
+        firing=tuple(tuple(masks[number].tolist()) for number in chosen),
+        attention=stock_attention(hosted.model),
+        threads=torch.get_num_threads(),
+    )
+    path = work / "request.json"
+    path.write_text(json.dumps(asdict(request)), encoding="utf-8")
+    found = yield from run_clean(["-I", "-m", MODULE, str(path)], work, "the attack", _FAILED)
+    return TypeAdapter(Removal).validate_python(found)
+
+
+def context_windows(hosted: HostedModel, texts: ExportTexts) -> Windows:
+    """Cut both parts of the texts into equally long windows, the measured part first."""
+    size = min(WINDOW, hosted.info.context_length)
+    whole = dict.fromkeys((*texts.measured.windows, *texts.calibration.windows))
+    pieces = [w[start : start + size] for w in whole for start in range(0, len(w), size)]
+    return [piece for piece in pieces if len(piece) == size][: CANDIDATE_TOKENS // size]
+
+
+def _densest(masks: Sequence[Tensor]) -> list[int]:
+    """Choose the windows with most tokens, position 0 apart; in the text's order where they tie."""
+    counts = [int(mask[1:].sum()) for mask in masks]
+    order = sorted(range(len(masks)), key=lambda number: -counts[number])
+    return order[:MOST_WINDOWS]

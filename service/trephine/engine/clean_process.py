@@ -1,0 +1,105 @@
+"""A clean process for what is measured or attacked on an exported folder: started, polled, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trephine.domain.commands import Progress
+from trephine.domain.errors import DeadlinePassedError, GateMissedError
+
+TIME_LIMIT_SECONDS = 1800.0
+_POLL_SECONDS = 0.03
+_PASSED_ON = (
+    *("LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
+)
+"""How the process computes, never what."""
+
+
+def run_clean(
+    arguments: Sequence[str], work: Path, what: str, failure: str
+) -> Generator[Progress | None, None, dict[str, Any]]:
+    """Run Python on arguments and follow it to its result; it ends with this generator.
+
+    It says lines of JSON: progress, at last `{"result": {...}}`.
+
+    Args:
+        arguments: Of the interpreter.
+        work: Folder to run in and to keep its output.
+        what: Names it in errors: `certification`.
+        failure: What it means if it ends without a result.
+
+    Raises:
+        GateMissedError: If it ends without a result.
+        DeadlinePassedError: If it does not finish in time.
+    """
+    output, errors = work / "stdout", work / "stderr"
+    process = _start(arguments, work, output, errors)
+    deadline, told = time.monotonic() + TIME_LIMIT_SECONDS, None
+    try:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                raise DeadlinePassedError(
+                    f"{what} in a clean process took longer than {TIME_LIMIT_SECONDS:.0f} s; "
+                    "nothing was published"
+                )
+            time.sleep(_POLL_SECONDS)
+            line = _last_line(output)
+            yield Progress(**line) if line and line != told and "stage" in line else None
+            told = line
+    finally:
+        _end(process)
+    line = _last_line(output)
+    if process.returncode != 0 or "result" not in line:
+        tail = " | ".join(errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        raise GateMissedError(f"{failure} (exit {process.returncode}): {tail[-600:]}")
+    found: dict[str, Any] = line["result"]
+    return found
+
+
+def _start(arguments: Sequence[str], work: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]:
+    """Start it elsewhere, in its own process group, without a network."""
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(work),
+        "HF_HOME": str(work / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    with output.open("wb") as out, errors.open("wb") as err:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=work,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process group if it still runs, and reap it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """Return the last complete line of JSON, or an empty one."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else {}

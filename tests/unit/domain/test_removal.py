@@ -1,0 +1,71 @@
+"""The rule that makes a word of intervals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trephine.domain.removal import AttackFigure, Interval, judge_removal
+
+
+def interval(low: float, high: float) -> Interval:
+    """An interval around its middle."""
+    return Interval(value=(low + high) / 2, low=low, high=high)
+
+
+RECOVERY = AttackFigure(
+    kind="recovery",
+    strength=0.1,
+    returned=interval(0.3, 0.4),
+    unrelated=interval(0.3, 0.4),
+    excess=interval(-0.05, 0.05),
+)
+BENIGN = replace(RECOVERY, kind="benign", strength=50)
+SHOTS = replace(RECOVERY, kind="few_shot", strength=50)
+
+
+def word(*figures: AttackFigure, tokens: int = 16, contexts: int = 8, effect: float = 0.1) -> str:
+    """Judge figures."""
+    return judge_removal(
+        figures, n_tokens=tokens, n_contexts=contexts, effect=effect, unrelated_behaviours=3, seed=0
+    ).verdict
+
+
+def test_what_withstands_every_attack_is_removed():
+    """All three kinds, all below the bound."""
+    assert word(RECOVERY, BENIGN, SHOTS) == "removed"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_attack_that_succeeds_is_enough(place):
+    """Whichever it is."""
+    figures = [RECOVERY, BENIGN, SHOTS]
+    figures[place] = replace(figures[place], excess=interval(0.11, 0.5))
+    assert word(*figures) == "suppressed"
+
+
+def test_a_high_mean_with_a_wide_interval_decides_nothing():
+    """Never a point estimate."""
+    assert word(replace(RECOVERY, excess=interval(-0.1, 0.9)), BENIGN, SHOTS) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        (RECOVERY, BENIGN),
+        (replace(RECOVERY, unrelated=interval(0.0, 0.05)), BENIGN, SHOTS),
+        (replace(RECOVERY, unrelated=interval(0.95, 1.0)), BENIGN, SHOTS),
+    ],
+)
+def test_attacks_without_power_prove_no_removal(figures):
+    """One that was not run, one too weak for anything, one that restores anything."""
+    assert word(*figures) == "inconclusive"
+
+
+def test_too_little_to_attack():
+    """Tokens, contexts, effect."""
+    figures = (RECOVERY, BENIGN, SHOTS)
+    assert word(*figures, tokens=7) == "inconclusive"
+    assert word(*figures, contexts=3) == "inconclusive"
+    assert word(*figures, effect=1e-4) == "inconclusive"

@@ -1,0 +1,123 @@
+"""The attacks on planted behaviours: hidden, gone, too rare to tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.builders import tiny_model
+from tests.unit.engine.attack.organisms import LAYER, planted, removed, request, rotated
+from trephine.engine.attack.answers import Prefixes, Token, logits_of
+from trephine.engine.attack.attack import attack
+from trephine.engine.attack.behaviour import answers, behaviour, share_of_kl, share_of_step
+from trephine.engine.attack.recovery import _Attack
+from trephine.engine.attack.relearning import low_rank
+from trephine.engine.divergence import kl_divergence
+
+WINDOWS = [
+    tuple(torch.randint(3, 400, (20,), generator=torch.Generator().manual_seed(seed)).tolist())
+    for seed in range(3)
+]
+TOKENS = (Token(window=0, position=3), Token(window=2, position=11), Token(window=2, position=1))
+
+
+def test_a_behaviour_that_only_moved_is_suppressed(tmp_path):
+    """Its neuron still stands behind another direction, which a perturbation off the old one finds."""
+    model, read = planted()
+    found = attack(request(model, rotated(model, read), read, tmp_path), lambda _: None)
+    assert found.verdict == "suppressed"
+    strongest = found.figures[2]
+    assert (strongest.kind, strongest.strength) == ("recovery", 0.1)
+    assert strongest.excess.low > 0.2
+
+
+def test_a_behaviour_without_another_path_is_removed(tmp_path):
+    """Every attack does to it what it does to unrelated behaviours, and does something to those."""
+    model, read = planted()
+    found = attack(request(model, removed(model), read, tmp_path), lambda _: None)
+    assert found.verdict == "removed"
+    assert {figure.kind for figure in found.figures} == {"recovery", "benign", "few_shot"}
+    assert all(figure.excess.high < 0.25 for figure in found.figures)
+    assert found.figures[2].unrelated.low > 0.1
+
+
+def test_too_few_tokens_decide_nothing(tmp_path):
+    """Nothing is attacked, and the sentence says what is missing."""
+    model, read = planted()
+    found = attack(request(model, removed(model), read, tmp_path, windows=4), lambda _: None)
+    assert found.verdict == "inconclusive"
+    assert found.figures == ()
+    assert found.n_contexts == 2
+    assert "more text" in found.why
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt_neox", "gemma2"])
+def test_tokens_behind_cached_prefixes_answer_as_in_their_windows(family):
+    """Also with sliding windows and learned positions."""
+    model = tiny_model(family)
+    with torch.no_grad():
+        found = Prefixes(model, WINDOWS, TOKENS).logits()
+        expected = torch.stack([logits_of(model, WINDOWS[t.window])[t.position] for t in TOKENS])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_perturbations_keep_off_the_read_directions_and_within_their_budget():
+    """After real steps of the optimiser, at every layer and row."""
+    model = tiny_model("llama")
+    read = torch.linalg.qr(torch.randn(32, 2, generator=torch.Generator().manual_seed(0)))[0].T
+    radii = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.2, 0.2]])
+    with torch.no_grad():
+        rows = Prefixes(model, WINDOWS, TOKENS)
+        goal = rows.logits().roll(1, 0)
+    attacker = _Attack(rows, [0, LAYER], read, radii)
+    before = kl_divergence(goal, rows.logits().detach())
+    after = kl_divergence(goal, attacker.optimised(goal, 8, lambda _: None))
+    added = attacker.perturbations().detach()
+    assert bool((after < before).all())
+    assert float((added @ read.T).abs().max()) < 1e-6
+    assert bool((added.norm(dim=-1) <= radii + 1e-6).all())
+    assert bool((added.norm(dim=-1) > 0.2 * radii).all())
+
+
+def test_unrelated_behaviours_have_the_size_of_the_ablated_one():
+    """In nats, per token; and none of them is the original's answer."""
+    model, _ = planted()
+    edited = removed(model)
+    ids = [tuple([10, 40, 11, 60, 12, 80, 13, 90])]
+    tokens = tuple(Token(window=0, position=position) for position in (2, 4, 6))
+    with torch.no_grad():
+        before, after = ([answers(each, window) for window in ids] for each in (model, edited))
+        found = behaviour(tokens, before, after, edited.lm_head.weight, unrelated=3, seed=1)
+    for goal in found.goals[1:]:
+        size = kl_divergence(goal, found.edited)
+        torch.testing.assert_close(size, found.effect, rtol=0.05, atol=1e-6)
+        assert float(kl_divergence(goal, found.goals[0]).min()) > 0.5 * float(found.effect.min())
+
+
+def test_shares_run_from_the_edited_to_the_original_answer():
+    """0 and 1 at the ends for both measures; half the step is half by the step."""
+    draw = torch.Generator().manual_seed(0)
+    start, step = torch.randn(4, 50, generator=draw), 0.1 * torch.randn(4, 50, generator=draw)
+    goal = start + step
+    for measure in (share_of_kl, share_of_step):
+        torch.testing.assert_close(
+            measure(goal, start, start).double(), torch.zeros(4).double(), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            measure(goal, start, goal).double(), torch.ones(4).double(), atol=1e-5, rtol=0
+        )
+    torch.testing.assert_close(
+        share_of_step(goal, start, start + step / 2), torch.full((4,), 0.5), atol=0.02, rtol=0
+    )
+
+
+def test_training_leaves_the_model_as_it_was():
+    """Low-rank updates begin at zero and are taken off."""
+    model = tiny_model("gpt2")
+    plain = logits_of(model, WINDOWS[0])
+    with low_rank(model, 0) as weights:
+        torch.testing.assert_close(logits_of(model, WINDOWS[0]).detach(), plain)
+        for weight in weights:
+            weight.data += 0.1
+        assert float((logits_of(model, WINDOWS[0]) - plain).detach().abs().max()) > 1e-3
+    torch.testing.assert_close(logits_of(model, WINDOWS[0]), plain, atol=0, rtol=0)
