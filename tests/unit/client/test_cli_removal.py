@@ -1,0 +1,47 @@
+"""The word of an attacked export on the terminal."""
+
+from __future__ import annotations
+
+from trephine.client.cli.output import Output
+from trephine.client.cli.removal import show_removal
+from trephine.client.types import (
+    AttackFigure,
+    AttackKind,
+    Certificate,
+    Removal,
+    RemovalVerdict,
+    ShareInterval,
+)
+
+
+def certificate(removal: Removal | None) -> Certificate:
+    """A certificate of which nothing else is shown here."""
+    return Certificate(
+        edit="edits/one", edit_hash="", plan_hash="", parent_hash="", dtype="float32", measurements=(), gates=(),
+        passed=True, changed_tensors=(), untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
+        removal=removal,
+    )  # fmt: skip
+
+
+def test_the_word_comes_first_then_the_figures(capsys):
+    """With the reason, and every share with its interval."""
+    share = ShareInterval(value=0.5, low=0.4, high=0.6)
+    figure = AttackFigure(
+        kind=AttackKind.FEW_SHOT, strength=50, returned=share, unrelated=share, excess=share
+    )
+    removal = Removal(
+        verdict=RemovalVerdict.SUPPRESSED, why="it came back", figures=(figure,), n_tokens=9, n_contexts=5,
+        effect=0.1, unrelated_behaviours=3, seed=0,
+    )  # fmt: skip
+    show_removal(Output(json=False), certificate(removal))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "suppressed: it came back"
+    assert lines[2].split("\t") == ["few-shot", "50", *["0.50 [0.40, 0.60]"] * 3]
+
+
+def test_what_was_not_attacked_is_not_called_removed(capsys):
+    """And nothing is claimed among the results."""
+    show_removal(Output(json=False), certificate(None))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "not attacked" in captured.err
