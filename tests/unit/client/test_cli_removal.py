@@ -18,8 +18,8 @@ def certificate(removal: Removal | None) -> Certificate:
     """A certificate of which nothing else is shown here."""
     return Certificate(
         edit="edits/one", edit_hash="", plan_hash="", parent_hash="", dtype="float32", measurements=(),
-        gates=(), passed=True, changed_tensors=(), untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
-        removal=removal,
+        gates=(), passed=True, changed_tensors=(), untouched_tensors_verified=0, environment={}, text="",
+        n_tokens=0, removal=removal,
     )  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def _result(
 
 
 def _reached(curve: Sequence[CurvePoint]) -> int | None:
-    """Return the smallest budget that reaches the goal; curves are not monotone, larger ones may fall again."""
+    """Return the smallest budget that reaches the goal; a curve may fall again beyond it."""
     return next((point.nodes for point in curve if point.faithfulness.value >= GOAL), None)
 
 
