@@ -24,6 +24,7 @@ from trephine.v1 import (
     interventions_pb2,
     model_service_pb2,
     operation_service_pb2,
+    removal_pb2,
     replacement_service_pb2,
 )
 
@@ -43,6 +44,7 @@ MESSAGES = (
     interventions_pb2,
     model_service_pb2,
     operation_service_pb2,
+    removal_pb2,
     replacement_service_pb2,
 )
 NAMES = {
