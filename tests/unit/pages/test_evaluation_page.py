@@ -46,6 +46,19 @@ def test_the_page_says_what_beats_its_controls_and_what_does_not():
     assert "degraded" not in html.partition("</style>")[2]
 
 
+def test_every_layer_shows_its_error_share():
+    """Of the set with its interval, and of its controls; evaluations of before have empty cells."""
+    layers = tuple(
+        replace(score, error_share=figure(0.4321 + 0.1 * place))
+        for place, score in enumerate(evaluation().layers)
+    )
+    html = page(layers=layers)
+    assert all(shown in html for shown in ("0.4321", "0.3321 to 0.5321", "0.5321", "0.6321"))
+    without = page(layers=tuple(replace(score, error_share=None) for score in layers))
+    assert "0.4321" not in without
+    assert "error share" in without
+
+
 def test_a_degraded_set_is_called_so():
     """The flag is at the top, and the failed admission is told."""
     html = page(replacement=set_info(degraded=True))
