@@ -37,12 +37,12 @@ from trephine.engine.hosted import HostedModel
 RECIPE = FitRecipe(
     d_sae=768,
     k=16,
-    tokens=200_000,
+    tokens=600_000,
     context_tokens=128,
     batch_tokens=2048,
     lr=3e-3,
     dead_after_tokens=50_000,
-    end_to_end=EndToEnd(tokens=80_000, lr=1e-3),
+    end_to_end=EndToEnd(tokens=240_000, lr=1e-3),
 )
 CONTROLS = ("same_tokens", "same_time")
 GOAL, L0_TOLERANCE = 0.30, 0.02
