@@ -7,6 +7,7 @@ may open pickles, which that process forbids. It needs the network; nothing else
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -34,6 +35,8 @@ SOURCE_FILE = "trephine-source.json"
 _FILES = ("cfg.json", "sae_weights.safetensors")
 _CROSS_LAYER = re.compile(r"(?:^|[^a-z])clt(?:[^a-z]|$)", re.IGNORECASE)
 _DONE, _FAILED = 0, 3
+_NEAR = 5
+"""Near matches that an unknown name is answered with."""
 
 
 def import_release(
@@ -178,7 +181,8 @@ def _from_pretrained(library: Any, release: str, sae_id: str) -> Any:
         raise
     except (ValueError, KeyError) as error:
         raise ReplacementNotFoundError(
-            f"SAELens knows no {sae_id!r} of release {release!r}, or cannot convert it: {error}",
+            f"SAELens knows no {sae_id!r} of release {release!r}, or cannot convert it: {error}"
+            f"{_nearest(release, sae_id)}",
             release=release,
             sae_id=sae_id,
         ) from error
@@ -190,6 +194,20 @@ def _from_pretrained(library: Any, release: str, sae_id: str) -> Any:
             release=release,
             sae_id=sae_id,
         ) from error
+
+
+def _nearest(release: str, sae_id: str) -> str:
+    """Name what SAELens' list has that looks like it; empty for nothing."""
+    try:
+        from sae_lens.loading.pretrained_saes_directory import (  # type: ignore[import-untyped,unused-ignore]
+            get_pretrained_saes_directory,
+        )
+    except ImportError:
+        return ""
+    releases = get_pretrained_saes_directory()
+    known = releases[release].saes_map if release in releases else releases
+    near = difflib.get_close_matches(sae_id if release in releases else release, list(known), _NEAR, 0.5)
+    return f" Near it are {', '.join(near)}." if near else ""
 
 
 if __name__ == "__main__":

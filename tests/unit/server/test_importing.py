@@ -49,6 +49,15 @@ class SAE:
 """
 
 
+DIRECTORY = """
+class Release:
+    saes_map = {"layer_33": "a", "embedding": "b"}
+
+def get_pretrained_saes_directory():
+    return {"unknown": Release, "gemma": Release}
+"""
+
+
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put a stub where the importing process looks for SAELens first; return a folder to import into."""
@@ -88,6 +97,29 @@ def test_a_failure_is_typed_and_leaves_nothing(
     with pytest.raises(error, match=match):
         import_release(release, "layer_3", stub)
     assert [path for path in stub.parent.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_unknown_names_are_answered_with_near_ones(stub: Path) -> None:
+    """An id out of its release's list, a release out of SAELens' list, best first."""
+    listed = stub.parents[1] / "path" / "sae_lens" / "loading"
+    listed.mkdir()
+    (listed / "__init__.py").write_text("")
+    (listed / "pretrained_saes_directory.py").write_text(DIRECTORY)
+    with pytest.raises(ReplacementNotFoundError, match=r"Near it are layer_33\.$"):
+        import_release("unknown", "layer_3x", stub)
+    (stub.parents[1] / "path" / "sae_lens" / "__init__.py").write_text(STUB.replace('"unknown"', '"unknow"'))
+    with pytest.raises(ReplacementNotFoundError, match=r"Near it are unknown\.$"):
+        import_release("unknow", "layer_3", stub)
+
+
+def test_what_a_killed_run_left_is_swept(stub: Path) -> None:
+    """A half folder under the hidden name never becomes the folder, and goes with the next run."""
+    left = stub.parent / ".trephine-tmp-layer_3"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    import_release("good", "layer_3", stub)
+    assert not left.exists()
+    assert not (stub / "half").exists()
 
 
 @pytest.mark.parametrize(

@@ -180,10 +180,10 @@ class _Regression:
     def __init__(self, features: Tensor, y: Tensor, train: int) -> None:
         self.mean = features.mean(0)
         """`(p,)`, over all rows."""
-        centred = features - features[:train].mean(0)
-        y = y - y[:train].mean(0)
+        centred, y_mean = features - features[:train].mean(0), y[:train].mean(0)
         self._fit, self._held = centred[:train], centred[train:]
-        self._y, self._held_y = y[:train], y[train:]
+        self._y, self._held_y = y[:train] - y_mean, y[train:]
+        self._y_mean = y_mean
 
     @cached_property
     def _gram(self) -> Tensor:
@@ -199,21 +199,22 @@ class _Regression:
         """Return the matrix `(p, m)`; with fewer rows than features the n x n form is the smaller one."""
         if len(self._fit) < self._fit.shape[1]:
             gram = self._fit @ self._fit.T
-            return self._best(self._fit.T @ solved for solved in _solutions(gram, self._y))
-        return self._best(_solutions(self._gram, self._right))
+            found = (self._fit.T @ solved for solved in _solutions(gram, self._y))
+            return self._best(found, self._held_y - self._y_mean)
+        return self._best(_solutions(self._gram, self._right), self._held_y - self._y_mean)
 
     def scales(self, decoder: Tensor) -> Tensor:
-        """Return one factor `(p,)` for each row of a decoder `(p, m)` that stays."""
+        """Return one factor `(p,)` for each unit row of a decoder `(p, m)` that stays; `y` has mean 0."""
         gram = self._gram * (decoder @ decoder.T)
         right = (self._right * decoder).sum(1, keepdim=True)
-        found = self._best(decoder * solved for solved in _solutions(gram, right))
+        found = self._best((decoder * solved for solved in _solutions(gram, right)), self._held_y)
         return (found * decoder).sum(1)
 
-    def _best(self, candidates: Iterable[Tensor]) -> Tensor:
-        """Return the `(p, m)` that does best on the rows after `train`; zeros if none is finite."""
+    def _best(self, candidates: Iterable[Tensor], held_y: Tensor) -> Tensor:
+        """Return the `(p, m)` that does best on `held_y`, the rows after `train`; zeros if none is finite."""
         best, least = torch.zeros_like(self._right), inf
         for candidate in candidates:
-            error = float((self._held_y - self._held @ candidate).square_().sum())
+            error = float((held_y - self._held @ candidate).square_().sum())
             if error < least:
                 best, least = candidate, error
         return best
