@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from trephine.client import requests
 from trephine.client.decoding import decode
 from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.edit_history import EditHistory, current_user
 from trephine.client.errors import (
     CheckpointUnverifiedError,
     InvalidRequestError,
@@ -27,7 +27,7 @@ DOWNLOAD_ATTEMPTS = 4
 NO_REASON = "none given"
 
 
-class Edits:
+class Edits(EditHistory):
     """Named, versioned, revertible interventions."""
 
     def __init__(self, wire: Wire) -> None:
@@ -71,7 +71,7 @@ class Edits:
         return decode(Edit, self._wire.call(self._wire.edits.CreateEdit, request))
 
     def get(self, name: str) -> Edit:
-        """One edit by name."""
+        """One edit by name: its latest version, or the one of `NAME@VERSION`."""
         request = edit_service_pb2.GetEditRequest(name=requests.resource("edits", name))
         return decode(Edit, self._wire.call(self._wire.edits.GetEdit, request))
 
@@ -80,11 +80,6 @@ class Edits:
         request = edit_service_pb2.ListEditsRequest(page_size=500)
         found = pages(self._wire, self._wire.edits.ListEdits, request)
         return tuple(decode(Edit, edit) for page in found for edit in page.edits)
-
-    def delete(self, name: str) -> None:
-        """Forget an edit. What was exported from it stays."""
-        request = edit_service_pb2.DeleteEditRequest(name=requests.resource("edits", name))
-        self._wire.call(self._wire.edits.DeleteEdit, request)
 
     def plan(
         self,
@@ -205,11 +200,3 @@ def export_id_for(folder: str | Path, edit: Edit, *, attack: bool = False) -> st
     """
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
     return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{'-attacked' if attack else ''}"
-
-
-def current_user() -> str:
-    """Who runs this, for the record of an edit."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"  # a container without a passwd entry

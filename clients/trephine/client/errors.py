@@ -7,6 +7,11 @@ flat `context` values and, where one request field is to blame, its path in `fie
 
 from __future__ import annotations
 
+from trephine.client.audit_errors import AuditorFailedError as AuditorFailedError
+from trephine.client.audit_errors import CheckpointUnverifiedError as CheckpointUnverifiedError
+from trephine.client.edit_errors import EditChangedError as EditChangedError
+from trephine.client.edit_errors import EditConflictError as EditConflictError
+from trephine.client.edit_errors import EditInUseError as EditInUseError
 from trephine.client.error_root import ErrorKind as ErrorKind
 from trephine.client.error_root import TrephineError as TrephineError
 from trephine.client.error_root import error_type as error_type
@@ -92,6 +97,12 @@ class NothingMatchedError(InvalidRequestError):
     """An intervention that matched no position: silence would look like success."""
 
     reason = "INTERVENTION_MATCHED_NOTHING"
+
+
+class TooFewItemsError(InvalidRequestError):
+    """Fewer texts or items than an interval needs; the message says how many."""
+
+    reason = "TOO_FEW_ITEMS"
 
 
 class EditNotExpressibleError(InvalidRequestError):
@@ -379,20 +390,3 @@ class CorruptRecordError(TrephineError):
 
     kind = ErrorKind.DATA_LOSS
     reason = "CORRUPT_RECORD"
-
-
-# --- audits --------------------------------------------------------------------------------------
-
-
-class AuditorFailedError(TrephineError):
-    """An auditor raised, hung, died or returned something that is no report. Never a pass."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "AUDITOR_FAILED"
-
-
-class CheckpointUnverifiedError(TrephineError):
-    """An exported folder whose hashes, manifest, certificate or gates do not hold."""
-
-    kind = ErrorKind.DATA_LOSS
-    reason = "CHECKPOINT_UNVERIFIED"

@@ -53,8 +53,8 @@ def resource(collection: str, name: str) -> str:
 
 
 def edit_name(edit: Edit | str) -> str:
-    """The resource name of an edit given as value or by name."""
-    return edit.name if isinstance(edit, Edit) else resource("edits", edit)
+    """The resource name of an edit: by name the latest version, as a value the very version that it is."""
+    return edit.reference if isinstance(edit, Edit) else resource("edits", edit)
 
 
 @sendable

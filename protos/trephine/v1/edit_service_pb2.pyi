@@ -9,6 +9,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
+import trephine.v1.edit_history_pb2
 import trephine.v1.interventions_pb2
 import trephine.v1.removal_pb2
 import typing
@@ -200,7 +201,7 @@ global___EditProposal = EditProposal
 
 @typing.final
 class Edit(google.protobuf.message.Message):
-    """A stored edit."""
+    """One version of a stored edit."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -213,6 +214,11 @@ class Edit(google.protobuf.message.Message):
     EVIDENCE_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     MADE_FOR_FIELD_NUMBER: builtins.int
+    UPDATE_TIME_FIELD_NUMBER: builtins.int
+    ETAG_FIELD_NUMBER: builtins.int
+    SETS_FIELD_NUMBER: builtins.int
+    REVERTED_FROM_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `edits/no-mary`."""
     version: builtins.int
@@ -224,7 +230,13 @@ class Edit(google.protobuf.message.Message):
     author: builtins.str
     """Who made it."""
     create_time: builtins.str
-    """RFC 3339, UTC."""
+    """RFC 3339, UTC: of the first version."""
+    update_time: builtins.str
+    """RFC 3339, UTC: of this version."""
+    etag: builtins.str
+    """Over everything that this version holds; for preconditions."""
+    reverted_from: builtins.int
+    """The version that this one brings back; 0: none."""
     @property
     def interventions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Intervention]:
         """What it does."""
@@ -236,6 +248,14 @@ class Edit(google.protobuf.message.Message):
     @property
     def made_for(self) -> trephine.v1.common_pb2.ModelVersion:
         """The weights that it was made for."""
+
+    @property
+    def sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.edit_history_pb2.EditSet]:
+        """Replacement sets of its features, by name."""
+
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.edit_history_pb2.EditPart]:
+        """What it was composed of."""
 
     def __init__(
         self,
@@ -249,9 +269,14 @@ class Edit(google.protobuf.message.Message):
         evidence: collections.abc.Iterable[builtins.str] | None = ...,
         create_time: builtins.str = ...,
         made_for: trephine.v1.common_pb2.ModelVersion | None = ...,
+        update_time: builtins.str = ...,
+        etag: builtins.str = ...,
+        sets: collections.abc.Iterable[trephine.v1.edit_history_pb2.EditSet] | None = ...,
+        reverted_from: builtins.int = ...,
+        parts: collections.abc.Iterable[trephine.v1.edit_history_pb2.EditPart] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["made_for", b"made_for"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["author", b"author", "content_hash", b"content_hash", "create_time", b"create_time", "evidence", b"evidence", "interventions", b"interventions", "made_for", b"made_for", "name", b"name", "reason", b"reason", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "content_hash", b"content_hash", "create_time", b"create_time", "etag", b"etag", "evidence", b"evidence", "interventions", b"interventions", "made_for", b"made_for", "name", b"name", "parts", b"parts", "reason", b"reason", "reverted_from", b"reverted_from", "sets", b"sets", "update_time", b"update_time", "version", b"version"]) -> None: ...
 
 global___Edit = Edit
 
@@ -309,7 +334,7 @@ class GetEditRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Resource name."""
+    """Resource name, `edits/no-mary` or `edits/no-mary@2`."""
     def __init__(
         self,
         *,
@@ -366,20 +391,52 @@ class ListEditsResponse(google.protobuf.message.Message):
 global___ListEditsResponse = ListEditsResponse
 
 @typing.final
+class ListEditVersionsResponse(google.protobuf.message.Message):
+    """A page of versions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EDITS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Edit]:
+        """The versions."""
+
+    def __init__(
+        self,
+        *,
+        edits: collections.abc.Iterable[global___Edit] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["edits", b"edits", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListEditVersionsResponse = ListEditVersionsResponse
+
+@typing.final
 class DeleteEditRequest(google.protobuf.message.Message):
     """Forget an edit."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    ETAG_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Resource name."""
+    """Resource name, without a version."""
+    force: builtins.bool
+    """Also if exports, served models or other edits rest on it. Exports and other edits stay as they are."""
+    etag: builtins.str
+    """Of the version that you have seen; if the latest is another one, EDIT_CHANGED. Empty: any."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        force: builtins.bool = ...,
+        etag: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["etag", b"etag", "force", b"force", "name", b"name"]) -> None: ...
 
 global___DeleteEditRequest = DeleteEditRequest
 
@@ -395,7 +452,7 @@ class PlanExportRequest(google.protobuf.message.Message):
     MIN_RECOVERY_FIELD_NUMBER: builtins.int
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
     edit: builtins.str
-    """Resource name."""
+    """Resource name, with a version or without."""
     model: builtins.str
     """Loaded model to compile from; its weights must be those of the edit. Unset: the edit's own."""
     text: builtins.str
@@ -607,7 +664,7 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
     ATTACK_FIELD_NUMBER: builtins.int
     edit: builtins.str
-    """Resource name."""
+    """Resource name, with a version or without."""
     export_id: builtins.str
     """`edited`: lower case letters, digits, dashes, dots; must not exist in the export root."""
     model: builtins.str

@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
 from trephine.v1 import edit_service_pb2 as trephine_dot_v1_dot_edit__service__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
@@ -56,6 +57,21 @@ class EditServiceStub(object):
                 '/trephine.v1.EditService/ListEdits',
                 request_serializer=trephine_dot_v1_dot_edit__service__pb2.ListEditsRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListEditsResponse.FromString,
+                _registered_method=True)
+        self.UpdateEdit = channel.unary_unary(
+                '/trephine.v1.EditService/UpdateEdit',
+                request_serializer=trephine_dot_v1_dot_edit__history__pb2.UpdateEditRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__service__pb2.Edit.FromString,
+                _registered_method=True)
+        self.RevertEdit = channel.unary_unary(
+                '/trephine.v1.EditService/RevertEdit',
+                request_serializer=trephine_dot_v1_dot_edit__history__pb2.RevertEditRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__service__pb2.Edit.FromString,
+                _registered_method=True)
+        self.ListEditVersions = channel.unary_unary(
+                '/trephine.v1.EditService/ListEditVersions',
+                request_serializer=trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.FromString,
                 _registered_method=True)
         self.DeleteEdit = channel.unary_unary(
                 '/trephine.v1.EditService/DeleteEdit',
@@ -109,7 +125,7 @@ class EditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetEdit(self, request, context):
-        """One edit.
+        """One edit: its latest version, or the one that is named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,8 +138,29 @@ class EditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateEdit(self, request, context):
+        """Store another version; the earlier ones stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertEdit(self, request, context):
+        """Store another version that does what an earlier one did.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEditVersions(self, request, context):
+        """Every version of an edit, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteEdit(self, request, context):
-        """Forget an edit.
+        """Forget an edit with all its versions; refused while something rests on it, unless forced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +223,21 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.ListEdits,
                     request_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListEditsRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_edit__service__pb2.ListEditsResponse.SerializeToString,
+            ),
+            'UpdateEdit': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEdit,
+                    request_deserializer=trephine_dot_v1_dot_edit__history__pb2.UpdateEditRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__service__pb2.Edit.SerializeToString,
+            ),
+            'RevertEdit': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertEdit,
+                    request_deserializer=trephine_dot_v1_dot_edit__history__pb2.RevertEditRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__service__pb2.Edit.SerializeToString,
+            ),
+            'ListEditVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEditVersions,
+                    request_deserializer=trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.SerializeToString,
             ),
             'DeleteEdit': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEdit,
@@ -327,6 +379,87 @@ class EditService(object):
             '/trephine.v1.EditService/ListEdits',
             trephine_dot_v1_dot_edit__service__pb2.ListEditsRequest.SerializeToString,
             trephine_dot_v1_dot_edit__service__pb2.ListEditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEdit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/UpdateEdit',
+            trephine_dot_v1_dot_edit__history__pb2.UpdateEditRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__service__pb2.Edit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevertEdit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/RevertEdit',
+            trephine_dot_v1_dot_edit__history__pb2.RevertEditRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__service__pb2.Edit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEditVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ListEditVersions',
+            trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

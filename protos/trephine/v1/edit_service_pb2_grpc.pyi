@@ -9,6 +9,7 @@ import google.longrunning.operations_pb2
 import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
+import trephine.v1.edit_history_pb2
 import trephine.v1.edit_service_pb2
 import typing
 
@@ -41,7 +42,7 @@ class EditServiceStub:
         trephine.v1.edit_service_pb2.GetEditRequest,
         trephine.v1.edit_service_pb2.Edit,
     ]
-    """One edit."""
+    """One edit: its latest version, or the one that is named."""
 
     ListEdits: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.ListEditsRequest,
@@ -49,11 +50,29 @@ class EditServiceStub:
     ]
     """Stored edits, newest first."""
 
+    UpdateEdit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.UpdateEditRequest,
+        trephine.v1.edit_service_pb2.Edit,
+    ]
+    """Store another version; the earlier ones stay."""
+
+    RevertEdit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.RevertEditRequest,
+        trephine.v1.edit_service_pb2.Edit,
+    ]
+    """Store another version that does what an earlier one did."""
+
+    ListEditVersions: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.ListEditVersionsRequest,
+        trephine.v1.edit_service_pb2.ListEditVersionsResponse,
+    ]
+    """Every version of an edit, newest first."""
+
     DeleteEdit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.DeleteEditRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Forget an edit."""
+    """Forget an edit with all its versions; refused while something rests on it, unless forced."""
 
     PlanExport: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -106,7 +125,7 @@ class EditServiceAsyncStub:
         trephine.v1.edit_service_pb2.GetEditRequest,
         trephine.v1.edit_service_pb2.Edit,
     ]
-    """One edit."""
+    """One edit: its latest version, or the one that is named."""
 
     ListEdits: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.ListEditsRequest,
@@ -114,11 +133,29 @@ class EditServiceAsyncStub:
     ]
     """Stored edits, newest first."""
 
+    UpdateEdit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.UpdateEditRequest,
+        trephine.v1.edit_service_pb2.Edit,
+    ]
+    """Store another version; the earlier ones stay."""
+
+    RevertEdit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.RevertEditRequest,
+        trephine.v1.edit_service_pb2.Edit,
+    ]
+    """Store another version that does what an earlier one did."""
+
+    ListEditVersions: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_history_pb2.ListEditVersionsRequest,
+        trephine.v1.edit_service_pb2.ListEditVersionsResponse,
+    ]
+    """Every version of an edit, newest first."""
+
     DeleteEdit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.DeleteEditRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Forget an edit."""
+    """Forget an edit with all its versions; refused while something rests on it, unless forced."""
 
     PlanExport: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -177,7 +214,7 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         request: trephine.v1.edit_service_pb2.GetEditRequest,
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.edit_service_pb2.Edit, collections.abc.Awaitable[trephine.v1.edit_service_pb2.Edit]]:
-        """One edit."""
+        """One edit: its latest version, or the one that is named."""
 
     @abc.abstractmethod
     def ListEdits(
@@ -188,12 +225,36 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         """Stored edits, newest first."""
 
     @abc.abstractmethod
+    def UpdateEdit(
+        self,
+        request: trephine.v1.edit_history_pb2.UpdateEditRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_service_pb2.Edit, collections.abc.Awaitable[trephine.v1.edit_service_pb2.Edit]]:
+        """Store another version; the earlier ones stay."""
+
+    @abc.abstractmethod
+    def RevertEdit(
+        self,
+        request: trephine.v1.edit_history_pb2.RevertEditRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_service_pb2.Edit, collections.abc.Awaitable[trephine.v1.edit_service_pb2.Edit]]:
+        """Store another version that does what an earlier one did."""
+
+    @abc.abstractmethod
+    def ListEditVersions(
+        self,
+        request: trephine.v1.edit_history_pb2.ListEditVersionsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_service_pb2.ListEditVersionsResponse, collections.abc.Awaitable[trephine.v1.edit_service_pb2.ListEditVersionsResponse]]:
+        """Every version of an edit, newest first."""
+
+    @abc.abstractmethod
     def DeleteEdit(
         self,
         request: trephine.v1.edit_service_pb2.DeleteEditRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Forget an edit."""
+        """Forget an edit with all its versions; refused while something rests on it, unless forced."""
 
     @abc.abstractmethod
     def PlanExport(

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trephine.app.clock import Clock, SystemClock, timestamp
+from trephine.app.edit_requests import Composed, EditUpdate, NewEdit, Reversion
+from trephine.app.edit_store import EditStore, StoredEdit, etag_of, missing, split_version
+from trephine.app.feature_sets import FeatureSets
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.records import RecordFolder, encode
-from trephine.domain.edits import Edit
+from trephine.app.records import encode
+from trephine.domain.edits import Edit, EditPart, EditSet
 from trephine.domain.errors import (
     AlreadyExistsError,
-    FeatureOutOfRangeError,
+    EditChangedError,
     InvalidRequestError,
     LayerOutOfRangeError,
-    RequestIdReusedError,
-    ResourceNotFoundError,
+    ParentChangedError,
 )
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.models import ModelInfo
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Body:
-    """What makes two requests the same."""
-
-    edit_id: str
-    model: str
-    interventions: tuple[Intervention, ...]
-    reason: str
-    author: str
-    evidence: tuple[str, ...]
+from trephine.domain.sites import NEURONS, FeatureRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +36,26 @@ class _Hashed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEdit:
-    """An edit with the request that made it."""
+class _HashedWithSets(_Hashed):
+    """The same of an edit that names features of sets."""
 
-    edit: Edit
-    request_id: str
-    body_sha256: str
+    sets: tuple[EditSet, ...]
+
+
+_NextVersion = Callable[[StoredEdit], Awaitable[Edit]]
+"""Works out the version that follows a stored edit."""
 
 
 class Edits:
-    """Stored edits. Names may be `edits/ID` or `ID`."""
+    """Stored edits. Names may be `edits/ID`, `ID`, and either with `@VERSION`."""
 
-    def __init__(self, folder: Path, models: Models, *, clock: Clock | None = None) -> None:
-        self._records = RecordFolder(folder, StoredEdit)
+    def __init__(
+        self, folder: Path, models: Models, sets: FeatureSets, *, clock: Clock | None = None
+    ) -> None:
+        self._store = EditStore(folder)
         self._models = models
+        self._sets = sets
         self._clock = clock or SystemClock()
-        self._creating = asyncio.Lock()
 
     async def create(
         self,
@@ -78,14 +72,12 @@ class Edits:
         Raises:
             AlreadyExistsError: If an edit has that name.
             RequestIdReusedError: If the request id came with another edit.
-            LayerOutOfRangeError: If the model has no such layer.
+            LayerOutOfRangeError: If the model, or a set, has no such layer.
             FeatureOutOfRangeError: If the layer has no such feature.
+            ReplacementNotFoundError: If a set is not loaded beside the model.
             ModelNotReadyError: If the model is not loaded.
         """
-        require_new_id(edit_id, field="edit_id")
-        if not interventions:
-            raise InvalidRequestError("an edit needs at least one intervention", field="interventions")
-        body = _Body(
+        wanted = NewEdit(
             edit_id=edit_id,
             model=id_in("models", model),
             interventions=tuple(interventions),
@@ -93,93 +85,265 @@ class Edits:
             author=author,
             evidence=tuple(evidence),
         )
-        digest = hashlib.sha256(encode(body)).hexdigest()
-        async with self._creating:
-            known = await self._known(edit_id, request_id, digest)
+        return await self.add(wanted, request_id=request_id)
+
+    async def add(self, wanted: NewEdit, *, request_id: str = "") -> Edit:
+        """Store a new edit, as `create` does."""
+        require_new_id(wanted.edit_id, field="edit_id")
+        _require_some(wanted.interventions)
+        digest = hashlib.sha256(encode(wanted)).hexdigest()
+        async with self._store.writing:
+            known = await self._store.made_by(request_id, digest)
             if known is not None:
                 return known
-            edit = self._edit(body, await self._models.info(body.model))
-            stored = StoredEdit(edit=edit, request_id=request_id, body_sha256=digest)
-            await asyncio.to_thread(self._records.write, edit_id, stored)
+            if self._store.exists(wanted.edit_id):
+                raise AlreadyExistsError(
+                    f"there is an edit {wanted.edit_id}; update it, choose another name or delete it",
+                    name=resource("edits", wanted.edit_id),
+                )
+            edit = await self._first_version(wanted)
+            await self._store.write(StoredEdit(edit=edit, request_id=request_id, body_sha256=digest))
             return edit
 
     async def get(self, name: str) -> Edit:
-        """Return an edit.
+        """Return an edit's latest version, or the one that is named.
 
         Raises:
-            ResourceNotFoundError: If there is none of that name.
+            ResourceNotFoundError: If there is none of that name or version.
         """
-        stored = await asyncio.to_thread(self._records.read, id_in("edits", name))
-        if stored is None:
-            raise _missing(name)
-        return stored.edit
+        return await self._store.get(name)
 
     async def list(self) -> tuple[Edit, ...]:
-        """Return every edit, newest first."""
-        stored = await asyncio.to_thread(self._records.all)
-        edits = [each.edit for each in stored.values()]
+        """Return the latest version of every edit, newest edit first."""
+        edits = [stored.edit for stored in await self._store.all()]
         return tuple(sorted(edits, key=lambda edit: (edit.create_time, edit.name), reverse=True))
 
-    async def delete(self, name: str) -> None:
-        """Forget an edit; what was exported from it stays.
+    async def versions(self, name: str) -> tuple[Edit, ...]:
+        """Return every version of an edit, newest first.
 
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        if not await asyncio.to_thread(self._records.delete, id_in("edits", name)):
-            raise _missing(name)
+        return tuple(reversed((await self._store.stored(name)).versions))
 
-    async def _known(self, edit_id: str, request_id: str, digest: str) -> Edit | None:
-        """The edit that this very request made before, if it did."""
-        stored = await asyncio.to_thread(self._records.all)
-        if request_id:
-            for earlier in stored.values():
-                if earlier.request_id == request_id and earlier.body_sha256 == digest:
-                    return earlier.edit
-                if earlier.request_id == request_id:
-                    raise RequestIdReusedError(
-                        f"the request id {request_id} came with another edit before; use a new one",
-                        name=resource("edits", earlier.edit.name),
-                    )
-        if self._records.exists(edit_id):
-            raise AlreadyExistsError(
-                f"there is an edit {edit_id}; choose another name or delete that one",
-                name=resource("edits", edit_id),
+    async def update(self, update: EditUpdate, *, request_id: str = "") -> Edit:
+        """Store another version; what changes nothing returns the latest as it is.
+
+        Raises:
+            EditChangedError: If the latest version is not the one that the caller expects.
+            ParentChangedError: If interventions change and the model's weights are no longer the edit's.
+            RequestIdReusedError: If the request id came with another request.
+            TrephineError: As `create` does, for interventions.
+        """
+        if update.interventions is not None:
+            _require_some(update.interventions)
+
+        async def next_version(stored: StoredEdit) -> Edit:
+            interventions, sets = stored.edit.interventions, stored.edit.sets
+            if update.interventions is not None and update.interventions != interventions:
+                interventions = update.interventions
+                sets = await self._checked(interventions, await self._same_weights(stored.edit))
+            return self._next(
+                stored.edit,
+                interventions=interventions,
+                sets=sets,
+                reason=stored.edit.reason if update.reason is None else update.reason,
+                author=update.author,
+                evidence=stored.edit.evidence if update.evidence is None else update.evidence,
             )
-        return None
 
-    def _edit(self, body: _Body, info: ModelInfo) -> Edit:
-        for index, intervention in enumerate(body.interventions):
-            _require_known_target(intervention, info, field=f"interventions[{index}].target")
-        hashed = _Hashed(weight_hash=info.weight_hash, interventions=body.interventions)
+        return await self._append(update, request_id, next_version)
+
+    async def revert(self, reversion: Reversion, *, request_id: str = "") -> Edit:
+        """Store another version that does what an earlier one did.
+
+        Raises:
+            ResourceNotFoundError: If there is no such version.
+            InvalidRequestError: If it is the latest.
+            EditChangedError: If the latest version is not the one that the caller expects.
+            RequestIdReusedError: If the request id came with another request.
+        """
+
+        async def next_version(stored: StoredEdit) -> Edit:
+            earlier = await self._store.get(f"{stored.edit.name}@{reversion.version}")
+            if earlier.version == stored.edit.version:
+                raise InvalidRequestError(
+                    f"version {earlier.version} is the latest of {earlier.name}; there is nothing to revert",
+                    field="version",
+                )
+            reason = f"reverts to version {earlier.version}: {earlier.reason}"
+            return self._next(
+                stored.edit,
+                interventions=earlier.interventions,
+                sets=earlier.sets,
+                reason=reason if reversion.reason is None else reversion.reason,
+                author=reversion.author,
+                evidence=earlier.evidence,
+                parts=earlier.parts,
+                reverted_from=earlier.version,
+            )
+
+        return await self._append(reversion, request_id, next_version)
+
+    async def delete(self, name: str, *, etag: str = "") -> None:
+        """Forget an edit with all its versions; what was exported from it stays.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+            InvalidRequestError: If one version is named: versions are what an edit's history is made of.
+            EditChangedError: If the latest version is not the one that the caller has seen.
+        """
+        edit_id, version = split_version(name)
+        if version is not None:
+            raise InvalidRequestError(
+                f"a single version cannot be deleted; delete {edit_id}, or revert it", field="name"
+            )
+        async with self._store.writing:
+            if etag:
+                _require_seen(await self._store.get(edit_id), etag, None)
+            if not await self._store.delete(edit_id):
+                raise missing(edit_id)
+
+    async def _append(
+        self, request: EditUpdate | Reversion, request_id: str, next_version: _NextVersion
+    ) -> Edit:
+        edit_id, version = split_version(request.edit)
+        if version is not None:
+            raise InvalidRequestError(
+                f"versions never change; name the edit alone, {resource('edits', edit_id)}", field="name"
+            )
+        digest = hashlib.sha256(encode(request)).hexdigest()
+        async with self._store.writing:
+            known = await self._store.made_by(request_id, digest)
+            if known is not None:
+                return known
+            stored = await self._store.stored(edit_id)
+            _require_seen(stored.edit, request.etag, request.expected_version)
+            edit = await next_version(stored)
+            if _same(edit, stored.edit):
+                return stored.edit
+            await self._store.write(stored.followed_by(edit, request_id, digest))
+            return edit
+
+    async def _first_version(self, wanted: NewEdit) -> Edit:
+        info = await self._models.info(wanted.model)
+        sets = await self._checked(wanted.interventions, info)
+        now = timestamp(self._clock.now())
         return Edit(
-            name=body.edit_id,
+            name=wanted.edit_id,
             version=1,
-            content_hash=hashlib.sha256(encode(hashed)).hexdigest(),
-            interventions=body.interventions,
-            reason=body.reason,
-            author=body.author,
+            content_hash=_content_hash(info.weight_hash, wanted.interventions, sets),
+            interventions=wanted.interventions,
+            reason=wanted.reason,
+            author=wanted.author,
             model=info.name,
             weight_hash=info.weight_hash,
-            evidence=body.evidence,
-            create_time=timestamp(self._clock.now()),
+            evidence=wanted.evidence,
+            create_time=now,
+            update_time=now,
+            sets=sets,
+            parts=wanted.parts if isinstance(wanted, Composed) else (),
         )
 
+    def _next(
+        self,
+        before: Edit,
+        *,
+        interventions: tuple[Intervention, ...],
+        sets: tuple[EditSet, ...],
+        reason: str,
+        author: str,
+        evidence: tuple[str, ...],
+        parts: tuple[EditPart, ...] | None = None,
+        reverted_from: int = 0,
+    ) -> Edit:
+        if parts is None:  # what was composed stays so until its interventions change
+            parts = before.parts if interventions == before.interventions else ()
+        return replace(
+            before,
+            version=before.version + 1,
+            content_hash=_content_hash(before.weight_hash, interventions, sets),
+            interventions=interventions,
+            sets=sets,
+            reason=reason,
+            author=author,
+            evidence=evidence,
+            parts=parts,
+            reverted_from=reverted_from,
+            update_time=timestamp(self._clock.now()),
+        )
 
-def _require_known_target(intervention: Intervention, info: ModelInfo, *, field: str) -> None:
-    target = intervention.target
-    layer = target.feature.layer if isinstance(target, FeatureTarget) else target.site.layer
+    async def _same_weights(self, edit: Edit) -> ModelInfo:
+        info = await self._models.info(edit.model)
+        if info.weight_hash != edit.weight_hash:
+            raise ParentChangedError(
+                f"the edit {edit.name} was made for other weights than those of {info.name}; create another "
+                "edit for this model",
+                edit_weights=edit.weight_hash,
+                model_weights=info.weight_hash,
+            )
+        return info
+
+    async def _checked(self, interventions: Sequence[Intervention], info: ModelInfo) -> tuple[EditSet, ...]:
+        """Refuse what the model and its sets do not have; return the sets that are named."""
+        named: dict[str, str] = {}
+        for index, intervention in enumerate(interventions):
+            field, target, condition = f"interventions[{index}]", intervention.target, intervention.condition
+            if isinstance(target, FeatureTarget):
+                named |= await self._named(info, target.feature, f"{field}.target.feature")
+            else:
+                _require_layer(target.site.layer, info, f"{field}.target.site.layer")
+            if condition is not None:
+                named |= await self._named(info, condition.feature, f"{field}.condition.feature")
+        return tuple(EditSet(name=name, content_hash=named[name]) for name in sorted(named))
+
+    async def _named(self, info: ModelInfo, feature: FeatureRef, field: str) -> dict[str, str]:
+        found = await self._sets.get(info.name, feature.replacement)
+        found.require(feature, field=field)
+        return {} if feature.replacement == NEURONS else {found.name: found.content_hash}
+
+
+def _content_hash(
+    weight_hash: str, interventions: tuple[Intervention, ...], sets: tuple[EditSet, ...]
+) -> str:
+    hashed = (
+        _HashedWithSets(weight_hash=weight_hash, interventions=interventions, sets=sets)
+        if sets
+        else _Hashed(weight_hash=weight_hash, interventions=interventions)
+    )
+    return hashlib.sha256(encode(hashed)).hexdigest()
+
+
+def _require_some(interventions: Sequence[Intervention]) -> None:
+    if not interventions:
+        raise InvalidRequestError("an edit needs at least one intervention", field="interventions")
+
+
+def _require_layer(layer: int, info: ModelInfo, field: str) -> None:
     if not 0 <= layer < info.n_layers:
         raise LayerOutOfRangeError(
-            f"{info.name} has layers 0 to {info.n_layers - 1}, not {layer}", field=f"{field}.layer"
-        )
-    if isinstance(target, FeatureTarget) and not 0 <= target.feature.index < info.d_mlp:
-        raise FeatureOutOfRangeError(
-            f"layer {layer} has features 0 to {info.d_mlp - 1}, not {target.feature.index}",
-            field=f"{field}.feature.index",
+            f"{info.name} has layers 0 to {info.n_layers - 1}, not {layer}", field=field
         )
 
 
-def _missing(name: str) -> ResourceNotFoundError:
-    edit_id = id_in("edits", name)
-    return ResourceNotFoundError(f"there is no edit {edit_id}", name=resource("edits", edit_id))
+def _require_seen(edit: Edit, etag: str, version: int | None) -> None:
+    if (etag and etag != etag_of(edit)) or (version is not None and version != edit.version):
+        raise EditChangedError(
+            f"{edit.name} is at version {edit.version} now, by {edit.author or 'somebody'}; read it, and "
+            "decide again",
+            name=resource("edits", edit.name),
+            version=edit.version,
+            etag=etag_of(edit),
+        )
+
+
+def _same(edit: Edit, before: Edit) -> bool:
+    """True if a new version would say nothing new."""
+    kept = replace(
+        edit,
+        version=before.version,
+        author=before.author,
+        update_time=before.update_time,
+        reverted_from=before.reverted_from,
+    )
+    return kept == before

@@ -12,6 +12,7 @@ from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -41,6 +42,7 @@ class Service:
     circuit_verifications: CircuitVerifications
     proposals: Proposals
     edits: Edits
+    edit_removal: EditRemoval
     exports: Exports
     audits: Audits
     replacements: Replacements

@@ -12,8 +12,29 @@ from trephine.domain.sites import FeatureRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditSet:
+    """A replacement set whose features an edit names; another set under that name is refused."""
+
+    name: str
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditPart:
+    """An edit that another one was composed of."""
+
+    name: str
+    version: int
+    content_hash: str
+    strength: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:
-    """A stored edit. `content_hash` covers model hash and interventions, not name or author."""
+    """One version of a stored edit. Versions are never changed, only followed by others.
+
+    `content_hash` covers weights, sets and interventions: not name, author, reason or evidence.
+    """
 
     name: str
     """Resource id, `no-mary`; the resource is `edits/no-mary`."""
@@ -28,7 +49,20 @@ class Edit:
     evidence: tuple[str, ...]
     """Resource names: `circuits/...`, `audits/...`."""
     create_time: str
-    """RFC 3339, UTC."""
+    """RFC 3339, UTC: of the edit's first version."""
+    update_time: str = ""
+    """The same of this version; empty: it is the first."""
+    sets: tuple[EditSet, ...] = ()
+    """Replacement sets of its features, by name; none for neurons and directions."""
+    reverted_from: int = 0
+    """The version whose interventions this one brings back; 0: none."""
+    parts: tuple[EditPart, ...] = ()
+    """What it was composed of."""
+
+    @property
+    def reference(self) -> str:
+        """Name and version, `no-mary@2`."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from trephine.domain.audit_errors import AuditorFailedError as AuditorFailedError
+from trephine.domain.audit_errors import CheckpointUnverifiedError as CheckpointUnverifiedError
+from trephine.domain.edit_errors import EditChangedError as EditChangedError
+from trephine.domain.edit_errors import EditConflictError as EditConflictError
+from trephine.domain.edit_errors import EditInUseError as EditInUseError
 from trephine.domain.error_root import ContextValue as ContextValue
 from trephine.domain.error_root import ErrorKind as ErrorKind
 from trephine.domain.error_root import TrephineError as TrephineError
@@ -83,6 +88,12 @@ class NothingMatchedError(InvalidRequestError):
     """An intervention that matched no position: silence would look like success."""
 
     reason = "INTERVENTION_MATCHED_NOTHING"
+
+
+class TooFewItemsError(InvalidRequestError):
+    """Fewer texts or items than an interval needs; the message says how many."""
+
+    reason = "TOO_FEW_ITEMS"
 
 
 class EditNotExpressibleError(InvalidRequestError):
@@ -370,20 +381,3 @@ class CorruptRecordError(TrephineError):
 
     kind = ErrorKind.DATA_LOSS
     reason = "CORRUPT_RECORD"
-
-
-# --- audits --------------------------------------------------------------------------------------
-
-
-class AuditorFailedError(TrephineError):
-    """An auditor raised, hung, died or returned something that is no report. Never a pass."""
-
-    kind = ErrorKind.PRECONDITION
-    reason = "AUDITOR_FAILED"
-
-
-class CheckpointUnverifiedError(TrephineError):
-    """An exported folder whose hashes, manifest, certificate or gates do not hold."""
-
-    kind = ErrorKind.DATA_LOSS
-    reason = "CHECKPOINT_UNVERIFIED"

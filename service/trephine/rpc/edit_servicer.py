@@ -13,10 +13,17 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.rpc.calls import Context
+from trephine.rpc.edit_history_servicer import EditHistoryServicer
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.wire.common import logit_target_from_wire
-from trephine.rpc.wire.edits import edit_id, edit_to_wire, export_id, propose_from_wire
+from trephine.rpc.wire.edits import (
+    edit_id,
+    edit_reference,
+    edit_to_wire,
+    export_id,
+    propose_from_wire,
+)
 from trephine.rpc.wire.exports import (
     export_options_from_wire,
     export_to_wire,
@@ -26,15 +33,15 @@ from trephine.rpc.wire.exports import (
 from trephine.rpc.wire.fields import at_least, prompt, request_id, required, resource_id, within
 from trephine.rpc.wire.interventions import interventions_from_wire
 from trephine.v1 import edit_service_pb2 as pb
-from trephine.v1.edit_service_pb2_grpc import EditServiceServicer
 
 
-class EditServicer(EditServiceServicer):
+class EditServicer(EditHistoryServicer):
     """Edits: from a proposal to a published checkpoint."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
+        super().__init__(service)
         self._circuits = service.circuits
-        self._edits = service.edits
+        self._removal = service.edit_removal
         self._exports = service.exports
         self._operations = operations
 
@@ -63,7 +70,7 @@ class EditServicer(EditServiceServicer):
 
     async def GetEdit(self, request: pb.GetEditRequest, context: Context) -> pb.Edit:
         """Describe one edit."""
-        return edit_to_wire(await self._edits.get(resource_id(request.name, "edits")))
+        return edit_to_wire(await self._edits.get(edit_reference(request.name)))
 
     async def ListEdits(self, request: pb.ListEditsRequest, context: Context) -> pb.ListEditsResponse:
         """List stored edits, newest first."""
@@ -78,20 +85,20 @@ class EditServicer(EditServiceServicer):
         return pb.ListEditsResponse(edits=edits, next_page_token=found.next_token)
 
     async def DeleteEdit(self, request: pb.DeleteEditRequest, context: Context) -> Empty:
-        """Forget an edit."""
-        await self._edits.delete(resource_id(request.name, "edits"))
+        """Forget an edit; refused while something rests on it, unless forced."""
+        await self._removal.delete(edit_reference(request.name), force=request.force, etag=request.etag)
         return Empty()
 
     async def PlanExport(self, request: pb.PlanExportRequest, context: Context) -> pb.ExportPlan:
         """Say what an export would write and must measure."""
-        edit = resource_id(request.edit, "edits", "edit")
+        edit = edit_reference(request.edit, "edit")
         return plan_to_wire(
             await self._exports.plan(edit, _model(request), export_options_from_wire(request))
         )
 
     async def ExportCheckpoint(self, request: pb.ExportCheckpointRequest, context: Context) -> Operation:
         """Compile, certify in a clean process, sign, publish; or only plan."""
-        edit = resource_id(request.edit, "edits", "edit")
+        edit = edit_reference(request.edit, "edit")
         wanted = ExportRequest(
             edit=edit,
             export_id=export_id(request.export_id),

@@ -8,6 +8,7 @@ from trephine.domain.interventions import Intervention
 from trephine.rpc.calls import Context
 from trephine.rpc.streaming import remaining
 from trephine.rpc.wire.ablation import ablation_from_wire, report_to_wire
+from trephine.rpc.wire.edits import edit_reference
 from trephine.rpc.wire.fields import resource_id
 from trephine.rpc.wire.interventions import interventions_from_wire
 from trephine.v1 import intervention_service_pb2 as pb
@@ -33,5 +34,5 @@ class InterventionServicer(InterventionServiceServicer):
             return interventions_from_wire(request.interventions)
         if request.interventions:
             raise InvalidRequestError("give interventions or an edit, not both", field="edit")
-        edit = await self._edits.get(resource_id(request.edit, "edits", "edit"))
+        edit = await self._edits.get(edit_reference(request.edit, "edit"))
         return edit.interventions

@@ -17,6 +17,7 @@ from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -86,10 +87,10 @@ def build(
     export_root = settings.export_root or state.default_export_root
     models = _models(settings, state, launcher, export_root)
     artifacts = ArtifactStore(settings.artifacts_url or _url(state.folder("artifacts")), clock=clock)
-    edits = Edits(state.folder("edits"), models, clock=clock)
     sets = _replacement_roots(settings)
     replacements = Replacements(models, sets)
     feature_sets = FeatureSets(models, replacements)
+    edits = Edits(state.folder("edits"), models, feature_sets, clock=clock)
     indexes = FeatureIndexes(
         state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )
@@ -155,6 +156,7 @@ def build(
             circuit_explanations=CircuitExplanations(work.circuits, models),
             proposals=work.proposals,
             edits=edits,
+            edit_removal=EditRemoval(edits, work.exports),
             exports=work.exports,
             audits=work.audits,
             replacements=replacements,

@@ -314,17 +314,18 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         remembered=state / "models",
         memory_budget_bytes=2 << 30,
     )
+    (root / "replacements").mkdir(exist_ok=True)
+    sets = ReplacementRoots((root / "replacements",))
+    replacements = Replacements(models, sets)
+    feature_sets = FeatureSets(models, replacements)
+    edits = Edits(state / "edits", models, feature_sets, clock=clock)
     circuits, proposals = Circuits(state / "circuits", artifacts, clock=clock), Proposals(state / "proposals")
-    edits = Edits(state / "edits", models, clock=clock)
     exports = Exports(
         state / "exports", export_root=root / "published", models=models, edits=edits, signing_key=None
     )
     audits = Audits(
         state / "audits", models=models, host=host, writer=FakeWriter(), artifacts=artifacts, clock=clock
     )
-    (root / "replacements").mkdir(exist_ok=True)
-    sets = ReplacementRoots((root / "replacements",))
-    replacements = Replacements(models, sets)
     evaluations = Evaluations(
         state / "evaluations", models=models, replacements=replacements, artifacts=artifacts, clock=clock
     )
@@ -341,7 +342,6 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     fits = Fits(
         state / "fits", work=state / "fitting", roots=sets, models=models, artifacts=artifacts, clock=clock
     )
-    feature_sets = FeatureSets(models, replacements)
     indexes = FeatureIndexes(
         state / "feature-indexes", models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )

@@ -126,8 +126,8 @@ async def test_same_request_creates_once(tmp_path):
 @pytest.mark.parametrize(
     ("intervention", "error", "field"),
     [
-        (ablate(layer=2), LayerOutOfRangeError, "interventions[0].target.layer"),
-        (ablate(layer=-1), LayerOutOfRangeError, "interventions[0].target.layer"),
+        (ablate(layer=2), LayerOutOfRangeError, "interventions[0].target.feature.layer"),
+        (ablate(layer=-1), LayerOutOfRangeError, "interventions[0].target.feature.layer"),
         (ablate(index=16), FeatureOutOfRangeError, "interventions[0].target.feature.index"),
         (
             Intervention(
@@ -135,7 +135,7 @@ async def test_same_request_creates_once(tmp_path):
                 operation=ProjectOut(),
             ),
             LayerOutOfRangeError,
-            "interventions[0].target.layer",
+            "interventions[0].target.site.layer",
         ),
     ],
 )

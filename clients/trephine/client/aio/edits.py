@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trephine.client import requests
+from trephine.client.aio.edit_history import AsyncEditHistory
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import IncomingFolder, OnBytes
-from trephine.client.edits import DOWNLOAD_ATTEMPTS, NO_REASON, current_user, require_certified
+from trephine.client.edit_history import current_user
+from trephine.client.edits import DOWNLOAD_ATTEMPTS, NO_REASON, require_certified
 from trephine.client.errors import InvalidRequestError, ResourceNotFoundError, ServerUnreachableError
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
 from trephine.v1 import edit_service_pb2
 
 
-class AsyncEdits:
+class AsyncEdits(AsyncEditHistory):
     """Named, versioned, revertible interventions."""
 
     def __init__(self, wire: AsyncWire) -> None:
@@ -62,7 +64,7 @@ class AsyncEdits:
         return decode(Edit, await self._wire.call(self._wire.edits.CreateEdit, request))
 
     async def get(self, name: str) -> Edit:
-        """One edit by name."""
+        """One edit by name: its latest version, or the one of `NAME@VERSION`."""
         request = edit_service_pb2.GetEditRequest(name=requests.resource("edits", name))
         return decode(Edit, await self._wire.call(self._wire.edits.GetEdit, request))
 
@@ -71,11 +73,6 @@ class AsyncEdits:
         request = edit_service_pb2.ListEditsRequest(page_size=500)
         found = self._wire.pages(self._wire.edits.ListEdits, request)
         return tuple([decode(Edit, edit) async for page in found for edit in page.edits])
-
-    async def delete(self, name: str) -> None:
-        """Forget an edit. What was exported from it stays."""
-        request = edit_service_pb2.DeleteEditRequest(name=requests.resource("edits", name))
-        await self._wire.call(self._wire.edits.DeleteEdit, request)
 
     async def plan(
         self,

@@ -27,6 +27,13 @@ FeatureOption = Annotated[
         "--feature", "-f", help="A neuron as LAYER:INDEX, a set's feature as SET:LAYER:INDEX. Repeatable."
     ),
 ]
+ChangeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--change",
+        help="Change a feature: 12:345=8 (set), 12:345+=8 (add), 12:345*0.5 (scale). Repeatable.",
+    ),
+]
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Start the work, print its operation's name, and leave.")
 ]
@@ -95,6 +102,13 @@ def ablations(features: Sequence[str] | None, factor: float | None = None) -> li
     """Ablate (or scale) every feature that was named."""
     handles = [read_feature(text) for text in features or ()]
     return [handle.ablate() if factor is None else handle.scale(factor) for handle in handles]
+
+
+def interventions_from(
+    features: Sequence[str] | None, factor: float | None, changes: Sequence[str] | None
+) -> list[Intervention]:
+    """Features to ablate or scale, then changes, in their order."""
+    return [*ablations(features, factor), *(read_change(text) for text in changes or ())]
 
 
 def _handle(match: re.Match[str]) -> Handle:

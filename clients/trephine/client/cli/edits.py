@@ -8,25 +8,40 @@ import typer
 from trephine.client.cli.ablate import show_ablation
 from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
+    ChangeOption,
     DetachOption,
     FeatureOption,
     ModelOption,
-    ablations,
+    interventions_from,
 )
+from trephine.client.cli.edit_history import (
+    REVERT_EXAMPLES,
+    UPDATE_EXAMPLES,
+    delete,
+    revert,
+    update,
+    versions,
+)
+from trephine.client.cli.edit_text import show_edit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
-from trephine.client.cli.output import Output
+from trephine.client.cli.sets import ReplacementsOption, open_sets
 from trephine.client.decoding import message_json
 from trephine.client.errors import InvalidRequestError
 from trephine.client.selection import EditDraft
 from trephine.client.terminal import printable
 from trephine.client.trephine import Trephine
-from trephine.client.types import CurvePoint, Edit, Intervention
+from trephine.client.types import CurvePoint, Intervention
 from trephine.v1 import edit_service_pb2
 
-app = typer.Typer(no_args_is_help=True, help="Store, list and forget edits.")
+app = typer.Typer(no_args_is_help=True, help="Store edits, change them, go back, forget them.")
 
-__all__ = ["app", "curve_rows", "show_ablation"]
+app.command(epilog=UPDATE_EXAMPLES)(update)
+app.command(epilog=REVERT_EXAMPLES)(revert)
+app.command()(versions)
+app.command()(delete)
+
+__all__ = ["app", "curve_rows", "show_ablation", "show_edit"]
 
 NameArgument = Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")]
 
@@ -35,6 +50,7 @@ NameArgument = Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")]
     epilog=examples(
         "trephine edits create no-mary --circuit circuits/3f9c",
         "trephine edits create quiet --feature 20:345 --feature 25:1027 --scale 0.5",
+        "trephine edits create warm --change 20:345+=4 --reason 'a warmer tone'",
     )
 )
 def create(
@@ -45,23 +61,26 @@ def create(
         str | None, typer.Option(help="Take the smallest set of neurons of this circuit that could ship.")
     ] = None,
     scale: Annotated[float | None, typer.Option(help="Multiply instead of removing.")] = None,
+    changes: ChangeOption = None,
     model: ModelOption = DEFAULT_MODEL,
     reason: Annotated[str | None, typer.Option(help="Why it exists.")] = None,
     author: Annotated[str | None, typer.Option(help="Who made it; unset: you.")] = None,
+    evidence: Annotated[list[str] | None, typer.Option(help="A circuit or audit. Repeatable.")] = None,
+    replacements: ReplacementsOption = None,
     detach: DetachOption = False,
 ) -> None:
-    """Store an edit: neurons to remove (or scale) everywhere, under a name.
+    """Store an edit: features to remove, scale or change everywhere, under a name.
 
     With --circuit they are searched for first. --detach starts that search alone and stores nothing.
     """
     given = invocation(context)
-    _require_one_source(features, circuit, detach=detach)
+    named = interventions_from(features, scale if circuit is None else None, changes)
+    _require_one_source(named, circuit, detach=detach)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
+        open_sets(given, trephine, loaded, replacements)
         interventions = (
-            ablations(features, scale)
-            if circuit is None
-            else _shippable(given, trephine, circuit, scale, detach=detach)
+            named if circuit is None else _shippable(given, trephine, circuit, scale, detach=detach)
         )
         edit = trephine.edits.create(
             name,
@@ -69,6 +88,7 @@ def create(
             model=None if isinstance(interventions, EditDraft) else loaded.name,
             reason=reason,
             author=author,
+            evidence=evidence,
         )
     show_edit(given.output, edit)
 
@@ -98,35 +118,6 @@ def show(context: typer.Context, name: NameArgument) -> None:
         show_edit(given.output, trephine.edits.get(name))
 
 
-@app.command()
-def delete(context: typer.Context, name: NameArgument) -> None:
-    """Forget an edit. Folders exported from it stay."""
-    given = invocation(context)
-    with given.connect() as trephine:
-        trephine.edits.delete(name)
-    if given.output.json:
-        given.output.document("{}")  # google.protobuf.Empty
-    given.output.note(f"deleted {printable(name)}")
-
-
-def show_edit(output: Output, edit: Edit) -> None:
-    """Print an edit with its changes."""
-    if output.json:
-        output.document(edit.to_json())
-        return
-    output.facts(
-        [
-            ("edit", f"{edit.name}, version {edit.version}"),
-            ("digest", edit.content_hash),
-            ("made for", f"{edit.made_for.model}, weights {edit.made_for.weight_hash}"),
-            ("reason", edit.reason),
-            ("author", f"{edit.author}, {edit.create_time}"),
-            ("evidence", ", ".join(edit.evidence)),
-        ]
-    )
-    output.table(("TARGET", "CHANGE", "LABEL"), [_row(one) for one in edit.interventions])
-
-
 def curve_rows(curve: Sequence[CurvePoint], chosen: int) -> list[tuple[str, ...]]:
     """An effect-against-damage curve as rows of a table; the chosen one is marked."""
     return [
@@ -141,10 +132,11 @@ def curve_rows(curve: Sequence[CurvePoint], chosen: int) -> list[tuple[str, ...]
     ]
 
 
-def _require_one_source(features: list[str] | None, circuit: str | None, *, detach: bool) -> None:
-    if bool(features) == bool(circuit):
+def _require_one_source(named: list[Intervention], circuit: str | None, *, detach: bool) -> None:
+    if bool(named) == bool(circuit):
         raise InvalidRequestError(
-            "say what to change: --feature LAYER:INDEX or --circuit NAME", field="feature"
+            "say what to change: --feature LAYER:INDEX, --change LAYER:INDEX+=8 or --circuit NAME",
+            field="feature",
         )
     if detach and not circuit:
         raise InvalidRequestError(
@@ -159,8 +151,3 @@ def _shippable(
     selection = given.complete(trephine, started, "propose", detach=detach)
     given.output.note(printable(selection.why))
     return selection.ablate() if scale is None else selection.scale(scale)
-
-
-def _row(one: Intervention) -> tuple[str, ...]:
-    value = "" if one.change.value is None else f" {one.change.value}"
-    return str(one.target), f"{one.change.kind}{value}", one.label

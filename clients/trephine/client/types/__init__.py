@@ -91,6 +91,8 @@ from trephine.client.types.dataset_circuits import (
 from trephine.client.types.edits import (
     Certificate,
     Edit,
+    EditPart,
+    EditSet,
     Export,
     ExportedFile,
     ExportPlan,
@@ -222,6 +224,8 @@ __all__ = [
     "EdgeExplanations",
     "EdgePath",
     "Edit",
+    "EditPart",
+    "EditSet",
     "EffectEstimator",
     "EndToEnd",
     "ErrorTerm",

@@ -9,13 +9,32 @@ from trephine.client.types.removal import Removal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditSet(WireValue):
+    """A replacement set whose features an edit names; another set under that name is refused."""
+
+    name: str
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditPart(WireValue):
+    """An edit that another one was composed of."""
+
+    edit: str
+    """Resource name with version, `edits/no-mary@2`."""
+    content_hash: str
+    strength: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edit(WireValue):
-    """A stored edit."""
+    """One version of a stored edit."""
 
     name: str
     """Resource name, `edits/no-mary`."""
     version: int
     content_hash: str
+    """Over weights, sets and interventions."""
     interventions: tuple[Intervention, ...]
     reason: str
     author: str
@@ -23,6 +42,19 @@ class Edit(WireValue):
     create_time: str
     made_for: Version
     """The weights that it was made for; another parent is refused."""
+    update_time: str = ""
+    """When this version was made."""
+    etag: str = ""
+    """Over everything that this version holds; sent back with updates, so that none is overwritten unseen."""
+    sets: tuple[EditSet, ...] = ()
+    reverted_from: int = 0
+    """The version that this one brings back; 0: none."""
+    parts: tuple[EditPart, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """Resource name with version, `edits/no-mary@2`: it means this version for ever."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 
+from trephine.app.edit_requests import EditUpdate, Reversion
+from trephine.app.edit_store import etag_of
 from trephine.domain.ablation import LogitTarget
-from trephine.domain.edits import CurvePoint, Edit, EditProposal, ProposeEdit, RankedFeature
+from trephine.domain.edits import CurvePoint, Edit, EditPart, EditProposal, ProposeEdit, RankedFeature
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import feature_to_wire, version_to_wire
-from trephine.rpc.wire.fields import at_least, clean, finite, printable, qualified
-from trephine.rpc.wire.interventions import intervention_to_wire
+from trephine.rpc.wire.fields import at_least, clean, finite, printable, qualified, required
+from trephine.rpc.wire.interventions import intervention_to_wire, interventions_from_wire
+from trephine.v1 import edit_history_pb2 as history
 from trephine.v1 import edit_service_pb2 as pb
 
 _EDIT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_UPDATED = ("interventions", "reason", "evidence")
+_EDIT_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:@[1-9][0-9]{0,8})?")
 _EXPORT_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 
 
@@ -29,6 +34,21 @@ def edit_id(text: str) -> str:
             field="edit_id",
         )
     return text
+
+
+def edit_reference(name: str, field: str = "name") -> str:
+    """Read `edits/ID` or `edits/ID@VERSION`; return it without `edits/`.
+
+    Raises:
+        InvalidRequestError: Naming the field and the expected form.
+    """
+    prefix, _, reference = name.partition("/")
+    if prefix != "edits" or not _EDIT_REFERENCE.fullmatch(reference):
+        raise InvalidRequestError(
+            f"{field} must be a resource name like edits/ID or edits/ID@VERSION, got {printable(name)!r}",
+            field=field,
+        )
+    return reference
 
 
 def export_id(text: str) -> str:
@@ -93,6 +113,77 @@ def edit_to_wire(edit: Edit) -> pb.Edit:
         evidence=[clean(name) for name in edit.evidence],
         create_time=clean(edit.create_time),
         made_for=version_to_wire(edit.model, edit.weight_hash),
+        update_time=clean(edit.update_time or edit.create_time),
+        etag=etag_of(edit),
+        sets=[history.EditSet(name=clean(one.name), content_hash=clean(one.content_hash)) for one in edit.sets],
+        reverted_from=edit.reverted_from,
+        parts=[_part_to_wire(part) for part in edit.parts],
+    )
+
+
+def update_from_wire(request: history.UpdateEditRequest) -> EditUpdate:
+    """Read what the next version of an edit is to be.
+
+    Raises:
+        InvalidRequestError: Naming the field.
+    """
+    given = _replaced(request)
+    return EditUpdate(
+        edit=edit_reference(request.name),
+        author=request.author,
+        interventions=(interventions_from_wire(request.interventions) if "interventions" in given else None),
+        reason=required(request.reason, "reason") if "reason" in given else None,
+        evidence=tuple(request.evidence) if "evidence" in given else None,
+        etag=request.etag,
+        expected_version=_expected(request),
+    )
+
+
+def reversion_from_wire(request: history.RevertEditRequest) -> Reversion:
+    """Read which version is to come back.
+
+    Raises:
+        InvalidRequestError: Naming the field.
+    """
+    return Reversion(
+        edit=edit_reference(request.name),
+        version=at_least(request.version, 1, "version"),
+        author=request.author,
+        reason=required(request.reason, "reason") if request.HasField("reason") else None,
+        etag=request.etag,
+        expected_version=_expected(request),
+    )
+
+
+def _replaced(request: history.UpdateEditRequest) -> frozenset[str]:
+    """Which fields an update replaces: those of its mask, else those that it gives."""
+    if not request.HasField("update_mask"):
+        given = frozenset(name for name in _UPDATED if getattr(request, name))
+        if not given:
+            raise InvalidRequestError(
+                f"nothing is updated: give at least one of {', '.join(_UPDATED)}", field="update_mask"
+            )
+        return given
+    unknown = sorted(set(request.update_mask.paths) - set(_UPDATED))
+    if unknown or not request.update_mask.paths:
+        raise InvalidRequestError(
+            f"update_mask may name {', '.join(_UPDATED)}, got {printable(', '.join(unknown)) or 'nothing'}",
+            field="update_mask",
+        )
+    return frozenset(request.update_mask.paths)
+
+
+def _expected(request: history.UpdateEditRequest | history.RevertEditRequest) -> int | None:
+    if not request.HasField("expected_version"):
+        return None
+    return at_least(request.expected_version, 1, "expected_version")
+
+
+def _part_to_wire(part: EditPart) -> history.EditPart:
+    return history.EditPart(
+        edit=qualified("edits", f"{part.name}@{part.version}"),
+        content_hash=clean(part.content_hash),
+        strength=part.strength,
     )
 
 
