@@ -115,7 +115,9 @@ def edit_to_wire(edit: Edit) -> pb.Edit:
         made_for=version_to_wire(edit.model, edit.weight_hash),
         update_time=clean(edit.update_time or edit.create_time),
         etag=etag_of(edit),
-        sets=[history.EditSet(name=clean(one.name), content_hash=clean(one.content_hash)) for one in edit.sets],
+        sets=[
+            history.EditSet(name=clean(one.name), content_hash=clean(one.content_hash)) for one in edit.sets
+        ],
         reverted_from=edit.reverted_from,
         parts=[_part_to_wire(part) for part in edit.parts],
     )
