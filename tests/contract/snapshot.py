@@ -18,8 +18,10 @@ FILE = Path(__file__).with_name("contract.json")
 MODULES = (
     "artifact_service", "audit_service", "circuit_queries", "circuit_service", "circuit_targets",
     "circuit_verification", "circuit_views", "removal",
-    "common", "dataset_circuits", "edit_history", "edit_service", "generation_service", "intervention_service",
-    "interventions", "model_service", "operation_service", "replacement_service", "feature_service",
+    "common", "dataset_circuits", "edit_evaluations", "edit_history",
+    "edit_service", "generation_service",
+    "intervention_service", "interventions", "model_service", "operation_service", "replacement_service",
+    "feature_service",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from tests.fakes.edit_service import FakeEdits
 from tests.fakes.replacement_service import FakeReplacements
 from trephine.v1 import (
     artifact_service_pb2,
@@ -61,11 +62,11 @@ def rich_status(code: grpc.StatusCode, reason: str, message: str, **context: str
 
 class FakeService(
     FakeReplacements,
+    FakeEdits,
     model_service_pb2_grpc.ModelServiceServicer,
     generation_service_pb2_grpc.GenerationServiceServicer,
     intervention_service_pb2_grpc.InterventionServiceServicer,
     circuit_service_pb2_grpc.CircuitServiceServicer,
-    edit_service_pb2_grpc.EditServiceServicer,
     audit_service_pb2_grpc.AuditServiceServicer,
     artifact_service_pb2_grpc.ArtifactServiceServicer,
     operation_service_pb2_grpc.OperationServiceServicer,

@@ -53,7 +53,7 @@ def read_examples(
     """
     named, file = columns or Columns(), Path(path).expanduser()
     return tuple(
-        _example(row, named, prefix, f"{file.name}, row {n}") for n, row in enumerate(_rows(file), 1)
+        _example(row, named, prefix, f"{file.name}, row {n}") for n, row in enumerate(rows_of(file), 1)
     )
 
 
@@ -106,7 +106,12 @@ def _check_sides(split: Split, share: float) -> None:
         )
 
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def rows_of(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a `.jsonl` or `.csv` file.
+
+    Raises:
+        LocalFileError: If the file cannot be read as such.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as failure:

@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
+from trephine.v1 import edit_evaluations_pb2 as trephine_dot_v1_dot_edit__evaluations__pb2
 from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
 from trephine.v1 import interventions_pb2 as trephine_dot_v1_dot_interventions__pb2
 from trephine.v1 import removal_pb2 as trephine_dot_v1_dot_removal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrephine/v1/edit_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\x1a\x1etrephine/v1/edit_history.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x19trephine/v1/removal.proto\"\xbb\x02\n\x12ProposeEditRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07\x63ircuit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12(\n\x06target\x18\x04 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x15\n\x08min_drop\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_retain_kl\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmax_features\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x18\n\x0bretain_text\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\tB\n\n\x08_circuitB\x0b\n\t_min_dropB\x10\n\x0e_max_retain_klB\x0f\n\r_max_featuresB\x0e\n\x0c_retain_text\"e\n\rRankedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x01\x12\x0b\n\x03use\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\"j\n\nCurvePoint\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x11\n\tretain_kl\x18\x04 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x05 \x01(\x01\"\xea\x01\n\x0c\x45\x64itProposal\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\x01\x12&\n\x05\x63urve\x18\x02 \x03(\x0b\x32\x17.trephine.v1.CurvePoint\x12+\n\x07ranking\x18\x03 \x03(\x0b\x32\x1a.trephine.v1.RankedFeature\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x05\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x15\n\rretain_tokens\x18\x06 \x01(\x05\x12\x13\n\x0bretain_text\x18\x07 \x01(\t\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xe5\x02\n\x04\x45\x64it\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x10\n\x08\x65vidence\x18\x07 \x03(\t\x12\x13\n\x0b\x63reate_time\x18\x08 \x01(\t\x12+\n\x08made_for\x18\t \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x13\n\x0bupdate_time\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\"\n\x04sets\x18\x0c \x03(\x0b\x32\x14.trephine.v1.EditSet\x12\x15\n\rreverted_from\x18\r \x01(\x05\x12$\n\x05parts\x18\x0e \x03(\x0b\x32\x15.trephine.v1.EditPart\"\xab\x01\n\x11\x43reateEditRequest\x12\x0f\n\x07\x65\x64it_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\x1e\n\x0eGetEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListEditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListEditsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x18ListEditVersionsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11\x44\x65leteEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x9c\x01\n\x11PlanExportRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\x05 \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"l\n\x08PlanStep\x12\x14\n\x0cintervention\x18\x01 \x01(\x05\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06tensor\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x17\n\x0fpredicted_error\x18\x05 \x01(\x01\"A\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\rServerSupport\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05loads\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xcf\x02\n\nExportPlan\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x13\n\x0bparent_hash\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.trephine.v1.PlanStep\x12\x17\n\x0f\x63hanged_tensors\x18\x05 \x03(\t\x12\x19\n\x11untouched_tensors\x18\x06 \x01(\x05\x12\x16\n\x0e\x63onfig_changes\x18\x07 \x03(\t\x12\x19\n\x11size_growth_bytes\x18\x08 \x01(\x03\x12+\n\x07servers\x18\t \x03(\x0b\x32\x1a.trephine.v1.ServerSupport\x12 \n\x05gates\x18\n \x03(\x0b\x32\x11.trephine.v1.Gate\x12\x11\n\tplan_hash\x18\x0b \x01(\t\x12\x0e\n\x06\x66itted\x18\x0c \x01(\x08\x12\x0c\n\x04text\x18\r \x01(\t\"\x87\x02\n\x17\x45xportCheckpointRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rkeep_rejected\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x11\n\x04text\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\t \x01(\x08\x12\x0e\n\x06\x61ttack\x18\n \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"8\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"O\n\nGateResult\x12\x1f\n\x04gate\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Gate\x12\x10\n\x08measured\x18\x02 \x01(\x01\x12\x0e\n\x06passed\x18\x03 \x01(\x08\"\xc5\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12\x13\n\x0bparent_hash\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x0cmeasurements\x18\x06 \x03(\x0b\x32\x18.trephine.v1.Measurement\x12&\n\x05gates\x18\x07 \x03(\x0b\x32\x17.trephine.v1.GateResult\x12\x0e\n\x06passed\x18\x08 \x01(\x08\x12\x17\n\x0f\x63hanged_tensors\x18\t \x03(\t\x12\"\n\x1auntouched_tensors_verified\x18\n \x01(\x05\x12>\n\x0b\x65nvironment\x18\x0b \x03(\x0b\x32).trephine.v1.Certificate.EnvironmentEntry\x12\x0c\n\x04text\x18\x0c \x01(\t\x12\x10\n\x08n_tokens\x18\r \x01(\x05\x12%\n\x07removal\x18\x0e \x01(\x0b\x32\x14.trephine.v1.Removal\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x7f\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x18.trephine.v1.Certificate\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.trephine.v1.ExportedFile\x12\x0e\n\x06signed\x18\x04 \x01(\x08\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13VerifyExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x14VerifyExportResponse\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x05\"C\n\x15ReadExportFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x16ReadExportFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xe0\x07\n\x0b\x45\x64itService\x12M\n\x0bProposeEdit\x12\x1f.trephine.v1.ProposeEditRequest\x1a\x1d.google.longrunning.Operation\x12?\n\nCreateEdit\x12\x1e.trephine.v1.CreateEditRequest\x1a\x11.trephine.v1.Edit\x12\x39\n\x07GetEdit\x12\x1b.trephine.v1.GetEditRequest\x1a\x11.trephine.v1.Edit\x12J\n\tListEdits\x12\x1d.trephine.v1.ListEditsRequest\x1a\x1e.trephine.v1.ListEditsResponse\x12?\n\nUpdateEdit\x12\x1e.trephine.v1.UpdateEditRequest\x1a\x11.trephine.v1.Edit\x12?\n\nRevertEdit\x12\x1e.trephine.v1.RevertEditRequest\x1a\x11.trephine.v1.Edit\x12_\n\x10ListEditVersions\x12$.trephine.v1.ListEditVersionsRequest\x1a%.trephine.v1.ListEditVersionsResponse\x12\x44\n\nDeleteEdit\x12\x1e.trephine.v1.DeleteEditRequest\x1a\x16.google.protobuf.Empty\x12\x45\n\nPlanExport\x12\x1e.trephine.v1.PlanExportRequest\x1a\x17.trephine.v1.ExportPlan\x12W\n\x10\x45xportCheckpoint\x12$.trephine.v1.ExportCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12?\n\tGetExport\x12\x1d.trephine.v1.GetExportRequest\x1a\x13.trephine.v1.Export\x12S\n\x0cVerifyExport\x12 .trephine.v1.VerifyExportRequest\x1a!.trephine.v1.VerifyExportResponse\x12[\n\x0eReadExportFile\x12\".trephine.v1.ReadExportFileRequest\x1a#.trephine.v1.ReadExportFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrephine/v1/edit_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\x1a\"trephine/v1/edit_evaluations.proto\x1a\x1etrephine/v1/edit_history.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x19trephine/v1/removal.proto\"\xbb\x02\n\x12ProposeEditRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07\x63ircuit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12(\n\x06target\x18\x04 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x15\n\x08min_drop\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_retain_kl\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmax_features\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x18\n\x0bretain_text\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\tB\n\n\x08_circuitB\x0b\n\t_min_dropB\x10\n\x0e_max_retain_klB\x0f\n\r_max_featuresB\x0e\n\x0c_retain_text\"e\n\rRankedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x01\x12\x0b\n\x03use\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\"j\n\nCurvePoint\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x11\n\tretain_kl\x18\x04 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x05 \x01(\x01\"\xea\x01\n\x0c\x45\x64itProposal\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\x01\x12&\n\x05\x63urve\x18\x02 \x03(\x0b\x32\x17.trephine.v1.CurvePoint\x12+\n\x07ranking\x18\x03 \x03(\x0b\x32\x1a.trephine.v1.RankedFeature\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x05\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x15\n\rretain_tokens\x18\x06 \x01(\x05\x12\x13\n\x0bretain_text\x18\x07 \x01(\t\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xe5\x02\n\x04\x45\x64it\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x10\n\x08\x65vidence\x18\x07 \x03(\t\x12\x13\n\x0b\x63reate_time\x18\x08 \x01(\t\x12+\n\x08made_for\x18\t \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x13\n\x0bupdate_time\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\"\n\x04sets\x18\x0c \x03(\x0b\x32\x14.trephine.v1.EditSet\x12\x15\n\rreverted_from\x18\r \x01(\x05\x12$\n\x05parts\x18\x0e \x03(\x0b\x32\x15.trephine.v1.EditPart\"\xab\x01\n\x11\x43reateEditRequest\x12\x0f\n\x07\x65\x64it_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\x1e\n\x0eGetEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListEditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListEditsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x18ListEditVersionsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11\x44\x65leteEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x9c\x01\n\x11PlanExportRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\x05 \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"l\n\x08PlanStep\x12\x14\n\x0cintervention\x18\x01 \x01(\x05\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06tensor\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x17\n\x0fpredicted_error\x18\x05 \x01(\x01\"A\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\rServerSupport\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05loads\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xcf\x02\n\nExportPlan\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x13\n\x0bparent_hash\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.trephine.v1.PlanStep\x12\x17\n\x0f\x63hanged_tensors\x18\x05 \x03(\t\x12\x19\n\x11untouched_tensors\x18\x06 \x01(\x05\x12\x16\n\x0e\x63onfig_changes\x18\x07 \x03(\t\x12\x19\n\x11size_growth_bytes\x18\x08 \x01(\x03\x12+\n\x07servers\x18\t \x03(\x0b\x32\x1a.trephine.v1.ServerSupport\x12 \n\x05gates\x18\n \x03(\x0b\x32\x11.trephine.v1.Gate\x12\x11\n\tplan_hash\x18\x0b \x01(\t\x12\x0e\n\x06\x66itted\x18\x0c \x01(\x08\x12\x0c\n\x04text\x18\r \x01(\t\"\x87\x02\n\x17\x45xportCheckpointRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rkeep_rejected\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x11\n\x04text\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\t \x01(\x08\x12\x0e\n\x06\x61ttack\x18\n \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"8\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"O\n\nGateResult\x12\x1f\n\x04gate\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Gate\x12\x10\n\x08measured\x18\x02 \x01(\x01\x12\x0e\n\x06passed\x18\x03 \x01(\x08\"\xc5\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12\x13\n\x0bparent_hash\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x0cmeasurements\x18\x06 \x03(\x0b\x32\x18.trephine.v1.Measurement\x12&\n\x05gates\x18\x07 \x03(\x0b\x32\x17.trephine.v1.GateResult\x12\x0e\n\x06passed\x18\x08 \x01(\x08\x12\x17\n\x0f\x63hanged_tensors\x18\t \x03(\t\x12\"\n\x1auntouched_tensors_verified\x18\n \x01(\x05\x12>\n\x0b\x65nvironment\x18\x0b \x03(\x0b\x32).trephine.v1.Certificate.EnvironmentEntry\x12\x0c\n\x04text\x18\x0c \x01(\t\x12\x10\n\x08n_tokens\x18\r \x01(\x05\x12%\n\x07removal\x18\x0e \x01(\x0b\x32\x14.trephine.v1.Removal\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x7f\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x18.trephine.v1.Certificate\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.trephine.v1.ExportedFile\x12\x0e\n\x06signed\x18\x04 \x01(\x08\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13VerifyExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x14VerifyExportResponse\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x05\"C\n\x15ReadExportFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x16ReadExportFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xf4\t\n\x0b\x45\x64itService\x12M\n\x0bProposeEdit\x12\x1f.trephine.v1.ProposeEditRequest\x1a\x1d.google.longrunning.Operation\x12?\n\nCreateEdit\x12\x1e.trephine.v1.CreateEditRequest\x1a\x11.trephine.v1.Edit\x12\x39\n\x07GetEdit\x12\x1b.trephine.v1.GetEditRequest\x1a\x11.trephine.v1.Edit\x12J\n\tListEdits\x12\x1d.trephine.v1.ListEditsRequest\x1a\x1e.trephine.v1.ListEditsResponse\x12?\n\nUpdateEdit\x12\x1e.trephine.v1.UpdateEditRequest\x1a\x11.trephine.v1.Edit\x12?\n\nRevertEdit\x12\x1e.trephine.v1.RevertEditRequest\x1a\x11.trephine.v1.Edit\x12_\n\x10ListEditVersions\x12$.trephine.v1.ListEditVersionsRequest\x1a%.trephine.v1.ListEditVersionsResponse\x12\x44\n\nDeleteEdit\x12\x1e.trephine.v1.DeleteEditRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0c\x45valuateEdit\x12 .trephine.v1.EvaluateEditRequest\x1a\x1d.google.longrunning.Operation\x12W\n\x11GetEditEvaluation\x12%.trephine.v1.GetEditEvaluationRequest\x1a\x1b.trephine.v1.EditEvaluation\x12h\n\x13ListEditEvaluations\x12\'.trephine.v1.ListEditEvaluationsRequest\x1a(.trephine.v1.ListEditEvaluationsResponse\x12\x45\n\nPlanExport\x12\x1e.trephine.v1.PlanExportRequest\x1a\x17.trephine.v1.ExportPlan\x12W\n\x10\x45xportCheckpoint\x12$.trephine.v1.ExportCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12?\n\tGetExport\x12\x1d.trephine.v1.GetExportRequest\x1a\x13.trephine.v1.Export\x12S\n\x0cVerifyExport\x12 .trephine.v1.VerifyExportRequest\x1a!.trephine.v1.VerifyExportResponse\x12[\n\x0eReadExportFile\x12\".trephine.v1.ReadExportFileRequest\x1a#.trephine.v1.ReadExportFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,62 +40,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CERTIFICATE_ENVIRONMENTENTRY']._loaded_options = None
   _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_options = b'8\001'
-  _globals['_PROPOSEEDITREQUEST']._serialized_start=232
-  _globals['_PROPOSEEDITREQUEST']._serialized_end=547
-  _globals['_RANKEDFEATURE']._serialized_start=549
-  _globals['_RANKEDFEATURE']._serialized_end=650
-  _globals['_CURVEPOINT']._serialized_start=652
-  _globals['_CURVEPOINT']._serialized_end=758
-  _globals['_EDITPROPOSAL']._serialized_start=761
-  _globals['_EDITPROPOSAL']._serialized_end=995
-  _globals['_EDIT']._serialized_start=998
-  _globals['_EDIT']._serialized_end=1355
-  _globals['_CREATEEDITREQUEST']._serialized_start=1358
-  _globals['_CREATEEDITREQUEST']._serialized_end=1529
-  _globals['_GETEDITREQUEST']._serialized_start=1531
-  _globals['_GETEDITREQUEST']._serialized_end=1561
-  _globals['_LISTEDITSREQUEST']._serialized_start=1563
-  _globals['_LISTEDITSREQUEST']._serialized_end=1620
-  _globals['_LISTEDITSRESPONSE']._serialized_start=1622
-  _globals['_LISTEDITSRESPONSE']._serialized_end=1700
-  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_start=1702
-  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_end=1787
-  _globals['_DELETEEDITREQUEST']._serialized_start=1789
-  _globals['_DELETEEDITREQUEST']._serialized_end=1851
-  _globals['_PLANEXPORTREQUEST']._serialized_start=1854
-  _globals['_PLANEXPORTREQUEST']._serialized_end=2010
-  _globals['_PLANSTEP']._serialized_start=2012
-  _globals['_PLANSTEP']._serialized_end=2120
-  _globals['_GATE']._serialized_start=2122
-  _globals['_GATE']._serialized_end=2187
-  _globals['_SERVERSUPPORT']._serialized_start=2189
-  _globals['_SERVERSUPPORT']._serialized_end=2249
-  _globals['_EXPORTPLAN']._serialized_start=2252
-  _globals['_EXPORTPLAN']._serialized_end=2587
-  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_start=2590
-  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_end=2853
-  _globals['_MEASUREMENT']._serialized_start=2855
-  _globals['_MEASUREMENT']._serialized_end=2911
-  _globals['_GATERESULT']._serialized_start=2913
-  _globals['_GATERESULT']._serialized_end=2992
-  _globals['_CERTIFICATE']._serialized_start=2995
-  _globals['_CERTIFICATE']._serialized_end=3448
-  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_start=3398
-  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_end=3448
-  _globals['_EXPORTEDFILE']._serialized_start=3450
-  _globals['_EXPORTEDFILE']._serialized_end=3508
-  _globals['_EXPORT']._serialized_start=3510
-  _globals['_EXPORT']._serialized_end=3637
-  _globals['_GETEXPORTREQUEST']._serialized_start=3639
-  _globals['_GETEXPORTREQUEST']._serialized_end=3671
-  _globals['_VERIFYEXPORTREQUEST']._serialized_start=3673
-  _globals['_VERIFYEXPORTREQUEST']._serialized_end=3708
-  _globals['_VERIFYEXPORTRESPONSE']._serialized_start=3710
-  _globals['_VERIFYEXPORTRESPONSE']._serialized_end=3781
-  _globals['_READEXPORTFILEREQUEST']._serialized_start=3783
-  _globals['_READEXPORTFILEREQUEST']._serialized_end=3850
-  _globals['_READEXPORTFILERESPONSE']._serialized_start=3852
-  _globals['_READEXPORTFILERESPONSE']._serialized_end=3906
-  _globals['_EDITSERVICE']._serialized_start=3909
-  _globals['_EDITSERVICE']._serialized_end=4901
+  _globals['_PROPOSEEDITREQUEST']._serialized_start=268
+  _globals['_PROPOSEEDITREQUEST']._serialized_end=583
+  _globals['_RANKEDFEATURE']._serialized_start=585
+  _globals['_RANKEDFEATURE']._serialized_end=686
+  _globals['_CURVEPOINT']._serialized_start=688
+  _globals['_CURVEPOINT']._serialized_end=794
+  _globals['_EDITPROPOSAL']._serialized_start=797
+  _globals['_EDITPROPOSAL']._serialized_end=1031
+  _globals['_EDIT']._serialized_start=1034
+  _globals['_EDIT']._serialized_end=1391
+  _globals['_CREATEEDITREQUEST']._serialized_start=1394
+  _globals['_CREATEEDITREQUEST']._serialized_end=1565
+  _globals['_GETEDITREQUEST']._serialized_start=1567
+  _globals['_GETEDITREQUEST']._serialized_end=1597
+  _globals['_LISTEDITSREQUEST']._serialized_start=1599
+  _globals['_LISTEDITSREQUEST']._serialized_end=1656
+  _globals['_LISTEDITSRESPONSE']._serialized_start=1658
+  _globals['_LISTEDITSRESPONSE']._serialized_end=1736
+  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_start=1738
+  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_end=1823
+  _globals['_DELETEEDITREQUEST']._serialized_start=1825
+  _globals['_DELETEEDITREQUEST']._serialized_end=1887
+  _globals['_PLANEXPORTREQUEST']._serialized_start=1890
+  _globals['_PLANEXPORTREQUEST']._serialized_end=2046
+  _globals['_PLANSTEP']._serialized_start=2048
+  _globals['_PLANSTEP']._serialized_end=2156
+  _globals['_GATE']._serialized_start=2158
+  _globals['_GATE']._serialized_end=2223
+  _globals['_SERVERSUPPORT']._serialized_start=2225
+  _globals['_SERVERSUPPORT']._serialized_end=2285
+  _globals['_EXPORTPLAN']._serialized_start=2288
+  _globals['_EXPORTPLAN']._serialized_end=2623
+  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_start=2626
+  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_end=2889
+  _globals['_MEASUREMENT']._serialized_start=2891
+  _globals['_MEASUREMENT']._serialized_end=2947
+  _globals['_GATERESULT']._serialized_start=2949
+  _globals['_GATERESULT']._serialized_end=3028
+  _globals['_CERTIFICATE']._serialized_start=3031
+  _globals['_CERTIFICATE']._serialized_end=3484
+  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_start=3434
+  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_end=3484
+  _globals['_EXPORTEDFILE']._serialized_start=3486
+  _globals['_EXPORTEDFILE']._serialized_end=3544
+  _globals['_EXPORT']._serialized_start=3546
+  _globals['_EXPORT']._serialized_end=3673
+  _globals['_GETEXPORTREQUEST']._serialized_start=3675
+  _globals['_GETEXPORTREQUEST']._serialized_end=3707
+  _globals['_VERIFYEXPORTREQUEST']._serialized_start=3709
+  _globals['_VERIFYEXPORTREQUEST']._serialized_end=3744
+  _globals['_VERIFYEXPORTRESPONSE']._serialized_start=3746
+  _globals['_VERIFYEXPORTRESPONSE']._serialized_end=3817
+  _globals['_READEXPORTFILEREQUEST']._serialized_start=3819
+  _globals['_READEXPORTFILEREQUEST']._serialized_end=3886
+  _globals['_READEXPORTFILERESPONSE']._serialized_start=3888
+  _globals['_READEXPORTFILERESPONSE']._serialized_end=3942
+  _globals['_EDITSERVICE']._serialized_start=3945
+  _globals['_EDITSERVICE']._serialized_end=5213
 # @@protoc_insertion_point(module_scope)

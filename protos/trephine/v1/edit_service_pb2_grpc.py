@@ -5,6 +5,7 @@ import warnings
 
 from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from trephine.v1 import edit_evaluations_pb2 as trephine_dot_v1_dot_edit__evaluations__pb2
 from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
 from trephine.v1 import edit_service_pb2 as trephine_dot_v1_dot_edit__service__pb2
 
@@ -77,6 +78,21 @@ class EditServiceStub(object):
                 '/trephine.v1.EditService/DeleteEdit',
                 request_serializer=trephine_dot_v1_dot_edit__service__pb2.DeleteEditRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.EvaluateEdit = channel.unary_unary(
+                '/trephine.v1.EditService/EvaluateEdit',
+                request_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.EvaluateEditRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetEditEvaluation = channel.unary_unary(
+                '/trephine.v1.EditService/GetEditEvaluation',
+                request_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.GetEditEvaluationRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.EditEvaluation.FromString,
+                _registered_method=True)
+        self.ListEditEvaluations = channel.unary_unary(
+                '/trephine.v1.EditService/ListEditEvaluations',
+                request_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.FromString,
                 _registered_method=True)
         self.PlanExport = channel.unary_unary(
                 '/trephine.v1.EditService/PlanExport',
@@ -166,6 +182,28 @@ class EditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EvaluateEdit(self, request, context):
+        """Measure effect and damage beside matched random features, another layer and prompts, and keep the result
+        with the edit. Response: EditEvaluation; metadata: OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEditEvaluation(self, request, context):
+        """One evaluation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEditEvaluations(self, request, context):
+        """Evaluations of an edit, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanExport(self, request, context):
         """Say what an export would write and what it must measure, before anything is written.
         """
@@ -243,6 +281,21 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.DeleteEdit,
                     request_deserializer=trephine_dot_v1_dot_edit__service__pb2.DeleteEditRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'EvaluateEdit': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateEdit,
+                    request_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.EvaluateEditRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetEditEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEditEvaluation,
+                    request_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.GetEditEvaluationRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.EditEvaluation.SerializeToString,
+            ),
+            'ListEditEvaluations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEditEvaluations,
+                    request_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.SerializeToString,
             ),
             'PlanExport': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanExport,
@@ -487,6 +540,87 @@ class EditService(object):
             '/trephine.v1.EditService/DeleteEdit',
             trephine_dot_v1_dot_edit__service__pb2.DeleteEditRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateEdit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/EvaluateEdit',
+            trephine_dot_v1_dot_edit__evaluations__pb2.EvaluateEditRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEditEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/GetEditEvaluation',
+            trephine_dot_v1_dot_edit__evaluations__pb2.GetEditEvaluationRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__evaluations__pb2.EditEvaluation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEditEvaluations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ListEditEvaluations',
+            trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ import google.longrunning.operations_pb2
 import google.protobuf.empty_pb2
 import grpc
 import grpc.aio
+import trephine.v1.edit_evaluations_pb2
 import trephine.v1.edit_history_pb2
 import trephine.v1.edit_service_pb2
 import typing
@@ -73,6 +74,26 @@ class EditServiceStub:
         google.protobuf.empty_pb2.Empty,
     ]
     """Forget an edit with all its versions; refused while something rests on it, unless forced."""
+
+    EvaluateEdit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.EvaluateEditRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Measure effect and damage beside matched random features, another layer and prompts, and keep the result
+    with the edit. Response: EditEvaluation; metadata: OperationMetadata.
+    """
+
+    GetEditEvaluation: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.GetEditEvaluationRequest,
+        trephine.v1.edit_evaluations_pb2.EditEvaluation,
+    ]
+    """One evaluation."""
+
+    ListEditEvaluations: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.ListEditEvaluationsRequest,
+        trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse,
+    ]
+    """Evaluations of an edit, newest first."""
 
     PlanExport: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -156,6 +177,26 @@ class EditServiceAsyncStub:
         google.protobuf.empty_pb2.Empty,
     ]
     """Forget an edit with all its versions; refused while something rests on it, unless forced."""
+
+    EvaluateEdit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.EvaluateEditRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Measure effect and damage beside matched random features, another layer and prompts, and keep the result
+    with the edit. Response: EditEvaluation; metadata: OperationMetadata.
+    """
+
+    GetEditEvaluation: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.GetEditEvaluationRequest,
+        trephine.v1.edit_evaluations_pb2.EditEvaluation,
+    ]
+    """One evaluation."""
+
+    ListEditEvaluations: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_evaluations_pb2.ListEditEvaluationsRequest,
+        trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse,
+    ]
+    """Evaluations of an edit, newest first."""
 
     PlanExport: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -255,6 +296,32 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
         """Forget an edit with all its versions; refused while something rests on it, unless forced."""
+
+    @abc.abstractmethod
+    def EvaluateEdit(
+        self,
+        request: trephine.v1.edit_evaluations_pb2.EvaluateEditRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Measure effect and damage beside matched random features, another layer and prompts, and keep the result
+        with the edit. Response: EditEvaluation; metadata: OperationMetadata.
+        """
+
+    @abc.abstractmethod
+    def GetEditEvaluation(
+        self,
+        request: trephine.v1.edit_evaluations_pb2.GetEditEvaluationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_evaluations_pb2.EditEvaluation, collections.abc.Awaitable[trephine.v1.edit_evaluations_pb2.EditEvaluation]]:
+        """One evaluation."""
+
+    @abc.abstractmethod
+    def ListEditEvaluations(
+        self,
+        request: trephine.v1.edit_evaluations_pb2.ListEditEvaluationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse, collections.abc.Awaitable[trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse]]:
+        """Evaluations of an edit, newest first."""
 
     @abc.abstractmethod
     def PlanExport(

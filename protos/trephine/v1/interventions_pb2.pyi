@@ -377,10 +377,13 @@ class InterventionMode(google.protobuf.message.Message):
     LAST_LAYER_FIELD_NUMBER: builtins.int
     PATTERNS_FIELD_NUMBER: builtins.int
     HEADS_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
     last_layer: builtins.int
     """Layers after the target up to this one keep their clean MLP outputs. Unset: all propagate."""
     patterns: global___PatternMode.ValueType
     """Attention patterns."""
+    strength: builtins.float
+    """How far the operation goes: new = old + strength (operation(old) - old). Unset: 1; 0 does nothing."""
     @property
     def heads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeadInput]:
         """If given, only these head inputs see the change."""
@@ -391,10 +394,14 @@ class InterventionMode(google.protobuf.message.Message):
         last_layer: builtins.int | None = ...,
         patterns: global___PatternMode.ValueType = ...,
         heads: collections.abc.Iterable[global___HeadInput] | None = ...,
+        strength: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_last_layer", b"_last_layer", "last_layer", b"last_layer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_last_layer", b"_last_layer", "heads", b"heads", "last_layer", b"last_layer", "patterns", b"patterns"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_last_layer", b"_last_layer", "_strength", b"_strength", "last_layer", b"last_layer", "strength", b"strength"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_last_layer", b"_last_layer", "_strength", b"_strength", "heads", b"heads", "last_layer", b"last_layer", "patterns", b"patterns", "strength", b"strength"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_layer", b"_last_layer"]) -> typing.Literal["last_layer"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
 
 global___InterventionMode = InterventionMode
 

@@ -81,9 +81,7 @@ def _(command: Score, info: ModelInfo) -> Cost:
 def _(command: MeasureAblation, info: ModelInfo) -> Cost:
     sets = command.controls.sets if command.controls else 0
     prompt = tokens_of(command.prompt)
-    return Cost(
-        tokens=prompt * (sets + 3) + 2 * _RETAIN_TOKENS, memory_bytes=_forward_bytes(prompt, 16, info)
-    )
+    return Cost(tokens=prompt * (sets + 3) + 2 * _RETAIN_TOKENS, memory_bytes=forward_bytes(prompt, 16, info))
 
 
 @predict.register
@@ -91,7 +89,7 @@ def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
     prompt = tokens_of(command.prompt)
     operators = prompt * info.n_layers * (2 * info.d_mlp + 4 * info.d_model) * _FLOAT
     adjoints = command.max_feature_nodes * prompt * info.d_model * _FLOAT
-    forward = _forward_bytes(prompt, 1, info)
+    forward = forward_bytes(prompt, 1, info)
     return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=operators + adjoints + forward)
 
 
@@ -113,7 +111,7 @@ def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
     parts = _FLOAT * nodes * (1 + command.stability.draws) * (1 if groups == 1 else 8)
     return Cost(
         tokens=groups * (training * (1 + sweeps) + held_out * measured + edges),
-        memory_bytes=parts + nodes * (curve + measured) + _forward_bytes(max(longest, 256), 2, info),
+        memory_bytes=parts + nodes * (curve + measured) + forward_bytes(max(longest, 256), 2, info),
     )
 
 
@@ -122,7 +120,7 @@ def _(command: ProposeEdit, info: ModelInfo) -> Cost:
     prompt = tokens_of(command.prompt)
     retain = _RETAIN_TOKENS if command.retain_text is None else tokens_of(command.retain_text)
     tokens = command.max_features * (prompt + retain)
-    return Cost(tokens=tokens, memory_bytes=_forward_bytes(min(retain, 512), 2, info))
+    return Cost(tokens=tokens, memory_bytes=forward_bytes(min(retain, 512), 2, info))
 
 
 @predict.register
@@ -145,7 +143,7 @@ def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
     fitted = controls * info.n_layers * 2 * info.d_mlp * info.d_model * _FLOAT // 2
     return Cost(
         tokens=passes + perturbed + (_FIT_TOKENS if controls else 0),
-        memory_bytes=fitted + _forward_bytes(command.context_tokens, 2, info),
+        memory_bytes=fitted + forward_bytes(command.context_tokens, 2, info),
     )
 
 
@@ -163,7 +161,7 @@ def _(command: FitReplacementSet, info: ModelInfo) -> Cost:
 
 @predict.register
 def _(command: LoadReplacementSet, info: ModelInfo) -> Cost:
-    return Cost(tokens=_PROBE_TOKENS, memory_bytes=_forward_bytes(128, 1, info))
+    return Cost(tokens=_PROBE_TOKENS, memory_bytes=forward_bytes(128, 1, info))
 
 
 @predict.register
@@ -186,7 +184,7 @@ def _(command: ContrastFeatures, info: ModelInfo) -> Cost:
     lengths = [tokens_of(text) for text in (*command.first, *command.second)]
     layers = len(command.layers) or info.n_layers
     maxima = len(lengths) * layers * info.d_mlp * _FLOAT
-    return Cost(tokens=sum(lengths), memory_bytes=maxima + _forward_bytes(_PASS_TOKENS, 1, info))
+    return Cost(tokens=sum(lengths), memory_bytes=maxima + forward_bytes(_PASS_TOKENS, 1, info))
 
 
 @predict.register
@@ -196,7 +194,7 @@ def _(command: IndexFeatures, info: ModelInfo) -> Cost:
     per_feature = bytes_per_feature(kept=command.contexts_per_feature, window=command.window)
     return Cost(
         tokens=min(command.max_tokens, _PASS_TOKENS),
-        memory_bytes=features * per_feature + _forward_bytes(_PASS_TOKENS, 1, info),
+        memory_bytes=features * per_feature + forward_bytes(_PASS_TOKENS, 1, info),
     )
 
 
@@ -212,10 +210,10 @@ def tokens_of(text: str) -> int:
 
 def _rows(lengths: list[int], info: ModelInfo) -> Cost:
     longest = min(max(lengths), info.context_length)
-    return Cost(tokens=sum(lengths), memory_bytes=_forward_bytes(longest, len(lengths), info))
+    return Cost(tokens=sum(lengths), memory_bytes=forward_bytes(longest, len(lengths), info))
 
 
-def _forward_bytes(length: int, rows: int, info: ModelInfo) -> int:
+def forward_bytes(length: int, rows: int, info: ModelInfo) -> int:
     """One padded batch: logits, the keys and values, and one block's activations."""
     logits = info.d_vocab
     cache = 2 * info.n_layers * info.d_model

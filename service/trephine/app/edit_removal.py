@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edits import Edits
 from trephine.app.exports import Exports
 from trephine.app.names import resource
@@ -14,12 +15,13 @@ _LISTED = 5
 class EditRemoval:
     """Deletes edits and what belongs to them."""
 
-    def __init__(self, edits: Edits, exports: Exports) -> None:
+    def __init__(self, edits: Edits, exports: Exports, evaluations: EditEvaluations) -> None:
         self._edits = edits
         self._exports = exports
+        self._evaluations = evaluations
 
     async def delete(self, name: str, *, force: bool = False, etag: str = "") -> None:
-        """Forget an edit with all its versions.
+        """Forget an edit with all its versions and evaluations.
 
         Args:
             name: The edit.
@@ -43,6 +45,7 @@ class EditRemoval:
                 dependants=len(resting),
             )
         await self._edits.delete(name, etag=etag)
+        await self._evaluations.delete_of(edit.name)
 
     async def dependants(self, edit: Edit) -> tuple[str, ...]:
         """List the resources that rest on an edit."""

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
+from trephine.domain.edit_evaluation import (
+    EvaluationBounds,
+    EvaluationSet,
+    FeatureControls,
+    PromptingOptions,
+)
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import ExportOptions
 from trephine.domain.features import IndexFeatures
@@ -48,6 +54,22 @@ class ProposeRequest:
     model: str
     """Name of a loaded model."""
     command: ProposeEdit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateEditRequest:
+    """Measure an edit. The result is `edits/<edit>/evaluations/<operation id>`."""
+
+    edit: str
+    """Name of a stored edit, with a version or without."""
+    sets: tuple[EvaluationSet, ...]
+    model: str | None = None
+    """Loaded model; None: the edit's own."""
+    controls: FeatureControls = field(default_factory=FeatureControls)
+    bounds: EvaluationBounds = field(default_factory=EvaluationBounds)
+    prompting: PromptingOptions | None = field(default_factory=PromptingOptions)
+    resamples: int = 1000
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +166,7 @@ OperationRequest = (
     | DiscoverRequest
     | DatasetCircuitRequest
     | ProposeRequest
+    | EvaluateEditRequest
     | ExportRequest
     | AuditRequest
     | LoadSetRequest
@@ -158,6 +181,7 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "DiscoverCircuit": DiscoverRequest,
     "DiscoverDatasetCircuit": DatasetCircuitRequest,
     "ProposeEdit": ProposeRequest,
+    "EvaluateEdit": EvaluateEditRequest,
     "ExportCheckpoint": ExportRequest,
     "RunAudit": AuditRequest,
     "LoadReplacementSet": LoadSetRequest,

@@ -12,6 +12,7 @@ from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
@@ -42,6 +43,7 @@ class Service:
     circuit_verifications: CircuitVerifications
     proposals: Proposals
     edits: Edits
+    edit_evaluations: EditEvaluations
     edit_removal: EditRemoval
     exports: Exports
     audits: Audits

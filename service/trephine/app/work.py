@@ -13,6 +13,7 @@ from trephine.app.audits import Audits
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
 from trephine.app.feature_indexes import FeatureIndexes
@@ -25,6 +26,7 @@ from trephine.app.requests import (
     AuditRequest,
     DatasetCircuitRequest,
     DiscoverRequest,
+    EvaluateEditRequest,
     EvaluateSetRequest,
     ExportRequest,
     FitSetRequest,
@@ -49,6 +51,7 @@ class Work:
     circuit_verifications: CircuitVerifications
     dataset_circuits: DatasetCircuits
     proposals: Proposals
+    edit_evaluations: EditEvaluations
     exports: Exports
     audits: Audits
     replacements: Replacements
@@ -69,6 +72,8 @@ class Work:
                 self.models.engine(request.model)
             case DatasetCircuitRequest():
                 await self.dataset_circuits.check(request)
+            case EvaluateEditRequest():
+                await self.edit_evaluations.check(request)
             case ExportRequest():
                 await self.exports.check(request, operation_id=operation_id)
             case AuditRequest():
@@ -101,6 +106,9 @@ class Work:
                 return (await self.dataset_circuits.run(request, report, circuit_id=operation_id)).name
             case ProposeRequest():
                 return await self._propose(request, report, operation_id)
+            case EvaluateEditRequest():
+                measured = await self.edit_evaluations.run(request, report, evaluation_id=operation_id)
+                return measured.name
             case ExportRequest():
                 export = await self.exports.run(request, report, operation_id=operation_id)
                 return resource("exports", export.name.removeprefix("exports/"))

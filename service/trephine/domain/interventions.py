@@ -30,6 +30,21 @@ def require_finite(name: str, *values: float) -> None:
             raise NonFiniteValueError(f"{name} must be a finite number, got {value}", field=name)
 
 
+def require_strength(strength: float, name: str) -> float:
+    """Return a strength: a finite number that is not negative.
+
+    Raises:
+        NonFiniteValueError: If it is not finite.
+        InvalidRequestError: If it is negative.
+    """
+    require_finite(name, strength)
+    if strength < 0:
+        raise InvalidRequestError(
+            f"{name} must not be negative, got {strength:g}; 0 does nothing, 1 is as stored", field=name
+        )
+    return strength
+
+
 # --- what ----------------------------------------------------------------------------------------
 
 
@@ -231,6 +246,11 @@ class Mode:
     patterns: PatternMode = PatternMode.LIVE
     heads: tuple[HeadInput, ...] = ()
     """If given, only these head inputs see the change."""
+    strength: float = 1.0
+    """How far the operation goes: new = old + strength (operation(old) - old); 0 does nothing."""
+
+    def __post_init__(self) -> None:
+        require_strength(self.strength, "mode.strength")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ and a small shift is not lost in the large norms of position 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Protocol
 
@@ -92,6 +92,32 @@ class FromDonor:
                 n_positions=self.donor.shape[0],
             )
         return self.donor[list(positions)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartOf:
+    """Go a share of the way that another change goes, or beyond: `old + strength (new - old)`."""
+
+    change: Change
+    strength: float
+
+    def __call__(self, values: Tensor, whole: Tensor, positions: Sequence[int]) -> Tensor:
+        """Return the new coordinates."""
+        return values + self.strength * (self.change(values, whole, positions) - values)
+
+
+def at_strength(change: Change, strength: float) -> Change:
+    """Scale how far a change goes. One that only scales and shifts stays one of that kind."""
+    if strength == 1:
+        return change
+    if isinstance(change, Affine) and _is_unbounded(change):
+        factor = 1 + strength * (change.factor - 1)
+        return replace(change, factor=factor, shift=strength * change.shift)
+    return PartOf(change=change, strength=strength)
+
+
+def _is_unbounded(change: Affine) -> bool:
+    return bool((change.low == -inf).all() and (change.high == inf).all())
 
 
 def affine(

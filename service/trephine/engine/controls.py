@@ -120,10 +120,10 @@ def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: Matche
         controls: How many sets, the factor and the seed.
     """
     pools = {feature: _candidates(norms, feature, features, controls.norm_factor) for feature in features}
-    matched = _enough_candidates(features, pools)
+    matched = enough_candidates(features, pools)
     return ControlDraws(
         matched=matched,
-        sets=_draw_sets([pools[feature] for feature in matched], matched, controls),
+        sets=draw_sets([pools[feature] for feature in matched], matched, controls),
         unmatched=tuple(
             UnmatchedFeature(feature=feature, candidates=len(pools[feature]))
             for feature in features
@@ -151,7 +151,7 @@ def _place(feature: FeatureRef) -> tuple[str, int]:
     return feature.replacement, feature.layer
 
 
-def _enough_candidates(
+def enough_candidates(
     features: Sequence[FeatureRef], pools: dict[FeatureRef, tuple[int, ...]]
 ) -> tuple[FeatureRef, ...]:
     """Keep features that can all be given a different stand-in at once; the scarcest are dropped first.
@@ -169,9 +169,10 @@ def _enough_candidates(
     return tuple(feature for feature in features if feature in kept)
 
 
-def _draw_sets(
+def draw_sets(
     pools: Sequence[tuple[int, ...]], matched: Sequence[FeatureRef], controls: MatchedControls
 ) -> tuple[tuple[FeatureRef, ...], ...]:
+    """Draw different sets, each with one feature out of every pool, in its layer and set of features."""
     random = Random(controls.seed)  # noqa: S311  reproducible draws, not secrets
     sets: dict[frozenset[FeatureRef], tuple[FeatureRef, ...]] = {}
     for _ in range(controls.sets * _TRIES_PER_SET if matched else 0):

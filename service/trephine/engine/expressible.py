@@ -40,6 +40,8 @@ def require_unlimited(mode: Mode, where: str) -> None:
         raise refusal(
             f"{where}.mode.patterns", "attention follows changed weights; patterns cannot be frozen"
         )
+    if mode.strength != 1:
+        raise refusal(f"{where}.mode.strength", "the operation must be written out at its full strength")
     if mode.heads:
         raise refusal(f"{where}.mode.heads", "a neuron's column is read by every head")
 

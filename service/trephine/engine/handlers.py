@@ -21,6 +21,7 @@ from trephine.engine import (
     tracing,
 )
 from trephine.engine.dataset_circuits import discovery as dataset_circuits
+from trephine.engine.edit_evaluation import evaluate as edit_evaluation
 from trephine.engine.features import handlers as features
 from trephine.engine.fitting import command as fitting
 from trephine.engine.replacements import evaluation as replacement_evaluation
@@ -54,6 +55,7 @@ HANDLERS = merge(
         activations,
         effects,
         proposals,
+        edit_evaluation,
         discovery,
         edges,
         tracing,

@@ -26,7 +26,7 @@ from trephine.domain.interventions import (
     Selector,
 )
 from trephine.domain.sites import NEURONS, Site, SiteKind
-from trephine.engine.changes import Affine, Change, change_of, side_by_side
+from trephine.engine.changes import Affine, Change, at_strength, change_of, side_by_side
 from trephine.engine.coordinates import Component, Coordinates, Entries, Whole
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import is_of_set, site_written
@@ -120,7 +120,7 @@ def _compile(hosted: HostedModel, index: int, intervention: Intervention, donors
         selector=intervention.selector,
         condition=intervention.condition,
         coordinates=coordinates,
-        change=change_of(intervention.operation, norm=norm, donor=donor),
+        change=_change(intervention, norm=norm, donor=donor),
         tallies=(_tally(hosted, index, site.layer, intervention),),
     )
 
@@ -139,9 +139,14 @@ def _compile_feature(
         index=feature.index,
         selector=intervention.selector,
         condition=intervention.condition,
-        change=change_of(intervention.operation, norm=1.0, donor=donor),
+        change=_change(intervention, norm=1.0, donor=donor),
         tally=_tally(hosted, index, feature.layer, intervention),
     )
+
+
+def _change(intervention: Intervention, *, norm: float, donor: Tensor | None) -> Change:
+    change = change_of(intervention.operation, norm=norm, donor=donor)
+    return at_strength(change, intervention.mode.strength)
 
 
 def _tally(hosted: HostedModel, index: int, layer: int, intervention: Intervention) -> Tally:

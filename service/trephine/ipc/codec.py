@@ -20,6 +20,7 @@ from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.directions import CompareFeatures
+from trephine.domain.edit_evaluation import EvaluateEdit
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.errors import (
     CorruptRecordError,
@@ -65,6 +66,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     DiscoverDatasetCircuit,
     CompareFeatures,
     ProposeEdit,
+    EvaluateEdit,
     PlanExport,
     CompileExport,
     FitReplacementSet,

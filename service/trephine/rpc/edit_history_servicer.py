@@ -1,4 +1,4 @@
-"""EditService: versions of edits."""
+"""The part of EditService that is about versions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from trephine.rpc.wire.edits import edit_reference, edit_to_wire, reversion_from
 from trephine.rpc.wire.fields import request_id
 from trephine.v1 import edit_history_pb2 as pb
 from trephine.v1.edit_service_pb2 import Edit, ListEditVersionsResponse
-from trephine.v1.edit_service_pb2_grpc import EditServiceServicer
 
 
-class EditHistoryServicer(EditServiceServicer):
-    """Updates, reversions, and what was before."""
+class EditHistoryCalls:
+    """Methods of `EditServicer` that are about versions: updates, reversions, and what was before."""
 
     def __init__(self, service: Service) -> None:
         self._edits = service.edits

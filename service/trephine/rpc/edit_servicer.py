@@ -13,7 +13,8 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.rpc.calls import Context
-from trephine.rpc.edit_history_servicer import EditHistoryServicer
+from trephine.rpc.edit_evaluation_servicer import EditEvaluationCalls
+from trephine.rpc.edit_history_servicer import EditHistoryCalls
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.wire.common import logit_target_from_wire
@@ -33,13 +34,15 @@ from trephine.rpc.wire.exports import (
 from trephine.rpc.wire.fields import at_least, prompt, request_id, required, resource_id, within
 from trephine.rpc.wire.interventions import interventions_from_wire
 from trephine.v1 import edit_service_pb2 as pb
+from trephine.v1.edit_service_pb2_grpc import EditServiceServicer
 
 
-class EditServicer(EditHistoryServicer):
+class EditServicer(EditEvaluationCalls, EditHistoryCalls, EditServiceServicer):
     """Edits: from a proposal to a published checkpoint."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
-        super().__init__(service)
+        EditEvaluationCalls.__init__(self, service, operations)
+        EditHistoryCalls.__init__(self, service)
         self._circuits = service.circuits
         self._removal = service.edit_removal
         self._exports = service.exports

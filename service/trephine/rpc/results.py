@@ -17,6 +17,7 @@ from trephine.rpc.wire.audits import audit_to_wire
 from trephine.rpc.wire.circuit_verification import verification_to_wire
 from trephine.rpc.wire.circuits import circuit_to_wire
 from trephine.rpc.wire.dataset_circuits import dataset_circuit_to_wire
+from trephine.rpc.wire.edit_evaluations import evaluation_to_wire as edit_evaluation_to_wire
 from trephine.rpc.wire.edits import proposal_to_wire
 from trephine.rpc.wire.evaluations import evaluation_to_wire
 from trephine.rpc.wire.exports import export_to_wire
@@ -40,6 +41,7 @@ class OperationWriter:
             "circuitVerifications": self._circuit_verification,
             "datasetCircuits": self._dataset_circuit,
             "proposals": self._proposal,
+            "edits/evaluations": self._edit_evaluation,
             "exports": self._export,
             "audits": self._audit,
             "models/replacements": self._replacement_set,
@@ -94,6 +96,9 @@ class OperationWriter:
 
     async def _proposal(self, name: str) -> Message:
         return proposal_to_wire(await self._service.proposals.get(name))
+
+    async def _edit_evaluation(self, name: str) -> Message:
+        return edit_evaluation_to_wire(await self._service.edit_evaluations.get(name))
 
     async def _export(self, name: str) -> Message:
         return export_to_wire(await self._service.exports.get(name))

@@ -17,6 +17,7 @@ from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
@@ -110,6 +111,9 @@ def build(
             state.folder("dataset-circuits"), models=models, replacements=replacements, clock=clock
         ),
         proposals=Proposals(state.folder("proposals")),
+        edit_evaluations=EditEvaluations(
+            state.folder("edit-evaluations"), edits=edits, models=models, clock=clock
+        ),
         exports=Exports(
             state.folder("exports"),
             export_root=export_root,
@@ -156,7 +160,8 @@ def build(
             circuit_explanations=CircuitExplanations(work.circuits, models),
             proposals=work.proposals,
             edits=edits,
-            edit_removal=EditRemoval(edits, work.exports),
+            edit_evaluations=work.edit_evaluations,
+            edit_removal=EditRemoval(edits, work.exports, work.edit_evaluations),
             exports=work.exports,
             audits=work.audits,
             replacements=replacements,

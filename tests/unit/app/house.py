@@ -23,6 +23,7 @@ from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -284,6 +285,7 @@ class House:
     circuit_annotations: CircuitAnnotations
     proposals: Proposals
     edits: Edits
+    edit_evaluations: EditEvaluations
     exports: Exports
     audits: Audits
     replacements: Replacements
@@ -320,6 +322,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     feature_sets = FeatureSets(models, replacements)
     edits = Edits(state / "edits", models, feature_sets, clock=clock)
     circuits, proposals = Circuits(state / "circuits", artifacts, clock=clock), Proposals(state / "proposals")
+    edit_evaluations = EditEvaluations(state / "edit-evaluations", edits=edits, models=models, clock=clock)
     exports = Exports(
         state / "exports", export_root=root / "published", models=models, edits=edits, signing_key=None
     )
@@ -357,6 +360,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
             circuit_verifications=verifications,
             dataset_circuits=dataset_circuits,
             proposals=proposals,
+            edit_evaluations=edit_evaluations,
             exports=exports,
             audits=audits,
             replacements=replacements,
@@ -380,6 +384,7 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         dataset_circuits=dataset_circuits,
         proposals=proposals,
         edits=edits,
+        edit_evaluations=edit_evaluations,
         exports=exports,
         audits=audits,
         replacements=replacements,

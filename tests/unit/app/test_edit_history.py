@@ -157,7 +157,7 @@ async def test_edits_of_earlier_servers_are_read(tmp_path):
 async def test_an_edit_on_which_something_rests_is_deleted_by_force_only(tmp_path):
     """Exports and composed edits are listed in the refusal; forced, they stay."""
     here = await ready(tmp_path)
-    removal = EditRemoval(here.edits, here.exports)
+    removal = EditRemoval(here.edits, here.exports, here.edit_evaluations)
     await here.exports.run(REQUEST, ignore, operation_id=OPERATION)
     part = EditPart(name="no-mary", version=1, content_hash="x", strength=0.5)
     whole = Composed(

@@ -57,6 +57,7 @@ modes = st.builds(
     last_layer=st.none() | int32,
     patterns=st.sampled_from(iv.PatternMode),
     heads=st.lists(heads, max_size=3).map(tuple),
+    strength=st.just(1.0) | st.floats(0, 1e6),
 )
 conditions = st.builds(iv.Condition, feature=features, at_least=st.floats(allow_nan=False))
 interventions = st.builds(

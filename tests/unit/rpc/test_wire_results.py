@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trephine.app.circuits import ListedNode, StoredCircuit
+from trephine.app.edit_evaluations import StoredEditEvaluation
 from trephine.domain.ablation import AblationReport
 from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuits import Circuit
+from trephine.domain.edit_evaluation import EvaluationBounds
 from trephine.domain.edits import Edit, EditProposal
 from trephine.domain.exports import Export, ExportPlan, VerifiedExport
 from trephine.domain.findings import AuditReport
@@ -25,6 +27,7 @@ from trephine.rpc.wire.ablation import report_to_wire
 from trephine.rpc.wire.artifacts import artifact_to_wire
 from trephine.rpc.wire.audits import audit_to_wire
 from trephine.rpc.wire.circuits import circuit_to_wire, node_to_wire
+from trephine.rpc.wire.edit_evaluations import evaluation_to_wire as edit_evaluation_to_wire
 from trephine.rpc.wire.edits import edit_to_wire, proposal_to_wire
 from trephine.rpc.wire.exports import export_to_wire, plan_to_wire, verified_to_wire
 from trephine.rpc.wire.generation import generation_to_wire, scores_to_wire, token_event_to_wire
@@ -38,6 +41,7 @@ WRITERS: dict[type, Callable[[Any], Message]] = {
     AuditReport: audit_to_wire,
     Capabilities: capabilities_to_wire,
     Edit: edit_to_wire,
+    StoredEditEvaluation: edit_evaluation_to_wire,
     EditProposal: proposal_to_wire,
     Export: export_to_wire,
     ExportPlan: plan_to_wire,
@@ -95,4 +99,5 @@ def _valid(kind: type) -> st.SearchStrategy[Any]:
     from trephine.domain.interventions import Intervention
 
     st.register_type_strategy(Intervention, interventions)
+    st.register_type_strategy(EvaluationBounds, st.just(EvaluationBounds()))
     return st.from_type(kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trephine.client.cli.output import Output
-from trephine.client.types import Edit, Intervention
+from trephine.client.types import Edit, EditEvaluation, Intervention
 
 
-def show_edit(output: Output, edit: Edit) -> None:
-    """Print an edit with its changes."""
+def show_edit(output: Output, edit: Edit, evaluations: Sequence[EditEvaluation] = ()) -> None:
+    """Print an edit with its changes and what was measured of this version."""
     if output.json:
         output.document(edit.to_json())
         return
@@ -23,8 +25,13 @@ def show_edit(output: Output, edit: Edit) -> None:
     facts += [("composed of", f"{one.edit} at strength {one.strength:g}") for one in edit.parts]
     output.facts(facts)
     output.table(("TARGET", "CHANGE", "LABEL"), [_row(one) for one in edit.interventions])
+    if evaluations:
+        output.line()
+        rows = [(one.name, one.create_time, one.verdict.value.upper(), one.why) for one in evaluations]
+        output.table(("EVALUATION", "CREATED", "VERDICT", "WHY"), rows)
 
 
 def _row(one: Intervention) -> tuple[str, ...]:
     value = "" if one.change.value is None else f" {one.change.value}"
+    value += "" if one.strength == 1 else f" at strength {one.strength:g}"
     return str(one.target), f"{one.change.kind}{value}", one.label

@@ -14,6 +14,12 @@ from trephine.client.cli.arguments import (
     ModelOption,
     interventions_from,
 )
+from trephine.client.cli.edit_evaluation import (
+    EVALUATE_EXAMPLES,
+    evaluate,
+    evaluations,
+    show_evaluation_of,
+)
 from trephine.client.cli.edit_history import (
     REVERT_EXAMPLES,
     UPDATE_EXAMPLES,
@@ -40,10 +46,13 @@ app.command(epilog=UPDATE_EXAMPLES)(update)
 app.command(epilog=REVERT_EXAMPLES)(revert)
 app.command()(versions)
 app.command()(delete)
+app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
+app.command()(evaluations)
+app.command("evaluation")(show_evaluation_of)
 
 __all__ = ["app", "curve_rows", "show_ablation", "show_edit"]
 
-NameArgument = Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")]
+NameArgument = Annotated[str, typer.Argument(help="no-mary, or no-mary@2 for one version.")]
 
 
 @app.command(
@@ -112,10 +121,12 @@ def list_edits(context: typer.Context) -> None:
 
 @app.command()
 def show(context: typer.Context, name: NameArgument) -> None:
-    """Print an edit."""
+    """Print an edit, or one version of it as NAME@VERSION, with what was measured of it."""
     given = invocation(context)
     with given.connect() as trephine:
-        show_edit(given.output, trephine.edits.get(name))
+        edit = trephine.edits.get(name)
+        evaluations = () if given.output.json else trephine.edits.evaluations(edit)
+    show_edit(given.output, edit, evaluations)
 
 
 def curve_rows(curve: Sequence[CurvePoint], chosen: int) -> list[tuple[str, ...]]:

@@ -86,6 +86,8 @@ class Intervention:
     """Apply only where this feature is at least this active."""
     error_term: Literal["live", "frozen", "drop"] = "live"
     label: str = ""
+    strength: float = 1.0
+    """How far the operation goes: new = old + strength (operation(old) - old); 0 does nothing."""
 
     def at(self, *positions: int) -> Intervention:
         """The same, at these positions only. Such an edit cannot be exported into weights."""
@@ -176,6 +178,8 @@ def _encode_mode(message: interventions_pb2.Intervention, value: Intervention) -
         message.mode.last_layer = value.last_layer
     if value.frozen_patterns:
         message.mode.patterns = interventions_pb2.PATTERN_MODE_FROZEN
+    if value.strength != 1:
+        message.mode.strength = value.strength
     for head in value.heads:
         message.mode.heads.add(layer=head.layer, head=head.head, role=head.role)
 
@@ -196,6 +200,7 @@ def _decode(message: Any) -> Intervention:
         condition=condition,
         error_term=error_terms.get(message.error_term, "live"),
         label=message.label,
+        strength=mode.strength if mode.HasField("strength") else 1.0,
     )
 
 

@@ -20,7 +20,7 @@ _SUBSTITUTES: dict[pb.Substitute.ValueType, domain.Substitute] = {
     pb.SUBSTITUTE_RESAMPLE: domain.Substitute.RESAMPLE,
 }
 _SUBSTITUTE_NUMBERS = {kind: number for number, kind in _SUBSTITUTES.items()}
-_STANDINGS = {
+STANDINGS = {
     domain.Standing.BEATS: pb.STANDING_BEATS,
     domain.Standing.DOES_NOT_BEAT: pb.STANDING_DOES_NOT_BEAT,
     domain.Standing.INCONCLUSIVE: pb.STANDING_INCONCLUSIVE,
@@ -148,7 +148,7 @@ def _comparison_to_wire(one: domain.Comparison) -> pb.VerificationComparison:
         predictor=one.predictor.value,
         baseline=one.baseline.value,
         difference=figure_to_wire(one.difference),
-        standing=_STANDINGS[one.standing],
+        standing=STANDINGS[one.standing],
         how=clean(one.how),
     )
 

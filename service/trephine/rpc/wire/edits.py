@@ -7,7 +7,15 @@ import re
 from trephine.app.edit_requests import EditUpdate, Reversion
 from trephine.app.edit_store import etag_of
 from trephine.domain.ablation import LogitTarget
-from trephine.domain.edits import CurvePoint, Edit, EditPart, EditProposal, ProposeEdit, RankedFeature
+from trephine.domain.edits import (
+    CurvePoint,
+    Edit,
+    EditPart,
+    EditProposal,
+    EditSet,
+    ProposeEdit,
+    RankedFeature,
+)
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import feature_to_wire, version_to_wire
@@ -115,9 +123,7 @@ def edit_to_wire(edit: Edit) -> pb.Edit:
         made_for=version_to_wire(edit.model, edit.weight_hash),
         update_time=clean(edit.update_time or edit.create_time),
         etag=etag_of(edit),
-        sets=[
-            history.EditSet(name=clean(one.name), content_hash=clean(one.content_hash)) for one in edit.sets
-        ],
+        sets=[_set_to_wire(one) for one in edit.sets],
         reverted_from=edit.reverted_from,
         parts=[_part_to_wire(part) for part in edit.parts],
     )
@@ -179,6 +185,10 @@ def _expected(request: history.UpdateEditRequest | history.RevertEditRequest) ->
     if not request.HasField("expected_version"):
         return None
     return at_least(request.expected_version, 1, "expected_version")
+
+
+def _set_to_wire(named: EditSet) -> history.EditSet:
+    return history.EditSet(name=clean(named.name), content_hash=clean(named.content_hash))
 
 
 def _part_to_wire(part: EditPart) -> history.EditPart:

@@ -156,7 +156,10 @@ def _mode_from_wire(message: pb.InterventionMode) -> domain.Mode:
             heads.append(_head_from_wire(head))
     last = at_least(message.last_layer, 0, "last_layer") if message.HasField("last_layer") else None
     patterns = one_of(message.patterns, _PATTERNS, "patterns")
-    return domain.Mode(last_layer=last, patterns=patterns, heads=tuple(heads))
+    strength = finite(message.strength, "strength") if message.HasField("strength") else 1.0
+    if strength < 0:
+        raise InvalidRequestError(f"strength must not be negative, got {strength:g}", field="strength")
+    return domain.Mode(last_layer=last, patterns=patterns, heads=tuple(heads), strength=strength)
 
 
 def _head_from_wire(message: pb.HeadInput) -> domain.HeadInput:
@@ -174,6 +177,7 @@ def _mode_to_wire(mode: domain.Mode) -> pb.InterventionMode:
         last_layer=mode.last_layer,
         patterns=_PATTERN_NUMBERS[mode.patterns],
         heads=[pb.HeadInput(layer=head.layer, head=head.head, role=head.role) for head in mode.heads],
+        strength=None if mode.strength == 1 else mode.strength,
     )
 
 

@@ -1,0 +1,307 @@
+"""What an edit does to what it is for, what it does to the rest, and what others would have done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from trephine.domain.ablation import UnmatchedFeature
+from trephine.domain.commands import Command, Progress
+from trephine.domain.edits import Edit
+from trephine.domain.errors import InvalidRequestError, TooFewItemsError
+from trephine.domain.findings import Figure
+from trephine.domain.interventions import Applied, require_finite
+from trephine.domain.verification import Standing
+
+FEWEST_UNITS = 8
+"""Texts or items below which no interval is given: a percentile bootstrap of fewer is too narrow by far."""
+FEWEST_CONTROLS = 99
+"""Control sets below which no effect is called specific."""
+
+
+class SetRole(StrEnum):
+    """What a set of texts or items is there for."""
+
+    TARGET = "target"
+    """The edit is to change the answers here."""
+    RETAIN = "retain"
+    """It is to leave them alone."""
+
+
+class EvaluationArm(StrEnum):
+    """What is compared."""
+
+    EDIT = "edit"
+    NO_OP = "no_op"
+    """The same hooks with operations that do nothing: whatever this shows is no effect."""
+    RANDOM = "random"
+    """The same operation on random features of the layer, matched in frequency and size."""
+    WRONG_LAYER = "wrong_layer"
+    """The same operation on matched features of another layer."""
+    PROMPT = "prompt"
+    """The plain model behind a prompt that reaches the same behaviour."""
+    MATCHED_EDIT = "matched_edit"
+    """The edit at the strength at which its behaviour is the prompt's."""
+
+
+class EditVerdict(StrEnum):
+    """The word for an edit. Doubt is INCONCLUSIVE."""
+
+    SELECTIVE = "selective"
+    """It changes its targets more than matched random features do, and the rest no more than the bounds."""
+    DAMAGING = "damaging"
+    """It changes the rest by more than a bound, whatever it does to its targets."""
+    UNSPECIFIC = "unspecific"
+    """Random features of its layer do as much, and the test would have seen an effect that matters."""
+    INEFFECTIVE = "ineffective"
+    """It changes a target by less than what matters."""
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceItem:
+    """A question with answers to choose from; the model's choice is the likeliest."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    """At least two; each follows the prompt as it stands."""
+    answer: int
+    """Index of the choice whose log-odds are the behaviour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """Texts, or items, of one role."""
+
+    name: str
+    role: SetRole
+    texts: tuple[str, ...] = ()
+    items: tuple[ChoiceItem, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.texts) == bool(self.items):
+            raise InvalidRequestError(
+                f"the set {self.name} needs texts or items, and not both; one of each kind makes two sets",
+                field="texts",
+            )
+        require_enough(self.name, len(self))
+        for index, item in enumerate(self.items):
+            if len(item.choices) < 2 or not 0 <= item.answer < len(item.choices):
+                raise InvalidRequestError(
+                    "an item needs at least two choices, and an answer among them", field=f"items[{index}]"
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts) or len(self.items)
+
+
+def require_enough(name: str, units: int) -> None:
+    """Refuse a set with which nothing could be decided.
+
+    Raises:
+        TooFewItemsError: Saying how many are needed.
+    """
+    if units < FEWEST_UNITS:
+        raise TooFewItemsError(
+            f"the set {name} has {units} texts or items; an interval needs at least {FEWEST_UNITS}",
+            field="texts",
+            needed=FEWEST_UNITS,
+            got=units,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureControls:
+    """How controls are drawn."""
+
+    sets: int = FEWEST_CONTROLS
+    """Random sets; p = (1 + #{|control| >= |effect|}) / (sets + 1)."""
+    wrong_layer_sets: int = 19
+    factor: float = 2.0
+    """Frequency and size of a control within this factor; widened up to twice if there are too few."""
+    tokens: int = 256
+    """About as many tokens of every target set are run with every control; the edit is compared on them."""
+
+    def __post_init__(self) -> None:
+        require_finite("controls.factor", self.factor)
+        if self.sets < 1 or self.wrong_layer_sets < 0 or self.tokens < 1 or self.factor <= 1:
+            raise InvalidRequestError(
+                "controls need at least one set, a factor above 1 and at least one token", field="controls"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationBounds:
+    """What counts as an effect, and what as damage."""
+
+    min_log_odds: float = 0.5
+    """Smallest change of a target's mean log-odds that matters, nats."""
+    min_kl: float = 0.01
+    """Smallest KL on target texts that matters, nats per token."""
+    max_retain_kl: float = 0.1
+    """Nats per token."""
+    max_accuracy_drop: float = 0.05
+
+    def __post_init__(self) -> None:
+        bounds = (self.min_log_odds, self.min_kl, self.max_retain_kl, self.max_accuracy_drop)
+        require_finite("bounds", *bounds)
+        if min(bounds) <= 0:
+            raise InvalidRequestError("every bound must be above 0", field="bounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptingOptions:
+    """Which prompts an edit is compared with."""
+
+    prompts: tuple[str, ...] = ()
+    """Put in front of every text and item as they stand."""
+    shots: tuple[int, ...] = (1, 2, 4)
+    """Beside them: so many solved items, or texts, of the target sets. Never the one that is asked."""
+    always: bool = False
+    """Also for an edit that only removes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """One arm on one set."""
+
+    arm: EvaluationArm
+    figures: tuple[Figure, ...]
+    """Texts: `kl` (nats per token), `perplexity_ratio`, `top1_agreement`, over positions >= 1 and with the
+    plain model as reference. Items: `kl` and `top1_agreement` at the answer, `accuracy`,
+    `accuracy_change`, `log_odds`, `log_odds_change`. Percentile intervals of 95 % over texts or items."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlComparison:
+    """The edit beside other features, on some units of a target set."""
+
+    arm: EvaluationArm
+    statistic: str
+    """`log_odds_change` or `kl`."""
+    effect: float
+    """The edit's, on the same units."""
+    values: tuple[float, ...]
+    """Of every control set."""
+    p_value: float
+    adjusted_p_value: float
+    """After Holm over the target sets."""
+    units: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetResult:
+    """Everything about one set."""
+
+    name: str
+    role: SetRole
+    units: int
+    """Texts or items."""
+    tokens: int
+    sha256: str
+    """Of texts and items as given."""
+    arms: tuple[ArmResult, ...]
+    controls: tuple[ControlComparison, ...] = ()
+
+    def arm(self, arm: EvaluationArm) -> ArmResult | None:
+        """Return one arm, if it was run here."""
+        return next((one for one in self.arms if one.arm is arm), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlMatching:
+    """How the controls were matched."""
+
+    matched: int
+    """Targets of interventions that have controls."""
+    unmatched: tuple[UnmatchedFeature, ...]
+    """Those without; an edit of which a part has no control is not called specific."""
+    factor: float
+    """Within which frequency and size lie."""
+    wrong_layer_factor: float
+    """The same in the other layers; 0: no control there."""
+    wrong_layers: tuple[str, ...]
+    """`SET:12 -> 27`, per layer."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCandidate:
+    """A prompt that was tried."""
+
+    label: str
+    """`given 1`, `4 examples`."""
+    tokens: int
+    behaviour: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptingResult:
+    """The edit beside a prompt at the same behaviour."""
+
+    candidates: tuple[PromptCandidate, ...]
+    chosen: str
+    """Label of the prompt whose behaviour is nearest to the edit's; empty: none goes the edit's way."""
+    plain_behaviour: float
+    """Mean log-odds of the answers, or mean log-probability per token of the texts, nats."""
+    edit_behaviour: float
+    strength: float | None
+    """Of the edit, at which its behaviour is the prompt's; None: there is none."""
+    differences: tuple[Figure, ...]
+    """Damage of the prompt less that of the edit at that strength, one per retain set."""
+    standing: Standing
+    """Whether the edit does less damage."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditEvaluation:
+    """Effect, damage, controls and the word for them."""
+
+    edit: str
+    """Name."""
+    version: int
+    content_hash: str
+    verdict: EditVerdict
+    why: str
+    would_decide: str
+    """What it would take; empty unless inconclusive."""
+    sets: tuple[SetResult, ...]
+    matching: ControlMatching
+    prompting: PromptingResult | None
+    applied: tuple[Applied, ...]
+    """Over all texts and items, per intervention."""
+    bounds: EvaluationBounds
+    caveats: tuple[str, ...]
+    resamples: int
+    seed: int
+    seconds: float
+    model: str
+    weight_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateEdit(Command[EditEvaluation, Progress]):
+    """Measure an edit beside its controls."""
+
+    interactive: ClassVar[bool] = False
+
+    edit: Edit
+    sets: tuple[EvaluationSet, ...]
+    """At least one target set. Without a retain set the built-in text is one."""
+    controls: FeatureControls = field(default_factory=FeatureControls)
+    bounds: EvaluationBounds = field(default_factory=EvaluationBounds)
+    prompting: PromptingOptions | None = field(default_factory=PromptingOptions)
+    """None: no prompt is tried."""
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not any(one.role is SetRole.TARGET for one in self.sets):
+            raise InvalidRequestError("at least one target set is needed", field="sets")
+        names = [one.name for one in self.sets]
+        if len(set(names)) < len(names):
+            raise InvalidRequestError("every set needs a name of its own", field="sets")
+        if self.resamples < 100:
+            raise InvalidRequestError("an interval needs at least 100 resamples", field="resamples")

@@ -1,0 +1,255 @@
+"""The edit beside matched random features, and beside matched features of another layer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.edit_evaluation import (
+    ControlComparison,
+    ControlMatching,
+    EvaluateEdit,
+    EvaluationArm,
+    SetRole,
+)
+from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
+from trephine.domain.sites import Site
+from trephine.engine.edit_evaluation.figures import statistic_name, statistics
+from trephine.engine.edit_evaluation.matching import (
+    Draws,
+    Target,
+    draw_stand_ins,
+    features_of,
+    place_of,
+    targets_of,
+)
+from trephine.engine.edit_evaluation.reading import Arm, read_units
+from trephine.engine.edit_evaluation.standins import stand_in
+from trephine.engine.edit_evaluation.telling import told
+from trephine.engine.edit_evaluation.units import UnitSet
+from trephine.engine.edit_evaluation.uses import Place, Uses, measure_uses
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import covered_layers
+from trephine.engine.retain import RetainText
+
+_FEWEST_UNITS = 8
+_PARTS_OF_DEPTH = (2, 3, 5, 10, 30)
+"""Of the covered layers: how far away a wrong layer is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What is run beside the edit."""
+
+    random: tuple[Arm, ...]
+    wrong_layer: tuple[Arm, ...]
+    matching: ControlMatching
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Elsewhere:
+    """Other layers for every layer that the edit changes, the farthest first."""
+
+    layers: tuple[Mapping[Place, int], ...]
+    notes: tuple[str, ...] = ()
+
+
+def draw_controls(
+    hosted: HostedModel, retain: RetainText, command: EvaluateEdit
+) -> Generator[Progress, None, Controls]:
+    """Measure how features are used, and draw stand-ins."""
+    interventions, options = command.edit.interventions, command.controls
+    targets = targets_of(interventions)
+    places = tuple(dict.fromkeys(place_of(feature) for feature in features_of(targets)))
+    sites = tuple(sorted({one.site for one in targets if isinstance(one, DirectionTarget)}))
+    elsewhere = _elsewhere(hosted, interventions, places)
+    wanted = [*places, *((name, to) for one in elsewhere.layers for (name, _), to in one.items())]
+    measuring = measure_uses(hosted, retain, list(dict.fromkeys(wanted)), sites)
+    uses, activations = yield from told(measuring, "use on the retain text", len(retain.windows))
+    here = {place: place[1] for place in places}
+    drawn = there = Draws(sets=(), factor=0.0)
+    moved: Mapping[Place, int] = {}
+    whole = _notes_of_sites(interventions)
+    if not whole:  # what has no stand-in would be missing from every control
+        drawn = draw_stand_ins(
+            targets, uses, activations, here, options, sets=options.sets, seed=command.seed
+        )
+        there, moved = _wrong_layer(targets, uses, activations, elsewhere, command)
+    return Controls(
+        random=_arms(interventions, drawn, uses),
+        wrong_layer=_moved(hosted, _arms(interventions, there, uses), interventions),
+        matching=ControlMatching(
+            matched=len(targets) - len(drawn.unmatched),
+            unmatched=drawn.unmatched,
+            factor=drawn.factor,
+            wrong_layer_factor=there.factor,
+            wrong_layers=tuple(f"{n}:{a} -> {b}" for (n, a), b in moved.items()),
+            notes=(
+                *drawn.notes,
+                *whole,
+                *elsewhere.notes,
+                *(f"other layers: {note}" for note in there.notes),
+            ),
+        ),
+    )
+
+
+def compare(
+    hosted: HostedModel, units: UnitSet, controls: Controls, command: EvaluateEdit
+) -> Generator[Progress, None, tuple[ControlComparison, ...]]:
+    """Run the edit and its controls on some units of a target set.
+
+    The units are drawn by the seed, until there are enough tokens and enough units.
+    """
+    chosen = subset(units, command.controls.tokens, command.seed)
+    arms = [Arm(interventions=command.edit.interventions), *controls.random, *controls.wrong_layer]
+    total = len(chosen.units)
+    reading = read_units(hosted, chosen.units, arms)
+    readings = yield from told(reading, f"controls on {units.name}", total)
+    values = statistics(readings).tolist()
+    effect, others = values[0], values[1:]
+    name, count = statistic_name(readings), len(controls.random)
+    groups = ((EvaluationArm.RANDOM, others[:count]), (EvaluationArm.WRONG_LAYER, others[count:]))
+    return tuple(
+        ControlComparison(
+            arm=arm,
+            statistic=name,
+            effect=effect,
+            values=tuple(found),
+            p_value=(p := p_value(effect, found)),
+            adjusted_p_value=p,
+            units=total,
+        )
+        for arm, found in groups
+        if found
+    )
+
+
+def p_value(effect: float, values: Sequence[float]) -> float:
+    """Return (1 + #{|control| >= |effect|}) / (sets + 1) (Davison and Hinkley 1997)."""
+    return (1 + sum(abs(value) >= abs(effect) for value in values)) / (len(values) + 1)
+
+
+def holm(comparisons: Sequence[ControlComparison]) -> tuple[ControlComparison, ...]:
+    """Adjust the p-values of several target sets for there being several (Holm 1979), in their order."""
+    order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p_value)
+    adjusted, largest = list(comparisons), 0.0
+    for rank, number in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * comparisons[number].p_value))
+        adjusted[number] = replace(comparisons[number], adjusted_p_value=largest)
+    return tuple(adjusted)
+
+
+def subset(units: UnitSet, tokens: int, seed: int) -> UnitSet:
+    """Draw units until they have enough tokens; at least 8, or all."""
+    order = torch.randperm(len(units.units), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen: list[int] = []
+    have = 0
+    for number in order:
+        if have >= tokens and len(chosen) >= _FEWEST_UNITS:
+            break
+        chosen.append(number)
+        have += units.units[number].tokens
+    return replace(units, units=tuple(units.units[number] for number in sorted(chosen)))
+
+
+def targets(sets: Sequence[UnitSet]) -> tuple[UnitSet, ...]:
+    """Keep the target sets."""
+    return tuple(one for one in sets if one.role is SetRole.TARGET)
+
+
+def _elsewhere(
+    hosted: HostedModel, interventions: Sequence[Intervention], places: Sequence[Place]
+) -> _Elsewhere:
+    """Move all layers by the same number of those that their set covers, round the end, far ones first.
+
+    How much features write grows with depth, so the farthest layer may have nothing like them.
+    """
+    if any(_reads_another(one) for one in interventions):
+        return _Elsewhere(layers=(), notes=("no other layer: a condition reads another feature",))
+    covered = {place: covered_layers(hosted, place[0]) for place in places}
+    fewest = min(map(len, covered.values()), default=0)
+    if fewest == 1:
+        return _Elsewhere(layers=(), notes=("no other layer: a set covers one layer only",))
+    shifts = dict.fromkeys(max(1, fewest // part) for part in _PARTS_OF_DEPTH)
+    return _Elsewhere(
+        layers=tuple(
+            {place: of[(of.index(place[1]) + shift) % len(of)] for place, of in covered.items()}
+            for size in shifts
+            for shift in (-size, size)
+            if fewest
+        )
+    )
+
+
+def _reads_another(one: Intervention) -> bool:
+    own = one.target.feature if isinstance(one.target, FeatureTarget) else None
+    return one.condition is not None and one.condition.feature != own
+
+
+def _wrong_layer(
+    targets: Sequence[Target],
+    uses: Uses,
+    activations: Mapping[Site, Tensor],
+    elsewhere: _Elsewhere,
+    command: EvaluateEdit,
+) -> tuple[Draws, Mapping[Place, int]]:
+    """Draw in the farthest layers that have something like every feature; nothing if none have."""
+    nowhere: Mapping[Place, int] = {}
+    features, sets = features_of(targets), command.controls.wrong_layer_sets
+    if not sets or elsewhere.notes:
+        return Draws(sets=(), factor=0.0), nowhere
+    for layers in elsewhere.layers or (nowhere,):
+        drawn = draw_stand_ins(
+            targets,
+            uses,
+            activations,
+            layers,
+            command.controls,
+            sets=sets if features else 1,
+            seed=command.seed + 1,
+        )
+        if not drawn.unmatched and drawn.sets:
+            return drawn, layers
+    return Draws(sets=(), factor=0.0, notes=("none has features that are used like these",)), nowhere
+
+
+def _moved(
+    hosted: HostedModel, arms: Sequence[Arm], interventions: Sequence[Intervention]
+) -> tuple[Arm, ...]:
+    """Put directions, as they are, at the same site of another layer."""
+    own = {one.target.site: one.target for one in interventions if isinstance(one.target, DirectionTarget)}
+    if not own or not arms:
+        return tuple(arms)
+    n_layers = hosted.info.n_layers
+
+    def moved(one: Intervention, given: Intervention) -> Intervention:
+        if not isinstance(given.target, DirectionTarget):
+            return one
+        layer = (given.target.site.layer + n_layers // 2) % n_layers
+        target = replace(given.target, site=replace(given.target.site, layer=layer))
+        return replace(one, target=target)
+
+    return tuple(
+        Arm(
+            interventions=tuple(
+                moved(one, given) for one, given in zip(arm.interventions, interventions, strict=True)
+            )
+        )
+        for arm in arms
+    )
+
+
+def _arms(interventions: Sequence[Intervention], drawn: Draws, uses: Uses) -> tuple[Arm, ...]:
+    return tuple(Arm(interventions=stand_in(interventions, one, uses)) for one in drawn.sets)
+
+
+def _notes_of_sites(interventions: Sequence[Intervention]) -> tuple[str, ...]:
+    whole = sum(isinstance(one.target, SiteTarget) for one in interventions)
+    if not whole:
+        return ()
+    return (f"no controls: {whole} interventions are on whole activations, which nothing stands in for",)

@@ -1,0 +1,111 @@
+"""EditService of the fake server, as far as versions and evaluations go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from trephine.v1 import (
+    circuit_verification_pb2,
+    common_pb2,
+    edit_evaluations_pb2,
+    edit_history_pb2,
+    edit_service_pb2,
+    edit_service_pb2_grpc,
+)
+
+
+def figure(name: str, value: float, unit: str = "") -> common_pb2.Figure:
+    """A number with an interval."""
+    return common_pb2.Figure(name=name, value=value, low=value - 0.1, high=value + 0.1, unit=unit)
+
+
+class FakeEdits(edit_service_pb2_grpc.EditServiceServicer):
+    """A part of `FakeService`, which notes requests, starts operations and describes edits."""
+
+    verdict = "SELECTIVE"
+
+    def _edit_version(self, name: str, version: int) -> edit_service_pb2.Edit:
+        edit = self._edit(name.removeprefix("edits/"))  # type: ignore[attr-defined]
+        edit.version, edit.etag, edit.author = version, f"etag{version}", "\x1b[31msomebody"
+        edit.sets.add(name="small", content_hash="s" * 64)
+        edit.parts.add(edit="edits/other@3", content_hash="p" * 64, strength=0.5)
+        return edit
+
+    def UpdateEdit(self, request: edit_history_pb2.UpdateEditRequest, context: Any) -> edit_service_pb2.Edit:
+        """Make version 2."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        edit = self._edit_version(request.name, 2)
+        edit.interventions.extend(request.interventions)
+        return edit
+
+    def RevertEdit(self, request: edit_history_pb2.RevertEditRequest, context: Any) -> edit_service_pb2.Edit:
+        """Make version 3."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        return self._edit_version(request.name, 3)
+
+    def ListEditVersions(
+        self, request: edit_history_pb2.ListEditVersionsRequest, context: Any
+    ) -> edit_service_pb2.ListEditVersionsResponse:
+        """Two versions."""
+        versions = [self._edit_version(request.name, number) for number in (2, 1)]
+        return edit_service_pb2.ListEditVersionsResponse(edits=versions)
+
+    def DeleteEdit(self, request: edit_service_pb2.DeleteEditRequest, context: Any) -> Empty:
+        """Forget it."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        return Empty()
+
+    def _edit_evaluation(self) -> edit_evaluations_pb2.EditEvaluation:
+        pb = edit_evaluations_pb2
+        found = pb.EditEvaluation(
+            name="edits/no-mary/evaluations/e1",
+            edit="edits/no-mary@1",
+            content_hash="c" * 64,
+            verdict=pb.EditVerdict.Value(f"EDIT_VERDICT_{self.verdict}"),
+            why="log_odds_change on \x1b[1mnames is -2",
+            would_decide="about 90 texts" if self.verdict == "INCONCLUSIVE" else "",
+            matching=pb.ControlMatching(matched=1, notes=["widened"], wrong_layers=["neurons:1 -> 0"]),
+            prompting=pb.PromptingResult(
+                candidates=[pb.PromptCandidate(label="4 examples", tokens=16, behaviour=1.25)],
+                chosen="4 examples",
+                plain_behaviour=-4.0,
+                edit_behaviour=1.5,
+                strength=0.97,
+                differences=[figure("kl_difference on texts", 0.5)],
+                standing=circuit_verification_pb2.STANDING_BEATS,
+                why="the edit does less damage",
+            ),
+            seconds=12,
+        )
+        of_edit = pb.ArmResult(arm=pb.EVALUATION_ARM_EDIT, figures=[figure("log_odds_change", -2.0, "nats")])
+        compared = pb.ControlComparison(
+            arm=pb.EVALUATION_ARM_RANDOM, statistic="log_odds_change", effect=-2.0,
+            values=[-0.25, 0.5], p_value=0.01, adjusted_p_value=0.02,
+        )  # fmt: skip
+        found.sets.add(
+            name="names", role=pb.EVALUATION_ROLE_TARGET, units=8, arms=[of_edit], controls=[compared]
+        )
+        return found
+
+    def EvaluateEdit(self, request: edit_evaluations_pb2.EvaluateEditRequest, context: Any) -> Any:
+        """Measure, or predict."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        found = self._edit_evaluation()
+        if request.validate_only:
+            found.seconds, found.peak_extra_bytes = 34, 56_000_000
+        return self._start("EvaluateEdit", found)  # type: ignore[attr-defined]
+
+    def ListEditEvaluations(
+        self, request: edit_evaluations_pb2.ListEditEvaluationsRequest, context: Any
+    ) -> edit_evaluations_pb2.ListEditEvaluationsResponse:
+        """One evaluation."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        return edit_evaluations_pb2.ListEditEvaluationsResponse(evaluations=[self._edit_evaluation()])
+
+    def GetEditEvaluation(
+        self, request: edit_evaluations_pb2.GetEditEvaluationRequest, context: Any
+    ) -> edit_evaluations_pb2.EditEvaluation:
+        """The one."""
+        return self._edit_evaluation()
