@@ -20,7 +20,8 @@ MODULES = (
     "circuit_verification", "circuit_views", "removal",
     "common", "dataset_circuits", "edit_evaluations", "edit_history",
     "edit_service", "generation_service",
-    "intervention_service", "interventions", "model_service", "operation_service", "replacement_service",
+    "intervention_service", "interventions", "live_edits",
+    "model_service", "operation_service", "replacement_service",
     "feature_service",
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from trephine.client import requests
 from trephine.client.decoding import decode
 from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.edit_composition import EditComposition
 from trephine.client.edit_evaluation import EditEvaluations
 from trephine.client.edit_history import EditHistory, current_user
 from trephine.client.errors import (
@@ -28,7 +29,7 @@ DOWNLOAD_ATTEMPTS = 4
 NO_REASON = "none given"
 
 
-class Edits(EditHistory, EditEvaluations):
+class Edits(EditHistory, EditComposition, EditEvaluations):
     """Named, versioned, revertible interventions."""
 
     def __init__(self, wire: Wire) -> None:

@@ -10,11 +10,12 @@ from trephine.client.circuit import Circuit
 from trephine.client.circuit_views import TraceableModel
 from trephine.client.dataset_circuits import DatasetDiscoverableModel
 from trephine.client.decoding import decode
+from trephine.client.edit_composition import ServedModel
 from trephine.client.features import ExplorableModel
 from trephine.client.generation import GenerationStream
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.replaceable import ReplaceableModel
-from trephine.client.requests import Row, ScoreRow
+from trephine.client.requests import AnyEdit, Row, ScoreRow
 from trephine.client.selection import Selection
 from trephine.client.target_requests import graph_target
 from trephine.client.types import (
@@ -35,7 +36,7 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, TraceableModel):
+class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, TraceableModel, ServedModel):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:
@@ -171,6 +172,7 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
         controls: int = 99,
         seed: int | None = None,
         bound_positions: Sequence[int] = (),
+        edits: Sequence[AnyEdit] = (),
     ) -> Ablation:
         """Measure what interventions do to the target, against matched random controls.
 
@@ -184,10 +186,11 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
                 and then there is no p-value.
             seed: Unset 0.
             bound_positions: Measure the same interventions bound to these positions beside.
+            edits: Stored edits that are measured together, each at its strength, before the interventions.
         """
         what = requests.target(target, against)
         request = requests.ablate(
-            self.name, prompt, what, interventions, edit, controls, seed, bound_positions
+            self.name, prompt, what, interventions, edit, controls, seed, bound_positions, edits
         )
         return decode(Ablation, self._wire.call(self._wire.effects.Ablate, request))
 
@@ -196,6 +199,7 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
         prompt: str | Sequence[Row],
         interventions: Sequence[Intervention] = (),
         *,
+        edits: Sequence[AnyEdit] = (),
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -206,12 +210,13 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
         Args:
             prompt: A text, or rows.
             interventions: For a single text.
+            edits: Stored edits that a single text is served under; empty: the model's default ones.
             max_new_tokens: Unset 64.
             temperature: Unset 0, greedy.
             top_p: Unset 1.
             seed: Unset 0; each row draws from its own generator.
         """
-        rows = [Row(prompt, interventions)] if isinstance(prompt, str) else prompt
+        rows = [Row(prompt, interventions, edits)] if isinstance(prompt, str) else prompt
         request = requests.generate(
             self.name,
             rows,
@@ -223,10 +228,19 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
         return GenerationStream(self._wire.stream(self._wire.text.Generate, request))
 
     def side_by_side(
-        self, prompt: str, interventions: Sequence[Intervention], **options: Any
+        self,
+        prompt: str,
+        interventions: Sequence[Intervention] = (),
+        *,
+        edits: Sequence[AnyEdit] = (),
+        **options: Any,
     ) -> GenerationStream:
-        """Continue a prompt twice in one batch: row 0 plain, row 1 with the interventions."""
-        return self.generate([Row(prompt), Row(prompt, interventions)], **options)
+        """Continue a prompt twice in one batch: row 0 by the model itself, row 1 with what is given.
+
+        With neither interventions nor edits row 1 is what the model serves by default.
+        """
+        changed = Row(prompt, interventions, edits, plain=bool(interventions) and not edits)
+        return self.generate([Row(prompt, plain=True), changed], **options)
 
     def score(self, rows: Sequence[ScoreRow]) -> Scores:
         """Log-probabilities of given continuations, and what interventions do to them."""

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from trephine.client.errors import InvalidRequestError
 from trephine.client.sendable import sendable
-from trephine.client.types import Edit, Intervention
+from trephine.client.types import Edit, EditUse, Intervention
 from trephine.client.types.interventions import encode
 from trephine.v1 import (
     audit_service_pb2,
@@ -19,8 +19,12 @@ from trephine.v1 import (
     edit_service_pb2,
     generation_service_pb2,
     intervention_service_pb2,
+    live_edits_pb2,
     model_service_pb2,
 )
+
+AnyEdit = Edit | EditUse | str
+"""An edit as value (that version), at a strength, or by name (`no-mary` is the latest version)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,10 @@ class Row:
 
     prompt: str
     interventions: Sequence[Intervention] = ()
+    edits: Sequence[AnyEdit] = ()
+    """Stored edits that it is served under; empty: those that its model serves by default."""
+    plain: bool = False
+    """Serve it without the model's default edits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,10 @@ class ScoreRow:
     prompt: str
     continuation: str
     interventions: Sequence[Intervention] = ()
+    edits: Sequence[AnyEdit] = ()
+    """Stored edits that it is served under; empty: those that its model serves by default."""
+    plain: bool = False
+    """Serve it without the model's default edits."""
 
 
 def fresh_id(given: str | None) -> str:
@@ -55,6 +67,17 @@ def resource(collection: str, name: str) -> str:
 def edit_name(edit: Edit | str) -> str:
     """The resource name of an edit: by name the latest version, as a value the very version that it is."""
     return edit.reference if isinstance(edit, Edit) else resource("edits", edit)
+
+
+@sendable
+def uses(edits: Sequence[AnyEdit]) -> list[live_edits_pb2.EditUse]:
+    """Edits with their strengths."""
+    return [
+        live_edits_pb2.EditUse(edit=resource("edits", one.edit), strength=one.strength)
+        if isinstance(one, EditUse)
+        else live_edits_pb2.EditUse(edit=edit_name(one))
+        for one in edits
+    ]
 
 
 @sendable
@@ -97,6 +120,7 @@ def ablate(
     controls: int,
     seed: int | None,
     bound_positions: Sequence[int],
+    edits: Sequence[AnyEdit] = (),
 ) -> intervention_service_pb2.AblateRequest:
     """Measure interventions; `controls` 0 leaves them out."""
     return intervention_service_pb2.AblateRequest(
@@ -108,6 +132,7 @@ def ablate(
         controls=intervention_service_pb2.MatchedControls(sets=controls, seed=seed) if controls else None,
         without_controls=not controls,
         bound_positions=bound_positions,
+        edits=uses(edits),
     )
 
 
@@ -115,7 +140,12 @@ def ablate(
 def generate(model: str, rows: Sequence[Row], **options: Any) -> generation_service_pb2.GenerateRequest:
     """Continue rows."""
     encoded = [
-        generation_service_pb2.GenerationRow(prompt=row.prompt, interventions=messages(row.interventions))
+        generation_service_pb2.GenerationRow(
+            prompt=row.prompt,
+            interventions=messages(row.interventions),
+            edits=uses(row.edits),
+            without_edits=row.plain,
+        )
         for row in rows
     ]
     return generation_service_pb2.GenerateRequest(model=model, rows=encoded, **_given(options))
@@ -126,7 +156,11 @@ def score(model: str, rows: Sequence[ScoreRow]) -> generation_service_pb2.ScoreR
     """Score rows."""
     encoded = [
         generation_service_pb2.ScoreRow(
-            prompt=row.prompt, continuation=row.continuation, interventions=messages(row.interventions)
+            prompt=row.prompt,
+            continuation=row.continuation,
+            interventions=messages(row.interventions),
+            edits=uses(row.edits),
+            without_edits=row.plain,
         )
         for row in rows
     ]

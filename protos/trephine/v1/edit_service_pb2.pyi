@@ -11,6 +11,7 @@ import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.edit_history_pb2
 import trephine.v1.interventions_pb2
+import trephine.v1.live_edits_pb2
 import trephine.v1.removal_pb2
 import typing
 
@@ -389,6 +390,34 @@ class ListEditsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["edits", b"edits", "next_page_token", b"next_page_token"]) -> None: ...
 
 global___ListEditsResponse = ListEditsResponse
+
+@typing.final
+class ComposeEditsResponse(google.protobuf.message.Message):
+    """A composed edit, or what stands in its way."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EDIT_FIELD_NUMBER: builtins.int
+    CONFLICTS_FIELD_NUMBER: builtins.int
+    @property
+    def edit(self) -> global___Edit:
+        """Unset with `validate_only`."""
+
+    @property
+    def conflicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.EditConflict]:
+        """With `validate_only`: all of them."""
+
+    def __init__(
+        self,
+        *,
+        edit: global___Edit | None = ...,
+        conflicts: collections.abc.Iterable[trephine.v1.live_edits_pb2.EditConflict] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_edit", b"_edit", "edit", b"edit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_edit", b"_edit", "conflicts", b"conflicts", "edit", b"edit"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_edit", b"_edit"]) -> typing.Literal["edit"] | None: ...
+
+global___ComposeEditsResponse = ComposeEditsResponse
 
 @typing.final
 class ListEditVersionsResponse(google.protobuf.message.Message):

@@ -8,6 +8,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import edit_evaluations_pb2 as trephine_dot_v1_dot_edit__evaluations__pb2
 from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
 from trephine.v1 import edit_service_pb2 as trephine_dot_v1_dot_edit__service__pb2
+from trephine.v1 import live_edits_pb2 as trephine_dot_v1_dot_live__edits__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
 GRPC_VERSION = grpc.__version__
@@ -73,6 +74,26 @@ class EditServiceStub(object):
                 '/trephine.v1.EditService/ListEditVersions',
                 request_serializer=trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.FromString,
+                _registered_method=True)
+        self.ComposeEdits = channel.unary_unary(
+                '/trephine.v1.EditService/ComposeEdits',
+                request_serializer=trephine_dot_v1_dot_live__edits__pb2.ComposeEditsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__service__pb2.ComposeEditsResponse.FromString,
+                _registered_method=True)
+        self.DiffEdits = channel.unary_unary(
+                '/trephine.v1.EditService/DiffEdits',
+                request_serializer=trephine_dot_v1_dot_live__edits__pb2.DiffEditsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_live__edits__pb2.DiffEditsResponse.FromString,
+                _registered_method=True)
+        self.SetLiveEdits = channel.unary_unary(
+                '/trephine.v1.EditService/SetLiveEdits',
+                request_serializer=trephine_dot_v1_dot_live__edits__pb2.SetLiveEditsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_live__edits__pb2.LiveEdits.FromString,
+                _registered_method=True)
+        self.GetLiveEdits = channel.unary_unary(
+                '/trephine.v1.EditService/GetLiveEdits',
+                request_serializer=trephine_dot_v1_dot_live__edits__pb2.GetLiveEditsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_live__edits__pb2.LiveEdits.FromString,
                 _registered_method=True)
         self.DeleteEdit = channel.unary_unary(
                 '/trephine.v1.EditService/DeleteEdit',
@@ -170,6 +191,34 @@ class EditServiceServicer(object):
 
     def ListEditVersions(self, request, context):
         """Every version of an edit, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComposeEdits(self, request, context):
+        """Store one edit that does what several do, each at its strength; what cannot act together is a conflict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffEdits(self, request, context):
+        """What differs between two edits or versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLiveEdits(self, request, context):
+        """Let a model serve edits to all requests that name none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLiveEdits(self, request, context):
+        """What a model serves by default.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,6 +325,26 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.ListEditVersions,
                     request_deserializer=trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.SerializeToString,
+            ),
+            'ComposeEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComposeEdits,
+                    request_deserializer=trephine_dot_v1_dot_live__edits__pb2.ComposeEditsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__service__pb2.ComposeEditsResponse.SerializeToString,
+            ),
+            'DiffEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffEdits,
+                    request_deserializer=trephine_dot_v1_dot_live__edits__pb2.DiffEditsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_live__edits__pb2.DiffEditsResponse.SerializeToString,
+            ),
+            'SetLiveEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLiveEdits,
+                    request_deserializer=trephine_dot_v1_dot_live__edits__pb2.SetLiveEditsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_live__edits__pb2.LiveEdits.SerializeToString,
+            ),
+            'GetLiveEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLiveEdits,
+                    request_deserializer=trephine_dot_v1_dot_live__edits__pb2.GetLiveEditsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_live__edits__pb2.LiveEdits.SerializeToString,
             ),
             'DeleteEdit': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEdit,
@@ -513,6 +582,114 @@ class EditService(object):
             '/trephine.v1.EditService/ListEditVersions',
             trephine_dot_v1_dot_edit__history__pb2.ListEditVersionsRequest.SerializeToString,
             trephine_dot_v1_dot_edit__service__pb2.ListEditVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComposeEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ComposeEdits',
+            trephine_dot_v1_dot_live__edits__pb2.ComposeEditsRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__service__pb2.ComposeEditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/DiffEdits',
+            trephine_dot_v1_dot_live__edits__pb2.DiffEditsRequest.SerializeToString,
+            trephine_dot_v1_dot_live__edits__pb2.DiffEditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLiveEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/SetLiveEdits',
+            trephine_dot_v1_dot_live__edits__pb2.SetLiveEditsRequest.SerializeToString,
+            trephine_dot_v1_dot_live__edits__pb2.LiveEdits.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLiveEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/GetLiveEdits',
+            trephine_dot_v1_dot_live__edits__pb2.GetLiveEditsRequest.SerializeToString,
+            trephine_dot_v1_dot_live__edits__pb2.LiveEdits.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,6 +12,7 @@ import grpc.aio
 import trephine.v1.edit_evaluations_pb2
 import trephine.v1.edit_history_pb2
 import trephine.v1.edit_service_pb2
+import trephine.v1.live_edits_pb2
 import typing
 
 _T = typing.TypeVar("_T")
@@ -68,6 +69,30 @@ class EditServiceStub:
         trephine.v1.edit_service_pb2.ListEditVersionsResponse,
     ]
     """Every version of an edit, newest first."""
+
+    ComposeEdits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.ComposeEditsRequest,
+        trephine.v1.edit_service_pb2.ComposeEditsResponse,
+    ]
+    """Store one edit that does what several do, each at its strength; what cannot act together is a conflict."""
+
+    DiffEdits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.DiffEditsRequest,
+        trephine.v1.live_edits_pb2.DiffEditsResponse,
+    ]
+    """What differs between two edits or versions."""
+
+    SetLiveEdits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.SetLiveEditsRequest,
+        trephine.v1.live_edits_pb2.LiveEdits,
+    ]
+    """Let a model serve edits to all requests that name none."""
+
+    GetLiveEdits: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.GetLiveEditsRequest,
+        trephine.v1.live_edits_pb2.LiveEdits,
+    ]
+    """What a model serves by default."""
 
     DeleteEdit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.DeleteEditRequest,
@@ -171,6 +196,30 @@ class EditServiceAsyncStub:
         trephine.v1.edit_service_pb2.ListEditVersionsResponse,
     ]
     """Every version of an edit, newest first."""
+
+    ComposeEdits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.ComposeEditsRequest,
+        trephine.v1.edit_service_pb2.ComposeEditsResponse,
+    ]
+    """Store one edit that does what several do, each at its strength; what cannot act together is a conflict."""
+
+    DiffEdits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.DiffEditsRequest,
+        trephine.v1.live_edits_pb2.DiffEditsResponse,
+    ]
+    """What differs between two edits or versions."""
+
+    SetLiveEdits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.SetLiveEditsRequest,
+        trephine.v1.live_edits_pb2.LiveEdits,
+    ]
+    """Let a model serve edits to all requests that name none."""
+
+    GetLiveEdits: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.live_edits_pb2.GetLiveEditsRequest,
+        trephine.v1.live_edits_pb2.LiveEdits,
+    ]
+    """What a model serves by default."""
 
     DeleteEdit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.DeleteEditRequest,
@@ -288,6 +337,38 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.edit_service_pb2.ListEditVersionsResponse, collections.abc.Awaitable[trephine.v1.edit_service_pb2.ListEditVersionsResponse]]:
         """Every version of an edit, newest first."""
+
+    @abc.abstractmethod
+    def ComposeEdits(
+        self,
+        request: trephine.v1.live_edits_pb2.ComposeEditsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_service_pb2.ComposeEditsResponse, collections.abc.Awaitable[trephine.v1.edit_service_pb2.ComposeEditsResponse]]:
+        """Store one edit that does what several do, each at its strength; what cannot act together is a conflict."""
+
+    @abc.abstractmethod
+    def DiffEdits(
+        self,
+        request: trephine.v1.live_edits_pb2.DiffEditsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.live_edits_pb2.DiffEditsResponse, collections.abc.Awaitable[trephine.v1.live_edits_pb2.DiffEditsResponse]]:
+        """What differs between two edits or versions."""
+
+    @abc.abstractmethod
+    def SetLiveEdits(
+        self,
+        request: trephine.v1.live_edits_pb2.SetLiveEditsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.live_edits_pb2.LiveEdits, collections.abc.Awaitable[trephine.v1.live_edits_pb2.LiveEdits]]:
+        """Let a model serve edits to all requests that name none."""
+
+    @abc.abstractmethod
+    def GetLiveEdits(
+        self,
+        request: trephine.v1.live_edits_pb2.GetLiveEditsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.live_edits_pb2.LiveEdits, collections.abc.Awaitable[trephine.v1.live_edits_pb2.LiveEdits]]:
+        """What a model serves by default."""
 
     @abc.abstractmethod
     def DeleteEdit(

@@ -24,35 +24,36 @@ _sym_db = _symbol_database.Default()
 
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
 from trephine.v1 import interventions_pb2 as trephine_dot_v1_dot_interventions__pb2
+from trephine.v1 import live_edits_pb2 as trephine_dot_v1_dot_live__edits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$trephine/v1/generation_service.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\x1a\x1ftrephine/v1/interventions.proto\"Q\n\rGenerationRow\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x30\n\rinterventions\x18\x02 \x03(\x0b\x32\x19.trephine.v1.Intervention\"\xde\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04rows\x18\x02 \x03(\x0b\x32\x1a.trephine.v1.GenerationRow\x12\x1b\n\x0emax_new_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"z\n\x10GenerateResponse\x12(\n\x05token\x18\x01 \x01(\x0b\x32\x17.trephine.v1.TokenEventH\x00\x12\x33\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1f.trephine.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"q\n\nTokenEvent\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12!\n\x05token\x18\x03 \x01(\x0b\x32\x12.trephine.v1.Token\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x17\n\x0flog_probability\x18\x05 \x01(\x01\"n\n\x12GenerationFinished\x12,\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x17.trephine.v1.Completion\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\x95\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12%\n\x07\x61pplied\x18\x04 \x03(\x0b\x32\x14.trephine.v1.Applied\x12\x17\n\x0fn_prompt_tokens\x18\x05 \x01(\x05\x12\x0f\n\x07\x63\x61veats\x18\x06 \x03(\t\"b\n\x08ScoreRow\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontinuation\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\"B\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.trephine.v1.ScoreRow\"`\n\rScoreResponse\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.trephine.v1.RowScore\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\x93\x01\n\x08RowScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x19\n\x11log_probabilities\x18\x02 \x03(\x01\x12\x15\n\rtop_token_ids\x18\x03 \x03(\x05\x12\n\n\x02kl\x18\x04 \x03(\x01\x12%\n\x07\x61pplied\x18\x05 \x03(\x0b\x32\x14.trephine.v1.Applied\x12\x0f\n\x07\x63\x61veats\x18\x06 \x03(\t2\x9e\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.trephine.v1.GenerateRequest\x1a\x1d.trephine.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.trephine.v1.ScoreRequest\x1a\x1a.trephine.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$trephine/v1/generation_service.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x1ctrephine/v1/live_edits.proto\"\x8d\x01\n\rGenerationRow\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x30\n\rinterventions\x18\x02 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12#\n\x05\x65\x64its\x18\x03 \x03(\x0b\x32\x14.trephine.v1.EditUse\x12\x15\n\rwithout_edits\x18\x04 \x01(\x08\"\xde\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x04rows\x18\x02 \x03(\x0b\x32\x1a.trephine.v1.GenerationRow\x12\x1b\n\x0emax_new_tokens\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"z\n\x10GenerateResponse\x12(\n\x05token\x18\x01 \x01(\x0b\x32\x17.trephine.v1.TokenEventH\x00\x12\x33\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x1f.trephine.v1.GenerationFinishedH\x00\x42\x07\n\x05\x65vent\"q\n\nTokenEvent\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12!\n\x05token\x18\x03 \x01(\x0b\x32\x12.trephine.v1.Token\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x17\n\x0flog_probability\x18\x05 \x01(\x01\"n\n\x12GenerationFinished\x12,\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x17.trephine.v1.Completion\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xbe\x01\n\nCompletion\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12%\n\x07\x61pplied\x18\x04 \x03(\x0b\x32\x14.trephine.v1.Applied\x12\x17\n\x0fn_prompt_tokens\x18\x05 \x01(\x05\x12\x0f\n\x07\x63\x61veats\x18\x06 \x03(\t\x12\'\n\x05\x65\x64its\x18\x07 \x03(\x0b\x32\x18.trephine.v1.AppliedEdit\"\x9e\x01\n\x08ScoreRow\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontinuation\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12#\n\x05\x65\x64its\x18\x04 \x03(\x0b\x32\x14.trephine.v1.EditUse\x12\x15\n\rwithout_edits\x18\x05 \x01(\x08\"B\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12#\n\x04rows\x18\x02 \x03(\x0b\x32\x15.trephine.v1.ScoreRow\"`\n\rScoreResponse\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.trephine.v1.RowScore\x12*\n\x07version\x18\x02 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xbc\x01\n\x08RowScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x19\n\x11log_probabilities\x18\x02 \x03(\x01\x12\x15\n\rtop_token_ids\x18\x03 \x03(\x05\x12\n\n\x02kl\x18\x04 \x03(\x01\x12%\n\x07\x61pplied\x18\x05 \x03(\x0b\x32\x14.trephine.v1.Applied\x12\x0f\n\x07\x63\x61veats\x18\x06 \x03(\t\x12\'\n\x05\x65\x64its\x18\x07 \x03(\x0b\x32\x18.trephine.v1.AppliedEdit2\x9e\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.trephine.v1.GenerateRequest\x1a\x1d.trephine.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.trephine.v1.ScoreRequest\x1a\x1a.trephine.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.generation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATIONROW']._serialized_start=112
-  _globals['_GENERATIONROW']._serialized_end=193
-  _globals['_GENERATEREQUEST']._serialized_start=196
-  _globals['_GENERATEREQUEST']._serialized_end=418
-  _globals['_GENERATERESPONSE']._serialized_start=420
-  _globals['_GENERATERESPONSE']._serialized_end=542
-  _globals['_TOKENEVENT']._serialized_start=544
-  _globals['_TOKENEVENT']._serialized_end=657
-  _globals['_GENERATIONFINISHED']._serialized_start=659
-  _globals['_GENERATIONFINISHED']._serialized_end=769
-  _globals['_COMPLETION']._serialized_start=772
-  _globals['_COMPLETION']._serialized_end=921
-  _globals['_SCOREROW']._serialized_start=923
-  _globals['_SCOREROW']._serialized_end=1021
-  _globals['_SCOREREQUEST']._serialized_start=1023
-  _globals['_SCOREREQUEST']._serialized_end=1089
-  _globals['_SCORERESPONSE']._serialized_start=1091
-  _globals['_SCORERESPONSE']._serialized_end=1187
-  _globals['_ROWSCORE']._serialized_start=1190
-  _globals['_ROWSCORE']._serialized_end=1337
-  _globals['_GENERATIONSERVICE']._serialized_start=1340
-  _globals['_GENERATIONSERVICE']._serialized_end=1498
+  _globals['_GENERATIONROW']._serialized_start=143
+  _globals['_GENERATIONROW']._serialized_end=284
+  _globals['_GENERATEREQUEST']._serialized_start=287
+  _globals['_GENERATEREQUEST']._serialized_end=509
+  _globals['_GENERATERESPONSE']._serialized_start=511
+  _globals['_GENERATERESPONSE']._serialized_end=633
+  _globals['_TOKENEVENT']._serialized_start=635
+  _globals['_TOKENEVENT']._serialized_end=748
+  _globals['_GENERATIONFINISHED']._serialized_start=750
+  _globals['_GENERATIONFINISHED']._serialized_end=860
+  _globals['_COMPLETION']._serialized_start=863
+  _globals['_COMPLETION']._serialized_end=1053
+  _globals['_SCOREROW']._serialized_start=1056
+  _globals['_SCOREROW']._serialized_end=1214
+  _globals['_SCOREREQUEST']._serialized_start=1216
+  _globals['_SCOREREQUEST']._serialized_end=1282
+  _globals['_SCORERESPONSE']._serialized_start=1284
+  _globals['_SCORERESPONSE']._serialized_end=1380
+  _globals['_ROWSCORE']._serialized_start=1383
+  _globals['_ROWSCORE']._serialized_end=1571
+  _globals['_GENERATIONSERVICE']._serialized_start=1574
+  _globals['_GENERATIONSERVICE']._serialized_end=1732
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.interventions_pb2
+import trephine.v1.live_edits_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -22,19 +23,29 @@ class GenerationRow(google.protobuf.message.Message):
 
     PROMPT_FIELD_NUMBER: builtins.int
     INTERVENTIONS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
+    WITHOUT_EDITS_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """At least one token."""
+    without_edits: builtins.bool
+    """Serve this row without the model's default edits."""
     @property
     def interventions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Intervention]:
-        """Only for this row."""
+        """Only for this row; they act after its edits."""
+
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.EditUse]:
+        """Stored edits that this row is served under. Empty: those that its model serves by default."""
 
     def __init__(
         self,
         *,
         prompt: builtins.str = ...,
         interventions: collections.abc.Iterable[trephine.v1.interventions_pb2.Intervention] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.EditUse] | None = ...,
+        without_edits: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["interventions", b"interventions", "prompt", b"prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["edits", b"edits", "interventions", b"interventions", "prompt", b"prompt", "without_edits", b"without_edits"]) -> None: ...
 
 global___GenerationRow = GenerationRow
 
@@ -191,6 +202,7 @@ class Completion(google.protobuf.message.Message):
     APPLIED_FIELD_NUMBER: builtins.int
     N_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
     text: builtins.str
     """What was added to the prompt."""
     finish_reason: builtins.str
@@ -209,6 +221,10 @@ class Completion(google.protobuf.message.Message):
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
 
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:
+        """Echo of the edits that it was served under."""
+
     def __init__(
         self,
         *,
@@ -218,8 +234,9 @@ class Completion(google.protobuf.message.Message):
         applied: collections.abc.Iterable[trephine.v1.interventions_pb2.Applied] | None = ...,
         n_prompt_tokens: builtins.int = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.AppliedEdit] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "finish_reason", b"finish_reason", "n_prompt_tokens", b"n_prompt_tokens", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "edits", b"edits", "finish_reason", b"finish_reason", "n_prompt_tokens", b"n_prompt_tokens", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
 
 global___Completion = Completion
 
@@ -232,13 +249,21 @@ class ScoreRow(google.protobuf.message.Message):
     PROMPT_FIELD_NUMBER: builtins.int
     CONTINUATION_FIELD_NUMBER: builtins.int
     INTERVENTIONS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
+    WITHOUT_EDITS_FIELD_NUMBER: builtins.int
     prompt: builtins.str
     """At least one token."""
     continuation: builtins.str
     """At least one token."""
+    without_edits: builtins.bool
+    """Serve this row without the model's default edits."""
     @property
     def interventions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Intervention]:
-        """Only for this row."""
+        """Only for this row; they act after its edits."""
+
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.EditUse]:
+        """Stored edits that this row is served under. Empty: those that its model serves by default."""
 
     def __init__(
         self,
@@ -246,8 +271,10 @@ class ScoreRow(google.protobuf.message.Message):
         prompt: builtins.str = ...,
         continuation: builtins.str = ...,
         interventions: collections.abc.Iterable[trephine.v1.interventions_pb2.Intervention] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.EditUse] | None = ...,
+        without_edits: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["continuation", b"continuation", "interventions", b"interventions", "prompt", b"prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["continuation", b"continuation", "edits", b"edits", "interventions", b"interventions", "prompt", b"prompt", "without_edits", b"without_edits"]) -> None: ...
 
 global___ScoreRow = ScoreRow
 
@@ -314,6 +341,7 @@ class RowScore(google.protobuf.message.Message):
     KL_FIELD_NUMBER: builtins.int
     APPLIED_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The continuation's tokens."""
@@ -328,7 +356,7 @@ class RowScore(google.protobuf.message.Message):
 
     @property
     def kl(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """KL(plain || intervened), nats; zeros without interventions."""
+        """KL(plain || intervened), nats; zeros without interventions. Plain is the model without any edit."""
 
     @property
     def applied(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.interventions_pb2.Applied]:
@@ -337,6 +365,10 @@ class RowScore(google.protobuf.message.Message):
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:
+        """Echo of the edits that it was served under."""
 
     def __init__(
         self,
@@ -347,7 +379,8 @@ class RowScore(google.protobuf.message.Message):
         kl: collections.abc.Iterable[builtins.float] | None = ...,
         applied: collections.abc.Iterable[trephine.v1.interventions_pb2.Applied] | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.AppliedEdit] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "kl", b"kl", "log_probabilities", b"log_probabilities", "token_ids", b"token_ids", "top_token_ids", b"top_token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied", b"applied", "caveats", b"caveats", "edits", b"edits", "kl", b"kl", "log_probabilities", b"log_probabilities", "token_ids", b"token_ids", "top_token_ids", b"top_token_ids"]) -> None: ...
 
 global___RowScore = RowScore

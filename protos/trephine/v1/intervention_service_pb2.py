@@ -24,27 +24,28 @@ _sym_db = _symbol_database.Default()
 
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
 from trephine.v1 import interventions_pb2 as trephine_dot_v1_dot_interventions__pb2
+from trephine.v1 import live_edits_pb2 as trephine_dot_v1_dot_live__edits__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&trephine/v1/intervention_service.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\x1a\x1ftrephine/v1/interventions.proto\"s\n\x0fMatchedControls\x12\x11\n\x04sets\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0bnorm_factor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x07\n\x05_setsB\x0e\n\x0c_norm_factorB\x07\n\x05_seed\"\x89\x02\n\rAblateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12(\n\x06target\x18\x03 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x11\n\x04\x65\x64it\x18\x05 \x01(\tH\x00\x88\x01\x01\x12.\n\x08\x63ontrols\x18\x06 \x01(\x0b\x32\x1c.trephine.v1.MatchedControls\x12\x18\n\x10without_controls\x18\x07 \x01(\x08\x12\x17\n\x0f\x62ound_positions\x18\x08 \x03(\x05\x42\x07\n\x05_edit\"\x8c\x01\n\x0e\x41\x62lationEffect\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61seline\x18\x02 \x01(\x01\x12\x12\n\nintervened\x18\x03 \x01(\x01\x12\x0e\n\x06\x63hange\x18\x04 \x01(\x01\x12\x0f\n\x07kl_last\x18\x05 \x01(\x01\x12%\n\x07\x61pplied\x18\x06 \x03(\x0b\x32\x14.trephine.v1.Applied\"P\n\x10UnmatchedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x12\n\ncandidates\x18\x02 \x01(\x05\"t\n\rControlResult\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\x01\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\x0f\n\x07matched\x18\x03 \x01(\x05\x12\x30\n\tunmatched\x18\x04 \x03(\x0b\x32\x1d.trephine.v1.UnmatchedFeature\"\xde\x02\n\x0e\x41\x62lateResponse\x12\"\n\x06target\x18\x01 \x01(\x0b\x32\x12.trephine.v1.Token\x12(\n\x07\x61gainst\x18\x02 \x01(\x0b\x32\x12.trephine.v1.TokenH\x00\x88\x01\x01\x12,\n\x07\x65\x66\x66\x65\x63ts\x18\x03 \x03(\x0b\x32\x1b.trephine.v1.AblationEffect\x12\x31\n\x08\x63ontrols\x18\x04 \x01(\x0b\x32\x1a.trephine.v1.ControlResultH\x01\x88\x01\x01\x12\x11\n\tretain_kl\x18\x05 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x06 \x01(\x01\x12\x15\n\rretain_tokens\x18\x07 \x01(\x05\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x0f\n\x07\x63\x61veats\x18\t \x03(\tB\n\n\x08_againstB\x0b\n\t_controls2X\n\x13InterventionService\x12\x41\n\x06\x41\x62late\x12\x1a.trephine.v1.AblateRequest\x1a\x1b.trephine.v1.AblateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&trephine/v1/intervention_service.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x1ctrephine/v1/live_edits.proto\"s\n\x0fMatchedControls\x12\x11\n\x04sets\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0bnorm_factor\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x07\n\x05_setsB\x0e\n\x0c_norm_factorB\x07\n\x05_seed\"\xae\x02\n\rAblateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12(\n\x06target\x18\x03 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x11\n\x04\x65\x64it\x18\x05 \x01(\tH\x00\x88\x01\x01\x12.\n\x08\x63ontrols\x18\x06 \x01(\x0b\x32\x1c.trephine.v1.MatchedControls\x12\x18\n\x10without_controls\x18\x07 \x01(\x08\x12\x17\n\x0f\x62ound_positions\x18\x08 \x03(\x05\x12#\n\x05\x65\x64its\x18\t \x03(\x0b\x32\x14.trephine.v1.EditUseB\x07\n\x05_edit\"\x8c\x01\n\x0e\x41\x62lationEffect\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61seline\x18\x02 \x01(\x01\x12\x12\n\nintervened\x18\x03 \x01(\x01\x12\x0e\n\x06\x63hange\x18\x04 \x01(\x01\x12\x0f\n\x07kl_last\x18\x05 \x01(\x01\x12%\n\x07\x61pplied\x18\x06 \x03(\x0b\x32\x14.trephine.v1.Applied\"P\n\x10UnmatchedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x12\n\ncandidates\x18\x02 \x01(\x05\"t\n\rControlResult\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\x01\x12\x0f\n\x07p_value\x18\x02 \x01(\x01\x12\x0f\n\x07matched\x18\x03 \x01(\x05\x12\x30\n\tunmatched\x18\x04 \x03(\x0b\x32\x1d.trephine.v1.UnmatchedFeature\"\x87\x03\n\x0e\x41\x62lateResponse\x12\"\n\x06target\x18\x01 \x01(\x0b\x32\x12.trephine.v1.Token\x12(\n\x07\x61gainst\x18\x02 \x01(\x0b\x32\x12.trephine.v1.TokenH\x00\x88\x01\x01\x12,\n\x07\x65\x66\x66\x65\x63ts\x18\x03 \x03(\x0b\x32\x1b.trephine.v1.AblationEffect\x12\x31\n\x08\x63ontrols\x18\x04 \x01(\x0b\x32\x1a.trephine.v1.ControlResultH\x01\x88\x01\x01\x12\x11\n\tretain_kl\x18\x05 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x06 \x01(\x01\x12\x15\n\rretain_tokens\x18\x07 \x01(\x05\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x0f\n\x07\x63\x61veats\x18\t \x03(\t\x12\'\n\x05\x65\x64its\x18\n \x03(\x0b\x32\x18.trephine.v1.AppliedEditB\n\n\x08_againstB\x0b\n\t_controls2X\n\x13InterventionService\x12\x41\n\x06\x41\x62late\x12\x1a.trephine.v1.AblateRequest\x1a\x1b.trephine.v1.AblateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.intervention_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MATCHEDCONTROLS']._serialized_start=114
-  _globals['_MATCHEDCONTROLS']._serialized_end=229
-  _globals['_ABLATEREQUEST']._serialized_start=232
-  _globals['_ABLATEREQUEST']._serialized_end=497
-  _globals['_ABLATIONEFFECT']._serialized_start=500
-  _globals['_ABLATIONEFFECT']._serialized_end=640
-  _globals['_UNMATCHEDFEATURE']._serialized_start=642
-  _globals['_UNMATCHEDFEATURE']._serialized_end=722
-  _globals['_CONTROLRESULT']._serialized_start=724
-  _globals['_CONTROLRESULT']._serialized_end=840
-  _globals['_ABLATERESPONSE']._serialized_start=843
-  _globals['_ABLATERESPONSE']._serialized_end=1193
-  _globals['_INTERVENTIONSERVICE']._serialized_start=1195
-  _globals['_INTERVENTIONSERVICE']._serialized_end=1283
+  _globals['_MATCHEDCONTROLS']._serialized_start=144
+  _globals['_MATCHEDCONTROLS']._serialized_end=259
+  _globals['_ABLATEREQUEST']._serialized_start=262
+  _globals['_ABLATEREQUEST']._serialized_end=564
+  _globals['_ABLATIONEFFECT']._serialized_start=567
+  _globals['_ABLATIONEFFECT']._serialized_end=707
+  _globals['_UNMATCHEDFEATURE']._serialized_start=709
+  _globals['_UNMATCHEDFEATURE']._serialized_end=789
+  _globals['_CONTROLRESULT']._serialized_start=791
+  _globals['_CONTROLRESULT']._serialized_end=907
+  _globals['_ABLATERESPONSE']._serialized_start=910
+  _globals['_ABLATERESPONSE']._serialized_end=1301
+  _globals['_INTERVENTIONSERVICE']._serialized_start=1303
+  _globals['_INTERVENTIONSERVICE']._serialized_end=1391
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.interventions_pb2
+import trephine.v1.live_edits_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -61,6 +62,7 @@ class AblateRequest(google.protobuf.message.Message):
     CONTROLS_FIELD_NUMBER: builtins.int
     WITHOUT_CONTROLS_FIELD_NUMBER: builtins.int
     BOUND_POSITIONS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     prompt: builtins.str
@@ -85,6 +87,12 @@ class AblateRequest(google.protobuf.message.Message):
     def bound_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The same interventions bound to these positions are measured beside."""
 
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.EditUse]:
+        """Stored edits that are measured together, before `interventions`; not beside `edit`. What a model serves by
+        default plays no part: effects are against the model itself.
+        """
+
     def __init__(
         self,
         *,
@@ -96,9 +104,10 @@ class AblateRequest(google.protobuf.message.Message):
         controls: global___MatchedControls | None = ...,
         without_controls: builtins.bool = ...,
         bound_positions: collections.abc.Iterable[builtins.int] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.EditUse] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edit", b"_edit", "controls", b"controls", "edit", b"edit", "target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edit", b"_edit", "bound_positions", b"bound_positions", "controls", b"controls", "edit", b"edit", "interventions", b"interventions", "model", b"model", "prompt", b"prompt", "target", b"target", "without_controls", b"without_controls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edit", b"_edit", "bound_positions", b"bound_positions", "controls", b"controls", "edit", b"edit", "edits", b"edits", "interventions", b"interventions", "model", b"model", "prompt", b"prompt", "target", b"target", "without_controls", b"without_controls"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_edit", b"_edit"]) -> typing.Literal["edit"] | None: ...
 
 global___AblateRequest = AblateRequest
@@ -217,6 +226,7 @@ class AblateResponse(google.protobuf.message.Message):
     RETAIN_TOKENS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
     retain_kl: builtins.float
     """Mean KL over the retain text, all positions, nats per token."""
     retain_kl_after_first: builtins.float
@@ -247,6 +257,10 @@ class AblateResponse(google.protobuf.message.Message):
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know of the prompt, as that a set was trained with a first token that it lacks."""
 
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.live_edits_pb2.AppliedEdit]:
+        """Echo of the edits that were measured, as given; `applied` of the effects counts their interventions first."""
+
     def __init__(
         self,
         *,
@@ -259,9 +273,10 @@ class AblateResponse(google.protobuf.message.Message):
         retain_tokens: builtins.int = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        edits: collections.abc.Iterable[trephine.v1.live_edits_pb2.AppliedEdit] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "controls", b"controls", "target", b"target", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "caveats", b"caveats", "controls", b"controls", "effects", b"effects", "retain_kl", b"retain_kl", "retain_kl_after_first", b"retain_kl_after_first", "retain_tokens", b"retain_tokens", "target", b"target", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_controls", b"_controls", "against", b"against", "caveats", b"caveats", "controls", b"controls", "edits", b"edits", "effects", b"effects", "retain_kl", b"retain_kl", "retain_kl_after_first", b"retain_kl_after_first", "retain_tokens", b"retain_tokens", "target", b"target", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
     @typing.overload

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edits import Edits
 from trephine.app.exports import Exports
+from trephine.app.live_edits import LiveEdits
 from trephine.app.names import resource
 from trephine.domain.edits import Edit
 from trephine.domain.errors import EditInUseError
@@ -15,8 +16,11 @@ _LISTED = 5
 class EditRemoval:
     """Deletes edits and what belongs to them."""
 
-    def __init__(self, edits: Edits, exports: Exports, evaluations: EditEvaluations) -> None:
+    def __init__(
+        self, edits: Edits, *, exports: Exports, evaluations: EditEvaluations, live: LiveEdits
+    ) -> None:
         self._edits = edits
+        self._live = live
         self._exports = exports
         self._evaluations = evaluations
 
@@ -25,7 +29,8 @@ class EditRemoval:
 
         Args:
             name: The edit.
-            force: Also if something rests on it; exports and other edits stay as they are.
+            force: Also if something rests on it. Exports and other edits stay as they are; models that serve
+                it by default stop.
             etag: The version that the caller has seen; empty: any.
 
         Raises:
@@ -45,6 +50,7 @@ class EditRemoval:
                 dependants=len(resting),
             )
         await self._edits.delete(name, etag=etag)
+        await self._live.drop(edit.name)
         await self._evaluations.delete_of(edit.name)
 
     async def dependants(self, edit: Edit) -> tuple[str, ...]:
@@ -54,9 +60,13 @@ class EditRemoval:
             for export in await self._exports.list()
             if export.certificate.edit.removeprefix("edits/") == edit.name
         ]
+        served = [
+            f"{resource('models', model)} (served live)"
+            for model in await self._live.models_serving(edit.name)
+        ]
         composed = [
             resource("edits", other.name)
             for other in await self._edits.list()
             if any(part.name == edit.name for part in other.parts)
         ]
-        return (*exports, *composed)
+        return (*exports, *served, *composed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trephine.domain.edits import EditPart
+from trephine.domain.edits import EditPart, EditSet
 from trephine.domain.interventions import Intervention
 
 
@@ -22,9 +22,11 @@ class NewEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composed(NewEdit):
-    """The same out of other edits."""
+    """The same out of other edits, for the weights and sets that those were made for."""
 
     parts: tuple[EditPart, ...]
+    weight_hash: str
+    sets: tuple[EditSet, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,6 +228,8 @@ class Edits:
     async def _first_version(self, wanted: NewEdit) -> Edit:
         info = await self._models.info(wanted.model)
         sets = await self._checked(wanted.interventions, info)
+        if isinstance(wanted, Composed):
+            _require_made_for(wanted, info, sets)
         now = timestamp(self._clock.now())
         return Edit(
             name=wanted.edit_id,
@@ -301,6 +303,25 @@ class Edits:
         found = await self._sets.get(info.name, feature.replacement)
         found.require(feature, field=field)
         return {} if feature.replacement == NEURONS else {found.name: found.content_hash}
+
+
+def _require_made_for(wanted: Composed, info: ModelInfo, sets: tuple[EditSet, ...]) -> None:
+    """Refuse parts that were made for something else than what is loaded."""
+    loaded = {one.name: one.content_hash for one in sets}
+    for one in wanted.sets:
+        if loaded.get(one.name, one.content_hash) != one.content_hash:
+            raise ParentChangedError(
+                f"the parts were made for other features than those of the set {one.name} that is loaded; "
+                "load that one",
+                edit_set=one.content_hash,
+                loaded_set=loaded[one.name],
+            )
+    if wanted.weight_hash != info.weight_hash:
+        raise ParentChangedError(
+            f"the parts were made for other weights than those of {info.name}; create them again for it",
+            edit_weights=wanted.weight_hash,
+            model_weights=info.weight_hash,
+        )
 
 
 def _content_hash(

@@ -12,6 +12,7 @@ from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_composition import EditComposition
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
@@ -22,6 +23,7 @@ from trephine.app.feature_sets import FeatureSets
 from trephine.app.features import Features
 from trephine.app.fits import Fits
 from trephine.app.labels import Labels
+from trephine.app.live_edits import LiveEdits
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -43,8 +45,10 @@ class Service:
     circuit_verifications: CircuitVerifications
     proposals: Proposals
     edits: Edits
+    edit_composition: EditComposition
     edit_evaluations: EditEvaluations
     edit_removal: EditRemoval
+    live_edits: LiveEdits
     exports: Exports
     audits: Audits
     replacements: Replacements

@@ -32,6 +32,8 @@ class Row:
 
     prompt: str
     interventions: tuple[Intervention, ...] = ()
+    from_edits: int = 0
+    """The first so many interventions are of stored edits: one that matches nothing here is no error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,8 @@ class ScoredRow:
     prompt: str
     continuation: str
     interventions: tuple[Intervention, ...] = ()
+    from_edits: int = 0
+    """The first so many interventions are of stored edits: one that matches nothing here is no error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

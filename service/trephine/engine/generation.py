@@ -105,7 +105,7 @@ def _prompt(hosted: HostedModel, command: Generate, index: int) -> RowInput:
     row = command.rows[index]
     try:
         ids = hosted.encode(row.prompt, room=command.max_new_tokens)
-        prompt = RowInput(ids, row.interventions)
+        prompt = RowInput(ids, row.interventions, from_edits=row.from_edits)
         check_row(hosted, prompt, room=command.max_new_tokens)
         for number, intervention in enumerate(row.interventions):
             _check_generated(intervention, number)
@@ -169,7 +169,7 @@ def _generate_batch(
         if writing:
             mask = torch.cat([mask, mask.new_ones(len(writing), 1)], dim=1)
             logits = _decode_step(hosted, writing, cache, mask)
-    require_matches(plans)
+    require_matches(plans, only=[writer.input.own for writer in everyone])
     return [writer.completion() for writer in everyone]
 
 
@@ -186,7 +186,7 @@ def _prompt_pass(
     plans = [writer.plan for writer in writers]
     logits = forward(hosted, batch, Pass(plans=plans, tape=tape, cache=cache, keep_last=1))
     prompt_only = [
-        {i for i, v in enumerate(w.input.interventions) if Phase.GENERATION not in v.selector.phases}
+        {i for i in w.input.own if Phase.GENERATION not in w.input.interventions[i].selector.phases}
         for w in writers
     ]
     require_matches(plans, only=prompt_only)

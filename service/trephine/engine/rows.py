@@ -44,11 +44,18 @@ class RowInput:
     interventions: tuple[Intervention, ...] = ()
     n_prompt: int | None = None
     """Tokens from here on count as generated; None means that all are prompt."""
+    from_edits: int = 0
+    """The first so many interventions may match nothing: edits are made for more than one text."""
 
     @property
     def prompt_length(self) -> int:
         """Number of prompt tokens."""
         return len(self.ids) if self.n_prompt is None else self.n_prompt
+
+    @property
+    def own(self) -> set[int]:
+        """Indices of the interventions that were meant for this very row, and so must match."""
+        return set(range(self.from_edits, len(self.interventions)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +114,7 @@ def run_rows(
     request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last, clean=clean)
     logits = forward(hosted, batch, request)
     if not allow_unmatched:
-        require_matches(plans)
+        require_matches(plans, only=[row.own for row in rows])
     return _unpadded(batch, logits, plans, request, tape)
 
 
@@ -135,12 +142,13 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position
             limit=info.context_length,
         )
     for index, intervention in enumerate(row.interventions):
+        anywhere = any_position or index not in row.own
         try:
             check_intervention(hosted, intervention)
             check_selector(
                 intervention.selector,
-                n_prompt=info.context_length if any_position else row.prompt_length,
-                n_positions=info.context_length if any_position else len(row.ids) + room,
+                n_prompt=info.context_length if anywhere else row.prompt_length,
+                n_positions=info.context_length if anywhere else len(row.ids) + room,
                 d_vocab=info.d_vocab,
             )
         except TrephineError as error:

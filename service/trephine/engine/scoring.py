@@ -58,7 +58,8 @@ def _encode(hosted: HostedModel, command: Score, index: int) -> RowInput:
     try:
         prompt = hosted.encode(row.prompt)
         field = f"rows[{index}].continuation"
-        encoded = RowInput([*prompt, *hosted.encode(row.continuation)], row.interventions, len(prompt))
+        ids = [*prompt, *hosted.encode(row.continuation)]
+        encoded = RowInput(ids, row.interventions, len(prompt), row.from_edits)
         check_row(hosted, encoded)
     except TrephineError as error:
         error.context.setdefault("row", index)

@@ -13,6 +13,7 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.rpc.calls import Context
+from trephine.rpc.edit_composition_servicer import EditCompositionCalls
 from trephine.rpc.edit_evaluation_servicer import EditEvaluationCalls
 from trephine.rpc.edit_history_servicer import EditHistoryCalls
 from trephine.rpc.paging import page
@@ -37,10 +38,11 @@ from trephine.v1 import edit_service_pb2 as pb
 from trephine.v1.edit_service_pb2_grpc import EditServiceServicer
 
 
-class EditServicer(EditEvaluationCalls, EditHistoryCalls, EditServiceServicer):
+class EditServicer(EditCompositionCalls, EditEvaluationCalls, EditHistoryCalls, EditServiceServicer):
     """Edits: from a proposal to a published checkpoint."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
+        EditCompositionCalls.__init__(self, service)
         EditEvaluationCalls.__init__(self, service, operations)
         EditHistoryCalls.__init__(self, service)
         self._circuits = service.circuits

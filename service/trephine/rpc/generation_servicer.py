@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from trephine.app.service import Service
 from trephine.domain.generation import TokenEvent
 from trephine.rpc.calls import Context
+from trephine.rpc.serving import served, stacks_of
 from trephine.rpc.streaming import remaining, streamed
 from trephine.rpc.wire.fields import resource_id
 from trephine.rpc.wire.generation import (
@@ -26,23 +28,28 @@ class GenerationServicer(GenerationServiceServicer):
 
     def __init__(self, service: Service) -> None:
         self._models = service.models
+        self._live = service.live_edits
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Continue every row; the work ends within one quantum when the client leaves."""
-        command = generate_from_wire(request)
-        engine = self._models.engine(resource_id(request.model, "models", "model"))
+        command, model = generate_from_wire(request), resource_id(request.model, "models", "model")
+        engine = self._models.engine(model)
+        stacks = await stacks_of(self._live, model, request.rows)
+        command = replace(command, rows=served(command.rows, stacks))
         events = streamed(engine, command, remaining(context))
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TokenEvent):
                     yield token_event_to_wire(event)
                 else:
-                    yield generation_to_wire(event)
+                    yield generation_to_wire(event, stacks)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Log-probabilities of given continuations."""
-        command = score_from_wire(request)
-        engine = self._models.engine(resource_id(request.model, "models", "model"))
-        return scores_to_wire(await engine.run(command, deadline_seconds=remaining(context)))
+        command, model = score_from_wire(request), resource_id(request.model, "models", "model")
+        engine = self._models.engine(model)
+        stacks = await stacks_of(self._live, model, request.rows)
+        command = replace(command, rows=served(command.rows, stacks))
+        return scores_to_wire(await engine.run(command, deadline_seconds=remaining(context)), stacks)

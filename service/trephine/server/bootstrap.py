@@ -17,8 +17,10 @@ from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits
+from trephine.app.edit_composition import EditComposition
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edit_removal import EditRemoval
+from trephine.app.edit_stacks import EditStacks
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -29,6 +31,7 @@ from trephine.app.fits import Fits
 from trephine.app.jobs import Jobs
 from trephine.app.journal import Journal
 from trephine.app.labels import Labels
+from trephine.app.live_edits import LiveEdits
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -92,6 +95,8 @@ def build(
     replacements = Replacements(models, sets)
     feature_sets = FeatureSets(models, replacements)
     edits = Edits(state.folder("edits"), models, feature_sets, clock=clock)
+    stacks = EditStacks(edits, models, replacements)
+    live = LiveEdits(state.folder("live-edits"), stacks, clock=clock)
     indexes = FeatureIndexes(
         state.folder("feature-indexes"), models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )
@@ -161,7 +166,11 @@ def build(
             proposals=work.proposals,
             edits=edits,
             edit_evaluations=work.edit_evaluations,
-            edit_removal=EditRemoval(edits, work.exports, work.edit_evaluations),
+            edit_composition=EditComposition(edits, stacks),
+            edit_removal=EditRemoval(
+                edits, exports=work.exports, evaluations=work.edit_evaluations, live=live
+            ),
+            live_edits=live,
             exports=work.exports,
             audits=work.audits,
             replacements=replacements,

@@ -24,6 +24,7 @@ from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_evaluations import EditEvaluations
+from trephine.app.edit_stacks import EditStacks
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
@@ -33,6 +34,7 @@ from trephine.app.features import Features
 from trephine.app.fits import Fits
 from trephine.app.journal import Journal
 from trephine.app.labels import Labels
+from trephine.app.live_edits import LiveEdits
 from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
@@ -285,6 +287,8 @@ class House:
     circuit_annotations: CircuitAnnotations
     proposals: Proposals
     edits: Edits
+    edit_stacks: EditStacks
+    live_edits: LiveEdits
     edit_evaluations: EditEvaluations
     exports: Exports
     audits: Audits
@@ -322,6 +326,8 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     feature_sets = FeatureSets(models, replacements)
     edits = Edits(state / "edits", models, feature_sets, clock=clock)
     circuits, proposals = Circuits(state / "circuits", artifacts, clock=clock), Proposals(state / "proposals")
+    stacks = EditStacks(edits, models, replacements)
+    live_edits = LiveEdits(state / "live-edits", stacks, clock=clock)
     edit_evaluations = EditEvaluations(state / "edit-evaluations", edits=edits, models=models, clock=clock)
     exports = Exports(
         state / "exports", export_root=root / "published", models=models, edits=edits, signing_key=None
@@ -384,6 +390,8 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         dataset_circuits=dataset_circuits,
         proposals=proposals,
         edits=edits,
+        edit_stacks=stacks,
+        live_edits=live_edits,
         edit_evaluations=edit_evaluations,
         exports=exports,
         audits=audits,

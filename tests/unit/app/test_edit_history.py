@@ -36,6 +36,20 @@ async def updated(here: House, index: int = 4, **fields: Any) -> Edit:
     return await here.edits.update(update, request_id=request_id)
 
 
+def composed_of(part: EditPart) -> Composed:
+    """An edit out of another one."""
+    return Composed(
+        edit_id="whole",
+        model="tiny",
+        interventions=(ablate(),),
+        reason="",
+        author="",
+        parts=(part,),
+        weight_hash="w" * 64,
+        sets=(),
+    )
+
+
 async def test_an_update_is_another_version_and_the_first_stays(tmp_path):
     """The latest is found by name, earlier ones by version, also after a restart; digests differ."""
     here = await ready(tmp_path)
@@ -157,12 +171,12 @@ async def test_edits_of_earlier_servers_are_read(tmp_path):
 async def test_an_edit_on_which_something_rests_is_deleted_by_force_only(tmp_path):
     """Exports and composed edits are listed in the refusal; forced, they stay."""
     here = await ready(tmp_path)
-    removal = EditRemoval(here.edits, here.exports, here.edit_evaluations)
+    removal = EditRemoval(
+        here.edits, exports=here.exports, evaluations=here.edit_evaluations, live=here.live_edits
+    )
     await here.exports.run(REQUEST, ignore, operation_id=OPERATION)
     part = EditPart(name="no-mary", version=1, content_hash="x", strength=0.5)
-    whole = Composed(
-        edit_id="whole", model="tiny", interventions=(ablate(),), reason="", author="", parts=(part,)
-    )
+    whole = composed_of(part)
     await here.edits.add(whole)
     with pytest.raises(EditInUseError, match="exports/edited, edits/whole rest on"):
         await removal.delete("no-mary")
@@ -178,9 +192,7 @@ async def test_composition_is_forgotten_when_interventions_change(tmp_path):
     """A version that no longer does what its parts do does not name them; reverting names them again."""
     here = await ready(tmp_path)
     part = EditPart(name="no-mary", version=1, content_hash="x", strength=1.0)
-    whole = Composed(
-        edit_id="whole", model="tiny", interventions=(ablate(),), reason="", author="", parts=(part,)
-    )
+    whole = composed_of(part)
     first = await here.edits.add(whole)
     told = await here.edits.update(EditUpdate(edit="whole", author="", reason="why"))
     changed = await here.edits.update(EditUpdate(edit="whole", author="", interventions=(ablate(index=7),)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trephine.client import requests
+from trephine.client.aio.edit_composition import AsyncEditComposition
 from trephine.client.aio.edit_evaluation import AsyncEditEvaluations
 from trephine.client.aio.edit_history import AsyncEditHistory
 from trephine.client.aio.operations import AsyncOperation
@@ -21,7 +22,7 @@ from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Interv
 from trephine.v1 import edit_service_pb2
 
 
-class AsyncEdits(AsyncEditHistory, AsyncEditEvaluations):
+class AsyncEdits(AsyncEditHistory, AsyncEditComposition, AsyncEditEvaluations):
     """Named, versioned, revertible interventions."""
 
     def __init__(self, wire: AsyncWire) -> None:

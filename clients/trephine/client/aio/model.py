@@ -9,6 +9,7 @@ from trephine.client import requests
 from trephine.client.aio.circuit import AsyncCircuit
 from trephine.client.aio.circuit_views import AsyncTraceableModel
 from trephine.client.aio.dataset_circuits import AsyncDatasetDiscoverableModel
+from trephine.client.aio.edit_composition import AsyncServedModel
 from trephine.client.aio.features import AsyncExplorableModel
 from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.operations import AsyncOperation
@@ -17,7 +18,7 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.model import Role
 from trephine.client.operations import OnProgress
-from trephine.client.requests import Row, ScoreRow
+from trephine.client.requests import AnyEdit, Row, ScoreRow
 from trephine.client.selection import Selection
 from trephine.client.target_requests import graph_target
 from trephine.client.types import (
@@ -36,7 +37,11 @@ from trephine.v1 import model_service_pb2
 
 
 class AsyncModel(
-    AsyncReplaceableModel, AsyncDatasetDiscoverableModel, AsyncExplorableModel, AsyncTraceableModel
+    AsyncReplaceableModel,
+    AsyncDatasetDiscoverableModel,
+    AsyncExplorableModel,
+    AsyncTraceableModel,
+    AsyncServedModel,
 ):
     """A model in an engine of its own."""
 
@@ -175,6 +180,7 @@ class AsyncModel(
         controls: int = 99,
         seed: int | None = None,
         bound_positions: Sequence[int] = (),
+        edits: Sequence[AnyEdit] = (),
     ) -> Ablation:
         """Measure what interventions do to the target, against matched random controls.
 
@@ -188,10 +194,11 @@ class AsyncModel(
                 and then there is no p-value.
             seed: Unset 0.
             bound_positions: Measure the same interventions bound to these positions beside.
+            edits: Stored edits that are measured together, each at its strength, before the interventions.
         """
         what = requests.target(target, against)
         request = requests.ablate(
-            self.name, prompt, what, interventions, edit, controls, seed, bound_positions
+            self.name, prompt, what, interventions, edit, controls, seed, bound_positions, edits
         )
         return decode(Ablation, await self._wire.call(self._wire.effects.Ablate, request))
 
@@ -200,6 +207,7 @@ class AsyncModel(
         prompt: str | Sequence[Row],
         interventions: Sequence[Intervention] = (),
         *,
+        edits: Sequence[AnyEdit] = (),
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -210,12 +218,13 @@ class AsyncModel(
         Args:
             prompt: A text, or rows.
             interventions: For a single text.
+            edits: Stored edits that a single text is served under; empty: the model's default ones.
             max_new_tokens: Unset 64.
             temperature: Unset 0, greedy.
             top_p: Unset 1.
             seed: Unset 0; each row draws from its own generator.
         """
-        rows = [Row(prompt, interventions)] if isinstance(prompt, str) else prompt
+        rows = [Row(prompt, interventions, edits)] if isinstance(prompt, str) else prompt
         request = requests.generate(
             self.name,
             rows,
@@ -227,10 +236,19 @@ class AsyncModel(
         return AsyncGenerationStream(self._wire.stream(self._wire.text.Generate, request))
 
     def side_by_side(
-        self, prompt: str, interventions: Sequence[Intervention], **options: Any
+        self,
+        prompt: str,
+        interventions: Sequence[Intervention] = (),
+        *,
+        edits: Sequence[AnyEdit] = (),
+        **options: Any,
     ) -> AsyncGenerationStream:
-        """Continue a prompt twice in one batch: row 0 plain, row 1 with the interventions."""
-        return self.generate([Row(prompt), Row(prompt, interventions)], **options)
+        """Continue a prompt twice in one batch: row 0 by the model itself, row 1 with what is given.
+
+        With neither interventions nor edits row 1 is what the model serves by default.
+        """
+        changed = Row(prompt, interventions, edits, plain=bool(interventions) and not edits)
+        return self.generate([Row(prompt, plain=True), changed], **options)
 
     async def score(self, rows: Sequence[ScoreRow]) -> Scores:
         """Log-probabilities of given continuations, and what interventions do to them."""

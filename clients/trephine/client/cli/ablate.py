@@ -7,10 +7,12 @@ import typer
 from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
     AgainstOption,
+    EditOption,
     FeatureOption,
     ModelOption,
     TargetOption,
     ablations,
+    read_edits,
     read_positions,
 )
 from trephine.client.cli.help_text import examples
@@ -32,7 +34,7 @@ def ablate(
     prompt: Annotated[str, typer.Argument(help="The text whose next token is measured.")],
     target: TargetOption,
     features: FeatureOption = None,
-    edit: Annotated[str | None, typer.Option(help="Take the interventions of a stored edit.")] = None,
+    edits: EditOption = None,
     against: AgainstOption = None,
     model: ModelOption = DEFAULT_MODEL,
     replacements: ReplacementsOption = None,
@@ -54,7 +56,7 @@ def ablate(
             interventions,
             target=target,
             against=against,
-            edit=edit,
+            edits=read_edits(edits or ()),
             controls=controls,
             seed=seed,
             bound_positions=bound,

@@ -10,6 +10,7 @@ import typer
 
 from trephine.client.errors import InvalidRequestError
 from trephine.client.interventions import Handle, Intervention, feature
+from trephine.client.types import EditUse
 
 DEFAULT_MODEL = "smollm2"
 
@@ -33,6 +34,10 @@ ChangeOption = Annotated[
         "--change",
         help="Change a feature: 12:345=8 (set), 12:345+=8 (add), 12:345*0.5 (scale). Repeatable.",
     ),
+]
+EditOption = Annotated[
+    list[str] | None,
+    typer.Option("--edit", help="A stored edit: quiet, quiet@2, or quiet=0.5 for half as far. Repeatable."),
 ]
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Start the work, print its operation's name, and leave.")
@@ -102,6 +107,24 @@ def ablations(features: Sequence[str] | None, factor: float | None = None) -> li
     """Ablate (or scale) every feature that was named."""
     handles = [read_feature(text) for text in features or ()]
     return [handle.ablate() if factor is None else handle.scale(factor) for handle in handles]
+
+
+def read_edits(texts: Sequence[str]) -> list[EditUse]:
+    """Read `quiet`, `quiet@2`, `quiet=0.5` or `quiet@2=0.5`.
+
+    Raises:
+        InvalidRequestError: If a strength is no number.
+    """
+    found: list[EditUse] = []
+    for text in texts:
+        name, given, strength = text.partition("=")
+        try:
+            found.append(EditUse(edit=name, strength=float(strength) if given else None))
+        except ValueError as failure:
+            raise InvalidRequestError(
+                f"{text!r} is no edit; write NAME, NAME@VERSION, or either with =STRENGTH", field="edit"
+            ) from failure
+    return found
 
 
 def interventions_from(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trephine.client.cli.output import Output
-from trephine.client.types import Edit, EditEvaluation, Intervention
+from trephine.client.types import Direction, Edit, EditEvaluation, Intervention, Site
 
 
 def show_edit(output: Output, edit: Edit, evaluations: Sequence[EditEvaluation] = ()) -> None:
@@ -24,14 +24,26 @@ def show_edit(output: Output, edit: Edit, evaluations: Sequence[EditEvaluation] 
     facts += [("set", f"{one.name}, content {one.content_hash}") for one in edit.sets]
     facts += [("composed of", f"{one.edit} at strength {one.strength:g}") for one in edit.parts]
     output.facts(facts)
-    output.table(("TARGET", "CHANGE", "LABEL"), [_row(one) for one in edit.interventions])
+    rows = [(target_of(one), change_of(one), one.label) for one in edit.interventions]
+    output.table(("TARGET", "CHANGE", "LABEL"), rows)
     if evaluations:
         output.line()
-        rows = [(one.name, one.create_time, one.verdict.value.upper(), one.why) for one in evaluations]
-        output.table(("EVALUATION", "CREATED", "VERDICT", "WHY"), rows)
+        output.table(
+            ("EVALUATION", "CREATED", "VERDICT", "WHY"),
+            [(one.name, one.create_time, one.verdict.value.upper(), one.why) for one in evaluations],
+        )
 
 
-def _row(one: Intervention) -> tuple[str, ...]:
+def target_of(one: Intervention) -> str:
+    """What an intervention changes; the numbers of a direction are left out."""
+    if isinstance(one.target, Direction):
+        return f"direction at {one.target.site.kind.value} {one.target.site.layer}"
+    if isinstance(one.target, Site):
+        return f"{one.target.kind.value} {one.target.layer}"
+    return str(one.target)
+
+
+def change_of(one: Intervention) -> str:
+    """What it does, and how far it goes."""
     value = "" if one.change.value is None else f" {one.change.value}"
-    value += "" if one.strength == 1 else f" at strength {one.strength:g}"
-    return str(one.target), f"{one.change.kind}{value}", one.label
+    return f"{one.change.kind}{value}{'' if one.strength == 1 else f' at strength {one.strength:g}'}"

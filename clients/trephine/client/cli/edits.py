@@ -14,6 +14,7 @@ from trephine.client.cli.arguments import (
     ModelOption,
     interventions_from,
 )
+from trephine.client.cli.edit_composition import COMPOSE_EXAMPLES, SERVE_EXAMPLES, compose, diff, serve
 from trephine.client.cli.edit_evaluation import (
     EVALUATE_EXAMPLES,
     evaluate,
@@ -46,6 +47,9 @@ app.command(epilog=UPDATE_EXAMPLES)(update)
 app.command(epilog=REVERT_EXAMPLES)(revert)
 app.command()(versions)
 app.command()(delete)
+app.command(epilog=COMPOSE_EXAMPLES)(compose)
+app.command()(diff)
+app.command(epilog=SERVE_EXAMPLES)(serve)
 app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
 app.command()(evaluations)
 app.command("evaluation")(show_evaluation_of)

@@ -138,6 +138,15 @@ from trephine.client.types.features import (
     TopFeatures,
 )
 from trephine.client.types.interventions import Change, Direction, Head, Intervention, Where
+from trephine.client.types.live_edits import (
+    EditConflict,
+    EditConflictKind,
+    EditDiff,
+    EditUse,
+    InterventionChange,
+    InterventionChangeKind,
+    LiveEdits,
+)
 from trephine.client.types.models import Capabilities, Capability, LoadedSet, ModelInfo, ModelState
 from trephine.client.types.operations import OperationMetadata, OperationUpdate
 from trephine.client.types.removal import AttackFigure, AttackKind, Removal, RemovalVerdict, ShareInterval
@@ -180,6 +189,7 @@ from trephine.client.types.text import (
     Ablation,
     AblationEffect,
     Applied,
+    AppliedEdit,
     Completion,
     ControlResult,
     Generation,
@@ -195,6 +205,7 @@ __all__ = [
     "Activations",
     "Admission",
     "Applied",
+    "AppliedEdit",
     "ArmResult",
     "AttackFigure",
     "AttackKind",
@@ -244,9 +255,13 @@ __all__ = [
     "EdgeExplanations",
     "EdgePath",
     "Edit",
+    "EditConflict",
+    "EditConflictKind",
+    "EditDiff",
     "EditEvaluation",
     "EditPart",
     "EditSet",
+    "EditUse",
     "EditVerdict",
     "EffectEstimator",
     "EndToEnd",
@@ -296,9 +311,12 @@ __all__ = [
     "Hop",
     "HopKind",
     "Intervention",
+    "InterventionChange",
+    "InterventionChangeKind",
     "LayerAdmission",
     "LayerKind",
     "LayerScore",
+    "LiveEdits",
     "LoadedSet",
     "Measurement",
     "ModelInfo",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import Version
 from trephine.client.types.interventions import Intervention
+from trephine.client.types.live_edits import EditUse
 from trephine.client.types.removal import Removal
 
 
@@ -55,6 +56,10 @@ class Edit(WireValue):
     def reference(self) -> str:
         """Resource name with version, `edits/no-mary@2`: it means this version for ever."""
         return f"{self.name}@{self.version}"
+
+    def at(self, strength: float) -> EditUse:
+        """This version, so many times as far as stored: 0 does nothing, 1 is the edit itself."""
+        return EditUse(edit=self.reference, strength=strength)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

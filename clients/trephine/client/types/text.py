@@ -22,6 +22,18 @@ class Applied(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedEdit(WireValue):
+    """The echo of one edit."""
+
+    edit: str
+    """Resource name of the version that was served, `edits/no-mary@2`."""
+    content_hash: str
+    strength: float
+    applied: tuple[Applied, ...]
+    """Per intervention of the edit, in its order; one that matched nothing has 0 positions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent(WireValue):
     """One generated token of one row."""
 
@@ -46,6 +58,8 @@ class Completion(WireValue):
     n_prompt_tokens: int
     caveats: tuple[str, ...]
     """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    edits: tuple[AppliedEdit, ...] = ()
+    """Echo of the edits that it was served under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,8 @@ class RowScore(WireValue):
     applied: tuple[Applied, ...]
     caveats: tuple[str, ...]
     """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    edits: tuple[AppliedEdit, ...] = ()
+    """Echo of the edits that it was served under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,3 +142,5 @@ class Ablation(WireValue):
     version: Version
     caveats: tuple[str, ...]
     """What a reader must know of the prompt."""
+    edits: tuple[AppliedEdit, ...] = ()
+    """Echo of the edits that were measured, as given."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trephine.domain.ablation import (
     AblationReport,
     ControlResult,
@@ -9,6 +11,7 @@ from trephine.domain.ablation import (
     MatchedControls,
     MeasureAblation,
 )
+from trephine.domain.edit_conflicts import EditInUse
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Intervention
 from trephine.rpc.wire.common import (
@@ -19,6 +22,7 @@ from trephine.rpc.wire.common import (
 )
 from trephine.rpc.wire.fields import at_least, clean, finite, prompt, within
 from trephine.rpc.wire.interventions import applied_to_wire
+from trephine.rpc.wire.live_edits import split_echo
 from trephine.v1 import intervention_service_pb2 as pb
 
 
@@ -41,8 +45,9 @@ def ablation_from_wire(request: pb.AblateRequest, interventions: tuple[Intervent
     )
 
 
-def report_to_wire(report: AblationReport) -> pb.AblateResponse:
-    """Write effects, controls and damage."""
+def report_to_wire(report: AblationReport, stack: Sequence[EditInUse] = ()) -> pb.AblateResponse:
+    """Write effects, controls and damage, and what a stack of edits did if one was measured."""
+    edits, _ = split_echo(report.effects[0].applied if report.effects else (), stack)
     return pb.AblateResponse(
         target=token_to_wire(report.target),
         against=None if report.against is None else token_to_wire(report.against),
@@ -53,6 +58,7 @@ def report_to_wire(report: AblationReport) -> pb.AblateResponse:
         retain_tokens=report.retain_tokens,
         version=version_to_wire(report.model, report.weight_hash),
         caveats=[clean(caveat) for caveat in report.caveats],
+        edits=edits,
     )
 
 

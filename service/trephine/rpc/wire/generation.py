@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from trephine.domain.edit_conflicts import EditInUse
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.generation import (
     Completion,
@@ -17,7 +20,8 @@ from trephine.domain.generation import (
 )
 from trephine.rpc.wire.common import token_to_wire, version_to_wire
 from trephine.rpc.wire.fields import at_least, clean, finite, prompt, within
-from trephine.rpc.wire.interventions import applied_to_wire, interventions_from_wire
+from trephine.rpc.wire.interventions import interventions_from_wire
+from trephine.rpc.wire.live_edits import own_echo, split_echo
 from trephine.v1 import generation_service_pb2 as pb
 
 DEFAULT_NEW_TOKENS = 64
@@ -51,10 +55,16 @@ def token_event_to_wire(event: TokenEvent) -> pb.GenerateResponse:
     return pb.GenerateResponse(token=token)
 
 
-def generation_to_wire(generation: Generation) -> pb.GenerateResponse:
-    """Write the end of a generation."""
+def generation_to_wire(
+    generation: Generation, stacks: Sequence[Sequence[EditInUse]] = ()
+) -> pb.GenerateResponse:
+    """Write the end of a generation, whose rows were served under stacks of edits, one per row or none."""
+    under = stacks or [()] * len(generation.completions)
     finished = pb.GenerationFinished(
-        completions=[_completion_to_wire(completion) for completion in generation.completions],
+        completions=[
+            _completion_to_wire(completion, stack)
+            for completion, stack in zip(generation.completions, under, strict=True)
+        ],
         version=version_to_wire(generation.model, generation.weight_hash),
     )
     return pb.GenerateResponse(finished=finished)
@@ -71,10 +81,11 @@ def score_from_wire(request: pb.ScoreRequest) -> Score:
     return Score(rows=tuple(_scored_row_from_wire(index, row) for index, row in enumerate(request.rows)))
 
 
-def scores_to_wire(scores: Scores) -> pb.ScoreResponse:
-    """Write scores, in order."""
+def scores_to_wire(scores: Scores, stacks: Sequence[Sequence[EditInUse]] = ()) -> pb.ScoreResponse:
+    """Write scores, in order, of rows that were served under stacks of edits, one per row or none."""
+    under = stacks or [()] * len(scores.rows)
     return pb.ScoreResponse(
-        rows=[_row_score_to_wire(row) for row in scores.rows],
+        rows=[_row_score_to_wire(row, stack) for row, stack in zip(scores.rows, under, strict=True)],
         version=version_to_wire(scores.model, scores.weight_hash),
     )
 
@@ -103,23 +114,27 @@ def _sampling_from_wire(request: pb.GenerateRequest) -> Sampling:
     return Sampling(temperature=temperature, top_p=top_p, seed=request.seed)
 
 
-def _completion_to_wire(completion: Completion) -> pb.Completion:
+def _completion_to_wire(completion: Completion, stack: Sequence[EditInUse]) -> pb.Completion:
+    edits, own = split_echo(completion.applied, stack)
     return pb.Completion(
         text=clean(completion.text),
         token_ids=completion.token_ids,
         finish_reason=clean(completion.finish_reason),
-        applied=applied_to_wire(completion.applied),
+        applied=own_echo(own, len(completion.applied) - len(own)),
         n_prompt_tokens=completion.n_prompt_tokens,
         caveats=map(clean, completion.caveats),
+        edits=edits,
     )
 
 
-def _row_score_to_wire(row: RowScore) -> pb.RowScore:
+def _row_score_to_wire(row: RowScore, stack: Sequence[EditInUse]) -> pb.RowScore:
+    edits, own = split_echo(row.applied, stack)
     return pb.RowScore(
         token_ids=row.token_ids,
         log_probabilities=row.log_probabilities,
         top_token_ids=row.top_token_ids,
         kl=row.kl,
-        applied=applied_to_wire(row.applied),
+        applied=own_echo(own, len(row.applied) - len(own)),
         caveats=map(clean, row.caveats),
+        edits=edits,
     )
