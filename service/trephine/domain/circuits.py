@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from math import nan
+from math import inf, nan
 from typing import ClassVar, Literal
 
 from trephine.domain.arrays import Array
@@ -121,6 +121,28 @@ class GraphScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HierarchicalFigures:
+    """What one backward pass kept that stops at features of small attribution (Ge et al. 2024).
+
+    In units of what is explained: tokens, errors, constants and what was stopped sum to `root`.
+    """
+
+    asked_threshold: float
+    threshold: float
+    """Raised where more features survived than there was room for."""
+    root: float
+    tokens: float
+    errors: float
+    constants: float
+    stopped: float
+    """Signed sum of the attributions of stopped features."""
+    stopped_mass: float
+    """Absolute sum of the same."""
+    survivors: int
+    stopped_features: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitFigures:
     """Figures of the whole graph."""
 
@@ -136,6 +158,8 @@ class CircuitFigures:
     peak_extra_bytes: int
     scores: GraphScores | None = None
     """None for neurons, whose reconstruction has no error, and in circuits stored before this was scored."""
+    hierarchy: HierarchicalFigures | None = None
+    """Of circuits whose features were chosen by hierarchical attribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +218,9 @@ class DiscoverCircuit(Command[Circuit, Progress]):
     layers: tuple[int, ...] | None = None
     """Layers that the replacement covers; the other MLPs become error nodes. None means all."""
     max_feature_nodes: int = 512
+    min_attribution: float | None = None
+    """Choose features by hierarchical attribution: those whose absolute attribution, in units of what is
+    explained, is at least this, along paths through such features alone. None: by influence."""
     edge_mass: float = 0.99
     """Per row the largest edges up to this share of the absolute mass are kept."""
     max_edges_per_row: int = 512
@@ -206,6 +233,10 @@ class DiscoverCircuit(Command[Circuit, Progress]):
             raise InvalidRequestError("max_feature_nodes must be at least 1", field="max_feature_nodes")
         if not 0 < self.edge_mass <= 1:
             raise InvalidRequestError("edge_mass must be in (0, 1]", field="edge_mass")
+        if self.min_attribution is not None and not 0 <= self.min_attribution < inf:
+            raise InvalidRequestError(
+                "min_attribution must be a number that is not negative", field="min_attribution"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

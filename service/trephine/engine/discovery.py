@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
@@ -15,8 +15,10 @@ from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
 from trephine.domain.sites import NEURONS
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
-from trephine.engine.expansion import Expansion, NeuronBasis, expand
+from trephine.engine.expansion import Expansion, NeuronBasis
 from trephine.engine.graphs.discovery import discover_with_set
+from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats
+from trephine.engine.graphs.hierarchical_neurons import through_neurons
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes, neuron_directions
@@ -63,7 +65,9 @@ def discover_circuit(
     totals = yield from sweep_gradient(operators, what.cotangents(live=True))
     half_rule = yield from sweep_paths(operators, what.cotangents(live=False))
     basis = NeuronBasis(operators=operators, explained=what, meter=meter)
-    expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
+    hierarchy, expansion = yield from grow(
+        basis, partial(through_neurons, operators, what), what, operators, command
+    )
     order = order_nodes(expansion)
     edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()
@@ -81,10 +85,16 @@ def discover_circuit(
         edges=edges,
         rows=rows,
         quality=quality,
-        figures=_figures(what, operators, expansion, order, monotonic() - started, meter.extra_bytes),
+        figures=replace(
+            _figures(what, operators, expansion, order, monotonic() - started, meter.extra_bytes),
+            hierarchy=hierarchy,
+        ),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=_caveats(hosted, what, operators, expansion, order, quality),
+        caveats=(
+            *_caveats(hosted, what, operators, expansion, order, quality),
+            *hierarchy_caveats(hierarchy),
+        ),
     )
     return circuit
 

@@ -95,6 +95,23 @@ def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, 
     return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
 
 
+def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, None, Expansion]:
+    """Expand the targets and features that were chosen elsewhere, `cells (n,)`, a round at a time.
+
+    Raises:
+        InternalError: If a row does not sum to its target (law 3).
+    """
+    rows = yield from basis.target_rows()
+    roots = len(rows)
+    influence = solve_influence(rows, basis.cells)
+    for chosen in cells.split(ROUND) if len(cells) else ():
+        rows += yield from basis.feature_rows(chosen)
+        influence = solve_influence(rows, basis.cells)
+        partial = partial_circuit(rows, basis.cells, influence)
+        yield Progress(stage="attribution", done=len(rows) - roots, total=len(cells), partial=partial)
+    return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeuronBasis:
     """The model's own neurons, explained by `relp_half`."""

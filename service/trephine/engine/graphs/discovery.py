@@ -11,15 +11,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
+from trephine.domain.circuits import (
+    Circuit,
+    CircuitFigures,
+    DiscoverCircuit,
+    EstimateQuality,
+    HierarchicalFigures,
+)
 from trephine.domain.commands import Progress
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, feature_ablation, verify_estimates
-from trephine.engine.expansion import Expansion, expand
+from trephine.engine.expansion import Expansion
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
+from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats, through_features
 from trephine.engine.graphs.linearised import is_linearised
 from trephine.engine.graphs.scores import graph_scores
 from trephine.engine.hosted import HostedModel
@@ -56,6 +63,7 @@ class _Graph:
     operators: FrozenOperators
     active: ActiveFeatures
     expansion: Expansion
+    hierarchy: HierarchicalFigures | None
     order: NodeOrder
     gradient: Tensor
     """float32 `(n_cells,)`, effects by the exact gradient."""
@@ -85,7 +93,9 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
         meter=meter,
         max_nodes=command.max_feature_nodes,
     )
-    expansion = yield from expand(basis, max_nodes=command.max_feature_nodes)
+    hierarchy, expansion = yield from grow(
+        basis, partial(through_features, hosted, operators, active, what), what, operators, command
+    )
     graph = _Graph(
         hosted=hosted,
         question=question,
@@ -93,6 +103,7 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
         operators=operators,
         active=active,
         expansion=expansion,
+        hierarchy=hierarchy,
         order=order_nodes(expansion),
         gradient=gradient,
         paths=path_effects(expansion.rows, active),
@@ -192,6 +203,7 @@ def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
         seconds=seconds,
         peak_extra_bytes=extra_bytes,
         scores=graph_scores(graph.expansion.rows, graph.order),
+        hierarchy=graph.hierarchy,
     )
 
 
@@ -220,7 +232,7 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
         caveats.append("Paths end at dictionaries on the residual stream: what they read below is not shown.")
     if any(layer_info(graph.hosted, info.name, n).has_skip for n in covered_layers(graph.hosted, info.name)):
         caveats.append("Skip paths are followed as part of the network, not as features.")
-    caveats += target_caveats(graph.explained)
+    caveats += [*target_caveats(graph.explained), *hierarchy_caveats(graph.hierarchy)]
     if graph.explained.softcap:
         caveats.append("Logits are read before the model's soft cap.")
     if graph.hosted.info.dtype == "bfloat16":
