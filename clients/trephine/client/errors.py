@@ -21,6 +21,10 @@ from trephine.client.local_errors import LocalFileError as LocalFileError
 from trephine.client.local_errors import ServerStartError as ServerStartError
 from trephine.client.local_errors import ServerUnreachableError as ServerUnreachableError
 from trephine.client.local_errors import ServiceMissingError as ServiceMissingError
+from trephine.client.spurious_errors import AttributeConfoundedError as AttributeConfoundedError
+from trephine.client.spurious_errors import EmptyGroupError as EmptyGroupError
+from trephine.client.spurious_errors import HeadNotStockError as HeadNotStockError
+from trephine.client.spurious_errors import SplitLeakageError as SplitLeakageError
 
 
 class InternalError(TrephineError):

@@ -12,6 +12,10 @@ from trephine.domain.error_root import ErrorKind as ErrorKind
 from trephine.domain.error_root import TrephineError as TrephineError
 from trephine.domain.error_root import error_from as error_from
 from trephine.domain.error_root import error_types as error_types
+from trephine.domain.spurious_errors import AttributeConfoundedError as AttributeConfoundedError
+from trephine.domain.spurious_errors import EmptyGroupError as EmptyGroupError
+from trephine.domain.spurious_errors import HeadNotStockError as HeadNotStockError
+from trephine.domain.spurious_errors import SplitLeakageError as SplitLeakageError
 
 
 class InternalError(TrephineError):

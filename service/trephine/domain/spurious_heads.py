@@ -1,0 +1,104 @@
+"""What decides: a head on the pooled stream, trained here, given as a checkpoint, or the model's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trephine.domain.arrays import Array
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.interventions import require_finite
+
+TEXT = "{text}"
+"""Where a template of label tokens takes the text."""
+
+
+class Pooling(StrEnum):
+    """How a text's activations become one vector."""
+
+    LAST = "last"
+    """That of its last token, as stock `*ForSequenceClassification` does."""
+    MEAN = "mean"
+    """Their mean over positions >= 1: position 0 is an attention sink."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeHead:
+    """A logistic regression that is trained on the ambiguous set; deterministic."""
+
+    kind: Literal["probe"] = "probe"
+    layer: int | None = None
+    """Reads `resid_post` of this layer. None: the final norm's output, the stock form, which can be exported:
+    no bias and no centring."""
+    pooling: Pooling = Pooling.LAST
+    penalty: float = 1e-2
+    """L2 on the weights of standardised inputs, beside the mean loss."""
+
+    def __post_init__(self) -> None:
+        require_finite("decision.penalty", self.penalty)
+        if self.penalty <= 0:
+            raise InvalidRequestError("decision.penalty must be above 0", field="decision.penalty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelToken:
+    """The next token that stands for a label."""
+
+    label: str
+    token: str
+    """One token, or `#id`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenHead:
+    """The language model itself: which label's token comes next."""
+
+    kind: Literal["tokens"] = "tokens"
+    tokens: tuple[LabelToken, ...]
+    template: str = TEXT
+    """Holds `{text}` once."""
+
+    def __post_init__(self) -> None:
+        if self.template.count(TEXT) != 1:
+            raise InvalidRequestError(
+                f"the template must hold {TEXT} exactly once", field="decision.template"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierHead:
+    """The `score` weight of a stock `*ForSequenceClassification` folder on the hosted model."""
+
+    kind: Literal["classifier"] = "classifier"
+    folder: str
+    """A folder of the server's model roots; its `id2label` names the labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardHead:
+    """As `ClassifierHead`, with one output: the reward. Above the threshold is the second label."""
+
+    kind: Literal["reward"] = "reward"
+    folder: str
+    threshold: float | None = None
+    """None: the one that is most accurate on the ambiguous set."""
+
+
+DecisionHead = Annotated[ProbeHead | TokenHead | ClassifierHead | RewardHead, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadWeights:
+    """A head as numbers: logits of the labels = pooled @ weight.T + bias."""
+
+    labels: tuple[str, ...]
+    weight: Array
+    """float32 `(n_labels, d_model)`."""
+    bias: tuple[float, ...]
+    """`(n_labels,)`; zeros in the stock form."""
+    layer: int | None
+    """None: the final norm's output."""
+    pooling: Pooling
