@@ -154,7 +154,11 @@ def test_labels_go_out_and_in(run, capsys, tmp_path, trephine):
     out = tmp_path / "labels.jsonl"
     assert run("features", "labels", "export", "-m", "tiny", "--out", str(out)) == 0
     features.delete_label((2, 3))
+    capsys.readouterr()
     assert run("features", "labels", "import", str(out), "-m", "tiny") == 0
+    said = capsys.readouterr().err
+    assert "stored 1 labels of neurons of tiny" in said
+    assert "--set" in said
     assert (2, 3, "three") in {(one.feature.layer, one.feature.index, one.text) for one in features.labels()}
     assert run("features", "labels", "list", "-m", "tiny", "--layer", "2") == 0
     assert "2:3\tthree\tann" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from trephine.app.models import Models
 from trephine.domain.activations import RankActivity
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.errors import FeatureIndexNotFoundError
+from trephine.domain.feature_index import TOP_TOKENS
 from trephine.domain.features import (
     DecoderView,
     FeatureDescription,
@@ -23,7 +24,7 @@ from trephine.domain.features import (
     ViewDecoder,
 )
 from trephine.domain.sites import FeatureRef
-from trephine.domain.tokens import ResolveTarget
+from trephine.domain.tokens import ResolveTarget, Token
 from trephine.pages.feature_page import feature_html
 
 _FEW_POSITIONS = 10_000
@@ -100,8 +101,8 @@ class Features:
             caveats=tuple(_caveats(features, view, statistics, stored)),
         )
 
-    async def on_token(self, question: Question, text: str) -> tuple[FoundFeature, ...]:
-        """Find the features whose activation is mostly on one token.
+    async def on_token(self, question: Question, text: str) -> Hits:
+        """Find the features whose activation is mostly on one token; where there is none, say why.
 
         Raises:
             TargetNotOneTokenError: If the text is not exactly one token.
@@ -111,7 +112,7 @@ class Features:
         token = await self._models.engine(question.model).run(
             ResolveTarget(text=text), deadline_seconds=question.deadline_seconds
         )
-        _, reader = await self._index(features, question.index)
+        stored, reader = await self._index(features, question.index)
         hits = (await asyncio.to_thread(reader.on_token, token.id))[:_FOUND]
         found = [
             FoundFeature(
@@ -123,7 +124,8 @@ class Features:
             )
             for hit in hits
         ]
-        return await self._labelled(features, found)
+        caveats = () if hits else (await _nowhere(stored, reader, token),)
+        return Hits(features=await self._labelled(features, found), caveats=caveats)
 
     async def in_text(self, question: Question, text: str) -> Hits:
         """Find the features that contribute most somewhere in a text, each once.
@@ -200,6 +202,21 @@ class Features:
         return tuple(
             replace(one, label=labels[one.feature].text) if one.feature in labels else one for one in found
         )
+
+
+async def _nowhere(index: StoredIndex, reader: IndexReader, token: Token) -> str:
+    """Say why no feature is listed for a token, and what to do."""
+    info = index.info
+    corpus = f"{info.corpus} ({info.tokens} positions indexed)"
+    if not await asyncio.to_thread(reader.occurs, token.id):
+        return (
+            f"{token.display!r} occurs nowhere in {corpus}: index a longer text, or one that has it, or "
+            "search by text"
+        )
+    return (
+        f"{token.display!r} occurs in {corpus}, but no feature has it among the {TOP_TOKENS} tokens "
+        "that carry most of its activation: search by text for what fires on it all the same"
+    )
 
 
 def _renamed(statistics: FeatureStatistics, replacement: str) -> FeatureStatistics:

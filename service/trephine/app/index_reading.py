@@ -110,6 +110,15 @@ class IndexReader:
             sorted(hits, key=lambda hit: (hit.count < _FEWEST_FIRINGS, -hit.share, -hit.count, hit.feature))
         )
 
+    def occurs(self, token: int) -> bool:
+        """True if a token is anywhere in the index's contexts.
+
+        Raises:
+            CorruptRecordError: If the file is damaged.
+        """
+        with self._opened() as database:
+            return database.execute("SELECT 1 FROM tokens WHERE id = ?", (token,)).fetchone() is not None
+
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         try:

@@ -115,7 +115,8 @@ class Labels:
         """Store labels from JSONL, all of them or none; return how many.
 
         A line is `{"layer": 12, "index": 345, "label": "..."}` with an optional `author`. Labels that are
-        there are replaced.
+        there are replaced. A line that names its set (`replacement`, `content_hash`), as exported ones do,
+        is taken for that set alone.
 
         Raises:
             InvalidRequestError: Naming the first line that is no label of the set.
@@ -135,6 +136,8 @@ class Labels:
                     "label": label.text,
                     "author": label.author,
                     "create_time": label.create_time,
+                    "replacement": features.name,
+                    "content_hash": features.content_hash,
                 },
                 ensure_ascii=False,
             )
@@ -207,6 +210,20 @@ def _parsed(features: FeatureSet, data: bytes, author: str, now: str) -> list[Fe
     return labels
 
 
+def _require_own(features: FeatureSet, line: dict[str, Any]) -> None:
+    """Refuse a label of other features: the same layer and index mean something else there."""
+    of = line.get("content_hash", features.content_hash)
+    if of == features.content_hash:
+        return
+    name = line.get("replacement")
+    named = f"{name} ({str(of)[:12]})" if isinstance(name, str) else str(of)[:12]
+    raise InvalidRequestError(
+        f"it labels features of {named}, and labels are imported for {features.name} "
+        f"({features.content_hash[:12]}): name the set that it is of, or take `content_hash` out of the "
+        "lines to store them here all the same"
+    )
+
+
 def _parsed_line(features: FeatureSet, line: bytes, author: str, now: str) -> FeatureLabel:
     try:
         value = json.loads(line)
@@ -214,6 +231,7 @@ def _parsed_line(features: FeatureSet, line: bytes, author: str, now: str) -> Fe
         raise InvalidRequestError('no JSON; write {"layer": 12, "index": 345, "label": "..."}') from error
     if not isinstance(value, dict):
         raise InvalidRequestError("no JSON object")
+    _require_own(features, value)
     layer, index, text = value.get("layer"), value.get("index"), value.get("label")
     if type(layer) is not int or type(index) is not int or not isinstance(text, str):
         raise InvalidRequestError("`layer` and `index` must be whole numbers and `label` a text")

@@ -144,6 +144,7 @@ class Residency:
     total_bytes: int
     resident_bytes: int
     peak_bytes: int
+    """Resident at most, while the set was admitted and ever since."""
     budget_bytes: int
     loads: int
     """Layers read from disk since the set was loaded."""

@@ -201,7 +201,7 @@ class FeatureServicer(FeatureServiceServicer):
 
     async def _found(self, question: Question, by: str, asked: str) -> Hits:
         if by == "token":
-            return Hits(features=await self._features.on_token(question, asked))
+            return await self._features.on_token(question, asked)
         if by == "text":
             return await self._features.in_text(question, asked)
         return Hits(features=await self._features.labelled(question, asked))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.builders import tiny_hosted
 from tests.thinking_engine import thinking_scripts
 from tests.unit.app.house import House, house
 from trephine.app.features import Question
+from trephine.app.index_reading import IndexReader
 from trephine.app.requests import IndexRequest
 from trephine.domain.errors import (
     BrokenCorpusError,
@@ -161,16 +163,30 @@ async def test_a_description_joins_weights_index_and_labels(place):
 async def test_search_by_token_finds_what_fires_on_it(place):
     """Hits are the features with mass on the token, largest share first; another token has others."""
     await build(place, request(await corpus_of(place)))
-    found = await place.features.on_token(NEURONS, " store")
+    hits = await place.features.on_token(NEURONS, " store")
+    found = hits.features
     assert found
+    assert hits.caveats == ()
     shares = [one.score for one in found]
     assert shares == sorted(shares, reverse=True)
     described = await place.features.describe(NEURONS, found[0].feature.layer, found[0].feature.index)
     share = {one.token.display: one.share for one in described.statistics.tokens}
     assert share[" store"] == pytest.approx(found[0].score)
-    assert await place.features.on_token(NEURONS, "<|pad|>") == ()
+    nothing = await place.features.on_token(NEURONS, "<|pad|>")
+    assert nothing.features == ()
+    assert "occurs nowhere in" in nothing.caveats[0]
     with pytest.raises(TargetNotOneTokenError):
         await place.features.on_token(NEURONS, " store went")
+
+
+async def test_a_token_that_is_nobodys_own_is_said_to_occur(place, monkeypatch):
+    """Where a token is in the corpus but on no feature's list, the answer says so and what to do."""
+    await build(place, request(await corpus_of(place)))
+    monkeypatch.setattr(IndexReader, "on_token", lambda self, token: ())
+    (caveat,) = (await place.features.on_token(NEURONS, " store")).caveats
+    assert "occurs in" in caveat
+    assert "among the 8 tokens" in caveat
+    assert "search by text" in caveat
 
 
 async def test_search_by_text_and_by_label(place):
@@ -285,6 +301,22 @@ async def test_an_import_stores_all_or_nothing(place, lines, says):
     with pytest.raises(InvalidRequestError, match=says):
         await place.labels.import_lines(features, lines, "ann")
     assert await place.labels.list(features) == ()
+
+
+async def test_labels_of_another_set_are_refused(place):
+    """An exported line names its set: for others it is refused by name, and without the hash it is taken."""
+    features = await place.feature_sets.get("tiny", "neurons")
+    await place.labels.set(features, FeatureRef(layer=0, index=1), "cats", "ann")
+    other = replace(features, name="transcoders", content_hash="f" * 64)
+    lines = (await place.labels.export_lines(features)).replace(
+        features.content_hash.encode(), other.content_hash.encode()
+    )
+    lines = lines.replace(b'"neurons"', b'"transcoders"')
+    with pytest.raises(InvalidRequestError, match=r"line 1.*transcoders \(ffffffffffff\).*for neurons"):
+        await place.labels.import_lines(features, lines, "ann")
+    assert await place.labels.import_lines(other, lines, "ann") == 1
+    bare = json.dumps({**json.loads(lines), "content_hash": features.content_hash}).encode()
+    assert await place.labels.import_lines(features, bare, "ann") == 1
 
 
 async def test_features_that_do_not_exist_are_named(place):

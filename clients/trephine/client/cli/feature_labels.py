@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
-from trephine.client.cli.feature_sets import SetOption, features_of
+from trephine.client.cli.feature_sets import OWN, SetOption, features_of
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.decoding import message_json
@@ -47,13 +47,19 @@ def import_labels(
     author: AuthorOption = None,
     model: ModelOption = DEFAULT_MODEL,
 ) -> None:
-    """Store the labels of a JSONL file; labels that are there are replaced."""
+    """Store the labels of a JSONL file; labels that are there are replaced.
+
+    Without --set they are stored for the model's own neurons. A file that `export` wrote names its set,
+    and is refused for another one.
+    """
     given = invocation(context)
     with given.connect() as trephine:
-        stored = features_of(given, trephine, model, set_name).import_labels(
-            file.expanduser(), author=author or whoami()
-        )
-    given.output.note(f"stored {stored} labels")
+        features = features_of(given, trephine, model, set_name)
+        stored = features.import_labels(file.expanduser(), author=author or whoami())
+    where = f"features of {set_name}" if set_name not in OWN else f"neurons of {model}"
+    given.output.note(f"stored {stored} labels of {where}")
+    if not set_name:
+        given.output.note("for features of a replacement set name it with --set")
 
 
 @app.command("export", epilog=examples("trephine features labels export --set my-set > labels.jsonl"))

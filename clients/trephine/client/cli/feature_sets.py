@@ -29,13 +29,13 @@ FeaturesArgument = Annotated[
 ]
 LayersOption = Annotated[str | None, typer.Option(help="Only these, as in 0,5,10-12.")]
 
-_OWN = ("", "neurons")
+OWN = ("", "neurons")
 
 
 def features_of(given: Invocation, trephine: Trephine, model: str, set_name: str) -> ModelFeatures:
     """The features of a set beside a model; both are loaded if they are not yet."""
     loaded = given.load(trephine, model)
-    if set_name in _OWN:
+    if set_name in OWN:
         return loaded.features()
     return loaded.features(open_set(given, trephine, loaded, set_name).set_id)
 
@@ -49,7 +49,7 @@ def address(text: str, set_name: str) -> FeatureRef:
     target = read_feature(text).target
     if not isinstance(target, FeatureRef):
         raise InvalidRequestError(f"{text!r} is no feature", field="feature")
-    if target.replacement not in (*_OWN, Path(set_name).name):
+    if target.replacement not in (*OWN, Path(set_name).name):
         raise InvalidRequestError(
             f"{text!r} is of another set; look at it with --set {target.replacement}", field="feature"
         )

@@ -64,11 +64,12 @@ def load_replacement_set(session: Session, command: LoadReplacementSet) -> Steps
     check_sites(hosted, infos)
     budget = _budget(hosted, source, infos)
     before = command.admitted if _is_same(hosted, command.admitted, digest) else None
+    peak = 0
     if before is None:
-        admission, reading = yield from _admitted(hosted, source, found, infos, budget)
+        admission, reading, peak = yield from _admitted(hosted, source, found, infos, budget)
     else:
         admission, reading = _taken_over(hosted, source, found, before.admission)
-    pager = _pager(hosted, source, following(found.layers, reading), budget)
+    pager = _pager(hosted, source, following(found.layers, reading), budget, peak)
     info = ReplacementSetInfo(
         name=source.name,
         format=found.format,
@@ -137,7 +138,7 @@ def _budget(hosted: HostedModel, source: ReplacementSource, infos: Sequence[Repl
 
 
 def _pager(
-    hosted: HostedModel, source: ReplacementSource, readers: Sequence[LayerReader], budget: int
+    hosted: HostedModel, source: ReplacementSource, readers: Sequence[LayerReader], budget: int, peak: int = 0
 ) -> LayerPager:
     return LayerPager(
         readers,
@@ -145,6 +146,7 @@ def _pager(
         folder=Path(source.folder),
         reopen=partial(_reopened, hosted, source),
         device=hosted.model.device,
+        peak_bytes=peak,
     )
 
 
@@ -158,7 +160,8 @@ def _admitted(
     found: ReadSet,
     infos: Sequence[ReplacementLayerInfo],
     budget: int,
-) -> Generator[Progress | None, None, tuple[Admission, Reading]]:
+) -> Generator[Progress | None, None, tuple[Admission, Reading, int]]:
+    """Probe a set; return the verdict, how inputs are read, and the weights resident at most meanwhile."""
     possible = readings(hosted.architecture, found)
     pager = _pager(hosted, source, found.layers, budget)
     probed = yield from admit(
@@ -167,7 +170,7 @@ def _admitted(
     pager.clear()
     require_admitted(probed.admission, name=source.name, accept_degraded=source.accept_degraded)
     chosen = next(reading for reading in possible if reading.convention == probed.convention)
-    return probed.admission, chosen
+    return probed.admission, chosen, pager.residency().peak_bytes
 
 
 def _is_same(hosted: HostedModel, before: ReplacementSetInfo | None, digest: str) -> bool:

@@ -34,6 +34,7 @@ class LayerPager:
         reopen: Reads the set's layers anew, hashes included. Called where a file's size or time differs
             from when the set was loaded, to tell a touched file from a changed one.
         device: Where layers are read to.
+        peak_bytes: What was resident at most before this pager took over, while the set was admitted.
     """
 
     def __init__(
@@ -44,13 +45,15 @@ class LayerPager:
         folder: Path | None = None,
         reopen: Callable[[], Sequence[LayerReader]] | None = None,
         device: torch.device | str = "cpu",
+        peak_bytes: int = 0,
     ) -> None:
         self._readers = {reader.info.layer: reader for reader in readers}
         self._budget, self._folder, self._reopen, self._device = budget_bytes, folder, reopen, device
         self._stamp = folder_stamp(folder)
         self._resident: OrderedDict[int, ReplacementLayer] = OrderedDict()
         self._pins: Counter[int] = Counter()
-        self._loads = self._evictions = self._peak = 0
+        self._loads = self._evictions = 0
+        self._peak = peak_bytes
 
     @contextmanager
     def pinned(self, layers: Sequence[int]) -> Iterator[Mapping[int, ReplacementLayer]]:

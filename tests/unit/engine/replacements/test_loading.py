@@ -138,6 +138,8 @@ def test_a_small_budget_loads_and_pages(session, tmp_path):
     size = load(session, folder, name="whole").layers[0].memory_bytes
     info = load(session, folder, name="paged", memory_budget_bytes=size)
     assert info.residency.total_bytes == 3 * size
+    # What admission held counts, though nothing has been used yet.
+    assert (info.residency.peak_bytes, info.residency.resident_bytes) == (size, 0)
     for layer in (0, 1, 2, 0):
         with opened(session.hosted, "paged", [layer]):
             pass
