@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 
 from tests.fakes.engine import FakeEngine, FakeLauncher
 from trephine.app.state import StateFolder
+from trephine.domain.circuits import CheckDiscovery
 from trephine.domain.findings import AuditorInfo, Rule
 from trephine.domain.models import LoadModel, ModelInfo
 from trephine.domain.tokens import ResolveTarget, Token, Tokenize, Tokens
@@ -56,6 +57,9 @@ def loaded_engine(**scripts: Any) -> FakeEngine:
         {
             LoadModel: INFO,
             Tokenize: lambda command: Tokens(tokens=tuple(word(part) for part in command.text.split())),
+            CheckDiscovery: lambda command: Tokens(
+                tokens=tuple(word(part) for part in command.command.prompt.split())
+            ),
             ResolveTarget: lambda command: word(command.text),
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -36,6 +37,8 @@ from trephine.v1.operation_service_pb2_grpc import OperationServiceStub
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 PROMPT = "When Mary and John went to the store, John gave a drink to"
+_FEATURE, _SCORE = targets.FeatureValue, targets.AttentionScore
+_SHORT = targets.DirectionValue(site=common.Site(kind=common.SITE_KIND_RESID_POST), vector=[1.0])
 CAPITAL = Path(__file__).parents[1] / "fixtures" / "circuit_tracer" / "capital.json"
 
 
@@ -99,6 +102,67 @@ async def test_a_growing_circuit_is_watched_and_ends_within_a_quantum(server: Ed
     )
     assert second.edges
     assert all(-1 <= one.target < 32 and 0 <= one.source < 32 for one in second.edges)
+
+
+async def test_pruning_and_hierarchy_are_part_of_the_request(stored: AsyncCircuits, server: Edge):
+    """What is asked for at discovery is in figures, notes and the exported document; rows still sum."""
+    asked = request()
+    asked.min_attribution = 0.001
+    asked.pruning.max_edges = 20
+    asked.pruning.node_threshold = asked.pruning.edge_threshold = 1.0
+    done = await server.wait(await server.stub(CircuitServiceStub).DiscoverCircuit(asked))
+    message = circuits.Circuit()
+    assert done.response.Unpack(message), done
+    hierarchy = message.hierarchy
+    assert 0 < hierarchy.survivors <= 24
+    parts = hierarchy.tokens + hierarchy.errors + hierarchy.constants + hierarchy.stopped
+    assert parts == pytest.approx(hierarchy.root, abs=1e-3)
+    assert message.n_edges <= 20
+    assert message.provenance.how == "node threshold 1, edge threshold 1, at most 20 edges"
+    circuit = await stored.get(message.name)
+    document = await circuit.json(node_threshold=1.0, edge_threshold=1.0)
+    info = document["metadata"]["info"]
+    assert info["hierarchical_attribution"]["survivors"] == hierarchy.survivors
+    assert [note for note in info["caveats"] if "Pruned when it was found" in note]
+    assert "hierarchical attribution" in await circuit.html()
+    page = await circuit.nodes()
+    entering = {node.index: 0.0 for node in page}
+    for one in await circuit.edges():
+        entering[one.target] += one.weight
+    rows = [node for node in page if node.total is not None]
+    assert rows
+    for node in rows:
+        assert entering[node.index] + node.bias + node.remainder == pytest.approx(node.total, abs=1e-3)
+    await circuit.delete()
+
+
+@pytest.mark.parametrize(
+    ("change", "why", "where"),
+    [
+        ({"feature": _FEATURE(layer=1, index=999)}, "FEATURE_OUT_OF_RANGE", "target.feature.index"),
+        ({"feature": _FEATURE(layer=99, index=0)}, "LAYER_OUT_OF_RANGE", "target.feature.layer"),
+        ({"attention": _SCORE(layer=0, head=77)}, "INVALID_REQUEST", "target.attention.head"),
+        ({"attention": _SCORE(layer=0, head=0, key=500)}, "POSITION_OUT_OF_RANGE", "target.attention.key"),
+        ({"direction": _SHORT}, "SHAPE_MISMATCH", "target.direction.vector"),
+        ({"positions": [3, 77]}, "POSITION_OUT_OF_RANGE", "target.positions"),
+        ({"prompt": " Mary"}, "INVALID_REQUEST", "prompt"),
+    ],
+)
+async def test_validate_only_refuses_what_would_fail_later(
+    server: Edge, change: dict[str, Any], why: str, where: str
+):
+    """Addresses, widths, positions and one-token prompts are refused before any operation is made."""
+    asked = request()
+    asked.validate_only = True
+    if "prompt" in change:
+        asked.prompt = change["prompt"]
+    elif "positions" in change:
+        asked.target.positions.extend(change["positions"])
+    else:
+        asked.target.CopyFrom(targets.GraphTarget(**change))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await server.stub(CircuitServiceStub).DiscoverCircuit(asked)
+    assert (reason(caught.value), field(caught.value)) == (why, where)
 
 
 async def test_parts_are_paged_and_refusals_name_their_field(server: Edge, found: str):

@@ -37,6 +37,7 @@ class Circuit(ExplainableCircuit, VerifiableCircuit):
         node_threshold: float | None = None,
         edge_threshold: float | None = None,
         max_nodes: int | None = None,
+        max_edges: int | None = None,
         keep: Sequence[int] = (),
         validate_only: bool = False,
     ) -> Circuit:
@@ -46,11 +47,12 @@ class Circuit(ExplainableCircuit, VerifiableCircuit):
             node_threshold: Share of the influence that the kept nodes reach; unset 0.8.
             edge_threshold: The same for edges; unset 0.98.
             max_nodes: At most so many features and error nodes; unset: no limit.
+            max_edges: At most so many edges, those that carry most influence; unset: no limit.
             keep: Nodes that are kept beside the pinned ones.
             validate_only: Only count what would be left; the circuit has no name then.
         """
         request = circuit_requests.prune(
-            self.name, node_threshold, edge_threshold, max_nodes, keep, validate_only
+            self.name, node_threshold, edge_threshold, max_nodes, max_edges, keep, validate_only
         )
         pruned = self._wire.call(self._wire.circuits.PruneCircuit, request)
         return Circuit(self._wire, decode(CircuitInfo, pruned))

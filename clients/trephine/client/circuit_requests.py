@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import resource
 from trephine.client.sendable import sendable
-from trephine.client.types import NodeKind, NodeSort
+from trephine.client.types import NodeKind, NodeSort, Pruning
 from trephine.v1 import circuit_queries_pb2 as pb
 from trephine.v1 import circuit_service_pb2 as service_pb
 
@@ -87,11 +88,17 @@ def joined(parts: Sequence[Any]) -> Any:
     return whole
 
 
+def pruning_bounds(bounds: Pruning | None) -> pb.PruningBounds | None:
+    """Say what is stored of a circuit that is found."""
+    return None if bounds is None else pb.PruningBounds(**asdict(bounds))
+
+
 def prune(
     circuit: str,
     node_threshold: float | None,
     edge_threshold: float | None,
     max_nodes: int | None,
+    max_edges: int | None,
     keep: Sequence[int],
     validate_only: bool,
 ) -> pb.PruneCircuitRequest:
@@ -101,6 +108,7 @@ def prune(
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
         max_nodes=max_nodes,
+        max_edges=max_edges,
         keep=keep,
         validate_only=validate_only,
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trephine.client import requests
 from trephine.client.circuit import Circuit
+from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.circuit_views import TraceableModel
 from trephine.client.dataset_circuits import DatasetDiscoverableModel
 from trephine.client.decoding import decode
@@ -26,6 +27,7 @@ from trephine.client.types import (
     Intervention,
     ModelInfo,
     Proposal,
+    Pruning,
     Scores,
     Target,
     Token,
@@ -102,6 +104,8 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
         replacement: str | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
+        min_attribution: float | None = None,
+        prune: Pruning | None = None,
         edge_mass: float | None = None,
         verify_nodes: int | None = None,
         seed: int | None = None,
@@ -117,6 +121,9 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
             replacement: Loaded replacement set whose features span the graph; unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
+            min_attribution: Choose features by hierarchical attribution: those whose absolute attribution, in
+                units of what is explained, is at least this. Unset: by influence.
+            prune: Store what is left after pruning; unset: everything.
             edge_mass: Share of each row's absolute mass that is kept as edges; unset 0.99.
             verify_nodes: Nodes ablated one at a time to measure the estimates; unset 128, 0 skips it.
             seed: Unset 0.
@@ -130,6 +137,8 @@ class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, Traceab
             replacement=replacement,
             layers=layers,
             max_feature_nodes=max_feature_nodes,
+            min_attribution=min_attribution,
+            pruning=pruning_bounds(prune),
             edge_mass=edge_mass,
             verify_nodes=verify_nodes,
             seed=seed,

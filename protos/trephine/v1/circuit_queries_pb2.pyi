@@ -259,6 +259,7 @@ class PruneCircuitRequest(google.protobuf.message.Message):
     MAX_NODES_FIELD_NUMBER: builtins.int
     KEEP_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    MAX_EDGES_FIELD_NUMBER: builtins.int
     circuit: builtins.str
     """Circuit."""
     node_threshold: builtins.float
@@ -269,6 +270,8 @@ class PruneCircuitRequest(google.protobuf.message.Message):
     """At most so many features and error nodes, the most influential. Unset: no limit."""
     validate_only: builtins.bool
     """Count what would be left, store nothing: the response has no name."""
+    max_edges: builtins.int
+    """At most so many edges, those that carry most influence. Unset: no limit."""
     @property
     def keep(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Nodes that are kept beside the pinned ones."""
@@ -282,17 +285,59 @@ class PruneCircuitRequest(google.protobuf.message.Message):
         max_nodes: builtins.int | None = ...,
         keep: collections.abc.Iterable[builtins.int] | None = ...,
         validate_only: builtins.bool = ...,
+        max_edges: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "circuit", b"circuit", "edge_threshold", b"edge_threshold", "keep", b"keep", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_edges", b"_max_edges", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "max_edges", b"max_edges", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_edges", b"_max_edges", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "circuit", b"circuit", "edge_threshold", b"edge_threshold", "keep", b"keep", "max_edges", b"max_edges", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edge_threshold", b"_edge_threshold"]) -> typing.Literal["edge_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_edges", b"_max_edges"]) -> typing.Literal["max_edges"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_nodes", b"_max_nodes"]) -> typing.Literal["max_nodes"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_node_threshold", b"_node_threshold"]) -> typing.Literal["node_threshold"] | None: ...
 
 global___PruneCircuitRequest = PruneCircuitRequest
+
+@typing.final
+class PruningBounds(google.protobuf.message.Message):
+    """What is stored of a circuit that is found; the rules are those of PruneCircuit."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_THRESHOLD_FIELD_NUMBER: builtins.int
+    EDGE_THRESHOLD_FIELD_NUMBER: builtins.int
+    MAX_NODES_FIELD_NUMBER: builtins.int
+    MAX_EDGES_FIELD_NUMBER: builtins.int
+    node_threshold: builtins.float
+    """Share of the influence that the kept nodes reach. Unset: 0.8."""
+    edge_threshold: builtins.float
+    """The same for edges. Unset: 0.98."""
+    max_nodes: builtins.int
+    """At most so many features and error nodes, the most influential. Unset: no limit."""
+    max_edges: builtins.int
+    """At most so many edges, those that carry most influence. Unset: no limit."""
+    def __init__(
+        self,
+        *,
+        node_threshold: builtins.float | None = ...,
+        edge_threshold: builtins.float | None = ...,
+        max_nodes: builtins.int | None = ...,
+        max_edges: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_edges", b"_max_edges", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "max_edges", b"max_edges", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_edge_threshold", b"_edge_threshold", "_max_edges", b"_max_edges", "_max_nodes", b"_max_nodes", "_node_threshold", b"_node_threshold", "edge_threshold", b"edge_threshold", "max_edges", b"max_edges", "max_nodes", b"max_nodes", "node_threshold", b"node_threshold"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_edge_threshold", b"_edge_threshold"]) -> typing.Literal["edge_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_edges", b"_max_edges"]) -> typing.Literal["max_edges"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_nodes", b"_max_nodes"]) -> typing.Literal["max_nodes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_node_threshold", b"_node_threshold"]) -> typing.Literal["node_threshold"] | None: ...
+
+global___PruningBounds = PruningBounds
 
 @typing.final
 class NodePin(google.protobuf.message.Message):

@@ -99,6 +99,8 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    MIN_ATTRIBUTION_FIELD_NUMBER: builtins.int
+    PRUNING_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     prompt: builtins.str
@@ -117,6 +119,11 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     """UUID; the same id again returns the same operation."""
     validate_only: builtins.bool
     """Check everything, predict time and memory, find nothing. The operation is done at once."""
+    min_attribution: builtins.float
+    """Choose features by hierarchical attribution instead of influence: those whose absolute attribution, in
+    units of what is explained, is at least this, along paths through such features alone. Raised where more
+    than `max_feature_nodes` survive.
+    """
     @property
     def target(self) -> trephine.v1.circuit_targets_pb2.GraphTarget:
         """What is explained."""
@@ -124,6 +131,10 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Layers that the set covers; empty means all. The other MLPs become error nodes."""
+
+    @property
+    def pruning(self) -> trephine.v1.circuit_queries_pb2.PruningBounds:
+        """Store what is left after pruning. Unset: everything."""
 
     def __init__(
         self,
@@ -139,13 +150,19 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
+        min_attribution: builtins.float | None = ...,
+        pruning: trephine.v1.circuit_queries_pb2.PruningBounds | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "max_feature_nodes", b"max_feature_nodes", "seed", b"seed", "target", b"target", "verify_nodes", b"verify_nodes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "layers", b"layers", "max_feature_nodes", b"max_feature_nodes", "model", b"model", "prompt", b"prompt", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "target", b"target", "validate_only", b"validate_only", "verify_nodes", b"verify_nodes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_min_attribution", b"_min_attribution", "_pruning", b"_pruning", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "max_feature_nodes", b"max_feature_nodes", "min_attribution", b"min_attribution", "pruning", b"pruning", "seed", b"seed", "target", b"target", "verify_nodes", b"verify_nodes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_min_attribution", b"_min_attribution", "_pruning", b"_pruning", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "layers", b"layers", "max_feature_nodes", b"max_feature_nodes", "min_attribution", b"min_attribution", "model", b"model", "prompt", b"prompt", "pruning", b"pruning", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "target", b"target", "validate_only", b"validate_only", "verify_nodes", b"verify_nodes"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edge_mass", b"_edge_mass"]) -> typing.Literal["edge_mass"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_feature_nodes", b"_max_feature_nodes"]) -> typing.Literal["max_feature_nodes"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_attribution", b"_min_attribution"]) -> typing.Literal["min_attribution"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_pruning", b"_pruning"]) -> typing.Literal["pruning"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_seed", b"_seed"]) -> typing.Literal["seed"] | None: ...
     @typing.overload
@@ -243,6 +260,62 @@ class GraphScores(google.protobuf.message.Message):
 global___GraphScores = GraphScores
 
 @typing.final
+class HierarchicalAttribution(google.protobuf.message.Message):
+    """How hierarchical attribution chose features, in units of what is explained: tokens, errors, constants and
+    what was stopped sum to `root`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    ASKED_THRESHOLD_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    CONSTANTS_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
+    STOPPED_MASS_FIELD_NUMBER: builtins.int
+    SURVIVORS_FIELD_NUMBER: builtins.int
+    STOPPED_FEATURES_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """Smallest absolute attribution of a survivor."""
+    asked_threshold: builtins.float
+    """The threshold that was asked for, which may have been raised."""
+    root: builtins.float
+    """What is explained."""
+    tokens: builtins.float
+    """Through embeddings."""
+    errors: builtins.float
+    """Through error nodes."""
+    constants: builtins.float
+    """Through constants."""
+    stopped: builtins.float
+    """Signed sum of the attributions of stopped features."""
+    stopped_mass: builtins.float
+    """Absolute sum of the same."""
+    survivors: builtins.int
+    """Features that were kept."""
+    stopped_features: builtins.int
+    """Features that were stopped."""
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float = ...,
+        asked_threshold: builtins.float = ...,
+        root: builtins.float = ...,
+        tokens: builtins.float = ...,
+        errors: builtins.float = ...,
+        constants: builtins.float = ...,
+        stopped: builtins.float = ...,
+        stopped_mass: builtins.float = ...,
+        survivors: builtins.int = ...,
+        stopped_features: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asked_threshold", b"asked_threshold", "constants", b"constants", "errors", b"errors", "root", b"root", "stopped", b"stopped", "stopped_features", b"stopped_features", "stopped_mass", b"stopped_mass", "survivors", b"survivors", "threshold", b"threshold", "tokens", b"tokens"]) -> None: ...
+
+global___HierarchicalAttribution = HierarchicalAttribution
+
+@typing.final
 class Circuit(google.protobuf.message.Message):
     """A circuit."""
 
@@ -268,6 +341,7 @@ class Circuit(google.protobuf.message.Message):
     PEAK_EXTRA_BYTES_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     SCORES_FIELD_NUMBER: builtins.int
+    HIERARCHY_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuits/...`."""
     prompt: builtins.str
@@ -322,6 +396,10 @@ class Circuit(google.protobuf.message.Message):
     def scores(self) -> global___GraphScores:
         """How much is explained; unset for neurons, whose reconstruction has no error."""
 
+    @property
+    def hierarchy(self) -> global___HierarchicalAttribution:
+        """Set if features were chosen by hierarchical attribution."""
+
     def __init__(
         self,
         *,
@@ -345,9 +423,12 @@ class Circuit(google.protobuf.message.Message):
         peak_extra_bytes: builtins.int = ...,
         provenance: trephine.v1.circuit_queries_pb2.Provenance | None = ...,
         scores: global___GraphScores | None = ...,
+        hierarchy: global___HierarchicalAttribution | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_quality", b"_quality", "_scores", b"_scores", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "hierarchy", b"hierarchy", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "hierarchy", b"hierarchy", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_hierarchy", b"_hierarchy"]) -> typing.Literal["hierarchy"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_quality", b"_quality"]) -> typing.Literal["quality"] | None: ...
     @typing.overload

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trephine.app.pruning import numbers, prune, without_dangling
+from trephine.app.pruning import edge_influence, numbers, prune, without_dangling
 from trephine.app.records import encode
 from trephine.domain.arrays import Array
 from trephine.domain.circuit_queries import Pruning
@@ -22,21 +22,23 @@ _PRUNABLE = {NodeKind.FEATURE, NodeKind.ERROR}
 
 
 def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> PrunedNodes:
-    """Return what survives pruning: by cumulative influence, then by budget, pinned nodes in any case.
+    """Return what survives pruning: by cumulative influence, then by budgets, pinned nodes in any case.
 
     A pinned node that pruning would drop keeps its edges from and to the nodes that are left. What loses all
-    its edges in or out to the budget goes too, pinned nodes excepted.
+    its edges in or out to a budget goes too, pinned nodes excepted.
 
     Raises:
-        InvalidRequestError: If a threshold is outside (0, 1], or the budget below 1.
+        InvalidRequestError: If a threshold is outside (0, 1], or a budget below 1.
     """
-    if bounds.max_nodes is not None and bounds.max_nodes < 1:
-        raise InvalidRequestError("max_nodes must be at least 1", field="max_nodes")
+    for field, most in (("max_nodes", bounds.max_nodes), ("max_edges", bounds.max_edges)):
+        if most is not None and most < 1:
+            raise InvalidRequestError(f"{field} must be at least 1", field=field)
     kept = prune(circuit, node_threshold=bounds.node_threshold, edge_threshold=bounds.edge_threshold)
     always = pinned | frozenset(bounds.keep)
     within = _within_budget(circuit, kept.nodes, bounds.max_nodes)
     nodes = within | always
-    if nodes == set(kept.nodes):
+    crowded = bounds.max_edges is not None and len(kept.edges) > bounds.max_edges
+    if nodes == set(kept.nodes) and not crowded:
         return kept
     source, target = numbers(circuit.edges.source), numbers(circuit.edges.target)
     stays, brought_back = np.zeros((2, len(circuit.nodes)), np.bool_)
@@ -47,7 +49,10 @@ def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> Pru
     survived |= brought_back[source] | brought_back[target]
     fixed = np.zeros(len(circuit.nodes), np.bool_)
     fixed[list(always)] = True
-    left, edges = without_dangling(circuit, stays, survived & stays[source] & stays[target], fixed=fixed)
+    inside = survived & stays[source] & stays[target]
+    if bounds.max_edges is not None:
+        inside = _strongest_edges(circuit, inside, bounds.max_edges, fixed)
+    left, edges = without_dangling(circuit, stays, inside, fixed=fixed)
     return replace(
         kept, nodes=tuple(np.flatnonzero(left).tolist()), edges=tuple(np.flatnonzero(edges).tolist())
     )
@@ -59,6 +64,17 @@ def _within_budget(circuit: Circuit, kept: tuple[int, ...], most: int | None) ->
         return set(kept)
     ranked = sorted(prunable, key=lambda index: (-circuit.nodes[index].influence, index))
     return set(kept) - set(ranked[most:])
+
+
+def _strongest_edges(circuit: Circuit, inside: Mask, most: int, fixed: Mask) -> Mask:
+    """Keep the edges that carry most influence, and what enters or leaves nodes that stay in any case."""
+    source, target = numbers(circuit.edges.source), numbers(circuit.edges.target)
+    always: Mask = inside & (fixed[source] | fixed[target])
+    free = np.flatnonzero(inside & ~always)
+    ranked = free[np.argsort(-edge_influence(circuit, inside)[free], kind="stable")]
+    chosen = always.copy()
+    chosen[ranked[:most]] = True
+    return chosen
 
 
 def pruned_circuit(circuit: Circuit, kept: PrunedNodes) -> tuple[Circuit, dict[int, int]]:
@@ -101,6 +117,22 @@ def _rows(circuit: Circuit, place: Indices, chosen: Indices) -> Rows:
     )
 
 
+def pruned_at_once(circuit: Circuit, bounds: Pruning) -> Circuit:
+    """Prune a circuit that was just found, before it is stored; a note says what is gone.
+
+    Raises:
+        InvalidRequestError: If a threshold is outside (0, 1], or a budget below 1.
+    """
+    kept = kept_nodes(circuit, bounds, frozenset())
+    smaller, _ = pruned_circuit(circuit, kept)
+    note = (
+        f"Pruned when it was found ({in_words(bounds, 0)}): {len(smaller.nodes)} of {len(circuit.nodes)} "
+        f"nodes and {len(kept.edges)} of {circuit.edges.weight.shape[0]} edges are stored. What is gone is "
+        "in the remainders; influences, effects and figures are those of the whole graph."
+    )
+    return replace(smaller, caveats=(*smaller.caveats, note))
+
+
 def pruned_id(parent: str, bounds: Pruning, kept: PrunedNodes) -> str:
     """Return a pruned circuit's id: the same parent, bounds and kept nodes give the same."""
     asked = hashlib.sha256(encode(bounds) + b"\0" + parent.encode())
@@ -113,6 +145,8 @@ def in_words(bounds: Pruning, pinned: int) -> str:
     said = [f"node threshold {bounds.node_threshold:g}", f"edge threshold {bounds.edge_threshold:g}"]
     if bounds.max_nodes is not None:
         said.append(f"at most {bounds.max_nodes} features and errors")
+    if bounds.max_edges is not None:
+        said.append(f"at most {bounds.max_edges} edges")
     if pinned:
         said.append(f"{pinned} pinned {'node' if pinned == 1 else 'nodes'} kept")
     return ", ".join(said)

@@ -64,6 +64,11 @@ def without_dangling(circuit: Circuit, nodes: Mask, edges: Mask, *, fixed: Mask)
     return _Graph(circuit).without_dangling(nodes, edges, fixed)
 
 
+def edge_influence(circuit: Circuit, kept: Mask) -> Floats:
+    """Return the share of path mass that runs through each edge `(n_edges,)`, over kept edges alone."""
+    return _Graph(circuit).edge_influence(kept)
+
+
 class _Graph:
     """A circuit's edges as vectors, and which nodes are of which kind."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trephine.domain.circuit_queries import Pruning
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.edit_evaluation import (
@@ -36,6 +37,8 @@ class DiscoverRequest:
     model: str
     """Name of a loaded model."""
     command: DiscoverCircuit
+    pruning: Pruning | None = None
+    """What is stored of it; None: everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,12 @@ operation finds it and returns, so that no effect is lost and none is visible tw
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from trephine.app.audits import Audits
+from trephine.app.circuit_pruning import in_words, pruned_at_once
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
 from trephine.app.dataset_circuits import DatasetCircuits
@@ -37,6 +39,7 @@ from trephine.app.requests import (
     ProposeRequest,
     VerifyRequest,
 )
+from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.commands import Progress
 
 Report = Callable[[Progress], None]
@@ -132,7 +135,11 @@ class Work:
         if not self.circuits.exists(operation_id):
             engine = self.models.engine(request.model)
             circuit = await engine.run(request.command, on_event=_forward(report))
-            await self.circuits.save(circuit, circuit_id=operation_id)
+            provenance = DISCOVERED
+            if request.pruning is not None:
+                provenance = Provenance(how=in_words(request.pruning, 0))
+                circuit = await asyncio.to_thread(pruned_at_once, circuit, request.pruning)
+            await self.circuits.save(circuit, circuit_id=operation_id, provenance=provenance)
         return resource("circuits", operation_id)
 
     async def _propose(self, request: ProposeRequest, report: Report, operation_id: str) -> str:

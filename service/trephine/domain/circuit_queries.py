@@ -124,5 +124,7 @@ class Pruning:
     """The same for edges."""
     max_nodes: int | None = None
     """At most so many features and error nodes, the most influential; pinned ones come on top."""
+    max_edges: int | None = None
+    """At most so many edges, those that carry most influence; those of pinned nodes come on top."""
     keep: tuple[int, ...] = ()
     """Nodes that are kept beside the pinned ones."""

@@ -12,7 +12,7 @@ from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.sites import NEURONS
 from trephine.domain.targets import ExplainedTarget, GraphTarget
-from trephine.domain.tokens import Token
+from trephine.domain.tokens import Token, Tokens
 
 
 class NodeKind(StrEnum):
@@ -237,6 +237,16 @@ class DiscoverCircuit(Command[Circuit, Progress]):
             raise InvalidRequestError(
                 "min_attribution must be a number that is not negative", field="min_attribution"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckDiscovery(Command[Tokens, Progress]):
+    """Refuse whatever a discovery would be refused for once it runs, and return the prompt's tokens.
+
+    Nothing is run: no forward pass.
+    """
+
+    command: DiscoverCircuit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

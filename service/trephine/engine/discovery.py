@@ -9,13 +9,21 @@ from time import monotonic
 
 import torch
 
-from trephine.domain.circuits import Circuit, CircuitFigures, DiscoverCircuit, EstimateQuality
+from trephine.domain.circuits import (
+    CheckDiscovery,
+    Circuit,
+    CircuitFigures,
+    DiscoverCircuit,
+    EstimateQuality,
+)
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
 from trephine.domain.sites import NEURONS
+from trephine.domain.tokens import Tokens
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
 from trephine.engine.expansion import Expansion, NeuronBasis
+from trephine.engine.graphs.actives import check_layers
 from trephine.engine.graphs.discovery import discover_with_set
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats
 from trephine.engine.graphs.hierarchical_neurons import through_neurons
@@ -99,6 +107,18 @@ def discover_circuit(
     return circuit
 
 
+def check(session: Session, command: CheckDiscovery) -> Generator[Progress | None, None, Tokens]:
+    """Refuse what `discover` would refuse, without running the model.
+
+    Raises:
+        TrephineError: As `validate`.
+    """
+    hosted = session.require_model()
+    question = validate(hosted, command.command)
+    yield None
+    return Tokens(tokens=hosted.tokens(question.ids))
+
+
 def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
     """Check a request against the model and resolve its tokens.
 
@@ -106,9 +126,14 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
         ReplacementNotFoundError: For a replacement set that is not loaded.
         LayerOutOfRangeError: For a layer that the model or the set does not have.
         EmptyPromptError, PromptTooLongError, TargetNotOneTokenError: For the texts.
+        UnsupportedOptionError: If no attribution law holds for a layer of the set, or for the target's site.
         InvalidRequestError: For a prompt of one token, or limits out of their domain.
     """
     _check_limits(hosted, command)
+    if command.replacement != NEURONS:
+        check_layers(
+            hosted, command.replacement, command.layers or covered_layers(hosted, command.replacement)
+        )
     ids = hosted.encode(command.prompt)
     if len(ids) < _FEWEST_TOKENS:
         raise InvalidRequestError(
@@ -260,5 +285,5 @@ def _caveats(
     return tuple(caveats)
 
 
-HANDLERS: dict[type, Handler] = {DiscoverCircuit: discover}
+HANDLERS: dict[type, Handler] = {DiscoverCircuit: discover, CheckDiscovery: check}
 """Commands of this module."""

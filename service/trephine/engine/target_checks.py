@@ -25,7 +25,7 @@ from trephine.domain.targets import (
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import logit_readout
 from trephine.engine.replacements.sets import covered_layers, layer_info
-from trephine.engine.sites import require_layer, require_site, site_width
+from trephine.engine.sites import require_site, site_width
 
 
 def check_target(hosted: HostedModel, command: DiscoverCircuit, n_pos: int) -> None:
@@ -99,8 +99,18 @@ def _check_tokens(hosted: HostedModel, tokens: Sequence[str]) -> None:
         raise InvalidRequestError("a token is named twice", field="target.tokens")
 
 
+def _check_layer(hosted: HostedModel, layer: int) -> None:
+    n_layers = hosted.architecture.n_layers
+    if not 0 <= layer < n_layers:
+        raise LayerOutOfRangeError(
+            f"layer {layer} does not exist: the model has layers 0 to {n_layers - 1}",
+            field="target.layer",
+            layer=layer,
+        )
+
+
 def _check_feature(hosted: HostedModel, command: DiscoverCircuit, wanted: FeatureValue) -> None:
-    require_layer(hosted.architecture, wanted.layer)
+    _check_layer(hosted, wanted.layer)
     open_layers = command.layers or covered_layers(hosted, command.replacement)
     if command.replacement != NEURONS and wanted.layer not in open_layers:
         raise LayerOutOfRangeError(
@@ -134,7 +144,7 @@ def _check_direction(hosted: HostedModel, wanted: DirectionValue) -> None:
 
 
 def _check_score(hosted: HostedModel, wanted: AttentionScore, positions: Sequence[int]) -> None:
-    require_layer(hosted.architecture, wanted.layer)
+    _check_layer(hosted, wanted.layer)
     attention = hosted.architecture.blocks[wanted.layer].attention
     if not 0 <= wanted.head < attention.n_heads:
         raise InvalidRequestError(

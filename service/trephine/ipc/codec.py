@@ -16,7 +16,7 @@ from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.attention import TraceAttention
 from trephine.domain.circuit_edges import ExplainEdges
-from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.circuits import CheckDiscovery, DiscoverCircuit
 from trephine.domain.commands import Command
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.directions import CompareFeatures
@@ -59,6 +59,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     ReadActivations,
     RankActivity,
     MeasureAblation,
+    CheckDiscovery,
     DiscoverCircuit,
     ExplainEdges,
     TraceAttention,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import accumulate
 from math import isfinite
 from typing import Any
@@ -53,6 +54,7 @@ def circuit_json(
                 "generator": {"name": "trephine", "edge_rule": circuit.edge_rule},
                 "weight_hash": circuit.weight_hash,
                 "caveats": list(circuit.caveats),
+                **_hierarchy(circuit),
             },
             "pruning_settings": {
                 "node_threshold": kept.node_threshold,
@@ -69,6 +71,12 @@ def circuit_json(
             for source, target, weight in kept_edges(circuit, kept)
         ],
     }
+
+
+def _hierarchy(circuit: Circuit) -> dict[str, Any]:
+    """How features were chosen, where it was not by influence."""
+    found = circuit.figures.hierarchy
+    return {} if found is None else {"hierarchical_attribution": asdict(found)}
 
 
 def node_ids(circuit: Circuit) -> list[str]:

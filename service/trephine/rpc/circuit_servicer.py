@@ -14,7 +14,7 @@ from trephine.domain import circuits as domain
 from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS
-from trephine.domain.tokens import ResolveTarget, Tokenize
+from trephine.domain.tokens import ResolveTarget
 from trephine.rpc.calls import Context
 from trephine.rpc.circuit_query_servicer import CircuitQueries
 from trephine.rpc.circuit_verification_servicer import CircuitVerification
@@ -23,8 +23,8 @@ from trephine.rpc.dataset_circuit_servicer import DatasetCircuitCalls
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.streaming import remaining
-from trephine.rpc.wire.circuit_queries import filter_from_wire
-from trephine.rpc.wire.circuit_targets import tokens_named
+from trephine.rpc.wire.circuit_queries import filter_from_wire, pruning_from_wire
+from trephine.rpc.wire.circuit_targets import checked_target, tokens_named
 from trephine.rpc.wire.circuits import (
     checked_to_wire,
     circuit_to_wire,
@@ -59,10 +59,13 @@ class CircuitServicer(
     async def DiscoverCircuit(self, request: pb.DiscoverCircuitRequest, context: Context) -> Operation:
         """Find the circuit behind a next-token choice, or only check and predict."""
         model = resource_id(request.model, "models", "model")
-        command = discover_from_wire(request)
+        command, pruning = discover_from_wire(request), None
+        if request.HasField("pruning"):
+            with within("pruning"):
+                pruning = pruning_from_wire(request.pruning)
         if request.validate_only:
             return validated("DiscoverCircuit", await self._predicted(model, command))
-        found = DiscoverRequest(model=model, command=command)
+        found = DiscoverRequest(model=model, command=command, pruning=pruning)
         return await self._operations.start("DiscoverCircuit", found, request.request_id)
 
     async def GetCircuit(self, request: pb.GetCircuitRequest, context: Context) -> pb.Circuit:
@@ -133,13 +136,15 @@ class CircuitServicer(
                 raise LayerOutOfRangeError(
                     f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
                 )
+        layers = self._layers(model, command)
         await self._models.predict_command(model, command)
         engine = self._models.engine(model)
-        split = await engine.run(Tokenize(text=command.prompt))
         for field, text in tokens_named(command.target):
             with within(f"target.{field}"):
                 await engine.run(ResolveTarget(text=text))
-        cost = discovery_cost(command, info, len(split.tokens), self._layers(model, command))
+        with checked_target(command.target):
+            split = await engine.run(domain.CheckDiscovery(command=command))
+        cost = discovery_cost(command, info, len(split.tokens), layers)
         return checked_to_wire(command, info, split.tokens, cost)
 
     def _layers(self, model: str, command: domain.DiscoverCircuit) -> tuple[ReplacementLayerInfo, ...]:

@@ -37,12 +37,13 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         node_threshold: float | None = None,
         edge_threshold: float | None = None,
         max_nodes: int | None = None,
+        max_edges: int | None = None,
         keep: Sequence[int] = (),
         validate_only: bool = False,
     ) -> AsyncCircuit:
         """A smaller circuit, stored beside this one; the arguments are those of the sync client."""
         request = circuit_requests.prune(
-            self.name, node_threshold, edge_threshold, max_nodes, keep, validate_only
+            self.name, node_threshold, edge_threshold, max_nodes, max_edges, keep, validate_only
         )
         pruned = await self._wire.call(self._wire.circuits.PruneCircuit, request)
         return AsyncCircuit(self._wire, decode(CircuitInfo, pruned))

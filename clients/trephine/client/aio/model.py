@@ -15,6 +15,7 @@ from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.replaceable import AsyncReplaceableModel
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.decoding import decode
 from trephine.client.model import Role
 from trephine.client.operations import OnProgress
@@ -29,6 +30,7 @@ from trephine.client.types import (
     Intervention,
     ModelInfo,
     Proposal,
+    Pruning,
     Scores,
     Target,
     Token,
@@ -109,6 +111,8 @@ class AsyncModel(
         replacement: str | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
+        min_attribution: float | None = None,
+        prune: Pruning | None = None,
         edge_mass: float | None = None,
         verify_nodes: int | None = None,
         seed: int | None = None,
@@ -124,6 +128,9 @@ class AsyncModel(
             replacement: Loaded replacement set whose features span the graph; unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
+            min_attribution: Choose features by hierarchical attribution: those whose absolute attribution, in
+                units of what is explained, is at least this. Unset: by influence.
+            prune: Store what is left after pruning; unset: everything.
             edge_mass: Share of each row's absolute mass that is kept as edges; unset 0.99.
             verify_nodes: Nodes ablated one at a time to measure the estimates; unset 128, 0 skips it.
             seed: Unset 0.
@@ -137,6 +144,8 @@ class AsyncModel(
             replacement=replacement,
             layers=layers,
             max_feature_nodes=max_feature_nodes,
+            min_attribution=min_attribution,
+            pruning=pruning_bounds(prune),
             edge_mass=edge_mass,
             verify_nodes=verify_nodes,
             seed=seed,

@@ -155,6 +155,7 @@ def prune(
     max_nodes: Annotated[
         int | None, typer.Option(help="At most so many features and errors; unset: no limit.")
     ] = None,
+    max_edges: Annotated[int | None, typer.Option(help="At most so many edges; unset: no limit.")] = None,
     keep: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="Keep it, as if it were pinned. Repeatable.")
     ] = None,
@@ -168,6 +169,7 @@ def prune(
             node_threshold=node_threshold,
             edge_threshold=edge_threshold,
             max_nodes=max_nodes,
+            max_edges=max_edges,
             keep=node_indices(circuit, keep or []),
             validate_only=dry_run,
         )

@@ -34,8 +34,10 @@ from trephine.client.types import (
     EstimateQuality,
     Figure,
     GraphScores,
+    HierarchicalAttribution,
     Node,
     NodeKind,
+    Pruning,
     TargetKind,
 )
 
@@ -76,6 +78,25 @@ def discover(
         ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="At most this many features; unset 512.")] = None,
+    min_attribution: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose features by hierarchical attribution: those whose attribution is at least this, in "
+            "units of the target. Unset: by influence."
+        ),
+    ] = None,
+    node_threshold: Annotated[
+        float | None, typer.Option(help="Prune before storing: share of the influence that nodes reach.")
+    ] = None,
+    edge_threshold: Annotated[
+        float | None, typer.Option(help="Prune before storing: the same for edges.")
+    ] = None,
+    max_nodes: Annotated[
+        int | None, typer.Option(help="Prune before storing: at most so many features and errors.")
+    ] = None,
+    max_edges: Annotated[
+        int | None, typer.Option(help="Prune before storing: at most so many edges.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
     top: Annotated[int, typer.Option(help="Features to print.")] = 15,
     detach: DetachOption = False,
@@ -92,6 +113,12 @@ def discover(
         attention=target_attention,
         positions=position,
     )
+    bounds = Pruning(
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        max_nodes=max_nodes,
+        max_edges=max_edges,
+    )
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         chosen = None
@@ -104,6 +131,8 @@ def discover(
             positions=wanted.positions,
             replacement=chosen,
             max_feature_nodes=nodes,
+            min_attribution=min_attribution,
+            prune=None if bounds == Pruning() else bounds,
             seed=seed,
         )
         circuit = given.complete(trephine, started, "discover", detach=detach)
@@ -145,6 +174,10 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
     ]
     if info.scores is not None:
         facts[5:5] = scores_facts(info.scores)
+    if info.provenance.origin == "discovered" and info.provenance.how:
+        facts[4:4] = [("pruned", info.provenance.how)]
+    if info.hierarchy is not None:
+        facts[4:4] = [("chosen", hierarchy_words(info.hierarchy))]
     if info.quality is not None:
         facts[4:4] = quality_facts(info.quality, info.edge_rule)
     return facts
@@ -176,6 +209,16 @@ def scores_facts(scores: GraphScores) -> list[tuple[str, str]]:
             "with the same charged",
         ),
     ]
+
+
+def hierarchy_words(found: HierarchicalAttribution) -> str:
+    """How features were chosen, and what was stopped."""
+    raised = "" if found.threshold == found.asked_threshold else f", raised from {found.asked_threshold:.3g}"
+    return (
+        f"hierarchically: {found.survivors} features of at least {found.threshold:.3g}{raised}; stopped "
+        f"{found.stopped_features}, {found.stopped:+.3f} of {found.root:+.3f} "
+        f"({found.stopped_mass:.3f} in absolute terms)"
+    )
 
 
 def known(value: float, form: str) -> str:

@@ -68,9 +68,11 @@ from trephine.client.types.circuits import (
     Edge,
     EstimateQuality,
     GraphScores,
+    HierarchicalAttribution,
     Node,
     NodeKind,
     Proposal,
+    Pruning,
     RankedFeature,
 )
 from trephine.client.types.common import FeatureRef, Figure, Progress, Site, SiteKind, Token, Version
@@ -308,6 +310,7 @@ __all__ = [
     "Head",
     "HeadShare",
     "HeldOutFaithfulness",
+    "HierarchicalAttribution",
     "Hop",
     "HopKind",
     "Intervention",
@@ -343,6 +346,7 @@ __all__ = [
     "PromptingResult",
     "Proposal",
     "Provenance",
+    "Pruning",
     "RankedFeature",
     "Removal",
     "RemovalVerdict",

@@ -86,6 +86,43 @@ class GraphScores(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HierarchicalAttribution(WireValue):
+    """How hierarchical attribution chose features, in units of what is explained.
+
+    Tokens, errors, constants and what was stopped sum to `root`.
+    """
+
+    threshold: float
+    """Smallest absolute attribution of a survivor."""
+    asked_threshold: float
+    """The threshold that was asked for, which may have been raised."""
+    root: float
+    tokens: float
+    errors: float
+    constants: float
+    stopped: float
+    """Signed sum of the attributions of stopped features."""
+    stopped_mass: float
+    """Absolute sum of the same."""
+    survivors: int
+    stopped_features: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """What is stored of a circuit that is found; the rules are those of `Circuit.prune`."""
+
+    node_threshold: float | None = None
+    """Share of the influence that the kept nodes reach; unset 0.8."""
+    edge_threshold: float | None = None
+    """The same for edges; unset 0.98."""
+    max_nodes: int | None = None
+    """At most so many features and error nodes; unset: no limit."""
+    max_edges: int | None = None
+    """At most so many edges; unset: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitInfo(WireValue):
     """A circuit without its nodes and edges."""
 
@@ -113,6 +150,8 @@ class CircuitInfo(WireValue):
     provenance: Provenance
     scores: GraphScores | None
     """None for neurons, whose reconstruction has no error."""
+    hierarchy: HierarchicalAttribution | None
+    """None where features were chosen by influence."""
 
     @property
     def target_label(self) -> str:

@@ -120,10 +120,7 @@ def activate(
     Raises:
         UnsupportedOptionError: If no attribution law holds for a layer of the set.
     """
-    infos = [layer_info(hosted, name, layer) for layer in sorted(layers)]
-    for info in infos:
-        check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
-    _check_cuts(infos)
+    infos = check_layers(hosted, name, layers)
     written = _sites_written(infos, operators)
     errors = {site: clean_value(operators, site).clone() for site in written}
     constants = {site: torch.zeros_like(value) for site, value in errors.items()}
@@ -147,6 +144,19 @@ def activate(
         index=_joined(a.index.cpu() for a in active),
         activation=_joined(a.activation.float().cpu() for a in active),
     )
+
+
+def check_layers(hosted: HostedModel, name: str, layers: Sequence[int]) -> list[ReplacementLayerInfo]:
+    """Return what layers of a set are, ascending.
+
+    Raises:
+        UnsupportedOptionError: If no attribution law holds for one of them, or two reconstruct one place.
+    """
+    infos = [layer_info(hosted, name, layer) for layer in sorted(layers)]
+    for info in infos:
+        check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
+    _check_cuts(infos)
+    return infos
 
 
 def _sites_written(infos: Sequence[ReplacementLayerInfo], operators: FrozenOperators) -> list[Site]:

@@ -102,15 +102,20 @@ def path_to_wire(path: CircuitPath) -> pb.CircuitPath:
     )
 
 
-def pruning_from_wire(request: pb.PruneCircuitRequest) -> Pruning:
+def pruning_from_wire(request: pb.PruneCircuitRequest | pb.PruningBounds) -> Pruning:
     """Read what a pruned circuit keeps, with the defaults that the contract states."""
     nodes, edges = 0.8, 0.98
     if request.HasField("node_threshold"):
         nodes = share(request.node_threshold, "node_threshold")
     if request.HasField("edge_threshold"):
         edges = share(request.edge_threshold, "edge_threshold")
-    budget = at_least(request.max_nodes, 1, "max_nodes") if request.HasField("max_nodes") else None
-    return Pruning(node_threshold=nodes, edge_threshold=edges, max_nodes=budget, keep=tuple(request.keep))
+    return Pruning(
+        node_threshold=nodes,
+        edge_threshold=edges,
+        max_nodes=at_least(request.max_nodes, 1, "max_nodes") if request.HasField("max_nodes") else None,
+        max_edges=at_least(request.max_edges, 1, "max_edges") if request.HasField("max_edges") else None,
+        keep=() if isinstance(request, pb.PruningBounds) else tuple(request.keep),
+    )
 
 
 def annotations_to_wire(circuit: str, said: Annotations) -> pb.CircuitAnnotations:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from trephine.domain.ablation import LogitTarget
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, TrephineError
 from trephine.domain.targets import (
     AttentionScore,
     DirectionValue,
@@ -25,6 +26,14 @@ _KINDS = {
     TargetKind.FEATURE: pb.TARGET_KIND_FEATURE,
     TargetKind.DIRECTION: pb.TARGET_KIND_DIRECTION,
     TargetKind.ATTENTION: pb.TARGET_KIND_ATTENTION,
+}
+_FIELDS: dict[type, str] = {
+    LogitTarget: "logit",
+    TopLogits: "top_logits",
+    TokenLogits: "token_logits",
+    FeatureValue: "feature",
+    DirectionValue: "direction",
+    AttentionScore: "attention",
 }
 
 
@@ -91,6 +100,20 @@ def explained_to_wire(target: ExplainedTarget) -> pb.ExplainedTarget:
         token=None if target.token is None else token_to_wire(target.token),
         against=None if target.against is None else token_to_wire(target.against),
     )
+
+
+@contextmanager
+def checked_target(target: GraphTarget) -> Iterator[None]:
+    """Name fields of errors raised inside as they stand in the request: `index` is `feature.index` there."""
+    try:
+        yield
+    except TrephineError as error:
+        first, _, rest = str(error.context.get("field", "")).partition(".")
+        if first == "positions":
+            error.context["field"] = "target.positions"
+        elif first == "target" and rest:
+            error.context["field"] = f"target.{_FIELDS[type(target)]}.{rest}"
+        raise
 
 
 def tokens_named(target: GraphTarget) -> Sequence[tuple[str, str]]:

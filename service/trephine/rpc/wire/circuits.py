@@ -5,7 +5,13 @@ from __future__ import annotations
 from trephine.app.circuit_costs import DiscoveryCost
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
 from trephine.domain.circuit_queries import Provenance
-from trephine.domain.circuits import DiscoverCircuit, EstimateQuality, GraphScores, NodeKind
+from trephine.domain.circuits import (
+    DiscoverCircuit,
+    EstimateQuality,
+    GraphScores,
+    HierarchicalFigures,
+    NodeKind,
+)
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
 from trephine.domain.models import ModelInfo
@@ -59,6 +65,9 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         replacement=request.replacement or NEURONS,
         layers=tuple(request.layers) or None,
         max_feature_nodes=nodes,
+        min_attribution=finite(request.min_attribution, "min_attribution")
+        if _has(request, "min_attribution")
+        else None,
         edge_mass=share(request.edge_mass, "edge_mass") if _has(request, "edge_mass") else 0.99,
         verify_nodes=at_least(request.verify_nodes, 0, "verify_nodes")
         if _has(request, "verify_nodes")
@@ -102,6 +111,7 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         peak_extra_bytes=figures.peak_extra_bytes,
         provenance=provenance_to_wire(stored.provenance),
         scores=None if figures.scores is None else _scores_to_wire(figures.scores),
+        hierarchy=None if figures.hierarchy is None else _hierarchy_to_wire(figures.hierarchy),
     )
 
 
@@ -177,6 +187,21 @@ def _scores_to_wire(scores: GraphScores) -> pb.GraphScores:
         completeness=scores.completeness,
         charged_replacement=scores.charged_replacement,
         charged_completeness=scores.charged_completeness,
+    )
+
+
+def _hierarchy_to_wire(found: HierarchicalFigures) -> pb.HierarchicalAttribution:
+    return pb.HierarchicalAttribution(
+        threshold=found.threshold,
+        asked_threshold=found.asked_threshold,
+        root=found.root,
+        tokens=found.tokens,
+        errors=found.errors,
+        constants=found.constants,
+        stopped=found.stopped,
+        stopped_mass=found.stopped_mass,
+        survivors=found.survivors,
+        stopped_features=found.stopped_features,
     )
 
 
