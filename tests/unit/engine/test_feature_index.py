@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import tracemalloc
 import zlib
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from trephine.domain.errors import (
 )
 from trephine.domain.feature_index import BINS, DENSE_FIRING, EDGES, SAMPLED_FIRINGS
 from trephine.domain.features import FeatureIndexInfo, IndexFeatures
+from trephine.engine.features import index as indexing
 from trephine.engine.features.corpus import Place, documents
 from trephine.engine.features.index import index_features
+from trephine.engine.features.tally import LayerTally
 from trephine.engine.neurons import decoder_norms, neuron_site
 from trephine.engine.quanta import finish
 from trephine.engine.rows import RowInput, run_rows
@@ -174,6 +178,39 @@ def test_an_interrupted_index_ends_as_an_uninterrupted_one(hosted, corpus, tmp_p
     build(hosted, command(corpus, broken))
     assert content(broken) == content(whole)
     assert quanta < 14 or json.loads(progress[0])["documents"] > 0
+
+
+@pytest.mark.parametrize("quanta", [0, 12, 21, 30, 39])
+def test_counts_that_memory_does_not_hold_are_made_layer_by_layer(
+    hosted, corpus, tmp_path, monkeypatch, quanta
+):
+    """In several passes over the corpus, interrupted or not, the index is what one pass makes."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    build(hosted, command(corpus, whole))
+    monkeypatch.setattr(indexing, "_MEMORY_SHARE", 0.0)
+    held = []
+    monkeypatch.setattr(indexing, "LayerTally", lambda *a, **k: held.append(a) or LayerTally(*a, **k))
+    work = index_features(Session(hosted=hosted), command(corpus, parts))
+    shown = [step.done for _, step in zip(range(quanta), work, strict=False) if step is not None]
+    work.close()
+    build(hosted, command(corpus, parts))
+    assert content(parts) == content(whole)
+    assert shown == sorted(shown)
+    assert len(held) >= 3
+
+
+def test_a_corpus_is_streamed(tmp_path):
+    """However long it is, and a line of it, no more than some pieces are held at once."""
+    path = tmp_path / "corpus.txt"
+    path.write_text("a line of text\n\n" * 50_000 + "one long line " * 100_000)
+    tracemalloc.start()
+    try:
+        last = deque(documents(path, Place()), maxlen=1)[0]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert last.following.offset == path.stat().st_size > 2_000_000
+    assert peak < 500_000
 
 
 def test_a_finished_index_is_not_built_again(hosted, corpus, tmp_path):

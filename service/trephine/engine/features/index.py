@@ -9,10 +9,11 @@ from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import BrokenCorpusError, InvalidRequestError
-from trephine.domain.feature_index import DENSE_FIRING
+from trephine.domain.feature_index import DENSE_FIRING, bytes_per_feature
 from trephine.domain.features import FeatureIndexInfo, IndexFeatures
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS
@@ -32,6 +33,8 @@ _PASS_ROWS = 64
 _BYTES_PER_TOKEN = 4
 """English text; for the total that progress shows."""
 _CHECKED_BYTES_PER_TOKEN = 16
+_MEMORY_SHARE = 0.25
+"""Of the memory that is free, for counts. Layers that do not fit are counted in another pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,10 @@ class _Counted:
     contexts: int = 0
     positions: int = 0
     tokens: int = 0
+    first: int = 0
+    """Layers in front of this one, by place in the list, are done."""
+    beyond: int = 0
+    """Those from this one on have not been begun; 0 in a file of before: all are counted at once."""
 
     @property
     def place(self) -> Place:
@@ -114,15 +121,41 @@ def _content_hash(hosted: HostedModel, name: str) -> str:
 
 
 def _count(job: _Job, file: IndexFile) -> Generator[Progress | None, None, None]:
-    """Stream what is left of the corpus into the file."""
+    """Stream what is left of the corpus into the file, once for as many layers as memory holds counts of."""
     command, size = job.command, job.corpus.stat().st_size
     counted = _Counted(**(file.fact("progress") or {}))
-    total = min(command.max_tokens, max(1, size // _BYTES_PER_TOKEN))
-    if not counted.documents:
+    if not counted.documents and not counted.first:
         for done in check_corpus(job.corpus, command.max_tokens * _CHECKED_BYTES_PER_TOKEN):
             yield Progress(stage="check the corpus", done=done, total=size)
-    tallies = {}
-    for layer in job.layers:
+    while True:
+        if not counted.beyond:
+            counted.beyond = len(job.layers) if counted.documents else _held(job, counted.first)
+        yield from _stream(job, file, counted)
+        if counted.beyond == len(job.layers):
+            break
+        counted = _Counted(first=counted.beyond)
+    with file.transaction():
+        file.set_fact("info", asdict(_info(job, file, counted)))
+    yield Progress(stage="index", done=counted.tokens, total=counted.tokens)
+
+
+def _held(job: _Job, first: int) -> int:
+    """Return the number of the first layer, from one on, whose counts are not held with the others'."""
+    size = bytes_per_feature(kept=job.command.contexts_per_feature, window=job.command.window)
+    room = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+    beyond = first
+    for layer in job.layers[first:]:
+        room -= layer.d_sae * size
+        if room < 0 and beyond > first:
+            break
+        beyond += 1
+    return beyond
+
+
+def _stream(job: _Job, file: IndexFile, counted: _Counted) -> Generator[Progress | None, None, None]:
+    """Run what is left of the corpus and count some layers."""
+    command, tallies = job.command, {}
+    for layer in job.layers[counted.first : counted.beyond]:
         tallies[layer.layer] = LayerTally(
             layer.d_sae,
             kept=command.contexts_per_feature,
@@ -133,15 +166,21 @@ def _count(job: _Job, file: IndexFile) -> Generator[Progress | None, None, None]
     for block in _blocks(job, counted):
         if counted.tokens >= command.max_tokens:
             break
-        yield Progress(stage="index", done=min(counted.tokens, total), total=total)
+        yield _progress(job, counted)
         block = _trimmed(block, command.max_tokens - counted.tokens)
-        yield from _add_block(job, tallies, block, counted, total)
+        yield from _add_block(job, tallies, block, counted)
         yield from _commit(job, file, tallies, block, counted)
     if not counted.contexts:
         raise BrokenCorpusError("the corpus holds no document of two tokens or more; give a longer text")
-    with file.transaction():
-        file.set_fact("info", asdict(_info(job, tallies, counted)))
-    yield Progress(stage="index", done=counted.tokens, total=counted.tokens)
+
+
+def _progress(job: _Job, counted: _Counted, more: int = 0) -> Progress:
+    """Say how far it is, in tokens; what was counted of some layers counts by their share."""
+    size = job.corpus.stat().st_size
+    total = min(job.command.max_tokens, max(1, size // _BYTES_PER_TOKEN))
+    now = min(counted.tokens + more, total) * (counted.beyond - counted.first)
+    done = (total * counted.first + now) // len(job.layers)
+    return Progress(stage="index", done=done, total=total)
 
 
 def _blocks(job: _Job, counted: _Counted) -> Iterator[Block]:
@@ -156,18 +195,18 @@ def _trimmed(block: Block, room: int) -> Block:
 
 
 def _add_block(
-    job: _Job, tallies: dict[int, LayerTally], block: Block, counted: _Counted, total: int
+    job: _Job, tallies: dict[int, LayerTally], block: Block, counted: _Counted
 ) -> Generator[Progress | None, None, None]:
     """Run a block's contexts in passes of bounded size, and count them."""
     # By length, so that little is padded; the order depends on the block alone.
     order = sorted(range(len(block.contexts)), key=lambda place: -len(block.contexts[place].ids))
     lengths = [len(block.contexts[place].ids) for place in order]
-    done = 0
+    done, layers = 0, job.layers[counted.first : counted.beyond]
     for part in batches(lengths, max_tokens=_PASS_TOKENS, max_rows=_PASS_ROWS):
         places = [order[row] for row in part]
-        inputs = read_inputs(job.hosted, job.layers, [block.contexts[place].ids for place in places])
+        inputs = read_inputs(job.hosted, layers, [block.contexts[place].ids for place in places])
         yield None
-        for layer in job.layers:
+        for layer in layers:
             for code in encode_rows(job.hosted, job.command.replacement, inputs, layer):
                 place = places[code.row]
                 rows, columns = code.firing.cpu().numpy().nonzero()
@@ -179,7 +218,7 @@ def _add_block(
                 )
             yield None
         done += sum(lengths[row] for row in part)
-        yield Progress(stage="index", done=min(counted.tokens + done, total), total=total)
+        yield _progress(job, counted, done)
 
 
 def _commit(
@@ -193,9 +232,10 @@ def _commit(
             tally.settle()
             file.write_arrays(layer, tally.arrays)
             yield
-        file.write_contexts(_rows(first, block.contexts))
-        seen = sorted(set(chain.from_iterable(context.ids for context in block.contexts)))
-        file.write_tokens(job.hosted.tokens(seen))
+        if not counted.first:  # later layers count the same contexts
+            file.write_contexts(_rows(first, block.contexts))
+            seen = sorted(set(chain.from_iterable(context.ids for context in block.contexts)))
+            file.write_tokens(job.hosted.tokens(seen))
         file.set_fact("progress", asdict(counted))
     yield
 
@@ -214,7 +254,7 @@ def _rows(first: int, contexts: Sequence[Context]) -> Iterator[tuple[int, int, b
         yield number, context.document, np.asarray(context.ids, "<i4").tobytes()
 
 
-def _info(job: _Job, tallies: dict[int, LayerTally], counted: _Counted) -> FeatureIndexInfo:
+def _info(job: _Job, file: IndexFile, counted: _Counted) -> FeatureIndexInfo:
     hosted, command = job.hosted, job.command
     neurons = command.replacement == NEURONS
     first = job.rule.first
@@ -228,13 +268,19 @@ def _info(job: _Job, tallies: dict[int, LayerTally], counted: _Counted) -> Featu
         tokens=counted.positions,
         contexts=counted.contexts,
         documents=counted.documents,
-        layers=tuple(tallies),
-        features=sum(tally.d_sae for tally in tallies.values()),
-        fired=sum(int((tally.arrays["counts"] > 0).sum()) for tally in tallies.values()),
+        layers=tuple(layer.layer for layer in job.layers),
+        features=sum(layer.d_sae for layer in job.layers),
+        fired=sum(_fired(file, layer) for layer in job.layers),
         degraded=not neurons and require_set(hosted, command.replacement).info.degraded,
         begins_with=hosted.token(first[0]).display if first else "",
         rule=_rule(job.layers),
     )
+
+
+def _fired(file: IndexFile, layer: ReplacementLayerInfo) -> int:
+    """Count the features of a layer that fired at all."""
+    counts = np.frombuffer((file.arrays(layer.layer) or {}).get("counts", b""), "<i8")
+    return int((counts > 0).sum())
 
 
 def _rule(layers: Sequence[ReplacementLayerInfo]) -> str:
