@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-laws bench-discovery bench-circuits bench-verify image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-laws bench-discovery bench-circuits bench-verify bench-attention bench-page bench-long image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -99,6 +99,17 @@ bench-verify: $(VENV)/dev.stamp ## Ten circuits under real ablations, random cir
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.verify_circuits --data $(SHARED)/data \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/verify
+
+bench-attention: $(VENV)/dev.stamp ## Effects through attention on a small induction model, trained on the spot
+	$(BIN)/python -m benchmarks.attention_effects
+
+bench-page: $(VENV)/dev.stamp ## The circuit's page at 100, 1,000 and 5,000 nodes in a headless Chromium, with pictures
+	$(BIN)/python -m benchmarks.circuit_page --out out/circuit-page
+
+bench-long: $(VENV)/dev.stamp ## One discovery over 1,024 tokens with 4,096 nodes: time and memory
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.discovery_long --transcoders $(SHARED)/replacements/smollm2-135m-tc \
+		--text $(SHARED)/data/wikitext-2/heldout.txt
 
 image: ## Build the container image
 	docker build --tag trephine .

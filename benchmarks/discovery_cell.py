@@ -137,6 +137,7 @@ def main(path: str) -> None:
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
         "extra_bytes": memory.extra(),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "active": active.count,
         "logits": request["logits"],
         "shares": [row.share for row in expansion.rows if row.cell <= LOGIT],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections import defaultdict
@@ -14,7 +15,8 @@ from tests.e2e.circuit_pages import busiest, features, grouped, links, press, se
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import HOSTILE, everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described, description
-from trephine.pages.circuit_json import circuit_json
+from trephine.pages.circuit_annotations import identities, read_document
+from trephine.pages.circuit_json import circuit_json, node_ids
 from trephine.pages.circuit_page import circuit_html
 
 pytestmark = pytest.mark.e2e
@@ -156,6 +158,29 @@ def test_pins_and_labels_come_from_the_json_and_pins_can_be_changed(opened):
     assert state(page, "pinned") == []
     press(page, "p")
     assert state(page, "pinned") == [pinned]
+
+
+def test_pins_and_labels_of_the_page_are_saved_as_the_command_line_reads_them(opened, tmp_path):
+    """A name typed and a pin set are in the saved file, and the file is read back as annotations."""
+    circuit = synthetic_circuit(nodes=100, edges=600, tokens=14)
+    page, document = opened(circuit)
+    node = busiest(document)
+    page.mouse.click(*spot(page, node))
+    page.get_by_role("button", name="Pin").click()
+    field = page.get_by_role("textbox", name="Call it")
+    field.fill("pigs, d and f: capital <b>cities</b>")
+    field.press("Enter")
+    assert page.evaluate("id => trephine.node(id).label", node) == "pigs, d and f: capital <b>cities</b>"
+    press(page, "Escape")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save pins and labels").click()
+    saved.value.save_as(tmp_path / "said.json")
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["pinnedIds"] == [node]
+    read, skipped = read_document(said, identities(circuit), author="me", now="2026-01-01T00:00:00Z")
+    index = node_ids(circuit).index(node)
+    assert (read.pinned, skipped) == ({index}, ())
+    assert read.texts == {index: "pigs, d and f: capital <b>cities</b>"}
 
 
 def test_the_keyboard_alone_is_enough(small):

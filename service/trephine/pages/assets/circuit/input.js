@@ -33,6 +33,12 @@ const pin = i => {
   if (!state.pinned.delete(i)) state.pinned.add(i);
   decide(); panel();
 };
+const callIt = (i, text) => {
+  const said = text.trim();
+  if (said) named.set(i, said); else named.delete(i);
+  haystacks[i] = undefined;
+  say(); panel(); schedule();
+};
 const collapse = (g, closed) => { state.collapsed[g] = closed; decide(); nameGroups(); };
 const nameGroups = () => groupsButton.setAttribute("aria-pressed", String(state.collapsed.every(Boolean)));
 const collapseAll = () => {
@@ -104,7 +110,7 @@ const ON_GRAPH = {
   Enter: () => { if (groupOf(state.selected)) toggleGroup(state.selected); else if (state.selected < 0) step(0, 1); else side.focus(); },
 };
 document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || help.open || event.target.matches("input[type=search]")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || help.open || event.target.matches("input[type=search],input[type=text]")) return;
   const slider = event.target.matches("input"), act = (document.activeElement === over && ON_GRAPH[event.key]) || (slider && /^(Arrow|Home)/.test(event.key) ? null : KEYS[event.key]);
   if (!act) return;
   event.preventDefault();

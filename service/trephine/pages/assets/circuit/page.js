@@ -55,6 +55,7 @@ window.trephine = Object.freeze({
   get selected() { return state.selected < 0 ? null : idOf(state.selected); },
   get hovered() { return state.hovered < 0 ? null : idOf(state.hovered); },
   get pinned() { return [...state.pinned].map(idOf); },
+  get said() { return saidHere(); },
   get matches() { return state.matches.map(idOf); },
   get groups() { return graph.groups.map((group, g) => ({ label: group.label, members: group.members.map(idOf), collapsed: state.collapsed[g] })); },
   get transform() { return { k: view.k, x: view.x, y: view.y }; },

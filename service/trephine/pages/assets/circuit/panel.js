@@ -30,6 +30,17 @@ const enteringFacts = i => groupOf(i) || !Number.isFinite(graph.total[i]) ? [] :
   ["sum of all that enters", number(graph.total[i])], ["of that: constants", number(graph.bias[i])],
   ["of that: sources not in the graph", number(graph.remainder[i])]])];
 const pinButton = i => el("button", { type: "button", "aria-pressed": String(state.pinned.has(i)), title: "Pin (p)", onclick: () => pin(i) }, state.pinned.has(i) ? "Unpin" : "Pin");
+const nameField = i => el("input", { type: "text", class: "name", "aria-label": "Call it", placeholder: "call it …", maxlength: "200", value: named.get(i) ?? "",
+  title: "Enter keeps it", onchange: event => callIt(i, event.target.value) });
+// Pins and labels as `trephine circuits annotations --import` reads them: qParams of the JSON document.
+const saidHere = () => ({ pinnedIds: [...state.pinned].map(idOf), supernodes: [], clerps: [...named].map(([i, text]) => [idOf(i), text]) });
+const saveSaid = () => {
+  const link = el("a", { href: URL.createObjectURL(new Blob([JSON.stringify(saidHere(), null, 1)], { type: "application/json" })), download: "said.json" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+};
+const saveButton = () => el("p", { class: "actions" }, el("button", { type: "button", id: "save", onclick: saveSaid }, "Save pins and labels"),
+  el("span", { class: "note" }, "for ", el("span", { class: "mono" }, `trephine circuits annotations ${graph.name} --import said.json`)));
 
 const nodePanel = i => {
   const kind = graph.kind[i], at = graph.position[i], group = graph.groups.findIndex(one => one.members.includes(i));
@@ -45,7 +56,7 @@ const nodePanel = i => {
       address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
       ["id", el("span", { class: "mono" }, graph.ids[i])],
     ]),
-    el("p", { class: "actions" }, pinButton(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,
+    el("p", { class: "actions" }, pinButton(i), nameField(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,
       group >= 0 ? el("button", { type: "button", onclick: () => { collapse(group, true); select(graph.size + group, true); } }, "Close its supernode") : null),
     ...card(cardOf(i)),
     ...words(i),
@@ -90,7 +101,8 @@ const overview = () => [
     ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
     ["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)],
   ]),
-  ...listed("Pinned", [...state.pinned], 20),
+  ...listed("Pinned", [...state.pinned], 20), ...listed("Called here", [...named.keys()], 20),
+  state.pinned.size || named.size ? saveButton() : null,
   ...(graph.groups.length ? [el("h2", {}, "Supernodes"), el("ol", { class: "edges" }, ...graph.groups.map((group, g) => linkRow(graph.size + g, `${group.members.length} nodes`, "faint")))] : []),
   ...listed("Targets", logits.length > 1 ? logits : [], 10),
   ...listed("Largest estimated effects", strongestEffect, 14),

@@ -32,9 +32,11 @@ const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
 const address = i => ({
   feature: `${graph.layer[i]}:${graph.feature[i]}@${graph.position[i]}`, error: `error:${graph.layer[i]}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
 })[graph.kind[i]];
+const named = new Map();  // what nodes are called in this page, by number
 const title = vertex => {
   const group = groupOf(vertex);
   if (group) return group.label || "supernode";
+  if (named.has(vertex)) return named.get(vertex);
   return graph.label[vertex] || (graph.kind[vertex] === "feature" ? `${featureWord} ${graph.layer[vertex]}:${graph.feature[vertex]}` :
     graph.kind[vertex] === "token" ? graph.tokens[graph.position[vertex]] ?? "token" : kindWord(vertex));
 };
