@@ -32,7 +32,10 @@ _CONE, _CONE_OF_SETS = 0.07, 0.03
 nodes are low or early; features of a set are scored where they are active, neurons everywhere."""
 
 _ROUND_ROWS, _TARGETS_PER_ROUND = 2048, 64
-"""Packed adjoint rows at once, and nodes per round (`engine.expansion`)."""
+"""Packed adjoint rows of neurons at once, and nodes of a first round (`engine.expansion`)."""
+
+_SWEEP_ROWS, _SWEEP_ROWS_AT_MOST = 1 << 13, 1 << 16
+"""Packed adjoint rows of features at once, of a short and of a long prompt (`engine.graphs.basis`)."""
 
 _SCORES_ALIVE = 3
 """Copies of a block's scores of neurons that are alive at once: of gates, of values, their mixture."""
@@ -109,6 +112,8 @@ def _operators(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayer
 def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
     """The larger of a sweep's rows with their scores, and of the logits that the lens reads."""
     rows = min(_TARGETS_PER_ROUND * n_tokens, _ROUND_ROWS)
+    if layers:
+        rows = max(_SWEEP_ROWS, min(_TARGETS_PER_ROUND * n_tokens, _SWEEP_ROWS_AT_MOST))
     width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
     return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
 

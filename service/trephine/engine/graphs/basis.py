@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from trephine.engine.expansion import check_sums
+from trephine.engine.expansion import ROUND, check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read_targets
+from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import FLOOR, LOGIT, Row
 from trephine.engine.memory import MemoryMeter
@@ -19,14 +20,16 @@ from trephine.engine.operators import FrozenOperators
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
 
-_ROWS_PER_SWEEP = 1 << 15
-"""Packed adjoint rows per sweep; bounds the time of a quantum.
+_ROWS_PER_SWEEP = 1 << 13
+"""Packed adjoint rows per sweep of a short prompt; bounds the memory of a sweep and the time of a quantum."""
+_ROWS_AT_MOST = 1 << 16
+"""Packed adjoint rows per sweep of a long prompt.
 
-Fewer would leave a long prompt with a handful of targets per position, and time would go into walking its
-positions once per sweep: faster than linearly in tokens.
+A long prompt takes a round's targets together all the same: with a handful of targets per position, time
+would go into walking its positions once per sweep, faster than linearly in tokens.
 """
-_SCORES_PER_SWEEP = 1 << 25
-"""Contributions held dense during a sweep: targets times active features; 128 MiB in float32."""
+_SCORES_PER_SWEEP = 3 << 25
+"""Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
 NEGLIGIBLE = 4e-5
 """Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
 _STORED = 1 << 27
@@ -45,6 +48,8 @@ class FeatureBasis:
     meter: MemoryMeter
     max_nodes: int
     """Features that will be expanded at most; decides how much of a row can be stored."""
+    writes: Writes = field(default_factory=Writes)
+    """What the features write, gathered once where it is little."""
 
     @property
     def cells(self) -> ActiveFeatures:
@@ -79,21 +84,23 @@ class FeatureBasis:
     def _batches(self, cells: Tensor) -> Iterator[Tensor]:
         """Split by segment, then by position, so that cones pad little, then by size."""
         segments = segment_of(self.active, self._places(cells))
-        size = max(
-            1,
-            min(_ROWS_PER_SWEEP // self.operators.n_pos, _SCORES_PER_SWEEP // max(1, self.active.count)),
-        )
+        size = self._targets_per_sweep()
         for segment in segments.unique().tolist():
             own = cells[segments == segment]
             position = self.active.position[own]
             yield from own[position.argsort(stable=True)].split(size)
+
+    def _targets_per_sweep(self) -> int:
+        n_pos = self.operators.n_pos
+        rows = max(_ROWS_PER_SWEEP // n_pos, min(ROUND, _ROWS_AT_MOST // n_pos))
+        return max(1, min(rows, _SCORES_PER_SWEEP // max(1, self.active.count)))
 
     def _places(self, cells: Tensor) -> Tensor:
         by_layer = self.active.place_by_layer()
         return torch.tensor([by_layer[layer] for layer in self.active.layer[cells].tolist()])
 
     def _attribute(self, targets: FeatureTargets, cells: list[int]) -> Generator[None, None, list[Row]]:
-        sums = yield from sweep_features(self.hosted, self.operators, self.active, targets)
+        sums = yield from sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
         with torch.inference_mode():
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())

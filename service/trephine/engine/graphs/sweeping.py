@@ -19,6 +19,7 @@ from trephine.engine.adjoints import attention_adjoint, pack
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.targets import FeatureTargets
+from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.replacements.sets import opened
@@ -58,7 +59,9 @@ class _Sweep:
         operators: FrozenOperators,
         active: ActiveFeatures,
         targets: FeatureTargets,
+        writes: Writes,
     ) -> None:
+        self.writes = writes
         self.hosted, self.operators, self.active, self.targets = hosted, operators, active, targets
         self.packing = pack(targets.position, operators.device)
         zeros = operators.embedding.new_zeros
@@ -106,17 +109,15 @@ class _Sweep:
         self, layer: ActiveLayer, site: Site, adjoint: Tensor, target: Tensor, ends: tuple[int, ...]
     ) -> None:
         """Score one layer's features; rows come sorted by position, `ends` apart."""
-        unique, place = layer.index.unique(return_inverse=True)
-        with opened(self.hosted, self.active.replacement, [layer.info.layer]) as resident:
-            decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(adjoint.dtype)
+        writes = self.writes.of(self.hosted, self.active, layer, site, adjoint.dtype)
         for position in range(len(ends) - 1):
             first, last = layer.offsets[position], layer.offsets[position + 1]
             start, end = ends[position], ends[position + 1]
             if first == last or start == end:
                 continue
-            found = adjoint[start:end] @ decoders[place[first:last]].T
+            found = writes.score(adjoint[start:end], first, last)
             cells = slice(layer.start + first, layer.start + last)
-            self.features[:, cells].index_add_(0, target[start:end], found * layer.written[first:last])
+            self.features[:, cells].index_add_(0, target[start:end], found)
 
     def block(self, layer: FrozenLayer) -> bool:
         """Go down through one block; True if the stream was cut, so that nothing is left below."""
@@ -204,7 +205,11 @@ class _Sweep:
 
 
 def sweep_features(
-    hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, targets: FeatureTargets
+    hosted: HostedModel,
+    operators: FrozenOperators,
+    active: ActiveFeatures,
+    targets: FeatureTargets,
+    writes: Writes | None = None,
 ) -> Generator[None, None, FeatureSums]:
     """Attribute a batch of targets to all sources, one block per quantum.
 
@@ -213,9 +218,10 @@ def sweep_features(
         operators: The frozen network.
         active: The prompt's active features.
         targets: From the top down, all between the same two cuts of the stream.
+        writes: What the features write, shared by the sweeps of one prompt.
     """
     with torch.inference_mode():
-        state = _Sweep(hosted, operators, active, targets)
+        state = _Sweep(hosted, operators, active, targets, writes or Writes())
         state.inject(PER_BLOCK * len(operators.layers))
     cut = False
     for layer in reversed(operators.layers):
