@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from trephine.client.cli.exit_codes import ExitCode
 
 D_SAE = 16
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
-"""Environment in which nothing is looked up on the network: releases cannot be reached."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": os.devnull}
+"""Environment in which nothing is looked up on the network or has been downloaded before."""
+RELEASE = ("gpt2-small-res-jb", "blocks.8.hook_resid_pre")
 Words = tuple[str, ...]
 
 
@@ -174,8 +175,14 @@ CASES: tuple[SetCase, ...] = (
     SetCase(
         "a release that cannot be reached",
         "REPLACEMENT_NOT_FOUND" if find_spec("sae_lens") else "UNSUPPORTED_OPTION",
-        "SAELens",
-        lambda ground: ("replacements", "import", "no-such-release", "layer_0", str(ground.folder / "new")),
+        "the one step that needs the network" if find_spec("sae_lens") else "SAELens",
+        lambda ground: ("replacements", "import", *RELEASE, str(ground.folder / "new")),
+    ),
+    SetCase(
+        "a release that does not exist",
+        "REPLACEMENT_NOT_FOUND" if find_spec("sae_lens") else "UNSUPPORTED_OPTION",
+        "Near it are" if find_spec("sae_lens") else "SAELens",
+        lambda ground: ("replacements", "import", "gpt2-small-res", "layer_0", str(ground.folder / "new")),
     ),
     SetCase("a corpus with binary junk", "BROKEN_CORPUS", "NUL", _binary_corpus),
     SetCase(

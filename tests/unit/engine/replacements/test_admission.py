@@ -18,7 +18,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.quanta import finish
 from trephine.engine.replacements.admission import admit, require_admitted
 from trephine.engine.replacements.contexts import beginning, probe_text
-from trephine.engine.replacements.conventions import Reading, following, readings
+from trephine.engine.replacements.conventions import following, readings
 from trephine.engine.replacements.formats.opening import open_set
 from trephine.engine.replacements.identity import check_model, check_sites
 from trephine.engine.replacements.residency import LayerPager
@@ -166,25 +166,18 @@ def test_gains_of_one_need_no_choice(tmp_path):
     assert probed(hosted, found)[0].admission.passed
 
 
-def test_a_close_call_between_conventions_is_refused(hosted):
-    """Dictionaries that ignore their input do alike either way: nothing is settled, so nothing is loaded."""
-    layers = [random_layer(layer_info(layer, claimed_l0=64.0)) for layer in range(3)]
-    for layer in layers:
-        layer.W_enc.zero_()
-        layer.b_enc.fill_(1.0)
-        layer.threshold.fill_(0.5)
-        layer.W_dec = {site: torch.zeros_like(W) for site, W in layer.W_dec.items()}
-        layer.b_dec = {site: torch.zeros_like(b) for site, b in layer.b_dec.items()}
-    found = fake_set(layers, ambiguous_input=True)
-    pager = LayerPager(found.layers, budget_bytes=10**6)
-    alike = Reading(convention="post_gain", norms={})
-    norms = {layer: block.mlp_norm for layer, block in enumerate(hosted.architecture.blocks)}
-    other = replace(alike, convention="pre_gain", norms=norms)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trephine.engine.replacements.admission.read_as", lambda layer, reading: layer)
-        infos = [reader.info for reader in found.layers]
-        result = finish(admit(hosted, pager, infos, (alike, other), prepends_bos=False))
-    assert not result.admission.passed
+def test_a_close_call_between_conventions_is_refused(hosted, tmp_path, monkeypatch):
+    """A sound set that does as well either way: nothing is settled, so it is refused, with both figures."""
+    found = replace(opened_set(hosted, write_transcoders(hosted, tmp_path)), ambiguous_input=True)
+    monkeypatch.setattr("trephine.engine.replacements.admission.read_as", lambda layer, reading: layer)
+    admission = probed(hosted, found)[0].admission
+    assert not admission.passed
+    for layer in admission.layers:
+        assert layer.fvu < 1
+        assert layer.margin == pytest.approx(1.0)
+        assert "cannot be settled: FVU post_gain" in layer.why
+    with pytest.raises(AdmissionFailedError, match=r"1\.1 times is asked for.*--accept-degraded"):
+        require_admitted(admission, name="set", accept_degraded=False)
 
 
 def test_a_cross_layer_set_is_admitted_on_its_sums(hosted):
