@@ -83,7 +83,7 @@ class IndexReader:
                 largest=float(own["largest"]),
                 histogram=_histogram(own["histogram"]),
                 contexts=tuple(_contexts(database, own)),
-                cofiring=tuple(_cofiring(feature, own, arrays["counts"])),
+                cofiring=_cofiring(feature, own, arrays["counts"]),
                 tokens=tuple(_tokens(database, own)),
             )
 
@@ -196,7 +196,15 @@ def _contexts(database: sqlite3.Connection, own: dict[str, NDArray[Any]]) -> Ite
         )
 
 
-def _cofiring(feature: FeatureRef, own: dict[str, NDArray[Any]], counts: NDArray[Any]) -> Iterator[CoFiring]:
+def _cofiring(
+    feature: FeatureRef, own: dict[str, NDArray[Any]], counts: NDArray[Any]
+) -> tuple[CoFiring, ...]:
+    """Return partners by Jaccard index: a feature that fires everywhere fires with every other one."""
+    partners = _partners(feature, own, counts)
+    return tuple(sorted(partners, key=lambda one: (-one.jaccard, -one.count, one.feature)))
+
+
+def _partners(feature: FeatureRef, own: dict[str, NDArray[Any]], counts: NDArray[Any]) -> Iterator[CoFiring]:
     fired = int(own["counts"])
     of = min(fired, SAMPLED_FIRINGS)
     for index, together in zip(own["partner_ids"].tolist(), own["partner_counts"].tolist(), strict=True):

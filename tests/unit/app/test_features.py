@@ -160,6 +160,18 @@ async def test_a_description_joins_weights_index_and_labels(place):
     assert any("positions only" in caveat for caveat in found.caveats)
 
 
+async def test_partners_are_ranked_by_jaccard(place):
+    """Not by how often they fire along, which puts what fires everywhere in front."""
+    await build(place, request(await corpus_of(place)))
+    reordered = 0
+    for index in range(64):
+        statistics = (await place.features.describe(NEURONS, 1, index)).statistics
+        partners = [(one.jaccard, one.count) for one in statistics.cofiring]
+        assert [jaccard for jaccard, _ in partners] == sorted((one for one, _ in partners), reverse=True)
+        reordered += [count for _, count in partners] != sorted((n for _, n in partners), reverse=True)
+    assert reordered > 0
+
+
 async def test_search_by_token_finds_what_fires_on_it(place):
     """Hits are the features with mass on the token, largest share first; another token has others."""
     await build(place, request(await corpus_of(place)))
