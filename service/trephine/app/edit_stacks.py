@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from trephine.app.edits import Edits
 from trephine.app.models import Models
 from trephine.app.replacements import Replacements
-from trephine.domain.edit_conflicts import EditConflict, EditInUse, OutputSites, find_conflicts
+from trephine.domain.edit_conflicts import EditConflict, EditInUse, find_conflicts
+from trephine.domain.edit_order import LayerPlaces, Places
 from trephine.domain.edit_strength import at_strength
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
@@ -62,7 +63,7 @@ class EditStacks:
         """Compare every two edits; sets are those beside the model, or beside the first edit's own."""
         if len(stack) < 2:
             return ()
-        return find_conflicts(stack, self._sites(stack, model or stack[0].edit.model))
+        return find_conflicts(stack, self._places(stack, model or stack[0].edit.model))
 
     async def _in_use(self, use: EditUse, field: str) -> EditInUse:
         try:
@@ -100,19 +101,17 @@ class EditStacks:
                     loaded_set=entry.info.content_hash,
                 )
 
-    def _sites(self, stack: Sequence[EditInUse], model: str) -> OutputSites:
-        """Where features of sets write, of sets that are loaded."""
-        names = {
-            i.target.feature.replacement
-            for one in stack
-            for i in one.interventions
-            if isinstance(i.target, FeatureTarget)
-        }
-        found: OutputSites = {}
+    def _places(self, stack: Sequence[EditInUse], model: str) -> Places:
+        """Where features are read and write, of sets that are loaded."""
+        targets = [i.target for one in stack for i in one.interventions]
+        conditions = [i.condition for one in stack for i in one.interventions]
+        names = {target.feature.replacement for target in targets if isinstance(target, FeatureTarget)}
+        names |= {condition.feature.replacement for condition in conditions if condition is not None}
+        found: dict[tuple[str, int], LayerPlaces] = {}
         for name in sorted(names - {NEURONS}):
             info = self._replacements.entry(name, model).info
-            layers = info.layers if info is not None else ()
-            found = {**found, **{(name, layer.layer): layer.sites_out for layer in layers}}
+            for layer in () if info is None else info.layers:
+                found[name, layer.layer] = LayerPlaces(source=layer.site_in, outputs=layer.sites_out)
         return found
 
 

@@ -3,45 +3,37 @@
 Two interventions of different edits conflict where their selectors meet and
 
 - they change one target in different ways, or in one way that would be done twice;
-- they change one site by operations that do not commute;
+- they change one site in a way that depends on which acts first (edit_order);
 - one reads, as its condition, a feature that the other one changes;
 - they want error terms, or attention patterns, that one row cannot have at once.
 
-Operations on different neurons or features commute, so do shifts, and changes along orthogonal directions.
 Equal operations that change nothing the second time are no conflict: they are carried out once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import sqrt
 
+from trephine.domain.edit_order import Places, is_same_target, shares_layer, where_order_matters
 from trephine.domain.edits import Edit
 from trephine.domain.interventions import (
     Ablate,
     Add,
     Clamp,
     DirectionTarget,
-    ErrorTerm,
     FeatureTarget,
     Intervention,
     MeanAblate,
     ProjectOut,
     Resample,
     SetTo,
-    SiteTarget,
     Target,
 )
 from trephine.domain.selector_overlap import overlap
-from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-
-_ORTHOGONAL = 1e-6
-"""Cosine below which two directions are called orthogonal: float32 rounding of long vectors."""
-
-OutputSites = Mapping[tuple[str, int], tuple[Site, ...]]
-"""Where the features of a set's layer write."""
+from trephine.domain.sites import FeatureRef
 
 
 class ConflictKind(StrEnum):
@@ -96,18 +88,18 @@ class EditConflict:
         return f"{self.first} and {self.second} conflict{what}: {self.why}"
 
 
-def find_conflicts(edits: Sequence[EditInUse], sites: OutputSites) -> tuple[EditConflict, ...]:
+def find_conflicts(edits: Sequence[EditInUse], places: Places) -> tuple[EditConflict, ...]:
     """Compare every two edits.
 
     Args:
         edits: In the order in which they would act.
-        sites: Of every layer of a set that they name.
+        places: Of every layer of a set that they name.
     """
     return tuple(
         conflict
         for place, first in enumerate(edits)
         for second in edits[place + 1 :]
-        for conflict in _between(first, second, sites)
+        for conflict in _between(first, second, places)
     )
 
 
@@ -120,14 +112,14 @@ def joined(edits: Sequence[EditInUse]) -> tuple[Intervention, ...]:
     return tuple(found)
 
 
-def _between(first: EditInUse, second: EditInUse, sites: OutputSites) -> list[EditConflict]:
+def _between(first: EditInUse, second: EditInUse, places: Places) -> list[EditConflict]:
     whole = _whole(first, second)
     if whole:
         return whole
     found: list[EditConflict] = []
     for place, one in enumerate(first.interventions):
         for other_place, other in enumerate(second.interventions):
-            met = _clash(one, other, sites)
+            met = _clash(one, other, places)
             if met is not None:
                 kind, positions, why = met
                 found.append(
@@ -177,9 +169,7 @@ def _whole(first: EditInUse, second: EditInUse) -> list[EditConflict]:
     ]
 
 
-def _clash(
-    one: Intervention, other: Intervention, sites: OutputSites
-) -> tuple[ConflictKind, str, str] | None:
+def _clash(one: Intervention, other: Intervention, places: Places) -> tuple[ConflictKind, str, str] | None:
     if one.mode.patterns is not other.mode.patterns:
         return (
             ConflictKind.PATTERNS,
@@ -189,12 +179,12 @@ def _clash(
     where = overlap(one.selector, other.selector)
     if where is None:
         return None
-    found = _same_target(one, other) or _condition(one, other) or _same_site(one, other, sites)
+    found = _same_target(one, other) or _condition(one, other) or _same_site(one, other, places)
     return None if found is None else (found[0], where, found[1])
 
 
 def _same_target(one: Intervention, other: Intervention) -> tuple[ConflictKind, str] | None:
-    if not _is_same(one.target, other.target):
+    if not is_same_target(one.target, other.target):
         return None
     if _does(one) != _does(other):
         return ConflictKind.VALUES, f"one does {_operation(one)}, the other one {_operation(other)}"
@@ -216,87 +206,16 @@ def _condition(one: Intervention, other: Intervention) -> tuple[ConflictKind, st
     return None
 
 
-def _same_site(one: Intervention, other: Intervention, sites: OutputSites) -> tuple[ConflictKind, str] | None:
+def _same_site(one: Intervention, other: Intervention, places: Places) -> tuple[ConflictKind, str] | None:
     """Compare changes of different targets that meet at a site."""
-    if _is_same(one.target, other.target):
+    if is_same_target(one.target, other.target):
         return None
-    if _shares_layer(one, other) and one.error_term is not other.error_term:
+    if shares_layer(one, other) and one.error_term is not other.error_term:
         return ConflictKind.ERROR_TERM, "features of one layer share one error term"
-    met = _written(one, sites) & _written(other, sites)
-    if not met or _commute(one, other):
+    site = where_order_matters(one, other, places)
+    if site is None:
         return None
-    site = min(met)
-    return ConflictKind.ORDER, f"both change {site.kind.value} {site.layer}, and not in any order alike"
-
-
-def _commute(one: Intervention, other: Intervention) -> bool:
-    if _replaces(one) or _replaces(other):
-        return False
-    if _is_own_coordinate(one) and _is_own_coordinate(other):
-        return True
-    if isinstance(one.target, DirectionTarget) and isinstance(other.target, DirectionTarget):
-        return (_is_shift(one) and _is_shift(other)) or _cosine(one.target, other.target) < _ORTHOGONAL
-    return _is_shift(one) and _is_shift(other)
-
-
-def _is_own_coordinate(one: Intervention) -> bool:
-    """True for neurons and features: what happens to one depends on no other one."""
-    return isinstance(one.target, FeatureTarget) and not isinstance(one.operation, ProjectOut)
-
-
-def _is_shift(one: Intervention) -> bool:
-    """True if it adds to its site something that does not depend on what is there."""
-    if isinstance(one.target, SiteTarget) or _replaces(one):
-        return False
-    return _is_feature_of_set(one) or isinstance(one.operation, Add)
-
-
-def _replaces(one: Intervention) -> bool:
-    """True if it puts a reconstruction in the place of what is there."""
-    return _is_feature_of_set(one) and one.error_term is not ErrorTerm.LIVE
-
-
-def _is_feature_of_set(one: Intervention) -> bool:
-    target = one.target
-    if not isinstance(target, FeatureTarget) or isinstance(one.operation, ProjectOut):
-        return False
-    return target.feature.replacement != NEURONS
-
-
-def _shares_layer(one: Intervention, other: Intervention) -> bool:
-    if not (_is_feature_of_set(one) and _is_feature_of_set(other)):
-        return False
-    places = [
-        (i.target.feature.replacement, i.target.feature.layer)
-        for i in (one, other)
-        if isinstance(i.target, FeatureTarget)
-    ]
-    return places[0] == places[1]
-
-
-def _written(one: Intervention, sites: OutputSites) -> set[Site]:
-    target = one.target
-    if not isinstance(target, FeatureTarget):
-        return {_canonical(target.site)}
-    feature = target.feature
-    if feature.replacement == NEURONS:
-        kind = SiteKind.MLP_OUT if isinstance(one.operation, ProjectOut) else SiteKind.NEURONS
-        return {Site(kind=kind, layer=feature.layer)}
-    return set(map(_canonical, sites.get((feature.replacement, feature.layer), ())))
-
-
-def _canonical(site: Site) -> Site:
-    """Give the residual stream between two blocks one name."""
-    if site.kind is SiteKind.RESID_PRE and site.layer > 0:
-        return Site(kind=SiteKind.RESID_POST, layer=site.layer - 1)
-    return Site(kind=SiteKind.EMBED, layer=0) if site.kind is SiteKind.RESID_PRE else site
-
-
-def _is_same(one: Target, other: Target) -> bool:
-    if isinstance(one, DirectionTarget) and isinstance(other, DirectionTarget):
-        parallel = 1 - _cosine(one, other) < _ORTHOGONAL
-        return _canonical(one.site) == _canonical(other.site) and parallel
-    return one == other
+    return ConflictKind.ORDER, f"what comes of {site.kind.value} {site.layer} depends on which acts first"
 
 
 def _does(one: Intervention) -> tuple[object, ...]:
@@ -311,15 +230,6 @@ def _is_idempotent(one: Intervention) -> bool:
     if one.mode.strength != 1:
         return False
     return isinstance(one.operation, Ablate | SetTo | Clamp | ProjectOut | MeanAblate | Resample)
-
-
-def _cosine(one: DirectionTarget, other: DirectionTarget) -> float:
-    """Absolute cosine; 0 where widths differ, which an engine refuses anyway."""
-    if len(one.vector) != len(other.vector):
-        return 0.0
-    dot = sum(a * b for a, b in zip(one.vector, other.vector, strict=True))
-    norms = sum(a * a for a in one.vector) * sum(b * b for b in other.vector)
-    return abs(dot) / sqrt(norms) if norms > 0 else 0.0
 
 
 def describe(target: Target) -> str:

@@ -48,5 +48,6 @@ def _mixed(first: Iterable[int], second: Iterable[int]) -> bool:
 def _described(positions: tuple[int, ...] | None, tokens: tuple[int, ...] | None, phases: list[Phase]) -> str:
     where = "every position" if positions is None else f"positions {', '.join(map(str, positions))}"
     if tokens is not None:
-        where += f" that hold tokens {', '.join(map(str, tokens))}"
+        held = f"tokens {', '.join(map(str, tokens))}"
+        where = f"every position with {held}" if positions is None else f"{where} if they hold {held}"
     return where if len(phases) == len(Phase) else f"{where} of the {phases[0].value}"

@@ -24,7 +24,7 @@ from trephine.engine.plans import RowPlan
 from trephine.engine.prefixes import Prefix, continue_prefix, read_prefix, shared_tokens
 from trephine.engine.refusals import is_of_set
 from trephine.engine.replacements.contexts import beginning_caveats, sets_of
-from trephine.engine.rows import RowInput, check_row, frozen_patterns, plan_rows, require_matches
+from trephine.engine.rows import RowInput, check_row, frozen_patterns, naming, plan_rows, require_matches
 from trephine.engine.sampling import Sampler
 from trephine.engine.selection import Span
 from trephine.engine.session import Handler, Session
@@ -108,14 +108,15 @@ def _prompt(hosted: HostedModel, command: Generate, index: int) -> RowInput:
         prompt = RowInput(ids, row.interventions, from_edits=row.from_edits)
         check_row(hosted, prompt, room=command.max_new_tokens)
         for number, intervention in enumerate(row.interventions):
-            _check_generated(intervention, number)
+            with naming(prompt, number):
+                _check_generated(intervention)
     except TrephineError as error:
         error.context.setdefault("row", index)
         raise error.with_field(f"rows[{index}].prompt") from None
     return prompt
 
 
-def _check_generated(intervention: Intervention, index: int) -> None:
+def _check_generated(intervention: Intervention) -> None:
     """Refuse what only makes sense where the text is known beforehand."""
     if Phase.GENERATION not in intervention.selector.phases:
         return
@@ -124,21 +125,18 @@ def _check_generated(intervention: Intervention, index: int) -> None:
             "mode.patterns: tokens still to be generated have no clean run whose patterns could be kept; "
             "restrict selector.phases to `prompt`",
             field="mode.patterns",
-            intervention=index,
         )
     if intervention.error_term is ErrorTerm.FROZEN and is_of_set(intervention):
         raise UnsupportedInterventionError(
             "error_term: tokens still to be generated have no clean run whose error could be kept; "
             "restrict selector.phases to `prompt`, or leave it `live`",
             field="error_term",
-            intervention=index,
         )
     if isinstance(intervention.operation, Resample):
         raise UnsupportedInterventionError(
             "operation.donor: a donor has no position for tokens still to be generated; "
             "restrict selector.phases to `prompt`",
             field="operation.donor",
-            intervention=index,
         )
 
 
@@ -169,7 +167,7 @@ def _generate_batch(
         if writing:
             mask = torch.cat([mask, mask.new_ones(len(writing), 1)], dim=1)
             logits = _decode_step(hosted, writing, cache, mask)
-    require_matches(plans, only=[writer.input.own for writer in everyone])
+    require_matches(plans, inputs, numbers=part)
     return [writer.completion() for writer in everyone]
 
 
@@ -189,7 +187,8 @@ def _prompt_pass(
         {i for i in w.input.own if Phase.GENERATION not in w.input.interventions[i].selector.phases}
         for w in writers
     ]
-    require_matches(plans, only=prompt_only)
+    inputs, numbers = [w.input for w in writers], [w.row for w in writers]
+    require_matches(plans, inputs, only=prompt_only, numbers=numbers)
     return cache, batch.attention_mask, logits[:, -1]
 
 

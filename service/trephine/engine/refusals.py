@@ -98,13 +98,22 @@ def _check_condition(hosted: HostedModel, intervention: Intervention) -> None:
     if condition is None:
         return
     require_feature(hosted, condition.feature, field="condition.feature")
-    read, written = feature_site(hosted, condition.feature), first_site(hosted, intervention)
-    if place_in_pass(read) > place_in_pass(written):
+    read, decided = feature_site(hosted, condition.feature), _decided_at(hosted, intervention)
+    if place_in_pass(read) > place_in_pass(decided):
+        does = "read" if is_of_set(intervention) else "written"
         raise _unsupported(
             "condition.feature",
-            f"a feature of layer {read.layer} is computed after {written.kind.value} of layer "
-            f"{written.layer} is written; choose a feature of an earlier layer",
+            f"a feature of layer {read.layer} is computed after {decided.kind.value} of layer "
+            f"{decided.layer} is {does}; choose a feature of an earlier layer",
         )
+
+
+def _decided_at(hosted: HostedModel, intervention: Intervention) -> Site:
+    """Return the site at which it is decided whether an intervention acts: sets decide when they encode."""
+    target = intervention.target
+    if is_of_set(intervention) and isinstance(target, FeatureTarget):
+        return feature_site(hosted, target.feature)
+    return site_written(hosted, intervention)
 
 
 def is_of_set(intervention: Intervention) -> bool:
@@ -120,14 +129,6 @@ def feature_site(hosted: HostedModel, feature: FeatureRef) -> Site:
     if feature.replacement == NEURONS:
         return Site(kind=SiteKind.NEURONS, layer=feature.layer)
     return layer_info(hosted, feature.replacement, feature.layer).site_in
-
-
-def first_site(hosted: HostedModel, intervention: Intervention) -> Site:
-    """Return the first site that an intervention writes."""
-    target = intervention.target
-    if is_of_set(intervention) and isinstance(target, FeatureTarget):
-        return layer_info(hosted, target.feature.replacement, target.feature.layer).sites_out[0]
-    return site_written(hosted, intervention)
 
 
 def site_written(hosted: HostedModel, intervention: Intervention) -> Site:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -114,7 +115,7 @@ def run_rows(
     request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last, clean=clean)
     logits = forward(hosted, batch, request)
     if not allow_unmatched:
-        require_matches(plans, only=[row.own for row in rows])
+        require_matches(plans, rows)
     return _unpadded(batch, logits, plans, request, tape)
 
 
@@ -143,7 +144,7 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position
         )
     for index, intervention in enumerate(row.interventions):
         anywhere = any_position or index not in row.own
-        try:
+        with naming(row, index):
             check_intervention(hosted, intervention)
             check_selector(
                 intervention.selector,
@@ -151,9 +152,19 @@ def check_row(hosted: HostedModel, row: RowInput, *, room: int = 0, any_position
                 n_positions=info.context_length if anywhere else len(row.ids) + room,
                 d_vocab=info.d_vocab,
             )
-        except TrephineError as error:
-            error.context.setdefault("intervention", index)
-            raise
+
+
+@contextmanager
+def naming(row: RowInput, index: int) -> Iterator[None]:
+    """Say in an error which intervention it is about: its place among the row's own, or among its edits'."""
+    try:
+        yield
+    except TrephineError as error:
+        if index in row.own:
+            error.context.setdefault("intervention", index - row.from_edits)
+        else:
+            error.context.setdefault("intervention_of_edits", index)
+        raise
 
 
 def plan_rows(hosted: HostedModel, rows: Sequence[RowInput]) -> list[RowPlan]:
@@ -177,25 +188,35 @@ def frozen_patterns(hosted: HostedModel, batch: Batch, rows: Sequence[Sequence[I
     return PatternTape(imposed=clean.recorded, imposed_rows=dict.fromkeys(clean.recorded, mask))
 
 
-def require_matches(plans: Iterable[RowPlan], *, only: Sequence[set[int]] | None = None) -> None:
+def require_matches(
+    plans: Sequence[RowPlan],
+    rows: Sequence[RowInput],
+    *,
+    only: Sequence[set[int]] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> None:
     """Refuse silence: an intervention that wrote nothing would look like one that does nothing.
 
     Args:
         plans: One per row.
-        only: If given, the indices to look at, per row.
+        rows: What was planned; interventions of stored edits may match nothing.
+        only: Look at these indices, per row. None: at all that were meant for the row.
+        numbers: The rows' places in the request. None: as they come.
 
     Raises:
-        NothingMatchedError: Naming row and intervention.
+        NothingMatchedError: Naming row and intervention, counted among the row's own.
     """
-    for row, plan in enumerate(plans):
+    for place, (plan, row) in enumerate(zip(plans, rows, strict=True)):
+        looked_at = row.own if only is None else only[place]
         for applied in plan.applied():
-            if applied.positions == 0 and (only is None or applied.index in only[row]):
+            if applied.positions == 0 and applied.index in looked_at:
+                index = applied.index - row.from_edits
                 raise NothingMatchedError(
-                    f"intervention {applied.index} of row {row} matched no position; check the selector's "
-                    "positions, tokens and phases, and the condition",
-                    field=f"interventions[{applied.index}].selector",
-                    row=row,
-                    intervention=applied.index,
+                    f"intervention {index} matched no position; check the selector's positions, tokens and "
+                    "phases, and the condition",
+                    field=f"interventions[{index}].selector",
+                    row=place if numbers is None else numbers[place],
+                    intervention=index,
                 )
 
 

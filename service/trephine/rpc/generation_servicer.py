@@ -9,7 +9,7 @@ from dataclasses import replace
 from trephine.app.service import Service
 from trephine.domain.generation import TokenEvent
 from trephine.rpc.calls import Context
-from trephine.rpc.serving import served, stacks_of
+from trephine.rpc.serving import located, served, stacks_of
 from trephine.rpc.streaming import remaining, streamed
 from trephine.rpc.wire.fields import resource_id
 from trephine.rpc.wire.generation import (
@@ -39,7 +39,7 @@ class GenerationServicer(GenerationServiceServicer):
         stacks = await stacks_of(self._live, model, request.rows)
         command = replace(command, rows=served(command.rows, stacks))
         events = streamed(engine, command, remaining(context))
-        async with aclosing(events):
+        async with located(), aclosing(events):
             async for event in events:
                 if isinstance(event, TokenEvent):
                     yield token_event_to_wire(event)
@@ -52,4 +52,6 @@ class GenerationServicer(GenerationServiceServicer):
         engine = self._models.engine(model)
         stacks = await stacks_of(self._live, model, request.rows)
         command = replace(command, rows=served(command.rows, stacks))
-        return scores_to_wire(await engine.run(command, deadline_seconds=remaining(context)), stacks)
+        async with located():
+            scores = await engine.run(command, deadline_seconds=remaining(context))
+        return scores_to_wire(scores, stacks)

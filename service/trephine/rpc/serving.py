@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
 from trephine.app.live_edits import LiveEdits
 from trephine.domain.edit_conflicts import EditInUse
+from trephine.domain.errors import TrephineError
 from trephine.domain.generation import Row, ScoredRow
 from trephine.domain.interventions import Intervention
 from trephine.rpc.wire.live_edits import interventions_of, uses_from_wire
@@ -36,6 +38,22 @@ async def stacks_of(
             for place, row in enumerate(rows)
         ]
     )
+
+
+@asynccontextmanager
+async def located() -> AsyncIterator[None]:
+    """Name the field of an engine's refusal as the client wrote it: `rows[2].interventions[0].selector`."""
+    try:
+        yield
+    except TrephineError as error:
+        row, field = error.context.get("row"), str(error.context.get("field", ""))
+        index = error.context.get("intervention")
+        if row is not None and "intervention_of_edits" in error.context:
+            error.context["field"] = f"rows[{row}].edits"
+        elif row is not None and index is not None:
+            inside = field.removeprefix(f"interventions[{index}]").lstrip(".")
+            error.context["field"] = f"rows[{row}].interventions[{index}].{inside}".rstrip(".")
+        raise
 
 
 def served(rows: Sequence[RowT], stacks: Sequence[Stack]) -> tuple[RowT, ...]:

@@ -284,7 +284,7 @@ def test_what_matches_nothing_is_an_error(llama):
     """Silence would look like success; only callers that expect absence may ask for it."""
     absent = neuron(1, 4, Ablate(), selector=Selector(tokens=(5,)))
     row = RowInput(llama.encode(PROMPT), (neuron(0, 0, Ablate()), absent))
-    with pytest.raises(NothingMatchedError, match="intervention 1 of row 0") as caught:
+    with pytest.raises(NothingMatchedError, match="intervention 1 matched no position") as caught:
         run_rows(llama, [row])
     assert caught.value.context["field"] == "interventions[1].selector"
     applied = run_rows(llama, [row], allow_unmatched=True).applied[0]

@@ -234,3 +234,12 @@ def test_one_layer_has_one_error_term_in_a_row():
     plans = (change(1, 0, Ablate()), change(1, 1, Ablate(), error_term=ErrorTerm.DROP))
     with pytest.raises(UnsupportedInterventionError, match="share one error term"):
         run_rows(hosted, [RowInput(IDS, plans)])
+
+
+def test_a_condition_must_be_known_when_the_layer_is_encoded():
+    """A transcoder decides before the MLP runs, so that neurons of its own layer cannot be asked."""
+    hosted = tiny_hosted("llama")
+    resident_set(hosted, "jumprelu")
+    asked = Condition(feature=FeatureRef(layer=1, index=0), at_least=0.0)
+    with pytest.raises(UnsupportedInterventionError, match="computed after mlp_in of layer 1 is read"):
+        run_rows(hosted, [RowInput(IDS, (change(1, 3, Add(amount=1.0), condition=asked),))])

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, read_change
+from trephine.client.cli.arguments import DEFAULT_MODEL, EditOption, ModelOption, read_change, read_edits
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import ReplacementsOption, note_caveats, note_degraded, open_sets
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
-from trephine.client.terminal import printable_lines
+from trephine.client.terminal import printable, printable_lines
+from trephine.client.types import Completion
 from trephine.v1 import generation_service_pb2
 
 GENERATE_EXAMPLES = examples(
@@ -33,6 +35,7 @@ def generate(
             "A set's feature: SET:12:345+=8."
         ),
     ] = None,
+    edits: EditOption = None,
     model: ModelOption = DEFAULT_MODEL,
     replacements: ReplacementsOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="At most this many.")] = 64,
@@ -40,10 +43,13 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
 ) -> None:
-    """Continue a text; with --steer twice in one batch, plain and changed side by side."""
+    """Continue a text; with --steer or --edit twice in one batch, plain and changed side by side.
+
+    Without either it is continued as the model serves it, under its default edits if it has any.
+    """
     given = invocation(context)
     changes = [read_change(text) for text in steer or ()]
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -52,14 +58,16 @@ def generate(
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         open_sets(given, trephine, loaded, replacements)
-        if changes:
-            with loaded.side_by_side(prompt, changes, **options) as stream:
+        if changes or edits:
+            named = read_edits(edits or ())
+            with loaded.side_by_side(prompt, changes, edits=named, **options) as stream:
                 _show_pair(given.output, stream)
                 completions = stream.result().completions
-                note_degraded(given.output, any(echo.degraded for row in completions for echo in row.applied))
+                note_degraded(given.output, any(map(_is_degraded, completions)))
+                _note_edits(given.output, completions)
                 note_caveats(given.output, dict.fromkeys(said for row in completions for said in row.caveats))
         else:
-            with loaded.generate(prompt, **options) as stream:  # type: ignore[arg-type]
+            with loaded.generate(prompt, **options) as stream:
                 _show_one(given.output, stream)
 
 
@@ -70,6 +78,19 @@ def _show_one(output: Output, stream: GenerationStream) -> None:
     for event in stream:
         output.piece(printable_lines(event.text))
     output.line()
+    _note_edits(output, stream.result().completions)
+
+
+def _is_degraded(row: Completion) -> bool:
+    by_edits = [echo for one in row.edits for echo in one.applied]
+    return any(echo.degraded for echo in (*row.applied, *by_edits))
+
+
+def _note_edits(output: Output, completions: Sequence[Completion]) -> None:
+    """Say under which versions of which edits rows were served, and where they wrote."""
+    for one in (edit for row in completions for edit in row.edits):
+        written = sum(echo.positions for echo in one.applied)
+        output.note(printable(f"{one.edit} at strength {one.strength:g}: wrote {written} times"))
 
 
 def _show_pair(output: Output, stream: GenerationStream) -> None:
