@@ -27,6 +27,7 @@ from trephine.engine.fitting import command as fitting
 from trephine.engine.replacements import evaluation as replacement_evaluation
 from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
+from trephine.engine.spurious import removal as spurious_removal
 from trephine.engine.verification import verify as circuit_verification
 
 
@@ -61,6 +62,7 @@ HANDLERS = merge(
         tracing,
         circuit_verification,
         dataset_circuits,
+        spurious_removal,
         directions,
         planning,
         export,

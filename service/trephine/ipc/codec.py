@@ -40,6 +40,7 @@ from trephine.domain.replacements import (
     LoadReplacementSet,
     UnloadReplacementSet,
 )
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.tokens import RenderChat, ResolveTarget, Tokenize
 from trephine.domain.verification import VerifyCircuit
 from trephine.ipc.frames import Tree
@@ -65,6 +66,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     TraceAttention,
     VerifyCircuit,
     DiscoverDatasetCircuit,
+    RemoveSpuriousFeatures,
     CompareFeatures,
     ProposeEdit,
     EvaluateEdit,

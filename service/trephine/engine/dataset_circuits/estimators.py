@@ -18,14 +18,14 @@ from trephine.engine.dataset_circuits.ablated import AblatedModel, Change
 from trephine.engine.dataset_circuits.nodes import node_layer
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States
-from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.dataset_circuits.sweeping import (
     BlockAdjoints,
     Gradient,
     HalfRule,
     SweepRule,
     metric_cotangent,
-    sweep_pack,
+    sweep_blocks,
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
@@ -41,8 +41,31 @@ class PatchedPack:
     replaced: States
 
     def difference(self, place: int) -> Tensor:
-        """Patch less clean, `(n_rows, width)`."""
+        """Patch less clean, `(n_rows, width * unit)`."""
         return self.replaced[place].activations - self.clean[place].activations
+
+
+class ReadOff(Protocol):
+    """Where a sweep begins: the derivative of the contexts' metrics by the stream, and after which block."""
+
+    @property
+    def layer(self) -> int | None:
+        """The block after which the stream is read; None: the last, behind the final norm."""
+        ...
+
+    def adjoint(self, pack: Pack, operators: FrozenOperators, rule: SweepRule) -> Tensor:
+        """Return `(n_rows, d_model)`, on the stream after that block."""
+        ...
+
+
+class NextToken:
+    """The contexts' own metrics: logits of the last token."""
+
+    layer: int | None = None
+
+    def adjoint(self, pack: Pack, operators: FrozenOperators, rule: SweepRule) -> Tensor:
+        """Through the final norm."""
+        return rule.through_norm(operators.final_norm, metric_cotangent(pack, operators))
 
 
 class EffectEstimator(Protocol):
@@ -54,13 +77,18 @@ class EffectEstimator(Protocol):
 
 
 def node_gradients(
-    hosted: HostedModel, space: NodeSpace, run: PatchedPack, rule: SweepRule
+    hosted: HostedModel,
+    space: NodeSpace,
+    run: PatchedPack,
+    rule: SweepRule,
+    read_off: ReadOff | None = None,
 ) -> Generator[None, None, list[Tensor]]:
-    """Return the metric's derivative by every activation, `(n_rows, width)` per layer."""
-    operators = run.operators
+    """Return the metric's derivative by every activation, `(n_rows, width * unit)` per place."""
+    operators, read = run.operators, read_off or NextToken()
     found = [torch.zeros_like(state.activations) for state in run.clean]
-    for block in sweep_pack(operators, metric_cotangent(run.pack, operators), rule, down_to=_lowest(space)):
-        for place in range(len(space.layers)):
+    adjoint = read.adjoint(run.pack, operators, rule)
+    for block in sweep_blocks(operators, adjoint, rule, top=read.layer, down_to=_lowest(space)):
+        for place in range(len(space.places)):
             _collect(hosted, space, place, operators, block, found)
         yield
     return found
@@ -78,9 +106,7 @@ def _collect(
     block: BlockAdjoints,
     found: list[Tensor],
 ) -> None:
-    if not space.is_neurons and all(site.layer != block.layer for site in space.infos[place].sites_out):
-        return
-    if space.is_neurons and space.layers[place] != block.layer:
+    if all(site.layer != block.layer for site in space.places[place].outputs):
         return
     with node_layer(hosted, space, place) as layer, torch.inference_mode():
         for site in layer.outputs:
@@ -92,13 +118,18 @@ class ByGradient:
     """One sweep by one rule: attribution patching, or RelP."""
 
     def __init__(
-        self, hosted: HostedModel, space: NodeSpace, rule: Callable[[FrozenOperators], SweepRule]
+        self,
+        hosted: HostedModel,
+        space: NodeSpace,
+        rule: Callable[[FrozenOperators], SweepRule],
+        read_off: ReadOff | None = None,
     ) -> None:
-        self._hosted, self._space, self._rule = hosted, space, rule
+        self._hosted, self._space, self._rule, self._read_off = hosted, space, rule, read_off
 
     def estimate(self, run: PatchedPack) -> Generator[None, None, Tensor]:
         """Gradient times difference."""
-        gradients = yield from node_gradients(self._hosted, self._space, run, self._rule(run.operators))
+        rule = self._rule(run.operators)
+        gradients = yield from node_gradients(self._hosted, self._space, run, rule, self._read_off)
         return torch.cat(
             [
                 self._space.gather(run.pack, gradient * run.difference(place), place).float().cpu()
@@ -115,14 +146,17 @@ class ByIntegratedGradients:
     is the clean one, and error terms stay what they are.
     """
 
-    def __init__(self, hosted: HostedModel, space: NodeSpace, steps: int) -> None:
+    def __init__(
+        self, hosted: HostedModel, space: NodeSpace, steps: int, read_off: ReadOff | None = None
+    ) -> None:
         self._hosted, self._space, self._steps = hosted, space, steps
+        self._read: ReadOff = read_off or NextToken()
         self._model = AblatedModel(hosted, space, ErrorTerm.LIVE)
 
     def estimate(self, run: PatchedPack) -> Generator[None, None, Tensor]:
         """Mean gradient times difference, one step of one layer a quantum."""
         parts = []
-        for place in range(len(self._space.layers)):
+        for place in range(len(self._space.places)):
             total = torch.zeros_like(run.clean[place].activations)
             for step in range(self._steps):
                 total += self._gradient(run, place, step / self._steps)
@@ -137,9 +171,9 @@ class ByIntegratedGradients:
             with self._model.changing(run.pack, _part_of_the_way(run, way), places=(place,)):
                 operators = capture_layout(self._hosted, run.pack.clean)
         number, found = self._space.layers[place], [torch.zeros_like(s.activations) for s in run.clean]
-        cotangent = metric_cotangent(run.pack, operators)
         with torch.inference_mode():
-            for block in sweep_pack(operators, cotangent, Gradient(), down_to=number):
+            adjoint = self._read.adjoint(run.pack, operators, Gradient())
+            for block in sweep_blocks(operators, adjoint, Gradient(), top=self._read.layer, down_to=number):
                 _collect(self._hosted, self._space, place, operators, block, found)
         return found[place]
 
@@ -169,27 +203,34 @@ class ByPatching:
         for node, place, position, index in zip(
             self._nodes.tolist(), places, positions, indices, strict=True
         ):
-            change = _patch_one(run, position, index)
+            unit = self._space.places[place].unit
+            change = _patch_one(run, position, slice(index * unit, (index + 1) * unit))
             effects[:, node] = (self._model.metric(run.pack, change, places=(place,)) - plain).float()
             yield
         return effects
 
 
-def _patch_one(run: PatchedPack, position: int, index: int) -> Change:
+def _patch_one(run: PatchedPack, position: int, columns: slice) -> Change:
     at = run.pack.clean.position
-    chosen = (at >= 1) if position < 0 else at == position
+    chosen = ((at >= FIRST) if position < 0 else at == position)[:, None]
 
     def change(place: int, live: Tensor) -> Tensor:
         new = live.clone()
-        patched = run.replaced[place].activations[:, index].to(live.dtype)
-        new[:, index] = torch.where(chosen, patched, live[:, index])
+        patched = run.replaced[place].activations[:, columns].to(live.dtype)
+        new[:, columns] = torch.where(chosen, patched, live[:, columns])
         return new
 
     return change
 
 
 def estimator_of(
-    hosted: HostedModel, space: NodeSpace, which: Estimator, *, steps: int, candidates: Tensor | None
+    hosted: HostedModel,
+    space: NodeSpace,
+    which: Estimator,
+    *,
+    steps: int,
+    candidates: Tensor | None,
+    read_off: ReadOff | None = None,
 ) -> EffectEstimator:
     """Choose an estimator.
 
@@ -199,14 +240,15 @@ def estimator_of(
         which: By name.
         steps: Of integrated gradients.
         candidates: int64 `(n,)`, the nodes that exact patching measures.
+        read_off: Where the metric is read; None: the contexts' own logits. Exact patching knows no other.
     """
     match which:
         case Estimator.ATTRIBUTION_PATCHING:
-            return ByGradient(hosted, space, lambda _: Gradient())
+            return ByGradient(hosted, space, lambda _: Gradient(), read_off)
         case Estimator.RELP:
-            return ByGradient(hosted, space, HalfRule)
+            return ByGradient(hosted, space, HalfRule, read_off)
         case Estimator.INTEGRATED_GRADIENTS:
-            return ByIntegratedGradients(hosted, space, steps)
+            return ByIntegratedGradients(hosted, space, steps, read_off)
         case Estimator.EXACT:
             if candidates is None:
                 raise ValueError("exact patching needs candidates")

@@ -96,8 +96,17 @@ def sweep_pack(
         rule: How to go through what is not linear.
         down_to: The last block that is wanted.
     """
-    adjoint = rule.through_norm(operators.final_norm, cotangent)
-    for layer in reversed(operators.layers[down_to:]):
+    yield from sweep_blocks(
+        operators, rule.through_norm(operators.final_norm, cotangent), rule, top=None, down_to=down_to
+    )
+
+
+def sweep_blocks(
+    operators: FrozenOperators, adjoint: Tensor, rule: SweepRule, *, top: int | None, down_to: int
+) -> Iterator[BlockAdjoints]:
+    """As `sweep_pack`, from an adjoint `(n_rows, d_model)` of the stream after block `top`; None: the last."""
+    above = len(operators.layers) if top is None else top + 1
+    for layer in reversed(operators.layers[down_to:above]):
         number, post, found = layer.block.layer, layer.mlp_post_norm, {}
         for kind in (SiteKind.RESID_POST, SiteKind.MLP_OUT):
             found[Site(kind=kind, layer=number)] = adjoint
@@ -107,6 +116,7 @@ def sweep_pack(
         middle = adjoint + rule.through_mlp(layer, by_neuron)
         below = adjoint if layer.block.parallel else middle
         found[Site(kind=SiteKind.ATTN_OUT, layer=number)] = below
+        found[Site(kind=SiteKind.ATTN_Z, layer=number)] = _by_heads(rule, layer, below)
         if not layer.block.parallel:
             found[Site(kind=SiteKind.RESID_MID, layer=number)] = middle
         adjoint = middle + rule.through_attention(layer, below)
@@ -114,3 +124,10 @@ def sweep_pack(
         if number == 0:
             found[Site(kind=SiteKind.EMBED, layer=0)] = adjoint
         yield BlockAdjoints(layer=number, by_site=found)
+
+
+def _by_heads(rule: SweepRule, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+    """Carry `(n_rows, d_model)` of what attention adds to the heads' mixed values."""
+    post = layer.attention_post_norm
+    out = adjoint if post is None else rule.through_norm(post, adjoint)
+    return out @ layer.block.attention.W_O.to(out.dtype).flatten(1)  # (n_rows, n_heads * d_head)

@@ -1,0 +1,172 @@
+"""How many features go: every count is tried on the validation split, and the best one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_removal import ChoicePoint, Standing
+from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
+from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.judging import Candidate
+from trephine.engine.spurious.metrics import worst_group
+from trephine.engine.spurious.study import Study
+
+TOLERATED = 0.02
+"""Ambiguous accuracy that may be lost where nothing else can be measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was tried, and what was taken."""
+
+    points: tuple[ChoicePoint, ...]
+    criterion: str
+    removed: tuple[Candidate, ...]
+    head: LinearHead
+    why: str
+
+
+def in_order(study: Study, candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Return what a person wants removed, and what we would remove, largest attribute effect first.
+
+    A feature that works against the attribute is spurious all the same, but taking it away alone makes the
+    decision follow the attribute more: without a refit it stays.
+    """
+    forced = [one for one in candidates if one.override and one.standing is Standing.SPURIOUS]
+    ours = [one for one in candidates if not one.override and one.standing is Standing.SPURIOUS]
+    if not study.trains:
+        for one in ours:
+            if one.attribute_effect < 0:
+                one.why += "; it works against the attribute and stays, as nothing is trained again"
+        ours = [one for one in ours if one.attribute_effect > 0]
+    return forced, sorted(ours, key=lambda one: -abs(one.attribute_effect))
+
+
+def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress | None, None, Choice]:
+    """Try every count of the budget, none included."""
+    forced, ours = in_order(study, candidates)
+    limits = [count for count in study.command.budget.counts if count < len(ours)]
+    counts = [0, *limits]
+    if ours:
+        counts.append(min(len(ours), study.command.budget.counts[-1]))
+    scale, points, heads = _Scale(study), list[ChoicePoint](), list[LinearHead]()
+    for number, count in enumerate(dict.fromkeys(counts)):
+        yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
+        removed = [one.feature for one in (*forced, *ours[:count])]
+        head = yield from study.head_with(removed, f"refit without {len(removed)}")
+        points.append((yield from scale.measure(head, removed, count, points)))
+        heads.append(head)
+    best = max(range(len(points)), key=lambda place: (points[place].criterion, -points[place].count))
+    count = points[best].count
+    return Choice(
+        points=tuple(points),
+        criterion=scale.words,
+        removed=(*forced, *ours[:count]),
+        head=heads[best],
+        why=_why(points, best, forced, ours),
+    )
+
+
+class _Scale:
+    """What counts are compared by: the best that the data can tell."""
+
+    def __init__(self, study: Study) -> None:
+        budget, data, seed = study.command.budget, study.data, study.command.seed + 4
+        self._study = study
+        self._held_out = sample(data.held_out, budget.effect_texts, seed)
+        self._examples = sample(data.attribute, budget.effect_texts, seed)
+        known = attributes(self._held_out)
+        pairs = {(one.label, one.attribute) for one in self._held_out}
+        self._grouped = bool((known != UNKNOWN).all()) and len(pairs) == 4
+        self._twins = [one for one in self._held_out if one.twin is not None]
+        self.words = self._worded()
+
+    def _worded(self) -> str:
+        if self._grouped:
+            return "accuracy of the worst group of the validation split"
+        if self._examples:
+            return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
+        if self._twins:
+            return "accuracy of the worst label on held-out texts or on their counterfactual twins"
+        return (
+            f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: nothing is known of "
+            "the attribute"
+        )
+
+    def measure(
+        self,
+        head: LinearHead,
+        removed: Sequence[FeatureRef],
+        count: int,
+        before: Sequence[ChoicePoint],
+    ) -> Generator[Progress | None, None, ChoicePoint]:
+        """Measure one count."""
+        y = labels(self._held_out)
+        decided = yield from self._decided(head, [one.ids for one in self._held_out], removed)
+        accuracy = float((decided == y)[ambiguous(self._held_out)].float().mean())
+        leak: float | None = None
+        if self._grouped:
+            criterion = worst_group(decided, y, attributes(self._held_out))
+            leak = _follows(decided, attributes(self._held_out))
+        elif self._examples:
+            told = yield from self._decided(head, [one.ids for one in self._examples], removed)
+            leak = _follows(told, attributes(self._examples))
+            criterion = accuracy - leak
+        elif self._twins:
+            criterion, leak = yield from self._with_twins(head, removed, decided)
+        else:
+            first = before[0].ambiguous_accuracy if before else accuracy
+            criterion = float(count) if accuracy >= first - TOLERATED else -1.0
+        return ChoicePoint(count=count, criterion=criterion, ambiguous_accuracy=accuracy, leak=leak)
+
+    def _with_twins(
+        self, head: LinearHead, removed: Sequence[FeatureRef], decided: Tensor
+    ) -> Generator[Progress | None, None, tuple[float, float]]:
+        twins = yield from self._decided(head, [one.twin or one.ids for one in self._twins], removed)
+        paired = torch.tensor([one.twin is not None for one in self._held_out])
+        y = labels(self._twins)
+        side = torch.cat([torch.zeros_like(y), torch.ones_like(y)])
+        both = torch.cat([decided[paired], twins])
+        flips = float((decided[paired] != twins).float().mean())
+        return worst_group(both, torch.cat([y, y]), side), flips
+
+    def _decided(
+        self, head: LinearHead, texts: Sequence[tuple[int, ...]], removed: Sequence[FeatureRef]
+    ) -> Generator[Progress | None, None, Tensor]:
+        pooled = yield from self._study.pool(texts, removed, f"validation without {len(removed)}")
+        return head.decide(pooled)
+
+
+def ambiguous(examples: Sequence[Example]) -> Tensor:
+    """Mark texts that are as in the ambiguous set: attribute unknown, or going with the label."""
+    return torch.tensor([one.attribute in (UNKNOWN, one.label) for one in examples], dtype=torch.bool)
+
+
+def _follows(decided: Tensor, known: Tensor) -> float:
+    """Return |P(second label | second attribute) - P(second label | first attribute)|."""
+    rates = [float(decided[known == side].float().mean()) for side in (0, 1)]
+    return abs(rates[1] - rates[0])
+
+
+def _why(
+    points: Sequence[ChoicePoint], best: int, forced: Sequence[Candidate], ours: Sequence[Candidate]
+) -> str:
+    by_hand = f", beside {len(forced)} that a person named" if forced else ""
+    if not ours:
+        return f"no feature was judged spurious{by_hand}: nothing undecided is removed"
+    first, found = points[0], points[best]
+    if found.count == 0:
+        return (
+            f"{len(ours)} features were judged spurious, but no number of them does better on the "
+            f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
+        )
+    return (
+        f"removing the {found.count} strongest of {len(ours)} spurious features takes the criterion from "
+        f"{first.criterion:.3f} to {found.criterion:.3f}{by_hand}"
+    )

@@ -1,0 +1,258 @@
+"""Labelled texts as token ids, with twins, samples and a held-out part of the ambiguous set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trephine.domain.errors import EmptyGroupError, InvalidRequestError, PromptTooLongError, TrephineError
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_texts import LabelledText
+from trephine.engine.hosted import HostedModel
+from trephine.engine.spurious.heads import worded
+from trephine.engine.spurious.pooling import Ids
+from trephine.engine.spurious.swaps import Swapper, lexicon_of
+
+MAX_TOKENS = 512
+"""Of one text: attention of a pack is kept as one square."""
+UNKNOWN = -1
+_HELD_OUT = 5
+"""One of so many ambiguous texts is held out where no validation split is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A text ready to run."""
+
+    text: str
+    ids: Ids
+    label: int
+    """0 or 1; -1 where it has none."""
+    attribute: int
+    """0 or 1 in the order of the attributes; -1 where it is unknown."""
+    twin: Ids | None
+    environment: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """All texts of a request."""
+
+    labels: tuple[str, str]
+    attributes: tuple[str, ...]
+    """None, or two: the first goes with the first label in the ambiguous set."""
+    pairing: float
+    """P(second attribute | second label) less P(second attribute | first label), in the ambiguous set; 1
+    where the attribute is unknown there."""
+    training: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    """Ambiguous texts that nothing is trained on, or the validation split."""
+    test: tuple[Example, ...]
+    attribute: tuple[Example, ...]
+    """Examples of the attribute, without labels."""
+    own_validation: bool
+    """True if a validation split was given."""
+
+
+def swapped(data: Data) -> Data:
+    """Return the same data with the attribute's two values in the other order."""
+
+    def turned(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(
+            one if one.attribute == UNKNOWN else replace(one, attribute=1 - one.attribute) for one in examples
+        )
+
+    return replace(
+        data,
+        attributes=tuple(reversed(data.attributes)),
+        training=turned(data.training),
+        held_out=turned(data.held_out),
+        test=turned(data.test),
+        attribute=turned(data.attribute),
+    )
+
+
+def column(examples: Sequence[Example], read: Callable[[Example], int]) -> Tensor:
+    """Return one number per example, int64 `(n,)`."""
+    return torch.tensor([read(one) for one in examples], dtype=torch.long)
+
+
+def labels(examples: Sequence[Example]) -> Tensor:
+    """Labels, int64 `(n,)`."""
+    return column(examples, lambda one: one.label)
+
+
+def attributes(examples: Sequence[Example]) -> Tensor:
+    """Attributes, int64 `(n,)`; -1 where unknown."""
+    return column(examples, lambda one: one.attribute)
+
+
+def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
+    """Tokenize everything, make twins, order the attribute by its pairing, hold out a validation part.
+
+    Raises:
+        InvalidRequestError: If a text has one token, or no twin could be made.
+        PromptTooLongError: If a text is too long.
+        EmptyGroupError: If validation or test lacks a group although the attribute is known there.
+    """
+    reader = _Reader(hosted, command)
+    training = reader.split("training", command.training)
+    validation = reader.split("validation", command.validation)
+    held_out = validation
+    if not validation:
+        training, held_out = hold_out(training, command.seed)
+    data = Data(
+        labels=command.labels,
+        attributes=reader.attributes,
+        pairing=_pairing(training),
+        training=training,
+        held_out=held_out,
+        test=reader.split("test", command.test),
+        attribute=reader.unlabelled(),
+        own_validation=bool(validation),
+    )
+    if command.swaps or command.attribute_name:
+        _require_twins(data)
+    for name, split in (("validation", validation), ("test", data.test)):
+        _require_groups(data, name, split)
+    return data
+
+
+class _Reader:
+    def __init__(self, hosted: HostedModel, command: RemoveSpuriousFeatures) -> None:
+        self._hosted, self._command, self._labels = hosted, command, command.labels
+        lexicon = lexicon_of(command.attribute_name, command.swaps)
+        self._swap = Swapper(lexicon) if lexicon else None
+        self.attributes = attribute_order(command)
+        self._number = {name: number for number, name in enumerate(self.attributes)}
+
+    def split(self, name: str, texts: Sequence[LabelledText]) -> tuple[Example, ...]:
+        return tuple(self._example(f"{name}[{number}]", one) for number, one in enumerate(texts))
+
+    def unlabelled(self) -> tuple[Example, ...]:
+        return tuple(
+            Example(
+                text=one.text,
+                ids=self._encode(one.text, f"attribute_texts[{number}].text"),
+                label=UNKNOWN,
+                attribute=self._number[one.attribute],
+                twin=None,
+                environment=None,
+            )
+            for number, one in enumerate(self._command.attribute_texts)
+        )
+
+    def _example(self, place: str, one: LabelledText) -> Example:
+        twin = one.twin if one.twin is not None or self._swap is None else self._swap(one.text)
+        return Example(
+            text=one.text,
+            ids=self._encode(one.text, f"{place}.text"),
+            label=self._labels.index(one.label),
+            attribute=UNKNOWN if one.attribute is None else self._number[one.attribute],
+            twin=None if twin is None else self._encode(twin, f"{place}.twin"),
+            environment=one.environment,
+        )
+
+    def _encode(self, text: str, field: str) -> Ids:
+        try:
+            ids = tuple(self._hosted.encode(worded(self._command.decision, text)))
+        except TrephineError as error:
+            raise error.with_field(field) from None
+        if len(ids) < 2:
+            raise InvalidRequestError(
+                f"{field}: {text!r} has one token, and position 0 is an attention sink; it needs two",
+                field=field,
+            )
+        if len(ids) > MAX_TOKENS:
+            raise PromptTooLongError(
+                f"{field} has {len(ids)} tokens; a text has at most {MAX_TOKENS} here: shorten it",
+                field=field,
+                tokens=len(ids),
+                room=0,
+                limit=MAX_TOKENS,
+            )
+        return ids
+
+
+def attribute_order(command: RemoveSpuriousFeatures) -> tuple[str, ...]:
+    """Return the attribute's two values so that the first goes with the first label; none if unknown."""
+    known = {one.attribute for split in command.splits.values() for one in split}
+    names = sorted({str(name) for name in known if name} | {one.attribute for one in command.attribute_texts})
+    if not names:
+        return ()
+    first = command.labels[0]
+    counts = Counter((one.label == first, one.attribute) for one in command.training)
+    straight = counts[True, names[0]] + counts[False, names[1]]
+    crossed = counts[True, names[1]] + counts[False, names[0]]
+    return (names[0], names[1]) if straight >= crossed else (names[1], names[0])
+
+
+def _pairing(training: Sequence[Example]) -> float:
+    rates = []
+    for label in (0, 1):
+        known = [one.attribute for one in training if one.label == label and one.attribute != UNKNOWN]
+        if not known:
+            return 1.0
+        rates.append(sum(known) / len(known))
+    return rates[1] - rates[0]
+
+
+def sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    """Draw at most `count`, as many of every group (label and attribute) as there are, in their order."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, one in enumerate(examples):
+        groups.setdefault((one.label, one.attribute), []).append(number)
+    generator, chosen = torch.Generator().manual_seed(seed), list[int]()
+    for left, members in enumerate(sorted(groups.values(), key=len)):
+        share = (count - len(chosen)) // (len(groups) - left)
+        chosen += _drawn(members, share, generator)
+    return tuple(examples[number] for number in sorted(chosen))
+
+
+def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Split off a fifth of every group."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, one in enumerate(examples):
+        groups.setdefault((one.label, one.attribute), []).append(number)
+    generator, out = torch.Generator().manual_seed(seed), set[int]()
+    for members in groups.values():
+        out |= set(_drawn(members, len(members) // _HELD_OUT, generator))
+    kept = tuple(one for number, one in enumerate(examples) if number not in out)
+    return kept, tuple(examples[number] for number in sorted(out))
+
+
+def _drawn(members: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+    order = torch.randperm(len(members), generator=generator)[:count].tolist()
+    return [members[place] for place in order]
+
+
+def _require_twins(data: Data) -> None:
+    if not any(one.twin for one in data.training):
+        raise InvalidRequestError(
+            "no word of the lexicon occurs in any ambiguous text, so that there is no counterfactual; give "
+            "`swaps` that fit, or attribute_texts",
+            field="swaps",
+        )
+
+
+def _require_groups(data: Data, name: str, split: Sequence[Example]) -> None:
+    """Refuse a split in which the attribute is known and a group is empty: its worst group would be a guess.
+
+    A validation split of the ambiguous kind, with its two groups alone, is one nevertheless.
+    """
+    if not split or any(one.attribute == UNKNOWN for one in split):
+        return
+    counts = Counter((one.label, one.attribute) for one in split)
+    missing = [(y, a) for y in (0, 1) for a in (0, 1) if not counts[y, a]]
+    ambiguous = name == "validation" and missing == [(0, 1), (1, 0)]
+    if missing and not ambiguous:
+        words = ", ".join(f"{data.labels[y]}/{data.attributes[a]}" for y, a in missing)
+        raise EmptyGroupError(
+            f"the {name} split has no text of {words}; a worst group needs all four. Add some, or leave the "
+            "attribute of this split out",
+            field=name,
+        )

@@ -1,0 +1,195 @@
+"""Heads of a decision as weight, bias and readout: probes, label tokens, stock classifiers, rewards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trephine.domain.arrays import Array
+from trephine.domain.errors import HeadNotStockError, ParentChangedError, TrephineError
+from trephine.domain.spurious_heads import (
+    TEXT,
+    ClassifierHead,
+    DecisionHead,
+    HeadWeights,
+    Pooling,
+    ProbeHead,
+    RewardHead,
+    TokenHead,
+)
+from trephine.engine.hosted import HostedModel
+from trephine.engine.shards import read_entries, read_tensor
+from trephine.engine.sites import require_layer
+from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.spurious.pooling import Readout
+
+STOCK = Readout(layer=None, pooling=Pooling.LAST)
+SCORE = "score.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearHead:
+    """Logits of two labels, linear in a pooled vector."""
+
+    readout: Readout
+    weight: Tensor
+    """float32 `(2, d_model)`."""
+    bias: Tensor
+    """float32 `(2,)`."""
+
+    @property
+    def direction(self) -> Tensor:
+        """What the decision reads, `(d_model,)`: second label less first."""
+        return self.weight[1] - self.weight[0]
+
+    def margin(self, pooled: Tensor) -> Tensor:
+        """Second logit less the first, `(n,)`; above 0 is the second label."""
+        return pooled @ self.direction + (self.bias[1] - self.bias[0])
+
+    def decide(self, pooled: Tensor) -> Tensor:
+        """Return the label's number, int64 `(n,)`."""
+        return (self.margin(pooled) > 0).long()
+
+    def weights(self, labels: tuple[str, str]) -> HeadWeights:
+        """Write it as a value."""
+        held = self.weight.detach().float().contiguous().numpy()
+        return HeadWeights(
+            labels=labels,
+            weight=Array(dtype="float32", shape=tuple(held.shape), data=held.tobytes()),
+            bias=tuple(float(b) for b in self.bias),
+            layer=self.readout.layer,
+            pooling=self.readout.pooling,
+        )
+
+
+def readout_of(hosted: HostedModel, decision: DecisionHead) -> Readout:
+    """Return where a head reads.
+
+    Raises:
+        LayerOutOfRangeError: If a probe names a layer that there is not.
+    """
+    if not isinstance(decision, ProbeHead):
+        return STOCK
+    if decision.layer is not None:
+        try:
+            require_layer(hosted.architecture, decision.layer)
+        except TrephineError as error:
+            raise error.with_field("decision.layer") from None
+    return Readout(layer=decision.layer, pooling=decision.pooling)
+
+
+def worded(decision: DecisionHead, text: str) -> str:
+    """Put a text into the template of label tokens, if there is one."""
+    return decision.template.replace(TEXT, text) if isinstance(decision, TokenHead) else text
+
+
+def fit_probe(probe: ProbeHead, readout: Readout, pooled: Tensor, labels: Tensor) -> LinearHead:
+    """Train a probe on pooled vectors `(n, d_model)`, labels 0 or 1; in the stock form at the stock site."""
+    weight, bias = fit_logistic(pooled, labels, penalty=probe.penalty, stock=readout == STOCK)
+    return _two_sided(readout, weight.float(), bias)
+
+
+def _two_sided(readout: Readout, direction: Tensor, bias: float) -> LinearHead:
+    half, offset = direction / 2, bias / 2
+    return LinearHead(
+        readout=readout, weight=torch.stack([-half, half]), bias=torch.tensor([-offset, offset])
+    )
+
+
+def token_head(hosted: HostedModel, head: TokenHead) -> LinearHead:
+    """Read label tokens' rows of the unembedding.
+
+    Raises:
+        TargetNotOneTokenError: If a label is not one of the model's tokens; the message says what it splits
+            into.
+    """
+    ids = []
+    for number, one in enumerate(head.tokens):
+        try:
+            ids.append(hosted.resolve_target(one.token))
+        except TrephineError as error:
+            raise error.with_field(f"decision.tokens[{number}].token") from None
+    rows, bias = hosted.architecture.W_U[ids].float().cpu(), torch.zeros(2)
+    if hosted.architecture.b_U is not None:
+        bias = hosted.architecture.b_U[ids].float().cpu()
+    return LinearHead(readout=STOCK, weight=rows, bias=bias)
+
+
+def given_head(
+    hosted: HostedModel, head: ClassifierHead | RewardHead, labels: tuple[str, str]
+) -> Generator[None, None, Tensor]:
+    """Read `score.weight` of a stock folder, after its other weights proved to be the hosted model's.
+
+    Returns:
+        float32 `(2, d_model)` in the order of `labels`, or `(1, d_model)` of a reward.
+
+    Raises:
+        HeadNotStockError: If the folder has no such head, or not these labels.
+        ParentChangedError: If it is a head on other weights.
+    """
+    folder = Path(head.folder)
+    entries = read_entries(folder)
+    if SCORE not in entries:
+        raise HeadNotStockError(
+            f"{folder.name} holds no {SCORE}: it is no stock sequence classifier", field="decision.folder"
+        )
+    wanted = 1 if isinstance(head, RewardHead) else 2
+    score = read_tensor(folder, entries[SCORE]).float()
+    if tuple(score.shape) != (wanted, hosted.info.d_model):
+        raise HeadNotStockError(
+            f"{SCORE} of {folder.name} has shape {tuple(score.shape)}; {wanted} x {hosted.info.d_model} is "
+            "needed",
+            field="decision.folder",
+        )
+    yield
+    loaded: dict[str, Any] = hosted.model.state_dict()
+    for name, entry in entries.items():
+        own = loaded.get(name)
+        if own is not None and not torch.equal(read_tensor(folder, entry).to(own.dtype), own.cpu()):
+            raise ParentChangedError(
+                f"{name} of {folder.name} is not the hosted model's; load the base that it was made for",
+                tensor=name,
+            )
+        yield
+    return score if wanted == 1 else score[_order(folder, labels)]
+
+
+def _order(folder: Path, labels: Sequence[str]) -> list[int]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    numbers = {str(label): int(number) for number, label in config.get("id2label", {}).items()}
+    if any(label not in numbers for label in labels):
+        raise HeadNotStockError(
+            f"id2label of {folder.name} names {', '.join(numbers) or 'nothing'}; the labels are "
+            f"{', '.join(labels)}",
+            field="decision.folder",
+        )
+    return [numbers[label] for label in labels]
+
+
+def reward_head(score: Tensor, threshold: float | None, pooled: Tensor, labels: Tensor) -> LinearHead:
+    """Turn a reward `(1, d_model)` into a decision: above the threshold is the second label.
+
+    Args:
+        score: The head.
+        threshold: None: the one that is most accurate on these texts, the lowest of several.
+        pooled: `(n, d_model)` of the ambiguous set.
+        labels: 0 or 1.
+    """
+    at = best_threshold(pooled @ score[0], labels) if threshold is None else threshold
+    return _two_sided(STOCK, score[0], -at)
+
+
+def best_threshold(values: Tensor, labels: Tensor) -> float:
+    """Return the midpoint between neighbours at which `value > threshold` is most often the label."""
+    ordered, order = values.double().sort(stable=True)
+    y = labels[order].double()
+    edges = torch.cat([ordered[:1] - 1, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] + 1])
+    below = torch.cat([torch.zeros(1).double(), (1 - y).cumsum(0)])  # zeros that are right
+    above = torch.cat([y.flip(0).cumsum(0).flip(0), torch.zeros(1).double()])  # ones that are right
+    return float(edges[int((below + above).argmax())])

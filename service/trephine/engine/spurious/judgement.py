@@ -1,0 +1,183 @@
+"""Judges of features: what part of a feature's say in the decision goes with the attribute, not the label.
+
+All work on contributions `(n_texts, n_features)` to one decision, in logits (second label less first), so
+that "tells labels apart" and "tells attributes apart" have one unit. A feature's confounded separation
+T = E[c | label 1] - E[c | label 0] in the ambiguous set is the label's part plus `pairing` times the
+attribute's part; the attribute's part is what each judge estimates where the two come apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trephine.domain.spurious_removal import Judge, JudgeEvidence, JudgingRules, Standing
+
+FEWEST = 8
+"""Texts of a group, pairs, or texts of a label in an environment, below which a judge is silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """One judge on all features, float64 `(n_features,)` each."""
+
+    judge: Judge
+    attribute_effect: Tensor
+    label_effect: Tensor
+    share: Tensor
+    p_value: Tensor
+    """Two-sided."""
+
+    def evidence(self, place: int, rules: JudgingRules, adjusted: Tensor) -> JudgeEvidence:
+        """Word one feature's part."""
+        return JudgeEvidence(
+            judge=self.judge,
+            share=float(self.share[place]),
+            attribute_effect=float(self.attribute_effect[place]),
+            label_effect=float(self.label_effect[place]),
+            p_value=float(self.p_value[place]),
+            standing=self._standing(place, rules, adjusted),
+        )
+
+    def _standing(self, place: int, rules: JudgingRules, adjusted: Tensor) -> Standing:
+        if adjusted[place] <= rules.false_discoveries and self.share[place] >= rules.spurious_above:
+            return Standing.SPURIOUS
+        if self.share[place] <= rules.task_below:
+            return Standing.TASK
+        return Standing.UNDECIDED
+
+
+def separation(contributions: Tensor, labels: Tensor) -> Tensor:
+    """Return T, float64 `(n_features,)`: mean over the second label less mean over the first."""
+    wide = contributions.double()
+    return wide[labels == 1].mean(0) - wide[labels == 0].mean(0)
+
+
+def by_examples(confounded: Tensor, pairing: float, contributions: Tensor, attributes: Tensor) -> Verdicts:
+    """Judge by examples of the attribute whose labels do not matter.
+
+    Args:
+        confounded: T, `(n_features,)`.
+        pairing: How far the attribute goes with the label where T was measured.
+        contributions: `(n_texts, n_features)` of the examples.
+        attributes: 0 or 1.
+    """
+    wide = contributions.double()
+    one, other = wide[attributes == 1], wide[attributes == 0]
+    effect = one.mean(0) - other.mean(0)
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
+    return _verdicts(Judge.ATTRIBUTE_EXAMPLES, effect, error, confounded - pairing * effect)
+
+
+def by_counterfactuals(
+    confounded: Tensor, pairing: float, originals: Tensor, twins: Tensor, attributes: Tensor
+) -> Verdicts:
+    """Judge by edits that change the attribute alone.
+
+    Args:
+        confounded: T, `(n_features,)`.
+        pairing: As in `by_examples`.
+        originals: Contributions `(n_pairs, n_features)` of the texts.
+        twins: The same of their twins.
+        attributes: 0 or 1, of the originals; the label where it is unknown, which is what it goes with.
+    """
+    sign = (2 * attributes - 1).double()[:, None]
+    change = sign * (originals.double() - twins.double())
+    effect, error = change.mean(0), change.std(0) / len(change) ** 0.5
+    return _verdicts(Judge.COUNTERFACTUALS, effect, error, confounded - pairing * effect)
+
+
+def by_groups(contributions: Tensor, labels: Tensor, attributes: Tensor) -> Verdicts:
+    """Judge by labelled texts of all four groups: least squares on label and attribute."""
+    design = torch.stack([torch.ones(len(labels)), labels.float(), attributes.float()], 1).double()
+    inverse = torch.linalg.inv(design.T @ design)
+    wide = contributions.double()
+    found = inverse @ design.T @ wide  # (3, n_features)
+    residual = wide - design @ found
+    variance = residual.square().sum(0) / max(len(labels) - 3, 1)
+    return _verdicts(Judge.GROUPS, found[2], (inverse[2, 2] * variance).sqrt(), found[1])
+
+
+def by_invariance(
+    judge: Judge, contributions: Tensor, labels: Tensor, environments: Tensor
+) -> Verdicts | None:
+    """Judge by whether T is the same everywhere: a random-effects model over environments.
+
+    The spread of the true effects is DerSimonian and Laird's tau, its p-value Cochran's Q.
+
+    Args:
+        judge: Environments or clusters.
+        contributions: `(n_texts, n_features)` of the ambiguous set.
+        labels: 0 or 1.
+        environments: Number of each text's environment; -1 leaves it out.
+
+    Returns:
+        None if fewer than two environments have enough texts of both labels.
+    """
+    effects, weights = [], []
+    for number in environments.unique().tolist():
+        inside = environments == number
+        one = contributions[inside & (labels == 1)].double()
+        other = contributions[inside & (labels == 0)].double()
+        if number >= 0 and min(len(one), len(other)) >= FEWEST:
+            effects.append(one.mean(0) - other.mean(0))
+            weights.append(1 / (one.var(0) / len(one) + other.var(0) / len(other)).clamp_min(1e-24))
+    if len(effects) < 2:
+        return None
+    effect, weight = torch.stack(effects), torch.stack(weights)  # (n_environments, n_features)
+    total = weight.sum(0)
+    mean = (weight * effect).sum(0) / total
+    q = (weight * (effect - mean).square()).sum(0)
+    freedom = len(effects) - 1
+    tau = ((q - freedom) / (total - weight.square().sum(0) / total).clamp_min(1e-24)).clamp_min(0).sqrt()
+    p = torch.special.gammaincc(torch.full_like(q, freedom / 2), q / 2)
+    return Verdicts(
+        judge=judge,
+        attribute_effect=tau,
+        label_effect=mean,
+        share=_share(tau, mean),
+        p_value=p,
+    )
+
+
+def _verdicts(judge: Judge, effect: Tensor, error: Tensor, label: Tensor) -> Verdicts:
+    z = effect.abs() / error.clamp_min(1e-24)
+    p = torch.where(effect == 0, 1.0, torch.special.erfc(z / 2**0.5))
+    return Verdicts(
+        judge=judge, attribute_effect=effect, label_effect=label, share=_share(effect, label), p_value=p
+    )
+
+
+def _share(attribute: Tensor, label: Tensor) -> Tensor:
+    total = attribute.abs() + label.abs()
+    return torch.where(total > 0, attribute.abs() / total.clamp_min(1e-300), 0.5)
+
+
+def benjamini_hochberg(p: Tensor) -> Tensor:
+    """Return adjusted p-values `(n,)`: the smallest rate of false discoveries at which each is one."""
+    ordered, order = p.sort(stable=True)
+    ranks = torch.arange(1, len(p) + 1, dtype=p.dtype)
+    adjusted = (ordered * len(p) / ranks).flip(0).cummin(0).values.flip(0).clamp_max(1)
+    return torch.zeros_like(p).scatter(0, order, adjusted)
+
+
+def combined(evidence: tuple[JudgeEvidence, ...]) -> tuple[Standing, float, str]:
+    """Put judges together: spurious if one says so and none says task; doubt is undecided.
+
+    Returns:
+        Standing, score and reason.
+    """
+    if not evidence:
+        return Standing.UNDECIDED, 0.5, "no judge could say anything"
+    said = {one.standing for one in evidence}
+    score = max(one.share for one in evidence)
+    names = ", ".join(f"{one.judge.value} {one.share:.2f}" for one in evidence)
+    if Standing.SPURIOUS in said and Standing.TASK in said:
+        return Standing.UNDECIDED, score, f"the judges disagree ({names})"
+    if Standing.SPURIOUS in said:
+        return Standing.SPURIOUS, score, f"it goes with the attribute ({names})"
+    if said == {Standing.TASK}:
+        return Standing.TASK, score, f"it goes with the label ({names})"
+    return Standing.UNDECIDED, score, f"neither is clear ({names})"

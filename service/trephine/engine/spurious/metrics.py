@@ -1,0 +1,126 @@
+"""Figures of a decision: groups, agreement, flips, a fresh probe of the attribute; SAEBench's SCR and TPP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trephine.domain.findings import Figure
+from trephine.engine.spurious.examples import UNKNOWN
+from trephine.engine.spurious.logistic import fit_logistic
+
+_FOLDS = 2
+_SMALLEST_GAP = 1e-3
+"""SAEBench: below this gap between the clean and the biased head SCR is 0."""
+
+
+class Intervals:
+    """Percentile bootstrap of 95 % over texts, within groups, so that every resample has all of them."""
+
+    def __init__(self, groups: Tensor, *, resamples: int, seed: int) -> None:
+        """Draw resamples of `groups (n,)`: int64 `(resamples, n)`."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.empty(resamples, len(groups), dtype=torch.long)
+        for group in groups.unique():
+            members = (groups == group).nonzero()[:, 0]
+            places = torch.randint(len(members), (resamples, len(members)), generator=generator)
+            drawn[:, members] = members[places]
+        self._drawn = drawn
+
+    def figure(self, name: str, statistic: Callable[[Tensor], Tensor]) -> Figure:
+        """Measure `statistic(rows (..., n)) -> (...,)`, given indices of texts."""
+        n = self._drawn.shape[1]
+        value = float(statistic(torch.arange(n)))
+        spread = statistic(self._drawn).double()
+        low, high = torch.quantile(spread, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Figure(name=name, value=value, low=low, high=high, unit="share")
+
+
+def accuracy_figure(name: str, right: Tensor, groups: Tensor, *, resamples: int, seed: int) -> Figure:
+    """Return the share of `right (n,)`, with its interval."""
+    hit = right.float()
+    return Intervals(groups, resamples=resamples, seed=seed).figure(name, lambda rows: hit[rows].mean(-1))
+
+
+def decision_figures(
+    decided: Tensor,
+    labels: Tensor,
+    attributes: Tensor,
+    names: tuple[tuple[str, str], tuple[str, ...]],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[Figure]:
+    """Measure decisions `(n,)` on the test split.
+
+    With a known attribute every group weighs the same, whatever its size; agreement is how often the decision
+    is the label that the attribute goes with, so that 0.5 is none of it.
+    """
+    known = bool((attributes != UNKNOWN).all()) and len(names[1]) == 2
+    groups = labels * 2 + attributes if known else labels
+    intervals = Intervals(groups, resamples=resamples, seed=seed)
+    right, agrees = (decided == labels).float(), (decided == attributes).float()
+    present = groups.unique().tolist()
+    members = [(groups == group).nonzero()[:, 0] for group in present]
+
+    def of_groups(hits: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda rows: torch.stack([hits[rows][..., inside].mean(-1) for inside in members], -1)
+
+    def mean_of(hits: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda rows: of_groups(hits)(rows).mean(-1)
+
+    def one_group(place: int) -> Callable[[Tensor], Tensor]:
+        return lambda rows: of_groups(right)(rows)[..., place]
+
+    found = [intervals.figure("label_accuracy", mean_of(right))]
+    if not known:
+        return found
+    found.append(intervals.figure("attribute_agreement", mean_of(agrees)))
+    found.append(intervals.figure("worst_group", lambda rows: of_groups(right)(rows).amin(-1)))
+    for place, group in enumerate(present):
+        name = f"group {names[0][group // 2]}/{names[1][group % 2]}"
+        found.append(intervals.figure(name, one_group(place)))
+    return found
+
+
+def worst_group(decided: Tensor, labels: Tensor, attributes: Tensor) -> float:
+    """Return the accuracy `(n,)` of the worst of the groups that there are."""
+    groups = labels * 2 + attributes
+    return min(float((decided == labels)[groups == group].float().mean()) for group in groups.unique())
+
+
+def fresh_probe(pooled: Tensor, classes: Tensor, strata: Tensor, *, penalty: float, seed: int) -> Tensor:
+    """Return whether a probe that has not seen it gets each vector's class right, bool `(n,)`; two folds."""
+    order = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(seed))
+    fold = torch.zeros(len(pooled), dtype=torch.long)
+    for stratum in strata.unique():
+        members = order[strata[order] == stratum]
+        fold[members] = torch.arange(len(members)) % _FOLDS
+    right = torch.zeros(len(pooled), dtype=torch.bool)
+    for number in range(_FOLDS):
+        seen, new = fold != number, fold == number
+        if len(classes[seen].unique()) < 2:
+            return torch.zeros(0, dtype=torch.bool)
+        weight, bias = fit_logistic(pooled[seen], classes[seen], penalty=penalty)
+        right[new] = ((pooled[new].double() @ weight + bias) > 0) == (classes[new] == 1)
+    return right
+
+
+def scr(base: float, clean: float, removed: float) -> float:
+    """SAEBench: the share of the gap between a biased and a clean head that removing features closes."""
+    gap = clean - base
+    return 0.0 if gap < _SMALLEST_GAP else (removed - base) / gap
+
+
+def tpp(clean: tuple[float, float], removed: tuple[tuple[float, float], tuple[float, float]]) -> float:
+    """SAEBench: mean over concepts of the accuracy lost to one's own features less that lost by the other.
+
+    Args:
+        clean: Accuracy of the two concepts' probes.
+        removed: `removed[i][j]`: accuracy of concept j's probe with concept i's features removed.
+    """
+    own = [clean[i] - removed[i][i] for i in (0, 1)]
+    other = [clean[1 - i] - removed[i][1 - i] for i in (0, 1)]
+    return sum(o - x for o, x in zip(own, other, strict=True)) / 2

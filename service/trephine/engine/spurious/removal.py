@@ -1,0 +1,160 @@
+"""RemoveSpuriousFeatures: what decides, what that rests on, what of it is spurious, what is left without."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from time import monotonic
+
+from trephine.domain.commands import Progress
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
+from trephine.domain.spurious_removal import (
+    Judge,
+    JudgedFeature,
+    RemoveSpuriousFeatures,
+    SpuriousRemoval,
+    Standing,
+)
+from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.session import Handler, Session
+from trephine.engine.spurious.arms import measure_arms
+from trephine.engine.spurious.choosing import Choice, choose
+from trephine.engine.spurious.evidence import exact_effects, firings_of
+from trephine.engine.spurious.judging import Candidate, Judged, judge_features
+from trephine.engine.spurious.study import Study, open_study
+
+_ILLUSTRATED = 48
+"""Features whose strongest places are shown."""
+_ORDER = {Standing.SPURIOUS: 0, Standing.UNDECIDED: 1, Standing.TASK: 2}
+
+
+def remove_spurious_features(
+    session: Session, command: RemoveSpuriousFeatures
+) -> Generator[Progress | None, None, SpuriousRemoval]:
+    """Judge, choose and measure; a forward pass or a block of a sweep per quantum.
+
+    Raises:
+        TrephineError: Naming the text, the label or the option that cannot be used.
+    """
+    started, hosted = monotonic(), session.require_model()
+    study = yield from open_study(hosted, command)
+    judged = yield from judge_features(study)
+    _override(study, judged.candidates)
+    yield from exact_effects(study, judged.candidates)
+    choice = yield from choose(study, judged.candidates)
+    for one in choice.removed:
+        one.removed = True
+    features = yield from _features(study, judged)
+    arms, scores = yield from measure_arms(study, judged, choice)
+    return SpuriousRemoval(
+        labels=study.data.labels,
+        attributes=study.data.attributes,
+        pairing=_pairing(study),
+        decision=command.decision,
+        replacement=command.replacement,
+        estimator=command.estimator,
+        judges=judged.judges,
+        considered=study.space.count,
+        features=features,
+        choices=choice.points,
+        criterion=choice.criterion,
+        chosen=len(choice.removed),
+        why=choice.why,
+        arms=arms,
+        scores=scores,
+        interventions=_interventions(choice),
+        head=choice.head.weights(study.data.labels),
+        original_head=study.head.weights(study.data.labels),
+        texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
+        caveats=_caveats(study, judged),
+        seconds=monotonic() - started,
+        model=hosted.info.name,
+        weight_hash=hosted.info.weight_hash,
+        seed=command.seed,
+    )
+
+
+def _override(study: Study, candidates: Sequence[Candidate]) -> None:
+    """Let a person's word stand above ours."""
+    said = {one.feature: one for one in study.command.overrides}
+    for candidate in candidates:
+        override = said.get(candidate.feature)
+        if override is None:
+            continue
+        ours = candidate.standing
+        candidate.standing = Standing.SPURIOUS if override.remove else Standing.TASK
+        candidate.override = override.reason
+        candidate.why = f"a person's word: {override.reason} (ours: {ours.value}, {candidate.why})"
+
+
+def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, tuple[JudgedFeature, ...]]:
+    ordered = sorted(
+        judged.candidates,
+        key=lambda one: (not one.removed, _ORDER[one.standing], -one.score, -abs(one.effect)),
+    )
+    shown = sorted(ordered, key=lambda one: (not one.removed, -abs(one.effect)))[:_ILLUSTRATED]
+    found = yield from firings_of(study, shown)
+    firings = {one.node: places for one, places in zip(shown, found, strict=True)}
+    return tuple(
+        JudgedFeature(
+            feature=one.feature,
+            standing=one.standing,
+            score=one.score,
+            why=one.why,
+            effect=one.effect,
+            exact=one.exact,
+            attribute_probe=one.attribute_probe,
+            evidence=one.evidence,
+            firings=firings.get(one.node, ()),
+            override=one.override,
+            removed=one.removed,
+        )
+        for one in ordered
+    )
+
+
+def _interventions(choice: Choice) -> tuple[Intervention, ...]:
+    ordered = sorted(choice.removed, key=lambda one: one.feature)
+    return tuple(
+        Intervention(target=FeatureTarget(feature=one.feature), operation=Ablate(), label="spurious")
+        for one in ordered
+    )
+
+
+def _pairing(study: Study) -> str:
+    data = study.data
+    if not data.attributes:
+        return "the attribute is not known"
+    pairs = ", ".join(f"{y} with {a}" for y, a in zip(data.labels, data.attributes, strict=True))
+    if all(one.attribute < 0 for one in data.training):
+        return f"taken as {pairs}: the ambiguous set does not tell the attribute"
+    return f"{pairs}; P({data.attributes[1]}) differs by {data.pairing:.2f} between the labels"
+
+
+def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
+    said = []
+    data = study.data
+    if judged.judges == (Judge.CLUSTERS,):
+        said.append(
+            "nothing is known of the attribute: features are called spurious for being unstable over "
+            "clusters that were made of their own effects, which is a guess. Give examples of the attribute, "
+            "twins or environments"
+        )
+    if not judged.judges:
+        said.append("no judge had enough texts: every feature is undecided")
+    if judged.judges == (Judge.COUNTERFACTUALS,):
+        said.append("counterfactual edits show only what they change: cues that twins share are not seen")
+    if data.attributes and all(one.attribute < 0 for one in data.training) and data.attribute:
+        said.append(
+            "which attribute goes with which label is not told by the ambiguous set; it is taken from how "
+            "the head decides on the examples of the attribute"
+        )
+    if judged.measured_texts < study.command.budget.effect_texts:
+        said.append(f"effects rest on {judged.measured_texts} ambiguous texts")
+    if not data.test:
+        said.append("without a test split there is no worst group")
+    for example in data.training[:64]:
+        said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
+    return tuple(dict.fromkeys(said))
+
+
+HANDLERS: dict[type, Handler] = {RemoveSpuriousFeatures: remove_spurious_features}

@@ -1,0 +1,157 @@
+"""One request in work: its texts, its head, and pooled vectors of whatever is asked for, with progress."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import require_feature
+from trephine.engine.spurious.effects import feature_space
+from trephine.engine.spurious.examples import (
+    UNKNOWN,
+    Data,
+    Example,
+    attributes,
+    labels,
+    read_data,
+    sample,
+    swapped,
+)
+from trephine.engine.spurious.heads import (
+    LinearHead,
+    fit_probe,
+    given_head,
+    readout_of,
+    reward_head,
+    token_head,
+)
+from trephine.engine.spurious.judgement import separation
+from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
+
+ResultT = TypeVar("ResultT")
+Removed = Sequence[FeatureRef]
+_ORIENTING = 64
+"""Examples of the attribute that say which label it goes with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Everything that later stages read."""
+
+    hosted: HostedModel
+    command: RemoveSpuriousFeatures
+    data: Data
+    readout: Readout
+    space: NodeSpace
+    fitted: tuple[Example, ...]
+    """Ambiguous texts that heads are trained on."""
+    head: LinearHead
+
+    @property
+    def trains(self) -> bool:
+        """True if the head is trained again after a removal."""
+        return self.command.refit
+
+    def pool(
+        self, texts: Sequence[Ids], removed: Removed, stage: str
+    ) -> Generator[Progress | None, None, Tensor]:
+        """Pool texts with features removed, `(n_texts, d_model)`."""
+        return counted(pool_texts(self.hosted, self.readout, texts, removed), stage, len(texts))
+
+    def head_with(self, removed: Removed, stage: str) -> Generator[Progress | None, None, LinearHead]:
+        """Return the head that decides once features are removed: trained again if that was asked for."""
+        if not self.trains or not removed:
+            return self.head
+        pooled = yield from self.pool([one.ids for one in self.fitted], removed, stage)
+        probe = self.command.decision
+        if not isinstance(probe, ProbeHead):
+            probe = ProbeHead()
+        return fit_probe(probe, self.readout, pooled, labels(self.fitted))
+
+
+def open_study(
+    hosted: HostedModel, command: RemoveSpuriousFeatures
+) -> Generator[Progress | None, None, Study]:
+    """Read texts, lay out features, and make the head.
+
+    Raises:
+        TrephineError: Naming the text, the label or the option that cannot be used.
+    """
+    yield Progress(stage="texts", done=0, total=1)
+    data = read_data(hosted, command)
+    readout = readout_of(hosted, command.decision)
+    space = feature_space(hosted, command.replacement, command.layers, readout)
+    for number, override in enumerate(command.overrides):
+        require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
+    fitted = sample(data.training, command.budget.fit_texts, command.seed)
+    yield Progress(stage="texts", done=1, total=1)
+    head = yield from _head(hosted, command, data, readout, fitted)
+    data = yield from _oriented(hosted, data, head)
+    return Study(
+        hosted=hosted,
+        command=command,
+        data=data,
+        readout=readout,
+        space=space,
+        fitted=fitted,
+        head=head,
+    )
+
+
+def _oriented(hosted: HostedModel, data: Data, head: LinearHead) -> Generator[Progress | None, None, Data]:
+    """Where the ambiguous set does not tell the attribute, let the head say which goes with which label."""
+    told = any(one.attribute != UNKNOWN for one in data.training)
+    if told or not data.attribute:
+        return data
+    chosen = sample(data.attribute, _ORIENTING, 0)
+    texts = [one.ids for one in chosen]
+    pooled = yield from counted(pool_texts(hosted, head.readout, texts), "attribute", len(texts))
+    follows = separation(head.margin(pooled)[:, None], attributes(chosen))
+    return data if float(follows) >= 0 else swapped(data)
+
+
+def _head(
+    hosted: HostedModel,
+    command: RemoveSpuriousFeatures,
+    data: Data,
+    readout: Readout,
+    fitted: Sequence[Example],
+) -> Generator[Progress | None, None, LinearHead]:
+    decision = command.decision
+    if isinstance(decision, TokenHead):
+        return token_head(hosted, decision)
+    score: Tensor | None = None
+    if not isinstance(decision, ProbeHead):
+        score = yield from given_head(hosted, decision, data.labels)
+        if not isinstance(decision, RewardHead):
+            return LinearHead(readout=readout, weight=score, bias=torch.zeros(2))
+    texts = [one.ids for one in fitted]
+    pooled = yield from counted(pool_texts(hosted, readout, texts), "head", len(texts))
+    if isinstance(decision, ProbeHead):
+        return fit_probe(decision, readout, pooled, labels(fitted))
+    if score is None:
+        raise ValueError("a reward needs a score")
+    return reward_head(score, decision.threshold, pooled, labels(fitted))
+
+
+def counted(
+    work: Generator[int | None, None, ResultT], stage: str, total: int
+) -> Generator[Progress | None, None, ResultT]:
+    """Turn counts into progress of a stage; return what the work returns."""
+    while True:
+        try:
+            done = next(work)
+        except StopIteration as stop:
+            result: ResultT = stop.value
+            return result
+        yield None if done is None else Progress(stage=stage, done=done, total=total)
