@@ -37,6 +37,81 @@ class Panel:
     found: Faithfulness
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One curve of the figure: a line of its colour in one of its panels."""
+
+    row: str
+    column: str
+    series: str
+    found: Faithfulness
+
+
+_COLOURS = ("#2a78d6", "#c2571a", "#3a9a5b", "#9a4fb3")
+_PANEL_WIDTH, _PANEL_HEIGHT, _MARGIN = 250, 190, 40
+
+
+def curves_figure(curves: Sequence[Curve]) -> str:
+    """Draw faithfulness against budget as one SVG: ablations down, tasks across, kinds of nodes coloured."""
+    rows, columns, series = (
+        list(dict.fromkeys(getattr(curve, name) for curve in curves)) for name in ("row", "column", "series")
+    )
+    most = max(1.0, *(log2(max(1, point.nodes)) for curve in curves for point in curve.found.curve))
+    width, height = _MARGIN + _PANEL_WIDTH * len(columns), _MARGIN + _PANEL_HEIGHT * len(rows) + 24
+    body = [
+        f'<text x="{_MARGIN + 230 * k}" y="14" fill="{_COLOURS[k % len(_COLOURS)]}">{escape(name)}</text>'
+        for k, name in enumerate(series)
+    ]
+    for r, row in enumerate(rows):
+        for c, column in enumerate(columns):
+            inside = [curve for curve in curves if (curve.row, curve.column) == (row, column)]
+            lines = "".join(
+                _small(curve, _COLOURS[series.index(curve.series) % len(_COLOURS)], most) for curve in inside
+            )
+            title = f'<text x="4" y="12">{escape(column)}, {escape(row)} ablation</text>'
+            x, y = _MARGIN + c * _PANEL_WIDTH, _MARGIN + r * _PANEL_HEIGHT
+            body.append(f'<g transform="translate({x},{y})">{title}{_small_axes(most)}{lines}</g>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="system-ui,sans-serif" font-size="11">'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(body)}</svg>\n'
+    )
+
+
+def _small_at(nodes: float, value: float | None, most: float) -> tuple[float, float]:
+    x = (_PANEL_WIDTH - 24) * log2(max(1.0, nodes)) / most
+    return x, 18 + (_y(value) - _TOP) * (_PANEL_HEIGHT - 50) / (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _small(curve: Curve, colour: str, most: float) -> str:
+    points = [_small_at(point.nodes, point.faithfulness.value, most) for point in curve.found.curve]
+    low = [_small_at(point.nodes, point.faithfulness.low, most) for point in curve.found.curve]
+    high = [_small_at(point.nodes, point.faithfulness.high, most) for point in curve.found.curve]
+    x, y = _small_at(curve.found.circuit.nodes, max(curve.found.random, default=0.0), most)
+    return (
+        f'<polygon points="{_points([*high, *reversed(low)])}" fill="{colour}" fill-opacity=".1"/>'
+        f'<polyline points="{_points(points)}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="none" stroke="{colour}"/>'
+    )
+
+
+def _small_axes(most: float) -> str:
+    parts = []
+    for value in (0.0, 0.8, 1.0):
+        _, y = _small_at(1, value, most)
+        dashes = ' stroke-dasharray="2 3"' if value == 0.8 else ""
+        parts.append(
+            f'<line x1="0" x2="{_PANEL_WIDTH - 24}" y1="{y:.1f}" y2="{y:.1f}" stroke="#999"{dashes}/>'
+        )
+        parts.append(f'<text x="-4" y="{y + 4:.1f}" text-anchor="end" fill="#555">{value:g}</text>')
+    for power in range(0, int(most) + 1, 4):
+        x, _ = _small_at(2**power, 0, most)
+        parts.append(
+            f'<text x="{x:.1f}" y="{_PANEL_HEIGHT - 16}" text-anchor="middle" fill="#555">{2**power:,}</text>'
+        )
+    return "".join(parts)
+
+
 def curves_page(panels: Sequence[Panel], command: str) -> str:
     """Draw all panels: faithfulness solid with its 95 % band, completeness dashed, random circuits dots."""
     figures = "".join(

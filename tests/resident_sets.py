@@ -58,10 +58,12 @@ class ResidentPager:
         return RESIDENCY
 
 
-def resident_set(hosted: HostedModel, kind: str, *, layers: Sequence[int] | None = None) -> str:
+def resident_set(
+    hosted: HostedModel, kind: str, *, layers: Sequence[int] | None = None, name: str = NAME
+) -> str:
     """Put a set of some kind beside a model and return its name."""
     numbers = range(hosted.architecture.n_layers) if layers is None else layers
-    return reside(hosted, [_layer(hosted, kind, number) for number in numbers])
+    return reside(hosted, [_layer(hosted, kind, number) for number in numbers], name)
 
 
 def reside(hosted: HostedModel, layers: Sequence[ReplacementLayer], name: str = NAME) -> str:

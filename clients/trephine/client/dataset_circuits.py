@@ -47,7 +47,8 @@ class DatasetDiscoverableModel:
         Args:
             training: At least two.
             held_out: At least two, none of them a training context.
-            options: Each may be left unset. `replacement`: a loaded set, instead of neurons. `layers`.
+            options: Each may be left unset. `replacement`: a loaded set or `heads`, instead of neurons.
+                `beside`: what are nodes too, as in `("heads", "errors")`, further sets included. `layers`.
                 `estimator`: `attribution_patching`, `integrated_gradients` (with `steps`), `relp` or `exact`
                 (with `exact_nodes`). `positions`: `summed` or `kept`. `patch` and `ablations`: `mean`,
                 `zero`, `resample`. `error_term`: `live`, `frozen`, `drop`. `nodes`, `threshold`: size of

@@ -176,10 +176,11 @@ class DiscoverDatasetCircuitRequest(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    BESIDE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     replacement: builtins.str
-    """Replacement set; empty means `neurons`."""
+    """Replacement set, `neurons`, or `heads`; empty means `neurons`."""
     estimator: global___EffectEstimator.ValueType
     """How effects are estimated."""
     steps: builtins.int
@@ -230,11 +231,17 @@ class DiscoverDatasetCircuitRequest(google.protobuf.message.Message):
 
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Layers whose nodes can be selected and are ablated; empty means all that the set covers."""
+        """Layers whose nodes can be selected and are ablated; empty means all that the sets cover."""
 
     @property
     def ablations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___NodeAblation.ValueType]:
         """Ablations that the circuit is measured under. Empty: mean and zero."""
+
+    @property
+    def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What are nodes too: `heads` (the model's attention heads), further sets, `errors` (the error terms of the
+        sets named before).
+        """
 
     def __init__(
         self,
@@ -265,9 +272,10 @@ class DiscoverDatasetCircuitRequest(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
+        beside: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_bootstrap", b"_bootstrap", "_clusters", b"_clusters", "_edge_examples", b"_edge_examples", "_edge_nodes", b"_edge_nodes", "_exact_nodes", b"_exact_nodes", "_nodes", b"_nodes", "_random_circuits", b"_random_circuits", "_seed", b"_seed", "_stability_draws", b"_stability_draws", "_stability_keep", b"_stability_keep", "_stability_share", b"_stability_share", "_steps", b"_steps", "_threshold", b"_threshold", "bootstrap", b"bootstrap", "clusters", b"clusters", "edge_examples", b"edge_examples", "edge_nodes", b"edge_nodes", "exact_nodes", b"exact_nodes", "nodes", b"nodes", "random_circuits", b"random_circuits", "seed", b"seed", "stability_draws", b"stability_draws", "stability_keep", b"stability_keep", "stability_share", b"stability_share", "steps", b"steps", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bootstrap", b"_bootstrap", "_clusters", b"_clusters", "_edge_examples", b"_edge_examples", "_edge_nodes", b"_edge_nodes", "_exact_nodes", b"_exact_nodes", "_nodes", b"_nodes", "_random_circuits", b"_random_circuits", "_seed", b"_seed", "_stability_draws", b"_stability_draws", "_stability_keep", b"_stability_keep", "_stability_share", b"_stability_share", "_steps", b"_steps", "_threshold", b"_threshold", "ablations", b"ablations", "bootstrap", b"bootstrap", "clusters", b"clusters", "edge_examples", b"edge_examples", "edge_nodes", b"edge_nodes", "error_term", b"error_term", "estimator", b"estimator", "exact_nodes", b"exact_nodes", "held_out", b"held_out", "layers", b"layers", "model", b"model", "nodes", b"nodes", "patch", b"patch", "positions", b"positions", "random_circuits", b"random_circuits", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "stability_draws", b"stability_draws", "stability_keep", b"stability_keep", "stability_share", b"stability_share", "steps", b"steps", "threshold", b"threshold", "training", b"training", "validate_only", b"validate_only", "without_curve", b"without_curve"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_bootstrap", b"_bootstrap", "_clusters", b"_clusters", "_edge_examples", b"_edge_examples", "_edge_nodes", b"_edge_nodes", "_exact_nodes", b"_exact_nodes", "_nodes", b"_nodes", "_random_circuits", b"_random_circuits", "_seed", b"_seed", "_stability_draws", b"_stability_draws", "_stability_keep", b"_stability_keep", "_stability_share", b"_stability_share", "_steps", b"_steps", "_threshold", b"_threshold", "ablations", b"ablations", "beside", b"beside", "bootstrap", b"bootstrap", "clusters", b"clusters", "edge_examples", b"edge_examples", "edge_nodes", b"edge_nodes", "error_term", b"error_term", "estimator", b"estimator", "exact_nodes", b"exact_nodes", "held_out", b"held_out", "layers", b"layers", "model", b"model", "nodes", b"nodes", "patch", b"patch", "positions", b"positions", "random_circuits", b"random_circuits", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "stability_draws", b"stability_draws", "stability_keep", b"stability_keep", "stability_share", b"stability_share", "steps", b"steps", "threshold", b"threshold", "training", b"training", "validate_only", b"validate_only", "without_curve", b"without_curve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bootstrap", b"_bootstrap"]) -> typing.Literal["bootstrap"] | None: ...
     @typing.overload
@@ -323,7 +331,7 @@ class DatasetNode(google.protobuf.message.Message):
     """
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
-        """The feature."""
+        """The feature; its set may be `neurons`, `heads` (the index is the head), or `SET:errors` (the index is 0)."""
 
     def __init__(
         self,
@@ -492,12 +500,15 @@ class ContextCircuit(google.protobuf.message.Message):
     ABSTAINED_FIELD_NUMBER: builtins.int
     EDGES_FIELD_NUMBER: builtins.int
     FAITHFULNESS_FIELD_NUMBER: builtins.int
+    EFFECT_SHARE_FIELD_NUMBER: builtins.int
     label: builtins.str
     """`all`, or `cluster 1`."""
     training: builtins.int
     """Training contexts."""
     held_out: builtins.int
     """Held-out contexts."""
+    effect_share: builtins.float
+    """Of the summed absolute effects of all nodes, what the selected ones have."""
     @property
     def contexts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of a cluster: contexts nearest to its centre."""
@@ -529,8 +540,9 @@ class ContextCircuit(google.protobuf.message.Message):
         abstained: collections.abc.Iterable[global___DatasetNode] | None = ...,
         edges: collections.abc.Iterable[global___DatasetEdge] | None = ...,
         faithfulness: collections.abc.Iterable[global___HeldOutFaithfulness] | None = ...,
+        effect_share: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "contexts", b"contexts", "edges", b"edges", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "nodes", b"nodes", "training", b"training"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "contexts", b"contexts", "edges", b"edges", "effect_share", b"effect_share", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "nodes", b"nodes", "training", b"training"]) -> None: ...
 
 global___ContextCircuit = ContextCircuit
 
@@ -596,6 +608,7 @@ class DatasetCircuit(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    BESIDE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `datasetCircuits/...`."""
     replacement: builtins.str
@@ -640,6 +653,10 @@ class DatasetCircuit(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights were read."""
 
+    @property
+    def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What were nodes too."""
+
     def __init__(
         self,
         *,
@@ -661,9 +678,10 @@ class DatasetCircuit(google.protobuf.message.Message):
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         seed: builtins.int = ...,
         create_time: builtins.str = ...,
+        beside: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_clustering", b"_clustering", "clustering", b"clustering", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clustering", b"_clustering", "candidates", b"candidates", "caveats", b"caveats", "certificate", b"certificate", "circuits", b"circuits", "clustering", b"clustering", "create_time", b"create_time", "error_term", b"error_term", "estimator", b"estimator", "held_out", b"held_out", "name", b"name", "patch", b"patch", "peak_extra_bytes", b"peak_extra_bytes", "positions", b"positions", "replacement", b"replacement", "seconds", b"seconds", "seed", b"seed", "training", b"training", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_clustering", b"_clustering", "beside", b"beside", "candidates", b"candidates", "caveats", b"caveats", "certificate", b"certificate", "circuits", b"circuits", "clustering", b"clustering", "create_time", b"create_time", "error_term", b"error_term", "estimator", b"estimator", "held_out", b"held_out", "name", b"name", "patch", b"patch", "peak_extra_bytes", b"peak_extra_bytes", "positions", b"positions", "replacement", b"replacement", "seconds", b"seconds", "seed", b"seed", "training", b"training", "version", b"version"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_clustering", b"_clustering"]) -> typing.Literal["clustering"] | None: ...
 
 global___DatasetCircuit = DatasetCircuit

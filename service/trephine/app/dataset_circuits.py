@@ -15,7 +15,7 @@ from trephine.app.records import RecordFolder
 from trephine.app.replacements import Replacements
 from trephine.app.requests import DatasetCircuitRequest
 from trephine.domain.commands import Progress
-from trephine.domain.dataset_circuits import DatasetCircuit, Example
+from trephine.domain.dataset_circuits import ERRORS, HEADS, DatasetCircuit, Example
 from trephine.domain.errors import (
     LayerOutOfRangeError,
     ReplacementNotFoundError,
@@ -59,11 +59,17 @@ class DatasetCircuits:
             LayerOutOfRangeError: If the model or the set does not have a layer.
         """
         info, command = await self._models.info(request.model), request.command
-        covered = self._covered(request.model, command.replacement, info)
+        covered: set[int] = set()
+        for index, name in enumerate((command.replacement, *command.beside)):
+            try:
+                covered |= self._covered(request.model, name, info)
+            except TrephineError as error:
+                raise error.with_field(f"beside[{index - 1}]" if index else "replacement") from None
         for index, layer in enumerate(command.layers or ()):
             if layer not in covered:
+                names = ", ".join((command.replacement, *command.beside))
                 raise LayerOutOfRangeError(
-                    f"{command.replacement} does not cover layer {layer} of {info.name}",
+                    f"{names}: none covers layer {layer} of {info.name}",
                     field=f"layers[{index}]",
                 )
         return info
@@ -129,8 +135,10 @@ class DatasetCircuits:
         return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
 
     def _covered(self, model: str, name: str, info: ModelInfo) -> frozenset[int]:
-        if name == NEURONS:
+        if name in (NEURONS, HEADS):
             return frozenset(range(info.n_layers))
+        if name == ERRORS:
+            return frozenset()
         entry = self._replacements.entry(name, model)
         if entry.info is None or entry.state != "loaded":
             raise ReplacementNotFoundError(

@@ -15,6 +15,7 @@ from trephine.app.names import id_in
 from trephine.app.roots import ReplacementRoots
 from trephine.app.set_files import weight_bytes
 from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import ERRORS, HEADS
 from trephine.domain.errors import (
     AdmissionFailedError,
     AlreadyExistsError,
@@ -239,16 +240,19 @@ class Replacements:
         return SetEntry(name=name, model=None, state="available", info=None)
 
 
+_OWN = (NEURONS, HEADS, ERRORS)
+
+
 def require_set_id(value: str, *, field: str = "set_id") -> str:
     """Return an id that is fit to address features by.
 
     Raises:
         InvalidRequestError: If it is not, or is the name of the model's own neurons.
     """
-    if not _SET_ID.fullmatch(value) or ".." in value or value == NEURONS:
+    if not _SET_ID.fullmatch(value) or ".." in value or value in _OWN:
         raise InvalidRequestError(
             f"{value!r} cannot name a set: use up to 63 letters, digits, dots, dashes and underscores"
-            + (f"; {NEURONS} are the model's own" if value == NEURONS else ""),
+            + (f"; {value} are the model's own" if value in _OWN else ""),
             field=field,
         )
     return value

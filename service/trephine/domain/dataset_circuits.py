@@ -17,6 +17,10 @@ MAX_EXAMPLES = 4096
 MAX_NODES = 4096
 """Of one circuit."""
 AUTO_CLUSTERS = 0
+HEADS = "heads"
+"""The name of the model's attention heads where they are nodes: a head's mixed values are one node."""
+ERRORS = "errors"
+"""The name under which error terms of the sets are nodes: one per layer of a set (and position)."""
 
 
 class Estimator(StrEnum):
@@ -113,6 +117,8 @@ class Discretion:
 class DatasetNode:
     """A node with its mean effect over the training contexts."""
 
+    replacement: str
+    """Its set, `neurons`, `heads`, or `SET:errors`."""
     layer: int
     position: int
     """-1 where positions are summed."""
@@ -184,6 +190,8 @@ class ContextCircuit:
     held_out: int
     contexts: tuple[str, ...]
     """Of a cluster: contexts nearest to its centre."""
+    effect_share: float
+    """Of the summed absolute effects of all nodes, what the selected ones have."""
     nodes: tuple[DatasetNode, ...]
     """Strongest first."""
     abstained: tuple[DatasetNode, ...]
@@ -212,6 +220,7 @@ class DatasetCircuit:
     """What was found over a dataset."""
 
     replacement: str
+    beside: tuple[str, ...]
     estimator: Estimator
     positions: PositionRule
     patch: NodeAblation
@@ -241,6 +250,9 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
     training: tuple[Example, ...]
     held_out: tuple[Example, ...]
     replacement: str = NEURONS
+    """A set, `neurons`, or `heads`."""
+    beside: tuple[str, ...] = ()
+    """What are nodes too: `heads`, further sets (of attention outputs, say), `errors` of the sets before."""
     layers: tuple[int, ...] | None = None
     """Layers whose nodes can be selected and are ablated; None means all that the set covers."""
     estimator: Estimator = Estimator.ATTRIBUTION_PATCHING
@@ -262,6 +274,12 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
 
     def __post_init__(self) -> None:
         _check_split(self.training, self.held_out)
+        names = (self.replacement, *self.beside)
+        twice = {name for name in names if names.count(name) > 1}
+        _check(not twice, "beside", f"names {', '.join(sorted(twice))} twice")
+        before = names[: names.index(ERRORS)] if ERRORS in names else ("a set",)
+        known = {name for name in before if name not in (NEURONS, HEADS)}
+        _check(bool(known), "beside", "names errors before any set; neurons and heads reconstruct exactly")
         _check(1 <= self.steps <= 100, "steps", "must be 1 to 100")
         _check(1 <= self.exact_nodes <= MAX_NODES, "exact_nodes", f"must be 1 to {MAX_NODES}")
         _check(bool(self.ablations), "ablations", "must name at least one of mean, zero and resample")

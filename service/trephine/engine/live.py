@@ -39,12 +39,23 @@ def _slope(layer: FrozenLayer, x: Tensor) -> Tensor:
 
 def live_attention_adjoint(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
     """Return what the residual stream before the block receives through attention: values and patterns."""
-    attention, dtype, post = layer.block.attention, adjoint.dtype, layer.attention_post_norm
+    return live_heads_adjoint(layer, by_heads(layer, adjoint))
+
+
+def by_heads(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+    """Carry `(n_pos, d_model)` of attention's output to mixed values, `(n_pos, n_heads * d_head)`."""
+    post = layer.attention_post_norm
+    out = adjoint if post is None else post.pull_back_live(adjoint)
+    return out @ layer.block.attention.W_O.to(adjoint.dtype).flatten(1)
+
+
+def live_heads_adjoint(layer: FrozenLayer, by_mixed: Tensor) -> Tensor:
+    """Carry `(n_pos, n_heads * d_head)` of mixed values to the stream before the block, patterns included."""
+    attention, dtype = layer.block.attention, by_mixed.dtype
     kv, group = attention.n_kv_heads, attention.group
     norm = layer.attention_norm
     read = norm.normed * norm.gain if norm.bias is None else norm.normed * norm.gain + norm.bias
-    out = adjoint if post is None else post.pull_back_live(adjoint)
-    mixed = (out @ attention.W_O.to(dtype).flatten(1)).unflatten(1, (kv * group, -1)).transpose(0, 1)
+    mixed = by_mixed.unflatten(1, (kv * group, -1)).transpose(0, 1)  # (n_heads, n_pos, d_head)
     W_V = attention.W_V.to(dtype)
     value = read @ W_V.transpose(1, 2)  # (kv, n_pos, d_head)
     if attention.b_V is not None:

@@ -8,12 +8,14 @@ import typer
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
-from trephine.client.cli.invocation import invocation
+from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set, read_layers
 from trephine.client.datasets import Columns, Split, read_examples, split_examples
 from trephine.client.downloads import write_file
 from trephine.client.errors import InvalidRequestError
+from trephine.client.model import Model
+from trephine.client.trephine import Trephine
 from trephine.client.types import (
     ContextCircuit,
     DatasetCircuit,
@@ -30,8 +32,10 @@ DISCOVER_DATASET_EXAMPLES = examples(
     "trephine discover-dataset agreement.jsonl --begin '<|im_start|>' --out out/agreement.json",
     "trephine discover-dataset pairs.csv --clean text --corrupted other --answer right --wrong not \\",
     "    --positions kept -r smollm2-135m-tc",
+    "trephine discover-dataset agreement.jsonl --beside heads --layers 10-29 --ablation resample",
     "trephine discover-dataset texts.jsonl --corrupted '' --wrong '' --clusters auto",
 )
+_OWN = ("neurons", "heads", "errors")
 _CHOICES = {
     "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
     "positions": tuple(one.value for one in PositionRule if one is not PositionRule.UNSPECIFIED),
@@ -63,9 +67,13 @@ def discover_dataset(
     model: ModelOption = DEFAULT_MODEL,
     replacements: Annotated[
         str | None,
-        typer.Option("--replacements", "-r", metavar="SET", help="Set or folder; unset: neurons."),
+        typer.Option("--replacements", "-r", metavar="SET", help="Set, folder or heads; unset: neurons."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="As in 0,5,10-12; unset: all of the set.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="Nodes too: heads, errors (error terms of sets), a set or folder. Repeatable."),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="As in 0,5,10-12; unset: all of the sets.")] = None,
     estimator: Annotated[
         str | None, typer.Option(help=f"{', '.join(_CHOICES['estimator'])}; unset: the first.")
     ] = None,
@@ -124,8 +132,10 @@ def discover_dataset(
         given.output.note(f"{split.duplicates} duplicate rows were left out")
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
-        if replacements is not None:
-            options["replacement"] = open_set(given, trephine, loaded, replacements).set_id
+        names = [
+            _opened(given, trephine, loaded, name) for name in (replacements or "neurons", *(beside or ()))
+        ]
+        options["replacement"], options["beside"] = names[0], names[1:]
         if predict:
             _show_prediction(
                 given.output, loaded.predict_discover_dataset(split.training, split.held_out, **options)
@@ -136,6 +146,11 @@ def discover_dataset(
     show_dataset_circuit(given.output, found, top)
     if out is not None:
         given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
+
+
+def _opened(given: Invocation, trephine: Trephine, model: Model, name: str) -> str:
+    """Load a set if need be; what every model has is taken by its name."""
+    return name if name in _OWN else open_set(given, trephine, model, name).set_id
 
 
 def _split(
@@ -212,7 +227,11 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
         [
             (circuit.label, f"{circuit.training} contexts, {circuit.held_out} held out"),
             *(("such as", repr(text)) for text in circuit.contexts),
-            ("nodes", f"{len(circuit.nodes)}, of which {sum(n.stable for n in circuit.nodes)} stable"),
+            (
+                "nodes",
+                f"{len(circuit.nodes)}, of which {sum(n.stable for n in circuit.nodes)} stable; they have "
+                f"{circuit.effect_share:.0%} of the summed absolute effects of all",
+            ),
             ("abstained", f"{len(circuit.abstained)} nodes that too few parts of the data select"),
             ("edges", str(len(circuit.edges))),
         ]
@@ -274,7 +293,8 @@ def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
             "found by",
             f"{found.estimator.value}, patched with {found.patch.value}, positions {found.positions.value}",
         ),
-        ("among", f"{found.candidates} nodes of {found.replacement}, error terms {found.error_term.value}"),
+        ("among", f"{found.candidates} nodes of {', '.join((found.replacement, *found.beside))}"),
+        ("error terms", found.error_term.value),
         ("stability", found.certificate),
         ("model", f"{found.version.model}, weights {found.version.weight_hash}"),
         ("stored as", f"{found.name}, {found.seconds:.1f} s, seed {found.seed}"),

@@ -60,6 +60,7 @@ class DatasetNode(WireValue):
     """A node with its mean effect over the training contexts."""
 
     feature: FeatureRef
+    """Its set may be `neurons`, `heads` (the index is the head), or `SET:errors`."""
     position: int
     """-1 where positions are summed."""
     effect: float
@@ -121,6 +122,8 @@ class ContextCircuit(WireValue):
     abstained: tuple[DatasetNode, ...]
     edges: tuple[DatasetEdge, ...]
     faithfulness: tuple[HeldOutFaithfulness, ...]
+    effect_share: float
+    """Of the summed absolute effects of all nodes, what the selected ones have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,8 @@ class DatasetCircuit(WireValue):
 
     name: str
     replacement: str
+    beside: tuple[str, ...]
+    """What were nodes too: `heads`, further sets, `errors`."""
     estimator: EffectEstimator
     positions: PositionRule
     patch: NodeAblation

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import Site
-from trephine.engine.dataset_circuits.nodes import Features, node_layer
+from trephine.engine.dataset_circuits.nodes import reconstruction
 from trephine.engine.dataset_circuits.packs import Pack
 from trephine.engine.dataset_circuits.patches import States
+from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.layer import ReplacementLayer
+from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
 from trephine.engine.sites import Touch, touching
 
@@ -29,7 +30,7 @@ def keeping(space: NodeSpace, pack: Pack, circuit: Tensor, replaced: States) -> 
     start = (pack.clean.position < FIRST)[:, None]
 
     def change(place: int, live: Tensor) -> Tensor:
-        keep = space.at_rows(pack, space.part(circuit, place)) | start
+        keep = space.kept_at(pack, circuit, place) | start
         return torch.where(keep, live, replaced[place].activations.to(live.dtype))
 
     return change
@@ -86,41 +87,52 @@ class AblatedModel:
     ) -> Iterator[None]:
         """Change nodes in forward passes of the pack inside; must not span a quantum."""
         touches: dict[Site, list[Touch]] = {}
-        for place in range(len(self._space.layers)) if places is None else places:
-            self._add(touches, place, pack, change, clean, replaced)
+        chosen = range(len(self._space.places)) if places is None else places
+        for places_of_one in self._grouped(chosen):
+            self._add(touches, places_of_one, pack, change, clean, replaced)
         merged = {site: _all(each) for site, each in touches.items()}
         with torch.inference_mode(), touching(self._hosted.architecture, merged):
             yield
 
+    def _grouped(self, places: Sequence[int]) -> list[list[int]]:
+        """Put a layer's features and its error terms together: they change one output."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for place in places:
+            described = self._space.places[place]
+            groups.setdefault((described.set_name, described.layer), []).append(place)
+        return list(groups.values())
+
     def _add(
         self,
         touches: dict[Site, list[Touch]],
-        place: int,
+        places: Sequence[int],
         pack: Pack,
         change: Change,
         clean: States,
         replaced: States,
     ) -> None:
-        with node_layer(self._hosted, self._space, place) as layer:
-            source, outputs = layer.source, layer.outputs
-        if not isinstance(layer, Features):
+        place = places[0]
+        described = self._space.places[place]
+        if not described.is_of_set:
 
             def overwrite(x: Tensor) -> None:
                 x[0] = change(place, x[0])
 
-            touches.setdefault(source, []).append(overwrite)
+            touches.setdefault(described.source, []).append(overwrite)
             return
         errors = {ErrorTerm.FROZEN: clean, ErrorTerm.DROP: replaced}.get(self._term)
+        by_kind = {self._space.places[each].kind: each for each in places}
         crossing = _Crossing(
             hosted=self._hosted,
-            space=self._space,
-            place=place,
+            place=described,
+            features=by_kind.get(NodeKind.FEATURE),
+            errors=by_kind.get(NodeKind.ERROR),
             start=pack.clean.position < FIRST,
             change=change,
-            errors=None if errors is None else errors[place].errors,
+            imposed=None if errors is None else errors[place].errors,
         )
-        touches.setdefault(source, []).append(crossing.read)
-        for site in outputs:
+        touches.setdefault(described.source, []).append(crossing.read)
+        for site in described.outputs:
             touches.setdefault(site, []).append(crossing.writer(site))
 
 
@@ -150,56 +162,73 @@ class _Crossing:
         self,
         *,
         hosted: HostedModel,
-        space: NodeSpace,
-        place: int,
+        place: Place,
+        features: int | None,
+        errors: int | None,
         start: Tensor,
         change: Change,
-        errors: dict[Site, Tensor] | None,
+        imposed: dict[Site, Tensor] | None,
     ) -> None:
-        self._hosted, self._space, self._place = hosted, space, place
-        self._start, self._change, self._errors = start, change, errors
+        """Change features, error terms (by the numbers of their places), or both.
+
+        Args:
+            hosted: The model.
+            place: Features or error terms of the layer.
+            features: Number of the features' place; None leaves them alone.
+            errors: Number of the error terms' place; None leaves them alone.
+            start: bool `(n_rows,)`, rows that are left alone.
+            change: What becomes of activations.
+            imposed: Error terms of another run, for all rows; None leaves them live.
+        """
+        self._hosted, self._place, self._features, self._errors = hosted, place, features, errors
+        self._start, self._change, self._imposed = start[:, None], change, imposed
         self._pending: dict[Site, Tensor] = {}
+        self._reconstructed: Tensor | None = None
 
     def read(self, x: Tensor) -> None:
         """Encode `(1, n_rows, d_in)` and work out what each output receives."""
-        number = self._space.layers[self._place]
-        with opened(self._hosted, self._space.replacement, [number]) as resident:
-            layer = resident[number]
+        with opened(self._hosted, self._place.set_name, [self._place.layer]) as resident:
+            layer = resident[self._place.layer]
             wide = x[0].to(torch.promote_types(x.dtype, torch.float32))
-            if self._errors is None:
-                self._pending = self._differences(layer, wide)
-            else:
-                self._pending = self._wholes(layer, wide, self._errors)
+            code = layer.encode(wide)
+            new = (
+                code.activations if self._features is None else self._change(self._features, code.activations)
+            )
+            if self._imposed is not None:
+                self._pending = _wholes(layer, wide, replace(code, activations=new), self._imposed)
+                return
+            self._pending = self._differences(layer, code, new)
+            if self._errors is not None:
+                self._reconstructed = reconstruction(layer, wide, code)
 
-    def _differences(self, layer: ReplacementLayer, x: Tensor) -> dict[Site, Tensor]:
-        code = layer.encode(x)
-        new = self._change(self._place, code.activations)
-        difference = (new - code.activations).masked_fill(self._start[:, None], 0)
+    def _differences(self, layer: ReplacementLayer, code: Code, new: Tensor) -> dict[Site, Tensor]:
+        difference = (new - code.activations).masked_fill(self._start, 0)
         moved = difference.any(0).nonzero()[:, 0].tolist()
         return {
             site: (difference[:, moved] @ layer.decoders(moved, site).to(difference.dtype)) * code.scale_out
             for site in layer.info.sites_out
         }
 
-    def _wholes(self, layer: ReplacementLayer, x: Tensor, errors: dict[Site, Tensor]) -> dict[Site, Tensor]:
-        code = layer.encode(x)
-        changed = replace(code, activations=self._change(self._place, code.activations))
-        (site,) = layer.info.sites_out
-        whole, skipped = layer.decode(changed)[site], layer.skip(x, changed)
-        whole = whole if skipped is None else whole + skipped
-        return {site: whole + errors[site].to(whole.dtype)}
-
     def writer(self, site: Site) -> Touch:
         """Return what writes at an output site."""
 
         def write(y: Tensor) -> None:
-            arrived = self._pending.pop(site).to(y.dtype)
-            if self._errors is None:
-                y[0] += arrived
-            else:
-                y[0] = torch.where(self._start[:, None], y[0], arrived)
+            arrived = self._pending.pop(site)
+            if self._imposed is not None:
+                y[0] = torch.where(self._start, y[0], arrived.to(y.dtype))
+                return
+            if self._errors is not None and self._reconstructed is not None:
+                live = y[0].to(self._reconstructed.dtype) - self._reconstructed
+                arrived = arrived + (self._change(self._errors, live) - live).masked_fill(self._start, 0)
+            y[0] += arrived.to(y.dtype)
 
         return write
+
+
+def _wholes(layer: ReplacementLayer, x: Tensor, code: Code, errors: dict[Site, Tensor]) -> dict[Site, Tensor]:
+    (site,) = layer.info.sites_out
+    whole = reconstruction(layer, x, code)
+    return {site: whole + errors[site].to(whole.dtype)}
 
 
 def _all(touches: Sequence[Touch]) -> Touch:

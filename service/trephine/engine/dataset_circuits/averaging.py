@@ -94,7 +94,7 @@ class _Sketcher:
 
     def __call__(self, effects: Tensor) -> Tensor:
         """Sketch `(n_contexts, n_nodes)`."""
-        places = range(len(self._space.layers))
+        places = range(len(self._space.places))
         summed = torch.cat([self._space.part(effects, place).sum(-2) for place in places], 1)
         sketch = torch.zeros(len(effects), SKETCH)
         return sketch.index_add_(1, self._bucket, summed * self._sign)

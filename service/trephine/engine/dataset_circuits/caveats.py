@@ -13,15 +13,18 @@ from trephine.domain.dataset_circuits import (
     Subsampling,
 )
 from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import SiteKind
 from trephine.engine.dataset_circuits.clustering import Clusters
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.edges import has_edges
+from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.selection import certified_edits, part_size
 from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import require_set
 
+_STREAM = {SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST, SiteKind.EMBED}
 _ERROR = {
     ErrorTerm.LIVE: "stay live: y + (f' - f) W_dec, whatever the set does not reconstruct passes untouched",
     ErrorTerm.FROZEN: "are the clean run's, even where every node is ablated",
@@ -58,26 +61,48 @@ def caveats(
 ) -> tuple[str, ...]:
     """List them."""
     return (
-        "Nodes are MLP neurons or features of a set; attention heads, embeddings and position 0 are never "
-        "ablated. Faithfulness is of what remains when all other nodes are.",
-        *_of_set(hosted, command, space),
+        f"Nodes are {', '.join(dict.fromkeys(place.owner for place in space.places))}; {_never(space)} and "
+        "position 0 are never ablated. Faithfulness is of what remains when all other nodes are.",
+        *_of_sets(hosted, command, space),
         *_of_data(command, training),
         *_of_circuits(circuits, clusters),
-        *(() if has_edges(space) else ("Edges are found for neurons and transcoders only.",)),
+        *(
+            ()
+            if has_edges(space)
+            else (
+                "Edges are found for neurons, heads, transcoders and dictionaries of attention outputs only.",
+            )
+        ),
         *(() if hosted.architecture.logit_softcap is None else ("The metric is read before the soft cap.",)),
     )
 
 
-def _of_set(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSpace) -> list[str]:
-    if space.is_neurons:
+def _never(space: NodeSpace) -> str:
+    """Name the parts of the model that have no nodes at all."""
+    written = {site.kind for place in space.places for site in place.written}
+    if written & _STREAM:
+        return "embeddings"
+    missing = [
+        name
+        for name, kind in (("attention", SiteKind.ATTN_OUT), ("MLPs", SiteKind.MLP_OUT))
+        if kind not in written
+    ]
+    return ", ".join([*missing, "embeddings"])
+
+
+def _of_sets(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSpace) -> list[str]:
+    names = dict.fromkeys(place.set_name for place in space.places if place.is_of_set)
+    if not names:
         return []
-    info = require_set(hosted, command.replacement).admitted
-    found = [f"Error terms {_ERROR[command.error_term]}."]
-    if info.degraded:
-        found.append(f"The set failed admission and was accepted all the same: {info.admission.why}")
+    are_nodes = space.has(NodeKind.ERROR)
+    found = [f"Error terms {'are nodes' if are_nodes else _ERROR[command.error_term]}."]
+    for name in names:
+        info = require_set(hosted, name).admitted
+        if info.degraded:
+            found.append(f"{name} failed admission and was accepted all the same: {info.admission.why}")
     firsts = {tuple(hosted.encode(example.clean)[:1]) for example in command.training}
     for first in sorted(firsts)[:1]:
-        found += beginning_caveats(hosted, [command.replacement], first)
+        found += beginning_caveats(hosted, list(names), first)
     return found
 
 

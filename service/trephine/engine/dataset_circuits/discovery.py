@@ -32,6 +32,7 @@ from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimat
 from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
 from trephine.engine.dataset_circuits.packs import Pack, donor_ids, packs
 from trephine.engine.dataset_circuits.patches import States, dataset_means
+from trephine.engine.dataset_circuits.places import Place
 from trephine.engine.dataset_circuits.selection import (
     Stability,
     certified_edits,
@@ -122,7 +123,7 @@ def _prepare(
     yield Progress(stage="contexts", done=1, total=1)
     space = node_space(
         hosted,
-        command.replacement,
+        (command.replacement, *command.beside),
         command.layers,
         command.positions,
         len(training[0].ids),
@@ -141,7 +142,7 @@ def _prepare(
     )
     if NodeAblation.MEAN not in (patch, *command.ablations):
         return study
-    errors = command.error_term is not ErrorTerm.LIVE and not space.is_neurons
+    errors = command.error_term is not ErrorTerm.LIVE and space.has_sets
     yield Progress(stage="means", done=0, total=1)
     means = yield from dataset_means(hosted, space, study.packs(training), errors=errors)
     return _Study(
@@ -256,6 +257,7 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
         training=int(part.members.sum()),
         held_out=int(part.held_out.sum()),
         contexts=part.shown,
+        effect_share=float(mean[nodes].abs().sum() / mean.abs().sum().clamp_min(1e-30)),
         nodes=describe(nodes),
         abstained=() if stability is None else describe(stability.abstained[:_LISTED]),
         edges=edges,
@@ -320,18 +322,19 @@ class _Describer:
     def __call__(self, nodes: Tensor) -> tuple[DatasetNode, ...]:
         places, positions, indices = (column.tolist() for column in self._space.split(nodes))
         return tuple(
-            self._node(node, self._space.layers[place], position, index)
+            self._node(node, self._space.places[place], position, index)
             for node, place, position, index in zip(nodes.tolist(), places, positions, indices, strict=True)
         )
 
-    def _node(self, node: int, layer: int, position: int, index: int) -> DatasetNode:
+    def _node(self, node: int, place: Place, position: int, index: int) -> DatasetNode:
         frequency = None if self._stability is None else float(self._stability.frequency[node])
         stable = node in self._stable
         edits = None
         if stable and frequency is not None and self._stability is not None:
             edits = certified_edits(frequency, self._stability.draws, self._contexts, self._size)
         return DatasetNode(
-            layer=layer,
+            replacement=place.owner,
+            layer=place.layer,
             position=position,
             index=index,
             effect=float(self._effects[node]),
@@ -356,6 +359,7 @@ def _result(
         )
     return DatasetCircuit(
         replacement=command.replacement,
+        beside=command.beside,
         estimator=command.estimator,
         positions=command.positions,
         patch=study.patch,

@@ -1,7 +1,8 @@
 """Edges between the nodes of a circuit: what a source's patch does through one target and nothing between.
 
 Marks et al. 2025: grad_d m * grad_u d (everything between stopped) * (u_patch - u_clean), summed over rows,
-mean over contexts. Between are all MLPs: they are nodes or error terms. Attention follows exactly.
+mean over contexts. Between are all MLPs, which are nodes or error terms, and attention in layers where it has
+nodes; other attention follows exactly, queries and keys included.
 """
 
 from __future__ import annotations
@@ -17,22 +18,29 @@ from trephine.domain.dataset_circuits import DatasetEdge, NodeAblation
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.estimators import PatchedPack, node_gradients
-from trephine.engine.dataset_circuits.nodes import Features, node_layer
+from trephine.engine.dataset_circuits.nodes import Features, Neurons, node_layer
 from trephine.engine.dataset_circuits.packs import Pack
 from trephine.engine.dataset_circuits.patches import States
-from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.dataset_circuits.places import NodeKind, Place
+from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.dataset_circuits.sweeping import Gradient, metric_cotangent
 from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.live import by_heads, live_attention_adjoint
+from trephine.engine.operators import FrozenLayer
 
 METRIC = -1
 
 
+_OF_MLP = {SiteKind.NEURONS, SiteKind.MLP_OUT}
+_OF_ATTENTION = {SiteKind.ATTN_Z, SiteKind.ATTN_OUT}
+
+
 def has_edges(space: NodeSpace) -> bool:
-    """True if nodes read an MLP's input and write MLP outputs: neurons and transcoders."""
-    return space.is_neurons or all(
-        info.site_in.kind is SiteKind.MLP_IN and {site.kind for site in info.sites_out} == {SiteKind.MLP_OUT}
-        for info in space.infos
+    """True if nodes are neurons, heads, transcoders or SAEs of attention outputs: none cuts the stream."""
+    return all(
+        {site.kind for site in place.outputs} <= _OF_MLP | _OF_ATTENTION
+        and place.source.kind is not SiteKind.MLP_OUT
+        for place in space.places
     )
 
 
@@ -68,12 +76,12 @@ def find_edges(
         yield Progress(stage=stage, done=number, total=len(packed))
         run = patched(hosted, space, pack, patch, means)
         gradients = yield from node_gradients(hosted, space, run, Gradient())
-        weights[METRIC] += _descend(run, space, sources, _from_metric(run), len(run.operators.layers))
+        weights[METRIC] += _Descent(run, space, sources).from_metric()
         yield None
         for group in sources:
             for k, target in enumerate(group.numbers.tolist()):
-                adjoint = _from_node(hosted, space, run, group, k, gradients[group.place])
-                weights[target] += _descend(run, space, sources, adjoint, space.layers[group.place])
+                read = _read_by(hosted, space, run, group, k, gradients[group.place])
+                weights[target] += _Descent(run, space, sources).from_node(space.places[group.place], read)
                 yield None
     return _listed(weights / max(1, sum(pack.count for pack in packed)))
 
@@ -99,64 +107,98 @@ def _directions(hosted: HostedModel, space: NodeSpace, place: int, index: Tensor
     with node_layer(hosted, space, place) as layer, torch.inference_mode():
         if isinstance(layer, Features):
             return {site: layer.layer.decoders(index.tolist(), site) for site in layer.outputs}
-        (site,) = layer.outputs
-        down = hosted.architecture.blocks[space.layers[place]].mlp.W_down
-        return {site: down[:, index.to(down.device)].T}
+        if isinstance(layer, Neurons):
+            down = hosted.architecture.blocks[space.layers[place]].mlp.W_down
+            return {site: down[:, index.to(down.device)].T for site in layer.outputs}
+    return {}
 
 
-def _from_metric(run: PatchedPack) -> Tensor:
-    cotangent = metric_cotangent(run.pack, run.operators)
-    return run.operators.final_norm.pull_back_live(cotangent)
-
-
-def _from_node(
+def _read_by(
     hosted: HostedModel, space: NodeSpace, run: PatchedPack, group: _Sources, k: int, gradient: Tensor
 ) -> Tensor:
-    """Return the adjoint of the stream before the target's block, weighted with the metric's gradient."""
-    number, index = space.layers[group.place], int(group.index[k])
+    """Carry the metric's gradient at one node to what it reads, `(n_rows, d)`."""
+    unit = space.places[group.place].unit
+    columns = slice(int(group.index[k]) * unit, (int(group.index[k]) + 1) * unit)
     rows = _rows_of(run.pack, int(group.position[k]))
     cotangent = torch.zeros_like(gradient)
-    cotangent[rows, index] = gradient[rows, index]
-    block = run.operators.layers[number]
+    cotangent[rows, columns] = gradient[rows, columns]
     with node_layer(hosted, space, group.place) as layer, torch.inference_mode():
-        read = layer.seed(run.operators, cotangent)
-    adjoint = block.mlp_norm.pull_back_live(read)
-    return adjoint if block.block.parallel else adjoint + Gradient().through_attention(block, adjoint)
+        return layer.seed(run.operators, cotangent)
 
 
 def _rows_of(pack: Pack, position: int) -> Tensor:
     at = pack.clean.position
-    return (at >= 1) if position < 0 else at == position
+    return (at >= FIRST) if position < 0 else at == position
 
 
-def _descend(
-    run: PatchedPack, space: NodeSpace, sources: Sequence[_Sources], adjoint: Tensor, below: int
-) -> Tensor:
-    """Collect what sources in layers below bring, attention live and MLPs stopped: `(n_nodes,)`."""
-    found = torch.zeros(sum(len(group.numbers) for group in sources))
-    lowest = min(space.layers)
-    for layer in reversed(run.operators.layers[lowest:below]):
-        for group in sources:
-            for site, directions in group.directions.items():
-                if site.layer == layer.block.layer:
-                    found[group.numbers] += _brought(run, space, group, site, directions, adjoint)
-        adjoint = adjoint + Gradient().through_attention(layer, adjoint)
-    return found
+class _Descent:
+    """One adjoint's way down the stream: MLPs stopped, attention too in layers where it has nodes."""
+
+    def __init__(self, run: PatchedPack, space: NodeSpace, sources: Sequence[_Sources]) -> None:
+        self._run, self._space, self._sources = run, space, sources
+        self._found = torch.zeros(sum(len(group.numbers) for group in sources))  # (n_nodes,)
+        self._stopped = {
+            site.layer for place in space.places for site in place.outputs if site.kind in _OF_ATTENTION
+        }
+
+    def from_metric(self) -> Tensor:
+        """Return what every source brings to the metric directly."""
+        operators = self._run.operators
+        cotangent = metric_cotangent(self._run.pack, operators)
+        return self._below(operators.final_norm.pull_back_live(cotangent), len(operators.layers))
+
+    def from_node(self, place: Place, read: Tensor) -> Tensor:
+        """Return what every source brings through a node; `read (n_rows, d)` is on what the node reads."""
+        layer = self._run.operators.layers[place.layer]
+        if place.kind is NodeKind.ERROR:
+            return self._found
+        if place.source.kind is SiteKind.ATTN_Z:
+            return self._below(read, place.layer)
+        if place.source.kind is SiteKind.ATTN_OUT:
+            return self._below(live_attention_adjoint(layer, read), place.layer)
+        adjoint = layer.mlp_norm.pull_back_live(read)
+        if not layer.block.parallel:
+            adjoint = self._past_attention(layer, adjoint)
+        return self._below(adjoint, place.layer)
+
+    def _below(self, adjoint: Tensor, number: int) -> Tensor:
+        lowest = min(self._space.layers)
+        for layer in reversed(self._run.operators.layers[lowest:number]):
+            self._collect(layer, adjoint, _OF_MLP)
+            adjoint = self._past_attention(layer, adjoint)
+        return self._found
+
+    def _past_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        self._collect(layer, adjoint, _OF_ATTENTION)
+        if layer.block.layer in self._stopped:
+            return adjoint
+        return adjoint + live_attention_adjoint(layer, adjoint)
+
+    def _collect(self, layer: FrozenLayer, adjoint: Tensor, kinds: set[SiteKind]) -> None:
+        for group in self._sources:
+            for site in self._space.places[group.place].outputs:
+                if site.layer == layer.block.layer and site.kind in kinds:
+                    self._found[group.numbers] += self._brought(group, site, layer, adjoint)
+
+    def _brought(self, group: _Sources, site: Site, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        difference = self._run.difference(group.place)  # (n_rows, width * unit)
+        index = group.index.to(adjoint.device)
+        if site in group.directions:
+            through = _to_neurons(layer, site, adjoint) @ group.directions[site].to(adjoint.dtype).T
+            brought = through * difference[:, index]  # (n_rows, n)
+        else:
+            by_mixed = by_heads(layer, adjoint) if site.kind is SiteKind.ATTN_Z else adjoint
+            unit = self._space.places[group.place].unit
+            brought = (by_mixed * difference).unflatten(-1, (-1, unit)).sum(-1)[:, index]
+        at = self._run.pack.clean.position[:, None]
+        position = group.position.to(at.device)
+        chosen = torch.where(position < 0, at >= FIRST, at == position)
+        return (brought * chosen).sum(0).float().cpu()
 
 
-def _brought(
-    run: PatchedPack, space: NodeSpace, group: _Sources, site: Site, directions: Tensor, adjoint: Tensor
-) -> Tensor:
-    operators: FrozenOperators = run.operators
-    post = operators.layers[site.layer].mlp_post_norm
-    if site.kind is SiteKind.NEURONS and post is not None:
-        adjoint = post.pull_back_live(adjoint)
-    through = adjoint @ directions.to(adjoint.dtype).T  # (n_rows, n)
-    difference = run.difference(group.place)[:, group.index.to(adjoint.device)]
-    at = run.pack.clean.position[:, None]
-    position = group.position.to(at.device)
-    chosen = torch.where(position < 0, at >= 1, at == position)
-    return (through * difference * chosen).sum(0).float().cpu()
+def _to_neurons(layer: FrozenLayer, site: Site, adjoint: Tensor) -> Tensor:
+    post = layer.mlp_post_norm
+    return adjoint if site.kind is not SiteKind.NEURONS or post is None else post.pull_back_live(adjoint)
 
 
 def _listed(weights: Tensor) -> tuple[DatasetEdge, ...]:

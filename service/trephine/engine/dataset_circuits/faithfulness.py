@@ -121,7 +121,7 @@ def _runs(
     ablations: Sequence[NodeAblation],
     error_term: ErrorTerm,
 ) -> Generator[None, None, _Runs]:
-    errors = error_term is not ErrorTerm.LIVE and not space.is_neurons
+    errors = error_term is not ErrorTerm.LIVE and space.has_sets
     operators = capture_layout(hosted, pack.clean)
     clean = states_of(hosted, space, operators, errors=errors)
     with torch.inference_mode():

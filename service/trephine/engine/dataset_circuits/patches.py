@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import NodeAblation
 from trephine.domain.sites import Site
-from trephine.engine.dataset_circuits.nodes import Features, node_layer
+from trephine.engine.dataset_circuits.nodes import Features, node_layer, reconstruction
 from trephine.engine.dataset_circuits.packs import Layout, Pack, capture_layout
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.graphs.places import clean_value
@@ -23,9 +23,9 @@ class LayerState:
     """One layer's nodes in one run, or their means."""
 
     activations: Tensor
-    """`(n_rows, width)`, or `(slots, width)` of a mean."""
+    """`(n_rows, width * unit)`, or `(slots, width * unit)` of a mean."""
     errors: dict[Site, Tensor]
-    """Output minus reconstruction at the output site `(n_rows, d)`; empty for neurons."""
+    """Output minus reconstruction at the output site `(n_rows, d)`; of features, where it is no node."""
 
 
 States = tuple[LayerState, ...]
@@ -33,7 +33,7 @@ States = tuple[LayerState, ...]
 
 def states_of(hosted: HostedModel, space: NodeSpace, operators: FrozenOperators, *, errors: bool) -> States:
     """Read every layer's nodes off a run."""
-    return tuple(_state(hosted, space, place, operators, errors) for place in range(len(space.layers)))
+    return tuple(_state(hosted, space, place, operators, errors) for place in range(len(space.places)))
 
 
 def _state(
@@ -42,12 +42,10 @@ def _state(
     with node_layer(hosted, space, place) as layer, torch.inference_mode():
         if not isinstance(layer, Features) or not errors:
             return LayerState(activations=layer.captured(operators), errors={})
-        x = clean_value(operators, layer.source)
-        code, (site,) = layer.layer.encode(x), layer.outputs
-        reconstruction = layer.layer.decode(code)[site]
-        skipped = layer.layer.skip(x, code)
-        whole = reconstruction if skipped is None else reconstruction + skipped
-        return LayerState(activations=code.activations, errors={site: clean_value(operators, site) - whole})
+        x, (site,) = clean_value(operators, layer.source), layer.outputs
+        code = layer.layer.encode(x)
+        error = clean_value(operators, site) - reconstruction(layer.layer, x, code)
+        return LayerState(activations=code.activations, errors={site: error})
 
 
 def twin_states(states: States, pack: Pack) -> States:

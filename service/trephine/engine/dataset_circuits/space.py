@@ -10,37 +10,36 @@ import torch
 from torch import Tensor
 
 from trephine.domain.dataset_circuits import PositionRule
-from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import NEURONS, SiteKind
 from trephine.engine.dataset_circuits.packs import Pack
+from trephine.engine.dataset_circuits.places import NodeKind, Place, lay_places
 from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.sets import covered_layers, layer_info
-from trephine.engine.sites import require_layer
 
 FIRST = 1
 """Nodes lie at positions from here on: position 0 is an attention sink, which sets are not trained on."""
-_KNOWN = {
-    SiteKind.MLP_IN, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.RESID_PRE, SiteKind.RESID_MID,
-    SiteKind.RESID_POST, SiteKind.EMBED,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSpace:
-    """Addresses of all nodes: by layer, then position (if kept), then index."""
+    """Addresses of all nodes: by place (a layer's nodes of one kind), then position (if kept), then index."""
 
-    replacement: str
-    layers: tuple[int, ...]
-    widths: tuple[int, ...]
-    infos: tuple[ReplacementLayerInfo, ...]
+    places: tuple[Place, ...]
     n_pos: int | None
     """Tokens of every context if positions are kept, else None."""
 
     @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The layer of every place."""
+        return tuple(place.layer for place in self.places)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Nodes of every place."""
+        return tuple(place.width for place in self.places)
+
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """`offsets[k] : offsets[k + 1]` are the nodes of the k-th layer."""
+        """`offsets[k] : offsets[k + 1]` are the nodes of the k-th place."""
         sizes = torch.tensor([0, *(width * self.slots for width in self.widths)])
         return tuple(sizes.cumsum(0).tolist())
 
@@ -55,17 +54,21 @@ class NodeSpace:
         return self.offsets[-1]
 
     @property
-    def is_neurons(self) -> bool:
-        """True for the model's own neurons, which reconstruct exactly."""
-        return self.replacement == NEURONS
+    def has_sets(self) -> bool:
+        """False where neurons and heads are the only nodes: these reconstruct exactly."""
+        return any(place.is_of_set for place in self.places)
+
+    def has(self, kind: NodeKind) -> bool:
+        """True if there are nodes of a kind."""
+        return any(place.kind is kind for place in self.places)
 
     def part(self, vector: Tensor, place: int) -> Tensor:
-        """Return the k-th layer's part of `(..., count)` as `(..., slots, width)`."""
+        """Return the k-th place's part of `(..., count)` as `(..., slots, width)`."""
         found = vector[..., self.offsets[place] : self.offsets[place + 1]]
         return found.unflatten(-1, (self.slots, self.widths[place]))
 
     def split(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the place of the layer, position (-1 where summed) and index of `nodes (n,)`."""
+        """Return the place, position (-1 where summed) and index of `nodes (n,)`."""
         starts = torch.tensor(self.offsets)
         place = torch.searchsorted(starts, nodes, right=True) - 1
         width = torch.tensor(self.widths)[place]
@@ -74,18 +77,28 @@ class NodeSpace:
         return place, position, inside % width
 
     def groups(self, nodes: Tensor) -> Tensor:
-        """Return a number per layer (and position) of `nodes (n,)`: what random circuits are matched on."""
+        """Return a number per place (and position) of `nodes (n,)`: what random circuits are matched on."""
         place, position, _ = self.split(nodes)
         return place * (self.slots + FIRST + 1) + position
 
     def at_rows(self, pack: Pack, part: Tensor) -> Tensor:
-        """Spread a layer's `(slots, width)` over the rows of a pack: `(n_rows, width)`."""
+        """Spread a place's `(slots, n)` over the rows of a pack: `(n_rows, n)`."""
         if self.n_pos is None:
             return part.expand(pack.clean.n_rows, part.shape[-1])
         return part[(pack.clean.position - FIRST).clamp_min(0)]
 
+    def kept_at(self, pack: Pack, circuit: Tensor, place: int) -> Tensor:
+        """Spread bool `circuit (count,)` over what a place's activations are: `(n_rows, width * unit)`."""
+        return self.at_rows(pack, self.part(circuit, place)).repeat_interleave(self.places[place].unit, -1)
+
     def gather(self, pack: Pack, rows: Tensor, place: int) -> Tensor:
-        """Make `(n_rows, width)` of one layer into `(n_contexts, slots * width)`; position 0 is left out."""
+        """Sum a place's `(n_rows, width * unit)` to nodes, `(n_contexts, slots * width)`.
+
+        Position 0 is left out.
+        """
+        unit = self.places[place].unit
+        if unit > 1:
+            rows = rows.unflatten(-1, (-1, unit)).sum(-1)
         rows = rows.masked_fill((pack.clean.position < FIRST)[:, None], 0)
         if self.n_pos is None:
             return pack.per_context(rows)
@@ -94,46 +107,14 @@ class NodeSpace:
 
 def node_space(
     hosted: HostedModel,
-    name: str,
+    names: Sequence[str],
     layers: Sequence[int] | None,
     positions: PositionRule,
     n_pos: int,
     error_term: ErrorTerm,
 ) -> NodeSpace:
-    """Lay out the nodes of a set.
-
-    Raises:
-        ReplacementNotFoundError: If there is no such set.
-        LayerOutOfRangeError: If it does not cover a layer.
-        UnsupportedOptionError: If a site or an error term is not supported.
-    """
-    chosen = covered_layers(hosted, name) if layers is None else tuple(sorted(set(layers)))
-    for layer in chosen:
-        require_layer(hosted.architecture, layer)
-    infos = tuple(layer_info(hosted, name, layer) for layer in chosen)
-    if name != NEURONS:
-        for info in infos:
-            _check(info, error_term)
+    """Lay out the nodes of a set and of what stands beside it; errors are those of `lay_places`."""
     return NodeSpace(
-        replacement=name,
-        layers=chosen,
-        widths=tuple(info.d_sae for info in infos),
-        infos=infos,
+        places=lay_places(hosted, names, layers, error_term),
         n_pos=n_pos if positions is PositionRule.KEPT else None,
     )
-
-
-def _check(info: ReplacementLayerInfo, error_term: ErrorTerm) -> None:
-    for site in (info.site_in, *info.sites_out):
-        if site.kind not in _KNOWN:
-            raise UnsupportedOptionError(
-                f"layer {info.layer} of the set is at {site.kind.value}; dataset circuits know "
-                f"{', '.join(sorted(kind.value for kind in _KNOWN))}",
-                field="replacement",
-            )
-    if error_term is not ErrorTerm.LIVE and len(info.sites_out) > 1:
-        raise UnsupportedOptionError(
-            f"error_term {error_term.value} needs layers that write one site; those of a cross-layer "
-            "transcoder write several. Use `live`",
-            field="error_term",
-        )

@@ -104,7 +104,7 @@ def sweep_pack(
 def sweep_blocks(
     operators: FrozenOperators, adjoint: Tensor, rule: SweepRule, *, top: int | None, down_to: int
 ) -> Iterator[BlockAdjoints]:
-    """As `sweep_pack`, from an adjoint `(n_rows, d_model)` of the stream after block `top`; None: the last."""
+    """As `sweep_pack`, from an adjoint `(n_rows, d_model)` of the stream after block `top`, or the last."""
     above = len(operators.layers) if top is None else top + 1
     for layer in reversed(operators.layers[down_to:above]):
         number, post, found = layer.block.layer, layer.mlp_post_norm, {}

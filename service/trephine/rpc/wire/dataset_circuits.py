@@ -52,6 +52,7 @@ def discover_dataset_from_wire(request: pb.DiscoverDatasetCircuitRequest) -> Dat
         training=_examples(request.training, "training"),
         held_out=_examples(request.held_out, "held_out"),
         replacement=request.replacement or NEURONS,
+        beside=_beside(request.beside),
         layers=tuple(dict.fromkeys(request.layers)) or None,
         estimator=one_of(request.estimator, ESTIMATORS, "estimator"),
         steps=request.steps if has("steps") else 5,
@@ -66,6 +67,15 @@ def discover_dataset_from_wire(request: pb.DiscoverDatasetCircuitRequest) -> Dat
         seed=request.seed,
     )
     return DatasetCircuitRequest(model=resource_id(request.model, "models", "model"), command=command)
+
+
+def _beside(names: Sequence[str]) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if not name:
+            raise InvalidRequestError(
+                f"beside[{index}] is empty; name heads, errors, or a set", field=f"beside[{index}]"
+            )
+    return tuple(names)
 
 
 def _examples(messages: Sequence[pb.DatasetExample], field: str) -> tuple[domain.Example, ...]:
@@ -120,6 +130,7 @@ def dataset_circuit_to_wire(stored: StoredDatasetCircuit, *, whole: bool = True)
     return pb.DatasetCircuit(
         name=qualified(COLLECTION, stored.name),
         replacement=clean(found.replacement),
+        beside=[clean(name) for name in found.beside],
         estimator=_ESTIMATOR_NUMBERS[found.estimator],
         positions=_POSITION_NUMBERS[found.positions],
         patch=_ABLATION_NUMBERS[found.patch],
@@ -127,7 +138,7 @@ def dataset_circuit_to_wire(stored: StoredDatasetCircuit, *, whole: bool = True)
         training=found.training,
         held_out=found.held_out,
         candidates=found.candidates,
-        circuits=[_circuit_to_wire(one, found.replacement) for one in found.circuits] if whole else (),
+        circuits=[_circuit_to_wire(one) for one in found.circuits] if whole else (),
         clustering=None if found.clustering is None else _clustering_to_wire(found.clustering),
         certificate=clean(found.certificate),
         caveats=[clean(caveat) for caveat in found.caveats],
@@ -143,6 +154,7 @@ def checked_to_wire(request: DatasetCircuitRequest, info: ModelInfo, cost: Cost)
     command = request.command
     return pb.DatasetCircuit(
         replacement=clean(command.replacement),
+        beside=[clean(name) for name in command.beside],
         estimator=_ESTIMATOR_NUMBERS[command.estimator],
         positions=_POSITION_NUMBERS[command.positions],
         error_term=ERROR_TERM_NUMBERS[command.error_term],
@@ -155,14 +167,15 @@ def checked_to_wire(request: DatasetCircuitRequest, info: ModelInfo, cost: Cost)
     )
 
 
-def _circuit_to_wire(circuit: domain.ContextCircuit, replacement: str) -> pb.ContextCircuit:
+def _circuit_to_wire(circuit: domain.ContextCircuit) -> pb.ContextCircuit:
     return pb.ContextCircuit(
         label=clean(circuit.label),
         training=circuit.training,
         held_out=circuit.held_out,
         contexts=[clean(text) for text in circuit.contexts],
-        nodes=[_node_to_wire(node, replacement) for node in circuit.nodes],
-        abstained=[_node_to_wire(node, replacement) for node in circuit.abstained],
+        effect_share=circuit.effect_share,
+        nodes=[_node_to_wire(node) for node in circuit.nodes],
+        abstained=[_node_to_wire(node) for node in circuit.abstained],
         edges=[
             pb.DatasetEdge(source=edge.source, target=edge.target, weight=edge.weight)
             for edge in circuit.edges
@@ -171,8 +184,8 @@ def _circuit_to_wire(circuit: domain.ContextCircuit, replacement: str) -> pb.Con
     )
 
 
-def _node_to_wire(node: domain.DatasetNode, replacement: str) -> pb.DatasetNode:
-    feature = FeatureRef(replacement=clean(replacement), layer=node.layer, index=node.index)
+def _node_to_wire(node: domain.DatasetNode) -> pb.DatasetNode:
+    feature = FeatureRef(replacement=clean(node.replacement), layer=node.layer, index=node.index)
     return pb.DatasetNode(
         feature=feature_to_wire(feature),
         position=node.position,

@@ -29,11 +29,11 @@ CASES = [
 class Scene:
     """Three contexts of a tiny model, with nodes."""
 
-    def __init__(self, kind=NEURONS, term=ErrorTerm.LIVE, rule=PositionRule.SUMMED) -> None:
+    def __init__(self, kind=NEURONS, term=ErrorTerm.LIVE, rule=PositionRule.SUMMED, beside=()) -> None:
         self.hosted = tiny_hosted("llama", dtype=torch.float64)
         self.name = kind if kind == NEURONS else resident_set(self.hosted, kind)
         self.contexts = read_contexts(self.hosted, examples(3), rule, split="training")
-        self.space = node_space(self.hosted, self.name, None, rule, 4, term)
+        self.space = node_space(self.hosted, (self.name, *beside), None, rule, 4, term)
         donors = donor_ids(self.contexts, seed=0, same_length=True)
         (self.pack,) = packs(self.contexts, donors, self.hosted.model.device)
         operators = capture_layout(self.hosted, self.pack.clean)
