@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -13,6 +14,8 @@ from trephine.v1 import (
     edit_history_pb2,
     edit_service_pb2,
     edit_service_pb2_grpc,
+    interventions_pb2,
+    live_edits_pb2,
 )
 
 
@@ -25,6 +28,7 @@ class FakeEdits(edit_service_pb2_grpc.EditServiceServicer):
     """A part of `FakeService`, which notes requests, starts operations and describes edits."""
 
     verdict = "SELECTIVE"
+    live: Sequence[live_edits_pb2.EditUse] = ()
 
     def _edit_version(self, name: str, version: int) -> edit_service_pb2.Edit:
         edit = self._edit(name.removeprefix("edits/"))  # type: ignore[attr-defined]
@@ -56,6 +60,58 @@ class FakeEdits(edit_service_pb2_grpc.EditServiceServicer):
         """Forget it."""
         self._note(request, context)  # type: ignore[attr-defined]
         return Empty()
+
+    def ComposeEdits(
+        self, request: live_edits_pb2.ComposeEditsRequest, context: Any
+    ) -> edit_service_pb2.ComposeEditsResponse:
+        """Compose, or tell of one conflict."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        if not request.validate_only:
+            return edit_service_pb2.ComposeEditsResponse(edit=self._edit_version(request.edit_id, 1))
+        conflict = live_edits_pb2.EditConflict(
+            kind=live_edits_pb2.EDIT_CONFLICT_KIND_VALUES, first="edits/a@1", second="edits/b@2",
+            target="neurons:1:3", positions="every position", why="one does \x1b[1mablate",
+            first_intervention=0, second_intervention=2,
+        )  # fmt: skip
+        return edit_service_pb2.ComposeEditsResponse(conflicts=[conflict] if len(request.parts) > 1 else [])
+
+    def DiffEdits(
+        self, request: live_edits_pb2.DiffEditsRequest, context: Any
+    ) -> live_edits_pb2.DiffEditsResponse:
+        """One intervention changed, one added."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        before, after = (
+            interventions_pb2.Intervention(
+                target={"feature": {"layer": 1, "index": 3}}, operation={"scale": factor}
+            )
+            for factor in (0.5, 0.25)
+        )
+        changed = live_edits_pb2.InterventionChange(
+            kind=live_edits_pb2.INTERVENTION_CHANGE_KIND_CHANGED,
+            before=before, after=after, fields=["operation"],
+        )  # fmt: skip
+        added = live_edits_pb2.InterventionChange(
+            kind=live_edits_pb2.INTERVENTION_CHANGE_KIND_ADDED, after=after
+        )
+        return live_edits_pb2.DiffEditsResponse(
+            first=request.first, second=request.second, changes=[changed, added], unchanged=2, reordered=True,
+            fields=["reason"],
+        )  # fmt: skip
+
+    def SetLiveEdits(
+        self, request: live_edits_pb2.SetLiveEditsRequest, context: Any
+    ) -> live_edits_pb2.LiveEdits:
+        """Remember them."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        self.live = list(request.edits)
+        return live_edits_pb2.LiveEdits(model=request.model, edits=self.live)
+
+    def GetLiveEdits(
+        self, request: live_edits_pb2.GetLiveEditsRequest, context: Any
+    ) -> live_edits_pb2.LiveEdits:
+        """What was set."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        return live_edits_pb2.LiveEdits(model=request.model, edits=self.live)
 
     def _edit_evaluation(self) -> edit_evaluations_pb2.EditEvaluation:
         pb = edit_evaluations_pb2

@@ -36,6 +36,7 @@ from trephine.v1 import (
     intervention_service_pb2,
     intervention_service_pb2_grpc,
     interventions_pb2,
+    live_edits_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
     operation_service_pb2,
@@ -173,8 +174,17 @@ class FakeService(
             if not context.is_active():
                 return
         rows = [
-            generation_service_pb2.Completion(text="done\x1b[31m", applied=[self._applied()])
-            for _ in request.rows
+            generation_service_pb2.Completion(
+                text="done\x1b[31m",
+                applied=[self._applied()],
+                edits=[
+                    live_edits_pb2.AppliedEdit(
+                        edit=f"{use.edit}@4", strength=use.strength, applied=[self._applied()]
+                    )
+                    for use in row.edits
+                ],
+            )
+            for row in request.rows
         ]
         yield generation_service_pb2.GenerateResponse(
             finished=generation_service_pb2.GenerationFinished(completions=rows, version=VERSION)

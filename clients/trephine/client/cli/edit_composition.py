@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,7 +12,10 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import ReplacementsOption, open_sets
-from trephine.client.types import EditDiff, Intervention, LiveEdits
+from trephine.client.decoding import message_json
+from trephine.client.errors import InvalidRequestError
+from trephine.client.types import EditConflict, EditDiff, Intervention, LiveEdits
+from trephine.v1 import edit_service_pb2
 
 PartsArgument = Annotated[
     list[str], typer.Argument(help="Edits in the order in which they act: quiet, quiet@2, or quiet=0.5.")
@@ -39,8 +43,7 @@ def compose(
     with given.connect() as trephine:
         if check:
             conflicts = trephine.edits.conflicts(read_edits(parts))
-            rows = [(one.first, one.second, one.target, one.positions, one.why) for one in conflicts]
-            given.output.table(("EDIT", "AND", "TARGET", "WHERE", "WHY"), rows)
+            show_conflicts(given.output, conflicts)
             raise typer.Exit(ExitCode.FINDINGS if conflicts else ExitCode.PASS)
         edit = trephine.edits.compose(name, read_edits(parts), reason=reason, author=author)
     show_edit(given.output, edit)
@@ -72,11 +75,26 @@ def serve(
     Discovery, audits and measurements always see the model itself.
     """
     given = invocation(context)
+    if edits and none:
+        raise InvalidRequestError("name edits, or say --none", field="none")
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         open_sets(given, trephine, loaded, replacements)
         setting = loaded.set_live_edits(read_edits(edits or ())) if edits or none else loaded.live_edits()
     show_live(given.output, setting)
+
+
+def show_conflicts(output: Output, conflicts: Sequence[EditConflict]) -> None:
+    """Print what stands in the way of a composition."""
+    if output.json:
+        listed = [one.message for one in conflicts]
+        output.document(message_json(edit_service_pb2.ComposeEditsResponse(conflicts=listed)))  # type: ignore[arg-type]
+        return
+    if not conflicts:
+        output.note("no conflict")
+        return
+    rows = [(one.first, one.second, one.target, one.positions, one.why) for one in conflicts]
+    output.table(("EDIT", "AND", "TARGET", "WHERE", "WHY"), rows)
 
 
 def show_live(output: Output, setting: LiveEdits) -> None:
