@@ -7,6 +7,7 @@ from enum import StrEnum
 from math import inf, nan
 from typing import ClassVar, Literal
 
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.arrays import Array
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
@@ -181,11 +182,29 @@ class Circuit:
     weight_hash: str
     caveats: tuple[str, ...] = ()
     """What a reader must know: position 0 is a sink, edges are estimates, ..."""
+    asked: GraphTarget | None = None
+    """What was to be explained; None in imported circuits, and in those stored before this was."""
 
     @property
     def target_label(self) -> str:
         """What is explained, for people."""
         return " + ".join(target.label for target in self.targets)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where targets are read, ascending."""
+        return tuple(sorted({target.position for target in self.targets}))
+
+    def question(self) -> GraphTarget:
+        """Return what was asked to be explained.
+
+        Raises:
+            UnsupportedOptionError: If that is not known.
+        """
+        if self.asked is not None:
+            return self.asked
+        token, against = self.choice()
+        return LogitTarget(token=f"#{token.id}", against=None if against is None else f"#{against.id}")
 
     def choice(self) -> tuple[Token, Token | None]:
         """Return the token, and what it is held against, of a circuit behind one next-token choice.

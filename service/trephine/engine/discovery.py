@@ -87,6 +87,7 @@ def discover_circuit(
         prompt=command.prompt,
         tokens=hosted.tokens(question.ids),
         targets=tuple(target.about for target in what.targets),
+        asked=command.target,
         replacement=command.replacement,
         edge_rule="relp_half",
         nodes=nodes,

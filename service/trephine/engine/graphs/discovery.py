@@ -126,6 +126,7 @@ def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Pro
         prompt=command.prompt,
         tokens=hosted.tokens(question.ids),
         targets=tuple(target.about for target in graph.explained.targets),
+        asked=command.target,
         replacement=command.replacement,
         edge_rule="relp_half" if any(is_linearised(each.info) for each in graph.active.layers) else "exact",
         nodes=nodes,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.commands import Progress
 from trephine.domain.replacements import Dictionary, LayerKind, Residency
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import TargetKind
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning, contexts_of
@@ -62,6 +62,10 @@ def refusal(hosted: HostedModel, circuit: Circuit) -> str | None:
     """Say why there is no random dictionary beside a circuit, if there is none."""
     if circuit.replacement == NEURONS:
         return NOT_APPLICABLE
+    if any(target.kind is TargetKind.FEATURE for target in circuit.targets):
+        return (
+            "not applicable: the circuit explains a feature of the set, and a random dictionary has no such"
+        )
     admitted = require_set(hosted, circuit.replacement).admitted
     if any(layer.kind is LayerKind.CROSS_LAYER_TRANSCODER for layer in admitted.layers):
         return (
@@ -92,10 +96,10 @@ def control_circuit(
     source = yield from _fitted(hosted, circuit.replacement, layers, seed)
     view = _beside(hosted, circuit.replacement, source)
     budget = sum(node.kind is NodeKind.FEATURE for node in circuit.nodes)
-    token, against = circuit.choice()
     command = DiscoverCircuit(
         prompt=circuit.prompt,
-        target=LogitTarget(token=f"#{token.id}", against=None if against is None else f"#{against.id}"),
+        target=circuit.question(),
+        positions=circuit.positions,
         replacement=NAME,
         layers=tuple(layers),
         max_feature_nodes=budget,

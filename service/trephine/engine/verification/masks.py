@@ -24,11 +24,11 @@ from trephine.engine.graphs.places import clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
 from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.readouts import LogitReadout
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.resumption import CleanRun, clean_run, resumed, stream_bytes
 from trephine.engine.sites import Touch, touching
+from trephine.engine.targets import Explained
 
 Mask = Mapping[int, Tensor]
 """By layer `(n_pos, width)`, 1 keeps; layers that are not named stay as they are."""
@@ -42,10 +42,11 @@ _CLEAN_BYTES = 1 << 28
 
 @dataclass(slots=True)
 class Tape:
-    """What a pass met on its way: codes of the masked layers, and sites that were read."""
+    """What a pass met on its way: codes of the masked layers, sites that were read, those of targets."""
 
     codes: dict[int, Code] = field(default_factory=dict)
     values: dict[Site, Tensor] = field(default_factory=dict)
+    gauged: dict[Site, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,11 @@ class MaskedPrompt:
     replacement: str
     layers: tuple[int, ...]
     """Layers whose features can be masked, ascending."""
-    readout: LogitReadout
+    operators: FrozenOperators
+    """The clean run."""
+    explained: Explained
+    """What is measured."""
     error_term: ErrorTerm = ErrorTerm.LIVE
-
-    @cached_property
-    def operators(self) -> FrozenOperators:
-        """The clean run."""
-        return capture(self.hosted.model, self.hosted.architecture, self.ids)
 
     @cached_property
     def _clean(self) -> CleanRun | None:
@@ -76,10 +75,10 @@ class MaskedPrompt:
         """Rows of one pass."""
         return max(1, BATCH_TOKENS // len(self.ids))
 
-    @cached_property
+    @property
     def baseline(self) -> float:
-        """The target on the plain prompt, logits."""
-        return float(self.readout.measure(self.operators.logits))
+        """What is explained, on the plain prompt."""
+        return self.explained.baseline
 
     def width(self, layer: int) -> int:
         """Features of a layer."""
@@ -107,7 +106,7 @@ class MaskedPrompt:
             reads: Sites that are wanted, `(rows, n_pos, width)` each.
 
         Returns:
-            The target `(rows,)`, in logits, on the CPU; and what was met.
+            What is explained `(rows,)`, on the CPU; and what was met.
         """
         tape = Tape()
         with torch.inference_mode():
@@ -119,8 +118,28 @@ class MaskedPrompt:
                 resumed(self.hosted.architecture, self._clean, first),
                 touching(self.hosted.architecture, touches),
             ):
-                output = model(input_ids=batch, use_cache=False, logits_to_keep=1)
-            return self.readout.measure(output.logits[:, -1]).double().cpu(), tape
+                output = model(input_ids=batch, use_cache=False, logits_to_keep=len(self.ids) - self._first)
+            return self._measured(output.logits, tape), tape
+
+    @property
+    def _first(self) -> int:
+        """The first position whose logits are read; the last, if none is."""
+        gauges = (target.gauge for target in self.explained.targets)
+        return min((g.position for g in gauges if g.site is None), default=len(self.ids) - 1)
+
+    def _measured(self, logits: Tensor, tape: Tape) -> Tensor:
+        """Measure rows of logits `(rows, n_kept, d_vocab)` and of sites that were read."""
+        total = torch.zeros(len(logits), dtype=torch.float64)
+        for target in self.explained.targets:
+            gauge, share = target.gauge, target.about.share
+            for row in range(len(logits)):
+                values = (
+                    logits[row, gauge.position - self._first]
+                    if gauge.site is None
+                    else tape.gauged[gauge.site][row]
+                )
+                total[row] += share * float(gauge.measure(values))
+        return total
 
     def captured(self, mask: Mask, substitutes: Substitutes | None) -> tuple[FrozenOperators, Tape]:
         """Run the prompt once under a mask and keep what adjoints at that state need."""
@@ -139,14 +158,18 @@ class MaskedPrompt:
         layers = sorted({layer for mask in masks for layer in mask})
         if self.error_term is not ErrorTerm.LIVE and self.replacement != NEURONS:
             layers = list(self.layers)  # the reconstruction replaces every layer, masked or not
-        acts: dict[Site, list[Touch]] = {}
+        # Targets are read before anything is changed where they stand.
+        gauged = {target.gauge.site for target in self.explained.targets} - {None}
+        acts: dict[Site, list[Touch]] = {
+            site: [partial(_keep, tape.gauged, site)] for site in gauged if site is not None
+        }
         for layer in layers:
             kept = torch.stack([mask.get(layer, self._whole(layer)) for mask in masks])
             substitute = None if substitutes is None else substitutes[layer]
             for site, act in self._layer_touches(layer, kept, substitute, tape).items():
                 acts.setdefault(site, []).append(act)
         for site in reads:
-            acts.setdefault(site, []).append(partial(_keep, tape, site))
+            acts.setdefault(site, []).append(partial(_keep, tape.values, site))
         return {site: partial(_each, of_site) for site, of_site in acts.items()}
 
     def _whole(self, layer: int) -> Tensor:
@@ -218,8 +241,8 @@ def _mix_in_place(kept: Tensor, substitute: Tensor | None, x: Tensor) -> None:
     x.copy_(_mixed(x, kept, substitute))
 
 
-def _keep(tape: Tape, site: Site, x: Tensor) -> None:
-    tape.values[site] = x.clone()
+def _keep(values: dict[Site, Tensor], site: Site, x: Tensor) -> None:
+    values[site] = x.clone()
 
 
 def _each(acts: Sequence[Touch], x: Tensor) -> None:

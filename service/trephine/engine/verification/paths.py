@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, NodeKind
+from trephine.domain.targets import TargetKind
 
 _DTYPES = {
     "int32": torch.int32,
@@ -51,7 +52,10 @@ class Graph:
     weight: Tensor
     """float64 `(n_edges,)`."""
     logits: Tensor
-    """int64 `(n_logits,)`, node indices."""
+    """int64 `(n_logits,)`, node indices of targets."""
+    gains: Tensor
+    """float64 `(n_logits,)`: how much of a target's change is one of what is explained: its share, and for
+    attention scores, whose rows are half of their slopes, twice that."""
 
     @property
     def features(self) -> Tensor:
@@ -76,6 +80,10 @@ def graph_of(circuit: Circuit) -> Graph:
         target=_tensor(circuit.edges.target).long(),
         weight=_tensor(circuit.edges.weight).double(),
         logits=torch.tensor([i for i, kind in enumerate(kinds) if kind is NodeKind.LOGIT]),
+        gains=torch.tensor(
+            [target.share * (1 + (target.kind is TargetKind.ATTENTION)) for target in circuit.targets],
+            dtype=torch.float64,
+        ),
     )
 
 
@@ -127,5 +135,5 @@ def _follow(graph: Graph, removed: Sequence[Sequence[int]]) -> Tensor:
 
 
 def drops(graph: Graph, removed: Sequence[Sequence[int]]) -> Tensor:
-    """Predict how much the target falls, float64 `(n_ablations,)`, logits."""
-    return -follow(graph, removed)[:, graph.logits].sum(1)
+    """Predict how much what is explained falls, float64 `(n_ablations,)`."""
+    return -follow(graph, removed)[:, graph.logits] @ graph.gains

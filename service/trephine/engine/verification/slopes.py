@@ -21,10 +21,13 @@ from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenLayer
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.targets import Cotangents, top_place
+from trephine.engine.verification.derivatives import live_cotangents, measured
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
 
 
@@ -39,7 +42,7 @@ def mask_slopes(
         substitutes: What ablated activations become; None: zero.
 
     Returns:
-        The target in logits, and its derivative `(n_pos, width)` by layer.
+        What is explained, and its derivative `(n_pos, width)` by layer.
 
     Raises:
         UnsupportedOptionError: With another error term: what is replaced passes no derivative on.
@@ -54,14 +57,14 @@ def mask_slopes(
     sweep = _NeuronSlopes if prompt.replacement == NEURONS else _FeatureSlopes
     state = sweep(prompt, mask, substitutes, tape)
     with torch.inference_mode():
-        cotangent = torch.zeros_like(operators.embedding)
-        cotangent[-1] = prompt.readout.direction.to(cotangent.dtype)
-        adjoint = operators.final_norm.pull_back_live(cotangent)
+        state.roots = live_cotangents(prompt.explained, operators)
+        adjoint = state.enter(torch.zeros_like(operators.embedding), top_place(operators))
         for layer in reversed(operators.layers):
             adjoint = state.block(layer, adjoint)
             yield None
         state.meet(Site(kind=SiteKind.EMBED, layer=0), adjoint)
-    return float(prompt.readout.measure(operators.logits)), state.slopes
+        values = {site: rows[0] for site, rows in tape.gauged.items()}
+        return measured(prompt.explained, operators, values), state.slopes
 
 
 class _NeuronSlopes:
@@ -70,6 +73,11 @@ class _NeuronSlopes:
     def __init__(self, prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None, tape: Tape) -> None:
         self.prompt, self.mask, self.substitutes, self.tape = prompt, mask, substitutes, tape
         self.slopes: dict[int, Tensor] = {}
+        self.roots: Cotangents = {}
+
+    def enter(self, adjoint: Tensor, *places: int) -> Tensor:
+        """Add what the targets read at places."""
+        return adjoint + sum(self.roots[place] for place in places if place in self.roots)
 
     def meet(self, site: Site, adjoint: Tensor) -> Tensor:
         """Neurons are met inside the MLP alone."""
@@ -77,17 +85,18 @@ class _NeuronSlopes:
 
     def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         """Carry the adjoint `(n_pos, d_model)` of the stream through one block down."""
-        post = layer.mlp_post_norm
+        number, post = layer.block.layer, layer.mlp_post_norm
+        first = PER_BLOCK * number
+        adjoint = self.enter(adjoint, first + AFTER)
         written = adjoint if post is None else post.pull_back_live(adjoint)
         passed = written @ layer.block.mlp.W_down.to(adjoint.dtype)
-        number = layer.block.layer
         if number in self.mask:
             value = _activation(layer)
             if self.substitutes is not None:
                 value = value - self.substitutes[number]
             self.slopes[number] = passed * value
             passed = passed * self.mask[number]
-        middle = adjoint + live_mlp_adjoint(layer, passed)
+        middle = self.enter(adjoint + live_mlp_adjoint(layer, passed), first + MLP, first + MIDDLE)
         return middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
 
 
@@ -115,16 +124,20 @@ class _FeatureSlopes(_NeuronSlopes):
     def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         """Carry the adjoint of the stream through one block down."""
         number, post = layer.block.layer, layer.mlp_post_norm
+        first = PER_BLOCK * number
         adjoint = self.meet(Site(kind=SiteKind.RESID_POST, layer=number), adjoint)
-        self.meet(Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
-        written = adjoint if post is None else post.pull_back_live(adjoint)
+        adjoint = self.enter(adjoint, first + AFTER)
+        heard = self.meet(Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
+        written = heard if post is None else post.pull_back_live(heard)
         middle = adjoint + live_mlp_adjoint(layer, written @ layer.block.mlp.W_down.to(adjoint.dtype))
         read = self._read(Site(kind=SiteKind.MLP_IN, layer=number), adjoint)
-        middle = middle + layer.mlp_norm.pull_back_live(read)
+        middle = self.enter(middle + layer.mlp_norm.pull_back_live(read), first + MLP)
         heard = adjoint if layer.block.parallel else middle
         if not layer.block.parallel:
-            middle = heard = self.meet(Site(kind=SiteKind.RESID_MID, layer=number), middle)
-            heard = self.meet(Site(kind=SiteKind.ATTN_OUT, layer=number), heard)
+            middle = self.meet(Site(kind=SiteKind.RESID_MID, layer=number), middle)
+            middle = self.enter(middle, first + MIDDLE)
+            heard = self.meet(Site(kind=SiteKind.ATTN_OUT, layer=number), middle)
+        heard = self.enter(heard, first + ATTENTION)
         below = middle + live_attention_adjoint(layer, heard)
         return self.meet(Site(kind=SiteKind.RESID_PRE, layer=number), below)
 

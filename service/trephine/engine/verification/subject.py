@@ -8,20 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trephine.domain.circuits import Circuit, NodeKind
+from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
-from trephine.engine.graphs.actives import activate
-from trephine.engine.graphs.effects import gradient_effects
-from trephine.engine.graphs.places import clean_value
+from trephine.engine.graphs.actives import ActiveFeatures, activate
+from trephine.engine.graphs.effects import effects_on
+from trephine.engine.graphs.linearised import read_place
+from trephine.engine.graphs.places import MLP, PER_BLOCK, clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.readouts import logit_readout
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
 from trephine.engine.retain import plain_runs, retain_text
-from trephine.engine.totals import sweep_totals
+from trephine.engine.target_kinds import explained
+from trephine.engine.targets import Explained
+from trephine.engine.totals import sweep_gradient
 from trephine.engine.verification.masks import MaskedPrompt, Substitutes
 from trephine.engine.verification.paths import Graph, graph_of
 
@@ -40,9 +42,9 @@ class Subject:
     activation: dict[int, Tensor]
     """By layer `(n_pos, width)`, clean activations."""
     active: dict[int, Tensor]
-    """By layer bool `(n_pos, width)`, the clean support; of neurons all."""
+    """By layer bool `(n_pos, width)`, the clean support up to the last target; of neurons all."""
     effect: dict[int, Tensor]
-    """By layer `(n_pos, width)`: activation times the exact gradient, logits."""
+    """By layer `(n_pos, width)`: activation times the exact gradient, in units of what is explained."""
 
 
 def open_subject(
@@ -53,7 +55,7 @@ def open_subject(
     Raises:
         ParentChangedError: If the model's weights are not those that the circuit was found in.
         ReplacementNotFoundError: If its set is not loaded any more.
-        UnsupportedOptionError: If it explains anything but one next-token choice.
+        UnsupportedOptionError: If what it explains is not known.
         InvalidRequestError: If its pruned form has no feature at positions >= 1.
     """
     check_circuit(hosted, circuit)
@@ -66,20 +68,28 @@ def open_subject(
             "less, or discover it with more nodes",
             field="node_threshold",
         )
-    token, against = circuit.choice()
+    ids = [token.id for token in circuit.tokens]
+    layers, found = opened_layers(hosted, circuit), None
+    with torch.inference_mode():
+        operators = capture(hosted.model, hosted.architecture, ids)
+    yield None
+    if circuit.replacement != NEURONS:
+        found = yield from activate(hosted, operators, circuit.replacement, layers)
+    what = explained(hosted, operators, _Question(command=_asked(circuit), ids=ids), found)
     prompt = MaskedPrompt(
         hosted=hosted,
-        ids=tuple(token.id for token in circuit.tokens),
+        ids=tuple(ids),
         replacement=circuit.replacement,
-        layers=opened_layers(hosted, circuit),
-        readout=logit_readout(hosted, token.id, None if against is None else against.id),
+        layers=_below(hosted, circuit.replacement, layers, what),
+        operators=operators,
+        explained=what,
         error_term=options.error_term,
     )
-    with torch.inference_mode():
-        _ = prompt.baseline
-    yield None
-    read = _neurons if circuit.replacement == NEURONS else _features
-    activation, active, effect = yield from read(prompt)
+    read = _neurons(prompt) if found is None else _features(prompt, found)
+    activation, active, effect = yield from read
+    last = max(circuit.positions)
+    for support in active.values():
+        support[last + 1 :] = False  # what comes after every target changes nothing
     return Subject(
         circuit=circuit,
         graph=graph,
@@ -90,6 +100,33 @@ def open_subject(
         active=active,
         effect=effect,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """A circuit's own question."""
+
+    command: DiscoverCircuit
+    ids: list[int]
+
+
+def _asked(circuit: Circuit) -> DiscoverCircuit:
+    return DiscoverCircuit(
+        prompt=circuit.prompt,
+        target=circuit.question(),
+        positions=circuit.positions,
+        replacement=circuit.replacement,
+    )
+
+
+def _below(hosted: HostedModel, name: str, layers: Sequence[int], what: Explained) -> tuple[int, ...]:
+    """Return the layers that a target can depend on: features above it change nothing."""
+    highest = max(part.place for target in what.targets for part in target.parts)
+    reads = {
+        layer: PER_BLOCK * layer + MLP if name == NEURONS else read_place(layer_info(hosted, name, layer))
+        for layer in layers
+    }
+    return tuple(layer for layer in layers if reads[layer] < highest)
 
 
 def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
@@ -141,7 +178,7 @@ Read = tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]
 
 def _neurons(prompt: MaskedPrompt) -> Generator[None, None, Read]:
     operators = prompt.operators
-    totals = yield from sweep_totals(operators, prompt.readout)
+    totals = yield from sweep_gradient(operators, prompt.explained.cotangents(live=True))
     activation = {layer: operators.layers[layer].activation for layer in prompt.layers}
     return (
         activation,
@@ -150,12 +187,11 @@ def _neurons(prompt: MaskedPrompt) -> Generator[None, None, Read]:
     )
 
 
-def _features(prompt: MaskedPrompt) -> Generator[None, None, Read]:
-    hosted, operators = prompt.hosted, prompt.operators
-    found = yield from activate(hosted, operators, prompt.replacement, prompt.layers)
-    effects = yield from gradient_effects(hosted, operators, found, prompt.readout)
+def _features(prompt: MaskedPrompt, found: ActiveFeatures) -> Generator[None, None, Read]:
+    what = prompt.explained.cotangents(live=True)
+    effects = yield from effects_on(prompt.hosted, prompt.operators, found, what)
     activation, active, effect = {}, {}, {}
-    for layer in found.layers:
+    for layer in (one for one in found.layers if one.info.layer in prompt.layers):
         number, end = layer.info.layer, layer.start + layer.count
         shape = (len(prompt.ids), layer.info.d_sae)
         place = (layer.position.cpu(), layer.index.cpu())

@@ -9,6 +9,7 @@ from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import TargetKind
 from trephine.domain.verification import (
     Examination,
     Faithfulness,
@@ -125,6 +126,8 @@ def _examine(
 
 
 def _target(circuit: Circuit) -> str:
+    if len(circuit.targets) != 1 or circuit.targets[0].token is None:
+        return circuit.target_label
     token, against = circuit.choice()
     return repr(token.display) if against is None else f"{token.display!r} against {against.display!r}"
 
@@ -141,7 +144,13 @@ def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions
     ]
     if options.error_term is not ErrorTerm.LIVE and subject.circuit.replacement != NEURONS:
         said.append("The search over masks is left out: with the error term not live it has no derivative.")
-    if subject.prompt.readout.softcap is not None:
+    if any(target.kind is TargetKind.ATTENTION for target in subject.circuit.targets):
+        said.append(
+            "The circuit explains an attention score: its rows are half of the score's slope along each "
+            "source, so that the paths are counted twice here; the score is measured before soft cap and "
+            "softmax, and what it does to the pattern or to any logit is no part of this."
+        )
+    if subject.prompt.explained.softcap:
         said.append("Logits are read before the model's soft cap.")
     if subject.circuit.replacement != NEURONS:
         said += beginning_caveats(hosted, [subject.circuit.replacement], list(subject.prompt.ids))

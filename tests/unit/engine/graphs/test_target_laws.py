@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -276,11 +276,14 @@ def test_ablations_measure_the_target_that_was_asked_for():
     assert all(node.position <= 6 for node in circuit.nodes if node.kind is NodeKind.FEATURE)
 
 
-def test_what_verifies_next_token_choices_refuses_other_targets():
-    """Verification names what it works for."""
+def test_what_rests_on_a_choice_refuses_other_targets():
+    """Edits name what they work for, and verification refuses a circuit whose question is not known."""
     hosted, circuit = found(direction(SiteKind.RESID_POST, 1))
     with pytest.raises(UnsupportedOptionError, match="one logit, or the difference of two"):
-        finish(open_subject(hosted, VerificationOptions(), circuit, range(len(circuit.nodes))))
+        circuit.choice()
+    unknown = replace(circuit, asked=None)
+    with pytest.raises(UnsupportedOptionError, match="discover it with a token"):
+        finish(open_subject(hosted, VerificationOptions(), unknown, range(len(circuit.nodes))))
     assert circuit.target_label == "probe at resid_post 1, position 10"
 
 

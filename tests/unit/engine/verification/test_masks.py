@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import median
 
 import pytest
@@ -12,14 +13,18 @@ from tests.resident_sets import resident_set
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import Ablate, ErrorTerm, FeatureTarget, Intervention, Selector, SetTo
 from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout
 from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.target_kinds import logit_targets_at
+from trephine.engine.targets import Explained
 from trephine.engine.verification.ablations import mask_of
 from trephine.engine.verification.choosing import Cell
 from trephine.engine.verification.masks import MaskedPrompt
 from trephine.engine.verification.slopes import mask_slopes
 
+READOUT = partial(logit_readout, target_id=4, against_id=6)
 IDS = (3, 5, 7, 9, 11)
 FAMILIES = ("llama", "gpt2", "gemma2", "qwen3", "gpt_neox")
 SETS = ("relu", "jumprelu", "topk", "skip", "clt", "resid_post")
@@ -33,12 +38,16 @@ def _one_thread():
 def masked(family: str, kind: str, error_term: ErrorTerm = ErrorTerm.LIVE) -> MaskedPrompt:
     """A prompt of a tiny model over its neurons or a random set."""
     hosted = tiny_hosted(family)
+    operators = capture(hosted.model, hosted.architecture, IDS)
+    with torch.inference_mode():
+        targets = logit_targets_at(hosted, operators, [READOUT(hosted)], len(IDS) - 1)
     return MaskedPrompt(
         hosted=hosted,
         ids=IDS,
         replacement=NEURONS if kind == NEURONS else resident_set(hosted, kind),
         layers=tuple(range(hosted.architecture.n_layers)),
-        readout=logit_readout(hosted, 4, 6),
+        operators=operators,
+        explained=Explained(targets=tuple(targets), n_pos=len(IDS)),
         error_term=error_term,
     )
 
@@ -47,7 +56,7 @@ def plain(prompt: MaskedPrompt, interventions: tuple[Intervention, ...]) -> floa
     """The target under interventions, by the machinery that serves ablations."""
     row = RowInput(ids=prompt.ids, interventions=interventions)
     logits = run_rows(prompt.hosted, [row], keep_last=1).logits[0][-1]
-    return float(prompt.readout.measure(logits))
+    return float(READOUT(prompt.hosted).measure(logits))
 
 
 def strongest(prompt: MaskedPrompt, layer: int, position: int) -> Cell:
