@@ -98,7 +98,7 @@ def _explain(
         network=work.network, target=target.probe, routed=routed, straight=straight, cut=target.cut
     )
     total, direct = search.total * source.amount, search.direct(target.probe) * source.amount
-    hops = sorted(search.hops(target.probe), key=lambda each: -abs(each[1]))[: command.heads]
+    hops = search.hops(target.probe, command.heads)
     heads = tuple(HeadShare(hop=hop, weight=weight * source.amount) for hop, weight in hops)
     found = search.strongest(command.paths) if command.paths else []
     paths = tuple(_path(work, command, path, source, target) for path in found)

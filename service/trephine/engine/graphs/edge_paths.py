@@ -11,7 +11,7 @@ scales and patterns (decided by the input). Their product is the adjoint of the 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -79,7 +79,7 @@ class EdgeSearch:
         """The edge, along all paths."""
         only = self.target.only_heads_of
         if only is not None:
-            return sum(weight for _, weight in self._head_hops(self.target, only))
+            return float(self._through_heads(self.target, only).sum())
         return self.target.dot(self.routed.at(self.target.layer, self.target.reading))
 
     def direct(self, probe: Probe) -> float:
@@ -88,35 +88,45 @@ class EdgeSearch:
             return 0.0
         return probe.dot(self.straight.at(probe.layer, probe.reading))
 
-    def hops(self, probe: Probe) -> list[tuple[Hop, float]]:
-        """Every next hop with all that reaches the target through it."""
-        if probe.only_heads_of is not None:
-            return list(self._head_hops(probe, probe.only_heads_of))
-        found: list[tuple[Hop, float]] = []
-        parallel = self.network.operators.layers[probe.layer].block.parallel
-        heads = probe.layer + (probe.reading.value > Reading.PRE.value)
-        if parallel and probe.reading in (Reading.MID, Reading.MID_BEFORE_CUT):
-            heads -= 1
-        skips = probe.layer + (probe.reading.value > Reading.MID.value)
-        for layer in range(-((-self.cut - 1) // PER_BLOCK), heads):
-            if self.network.carried_by_attention(layer):
-                found += self._head_hops(probe, layer)
-        for layer in range(-((1 - self.cut) // PER_BLOCK), skips):
-            if layer in self.network.skips:
-                below = self._below_skip(probe, layer)
-                found.append((below.hops[-1], below.dot(self.routed.at(layer, Reading.MID))))
-        return found
+    def hops(self, probe: Probe, most: int) -> list[tuple[Hop, float]]:
+        """Return up to `most` next hops, heaviest first, each with all that reaches the target through it."""
+        layers = [probe.only_heads_of] if probe.only_heads_of is not None else self._heads_below(probe)
+        found = [
+            (self._hop(self.network.operators.layers[layer], probe, head, key), weight)
+            for layer, head, key, weight in _heaviest(
+                layers, [self._through_heads(probe, layer) for layer in layers], most
+            )
+        ]
+        for layer in () if probe.only_heads_of is not None else self._skips_below(probe):
+            below = self._below_skip(probe, layer)
+            found.append((below.hops[-1], below.dot(self.routed.at(layer, Reading.MID))))
+        return heapq.nlargest(most, found, key=lambda each: abs(each[1]))
 
-    def _head_hops(self, probe: Probe, layer: int) -> Iterator[tuple[Hop, float]]:
+    def _heads_below(self, probe: Probe) -> list[int]:
+        """List the layers whose heads write what a probe reads."""
+        parallel = self.network.operators.layers[probe.layer].block.parallel
+        end = probe.layer + (probe.reading.value > Reading.PRE.value)
+        if parallel and probe.reading in (Reading.MID, Reading.MID_BEFORE_CUT):
+            end -= 1
+        layers = range(-((-self.cut - 1) // PER_BLOCK), end)
+        return [layer for layer in layers if self.network.carried_by_attention(layer)]
+
+    def _skips_below(self, probe: Probe) -> list[int]:
+        """List the layers whose skip paths write what a probe reads."""
+        end = probe.layer + (probe.reading.value > Reading.MID.value)
+        layers = range(-((1 - self.cut) // PER_BLOCK), end)
+        return [layer for layer in layers if layer in self.network.skips]
+
+    def _through_heads(self, probe: Probe, layer: int) -> Tensor:
+        """What reaches the target through each head and key of a layer, `(n_heads, n_key)`."""
         frozen = self.network.operators.layers[layer]
         mixed, scale = self._into_heads(probe, frozen)  # (n_readouts, n_heads, d_head)
         if layer not in self._values:
-            self._values[layer] = value_change(frozen, self.routed.at(layer, Reading.PRE))
-        values = self._values[layer].repeat_interleave(frozen.block.attention.group, 0)
-        read = torch.einsum("r,rhe,hke->hk", scale, mixed, values)
-        weights = read * frozen.pattern[:, probe.position]
-        for head, key in weights.nonzero().tolist():
-            yield self._hop(frozen, probe, head, key), float(weights[head, key])
+            change = value_change(frozen, self.routed.at(layer, Reading.PRE))  # (n_kv_heads, n_key, d_head)
+            self._values[layer] = change.repeat_interleave(frozen.block.attention.group, 0)
+        summed = torch.tensordot(scale, mixed, 1)  # (n_heads, d_head)
+        read = (self._values[layer] @ summed[:, :, None])[:, :, 0]
+        return read * frozen.pattern[:, probe.position]
 
     @staticmethod
     def _hop(layer: FrozenLayer, probe: Probe, head: int, key: int) -> Hop:
@@ -136,7 +146,7 @@ class EdgeSearch:
         if post is not None:
             directions, scale = back(post, directions), scale * post.scale[probe.position]
         W_O = layer.block.attention.W_O.to(directions.dtype)
-        return torch.einsum("rd,dhe->rhe", directions, W_O), scale
+        return (directions @ W_O.flatten(1)).unflatten(1, W_O.shape[1:]), scale
 
     def below(self, probe: Probe, hop: Hop) -> Probe:
         """Carry a probe down a hop."""
@@ -184,8 +194,7 @@ class EdgeSearch:
             weight = self.direct(probe)
             if weight:
                 found.append(self._path(probe, weight))
-            best = heapq.nlargest(_CHILDREN, self.hops(probe), key=lambda each: abs(each[1]))
-            for hop, through in best:
+            for hop, through in self.hops(probe, _CHILDREN):
                 if through:
                     heapq.heappush(waiting, (-abs(through), next(order), probe, hop))
         return sorted(found, key=lambda path: -abs(path.weight))[:wanted]
@@ -193,6 +202,22 @@ class EdgeSearch:
     def _path(self, probe: Probe, weight: float) -> FoundPath:
         written = self.straight.at(probe.layer, probe.reading)[probe.position]
         return FoundPath(probe=probe, weight=weight, parts=tuple((probe.directions @ written).tolist()))
+
+
+def _heaviest(
+    layers: Sequence[int], weights: Sequence[Tensor], most: int
+) -> Iterator[tuple[int, int, int, float]]:
+    """Yield layer, head, key and weight of the largest of all, `(n_heads, n_key)` by layer; no zeros."""
+    if not weights or not most:
+        return
+    flat = torch.stack(list(weights))  # (n_layers, n_heads, n_key)
+    size = min(most, flat.numel())
+    places = flat.abs().flatten().topk(size).indices
+    values = flat.flatten()[places].tolist()
+    columns = torch.unravel_index(places, flat.shape)
+    for number, head, key, weight in zip(*(column.tolist() for column in columns), values, strict=True):
+        if weight:
+            yield layers[number], head, key, weight
 
 
 def back(norm: FrozenNorm, directions: Tensor) -> Tensor:
