@@ -94,6 +94,23 @@ async def test_what_is_found_is_stored_and_read_back(wire: AsyncWire, model: Asy
     assert listed[0].training == 10
 
 
+async def test_heads_are_nodes_where_asked_for(model: AsyncModel):
+    """Beside neurons, in nodes and in what was abstained on; the share of effects is told."""
+    found = await model.discover_dataset(TRAINING, HELD_OUT, beside=("heads",), **{**SMALL, "nodes": 40})
+    (circuit,) = found.circuits
+    assert found.beside == ("heads",)
+    assert {node.feature.replacement for node in circuit.nodes} == {"neurons", "heads"}
+    assert 0 < circuit.effect_share < 1
+    cheap, dear = [
+        await model.predict_discover_dataset(
+            TRAINING, HELD_OUT, beside=beside, estimator="integrated_gradients"
+        )
+        for beside in ((), ("heads",))
+    ]
+    assert cheap.seconds < dear.seconds
+    assert dear.beside == ("heads",)
+
+
 async def test_the_same_request_id_is_the_same_operation(model: AsyncModel):
     """And another question under it is refused."""
     request_id = str(uuid4())
@@ -136,7 +153,11 @@ async def test_cancelling_ends_it(model: AsyncModel):
         (TRAINING, [], {}, InvalidRequestError, "held_out"),
         (TRAINING, HELD_OUT, {"layers": (7,)}, LayerOutOfRangeError, "layers[0]"),
         (TRAINING, HELD_OUT, {"layers": (-1,)}, InvalidRequestError, "layers[0]"),
-        (TRAINING, HELD_OUT, {"replacement": "none"}, ReplacementNotFoundError, None),
+        (TRAINING, HELD_OUT, {"replacement": "none"}, ReplacementNotFoundError, "replacement"),
+        (TRAINING, HELD_OUT, {"beside": ("heads", "none")}, ReplacementNotFoundError, "beside[1]"),
+        (TRAINING, HELD_OUT, {"beside": ("heads", "heads")}, InvalidRequestError, "beside"),
+        (TRAINING, HELD_OUT, {"beside": ("errors",)}, InvalidRequestError, "beside"),
+        (TRAINING, HELD_OUT, {"beside": ("",)}, InvalidRequestError, "beside[0]"),
         (TRAINING, HELD_OUT, {"stability_share": float("nan")}, InvalidRequestError, "stability_share"),
         (TRAINING, HELD_OUT, {"nodes": 0}, InvalidRequestError, "nodes"),
         (

@@ -95,7 +95,7 @@ def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
 
 @predict.register
 def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
-    layers = len(command.layers) if command.layers else info.n_layers
+    layers = (len(command.layers) if command.layers else info.n_layers) * (1 + len(command.beside))
     sweeps = {
         Estimator.INTEGRATED_GRADIENTS: 2 * command.steps * layers,
         Estimator.EXACT: command.exact_nodes + _SWEEP,

@@ -49,7 +49,7 @@ COLUMNS = (
 def found() -> StoredDatasetCircuit:
     """What the engine finds over two clusters of a tiny dataset."""
     session = Session(hosted=tiny_hosted("llama"))
-    circuit = finish(discover_dataset_circuit(session, small_request(24, clusters=2)))
+    circuit = finish(discover_dataset_circuit(session, small_request(24, clusters=2, beside=("heads",))))
     return StoredDatasetCircuit(name="datasetCircuits/a1", create_time="2026-01-01T00:00:00Z", found=circuit)
 
 
@@ -59,6 +59,15 @@ class FakeDatasets(FakeService):
     def DiscoverDatasetCircuit(self, request: Any, context: Any) -> Any:
         self._note(request, context)
         return self._start("DiscoverDatasetCircuit", dataset_circuit_to_wire(found()))
+
+    def GetDatasetCircuit(self, request: Any, context: Any) -> Any:
+        self._note(request, context)
+        return dataset_circuit_to_wire(found())
+
+    def ListDatasetCircuits(self, request: Any, context: Any) -> Any:
+        self._note(request, context)
+        listed = dataset_circuit_to_wire(found(), whole=False)
+        return pb.ListDatasetCircuitsResponse(dataset_circuits=[listed])
 
 
 @pytest.fixture
@@ -181,3 +190,48 @@ def test_wrong_words_are_told_before_anything_is_started(
     assert not fake.requests or not any(
         isinstance(one, pb.DiscoverDatasetCircuitRequest) for one in fake.requests
     )
+
+
+def test_what_stands_beside_is_asked_for_and_told(
+    fake: FakeDatasets, run: Run, file: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Heads need no loading; the share of effects and the owners of nodes are printed."""
+    words = (
+        "--beside",
+        "heads",
+        "--estimator",
+        "exact",
+        "--exact-nodes",
+        "9",
+        "--share",
+        "0.25",
+        "--steps",
+        "3",
+    )
+    assert run("discover-dataset", str(file), *COLUMNS, *words) == ExitCode.PASS
+    request, (printed, _) = asked(fake), capsys.readouterr()
+    assert (request.replacement, list(request.beside)) == ("neurons", ["heads"])
+    assert (request.exact_nodes, request.stability_share, request.steps) == (9, 0.25, 3)
+    assert "nodes of neurons, heads" in printed
+    assert "of the summed absolute effects" in printed
+    owners = {node.replacement for circuit in found().found.circuits for node in circuit.nodes}
+    assert owners == {"neurons", "heads"}
+    assert "heads:" in printed
+
+
+def test_what_was_found_before_is_listed_and_shown(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As it was printed when it was found; --json prints the message."""
+    assert run("dataset-circuits", "list") == ExitCode.PASS
+    listed = capsys.readouterr().out
+    assert "datasetCircuits/a1" in listed
+    assert "neurons, heads" in listed
+    out = tmp_path / "again.json"
+    assert run("dataset-circuits", "show", "datasetCircuits/a1", "--out", str(out)) == ExitCode.PASS
+    assert "mean ablation" in capsys.readouterr().out
+    assert json.loads(out.read_text())["circuits"]
+    assert run("--json", "dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
+    assert json.loads(capsys.readouterr().out)["beside"] == ["heads"]
+    assert run("--json", "dataset-circuits", "list") == ExitCode.PASS
+    assert "circuits" not in json.loads(capsys.readouterr().out)["datasetCircuits"][0]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli import circuits, edits, features, models, operations, replacements
+from trephine.client.cli import circuits, dataset_circuits, edits, features, models, operations, replacements
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.circuit_views import TRACE_EXAMPLES, trace_attention
@@ -48,6 +48,7 @@ for group, name in (
     (replacements, "replacements"),
     (features, "features"),
     (circuits, "circuits"),
+    (dataset_circuits, "dataset-circuits"),
     (edits, "edits"),
     (operations, "operations"),
 ):

@@ -77,6 +77,10 @@ def discover_dataset(
     estimator: Annotated[
         str | None, typer.Option(help=f"{', '.join(_CHOICES['estimator'])}; unset: the first.")
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of integrated gradients; unset 5.")] = None,
+    exact_nodes: Annotated[
+        int | None, typer.Option(help="Candidates that exact patching measures; unset 256.")
+    ] = None,
     patch: Annotated[
         str | None, typer.Option(help="mean, zero or resample; unset: the twins, else zero.")
     ] = None,
@@ -90,9 +94,15 @@ def discover_dataset(
     edge_nodes: Annotated[
         int | None, typer.Option(help="Edges between so many of the strongest; unset 64.")
     ] = None,
+    edge_examples: Annotated[
+        int | None, typer.Option(help="Contexts that edges are averaged over; unset 32.")
+    ] = None,
     random_circuits: Annotated[int | None, typer.Option(help="Controls of equal size; unset 20.")] = None,
     no_curve: Annotated[bool, typer.Option("--no-curve", help="Leave the budgets 1, 2, 4, ... out.")] = False,
     draws: Annotated[int | None, typer.Option(help="Random parts for stability; unset 20.")] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Share of the contexts in each part; unset 0.5.")
+    ] = None,
     keep: Annotated[float | None, typer.Option(help="Share of them for a stable node; unset 0.9.")] = None,
     clusters: Annotated[str, typer.Option(help="auto, or a number of groups of contexts.")] = "1",
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
@@ -114,6 +124,8 @@ def discover_dataset(
     options: dict[str, Any] = {
         "layers": read_layers(layers),
         "estimator": _chosen(estimator, "estimator"),
+        "steps": steps,
+        "exact_nodes": exact_nodes,
         "patch": _chosen(patch, "patch"),
         "positions": _chosen(positions, "positions"),
         "ablations": tuple(_required(one, "ablation") for one in ablation or ()),
@@ -121,9 +133,11 @@ def discover_dataset(
         "nodes": nodes,
         "threshold": threshold,
         "edge_nodes": edge_nodes,
+        "edge_examples": edge_examples,
         "random_circuits": random_circuits,
         "curve": not no_curve,
         "stability_draws": draws,
+        "stability_share": share,
         "stability_keep": keep,
         "clusters": _clusters(clusters),
         "seed": seed,
