@@ -30,6 +30,8 @@ from trephine.engine.targets import Explained, top_place
 
 _STEP = 1e-6
 """By which a threshold exceeds the largest attribution that it stops, relatively, at first."""
+_FULL, _HALVINGS = 0.9, 8
+"""Share of the budget that a raised threshold should fill, and passes that look for such a one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,18 +121,37 @@ def strongest_hierarchy(
     Raises:
         InternalError: If leaves and stopped features do not add up to what is explained.
     """
-    number = 0
-    while True:
-        yield Progress(stage="hierarchical attribution", done=number, total=number + 1)
-        found = yield from run(threshold)
-        root = sum(target.about.share * part.total for target in explained.targets for part in target.parts)
-        mass = abs(found.tokens) + abs(found.errors) + abs(found.constants) + found.stopped_mass
-        check_sums(operators, *(torch.tensor([value]).double() for value in (found.sum, root, mass)))
-        if len(found.cells) <= most:
-            return found
+    found = yield from _checked(run, operators, explained, threshold, 1)
+    number, too_many = 1, threshold
+    while len(found.cells) > most:
+        too_many = found.threshold
         largest = float(found.attribution.abs().topk(most + 1).values[-1])
         # Above it by more than float32 resolves, and by ever more, so that this ends soon.
         threshold, number = max(threshold, largest) * (1 + _STEP * 10**number), number + 1
+        found = yield from _checked(run, operators, explained, threshold, number)
+    # Raising it stops more than was asked for: what is stopped takes others along. Look for a lower one.
+    for _ in range(_HALVINGS if number > 1 else 0):
+        if len(found.cells) >= _FULL * most:
+            break
+        number += 1
+        tried = yield from _checked(run, operators, explained, (too_many + found.threshold) / 2, number)
+        if len(tried.cells) > most:
+            too_many = tried.threshold
+        else:
+            found = tried
+    return found
+
+
+def _checked(
+    run: Pass, operators: FrozenOperators, explained: Explained, threshold: float, number: int
+) -> Generator[Progress | None, None, Hierarchy]:
+    """Run a pass and hold it to its sum."""
+    found = yield from run(threshold)
+    root = sum(target.about.share * part.total for target in explained.targets for part in target.parts)
+    mass = abs(found.tokens) + abs(found.errors) + abs(found.constants) + found.stopped_mass
+    check_sums(operators, *(torch.tensor([value]).double() for value in (found.sum, root, mass)))
+    yield Progress(stage="hierarchical attribution", done=number, total=number)
+    return found
 
 
 def hierarchical_figures(found: Hierarchy, asked: float, explained: Explained) -> HierarchicalFigures:
