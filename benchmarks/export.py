@@ -14,6 +14,7 @@ Exit code 0 if every target is met, 3 if not.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.export_features import Texts, draw, firing, intervention, split
+from benchmarks.export_features import Texts, draw, firing, intervention, split, telling
+from benchmarks.export_rows import HEADER, Row, good, line, targets
+from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
 from trephine.domain.edits import Edit
@@ -46,29 +49,7 @@ from trephine.engine.shards import read_entries
 from trephine.engine.weights.compiling import compile_weights
 from trephine.server.places import default_cache
 
-LEAST_RECOVERY = 0.99
-MOST_OF_FLOOR = 1.5
 CELL = Path(__file__).with_name("export_cell.py")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One cell of the table."""
-
-    dtype: str
-    what: str
-    tier: str
-    edit_firing: float
-    kl: float
-    kl_firing: float
-    kl_p999: float
-    floor_firing: float
-    recovery: float
-    recovery_firing: float
-    recovery_same: float
-    """Against the runtime that computes in the export's own dtype."""
-    tokens: int
-    passed: bool
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -176,15 +157,28 @@ def parent_of(hosted: HostedModel, same: HostedModel | None, dtype: str, texts: 
     )
 
 
-def rows_of(parent: Parent, features: Sequence[FeatureRef], texts: Texts, work: Path) -> list[Row]:
+def rows_of(
+    parent: Parent,
+    features: Sequence[FeatureRef],
+    texts: Texts,
+    chosen: Sequence[int],
+    mask: Tensor,
+    work: Path,
+) -> list[Row]:
     """Measure all four kinds of export of some features, ablated together.
 
     Args:
         parent: Where they are exported from.
         features: At least one.
         texts: To fit and to measure on.
+        chosen: The measured windows.
+        mask: Where in them a feature fires, bool `(n,)`.
         work: Folder for what is in between; emptied afterwards.
     """
+    texts = replace(texts, measured=[texts.measured[n] for n in chosen])
+    plain, plain_same, served, idle = (
+        answers[list(chosen)] for answers in (parent.plain, parent.plain_same, parent.served, parent.idle)
+    )
     hosted, ablated = parent.hosted, tuple(intervention(ref, Ablate()) for ref in features)
     changed = logits(hosted, texts, ablated)
     here = changed if parent.same is None else logits(parent.same, texts, ablated)
@@ -196,12 +190,11 @@ def rows_of(parent: Parent, features: Sequence[FeatureRef], texts: Texts, work: 
         write(hosted, features, tier, texts, work / tier)
         cells.append({"name": tier, "folder": str(work / tier), "against": against})
     found = measured(cells, parent.dtype, texts, work)
-    found["no-op"] = {"runtime": divergence(changed, parent.idle), "same": divergence(here, parent.idle)}
+    found["no-op"] = {"runtime": divergence(changed, idle), "same": divergence(here, idle)}
     for tier in TIERS[:-1]:
         shutil.rmtree(work / tier)
-    mask = firing(hosted, texts, features)
-    edits = divergence(changed, parent.plain), divergence(here, parent.plain_same)
-    floor = float(divergence(parent.plain, parent.served)[mask].mean())
+    edits = divergence(changed, plain), divergence(here, plain_same)
+    floor = float(divergence(plain, served)[mask].mean())
     what = f"{features[0].layer}:{features[0].index}" if len(features) == 1 else f"all {len(features)}"
     return [_row(parent.dtype, what, tier, found[tier], edits, mask, floor) for tier in TIERS]
 
@@ -232,14 +225,7 @@ def _row(
         tokens=int(mask.sum()),
         passed=False,
     )
-    return replace(row, passed=_good(row))
-
-
-def _good(row: Row) -> bool:
-    """Hold a row against the target of its dtype; the no-op's is to miss it."""
-    if row.dtype == "float32":
-        return min(row.recovery, row.recovery_firing) >= LEAST_RECOVERY
-    return row.kl_firing <= MOST_OF_FLOOR * row.floor_firing
+    return replace(row, passed=good(row))
 
 
 def logits(hosted: HostedModel, texts: Texts, interventions: tuple[Intervention, ...] = ()) -> Tensor:
@@ -258,39 +244,6 @@ def _saved(tensor: Tensor, path: Path) -> str:
     return str(path)
 
 
-HEADER = (
-    "| dtype | ablated | export | edit KL, firing | KL, all | KL, firing | p99.9 | floor, firing "
-    "| recovery | recovery, firing | same dtype | tokens | target |"
-)
-
-
-def line(row: Row) -> str:
-    """Write a row of the table."""
-    verdict = "PASS" if row.passed else "FAIL"
-    return (
-        f"| {row.dtype} | {row.what} | {row.tier} | {row.edit_firing:.2e} | {row.kl:.2e} "
-        f"| {row.kl_firing:.2e} | {row.kl_p999:.2e} | {row.floor_firing:.2e} | {row.recovery:.4f} "
-        f"| {row.recovery_firing:.4f} | {row.recovery_same:.4f} | {row.tokens} | {verdict} |"
-    )
-
-
-def targets(rows: Sequence[Row]) -> list[tuple[str, bool]]:
-    """Say which targets hold."""
-    grafts = [row for row in rows if row.tier == "graft"]
-    wide = [row for row in grafts if row.dtype == "float32"]
-    narrow = [row for row in grafts if row.dtype == "bfloat16"]
-    idle = [row for row in rows if row.tier == "no-op" and row.dtype == "float32"]
-    least = min((min(row.recovery, row.recovery_firing) for row in wide), default=0.0)
-    ratio = max((row.kl_firing / row.floor_firing for row in narrow), default=0.0)
-    return [
-        (f"float32 graft recovery >= {LEAST_RECOVERY}, all and firing tokens: {least:.6f} in the worst cell",
-         all(bool(row.passed) for row in wide)),
-        (f"bfloat16 graft, firing KL <= {MOST_OF_FLOOR} x floor: {ratio:.3f} in the worst cell",
-         all(bool(row.passed) for row in narrow)),
-        ("the no-op misses its target everywhere in float32", not any(row.passed for row in idle)),
-    ]  # fmt: skip
-
-
 def say(text: str) -> None:
     """Print a line at once."""
     sys.stdout.write(text + "\n")
@@ -306,7 +259,12 @@ def main() -> int:
     parser.add_argument("--features", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit-windows", type=int, default=16)
-    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--cell-windows", type=int, default=6, help="of a single feature's")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("out/bench-export.json"),
+        help="rows that are done; an interrupted run goes on after them",
+    )  # fmt: skip
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory(prefix="trephine-bench-export-") as scratch:
@@ -314,33 +272,65 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace, work: Path) -> int:
-    """Measure everything."""
+    """Measure everything that is not kept."""
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
     texts = split(hosted, given.text.read_text(encoding="utf-8"), given.fit_windows, given.windows)
-    features = draw(hosted, texts, given.features, given.seed)
+    kept = KeptRuns(given.keep)
+    features = drawn(hosted, texts, given.features, given.seed, kept)
     names = ", ".join(f"{feature.layer}:{feature.index}" for feature in features)
     say(f"{len(features)} features by seed {given.seed}: {names}")
-    say(f"fitted on {sum(map(len, texts.fit))} tokens, measured on {sum(map(len, texts.measured))} others")
+    say(f"fitted on {sum(map(len, texts.fit))} tokens, measured on {sum(map(len, texts.measured))} others, ")
+    say(f"of which {given.cell_windows} windows per single feature, where it fires most among them")
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
     rows: list[Row] = []
-    sets = [features] + [[feature] for feature in features]
-    folder = bfloat16_parent(hosted.folder, work / "bfloat16")
-    wide, same = (load_model(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
-    for model in (wide, same):
-        model.replacements.update(hosted.replacements)
-    parents = [
-        parent_of(hosted, None, "float32", texts, work),
-        parent_of(wide, same, "bfloat16", texts, work),
-    ]
-    for chosen in sets:
-        for parent in parents:
-            rows += _printed(rows_of(parent, chosen, texts, work))
+    masks = firing(hosted, texts.measured, features)
+    for dtype in ("float32", "bfloat16"):
+        parent: Parent | None = None
+        for ablated in (features, *([feature] for feature in features)):
+            most = given.windows if ablated is features else given.cell_windows
+            chosen = telling([masks[ref] for ref in ablated], most)
+            mask = torch.stack([masks[ref][chosen] for ref in ablated]).any(0).flatten()
+            request = {"dtype": dtype, "ablated": [str(ref) for ref in ablated], "windows": chosen}
+            request |= {"text": _digest(texts), "model": str(hosted.folder)}
+            found = kept.get("rows", request)
+            if found is None:
+                if parent is None:
+                    parent = parent_in(dtype, hosted, texts, work)
+                fresh = rows_of(parent, ablated, texts, chosen, mask, work)
+                found = {"rows": [asdict(row) for row in fresh]}
+                kept.keep("rows", request, found)
+            rows += _printed([Row(**row) for row in found["rows"]])
     outcome = targets(rows)
     for what, held in outcome:
         say(f"{'PASS' if held else 'FAIL'} {what}")
     return 0 if all(held for _, held in outcome) else 3
+
+
+def drawn(hosted: HostedModel, texts: Texts, count: int, seed: int, kept: KeptRuns) -> list[FeatureRef]:
+    """Draw the features, or take those that the same draw gave before."""
+    request = {"count": count, "seed": seed, "text": _digest(texts), "model": str(hosted.folder)}
+    found = kept.get("draw", request)
+    if found is None:
+        found = {"features": [asdict(ref) for ref in draw(hosted, texts, count, seed)]}
+        kept.keep("draw", request, found)
+    return [FeatureRef(**ref) for ref in found["features"]]
+
+
+def parent_in(dtype: str, hosted: HostedModel, texts: Texts, work: Path) -> Parent:
+    """Measure the parent of a dtype."""
+    if dtype == "float32":
+        return parent_of(hosted, None, dtype, texts, work)
+    folder = bfloat16_parent(hosted.folder, work / dtype)
+    wide, same = (load_model(folder, each) for each in (torch.float32, torch.bfloat16))
+    for model in (wide, same):
+        model.replacements.update(hosted.replacements)
+    return parent_of(wide, same, dtype, texts, work)
+
+
+def _digest(texts: Texts) -> str:
+    return hashlib.sha256(repr((texts.fit, texts.measured)).encode()).hexdigest()
 
 
 def _printed(rows: list[Row]) -> list[Row]:

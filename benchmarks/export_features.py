@@ -117,12 +117,29 @@ def intervention(feature: FeatureRef, operation: Operation) -> Intervention:
     return Intervention(target=FeatureTarget(feature=feature), operation=operation)
 
 
-def firing(hosted: HostedModel, texts: Texts, features: Sequence[FeatureRef]) -> Tensor:
-    """Return where any of the features is active in the measured text, bool `(n,)`."""
-    mask = torch.zeros(sum(map(len, texts.measured)), dtype=torch.bool)
-    for ref in features:
-        site = Site(kind=SiteKind.MLP_IN, layer=ref.layer)
-        inputs = stacked(finish(captured(hosted, texts.measured, [site], ()))[site])
+def firing(hosted: HostedModel, windows: Windows, features: Sequence[FeatureRef]) -> dict[FeatureRef, Tensor]:
+    """Return where each feature is active, bool `(n_windows, n_pos)`."""
+    sites = {ref: Site(kind=SiteKind.MLP_IN, layer=ref.layer) for ref in features}
+    inputs = finish(captured(hosted, windows, sorted(set(sites.values())), ()))
+    masks: dict[FeatureRef, Tensor] = {}
+    for ref, site in sites.items():
         with opened(hosted, NAME, [ref.layer]) as layers:
-            mask |= layers[ref.layer].encode_features(inputs, [ref.index])[:, 0] != 0
-    return mask
+            active = layers[ref.layer].encode_features(stacked(inputs[site]), [ref.index])[:, 0] != 0
+        masks[ref] = active.reshape(len(windows), -1).cpu()
+    return masks
+
+
+def telling(masks: Sequence[Tensor], most: int) -> list[int]:
+    """Choose windows: half of them the first ones of the text, the others where features fire most.
+
+    A feature that fires on one token in a thousand would otherwise be judged by one or two. What is left out
+    only costs: every cell of a feature is measured on the same windows, and the table counts its tokens.
+
+    Args:
+        masks: Of features that are ablated together, each `(n_windows, n_pos)`.
+        most: How many windows; all of them if there are no more.
+    """
+    counts = torch.stack(list(masks)).any(0).sum(1).tolist()
+    plain = list(range(min(most // 2, len(counts))))
+    others = sorted(set(range(len(counts))) - set(plain), key=lambda n: (-counts[n], n))
+    return sorted(plain + others[: most - len(plain)])

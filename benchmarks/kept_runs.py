@@ -10,7 +10,7 @@ from typing import Any
 
 
 class KeptRuns:
-    """Answers of cells by what they were asked, graphs beside them included."""
+    """Answers of cells by what they were asked; a request may name the file of a `graph` beside them."""
 
     def __init__(self, path: Path) -> None:
         """Read what a former run kept in the file, if there is one."""
@@ -19,16 +19,16 @@ class KeptRuns:
 
     def get(self, name: str, request: dict[str, Any]) -> dict[str, Any] | None:
         """Return the answer to the same request; None where there is none, or its graph is gone."""
-        if request["graph"] and self._latest(name) != _key(name, request):
+        if request.get("graph") and self._latest(name) != _key(name, request):
             return None  # the file of the graph is another run's by now
-        if request["graph"] and not Path(request["graph"]).exists():
+        if request.get("graph") and not Path(request["graph"]).exists():
             return None
         return self._runs.get(_key(name, request))
 
     def keep(self, name: str, request: dict[str, Any], answer: dict[str, Any]) -> None:
         """Write an answer down, by one rename."""
         self._runs.pop(_key(name, request), None)
-        self._runs[_key(name, request)] = answer | {"_wrote_graph": bool(request["graph"])}
+        self._runs[_key(name, request)] = answer | {"_wrote_graph": bool(request.get("graph"))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._runs))

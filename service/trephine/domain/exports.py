@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.removal import Removal
+from trephine.domain.removal import Removal, Verdict
 
 Tier = Literal["noop", "exact", "graft", "ridge"]
 """`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
 to rounding and the softness of their knees. `ridge`: fitted, with what it misses measured."""
+
+GgufType = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+"""How the matrices of a GGUF file are quantised, in blocks of 32 weights."""
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +31,17 @@ class ExportOptions:
     """Fit features into the matrices that are there instead of adding neurons."""
     attack: bool = False
     """Attack what was exported before it is signed: is the behaviour removed or suppressed?"""
+    gguf: tuple[GgufType, ...] = ()
+    """Write these GGUF files as well and measure each. Grafts then use no biases, where a reader of GGUF
+    might leave them out."""
 
     def __post_init__(self) -> None:
+        unknown = [kind for kind in self.gguf if kind not in GGUF_TYPES]
+        if unknown or len(set(self.gguf)) < len(self.gguf):
+            raise InvalidRequestError(
+                f"gguf takes each of {', '.join(GGUF_TYPES)} at most once, got {', '.join(self.gguf)}",
+                field="gguf",
+            )
         if not 0.0 <= self.min_recovery <= 1.0:
             raise InvalidRequestError(
                 f"min_recovery must be between 0 and 1, got {self.min_recovery}", field="min_recovery"
@@ -109,6 +122,35 @@ class GateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedCopy:
+    """A GGUF file of the export, reloaded alone by stock transformers in a clean process.
+
+    It is held against the parent quantised in the same way, in which the runtime intervenes, so that what
+    quantising itself does to the model is not taken for a loss of the edit. Nats per token.
+    """
+
+    kind: GgufType
+    file: str
+    """Relative to the folder."""
+    size: int
+    kl: float
+    """KL(quantised parent, intervened in || this file)."""
+    edit_kl: float
+    """KL(quantised parent, intervened in || quantised parent)."""
+    recovery: float | None
+    """1 - kl / edit_kl; None: the edit moves nothing on this text."""
+    kl_firing: float | None
+    """On tokens on which an edited feature fires; None: none does, or no feature of a set is edited."""
+    edit_kl_firing: float | None
+    recovery_firing: float | None
+    quantisation_kl: float
+    """KL(parent || quantised parent): what quantising alone does."""
+    perplexity_ratio: float
+    """Of this file over the quantised parent that is intervened in."""
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """What was measured on the reloaded folder, in a clean process without Trephine."""
 
@@ -129,6 +171,8 @@ class Certificate:
     n_tokens: int
     removal: Removal | None = None
     """What attacks brought back; None: none was run, and nothing is said about removal."""
+    quantised: tuple[QuantisedCopy, ...] = ()
+    """The folder's GGUF files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,3 +230,7 @@ class VerifiedExport:
     passed: bool
     problems: tuple[str, ...] = field(default=())
     files: int = 0
+    removal: Verdict | Literal["not attacked"] = "not attacked"
+    """What the certificate says of the ablated behaviour."""
+    notes: tuple[str, ...] = ()
+    """What a check does not prove, or could not check."""

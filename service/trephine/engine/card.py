@@ -73,7 +73,7 @@ In a clean process without Trephine, on the files of this folder, on {certificat
 
 {_table(certificate)}
 
-{_attacks(certificate)}## Gates, fixed before anything was written
+{_quantised(certificate)}{_attacks(certificate)}## Gates, fixed before anything was written
 
 {_gates(certificate)}
 
@@ -136,6 +136,31 @@ that the edited features read; benign and few-shot train for a number of steps. 
 95 % intervals over contexts; unrelated behaviours have its size and geometry.{table}
 
 """
+
+
+def _quantised(certificate: Certificate) -> str:
+    """Write how the edit survived in GGUF files; whole paragraphs, or nothing."""
+    if not certificate.quantised:
+        return ""
+    rows = "\n".join(
+        f"| {c.kind} | {c.edit_kl:.3g} | {c.kl:.3g} | {_share(c.recovery)} | {_share(c.recovery_firing)} "
+        f"| {c.perplexity_ratio:.4f} | {c.quantisation_kl:.3g} |"
+        for c in certificate.quantised
+    )
+    return f"""## As GGUF files
+
+In `gguf/`, each reloaded alone by stock transformers and held against the parent quantised in the same way,
+in which the runtime intervenes; the last column is what quantising alone does to the parent. Nats per token.
+
+| file | edit | left | recovery | on firing tokens | perplexity ratio | quantising |
+|---|---|---|---|---|---|---|
+{rows}
+
+"""
+
+
+def _share(share: float | None) -> str:
+    return "nothing to recover" if share is None else f"{share:.4f}"
 
 
 def _interval(interval: Interval) -> str:

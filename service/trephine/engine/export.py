@@ -22,6 +22,8 @@ from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import finite, judge
 from trephine.engine.hosted import HostedModel
 from trephine.engine.planning import plan_hash, program_of, require_parent
+from trephine.engine.quantised.certification import quantised_copies
+from trephine.engine.quantised.conversion import gguf_bytes
 from trephine.engine.reshaping import grown_bytes, reshaped_files, write_weights
 from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
@@ -118,7 +120,7 @@ def _prepare(
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
     _require_plan(command, program)
-    growth = grown_bytes(program.changes)
+    growth = grown_bytes(program.changes) + gguf_bytes(hosted, command.options.gguf)
     needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
@@ -163,6 +165,8 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         stored_dtype=build.stored_dtype,
     )
     certificate = _certificate(build, findings)
+    if build.command.options.gguf and certificate.passed:
+        certificate = yield from _quantised(build, certificate)
     if build.command.options.attack and certificate.passed:
         certificate = yield from _attacked(build, certificate)
     files = yield from _document(build, parent, certificate)
@@ -243,6 +247,22 @@ def _attacked(build: Build, certificate: Certificate) -> Generator[Progress | No
         build.hosted, build.texts, interventions, build.program.features, build.folder, work
     )
     return replace(certificate, removal=removal)
+
+
+def _quantised(build: Build, certificate: Certificate) -> Generator[Progress | None, None, Certificate]:
+    """Write and measure GGUF files before the folder is signed; they are part of it."""
+    command = build.command
+    copies = yield from quantised_copies(
+        build.hosted,
+        build.retain,
+        command.edit.interventions,
+        build.program.features,
+        build.folder,
+        command.options.gguf,
+        build.staging.evidence,
+        edit=command.edit.name,
+    )
+    return replace(certificate, quantised=copies)
 
 
 def _certificate(build: Build, findings: Findings) -> Certificate:

@@ -19,6 +19,7 @@ from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
+from trephine.engine.quantised.conversion import require_convertible
 from trephine.engine.reshaping import grown_bytes
 from trephine.engine.servers import supporting_servers
 from trephine.engine.session import Handler, Session
@@ -36,7 +37,8 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     Raises:
         ParentChangedError: If the edit was made for other weights.
         EditNotExpressibleError: If an intervention cannot be written into weights; the field is named.
-        UnsupportedOptionError: If the model carries an adapter, so that its files are not its weights.
+        UnsupportedOptionError: If the model carries an adapter, so that its files are not its weights, or
+            cannot be converted to the GGUF that is asked for.
         BrokenCheckpointError: If the parent's files do not hold what was loaded.
         InvalidRequestError: If the text is too short.
     """
@@ -44,6 +46,8 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
     yield None
+    if command.options.gguf:
+        require_convertible(hosted)
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
     floor = yield from noise_floor(hosted, texts.measured)
@@ -86,12 +90,18 @@ def program_of(
     sets = ",".join(sorted(s.admitted.content_hash for s in hosted.replacements.values()))
     key = (
         *(hosted.info.weight_hash, edit.content_hash, edit.interventions, options.keep_shapes),
+        bool(options.gguf),
         *(texts.calibration.sha256, sets),
     )
     kept = _KEPT.get(hosted.model)
     if kept is None or kept[0] != key:
         program = yield from compile_weights(
-            hosted, entries, edit, texts.calibration.windows, keep_shapes=options.keep_shapes
+            hosted,
+            entries,
+            edit,
+            texts.calibration.windows,
+            keep_shapes=options.keep_shapes,
+            without_biases=bool(options.gguf),
         )
         kept = (key, program)
         _KEPT[hosted.model] = kept

@@ -17,7 +17,22 @@ def supporting_servers(architecture: str, program: WeightProgram) -> tuple[Serve
     transformers = ServerSupport(
         server="transformers", loads=True, note="reloaded in a clean process before publishing"
     )
-    return (transformers, *(_other(server, architecture, program) for server in ("vllm", "llama.cpp")))
+    others = (_other(server, architecture, program) for server in ("vllm", "llama.cpp"))
+    return (transformers, *others, _from_gguf(program))
+
+
+def _from_gguf(program: WeightProgram) -> ServerSupport:
+    """Say what becomes of a converted file in transformers, which drops what it has no key for."""
+    server = "transformers, from GGUF"
+    if "mlp_bias" in program.config:
+        return ServerSupport(
+            server=server,
+            loads=False,
+            note="it leaves a Llama's MLP biases out without a word, and with them the edit; "
+            "plan with --gguf TYPE for a form without biases",
+        )
+    note = "no tensor that its GGUF loader leaves out; measured if GGUF files are asked for"
+    return ServerSupport(server=server, loads=True, note=note)
 
 
 def _other(server: str, architecture: str, program: WeightProgram) -> ServerSupport:

@@ -36,7 +36,8 @@ class WeightProgram:
     """Fields of config.json and their new values."""
     notes: dict[int, Note] = field(default_factory=dict)
     fitted: bool = False
-    """True if something is neither exact nor exact up to rounding."""
+    """True if something is neither exact nor exact up to rounding: fits, what stands before a post-norm, and
+    constants that a nearly constant direction carries in place of a bias."""
     grafted: bool = False
     calibrated: bool = False
     """True if something depends on the calibration text."""
@@ -51,6 +52,7 @@ def compile_weights(
     windows: Windows,
     *,
     keep_shapes: bool = False,
+    without_biases: bool = False,
 ) -> Generator[None, None, WeightProgram]:
     """Compile an edit from the parent's files.
 
@@ -60,6 +62,7 @@ def compile_weights(
         edit: What is to be carried.
         windows: The calibration text.
         keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+        without_biases: Give no module a bias that it has not: what is to read the export may leave it out.
 
     Raises:
         EditNotExpressibleError: If an intervention cannot be written into weights.
@@ -68,8 +71,9 @@ def compile_weights(
     ops = sort_operations(hosted, edit.interventions, keep_shapes=keep_shapes)
     fitted_numbers = {n for op in ops.fits for n in ([op.number] if isinstance(op, MapOp) else op.numbers)}
     kept = tuple(i for number, i in enumerate(edit.interventions) if number not in fitted_numbers)
-    grafts = yield from _grafts(hosted, entries, ops, windows, kept)
-    biases = has_biases(hosted) or (bias_field(hosted) is not None and _wants_bias(hosted, ops, grafts))
+    given = bias_field(hosted) is not None and not without_biases
+    grafts = yield from _grafts(hosted, entries, ops, windows, kept, biases=has_biases(hosted) or given)
+    biases = has_biases(hosted) or (given and _wants_bias(hosted, ops, grafts))
     assembly = Assembly(hosted, entries, mlp_biases=biases)
     affinities = _affinities(hosted, ops.maps)
     constants = yield from _constants(hosted, ops, grafts, affinities, windows, kept, biases=biases)
@@ -83,7 +87,7 @@ def compile_weights(
         changes=changes,
         config=assembly.config,
         notes=all_notes(ops, grafts, deltas, assembly, constants),
-        fitted=bool(ops.fits) or any(g.fitted for g in grafts),
+        fitted=bool(ops.fits or constants) or any(g.fitted or g.residue is not None for g in grafts),
         grafted=any(g.fit.units for g in grafts),
         calibrated=bool(grafts or ops.fits or constants),
         features=(*ops.grafts, *(op for op in ops.fits if isinstance(op, FeatureOp))),
@@ -96,11 +100,12 @@ def _grafts(
     ops: Operations,
     windows: Windows,
     kept: Any,
+    *,
+    biases: bool,
 ) -> Generator[None, None, tuple[Graft, ...]]:
     layers = sorted({op.feature.layer for op in ops.grafts})
     if not layers:
         return ()
-    biases = has_biases(hosted) or bias_field(hosted) is not None
     posts = [n for n in layers if hosted.architecture.blocks[n].mlp_post_norm is not None]
     sites = [Site(kind=SiteKind.MLP_IN, layer=n) for n in layers]
     sites += [Site(kind=SiteKind.NEURONS, layer=n) for n in posts]

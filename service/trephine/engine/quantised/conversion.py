@@ -1,0 +1,145 @@
+"""From a checkpoint folder to one GGUF file, a tensor a quantum and never more than one in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from trephine.domain.exports import GgufType
+from trephine.engine.hosted import HostedModel
+from trephine.engine.quantised.families import Family, TensorNames, family_of, laid_out, restored, stored_type
+from trephine.engine.quantised.metadata import write_shape, write_tokenizer
+from trephine.engine.shards import TensorEntry, read_entries, read_tensor
+from trephine.engine.staging import full_disk_refused
+
+FOLDER = "gguf"
+"""Inside an exported folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One tensor of the file."""
+
+    entry: TensorEntry
+    name: str
+    """GGUF's."""
+    kind: GGMLQuantizationType
+
+
+class Layout:
+    """How the tensors of a folder lie in a GGUF file."""
+
+    def __init__(self, hosted: HostedModel, folder: Path, kind: GgufType) -> None:
+        """Read the folder's config and its tensors' headers.
+
+        Raises:
+            UnsupportedOptionError: If the architecture is not converted here.
+        """
+        self.folder = folder
+        self.config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.family: Family = family_of(hosted.info.architecture, self.config)
+        names = TensorNames(self.family, self.config.num_hidden_layers, hosted.model.base_model_prefix)
+        self.tensors = tuple(self._stored(read_entries(folder), names, kind))
+
+    def _stored(
+        self, entries: dict[str, TensorEntry], names: TensorNames, kind: GgufType
+    ) -> Iterator[Stored]:
+        for entry in entries.values():
+            name = names(entry.name)
+            if name is None or (name == "output.weight" and self.config.tie_word_embeddings):
+                continue
+            yield Stored(entry=entry, name=name, kind=stored_type(name, entry.shape, kind))
+
+    def quantised(self, tensor: Stored) -> NDArray[Any]:
+        """Read a tensor and quantise it, in the file's bytes."""
+        values = laid_out(self._read(tensor), tensor.name, self.family, self.config)
+        packed: NDArray[Any] = gguf.quantize(values, tensor.kind)
+        return packed
+
+    def rounded(self, tensor: Stored) -> torch.Tensor:
+        """Return what a reader of the file gets, float32, as Hugging Face lays it out."""
+        values = gguf.dequantize(self.quantised(tensor), tensor.kind).reshape(tensor.entry.shape)
+        back = restored(values, tensor.name, self.family, self.config)
+        return torch.from_numpy(np.array(back))
+
+    def _read(self, tensor: Stored) -> NDArray[Any]:
+        values: NDArray[Any] = read_tensor(self.folder, tensor.entry).to(torch.float32).numpy()
+        return values
+
+
+def convert(
+    hosted: HostedModel, folder: Path, kind: GgufType, target: Path, title: str
+) -> Generator[str, None, None]:
+    """Write a folder as one GGUF file; yields the name of every tensor that was written.
+
+    Args:
+        hosted: The loaded parent, whose tokenizer the folder shares.
+        folder: The checkpoint.
+        kind: How its matrices are quantised.
+        target: The file, which must not exist.
+        title: `general.name`.
+
+    Raises:
+        UnsupportedOptionError: If architecture or tokenizer are not converted here.
+        DiskFullError: If there is no room.
+    """
+    layout = Layout(hosted, folder, kind)
+    writer = gguf.GGUFWriter(None, layout.family.arch)
+    write_shape(writer, layout.config, kind, title)
+    write_tokenizer(writer, hosted.tokenizer, layout.config.vocab_size)
+    for tensor in layout.tensors:
+        writer.add_tensor_info(
+            tensor.name, tensor.entry.shape, np.dtype(np.float32), _bytes(tensor), raw_dtype=tensor.kind
+        )
+    try:
+        with full_disk_refused():
+            writer.write_header_to_file(target)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        for tensor in layout.tensors:
+            with full_disk_refused():
+                writer.write_tensor_data(layout.quantised(tensor))
+            yield tensor.name
+    finally:
+        writer.close()
+
+
+def require_convertible(hosted: HostedModel) -> None:
+    """Refuse before any work what cannot be written as a GGUF file that stock transformers reads back.
+
+    Raises:
+        UnsupportedOptionError: With the reason.
+    """
+    config: Any = hosted.model.config
+    writer = gguf.GGUFWriter(None, family_of(hosted.info.architecture, config).arch)
+    write_tokenizer(writer, hosted.tokenizer, config.vocab_size)
+
+
+def gguf_bytes(hosted: HostedModel, kinds: tuple[GgufType, ...]) -> int:
+    """Bound the size of the files of an export."""
+    return sum(_BITS[kind] * hosted.info.n_parameters // 8 for kind in kinds)
+
+
+_BITS = {"q8_0": 9, "q5_1": 8, "q5_0": 8, "q4_1": 8, "q4_0": 8}
+"""Per weight, embeddings at eight bits included."""
+
+
+def _bytes(tensor: Stored) -> int:
+    block, size = gguf.GGML_QUANT_SIZES[tensor.kind]
+    return int(np.prod(tensor.entry.shape)) // block * size
+
+
+def title_of(folder: Path, edit: str) -> str:
+    """Name a file after the parent and its edit."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return f"{config.get('_model_name_or_path') or config['model_type']}, edited: {edit}"

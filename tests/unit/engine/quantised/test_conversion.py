@@ -1,0 +1,112 @@
+"""GGUF files of folders: stock transformers reads back the same model and the same tokenizer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import decoders
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.unit.engine.weights.folders import parent
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
+from trephine.domain.exports import GGUF_TYPES, ExportOptions
+from trephine.engine.quanta import finish
+from trephine.engine.quantised.conversion import Layout, convert, require_convertible
+from trephine.engine.quantised.families import FAMILIES, laid_out, restored, stored_type
+from trephine.engine.quantised.twin import quantised_twin
+from trephine.engine.retain import windows_logits
+
+WINDOW = [tuple(range(5, 45))]
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@torch.inference_mode()
+def test_stock_transformers_reads_back_the_quantised_model(family, kind, tmp_path):
+    """Alone, without a config beside it; its answers are those of the twin, which intervenes as it likes."""
+    hosted = parent(family, tmp_path / "parent", biases=family != "llama")
+    file = tmp_path / "files" / f"{kind}.gguf"
+    file.parent.mkdir()
+    written = list(convert(hosted, hosted.folder, kind, file, "a title"))
+    assert len(written) == len(set(written)) == len(Layout(hosted, hosted.folder, kind).tensors)
+    stock = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+    twin = finish(quantised_twin(hosted, kind))
+    answers = stock(torch.tensor(WINDOW), use_cache=False).logits[0]
+    own, parents = windows_logits(twin, WINDOW)[0], windows_logits(hosted, WINDOW)[0]
+    assert float((answers - own).abs().max()) < 1e-4
+    assert float((parents - own).abs().max()) > 1e-2, "quantising must show"
+
+
+@pytest.mark.parametrize(("family", "pre"), [("llama", "gpt-2"), ("qwen2", "qwen2")])
+def test_the_tokenizer_is_in_the_file(family, pre, tmp_path):
+    """Tokens, merges and special tokens, as stock transformers rebuilds them."""
+    hosted = parent(family, tmp_path / "parent", biases=family != "llama")
+    file = tmp_path / "files" / "q8_0.gguf"
+    file.parent.mkdir()
+    list(convert(hosted, hosted.folder, "q8_0", file, "a title"))
+    reader = gguf.GGUFReader(file)
+    assert reader.fields["tokenizer.ggml.pre"].contents() == pre
+    rebuilt = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    text = "When Mary and John went to the store, an émigré paid 12 euros.<|end|>"
+    assert rebuilt(text, add_special_tokens=False)["input_ids"] == hosted.encode(text)
+
+
+def test_a_tied_unembedding_is_not_written_twice(tmp_path):
+    """Readers take a missing one for tied, and one that is there for untied."""
+    hosted = parent("llama", tmp_path / "parent", biases=False)
+    names = {tensor.name for tensor in Layout(hosted, hosted.folder, "q8_0").tensors}
+    assert ("output.weight" in names) is not hosted.info.tied_embeddings
+
+
+@pytest.mark.parametrize("architecture", list(FAMILIES))
+def test_layouts_are_undone(architecture):
+    """Permuted rows and turned matrices come back, so that the twin holds what a reader gets."""
+    config, family = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2), FAMILIES[architecture]
+    for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.ffn_up.weight"):
+        values = np.arange(16 * 8, dtype=np.float32).reshape(16, 8)
+        there = laid_out(values, name, family, config)
+        assert np.array_equal(restored(there, name, family, config), values)
+    if family.permuted:
+        there = laid_out(values, "blk.0.attn_q.weight", family, config)
+        assert there[:4, 0].tolist() == [0.0, 16.0, 8.0, 24.0]
+
+
+def test_what_stays_wider():
+    """Vectors, embeddings, and rows that do not divide into blocks."""
+    kinds = gguf.GGMLQuantizationType
+    assert stored_type("blk.0.attn_norm.weight", (64,), "q4_0") is kinds.F32
+    assert stored_type("token_embd.weight", (100, 64), "q4_0") is kinds.Q8_0
+    assert stored_type("blk.0.ffn_down.weight", (64, 48), "q4_0") is kinds.F16
+    assert [stored_type("blk.0.ffn_up.weight", (8, 64), kind).name.lower() for kind in GGUF_TYPES] == list(
+        GGUF_TYPES
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [("gemma2", "not converted"), ("gpt2", "not converted"), ("llama", "biases"), ("qwen3", "heads of 128")],
+)
+def test_what_would_not_be_read_back_is_refused(family, why, tmp_path):
+    """Before anything is planned: a loader that drops tensors says nothing."""
+    hosted = parent(family, tmp_path / "parent")
+    with pytest.raises(UnsupportedOptionError, match=why):
+        require_convertible(hosted)
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path):
+    """Its tokens could not be written as bytes."""
+    hosted = parent("qwen2", tmp_path / "parent")
+    hosted.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(UnsupportedOptionError, match="byte-level"):
+        require_convertible(hosted)
+
+
+def test_types_are_named_once():
+    """What is no type, and one that is named twice."""
+    for wrong in (("q3_k",), ("q8_0", "q8_0")):
+        with pytest.raises(InvalidRequestError):
+            ExportOptions(gguf=wrong)

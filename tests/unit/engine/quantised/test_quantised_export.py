@@ -1,0 +1,112 @@
+"""Exports with GGUF files: the graft without biases, the figures, what stock transformers makes of biases."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.resident_sets import resident_set
+from tests.unit.engine.exporting import compiling, edit_of
+from tests.unit.engine.weights.folders import compiled, feature, parent, written
+from trephine.client.verification import verify_folder
+from trephine.domain.errors import UnsupportedOptionError
+from trephine.domain.exports import ExportOptions, PlanExport
+from trephine.domain.interventions import Ablate
+from trephine.engine.planning import plan_export
+from trephine.engine.quanta import finish
+from trephine.engine.quantised import families
+from trephine.engine.quantised.conversion import Layout, convert
+from trephine.engine.session import Session
+
+ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
+GGUF = ExportOptions(gguf=("q8_0", "q4_0"))
+
+
+def planned(hosted, options):
+    """Plan the two ablations."""
+    with torch.inference_mode():
+        command = PlanExport(edit=edit_of(hosted, *ABLATIONS), options=options)
+        return finish(plan_export(Session(hosted=hosted), command))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A grafted export with its files: hosted parent, plan, export, folder."""
+    base = tmp_path_factory.mktemp("quantised")
+    hosted = parent("llama", base / "parent", biases=False, common=1.0)
+    resident_set(hosted, "jumprelu")
+    (base / "exports").mkdir()
+    folder, plan = base / "exports" / "edited", planned(hosted, GGUF)
+    with torch.inference_mode():
+        export = finish(compiling(hosted, edit_of(hosted, *ABLATIONS), plan, folder, options=GGUF))
+    return hosted, plan, export, folder
+
+
+@pytest.mark.integration
+def test_the_files_still_carry_the_edit(made):
+    """Against the quantised parent that is intervened in: most of the effect where the features fire."""
+    *_, export, folder = made
+    copies = {copy.kind: copy for copy in export.certificate.quantised}
+    assert set(copies) == {"q8_0", "q4_0"}
+    for copy in copies.values():
+        assert (folder / copy.file).stat().st_size == copy.size
+        assert copy.file in {file.path for file in export.files}
+        assert copy.edit_kl_firing > copy.kl_firing
+    assert copies["q8_0"].recovery_firing > 0.9
+    assert copies["q8_0"].quantisation_kl < copies["q4_0"].quantisation_kl
+    assert "| q4_0 |" in (folder / "README.md").read_text()
+    assert verify_folder(folder).passed
+
+
+@pytest.mark.integration
+def test_a_changed_file_does_not_verify(made):
+    """Files are part of what was published."""
+    *_, folder = made
+    file = folder / "gguf" / "q4_0.gguf"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        assert any("gguf/q4_0.gguf" in problem for problem in verify_folder(folder).problems)
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.integration
+def test_grafts_for_gguf_use_no_biases(made):
+    """The plan says who would leave them out, and a plan with files gives none."""
+    hosted, plan, *_ = made
+    assert not any("mlp_bias" in change for change in plan.config_changes)
+    with_biases = planned(hosted, ExportOptions())
+    assert any("mlp_bias" in change for change in with_biases.config_changes)
+    readers = {s.server: s for s in with_biases.servers}
+    assert not readers["transformers, from GGUF"].loads
+    assert "--gguf" in readers["transformers, from GGUF"].note
+    assert {s.server: s.loads for s in plan.servers}["transformers, from GGUF"]
+
+
+@pytest.mark.integration
+def test_why_stock_transformers_reads_files_with_biases_as_the_unedited_model(made, tmp_path, monkeypatch):
+    """It has no key for `mlp_bias`, so that grafted neurons, whose up projection is a bias, stay silent."""
+    hosted, *_ = made
+    folder = written(hosted, compiled(hosted, ABLATIONS), tmp_path / "biased")
+    with pytest.raises(UnsupportedOptionError, match="biases"):
+        Layout(hosted, folder, "q8_0")
+    monkeypatch.setattr(families, "_unread", lambda family, config: "")
+    (tmp_path / "files").mkdir()
+    list(convert(hosted, folder, "q8_0", tmp_path / "files" / "q8_0.gguf", "biased"))
+    names = {t.name for t in gguf.GGUFReader(tmp_path / "files" / "q8_0.gguf").tensors}
+    assert "blk.0.ffn_up.bias" in names
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "files", gguf_file="q8_0.gguf")
+    assert not any("mlp" in name and name.endswith("bias") for name, _ in stock.named_parameters())
+
+
+@pytest.mark.integration
+def test_what_cannot_be_converted_is_refused_by_the_plan(tmp_path):
+    """By field, before anything is written."""
+    hosted = parent("gemma2", tmp_path / "parent")
+    resident_set(hosted, "jumprelu")
+    with pytest.raises(UnsupportedOptionError) as refused:
+        planned(hosted, GGUF)
+    assert refused.value.context["field"] == "gguf"
