@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from trephine.engine.dataset_circuits.patches import States
 from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import FrozenOperators
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
+from trephine.engine.replacements.splice import resumed
 from trephine.engine.sites import Touch, touching
 
 Change = Callable[[int, Tensor], Tensor]
@@ -36,6 +38,20 @@ def keeping(space: NodeSpace, pack: Pack, circuit: Tensor, replaced: States) -> 
     return change
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a pass starts: what is below the first change is as in the clean run, and is not run again."""
+
+    layer: int
+    stream: Tensor
+    """`(n_rows, d_model)`, what that block reads in the clean run."""
+
+
+def start_at(operators: FrozenOperators, layer: int) -> Start:
+    """Start a pass at a layer of a clean run."""
+    return Start(layer=layer, stream=operators.layers[layer].resid_pre)
+
+
 class AblatedModel:
     """Runs packs with changed nodes. Error terms are the current, the clean, or the replacing run's."""
 
@@ -50,6 +66,7 @@ class AblatedModel:
         clean: States = (),
         replaced: States = (),
         places: Sequence[int] | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """Run a pack with its nodes changed: the metric, float32 or wider, `(n_contexts,)`.
 
@@ -58,9 +75,10 @@ class AblatedModel:
             change: What becomes of activations.
             clean: The clean run's states; needed where error terms are frozen.
             replaced: The replacing states; needed where error terms are dropped.
-            places: Layers that are changed; None means all.
+            places: Places that are changed; None means all.
+            start: At or below the lowest of them; None runs everything.
         """
-        final = self.final(pack, change, clean=clean, replaced=replaced, places=places)
+        final = self.final(pack, change, clean=clean, replaced=replaced, places=places, start=start)
         return pack.metric(final).cpu()
 
     def final(
@@ -71,10 +89,16 @@ class AblatedModel:
         clean: States = (),
         replaced: States = (),
         places: Sequence[int] | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """As `metric`, but return the final norm's output `(n_rows, d_model)`."""
-        with self.changing(pack, change, clean, replaced, places):
+        with self._started(start), self.changing(pack, change, clean, replaced, places):
             return run_to_final(self._hosted, pack)
+
+    def _started(self, start: Start | None) -> AbstractContextManager[None]:
+        if start is None or start.layer == 0:
+            return nullcontext()
+        return resumed(self._hosted.architecture, start.layer, start.stream)
 
     @contextmanager
     def changing(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.interventions import ErrorTerm
-from trephine.engine.dataset_circuits.ablated import AblatedModel, Change
+from trephine.engine.dataset_circuits.ablated import AblatedModel, Change, start_at
 from trephine.engine.dataset_circuits.nodes import node_layer
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States
@@ -205,7 +205,9 @@ class ByPatching:
         ):
             unit = self._space.places[place].unit
             change = _patch_one(run, position, slice(index * unit, (index + 1) * unit))
-            effects[:, node] = (self._model.metric(run.pack, change, places=(place,)) - plain).float()
+            start = start_at(run.operators, self._space.layers[place])
+            metric = self._model.metric(run.pack, change, places=(place,), start=start)
+            effects[:, node] = (metric - plain).float()
             yield
         return effects
 

@@ -17,7 +17,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import CurvePoint, Discretion, Faithfulness, NodeAblation
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import ErrorTerm
-from trephine.engine.dataset_circuits.ablated import AblatedModel, keeping
+from trephine.engine.dataset_circuits.ablated import AblatedModel, Start, keeping, start_at
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
 from trephine.engine.dataset_circuits.selection import random_like, ranked
@@ -110,6 +110,7 @@ def measure_faithfulness(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Runs:
     whole: Tensor
+    start: Start
     clean: States
     twins: States | None
 
@@ -126,13 +127,15 @@ def _runs(
     clean = states_of(hosted, space, operators, errors=errors)
     with torch.inference_mode():
         whole = pack.metric(operators.final).float().cpu()
+    start = start_at(operators, min(space.layers))
+    del operators  # every layer's values of a pack: more than all that is kept
     yield
     twins = None
     if NodeAblation.RESAMPLE in ablations:
         states = states_of(hosted, space, capture_layout(hosted, pack.twins), errors=errors)
         twins = twin_states(states, pack)
         yield
-    return _Runs(whole=whole, clean=clean, twins=twins)
+    return _Runs(whole=whole, start=start, clean=clean, twins=twins)
 
 
 def _measure_pack(
@@ -148,7 +151,7 @@ def _measure_pack(
 
     def metric(circuit: Tensor) -> Tensor:
         change = keeping(space, pack, circuit, replaced)
-        return model.metric(pack, change, clean=runs.clean, replaced=replaced).float()
+        return model.metric(pack, change, clean=runs.clean, replaced=replaced, start=runs.start).float()
 
     nothing = torch.zeros(space.count, dtype=torch.bool)
     empty, inside, outside = metric(nothing), [], []

@@ -11,7 +11,7 @@ from tests.resident_sets import resident_set
 from trephine.domain.dataset_circuits import NodeAblation, PositionRule
 from trephine.domain.interventions import Ablate, ErrorTerm, FeatureTarget, Intervention, Selector
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.dataset_circuits.ablated import AblatedModel, keeping
+from trephine.engine.dataset_circuits.ablated import AblatedModel, keeping, start_at
 from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.packs import capture_layout, donor_ids, packs
 from trephine.engine.dataset_circuits.patches import baseline, dataset_means, states_of
@@ -111,3 +111,19 @@ def test_means_are_pooled_where_positions_are_summed():
 def site(layer):
     """Where a layer's neurons are."""
     return neuron_site(layer)
+
+
+def test_a_pass_that_starts_above_is_the_whole_pass():
+    """Bit for bit; blocks below are not computed, and are themselves again afterwards."""
+    scene, ran = Scene(), []
+    operators = capture_layout(scene.hosted, scene.pack.clean)
+    change = keeping(scene.space, scene.pack, torch.zeros(scene.space.count, dtype=torch.bool), scene.zeros())
+    first = scene.hosted.architecture.blocks[0].mlp.module
+    handle = first.register_forward_hook(lambda *_: ran.append(1))
+    whole = scene.model.metric(scene.pack, change, places=(1, 2))
+    started = scene.model.metric(scene.pack, change, places=(1, 2), start=start_at(operators, 1))
+    again = scene.model.metric(scene.pack, change, places=(1, 2))
+    handle.remove()
+    assert torch.equal(whole, started)
+    assert torch.equal(whole, again)
+    assert len(ran) == 2
