@@ -595,6 +595,7 @@ class CircuitVerification(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     PEAK_EXTRA_BYTES_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    UNITS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuitVerifications/...`."""
     circuit: builtins.str
@@ -613,6 +614,8 @@ class CircuitVerification(google.protobuf.message.Message):
     """Memory beyond the loaded model."""
     create_time: builtins.str
     """RFC 3339, UTC."""
+    units: builtins.str
+    """Units of the target and of every change: `logits`; empty for values of features, directions and scores."""
     @property
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights were measured."""
@@ -645,9 +648,10 @@ class CircuitVerification(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         peak_extra_bytes: builtins.int = ...,
         create_time: builtins.str = ...,
+        units: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_control", b"_control", "control", b"control", "given", b"given", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_control", b"_control", "caveats", b"caveats", "circuit", b"circuit", "control", b"control", "control_note", b"control_note", "create_time", b"create_time", "given", b"given", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "seconds", b"seconds", "seed", b"seed", "target", b"target", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_control", b"_control", "caveats", b"caveats", "circuit", b"circuit", "control", b"control", "control_note", b"control_note", "create_time", b"create_time", "given", b"given", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "seconds", b"seconds", "seed", b"seed", "target", b"target", "units", b"units", "version", b"version"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_control", b"_control"]) -> typing.Literal["control"] | None: ...
 
 global___CircuitVerification = CircuitVerification

@@ -12,7 +12,7 @@ from trephine.domain.arrays import Array
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.sites import NEURONS
-from trephine.domain.targets import ExplainedTarget, GraphTarget
+from trephine.domain.targets import ExplainedTarget, GraphTarget, TargetKind
 from trephine.domain.tokens import Token, Tokens
 
 
@@ -194,6 +194,11 @@ class Circuit:
     def positions(self) -> tuple[int, ...]:
         """Where targets are read, ascending."""
         return tuple(sorted({target.position for target in self.targets}))
+
+    @property
+    def units(self) -> str:
+        """Units of what is explained: logits; empty for values of features, directions and scores."""
+        return "logits" if all(target.kind is TargetKind.LOGIT for target in self.targets) else ""
 
     def question(self) -> GraphTarget:
         """Return what was asked to be explained.

@@ -189,6 +189,8 @@ class VerificationReport:
     seed: int
     seconds: float
     peak_extra_bytes: int
+    units: str = "logits"
+    """Of the target and of every change; empty for values of features, directions and scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

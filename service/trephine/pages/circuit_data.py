@@ -69,6 +69,7 @@ def page_data(
         **_cards(nodes, features),
         "view": _view(document["qParams"] if view is None else view),
         "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
+        "units": circuit.units,
         "figures": {
             "baseline": circuit.figures.baseline,
             "selected": circuit.figures.selected_share,

@@ -63,7 +63,14 @@ def circuit_json(
         },
         "qParams": view_of(circuit, annotations, shown=frozenset(kept.nodes)),
         "nodes": [
-            _node(nodes[index], ids[index], cumulative, texts.get(index, nodes[index].label), index == main)
+            _node(
+                nodes[index],
+                ids[index],
+                cumulative,
+                texts.get(index, nodes[index].label),
+                index == main,
+                circuit.units == "logits",
+            )
             for index, cumulative in zip(kept.nodes, _cumulative(circuit, kept), strict=True)
         ],
         "links": [
@@ -142,7 +149,9 @@ def _cumulative(circuit: Circuit, kept: PrunedNodes) -> list[float]:
     return [by_place[place] for place in range(len(influence))]
 
 
-def _node(node: Node, identity: str, cumulative: float, label: str, is_target: bool) -> dict[str, Any]:
+def _node(
+    node: Node, identity: str, cumulative: float, label: str, is_target: bool, of_logits: bool
+) -> dict[str, Any]:
     is_feature, is_logit = node.kind is NodeKind.FEATURE, node.kind is NodeKind.LOGIT
     return {
         "node_id": identity,
@@ -150,7 +159,7 @@ def _node(node: Node, identity: str, cumulative: float, label: str, is_target: b
         "layer": "E" if node.kind is NodeKind.TOKEN else str(node.layer + is_logit),
         "ctx_idx": node.position,
         "feature_type": _FEATURE_TYPES[node.kind],
-        "token_prob": node.activation if is_logit and isfinite(node.activation) else 0.0,
+        "token_prob": node.activation if is_logit and of_logits and isfinite(node.activation) else 0.0,
         "is_target_logit": is_target,
         "run_idx": 0,
         "reverse_ctx_idx": 0,

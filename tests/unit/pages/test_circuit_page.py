@@ -6,6 +6,7 @@ import json
 import re
 from array import array
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -18,6 +19,7 @@ from tests.unit.pages.circuits import everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described
 from trephine.domain.circuits import PrunedNodes
 from trephine.domain.sites import FeatureRef
+from trephine.domain.targets import TargetKind
 from trephine.pages.circuit_data import page_data
 from trephine.pages.circuit_json import circuit_json
 from trephine.pages.circuit_page import circuit_html
@@ -194,3 +196,16 @@ def luminance(colour: str) -> float:
         part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_value_that_is_no_logit_has_neither_unit_nor_probability():
+    """A direction's graph shows plain numbers; in the JSON its target has no `token_prob`."""
+    circuit = synthetic_circuit(nodes=30, edges=60, tokens=5)
+    other = replace(circuit, targets=tuple(replace(t, kind=TargetKind.DIRECTION) for t in circuit.targets))
+    kept = whole(circuit)
+    for each, units in ((circuit, "logits"), (other, "")):
+        assert page_data(each, kept, name="circuits/1")["units"] == units
+        document = circuit_json(each, kept, slug="x")
+        targets = [node for node in document["nodes"] if node["feature_type"] == "logit"]
+        assert targets
+        assert all((node["token_prob"] != 0) == bool(units) for node in targets)

@@ -217,7 +217,7 @@ def _facts(found: CircuitVerification) -> Iterable[tuple[str, str]]:
             f"the graph, over {one.replacement}"
         ),
     )
-    yield "target", f"{found.target} after {found.prompt!r}: {one.baseline:+.3f} logits"
+    yield "target", f"{found.target} after {found.prompt!r}: {one.baseline:+.3f} {found.units}".rstrip()
     yield "model", f"{found.version.model}, weights {found.version.weight_hash}"
     yield "verification", f"{found.name}, seed {found.seed}, {found.seconds:.1f} s"
     yield "control", found.control_note

@@ -145,3 +145,5 @@ class CircuitVerification(WireValue):
     seconds: float
     peak_extra_bytes: int
     create_time: str
+    units: str
+    """Of the target and of every change: `logits`; empty for values of features, directions and scores."""

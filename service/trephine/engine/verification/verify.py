@@ -77,6 +77,7 @@ def verify_on(
         seed=options.seed,
         seconds=monotonic() - started,
         peak_extra_bytes=meter.extra_bytes,
+        units=circuit.units,
     )
 
 

@@ -92,6 +92,7 @@ def verification_to_wire(stored: StoredVerification, *, measurements: bool = Tru
         seconds=report.seconds,
         peak_extra_bytes=report.peak_extra_bytes,
         create_time=clean(stored.create_time),
+        units=clean(report.units),
     )
     if not measurements:
         message.given.ClearField("measurements")

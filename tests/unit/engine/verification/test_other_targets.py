@@ -159,6 +159,7 @@ def test_every_kind_of_target_is_verified(kind, name):
     report = finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features, options=options)))
     given = report.given
     assert report.target == circuit.target_label
+    assert report.units == circuit.units == ("logits" if name == "logits" else "")
     assert given.baseline == pytest.approx(circuit.figures.baseline, abs=1e-5)
     shown = next(one for one in given.agreements if one.predictor is Predictor.SHOWN)
     assert shown.spearman.value > 0.7

@@ -13,7 +13,7 @@ function select(vertex, move = false) {
 const forced = i => graph.inner(i) && graph.cumulative[i] > state.nodeCut;
 const say = () => {
   const vertex = state.selected;
-  status.textContent = vertex < 0 ? "Nothing selected" : `${title(vertex)}, ${where(vertex)}${vertex < graph.size && graph.kind[vertex] !== "logit" ? `, effect ${signed(graph.effect[vertex])} logits` : ""}, ` +
+  status.textContent = vertex < 0 ? "Nothing selected" : `${title(vertex)}, ${where(vertex)}${vertex < graph.size && graph.kind[vertex] !== "logit" ? `, effect ${inUnits(signed(graph.effect[vertex]))}` : ""}, ` +
     `${plural(edgesOf(vertex, true).length, "edge")} in, ${edgesOf(vertex, false).length} out`;
 };
 function hover(vertex, px, py) {
@@ -21,8 +21,8 @@ function hover(vertex, px, py) {
   if (vertex < 0 || px === undefined) { tip.style.visibility = "hidden"; return; }
   const node = vertex < graph.size, promoted = node ? graph.promotes(vertex) : [];
   tip.replaceChildren(el("strong", {}, visible(title(vertex))), el("div", { class: "faint" }, where(vertex)),
-    node && graph.kind[vertex] !== "logit" ? el("div", { class: sign(graph.effect[vertex]) }, `effect ${signed(graph.effect[vertex])} logits`) : "",
-    node && graph.kind[vertex] === "logit" ? el("div", {}, `probability ${percent(graph.activation[vertex], 1)}`) : "",
+    node && graph.kind[vertex] !== "logit" ? el("div", { class: sign(graph.effect[vertex]) }, `effect ${inUnits(signed(graph.effect[vertex]))}`) : "",
+    node && graph.kind[vertex] === "logit" ? el("div", {}, graph.units ? `probability ${percent(graph.activation[vertex], 1)}` : `value ${number(graph.activation[vertex])}`) : "",
     promoted.length ? el("div", {}, "→ " + promoted.slice(0, 5).map(visible).join("  ")) : "");
   tip.style.left = Math.max(4, Math.min(px + 14, view.width - tip.offsetWidth - 8)) + "px";
   tip.style.top = Math.max(4, py + 14 + tip.offsetHeight > view.height ? py - tip.offsetHeight - 10 : py + 14) + "px";

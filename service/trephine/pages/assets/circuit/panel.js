@@ -50,8 +50,8 @@ const nodePanel = i => {
       ["kind", kindWord(i)], ["where", where(i)],
       at >= 0 && kind !== "token" ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
-      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? ["probability", number(graph.activation[i])] : null,
-      kind === "logit" ? null : ["effect on target (estimate)", signed(graph.effect[i]) + " logits", sign(graph.effect[i])],
+      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [graph.units ? "probability" : "value", number(graph.activation[i])] : null,
+      kind === "logit" ? null : ["effect on target (estimate)", inUnits(signed(graph.effect[i])), sign(graph.effect[i])],
       ["influence", percent(graph.influence[i], 2)],
       address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
       ["id", el("span", { class: "mono" }, graph.ids[i])],
@@ -85,7 +85,7 @@ const groupPanel = vertex => {
   const sum = values => members.reduce((total, i) => total + values[i], 0);
   return [
     el("h2", {}, el("bdi", {}, title(vertex))),
-    facts([["kind", "supernode"], ["members here", String(members.length)], ["effects, summed", signed(sum(graph.effect)) + " logits", sign(sum(graph.effect))], ["influence, summed", percent(sum(graph.influence), 2)]]),
+    facts([["kind", "supernode"], ["members here", String(members.length)], ["effects, summed", inUnits(signed(sum(graph.effect))), sign(sum(graph.effect))], ["influence, summed", percent(sum(graph.influence), 2)]]),
     el("p", { class: "actions" }, el("button", { type: "button", id: "open-group", onclick: () => { collapse(g, false); select(members[0], true); } }, "Open it")),
     el("h2", {}, "Members"),
     el("ol", { class: "edges" }, ...members.map(i => linkRow(i, signed(graph.effect[i]), sign(graph.effect[i])))),
@@ -97,7 +97,7 @@ const groupPanel = vertex => {
 const interval = ([value, low, high]) => `${number(value, 2)} (${number(low, 2)} to ${number(high, 2)})`;
 const overview = () => [
   el("h2", {}, "This circuit"), facts([
-    ["target on this prompt", number(graph.figures.baseline) + " logits"],
+    ["target on this prompt", inUnits(number(graph.figures.baseline))],
     ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
     ["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)],
   ]),
@@ -114,4 +114,4 @@ const overview = () => [
   el("p", { class: "note mono" }, `${graph.name} · ${graph.model} · ${graph.weights.slice(0, 12)} · edges: ${graph.rule}`),
 ];
 const listed = (name, nodes, limit) => nodes.length ? [el("h2", {}, name), el("ol", { class: "edges" }, ...nodes.slice(0, limit).map(i =>
-  graph.kind[i] === "logit" ? linkRow(i, percent(graph.activation[i], 1), "faint") : linkRow(i, signed(graph.effect[i]), sign(graph.effect[i]))))] : [];
+  graph.kind[i] === "logit" ? linkRow(i, graph.units ? percent(graph.activation[i], 1) : number(graph.activation[i]), "faint") : linkRow(i, signed(graph.effect[i]), sign(graph.effect[i]))))] : [];

@@ -8,6 +8,7 @@ const number = (value, digits = 3) => {
 };
 const percent = (share, digits) => Number.isFinite(share) ? (100 * share).toFixed(digits) + " %" : "–";
 const signed = value => (value > 0 ? "+" : "") + number(value);
+const inUnits = text => graph.units ? `${text} ${graph.units}` : text;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 const sign = value => value >= 0 ? "plus" : "minus";
 // Spaces at the ends, several in a row and line ends are part of a token and must be seen.
