@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-laws bench-discovery bench-circuits bench-verify bench-attention bench-page bench-long image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -76,6 +76,10 @@ bench-removal: $(VENV)/dev.stamp ## Ten edits under attack: removed or suppresse
 	$(BIN)/python -m benchmarks.removal --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
 
+bench-edits: $(VENV)/dev.stamp ## Edits beside their controls: effect, damage, a prompt; and what serving them costs
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.edits --transcoders $(SHARED)/replacements/smollm2-135m-tc --data $(SHARED)/data
+
 bench-laws: $(VENV)/dev.stamp ## Laws 2 to 4 on SmolLM2, with their figures
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.laws --transcoders $(SHARED)/replacements/smollm2-135m-tc
@@ -99,6 +103,10 @@ bench-verify: $(VENV)/dev.stamp ## Ten circuits under real ablations, random cir
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.verify_circuits --data $(SHARED)/data \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/verify
+
+bench-estimators: $(VENV)/dev.stamp ## Estimates of single ablations beside each other: gradient, stored paths, all paths
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.effect_estimators --transcoders $(SHARED)/replacements/smollm2-135m-tc
 
 bench-attention: $(VENV)/dev.stamp ## Effects through attention on a small induction model, trained on the spot
 	$(BIN)/python -m benchmarks.attention_effects
