@@ -36,8 +36,11 @@ async def edits(tmp_path) -> AsyncIterator[AsyncEdits]:
 async def test_an_edit_lives_through_versions(edits):
     """Created, updated, reverted, listed and read by version; what is passed as value must be the latest."""
     first = await edits.create("quiet", [feature(1, 2).ablate()], model="tiny", reason="a test")
-    second = await edits.update(first, [feature(1, 2).scale(0.5)], reason="gentler", evidence=["audits/a"])
-    assert (second.version, second.reason, second.evidence) == (2, "gentler", ("audits/a",))
+    evidence = ("audits/a#f1", "circuits/3f", f"names@sha256:{'0' * 64}")
+    second = await edits.update(
+        first, [feature(1, 2).scale(0.5)], reason="gentler", evidence=(*evidence, evidence[0])
+    )
+    assert (second.version, second.reason, second.evidence) == (2, "gentler", evidence)
     assert second.interventions[0].change.value == 0.5
     with pytest.raises(EditChangedError, match="at version 2 now"):
         await edits.update(first, reason="unseen")
@@ -61,6 +64,10 @@ async def test_bad_updates_name_what_is_wrong(edits):
     with pytest.raises(FeatureOutOfRangeError) as caught:
         await edits.update("quiet", [feature(1, 64).ablate()])
     assert caught.value.field == "interventions[0].target.feature.index"
+    for evidence in ("my notes", "circuits/", "audits/a#", "models/tiny", "news@sha256:abc"):
+        with pytest.raises(InvalidRequestError, match="for one finding") as caught:
+            await edits.update("quiet", evidence=["audits/a", evidence])
+        assert caught.value.field == "evidence[1]"
     with pytest.raises(InvalidRequestError, match="say what changes"):
         await edits.update("quiet")
     with pytest.raises(InvalidRequestError, match="versions never change"):

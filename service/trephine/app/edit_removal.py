@@ -45,7 +45,7 @@ class EditRemoval:
             more = f" and {len(resting) - _LISTED} more" if len(resting) > _LISTED else ""
             raise EditInUseError(
                 f"{', '.join(resting[:_LISTED])}{more} rest on the edit {edit.name}; revert it instead, or "
-                "delete it with force: exports and other edits stay as they are",
+                "delete it with force: exports and other edits stay as they are, models stop serving it",
                 name=resource("edits", edit.name),
                 dependants=len(resting),
             )

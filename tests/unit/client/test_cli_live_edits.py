@@ -76,6 +76,7 @@ def test_a_diff_names_target_change_and_fields(
     assert lines[1] == "changed\t1:3\tscale 0.5\tscale 0.25\toperation"
     assert lines[2] == "added\t1:3\t\tscale 0.25\t"
     assert [line.split("  ")[-1].strip() for line in lines[3:]] == [
+        "edits/quiet@1, edits/quiet",
         "differs",
         "2 interventions, in another order",
         "reason",
@@ -95,7 +96,7 @@ def test_what_a_model_serves_is_set_shown_and_ended(
     assert run("edits", "serve", "quiet", "--none", "--model", "tiny") == ExitCode.USAGE
     assert run("edits", "serve", "--none", "--model", "tiny") == 0
     assert fake.requests[-1] == live_edits_pb2.SetLiveEditsRequest(model="models/tiny")
-    assert "models/tiny serves no edit by default" in capsys.readouterr().err
+    assert "models/tiny serves no edit to requests that name none" in capsys.readouterr().err
 
 
 def test_text_under_edits_stands_beside_the_plain_one(
@@ -111,7 +112,7 @@ def test_text_under_edits_stands_beside_the_plain_one(
         ["edits/quiet", "edits/warm"],
     )
     said = capsys.readouterr().err
-    assert "edits/warm@4 at strength 0.5: wrote" in said
+    assert "edits/warm@4 at strength 0.5: 1 activations changed" in said
     assert run("ablate", "Mary", "--target", " a", *words) == 0
     assert [use.edit for use in fake.requests[-1].edits] == ["edits/quiet", "edits/warm"]
     assert run("generate", "Mary", "--edit", "warm=much", "--model", "tiny") == ExitCode.USAGE

@@ -23,6 +23,7 @@ from trephine.domain.interventions import (
     SetTo,
 )
 from trephine.domain.sites import NEURONS, FeatureRef, SiteKind
+from trephine.engine.edit_evaluation.controls import Elsewhere, draw_elsewhere
 from trephine.engine.edit_evaluation.matching import Draws, draw_stand_ins, targets_of
 from trephine.engine.edit_evaluation.standins import no_op, stand_in
 from trephine.engine.edit_evaluation.uses import LayerUse, Uses, measure_uses
@@ -73,6 +74,26 @@ def test_other_layers_are_matched_to_the_feature_and_not_to_themselves():
     uses = {(NEURONS, 3): use((0.1, 1.0), (0.9, 9.0)), (NEURONS, 5): use((0.9, 9.0), (0.1, 1.1))}
     _, features = drawn(FeatureRef(layer=3, index=0), uses, 5, sets=1)
     assert features == {FeatureRef(layer=5, index=1)}
+
+
+def test_the_farthest_layer_with_enough_is_taken_else_the_one_with_most():
+    """One stand-in is enough for one set; for three of them the nearer layer has more."""
+    own = FeatureTarget(feature=FeatureRef(layer=3, index=0))
+    like, unlike = (0.1, 1.0), (0.9, 9.0)
+    uses = {
+        (NEURONS, 3): use(like, unlike),
+        (NEURONS, 9): use(like, unlike, unlike),
+        (NEURONS, 5): use(like, like, unlike),
+    }
+    places = Elsewhere(layers=({(NEURONS, 3): 9}, {(NEURONS, 3): 5}))
+    for sets, layer, found in ((1, 9, 1), (3, 5, 2)):
+        controls = FeatureControls(factor=2.0, wrong_layer_sets=sets)
+        drawn, chosen = draw_elsewhere((own,), uses, {}, places, controls, seed=0)
+        assert chosen == {(NEURONS, 3): layer}
+        assert [one[own].feature.layer for one in drawn.sets] == [layer] * found
+    nothing = {**uses, (NEURONS, 9): use(unlike), (NEURONS, 5): use(unlike)}
+    drawn, chosen = draw_elsewhere((own,), nothing, {}, places, FeatureControls(), seed=0)
+    assert (drawn.sets, chosen, drawn.notes) == ((), {}, ("none has features that are used like these",))
 
 
 def test_directions_are_replaced_by_differences_as_long_as_they_are():

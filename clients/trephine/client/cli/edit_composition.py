@@ -104,8 +104,7 @@ def show_live(output: Output, setting: LiveEdits) -> None:
         return
     rows = [(one.edit, f"{1.0 if one.strength is None else one.strength:g}") for one in setting.edits]
     output.table(("EDIT", "STRENGTH"), rows)
-    if not rows:
-        output.note(f"{setting.model} serves no edit by default")
+    output.note(f"{setting.model} serves {'these' if rows else 'no edit'} to requests that name none")
 
 
 def show_diff(output: Output, found: EditDiff) -> None:
@@ -114,7 +113,7 @@ def show_diff(output: Output, found: EditDiff) -> None:
         output.document(found.to_json())
         return
     output.table(
-        ("WHAT", "TARGET", "BEFORE", "AFTER", "DIFFERS IN"),
+        ("CHANGE", "TARGET", "BEFORE", "AFTER", "DIFFERS IN"),
         [
             (
                 one.kind.value,
@@ -127,10 +126,11 @@ def show_diff(output: Output, found: EditDiff) -> None:
         ],
     )
     facts = [
+        ("from, to", f"{found.first}, {found.second}"),
         ("content", "the same" if found.same_content else "differs"),
         ("unchanged", f"{found.unchanged} interventions{', in another order' if found.reordered else ''}"),
     ]
-    facts += [("beside", ", ".join(found.fields))] if found.fields else []
+    facts += [("also differs in", ", ".join(found.fields))] if found.fields else []
     output.facts(facts)
 
 

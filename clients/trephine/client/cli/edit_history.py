@@ -19,6 +19,8 @@ ExpectedOption = Annotated[
     int | None, typer.Option("--expect-version", help="Refuse if the latest version is another one.")
 ]
 
+EVIDENCE_HELP = "A circuit, an audit, a finding (audits/ID#FINGERPRINT), NAME@sha256:HEX of data. Repeatable."
+
 UPDATE_EXAMPLES = examples(
     "trephine edits update quiet --feature 20:345 --scale 0.25 --reason 'half was too much'",
     "trephine edits update quiet --evidence audits/3f9c --expect-version 2",
@@ -36,7 +38,7 @@ def update(
     author: AuthorOption = None,
     evidence: Annotated[
         list[str] | None,
-        typer.Option(help="A circuit or audit, instead of those there are. Repeatable."),
+        typer.Option(help=f"{EVIDENCE_HELP} Instead of those there are."),
     ] = None,
     expected: ExpectedOption = None,
 ) -> None:

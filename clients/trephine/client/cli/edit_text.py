@@ -19,8 +19,8 @@ def show_edit(output: Output, edit: Edit, evaluations: Sequence[EditEvaluation] 
         ("made for", f"{edit.made_for.model}, weights {edit.made_for.weight_hash}"),
         ("reason", edit.reason),
         ("author", f"{edit.author}, {edit.update_time or edit.create_time}"),
-        ("evidence", ", ".join(edit.evidence)),
     ]
+    facts += [("evidence", name) for name in edit.evidence]
     facts += [("set", f"{one.name}, content {one.content_hash}") for one in edit.sets]
     facts += [("composed of", f"{one.edit} at strength {one.strength:g}") for one in edit.parts]
     output.facts(facts)

@@ -22,6 +22,7 @@ from trephine.client.cli.edit_evaluation import (
     show_evaluation_of,
 )
 from trephine.client.cli.edit_history import (
+    EVIDENCE_HELP,
     REVERT_EXAMPLES,
     UPDATE_EXAMPLES,
     delete,
@@ -78,7 +79,7 @@ def create(
     model: ModelOption = DEFAULT_MODEL,
     reason: Annotated[str | None, typer.Option(help="Why it exists.")] = None,
     author: Annotated[str | None, typer.Option(help="Who made it; unset: you.")] = None,
-    evidence: Annotated[list[str] | None, typer.Option(help="A circuit or audit. Repeatable.")] = None,
+    evidence: Annotated[list[str] | None, typer.Option(help=EVIDENCE_HELP)] = None,
     replacements: ReplacementsOption = None,
     detach: DetachOption = False,
 ) -> None:
@@ -117,10 +118,10 @@ def list_edits(context: typer.Context) -> None:
         given.output.document(message_json(edit_service_pb2.ListEditsResponse(edits=messages)))  # type: ignore[arg-type]
         return
     rows = [
-        (one.name, one.create_time, one.made_for.model, str(len(one.interventions)), one.reason)
+        (one.reference, one.create_time, one.made_for.model, str(len(one.interventions)), one.reason)
         for one in edits
     ]
-    given.output.table(("NAME", "CREATED", "MODEL", "CHANGES", "REASON"), rows)
+    given.output.table(("LATEST VERSION", "CREATED", "MODEL", "CHANGES", "REASON"), rows)
 
 
 @app.command()

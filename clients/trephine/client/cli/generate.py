@@ -78,7 +78,10 @@ def _show_one(output: Output, stream: GenerationStream) -> None:
     for event in stream:
         output.piece(printable_lines(event.text))
     output.line()
-    _note_edits(output, stream.result().completions)
+    completions = stream.result().completions
+    _note_edits(output, completions)
+    note_degraded(output, any(map(_is_degraded, completions)))
+    note_caveats(output, dict.fromkeys(said for row in completions for said in row.caveats))
 
 
 def _is_degraded(row: Completion) -> bool:
@@ -87,10 +90,10 @@ def _is_degraded(row: Completion) -> bool:
 
 
 def _note_edits(output: Output, completions: Sequence[Completion]) -> None:
-    """Say under which versions of which edits rows were served, and where they wrote."""
+    """Say under which versions of which edits rows were served, and how often they wrote."""
     for one in (edit for row in completions for edit in row.edits):
         written = sum(echo.positions for echo in one.applied)
-        output.note(printable(f"{one.edit} at strength {one.strength:g}: wrote {written} times"))
+        output.note(printable(f"{one.edit} at strength {one.strength:g}: {written} activations changed"))
 
 
 def _show_pair(output: Output, stream: GenerationStream) -> None:

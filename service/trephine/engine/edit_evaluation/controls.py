@@ -14,6 +14,7 @@ from trephine.domain.edit_evaluation import (
     ControlMatching,
     EvaluateEdit,
     EvaluationArm,
+    FeatureControls,
     SetRole,
 )
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
@@ -51,7 +52,7 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Elsewhere:
+class Elsewhere:
     """Other layers for every layer that the edit changes, the farthest first."""
 
     layers: tuple[Mapping[Place, int], ...]
@@ -78,7 +79,7 @@ def draw_controls(
         drawn = draw_stand_ins(
             targets, uses, activations, here, options, sets=options.sets, seed=command.seed
         )
-        there, moved = _wrong_layer(targets, uses, activations, elsewhere, command)
+        there, moved = draw_elsewhere(targets, uses, activations, elsewhere, options, seed=command.seed + 1)
     return Controls(
         random=_arms(interventions, drawn, uses),
         wrong_layer=_moved(hosted, _arms(interventions, there, uses), interventions),
@@ -164,19 +165,19 @@ def targets(sets: Sequence[UnitSet]) -> tuple[UnitSet, ...]:
 
 def _elsewhere(
     hosted: HostedModel, interventions: Sequence[Intervention], places: Sequence[Place]
-) -> _Elsewhere:
+) -> Elsewhere:
     """Move all layers by the same number of those that their set covers, round the end, far ones first.
 
     How much features write grows with depth, so the farthest layer may have nothing like them.
     """
     if any(_reads_another(one) for one in interventions):
-        return _Elsewhere(layers=(), notes=("no other layer: a condition reads another feature",))
+        return Elsewhere(layers=(), notes=("no other layer: a condition reads another feature",))
     covered = {place: covered_layers(hosted, place[0]) for place in places}
     fewest = min(map(len, covered.values()), default=0)
     if fewest == 1:
-        return _Elsewhere(layers=(), notes=("no other layer: a set covers one layer only",))
+        return Elsewhere(layers=(), notes=("no other layer: a set covers one layer only",))
     shifts = dict.fromkeys(max(1, fewest // part) for part in _PARTS_OF_DEPTH)
-    return _Elsewhere(
+    return Elsewhere(
         layers=tuple(
             {place: of[(of.index(place[1]) + shift) % len(of)] for place, of in covered.items()}
             for size in shifts
@@ -191,31 +192,29 @@ def _reads_another(one: Intervention) -> bool:
     return one.condition is not None and one.condition.feature != own
 
 
-def _wrong_layer(
+def draw_elsewhere(
     targets: Sequence[Target],
     uses: Uses,
     activations: Mapping[Site, Tensor],
-    elsewhere: _Elsewhere,
-    command: EvaluateEdit,
+    elsewhere: Elsewhere,
+    controls: FeatureControls,
+    *,
+    seed: int,
 ) -> tuple[Draws, Mapping[Place, int]]:
-    """Draw in the farthest layers that have something like every feature; nothing if none have."""
+    """Draw in the farthest layers that have enough like every feature, else in those that have most."""
     nowhere: Mapping[Place, int] = {}
-    features, sets = features_of(targets), command.controls.wrong_layer_sets
+    features, sets = features_of(targets), controls.wrong_layer_sets
     if not sets or elsewhere.notes:
         return Draws(sets=(), factor=0.0), nowhere
+    wanted = sets if features else 1
+    best, chosen = Draws(sets=(), factor=0.0, notes=("none has features that are used like these",)), nowhere
     for layers in elsewhere.layers or (nowhere,):
-        drawn = draw_stand_ins(
-            targets,
-            uses,
-            activations,
-            layers,
-            command.controls,
-            sets=sets if features else 1,
-            seed=command.seed + 1,
-        )
-        if not drawn.unmatched and drawn.sets:
-            return drawn, layers
-    return Draws(sets=(), factor=0.0, notes=("none has features that are used like these",)), nowhere
+        drawn = draw_stand_ins(targets, uses, activations, layers, controls, sets=wanted, seed=seed)
+        if not drawn.unmatched and len(drawn.sets) > len(best.sets):
+            best, chosen = drawn, layers
+        if len(best.sets) == wanted:
+            break
+    return best, chosen
 
 
 def _moved(

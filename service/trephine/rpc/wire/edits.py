@@ -19,6 +19,7 @@ from trephine.domain.edits import (
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import feature_to_wire, version_to_wire
+from trephine.rpc.wire.edit_evidence import evidence_from_wire
 from trephine.rpc.wire.fields import at_least, clean, finite, printable, qualified, required
 from trephine.rpc.wire.interventions import intervention_to_wire, interventions_from_wire
 from trephine.v1 import edit_history_pb2 as history
@@ -141,7 +142,7 @@ def update_from_wire(request: history.UpdateEditRequest) -> EditUpdate:
         author=request.author,
         interventions=(interventions_from_wire(request.interventions) if "interventions" in given else None),
         reason=required(request.reason, "reason") if "reason" in given else None,
-        evidence=tuple(request.evidence) if "evidence" in given else None,
+        evidence=evidence_from_wire(request.evidence) if "evidence" in given else None,
         etag=request.etag,
         expected_version=_expected(request),
     )

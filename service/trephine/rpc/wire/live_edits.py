@@ -10,6 +10,7 @@ from trephine.domain.edit_diff import ChangeKind, EditDiff, InterventionChange
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Applied, Intervention
 from trephine.domain.live_edits import EditUse, LiveSetting
+from trephine.rpc.wire.edit_evidence import evidence_from_wire
 from trephine.rpc.wire.edits import edit_id, edit_reference
 from trephine.rpc.wire.fields import clean, finite, qualified, within
 from trephine.rpc.wire.interventions import applied_to_wire, intervention_to_wire
@@ -92,7 +93,7 @@ def composition_from_wire(request: pb.ComposeEditsRequest) -> Composition:
         parts=uses_from_wire(request.parts, "parts"),
         author=request.author,
         reason=request.reason,
-        evidence=tuple(request.evidence),
+        evidence=evidence_from_wire(request.evidence),
     )
 
 
