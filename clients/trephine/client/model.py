@@ -18,6 +18,7 @@ from trephine.client.operations import OnProgress, Operation
 from trephine.client.replaceable import ReplaceableModel
 from trephine.client.requests import AnyEdit, Row, ScoreRow
 from trephine.client.selection import Selection
+from trephine.client.spurious_removal import CleanableModel
 from trephine.client.target_requests import graph_target
 from trephine.client.types import (
     Ablation,
@@ -38,7 +39,9 @@ from trephine.v1 import model_service_pb2
 Role = Literal["system", "user", "assistant"]
 
 
-class Model(ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, TraceableModel, ServedModel):
+class Model(
+    ReplaceableModel, DatasetDiscoverableModel, ExplorableModel, TraceableModel, ServedModel, CleanableModel
+):
     """A model in an engine of its own."""
 
     def __init__(self, wire: Wire, info: ModelInfo) -> None:

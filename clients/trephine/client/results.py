@@ -12,11 +12,13 @@ from trephine.client.status import error_of_status
 from trephine.client.types import (
     AuditReport,
     CircuitVerification,
+    ClassifierExport,
     DatasetCircuit,
     EditEvaluation,
     Export,
     FeatureIndex,
     FitReport,
+    SpuriousRemoval,
 )
 from trephine.v1 import (
     audit_service_pb2,
@@ -28,6 +30,7 @@ from trephine.v1 import (
     feature_service_pb2,
     model_service_pb2,
     replacement_service_pb2,
+    spurious_removal_pb2,
 )
 
 _RESULTS: tuple[Any, ...] = (
@@ -38,6 +41,8 @@ _RESULTS: tuple[Any, ...] = (
     edit_service_pb2.EditProposal,
     edit_evaluations_pb2.EditEvaluation,
     edit_service_pb2.Export,
+    spurious_removal_pb2.SpuriousRemoval,
+    spurious_removal_pb2.ClassifierExport,
     audit_service_pb2.AuditReport,
     replacement_service_pb2.ReplacementSet,
     replacement_service_pb2.ReplacementEvaluation,
@@ -49,6 +54,8 @@ _VALUES: dict[str, type[WireValue]] = {
     "DatasetCircuit": DatasetCircuit,
     "EditEvaluation": EditEvaluation,
     "Export": Export,
+    "SpuriousRemoval": SpuriousRemoval,
+    "ClassifierExport": ClassifierExport,
     "AuditReport": AuditReport,
     "FitReport": FitReport,
     "FeatureIndex": FeatureIndex,

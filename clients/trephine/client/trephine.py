@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +28,7 @@ from trephine.client.operations import OnProgress, Operation, Operations
 from trephine.client.replacements import Replacements, ReplacementSet
 from trephine.client.results import value_of
 from trephine.client.selection import Selection
+from trephine.client.spurious_removal import SpuriousRemovals
 from trephine.client.types import (
     AuditReport,
     CircuitInfo,
@@ -54,6 +55,7 @@ class Trephine:
         self.replacements = Replacements(wire)
         self.features = FeatureIndexes(wire)
         self.edits = Edits(wire)
+        self.spurious_removals = SpuriousRemovals(wire)
         self.exports = Exports(wire)
         self.auditors = Auditors(wire)
         self.audits = Audits(wire)
@@ -164,6 +166,7 @@ class Trephine:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        gguf: Sequence[str] = (),
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -183,6 +186,7 @@ class Trephine:
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
             attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
                 or `inconclusive`.
+            gguf: GGUF files to write and measure as well: `q8_0`, `q4_0`. Grafts then use no biases.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -196,7 +200,7 @@ class Trephine:
         target = Path(folder)
         require_absent(target)
         stored = self.edits.get(edit) if isinstance(edit, str) else edit
-        chosen = export_id or export_id_for(target, stored, attack=attack)
+        chosen = export_id or export_id_for(target, stored, attack=attack, gguf=gguf)
         export = self.exports.published(chosen, stored)
         if export is None:
             started = self.exports.start(
@@ -208,6 +212,7 @@ class Trephine:
                 min_recovery=min_recovery,
                 keep_shapes=keep_shapes,
                 attack=attack,
+                gguf=gguf,
             )
             export = started.result(on_progress=on_progress)
         self.exports.download(export, target, on_bytes=on_bytes)

@@ -27,12 +27,14 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
 from trephine.v1 import edit_evaluations_pb2 as trephine_dot_v1_dot_edit__evaluations__pb2
 from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
+from trephine.v1 import gguf_pb2 as trephine_dot_v1_dot_gguf__pb2
 from trephine.v1 import interventions_pb2 as trephine_dot_v1_dot_interventions__pb2
 from trephine.v1 import live_edits_pb2 as trephine_dot_v1_dot_live__edits__pb2
 from trephine.v1 import removal_pb2 as trephine_dot_v1_dot_removal__pb2
+from trephine.v1 import spurious_removal_pb2 as trephine_dot_v1_dot_spurious__removal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrephine/v1/edit_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\x1a\"trephine/v1/edit_evaluations.proto\x1a\x1etrephine/v1/edit_history.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x1ctrephine/v1/live_edits.proto\x1a\x19trephine/v1/removal.proto\"\xbb\x02\n\x12ProposeEditRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07\x63ircuit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12(\n\x06target\x18\x04 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x15\n\x08min_drop\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_retain_kl\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmax_features\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x18\n\x0bretain_text\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\tB\n\n\x08_circuitB\x0b\n\t_min_dropB\x10\n\x0e_max_retain_klB\x0f\n\r_max_featuresB\x0e\n\x0c_retain_text\"e\n\rRankedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x01\x12\x0b\n\x03use\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\"j\n\nCurvePoint\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x11\n\tretain_kl\x18\x04 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x05 \x01(\x01\"\xea\x01\n\x0c\x45\x64itProposal\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\x01\x12&\n\x05\x63urve\x18\x02 \x03(\x0b\x32\x17.trephine.v1.CurvePoint\x12+\n\x07ranking\x18\x03 \x03(\x0b\x32\x1a.trephine.v1.RankedFeature\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x05\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x15\n\rretain_tokens\x18\x06 \x01(\x05\x12\x13\n\x0bretain_text\x18\x07 \x01(\t\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xe5\x02\n\x04\x45\x64it\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x10\n\x08\x65vidence\x18\x07 \x03(\t\x12\x13\n\x0b\x63reate_time\x18\x08 \x01(\t\x12+\n\x08made_for\x18\t \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x13\n\x0bupdate_time\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\"\n\x04sets\x18\x0c \x03(\x0b\x32\x14.trephine.v1.EditSet\x12\x15\n\rreverted_from\x18\r \x01(\x05\x12$\n\x05parts\x18\x0e \x03(\x0b\x32\x15.trephine.v1.EditPart\"\xab\x01\n\x11\x43reateEditRequest\x12\x0f\n\x07\x65\x64it_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\x1e\n\x0eGetEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListEditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListEditsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14\x43omposeEditsResponse\x12$\n\x04\x65\x64it\x18\x01 \x01(\x0b\x32\x11.trephine.v1.EditH\x00\x88\x01\x01\x12,\n\tconflicts\x18\x02 \x03(\x0b\x32\x19.trephine.v1.EditConflictB\x07\n\x05_edit\"U\n\x18ListEditVersionsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11\x44\x65leteEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x9c\x01\n\x11PlanExportRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\x05 \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"l\n\x08PlanStep\x12\x14\n\x0cintervention\x18\x01 \x01(\x05\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06tensor\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x17\n\x0fpredicted_error\x18\x05 \x01(\x01\"A\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\rServerSupport\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05loads\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xcf\x02\n\nExportPlan\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x13\n\x0bparent_hash\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.trephine.v1.PlanStep\x12\x17\n\x0f\x63hanged_tensors\x18\x05 \x03(\t\x12\x19\n\x11untouched_tensors\x18\x06 \x01(\x05\x12\x16\n\x0e\x63onfig_changes\x18\x07 \x03(\t\x12\x19\n\x11size_growth_bytes\x18\x08 \x01(\x03\x12+\n\x07servers\x18\t \x03(\x0b\x32\x1a.trephine.v1.ServerSupport\x12 \n\x05gates\x18\n \x03(\x0b\x32\x11.trephine.v1.Gate\x12\x11\n\tplan_hash\x18\x0b \x01(\t\x12\x0e\n\x06\x66itted\x18\x0c \x01(\x08\x12\x0c\n\x04text\x18\r \x01(\t\"\x87\x02\n\x17\x45xportCheckpointRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rkeep_rejected\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x11\n\x04text\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\t \x01(\x08\x12\x0e\n\x06\x61ttack\x18\n \x01(\x08\x42\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"8\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"O\n\nGateResult\x12\x1f\n\x04gate\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Gate\x12\x10\n\x08measured\x18\x02 \x01(\x01\x12\x0e\n\x06passed\x18\x03 \x01(\x08\"\xc5\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12\x13\n\x0bparent_hash\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x0cmeasurements\x18\x06 \x03(\x0b\x32\x18.trephine.v1.Measurement\x12&\n\x05gates\x18\x07 \x03(\x0b\x32\x17.trephine.v1.GateResult\x12\x0e\n\x06passed\x18\x08 \x01(\x08\x12\x17\n\x0f\x63hanged_tensors\x18\t \x03(\t\x12\"\n\x1auntouched_tensors_verified\x18\n \x01(\x05\x12>\n\x0b\x65nvironment\x18\x0b \x03(\x0b\x32).trephine.v1.Certificate.EnvironmentEntry\x12\x0c\n\x04text\x18\x0c \x01(\t\x12\x10\n\x08n_tokens\x18\r \x01(\x05\x12%\n\x07removal\x18\x0e \x01(\x0b\x32\x14.trephine.v1.Removal\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x7f\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x18.trephine.v1.Certificate\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.trephine.v1.ExportedFile\x12\x0e\n\x06signed\x18\x04 \x01(\x08\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13VerifyExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x14VerifyExportResponse\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x05\"C\n\x15ReadExportFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x16ReadExportFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xa9\x0c\n\x0b\x45\x64itService\x12M\n\x0bProposeEdit\x12\x1f.trephine.v1.ProposeEditRequest\x1a\x1d.google.longrunning.Operation\x12?\n\nCreateEdit\x12\x1e.trephine.v1.CreateEditRequest\x1a\x11.trephine.v1.Edit\x12\x39\n\x07GetEdit\x12\x1b.trephine.v1.GetEditRequest\x1a\x11.trephine.v1.Edit\x12J\n\tListEdits\x12\x1d.trephine.v1.ListEditsRequest\x1a\x1e.trephine.v1.ListEditsResponse\x12?\n\nUpdateEdit\x12\x1e.trephine.v1.UpdateEditRequest\x1a\x11.trephine.v1.Edit\x12?\n\nRevertEdit\x12\x1e.trephine.v1.RevertEditRequest\x1a\x11.trephine.v1.Edit\x12_\n\x10ListEditVersions\x12$.trephine.v1.ListEditVersionsRequest\x1a%.trephine.v1.ListEditVersionsResponse\x12S\n\x0c\x43omposeEdits\x12 .trephine.v1.ComposeEditsRequest\x1a!.trephine.v1.ComposeEditsResponse\x12J\n\tDiffEdits\x12\x1d.trephine.v1.DiffEditsRequest\x1a\x1e.trephine.v1.DiffEditsResponse\x12H\n\x0cSetLiveEdits\x12 .trephine.v1.SetLiveEditsRequest\x1a\x16.trephine.v1.LiveEdits\x12H\n\x0cGetLiveEdits\x12 .trephine.v1.GetLiveEditsRequest\x1a\x16.trephine.v1.LiveEdits\x12\x44\n\nDeleteEdit\x12\x1e.trephine.v1.DeleteEditRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0c\x45valuateEdit\x12 .trephine.v1.EvaluateEditRequest\x1a\x1d.google.longrunning.Operation\x12W\n\x11GetEditEvaluation\x12%.trephine.v1.GetEditEvaluationRequest\x1a\x1b.trephine.v1.EditEvaluation\x12h\n\x13ListEditEvaluations\x12\'.trephine.v1.ListEditEvaluationsRequest\x1a(.trephine.v1.ListEditEvaluationsResponse\x12\x45\n\nPlanExport\x12\x1e.trephine.v1.PlanExportRequest\x1a\x17.trephine.v1.ExportPlan\x12W\n\x10\x45xportCheckpoint\x12$.trephine.v1.ExportCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12?\n\tGetExport\x12\x1d.trephine.v1.GetExportRequest\x1a\x13.trephine.v1.Export\x12S\n\x0cVerifyExport\x12 .trephine.v1.VerifyExportRequest\x1a!.trephine.v1.VerifyExportResponse\x12[\n\x0eReadExportFile\x12\".trephine.v1.ReadExportFileRequest\x1a#.trephine.v1.ReadExportFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etrephine/v1/edit_service.proto\x12\x0btrephine.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x18trephine/v1/common.proto\x1a\"trephine/v1/edit_evaluations.proto\x1a\x1etrephine/v1/edit_history.proto\x1a\x16trephine/v1/gguf.proto\x1a\x1ftrephine/v1/interventions.proto\x1a\x1ctrephine/v1/live_edits.proto\x1a\x19trephine/v1/removal.proto\x1a\"trephine/v1/spurious_removal.proto\"\xbb\x02\n\x12ProposeEditRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07\x63ircuit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12(\n\x06target\x18\x04 \x01(\x0b\x32\x18.trephine.v1.LogitTarget\x12\x15\n\x08min_drop\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_retain_kl\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x19\n\x0cmax_features\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x18\n\x0bretain_text\x18\x08 \x01(\tH\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\t \x01(\tB\n\n\x08_circuitB\x0b\n\t_min_dropB\x10\n\x0e_max_retain_klB\x0f\n\r_max_featuresB\x0e\n\x0c_retain_text\"e\n\rRankedFeature\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x17.trephine.v1.FeatureRef\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x01\x12\x0b\n\x03use\x18\x03 \x01(\x01\x12\r\n\x05score\x18\x04 \x01(\x01\"j\n\nCurvePoint\x12\r\n\x05\x63ount\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04\x64rop\x18\x03 \x01(\x01\x12\x11\n\tretain_kl\x18\x04 \x01(\x01\x12\x1d\n\x15retain_kl_after_first\x18\x05 \x01(\x01\"\xea\x01\n\x0c\x45\x64itProposal\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\x01\x12&\n\x05\x63urve\x18\x02 \x03(\x0b\x32\x17.trephine.v1.CurvePoint\x12+\n\x07ranking\x18\x03 \x03(\x0b\x32\x1a.trephine.v1.RankedFeature\x12\x0e\n\x06\x63hosen\x18\x04 \x01(\x05\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x15\n\rretain_tokens\x18\x06 \x01(\x05\x12\x13\n\x0bretain_text\x18\x07 \x01(\t\x12*\n\x07version\x18\x08 \x01(\x0b\x32\x19.trephine.v1.ModelVersion\"\xe5\x02\n\x04\x45\x64it\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x30\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12\x10\n\x08\x65vidence\x18\x07 \x03(\t\x12\x13\n\x0b\x63reate_time\x18\x08 \x01(\t\x12+\n\x08made_for\x18\t \x01(\x0b\x32\x19.trephine.v1.ModelVersion\x12\x13\n\x0bupdate_time\x18\n \x01(\t\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\"\n\x04sets\x18\x0c \x03(\x0b\x32\x14.trephine.v1.EditSet\x12\x15\n\rreverted_from\x18\r \x01(\x05\x12$\n\x05parts\x18\x0e \x03(\x0b\x32\x15.trephine.v1.EditPart\"\xab\x01\n\x11\x43reateEditRequest\x12\x0f\n\x07\x65\x64it_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.trephine.v1.Intervention\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x10\n\x08\x65vidence\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\x1e\n\x0eGetEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListEditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListEditsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x14\x43omposeEditsResponse\x12$\n\x04\x65\x64it\x18\x01 \x01(\x0b\x32\x11.trephine.v1.EditH\x00\x88\x01\x01\x12,\n\tconflicts\x18\x02 \x03(\x0b\x32\x19.trephine.v1.EditConflictB\x07\n\x05_edit\"U\n\x18ListEditVersionsResponse\x12 \n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x11.trephine.v1.Edit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x11\x44\x65leteEditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\xc1\x01\n\x11PlanExportRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x12\n\x05model\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\x05 \x01(\x08\x12#\n\x04gguf\x18\x06 \x03(\x0e\x32\x15.trephine.v1.GgufTypeB\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"l\n\x08PlanStep\x12\x14\n\x0cintervention\x18\x01 \x01(\x05\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x0e\n\x06tensor\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x17\n\x0fpredicted_error\x18\x05 \x01(\x01\"A\n\x04Gate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"<\n\rServerSupport\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05loads\x18\x02 \x01(\x08\x12\x0c\n\x04note\x18\x03 \x01(\t\"\xcf\x02\n\nExportPlan\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x13\n\x0bparent_hash\x18\x03 \x01(\t\x12$\n\x05steps\x18\x04 \x03(\x0b\x32\x15.trephine.v1.PlanStep\x12\x17\n\x0f\x63hanged_tensors\x18\x05 \x03(\t\x12\x19\n\x11untouched_tensors\x18\x06 \x01(\x05\x12\x16\n\x0e\x63onfig_changes\x18\x07 \x03(\t\x12\x19\n\x11size_growth_bytes\x18\x08 \x01(\x03\x12+\n\x07servers\x18\t \x03(\x0b\x32\x1a.trephine.v1.ServerSupport\x12 \n\x05gates\x18\n \x03(\x0b\x32\x11.trephine.v1.Gate\x12\x11\n\tplan_hash\x18\x0b \x01(\t\x12\x0e\n\x06\x66itted\x18\x0c \x01(\x08\x12\x0c\n\x04text\x18\r \x01(\t\"\xac\x02\n\x17\x45xportCheckpointRequest\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\texport_id\x18\x02 \x01(\t\x12\x12\n\x05model\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rkeep_rejected\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x11\n\x04text\x18\x07 \x01(\tH\x01\x88\x01\x01\x12\x19\n\x0cmin_recovery\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bkeep_shapes\x18\t \x01(\x08\x12\x0e\n\x06\x61ttack\x18\n \x01(\x08\x12#\n\x04gguf\x18\x0b \x03(\x0e\x32\x15.trephine.v1.GgufTypeB\x08\n\x06_modelB\x07\n\x05_textB\x0f\n\r_min_recovery\"8\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\"O\n\nGateResult\x12\x1f\n\x04gate\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Gate\x12\x10\n\x08measured\x18\x02 \x01(\x01\x12\x0e\n\x06passed\x18\x03 \x01(\x08\"\xf4\x03\n\x0b\x43\x65rtificate\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12\x11\n\tedit_hash\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12\x13\n\x0bparent_hash\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12.\n\x0cmeasurements\x18\x06 \x03(\x0b\x32\x18.trephine.v1.Measurement\x12&\n\x05gates\x18\x07 \x03(\x0b\x32\x17.trephine.v1.GateResult\x12\x0e\n\x06passed\x18\x08 \x01(\x08\x12\x17\n\x0f\x63hanged_tensors\x18\t \x03(\t\x12\"\n\x1auntouched_tensors_verified\x18\n \x01(\x05\x12>\n\x0b\x65nvironment\x18\x0b \x03(\x0b\x32).trephine.v1.Certificate.EnvironmentEntry\x12\x0c\n\x04text\x18\x0c \x01(\t\x12\x10\n\x08n_tokens\x18\r \x01(\x05\x12%\n\x07removal\x18\x0e \x01(\x0b\x32\x14.trephine.v1.Removal\x12-\n\tquantised\x18\x0f \x03(\x0b\x32\x1a.trephine.v1.QuantisedCopy\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\x0c\x45xportedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x7f\n\x06\x45xport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0b\x32\x18.trephine.v1.Certificate\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.trephine.v1.ExportedFile\x12\x0e\n\x06signed\x18\x04 \x01(\x08\" \n\x10GetExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"#\n\x13VerifyExportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x84\x01\n\x14VerifyExportResponse\x12\x0e\n\x06passed\x18\x01 \x01(\x08\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x05\x12,\n\x07removal\x18\x04 \x01(\x0e\x32\x1b.trephine.v1.RemovalVerdict\x12\r\n\x05notes\x18\x05 \x03(\t\"C\n\x15ReadExportFileRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"6\n\x16ReadExportFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xa0\x10\n\x0b\x45\x64itService\x12M\n\x0bProposeEdit\x12\x1f.trephine.v1.ProposeEditRequest\x1a\x1d.google.longrunning.Operation\x12?\n\nCreateEdit\x12\x1e.trephine.v1.CreateEditRequest\x1a\x11.trephine.v1.Edit\x12\x39\n\x07GetEdit\x12\x1b.trephine.v1.GetEditRequest\x1a\x11.trephine.v1.Edit\x12J\n\tListEdits\x12\x1d.trephine.v1.ListEditsRequest\x1a\x1e.trephine.v1.ListEditsResponse\x12?\n\nUpdateEdit\x12\x1e.trephine.v1.UpdateEditRequest\x1a\x11.trephine.v1.Edit\x12?\n\nRevertEdit\x12\x1e.trephine.v1.RevertEditRequest\x1a\x11.trephine.v1.Edit\x12_\n\x10ListEditVersions\x12$.trephine.v1.ListEditVersionsRequest\x1a%.trephine.v1.ListEditVersionsResponse\x12S\n\x0c\x43omposeEdits\x12 .trephine.v1.ComposeEditsRequest\x1a!.trephine.v1.ComposeEditsResponse\x12J\n\tDiffEdits\x12\x1d.trephine.v1.DiffEditsRequest\x1a\x1e.trephine.v1.DiffEditsResponse\x12H\n\x0cSetLiveEdits\x12 .trephine.v1.SetLiveEditsRequest\x1a\x16.trephine.v1.LiveEdits\x12H\n\x0cGetLiveEdits\x12 .trephine.v1.GetLiveEditsRequest\x1a\x16.trephine.v1.LiveEdits\x12\x44\n\nDeleteEdit\x12\x1e.trephine.v1.DeleteEditRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0c\x45valuateEdit\x12 .trephine.v1.EvaluateEditRequest\x1a\x1d.google.longrunning.Operation\x12W\n\x11GetEditEvaluation\x12%.trephine.v1.GetEditEvaluationRequest\x1a\x1b.trephine.v1.EditEvaluation\x12h\n\x13ListEditEvaluations\x12\'.trephine.v1.ListEditEvaluationsRequest\x1a(.trephine.v1.ListEditEvaluationsResponse\x12\x63\n\x16RemoveSpuriousFeatures\x12*.trephine.v1.RemoveSpuriousFeaturesRequest\x1a\x1d.google.longrunning.Operation\x12Z\n\x12GetSpuriousRemoval\x12&.trephine.v1.GetSpuriousRemovalRequest\x1a\x1c.trephine.v1.SpuriousRemoval\x12k\n\x14ListSpuriousRemovals\x12(.trephine.v1.ListSpuriousRemovalsRequest\x1a).trephine.v1.ListSpuriousRemovalsResponse\x12n\n\x15RenderSpuriousRemoval\x12).trephine.v1.RenderSpuriousRemovalRequest\x1a*.trephine.v1.RenderSpuriousRemovalResponse\x12W\n\x10\x45xportClassifier\x12$.trephine.v1.ExportClassifierRequest\x1a\x1d.google.longrunning.Operation\x12\x45\n\nPlanExport\x12\x1e.trephine.v1.PlanExportRequest\x1a\x17.trephine.v1.ExportPlan\x12W\n\x10\x45xportCheckpoint\x12$.trephine.v1.ExportCheckpointRequest\x1a\x1d.google.longrunning.Operation\x12?\n\tGetExport\x12\x1d.trephine.v1.GetExportRequest\x1a\x13.trephine.v1.Export\x12S\n\x0cVerifyExport\x12 .trephine.v1.VerifyExportRequest\x1a!.trephine.v1.VerifyExportResponse\x12[\n\x0eReadExportFile\x12\".trephine.v1.ReadExportFileRequest\x1a#.trephine.v1.ReadExportFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,64 +43,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CERTIFICATE_ENVIRONMENTENTRY']._loaded_options = None
   _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_options = b'8\001'
-  _globals['_PROPOSEEDITREQUEST']._serialized_start=298
-  _globals['_PROPOSEEDITREQUEST']._serialized_end=613
-  _globals['_RANKEDFEATURE']._serialized_start=615
-  _globals['_RANKEDFEATURE']._serialized_end=716
-  _globals['_CURVEPOINT']._serialized_start=718
-  _globals['_CURVEPOINT']._serialized_end=824
-  _globals['_EDITPROPOSAL']._serialized_start=827
-  _globals['_EDITPROPOSAL']._serialized_end=1061
-  _globals['_EDIT']._serialized_start=1064
-  _globals['_EDIT']._serialized_end=1421
-  _globals['_CREATEEDITREQUEST']._serialized_start=1424
-  _globals['_CREATEEDITREQUEST']._serialized_end=1595
-  _globals['_GETEDITREQUEST']._serialized_start=1597
-  _globals['_GETEDITREQUEST']._serialized_end=1627
-  _globals['_LISTEDITSREQUEST']._serialized_start=1629
-  _globals['_LISTEDITSREQUEST']._serialized_end=1686
-  _globals['_LISTEDITSRESPONSE']._serialized_start=1688
-  _globals['_LISTEDITSRESPONSE']._serialized_end=1766
-  _globals['_COMPOSEEDITSRESPONSE']._serialized_start=1768
-  _globals['_COMPOSEEDITSRESPONSE']._serialized_end=1883
-  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_start=1885
-  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_end=1970
-  _globals['_DELETEEDITREQUEST']._serialized_start=1972
-  _globals['_DELETEEDITREQUEST']._serialized_end=2034
-  _globals['_PLANEXPORTREQUEST']._serialized_start=2037
-  _globals['_PLANEXPORTREQUEST']._serialized_end=2193
-  _globals['_PLANSTEP']._serialized_start=2195
-  _globals['_PLANSTEP']._serialized_end=2303
-  _globals['_GATE']._serialized_start=2305
-  _globals['_GATE']._serialized_end=2370
-  _globals['_SERVERSUPPORT']._serialized_start=2372
-  _globals['_SERVERSUPPORT']._serialized_end=2432
-  _globals['_EXPORTPLAN']._serialized_start=2435
-  _globals['_EXPORTPLAN']._serialized_end=2770
-  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_start=2773
-  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_end=3036
-  _globals['_MEASUREMENT']._serialized_start=3038
-  _globals['_MEASUREMENT']._serialized_end=3094
-  _globals['_GATERESULT']._serialized_start=3096
-  _globals['_GATERESULT']._serialized_end=3175
-  _globals['_CERTIFICATE']._serialized_start=3178
-  _globals['_CERTIFICATE']._serialized_end=3631
-  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_start=3581
-  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_end=3631
-  _globals['_EXPORTEDFILE']._serialized_start=3633
-  _globals['_EXPORTEDFILE']._serialized_end=3691
-  _globals['_EXPORT']._serialized_start=3693
-  _globals['_EXPORT']._serialized_end=3820
-  _globals['_GETEXPORTREQUEST']._serialized_start=3822
-  _globals['_GETEXPORTREQUEST']._serialized_end=3854
-  _globals['_VERIFYEXPORTREQUEST']._serialized_start=3856
-  _globals['_VERIFYEXPORTREQUEST']._serialized_end=3891
-  _globals['_VERIFYEXPORTRESPONSE']._serialized_start=3893
-  _globals['_VERIFYEXPORTRESPONSE']._serialized_end=3964
-  _globals['_READEXPORTFILEREQUEST']._serialized_start=3966
-  _globals['_READEXPORTFILEREQUEST']._serialized_end=4033
-  _globals['_READEXPORTFILERESPONSE']._serialized_start=4035
-  _globals['_READEXPORTFILERESPONSE']._serialized_end=4089
-  _globals['_EDITSERVICE']._serialized_start=4092
-  _globals['_EDITSERVICE']._serialized_end=5669
+  _globals['_PROPOSEEDITREQUEST']._serialized_start=358
+  _globals['_PROPOSEEDITREQUEST']._serialized_end=673
+  _globals['_RANKEDFEATURE']._serialized_start=675
+  _globals['_RANKEDFEATURE']._serialized_end=776
+  _globals['_CURVEPOINT']._serialized_start=778
+  _globals['_CURVEPOINT']._serialized_end=884
+  _globals['_EDITPROPOSAL']._serialized_start=887
+  _globals['_EDITPROPOSAL']._serialized_end=1121
+  _globals['_EDIT']._serialized_start=1124
+  _globals['_EDIT']._serialized_end=1481
+  _globals['_CREATEEDITREQUEST']._serialized_start=1484
+  _globals['_CREATEEDITREQUEST']._serialized_end=1655
+  _globals['_GETEDITREQUEST']._serialized_start=1657
+  _globals['_GETEDITREQUEST']._serialized_end=1687
+  _globals['_LISTEDITSREQUEST']._serialized_start=1689
+  _globals['_LISTEDITSREQUEST']._serialized_end=1746
+  _globals['_LISTEDITSRESPONSE']._serialized_start=1748
+  _globals['_LISTEDITSRESPONSE']._serialized_end=1826
+  _globals['_COMPOSEEDITSRESPONSE']._serialized_start=1828
+  _globals['_COMPOSEEDITSRESPONSE']._serialized_end=1943
+  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_start=1945
+  _globals['_LISTEDITVERSIONSRESPONSE']._serialized_end=2030
+  _globals['_DELETEEDITREQUEST']._serialized_start=2032
+  _globals['_DELETEEDITREQUEST']._serialized_end=2094
+  _globals['_PLANEXPORTREQUEST']._serialized_start=2097
+  _globals['_PLANEXPORTREQUEST']._serialized_end=2290
+  _globals['_PLANSTEP']._serialized_start=2292
+  _globals['_PLANSTEP']._serialized_end=2400
+  _globals['_GATE']._serialized_start=2402
+  _globals['_GATE']._serialized_end=2467
+  _globals['_SERVERSUPPORT']._serialized_start=2469
+  _globals['_SERVERSUPPORT']._serialized_end=2529
+  _globals['_EXPORTPLAN']._serialized_start=2532
+  _globals['_EXPORTPLAN']._serialized_end=2867
+  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_start=2870
+  _globals['_EXPORTCHECKPOINTREQUEST']._serialized_end=3170
+  _globals['_MEASUREMENT']._serialized_start=3172
+  _globals['_MEASUREMENT']._serialized_end=3228
+  _globals['_GATERESULT']._serialized_start=3230
+  _globals['_GATERESULT']._serialized_end=3309
+  _globals['_CERTIFICATE']._serialized_start=3312
+  _globals['_CERTIFICATE']._serialized_end=3812
+  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_start=3762
+  _globals['_CERTIFICATE_ENVIRONMENTENTRY']._serialized_end=3812
+  _globals['_EXPORTEDFILE']._serialized_start=3814
+  _globals['_EXPORTEDFILE']._serialized_end=3872
+  _globals['_EXPORT']._serialized_start=3874
+  _globals['_EXPORT']._serialized_end=4001
+  _globals['_GETEXPORTREQUEST']._serialized_start=4003
+  _globals['_GETEXPORTREQUEST']._serialized_end=4035
+  _globals['_VERIFYEXPORTREQUEST']._serialized_start=4037
+  _globals['_VERIFYEXPORTREQUEST']._serialized_end=4072
+  _globals['_VERIFYEXPORTRESPONSE']._serialized_start=4075
+  _globals['_VERIFYEXPORTRESPONSE']._serialized_end=4207
+  _globals['_READEXPORTFILEREQUEST']._serialized_start=4209
+  _globals['_READEXPORTFILEREQUEST']._serialized_end=4276
+  _globals['_READEXPORTFILERESPONSE']._serialized_start=4278
+  _globals['_READEXPORTFILERESPONSE']._serialized_end=4332
+  _globals['_EDITSERVICE']._serialized_start=4335
+  _globals['_EDITSERVICE']._serialized_end=6415
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.edit_history_pb2
+import trephine.v1.gguf_pb2
 import trephine.v1.interventions_pb2
 import trephine.v1.live_edits_pb2
 import trephine.v1.removal_pb2
@@ -480,6 +481,7 @@ class PlanExportRequest(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     MIN_RECOVERY_FIELD_NUMBER: builtins.int
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
+    GGUF_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name, with a version or without."""
     model: builtins.str
@@ -490,6 +492,10 @@ class PlanExportRequest(google.protobuf.message.Message):
     """Of fitted parts: the share of the edit's KL that must be carried. Unset: 0.9."""
     keep_shapes: builtins.bool
     """Fit features into the matrices that are there instead of adding neurons."""
+    @property
+    def gguf(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[trephine.v1.gguf_pb2.GgufType.ValueType]:
+        """GGUF files that are to be written as well. Grafts then use no biases, which some readers leave out."""
+
     def __init__(
         self,
         *,
@@ -498,9 +504,10 @@ class PlanExportRequest(google.protobuf.message.Message):
         text: builtins.str | None = ...,
         min_recovery: builtins.float | None = ...,
         keep_shapes: builtins.bool = ...,
+        gguf: collections.abc.Iterable[trephine.v1.gguf_pb2.GgufType.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "edit", b"edit", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "edit", b"edit", "gguf", b"gguf", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
     @typing.overload
@@ -692,6 +699,7 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     MIN_RECOVERY_FIELD_NUMBER: builtins.int
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
     ATTACK_FIELD_NUMBER: builtins.int
+    GGUF_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name, with a version or without."""
     export_id: builtins.str
@@ -712,6 +720,10 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     """As in PlanExportRequest."""
     attack: builtins.bool
     """Attack the export before it is signed, so that its certificate says `removed` or `suppressed`."""
+    @property
+    def gguf(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[trephine.v1.gguf_pb2.GgufType.ValueType]:
+        """Write these GGUF files as well, at `gguf/TYPE.gguf`, and measure each. As in PlanExportRequest."""
+
     def __init__(
         self,
         *,
@@ -725,9 +737,10 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
         min_recovery: builtins.float | None = ...,
         keep_shapes: builtins.bool = ...,
         attack: builtins.bool = ...,
+        gguf: collections.abc.Iterable[trephine.v1.gguf_pb2.GgufType.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "gguf", b"gguf", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
     @typing.overload
@@ -828,6 +841,7 @@ class Certificate(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     N_TOKENS_FIELD_NUMBER: builtins.int
     REMOVAL_FIELD_NUMBER: builtins.int
+    QUANTISED_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -866,6 +880,10 @@ class Certificate(google.protobuf.message.Message):
     def removal(self) -> trephine.v1.removal_pb2.Removal:
         """What attacks brought back; not set: none was run."""
 
+    @property
+    def quantised(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.gguf_pb2.QuantisedCopy]:
+        """GGUF files of the export."""
+
     def __init__(
         self,
         *,
@@ -883,9 +901,10 @@ class Certificate(google.protobuf.message.Message):
         text: builtins.str = ...,
         n_tokens: builtins.int = ...,
         removal: trephine.v1.removal_pb2.Removal | None = ...,
+        quantised: collections.abc.Iterable[trephine.v1.gguf_pb2.QuantisedCopy] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["removal", b"removal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
 
 global___Certificate = Certificate
 
@@ -995,13 +1014,21 @@ class VerifyExportResponse(google.protobuf.message.Message):
     PASSED_FIELD_NUMBER: builtins.int
     PROBLEMS_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
+    REMOVAL_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
     passed: builtins.bool
     """Whether everything holds."""
     files: builtins.int
     """Files checked."""
+    removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType
+    """What the certificate says of the ablated behaviour; not set: it was not attacked."""
     @property
     def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What does not."""
+
+    @property
+    def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What a check does not prove, or could not check."""
 
     def __init__(
         self,
@@ -1009,8 +1036,10 @@ class VerifyExportResponse(google.protobuf.message.Message):
         passed: builtins.bool = ...,
         problems: collections.abc.Iterable[builtins.str] | None = ...,
         files: builtins.int = ...,
+        removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType = ...,
+        notes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["files", b"files", "passed", b"passed", "problems", b"problems"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["files", b"files", "notes", b"notes", "passed", b"passed", "problems", b"problems", "removal", b"removal"]) -> None: ...
 
 global___VerifyExportResponse = VerifyExportResponse
 

@@ -9,6 +9,7 @@ from trephine.v1 import edit_evaluations_pb2 as trephine_dot_v1_dot_edit__evalua
 from trephine.v1 import edit_history_pb2 as trephine_dot_v1_dot_edit__history__pb2
 from trephine.v1 import edit_service_pb2 as trephine_dot_v1_dot_edit__service__pb2
 from trephine.v1 import live_edits_pb2 as trephine_dot_v1_dot_live__edits__pb2
+from trephine.v1 import spurious_removal_pb2 as trephine_dot_v1_dot_spurious__removal__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
 GRPC_VERSION = grpc.__version__
@@ -114,6 +115,31 @@ class EditServiceStub(object):
                 '/trephine.v1.EditService/ListEditEvaluations',
                 request_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.FromString,
+                _registered_method=True)
+        self.RemoveSpuriousFeatures = channel.unary_unary(
+                '/trephine.v1.EditService/RemoveSpuriousFeatures',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.RemoveSpuriousFeaturesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetSpuriousRemoval = channel.unary_unary(
+                '/trephine.v1.EditService/GetSpuriousRemoval',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.GetSpuriousRemovalRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.SpuriousRemoval.FromString,
+                _registered_method=True)
+        self.ListSpuriousRemovals = channel.unary_unary(
+                '/trephine.v1.EditService/ListSpuriousRemovals',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsResponse.FromString,
+                _registered_method=True)
+        self.RenderSpuriousRemoval = channel.unary_unary(
+                '/trephine.v1.EditService/RenderSpuriousRemoval',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalResponse.FromString,
+                _registered_method=True)
+        self.ExportClassifier = channel.unary_unary(
+                '/trephine.v1.EditService/ExportClassifier',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
         self.PlanExport = channel.unary_unary(
                 '/trephine.v1.EditService/PlanExport',
@@ -253,6 +279,43 @@ class EditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveSpuriousFeatures(self, request, context):
+        """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
+        Response: SpuriousRemoval; metadata: OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSpuriousRemoval(self, request, context):
+        """One report.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSpuriousRemovals(self, request, context):
+        """Reports, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderSpuriousRemoval(self, request, context):
+        """Render a report's decision list as an artifact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportClassifier(self, request, context):
+        """Publish a report's head on an export of its edit as a stock sequence classifier.
+        Response: ClassifierExport; metadata: OperationMetadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanExport(self, request, context):
         """Say what an export would write and what it must measure, before anything is written.
         """
@@ -365,6 +428,31 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.ListEditEvaluations,
                     request_deserializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.SerializeToString,
+            ),
+            'RemoveSpuriousFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSpuriousFeatures,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.RemoveSpuriousFeaturesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetSpuriousRemoval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSpuriousRemoval,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.GetSpuriousRemovalRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_spurious__removal__pb2.SpuriousRemoval.SerializeToString,
+            ),
+            'ListSpuriousRemovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSpuriousRemovals,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsResponse.SerializeToString,
+            ),
+            'RenderSpuriousRemoval': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderSpuriousRemoval,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalResponse.SerializeToString,
+            ),
+            'ExportClassifier': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportClassifier,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'PlanExport': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanExport,
@@ -798,6 +886,141 @@ class EditService(object):
             '/trephine.v1.EditService/ListEditEvaluations',
             trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsRequest.SerializeToString,
             trephine_dot_v1_dot_edit__evaluations__pb2.ListEditEvaluationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSpuriousFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/RemoveSpuriousFeatures',
+            trephine_dot_v1_dot_spurious__removal__pb2.RemoveSpuriousFeaturesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSpuriousRemoval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/GetSpuriousRemoval',
+            trephine_dot_v1_dot_spurious__removal__pb2.GetSpuriousRemovalRequest.SerializeToString,
+            trephine_dot_v1_dot_spurious__removal__pb2.SpuriousRemoval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSpuriousRemovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ListSpuriousRemovals',
+            trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsRequest.SerializeToString,
+            trephine_dot_v1_dot_spurious__removal__pb2.ListSpuriousRemovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderSpuriousRemoval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/RenderSpuriousRemoval',
+            trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalRequest.SerializeToString,
+            trephine_dot_v1_dot_spurious__removal__pb2.RenderSpuriousRemovalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportClassifier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ExportClassifier',
+            trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,6 +13,7 @@ import trephine.v1.edit_evaluations_pb2
 import trephine.v1.edit_history_pb2
 import trephine.v1.edit_service_pb2
 import trephine.v1.live_edits_pb2
+import trephine.v1.spurious_removal_pb2
 import typing
 
 _T = typing.TypeVar("_T")
@@ -119,6 +120,40 @@ class EditServiceStub:
         trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse,
     ]
     """Evaluations of an edit, newest first."""
+
+    RemoveSpuriousFeatures: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.RemoveSpuriousFeaturesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
+    Response: SpuriousRemoval; metadata: OperationMetadata.
+    """
+
+    GetSpuriousRemoval: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.GetSpuriousRemovalRequest,
+        trephine.v1.spurious_removal_pb2.SpuriousRemoval,
+    ]
+    """One report."""
+
+    ListSpuriousRemovals: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsRequest,
+        trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsResponse,
+    ]
+    """Reports, newest first."""
+
+    RenderSpuriousRemoval: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalRequest,
+        trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalResponse,
+    ]
+    """Render a report's decision list as an artifact."""
+
+    ExportClassifier: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.ExportClassifierRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Publish a report's head on an export of its edit as a stock sequence classifier.
+    Response: ClassifierExport; metadata: OperationMetadata.
+    """
 
     PlanExport: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -246,6 +281,40 @@ class EditServiceAsyncStub:
         trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse,
     ]
     """Evaluations of an edit, newest first."""
+
+    RemoveSpuriousFeatures: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.RemoveSpuriousFeaturesRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
+    Response: SpuriousRemoval; metadata: OperationMetadata.
+    """
+
+    GetSpuriousRemoval: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.GetSpuriousRemovalRequest,
+        trephine.v1.spurious_removal_pb2.SpuriousRemoval,
+    ]
+    """One report."""
+
+    ListSpuriousRemovals: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsRequest,
+        trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsResponse,
+    ]
+    """Reports, newest first."""
+
+    RenderSpuriousRemoval: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalRequest,
+        trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalResponse,
+    ]
+    """Render a report's decision list as an artifact."""
+
+    ExportClassifier: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.spurious_removal_pb2.ExportClassifierRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Publish a report's head on an export of its edit as a stock sequence classifier.
+    Response: ClassifierExport; metadata: OperationMetadata.
+    """
 
     PlanExport: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -403,6 +472,50 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse, collections.abc.Awaitable[trephine.v1.edit_evaluations_pb2.ListEditEvaluationsResponse]]:
         """Evaluations of an edit, newest first."""
+
+    @abc.abstractmethod
+    def RemoveSpuriousFeatures(
+        self,
+        request: trephine.v1.spurious_removal_pb2.RemoveSpuriousFeaturesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
+        Response: SpuriousRemoval; metadata: OperationMetadata.
+        """
+
+    @abc.abstractmethod
+    def GetSpuriousRemoval(
+        self,
+        request: trephine.v1.spurious_removal_pb2.GetSpuriousRemovalRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.spurious_removal_pb2.SpuriousRemoval, collections.abc.Awaitable[trephine.v1.spurious_removal_pb2.SpuriousRemoval]]:
+        """One report."""
+
+    @abc.abstractmethod
+    def ListSpuriousRemovals(
+        self,
+        request: trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsResponse, collections.abc.Awaitable[trephine.v1.spurious_removal_pb2.ListSpuriousRemovalsResponse]]:
+        """Reports, newest first."""
+
+    @abc.abstractmethod
+    def RenderSpuriousRemoval(
+        self,
+        request: trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalResponse, collections.abc.Awaitable[trephine.v1.spurious_removal_pb2.RenderSpuriousRemovalResponse]]:
+        """Render a report's decision list as an artifact."""
+
+    @abc.abstractmethod
+    def ExportClassifier(
+        self,
+        request: trephine.v1.spurious_removal_pb2.ExportClassifierRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Publish a report's head on an export of its edit as a stock sequence classifier.
+        Response: ClassifierExport; metadata: OperationMetadata.
+        """
 
     @abc.abstractmethod
     def PlanExport(

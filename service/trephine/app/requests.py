@@ -20,6 +20,7 @@ from trephine.domain.findings import AuditSpec
 from trephine.domain.fitting import FitRecipe
 from trephine.domain.models import ModelSource
 from trephine.domain.replacements import EvaluateReplacementSet, ReplacementSource
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.verification import VerificationOptions
 
 
@@ -73,6 +74,33 @@ class EvaluateEditRequest:
     prompting: PromptingOptions | None = field(default_factory=PromptingOptions)
     resamples: int = 1000
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveSpuriousRequest:
+    """Remove spurious features of a decision. The result is `spuriousRemovals/<operation id>`."""
+
+    model: str
+    """Name of a loaded model."""
+    command: RemoveSpuriousFeatures
+    """Of a given head the folder is what the caller named; it is resolved when the work begins."""
+    edit_id: str = ""
+    """Edit to create; empty: none."""
+    author: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportClassifierRequest:
+    """Publish a report's head. The result is `classifiers/<classifier_id>`."""
+
+    removal: str
+    """Name of a report."""
+    export: str | None
+    """Name of an export of its edit; None: the model's own weights."""
+    classifier_id: str
+    """Name of the folder to publish in the export root; must not exist."""
+    texts: tuple[str, ...] = ()
+    """What the reloaded folder is compared on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +198,8 @@ OperationRequest = (
     | DatasetCircuitRequest
     | ProposeRequest
     | EvaluateEditRequest
+    | RemoveSpuriousRequest
+    | ExportClassifierRequest
     | ExportRequest
     | AuditRequest
     | LoadSetRequest
@@ -185,6 +215,8 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "DiscoverDatasetCircuit": DatasetCircuitRequest,
     "ProposeEdit": ProposeRequest,
     "EvaluateEdit": EvaluateEditRequest,
+    "RemoveSpuriousFeatures": RemoveSpuriousRequest,
+    "ExportClassifier": ExportClassifierRequest,
     "ExportCheckpoint": ExportRequest,
     "RunAudit": AuditRequest,
     "LoadReplacementSet": LoadSetRequest,

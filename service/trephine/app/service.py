@@ -11,6 +11,7 @@ from trephine.app.circuit_explanations import CircuitExplanations
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
+from trephine.app.classifiers import Classifiers
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_composition import EditComposition
 from trephine.app.edit_evaluations import EditEvaluations
@@ -28,6 +29,7 @@ from trephine.app.models import Models
 from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
 from trephine.app.replacements import Replacements
+from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.app.uploads import Uploads
 
 
@@ -50,6 +52,8 @@ class Service:
     edit_removal: EditRemoval
     live_edits: LiveEdits
     exports: Exports
+    spurious_removals: SpuriousRemovals
+    classifiers: Classifiers
     audits: Audits
     replacements: Replacements
     evaluations: Evaluations

@@ -14,6 +14,7 @@ from trephine.app.audits import Audits
 from trephine.app.circuit_pruning import in_words, pruned_at_once
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuits import Circuits
+from trephine.app.classifiers import Classifiers
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.evaluations import Evaluations
@@ -30,6 +31,7 @@ from trephine.app.requests import (
     DiscoverRequest,
     EvaluateEditRequest,
     EvaluateSetRequest,
+    ExportClassifierRequest,
     ExportRequest,
     FitSetRequest,
     IndexRequest,
@@ -37,8 +39,10 @@ from trephine.app.requests import (
     LoadSetRequest,
     OperationRequest,
     ProposeRequest,
+    RemoveSpuriousRequest,
     VerifyRequest,
 )
+from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.commands import Progress
 
@@ -55,7 +59,9 @@ class Work:
     dataset_circuits: DatasetCircuits
     proposals: Proposals
     edit_evaluations: EditEvaluations
+    spurious_removals: SpuriousRemovals
     exports: Exports
+    classifiers: Classifiers
     audits: Audits
     replacements: Replacements
     evaluations: Evaluations
@@ -77,6 +83,10 @@ class Work:
                 await self.dataset_circuits.check(request)
             case EvaluateEditRequest():
                 await self.edit_evaluations.check(request)
+            case RemoveSpuriousRequest():
+                await self.spurious_removals.check(request, operation_id=operation_id)
+            case ExportClassifierRequest():
+                await self.classifiers.check(request, operation_id=operation_id)
             case ExportRequest():
                 await self.exports.check(request, operation_id=operation_id)
             case AuditRequest():
@@ -112,6 +122,11 @@ class Work:
             case EvaluateEditRequest():
                 measured = await self.edit_evaluations.run(request, report, evaluation_id=operation_id)
                 return measured.name
+            case RemoveSpuriousRequest():
+                return (await self.spurious_removals.run(request, report, removal_id=operation_id)).name
+            case ExportClassifierRequest():
+                classifier = await self.classifiers.run(request, report, operation_id=operation_id)
+                return resource("classifiers", classifier.name)
             case ExportRequest():
                 export = await self.exports.run(request, report, operation_id=operation_id)
                 return resource("exports", export.name.removeprefix("exports/"))

@@ -29,6 +29,7 @@ from trephine.engine.replacements import loading as replacement_loading
 from trephine.engine.session import Handler
 from trephine.engine.spurious import removal as spurious_removal
 from trephine.engine.verification import verify as circuit_verification
+from trephine.engine.weights import classifier
 
 
 def merge(parts: Iterable[Mapping[type, Handler]]) -> dict[type, Handler]:
@@ -66,6 +67,7 @@ HANDLERS = merge(
         directions,
         planning,
         export,
+        classifier,
         features,
         replacement_loading,
         replacement_evaluation,

@@ -17,6 +17,7 @@ from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.attention import TraceAttention
 from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import CheckDiscovery, DiscoverCircuit
+from trephine.domain.classifier_exports import ExportClassifier
 from trephine.domain.commands import Command
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
 from trephine.domain.directions import CompareFeatures
@@ -72,6 +73,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     EvaluateEdit,
     PlanExport,
     CompileExport,
+    ExportClassifier,
     FitReplacementSet,
     PredictFit,
     ViewDecoder,

@@ -18,7 +18,9 @@ from trephine.rpc.edit_evaluation_servicer import EditEvaluationCalls
 from trephine.rpc.edit_history_servicer import EditHistoryCalls
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
+from trephine.rpc.spurious_removal_servicer import SpuriousRemovalCalls
 from trephine.rpc.wire.common import logit_target_from_wire
+from trephine.rpc.wire.edit_evidence import evidence_from_wire
 from trephine.rpc.wire.edits import (
     edit_id,
     edit_reference,
@@ -38,13 +40,16 @@ from trephine.v1 import edit_service_pb2 as pb
 from trephine.v1.edit_service_pb2_grpc import EditServiceServicer
 
 
-class EditServicer(EditCompositionCalls, EditEvaluationCalls, EditHistoryCalls, EditServiceServicer):
+class EditServicer(
+    EditCompositionCalls, EditEvaluationCalls, EditHistoryCalls, SpuriousRemovalCalls, EditServiceServicer
+):
     """Edits: from a proposal to a published checkpoint."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
         EditCompositionCalls.__init__(self, service)
         EditEvaluationCalls.__init__(self, service, operations)
         EditHistoryCalls.__init__(self, service)
+        SpuriousRemovalCalls.__init__(self, service, operations)
         self._circuits = service.circuits
         self._removal = service.edit_removal
         self._exports = service.exports
@@ -68,7 +73,7 @@ class EditServicer(EditCompositionCalls, EditEvaluationCalls, EditHistoryCalls, 
             interventions,
             required(request.reason, "reason"),
             request.author,
-            tuple(request.evidence),
+            evidence_from_wire(request.evidence),
             request_id(request.request_id),
         )
         return edit_to_wire(edit)

@@ -27,6 +27,7 @@ from trephine.rpc.wire.fits import fit_to_wire
 from trephine.rpc.wire.models import model_to_wire
 from trephine.rpc.wire.operations import operation_to_wire, packed
 from trephine.rpc.wire.replacements import set_name, set_to_wire
+from trephine.rpc.wire.spurious_removals import classifier_to_wire, removal_to_wire
 from trephine.v1.operation_service_pb2 import OperationMetadata
 
 
@@ -43,6 +44,8 @@ class OperationWriter:
             "proposals": self._proposal,
             "edits/evaluations": self._edit_evaluation,
             "exports": self._export,
+            "spuriousRemovals": self._spurious_removal,
+            "classifiers": self._classifier,
             "audits": self._audit,
             "models/replacements": self._replacement_set,
             "evaluations": self._evaluation,
@@ -102,6 +105,12 @@ class OperationWriter:
 
     async def _export(self, name: str) -> Message:
         return export_to_wire(await self._service.exports.get(name))
+
+    async def _spurious_removal(self, name: str) -> Message:
+        return removal_to_wire(await self._service.spurious_removals.get(name))
+
+    async def _classifier(self, name: str) -> Message:
+        return classifier_to_wire(await self._service.classifiers.get(name))
 
     async def _audit(self, name: str) -> Message:
         return audit_to_wire(await self._service.audits.get(name))

@@ -15,6 +15,7 @@ from trephine.app.circuit_explanations import CircuitExplanations
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
+from trephine.app.classifiers import Classifiers
 from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_composition import EditComposition
@@ -39,6 +40,7 @@ from trephine.app.replacements import Replacements
 from trephine.app.roots import ReplacementRoots
 from trephine.app.service import Service
 from trephine.app.signing_key import signing_key
+from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.app.state import StateFolder
 from trephine.app.uploads import Uploads
 from trephine.app.work import Work
@@ -102,6 +104,21 @@ def build(
     )
     labels = Labels(state.path / "labels.sqlite", clock=clock)
     circuits = Circuits(state.folder("circuits"), artifacts, clock=clock)
+    exports = Exports(
+        state.folder("exports"),
+        export_root=export_root,
+        models=models,
+        edits=edits,
+        signing_key=settings.signing_key or signing_key(state.path),
+    )
+    removals = SpuriousRemovals(
+        state.folder("spurious-removals"),
+        models=models,
+        edits=edits,
+        sets=feature_sets,
+        artifacts=artifacts,
+        clock=clock,
+    )
     work = Work(
         models=models,
         circuits=circuits,
@@ -119,12 +136,15 @@ def build(
         edit_evaluations=EditEvaluations(
             state.folder("edit-evaluations"), edits=edits, models=models, clock=clock
         ),
-        exports=Exports(
-            state.folder("exports"),
+        exports=exports,
+        spurious_removals=removals,
+        classifiers=Classifiers(
+            state.folder("classifiers"),
             export_root=export_root,
             models=models,
             edits=edits,
-            signing_key=settings.signing_key or signing_key(state.path),
+            exports=exports,
+            removals=removals,
         ),
         audits=Audits(
             state.folder("audits"),
@@ -172,6 +192,8 @@ def build(
             ),
             live_edits=live,
             exports=work.exports,
+            spurious_removals=work.spurious_removals,
+            classifiers=work.classifiers,
             audits=work.audits,
             replacements=replacements,
             evaluations=work.evaluations,

@@ -14,6 +14,7 @@ from trephine.client.aio.features import AsyncExplorableModel
 from trephine.client.aio.generation import AsyncGenerationStream
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.replaceable import AsyncReplaceableModel
+from trephine.client.aio.spurious_removal import AsyncCleanableModel
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.decoding import decode
@@ -44,6 +45,7 @@ class AsyncModel(
     AsyncExplorableModel,
     AsyncTraceableModel,
     AsyncServedModel,
+    AsyncCleanableModel,
 ):
     """A model in an engine of its own."""
 

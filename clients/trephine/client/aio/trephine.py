@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from trephine.client.aio.model import AsyncModel
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperation, AsyncOperations
 from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
+from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
@@ -55,6 +56,7 @@ class AsyncTrephine:
         self.models = AsyncModels(wire)
         self.circuits = AsyncCircuits(wire)
         self.dataset_circuits = AsyncDatasetCircuits(wire)
+        self.spurious_removals = AsyncSpuriousRemovals(wire)
         self.replacements = AsyncReplacements(wire)
         self.features = AsyncFeatureIndexes(wire)
         self.edits = AsyncEdits(wire)
@@ -168,6 +170,7 @@ class AsyncTrephine:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        gguf: Sequence[str] = (),
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -187,6 +190,7 @@ class AsyncTrephine:
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
             attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
                 or `inconclusive`.
+            gguf: GGUF files to write and measure as well: `q8_0`, `q4_0`. Grafts then use no biases.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -200,7 +204,7 @@ class AsyncTrephine:
         target = Path(folder)
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
-        chosen = export_id or export_id_for(target, stored, attack=attack)
+        chosen = export_id or export_id_for(target, stored, attack=attack, gguf=gguf)
         export = await self.exports.published(chosen, stored)
         if export is None:
             started = await self.exports.start(
@@ -212,6 +216,7 @@ class AsyncTrephine:
                 min_recovery=min_recovery,
                 keep_shapes=keep_shapes,
                 attack=attack,
+                gguf=gguf,
             )
             export = await started.result(on_progress=on_progress)
         await self.exports.download(export, target, on_bytes=on_bytes)

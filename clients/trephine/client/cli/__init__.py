@@ -21,9 +21,11 @@ from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
 from trephine.client.cli.discover_dataset import DISCOVER_DATASET_EXAMPLES, discover_dataset
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
 from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
+from trephine.client.cli.export_classifier import EXPORT_CLASSIFIER_EXAMPLES, export_classifier
 from trephine.client.cli.generate import GENERATE_EXAMPLES, generate
 from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.remove_spurious import REMOVE_SPURIOUS_EXAMPLES, remove_spurious
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
 from trephine.client.errors import (
     AdmissionFailedError,
@@ -59,7 +61,9 @@ for command, epilog in (
     (trace_attention, TRACE_EXAMPLES),
     (ablate, ABLATE_EXAMPLES),
     (generate, GENERATE_EXAMPLES),
+    (remove_spurious, REMOVE_SPURIOUS_EXAMPLES),
     (export, EXPORT_EXAMPLES),
+    (export_classifier, EXPORT_CLASSIFIER_EXAMPLES),
     (verify, VERIFY_EXAMPLES),
     (audit, AUDIT_EXAMPLES),
     (demo, DEMO_EXAMPLES),

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.help_text import examples
+from trephine.client.cli.invocation import invocation
+from trephine.client.spurious_requests import TextColumns, read_texts
+
+EXPORT_CLASSIFIER_EXAMPLES = examples(
+    "trephine export-classifier REMOVAL professions --export no-gender-1a2b --texts balanced.jsonl \\",
+    "    --label-column profession",
+)
+
+
+def export_classifier(
+    context: typer.Context,
+    removal: Annotated[str, typer.Argument(help="A report, as remove-spurious names it.")],
+    name: Annotated[str, typer.Argument(help="Folder to publish in the server's export root.")],
+    texts: Annotated[Path, typer.Option(help="Texts on which the reloaded folder is compared.")],
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the label.")] = "label",
+    export: Annotated[
+        str | None, typer.Option(help="Published export of the report's edit; unset: nothing was removed.")
+    ] = None,
+    detach: DetachOption = False,
+) -> None:
+    """Publish a report's head on an export of its edit as a stock sequence classifier.
+
+    The folder is reloaded by stock transformers in a clean process first, and must decide as was measured.
+    """
+    given = invocation(context)
+    read = read_texts(texts, TextColumns(text=text_column, label=label_column))
+    with given.connect() as trephine:
+        started = trephine.spurious_removals.start_export_classifier(
+            removal, name, [one.text for one in read], export=export
+        )
+        found = given.complete(trephine, started, "export the classifier", detach=detach)
+    if given.output.json:
+        given.output.document(found.to_json())
+        return
+    given.output.facts(
+        [
+            ("published", f"{found.name}, {found.architecture} of {' and '.join(found.labels)}"),
+            ("reloaded", f"{found.agreeing} of {found.checked_texts} decisions agree"),
+            ("logits", f"differ by at most {found.largest_difference:.2g}"),
+            ("files", ", ".join(sorted(found.files))),
+        ]
+    )

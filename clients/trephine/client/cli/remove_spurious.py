@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.evaluate import shown
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.help_text import examples
+from trephine.client.cli.invocation import Invocation, invocation
+from trephine.client.cli.output import Output
+from trephine.client.cli.sets import open_set, read_layers
+from trephine.client.downloads import write_file
+from trephine.client.errors import InvalidRequestError
+from trephine.client.spurious_requests import (
+    Decision,
+    TextColumns,
+    read_attribute_texts,
+    read_overrides,
+    read_texts,
+)
+from trephine.client.trephine import Trephine
+from trephine.client.types import (
+    EffectEstimator,
+    JudgedFeature,
+    LabelTokens,
+    Probe,
+    RewardModel,
+    SpuriousRemoval,
+    StockClassifier,
+)
+
+REMOVE_SPURIOUS_EXAMPLES = examples(
+    "trephine remove-spurious biographies.jsonl --label-column profession --attribute-texts others.jsonl \\",
+    "    --attribute-column gender --test balanced.jsonl --edit no-gender --page out/decisions.html",
+    "trephine remove-spurious reviews.csv --attribute-name gender --layer 12 --pooling mean",
+    "trephine remove-spurious reviews.csv --token 'good= great' --token 'bad= awful' \\",
+    "    --template '{text} It was' --no-refit --swaps swaps.csv",
+)
+_ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("unspecified", "exact"))
+
+
+def remove_spurious(
+    context: typer.Context,
+    texts: Annotated[Path, typer.Argument(help="Ambiguous texts: .jsonl, .csv, or a folder of them.")],
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column with the label; two labels.")] = "label",
+    attribute_column: Annotated[
+        str | None, typer.Option(help="Column with the spurious attribute, in every file that has one.")
+    ] = None,
+    twin_column: Annotated[
+        str | None, typer.Option(help="Column with the same text and label, the attribute edited.")
+    ] = None,
+    environment_column: Annotated[str | None, typer.Option(help="Column with where a text is from.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Texts that choose how many go.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Texts for the report alone; best balanced.")] = None,
+    attribute_texts: Annotated[
+        Path | None, typer.Option(help="Examples of the attribute, of whatever label.")
+    ] = None,
+    attribute_name: Annotated[str, typer.Option(help="gender: edits by a built-in lexicon.")] = "",
+    swaps: Annotated[Path | None, typer.Option(help="Lexicon: .csv or .jsonl with first and second.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="A probe of this layer's stream; unset: the stock form.")
+    ] = None,
+    pooling: Annotated[str, typer.Option(help="last or mean.")] = "last",
+    token: Annotated[
+        list[str] | None, typer.Option(help="LABEL=TOKEN: the model itself decides. Once per label.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt of label tokens, with {text}.")] = "{text}",
+    classifier: Annotated[str | None, typer.Option(help="A stock classifier of this model.")] = None,
+    reward: Annotated[str | None, typer.Option(help="The same with one output, a reward.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    replacements: Annotated[
+        str | None, typer.Option("--replacements", "-r", metavar="SET", help="Set or folder; unset: neurons.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers whose features may go, as in 0,5,10-12.")] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help=f"{', '.join(_ESTIMATORS)}; unset: the first.")
+    ] = None,
+    candidates: Annotated[int | None, typer.Option(help="Features to judge; unset 2048.")] = None,
+    counts: Annotated[str | None, typer.Option(help="Numbers to remove, as in 10,100,500.")] = None,
+    fit_texts: Annotated[
+        int | None, typer.Option(help="Texts that heads are trained on; unset 1024.")
+    ] = None,
+    effect_texts: Annotated[
+        int | None, typer.Option(help="Texts that effects are measured on; unset 256.")
+    ] = None,
+    refit: Annotated[bool, typer.Option(help="Train the head again after the removal.")] = True,
+    overrides: Annotated[
+        Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
+    ] = None,
+    edit: Annotated[str | None, typer.Option(help="Store an edit under this name.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every draw; unset 0.")] = None,
+    top: Annotated[int, typer.Option(help="Features to print.")] = 15,
+    page: Annotated[Path | None, typer.Option(help="Write the decision list into this .html file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
+    predict: Annotated[bool, typer.Option("--predict", help="Check, and say what it would take.")] = False,
+    detach: DetachOption = False,
+) -> None:
+    """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
+
+    Nobody judges by hand: features are told apart by examples of the attribute, by edits of it, by groups,
+    environments or clusters. What cannot be told apart is undecided and stays. Status 4: nothing was removed.
+    """
+    given = invocation(context)
+    columns = TextColumns(
+        text=text_column,
+        label=label_column,
+        attribute=attribute_column,
+        twin=twin_column,
+        environment=environment_column,
+    )
+    plain = TextColumns(text=text_column, label=label_column, attribute=None, twin=twin_column)
+    known = columns if attribute_texts is None else plain
+    balanced = TextColumns(text=text_column, label=label_column, attribute=attribute_column)
+    options: dict[str, Any] = {
+        "validation": () if validation is None else read_texts(validation, columns),
+        "test": () if test is None else read_texts(test, balanced),
+        "attribute_texts": _attributes(attribute_texts, text_column, attribute_column),
+        "attribute_name": attribute_name,
+        "swaps": _swaps(swaps),
+        "decision": _decision(layer, pooling, token or (), template, classifier, reward),
+        "layers": read_layers(layers),
+        "estimator": _estimator(estimator),
+        "candidates": candidates,
+        "counts": _counts(counts),
+        "fit_texts": fit_texts,
+        "effect_texts": effect_texts,
+        "refit": refit,
+        "overrides": () if overrides is None else read_overrides(overrides),
+        "edit_id": edit,
+        "seed": seed,
+    }
+    training = read_texts(texts, known)
+    with given.connect() as trephine:
+        loaded = given.load(trephine, model)
+        if replacements is not None and replacements != "neurons":
+            options["replacement"] = open_set(given, trephine, loaded, replacements).set_id
+        if predict:
+            _show_prediction(given.output, loaded.predict_remove_spurious(training, **options))
+            return
+        started = loaded.start_remove_spurious(training, **options)
+        found = given.complete(trephine, started, "remove spurious features", detach=detach)
+        if page is not None:
+            _write_page(given, trephine, found, page)
+    show_removal(given.output, found, top)
+    if out is not None:
+        given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
+    if not found.chosen:
+        raise typer.Exit(ExitCode.INCONCLUSIVE)
+
+
+def _write_page(given: Invocation, trephine: Trephine, found: SpuriousRemoval, page: Path) -> None:
+    artifact = trephine.spurious_removals.page(found)
+    given.output.note(f"wrote {write_file(page, trephine.artifacts.read(artifact))}")
+
+
+def _attributes(path: Path | None, text: str, attribute: str | None) -> tuple[Any, ...]:
+    if path is None:
+        return ()
+    if attribute is None:
+        raise InvalidRequestError(
+            "--attribute-texts needs --attribute-column, the column with the attribute", field="attribute"
+        )
+    return read_attribute_texts(path, text=text, attribute=attribute)
+
+
+def _swaps(path: Path | None) -> tuple[tuple[str, str], ...]:
+    if path is None:
+        return ()
+    named = read_attribute_texts(path, text="first", attribute="second")
+    return tuple((one.text, one.attribute) for one in named)
+
+
+def _decision(
+    layer: int | None,
+    pooling: str,
+    tokens: list[str] | tuple[str, ...],
+    template: str,
+    classifier: str | None,
+    reward: str | None,
+) -> Decision:
+    if sum(map(bool, (tokens, classifier, reward, layer is not None))) > 1:
+        raise InvalidRequestError(
+            "one of --layer, --token, --classifier and --reward decides; leave the others out",
+            field="decision",
+        )
+    if pooling not in ("last", "mean"):
+        raise InvalidRequestError(f"--pooling must be last or mean, got {pooling!r}", field="pooling")
+    if classifier:
+        return StockClassifier(source=classifier)
+    if reward:
+        return RewardModel(source=reward)
+    if not tokens:
+        return Probe(layer=layer, pooling=pooling)
+    pairs = [one.partition("=") for one in tokens]
+    if any(not label or not token for label, _, token in pairs):
+        raise InvalidRequestError("--token is written as LABEL=TOKEN, mind the leading space", field="token")
+    return LabelTokens(tokens={label: token for label, _, token in pairs}, template=template)
+
+
+def _estimator(value: str | None) -> str | None:
+    if value is None:
+        return None
+    name = value.replace("-", "_")
+    if name not in _ESTIMATORS:
+        raise InvalidRequestError(
+            f"--estimator must be one of {', '.join(_ESTIMATORS)}, got {value!r}", field="estimator"
+        )
+    return name
+
+
+def _counts(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InvalidRequestError(f"{text!r} are no counts; write them as in 10,100,500", field="counts")
+    return tuple(map(int, parts))
+
+
+def _show_prediction(output: Output, found: SpuriousRemoval) -> None:
+    if output.json:
+        output.document(found.to_json())
+        return
+    training, validation, test = found.texts
+    output.facts(
+        [
+            ("texts", f"{training} ambiguous, {validation} for validation, {test} to test on"),
+            ("decides", " or ".join(found.labels)),
+            ("would take", f"{found.seconds:,.0f} s"),
+            ("memory", f"{found.peak_extra_bytes / 1e6:,.0f} MB"),
+        ]
+    )
+
+
+def show_removal(output: Output, found: SpuriousRemoval, top: int) -> None:
+    """Print what came of it, the strongest decisions, and what a reader must know."""
+    if output.json:
+        output.document(found.to_json())
+        return
+    output.facts([("why", found.why), ("pairing", found.pairing), ("judged by", _judges(found))])
+    output.line()
+    names = list(dict.fromkeys(figure.name for arm in found.arms for figure in arm.figures))
+    rows = []
+    for name in names:
+        figures = [arm.figure(name) for arm in found.arms]
+        rows.append((name, *("" if one is None else shown(one) for one in figures)))
+    output.table(("", *(arm.arm.value.upper() for arm in found.arms)), rows)
+    output.line()
+    header = ("FEATURE", "DECISION", "SHARE", "EFFECT", "ALONE", "FIRES ON")
+    output.table(header, [_row(one) for one in found.features[:top]])
+    output.line()
+    output.facts(_facts(found))
+
+
+def _judges(found: SpuriousRemoval) -> str:
+    return ", ".join(one.value.replace("_", " ") for one in found.judges) or "nobody: too few texts"
+
+
+def _row(one: JudgedFeature) -> tuple[str, ...]:
+    tokens = " ".join(dict.fromkeys(firing.token.strip() for firing in one.firings))
+    return (
+        str(one.feature),
+        one.standing.value + (", removed" if one.removed else "") + (", by you" if one.override else ""),
+        f"{one.score:.2f}",
+        f"{one.effect:+.3f}",
+        "" if one.exact is None else f"{one.exact:+.3f}",
+        tokens,
+    )
+
+
+def _facts(found: SpuriousRemoval) -> list[tuple[str, str]]:
+    scores = [f"SCR {found.scr:.3f}" if found.scr is not None else ""]
+    scores.append(f"TPP {found.tpp:.3f}" if found.tpp is not None else "")
+    return [
+        ("removed", f"{found.chosen} of {found.considered} features of {found.replacement}"),
+        ("chosen by", found.criterion),
+        *([("SAEBench", ", ".join(filter(None, scores)))] if any(scores) else []),
+        ("edit", found.edit or "none was made; --edit NAME makes one"),
+        ("model", f"{found.version.model}, weights {found.version.weight_hash}"),
+        ("stored as", f"{found.name}, {found.seconds:.1f} s, seed {found.seed}"),
+        *(("caveat", caveat) for caveat in found.caveats),
+    ]

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trephine.client.decoding import WireValue
+from trephine.client.types.common import FeatureRef, Figure, Version
+from trephine.client.types.dataset_circuits import EffectEstimator
+
+
+class TextPooling(StrEnum):
+    """How a text's activations become one vector."""
+
+    UNSPECIFIED = "unspecified"
+    LAST = "last"
+    MEAN = "mean"
+
+
+class FeatureStanding(StrEnum):
+    """What a feature is to a decision. Nothing undecided is removed."""
+
+    UNSPECIFIED = "unspecified"
+    SPURIOUS = "spurious"
+    TASK = "task"
+    UNDECIDED = "undecided"
+
+
+class FeatureJudge(StrEnum):
+    """What a decision on a feature rests on."""
+
+    UNSPECIFIED = "unspecified"
+    ATTRIBUTE_EXAMPLES = "attribute_examples"
+    COUNTERFACTUALS = "counterfactuals"
+    GROUPS = "groups"
+    ENVIRONMENTS = "environments"
+    CLUSTERS = "clusters"
+
+
+class RemovalArm(StrEnum):
+    """What was measured."""
+
+    UNSPECIFIED = "unspecified"
+    ORIGINAL = "original"
+    REMOVED = "removed"
+    REFITTED = "refitted"
+    RANDOM = "random"
+    RANDOM_REFITTED = "random_refitted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledText:
+    """A text of the task."""
+
+    text: str
+    label: str
+    attribute: str | None = None
+    """The spurious attribute, where it is known."""
+    twin: str | None = None
+    """The same text with the other attribute and the same label."""
+    environment: str | None = None
+    """Where it comes from: the task holds in every environment, a shortcut need not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeText:
+    """An example of the spurious attribute, of whatever label, or none."""
+
+    text: str
+    attribute: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A logistic regression that the server trains on the ambiguous set."""
+
+    layer: int | None = None
+    """None: the final norm's output, the stock form, which can be exported."""
+    pooling: TextPooling | str = TextPooling.LAST
+    penalty: float | None = None
+    """L2 on the weights of standardised inputs; None: 0.01."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTokens:
+    """The language model itself: which label's token comes next."""
+
+    tokens: dict[str, str]
+    """Label to one token (mind the leading space), or `#id`."""
+    template: str = "{text}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockClassifier:
+    """The head of a stock sequence classifier on the loaded model."""
+
+    source: str
+    """A model of the server, by name or folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardModel:
+    """The same with one output, a reward."""
+
+    source: str
+    threshold: float | None = None
+    """Above it is the second label; None: the most accurate one on the ambiguous set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureOverride:
+    """A person's word on a feature."""
+
+    feature: FeatureRef
+    remove: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeEvidence(WireValue):
+    """One judge on one feature; effects are logits of the decision."""
+
+    judge: FeatureJudge
+    share: float
+    attribute_effect: float
+    label_effect: float
+    p_value: float
+    standing: FeatureStanding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureFiring(WireValue):
+    """A place where a feature is most active."""
+
+    text: str
+    token: str
+    activation: float
+    label: str
+    attribute: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedFeature(WireValue):
+    """A feature with its decision and the evidence for it."""
+
+    feature: FeatureRef
+    standing: FeatureStanding
+    score: float
+    """Largest share of the attribute over the judges."""
+    why: str
+    effect: float
+    """How far it tells the labels apart in the ambiguous set, logits, estimated."""
+    exact: float | None
+    attribute_probe: float | None
+    evidence: tuple[JudgeEvidence, ...]
+    firings: tuple[FeatureFiring, ...]
+    override: str
+    """A person's reason; empty: none."""
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalChoice(WireValue):
+    """The head on the validation split with so many features removed."""
+
+    count: int
+    criterion: float
+    ambiguous_accuracy: float
+    leak: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalArmResult(WireValue):
+    """One arm's figures."""
+
+    arm: RemovalArm
+    figures: tuple[Figure, ...]
+
+    def figure(self, name: str) -> Figure | None:
+        """A figure by name, if it was measured: `worst_group`, `label_accuracy`."""
+        return next((one for one in self.figures if one.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpuriousRemoval(WireValue):
+    """What decides, what was judged, what was removed, and what came of it."""
+
+    name: str
+    edit: str
+    """Resource name with version; empty: none was made."""
+    labels: tuple[str, ...]
+    attributes: tuple[str, ...]
+    pairing: str
+    replacement: str
+    estimator: EffectEstimator
+    judges: tuple[FeatureJudge, ...]
+    considered: int
+    features: tuple[JudgedFeature, ...]
+    """Removed ones first, then spurious, undecided, task."""
+    choices: tuple[RemovalChoice, ...]
+    criterion: str
+    chosen: int
+    why: str
+    arms: tuple[RemovalArmResult, ...]
+    scr: float | None
+    tpp: float | None
+    texts: tuple[int, ...]
+    """Training, held out, test."""
+    caveats: tuple[str, ...]
+    seconds: float
+    peak_extra_bytes: int
+    """Only of a prediction."""
+    version: Version
+    seed: int
+    create_time: str
+
+    def arm(self, arm: RemovalArm | str) -> RemovalArmResult | None:
+        """An arm, if it was run."""
+        return next((one for one in self.arms if one.arm == arm), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierExport(WireValue):
+    """A published stock sequence classifier."""
+
+    name: str
+    removal: str
+    export: str
+    architecture: str
+    labels: tuple[str, ...]
+    files: dict[str, str]
+    checked_texts: int
+    largest_difference: float
+    agreeing: int

@@ -1,0 +1,170 @@
+"""Heads of reports published on exports of their edits, in stock form."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trephine.app.edits import Edits
+from trephine.app.exports import Exports
+from trephine.app.models import Models
+from trephine.app.names import id_in, require_new_id, resource
+from trephine.app.records import RecordFolder
+from trephine.app.requests import ExportClassifierRequest
+from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
+from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier
+from trephine.domain.commands import Progress
+from trephine.domain.errors import (
+    ExportTargetExistsError,
+    InvalidRequestError,
+    ParentChangedError,
+    ResourceNotFoundError,
+)
+from trephine.domain.interventions import FeatureTarget
+
+COLLECTION = "classifiers"
+_TEMPORARY = ".trephine-classifier-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredClassifier:
+    """A published classifier and the operation that published it."""
+
+    operation_id: str
+    classifier: ClassifierExport
+
+
+class Classifiers:
+    """Published classifiers, beside the exports in the export root."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        export_root: Path,
+        models: Models,
+        edits: Edits,
+        exports: Exports,
+        removals: SpuriousRemovals,
+    ) -> None:
+        self._records = RecordFolder(folder, StoredClassifier)
+        self._root = export_root.expanduser().resolve()
+        self._models, self._edits, self._exports, self._removals = models, edits, exports, removals
+
+    async def check(self, request: ExportClassifierRequest, *, operation_id: str) -> None:
+        """Refuse at once what cannot be published.
+
+        Raises:
+            ExportTargetExistsError: If the name is taken.
+            ResourceNotFoundError: If there is no such report or export.
+            ParentChangedError: If the export is not one of the report's edit.
+        """
+        require_new_id(request.classifier_id, field="classifier_id")
+        if self._published_by(request.classifier_id, operation_id) is None:
+            self._require_free(request.classifier_id)
+            await self._command(request, self._root)
+
+    async def run(
+        self, request: ExportClassifierRequest, on_progress: Callable[[Progress], None], *, operation_id: str
+    ) -> ClassifierExport:
+        """Write, reload, compare and publish by one rename.
+
+        Raises:
+            HeadNotStockError: If the head has no stock form.
+            GateMissedError: If the reloaded folder decides otherwise.
+            TrephineError: As `check` does.
+        """
+
+        async def forward(progress: Progress) -> None:
+            on_progress(progress)
+
+        done = self._published_by(request.classifier_id, operation_id)
+        if done is not None:
+            return done
+        self._require_free(request.classifier_id)
+        staging = self._root / f"{_TEMPORARY}{operation_id}"
+        await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+        try:
+            stored, command = await self._command(request, staging)
+            made = await self._models.engine(stored.found.model).run(command, on_event=forward)
+            self._require_free(request.classifier_id)
+            self._records.write(
+                request.classifier_id, StoredClassifier(operation_id=operation_id, classifier=made)
+            )
+            os.rename(staging, self._root / request.classifier_id)
+            return made
+        finally:
+            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
+
+    async def get(self, name: str) -> ClassifierExport:
+        """Return a published classifier.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        identifier = id_in(COLLECTION, name)
+        stored = await asyncio.to_thread(self._records.read, identifier)
+        if stored is None or not (self._root / identifier).is_dir():
+            raise ResourceNotFoundError(
+                f"there is no classifier {identifier}", name=resource(COLLECTION, identifier)
+            )
+        return stored.classifier
+
+    async def _command(
+        self, request: ExportClassifierRequest, target: Path
+    ) -> tuple[StoredRemoval, ExportClassifier]:
+        stored = await self._removals.get(request.removal)
+        parent = await self._parent(stored, request.export)
+        removed = tuple(
+            one.target.feature for one in stored.found.interventions if isinstance(one.target, FeatureTarget)
+        )
+        command = ExportClassifier(
+            name=request.classifier_id,
+            removal=stored.name,
+            export=resource("exports", request.export) if request.export else "",
+            parent=parent,
+            folder=str(target),
+            head=stored.found.head,
+            removed=removed,
+            texts=request.texts,
+        )
+        return stored, command
+
+    async def _parent(self, stored: StoredRemoval, export: str | None) -> str:
+        """Return the folder whose weights are taken; empty: the model's own."""
+        if export is None:
+            if stored.found.interventions:
+                raise InvalidRequestError(
+                    f"{stored.name} removed {stored.found.chosen} features: export its edit first, and name "
+                    "that export",
+                    field="export",
+                )
+            return ""
+        if not stored.edit:
+            raise InvalidRequestError(f"{stored.name} made no edit that could be exported", field="export")
+        found = await self._exports.get(export)
+        edit = await self._edits.get(stored.edit)
+        if found.certificate.edit_hash != edit.content_hash:
+            raise ParentChangedError(
+                f"the export {found.name} is not one of the edit {stored.edit}; export that one",
+                export_edit=found.certificate.edit_hash,
+                removal_edit=edit.content_hash,
+            )
+        return found.folder
+
+    def _published_by(self, identifier: str, operation_id: str) -> ClassifierExport | None:
+        stored = self._records.read(identifier)
+        if stored is None or stored.operation_id != operation_id or not (self._root / identifier).is_dir():
+            return None
+        return stored.classifier
+
+    def _require_free(self, identifier: str) -> None:
+        if os.path.lexists(self._root / identifier):
+            raise ExportTargetExistsError(
+                f"{identifier} exists in the export root, nothing is overwritten; choose another name",
+                field="classifier_id",
+            )

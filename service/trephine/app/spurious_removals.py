@@ -1,0 +1,221 @@
+"""Spurious features removed from decisions: reports, the edits made of them, and their decision lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trephine.app.artifacts import ArtifactStore
+from trephine.app.clock import Clock, SystemClock, timestamp
+from trephine.app.costs import Cost, forward_bytes, predict, tokens_of
+from trephine.app.edits import Edits
+from trephine.app.feature_sets import FeatureSets
+from trephine.app.models import Models
+from trephine.app.names import id_in, require_new_id, resource
+from trephine.app.records import RecordFolder
+from trephine.app.requests import RemoveSpuriousRequest
+from trephine.domain.artifacts import ArtifactInfo
+from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.errors import AlreadyExistsError, LayerOutOfRangeError, ResourceNotFoundError
+from trephine.domain.models import ModelInfo
+from trephine.domain.spurious_heads import ClassifierHead, ProbeHead, RewardHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
+from trephine.pages.spurious_page import spurious_html
+
+COLLECTION = "spuriousRemovals"
+_CONTROL_TEXTS = 512
+_SWEEP = 3
+"""A sweep costs about so many forward passes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRemoval:
+    """A report with its resource name, `spuriousRemovals/ID`."""
+
+    name: str
+    create_time: str
+    edit: str
+    """The edit with its version, `no-gender@1`; empty: none was made."""
+    found: SpuriousRemoval
+
+
+class SpuriousRemovals:
+    """Reports. Names may be `spuriousRemovals/ID` or `ID`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        models: Models,
+        edits: Edits,
+        sets: FeatureSets,
+        artifacts: ArtifactStore,
+        clock: Clock | None = None,
+    ) -> None:
+        self._records = RecordFolder(folder, StoredRemoval)
+        self._models, self._edits, self._sets = models, edits, sets
+        self._artifacts = artifacts
+        self._clock = clock or SystemClock()
+
+    async def check(
+        self, request: RemoveSpuriousRequest, *, operation_id: str = ""
+    ) -> tuple[RemoveSpuriousFeatures, ModelInfo]:
+        """Refuse at once what cannot be done; return the command and the model.
+
+        Raises:
+            AlreadyExistsError: If the edit's id is taken.
+            ReplacementNotFoundError: If the set is not loaded.
+            LayerOutOfRangeError: If the model or the set does not have a layer.
+            FeatureOutOfRangeError: If an override names a feature that there is not.
+            ModelNotFoundError, PathDeniedError: If there is no such folder with a head.
+        """
+        info, command = await self._models.info(request.model), request.command
+        found = await self._sets.get(info.name, command.replacement)
+        for index, layer in enumerate(command.layers or ()):
+            if layer not in found.sizes:
+                raise LayerOutOfRangeError(
+                    f"{command.replacement} does not cover layer {layer} of {info.name}",
+                    field=f"layers[{index}]",
+                )
+        for index, override in enumerate(command.overrides):
+            named = await self._sets.get(info.name, override.feature.replacement)
+            named.require(override.feature, field=f"overrides[{index}].feature")
+        if request.edit_id:
+            await self._require_free(request.edit_id, operation_id)
+        return self._resolved(command), info
+
+    async def predict(self, request: RemoveSpuriousRequest) -> tuple[RemoveSpuriousFeatures, ModelInfo, Cost]:
+        """Check a request and predict its cost.
+
+        Raises:
+            OverBudgetError: If it would be refused.
+            TrephineError: As `check` does.
+        """
+        command, info = await self.check(request)
+        return command, info, await self._models.predict_command(info.name, command)
+
+    async def run(
+        self, request: RemoveSpuriousRequest, on_progress: Callable[[Progress], None], *, removal_id: str
+    ) -> StoredRemoval:
+        """Judge, remove, measure, and store report and edit; what is stored already is not done again.
+
+        Raises:
+            TrephineError: Whatever the work raised.
+        """
+
+        async def forward(progress: Progress) -> None:
+            on_progress(progress)
+
+        known = await asyncio.to_thread(self._records.read, removal_id)
+        if known is not None:
+            return known
+        command, info = await self.check(request, operation_id=removal_id)
+        found = await self._models.engine(info.name).run(command, on_event=forward)
+        name = resource(COLLECTION, removal_id)
+        stored = StoredRemoval(
+            name=name,
+            create_time=timestamp(self._clock.now()),
+            edit=await self._make_edit(request, found, name, removal_id),
+            found=found,
+        )
+        await asyncio.to_thread(self._records.write, removal_id, stored)
+        return stored
+
+    async def get(self, name: str) -> StoredRemoval:
+        """Return a report.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        removal_id = id_in(COLLECTION, name)
+        stored = await asyncio.to_thread(self._records.read, removal_id)
+        if stored is None:
+            raise ResourceNotFoundError(
+                f"there is no removal {removal_id}", name=resource(COLLECTION, removal_id)
+            )
+        return stored
+
+    async def list(self) -> tuple[StoredRemoval, ...]:
+        """Return every report, newest first."""
+        stored = (await asyncio.to_thread(self._records.all)).values()
+        return tuple(sorted(stored, key=lambda one: (one.create_time, one.name), reverse=True))
+
+    async def render(self, name: str) -> ArtifactInfo:
+        """Store a report's decision list as one self-contained page.
+
+        Raises:
+            ResourceNotFoundError: If there is none of that name.
+        """
+        stored = await self.get(name)
+        page = await asyncio.to_thread(
+            spurious_html, stored.found, name=stored.name, edit=stored.edit, create_time=stored.create_time
+        )
+        return await self._artifacts.put(page.encode(), media_type="text/html; charset=utf-8")
+
+    async def _make_edit(
+        self, request: RemoveSpuriousRequest, found: SpuriousRemoval, name: str, removal_id: str
+    ) -> str:
+        """Store the edit; a second run of the operation finds the first one's by its request id."""
+        if not request.edit_id or not found.interventions:
+            return ""
+        edit = await self._edits.create(
+            request.edit_id,
+            request.model,
+            found.interventions,
+            f"spurious features of the decision between {' and '.join(found.labels)}: {found.why}",
+            request.author,
+            (name,),
+            removal_id,
+        )
+        return edit.reference
+
+    async def _require_free(self, edit_id: str, operation_id: str) -> None:
+        require_new_id(edit_id, field="edit_id")
+        try:
+            edit = await self._edits.get(edit_id)
+        except ResourceNotFoundError:
+            return
+        if not operation_id or resource(COLLECTION, operation_id) not in edit.evidence:
+            raise AlreadyExistsError(
+                f"there is an edit {edit_id}; choose another name, or delete it", name=f"edits/{edit_id}"
+            )
+
+    def _resolved(self, command: RemoveSpuriousFeatures) -> RemoveSpuriousFeatures:
+        decision = command.decision
+        if not isinstance(decision, ClassifierHead | RewardHead):
+            return command
+        folder = self._models.resolve(decision.folder).folder
+        return replace(command, decision=replace(decision, folder=folder))
+
+
+@predict.register
+def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
+    """Count passes over the texts: effects with their sweeps, every count on validation, every arm."""
+    budget, splits = command.budget, command.splits
+    tokens = {name: [tokens_of(one.text) for one in split] for name, split in splits.items()}
+    every = [n for lengths in tokens.values() for n in lengths]
+    every += [tokens_of(one.text) for one in command.attribute_texts]
+    mean, longest = sum(every) / len(every), min(max(every), info.context_length)
+    fitted = min(budget.fit_texts, len(command.training))
+    sample = min(budget.effect_texts, len(command.training))
+    twins = sample if command.attribute_name or command.swaps or any(x.twin for x in command.training) else 0
+    examples = min(budget.effect_texts, len(command.attribute_texts))
+    sweep = _SWEEP * command.steps if command.estimator is Estimator.INTEGRATED_GRADIENTS else _SWEEP
+    effects = (sample + twins + 2 * examples) * (1 + sweep) + budget.exact * 16
+    held_out = min(len(command.validation) or len(command.training) // 5, budget.effect_texts)
+    refit = fitted if command.refit else 0
+    choosing = (len(budget.counts) + 2) * (refit + held_out + examples + (held_out if twins else 0))
+    test = len(command.test)
+    arms = 2 * (test + 2 * held_out) + budget.random_sets * (min(test, _CONTROL_TEXTS) + 2 * held_out + refit)
+    depth = 1.0
+    if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
+        depth = (command.decision.layer + 1) / info.n_layers
+    layers = len(command.layers) if command.layers else info.n_layers
+    matrix = 4 * layers * info.d_mlp * max(sample, 1)
+    return Cost(
+        tokens=int(mean * (effects + depth * (fitted + choosing + arms))),
+        memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
+    )

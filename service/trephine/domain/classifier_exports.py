@@ -1,0 +1,62 @@
+"""Publishing a decision's head on an exported model as a stock `*ForSequenceClassification` folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from trephine.domain.commands import Command, Progress
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import HeadWeights
+
+MAX_CHECKED = 64
+"""Texts on which the reloaded folder is compared."""
+FEWEST_AGREEING = 0.95
+"""Share of the decisions that must be those of the measured model, or nothing is published."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierExport:
+    """A published classifier."""
+
+    name: str
+    removal: str
+    """Resource name of the report whose head it has."""
+    export: str
+    """Resource name of the export whose weights it has; empty: the model's own."""
+    architecture: str
+    labels: tuple[str, ...]
+    files: dict[str, str]
+    """Path to sha256."""
+    checked_texts: int
+    largest_difference: float
+    """Of a logit, on those texts, reloaded by stock transformers in a clean process."""
+    agreeing: int
+    """Decisions that agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportClassifier(Command[ClassifierExport, Progress]):
+    """Put a head on a folder's weights, reload it with stock transformers, and compare."""
+
+    interactive: ClassVar[bool] = False
+
+    name: str
+    removal: str
+    export: str
+    parent: str
+    """Folder whose weights are taken; empty: the hosted model's own."""
+    folder: str
+    """Written; must not exist."""
+    head: HeadWeights
+    removed: tuple[FeatureRef, ...]
+    """Features that the parent's weights lack; the runtime lacks them too when it is compared."""
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise InvalidRequestError(
+                "at least one text is needed: what was not reloaded and compared is not published",
+                field="texts",
+            )

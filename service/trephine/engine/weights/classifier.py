@@ -1,0 +1,196 @@
+"""ExportClassifier: the exported shards as they are, one more with the head, and a reload that proves it.
+
+Stock sequence classifiers take the last token that is no padding, behind the final norm, and their `score`
+has no bias: a head that reads anything else has no stock form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from trephine.domain.classifier_exports import (
+    FEWEST_AGREEING,
+    MAX_CHECKED,
+    ClassifierExport,
+    ExportClassifier,
+)
+from trephine.domain.commands import Progress
+from trephine.domain.errors import GateMissedError, HeadNotStockError
+from trephine.domain.spurious_heads import HeadWeights, Pooling
+from trephine.engine import manifest
+from trephine.engine.clean_process import run_clean
+from trephine.engine.hosted import HostedModel
+from trephine.engine.session import Handler, Session
+from trephine.engine.shards import INDEX_NAME, SINGLE_NAME, read_entries
+from trephine.engine.spurious.heads import SCORE, STOCK
+from trephine.engine.spurious.pooling import pool_texts
+from trephine.engine.staging import copy_file, full_disk_refused, sync_tree
+
+SCRIPT = Path(__file__).with_name("classifier_check.py")
+CLASSIFIER_NAME = "classifier.json"
+_HEAD_FILE = "score.safetensors"
+_BODY_FILE = "body.safetensors"
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
+
+
+def export_classifier(
+    session: Session, command: ExportClassifier
+) -> Generator[Progress | None, None, ClassifierExport]:
+    """Write, reload and compare; one file or forward pass a quantum.
+
+    Raises:
+        HeadNotStockError: If the head or the model has no stock form.
+        GateMissedError: If stock transformers cannot load the folder, or it decides otherwise.
+        DiskFullError: If there is no room.
+    """
+    hosted = session.require_model()
+    architecture = stock_architecture(hosted, command.head)
+    source = Path(command.parent) if command.parent else hosted.folder
+    target, score = Path(command.folder), head_tensor(command.head)
+    with full_disk_refused():
+        target.mkdir(parents=True)
+    yield from _copy(source, target)
+    with full_disk_refused():
+        _write_head(hosted, source, target, command.head, score, architecture)
+    difference, agreeing, checked = yield from _compare(hosted, command, target, score)
+    if agreeing < FEWEST_AGREEING * checked:
+        raise GateMissedError(
+            f"the reloaded classifier agrees with the measured decision on {agreeing} of {checked} texts, "
+            f"and must on {FEWEST_AGREEING:.0%}; the export's weights are not those that were measured"
+        )
+    with full_disk_refused():
+        told: dict[str, Any] = {"removal": command.removal, "export": command.export}
+        told["parent"] = hosted.info.weight_hash
+        told |= {"checked_texts": checked, "largest_difference": difference, "agreeing": agreeing}
+        (target / CLASSIFIER_NAME).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    files = yield from manifest.describe_files(target)
+    yield from sync_tree(target)
+    return ClassifierExport(
+        name=command.name,
+        removal=command.removal,
+        export=command.export,
+        architecture=architecture,
+        labels=command.head.labels,
+        files={file.path: file.sha256 for file in files},
+        checked_texts=checked,
+        largest_difference=difference,
+        agreeing=agreeing,
+    )
+
+
+def stock_architecture(hosted: HostedModel, head: HeadWeights) -> str:
+    """Return the class that loads the folder.
+
+    Raises:
+        HeadNotStockError: Saying what is not stock about the head, or that the model has no such class.
+    """
+    if head.layer is not None or head.pooling is not Pooling.LAST or any(head.bias):
+        where = "the final norm's output" if head.layer is None else f"layer {head.layer}"
+        raise HeadNotStockError(
+            f"the head reads {where}, pooled by {head.pooling.value}"
+            f"{', with a bias' if any(head.bias) else ''}; a stock classifier reads the final norm's output "
+            "at the last token without one. Train a probe with no layer and `last` pooling",
+            field="decision",
+        )
+    found = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(hosted.model.config), None)
+    if found is None:
+        raise HeadNotStockError(
+            f"stock transformers have no sequence classifier for {hosted.info.architecture}"
+        )
+    return str(found.__name__)
+
+
+def head_tensor(head: HeadWeights) -> Tensor:
+    """Return a head's weight, float32 `(n_labels, d_model)`."""
+    flat = torch.frombuffer(bytearray(head.weight.data), dtype=torch.float32)
+    return flat.reshape(head.weight.shape)
+
+
+def _copy(source: Path, target: Path) -> Generator[Progress | None, None, None]:
+    """Copy weights and tokenizer; a single file is renamed, since nothing beside it would be loaded."""
+    shards = sorted({entry.file for entry in read_entries(source).values()})
+    others = [
+        path.name
+        for path in sorted(source.iterdir())
+        if path.is_file() and path.name.startswith(_TOKENIZER) and path.suffix != ".safetensors"
+    ]
+    total = len(shards) + len(others)
+    for done, name in enumerate([*shards, *others]):
+        yield Progress(stage="copy", done=done, total=total, detail=name)
+        yield from copy_file(source / name, target / (_BODY_FILE if name == SINGLE_NAME else name))
+
+
+def _write_head(
+    hosted: HostedModel, source: Path, target: Path, head: HeadWeights, score: Tensor, architecture: str
+) -> None:
+    entries = read_entries(source)
+    where = {name: _BODY_FILE if entry.file == SINGLE_NAME else entry.file for name, entry in entries.items()}
+    size = sum(entry.end - entry.start for entry in entries.values()) + 4 * score.numel()
+    index = {"metadata": {"total_size": size}, "weight_map": {**where, SCORE: _HEAD_FILE}}
+    save_file({SCORE: score.contiguous()}, target / _HEAD_FILE, metadata={"format": "pt"})
+    (target / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "architectures": [architecture],
+        "id2label": {str(number): label for number, label in enumerate(head.labels)},
+        "label2id": {label: number for number, label in enumerate(head.labels)},
+        "problem_type": "single_label_classification",
+    }
+    if config.get("pad_token_id") is None:  # else a batch of unequal texts cannot be pooled
+        config["pad_token_id"] = _padding(hosted)
+    (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _padding(hosted: HostedModel) -> int:
+    pad = hosted.tokenizer.pad_token_id
+    if pad is not None:
+        return int(pad)
+    return next(iter(hosted.info.eos_token_ids), 0)
+
+
+def _compare(
+    hosted: HostedModel, command: ExportClassifier, target: Path, score: Tensor
+) -> Generator[Progress | None, None, tuple[float, int, int]]:
+    """Return the largest difference of a logit, decisions that agree, and texts."""
+    texts = [tuple(hosted.encode(text)) for text in command.texts[:MAX_CHECKED]]
+    expected = yield from _expected(hosted, command, texts, score)
+    with TemporaryDirectory(prefix="trephine-classifier-") as folder:
+        work = Path(folder)
+        request: dict[str, Any] = {"folder": str(target), "texts": [list(ids) for ids in texts]}
+        request |= {"dtype": hosted.info.dtype, "threads": torch.get_num_threads()}
+        path = work / "request.json"
+        path.write_text(json.dumps(request), encoding="utf-8")
+        found = yield from run_clean(
+            ["-I", str(SCRIPT), str(path)],
+            work,
+            "the check of a classifier",
+            "stock transformers could not load or run the classifier in a clean process",
+        )
+    logits = torch.tensor(found["logits"])
+    agreeing = int((logits.argmax(1) == expected.argmax(1)).sum())
+    return float((logits - expected).abs().max()), agreeing, len(texts)
+
+
+def _expected(
+    hosted: HostedModel, command: ExportClassifier, texts: Sequence[tuple[int, ...]], score: Tensor
+) -> Generator[Progress | None, None, Tensor]:
+    work = pool_texts(hosted, STOCK, texts, command.removed)
+    while True:
+        try:
+            done = next(work)
+        except StopIteration as stop:
+            pooled: Tensor = stop.value
+            return pooled @ score.T
+        yield Progress(stage="expected decisions", done=done, total=len(texts))
+
+
+HANDLERS: dict[type, Handler] = {ExportClassifier: export_classifier}

@@ -1,0 +1,108 @@
+"""A removal's decision list as one self-contained page without any script: a row per feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from trephine.domain.findings import Figure
+from trephine.domain.spurious_removal import Arm, Firing, JudgedFeature, SpuriousRemoval, Standing
+from trephine.pages.embed import asset, content_policy, printable
+
+ARMS = {
+    Arm.ORIGINAL: "original",
+    Arm.REMOVED: "removed",
+    Arm.REFITTED: "removed, head trained again",
+    Arm.RANDOM: "random features",
+    Arm.RANDOM_REFITTED: "random, head trained again",
+}
+FIGURES = {
+    "ambiguous_accuracy": "accuracy on ambiguous texts",
+    "label_accuracy": "label accuracy, groups weighing the same",
+    "attribute_agreement": "decision agrees with the attribute (0.5: not at all)",
+    "worst_group": "worst group",
+    "attribute_probe": "a fresh probe of the attribute",
+    "flip_rate": "decisions that a counterfactual edit changes",
+}
+STANDINGS = {
+    Standing.SPURIOUS: "spurious",
+    Standing.UNDECIDED: "undecided, kept",
+    Standing.TASK: "task",
+}
+_LISTED = 400
+"""Features in the list; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRow:
+    """One figure, a cell per arm."""
+
+    title: str
+    cells: tuple[Figure | None, ...]
+
+
+def spurious_html(removal: SpuriousRemoval, *, name: str, edit: str, create_time: str) -> str:
+    """Return the page: what came of it, the decision list, what was tried, caveats."""
+    return _TEMPLATES.from_string(asset("spurious.html")).render(
+        removal=removal,
+        name=name,
+        edit=edit,
+        create_time=create_time,
+        features=removal.features[:_LISTED],
+        left_out=len(removal.features) - _LISTED,
+        counts=[(STANDINGS[one], _count(removal, one)) for one in Standing],
+        arms=[ARMS[one.arm] for one in removal.arms],
+        rows=_rows(removal),
+        standings=STANDINGS,
+        policy=content_policy(),
+        style=Markup(asset("look.css") + asset("audit.css") + asset("spurious.css")),  # noqa: S704  our own files
+    )
+
+
+def _count(removal: SpuriousRemoval, standing: Standing) -> int:
+    return sum(one.standing is standing for one in removal.features)
+
+
+def _rows(removal: SpuriousRemoval) -> Sequence[ArmRow]:
+    names = dict.fromkeys(figure.name for one in removal.arms for figure in one.figures)
+    ordered = [*(name for name in FIGURES if name in names), *(name for name in names if name not in FIGURES)]
+    return [
+        ArmRow(title=FIGURES.get(name, name), cells=tuple(one.figure(name) for one in removal.arms))
+        for name in ordered
+    ]
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3g}" if value is not None and isfinite(value) else "–"
+
+
+def _share(value: float | None) -> str:
+    return f"{100 * value:.1f} %" if value is not None and isfinite(value) else "–"
+
+
+def _address(feature: JudgedFeature) -> str:
+    one = feature.feature
+    return printable(f"{one.replacement} {one.layer}:{one.index}")
+
+
+def _tokens(feature: JudgedFeature) -> str:
+    return "  ".join(dict.fromkeys(printable(firing.token.strip() or "␣") for firing in feature.firings))
+
+
+def _before(firing: Firing) -> str:
+    return printable(firing.text.removesuffix(firing.token))
+
+
+_TEMPLATES = Environment(autoescape=True, trim_blocks=True)
+_TEMPLATES.filters |= {
+    "shown": printable,
+    "number": _number,
+    "share": _share,
+    "address": _address,
+    "tokens": _tokens,
+    "before": _before,
+}
