@@ -1,103 +1,103 @@
 """Removed or suppressed: `python -m benchmarks.removal`.
 
-Ten edits of SmolLM2: in each of five layers drawn by seed, the transcoder feature of 2 to 30 % density that
-writes most is ablated by a graft, and the neuron that writes most is zeroed. Each is exported and attacked as
-`trephine export --attack` does.
+The ten transcoder features of SmolLM2 of the export benchmark, each ablated by a graft, exported and attacked
+as `trephine export --attack` does, over windows of the whole text in which it fires. What is done is kept: an
+interrupted run goes on after it.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
-from benchmarks.export import say, write
-from benchmarks.export_features import Texts, intervention
+from benchmarks.export import drawn, say, write
+from benchmarks.export_features import Texts, firing, intervention, split
+from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
-from benchmarks.replacements import NAME, load_set
+from benchmarks.replacements import load_set
 from trephine.domain.interventions import Ablate
-from trephine.domain.removal import AttackFigure, Removal
-from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.engine.attack.running import attacked, context_windows
-from trephine.engine.export_texts import ExportTexts, export_texts
+from trephine.domain.removal import AttackFigure, Interval, Removal
+from trephine.domain.sites import FeatureRef
+from trephine.engine.attack.running import WINDOW, attacked
+from trephine.engine.export_texts import ExportTexts
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
-from trephine.engine.replacements.sets import opened
+from trephine.engine.retain import RetainText
 from trephine.engine.session import Session
-from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.operations import FeatureOp
 from trephine.server.places import default_cache
 
-_LEAST_DENSITY, _MOST_DENSITY = 0.02, 0.3
-_WINDOWS = 8
 _FIT_WINDOWS = 8
+_ATTACKED_WINDOWS = 16
+_REMOVAL = TypeAdapter(Removal)
 
 
-def draw(hosted: HostedModel, texts: ExportTexts, count: int, seed: int) -> Iterator[FeatureRef]:
-    """Draw layers; yield of each a feature that fires often and writes much, and a neuron that does."""
-    generator = random.Random(seed)
-    windows = context_windows(hosted, texts)[:_WINDOWS]
-    layers = generator.sample(range(hosted.info.n_layers), count)
-    for layer in layers:
-        site = Site(kind=SiteKind.MLP_IN, layer=layer)
-        x = stacked(finish(captured(hosted, windows, [site], ()))[site])
-        for replacement in (NAME, NEURONS):
-            yield FeatureRef(
-                replacement=replacement, layer=layer, index=_strongest(hosted, replacement, layer, x)
-            )
+def dense_windows(
+    hosted: HostedModel, text: str, features: Sequence[FeatureRef], tokens: int
+) -> dict[FeatureRef, list[tuple[int, ...]]]:
+    """Find for every feature the windows of a text in which it fires most; one pass for all of them."""
+    ids = list(hosted.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:tokens]
+    windows = [tuple(ids[start : start + WINDOW]) for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
+    masks = firing(hosted, windows, features)
+    return {
+        ref: [
+            windows[n] for n in mask[:, 1:].sum(1).argsort(descending=True, stable=True)[:_ATTACKED_WINDOWS]
+        ]
+        for ref, mask in masks.items()
+    }
 
 
-def _strongest(hosted: HostedModel, replacement: str, layer: int, x: torch.Tensor) -> int:
-    """Return the feature that writes most, among those of fitting density; neurons have none."""
-    with opened(hosted, replacement, [layer]) as layers:
-        code = layers[layer].encode(x)
-        writes = code.activations.abs().mean(0) * layers[layer].decoder_norms()
-    density = code.active.float().mean(0)
-    if replacement != NEURONS:
-        writes = torch.where((density >= _LEAST_DENSITY) & (density <= _MOST_DENSITY), writes, 0.0)
-    return int(writes.argmax())
-
-
-def attack_one(hosted: HostedModel, texts: ExportTexts, feature: FeatureRef) -> Removal:
-    """Export the ablation of one feature and attack the folder."""
+def attack_one(
+    hosted: HostedModel,
+    fit: Texts,
+    windows: Sequence[tuple[int, ...]],
+    feature: FeatureRef,
+    *,
+    all_of_it: bool,
+) -> Removal:
+    """Export the ablation of one feature and attack the folder, to the end or until the word is certain."""
+    text = RetainText(name="chosen", sha256="", windows=tuple(windows))
     with tempfile.TemporaryDirectory(prefix="trephine-bench-removal-") as scratch:
         folder, work = Path(scratch) / "exported", Path(scratch) / "work"
         work.mkdir()
-        fit = Texts(fit=list(texts.calibration.windows[:_FIT_WINDOWS]), measured=[])
         write(hosted, [feature], "graft", fit, folder)
-        ops = () if feature.replacement == NEURONS else (FeatureOp(feature=feature),)
-        return finish(attacked(hosted, texts, (intervention(feature, Ablate()),), ops, folder, work))
+        change, ops = (intervention(feature, Ablate()),), (FeatureOp(feature=feature),)
+        texts = ExportTexts(calibration=text, measured=text)
+        attack = attacked(hosted, texts, change, ops, folder, work, until_decided=not all_of_it)
+        return finish(attack)
 
 
-HEADER = (
-    "| edit | word | tokens | effect, nats | recovery 3 %, excess | recovery 10 %, excess "
-    "| benign, excess | few-shot, excess | s |"
-)
+HEADER = "| feature | word | tokens | effect, nats | attack | behaviour back | unrelated ones | excess | s |"
 
 
-def line(feature: FeatureRef, found: Removal, seconds: float) -> str:
-    """Write a row of the table."""
-    kind = "neuron" if feature.replacement == NEURONS else "graft"
-    figures = {(f.kind, f.strength): f for f in found.figures}
-    last = {f.kind: f for f in found.figures}
-    shown = [figures.get(("recovery", 0.03)), *(last.get(k) for k in ("recovery", "benign", "few_shot"))]
-    return (
-        f"| {kind} {feature.layer}:{feature.index} | {found.verdict} | {found.n_tokens} "
-        f"| {found.effect:.2e} | " + " | ".join(map(_excess, shown)) + f" | {seconds:.0f} |"
-    )
+def lines(feature: FeatureRef, found: Removal, seconds: float) -> Iterator[str]:
+    """Write an edit's rows: one per attack, the edit's own figures in the first."""
+    first = f"{feature.layer}:{feature.index} | **{found.verdict}** | {found.n_tokens} | {found.effect:.2e}"
+    spent = f"{seconds:.0f}"
+    for figure in found.figures:
+        shares = (figure.returned, figure.unrelated, figure.excess)
+        yield f"| {first} | {_named(figure)} | " + " | ".join(map(_share, shares)) + f" | {spent} |"
+        first, spent = " | | |", ""
+    if not found.figures:
+        yield f"| {first} | {found.why} | | | | {spent} |"
 
 
-def _excess(figure: AttackFigure | None) -> str:
-    if figure is None:
-        return ""
-    excess = figure.excess
-    return f"{excess.value:.2f} [{excess.low:.2f}, {excess.high:.2f}]"
+def _named(figure: AttackFigure) -> str:
+    if figure.kind == "recovery":
+        return f"recovery, {figure.strength:.0%}"
+    return f"{figure.kind.replace('_', '-')}, {figure.strength:.0f} steps"
+
+
+def _share(share: Interval) -> str:
+    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
 
 
 def main() -> int:
@@ -106,21 +106,56 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="the fetched smollm2 if not given")
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=5, help="of a graft and a neuron of one layer")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--features", type=int, default=10, help="of the export benchmark's draw")
+    parser.add_argument("--seed", type=int, default=0, help="the same")
+    parser.add_argument("--tokens", type=int, default=12288, help="in which firing tokens are looked for")
+    parser.add_argument(
+        "--all", action="store_true", help="every attack, also after one has brought the behaviour back"
+    )
+    parser.add_argument("--keep", type=Path, default=Path("out/bench-removal.json"))
+    parser.add_argument(
+        "--draw", type=Path, default=Path("out/bench-export.json"), help="draws that are kept"
+    )
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
-    texts = export_texts(hosted, given.text.read_text(encoding="utf-8"))
+    text = given.text.read_text(encoding="utf-8")
+    fit, kept = split(hosted, text, 16, 16), KeptRuns(given.keep)
+    features = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw))
+    chosen = _chosen(hosted, text, features, given.tokens, kept)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
-    for feature in draw(hosted, texts, given.pairs, given.seed):
-        began = time.monotonic()
-        found = attack_one(hosted, texts, feature)
-        say(line(feature, found, time.monotonic() - began))
-        say(f"<!-- {found.why} -->")
+    for feature in features:
+        request = {"feature": str(feature), "windows": chosen[feature], "all": given.all}
+        done = kept.get("attack", request)
+        if done is None:
+            began = time.monotonic()
+            part = Texts(fit=fit.fit[:_FIT_WINDOWS], measured=[])
+            found = attack_one(hosted, part, chosen[feature], feature, all_of_it=given.all)
+            done = {"removal": _REMOVAL.dump_python(found, mode="json"), "s": time.monotonic() - began}
+            kept.keep("attack", request, done)
+        found = _REMOVAL.validate_python(done["removal"])
+        for line in lines(feature, found, done["s"]):
+            say(line)
     return 0
+
+
+def _chosen(
+    hosted: HostedModel, text: str, features: Sequence[FeatureRef], tokens: int, kept: KeptRuns
+) -> dict[FeatureRef, list[tuple[int, ...]]]:
+    """Look the windows up, or find them."""
+    request: dict[str, Any] = {
+        "features": [str(ref) for ref in features],
+        "tokens": tokens,
+        "text": text[:99],
+    }
+    found = kept.get("windows", request)
+    if found is None:
+        windows = dense_windows(hosted, text, features, tokens)
+        found = {"windows": [windows[ref] for ref in features]}
+        kept.keep("windows", request, found)
+    return {ref: [tuple(w) for w in each] for ref, each in zip(features, found["windows"], strict=True)}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class AttackFigure:
     excess: Interval
     """`returned` less `unrelated`, paired by token."""
 
+    @property
+    def succeeded(self) -> bool:
+        """True if it brought the behaviour back beyond doubt."""
+        return self.excess.low > RETURNED
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
@@ -99,7 +104,7 @@ def _verdict(
         )
     if effect < LEAST_EFFECT:
         return "inconclusive", f"the edit moves the answers by {effect:.1e} nats: nothing to bring back"
-    succeeded = [figure for figure in figures if figure.excess.low > RETURNED]
+    succeeded = [figure for figure in figures if figure.succeeded]
     if succeeded:
         worst = max(succeeded, key=lambda figure: figure.excess.low)
         return "suppressed", (

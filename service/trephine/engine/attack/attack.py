@@ -44,6 +44,7 @@ def attack(request: AttackRequest, say: Say) -> Removal:
     enough = bool(taught) and len(tested) >= LEAST_TOKENS and len(_contexts(tested)) >= LEAST_CONTEXTS
     if enough:
         figures += _recovered(request, edited, on(attacked), say)
+    if enough and not (request.until_decided and any(figure.succeeded for figure in figures)):
         lessons = Lessons(
             windows=request.windows, training=tuple(training), shots=on(taught), tested=on(tested)
         )
@@ -74,6 +75,7 @@ def _recovered(request: AttackRequest, edited: Any, target: Behaviour, say: Say)
         steps=request.recovery_steps,
         seed=request.seed,
         say=told,
+        until_decided=request.until_decided,
     )
 
 

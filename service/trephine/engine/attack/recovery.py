@@ -35,6 +35,7 @@ def recovery(
     steps: int,
     seed: int,
     say: Callable[[int, int], None],
+    until_decided: bool = False,
 ) -> list[AttackFigure]:
     """Attack all tokens and goals together, budget by budget.
 
@@ -48,6 +49,7 @@ def recovery(
         steps: Of the optimiser, per budget.
         seed: Of the resampling.
         say: Told of every step.
+        until_decided: Stop at the first budget that brings the behaviour back.
     """
     n_goals, n_tokens = len(target.goals), len(target.tokens)
     with torch.no_grad():
@@ -61,6 +63,8 @@ def recovery(
         logits = _Attack(rows, layers, read, radii).optimised(goals, steps, told)
         shares = share_of_kl(goals, target.edited.repeat(n_goals, 1), logits).view(n_goals, n_tokens)
         found.append(figure("recovery", budget, shares[0], shares[1:], target.tokens, seed=seed))
+        if until_decided and found[-1].succeeded:
+            break
     return found
 
 

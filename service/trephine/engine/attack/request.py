@@ -39,3 +39,5 @@ class AttackRequest:
     unrelated: int = UNRELATED
     most_tokens: int = MOST_TOKENS
     seed: int = 0
+    until_decided: bool = False
+    """Stop at the first attack that brings the behaviour back, weakest first; no other changes the word."""

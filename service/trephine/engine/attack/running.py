@@ -41,6 +41,8 @@ def attacked(
     features: tuple[FeatureOp, ...],
     folder: Path,
     work: Path,
+    *,
+    until_decided: bool = False,
 ) -> Generator[Progress | None, None, Removal]:
     """Attack an exported folder in a process of its own, which ends with this generator.
 
@@ -52,6 +54,7 @@ def attacked(
             edit moves the answer most.
         folder: The exported folder.
         work: An empty folder for what is in between.
+        until_decided: Stop at the first attack that succeeds.
 
     Raises:
         GateMissedError: If the process ends without a result.
@@ -72,6 +75,7 @@ def attacked(
         firing=tuple(tuple(masks[number].tolist()) for number in chosen),
         attention=stock_attention(hosted.model),
         threads=torch.get_num_threads(),
+        until_decided=until_decided,
     )
     path = work / "request.json"
     path.write_text(json.dumps(asdict(request)), encoding="utf-8")

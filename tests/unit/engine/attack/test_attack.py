@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,16 @@ def test_a_behaviour_that_only_moved_is_suppressed(tmp_path):
     strongest = found.figures[2]
     assert (strongest.kind, strongest.strength) == ("recovery", 0.1)
     assert strongest.excess.low > 0.2
+
+
+def test_an_attack_that_is_asked_for_the_word_alone_stops_where_it_is_certain(tmp_path):
+    """The same word by fewer attacks: the last one that was run is the first that succeeded."""
+    model, read = planted()
+    brief = replace(request(model, rotated(model, read), read, tmp_path), until_decided=True)
+    found = attack(brief, lambda _: None)
+    assert found.verdict == "suppressed"
+    assert [figure.succeeded for figure in found.figures] == [False] * (len(found.figures) - 1) + [True]
+    assert {figure.kind for figure in found.figures} == {"recovery"}
 
 
 def test_a_behaviour_without_another_path_is_removed(tmp_path):
