@@ -54,7 +54,8 @@ class Edits(EditHistory, EditComposition, EditEvaluations):
             model: The model that it is for; needed unless a draft brings it.
             reason: Why it exists; unset: the draft's, or "none given".
             author: Who made it; unset: the name of the user who runs this.
-            evidence: Names of circuits and audits.
+            evidence: Names of circuits, audits or findings (`audits/ID#FINGERPRINT`); data as
+                `NAME@sha256:HEX`.
             request_id: The same id again returns the same edit.
         """
         draft = interventions if isinstance(interventions, EditDraft) else None
@@ -91,6 +92,7 @@ class Edits(EditHistory, EditComposition, EditEvaluations):
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        gguf: Sequence[str] = (),
     ) -> ExportPlan:
         """What an export would write and must measure, before anything is written.
 
@@ -100,8 +102,9 @@ class Edits(EditHistory, EditComposition, EditEvaluations):
             text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
             min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+            gguf: GGUF files that are to be written as well: `q8_0`, `q4_0`. Grafts then use no biases.
         """
-        request = requests.plan(edit, model, text, min_recovery, keep_shapes)
+        request = requests.plan(edit, model, text, min_recovery, keep_shapes, gguf)
         return decode(ExportPlan, self._wire.call(self._wire.edits.PlanExport, request))
 
 
@@ -140,11 +143,12 @@ class Exports:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        gguf: Sequence[str] = (),
         request_id: str | None = None,
     ) -> Operation[Export]:
         """Start compiling, certifying and publishing on the server."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, request_id
+            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf, request_id
         )
         message = self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return Operation(self._wire, message, lambda result: decode(Export, result))
@@ -194,11 +198,14 @@ def require_certified(export: Export) -> None:
         raise CheckpointUnverifiedError(f"{export.name} missed its gates ({missed}); nothing was downloaded")
 
 
-def export_id_for(folder: str | Path, edit: Edit, *, attack: bool = False) -> str:
+def export_id_for(folder: str | Path, edit: Edit, *, attack: bool = False, gguf: Sequence[str] = ()) -> str:
     """A name on the server for a folder here: what the folder is called, and the edit's digest.
 
     The same edit into the same folder finds the same export again, so that nothing is compiled twice. One
     that was attacked has a name of its own: its certificate says more.
     """
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
-    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{'-attacked' if attack else ''}"
+    more = "".join(
+        ("-attacked" if attack else "", "-gguf-" if gguf else "", "-".join(sorted(gguf)).replace("_", ""))
+    )
+    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{more}"

@@ -10,6 +10,7 @@ from uuid import uuid4
 from trephine.client.errors import InvalidRequestError
 from trephine.client.sendable import sendable
 from trephine.client.types import Edit, EditUse, Intervention
+from trephine.client.types.gguf import GgufType
 from trephine.client.types.interventions import encode
 from trephine.v1 import (
     audit_service_pb2,
@@ -18,6 +19,7 @@ from trephine.v1 import (
     common_pb2,
     edit_service_pb2,
     generation_service_pb2,
+    gguf_pb2,
     intervention_service_pb2,
     live_edits_pb2,
     model_service_pb2,
@@ -195,6 +197,7 @@ def export(
     min_recovery: float | None,
     keep_shapes: bool,
     attack: bool,
+    gguf: Sequence[str],
     request_id: str | None,
 ) -> edit_service_pb2.ExportCheckpointRequest:
     """Compile and publish."""
@@ -207,13 +210,19 @@ def export(
         min_recovery=min_recovery,
         keep_shapes=keep_shapes,
         attack=attack,
+        gguf=gguf_types(gguf),
         request_id=fresh_id(request_id),
     )
 
 
 @sendable
 def plan(
-    edit: Edit | str, model: str | None, text: str | None, min_recovery: float | None, keep_shapes: bool
+    edit: Edit | str,
+    model: str | None,
+    text: str | None,
+    min_recovery: float | None,
+    keep_shapes: bool,
+    gguf: Sequence[str],
 ) -> edit_service_pb2.PlanExportRequest:
     """Plan an export."""
     return edit_service_pb2.PlanExportRequest(
@@ -222,7 +231,22 @@ def plan(
         text=text,
         min_recovery=min_recovery,
         keep_shapes=keep_shapes,
+        gguf=gguf_types(gguf),
     )
+
+
+def gguf_types(kinds: Sequence[str]) -> list[gguf_pb2.GgufType.ValueType]:
+    """Types of GGUF files by name.
+
+    Raises:
+        InvalidRequestError: If there is none of that name.
+    """
+    known = {name.value: f"GGUF_TYPE_{name.value.upper()}" for name in list(GgufType)[1:]}
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise InvalidRequestError(
+            f"there is no GGUF type {unknown[0]}; choose from {', '.join(known)}", field="gguf"
+        )
+    return [gguf_pb2.GgufType.Value(known[kind]) for kind in kinds]
 
 
 @sendable

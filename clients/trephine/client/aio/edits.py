@@ -84,6 +84,7 @@ class AsyncEdits(AsyncEditHistory, AsyncEditComposition, AsyncEditEvaluations):
         text: str | None = None,
         min_recovery: float | None = None,
         keep_shapes: bool = False,
+        gguf: Sequence[str] = (),
     ) -> ExportPlan:
         """What an export would write and must measure, before anything is written.
 
@@ -93,8 +94,9 @@ class AsyncEdits(AsyncEditHistory, AsyncEditComposition, AsyncEditEvaluations):
             text: Calibrates grafts and fits, and is measured on; unset: the built-in text.
             min_recovery: Of fitted parts, the share of the edit that must be carried; unset: 0.9.
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
+            gguf: GGUF files that are to be written as well: `q8_0`, `q4_0`. Grafts then use no biases.
         """
-        request = requests.plan(edit, model, text, min_recovery, keep_shapes)
+        request = requests.plan(edit, model, text, min_recovery, keep_shapes, gguf)
         return decode(ExportPlan, await self._wire.call(self._wire.edits.PlanExport, request))
 
 
@@ -133,11 +135,12 @@ class AsyncExports:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        gguf: Sequence[str] = (),
         request_id: str | None = None,
     ) -> AsyncOperation[Export]:
         """Start compiling, certifying and publishing on the server."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, request_id
+            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf, request_id
         )
         message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return AsyncOperation(self._wire, message, lambda result: decode(Export, result))

@@ -12,6 +12,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.plan import planned, show_plan
 from trephine.client.cli.progress import ProgressView
+from trephine.client.cli.quantised import GgufOption, show_quantised
 from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent
@@ -26,6 +27,7 @@ EXPORT_EXAMPLES = examples(
     "trephine export no-mary --plan",
     "trephine export quiet --out out/quiet --text texts/ours.txt",
     "trephine export quiet --out out/quiet --text texts/ours.txt --attack",
+    "trephine export quiet --out out/quiet --gguf q8_0 --gguf q4_0",
 )
 
 
@@ -55,6 +57,7 @@ def export(
         bool,
         typer.Option(help="Attack the result before it is signed: is the behaviour removed or suppressed?"),
     ] = False,
+    gguf: GgufOption = None,
     detach: DetachOption = False,
 ) -> None:
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
@@ -64,6 +67,7 @@ def export(
     given = invocation(context)
     content = None if text is None else read_text(text)
     how: dict[str, Any] = {"text": content, "min_recovery": min_recovery, "keep_shapes": keep_shapes}
+    how["gguf"] = gguf or ()
     if plan or out is None:
         _require_plan(plan=plan)
         with given.connect() as trephine:
@@ -74,7 +78,7 @@ def export(
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        chosen = export_id_for(out, stored, attack=attack)
+        chosen = export_id_for(out, stored, attack=attack, gguf=gguf or ())
         made = trephine.exports.published(chosen, stored)
         if made is None:
             started = trephine.exports.start(
@@ -146,6 +150,7 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
         ]
     )
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
+    show_quantised(output, certificate)
     show_removal(output, certificate)
     output.note(f"check it any time with: trephine verify {folder}")
 

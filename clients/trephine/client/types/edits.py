@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import Version
+from trephine.client.types.gguf import QuantisedCopy
 from trephine.client.types.interventions import Intervention
 from trephine.client.types.live_edits import EditUse
-from trephine.client.types.removal import Removal
+from trephine.client.types.removal import Removal, RemovalVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,8 @@ class Certificate(WireValue):
     n_tokens: int
     removal: Removal | None = None
     """What attacks brought back; None: none was run."""
+    quantised: tuple[QuantisedCopy, ...] = ()
+    """GGUF files of the export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,3 +180,7 @@ class VerifiedExport(WireValue):
     passed: bool
     problems: tuple[str, ...]
     files: int
+    removal: RemovalVerdict = RemovalVerdict.UNSPECIFIED
+    """What the certificate says of the ablated behaviour; unspecified: it was not attacked."""
+    notes: tuple[str, ...] = ()
+    """What a check does not prove, or could not check."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trephine.domain import exports as domain
 from trephine.rpc.wire.fields import clean, qualified
-from trephine.rpc.wire.removal import removal_to_wire
+from trephine.rpc.wire.gguf import gguf_from_wire, quantised_to_wire
+from trephine.rpc.wire.removal import removal_to_wire, verdict_to_wire
 from trephine.v1 import edit_service_pb2 as pb
 
 
@@ -40,6 +41,7 @@ def export_options_from_wire(
         min_recovery=request.min_recovery if request.HasField("min_recovery") else plain.min_recovery,
         keep_shapes=request.keep_shapes,
         attack=isinstance(request, pb.ExportCheckpointRequest) and request.attack,
+        gguf=gguf_from_wire(request.gguf),
     )
 
 
@@ -76,6 +78,7 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         text=clean(certificate.text),
         n_tokens=certificate.n_tokens,
         removal=removal_to_wire(certificate.removal),
+        quantised=[quantised_to_wire(copy) for copy in certificate.quantised],
     )
 
 
@@ -85,6 +88,8 @@ def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse
         passed=verified.passed,
         problems=[clean(problem) for problem in verified.problems],
         files=verified.files,
+        removal=verdict_to_wire(verified.removal),
+        notes=[clean(note) for note in verified.notes],
     )
 
 
@@ -94,6 +99,7 @@ def _step_to_wire(step: domain.PlanStep) -> pb.PlanStep:
         tier=clean(step.tier),
         tensor=clean(step.tensor),
         description=clean(step.description),
+        predicted_error=step.predicted_error,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from trephine.domain import removal as domain
 from trephine.rpc.wire.fields import clean
 from trephine.v1 import removal_pb2 as pb
@@ -18,12 +20,17 @@ _KINDS: dict[domain.AttackKind, pb.AttackKind.ValueType] = {
 }
 
 
+def verdict_to_wire(verdict: domain.Verdict | Literal["not attacked"]) -> pb.RemovalVerdict.ValueType:
+    """Write the word; what was not attacked has none."""
+    return pb.REMOVAL_VERDICT_UNSPECIFIED if verdict == "not attacked" else _VERDICTS[verdict]
+
+
 def removal_to_wire(removal: domain.Removal | None) -> pb.Removal | None:
     """Write the outcome of all attacks; None stays unset."""
     if removal is None:
         return None
     return pb.Removal(
-        verdict=_VERDICTS[removal.verdict],
+        verdict=verdict_to_wire(removal.verdict),
         why=clean(removal.why),
         figures=[_figure_to_wire(figure) for figure in removal.figures],
         n_tokens=removal.n_tokens,
