@@ -234,7 +234,7 @@ def main() -> int:
     ):
         model = trephine.load_model("smollm2")
         replacement = model.load_replacements(given.transcoders)
-        made = cases(model, replacement.name, given.data, given.items)
+        made = cases(model, replacement.set_id, given.data, given.items)
         say(f"{HEADER}\n{'|---' * 6}|")
         for case in made[: given.edits]:
             for line in lines(evaluate(trephine, case, model, given.controls)):
