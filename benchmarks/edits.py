@@ -90,13 +90,12 @@ def cases(model: Model, replacement: str, data: Path, items: int) -> list[Case]:
         for name in (replacement, None)
     )
     strong = strongest(of_set.nodes(kind=NodeKind.FEATURE), 3)
-    late = max(strong, key=lambda ref: ref.layer)
     plural, singular = agreement(data, "plural", items), agreement(data, "singular", items)
     neurons = strongest(of_neurons.nodes(kind=NodeKind.FEATURE), 3)
     return [
         Case(
             name="plural",
-            interventions=(_handle(late).add(PUSH),),
+            interventions=(_handle(strong[0]).add(PUSH),),
             evidence=of_set.name,
             target=singular,
         ),

@@ -20,6 +20,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.interventions import FeatureTarget
 from trephine.domain.live_edits import EditUse, require_different
+from trephine.domain.replacements import ReplacementSetInfo
 from trephine.domain.sites import NEURONS
 
 _TOLD = 3
@@ -85,21 +86,30 @@ class EditStacks:
                 model_weights=info.weight_hash,
             )
         for named in edit.sets:
-            entry = self._replacements.entry(named.name, model)
-            if entry.info is None or entry.state != "loaded":
-                raise ReplacementNotFoundError(
-                    f"the edit {edit.name} needs the set {named.name}, which could not be loaded again: "
-                    f"{entry.why}. Load it again",
-                    replacement=named.name,
-                )
-            if entry.info.content_hash != named.content_hash:
+            loaded = self._loaded(edit, named.name, model)
+            if loaded.content_hash != named.content_hash:
                 raise ParentChangedError(
                     f"the edit {edit.name} was made for other features than those of the set {named.name} "
                     "that is loaded; load that one, or create the edit again",
                     field=field,
                     edit_set=named.content_hash,
-                    loaded_set=entry.info.content_hash,
+                    loaded_set=loaded.content_hash,
                 )
+
+    def _loaded(self, edit: Edit, name: str, model: str) -> ReplacementSetInfo:
+        """Return a set that an edit needs."""
+        needs = f"the edit {edit.name} needs the set {name}, which"
+        try:
+            entry = self._replacements.entry(name, model)
+        except ReplacementNotFoundError:
+            raise ReplacementNotFoundError(
+                f"{needs} is not loaded beside {model}; load it, or serve without this edit", replacement=name
+            ) from None
+        if entry.info is None or entry.state != "loaded":
+            raise ReplacementNotFoundError(
+                f"{needs} could not be loaded again: {entry.why}. Load it again", replacement=name
+            )
+        return entry.info
 
     def _places(self, stack: Sequence[EditInUse], model: str) -> Places:
         """Where features are read and write, of sets that are loaded."""

@@ -22,6 +22,7 @@ from trephine.app.circuit_annotations import CircuitAnnotations
 from trephine.app.circuit_verification import CircuitVerifications
 from trephine.app.circuit_views import CircuitViews
 from trephine.app.circuits import Circuits
+from trephine.app.classifiers import Classifiers
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edit_stacks import EditStacks
@@ -40,6 +41,7 @@ from trephine.app.operations import Operations
 from trephine.app.proposals import Proposals
 from trephine.app.replacements import Replacements
 from trephine.app.roots import ReplacementRoots
+from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.app.work import Work
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.arrays import Array
@@ -355,6 +357,14 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
         state / "feature-indexes", models=models, sets=feature_sets, artifacts=artifacts, clock=clock
     )
     labels = Labels(state / "labels.sqlite", clock=clock)
+    removals = SpuriousRemovals(
+        state / "spurious-removals",
+        models=models,
+        edits=edits,
+        sets=feature_sets,
+        artifacts=artifacts,
+        clock=clock,
+    )
     journal = Journal(state / "operations", clock)
     operations = Operations(
         jobs=jobs or InstantJobs(),
@@ -373,6 +383,15 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
             evaluations=evaluations,
             fits=fits,
             feature_indexes=indexes,
+            spurious_removals=removals,
+            classifiers=Classifiers(
+                state / "classifiers",
+                export_root=root / "published",
+                models=models,
+                edits=edits,
+                exports=exports,
+                removals=removals,
+            ),
         ),
         clock=clock,
     )

@@ -202,6 +202,8 @@ async def test_sets_must_be_those_that_the_edit_was_made_for(tmp_path, monkeypat
     stored = await here.edits.get("warm")
     of_set = replace(stored, sets=(EditSet(name="mine", content_hash="a" * 64),))
     monkeypatch.setattr(here.edits, "get", AsyncMock(return_value=of_set))
+    with pytest.raises(ReplacementNotFoundError, match="warm needs the set mine, which is not loaded"):
+        await here.live_edits.stack("tiny", (EditUse(edit="warm"),))
     entry = SimpleNamespace(info=None, state="failed", why="the folder is gone")
     monkeypatch.setattr(here.replacements, "entry", lambda name, model: entry)
     with pytest.raises(ReplacementNotFoundError, match="could not be loaded again: the folder is gone"):
