@@ -15,7 +15,7 @@ from trephine.engine.spurious.examples import UNKNOWN, Example, labels, sample
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.pooling import batches
-from trephine.engine.spurious.study import Study
+from trephine.engine.spurious.study import Study, quiet
 
 _BEFORE = 12
 _SHOWN = 4
@@ -35,7 +35,7 @@ def exact_effects(study: Study, candidates: Sequence[Candidate]) -> Generator[Pr
     plain = separation(study.head.margin(pooled)[:, None], y)
     for number, candidate in enumerate(wanted):
         yield Progress(stage="exact effects", done=number, total=len(wanted))
-        pooled = yield from study.pool(texts, [candidate.feature], "exact effects")
+        pooled = yield from quiet(study.pool(texts, [candidate.feature], ""))
         candidate.exact = float(plain - separation(study.head.margin(pooled)[:, None], y))
 
 

@@ -155,3 +155,14 @@ def counted(
             result: ResultT = stop.value
             return result
         yield None if done is None else Progress(stage=stage, done=done, total=total)
+
+
+def quiet(work: Generator[Progress | None, None, ResultT]) -> Generator[None, None, ResultT]:
+    """Keep the quanta of a small part of a stage, and leave its progress to the stage."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            result: ResultT = stop.value
+            return result
+        yield None

@@ -1,0 +1,321 @@
+"""RemoveSpuriousFeatures on tiny models: whole reports, a person's last word, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from tests.resident_sets import resident_set
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
+from trephine.domain.errors import (
+    AttributeConfoundedError,
+    EmptyGroupError,
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    PromptTooLongError,
+    SplitLeakageError,
+    TargetNotOneTokenError,
+    TooFewItemsError,
+)
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
+from trephine.domain.spurious_removal import (
+    Arm,
+    Judge,
+    Override,
+    RemovalBudget,
+    RemoveSpuriousFeatures,
+    Standing,
+)
+from trephine.domain.spurious_texts import LabelledText, Swap
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+from trephine.engine.spurious.pooling import Readout, pool_texts
+from trephine.engine.spurious.removal import remove_spurious_features
+from trephine.engine.spurious.swaps import Swapper, lexicon_of
+
+SMALL = RemovalBudget(
+    candidates=192, exact=3, counts=(1, 5, 20), effect_texts=48, fit_texts=64, random_sets=1
+)
+TOKENS = (LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" is"))
+PROBE = ProbeHead(layer=1, pooling=Pooling.MEAN)
+GIVEN = {
+    "training": ambiguous(),
+    "test": balanced(),
+    "attribute_texts": attribute_texts(),
+    "decision": PROBE,
+    "budget": SMALL,
+    "resamples": 50,
+}
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A tiny Llama."""
+    return Session(hosted=tiny_hosted("llama"))
+
+
+@pytest.fixture(scope="module")
+def report(session):
+    """A run with examples of the attribute."""
+    return finish(remove_spurious_features(session, RemoveSpuriousFeatures(**GIVEN)))
+
+
+def _run(session, **changed: Any):
+    return finish(remove_spurious_features(session, RemoveSpuriousFeatures(**{**GIVEN, **changed})))
+
+
+def test_every_finalist_has_a_decision_with_evidence(report):
+    """By the judge that the data allow; effects alone were measured for some; places are shown."""
+    assert report.judges == (Judge.ATTRIBUTE_EXAMPLES,)
+    assert len(report.features) == 128
+    assert report.considered == 128, "two layers lie below the head"
+    assert all(one.evidence and one.why for one in report.features)
+    assert sum(one.exact is not None for one in report.features) == 3
+    assert any(one.firings for one in report.features)
+    assert {one.standing for one in report.features} == set(Standing)
+
+
+def test_nothing_undecided_is_removed(report):
+    """And the interventions are exactly what is marked as removed."""
+    removed = {one.feature for one in report.features if one.removed}
+    assert all(one.standing is Standing.SPURIOUS for one in report.features if one.removed)
+    assert {one.target.feature for one in report.interventions} == removed
+    assert report.chosen == len(removed) > 0
+    best = max(report.choices, key=lambda point: (point.criterion, -point.count))
+    assert best.count == report.chosen
+
+
+def test_arms_stand_beside_each_other(report):
+    """Original, removed, refitted and random, each with groups and intervals."""
+    assert [one.arm for one in report.arms] == list(Arm)
+    for one in report.arms:
+        groups = [figure for figure in one.figures if figure.name.startswith("group ")]
+        worst = one.figure("worst_group")
+        assert len(groups) == 4
+        if one.arm in (Arm.ORIGINAL, Arm.REMOVED, Arm.REFITTED):
+            assert worst.value == pytest.approx(min(figure.value for figure in groups))
+        assert worst.low <= worst.value <= worst.high
+    assert report.scores.scr is not None
+
+
+def test_the_head_of_the_report_decides_as_reported(session, report):
+    """Weights and features of the report give the refitted arm's label accuracy."""
+    hosted = session.require_model()
+    head = report.head
+    weight = torch.frombuffer(bytearray(head.weight.data), dtype=torch.float32).reshape(head.weight.shape)
+    texts = [tuple(hosted.encode(one.text)) for one in GIVEN["test"]]
+    removed = [one.target.feature for one in report.interventions]
+    pooled = finish(pool_texts(hosted, Readout(layer=head.layer, pooling=head.pooling), texts, removed))
+    decided = (pooled @ weight.T + torch.tensor(head.bias)).argmax(1)
+    right = [report.labels[k] == one.label for k, one in zip(decided, GIVEN["test"], strict=True)]
+    expected = report.arm(Arm.REFITTED).figure("label_accuracy").value
+    assert sum(right) / len(right) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_request_gives_the_same_report(session, report):
+    """Everything that is drawn follows the seed."""
+    again = _run(session)
+    assert replace(again, seconds=0) == replace(report, seconds=0)
+
+
+def test_a_person_has_the_last_word(session, report):
+    """What was removed is kept, what was kept is removed, with the reason beside our own decision."""
+    kept = next(one.feature for one in report.features if one.removed)
+    task = next(one.feature for one in report.features if one.standing is Standing.TASK)
+    said = (
+        Override(feature=kept, remove=False, reason="it is the task"),
+        Override(feature=task, remove=True, reason="it is a name"),
+    )
+    found = _run(session, overrides=said)
+    by_feature = {one.feature: one for one in found.features}
+    assert not by_feature[kept].removed
+    assert by_feature[task].removed
+    assert by_feature[task].override == "it is a name"
+    assert "ours: task" in by_feature[task].why
+    assert found.interventions != report.interventions
+
+
+def test_twins_and_lexicons_make_counterfactuals(session):
+    """Flips are reported, an attribute probe is trained on the pairs, and the limits are told."""
+    twins = _run(session, training=ambiguous(twins=True), attribute_texts=())
+    spaced = tuple(replace(one, text=" ".join(one.text)) for one in GIVEN["training"])
+    swaps = _run(session, training=spaced, swaps=(Swap(first="x", second="z"),), attribute_texts=())
+    assert twins.judges == (Judge.COUNTERFACTUALS,)
+    assert twins.arm(Arm.ORIGINAL).figure("flip_rate") is not None
+    assert any("cues that twins share" in one for one in twins.caveats)
+    assert swaps.judges == (Judge.COUNTERFACTUALS,)
+    assert all(one.attribute_probe is not None for one in swaps.features)
+
+
+def test_groups_judge_where_the_attribute_does_not_follow_the_label(session):
+    """Validation of all four groups: its worst group chooses."""
+    validation = balanced(10, seed=5)
+    found = _run(session, validation=validation, attribute_texts=())
+    assert found.judges == (Judge.GROUPS,)
+    assert "worst group" in found.criterion
+    assert all(point.leak is not None for point in found.choices)
+
+
+def test_with_nothing_known_it_says_that_it_guesses(session):
+    """Clusters of the ambiguous set are the weakest judge."""
+    found = _run(session, training=ambiguous(attribute=False), attribute_texts=())
+    assert found.judges in ((Judge.CLUSTERS,), ())
+    assert any("nothing is known of the attribute" in one or "no judge" in one for one in found.caveats)
+
+
+def test_label_tokens_decide_without_a_refit(session):
+    """The model's own logits, behind a template; only what follows the attribute goes."""
+    head = TokenHead(tokens=TOKENS, template="The {text} is")
+    found = _run(session, decision=head, refit=False)
+    hosted = session.require_model()
+    ids = torch.tensor([hosted.encode(f"The {GIVEN['test'][0].text} is")])
+    with torch.inference_mode():
+        logits = hosted.model(ids).logits[0, -1]
+    weight = torch.frombuffer(bytearray(found.head.weight.data), dtype=torch.float32).reshape(2, -1)
+    pooled = finish(pool_texts(hosted, Readout(layer=None, pooling=Pooling.LAST), [tuple(ids[0].tolist())]))
+    wanted = logits[[hosted.resolve_target(" the"), hosted.resolve_target(" is")]]
+    assert torch.allclose((pooled @ weight.T)[0], wanted, atol=1e-4)
+    effects = {one.feature: one.evidence[0].attribute_effect for one in found.features if one.removed}
+    assert all(effect > 0 for effect in effects.values())
+    assert found.arm(Arm.REFITTED) is None
+
+
+@pytest.mark.parametrize("kind", ["relu", "resid_post"])
+def test_features_of_sets_are_removed_like_neurons(session, kind):
+    """The report names the set, and its interventions are features of it."""
+    name = resident_set(session.require_model(), kind, name=f"set-{kind}")
+    found = _run(session, replacement=name)
+    assert {one.feature.replacement for one in found.features} == {name}
+    assert found.arm(Arm.ORIGINAL) is not None
+
+
+def test_a_lexicon_swaps_words_and_keeps_their_capitals():
+    """In both directions, whole words only; a text without any has no twin."""
+    swap = Swapper(lexicon_of("gender", ()))
+    assert swap("He met the shepherd. HE left; Mr. Day saw her.") == (
+        "She met the shepherd. SHE left; Ms. Day saw him."
+    )
+    assert swap("the shepherd left") is None
+
+
+def _one(**changed: Any):
+    return replace(GIVEN["training"][0], **changed)
+
+
+BAD = {
+    "one class": ({"training": labelled([(0, 0, 20)], 0)}, InvalidRequestError, "training"),
+    "three classes": (
+        {"training": (*GIVEN["training"], LabelledText(text="abcd", label="third"))},
+        InvalidRequestError,
+        "training",
+    ),
+    "too few": ({"training": labelled([(0, 0, 20), (1, 1, 3)], 0)}, TooFewItemsError, "training"),
+    "an unknown label in the test": (
+        {"test": (*GIVEN["test"], LabelledText(text="abcd", label="third"))},
+        InvalidRequestError,
+        "test[48].label",
+    ),
+    "leakage": ({"test": (*GIVEN["test"], GIVEN["training"][3])}, SplitLeakageError, "test[48].text"),
+    "two labels of one text": (
+        {"training": (*GIVEN["training"], _one(label="W"))},
+        SplitLeakageError,
+        "training[80].text",
+    ),
+    "the attribute is the label": ({"attribute_texts": ()}, AttributeConfoundedError, "training.attribute"),
+    "one attribute": (
+        {"training": ambiguous(attribute=False), "test": (), "attribute_texts": attribute_texts()[:1]},
+        InvalidRequestError,
+        "attribute",
+    ),
+    "refit of the model's own tokens": (
+        {
+            "decision": TokenHead(
+                tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" is"))
+            )
+        },
+        InvalidRequestError,
+        "refit",
+    ),
+    "an override without a reason": (
+        {"overrides": lambda: (Override(feature=FeatureRef(layer=0, index=0), remove=True, reason=" "),)},
+        InvalidRequestError,
+        "overrides.reason",
+    ),
+    "counts that do not ascend": (
+        {"budget": lambda: RemovalBudget(counts=(5, 2))},
+        InvalidRequestError,
+        "budget.counts",
+    ),
+}
+
+
+def _asked(changed):
+    called = {key: value() if callable(value) else value for key, value in changed.items()}
+    return RemoveSpuriousFeatures(**{**GIVEN, **called})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_before_any_work(name):
+    """Each by its own error, with the field that caused it."""
+    changed, error, field = BAD[name]
+    with pytest.raises(error) as caught:
+        _asked(changed)
+    assert caught.value.context["field"] == field
+
+
+def test_a_confounded_attribute_says_what_would_help():
+    """Which data tell the two apart."""
+    with pytest.raises(
+        AttributeConfoundedError, match=r"Q: X; W: Z.*other two groups.*attribute_texts.*swaps"
+    ):
+        RemoveSpuriousFeatures(**{**GIVEN, "attribute_texts": ()})
+
+
+LATE = {
+    "an empty group": (
+        {"test": labelled([(0, 0, 9), (0, 1, 9), (1, 1, 9)], 3)},
+        EmptyGroupError,
+        "test",
+    ),
+    "a text longer than the context": (
+        {"training": (*GIVEN["training"], LabelledText(text="xyz " * 200, label="Q"))},
+        PromptTooLongError,
+        "training[80].text",
+    ),
+    "a text of one token": (
+        {"training": (*GIVEN["training"], LabelledText(text="q", label="Q"))},
+        InvalidRequestError,
+        "training[80].text",
+    ),
+    "a label that is no token": (
+        {
+            "decision": TokenHead(
+                tokens=(LabelToken(label="Q", token=" xylophone"), LabelToken(label="W", token=" is"))
+            ),
+            "refit": False,
+        },
+        TargetNotOneTokenError,
+        "decision.tokens[0].token",
+    ),
+    "a lexicon whose words do not occur": (
+        {"attribute_name": "gender"},
+        InvalidRequestError,
+        "swaps",
+    ),
+    "an attribute without a lexicon": ({"attribute_name": "age"}, InvalidRequestError, "attribute_name"),
+    "a layer that there is not": ({"decision": ProbeHead(layer=3)}, LayerOutOfRangeError, "decision.layer"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_only_the_model_can_tell_is_refused_too(session, name):
+    """Before the first forward pass, with the field that caused it."""
+    changed, error, field = LATE[name]
+    with pytest.raises(error) as caught:
+        _run(session, **changed)
+    assert caught.value.context["field"] == field
