@@ -17,6 +17,7 @@ from trephine.domain.sites import SiteKind
 from trephine.engine.dataset_circuits.clustering import Clusters
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.edges import has_edges
+from trephine.engine.dataset_circuits.faithfulness import GOAL
 from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.selection import certified_edits, part_size
 from trephine.engine.dataset_circuits.space import NodeSpace
@@ -138,6 +139,13 @@ def _of_circuits(circuits: Sequence[ContextCircuit], clusters: Clusters | None) 
                     f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
                     f"is {empty.value:.2f} against {whole.value:.2f}; the intervals touch, so that shares "
                     "mean little."
+                )
+            last = measured.curve[-1] if measured.curve else None
+            if last is not None and last.faithfulness.value < GOAL:
+                found.append(
+                    f"{circuit.label}, {measured.ablation.value} ablation: all {last.nodes} nodes with an "
+                    f"effect reach {last.faithfulness.value:.2f}. The others are ablated too, but the patch "
+                    "leaves them as they are, so that none is ranked: patch with what is ablated with."
                 )
         if not circuit.faithfulness:
             found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -11,9 +12,11 @@ from tests.dataset_examples import example, examples, request
 from tests.resident_sets import resident_set
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import (
+    HEADS,
     DiscoverDatasetCircuit,
     Discretion,
     Estimator,
+    Example,
     NodeAblation,
     PositionRule,
     Subsampling,
@@ -126,6 +129,33 @@ def test_clusters_have_circuits_of_their_own():
     assert sum(found.clustering.sizes) == 12
     assert sum(c.held_out for c in found.circuits[1:]) == 12
     assert all(c.contexts for c in found.circuits[1:])
+
+
+def test_nodes_that_the_patch_leaves_alone_are_told_of():
+    """Twins share the verb in front: nodes there are ablated to means, but have no effect to be ranked by."""
+    rows = [
+        Example(clean=f"When{verb}{a}{b}", corrupted=f"When{verb}{b}{a}", answers=(a,), wrong=(b,))
+        for a, b in permutations((" Mary", " John", " cat", " dog"), 2)
+        for verb in (" went", " gave")
+    ]
+    size = Discretion(edge_nodes=0, random_circuits=0, bootstrap=10)
+    options = {
+        "beside": (HEADS,),
+        "positions": PositionRule.KEPT,
+        "size": size,
+        "ablations": (NodeAblation.MEAN,),
+    }
+    told = []
+    for patch in (NodeAblation.RESAMPLE, NodeAblation.MEAN):
+        command = DiscoverDatasetCircuit(
+            training=tuple(rows[:14]), held_out=tuple(rows[14:]), patch=patch, **options
+        )
+        found = discover(command, tiny_hosted("qwen2"))
+        (measured,) = found.circuits[0].faithfulness
+        told.append(any("patch with what is ablated with" in caveat for caveat in found.caveats))
+        assert measured.curve[-1].nodes < found.candidates
+    assert told == [True, False]
+    assert measured.curve[-1].faithfulness.value == pytest.approx(1, abs=1e-3)
 
 
 def test_the_same_seed_finds_the_same():
