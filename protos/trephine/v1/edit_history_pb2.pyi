@@ -98,7 +98,7 @@ class UpdateEditRequest(google.protobuf.message.Message):
 
     @property
     def evidence(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Resource names, in the place of those there are."""
+        """What it rests on, in the place of what is there."""
 
     @property
     def update_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:

@@ -226,7 +226,7 @@ class Edit(google.protobuf.message.Message):
     version: builtins.int
     """Grows with every change."""
     content_hash: builtins.str
-    """Over weight hash and interventions."""
+    """Over weights, sets and interventions."""
     reason: builtins.str
     """Why it exists."""
     author: builtins.str
@@ -245,7 +245,7 @@ class Edit(google.protobuf.message.Message):
 
     @property
     def evidence(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Resource names of circuits and audits."""
+        """Names of circuits, audits, findings (`audits/ID#FINGERPRINT`), evaluations; data as `NAME@sha256:HEX`."""
 
     @property
     def made_for(self) -> trephine.v1.common_pb2.ModelVersion:
@@ -311,7 +311,7 @@ class CreateEditRequest(google.protobuf.message.Message):
 
     @property
     def evidence(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Resource names."""
+        """What it rests on, in the forms of `Edit.evidence`."""
 
     def __init__(
         self,

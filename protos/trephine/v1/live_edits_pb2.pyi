@@ -301,7 +301,7 @@ class ComposeEditsRequest(google.protobuf.message.Message):
 
     @property
     def evidence(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Resource names, beside those of the parts."""
+        """What it rests on beside the evidence of the parts."""
 
     def __init__(
         self,
