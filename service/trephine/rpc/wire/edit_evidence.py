@@ -12,7 +12,7 @@ _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _FORMS = tuple(
     re.compile(form)
     for form in (
-        rf"(circuits|datasetCircuits|circuitVerifications|evaluations|proposals|exports|featureIndexes)/{_ID}",
+        rf"(circuits|datasetCircuits|circuitVerifications|evaluations|proposals|exports|featureIndexes|spuriousRemovals)/{_ID}",
         rf"audits/{_ID}(#{_ID})?",
         rf"edits/{_ID}(@[1-9][0-9]*)?(/evaluations/{_ID})?",
         r"([^\s@/]{1,64}@)?sha256:[0-9a-f]{64}",
