@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -118,6 +118,11 @@ bench-long: $(VENV)/dev.stamp ## One discovery over 1,024 tokens with 4,096 node
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.discovery_long --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-shift: $(VENV)/dev.stamp ## Spurious features removed, beside every baseline and an oracle
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.shift --data $(SHARED)/data \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/shift
 
 image: ## Build the container image
 	docker build --tag trephine .

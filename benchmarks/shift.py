@@ -1,0 +1,195 @@
+"""Spurious-feature removal beside every baseline: `python -m benchmarks.shift [--tasks ...]`.
+
+Per task and seed all texts are drawn anew; every arm decides on the same test texts. Decisions are kept in
+`--out`, so that an interrupted run goes on where it stopped and a finished one only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import process_time
+
+import torch
+
+from benchmarks.kept_runs import KeptRuns
+from benchmarks.laws import load_model
+from benchmarks.replacements import NAME, load_set
+from benchmarks.shift_arms import FEATURE_ARMS, PLAIN_ARMS, Bench
+from benchmarks.shift_figures import FIGURES, Gate, Table, data_gates, scr, targets
+from benchmarks.shift_pronouns import note
+from benchmarks.shift_tasks import Sizes, Task, tasks
+from trephine.domain.sites import NEURONS
+from trephine.engine.session import Session
+from trephine.server.places import default_cache
+
+DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME}
+TASKS = ("biographies", "agreement", "reward")
+SEEDS = 5
+OURS = "removed, refitted"
+PUBLISHED = """Published, in another setting (Marks et al. 2025: Gemma-2-2B, SAEs on attention, MLPs and the
+stream, Bias in Bios, mean-pooled layer 22, a person judges every feature): profession / gender / worst group
+  original 67.7 / 81.9 / 18.2, SHIFT 76.0 / 51.5 / 50.0, SHIFT + retrain 95.0 / 52.4 / 92.9,
+  random features 67.3 / 82.3 / 18.0, concept bottleneck 90.2 / 50.1 / 86.7, neuron skyline 65.1 / 84.3 / 5.6,
+  feature skyline 80.8 / 53.7 / 56.7, oracle 95.0 / 50.6 / 93.1"""
+
+
+def say(line: str = "") -> None:
+    """Write a line at once: runs take minutes."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run what was asked for and is not kept yet, then print every table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=default_cache() / "models" / "smollm2")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--transcoders", type=Path, default=Path("../shared/replacements/smollm2-135m-tc"))
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
+    parser.add_argument("--dictionaries", nargs="*", choices=DICTIONARIES, default=tuple(DICTIONARIES))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--test", type=int, default=Sizes().test, help="Texts per group and seed.")
+    parser.add_argument("--out", type=Path, default=Path("out/shift"), help="Folder that keeps decisions.")
+    parser.add_argument(
+        "--seconds", type=float, help="Stop after so much processor time; run again to go on."
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    known = tasks(given.data)
+    runs = Runs(given)
+    for name in given.tasks:
+        for seed in range(given.seeds):
+            runs.run(known[name], seed)
+    say(f"processor time of this run: {process_time():.0f} s")
+    for name in given.tasks:
+        report(known[name], runs, given)
+    say(f"\n## pronouns\n{note(given.data / 'winogenerated.jsonl')}")
+    say(f"\n{PUBLISHED}")
+
+
+class Runs:
+    """Decisions of arms, out of the file where they are there."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._given = given
+        self._sizes = Sizes(test=given.test)
+        self._files: dict[str, KeptRuns] = {}
+        self._session: Session | None = None
+
+    def cells(self) -> Iterator[tuple[str, str | None]]:
+        """List arms that are run at once, with their dictionary."""
+        yield from ((arm, None) for arm in PLAIN_ARMS)
+        yield from ((arm, name) for name in self._given.dictionaries for arm in FEATURE_ARMS)
+
+    def run(self, task: Task, seed: int) -> None:
+        """Run what is missing of a seed, if there is time."""
+        missing = [cell for cell in self.cells() if self.get(task, seed, *cell) is None]
+        if not missing or self._over():
+            return
+        session = self._open()
+        bench = Bench(hosted=session.require_model(), task=task, draw=task.draw(seed, self._sizes), seed=seed)
+        for arm, dictionary in missing:
+            if self._over():
+                return
+            started = process_time()
+            if dictionary is None:
+                answer = {arm: PLAIN_ARMS[arm](bench)}
+            else:
+                answer = FEATURE_ARMS[arm](bench, DICTIONARIES[dictionary])
+            self._kept(task, dictionary).keep(arm, self._request(task, seed, arm, dictionary), answer)
+            say(f"{task.name}, seed {seed}, {arm} {dictionary or ''}: {process_time() - started:.0f} s")
+
+    def get(self, task: Task, seed: int, arm: str, dictionary: str | None) -> dict[str, list[int]] | None:
+        """Return decisions by arm, if they are kept."""
+        found = self._kept(task, dictionary).get(arm, self._request(task, seed, arm, dictionary))
+        return None if found is None else {name: found[name] for name in found if name != "_wrote_graph"}
+
+    def _kept(self, task: Task, dictionary: str | None) -> KeptRuns:
+        """One file per task and dictionary, so that two runs of different ones do not meet."""
+        name = f"{task.name}-{dictionary or 'plain'}"
+        return self._files.setdefault(name, KeptRuns(self._given.out / f"{name}.json"))
+
+    def draw(self, task: Task, seed: int) -> tuple[list[int], list[int]]:
+        """Return labels and attributes of a seed's test texts."""
+        test = task.draw(seed, self._sizes).test
+        return [one.label for one in test], [one.attribute for one in test]
+
+    def _over(self) -> bool:
+        return self._given.seconds is not None and process_time() > self._given.seconds
+
+    def _open(self) -> Session:
+        if self._session is None:
+            self._session = Session(hosted=load_model(self._given.model))
+            if "transcoders" in self._given.dictionaries:
+                load_set(self._session, self._given.transcoders)
+        return self._session
+
+    def _request(self, task: Task, seed: int, arm: str, dictionary: str | None) -> dict[str, object]:
+        return {
+            "graph": "", "task": task.name, "layer": task.layer, "pooling": task.pooling.value, "seed": seed,
+            "sizes": asdict(self._sizes), "arm": arm, "dictionary": dictionary,
+        }  # fmt: skip
+
+
+def report(task: Task, runs: Runs, given: argparse.Namespace) -> None:
+    """Print a task's table and what it says of the gates."""
+    say(f"\n## {task.name}")
+    cells = list(runs.cells())
+    done = [
+        seed for seed in range(given.seeds)
+        if all(runs.get(task, seed, arm, name) is not None for arm, name in cells if name is None)
+    ]  # fmt: skip
+    if not done:
+        say("no seed is complete yet: run it again")
+        return
+    decisions: dict[str, list[list[int]]] = {}
+    counts: list[str] = []
+    for arm, name in cells:
+        found = [answer for seed in done if (answer := runs.get(task, seed, arm, name)) is not None]
+        if len(found) != len(done):
+            say(f"{arm}, {name}: {len(found)} of {len(done)} seeds; left out")
+            continue
+        for key in found[0]:
+            if key.startswith("_"):
+                counts.append(f"{name}, {key[1:]}: " + "; ".join(str(answer[key]) for answer in found))
+            else:
+                decisions[key if name is None else f"{key} ({name})"] = [answer[key] for answer in found]
+    drawn = [runs.draw(task, seed) for seed in done]
+    table = Table(decisions, [one[0] for one in drawn], [one[1] for one in drawn])
+    _print_table(task, table)
+    for line in counts:
+        say(line)
+    _print_gates("counts as a data set", data_gates(table))
+    for name in given.dictionaries:
+        if f"{OURS} ({name})" in table.arms:
+            _print_gates(f"targets, {name}", targets(table, f"{OURS} ({name})"))
+
+
+def _print_table(task: Task, table: Table) -> None:
+    texts, seeds = table.texts
+    say(
+        f"{task.labels[0]} or {task.labels[1]}, with {task.attributes[0]} or {task.attributes[1]}; "
+        f"resid_post of layer {task.layer}, {task.pooling.value}-pooled; {texts} test texts per group over "
+        f"{seeds} seeds; per cent [95 %]"
+    )
+    say("| arm | " + " | ".join(FIGURES) + " | worst group less the oracle's | SCR |")
+    say("|---|" + "---|" * (len(FIGURES) + 2))
+    for arm in table.arms:
+        figures = " | ".join(str(table.figure(arm, name)) for name in FIGURES)
+        gap = table.difference(arm, "oracle", "worst group")
+        say(f"| {arm} | {figures} | {gap} | {scr(table, arm):.2f} |")
+
+
+def _print_gates(title: str, gates: Sequence[Gate]) -> None:
+    for gate in gates:
+        say(f"{title}: {gate.name}: {gate.measured}: {'holds' if gate.holds else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The confounded tasks: what their texts hold, and what they must not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.shift_biographies import biographies
+from benchmarks.shift_pronouns import CHECKED, OPEN, annotate, highest_share, note
+from benchmarks.shift_tasks import GROUPS, Draw, Item, Sizes, Task, tasks
+from benchmarks.shift_words import FIRST_NAMES, HOBBIES, PRONOUNS, TITLES
+
+SMALL = Sizes(training=12, examples=8, validation=4, test=10)
+NOUNS = ("friend", "skater", "doctor", "driver", "farmer", "guard")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    """The tasks over a small file of agreement prefixes."""
+    data = tmp_path_factory.mktemp("data")
+    (data / "agreement").mkdir()
+    rows = [
+        {"clean_prefix": f"The guard that the {noun}", "patch_prefix": f"The guard that the {noun}s",
+         "case": "singular_singular"}
+        for noun in NOUNS
+    ]  # fmt: skip
+    (data / "agreement" / "within_rc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tasks(data)
+
+
+def everything(draw: Draw) -> list[Item]:
+    return [*draw.training, *draw.crossed, *draw.examples, *draw.validation, *draw.test]
+
+
+@pytest.mark.parametrize("name", ["biographies", "agreement", "reward"])
+def test_a_draw_is_confounded_where_it_is_learnt_and_balanced_where_it_is_tested(known, name):
+    """Training pairs attribute and label, the oracle's other half does not; no text occurs twice."""
+    draw = known[name].draw(1, SMALL)
+    assert {(one.label, one.attribute) for one in draw.training} == {(0, 0), (1, 1)}
+    assert Counter((one.label, one.attribute) for one in draw.crossed) == {(0, 1): 6, (1, 0): 6}
+    assert Counter((one.label, one.attribute) for one in draw.test) == dict.fromkeys(GROUPS, 10)
+    assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 8, (-1, 1): 8}
+    texts = [one.text for one in everything(draw)]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("name", ["biographies", "agreement", "reward"])
+def test_a_seed_decides_every_text(known, name):
+    """The same seed writes the same texts, another one others."""
+    first, again, other = (known[name].draw(seed, SMALL) for seed in (1, 1, 2))
+    assert everything(first) == everything(again)
+    shared = {one.text for one in first.test} & {one.text for one in other.test}
+    assert len(shared) < len(first.test) / 4
+
+
+def test_biographies_never_name_the_profession_and_swaps_change_lexical_cues_alone():
+    """Names, titles and pronouns are of the gender; a swap leaves every word of style in place."""
+    for one in biographies([("physician", "female", 40), ("nurse", "male", 40)], seed=3):
+        words = set(one.text.replace(".", " ").replace(",", " ").replace("!", " ").lower().split())
+        assert not words & {"doctor", "physician", "nurse", "surgeon", "nurses", "doctors"}
+        own, other = one.gender, {"male": "female", "female": "male"}[one.gender]
+        assert not words & {word.lower() for word in (*PRONOUNS[other], *FIRST_NAMES[other])}
+        assert one.text.split()[0] in (*FIRST_NAMES[own], *TITLES[own])
+        kept = [phrase for lists in HOBBIES.values() for phrase in lists if phrase in one.text]
+        assert all(phrase in one.swapped for phrase in kept)
+        assert len(kept) == 1
+
+
+@pytest.mark.parametrize(("style", "low", "high"), [(0.5, 0.3, 0.7), (0.85, 0.75, 0.95), (1.0, 1.0, 1.0)])
+def test_style_is_drawn_from_the_genders_register_as_often_as_asked(style, low, high):
+    """At 0.5 a hobby tells nothing, at 1 everything."""
+    written = biographies([("nurse", "female", 200)], seed=5, style=style)
+    soft = sum(any(hobby in one.text for hobby in HOBBIES["soft"]) for one in written)
+    assert low <= soft / 200 <= high
+
+
+def test_the_subject_decides_the_number_and_the_clause_follows_the_attractor(known):
+    """`The guards that the skater likes`: label plural, attribute singular."""
+    for one in known["agreement"].draw(0, SMALL).test:
+        _, subject, *_, attractor, verb = one.text.split()
+        assert subject.endswith("s") == bool(one.label)
+        assert attractor.endswith("s") == bool(one.attribute)
+        assert verb.endswith("s") != bool(one.attribute)
+
+
+def test_pronouns_are_annotated_by_rule_and_the_note_counts_what_was_read(tmp_path: Path):
+    """Open sentences get no label; the error is that of the sentences that are there."""
+    found = annotate([*CHECKED, 999_999])
+    assert len(found) == len(CHECKED) - len(OPEN) + 1
+    assert [one.by_hand for one in found if one.index == 999_999] == [False]
+    assert len(set(CHECKED)) == len(CHECKED) >= 60
+    file = tmp_path / "winogenerated.jsonl"
+    for rows, said in ((CHECKED[:60], "at most 0 of 60 sentences"), (CHECKED, "at most 1 of 129 sentences")):
+        file.write_text("\n".join(json.dumps({"index": index}) for index in rows))
+        assert said in note(file)
+
+
+def test_the_highest_share_is_the_exact_binomial_bound():
+    """With none found it is 1 - doubt^(1/n), the rule of three's exact form."""
+    assert highest_share(0, 60) == pytest.approx(1 - 0.05 ** (1 / 60), abs=1e-6)
+    assert highest_share(1, 60) > highest_share(0, 60)
