@@ -244,6 +244,13 @@ def test_nothing_is_wider_than_the_screen(opened, width):
     for node in document["nodes"]:
         x, _ = spot(page, node["node_id"])
         assert 0 < x < width
+    page.mouse.click(*spot(page, busiest(document)))
+    press(page, "p")
+    page.get_by_role("textbox", name="Call it").fill("w" * 200)
+    page.get_by_role("textbox", name="Call it").press("Enter")
+    press(page, "Escape")
+    expect(page.get_by_role("button", name="Save pins and labels")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_hostile_texts_are_shown_and_do_nothing(opened):
