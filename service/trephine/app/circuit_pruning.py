@@ -50,9 +50,10 @@ def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> Pru
     fixed = np.zeros(len(circuit.nodes), np.bool_)
     fixed[list(always)] = True
     inside = survived & stays[source] & stays[target]
-    if bounds.max_edges is not None:
-        inside = _strongest_edges(circuit, inside, bounds.max_edges, fixed)
-    left, edges = without_dangling(circuit, stays, inside, fixed=fixed)
+    if bounds.max_edges is None:
+        left, edges = without_dangling(circuit, stays, inside, fixed=fixed)
+    else:
+        left, edges = _within_edge_budget(circuit, stays, inside, bounds.max_edges, fixed)
     return replace(
         kept, nodes=tuple(np.flatnonzero(left).tolist()), edges=tuple(np.flatnonzero(edges).tolist())
     )
@@ -66,15 +67,34 @@ def _within_budget(circuit: Circuit, kept: tuple[int, ...], most: int | None) ->
     return set(kept) - set(ranked[most:])
 
 
-def _strongest_edges(circuit: Circuit, inside: Mask, most: int, fixed: Mask) -> Mask:
-    """Keep the edges that carry most influence, and what enters or leaves nodes that stay in any case."""
+def _within_edge_budget(
+    circuit: Circuit, stays: Mask, inside: Mask, most: int, fixed: Mask
+) -> tuple[Mask, Mask]:
+    """Keep the edges that carry most influence and lead somewhere; those of nodes that stay come on top.
+
+    Edges are taken by what they carry. What dangles then is no part of the circuit and does not count, so
+    that more are taken, until there would be too many that lead somewhere.
+    """
     source, target = numbers(circuit.edges.source), numbers(circuit.edges.target)
     always: Mask = inside & (fixed[source] | fixed[target])
     free = np.flatnonzero(inside & ~always)
     ranked = free[np.argsort(-edge_influence(circuit, inside)[free], kind="stable")]
-    chosen = always.copy()
-    chosen[ranked[:most]] = True
-    return chosen
+
+    def taking(count: int) -> tuple[Mask, Mask]:
+        chosen = always.copy()
+        chosen[ranked[:count]] = True
+        return without_dangling(circuit, stays, chosen, fixed=fixed)
+
+    fits, last = min(most, len(ranked)), len(ranked)
+    found = taking(fits)
+    while fits < last:
+        middle = (fits + last + 1) // 2
+        tried = taking(middle)
+        if np.count_nonzero(tried[1] & ~always) <= most:
+            found, fits = tried, middle
+        else:
+            last = middle - 1
+    return found
 
 
 def pruned_circuit(circuit: Circuit, kept: PrunedNodes) -> tuple[Circuit, dict[int, int]]:
