@@ -16,7 +16,7 @@ from trephine.app.names import id_in, require_new_id, resource
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
-from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier
+from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier, require_stock
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ExportTargetExistsError,
@@ -62,6 +62,7 @@ class Classifiers:
             ExportTargetExistsError: If the name is taken.
             ResourceNotFoundError: If there is no such report or export.
             ParentChangedError: If the export is not one of the report's edit.
+            HeadNotStockError: If the head has no stock form.
         """
         require_new_id(request.classifier_id, field="classifier_id")
         if self._published_by(request.classifier_id, operation_id) is None:
@@ -118,6 +119,7 @@ class Classifiers:
         self, request: ExportClassifierRequest, target: Path
     ) -> tuple[StoredRemoval, ExportClassifier]:
         stored = await self._removals.get(request.removal)
+        require_stock(stored.found.head)
         parent = await self._parent(stored, request.export)
         removed = tuple(
             one.target.feature for one in stored.found.interventions if isinstance(one.target, FeatureTarget)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trephine.domain.commands import Command, Progress
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import HeadNotStockError, InvalidRequestError
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_heads import HeadWeights
+from trephine.domain.spurious_heads import HeadWeights, Pooling
 
 MAX_CHECKED = 64
 """Texts on which the reloaded folder is compared."""
@@ -60,3 +60,19 @@ class ExportClassifier(Command[ClassifierExport, Progress]):
                 "at least one text is needed: what was not reloaded and compared is not published",
                 field="texts",
             )
+
+
+def require_stock(head: HeadWeights) -> None:
+    """Refuse a head that no stock sequence classifier computes.
+
+    Raises:
+        HeadNotStockError: Saying what is not stock about it.
+    """
+    if head.layer is not None or head.pooling is not Pooling.LAST or any(head.bias):
+        where = "the final norm's output" if head.layer is None else f"layer {head.layer}"
+        raise HeadNotStockError(
+            f"the head reads {where}, pooled by {head.pooling.value}"
+            f"{', with a bias' if any(head.bias) else ''}; a stock classifier reads the final norm's output "
+            "at the last token without one. Train a probe with no layer and `last` pooling",
+            field="decision",
+        )

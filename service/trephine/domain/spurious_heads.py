@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trephine.domain.arrays import Array
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import require_finite
 
@@ -95,8 +94,8 @@ class HeadWeights:
     """A head as numbers: logits of the labels = pooled @ weight.T + bias."""
 
     labels: tuple[str, ...]
-    weight: Array
-    """float32 `(n_labels, d_model)`."""
+    weight: tuple[tuple[float, ...], ...]
+    """`(n_labels, d_model)`, float32 numbers."""
     bias: tuple[float, ...]
     """`(n_labels,)`; zeros in the stock form."""
     layer: int | None

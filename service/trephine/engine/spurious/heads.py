@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trephine.domain.arrays import Array
 from trephine.domain.errors import HeadNotStockError, ParentChangedError, TrephineError
 from trephine.domain.spurious_heads import (
     TEXT,
@@ -58,10 +57,9 @@ class LinearHead:
 
     def weights(self, labels: tuple[str, str]) -> HeadWeights:
         """Write it as a value."""
-        held = self.weight.detach().float().contiguous().numpy()
         return HeadWeights(
             labels=labels,
-            weight=Array(dtype="float32", shape=tuple(held.shape), data=held.tobytes()),
+            weight=tuple(tuple(row) for row in self.weight.float().tolist()),
             bias=tuple(float(b) for b in self.bias),
             layer=self.readout.layer,
             pooling=self.readout.pooling,

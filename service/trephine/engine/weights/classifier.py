@@ -22,10 +22,11 @@ from trephine.domain.classifier_exports import (
     MAX_CHECKED,
     ClassifierExport,
     ExportClassifier,
+    require_stock,
 )
 from trephine.domain.commands import Progress
 from trephine.domain.errors import GateMissedError, HeadNotStockError
-from trephine.domain.spurious_heads import HeadWeights, Pooling
+from trephine.domain.spurious_heads import HeadWeights
 from trephine.engine import manifest
 from trephine.engine.clean_process import run_clean
 from trephine.engine.hosted import HostedModel
@@ -93,14 +94,7 @@ def stock_architecture(hosted: HostedModel, head: HeadWeights) -> str:
     Raises:
         HeadNotStockError: Saying what is not stock about the head, or that the model has no such class.
     """
-    if head.layer is not None or head.pooling is not Pooling.LAST or any(head.bias):
-        where = "the final norm's output" if head.layer is None else f"layer {head.layer}"
-        raise HeadNotStockError(
-            f"the head reads {where}, pooled by {head.pooling.value}"
-            f"{', with a bias' if any(head.bias) else ''}; a stock classifier reads the final norm's output "
-            "at the last token without one. Train a probe with no layer and `last` pooling",
-            field="decision",
-        )
+    require_stock(head)
     found = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(hosted.model.config), None)
     if found is None:
         raise HeadNotStockError(
@@ -111,8 +105,7 @@ def stock_architecture(hosted: HostedModel, head: HeadWeights) -> str:
 
 def head_tensor(head: HeadWeights) -> Tensor:
     """Return a head's weight, float32 `(n_labels, d_model)`."""
-    flat = torch.frombuffer(bytearray(head.weight.data), dtype=torch.float32)
-    return flat.reshape(head.weight.shape)
+    return torch.tensor(head.weight, dtype=torch.float32)
 
 
 def _copy(source: Path, target: Path) -> Generator[Progress | None, None, None]:

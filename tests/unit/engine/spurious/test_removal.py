@@ -107,7 +107,7 @@ def test_the_head_of_the_report_decides_as_reported(session, report):
     """Weights and features of the report give the refitted arm's label accuracy."""
     hosted = session.require_model()
     head = report.head
-    weight = torch.frombuffer(bytearray(head.weight.data), dtype=torch.float32).reshape(head.weight.shape)
+    weight = torch.tensor(head.weight)
     texts = [tuple(hosted.encode(one.text)) for one in GIVEN["test"]]
     removed = [one.target.feature for one in report.interventions]
     pooled = finish(pool_texts(hosted, Readout(layer=head.layer, pooling=head.pooling), texts, removed))
@@ -176,7 +176,7 @@ def test_label_tokens_decide_without_a_refit(session):
     ids = torch.tensor([hosted.encode(f"The {GIVEN['test'][0].text} is")])
     with torch.inference_mode():
         logits = hosted.model(ids).logits[0, -1]
-    weight = torch.frombuffer(bytearray(found.head.weight.data), dtype=torch.float32).reshape(2, -1)
+    weight = torch.tensor(found.head.weight)
     pooled = finish(pool_texts(hosted, Readout(layer=None, pooling=Pooling.LAST), [tuple(ids[0].tolist())]))
     wanted = logits[[hosted.resolve_target(" the"), hosted.resolve_target(" is")]]
     assert torch.allclose((pooled @ weight.T)[0], wanted, atol=1e-4)

@@ -1,0 +1,189 @@
+"""Spurious features through a real server: report, edit, page, export, classifier, stock reload."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from tests.builders import tiny_folder
+from tests.integration.server_house import Edge, edge
+from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.edits import AsyncEdits, AsyncExports
+from trephine.client.aio.model import AsyncModel
+from trephine.client.aio.models import AsyncModels
+from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
+from trephine.client.aio.wire import AsyncWire
+from trephine.client.endpoint import Endpoint
+from trephine.client.errors import (
+    AlreadyExistsError,
+    AttributeConfoundedError,
+    CancelledByCallerError,
+    HeadNotStockError,
+    InvalidRequestError,
+    SplitLeakageError,
+    TooFewItemsError,
+)
+from trephine.client.types import (
+    AttributeText,
+    FeatureOverride,
+    FeatureRef,
+    LabelledText,
+    Probe,
+    SpuriousRemoval,
+)
+from trephine.ipc.engine_proxy import SubprocessEngineLauncher
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+
+def _texts(rows: Any) -> list[LabelledText]:
+    return [LabelledText(text=one.text, label=one.label, attribute=one.attribute) for one in rows]
+
+
+TRAINING, TEST = _texts(ambiguous(24)), _texts(balanced(8))
+EXAMPLES = [AttributeText(text=one.text, attribute=one.attribute) for one in attribute_texts()]
+SMALL: dict[str, Any] = {
+    "test": TEST, "attribute_texts": EXAMPLES, "candidates": 96, "exact": 1, "counts": (2, 8),
+    "effect_texts": 24, "fit_texts": 40, "random_sets": 1, "resamples": 20, "spurious_above": 0.3,
+}  # fmt: skip
+WORDS = [
+    FeatureOverride(feature=FeatureRef(layer=layer, index=index), remove=True, reason="a person says so")
+    for layer, index in ((0, 1), (1, 2), (2, 3))
+]
+"""So that something is removed whatever the judges of a random model say."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
+    """A server over a real engine process with a tiny Llama: one for the module."""
+    folder = tmp_path_factory.mktemp("edge")
+    tiny_folder("llama", folder / "roots" / "tiny")
+    async with edge(folder, launcher=SubprocessEngineLauncher(threads=1)) as house:
+        await house.load()
+        yield house
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def wire(server: Edge) -> AsyncIterator[AsyncWire]:
+    """A connection."""
+    yield AsyncWire(Endpoint(address=server.address))
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def model(wire: AsyncWire) -> AsyncIterator[AsyncModel]:
+    """The tiny model."""
+    yield AsyncModel(wire, await AsyncModels(wire).get("tiny"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def removal(server: Edge) -> SpuriousRemoval:
+    """A report in the stock form, with an edit."""
+    wire = AsyncWire(Endpoint(address=server.address))
+    model = AsyncModel(wire, await AsyncModels(wire).get("tiny"))
+    return await model.remove_spurious(TRAINING, edit_id="clean", author="us", overrides=WORDS, **SMALL)
+
+
+async def test_a_report_is_stored_and_its_edit_names_it(wire: AsyncWire, removal: SpuriousRemoval):
+    """Response, stored and listed report agree; the edit's evidence is the report."""
+    stored = AsyncSpuriousRemovals(wire)
+    again = await stored.get(removal.name)
+    assert again == removal
+    assert sum(one.removed and bool(one.override) for one in removal.features) == len(WORDS)
+    listed = [one for one in await stored.list() if one.name == removal.name]
+    assert (listed[0].features, listed[0].chosen) == ((), removal.chosen)
+    edit = await AsyncEdits(wire).get("clean")
+    assert edit.evidence == (removal.name,)
+    assert removal.edit == edit.reference
+    assert len(edit.interventions) == removal.chosen
+
+
+async def test_the_decision_list_is_one_page(wire: AsyncWire, removal: SpuriousRemoval):
+    """Self-contained, and every feature that is gone stands in it."""
+    page = (await AsyncArtifacts(wire).read(await AsyncSpuriousRemovals(wire).page(removal))).decode()
+    assert page.count('class="removed"') == removal.chosen
+    assert "Content-Security-Policy" in page
+    assert "<script" not in page
+
+
+async def test_the_edited_classifier_is_reloaded_by_stock_transformers(
+    server: Edge, wire: AsyncWire, model: AsyncModel, removal: SpuriousRemoval
+):
+    """Exported through the edit's own export; the worst group is the report's."""
+    stored = AsyncSpuriousRemovals(wire)
+    await (await AsyncExports(wire).start("clean", "clean-export")).result()
+    texts = [one.text for one in TEST]
+    started = await stored.start_export_classifier(removal, "judge", texts, export="clean-export")
+    made = await started.result()
+    assert (made.agreeing, made.checked_texts) == (len(texts), len(texts))
+    assert made.largest_difference < 1e-4
+    assert made.architecture == "LlamaForSequenceClassification"
+    folder = server.state / "published" / "judge"
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    right: dict[tuple[str, str | None], list[bool]] = {}
+    with torch.inference_mode():
+        for one in TEST:
+            ids = [token.id for token in await model.tokenize(one.text)]
+            label = classifier.config.id2label[int(classifier(torch.tensor([ids])).logits.argmax())]
+            right.setdefault((one.label, one.attribute), []).append(label == one.label)
+    worst = min(sum(each) / len(each) for each in right.values())
+    refitted = removal.arm("refitted")
+    assert refitted is not None
+    figure = refitted.figure("worst_group")
+    assert figure is not None
+    assert worst == pytest.approx(figure.value, abs=1e-6)
+
+
+async def test_a_head_that_is_not_stock_is_not_exported(wire: AsyncWire, model: AsyncModel):
+    """A probe in the middle of the model has no stock form; the message says which has."""
+    found = await model.remove_spurious(
+        TRAINING, edit_id="middle", decision=Probe(layer=1, pooling="mean"), overrides=WORDS[:2], **SMALL
+    )
+    stored = AsyncSpuriousRemovals(wire)
+    with pytest.raises(HeadNotStockError, match="layer 1, pooled by mean, with a bias"):
+        await stored.start_export_classifier(found, "middle-judge", ["abcdef"], export="clean-export")
+
+
+async def test_a_classifier_needs_the_export_of_its_edit(wire: AsyncWire, removal: SpuriousRemoval):
+    """Features were removed: the model's own weights do not lack them."""
+    stored = AsyncSpuriousRemovals(wire)
+    with pytest.raises(InvalidRequestError, match="export its edit first"):
+        await stored.start_export_classifier(removal, "whole", ["abcdef"])
+    with pytest.raises(InvalidRequestError, match="not reloaded and compared"):
+        await stored.start_export_classifier(removal, "unread", [], export="clean-export")
+
+
+async def test_a_removal_can_be_predicted_and_cancelled(model: AsyncModel):
+    """A prediction removes nothing; a cancelled removal ends within a quantum and makes no edit."""
+    predicted = await model.predict_remove_spurious(TRAINING, **SMALL)
+    assert predicted.seconds > 0
+    assert predicted.texts == (48, 0, 32)
+    dear = await model.predict_remove_spurious(TRAINING, **{**SMALL, "fit_texts": 48, "random_sets": 50})
+    assert dear.seconds > predicted.seconds
+    started = await model.start_remove_spurious(TRAINING, **{**SMALL, "exact": 4000, "random_sets": 100})
+    await asyncio.sleep(0.3)
+    await started.cancel()
+    with pytest.raises(CancelledByCallerError):
+        await started.result()
+
+
+async def test_bad_requests_are_refused_at_once(model: AsyncModel, removal: SpuriousRemoval):
+    """By the same errors as in the engine, before an operation is made of them."""
+    with pytest.raises(AlreadyExistsError):
+        await model.start_remove_spurious(TRAINING, edit_id="clean", **SMALL)
+    with pytest.raises(SplitLeakageError) as leaked:
+        await model.start_remove_spurious(TRAINING, **{**SMALL, "test": [*TEST, TRAINING[0]]})
+    assert leaked.value.field == "test[32].text"
+    with pytest.raises(AttributeConfoundedError):
+        await model.start_remove_spurious(TRAINING, test=TEST)
+    with pytest.raises(TooFewItemsError):
+        await model.start_remove_spurious([*TRAINING[:24], TRAINING[30]], **SMALL)
+    with pytest.raises(InvalidRequestError, match="between 0 and 1") as rules:
+        await model.start_remove_spurious(TRAINING, false_discoveries=2.0, **SMALL)
+    assert rules.value.field

@@ -1,0 +1,51 @@
+"""The decision list as a page: a row per feature, nothing of the data runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tests.spurious_report import judged, report
+from trephine.domain.spurious_removal import Standing
+from trephine.pages.spurious_page import spurious_html
+
+
+def _page(**changes: Any):
+    return spurious_html(
+        replace(report(), **changes), name="spuriousRemovals/r", edit="clean@1", create_time="now"
+    )
+
+
+def test_every_feature_is_a_row_with_its_decision():
+    """Decision, score, effect, evidence, places; what is removed is marked."""
+    page = _page()
+    assert page.count('class="removed"') == 1
+    assert "neurons 3:17" in page
+    assert "undecided, kept" in page
+    assert "attribute examples: attribute 0.5, label -0.25, p = 0.001" in page
+    assert page.count("by a person") == 1
+    assert "but for 1 overridden" in page
+
+
+def test_before_and_after_stand_side_by_side():
+    """With intervals, in percent, and SAEBench's score."""
+    page = _page()
+    assert "12.5 %" in page
+    assert "90.0 %" in page
+    assert "85.0 % to 95.0 %" in page
+    assert "SCR 0.625" in page
+    assert "TPP" not in page
+
+
+def test_texts_of_the_data_stay_texts():
+    """Tokens and reasons are escaped, scripts are not allowed at all."""
+    page = _page()
+    assert "<b>she" not in page
+    assert "&lt;b&gt;she" in page
+    assert "script-src &#39;none&#39;" in page
+
+
+def test_a_long_list_is_cut_and_says_so():
+    """The report has the rest."""
+    many = tuple(judged(Standing.TASK, index) for index in range(450))
+    assert "50 more are in the report" in _page(features=many)

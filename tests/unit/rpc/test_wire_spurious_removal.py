@@ -1,0 +1,140 @@
+"""Requests and reports of spurious features on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.spurious_report import report
+from tests.spurious_texts import ambiguous, attribute_texts
+from trephine.app.spurious_removals import StoredRemoval
+from trephine.client.errors import InvalidRequestError as ClientInvalid
+from trephine.client.errors import LocalFileError
+from trephine.client.spurious_removal import removal_of
+from trephine.client.spurious_requests import TextColumns as Columns
+from trephine.client.spurious_requests import read_overrides, read_texts, remove_spurious
+from trephine.client.types import (
+    AttributeText,
+    FeatureOverride,
+    FeatureRef,
+    LabelledText,
+    LabelTokens,
+    Probe,
+    RewardModel,
+    StockClassifier,
+)
+from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.errors import EmptyPromptError, InvalidRequestError
+from trephine.domain.spurious_heads import ClassifierHead, Pooling, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_removal import RemovalBudget
+from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
+from trephine.rpc.wire.spurious_removals import removal_to_wire, remove_from_wire
+
+TEXTS = [LabelledText(text=one.text, label=one.label, attribute=one.attribute) for one in ambiguous(10)]
+EXAMPLES = [AttributeText(text=one.text, attribute=one.attribute) for one in attribute_texts()]
+
+
+def _sent(**options: Any):
+    return remove_spurious("tiny", TEXTS, attribute_texts=EXAMPLES, **options)
+
+
+def test_what_is_left_out_has_the_defaults_of_the_contract():
+    """A probe in the stock form, neurons, attribution patching, a refit."""
+    command = remove_from_wire(_sent()).command
+    assert command.decision == ProbeHead()
+    assert command.budget == RemovalBudget()
+    assert (command.replacement, command.layers, command.refit) == ("neurons", None, True)
+    assert command.estimator is Estimator.ATTRIBUTION_PATCHING
+
+
+def test_everything_that_is_sent_arrives():
+    """Fields of rules and budget, heads, overrides."""
+    said = FeatureOverride(feature=FeatureRef(layer=1, index=2), remove=True, reason="a name")
+    asked = remove_from_wire(
+        _sent(
+            decision=Probe(layer=1, pooling="mean", penalty=0.5), counts=(3, 9), candidates=5, clusters=2,
+            spurious_above=0.7, estimator="relp", swaps=[("he", "she")], overrides=[said], seed=4,
+            edit_id="clean", author="us", refit=False, layers=(0, 1),
+        )
+    )  # fmt: skip
+    command = asked.command
+    assert command.decision == ProbeHead(layer=1, pooling=Pooling.MEAN, penalty=0.5)
+    assert (command.budget.counts, command.budget.candidates) == ((3, 9), 5)
+    assert (command.judging.clusters, command.judging.spurious_above) == (2, 0.7)
+    assert (command.estimator, command.refit, command.layers, command.seed) == (
+        Estimator.RELP, False, (0, 1), 4,
+    )  # fmt: skip
+    assert command.overrides[0].reason == "a name"
+    assert (asked.edit_id, asked.author) == ("clean", "us")
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (LabelTokens(tokens={"Q": " a", "W": " b"}, template="{text}?"), TokenHead),
+        (StockClassifier(source="judge"), ClassifierHead),
+        (RewardModel(source="judge", threshold=0.0), RewardHead),
+    ],
+)
+def test_heads_go_there_and_back(sent, read):
+    """A threshold of zero is one; a template that says nothing is refused."""
+    message = _sent(decision=sent, refit=False).decision
+    head = decision_from_wire(message)
+    assert isinstance(head, read)
+    assert decision_to_wire(head) == message
+
+
+def test_bad_fields_are_named():
+    """By their place in the request."""
+    request = _sent()
+    request.training[3].text = ""
+    with pytest.raises(EmptyPromptError) as empty:
+        remove_from_wire(request)
+    assert empty.value.context["field"] == "training[3].text"
+    with pytest.raises(InvalidRequestError, match="exactly once"):
+        decision_from_wire(
+            _sent(decision=LabelTokens(tokens={"Q": " a"}, template="no"), refit=False).decision
+        )
+
+
+def test_a_report_is_read_as_it_was_written():
+    """Field by field; listed ones leave their features out."""
+    stored = StoredRemoval(name="spuriousRemovals/r", create_time="now", edit="clean@1", found=report())
+    read = removal_of(removal_to_wire(stored))
+    assert (read.name, read.edit, read.chosen) == ("spuriousRemovals/r", "edits/clean@1", 1)
+    assert read.features[0].feature == FeatureRef(layer=3, index=17, replacement="neurons")
+    assert [one.standing.value for one in read.features] == ["spurious", "undecided", "task"]
+    assert read.features[0].exact is None
+    assert (read.scr, read.tpp) == (0.625, None)
+    assert read.choices[1].leak is None
+    assert read.arm("refitted").figure("worst_group").value == 0.9
+    assert removal_of(removal_to_wire(stored, whole=False)).features == ()
+
+
+def test_files_are_read_by_their_columns(tmp_path):
+    """A missing column names row and column; a folder's files follow each other by name."""
+    (tmp_path / "b.csv").write_text("text,label,who\nabc,1,x\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "def", "label": 0, "who": "y"}\n')
+    found = read_texts(tmp_path, Columns(attribute="who"))
+    assert [(one.text, one.label, one.attribute) for one in found] == [("def", "0", "y"), ("abc", "1", "x")]
+    with pytest.raises(ClientInvalid, match=r"a\.jsonl, row 1 has no column 'gender'; it has text, label"):
+        read_texts(tmp_path, Columns(attribute="gender"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(LocalFileError, match=r"no \.jsonl or \.csv"):
+        read_texts(empty)
+
+
+def test_overrides_are_read_from_a_file(tmp_path):
+    """Neurons as LAYER:INDEX, features of sets with their set; anything else is named."""
+    file = tmp_path / "words.json"
+    file.write_text(
+        '{"3:17": {"remove": false, "reason": "medicine"}, "my:set:2:5": {"remove": true, "reason": "r"}}'
+    )
+    first, second = read_overrides(file)
+    assert (first.feature, first.remove) == (FeatureRef(layer=3, index=17), False)
+    assert second.feature == FeatureRef(layer=2, index=5, replacement="my:set")
+    file.write_text('{"3": {"remove": true, "reason": "r"}}')
+    with pytest.raises(ClientInvalid, match="'3' must be LAYER:INDEX"):
+        read_overrides(file)
