@@ -97,6 +97,21 @@ class Model(
         operation = self.start_discover(prompt, target=target, against=against, **options)
         return operation.result(on_progress=on_progress)
 
+    def predict_discover(
+        self, prompt: str, *, target: Target, against: str | None = None, **options: Any
+    ) -> CircuitInfo:
+        """Check a discovery and say what it would take: `seconds` and `peak_extra_bytes`; nothing is found.
+
+        Args:
+            prompt: At least one token.
+            target: As `discover`.
+            against: As `discover`.
+            options: Those of `start_discover`.
+        """
+        options["validate_only"] = True
+        operation = self.start_discover(prompt, target=target, against=against, **options)
+        return operation.result().info
+
     def start_discover(
         self,
         prompt: str,
@@ -113,6 +128,7 @@ class Model(
         verify_nodes: int | None = None,
         seed: int | None = None,
         request_id: str | None = None,
+        validate_only: bool = False,
     ) -> Operation[Circuit]:
         """Start a discovery.
 
@@ -131,6 +147,7 @@ class Model(
             verify_nodes: Nodes ablated one at a time to measure the estimates; unset 128, 0 skips it.
             seed: Unset 0.
             request_id: The same id again returns the same operation.
+            validate_only: Check and predict alone, as `predict_discover` does; the operation is done at once.
         """
         request = requests.discover(
             self.name,
@@ -145,6 +162,7 @@ class Model(
             edge_mass=edge_mass,
             verify_nodes=verify_nodes,
             seed=seed,
+            validate_only=validate_only or None,
         )
         message = self._wire.call(self._wire.circuits.DiscoverCircuit, request)
         return Operation(self._wire, message, self._circuit)

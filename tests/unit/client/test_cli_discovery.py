@@ -69,3 +69,19 @@ def test_what_was_stopped_is_said(asked: float, raised: str):
         f"hierarchically: 12 features of at least 0.05{raised}; stopped 0, +0.500 of +2.000 "
         "(3.000 in absolute terms)"
     )
+
+
+def test_a_prediction_is_asked_for_and_nothing_is_printed_but_it(
+    fake: FakeService, run: Any, capsys: pytest.CaptureFixture[str]
+):
+    """`--predict` sends the same request with `validate_only`; tokens, time and memory are told."""
+    words = ("discover", "Mary", "--target", " Mary", "--model", "tiny")
+    assert run(*words, "--max-edges", "5", "--predict") == 0
+    assert sent(fake).validate_only
+    assert sent(fake).pruning.max_edges == 5
+    out = capsys.readouterr().out
+    assert "would take" in out
+    assert "of one core" in out
+    assert "circuits/c1" not in out
+    assert run(*words) == 0
+    assert not sent(fake).validate_only

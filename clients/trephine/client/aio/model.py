@@ -103,6 +103,21 @@ class AsyncModel(
         operation = await self.start_discover(prompt, target=target, against=against, **options)
         return await operation.result(on_progress=on_progress)
 
+    async def predict_discover(
+        self, prompt: str, *, target: Target, against: str | None = None, **options: Any
+    ) -> CircuitInfo:
+        """Check a discovery and say what it would take: `seconds` and `peak_extra_bytes`; nothing is found.
+
+        Args:
+            prompt: At least one token.
+            target: As `discover`.
+            against: As `discover`.
+            options: Those of `start_discover`.
+        """
+        options["validate_only"] = True
+        operation = await self.start_discover(prompt, target=target, against=against, **options)
+        return (await operation.result()).info
+
     async def start_discover(
         self,
         prompt: str,
@@ -119,6 +134,7 @@ class AsyncModel(
         verify_nodes: int | None = None,
         seed: int | None = None,
         request_id: str | None = None,
+        validate_only: bool = False,
     ) -> AsyncOperation[AsyncCircuit]:
         """Start a discovery.
 
@@ -137,6 +153,7 @@ class AsyncModel(
             verify_nodes: Nodes ablated one at a time to measure the estimates; unset 128, 0 skips it.
             seed: Unset 0.
             request_id: The same id again returns the same operation.
+            validate_only: Check and predict alone, as `predict_discover` does; the operation is done at once.
         """
         request = requests.discover(
             self.name,
@@ -151,6 +168,7 @@ class AsyncModel(
             edge_mass=edge_mass,
             verify_nodes=verify_nodes,
             seed=seed,
+            validate_only=validate_only or None,
         )
         message = await self._wire.call(self._wire.circuits.DiscoverCircuit, request)
         return AsyncOperation(self._wire, message, self._circuit)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from math import isnan
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,6 +98,9 @@ def discover(
         int | None, typer.Option(help="Prune before storing: at most so many edges.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Check everything and say what it would take; find nothing.")
+    ] = False,
     top: Annotated[int, typer.Option(help="Features to print.")] = 15,
     detach: DetachOption = False,
 ) -> None:
@@ -124,22 +127,39 @@ def discover(
         chosen = None
         if replacements is not None:
             chosen = open_set(given, trephine, loaded, replacements).set_id
-        started = loaded.start_discover(
-            prompt,
-            target=wanted.target,
-            against=against,
-            positions=wanted.positions,
-            replacement=chosen,
-            max_feature_nodes=nodes,
-            min_attribution=min_attribution,
-            prune=None if bounds == Pruning() else bounds,
-            seed=seed,
-        )
+        options: dict[str, Any] = {
+            "target": wanted.target,
+            "against": against,
+            "positions": wanted.positions,
+            "replacement": chosen,
+            "max_feature_nodes": nodes,
+            "min_attribution": min_attribution,
+            "prune": None if bounds == Pruning() else bounds,
+            "seed": seed,
+        }
+        if predict:
+            show_prediction(given.output, loaded.predict_discover(prompt, **options))
+            return
+        started = loaded.start_discover(prompt, **options)
         circuit = given.complete(trephine, started, "discover", detach=detach)
         show_circuit(given.output, circuit, top)
         if out is not None:
             for path in circuit.save(out):
                 given.output.note(f"wrote {path}")
+
+
+def show_prediction(output: Output, found: CircuitInfo) -> None:
+    """Print predicted time and memory."""
+    if output.json:
+        output.document(found.to_json())
+        return
+    output.facts(
+        [
+            ("tokens", str(len(found.tokens))),
+            ("would take", f"{found.seconds:,.0f} s of one core"),
+            ("memory", f"{found.peak_extra_bytes / 1e6:,.0f} MB beyond the model"),
+        ]
+    )
 
 
 def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
