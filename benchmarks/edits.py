@@ -4,7 +4,7 @@ Three edits of SmolLM2, each made on the evidence of a circuit: verbs pushed tow
 transcoder feature that pushes them most, the features that make a verb plural ablated, and the same with
 neurons. Every one is measured beside the no-op, matched random features, another layer and, where it steers,
 a prompt. Then the same text is generated plain, under an edit by name, and with the edit's interventions sent
-along, in turn; ratios of medians are printed.
+along, in turn; the median over rounds of the ratio to the plain one of the same round is printed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from trephine.client.types import (
 PROMPT, PLURAL, SINGULAR = f"{BEGIN}The men", " go", " goes"
 PUSH = 12.0
 TEXT = f"{BEGIN}The history of the town begins with"
-TOKENS = 32
+TOKENS = 16
+PLAIN = "plain"
 NODES, VERIFIED = 128, 16
 ARMS = {
     EvaluationArm.EDIT: "edit",
@@ -185,10 +186,10 @@ def evaluate(trephine: Trephine, case: Case, model: Model, controls: int) -> Edi
 # --- what serving costs --------------------------------------------------------------------------
 
 
-def serving(model: Model, edit: Edit, rounds: int) -> dict[str, float]:
-    """Median seconds of one generation: plain, plain again, by name, by default, interventions sent along."""
+def serving(model: Model, edit: Edit, rounds: int) -> dict[str, list[float]]:
+    """Seconds of one generation by round, served in every way."""
     ways: dict[str, Callable[[], Row]] = {
-        "plain": lambda: Row(TEXT, plain=True),
+        PLAIN: lambda: Row(TEXT, plain=True),
         "plain again": lambda: Row(TEXT, plain=True),
         "interventions sent along": lambda: Row(TEXT, edit.interventions, plain=True),
         "edit by name": lambda: Row(TEXT, edits=[edit.name]),
@@ -204,17 +205,19 @@ def serving(model: Model, edit: Edit, rounds: int) -> dict[str, float]:
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
     model.set_live_edits([])
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return seconds
 
 
-def report_serving(edit: Edit, medians: dict[str, float]) -> None:
-    """Print each way beside the plain one, and the name beside the interventions that it stands for."""
-    plain = medians["plain"]
-    say("\n| served | median, ms | beside plain |\n|---|---|---|")
-    for name, taken in medians.items():
-        say(f"| {name} | {1e3 * taken:.0f} | {taken / plain:.3f} |")
-    ratio = medians["edit by name"] / medians["interventions sent along"]
-    say(f"<!-- {edit.reference}: by name beside sent along: {ratio:.3f}, {TOKENS} tokens -->")
+def report_serving(edit: Edit, seconds: dict[str, list[float]]) -> None:
+    """Print each way beside the plain request of its round: what else the machine does is in both."""
+    say(f"\n| {TOKENS} tokens under {edit.reference} | median, ms | beside plain | all rounds |")
+    say("|---" * 4 + "|")
+    for name, taken in seconds.items():
+        ratios = sorted(mine / plain for mine, plain in zip(taken, seconds[PLAIN], strict=True))
+        say(
+            f"| {name} | {1e3 * statistics.median(taken):.0f} | {statistics.median(ratios):.3f} "
+            f"| {ratios[0]:.3f} to {ratios[-1]:.3f} |"
+        )
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ from trephine.v1 import (
     operation_service_pb2,
     removal_pb2,
     replacement_service_pb2,
+    spurious_removal_pb2,
 )
 
 MESSAGES = (
@@ -54,6 +55,7 @@ MESSAGES = (
     operation_service_pb2,
     removal_pb2,
     replacement_service_pb2,
+    spurious_removal_pb2,
 )
 NAMES = {
     "Ablation": "AblateResponse",
