@@ -25,6 +25,7 @@ from trephine.engine.servers import supporting_servers
 from trephine.engine.session import Handler, Session
 from trephine.engine.shards import TensorEntry, read_entries
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
+from trephine.engine.weights.replicas import coarsest
 
 _PLAN = TypeAdapter(ExportPlan)
 _KEPT: WeakKeyDictionary[Any, tuple[Any, WeightProgram]] = WeakKeyDictionary()
@@ -90,7 +91,7 @@ def program_of(
     sets = ",".join(sorted(s.admitted.content_hash for s in hosted.replacements.values()))
     key = (
         *(hosted.info.weight_hash, edit.content_hash, edit.interventions, options.keep_shapes),
-        bool(options.gguf),
+        coarsest(options.gguf),
         *(texts.calibration.sha256, sets),
     )
     kept = _KEPT.get(hosted.model)
@@ -101,7 +102,7 @@ def program_of(
             edit,
             texts.calibration.windows,
             keep_shapes=options.keep_shapes,
-            without_biases=bool(options.gguf),
+            kind=coarsest(options.gguf),
         )
         kept = (key, program)
         _KEPT[hosted.model] = kept

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.edits import Edit
+from trephine.domain.exports import GgufType
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import TensorEntry
@@ -52,7 +53,7 @@ def compile_weights(
     windows: Windows,
     *,
     keep_shapes: bool = False,
-    without_biases: bool = False,
+    kind: GgufType | None = None,
 ) -> Generator[None, None, WeightProgram]:
     """Compile an edit from the parent's files.
 
@@ -62,7 +63,8 @@ def compile_weights(
         edit: What is to be carried.
         windows: The calibration text.
         keep_shapes: Fit features into the matrices that are there instead of adding neurons.
-        without_biases: Give no module a bias that it has not: what is to read the export may leave it out.
+        kind: The coarsest GGUF file that is to carry it as well. No module is then given a bias that it has
+            not, for a reader may leave it out, and units survive the quantiser.
 
     Raises:
         EditNotExpressibleError: If an intervention cannot be written into weights.
@@ -71,8 +73,8 @@ def compile_weights(
     ops = sort_operations(hosted, edit.interventions, keep_shapes=keep_shapes)
     fitted_numbers = {n for op in ops.fits for n in ([op.number] if isinstance(op, MapOp) else op.numbers)}
     kept = tuple(i for number, i in enumerate(edit.interventions) if number not in fitted_numbers)
-    given = bias_field(hosted) is not None and not without_biases
-    grafts = yield from _grafts(hosted, entries, ops, windows, kept, biases=has_biases(hosted) or given)
+    given = bias_field(hosted) is not None and kind is None
+    grafts = yield from _grafts(hosted, entries, ops, windows, kept, has_biases(hosted) or given, kind)
     biases = has_biases(hosted) or (given and _wants_bias(hosted, ops, grafts))
     assembly = Assembly(hosted, entries, mlp_biases=biases)
     affinities = _affinities(hosted, ops.maps)
@@ -100,8 +102,8 @@ def _grafts(
     ops: Operations,
     windows: Windows,
     kept: Any,
-    *,
     biases: bool,
+    kind: GgufType | None,
 ) -> Generator[None, None, tuple[Graft, ...]]:
     layers = sorted({op.feature.layer for op in ops.grafts})
     if not layers:
@@ -120,7 +122,7 @@ def _grafts(
             outputs = neurons @ stored.down.matrix.float().cpu().T
         inputs = stacked(values[Site(kind=SiteKind.MLP_IN, layer=layer)])
         dtype = STORED_DTYPES[stored.down.weight.dtype]
-        found.append(graft(hosted, op, stored, inputs, outputs, dtype, biases=biases))
+        found.append(graft(hosted, op, stored, inputs, outputs, dtype, biases=biases, kind=kind))
         yield
     return tuple(found)
 

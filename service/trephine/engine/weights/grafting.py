@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.errors import UnsupportedReplacementError
+from trephine.domain.exports import GgufType
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
@@ -78,6 +79,7 @@ def graft(
     dtype: torch.dtype,
     *,
     biases: bool,
+    kind: GgufType | None = None,
 ) -> Graft:
     """Choose the units of one feature.
 
@@ -89,6 +91,7 @@ def graft(
         outputs: `(n, d_out)`, what the down projection answered there; needed before a post-norm only.
         dtype: Of the files.
         biases: Whether the exported MLP has biases.
+        kind: What block quantiser its units must survive.
     """
     layer = op.feature.layer
     feature = read_feature(hosted, op)
@@ -103,6 +106,7 @@ def graft(
         activation=mlp.activation,
         gated=mlp.gated,
         constant=constant,
+        kind=None if biases else kind,
         rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
     )
     return Graft(

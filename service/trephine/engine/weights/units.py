@@ -18,7 +18,9 @@ from math import log2
 import torch
 from torch import Tensor
 
+from trephine.domain.exports import GgufType
 from trephine.engine.weights.piecewise import Difference, Knot
+from trephine.engine.weights.replicas import copies_for, spread_rows
 
 LARGEST = 2.0**12
 """No unit may answer more than this on the text: float16, whose largest number is 65504, keeps a margin."""
@@ -60,6 +62,8 @@ class Bench:
     gated: bool
     constant: Tensor | None
     """float64 `(d_in,)`, u with u.x nearly 1 everywhere, where the MLP has no biases; None where it has."""
+    kind: GgufType | None = None
+    """What block quantiser the units must survive; None: none."""
     rms_down: float
     """Of the down projection's entries: new columns are given the same size, for block quantisation."""
 
@@ -142,7 +146,9 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
     scale = float(excess.mean()) if excess.numel() else max(abs(knot.place), float(p.std()))
     gates = _Gates(feature, bench, p)
     best: dict[str, tuple[float, float, tuple[_Knee, ...]]] = {}
-    for name, gain, knees in _candidates(knot, scale, abs(feature.b - knot.place), bench.dtype, p):
+    for name, gain, knees in _candidates(
+        knot, scale, abs(feature.b - knot.place), bench.dtype, bench.kind, p
+    ):
         answer = sum((knee.slope * gates.answer(gain, knee.place) for knee in knees), torch.zeros_like(p))
         wanted = beyond * (knot.jump if name == "jump" else knot.bend * (p - knot.place))
         error = float((answer - wanted).square().sum())
@@ -150,13 +156,13 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
             best[name] = (error, gain, knees)
     units, answers, sizes, missed = [], torch.zeros_like(p), [0.0], 0.0
     for _, gain, knees in best.values():
-        alpha = _alpha(feature, bench, gain, knees)
+        alpha = _alpha(feature, bench, gain * copies_for(bench.kind), knees)
         for knee in knees:
-            units.append(gates.unit(gain, knee, alpha))
+            units += gates.units(gain, knee, alpha)
             answers += knee.slope * gates.answer(gain, knee.place)
             sizes.append(abs(gain * (feature.b - knee.place)))
         middle = sum(knee.place for knee in knees) / len(knees)
-        missed = max(missed, float(((gates.gate(gain, middle) > 0) != beyond).double().mean()))
+        missed = max(missed, float(((gates.gate(gain, middle) > 0) != beyond[:, None]).double().mean()))
     return _Found(
         units=tuple(units),
         answer=answers,
@@ -167,7 +173,7 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
 
 
 def _candidates(
-    knot: Knot, scale: float, bias: float, dtype: torch.dtype, p: Tensor
+    knot: Knot, scale: float, bias: float, dtype: torch.dtype, kind: GgufType | None, p: Tensor
 ) -> Iterator[tuple[str, float, tuple[_Knee, ...]]]:
     reach = max(float((p - knot.place).max()), scale)
     most = LARGEST / reach
@@ -179,13 +185,13 @@ def _candidates(
             if gain <= most or relative == _RELU_GAINS[0]:
                 yield "bend", gain, (_Knee(knot.place, knot.bend),)
     if knot.jump:
-        for halvings in _WIDTHS.get(dtype, _NARROW_WIDTHS):
+        for halvings in _NARROW_WIDTHS if kind else _WIDTHS.get(dtype, _NARROW_WIDTHS):
             width = scale * 2.0**-halvings
-            for sharpness in _SHARPNESS:
+            for sharpness in _SHARPNESS[:: 2 if kind else 1]:
                 gain = sharpness / width
                 if gain > most and halvings:
                     continue
-                for offset in _OFFSETS:
+                for offset in _OFFSETS[: 3 if kind else None]:
                     low = knot.place + (offset - 0.5) * width
                     height = knot.jump / width
                     yield "jump", gain, (_Knee(low, height), _Knee(low + width, -height))
@@ -197,24 +203,28 @@ class _Gates:
     def __init__(self, feature: Feature, bench: Bench, p: Tensor) -> None:
         self._feature, self._bench, self._p = feature, bench, p
         self._rows: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
-        self._signal = None if bench.constant is None else bench.x @ bench.constant.float()
+        self._ups = None if bench.constant is None else spread_rows(bench.constant, bench.kind, bench.dtype)
+        self._signal = None if self._ups is None else bench.x @ self._ups.float().T
 
-    def unit(self, gain: float, knee: _Knee, alpha: float) -> Unit:
-        """Build the neuron."""
-        bench, (row, _) = self._bench, self._row(gain, knee.place)
+    def units(self, gain: float, knee: _Knee, alpha: float) -> list[Unit]:
+        """Build the neuron, or its copies."""
+        bench, (rows, _) = self._bench, self._rows_of(gain, knee.place)
         with_bias = bench.constant is None
-        column = knee.slope * self._feature.d / gain / (alpha if bench.gated else 1.0)
-        return Unit(
-            gate=row.to(torch.float64),
-            gate_bias=self._bias(gain, knee.place) if with_bias else 0.0,
-            up=None if bench.constant is None else _rounded(alpha * bench.constant, bench.dtype).double(),
-            up_bias=alpha if with_bias else 0.0,
-            down=_rounded(column, bench.dtype).to(torch.float64),
-        )
+        column = knee.slope * self._feature.d / gain / (alpha if bench.gated else 1.0) / len(rows)
+        return [
+            Unit(
+                gate=row,
+                gate_bias=self._bias(gain, knee.place) if with_bias else 0.0,
+                up=None if self._ups is None else _rounded(alpha * self._ups[copy], bench.dtype).double(),
+                up_bias=alpha if with_bias else 0.0,
+                down=_rounded(column, bench.dtype).to(torch.float64),
+            )
+            for copy, row in enumerate(rows)
+        ]
 
     def gate(self, gain: float, place: float) -> Tensor:
-        """Return the gate's pre-activation as the server computes it, float32 `(n,)`."""
-        read = self._row(gain, place)[1]
+        """Return the gates' pre-activations as the server computes them, float32 `(n, copies)`."""
+        read = self._rows_of(gain, place)[1]
         if self._bench.constant is None:
             read = read + self._bias(gain, place)
         return _rounded(read, self._bench.dtype)
@@ -225,24 +235,24 @@ class _Gates:
         hidden = _rounded(bench.activation(self.gate(gain, place)), bench.dtype)
         if self._signal is not None:
             hidden = _rounded(hidden * _rounded(self._signal, bench.dtype), bench.dtype)
-        return hidden.to(torch.float64) / gain
+        return hidden.to(torch.float64).mean(1) / gain
 
-    def _row(self, gain: float, place: float) -> tuple[Tensor, Tensor]:
+    def _rows_of(self, gain: float, place: float) -> tuple[Tensor, Tensor]:
         feature, bench = self._feature, self._bench
         key = (gain, 0.0 if bench.constant is None else place)
         if key not in self._rows:
             row = gain * feature.w
             if bench.constant is not None:
                 row = row + gain * (feature.b - place) * bench.constant
-            rounded = _rounded(row, bench.dtype)
-            self._rows = {key: (rounded, bench.x @ rounded.float())} | dict(list(self._rows.items())[:64])
+            rounded = spread_rows(row, bench.kind, bench.dtype)
+            self._rows = {key: (rounded, bench.x @ rounded.float().T)} | dict(list(self._rows.items())[:64])
         return self._rows[key]
 
     def _bias(self, gain: float, place: float) -> float:
         """Return the rounded bias, with the rounded row's mean error near the knee taken out."""
         near = (self._p - place).abs().topk(min(_NEAR, self._p.numel()), largest=False).indices
         exact = gain * (self._p[near] - self._feature.b)
-        drift = float((exact - self._row(gain, place)[1][near].double()).mean())
+        drift = float((exact - self._rows_of(gain, place)[1][near, 0].double()).mean())
         bias = torch.tensor(gain * (self._feature.b - place) + drift, dtype=torch.float64)
         return float(_rounded(bias, self._bench.dtype))
 

@@ -54,7 +54,7 @@ def test_the_files_still_carry_the_edit(made):
         assert (folder / copy.file).stat().st_size == copy.size
         assert copy.file in {file.path for file in export.files}
         assert copy.edit_kl_firing > copy.kl_firing
-    assert copies["q8_0"].recovery_firing > 0.9
+    assert min(copy.recovery_firing for copy in copies.values()) > 0.9
     assert copies["q8_0"].quantisation_kl < copies["q4_0"].quantisation_kl
     assert "| q4_0 |" in (folder / "README.md").read_text()
     assert verify_folder(folder).passed
