@@ -373,7 +373,7 @@ class UnauthenticatedError(TrephineError):
 
 
 class PathDeniedError(TrephineError):
-    """A path outside the configured roots."""
+    """A path outside the configured roots, or in one that may not be written to."""
 
     kind = ErrorKind.DENIED
     reason = "PATH_OUTSIDE_ROOTS"

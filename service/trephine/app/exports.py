@@ -25,6 +25,7 @@ from trephine.domain.errors import (
     GateMissedError,
     InvalidRequestError,
     ParentChangedError,
+    PathDeniedError,
     ResourceNotFoundError,
 )
 from trephine.domain.exports import (
@@ -87,11 +88,13 @@ class Exports:
 
         Raises:
             ExportTargetExistsError: If the name is taken.
+            PathDeniedError: If the export root may not be written to.
             TrephineError: As `plan` does.
         """
         require_new_id(request.export_id, field="export_id")
         if not self._published_by(request.export_id, operation_id):
             self._require_free(request)
+            self._require_writable()
             await self.plan(request.edit, request.model, request.options)
 
     async def run(
@@ -225,6 +228,13 @@ class Exports:
                     f"{target.name} exists in the export root, nothing is overwritten; choose another name",
                     field="export_id",
                 )
+
+    def _require_writable(self) -> None:
+        if not os.access(self._root, os.W_OK | os.X_OK):
+            raise PathDeniedError(
+                "the server may not write into its export root: make it writable, or start the server with "
+                "another --export-root"
+            )
 
     def _keep_rejected(self, request: ExportRequest, staging: Path) -> None:
         name = f"{request.export_id}.rejected"

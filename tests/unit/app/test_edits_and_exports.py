@@ -31,6 +31,7 @@ from trephine.domain.errors import (
     LayerOutOfRangeError,
     ModelNotReadyError,
     ParentChangedError,
+    PathDeniedError,
     RequestIdReusedError,
     ResourceNotFoundError,
 )
@@ -190,6 +191,15 @@ async def test_taken_name_is_refused_whoever_took_it(tmp_path):
         with pytest.raises(ExportTargetExistsError):
             await here.exports.run(request, ignore, operation_id="1" * 32)
     assert leftovers(here) == ["edited", "foreign"]
+
+
+async def test_export_root_that_may_not_be_written_to_is_refused_before_an_operation(tmp_path, monkeypatch):
+    """A file system that is mounted to be read alone says so here and not after minutes of work."""
+    here = await ready(tmp_path)
+    monkeypatch.setattr("trephine.app.exports.os.access", lambda path, mode: "published" not in str(path))
+    with pytest.raises(PathDeniedError, match="export root"):
+        await here.exports.check(REQUEST, operation_id=OPERATION)
+    assert leftovers(here) == []
 
 
 async def test_crash_between_record_and_rename_is_no_export(tmp_path, monkeypatch):

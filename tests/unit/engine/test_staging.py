@@ -114,6 +114,16 @@ def test_a_full_disk_is_a_typed_error(number):
         raise PermissionError(errno.EACCES, "denied")
 
 
+def test_a_parent_that_may_only_be_read_is_copied_into_files_that_may_be_written(tmp_path):
+    """Tensors are patched in the copy; the parent keeps its mode and its bytes."""
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(b"weights")
+    source.chmod(0o444)
+    finish(copy_file(source, tmp_path / "copy" / "model.safetensors"))
+    assert (tmp_path / "copy" / "model.safetensors").stat().st_mode & 0o200
+    assert source.stat().st_mode & 0o777 == 0o444
+
+
 @pytest.mark.parametrize("size", [0, 1, 16 << 20, (16 << 20) + 1])
 def test_copies_are_byte_for_byte(tmp_path, size):
     """Also of empty files and of sizes at a piece's border; folders are made on the way."""
