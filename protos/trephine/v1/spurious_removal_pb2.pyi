@@ -926,7 +926,7 @@ class SpuriousRemoval(google.protobuf.message.Message):
 
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JudgedFeature]:
-        """Every finalist: removed ones first, then spurious, undecided, task; by score and effect."""
+        """Every finalist: removed ones first, then spurious, undecided, task; the strongest of each first."""
 
     @property
     def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RemovalChoice]:

@@ -238,7 +238,7 @@ class SpuriousRemoval:
     considered: int
     """Features that there are."""
     features: tuple[JudgedFeature, ...]
-    """Every finalist, spurious ones first, then by score and effect."""
+    """Every finalist: removed ones first, then spurious, undecided, task; the strongest of each first."""
     choices: tuple[ChoicePoint, ...]
     criterion: str
     """What was chosen by, in words."""

@@ -87,11 +87,10 @@ def _override(study: Study, candidates: Sequence[Candidate]) -> None:
 
 
 def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, tuple[JudgedFeature, ...]]:
-    ordered = sorted(
-        judged.candidates,
-        key=lambda one: (not one.removed, _ORDER[one.standing], -one.score, -abs(one.effect)),
-    )
-    shown = sorted(ordered, key=lambda one: (not one.removed, -abs(one.effect)))[:_ILLUSTRATED]
+    ordered = sorted(judged.candidates, key=_place)
+    strongest = sorted(judged.candidates, key=lambda one: -abs(one.effect))[: _ILLUSTRATED // 2]
+    removed = [one for one in ordered if one.removed][: _ILLUSTRATED // 2]
+    shown = list({one.node: one for one in (*removed, *strongest)}.values())
     found = yield from firings_of(study, shown)
     firings = {one.node: places for one, places in zip(shown, found, strict=True)}
     return tuple(
@@ -110,6 +109,12 @@ def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, 
         )
         for one in ordered
     )
+
+
+def _place(one: Candidate) -> tuple[bool, int, float]:
+    """Removed ones first, then by standing; spurious ones by what they do with the attribute."""
+    size = one.attribute_effect if one.standing is Standing.SPURIOUS else one.effect
+    return not one.removed, _ORDER[one.standing], -abs(size)
 
 
 def _interventions(choice: Choice) -> tuple[Intervention, ...]:
