@@ -23,15 +23,28 @@ def check_checkpoint(folder: Path) -> tuple[Path, ...]:
     """Check a Hugging Face folder; return its safetensors files.
 
     Raises:
-        BrokenCheckpointError: If config, tokenizer, a shard or a tensor is missing or cut short.
+        BrokenCheckpointError: If config, tokenizer, a shard or a tensor is missing or cut short, or if it is
+            an adapter's folder.
         UnsafeCheckpointError: If the weights are pickles, which are never opened.
         UnsupportedArchitectureError: If the architecture is not verified, or the weights are quantised.
     """
+    _refuse_adapter(folder)
     config = read_json(folder / "config.json")
     _check_architecture(config)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise BrokenCheckpointError("the folder has no tokenizer.json; copy the tokenizer's files into it")
     return _weight_files(folder)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Say of an adapter in place of a model what it belongs to."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        raise BrokenCheckpointError(
+            f"the folder holds an adapter of {base} and no model: load that model, and name this folder as "
+            "its adapter",
+            file="adapter_config.json",
+        )
 
 
 def check_adapter(folder: Path) -> None:

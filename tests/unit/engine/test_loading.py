@@ -204,6 +204,15 @@ def test_pickled_adapters_are_refused(tmp_path):
         load(folder, adapter=str(adapter))
 
 
+def test_an_adapter_in_place_of_a_model_is_refused(tmp_path):
+    """By what it belongs to, and not by a file that is missing."""
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["down_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = "some/base"
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BrokenCheckpointError, match="adapter of some/base"):
+        load(tmp_path / "adapter")
+
+
 def test_one_engine_one_model(tmp_path):
     """Loading into an engine that has a model is refused."""
     folder = tiny_folder("llama", tmp_path / "m")

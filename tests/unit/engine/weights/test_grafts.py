@@ -57,6 +57,7 @@ def test_without_biases_a_nearly_constant_direction_stands_in(family, tmp_path):
     for note in program.notes.values():
         assert "nearly constant" in note.description
         assert "misfires on" in note.description
+    assert program.fitted
     assert list(program.config) == ["intermediate_size"]
     left, whole = distances(hosted, ABLATIONS, written(hosted, program, tmp_path / "exported"))
     assert left < 0.1 * whole
