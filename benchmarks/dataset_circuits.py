@@ -126,26 +126,32 @@ def main() -> None:
         first_layer=given.first_layer,
         seed=given.seed,
     )
-    hosted = load_model(given.model)
-    session = Session(hosted=hosted)
-    load_set(session, given.transcoders)
-    say(f"{sizes}; layers {sizes.first_layer} to {hosted.info.n_layers - 1}")
+    session = None if given.kept_only else _session(given.model, given.transcoders)
+    say(f"{sizes}; nodes from layer {sizes.first_layer} on")
     say(" | ".join(HEAD))
     cells: list[Cell] = []
     for task in given.tasks:
         kept = KeptRuns(given.out / f"kept-{task}.json")
-        for cell in run_task(session, task, given.dictionaries, given.data, sizes, kept):
+        ablations = [NodeAblation(name) for name in given.ablations]
+        for cell in run_task(session, task, given.dictionaries, given.data, sizes, kept, ablations):
             say(" | ".join(_cells(cell)))
             cells.append(cell)
     if cells:
         _summarise(cells, given.out)
-    for task in () if given.no_estimators else given.compare:
-        say()
-        compare_estimators(hosted, task, given.data, sizes)
+    if session is not None and not given.no_estimators:
+        for task in given.compare:
+            say()
+            compare_estimators(session.require_model(), task, given.data, sizes)
     say(
         f"\n{process_time():.0f} s of processor time in this run; all cells took "
         f"{sum(cell.seconds for cell in cells):.0f} s"
     )
+
+
+def _session(model: Path, transcoders: Path) -> Session:
+    session = Session(hosted=load_model(model))
+    load_set(session, transcoders)
+    return session
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -157,6 +163,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--transcoders", type=Path, default=Path("../shared/replacements/smollm2-135m-tc"))
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--dictionaries", nargs="*", choices=DICTIONARIES, default=tuple(DICTIONARIES))
+    parser.add_argument("--ablations", nargs="*", choices=list(NodeAblation), default=ABLATIONS)
     parser.add_argument("--held-out", type=int, default=Sizes.held_out, help="Contexts to measure on.")
     parser.add_argument("--training", type=int, default=Sizes.training, help="Contexts to find on.")
     parser.add_argument("--first-layer", type=int, default=Sizes.first_layer, help="The first with nodes.")
@@ -167,24 +174,31 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", nargs="*", choices=TASKS, default=("simple", "ioi"), help="Estimators on these."
     )
+    parser.add_argument("--kept-only", action="store_true", help="Print and draw kept cells; find nothing.")
     parser.add_argument("--no-estimators", action="store_true", help="Leave their comparison out.")
     return parser
 
 
 def run_task(
-    session: Session, task: str, dictionaries: Sequence[str], data: Path, sizes: Sizes, kept: KeptRuns
+    session: Session | None,
+    task: str,
+    dictionaries: Sequence[str],
+    data: Path,
+    sizes: Sizes,
+    kept: KeptRuns,
+    ablations: Sequence[NodeAblation] = ABLATIONS,
 ) -> Iterator[Cell]:
-    """Find and measure a task's circuits, one cell after the other; kept ones are read."""
-    hosted = session.require_model()
-    training, held_out = _split(hosted, task, data, sizes)
+    """Find and measure a task's circuits, one cell after the other; without a session those kept."""
     for name in dictionaries:
-        for ablation in ABLATIONS:
+        for ablation in ablations:
             request = {"graph": "", "nodes": DICTIONARIES[name], "ablation": ablation.value, **asdict(sizes)}
             label = f"{task}, {name}, {ablation.value}"
             answer = kept.get(label, request)
             if answer is None:
+                if session is None:
+                    continue
                 started = process_time()
-                command = _command(hosted, training, held_out, DICTIONARIES[name], ablation, sizes)
+                command = _command(session.require_model(), task, data, DICTIONARIES[name], ablation, sizes)
                 found = finish(discover_dataset_circuit(session, command))
                 answer = {"found": to_tree(found), "seconds": process_time() - started}
                 kept.keep(label, request, answer)
@@ -198,12 +212,13 @@ def _cell(task: str, name: str, ablation: NodeAblation, answer: dict[str, Any]) 
 
 def _command(
     hosted: HostedModel,
-    training: tuple[Example, ...],
-    held_out: tuple[Example, ...],
+    task: str,
+    data: Path,
     names: tuple[str, ...],
     ablation: NodeAblation,
     sizes: Sizes,
 ) -> DiscoverDatasetCircuit:
+    training, held_out = _split(hosted, task, data, sizes)
     return DiscoverDatasetCircuit(
         training=training,
         held_out=held_out,
