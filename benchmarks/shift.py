@@ -21,12 +21,14 @@ from benchmarks.replacements import NAME, load_set
 from benchmarks.shift_arms import FEATURE_ARMS, PLAIN_ARMS, Bench
 from benchmarks.shift_figures import FIGURES, Gate, Table, data_gates, scr, targets
 from benchmarks.shift_pronouns import note
+from benchmarks.shift_random import NAME as RANDOM
+from benchmarks.shift_random import reside_random
 from benchmarks.shift_tasks import Sizes, Task, tasks
 from trephine.domain.sites import NEURONS
 from trephine.engine.session import Session
 from trephine.server.places import default_cache
 
-DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME}
+DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME, "random": RANDOM}
 TASKS = ("biographies", "agreement", "reward")
 SEEDS = 5
 OURS = "removed, refitted"
@@ -53,6 +55,8 @@ def main() -> None:
     parser.add_argument("--transcoders", type=Path, default=Path("../shared/replacements/smollm2-135m-tc"))
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--dictionaries", nargs="*", choices=DICTIONARIES, default=tuple(DICTIONARIES))
+    arms = (*PLAIN_ARMS, *FEATURE_ARMS)
+    parser.add_argument("--arms", nargs="*", choices=arms, default=arms, help="What is run; all is printed.")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--test", type=int, default=Sizes().test, help="Texts per group and seed.")
     parser.add_argument("--out", type=Path, default=Path("out/shift"), help="Folder that keeps decisions.")
@@ -85,11 +89,15 @@ class Runs:
     def cells(self) -> Iterator[tuple[str, str | None]]:
         """List arms that are run at once, with their dictionary."""
         yield from ((arm, None) for arm in PLAIN_ARMS)
-        yield from ((arm, name) for name in self._given.dictionaries for arm in FEATURE_ARMS)
+        for name in self._given.dictionaries:
+            yield from ((arm, name) for arm in (FEATURE_ARMS if name != RANDOM else ("removal",)))
 
     def run(self, task: Task, seed: int) -> None:
         """Run what is missing of a seed, if there is time."""
-        missing = [cell for cell in self.cells() if self.get(task, seed, *cell) is None]
+        missing = [
+            cell for cell in self.cells()
+            if cell[0] in self._given.arms and self.get(task, seed, *cell) is None
+        ]  # fmt: skip
         if not missing or self._over():
             return
         session = self._open()
@@ -101,6 +109,8 @@ class Runs:
             if dictionary is None:
                 answer = {arm: PLAIN_ARMS[arm](bench)}
             else:
+                if dictionary == RANDOM:
+                    reside_random(bench)
                 answer = FEATURE_ARMS[arm](bench, DICTIONARIES[dictionary])
             self._kept(task, dictionary).keep(arm, self._request(task, seed, arm, dictionary), answer)
             say(f"{task.name}, seed {seed}, {arm} {dictionary or ''}: {process_time() - started:.0f} s")
@@ -114,6 +124,25 @@ class Runs:
         """One file per task and dictionary, so that two runs of different ones do not meet."""
         name = f"{task.name}-{dictionary or 'plain'}"
         return self._files.setdefault(name, KeptRuns(self._given.out / f"{name}.json"))
+
+    def complete(self, task: Task, seed: int, name: str | None) -> bool:
+        """True if removal with a dictionary, or every arm without one, is kept."""
+        wanted = [cell for cell in self.cells() if cell[1] == name and cell[0] != "skyline"]
+        return all(self.get(task, seed, *cell) is not None for cell in wanted)
+
+    def table(self, task: Task, seeds: Sequence[int]) -> Table:
+        """Put all arms beside each other that are kept for all of these seeds."""
+        decisions: dict[str, list[list[int]]] = {}
+        for arm, name in self.cells():
+            found = [answer for seed in seeds if (answer := self.get(task, seed, arm, name)) is not None]
+            if len(found) < len(seeds):
+                continue
+            for key in found[0]:
+                if not key.startswith("_"):
+                    place = key if name is None else f"{key} ({name})"
+                    decisions[place] = [answer[key] for answer in found]
+        drawn = [self.draw(task, seed) for seed in seeds]
+        return Table(decisions, [one[0] for one in drawn], [one[1] for one in drawn])
 
     def draw(self, task: Task, seed: int) -> tuple[list[int], list[int]]:
         """Return labels and attributes of a seed's test texts."""
@@ -138,37 +167,29 @@ class Runs:
 
 
 def report(task: Task, runs: Runs, given: argparse.Namespace) -> None:
-    """Print a task's table and what it says of the gates."""
+    """Print a task's table over the complete seeds, and one more for a dictionary that has fewer of them."""
     say(f"\n## {task.name}")
-    cells = list(runs.cells())
-    done = [
-        seed for seed in range(given.seeds)
-        if all(runs.get(task, seed, arm, name) is not None for arm, name in cells if name is None)
-    ]  # fmt: skip
-    if not done:
+    plain = [seed for seed in range(given.seeds) if runs.complete(task, seed, None)]
+    if not plain:
         say("no seed is complete yet: run it again")
         return
-    decisions: dict[str, list[list[int]]] = {}
-    counts: list[str] = []
-    for arm, name in cells:
-        found = [answer for seed in done if (answer := runs.get(task, seed, arm, name)) is not None]
-        if len(found) != len(done):
-            say(f"{arm}, {name}: {len(found)} of {len(done)} seeds; left out")
-            continue
-        for key in found[0]:
-            if key.startswith("_"):
-                counts.append(f"{name}, {key[1:]}: " + "; ".join(str(answer[key]) for answer in found))
-            else:
-                decisions[key if name is None else f"{key} ({name})"] = [answer[key] for answer in found]
-    drawn = [runs.draw(task, seed) for seed in done]
-    table = Table(decisions, [one[0] for one in drawn], [one[1] for one in drawn])
-    _print_table(task, table)
-    for line in counts:
-        say(line)
-    _print_gates("counts as a data set", data_gates(table))
+    everything = runs.table(task, plain)
+    _print_table(task, everything)
+    _print_gates("counts as a data set", data_gates(everything))
     for name in given.dictionaries:
-        if f"{OURS} ({name})" in table.arms:
-            _print_gates(f"targets, {name}", targets(table, f"{OURS} ({name})"))
+        seeds = [seed for seed in plain if runs.complete(task, seed, name)]
+        if not seeds:
+            say(f"{name}: no seed is complete yet")
+            continue
+        table = everything if seeds == plain else runs.table(task, seeds)
+        if seeds != plain:
+            say(f"{name}, over the seeds {', '.join(map(str, seeds))} alone:")
+            _print_table(task, table)
+        for seed in seeds:
+            found = runs.get(task, seed, "removal", name) or {}
+            removed, spurious, considered = found["_counts"]
+            say(f"{name}, seed {seed}: {removed} of {spurious} spurious features removed, of {considered}")
+        _print_gates(f"targets, {name}", targets(table, f"{OURS} ({name})"))
 
 
 def _print_table(task: Task, table: Table) -> None:
