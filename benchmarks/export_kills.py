@@ -58,7 +58,8 @@ def started(trephine: Trephine, given: argparse.Namespace, name: str) -> Operati
     model = trephine.load_model(given.model)
     model.load_replacements(given.set)
     layer, index = map(int, given.feature.split(":"))
-    target = feature(layer, index, replacement=model.replacements()[0].name)
+    name_of_set = model.replacements()[0].name.rpartition("/")[2]
+    target = feature(layer, index, replacement=name_of_set)
     known = {edit.name: edit for edit in trephine.edits.list()}
     edit: Edit = known.get("edits/cut") or trephine.edits.create("cut", [target.ablate()], model=model.name)
     return trephine.exports.start(edit, name)
