@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-kills bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -75,6 +75,10 @@ bench-removal: $(VENV)/dev.stamp ## Ten edits under attack: removed or suppresse
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.removal --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-kills: $(VENV)/dev.stamp ## Ten kills of a graft's export, engine and server
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.export_kills --set $(SHARED)/replacements/smollm2-135m-tc
 
 bench-edits: $(VENV)/dev.stamp ## Edits beside their controls: effect, damage, a prompt; and what serving them costs
 	$(BIN)/trephine models fetch smollm2
