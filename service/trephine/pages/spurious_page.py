@@ -30,7 +30,7 @@ FIGURES = {
 }
 STANDINGS = {
     Standing.SPURIOUS: "spurious",
-    Standing.UNDECIDED: "undecided, kept",
+    Standing.UNDECIDED: "undecided (kept)",
     Standing.TASK: "task",
 }
 _LISTED = 400

@@ -21,7 +21,7 @@ def test_every_feature_is_a_row_with_its_decision():
     page = _page()
     assert page.count('class="removed"') == 1
     assert "neurons 3:17" in page
-    assert "undecided, kept" in page
+    assert "undecided (kept)" in page
     assert "attribute examples: attribute 0.5, label -0.25, p = 0.001" in page
     assert page.count("by a person") == 1
     assert "but for 1 overridden" in page

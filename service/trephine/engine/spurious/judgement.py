@@ -173,7 +173,7 @@ def combined(evidence: tuple[JudgeEvidence, ...]) -> tuple[Standing, float, str]
         return Standing.UNDECIDED, 0.5, "no judge could say anything"
     said = {one.standing for one in evidence}
     score = max(one.share for one in evidence)
-    names = ", ".join(f"{one.judge.value} {one.share:.2f}" for one in evidence)
+    names = ", ".join(f"{one.judge.value.replace('_', ' ')} {one.share:.2f}" for one in evidence)
     if Standing.SPURIOUS in said and Standing.TASK in said:
         return Standing.UNDECIDED, score, f"the judges disagree ({names})"
     if Standing.SPURIOUS in said:

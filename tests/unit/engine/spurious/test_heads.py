@@ -1,0 +1,103 @@
+"""Heads that are given: stock classifiers and rewards on the hosted weights, and label tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForSequenceClassification
+
+from tests.builders import tiny_folder, tiny_hosted, tiny_tokenizer
+from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from trephine.domain.errors import HeadNotStockError, ParentChangedError
+from trephine.domain.spurious_heads import ClassifierHead, RewardHead
+from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+from trephine.engine.spurious.heads import best_threshold, given_head
+from trephine.engine.spurious.removal import remove_spurious_features
+
+LABELS = ("Q", "W")
+TEST = balanced(6)
+
+
+def _saved(path: Path, outputs: int, *, seed: int = 0) -> tuple[Path, LlamaForSequenceClassification]:
+    """Save a stock head on the weights of `tiny_hosted('llama')`; labels in the other order."""
+    base = tiny_folder("llama", path / "base", seed=seed)
+    model = LlamaForSequenceClassification.from_pretrained(base, num_labels=outputs, pad_token_id=1).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        model.score.weight.copy_(torch.randn(model.score.weight.shape, generator=generator))
+    if outputs == 2:
+        model.config.id2label, model.config.label2id = {0: "W", 1: "Q"}, {"W": 0, "Q": 1}
+    model.save_pretrained(path / "head")
+    tiny_tokenizer().save_pretrained(path / "head")
+    return path / "head", model
+
+
+def _run(hosted, decision):
+    command = RemoveSpuriousFeatures(
+        training=ambiguous(16),
+        test=TEST,
+        attribute_texts=attribute_texts(8),
+        decision=decision,
+        refit=False,
+        budget=RemovalBudget(
+            candidates=16, exact=0, counts=(1,), effect_texts=16, fit_texts=24, random_sets=0
+        ),
+        resamples=20,
+    )
+    return finish(remove_spurious_features(Session(hosted=hosted), command))
+
+
+def _stock(hosted, model):
+    with torch.inference_mode():
+        return torch.cat([model(torch.tensor([hosted.encode(one.text)])).logits for one in TEST])
+
+
+def test_a_stock_classifier_decides_as_stock_transformers_do(tmp_path):
+    """Its labels are taken from `id2label`, whatever their order."""
+    hosted = tiny_hosted("llama")
+    folder, model = _saved(tmp_path, 2)
+    found = _run(hosted, ClassifierHead(folder=str(folder)))
+    decided = [model.config.id2label[int(k)] for k in _stock(hosted, model).argmax(1)]
+    right = sum(d == one.label for d, one in zip(decided, TEST, strict=True)) / len(TEST)
+    assert found.arm(Arm.ORIGINAL).figure("label_accuracy").value == pytest.approx(right, abs=1e-6)
+
+
+def test_a_reward_decides_by_its_threshold(tmp_path):
+    """Above it is the second label; unset it is the most accurate one on the ambiguous set."""
+    hosted = tiny_hosted("llama")
+    folder, model = _saved(tmp_path, 1)
+    rewards = _stock(hosted, model)[:, 0]
+    at = float(rewards.sort().values[11:13].mean())  # between two of the 24
+    found = _run(hosted, RewardHead(folder=str(folder), threshold=at))
+    right = [(reward > at) == (one.label == "W") for reward, one in zip(rewards, TEST, strict=True)]
+    accuracy = found.arm(Arm.ORIGINAL).figure("label_accuracy").value
+    assert accuracy == pytest.approx(sum(map(bool, right)) / len(TEST), abs=1e-6)
+    chosen = _run(hosted, RewardHead(folder=str(folder)))
+    assert chosen.arm(Arm.ORIGINAL).figure("ambiguous_accuracy") is not None
+
+
+def test_a_head_of_other_weights_or_another_shape_is_refused(tmp_path):
+    """By name of the tensor, by shape, by labels, and where there is no head at all."""
+    hosted = tiny_hosted("llama")
+    folder, _ = _saved(tmp_path / "own", 2)
+    other, _ = _saved(tmp_path / "other", 2, seed=1)
+    with pytest.raises(ParentChangedError, match="is not the hosted model's"):
+        finish(given_head(hosted, ClassifierHead(folder=str(other)), LABELS))
+    with pytest.raises(HeadNotStockError, match="1 x 32 is needed"):
+        finish(given_head(hosted, RewardHead(folder=str(folder)), LABELS))
+    with pytest.raises(HeadNotStockError, match="id2label"):
+        finish(given_head(hosted, ClassifierHead(folder=str(folder)), ("Q", "third")))
+    with pytest.raises(HeadNotStockError, match="no stock sequence classifier"):
+        finish(given_head(hosted, ClassifierHead(folder=str(tmp_path / "own" / "base")), LABELS))
+
+
+def test_the_best_threshold_is_between_two_values():
+    """The most accurate one, counted by hand."""
+    values, labels = torch.tensor([3.0, 1.0, 2.0, 5.0]), torch.tensor([1, 0, 0, 1])
+    assert best_threshold(values, labels) == 2.5
+    assert best_threshold(values, torch.ones(4)) < 1
+    assert best_threshold(values, torch.zeros(4)) > 5
