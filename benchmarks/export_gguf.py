@@ -1,0 +1,112 @@
+"""What is left of grafts in GGUF files: `python -m benchmarks.export_gguf`.
+
+The export benchmark's ten features of SmolLM2, ablated at once, compiled for one type of file and converted
+to several. Each file is loaded alone by stock transformers and held against the parent quantised in the same
+way, in which the runtime intervenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.export import drawn, say
+from benchmarks.export_features import firing, intervention, split
+from benchmarks.kept_runs import KeptRuns
+from benchmarks.laws import load_model
+from benchmarks.replacements import load_set
+from trephine.domain.edits import Edit
+from trephine.domain.exports import GGUF_TYPES
+from trephine.domain.interventions import Ablate
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.quanta import finish
+from trephine.engine.quantised.conversion import convert
+from trephine.engine.quantised.twin import quantised_twin
+from trephine.engine.reshaping import reshaped_files, write_weights
+from trephine.engine.retain import windows_logits
+from trephine.engine.session import Session
+from trephine.engine.shards import read_entries
+from trephine.engine.weights.compiling import WeightProgram, compile_weights
+from trephine.server.places import default_cache
+
+
+def written(parent: Path, program: WeightProgram, folder: Path) -> Path:
+    """Write an export beside what is copied."""
+    folder.mkdir()
+    for path in parent.iterdir():
+        if path.is_file() and path.name not in reshaped_files(program.changes):
+            shutil.copyfile(path, folder / path.name)
+    for _ in write_weights(parent, folder, read_entries(parent), program):
+        pass
+    return folder
+
+
+def divergence(p: list[Tensor], q: list[Tensor]) -> Tensor:
+    """Return KL per position, nats `(n,)`."""
+    return torch.cat([kl_divergence(a, b) for a, b in zip(p, q, strict=True)])
+
+
+def line(name: str, left: Tensor, edit: Tensor, mask: Tensor, quantising: float) -> str:
+    """Write a row of the table."""
+    shares = [1 - float(left[part].mean()) / float(edit[part].mean()) for part in (mask | ~mask, mask)]
+    return f"| {name} | {float(edit.mean()):.2e} | {shares[0]:.4f} | {shares[1]:.4f} | {quantising:.2e} |"
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="What is left of grafts in GGUF files.")
+    parser.add_argument("--model", type=Path, help="the fetched smollm2 if not given")
+    parser.add_argument("--transcoders", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--compile-for", choices=GGUF_TYPES, default="q4_0")
+    parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_0"])
+    parser.add_argument("--fit-windows", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument(
+        "--draw", type=Path, default=Path("out/bench-export.json"), help="draws that are kept"
+    )
+    given = parser.parse_args()
+    torch.set_grad_enabled(False)
+    hosted = load_model(given.model or default_cache() / "models" / "smollm2")
+    load_set(Session(hosted=hosted), given.transcoders)
+    text = given.text.read_text(encoding="utf-8")
+    features = drawn(hosted, split(hosted, text, 16, 16), 10, 0, KeptRuns(given.draw))
+    parts = split(hosted, text, given.fit_windows, given.windows)
+    mask = torch.stack(list(firing(hosted, parts.measured, features).values())).any(0).flatten()
+    change = tuple(intervention(ref, Ablate()) for ref in features)
+    edit = Edit(
+        name="ten", version=1, content_hash="", interventions=change, reason="", author="", evidence=(),
+        model=hosted.info.name, weight_hash=hosted.info.weight_hash, create_time="",
+    )  # fmt: skip
+    entries = read_entries(hosted.folder)
+    program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=given.compile_for))
+    plain = windows_logits(hosted, parts.measured)
+    say(f"compiled for {given.compile_for}; {int(mask.sum())} of {mask.numel()} tokens fire")
+    say("| file | edit KL | recovery | recovery, firing | quantising alone |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="trephine-bench-gguf-") as scratch:
+        folder = written(hosted.folder, program, Path(scratch) / "export")
+        for kind in given.types:
+            file = Path(scratch) / f"{kind}.gguf"
+            for _ in convert(hosted, folder, kind, file, "ten"):
+                pass
+            twin = finish(quantised_twin(hosted, kind))
+            own, before = (windows_logits(twin, parts.measured, each) for each in (change, ()))
+            stock = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=file.name, dtype=torch.float32
+            ).eval()
+            answers = stock(torch.tensor(parts.measured), use_cache=False).logits.float()
+            left, moved = divergence(own, list(answers)), divergence(own, before)
+            say(line(kind, left, moved, mask, float(divergence(plain, before).mean())))
+            file.unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
