@@ -6,6 +6,7 @@ from enum import StrEnum
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import FeatureRef, Figure, Version
 from trephine.client.types.dataset_circuits import EffectEstimator
+from trephine.client.types.interventions import Intervention
 
 
 class TextPooling(StrEnum):
@@ -116,6 +117,56 @@ class FeatureOverride:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeHead(WireValue):
+    """A probe that decided."""
+
+    layer: int | None
+    pooling: TextPooling
+    penalty: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelToken(WireValue):
+    """The next token that stood for a label."""
+
+    label: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenHead(WireValue):
+    """The language model itself, that decided."""
+
+    tokens: tuple[LabelToken, ...]
+    template: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierHead(WireValue):
+    """A given classifier that decided."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardHead(WireValue):
+    """A given reward that decided."""
+
+    source: str
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionHead(WireValue):
+    """What decided; one of these."""
+
+    probe: ProbeHead | None
+    tokens: TokenHead | None
+    classifier: ClassifierHead | None
+    reward: RewardHead | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeEvidence(WireValue):
     """One judge on one feature; effects are logits of the decision."""
 
@@ -190,6 +241,7 @@ class SpuriousRemoval(WireValue):
     labels: tuple[str, ...]
     attributes: tuple[str, ...]
     pairing: str
+    decision: DecisionHead
     replacement: str
     estimator: EffectEstimator
     judges: tuple[FeatureJudge, ...]
@@ -203,6 +255,7 @@ class SpuriousRemoval(WireValue):
     arms: tuple[RemovalArmResult, ...]
     scr: float | None
     tpp: float | None
+    interventions: tuple[Intervention, ...]
     texts: tuple[int, ...]
     """Training, held out, test."""
     caveats: tuple[str, ...]
