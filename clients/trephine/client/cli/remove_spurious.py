@@ -87,6 +87,7 @@ def remove_spurious(
     effect_texts: Annotated[
         int | None, typer.Option(help="Texts that effects are measured on; unset 256.")
     ] = None,
+    random_sets: Annotated[int | None, typer.Option(help="Matched random feature sets; unset 3.")] = None,
     refit: Annotated[bool, typer.Option(help="Train the head again after the removal.")] = True,
     overrides: Annotated[
         Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
@@ -128,6 +129,7 @@ def remove_spurious(
         "counts": _counts(counts),
         "fit_texts": fit_texts,
         "effect_texts": effect_texts,
+        "random_sets": random_sets,
         "refit": refit,
         "overrides": () if overrides is None else read_overrides(overrides),
         "edit_id": edit,
