@@ -72,10 +72,11 @@ def chunk_rows(n_rows: int, number: int, size: int, seed: int) -> list[int]:
 
 
 def _order(n_rows: int, epoch: int, seed: int) -> list[int]:
-    return torch.randperm(n_rows, generator=_generator(seed, epoch)).tolist()
+    return torch.randperm(n_rows, generator=seeded(seed, epoch)).tolist()
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def seeded(*numbers: int) -> torch.Generator:
+    """Return a generator that these numbers alone decide on."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 1_000_003 + number + 1) % (1 << 63)
@@ -98,7 +99,7 @@ class ActivationStream:
         chosen = chunk_rows(len(self.rows), number, self.plan.contexts, self.seed)
         values = read_sites(self.hosted, self.rows[chosen], self.sites)
         count = len(chosen) * self.plan.positions
-        order = torch.randperm(count, generator=_generator(self.seed, number, 7))
+        order = torch.randperm(count, generator=seeded(self.seed, number, 7))
         for part in order.tensor_split(self.plan.batches):
             yield {site: value[part.to(value.device)] for site, value in values.items()}
 

@@ -164,6 +164,13 @@ def batch_floor(pre: Tensor, k: float) -> Tensor:
     return candidates.kthvalue(len(candidates) - kept + 1).values
 
 
+@torch.no_grad()
+def smallest(activations: Tensor) -> float:
+    """Return the threshold that keeps what is active here and nothing smaller; 0 if nothing is active."""
+    active = activations[activations > 0]
+    return float(torch.nextafter(active.min(), active.new_tensor(0.0))) if len(active) else 0.0
+
+
 def strongest(pre: Tensor, count: int) -> Tensor:
     """Keep the `count` largest entries of every row of `pre (rows, n)`, whatever their sign."""
     kept = pre.topk(min(count, pre.shape[-1]), dim=-1, sorted=False)

@@ -83,6 +83,7 @@ class Tuning:
             k=self.recipe.k,
             rate=Rate(peak=self.recipe.end_to_end.lr, steps=cut.steps),
             dead_after_tokens=self.recipe.dead_after_tokens,
+            seed=self.recipe.seed + 2,
         )
         source = ContextStream(rows=self.contexts.train, plan=cut, seed=self.recipe.seed + 1)
         stage = self.run("end_to_end", trainee, source)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site
-from trephine.engine.fitting.dictionary import Dictionary, batch_topk, jump_relu
+from trephine.engine.fitting.dictionary import Dictionary, batch_topk, jump_relu, smallest
 from trephine.engine.hosted import HostedModel
 from trephine.engine.sites import Touch, touching
 
@@ -63,6 +63,13 @@ class Reconstruction:
                 written = written + dictionary.base(x)
             self.outputs[site] = self.outputs[site] + written if site in self.outputs else written
 
+    def carry(self, dictionary: Dictionary, activations: Tensor, layer: int) -> None:
+        """Add what a dictionary below writes above a layer, if it is a cross-layer one."""
+        for number, site in enumerate(dictionary.place.sites_out):
+            if site.layer > layer:
+                written = dictionary.write(activations, number)
+                self.outputs[site] = self.outputs[site] + written if site in self.outputs else written
+
 
 def reconstruct(
     dictionaries: Sequence[Dictionary], activations: Mapping[Site, Tensor], support: Support
@@ -91,6 +98,20 @@ class SplicedPass:
         """Run contexts `(rows, n_pos)` of equal length; return logits `(rows, n_pos, d_vocab)`."""
         with touching(hosted.architecture, self._touches()):
             return plain_logits(hosted, ids, last_only=last_only)
+
+    def above(self, layer: int, rows: int) -> SplicedPass:
+        """Return a pass for what lies above a layer, on the first rows, after this one has run.
+
+        Thresholds are this pass's, so that both passes choose features alike; what dictionaries below write
+        above the layer is what they have written here.
+        """
+        floors = {id(d): smallest(self.made.activations[i]) for i, d in enumerate(self.dictionaries)}
+        upper = [dictionary for dictionary in self.dictionaries if dictionary.place.layer > layer]
+        run = SplicedPass(dictionaries=upper, support=lambda d, pre: jump_relu(pre, floors[id(d)]))
+        for index, dictionary in enumerate(self.dictionaries):
+            if dictionary.place.layer <= layer:
+                run.made.carry(dictionary, self.made.activations[index][:rows], layer)
+        return run
 
     def _touches(self) -> dict[Site, Touch]:
         steps: dict[Site, list[Touch]] = {}
