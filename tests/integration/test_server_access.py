@@ -142,9 +142,10 @@ async def test_tls_serves_and_plaintext_fails(tmp_path):
 
 
 def _finished():
-    from trephine.domain.generation import Generation
+    from trephine.domain.generation import Completion, Generation
 
-    return Generation(completions=(), model="tiny", weight_hash="w")
+    said = Completion(text=" b", token_ids=(1,), finish_reason="stop", applied=(), n_prompt_tokens=1)
+    return Generation(completions=(said,), model="tiny", weight_hash="w")
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

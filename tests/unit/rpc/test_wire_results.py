@@ -23,6 +23,8 @@ from trephine.domain.findings import AuditReport
 from trephine.domain.generation import Generation, Scores, TokenEvent
 from trephine.domain.models import Capabilities
 from trephine.domain.operations import OperationRecord
+from trephine.domain.sites import Site, SiteKind
+from trephine.domain.targets import DirectionValue, TokenLogits, TopLogits
 from trephine.rpc.wire.ablation import report_to_wire
 from trephine.rpc.wire.artifacts import artifact_to_wire
 from trephine.rpc.wire.audits import audit_to_wire
@@ -79,8 +81,18 @@ def test_no_text_breaks_a_message(kind: type):
     check()
 
 
+QUESTIONS = {
+    TopLogits: TopLogits(),
+    TokenLogits: TokenLogits(tokens=(" a", " b")),
+    DirectionValue: DirectionValue(site=Site(kind=SiteKind.RESID_MID, layer=1), vector=(0.5, -1.0)),
+}
+"""Targets that are not made of any values of their types."""
+
+
 def test_circuits_are_written_without_their_nodes():
     """A circuit's message tells how many nodes and edges there are, and hostile text is carried."""
+    for kind, value in QUESTIONS.items():
+        st.register_type_strategy(kind, st.just(value))
 
     @given(circuit=st.from_type(Circuit))
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
