@@ -8,7 +8,7 @@ from trephine.client.decoding import decode
 from trephine.client.edit_history import current_user
 from trephine.client.requests import AnyEdit, edit_name, fresh_id, uses
 from trephine.client.sendable import sendable
-from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits
+from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits, ModelInfo
 from trephine.client.wire import Wire
 from trephine.v1 import live_edits_pb2 as pb
 
@@ -58,15 +58,11 @@ class ServedModel:
     """The part of a model's surface that says which edits it serves by default."""
 
     _wire: Wire
-
-    @property
-    def name(self) -> str:
-        """Resource name, `models/smollm2`."""
-        raise NotImplementedError
+    info: ModelInfo
 
     def live_edits(self) -> LiveEdits:
         """The edits under which it serves requests that name none."""
-        request = pb.GetLiveEditsRequest(model=self.name)
+        request = pb.GetLiveEditsRequest(model=self.info.name)
         return decode(LiveEdits, self._wire.call(self._wire.edits.GetLiveEdits, request))
 
     def set_live_edits(self, edits: Sequence[AnyEdit]) -> LiveEdits:
@@ -78,7 +74,7 @@ class ServedModel:
         Raises:
             EditConflictError: If two of them cannot act together.
         """
-        response = self._wire.call(self._wire.edits.SetLiveEdits, setting(self.name, edits))
+        response = self._wire.call(self._wire.edits.SetLiveEdits, setting(self.info.name, edits))
         return decode(LiveEdits, response)
 
 

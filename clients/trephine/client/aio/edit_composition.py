@@ -9,7 +9,7 @@ from trephine.client.decoding import decode
 from trephine.client.edit_composition import check, comparison, composition, setting
 from trephine.client.edit_history import current_user
 from trephine.client.requests import AnyEdit
-from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits
+from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits, ModelInfo
 from trephine.v1 import live_edits_pb2 as pb
 
 
@@ -47,18 +47,14 @@ class AsyncServedModel:
     """The part of a model's surface that says which edits it serves by default."""
 
     _wire: AsyncWire
-
-    @property
-    def name(self) -> str:
-        """Resource name, `models/smollm2`."""
-        raise NotImplementedError
+    info: ModelInfo
 
     async def live_edits(self) -> LiveEdits:
         """The edits under which it serves requests that name none."""
-        request = pb.GetLiveEditsRequest(model=self.name)
+        request = pb.GetLiveEditsRequest(model=self.info.name)
         return decode(LiveEdits, await self._wire.call(self._wire.edits.GetLiveEdits, request))
 
     async def set_live_edits(self, edits: Sequence[AnyEdit]) -> LiveEdits:
         """Serve these to every request that names none, from now on; an empty list ends that."""
-        response = await self._wire.call(self._wire.edits.SetLiveEdits, setting(self.name, edits))
+        response = await self._wire.call(self._wire.edits.SetLiveEdits, setting(self.info.name, edits))
         return decode(LiveEdits, response)

@@ -12,12 +12,12 @@ from torch import Tensor
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.graphs.writes import scattered
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.readouts import LogitReadout
-from trephine.engine.replacements.sets import opened
 from trephine.engine.targets import Cotangents, cotangents_of, top_place
 
 
@@ -96,9 +96,8 @@ def _add(effects: Tensor, hosted: HostedModel, active: ActiveFeatures, site: Sit
     for layer in active.writers(site):
         if not layer.count:
             continue
-        unique, place = layer.index.unique(return_inverse=True)
-        with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
-            decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(adjoint.dtype)
-            through = adjoint @ decoders.T  # (n_pos, n_unique)
-            found = through[layer.position, place] * layer.written
+        with torch.inference_mode():
+            writes = scattered(hosted, active.replacement, layer, site, adjoint.dtype)
+            through = adjoint @ writes.decoders.T  # (n_pos, n_unique)
+            found = through[layer.position, writes.place] * layer.written
         effects[layer.start : layer.start + layer.count] += found.float().cpu()

@@ -23,6 +23,7 @@ from trephine.engine.expansion import Basis, Expansion, check_sums, expand, expa
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
 from trephine.engine.graphs.targets import feature_targets
+from trephine.engine.graphs.writes import scattered
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.replacements.sets import opened
@@ -257,13 +258,11 @@ class _Pass:
         return read
 
     def _score(self, layer: ActiveLayer, site: Site, adjoint: Tensor) -> None:
-        unique, place = layer.index.unique(return_inverse=True)
-        with opened(self.hosted, self.active.replacement, [layer.info.layer]) as resident:
-            decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(adjoint.dtype)
+        writes = scattered(self.hosted, self.active.replacement, layer, site, adjoint.dtype)
         for position, (start, end) in enumerate(zip(layer.offsets, layer.offsets[1:], strict=False)):
             if start < end:
-                found = decoders[place[start:end]] @ adjoint[position]
-                self._by_feature[layer.info.layer][start:end] += found * layer.written[start:end]
+                found = writes.score(adjoint[position : position + 1], start, end)[0]
+                self._by_feature[layer.info.layer][start:end] += found
 
     def _pass_on(self, layer: ActiveLayer) -> Tensor:
         """Stop small features; return what the others read, `(n_pos, d_model)`, at their place."""

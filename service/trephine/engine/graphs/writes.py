@@ -75,7 +75,7 @@ class Writes:
         key = (layer.info.layer, site, dtype)
         if key in self._kept:
             return self._kept[key]
-        found = _scattered(hosted, active.replacement, layer, site, dtype)
+        found = scattered(hosted, active.replacement, layer, site, dtype)
         width = found.decoders.shape[1] * found.decoders.element_size()
         if width * _written_vectors(active.layers) > KEPT_BYTES:
             return found
@@ -86,9 +86,18 @@ def _written_vectors(layers: Sequence[ActiveLayer]) -> int:
     return sum(layer.count * len(layer.info.sites_out) for layer in layers)
 
 
-def _scattered(
+def scattered(
     hosted: HostedModel, name: str, layer: ActiveLayer, site: Site, dtype: torch.dtype
 ) -> Scattered:
+    """Read the decoders that a layer's active features have at a site.
+
+    Args:
+        hosted: The model with its sets.
+        name: The set.
+        layer: One of its layers.
+        site: A site that it writes.
+        dtype: Of the decoders.
+    """
     unique, place = layer.index.unique(return_inverse=True)
     with opened(hosted, name, [layer.info.layer]) as resident:
         decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(dtype)

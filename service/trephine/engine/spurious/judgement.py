@@ -155,14 +155,6 @@ def _share(attribute: Tensor, label: Tensor) -> Tensor:
     return torch.where(total > 0, attribute.abs() / total.clamp_min(1e-300), 0.5)
 
 
-def benjamini_hochberg(p: Tensor) -> Tensor:
-    """Return adjusted p-values `(n,)`: the smallest rate of false discoveries at which each is one."""
-    ordered, order = p.sort(stable=True)
-    ranks = torch.arange(1, len(p) + 1, dtype=p.dtype)
-    adjusted = (ordered * len(p) / ranks).flip(0).cummin(0).values.flip(0).clamp_max(1)
-    return torch.zeros_like(p).scatter(0, order, adjusted)
-
-
 def combined(evidence: tuple[JudgeEvidence, ...]) -> tuple[Standing, float, str]:
     """Put judges together: spurious if one says so and none says task; doubt is undecided.
 

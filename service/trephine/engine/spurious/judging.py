@@ -14,12 +14,12 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, Standing
 from trephine.engine.dataset_circuits.clustering import cluster_contexts
+from trephine.engine.features.statistics import benjamini_hochberg
 from trephine.engine.spurious.effects import Contributions, feature_of, texts_within
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, column, labels, sample
 from trephine.engine.spurious.judgement import (
     FEWEST,
     Verdicts,
-    benjamini_hochberg,
     by_counterfactuals,
     by_examples,
     by_groups,

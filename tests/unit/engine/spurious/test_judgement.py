@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, JudgingRules, Standing
+from trephine.engine.features.statistics import benjamini_hochberg
 from trephine.engine.spurious.judgement import (
-    benjamini_hochberg,
     by_counterfactuals,
     by_examples,
     by_groups,
