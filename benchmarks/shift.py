@@ -29,11 +29,11 @@ from trephine.engine.session import Session
 from trephine.server.places import default_cache
 
 DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME, "random": RANDOM}
-TASKS = ("biographies", "agreement", "reward")
-COUNTING = ("biographies", "agreement")
+TASKS = ("biographies", "agreement", "agreement-twins", "reward")
+COUNTING = ("biographies", "agreement", "agreement-twins")
 """Those that passed the gates; the reward head did not: it needs no flattery."""
 SEEDS = 5
-OURS = "removed, refitted"
+OURS = "removed, erased"
 PUBLISHED = """Published, in another setting (Marks et al. 2025: Gemma-2-2B, SAEs on attention, MLPs and the
 stream, Bias in Bios, mean-pooled layer 22, a person judges every feature): profession / gender / worst group
   original 67.7 / 81.9 / 18.2, SHIFT 76.0 / 51.5 / 50.0, SHIFT + retrain 95.0 / 52.4 / 92.9,

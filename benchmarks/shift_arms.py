@@ -32,7 +32,9 @@ from trephine.engine.quanta import finish
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
+from trephine.engine.spurious.erasing import changed_directions, erased_head, fit_erased
 from trephine.engine.spurious.heads import LinearHead, fit_probe
+from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
@@ -109,11 +111,53 @@ def original(bench: Bench) -> Decisions:
 
 def oracle(bench: Bench) -> Decisions:
     """The same head trained on balanced texts, as many."""
+    return bench.head(*_balanced(bench)).decide(bench.plain("test")).tolist()
+
+
+def _balanced(bench: Bench) -> tuple[Tensor, list[Item]]:
     items, vectors = bench.draw.training, bench.plain("training")
     rows = [row for y in (0, 1) for row in (labels(items) == y).nonzero()[:, 0].tolist()[: len(items) // 4]]
     chosen = [items[row] for row in rows] + list(bench.draw.crossed)
-    head = bench.head(torch.cat([vectors[rows], bench.plain("crossed")]), chosen)
-    return head.decide(bench.plain("test")).tolist()
+    return torch.cat([vectors[rows], bench.plain("crossed")]), chosen
+
+
+def sparing(bench: Bench) -> Decisions:
+    """The head of least variance within a label, with nothing forbidden: what this training does alone."""
+    return _sparing(bench, bench.plain("training"), bench.draw.training, _nothing(bench))
+
+
+def sparing_oracle(bench: Bench) -> Decisions:
+    """The same trained on the oracle's balanced texts."""
+    return _sparing(bench, *_balanced(bench), _nothing(bench))
+
+
+def erased(bench: Bench) -> Decisions:
+    """The product's erased head with every feature in place."""
+    return _sparing(bench, bench.plain("training"), bench.draw.training, attribute_rows(bench))
+
+
+def attribute_rows(bench: Bench, removed: Sequence[FeatureRef] = ()) -> Tensor:
+    """What the product forbids, `(k, d_model)`: of twins where the task has them, else of examples."""
+    paired = [one for one in bench.draw.training if one.twin is not None]
+    if paired:
+        twins = [tuple(bench.hosted.encode(one.twin or "")) for one in paired]
+        return changed_directions(bench.pool(bench.ids(paired), removed), bench.pool(twins, removed))
+    examples = bench.pool(bench.ids(bench.draw.examples), removed)
+    return separation(examples, attributes(bench.draw.examples))[None]
+
+
+def _nothing(bench: Bench) -> Tensor:
+    return torch.zeros(0, bench.hosted.info.d_model)
+
+
+def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item], forbidden: Tensor) -> Decisions:
+    return _decided(fit_erased(bench.readout, pooled, labels(items), forbidden), bench.plain("test"))
+
+
+def _decided(head: LinearHead | None, pooled: Tensor) -> Decisions:
+    if head is None:
+        raise SystemExit("nothing but the attribute tells the labels apart")
+    return head.decide(pooled).tolist()
 
 
 def _erased(bench: Bench, erase: Callable[[Tensor], Tensor]) -> Decisions:
@@ -191,12 +235,12 @@ def command(bench: Bench, replacement: str) -> RemoveSpuriousFeatures:
     names = bench.task.labels, bench.task.attributes
     return RemoveSpuriousFeatures(
         training=tuple(
-            LabelledText(text=one.text, label=f"{one.label} {names[0][one.label]}")
+            LabelledText(text=one.text, label=f"{one.label} {names[0][one.label]}", twin=one.twin)
             for one in bench.draw.training
         ),
         attribute_texts=tuple(
             AttributeText(text=one.text, attribute=f"{one.attribute} {names[1][one.attribute]}")
-            for one in bench.draw.examples
+            for one in (() if bench.draw.training[0].twin else bench.draw.examples)
         ),
         decision=bench.probe,
         replacement=replacement,
@@ -213,11 +257,7 @@ def command(bench: Bench, replacement: str) -> RemoveSpuriousFeatures:
 
 
 def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
-    """Ours, with and without a refit; as many matched random features; all of one run.
-
-    A third variant trains the head on what LEACE, fitted on the examples with the features gone, leaves of
-    the site: the eraser is affine, so that it folds into the head.
-    """
+    """Ours: features gone, then a refit, then one without the attribute; as many matched random features."""
     study = finish(open_study(bench.hosted, command(bench, replacement)))
     judged = finish(judge_features(study))
     choice = finish(choose(study, judged.candidates))
@@ -227,13 +267,11 @@ def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
     texts = bench.ids(bench.draw.test)
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
     refit = finish(study.head_with(random, "random"))
-    erase = fit_leace(bench.pool(bench.ids(bench.draw.examples), gone), attributes(bench.draw.examples))
-    training = bench.pool(bench.ids(bench.draw.training), gone)
-    erased = bench.head(erase(training), bench.draw.training)
+    erased = finish(erased_head(study, gone, "erased"))
     return {
         "removed": study.head.decide(without).tolist(),
         "removed, refitted": choice.head.decide(without).tolist(),
-        "removed, LEACE, refitted": erased.decide(erase(without)).tolist(),
+        "removed, erased": _decided(erased, without),
         "random": study.head.decide(without_random).tolist(),
         "random, refitted": refit.decide(without_random).tolist(),
         "_counts": [len(gone), len(spurious), study.space.count],
@@ -274,6 +312,9 @@ PLAIN_ARMS: dict[str, Callable[[Bench], Decisions]] = {
     "INLP": inlp,
     "concept bottleneck": bottleneck,
     "oracle": oracle,
+    "least variance": sparing,
+    "erased alone": erased,
+    "oracle, least variance": sparing_oracle,
 }
 FEATURE_ARMS: dict[str, Callable[[Bench, str], dict[str, Decisions]]] = {
     "removal": removal,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -30,6 +30,8 @@ class Item:
     text: str
     label: int
     attribute: int
+    twin: str | None = None
+    """The text with the other attribute, where the task edits it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,8 @@ def tasks(data: Path) -> dict[str, Task]:
     Args:
         data: The folder with `agreement`.
     """
-    found = (_biographies(), _agreement(data / "agreement" / "within_rc.jsonl"), _reward())
+    clauses = data / "agreement" / "within_rc.jsonl"
+    found = (_biographies(), _agreement(clauses), _agreement(clauses, twins=True), _reward())
     return {one.name: one for one in found}
 
 
@@ -144,18 +147,30 @@ _NUMBERS = ("singular", "plural")
 _VERBS = ("like", "know", "admire", "remember", "follow", "trust", "visit", "praise", "blame", "hire")
 
 
-def _agreement(file: Path) -> Task:
+def _agreement(file: Path, *, twins: bool = False) -> Task:
+    """With twins, the ambiguous texts with the attractor's number edited stand in for the examples."""
     nouns = _nouns(file)
     return Task(
-        name="agreement",
+        name="agreement-twins" if twins else "agreement",
         labels=_NUMBERS,
         attributes=_NUMBERS,
         layer=4,
         pooling=Pooling.LAST,
         listed=tuple(verb + "s" for verb in _VERBS) + _VERBS,
         concepts=tuple(f"The {noun}" for pair in nouns[:10] for noun in pair),
-        draw=lambda seed, sizes: drawn(_clause_writer(nouns), seed, sizes),
+        draw=lambda seed, sizes: _told(drawn(_clause_writer(nouns, twins=twins), seed, sizes), twins),
     )
+
+
+def _told(draw: Draw, twins: bool) -> Draw:
+    """Leave examples of the attribute, or twins of the ambiguous set, to tell it by."""
+    if twins:
+        edited = tuple(
+            Item(text=one.twin or "", label=-1, attribute=1 - one.attribute) for one in draw.training
+        )
+        same = tuple(replace(one, label=-1, twin=None) for one in draw.training)
+        return replace(draw, examples=same + edited)
+    return replace(draw, training=tuple(replace(one, twin=None) for one in draw.training))
 
 
 def _nouns(file: Path) -> list[tuple[str, str]]:
@@ -168,18 +183,22 @@ def _nouns(file: Path) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _clause_writer(nouns: Sequence[tuple[str, str]]) -> Write:
-    """Prefixes of `within_rc` with the clause's verb: the subject decides, the attractor is nearer."""
+def _clause_writer(nouns: Sequence[tuple[str, str]], *, twins: bool) -> Write:
+    """Prefixes of `within_rc` with the clause's verb: the subject decides, the attractor is nearer.
+
+    With twins, no text of a later split is the twin of an earlier one.
+    """
     taken: set[str] = set()
 
     def write(groups: Groups, seed: int) -> list[Item]:
         random = Random(f"agreement {seed}")
         items = [
-            Item(text=text, label=y, attribute=a)
+            Item(text=text, label=y, attribute=a, twin=None if y < 0 else _edited(text, nouns))
             for y, a, n in groups
             for text in _distinct(partial(_clause, random, nouns, y, a), n, taken)
         ]
         random.shuffle(items)
+        taken.update(one.twin for one in items if twins and one.twin)
         return items
 
     return write
@@ -192,6 +211,13 @@ def _clause(random: Random, nouns: Sequence[tuple[str, str]], label: int, attrib
     if label < 0:  # the attribute alone: no subject outside the clause
         return f"{BEGIN}{random.choice(('Today', 'Here', 'Often', 'Sometimes', 'Now'))} the {clause}"
     return f"{BEGIN}The {nouns[subject][label]} that the {clause}"
+
+
+def _edited(text: str, nouns: Sequence[tuple[str, str]]) -> str:
+    """Turn the number of the clause's noun and of its verb."""
+    other = {one: two for pair in nouns for one, two in (pair, pair[::-1])}
+    *rest, noun, verb = text.split(" ")
+    return " ".join([*rest, other[noun], verb.removesuffix("s") if verb.endswith("s") else f"{verb}s"])
 
 
 def _distinct(write: Callable[[], str], count: int, taken: set[str]) -> Iterator[str]:

@@ -46,4 +46,11 @@ def test_arms_of_features_decide_every_text_and_take_no_more_than_they_judge(ben
     assert removed <= spurious < considered == 2 * bench.hosted.architecture.d_mlp
     assert chosen <= ranked
     assert all(len(each) == len(bench.draw.test) for each in found.values())
-    assert set(found) >= {"removed", "removed, refitted", "random", "random, refitted", "skyline"}
+    assert set(found) >= {
+        "removed",
+        "removed, refitted",
+        "removed, erased",
+        "random",
+        "random, refitted",
+        "skyline",
+    }

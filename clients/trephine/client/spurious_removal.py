@@ -45,9 +45,9 @@ class CleanableModel:
                 built-in lexicon; `swaps`: pairs of words of one's own. `decision`: a `Probe`, `LabelTokens`,
                 `StockClassifier` or `RewardModel`. `replacement`, `layers`, `estimator`, `steps`.
                 `spurious_above`, `task_below`, `false_discoveries`, `clusters`. `candidates`, `exact`,
-                `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head.
-                `overrides`: a person's words. `edit_id`, `author`: make an edit of it. `resamples`, `seed`,
-                `request_id`.
+                `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head;
+                `erase=False` trains it again with nothing forbidden. `overrides`: a person's words.
+                `edit_id`, `author`: make an edit of it. `resamples`, `seed`, `request_id`.
         """
         message = self._wire.call(
             self._wire.edits.RemoveSpuriousFeatures, remove_spurious(self.info.name, training, **options)

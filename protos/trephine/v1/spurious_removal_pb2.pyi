@@ -128,6 +128,10 @@ class _RemovalArmEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """As many random features of the same layers, of like use; mean over the sets."""
     REMOVAL_ARM_RANDOM_REFITTED: _RemovalArm.ValueType  # 5
     """The same with the head trained again."""
+    REMOVAL_ARM_ERASED: _RemovalArm.ValueType  # 6
+    """Removed, and the head trained again with no weight along the attribute at its site."""
+    REMOVAL_ARM_ERASED_ALONE: _RemovalArm.ValueType  # 7
+    """Such a head with every feature left in place."""
 
 class RemovalArm(_RemovalArm, metaclass=_RemovalArmEnumTypeWrapper):
     """What was measured."""
@@ -144,6 +148,10 @@ REMOVAL_ARM_RANDOM: RemovalArm.ValueType  # 4
 """As many random features of the same layers, of like use; mean over the sets."""
 REMOVAL_ARM_RANDOM_REFITTED: RemovalArm.ValueType  # 5
 """The same with the head trained again."""
+REMOVAL_ARM_ERASED: RemovalArm.ValueType  # 6
+"""Removed, and the head trained again with no weight along the attribute at its site."""
+REMOVAL_ARM_ERASED_ALONE: RemovalArm.ValueType  # 7
+"""Such a head with every feature left in place."""
 global___RemovalArm = RemovalArm
 
 @typing.final
@@ -542,6 +550,7 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
+    WITHOUT_ERASURE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     edit_id: builtins.str
@@ -566,6 +575,10 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     """UUID; the same id again returns the same operation."""
     validate_only: builtins.bool
     """Only check and predict `seconds` and `peak_extra_bytes`; the operation is done at once."""
+    without_erasure: builtins.bool
+    """True: a head that is trained again may read the attribute's direction at its site. Otherwise, where
+    examples, twins or groups tell it from the label, it is trained with no weight along it.
+    """
     @property
     def training(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LabelledText]:
         """The ambiguous set: label and attribute may go together in all of it."""
@@ -631,9 +644,10 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
         seed: builtins.int | None = ...,
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
+        without_erasure: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "judging", b"judging", "resamples", b"resamples", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "validate_only", b"validate_only", "validation", b"validation", "without_refit", b"without_refit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "validate_only", b"validate_only", "validation", b"validation", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edit_id", b"_edit_id"]) -> typing.Literal["edit_id"] | None: ...
     @typing.overload

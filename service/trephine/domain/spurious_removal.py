@@ -190,6 +190,10 @@ class Arm(StrEnum):
     REMOVED = "removed"
     REFITTED = "refitted"
     """Removed, and the head trained again on the same ambiguous texts."""
+    ERASED = "erased"
+    """Removed, and the head trained again with no weight along the attribute at its site."""
+    ERASED_ALONE = "erased_alone"
+    """Such a head with every feature left in place: what the features do beside it."""
     RANDOM = "random"
     """As many random features of the same layers, mean over the sets."""
     RANDOM_REFITTED = "random_refitted"
@@ -293,6 +297,8 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     budget: RemovalBudget = field(default_factory=RemovalBudget)
     refit: bool = True
     """Train the head again after the removal; only of a head that is linear and ours to change."""
+    erase: bool = True
+    """Where something tells the attribute from the label, train it with no weight along the attribute."""
     overrides: tuple[Override, ...] = ()
     resamples: int = 1000
     seed: int = 0

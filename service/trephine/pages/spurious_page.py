@@ -17,6 +17,8 @@ ARMS = {
     Arm.ORIGINAL: "original",
     Arm.REMOVED: "removed",
     Arm.REFITTED: "removed, head trained again",
+    Arm.ERASED: "removed, head trained without the attribute",
+    Arm.ERASED_ALONE: "no feature removed, head trained without it",
     Arm.RANDOM: "random features",
     Arm.RANDOM_REFITTED: "random, head trained again",
 }

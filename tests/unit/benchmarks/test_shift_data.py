@@ -56,6 +56,23 @@ def test_a_seed_decides_every_text(known, name):
     assert len(shared) < len(first.test) / 4
 
 
+def test_twins_turn_the_attractor_alone_and_meet_no_other_split(known):
+    """Clause noun and verb change number together; what is tested on is nobody's twin."""
+    draw = known["agreement-twins"].draw(1, SMALL)
+    for one in draw.training:
+        kept, edited = one.text.split(" "), (one.twin or "").split(" ")
+        assert kept[:-2] == edited[:-2]
+        assert (kept[-2].endswith("s"), kept[-1].endswith("s")) == (bool(one.attribute), not one.attribute)
+        assert (edited[-2].endswith("s"), edited[-1].endswith("s")) == (
+            not one.attribute,
+            bool(one.attribute),
+        )
+    twins = {one.twin for one in draw.training}
+    assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 24, (-1, 1): 24}
+    assert not twins & {one.text for one in (*draw.training, *draw.crossed, *draw.validation, *draw.test)}
+    assert all(one.twin is None for one in known["agreement"].draw(1, SMALL).training)
+
+
 def test_biographies_never_name_the_profession_and_swaps_change_lexical_cues_alone():
     """Names, titles and pronouns are of the gender; a swap leaves every word of style in place."""
     for one in biographies([("physician", "female", 40), ("nurse", "male", 40)], seed=3):

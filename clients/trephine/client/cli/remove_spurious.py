@@ -89,6 +89,7 @@ def remove_spurious(
     ] = None,
     random_sets: Annotated[int | None, typer.Option(help="Matched random feature sets; unset 3.")] = None,
     refit: Annotated[bool, typer.Option(help="Train the head again after the removal.")] = True,
+    erase: Annotated[bool, typer.Option(help="Train it with no weight along the attribute.")] = True,
     overrides: Annotated[
         Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
     ] = None,
@@ -131,6 +132,7 @@ def remove_spurious(
         "effect_texts": effect_texts,
         "random_sets": random_sets,
         "refit": refit,
+        "erase": erase,
         "overrides": () if overrides is None else read_overrides(overrides),
         "edit_id": edit,
         "seed": seed,

@@ -44,6 +44,8 @@ class RemovalArm(StrEnum):
     ORIGINAL = "original"
     REMOVED = "removed"
     REFITTED = "refitted"
+    ERASED = "erased"
+    ERASED_ALONE = "erased_alone"
     RANDOM = "random"
     RANDOM_REFITTED = "random_refitted"
 

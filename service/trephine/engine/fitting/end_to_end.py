@@ -42,7 +42,7 @@ PLAIN_WEIGHT = 0.7
 """Share of the errors on the plain run in MSE; changes move L0 on the two runs apart, this moves it back."""
 PLAIN_ROWS = 3
 """One in so many contexts of a step is reconstructed on the plain run too: all of them cost as much again."""
-CHANGES = 0.5
+CHANGES = 0.3
 """Weight of NMSE beside MSE and KL."""
 CHANGED_ROWS = 4
 """One in so many contexts of a step is changed: what lies above the change runs once more, in both models."""

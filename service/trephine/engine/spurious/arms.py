@@ -14,6 +14,7 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import Arm, ArmOutcome, BenchScores, Standing
 from trephine.engine.spurious.choosing import Choice, ambiguous
 from trephine.engine.spurious.controls import matched_features
+from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Judged
@@ -38,9 +39,16 @@ class _Pooled:
 
 
 def measure_arms(
-    study: Study, judged: Judged, choice: Choice
+    study: Study, judged: Judged, choice: Choice, erased: LinearHead | None
 ) -> Generator[Progress | None, None, tuple[tuple[ArmOutcome, ...], BenchScores]]:
-    """Measure every arm once the choice is made; the test split is looked at here for the first time."""
+    """Measure every arm once the choice is made; the test split is looked at here for the first time.
+
+    Args:
+        study: The request in work.
+        judged: What random features are matched to.
+        choice: What is removed.
+        erased: The head that was trained without the attribute, if one was.
+    """
     measure, gone = _Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
     arms = [measure.arm(Arm.ORIGINAL, study.head, plain)]
@@ -50,6 +58,10 @@ def measure_arms(
         arms.append(measure.arm(Arm.REMOVED, study.head, after))
         if study.trains:
             arms.append(measure.arm(Arm.REFITTED, choice.head, after))
+        if erased is not None:
+            arms.append(measure.arm(Arm.ERASED, erased, after))
+            alone = yield from erased_head(study, (), "refit without the attribute alone")
+            arms += [] if alone is None else [measure.arm(Arm.ERASED_ALONE, alone, plain)]
         arms += yield from _random(measure, judged, choice)
     scores = yield from _scores(measure, judged, choice, plain, after)
     return tuple(arms), scores

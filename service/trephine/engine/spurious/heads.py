@@ -90,10 +90,11 @@ def worded(decision: DecisionHead, text: str) -> str:
 def fit_probe(probe: ProbeHead, readout: Readout, pooled: Tensor, labels: Tensor) -> LinearHead:
     """Train a probe on pooled vectors `(n, d_model)`, labels 0 or 1; in the stock form at the stock site."""
     weight, bias = fit_logistic(pooled, labels, penalty=probe.penalty, stock=readout == STOCK)
-    return _two_sided(readout, weight.float(), bias)
+    return two_sided(readout, weight.float(), bias)
 
 
-def _two_sided(readout: Readout, direction: Tensor, bias: float) -> LinearHead:
+def two_sided(readout: Readout, direction: Tensor, bias: float) -> LinearHead:
+    """Split a decision, second label less first, evenly between two rows."""
     half, offset = direction / 2, bias / 2
     return LinearHead(
         readout=readout, weight=torch.stack([-half, half]), bias=torch.tensor([-offset, offset])
@@ -180,7 +181,7 @@ def reward_head(score: Tensor, threshold: float | None, pooled: Tensor, labels: 
         labels: 0 or 1.
     """
     at = best_threshold(pooled @ score[0], labels) if threshold is None else threshold
-    return _two_sided(STOCK, score[0], -at)
+    return two_sided(STOCK, score[0], -at)
 
 
 def best_threshold(values: Tensor, labels: Tensor) -> float:

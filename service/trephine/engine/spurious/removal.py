@@ -18,7 +18,9 @@ from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
+from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.evidence import exact_effects, firings_of
+from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.study import Study, open_study
 
@@ -44,7 +46,8 @@ def remove_spurious_features(
     for one in choice.removed:
         one.removed = True
     features = yield from _features(study, judged)
-    arms, scores = yield from measure_arms(study, judged, choice)
+    erased = yield from _erased(study, choice)
+    arms, scores = yield from measure_arms(study, judged, choice, erased)
     return SpuriousRemoval(
         labels=study.data.labels,
         attributes=study.data.attributes,
@@ -62,14 +65,30 @@ def remove_spurious_features(
         arms=arms,
         scores=scores,
         interventions=_interventions(choice),
-        head=choice.head.weights(study.data.labels),
+        head=(erased or choice.head).weights(study.data.labels),
         original_head=study.head.weights(study.data.labels),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
-        caveats=_caveats(study, judged),
+        caveats=(*_caveats(study, judged), *_not_erased(study, choice, erased)),
         seconds=monotonic() - started,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         seed=command.seed,
+    )
+
+
+def _erased(study: Study, choice: Choice) -> Generator[Progress | None, None, LinearHead | None]:
+    """Train the head without the attribute; not where no feature goes, so that nothing is changed."""
+    if not (study.command.erase and study.trains and choice.removed):
+        return None
+    return (yield from erased_head(study, [one.feature for one in choice.removed], "refit, erased"))
+
+
+def _not_erased(study: Study, choice: Choice, erased: LinearHead | None) -> tuple[str, ...]:
+    if erased is not None or not (study.command.erase and study.trains and choice.removed):
+        return ()
+    return (
+        "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "
+        "examples of the attribute or twins, and it is trained without the attribute",
     )
 
 

@@ -69,6 +69,7 @@ def _command(request: pb.RemoveSpuriousFeaturesRequest) -> domain.RemoveSpurious
         judging=judging,
         budget=domain.RemovalBudget(**budget),
         refit=not request.without_refit,
+        erase=not request.without_erasure,
         overrides=tuple(_override(one, place) for place, one in enumerate(request.overrides)),
         **given,
     )

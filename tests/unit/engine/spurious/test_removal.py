@@ -91,30 +91,68 @@ def test_nothing_undecided_is_removed(report):
 
 
 def test_arms_stand_beside_each_other(report):
-    """Original, removed, refitted and random, each with groups and intervals."""
+    """Original, removed, refitted, erased and random, each with groups and intervals."""
     assert [one.arm for one in report.arms] == list(Arm)
     for one in report.arms:
         groups = [figure for figure in one.figures if figure.name.startswith("group ")]
         worst = one.figure("worst_group")
         assert len(groups) == 4
-        if one.arm in (Arm.ORIGINAL, Arm.REMOVED, Arm.REFITTED):
+        if one.arm not in (Arm.RANDOM, Arm.RANDOM_REFITTED):
             assert worst.value == pytest.approx(min(figure.value for figure in groups))
         assert worst.low <= worst.value <= worst.high
     assert report.scores.scr is not None
 
 
 def test_the_head_of_the_report_decides_as_reported(session, report):
-    """Weights and features of the report give the refitted arm's label accuracy."""
-    hosted = session.require_model()
-    head = report.head
-    weight = torch.tensor(head.weight)
-    texts = [tuple(hosted.encode(one.text)) for one in GIVEN["test"]]
+    """Weights and features of the report give the erased arm's label accuracy, or the refitted one's."""
+    for one, arm in ((report, Arm.ERASED), (_run(session, erase=False), Arm.REFITTED)):
+        texts = [text.text for text in GIVEN["test"]]
+        decided = (_margins(session, one, texts) > 0).long()
+        right = [one.labels[k] == text.label for k, text in zip(decided, GIVEN["test"], strict=True)]
+        expected = one.arm(arm).figure("label_accuracy").value
+        assert sum(right) / len(right) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_erased_head_means_the_same_for_both_values(session, report):
+    """Its mean margin is equal over the examples of either value; that of the original is far from it."""
+    examples, values = GIVEN["attribute_texts"], report.attributes
+    sides = [[one.text for one in examples if one.attribute == value] for value in values]
+    means = [_margins(session, report, texts).mean() for texts in sides]
+    spread = _margins(session, report, [text for texts in sides for text in texts]).std()
+    assert abs(means[1] - means[0]) < 1e-3 * spread
+    plain = replace(report, head=report.original_head, interventions=())
+    free = [_margins(session, plain, texts).mean() for texts in sides]
+    assert abs(free[1] - free[0]) > 0.1 * spread
+
+
+def test_without_erasure_the_head_is_the_refitted_one(session):
+    """No erased arm, and no caveat about it."""
+    found = _run(session, erase=False)
+    assert not {Arm.ERASED, Arm.ERASED_ALONE} & {one.arm for one in found.arms}
+    assert not any("trained again as it is" in caveat for caveat in found.caveats)
+
+
+def test_an_attribute_that_nothing_tells_is_not_erased(session):
+    """Environments judge features, but give no direction; the report says so."""
+    training = tuple(
+        replace(one, environment=str(place % 2), attribute=None) for place, one in enumerate(ambiguous())
+    )
+    features = [one.feature for one in _run(session).features[:3]]
+    overrides = tuple(Override(feature=one, remove=True, reason="named") for one in features)
+    found = _run(session, training=training, attribute_texts=(), test=(), overrides=overrides)
+    assert found.chosen >= 3
+    assert found.arm(Arm.ERASED) is None
+    assert any("trained again as it is" in caveat for caveat in found.caveats)
+
+
+def _margins(session, report, texts: list[str]) -> torch.Tensor:
+    """What the report's head says of texts with its features removed, `(n,)`."""
+    hosted, head = session.require_model(), report.head
+    ids = [tuple(hosted.encode(text)) for text in texts]
     removed = [one.target.feature for one in report.interventions]
-    pooled = finish(pool_texts(hosted, Readout(layer=head.layer, pooling=head.pooling), texts, removed))
-    decided = (pooled @ weight.T + torch.tensor(head.bias)).argmax(1)
-    right = [report.labels[k] == one.label for k, one in zip(decided, GIVEN["test"], strict=True)]
-    expected = report.arm(Arm.REFITTED).figure("label_accuracy").value
-    assert sum(right) / len(right) == pytest.approx(expected, abs=1e-6)
+    pooled = finish(pool_texts(hosted, Readout(layer=head.layer, pooling=head.pooling), ids, removed))
+    logits = pooled @ torch.tensor(head.weight).T + torch.tensor(head.bias)
+    return logits[:, 1] - logits[:, 0]
 
 
 def test_the_same_request_gives_the_same_report(session, report):

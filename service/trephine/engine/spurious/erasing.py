@@ -1,0 +1,136 @@
+"""Heads that cannot follow the attribute's directions at their site, and spend their weight sparingly.
+
+A head that is trained again on an ambiguous set finds whatever is left of the attribute. What is known of
+the attribute elsewhere forbids it directions: `weight @ direction = 0`, which is what LEACE (Belrose et al.
+2023) promises of every linear head, said of this one. Among the heads that are left we take the one whose
+decision varies least within a label (Fisher 1936), with the covariance shrunk as far as its own noise asks
+for (Ledoit and Wolf 2004): a style that goes with the attribute varies within a label, and costs weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels
+from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
+from trephine.engine.spurious.judgement import FEWEST, separation
+from trephine.engine.spurious.pooling import Readout
+from trephine.engine.spurious.study import Removed, Study
+
+_SMALL = 1e-6
+"""Scale, relative to the largest, below which an input counts as constant."""
+_HELD = 0.9
+"""Share of the squared length of twins' changes that the forbidden directions hold."""
+_MOST_DIRECTIONS = 16
+_LEFT = 1e-6
+"""Share of the labels' separation that must survive: less is rounding."""
+
+
+def erased_head(
+    study: Study, removed: Removed, stage: str
+) -> Generator[Progress | None, None, LinearHead | None]:
+    """Train the head with features removed, and with nothing along the attribute.
+
+    Returns:
+        None where nothing tells the attribute from the label, or nothing but the attribute tells the labels
+        apart.
+    """
+    directions = yield from attribute_directions(study, removed)
+    if not len(directions):
+        return None
+    pooled = yield from study.pool([one.ids for one in study.fitted], removed, stage)
+    return fit_erased(study.readout, pooled, labels(study.fitted), directions)
+
+
+def attribute_directions(study: Study, removed: Removed) -> Generator[Progress | None, None, Tensor]:
+    """Return what the attribute changes in the pooled vector, float64 `(k, d_model)`.
+
+    The difference of means of examples of the attribute, and of labelled texts of all groups; several
+    directions of counterfactual twins.
+    """
+    data, found = study.data, list[Tensor]()
+    if _enough(data.attribute):
+        examples = yield from study.pool([one.ids for one in data.attribute], removed, "erasing, examples")
+        found.append(separation(examples, attributes(data.attribute)))
+    paired = [one for one in study.fitted if one.twin is not None]
+    if len(paired) >= FEWEST:
+        originals = yield from study.pool([one.ids for one in paired], removed, "erasing, originals")
+        twins = yield from study.pool([one.twin or one.ids for one in paired], removed, "erasing, twins")
+        found += changed_directions(originals, twins)
+    known = [one for one in study.fitted if one.attribute != UNKNOWN]
+    if all(_enough([one for one in known if one.label == label]) for label in (0, 1)):
+        vectors = yield from study.pool([one.ids for one in known], removed, "erasing, groups")
+        y, sides = labels(known), attributes(known)
+        parts = [separation(vectors[y == label], sides[y == label]) for label in (0, 1)]
+        found.append((parts[0] + parts[1]) / 2)
+    return torch.stack(found) if found else torch.zeros(0, study.hosted.info.d_model).double()
+
+
+def _enough(texts: tuple[Example, ...] | list[Example]) -> bool:
+    sides = [one.attribute for one in texts]
+    return min(sides.count(0), sides.count(1)) >= FEWEST
+
+
+def changed_directions(originals: Tensor, twins: Tensor) -> Tensor:
+    """Return the directions that hold most of what an edit of the attribute changes, `(k, d_model)`.
+
+    An edit moves different texts differently, so that their mean is not all of it: the leading right singular
+    vectors of the changes are taken until they hold `_HELD` of the squared length.
+    """
+    _, sizes, axes = torch.linalg.svd(twins.double() - originals.double(), full_matrices=False)
+    energy = sizes.square().cumsum(0) / sizes.square().sum().clamp_min(1e-300)
+    return axes[: min(int((energy < _HELD).sum()) + 1, _MOST_DIRECTIONS)]
+
+
+def fit_erased(readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor) -> LinearHead | None:
+    """Fit the head of least variance within a label that nothing along `directions` can move.
+
+    w = S^-1 (d - V (V^T S^-1 V)^-1 V^T S^-1 d), d the difference of the labels' means and S their pooled
+    covariance, shrunk; all on inputs of unit variance within a label. The threshold lies half-way between the
+    means; a stock head has none, so that the half-way point joins the columns of V.
+
+    Args:
+        readout: Where it reads; the stock site asks for the stock form.
+        pooled: `(n, d_model)`.
+        y: `(n,)`, 0 or 1, both occurring.
+        directions: `(k, d_model)`.
+
+    Returns:
+        None if no such head tells the labels apart.
+    """
+    wide = pooled.double()
+    means = torch.stack([wide[y == label].mean(0) for label in (0, 1)])
+    within = wide - means[y]
+    deviation = within.std(0)
+    scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
+    apart, middle = means[1] - means[0], means.mean(0)
+    forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()
+    covariance = shrunk_covariance(within / scale)
+    free = torch.linalg.solve(covariance, apart / scale)  # (d_model,)
+    columns = (forbidden / scale).T  # (d_model, k)
+    solved = torch.linalg.solve(covariance, columns)
+    kept = free - solved @ (torch.linalg.pinv(columns.T @ solved, hermitian=True) @ (columns.T @ free))
+    weight = kept / scale
+    if not float(weight @ apart) > _LEFT * float(free @ (apart / scale)):
+        return None
+    return two_sided(readout, weight.float(), 0.0 if readout == STOCK else -float(weight @ middle))
+
+
+def shrunk_covariance(rows: Tensor) -> Tensor:
+    """Return the covariance of centred rows `(n, d)`, drawn towards its mean variance.
+
+    The share is Ledoit and Wolf's (2004, section 3.3): the part of the distance to a multiple of the identity
+    that sampling noise accounts for.
+    """
+    n, d = rows.shape
+    covariance = rows.T @ rows / n
+    mean = covariance.diagonal().mean()
+    target = mean * torch.eye(d, dtype=rows.dtype)
+    distance = (covariance - target).square().sum()
+    noise = (rows.square().sum(1).square().sum() / n - covariance.square().sum()) / n
+    share = float((noise / distance.clamp_min(1e-300)).clamp(0, 1))
+    return (1 - share) * covariance + share * target

@@ -1,0 +1,122 @@
+"""Heads without the attribute: what is forbidden, what is preferred, how far the covariance is shrunk."""
+
+import pytest
+import torch
+
+from trephine.domain.spurious_heads import Pooling
+from trephine.engine.spurious.erasing import changed_directions, fit_erased, shrunk_covariance
+from trephine.engine.spurious.heads import STOCK
+from trephine.engine.spurious.pooling import Readout
+
+PROBE = Readout(layer=1, pooling=Pooling.MEAN)
+
+
+def _confounded(n: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Vectors (n, 12) whose label is written weakly on axis 0, and an attribute, equal to it, on axis 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 12, generator=generator)
+    y = torch.arange(n) % 2
+    x[:, 0] += 2 * (2 * y - 1)
+    x[:, 1] += 6 * (2 * y - 1)
+    attribute = torch.zeros(12)
+    attribute[1] = 12.0
+    return x, y, attribute
+
+
+@pytest.mark.parametrize("readout", [PROBE, STOCK], ids=["probe", "stock"])
+def test_the_attribute_moves_nothing(readout):
+    """The decision does not change along a forbidden direction, and still tells the labels apart."""
+    x, y, attribute = _confounded(400)
+    head = fit_erased(readout, x, y, attribute[None])
+    moved = head.margin(x + 5 * attribute) - head.margin(x)
+    assert moved.abs().max() < 1e-4 * head.margin(x).abs().mean()
+    assert (head.decide(x) == y).double().mean() > 0.95
+
+
+def test_crossed_groups_are_decided_by_the_label():
+    """Where attribute and label are at odds, a free head follows the one and this head the other."""
+    x, y, attribute = _confounded(400)
+    crossed, label, _ = _confounded(400, seed=1)
+    crossed[:, 1] *= -1
+    free = fit_erased(PROBE, x, y, torch.zeros(0, 12))
+    erased = fit_erased(PROBE, x, y, attribute[None])
+    assert (free.decide(crossed) == label).double().mean() < 0.05
+    assert (erased.decide(crossed) == label).double().mean() > 0.95
+
+
+def test_several_directions_and_a_repeated_one():
+    """Every row is forbidden; one that says nothing new changes nothing."""
+    x, y, attribute = _confounded(400)
+    other = torch.zeros(12)
+    other[2] = 1.0
+    head = fit_erased(PROBE, x, y, torch.stack([attribute, other, 3 * attribute]))
+    assert head.direction[[1, 2]].abs().max() < 1e-5
+    twice = fit_erased(PROBE, x, y, torch.stack([attribute, other]))
+    torch.testing.assert_close(head.direction, twice.direction, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_within_a_label_costs_weight():
+    """Of two axes that tell the label alike, the one that varies within a label gets less."""
+    generator = torch.Generator().manual_seed(3)
+    y = torch.arange(600) % 2
+    x = 0.5 * torch.randn(600, 2, generator=generator)
+    x[:, 1] *= 8
+    x += (2 * y - 1)[:, None]
+    head = fit_erased(PROBE, x, y, torch.zeros(0, 2))
+    assert head.direction[0] > 20 * head.direction[1].abs()
+
+
+def test_nothing_left_is_no_head():
+    """None if the forbidden direction is all that tells labels apart; a constant input is no cause."""
+    y = torch.arange(40) % 2
+    x = torch.zeros(40, 3)
+    x[:, 0] = (2 * y - 1) + 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+    assert fit_erased(PROBE, x, y, torch.tensor([[1.0, 0.0, 0.0]])) is None
+    kept = fit_erased(PROBE, x, y, torch.tensor([[0.0, 1.0, 0.0]]))
+    assert kept is not None
+    assert (kept.decide(x) == y).all()
+
+
+def test_the_stock_form_has_no_bias():
+    """Half-way between the means lies on the boundary without one."""
+    x, y, attribute = _confounded(400)
+    head = fit_erased(STOCK, x + 3.0, y, attribute[None])
+    assert not head.bias.any()
+    middle = torch.stack([(x + 3.0)[y == label].mean(0) for label in (0, 1)]).mean(0)
+    assert abs(float(head.margin(middle[None]))) < 1e-4 * float(head.margin(x + 3.0).abs().mean())
+
+
+def test_edits_that_move_texts_differently_are_forbidden_whole():
+    """Changes of opposite sign have no mean; what holds most of them is taken, what is small is not."""
+    generator = torch.Generator().manual_seed(0)
+    originals, amounts = torch.randn(200, 6, generator=generator), torch.randn(200, 2, generator=generator)
+    twins = originals.clone()
+    twins[:, 1] += 3 * amounts[:, 0]
+    twins[:, 4] += 2 * amounts[:, 1]
+    twins[:, 5] += 0.1
+    found = changed_directions(originals, twins)
+    assert found.shape == (2, 6)
+    plane = found.T @ found
+    assert plane[1, 1] > 0.99 < plane[4, 4]
+    assert plane[5, 5] < 0.01
+
+
+def test_shrinkage_follows_the_noise():
+    """Few rows are drawn far towards the mean variance, many hardly; the share is Ledoit and Wolf's."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0.2, 3.0, 30).double()
+    few = torch.randn(20, 30, generator=generator).double() * spread
+    many = torch.randn(20_000, 30, generator=generator).double() * spread
+
+    def share(rows: torch.Tensor) -> float:
+        plain, n = rows.T @ rows / len(rows), len(rows)
+        mean = plain.diagonal().mean() * torch.eye(30).double()
+        spreads = sum((torch.outer(row, row) - plain).square().sum() for row in rows[:2000])
+        return float(spreads * (n / min(n, 2000)) / n**2 / (plain - mean).square().sum())
+
+    for rows in (few, many):
+        plain = rows.T @ rows / len(rows)
+        found = shrunk_covariance(rows)
+        taken = 1 - float((found - found.diagonal().diag()).norm() / (plain - plain.diagonal().diag()).norm())
+        assert taken == pytest.approx(min(share(rows), 1.0), rel=0.05)
+    assert share(few) > 0.3 > 0.01 > share(many)
