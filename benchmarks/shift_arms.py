@@ -32,7 +32,7 @@ from trephine.engine.quanta import finish
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
-from trephine.engine.spurious.erasing import changed_directions, erased_head, fit_erased
+from trephine.engine.spurious.erasing import changed_directions, fit_erased
 from trephine.engine.spurious.heads import LinearHead, fit_probe
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
@@ -45,7 +45,7 @@ MOST_TOKENS = 100
 """Deleted or flattened, beside those that a person lists."""
 SURE = 2.0
 """Least |z| of a deleted token's association."""
-COUNTS = (20, 100, 500)
+COUNTS = (1, 20, 100, 500)
 """Numbers of removed features that are tried."""
 Decisions = list[int]
 """0 or 1 per test text."""
@@ -266,12 +266,11 @@ def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
     random = matched_features(study.space, choice.removed, spurious, judged.use, bench.seed + 100)
     texts = bench.ids(bench.draw.test)
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
-    refit = finish(study.head_with(random, "random"))
-    erased = finish(erased_head(study, gone, "erased"))
+    refit, plain = finish(study.head_with(random, "random")), finish(study.head_with(gone, "refit"))
     return {
         "removed": study.head.decide(without).tolist(),
-        "removed, refitted": choice.head.decide(without).tolist(),
-        "removed, erased": _decided(erased, without),
+        "removed, refitted": plain.decide(without).tolist(),
+        "removed, erased": choice.head.decide(without).tolist(),
         "random": study.head.decide(without_random).tolist(),
         "random, refitted": refit.decide(without_random).tolist(),
         "_counts": [len(gone), len(spurious), study.space.count],

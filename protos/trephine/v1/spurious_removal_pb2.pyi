@@ -576,8 +576,9 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     validate_only: builtins.bool
     """Only check and predict `seconds` and `peak_extra_bytes`; the operation is done at once."""
     without_erasure: builtins.bool
-    """True: a head that is trained again may read the attribute's direction at its site. Otherwise, where
-    examples, twins or groups tell it from the label, it is trained with no weight along it.
+    """True: a head that is trained again may read the attribute's direction at its site. Otherwise it is trained
+    with no weight along it where removal alone leaves the decision following the attribute, and examples,
+    twins or groups tell the attribute from the label.
     """
     @property
     def training(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LabelledText]:
@@ -812,6 +813,7 @@ class RemovalChoice(google.protobuf.message.Message):
     CRITERION_FIELD_NUMBER: builtins.int
     AMBIGUOUS_ACCURACY_FIELD_NUMBER: builtins.int
     LEAK_FIELD_NUMBER: builtins.int
+    ERASED_FIELD_NUMBER: builtins.int
     count: builtins.int
     """How many."""
     criterion: builtins.float
@@ -820,6 +822,8 @@ class RemovalChoice(google.protobuf.message.Message):
     """On held-out texts as in the ambiguous set."""
     leak: builtins.float
     """By how much the decision follows the attribute; unset: nothing is known of it."""
+    erased: builtins.bool
+    """With a head that was trained without the attribute."""
     def __init__(
         self,
         *,
@@ -827,9 +831,10 @@ class RemovalChoice(google.protobuf.message.Message):
         criterion: builtins.float = ...,
         ambiguous_accuracy: builtins.float = ...,
         leak: builtins.float | None = ...,
+        erased: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_leak", b"_leak", "leak", b"leak"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "leak", b"leak"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "leak", b"leak"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_leak", b"_leak"]) -> typing.Literal["leak"] | None: ...
 
 global___RemovalChoice = RemovalChoice

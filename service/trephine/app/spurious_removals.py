@@ -207,8 +207,9 @@ def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     effects = (sample + twins + 2 * examples) * (1 + sweep) + budget.exact * 16
     held_out = min(len(command.validation) or len(command.training) // 5, budget.effect_texts)
     refit = fitted if command.refit else 0
-    erasing = 2 * (refit + (len(command.attribute_texts) or 2 * refit)) if command.erase and refit else 0
-    choosing = (len(budget.counts) + 2) * (refit + held_out + examples + (held_out if twins else 0))
+    told = len(command.attribute_texts) + (2 * fitted if twins else 0)
+    erasing = told if command.erase and refit else 0
+    choosing = (len(budget.counts) + 2) * (refit + erasing + held_out + examples + (held_out if twins else 0))
     test = len(command.test)
     arms = 2 * (test + 2 * held_out) + budget.random_sets * (min(test, _CONTROL_TEXTS) + 2 * held_out + refit)
     depth = 1.0
@@ -217,6 +218,6 @@ def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     layers = len(command.layers) if command.layers else info.n_layers
     matrix = 4 * layers * info.d_mlp * max(sample, 1)
     return Cost(
-        tokens=int(mean * (effects + depth * (fitted + choosing + arms + erasing))),
+        tokens=int(mean * (effects + depth * (fitted + choosing + arms + 2 * refit + erasing))),
         memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
     )

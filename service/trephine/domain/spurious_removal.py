@@ -181,6 +181,8 @@ class ChoicePoint:
     """On held-out texts of the ambiguous set, or of the validation split."""
     leak: float | None
     """By how much the decision follows the attribute, 0 to 1; None: nothing is known of it."""
+    erased: bool = False
+    """With the head that was trained without the attribute."""
 
 
 class Arm(StrEnum):
@@ -298,7 +300,8 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     refit: bool = True
     """Train the head again after the removal; only of a head that is linear and ours to change."""
     erase: bool = True
-    """Where something tells the attribute from the label, train it with no weight along the attribute."""
+    """Where removal alone leaves the decision following the attribute, and something tells the attribute
+    from the label, train the head with no weight along the attribute."""
     overrides: tuple[Override, ...] = ()
     resamples: int = 1000
     seed: int = 0

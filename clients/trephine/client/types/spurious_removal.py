@@ -219,6 +219,8 @@ class RemovalChoice(WireValue):
     criterion: float
     ambiguous_accuracy: float
     leak: float | None
+    erased: bool
+    """With a head that was trained without the attribute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,16 +39,9 @@ class _Pooled:
 
 
 def measure_arms(
-    study: Study, judged: Judged, choice: Choice, erased: LinearHead | None
+    study: Study, judged: Judged, choice: Choice
 ) -> Generator[Progress | None, None, tuple[tuple[ArmOutcome, ...], BenchScores]]:
-    """Measure every arm once the choice is made; the test split is looked at here for the first time.
-
-    Args:
-        study: The request in work.
-        judged: What random features are matched to.
-        choice: What is removed.
-        erased: The head that was trained without the attribute, if one was.
-    """
+    """Measure every arm once the choice is made; the test split is looked at here for the first time."""
     measure, gone = _Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
     arms = [measure.arm(Arm.ORIGINAL, study.head, plain)]
@@ -56,15 +49,24 @@ def measure_arms(
     if gone:
         after = yield from measure.pooled(gone, "removed")
         arms.append(measure.arm(Arm.REMOVED, study.head, after))
-        if study.trains:
-            arms.append(measure.arm(Arm.REFITTED, choice.head, after))
-        if erased is not None:
-            arms.append(measure.arm(Arm.ERASED, erased, after))
-            alone = yield from erased_head(study, (), "refit without the attribute alone")
-            arms += [] if alone is None else [measure.arm(Arm.ERASED_ALONE, alone, plain)]
+        arms += yield from _trained_again(measure, choice, gone, plain, after)
         arms += yield from _random(measure, judged, choice)
     scores = yield from _scores(measure, judged, choice, plain, after)
     return tuple(arms), scores
+
+
+def _trained_again(
+    measure: _Measure, choice: Choice, gone: Sequence[FeatureRef], plain: _Pooled, after: _Pooled
+) -> Generator[Progress | None, None, list[ArmOutcome]]:
+    study = measure.study
+    if not study.trains:
+        return []
+    if not choice.erased:
+        return [measure.arm(Arm.REFITTED, choice.head, after)]
+    refitted = yield from study.head_with(gone, "refit")
+    alone = yield from erased_head(study, (), "refit without the attribute alone")
+    found = [measure.arm(Arm.REFITTED, refitted, after), measure.arm(Arm.ERASED, choice.head, after)]
+    return found if alone is None else [*found, measure.arm(Arm.ERASED_ALONE, alone, plain)]
 
 
 class _Measure:

@@ -11,6 +11,7 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import ChoicePoint, Standing
+from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate
@@ -18,7 +19,8 @@ from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
 
 TOLERATED = 0.02
-"""Ambiguous accuracy that may be lost where nothing else can be measured."""
+"""Ambiguous accuracy that may be lost where nothing else can be measured; and how much of the criterion
+decides between heads: an erased one must gain more, and fewer features may cost as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Choice:
     criterion: str
     removed: tuple[Candidate, ...]
     head: LinearHead
+    erased: bool
+    """True if the head was trained without the attribute."""
     why: str
 
 
@@ -49,7 +53,7 @@ def in_order(study: Study, candidates: Sequence[Candidate]) -> tuple[list[Candid
 
 
 def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress | None, None, Choice]:
-    """Try every count of the budget, none included."""
+    """Try every count of the budget, none included, with every head that can be trained."""
     forced, ours = in_order(study, candidates)
     limits = [count for count in study.command.budget.counts if count < len(ours)]
     counts = [0, *limits]
@@ -59,18 +63,59 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
     for number, count in enumerate(dict.fromkeys(counts)):
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
-        head = yield from study.head_with(removed, f"refit without {len(removed)}")
-        points.append((yield from scale.measure(head, removed, count, points)))
-        heads.append(head)
-    best = max(range(len(points)), key=lambda place: (points[place].criterion, -points[place].count))
-    count = points[best].count
+        trained = yield from _heads_without(study, removed)
+        pooled = yield from scale.pooled(removed)
+        for head, erased in trained:
+            points.append(scale.measure(head, pooled, count, erased, points))
+            heads.append(head)
+    best = _best(points)
     return Choice(
         points=tuple(points),
         criterion=scale.words,
-        removed=(*forced, *ours[:count]),
+        removed=(*forced, *ours[: points[best].count]),
         head=heads[best],
+        erased=points[best].erased,
         why=_why(points, best, forced, ours),
     )
+
+
+def _heads_without(
+    study: Study, removed: Sequence[FeatureRef]
+) -> Generator[Progress | None, None, list[tuple[LinearHead, bool]]]:
+    """Train the heads that could decide; True marks one that was trained without the attribute."""
+    stage = f"refit without {len(removed)}"
+    found = [((yield from study.head_with(removed, stage)), False)]
+    if study.command.erase and study.trains and removed:
+        erased = yield from erased_head(study, removed, f"{stage}, erased")
+        found += [] if erased is None else [(erased, True)]
+    return found
+
+
+def _best(points: Sequence[ChoicePoint]) -> int:
+    """Return the place of the best point, of ties the fewest features.
+
+    A head that cannot follow the attribute is taken only where removal alone is worse by more than is
+    tolerated, and then with the fewest features that are as good.
+    """
+
+    def best_of(places: list[int]) -> int:
+        return max(places, key=lambda place: (points[place].criterion, -points[place].count))
+
+    free = best_of([place for place, one in enumerate(points) if not one.erased])
+    erased = [place for place, one in enumerate(points) if one.erased]
+    if not erased or points[best_of(erased)].criterion <= points[free].criterion + TOLERATED:
+        return free
+    enough = points[best_of(erased)].criterion - TOLERATED
+    return next(place for place in erased if points[place].criterion >= enough)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pooled:
+    """Validation vectors with the same features removed."""
+
+    held_out: Tensor
+    examples: Tensor
+    twins: Tensor
 
 
 class _Scale:
@@ -99,48 +144,52 @@ class _Scale:
             "the attribute"
         )
 
+    def pooled(self, removed: Sequence[FeatureRef]) -> Generator[Progress | None, None, _Pooled]:
+        """Pool what the criterion needs, with features removed."""
+        told = () if self._grouped else self._examples
+        paired = () if self._grouped or told else self._twins
+        pool, stage = self._study.pool, f"validation without {len(removed)}"
+        return _Pooled(
+            held_out=(yield from pool([one.ids for one in self._held_out], removed, stage)),
+            examples=(yield from pool([one.ids for one in told], removed, stage)),
+            twins=(yield from pool([one.twin or one.ids for one in paired], removed, stage)),
+        )
+
     def measure(
         self,
         head: LinearHead,
-        removed: Sequence[FeatureRef],
+        pooled: _Pooled,
         count: int,
+        erased: bool,
         before: Sequence[ChoicePoint],
-    ) -> Generator[Progress | None, None, ChoicePoint]:
-        """Measure one count."""
+    ) -> ChoicePoint:
+        """Measure one count with one head."""
         y = labels(self._held_out)
-        decided = yield from self._decided(head, [one.ids for one in self._held_out], removed)
+        decided = head.decide(pooled.held_out)
         accuracy = float((decided == y)[ambiguous(self._held_out)].float().mean())
         leak: float | None = None
         if self._grouped:
             criterion = worst_group(decided, y, attributes(self._held_out))
             leak = _follows(decided, attributes(self._held_out))
         elif self._examples:
-            told = yield from self._decided(head, [one.ids for one in self._examples], removed)
-            leak = _follows(told, attributes(self._examples))
+            leak = _follows(head.decide(pooled.examples), attributes(self._examples))
             criterion = accuracy - leak
         elif self._twins:
-            criterion, leak = yield from self._with_twins(head, removed, decided)
+            criterion, leak = self._with_twins(decided, head.decide(pooled.twins))
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
             criterion = float(count) if accuracy >= first - TOLERATED else -1.0
-        return ChoicePoint(count=count, criterion=criterion, ambiguous_accuracy=accuracy, leak=leak)
+        return ChoicePoint(
+            count=count, criterion=criterion, ambiguous_accuracy=accuracy, leak=leak, erased=erased
+        )
 
-    def _with_twins(
-        self, head: LinearHead, removed: Sequence[FeatureRef], decided: Tensor
-    ) -> Generator[Progress | None, None, tuple[float, float]]:
-        twins = yield from self._decided(head, [one.twin or one.ids for one in self._twins], removed)
+    def _with_twins(self, decided: Tensor, twins: Tensor) -> tuple[float, float]:
         paired = torch.tensor([one.twin is not None for one in self._held_out])
         y = labels(self._twins)
         side = torch.cat([torch.zeros_like(y), torch.ones_like(y)])
         both = torch.cat([decided[paired], twins])
         flips = float((decided[paired] != twins).float().mean())
         return worst_group(both, torch.cat([y, y]), side), flips
-
-    def _decided(
-        self, head: LinearHead, texts: Sequence[tuple[int, ...]], removed: Sequence[FeatureRef]
-    ) -> Generator[Progress | None, None, Tensor]:
-        pooled = yield from self._study.pool(texts, removed, f"validation without {len(removed)}")
-        return head.decide(pooled)
 
 
 def ambiguous(examples: Sequence[Example]) -> Tensor:
@@ -166,7 +215,8 @@ def _why(
             f"{len(ours)} features were judged spurious, but no number of them does better on the "
             f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
         )
+    beside = ", with a head that cannot follow the attribute" if found.erased else ""
     return (
-        f"removing the {found.count} strongest of {len(ours)} spurious features takes the criterion from "
-        f"{first.criterion:.3f} to {found.criterion:.3f}{by_hand}"
+        f"removing the {found.count} strongest of {len(ours)} spurious features{beside} takes the criterion "
+        f"from {first.criterion:.3f} to {found.criterion:.3f}{by_hand}"
     )

@@ -18,9 +18,7 @@ from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
-from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.evidence import exact_effects, firings_of
-from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.study import Study, open_study
 
@@ -46,8 +44,7 @@ def remove_spurious_features(
     for one in choice.removed:
         one.removed = True
     features = yield from _features(study, judged)
-    erased = yield from _erased(study, choice)
-    arms, scores = yield from measure_arms(study, judged, choice, erased)
+    arms, scores = yield from measure_arms(study, judged, choice)
     return SpuriousRemoval(
         labels=study.data.labels,
         attributes=study.data.attributes,
@@ -65,10 +62,10 @@ def remove_spurious_features(
         arms=arms,
         scores=scores,
         interventions=_interventions(choice),
-        head=(erased or choice.head).weights(study.data.labels),
+        head=choice.head.weights(study.data.labels),
         original_head=study.head.weights(study.data.labels),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
-        caveats=(*_caveats(study, judged), *_not_erased(study, choice, erased)),
+        caveats=(*_caveats(study, judged), *_of_the_head(study, choice)),
         seconds=monotonic() - started,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
@@ -76,19 +73,20 @@ def remove_spurious_features(
     )
 
 
-def _erased(study: Study, choice: Choice) -> Generator[Progress | None, None, LinearHead | None]:
-    """Train the head without the attribute; not where no feature goes, so that nothing is changed."""
+def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
+    """Say whose work it is that the decision no longer follows the attribute."""
     if not (study.command.erase and study.trains and choice.removed):
-        return None
-    return (yield from erased_head(study, [one.feature for one in choice.removed], "refit, erased"))
-
-
-def _not_erased(study: Study, choice: Choice, erased: LinearHead | None) -> tuple[str, ...]:
-    if erased is not None or not (study.command.erase and study.trains and choice.removed):
+        return ()
+    if choice.erased:
+        return (
+            "removal alone leaves the decision following the attribute: it is the head, trained with nothing "
+            "along it, that does not. The erased arm with every feature in place shows what the features add",
+        )
+    if any(point.erased for point in choice.points):
         return ()
     return (
         "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "
-        "examples of the attribute or twins, and it is trained without the attribute",
+        "examples of the attribute or twins, and it is also trained without the attribute",
     )
 
 

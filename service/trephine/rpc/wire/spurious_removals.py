@@ -129,6 +129,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
                 criterion=point.criterion,
                 ambiguous_accuracy=point.ambiguous_accuracy,
                 leak=point.leak,
+                erased=point.erased,
             )
             for point in one.choices
         ],

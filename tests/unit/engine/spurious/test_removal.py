@@ -34,6 +34,7 @@ from trephine.domain.spurious_removal import (
 from trephine.domain.spurious_texts import LabelledText, Swap
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
+from trephine.engine.spurious.choosing import TOLERATED
 from trephine.engine.spurious.pooling import Readout, pool_texts
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.swaps import Swapper, lexicon_of
@@ -43,6 +44,8 @@ SMALL = RemovalBudget(
 )
 TOKENS = (LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" is"))
 PROBE = ProbeHead(layer=1, pooling=Pooling.MEAN)
+ERASED_ARMS = {Arm.ERASED, Arm.ERASED_ALONE}
+EARLY = ProbeHead(layer=0, pooling=Pooling.MEAN)
 GIVEN = {
     "training": ambiguous(),
     "test": balanced(),
@@ -63,6 +66,12 @@ def session():
 def report(session):
     """A run with examples of the attribute."""
     return finish(remove_spurious_features(session, RemoveSpuriousFeatures(**GIVEN)))
+
+
+@pytest.fixture(scope="module")
+def erased_report(session):
+    """A head right behind the embeddings' letters, which no feature stands between."""
+    return _run(session, decision=EARLY)
 
 
 def _run(session, **changed: Any):
@@ -86,13 +95,14 @@ def test_nothing_undecided_is_removed(report):
     assert all(one.standing is Standing.SPURIOUS for one in report.features if one.removed)
     assert {one.target.feature for one in report.interventions} == removed
     assert report.chosen == len(removed) > 0
-    best = max(report.choices, key=lambda point: (point.criterion, -point.count))
+    free = [point for point in report.choices if not point.erased]
+    best = max(free, key=lambda point: (point.criterion, -point.count))
     assert best.count == report.chosen
 
 
 def test_arms_stand_beside_each_other(report):
-    """Original, removed, refitted, erased and random, each with groups and intervals."""
-    assert [one.arm for one in report.arms] == list(Arm)
+    """Original, removed, refitted and random, each with groups and intervals."""
+    assert [one.arm for one in report.arms] == [one for one in Arm if one not in ERASED_ARMS]
     for one in report.arms:
         groups = [figure for figure in one.figures if figure.name.startswith("group ")]
         worst = one.figure("worst_group")
@@ -103,9 +113,9 @@ def test_arms_stand_beside_each_other(report):
     assert report.scores.scr is not None
 
 
-def test_the_head_of_the_report_decides_as_reported(session, report):
-    """Weights and features of the report give the erased arm's label accuracy, or the refitted one's."""
-    for one, arm in ((report, Arm.ERASED), (_run(session, erase=False), Arm.REFITTED)):
+def test_the_head_of_the_report_decides_as_reported(session, report, erased_report):
+    """Weights and features of the report give the label accuracy of the arm that ships."""
+    for one, arm in ((report, Arm.REFITTED), (erased_report, Arm.ERASED)):
         texts = [text.text for text in GIVEN["test"]]
         decided = (_margins(session, one, texts) > 0).long()
         right = [one.labels[k] == text.label for k, text in zip(decided, GIVEN["test"], strict=True)]
@@ -113,10 +123,10 @@ def test_the_head_of_the_report_decides_as_reported(session, report):
         assert sum(right) / len(right) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_erased_head_means_the_same_for_both_values(session, report):
+def test_the_erased_head_means_the_same_for_both_values(session, erased_report):
     """Its mean margin is equal over the examples of either value; that of the original is far from it."""
-    examples, values = GIVEN["attribute_texts"], report.attributes
-    sides = [[one.text for one in examples if one.attribute == value] for value in values]
+    report, examples = erased_report, GIVEN["attribute_texts"]
+    sides = [[one.text for one in examples if one.attribute == value] for value in report.attributes]
     means = [_margins(session, report, texts).mean() for texts in sides]
     spread = _margins(session, report, [text for texts in sides for text in texts]).std()
     assert abs(means[1] - means[0]) < 1e-3 * spread
@@ -125,22 +135,33 @@ def test_the_erased_head_means_the_same_for_both_values(session, report):
     assert abs(free[1] - free[0]) > 0.1 * spread
 
 
-def test_without_erasure_the_head_is_the_refitted_one(session):
-    """No erased arm, and no caveat about it."""
-    found = _run(session, erase=False)
-    assert not {Arm.ERASED, Arm.ERASED_ALONE} & {one.arm for one in found.arms}
-    assert not any("trained again as it is" in caveat for caveat in found.caveats)
+def test_an_erased_head_ships_only_where_it_gains(report, erased_report):
+    """Every count is tried with either head; the report says whose work it is, and keeps all arms."""
+    tried = [(point.count, point.erased) for point in report.choices]
+    counts = sorted({count for count, _ in tried if count})
+    assert tried == [(0, False), *((count, erased) for count in counts for erased in (False, True))]
+    best = max(point.criterion for point in erased_report.choices if not point.erased)
+    assert max(point.criterion for point in erased_report.choices if point.erased) > best + TOLERATED
+    assert [one.arm for one in erased_report.arms] == list(Arm)
+    assert any("it is the head" in caveat for caveat in erased_report.caveats)
+    assert "a head that cannot follow the attribute" in erased_report.why
 
 
-def test_an_attribute_that_nothing_tells_is_not_erased(session):
+def test_without_erasure_no_such_head_is_tried(session):
+    """Not even where it would gain."""
+    found = _run(session, decision=EARLY, erase=False)
+    assert not any(point.erased for point in found.choices)
+    assert not ERASED_ARMS & {one.arm for one in found.arms}
+
+
+def test_an_attribute_that_nothing_tells_is_not_erased(session, report):
     """Environments judge features, but give no direction; the report says so."""
     training = tuple(
         replace(one, environment=str(place % 2), attribute=None) for place, one in enumerate(ambiguous())
     )
-    features = [one.feature for one in _run(session).features[:3]]
-    overrides = tuple(Override(feature=one, remove=True, reason="named") for one in features)
+    overrides = (Override(feature=report.features[0].feature, remove=True, reason="named"),)
     found = _run(session, training=training, attribute_texts=(), test=(), overrides=overrides)
-    assert found.chosen >= 3
+    assert found.chosen >= 1
     assert found.arm(Arm.ERASED) is None
     assert any("trained again as it is" in caveat for caveat in found.caveats)
 
