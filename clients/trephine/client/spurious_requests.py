@@ -12,6 +12,7 @@ from trephine.client.datasets import rows_of
 from trephine.client.edit_history import current_user
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
+from trephine.client.saved_datasets import is_saved, saved_rows
 from trephine.client.sendable import sendable
 from trephine.client.types import (
     AttributeText,
@@ -135,7 +136,10 @@ def _decision(decision: Decision | None) -> pb.DecisionHead | None:
 
 
 def read_texts(path: str | Path, columns: TextColumns | None = None) -> tuple[LabelledText, ...]:
-    """Read labelled texts from a `.jsonl` or `.csv` file, or from such files in a folder, in order of name.
+    """Read labelled texts from a `.jsonl` or `.csv` file, or from a folder.
+
+    A folder holds such files, read in order of name, or is one that `datasets` saved: there a column of class
+    numbers reads as its classes' names. A saved folder of several splits is not read whole: name a split's.
 
     Raises:
         LocalFileError: If a file cannot be read as such, or a folder holds none.
@@ -196,9 +200,14 @@ def _said(name: str, word: Any, file: str) -> FeatureOverride:
 def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     if not path.is_dir():
         return [(f"{path.name}, row {n}", row) for n, row in enumerate(rows_of(path), 1)]
+    if is_saved(path):
+        return [(f"{path.name}, row {n}", row) for n, row in enumerate(saved_rows(path), 1)]
     files = sorted(file for file in path.iterdir() if file.suffix in {".jsonl", ".ndjson", ".csv"})
     if not files:
-        raise LocalFileError(f"{path} holds no .jsonl or .csv file; save the data set as JSON lines into it")
+        raise LocalFileError(
+            f"{path} holds no .jsonl or .csv file, and is no folder that `datasets` saved; save the data set "
+            "as JSON lines into it"
+        )
     return [(f"{file.name}, row {n}", row) for file in files for n, row in enumerate(rows_of(file), 1)]
 
 

@@ -44,7 +44,9 @@ _ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("u
 
 def remove_spurious(
     context: typer.Context,
-    texts: Annotated[Path, typer.Argument(help="Ambiguous texts: .jsonl, .csv, or a folder of them.")],
+    texts: Annotated[
+        Path, typer.Argument(help="Ambiguous texts: .jsonl, .csv, a folder of them or a saved data set.")
+    ],
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the label; two labels.")] = "label",
     attribute_column: Annotated[
