@@ -32,8 +32,8 @@ _SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
 NEGLIGIBLE = 4e-5
 """Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
-_STORED = 1 << 27
-"""Edges stored of a whole graph at most, 1 GiB; beyond, a row's smallest are not."""
+_STORED = 3 << 26
+"""Edges stored of a whole graph at most, 1.5 GiB; beyond, a row's smallest are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
