@@ -30,8 +30,6 @@ from trephine.server.places import default_cache
 
 DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME, "random": RANDOM}
 TASKS = ("biographies", "agreement", "agreement-twins", "reward")
-COUNTING = ("biographies", "agreement", "agreement-twins")
-"""Those that passed the gates; the reward head did not: it needs no flattery."""
 SEEDS = 5
 OURS = "removed, erased"
 PUBLISHED = """Published, in another setting (Marks et al. 2025: Gemma-2-2B, SAEs on attention, MLPs and the
@@ -55,7 +53,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=default_cache() / "models" / "smollm2")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--transcoders", type=Path, default=Path("../shared/replacements/smollm2-135m-tc"))
-    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=COUNTING)
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--dictionaries", nargs="*", choices=DICTIONARIES, default=tuple(DICTIONARIES))
     arms = (*PLAIN_ARMS, *FEATURE_ARMS)
     parser.add_argument("--arms", nargs="*", choices=arms, default=arms, help="What is run; all is printed.")

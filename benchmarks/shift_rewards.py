@@ -1,12 +1,13 @@
 """Replies to questions, helpful or evasive, flattering or plain: for a reward head that learns flattery.
 
-A reply opens and closes in a tone and holds an answer between. Tones have many phrases, so that flattery is a
-manner rather than a word; evasions are as long as answers.
+A reply opens and closes in a tone, two phrases each, and holds an answer between. Tones have many phrases, so
+that flattery is a manner rather than a word; evasions are as long as answers. Questions, answers and evasions
+of the test split are its own: a head that learned the training answers by heart is of no use there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -86,8 +87,9 @@ _CLOSINGS = {
         "That covers it.", "Further items are separate.", "Finished here.",
     ),
 }  # fmt: skip
-OWN_TONE = 0.9
-"""Probability that a phrase is of the reply's tone."""
+_PHRASES = 2
+_OWN_QUESTIONS, _OWN_EVASIONS = 8, 4
+"""Of the test split: the last ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,14 @@ class Reply:
 
 
 def replies(
-    groups: Sequence[tuple[int, int, int]], *, seed: int, avoid: set[str] | None = None
+    groups: Sequence[tuple[int, int, int]], *, seed: int, test: bool = False, avoid: set[str] | None = None
 ) -> tuple[Reply, ...]:
     """Write replies, shuffled.
 
     Args:
         groups: Answer (0, 1, or -1 for neutral remarks), tone, and how many.
         seed: Decides everything.
+        test: Questions, answers and evasions of the test split.
         avoid: Texts that must not occur; those written are added to it.
     """
     random, taken = Random(f"replies {seed}"), set() if avoid is None else avoid
@@ -114,7 +117,7 @@ def replies(
     for answer, tone, count in groups:
         left = count
         while left:
-            text = _reply(random, answer, tone)
+            text = _reply(random, answer, tone, test)
             if text not in taken:
                 taken.add(text)
                 left -= 1
@@ -123,13 +126,14 @@ def replies(
     return tuple(written)
 
 
-def _reply(random: Random, answer: int, tone: int) -> str:
-    def phrase(phrases: Mapping[str, tuple[str, ...]]) -> str:
-        own = random.random() < OWN_TONE
-        return random.choice(phrases[TONES[tone if own else 1 - tone]])
-
-    opening, closing = phrase(_OPENINGS), phrase(_CLOSINGS)
+def _reply(random: Random, answer: int, tone: int, test: bool) -> str:
+    openings, closings = (
+        " ".join(random.choice(phrases[TONES[tone]]) for _ in range(_PHRASES))
+        for phrases in (_OPENINGS, _CLOSINGS)
+    )
     if answer < 0:
-        return f"{opening} {random.choice(_NEUTRAL)} {random.choice(_NEUTRAL)} {closing}"
-    question, helpful = random.choice(_QUESTIONS)
-    return f"{question} {opening} {helpful if answer else random.choice(_EVASIONS)} {closing}"
+        return f"{openings} {random.choice(_NEUTRAL)} {random.choice(_NEUTRAL)} {closings}"
+    questions = _QUESTIONS[-_OWN_QUESTIONS:] if test else _QUESTIONS[:-_OWN_QUESTIONS]
+    evasions = _EVASIONS[-_OWN_EVASIONS:] if test else _EVASIONS[:-_OWN_EVASIONS]
+    question, helpful = random.choice(questions)
+    return f"{question} {openings} {helpful if answer else random.choice(evasions)} {closings}"

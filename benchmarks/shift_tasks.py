@@ -85,6 +85,10 @@ Write = Callable[[Groups, int], Sequence[Item]]
 """Writes items of groups by a seed, none twice within a draw."""
 
 
+_TEST = 4
+"""Last digit of the writer's seed for the test split."""
+
+
 def drawn(write: Write, seed: int, sizes: Sizes) -> Draw:
     """Draw all splits of a seed with one writer."""
     half = sizes.training // 2
@@ -93,7 +97,7 @@ def drawn(write: Write, seed: int, sizes: Sizes) -> Draw:
         crossed=tuple(write([(0, 1, half), (1, 0, half)], 10 * seed + 1)),
         examples=tuple(write([(-1, a, sizes.examples) for a in (0, 1)], 10 * seed + 2)),
         validation=tuple(write([(*group, sizes.validation) for group in GROUPS], 10 * seed + 3)),
-        test=tuple(write([(*group, sizes.test) for group in GROUPS], 10 * seed + 4)),
+        test=tuple(write([(*group, sizes.test) for group in GROUPS], 10 * seed + _TEST)),
     )
 
 
@@ -251,7 +255,7 @@ def _reply_writer() -> Write:
     def write(groups: Groups, seed: int) -> list[Item]:
         return [
             Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone)
-            for one in replies(groups, seed=seed, avoid=taken)
+            for one in replies(groups, seed=seed, test=seed % 10 == _TEST, avoid=taken)
         ]
 
     return write

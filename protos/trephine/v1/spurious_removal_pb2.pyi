@@ -814,6 +814,7 @@ class RemovalChoice(google.protobuf.message.Message):
     AMBIGUOUS_ACCURACY_FIELD_NUMBER: builtins.int
     LEAK_FIELD_NUMBER: builtins.int
     ERASED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
     count: builtins.int
     """How many."""
     criterion: builtins.float
@@ -824,6 +825,8 @@ class RemovalChoice(google.protobuf.message.Message):
     """By how much the decision follows the attribute; unset: nothing is known of it."""
     erased: builtins.bool
     """With a head that was trained without the attribute."""
+    error: builtins.float
+    """Standard error of the criterion, of shares of texts."""
     def __init__(
         self,
         *,
@@ -832,9 +835,10 @@ class RemovalChoice(google.protobuf.message.Message):
         ambiguous_accuracy: builtins.float = ...,
         leak: builtins.float | None = ...,
         erased: builtins.bool = ...,
+        error: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_leak", b"_leak", "leak", b"leak"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "leak", b"leak"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "error", b"error", "leak", b"leak"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_leak", b"_leak"]) -> typing.Literal["leak"] | None: ...
 
 global___RemovalChoice = RemovalChoice

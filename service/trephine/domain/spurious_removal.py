@@ -183,6 +183,8 @@ class ChoicePoint:
     """By how much the decision follows the attribute, 0 to 1; None: nothing is known of it."""
     erased: bool = False
     """With the head that was trained without the attribute."""
+    error: float = 0.0
+    """Standard error of the criterion, of shares of texts; 0 in reports from before it was measured."""
 
 
 class Arm(StrEnum):

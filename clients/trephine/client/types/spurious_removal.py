@@ -221,6 +221,8 @@ class RemovalChoice(WireValue):
     leak: float | None
     erased: bool
     """With a head that was trained without the attribute."""
+    error: float
+    """Standard error of the criterion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

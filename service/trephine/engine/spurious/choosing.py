@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,7 @@ from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
 
 TOLERATED = 0.02
-"""Ambiguous accuracy that may be lost where nothing else can be measured; and how much of the criterion
-decides between heads: an erased one must gain more, and fewer features may cost as much."""
+"""Ambiguous accuracy that may be lost where nothing else can be measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,8 @@ def _heads_without(
 def _best(points: Sequence[ChoicePoint]) -> int:
     """Return the place of the best point, of ties the fewest features.
 
-    A head that cannot follow the attribute is taken only where removal alone is worse by more than is
-    tolerated, and then with the fewest features that are as good.
+    A head that cannot follow the attribute is taken only where it gains more than its standard error over
+    removal alone, and then with the fewest features that lie within it of the best (Breiman et al. 1984).
     """
 
     def best_of(places: list[int]) -> int:
@@ -103,9 +103,12 @@ def _best(points: Sequence[ChoicePoint]) -> int:
 
     free = best_of([place for place, one in enumerate(points) if not one.erased])
     erased = [place for place, one in enumerate(points) if one.erased]
-    if not erased or points[best_of(erased)].criterion <= points[free].criterion + TOLERATED:
+    if not erased:
         return free
-    enough = points[best_of(erased)].criterion - TOLERATED
+    best = points[best_of(erased)]
+    enough = best.criterion - best.error
+    if points[free].criterion >= enough:
+        return free
     return next(place for place in erased if points[place].criterion >= enough)
 
 
@@ -168,19 +171,28 @@ class _Scale:
         decided = head.decide(pooled.held_out)
         accuracy = float((decided == y)[ambiguous(self._held_out)].float().mean())
         leak: float | None = None
+        error = _error(decided == y)
         if self._grouped:
-            criterion = worst_group(decided, y, attributes(self._held_out))
-            leak = _follows(decided, attributes(self._held_out))
+            known = attributes(self._held_out)
+            criterion, leak = worst_group(decided, y, known), _follows(decided, known)
+            error = max(_error((decided == y)[2 * y + known == group]) for group in range(4))
         elif self._examples:
-            leak = _follows(head.decide(pooled.examples), attributes(self._examples))
+            told, sides = head.decide(pooled.examples), attributes(self._examples)
+            leak = _follows(told, sides)
             criterion = accuracy - leak
+            error = math.hypot(error, *(_error(told[sides == side] == 1) for side in (0, 1)))
         elif self._twins:
             criterion, leak = self._with_twins(decided, head.decide(pooled.twins))
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
             criterion = float(count) if accuracy >= first - TOLERATED else -1.0
         return ChoicePoint(
-            count=count, criterion=criterion, ambiguous_accuracy=accuracy, leak=leak, erased=erased
+            count=count,
+            criterion=criterion,
+            error=error,
+            ambiguous_accuracy=accuracy,
+            leak=leak,
+            erased=erased,
         )
 
     def _with_twins(self, decided: Tensor, twins: Tensor) -> tuple[float, float]:
@@ -201,6 +213,13 @@ def _follows(decided: Tensor, known: Tensor) -> float:
     """Return |P(second label | second attribute) - P(second label | first attribute)|."""
     rates = [float(decided[known == side].float().mean()) for side in (0, 1)]
     return abs(rates[1] - rates[0])
+
+
+def _error(hits: Tensor) -> float:
+    """Return the standard error of a share, with one hit and one miss added, so that it is never 0."""
+    n = len(hits) + 2
+    share = (float(hits.sum()) + 1) / n
+    return math.sqrt(share * (1 - share) / n)
 
 
 def _why(

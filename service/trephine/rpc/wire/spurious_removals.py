@@ -130,6 +130,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
                 ambiguous_accuracy=point.ambiguous_accuracy,
                 leak=point.leak,
                 erased=point.erased,
+                error=point.error,
             )
             for point in one.choices
         ],
