@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,14 @@ def reside(hosted: HostedModel, layers: Sequence[ReplacementLayer], name: str = 
     )
     hosted.replacements[name] = ReplacementSet(admitted=admitted, pager=ResidentPager(by_layer))
     return name
+
+
+def degrade(hosted: HostedModel, why: str, name: str = NAME) -> None:
+    """Make a set one that failed admission and was accepted all the same."""
+    known = hosted.replacements[name]
+    admission = replace(known.admitted.admission, passed=False, why=why)
+    admitted = replace(known.admitted, admission=admission, degraded=True)
+    hosted.replacements[name] = replace(known, admitted=admitted)
 
 
 def sae(hosted: HostedModel, site: Site) -> ReplacementLayer:

@@ -19,13 +19,19 @@ from tests.integration.server_house import Edge, edge, reason
 from tests.replacement_sets import write_transcoders
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import artifact_service_pb2 as artifacts
+from trephine.v1 import circuit_service_pb2 as circuits
+from trephine.v1 import circuit_targets_pb2 as targets
+from trephine.v1 import circuit_verification_pb2 as verification
 from trephine.v1 import common_pb2 as common
+from trephine.v1 import edit_service_pb2 as edits
 from trephine.v1 import feature_service_pb2 as features
 from trephine.v1 import generation_service_pb2 as generation
 from trephine.v1 import intervention_service_pb2 as ablation
 from trephine.v1 import interventions_pb2 as iv
 from trephine.v1 import replacement_service_pb2 as pb
 from trephine.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from trephine.v1.circuit_service_pb2_grpc import CircuitServiceStub
+from trephine.v1.edit_service_pb2_grpc import EditServiceStub
 from trephine.v1.feature_service_pb2_grpc import FeatureServiceStub
 from trephine.v1.generation_service_pb2_grpc import GenerationServiceStub
 from trephine.v1.intervention_service_pb2_grpc import InterventionServiceStub
@@ -196,7 +202,7 @@ async def test_a_refused_set_names_its_figures(tmp_path):
 
 
 async def test_every_answer_of_a_degraded_set_says_so(tmp_path):
-    """Accepted though it failed admission: effects, texts, scores, activations, rankings, searches tell."""
+    """Accepted though it failed admission: effects, texts, features, circuits, exports, all of them tell."""
     async with hosted(tmp_path) as server:
         write_transcoders(tiny_hosted("llama", seed=5), tmp_path / "sets" / "small", layers=(0, 1), seed=3)
         assert (await loaded(server, accept_degraded=True)).response.value
@@ -205,6 +211,53 @@ async def test_every_answer_of_a_degraded_set_says_so(tmp_path):
         assert await _flags_of_texts(server) == [True, True]
         assert await _flags_of_features(server, "small") == [True] * 5
         assert await _flags_of_features(server, "neurons") == [False] * 5
+        why = (await described(server)).admission.why
+        said = f"The set small failed admission and was accepted all the same: {why}"
+        told = [*await _caveats_of_circuits(server), await _caveats_of_a_plan(server)]
+        assert [caveats.count(said) for caveats in told] == [1] * 3
+
+
+async def _caveats_of_circuits(server: Edge) -> list[list[str]]:
+    """Of a circuit over the set, and of its verification."""
+    stub = server.stub(CircuitServiceStub)
+    asked = circuits.DiscoverCircuitRequest(
+        model="models/tiny",
+        prompt=PROMPT,
+        target=targets.GraphTarget(logit=common.LogitTarget(token=" Mary", against=" John")),
+        replacement="small",
+        max_feature_nodes=12,
+        verify_nodes=0,
+        request_id=str(uuid4()),
+    )
+    circuit, verified = circuits.Circuit(), verification.CircuitVerification()
+    done = await server.wait(await stub.DiscoverCircuit(asked))
+    assert done.response.Unpack(circuit), done
+    brief = verification.VerifyCircuitRequest(
+        circuit=circuit.name,
+        groups=2,
+        depth_nodes=2,
+        adversary_steps=0,
+        control=False,
+        bootstrap=100,
+        request_id=str(uuid4()),
+    )
+    done = await server.wait(await stub.VerifyCircuit(brief))
+    assert done.response.Unpack(verified), done
+    return [list(circuit.caveats), list(verified.caveats)]
+
+
+async def _caveats_of_a_plan(server: Edge) -> list[str]:
+    """Of an export that is planned of an edit of one of the set's features."""
+    stub = server.stub(EditServiceStub)
+    feature = common.FeatureRef(replacement="small", layer=1, index=3)
+    change = iv.Intervention(
+        target=iv.InterventionTarget(feature=feature), operation=iv.InterventionOperation(ablate=Empty())
+    )
+    asked = edits.CreateEditRequest(
+        edit_id="quiet", model="models/tiny", interventions=[change], reason="a test", request_id=str(uuid4())
+    )
+    edit = await stub.CreateEdit(asked)
+    return list((await stub.PlanExport(edits.PlanExportRequest(edit=edit.name))).caveats)
 
 
 async def _flags_of_texts(server: Edge) -> list[bool]:

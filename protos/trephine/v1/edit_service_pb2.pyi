@@ -626,6 +626,7 @@ class ExportPlan(google.protobuf.message.Message):
     PLAN_HASH_FIELD_NUMBER: builtins.int
     FITTED_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -662,6 +663,10 @@ class ExportPlan(google.protobuf.message.Message):
     def gates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Gate]:
         """What must hold."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Sets of the edit that failed admission and were accepted all the same."""
+
     def __init__(
         self,
         *,
@@ -678,8 +683,9 @@ class ExportPlan(google.protobuf.message.Message):
         plan_hash: builtins.str = ...,
         fitted: builtins.bool = ...,
         text: builtins.str = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
 
 global___ExportPlan = ExportPlan
 
@@ -842,6 +848,7 @@ class Certificate(google.protobuf.message.Message):
     N_TOKENS_FIELD_NUMBER: builtins.int
     REMOVAL_FIELD_NUMBER: builtins.int
     QUANTISED_FIELD_NUMBER: builtins.int
+    CAVEATS_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -884,6 +891,10 @@ class Certificate(google.protobuf.message.Message):
     def quantised(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.gguf_pb2.QuantisedCopy]:
         """GGUF files of the export."""
 
+    @property
+    def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The plan's."""
+
     def __init__(
         self,
         *,
@@ -902,9 +913,10 @@ class Certificate(google.protobuf.message.Message):
         n_tokens: builtins.int = ...,
         removal: trephine.v1.removal_pb2.Removal | None = ...,
         quantised: collections.abc.Iterable[trephine.v1.gguf_pb2.QuantisedCopy] | None = ...,
+        caveats: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["removal", b"removal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
 
 global___Certificate = Certificate
 

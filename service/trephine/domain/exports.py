@@ -101,6 +101,8 @@ class ExportPlan:
     """True if a part is fitted: such an export is labelled approximate, or refused below its tolerance."""
     text: str = ""
     """Which text grafts and fits were calibrated on: a name and its sha256."""
+    caveats: tuple[str, ...] = ()
+    """Sets of the edit that failed admission and were accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,8 @@ class Certificate:
     """What attacks brought back; None: none was run, and nothing is said about removal."""
     quantised: tuple[QuantisedCopy, ...] = ()
     """The folder's GGUF files."""
+    caveats: tuple[str, ...] = ()
+    """The plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ change, which is named in `edit_manifest.json`, and on the figures here.
   intervention removes a behaviour on other prompts, in other languages or after other training.
 - {_removal(certificate)}
 - Whoever has the parent can undo the edit.
-{_tier_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
+{_edit_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
 - The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
@@ -167,9 +167,9 @@ def _interval(interval: Interval) -> str:
     return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _tier_limits(plan: ExportPlan) -> str:
-    """Say what grafts and fits do not promise; whole lines, or nothing."""
-    lines = ""
+def _edit_limits(plan: ExportPlan) -> str:
+    """Say which sets are not what they claim, and what grafts and fits do not promise; whole lines."""
+    lines = "".join(f"- {' '.join(_plain(one).split())}\n" for one in plan.caveats)
     if any(step.tier == "graft" for step in plan.steps):
         lines += (
             "- Features were suppressed by added neurons, which are visible and can be removed by anyone.\n"

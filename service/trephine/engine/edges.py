@@ -24,6 +24,7 @@ from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.edge_paths import EdgeSearch, FoundPath
 from trephine.engine.graphs.tangents import Tangent
 from trephine.engine.operators import capture
+from trephine.engine.replacements.contexts import degraded_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.verification.subject import check_circuit, opened_layers
 
@@ -64,7 +65,7 @@ def explain_edges(
         edges=tuple(explained[edge] for edge in command.edges),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=_caveats(circuit),
+        caveats=(*degraded_caveats(hosted, [circuit.replacement]), *_caveats(circuit)),
     )
 
 

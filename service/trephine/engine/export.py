@@ -285,6 +285,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         environment={**findings.environment, "compute_dtype": build.hosted.info.dtype},
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,
+        caveats=command.plan.caveats,
     )
 
 

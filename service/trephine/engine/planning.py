@@ -20,6 +20,7 @@ from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
 from trephine.engine.quantised.conversion import require_convertible
+from trephine.engine.replacements.contexts import degraded_caveats, sets_of
 from trephine.engine.reshaping import grown_bytes
 from trephine.engine.servers import supporting_servers
 from trephine.engine.session import Handler, Session
@@ -73,6 +74,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         plan_hash="",
         fitted=program.fitted,
         text=texts.calibration.label if program.calibrated else "",
+        caveats=degraded_caveats(hosted, sets_of(command.edit.interventions)),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 

@@ -23,6 +23,7 @@ from trephine.domain.tokens import Token
 from trephine.engine.expansion import check_sums
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
+from trephine.engine.replacements.contexts import degraded_caveats
 from trephine.engine.softmax_paths import capped, tilted, weights_of
 from trephine.engine.tracing_sums import KINDS, Entry, Ranking, Sums
 
@@ -73,7 +74,7 @@ def trace_of(
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         replacement=command.replacement,
-        caveats=_caveats(command, entry),
+        caveats=(*degraded_caveats(hosted, [command.replacement]), *_caveats(command, entry)),
     )
     scale = torch.tensor([sum(abs(term.score) for term in kinds)])
     check_sums(operators, torch.tensor([trace.terms_sum]), torch.tensor([trace.score]), scale)

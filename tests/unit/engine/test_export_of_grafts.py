@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.resident_sets import resident_set
+from tests.resident_sets import degrade, resident_set
 from tests.unit.engine.exporting import compiling, edit_of, exported, planned, write_key
 from tests.unit.engine.interventions import neuron
 from tests.unit.engine.weights.folders import feature, parent
@@ -29,10 +29,11 @@ ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
 
 @pytest.fixture(scope="module")
 def grafted(tmp_path_factory):
-    """A signed export of two features: hosted parent, plan, what was made, folder."""
+    """A signed export of two features of a degraded set: hosted parent, plan, what was made, folder."""
     base = tmp_path_factory.mktemp("grafted")
     hosted = parent("llama", base / "parent", biases=False)
     resident_set(hosted, "jumprelu")
+    degrade(hosted, "layer 1: FVU 1.31 is not below 1")
     edit = edit_of(hosted, *ABLATIONS)
     (base / "exports").mkdir()
     folder = base / "exports" / "edited"
@@ -57,6 +58,18 @@ def test_the_certificate_of_a_graft(grafted):
     assert found["edit_kl_firing_mean"] > found["kl_intervened_exported_firing_mean"]
     assert {"perplexity_ratio", "kl_intervened_exported_p999", "greedy_match"} <= set(found)
     assert verify_folder(folder).passed
+
+
+@pytest.mark.integration
+def test_an_export_says_that_its_set_failed_admission(grafted):
+    """Plan, certificate and the card's limits name the set and why; an edit of neurons has nothing to say."""
+    hosted, plan, made, folder = grafted
+    said = "The set set failed admission and was accepted all the same: layer 1: FVU 1.31 is not below 1"
+    assert plan.caveats == made.certificate.caveats == (said,)
+    limits = (folder / "README.md").read_text().partition("## Limits")[2]
+    assert f"- {said}\n" in limits
+    assert json.loads((folder / "certificate.json").read_text())["caveats"] == [said]
+    assert planned(hosted, edit_of(hosted, neuron(0, 3, Ablate()))).caveats == ()
 
 
 @pytest.mark.integration

@@ -147,6 +147,7 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
                 f"{len(certificate.changed_tensors)} changed, "
                 f"{certificate.untouched_tensors_verified} verified untouched",
             ),
+            *(("caveat", one) for one in certificate.caveats),
         ]
     )
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))

@@ -34,6 +34,7 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
                 "approximation, of which a share is promised" if plan.fitted else "the runtime itself",
             ),
             ("calibrated on", plan.text or "nothing"),
+            *(("caveat", one) for one in plan.caveats),
         ]
     )
     output.table(

@@ -110,6 +110,8 @@ class ExportPlan(WireValue):
     plan_hash: str
     fitted: bool = False
     text: str = ""
+    caveats: tuple[str, ...] = ()
+    """Sets of the edit that failed admission and were accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,8 @@ class Certificate(WireValue):
     """What attacks brought back; None: none was run."""
     quantised: tuple[QuantisedCopy, ...] = ()
     """GGUF files of the export."""
+    caveats: tuple[str, ...] = ()
+    """The plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,7 @@ from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.selection import certified_edits, part_size
 from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.contexts import beginning_caveats
-from trephine.engine.replacements.sets import require_set
+from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 
 _STREAM = {SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST, SiteKind.EMBED}
 _ERROR = {
@@ -97,10 +96,7 @@ def _of_sets(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSp
         return []
     are_nodes = space.has(NodeKind.ERROR)
     found = [f"Error terms {'are nodes' if are_nodes else _ERROR[command.error_term]}."]
-    for name in names:
-        info = require_set(hosted, name).admitted
-        if info.degraded:
-            found.append(f"{name} failed admission and was accepted all the same: {info.admission.why}")
+    found += degraded_caveats(hosted, names)
     firsts = {tuple(hosted.encode(example.clean)[:1]) for example in command.training}
     for first in sorted(firsts)[:1]:
         found += beginning_caveats(hosted, list(names), first)

@@ -30,7 +30,7 @@ from trephine.engine.edit_evaluation.units import ItemUnit, UnitSet, encode_set,
 from trephine.engine.edit_evaluation.verdict import judge
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import check_intervention
-from trephine.engine.replacements.contexts import beginning_caveats, sets_of
+from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats, sets_of
 from trephine.engine.replacements.sets import require_set
 from trephine.engine.retain import retain_text
 from trephine.engine.session import Handler, Session
@@ -179,7 +179,7 @@ def _require_matches(applied: Sequence[Applied]) -> None:
 
 def _caveats(hosted: HostedModel, sets: Sequence[UnitSet], edit: Edit) -> tuple[str, ...]:
     names = sets_of(edit.interventions)
-    said: dict[str, None] = {}
+    said: dict[str, None] = dict.fromkeys(degraded_caveats(hosted, names))
     for units in sets:
         for unit in units.units:
             ids = unit.prompt if isinstance(unit, ItemUnit) else unit.ids

@@ -33,7 +33,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.nodes import NodeFacts, describe_nodes
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
-from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
 from trephine.engine.target_kinds import explained
 from trephine.engine.targets import Explained, target_caveats
@@ -221,8 +221,7 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
         "Promoted and suppressed tokens are the decoder's, summed over the sites that it writes.",
     ]
     info = require_set(graph.hosted, graph.active.replacement).admitted
-    if info.degraded:
-        caveats.insert(0, f"The set failed admission and was accepted all the same: {info.admission.why}")
+    caveats = [*degraded_caveats(graph.hosted, [info.name]), *caveats]
     caveats += beginning_caveats(graph.hosted, [info.name], graph.question.ids)
     if any(is_linearised(each.info) for each in graph.active.layers):
         caveats.append(

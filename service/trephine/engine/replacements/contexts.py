@@ -10,7 +10,7 @@ from importlib import resources
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
 from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.sets import require_set
+from trephine.engine.replacements.sets import is_degraded, require_set
 
 PROBE = "probe-1"
 """Name of the built-in probe text."""
@@ -86,6 +86,24 @@ def beginning_caveats(hosted: HostedModel, names: Iterable[str], ids: Sequence[i
         f"The set {name} was trained on texts that begin with {begins}; this text does not."
         for name, begins in wanted.items()
         if begins and begins != first
+    )
+
+
+def degraded_caveats(hosted: HostedModel, names: Iterable[str]) -> tuple[str, ...]:
+    """Say which sets failed admission and were accepted all the same, and why: every result carries it.
+
+    Args:
+        hosted: The model.
+        names: Sets that a result rests on, neurons included, which never fail.
+
+    Raises:
+        ReplacementNotFoundError: If one of them is not loaded.
+    """
+    return tuple(
+        f"The set {name} failed admission and was accepted all the same: "
+        f"{require_set(hosted, name).admitted.admission.why}"
+        for name in dict.fromkeys(names)
+        if is_degraded(hosted, name)
     )
 
 

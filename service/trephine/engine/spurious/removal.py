@@ -14,7 +14,7 @@ from trephine.domain.spurious_removal import (
     SpuriousRemoval,
     Standing,
 )
-from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
@@ -153,7 +153,7 @@ def _pairing(study: Study) -> str:
 
 
 def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
-    said = []
+    said = [*degraded_caveats(study.hosted, (study.command.replacement,))]
     data = study.data
     if judged.judges == (Judge.CLUSTERS,):
         said.append(

@@ -19,7 +19,7 @@ from trephine.domain.verification import (
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
-from trephine.engine.replacements.contexts import beginning_caveats
+from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
 from trephine.engine.verification.control import control_circuit, control_words, refusal
@@ -135,6 +135,7 @@ def _target(circuit: Circuit) -> str:
 
 def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:
     said = [
+        *degraded_caveats(hosted, [subject.circuit.replacement]),
         "A node's shown effect is its activation times the exact gradient of the real model. It is therefore "
         "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
         "`paths of the graph` is what they predict.",

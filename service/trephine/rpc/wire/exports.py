@@ -28,6 +28,7 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
         plan_hash=clean(plan.plan_hash),
         fitted=plan.fitted,
         text=clean(plan.text),
+        caveats=[clean(one) for one in plan.caveats],
     )
 
 
@@ -79,6 +80,7 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         n_tokens=certificate.n_tokens,
         removal=removal_to_wire(certificate.removal),
         quantised=[quantised_to_wire(copy) for copy in certificate.quantised],
+        caveats=[clean(one) for one in certificate.caveats],
     )
 
 

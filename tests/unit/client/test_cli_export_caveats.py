@@ -1,0 +1,27 @@
+"""Plans and certificates say on the terminal that a set of the edit failed admission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trephine.client.cli.export import show_export
+from trephine.client.cli.output import Output
+from trephine.client.cli.plan import show_plan
+from trephine.client.decoding import decode
+from trephine.client.types import Export, ExportPlan
+from trephine.v1 import edit_service_pb2 as pb
+
+SAID = "The set small failed admission and was accepted all the same: layer 1: FVU 1.31 is not below 1"
+
+
+@pytest.mark.parametrize("caveats", [(), (SAID,)])
+def test_plans_and_exports_show_their_caveats(caveats: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    """A line for each, and none where there is nothing to say."""
+    plan = decode(ExportPlan, pb.ExportPlan(edit="edits/quiet", caveats=caveats))
+    made = decode(Export, pb.Export(name="exports/e", certificate=pb.Certificate(caveats=caveats)))
+    show_plan(Output(json=False), plan)
+    show_export(Output(json=False), made, Path("out/e"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("caveat")]
+    assert [line.partition("  ")[2].strip() for line in lines] == [*caveats] * 2
