@@ -63,7 +63,7 @@ class SetCase:
     reason: str
     """The stable reason of the error that must come."""
     says: str
-    """Words that its message must hold."""
+    """Words that its message must hold: what to do."""
     command: Callable[[Ground], Words]
     before: Callable[[Ground], Words] | None = None
     """A command that must succeed first."""
@@ -142,6 +142,14 @@ def _pickle(ground: Ground) -> Words:
     return ground.load(folder)
 
 
+def _unverified(ground: Ground) -> Words:
+    folder = ground.folder / "bad"
+    folder.mkdir()
+    weights = {"w_enc": torch.zeros(ground.d_model, D_SAE), "w_dec": torch.zeros(D_SAE, 1, ground.d_model)}
+    save_file(weights, folder / "layer_0.safetensors")
+    return ground.load(folder)
+
+
 def _binary_corpus(ground: Ground) -> Words:
     corpus = ground.folder / "corpus.txt"
     corpus.write_bytes(bytes(range(256)) * 16)
@@ -154,12 +162,33 @@ def _degraded(name: str) -> Callable[[Ground], Words]:
 
 
 CASES: tuple[SetCase, ...] = (
-    SetCase("wrong widths", "BROKEN_REPLACEMENT", "has shape", _wrong_widths),
-    SetCase("NaN weights", "BROKEN_REPLACEMENT", "holds NaN", _nan),
-    SetCase("a config for another model", "BROKEN_REPLACEMENT", "it is for gpt2", _another_model),
-    SetCase("a config for a deeper model", "BROKEN_REPLACEMENT", "99", _deeper_model),
-    SetCase("a truncated file", "BROKEN_REPLACEMENT", "cut short", _truncated),
-    SetCase("a pickle", "UNSAFE_REPLACEMENT", "safetensors", _pickle),
+    SetCase(
+        "wrong widths",
+        "BROKEN_REPLACEMENT",
+        "Fetch the set again, or correct its configuration",
+        _wrong_widths,
+    ),
+    SetCase("NaN weights", "BROKEN_REPLACEMENT", "Use a checkpoint from before, or fit the set again", _nan),
+    SetCase(
+        "a config for another model",
+        "BROKEN_REPLACEMENT",
+        "it is for gpt2. Load the set made for this model",
+        _another_model,
+    ),
+    SetCase(
+        "a config for a deeper model",
+        "BROKEN_REPLACEMENT",
+        "Load the set made for this model, or load that model",
+        _deeper_model,
+    ),
+    SetCase("a truncated file", "BROKEN_REPLACEMENT", "fetch it again", _truncated),
+    SetCase(
+        "a pickle",
+        "UNSAFE_REPLACEMENT",
+        "convert the set to safetensors with the library that wrote it",
+        _pickle,
+    ),
+    SetCase("a format without a writer", "UNSUPPORTED_REPLACEMENT", "--unverified-format", _unverified),
     SetCase(
         "weights that do nothing of what they claim",
         "ADMISSION_FAILED",
@@ -169,33 +198,33 @@ CASES: tuple[SetCase, ...] = (
     SetCase(
         "a set that does not exist",
         "REPLACEMENT_NOT_FOUND",
-        "nothing-here",
+        "Name one of them, or give the folder of a set",
         lambda ground: ("replacements", "load", "nothing-here", *ground.with_model),
     ),
     SetCase(
         "a release that cannot be reached",
         "REPLACEMENT_NOT_FOUND" if find_spec("sae_lens") else "UNSUPPORTED_OPTION",
-        "the one step that needs the network" if find_spec("sae_lens") else "SAELens",
+        "check it, or import where there is one" if find_spec("sae_lens") else "pip install",
         lambda ground: ("replacements", "import", *RELEASE, str(ground.folder / "new")),
     ),
     SetCase(
         "a release that does not exist",
         "REPLACEMENT_NOT_FOUND" if find_spec("sae_lens") else "UNSUPPORTED_OPTION",
-        "Near it are" if find_spec("sae_lens") else "SAELens",
+        "Near it are" if find_spec("sae_lens") else "pip install",
         lambda ground: ("replacements", "import", "gpt2-small-res", "layer_0", str(ground.folder / "new")),
     ),
-    SetCase("a corpus with binary junk", "BROKEN_CORPUS", "NUL", _binary_corpus),
+    SetCase("a corpus with binary junk", "BROKEN_CORPUS", "give UTF-8 text, or JSONL", _binary_corpus),
     SetCase(
         "a feature out of range",
         "FEATURE_OUT_OF_RANGE",
-        str(D_SAE),
+        f"features 0 to {D_SAE - 1}; name one of these",
         lambda ground: ground.ablate(f"bad-features:0:{D_SAE}"),
         before=_degraded("bad-features"),
     ),
     SetCase(
         "a layer that the set does not cover",
         "LAYER_OUT_OF_RANGE",
-        "bad-layers",
+        "Name one of these, or load a set that covers it",
         lambda ground: ground.ablate("bad-layers:1:0"),
         before=_degraded("bad-layers"),
     ),

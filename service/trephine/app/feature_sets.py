@@ -35,7 +35,8 @@ class FeatureSet:
         d_sae = self.sizes[feature.layer]
         if not 0 <= feature.index < d_sae:
             raise FeatureOutOfRangeError(
-                f"layer {feature.layer} of {self.name} has features 0 to {d_sae - 1}, not {feature.index}",
+                f"layer {feature.layer} of {self.name} has features 0 to {d_sae - 1}, not {feature.index}; "
+                "name one of these",
                 field=f"{field}.index",
                 d_sae=d_sae,
             )
@@ -50,7 +51,10 @@ class FeatureSet:
         if layer not in self.sizes:
             covered = ", ".join(map(str, self.sizes))
             raise LayerOutOfRangeError(
-                f"{self.name} does not cover layer {layer}; it has {covered}", field=field, layer=layer
+                f"{self.name} does not cover layer {layer}; it has {covered}. Name one of these, or load "
+                "a set that covers it",
+                field=field,
+                layer=layer,
             )
         return layer
 

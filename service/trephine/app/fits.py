@@ -20,14 +20,16 @@ from trephine.app.records import RecordFolder, encode
 from trephine.app.replacements import require_set_id
 from trephine.app.requests import FitSetRequest
 from trephine.app.roots import ReplacementRoots
+from trephine.app.uploaded_texts import nul_found
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AlreadyExistsError, BrokenCorpusError, ResourceNotFoundError
+from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
 from trephine.domain.fitting import FitRecipe, FitReplacementSet, FitReport, PredictedFit, PredictFit
 
 _KEEP_SECONDS = 14 * 24 * 3600.0
 """Checkpoints that no fit has continued for two weeks are removed."""
 
 _SUFFIXES = {"application/jsonl": ".jsonl", "application/x-ndjson": ".jsonl"}
+_TEXTS = "UTF-8 text, or JSONL with a `text` column"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,11 +204,13 @@ class Fits:
     async def _copy(self, artifact: str, path: Path) -> None:
         temporary = path.with_name(f"{TEMPORARY}{path.name}")
         with full_disk_is_typed("the corpus"), temporary.open("wb") as file:
+            byte, line = 0, 1
             async for piece in self._artifacts.chunks(artifact):
-                if b"\0" in piece:
-                    raise BrokenCorpusError(
-                        "the corpus holds NUL characters, as binary files do", field="corpus"
-                    )
+                found = piece.find(0)
+                if found >= 0:
+                    line += piece.count(b"\n", 0, found)
+                    raise nul_found("corpus", "corpus", byte=byte + found, line=line, instead=_TEXTS)
+                byte, line = byte + len(piece), line + piece.count(b"\n")
                 await asyncio.to_thread(file.write, piece)
         os.replace(temporary, path)
 

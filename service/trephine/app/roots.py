@@ -184,5 +184,7 @@ class ReplacementRoots(Roots):
     def _missing(self, source: str) -> ReplacementNotFoundError:
         names = ", ".join(self.names()) or "none"
         return ReplacementNotFoundError(
-            f"there is no replacement set {source!r}; the replacement roots hold: {names}", field="source"
+            f"there is no replacement set {source!r}; the replacement roots hold: {names}. "
+            "Name one of them, or give the folder of a set",
+            field="source",
         )

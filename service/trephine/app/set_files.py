@@ -46,6 +46,6 @@ def _without_weights(folder: Path) -> BrokenReplacementError | UnsafeReplacement
         return BrokenReplacementError(f"{folder.name} holds no safetensors file; is it a replacement set?")
     return UnsafeReplacementError(
         f"{folder.name} holds its weights as {pickled.name}, which may run code and is never opened; "
-        "convert it to safetensors, as `trephine replacements import` does",
+        "convert the set to safetensors with the library that wrote it",
         file=pickled.name,
     )

@@ -37,8 +37,22 @@ def as_text(data: bytes, *, field: str) -> str:
         raise BrokenCorpusError(
             f"the text is not UTF-8 at byte {error.start}; convert it first", field=field
         ) from error
-    if "\0" in text:
-        raise BrokenCorpusError("the text holds NUL characters, as binary files do", field=field)
+    found = data.find(0)
+    if found >= 0:
+        line = data.count(b"\n", 0, found) + 1
+        raise nul_found("text", field, byte=found, line=line, instead="plain UTF-8 text")
     if not text.strip():
-        raise BrokenCorpusError("the text is blank", field=field)
+        raise BrokenCorpusError(
+            "the text is blank; give one with words in it, or none for the built-in one", field=field
+        )
     return text
+
+
+def nul_found(what: str, field: str, *, byte: int, line: int, instead: str) -> BrokenCorpusError:
+    """Return the error of a text that holds a NUL: where the first one is, and what to give instead."""
+    return BrokenCorpusError(
+        f"the {what} holds a NUL character in line {line} (byte {byte}), as binary files do; give {instead}",
+        field=field,
+        byte=byte,
+        line=line,
+    )

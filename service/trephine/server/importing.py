@@ -170,7 +170,7 @@ def _sae_lens() -> Any:
 def _no_pickles(*_: object, **__: object) -> Any:
     raise UnsafeReplacementError(
         "the release keeps its weights as pickles, which are never opened: a pickle runs code. Convert it to "
-        "safetensors elsewhere"
+        "safetensors with the library that wrote it, and load that folder"
     )
 
 

@@ -71,12 +71,19 @@ async def test_an_evaluation_is_rendered(tmp_path, form, media_type, begins):
         await here.evaluations.get("none")
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfe broken", b"nul\0", b"  \n "])
-async def test_what_is_no_text_is_refused_at_once(tmp_path, data):
-    """Binary junk and blanks never reach the engine."""
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\xff\xfe broken", "byte 0; convert it first"),
+        (b"one\n\xc3\xa4\0", r"in line 2 \(byte 6\).*give plain UTF-8 text"),
+        (b"  \n ", "blank; give one with words"),
+    ],
+)
+async def test_what_is_no_text_is_refused_at_once(tmp_path, data, says):
+    """Binary junk and blanks never reach the engine; the error says where it is and what to give."""
     here = await loaded(tmp_path)
     request = EvaluateSetRequest(model="tiny", command=COMMAND, text=await uploaded(here, data))
-    with pytest.raises(BrokenCorpusError):
+    with pytest.raises(BrokenCorpusError, match=says):
         await here.evaluations.check(request)
 
 
@@ -206,8 +213,8 @@ async def test_two_fits_of_one_name_do_not_meet(tmp_path):
 async def test_a_corpus_is_text_or_a_folder_that_may_be_read(tmp_path):
     """NULs are refused, absent artifacts too; a shared datasets folder is passed on by path."""
     here = await loaded(tmp_path, FITS)
-    junk = await uploaded(here, b"a\0b")
-    with pytest.raises(BrokenCorpusError):
+    junk = await uploaded(here, b"a\n" * (1 << 19) + b"b\nc\0")  # behind the first piece that is copied
+    with pytest.raises(BrokenCorpusError, match=r"line 524290 \(byte 1048579\).*JSONL with a `text` column"):
         await here.fits.run(
             FitSetRequest(model="tiny", set_id="x", recipe=REQUEST.recipe, corpus=junk), ignore, fit_id="x"
         )

@@ -40,6 +40,9 @@ _INSIDE_POST_NORM = "mlp.hook_out"
 _UNCLEAR = "hook_mlp_in"
 """After the norm in TransformerLens 3.2, before it in 2.x, and never called in 3.9 unless asked for."""
 
+FITTING_SET = "Load the set made for this model, or load that model"
+"""What to do with a set of another model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookPoint:
@@ -91,7 +94,7 @@ def _module_site(architecture: Architecture, block: Block, name: str, path: str 
     except AttributeError as error:
         raise UnsupportedReplacementError(
             f"{architecture.name} has no module {name!r}, which the replacement names as its hook; "
-            "it was made for a model of another kind",
+            f"it was made for a model of another kind. {FITTING_SET}",
             hook=name,
         ) from error
     kind = _known_points(block).get((module, end))
@@ -154,7 +157,7 @@ def _block(architecture: Architecture, name: str, layer: int) -> Block:
     if layer >= architecture.n_layers:
         raise BrokenReplacementError(
             f"the replacement names {name!r}, but {architecture.name} has layers 0 to "
-            f"{architecture.n_layers - 1}; it was made for another model",
+            f"{architecture.n_layers - 1}; it was made for another model. {FITTING_SET}",
             hook=name,
             n_layers=architecture.n_layers,
         )

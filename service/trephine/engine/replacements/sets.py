@@ -67,7 +67,7 @@ class ReplacementSet:
                 return info
         raise LayerOutOfRangeError(
             f"replacement set {self.admitted.name} does not cover layer {layer}; it has "
-            f"{', '.join(map(str, self.covered))}",
+            f"{', '.join(map(str, self.covered))}. Name one of these, or load a set that covers it",
             layer=layer,
             replacement=self.admitted.name,
         )
@@ -156,7 +156,7 @@ def _require_index(info: ReplacementLayerInfo, feature: FeatureRef, field: str) 
     what = "neuron" if feature.replacement == NEURONS else "feature"
     raise FeatureOutOfRangeError(
         f"{what} {feature.index} does not exist; layer {feature.layer} of {feature.replacement} has "
-        f"{what}s 0 to {info.d_sae - 1}",
+        f"{what}s 0 to {info.d_sae - 1}; name one of these",
         field=f"{field}.index",
         index=feature.index,
         d_sae=info.d_sae,

@@ -29,6 +29,7 @@ from trephine.engine.replacements.formats.folders import (
     read_config,
 )
 from trephine.engine.replacements.formats.tensors import TensorFile, open_tensors
+from trephine.engine.replacements.hooks import FITTING_SET
 from trephine.engine.replacements.support import Threshold
 
 ENCODER_FILE = re.compile(r"^W_enc_(\d+)\.safetensors$")
@@ -65,7 +66,7 @@ def written_sites(architecture: Architecture, out: Site, targets: int, file: str
     if targets != expected:
         raise BrokenReplacementError(
             f"{file} writes {targets} layers from layer {out.layer} on, but {architecture.name} has "
-            f"{expected}; it was made for another model",
+            f"{expected}; it was made for another model. {FITTING_SET}",
             file=file,
             targets=targets,
             expected=expected,

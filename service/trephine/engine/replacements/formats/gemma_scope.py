@@ -30,7 +30,7 @@ from trephine.engine.replacements.formats.folders import (
     read_config,
 )
 from trephine.engine.replacements.formats.tensors import TensorFile, open_tensors
-from trephine.engine.replacements.hooks import HookPoint, resolve_hook
+from trephine.engine.replacements.hooks import FITTING_SET, HookPoint, resolve_hook
 from trephine.engine.replacements.support import Threshold
 
 CONFIG = "config.json"
@@ -68,7 +68,7 @@ def _layer(path: Path, layer: int, config: Mapping[str, Any], architecture: Arch
     if slots != architecture.n_layers:
         raise BrokenReplacementError(
             f"{label}: tensor w_dec has {slots} slots for {architecture.n_layers} layers; it was made for "
-            "another model",
+            f"another model. {FITTING_SET}",
             file=label,
             tensor="w_dec",
         )

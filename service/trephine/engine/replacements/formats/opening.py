@@ -77,7 +77,8 @@ def open_set(
     if found in UNVERIFIED and not allow_unverified:
         raise UnsupportedReplacementError(
             f"{folder.name} is of format {found.value}, for which no writer could be had to test against; "
-            "it is read by its layout alone. Allow unverified formats to load it all the same",
+            "it is read by its layout alone. To load it all the same, pass allow_unverified "
+            "(--unverified-format)",
             format=found.value,
         )
     return LAYOUTS[found].read(folders, architecture)

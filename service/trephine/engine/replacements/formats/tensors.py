@@ -20,6 +20,8 @@ _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 20
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_CONTRADICTED = "Fetch the set again, or correct its configuration (cfg.json or config.yaml)"
+"""What to do where a file and its configuration do not agree."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +52,16 @@ class TensorFile:
         """
         found = self.entries.get(name)
         if found is None:
-            raise self._broken(name, f"is missing; the file has {', '.join(sorted(self.entries))}")
+            listed = ", ".join(sorted(self.entries))
+            raise self._broken(name, f"is missing; the file has {listed}. {_CONTRADICTED}")
         fits = len(found.shape) == len(sizes) and all(
             want in (None, have) for want, have in zip(sizes, found.shape, strict=True)
         )
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in sizes)
-            raise self._broken(name, f"has shape {list(found.shape)} where [{wanted}] is needed")
+            raise self._broken(
+                name, f"has shape {list(found.shape)} where [{wanted}] is needed. {_CONTRADICTED}"
+            )
         return found.shape
 
     def read(self, name: str, device: torch.device | str = "cpu", *, since: int = 0) -> Tensor:
@@ -78,9 +83,13 @@ class TensorFile:
         try:
             self._fill(tensor, entry, since)
         except OSError as error:
-            raise self._broken(name, f"cannot be read ({error})") from error
+            raise self._broken(name, f"cannot be read ({error}); load the set again") from error
         if not bool(torch.isfinite(tensor).all()):
-            raise self._broken(name, "holds NaN or infinity; the training that wrote it failed")
+            raise self._broken(
+                name,
+                "holds NaN or infinity; the training that wrote it failed. Use a checkpoint from before, or "
+                "fit the set again",
+            )
         return tensor.to(device)
 
     def digest_lines(self, names: Sequence[str]) -> Iterator[bytes]:
