@@ -37,7 +37,15 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
             d_sae=3,
             claimed_l0=1.5,
         )
-        admitted = pb.LayerAdmission(layer=0, l0=1.4, fvu=0.31, passed=not self.replacement_degraded, why=why)
+        admitted = pb.LayerAdmission(
+            layer=0,
+            l0=1.4,
+            fvu=0.31,
+            l0_first=2.6,
+            fvu_first=0.87,
+            passed=not self.replacement_degraded,
+            why=why,
+        )
         return pb.ReplacementSet(
             name=SET,
             state=pb.REPLACEMENT_STATE_LOADED,
@@ -122,6 +130,7 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
 
     def GetEvaluation(self, request: Any, context: Any) -> Any:
         """The one evaluation."""
+        self._note(request, context)
         return self._evaluation()
 
     def RenderEvaluation(self, request: Any, context: Any) -> Any:
@@ -135,8 +144,29 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
             name="fits/f1",
             replacement_set="replacements/mine",
             layers=[pb.FittedLayer(layer=0, fvu=0.3, l0=1.5)],
-            gap=pb.GapClosed(ce_plain=3.0, ce_local=3.5, ce_end_to_end=3.2, closed=0.6),
+            curve=self._curve(),
+            gap=pb.GapClosed(
+                ce_plain=3.0,
+                ce_local=3.5,
+                ce_end_to_end=3.2,
+                ce_local_control=3.45,
+                closed=0.6,
+                seconds_end_to_end=12.5,
+                seconds_local_control=13.25,
+            ),
         )
+
+    def _curve(self) -> list[pb.FitPoint]:
+        """Eleven points of a layer, and two through the whole model."""
+        local = [
+            pb.FitPoint(phase="local", layer=0, tokens=1000 * step, fvu=1 - 0.05 * step, l0=40.0 - step)
+            for step in range(11)
+        ]
+        whole = [
+            pb.FitPoint(phase="end_to_end", layer=-1, tokens=500 * step, fvu=0.5, l0=30.0, kl=0.25 / step)
+            for step in (1, 2)
+        ]
+        return [*local, *whole]
 
     def FitReplacementSet(self, request: Any, context: Any) -> Any:
         """Starts an operation, or predicts."""
@@ -148,6 +178,7 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
 
     def GetFitReport(self, request: Any, context: Any) -> Any:
         """The one fit."""
+        self._note(request, context)
         return self._fit()
 
     def Write(self, request_iterator: Any, context: Any) -> Any:

@@ -38,7 +38,10 @@ def test_load_prints_the_admission(fake: FakeService, run: Run, capsys: pytest.C
     assert run(*words) == ExitCode.PASS
     out = capsys.readouterr().out
     assert "models/tiny/replacements/small" in out
-    assert "0.310" in out
+    header, row = (line.split("\t") for line in out.splitlines() if "\t" in line)
+    shown = dict(zip(header, row, strict=True))
+    assert (shown["L0"], shown["FVU"]) == ("1.4", "0.310")
+    assert (shown["L0 AT 0"], shown["FVU AT 0"]) == ("2.6", "0.870")
     request = last(fake, pb.LoadReplacementSetRequest)
     assert request.memory_budget_bytes == 3 << 29
     assert request.allow_unverified
@@ -203,6 +206,7 @@ def test_a_caveat_is_a_note_beside_the_result(
         (("evaluate", "small", "--text", "/nowhere/text"), "cannot read"),
         (("fit", "mine", "--kind", "magic"), "transcoder"),
         (("fit", "mine", "--corpus", "/nowhere/text"), "no corpus"),
+        (("fit", "mine", "--out", "curves.png"), "*.csv"),
         (("fit", "mine", "--corpus", "/nowhere/text", "--predict"), "no corpus"),
     ],
 )
@@ -241,11 +245,13 @@ def test_stages_that_take_turns_do_not_flood(
     assert capsys.readouterr().err.splitlines() == ["load: read 0/50", "load: probe 0/50"]
 
 
-@pytest.mark.parametrize("command", ["list", "load", "show", "unload", "evaluate", "fit", "import"])
+@pytest.mark.parametrize(
+    "command", ["list", "load", "show", "unload", "evaluate", "fit", "import", "evaluation", "fit-report"]
+)
 def test_every_command_explains_itself(command: str, run: Run, capsys: pytest.CaptureFixture[str]):
     """Each has help, and the larger ones an example."""
     assert run("replacements", command, "--help") == 0
     out = capsys.readouterr().out
     assert len(out) > 100
-    if command in ("load", "evaluate", "fit", "import"):
+    if command not in ("list", "show", "unload"):
         assert f"  trephine replacements {command} " in out

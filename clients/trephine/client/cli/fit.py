@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.fit_curve import check_fit_file, show_curve, write_fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -55,14 +56,18 @@ def fit(
         bool | None, typer.Option(help="Train a copy on with the local loss, to compare; unset yes.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the curves (*.csv) or the whole report (*.json).")
+    ] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Say what it would take; fit nothing.")] = False,
     detach: DetachOption = False,
 ) -> None:
     """Fit a replacement set offline and publish it in the replacement root.
 
     It goes on from its checkpoints after any crash, and appears under its name by one rename. Afterwards
-    `trephine replacements load SET` loads it.
+    `trephine replacements load SET` loads it, and `trephine replacements fit-report` prints this again.
     """
+    check_fit_file(out)
     given = invocation(context)
     recipe: dict[str, Any] = {
         "kind": kind,
@@ -91,6 +96,8 @@ def fit(
             started = loaded.start_fit_replacements(set_id, corpus=corpus, **recipe)
             report = given.complete(trephine, started, f"fit {set_id}", detach=detach)
     show_fit(given.output, report)
+    if out is not None and not predict:
+        given.output.note(f"wrote {write_fit(out, report)}")
 
 
 def show_fit(output: Output, report: FitReport) -> None:
@@ -111,6 +118,7 @@ def show_fit(output: Output, report: FitReport) -> None:
         (str(one.layer), f"{one.fvu:.3f}", f"{one.l0:.1f}", f"{one.dead_share:.1%}") for one in report.layers
     ]
     output.table(("LAYER", "FVU", "L0", "DEAD"), rows)
+    show_curve(output, report.curve)
     output.facts(_facts(report))
 
 
@@ -127,10 +135,18 @@ def _facts(report: FitReport) -> list[tuple[str, str]]:
     ]
     gap = report.gap
     if gap is not None:
-        control = "none" if gap.ce_local_control is None else f"{gap.ce_local_control:.4f}"
+        whole = _after(gap.ce_end_to_end, gap.seconds_end_to_end)
+        control = _after(gap.ce_local_control, gap.seconds_local_control)
         facts += [
             ("cross-entropy", f"{gap.ce_plain:.4f} plain, {gap.ce_local:.4f} spliced after the local phase"),
-            ("end to end", f"{gap.ce_end_to_end:.4f} spliced; local control {control}"),
+            ("end to end", f"{whole} spliced; local control {control}"),
             ("gap closed", f"{gap.closed:.1%}, L0 {gap.l0_change:+.1%} against the reference"),
         ]
     return facts
+
+
+def _after(cross_entropy: float | None, seconds: float | None) -> str:
+    """What a phase reached, and its time."""
+    if cross_entropy is None:
+        return "none"
+    return f"{cross_entropy:.4f}" if seconds is None else f"{cross_entropy:.4f} after {seconds:,.1f} s"

@@ -7,6 +7,7 @@ import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
 from trephine.client.cli.evaluate import EVALUATE_EXAMPLES, evaluate
+from trephine.client.cli.finished import EVALUATION_EXAMPLES, REPORT_EXAMPLES, evaluation, fit_report
 from trephine.client.cli.fit import FIT_EXAMPLES, fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -27,6 +28,8 @@ from trephine.v1 import replacement_service_pb2
 app = typer.Typer(no_args_is_help=True, help="Load, measure and fit replacement sets: SAEs, transcoders.")
 app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
 app.command(epilog=FIT_EXAMPLES)(fit)
+app.command(epilog=EVALUATION_EXAMPLES)(evaluation)
+app.command("fit-report", epilog=REPORT_EXAMPLES)(fit_report)
 
 LoadedArgument = Annotated[str, typer.Argument(metavar="SET", help="Name of a set beside the model.")]
 
@@ -125,7 +128,10 @@ def show_set(output: Output, info: ReplacementSetInfo) -> None:
     output.facts(_facts(info))
     admitted = {layer.layer: layer for layer in info.admission.layers}
     output.table(
-        ("LAYER", "KIND", "SUPPORT", "READS", "FEATURES", "L0", "CLAIMED", "FVU", "DEAD", "HOOK", "ADMITTED"),
+        (
+            *("LAYER", "KIND", "SUPPORT", "READS", "FEATURES", "L0", "CLAIMED", "FVU", "L0 AT 0", "FVU AT 0"),
+            *("DEAD", "HOOK", "ADMITTED"),
+        ),
         [_layer_row(layer, admitted.get(layer.layer)) for layer in info.layers],
     )
 
@@ -157,13 +163,15 @@ def _layer_row(layer: ReplacementLayer, admitted: LayerAdmission | None) -> tupl
     )
     claimed = "" if layer.claimed_l0 is None else f"{layer.claimed_l0:.1f}"
     if admitted is None:
-        return (*what, "", claimed, "", "", "", "")
+        return (*what, "", claimed, *[""] * 6)
     verdict = "yes" if admitted.passed else f"NO: {admitted.why}"
     return (
         *what,
         f"{admitted.l0:.1f}",
         claimed,
         f"{admitted.fvu:.3f}",
+        f"{admitted.l0_first:.1f}",
+        f"{admitted.fvu_first:.3f}",
         f"{admitted.dead_share:.1%}",
         admitted.convention,
         verdict,

@@ -72,7 +72,7 @@ def test_a_lost_normalisation_factor_is_said(hosted, factor, tmp_path):
 
 
 def test_the_figures_are_those_of_the_formulas(hosted):
-    """FVU and L0 of one layer against a plain computation over the probe text, position 0 left out."""
+    """FVU and L0 of one layer against a plain computation over the probe text, position 0 apart."""
     layer = random_layer(layer_info(1))
     found, _ = probed(hosted, fake_set([layer]))
     ids = hosted.tokenizer(probe_text(), add_special_tokens=False)["input_ids"]
@@ -97,6 +97,11 @@ def test_the_figures_are_those_of_the_formulas(hosted):
     assert seen.fvu == pytest.approx(
         float((error**2).sum() / (truth.var(0, unbiased=False) * len(truth)).sum()), rel=1e-5
     )
+    start = torch.cat([part[:1] for part in y]).double()
+    first = layer.encode(torch.cat([part[:1] for part in x]))
+    missed = start - layer.decode(first)[layer.info.sites_out[0]].double()
+    assert seen.l0_first == pytest.approx(float(first.active.sum(1).double().mean()), rel=1e-6)
+    assert seen.fvu_first == pytest.approx(float((missed**2).sum() / (start**2).sum()), rel=1e-5)
     assert seen.l0 == pytest.approx(float(code.active.sum(1).double().mean()), rel=1e-6)
     assert seen.dead_share == pytest.approx(float((~code.active.any(0)).double().mean()))
 
