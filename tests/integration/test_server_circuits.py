@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.builders import tiny_folder
 from tests.integration.server_house import Edge, edge, field, reason
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.circuit import Circuits
 from trephine.client.endpoint import Endpoint
 from trephine.client.errors import (
     InvalidRequestError,
@@ -26,6 +29,7 @@ from trephine.client.errors import (
     UnsupportedOptionError,
 )
 from trephine.client.types import NodeKind
+from trephine.client.wire import Wire
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_queries_pb2 as queries
 from trephine.v1 import circuit_service_pb2 as circuits
@@ -237,6 +241,30 @@ async def test_circuits_are_asked_annotated_pruned_and_compared(stored: AsyncCir
 async def _named(stored: AsyncCircuits, **wanted: str) -> AsyncIterator[AsyncCircuit]:
     for one in await stored.list(**wanted):
         yield one
+
+
+async def test_the_strongest_features_have_pages_that_the_circuit_links(
+    server: Edge, stored: AsyncCircuits, found: str, tmp_path: Path
+):
+    """Both clients write two pages beside the circuit's; it names them at every node of these features."""
+    wire = Wire(Endpoint(address=server.address))
+    circuit = await asyncio.to_thread(Circuits(wire).get, found)
+    written = await asyncio.to_thread(circuit.save, tmp_path / "sync", feature_pages=2)
+    await asyncio.to_thread(wire.close)
+    nodes = [one for one in await (await stored.get(found)).nodes(kind=NodeKind.FEATURE) if one.feature]
+    strongest = list(dict.fromkeys((one.feature.layer, one.feature.index) for one in nodes))[:2]
+    files = [f"neurons-{layer}-{index}.html" for layer, index in strongest]
+    assert [path.name for path in written] == ["circuit.html", "circuit.json", *files]
+    island = re.search(r'<script type="application/json" id="data">(.*?)</script>', written[0].read_text())
+    assert island is not None
+    page = json.loads(island[1])
+    linked = {page["ids"][int(place)]: file for place, file in page["pages"].items()}
+    assert set(linked.values()) == set(files)
+    assert all(file == f"neurons-{'-'.join(name.split('_')[:2])}.html" for name, file in linked.items())
+    for path, (layer, index) in zip(written[2:], strongest, strict=True):
+        assert f"<h1>Neuron {layer}:{index}</h1>" in path.read_text()
+    awaited = await (await stored.get(found)).save(tmp_path / "async", feature_pages=2)
+    assert [path.read_bytes() for path in awaited] == [path.read_bytes() for path in written]
 
 
 async def test_groups_by_direction_come_from_the_engine(stored: AsyncCircuits, found: str):
