@@ -65,9 +65,15 @@ def _read(message: Message, name: str, hint: Any) -> Any:
     if optional and not message.HasField(name):
         return None
     raw = getattr(message, name)
-    if isinstance(inner, type) and issubclass(inner, StrEnum):
+    if _is_enum(inner):
         return _enum(message, name, raw, inner)
+    if get_origin(inner) is tuple and _is_enum(item := get_args(inner)[0]):
+        return tuple(_enum(message, name, one, item) for one in raw)
     return _convert(raw, inner)
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, StrEnum)
 
 
 def _convert(raw: Any, hint: Any) -> Any:

@@ -9,6 +9,8 @@ import pytest
 from tests.spurious_report import report
 from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.app.spurious_removals import StoredRemoval
+from trephine.client.cli.output import Output
+from trephine.client.cli.remove_spurious import show_removal
 from trephine.client.errors import InvalidRequestError as ClientInvalid
 from trephine.client.errors import LocalFileError
 from trephine.client.spurious_removal import removal_of
@@ -108,8 +110,21 @@ def test_a_report_is_read_as_it_was_written():
     assert read.features[0].exact is None
     assert (read.scr, read.tpp) == (0.625, None)
     assert read.choices[1].leak is None
+    assert [one.value for one in read.judges] == [one.value for one in stored.found.judges] != []
     assert read.arm("refitted").figure("worst_group").value == 0.9
     assert removal_of(removal_to_wire(stored, whole=False)).features == ()
+
+
+def test_a_report_is_shown_on_the_terminal(capsys):
+    """Who judged, every arm's figures, the strongest features, and what a reader must know."""
+    stored = StoredRemoval(name="spuriousRemovals/r", create_time="now", edit="clean@1", found=report())
+    found = removal_of(removal_to_wire(stored))
+    show_removal(Output(json=False), found, 2)
+    shown = capsys.readouterr().out
+    assert all(one.value.replace("_", " ") in shown for one in found.judges)
+    assert all(arm.arm.value.upper() in shown for arm in found.arms)
+    assert str(found.features[0].feature) in shown
+    assert str(found.features[2].feature) not in shown
 
 
 def test_files_are_read_by_their_columns(tmp_path):

@@ -32,8 +32,10 @@ _SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
 NEGLIGIBLE = 4e-5
 """Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
-_STORED = 3 << 26
-"""Edges stored of a whole graph at most, 1.5 GiB; beyond, a row's smallest are not."""
+_WHOLE = 7 << 25
+"""Edges of a graph that is stored whole, at most 1.75 GiB."""
+_STORED = 1 << 27
+"""Edges stored of a larger one, 1 GiB; a row's smallest are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,12 @@ class FeatureBasis:
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            room = max(1, _STORED // (self.max_nodes + len(self.explained.targets)))
-            return list(_rows(targets, cells, sums, mass, room))
+            return list(_rows(targets, cells, sums, mass, self._room()))
+
+    def _room(self) -> int:
+        """Edges that a row may store."""
+        rows = self.max_nodes + len(self.explained.targets)
+        return self.active.count if self.active.count * rows <= _WHOLE else max(1, _STORED // rows)
 
 
 def _rows(
