@@ -63,7 +63,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         untouched_tensors=len(entries) - len(set(changed) & set(entries)),
         config_changes=_config_changes(hosted, program),
         size_growth_bytes=grown_bytes(program.changes),
-        servers=supporting_servers(hosted.info.architecture, program),
+        servers=supporting_servers(hosted.info.architecture, hosted.model.config, program),
         gates=planned_gates(
             hosted.info.dtype,
             floor,

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trephine.domain.exports import ServerSupport
+from trephine.engine.quantised.families import why_unread
 from trephine.engine.weights.compiling import WeightProgram
+
+_FROM_GGUF = "transformers, from GGUF"
 
 _LLAMA_BIAS = {
     "vllm": "its Llama reads `mlp_bias`, the down projection's included",
     "llama.cpp": "its `llama` graph loads optional ffn_gate, ffn_up and ffn_down biases",
 }
-"""As read in their sources; a changed release is not noticed here."""
+_REFUSED = {
+    ("GPT2LMHeadModel", "n_inner", "llama.cpp"): (
+        "its GPT-2 converter writes four times the model's width as the MLP's, whatever `n_inner` says; "
+        "plan with --keep-shapes for a form without new neurons"
+    ),
+    ("Gemma2ForCausalLM", "tie_word_embeddings", "vllm"): (
+        "its Gemma-2 asserts that embedding and unembedding are one; edit what blocks write instead"
+    ),
+    ("Gemma2ForCausalLM", "tie_word_embeddings", "llama.cpp"): (
+        "its Gemma converter leaves `lm_head.weight` out, so that the unembedding would be the edited "
+        "embedding; edit what blocks write instead"
+    ),
+}
+"""(architecture, changed field, server) -> why that server cannot load it. All as read in their sources; a
+changed release is not noticed here."""
 
 
-def supporting_servers(architecture: str, program: WeightProgram) -> tuple[ServerSupport, ...]:
-    """Say who loads the folder and how that is known."""
+def supporting_servers(architecture: str, config: Any, program: WeightProgram) -> tuple[ServerSupport, ...]:
+    """Say who loads the folder and how that is known.
+
+    Args:
+        architecture: The parent's, as transformers names it.
+        config: The parent's, of transformers.
+        program: What the export changes.
+    """
     transformers = ServerSupport(
         server="transformers", loads=True, note="reloaded in a clean process before publishing"
     )
     others = (_other(server, architecture, program) for server in ("vllm", "llama.cpp"))
-    return (transformers, *others, _from_gguf(program))
+    return (transformers, *others, _from_gguf(architecture, config, program))
 
 
-def _from_gguf(program: WeightProgram) -> ServerSupport:
+def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> ServerSupport:
     """Say what becomes of a converted file in transformers, which drops what it has no key for."""
-    server = "transformers, from GGUF"
+    if why := why_unread(architecture, config):
+        return ServerSupport(server=_FROM_GGUF, loads=False, note=why)
     if "mlp_bias" in program.config:
         return ServerSupport(
-            server=server,
+            server=_FROM_GGUF,
             loads=False,
             note="it leaves a Llama's MLP biases out without a word, and with them the edit; "
             "plan with --gguf TYPE for a form without biases",
         )
     note = "no tensor that its GGUF loader leaves out; measured if GGUF files are asked for"
-    return ServerSupport(server=server, loads=True, note=note)
+    return ServerSupport(server=_FROM_GGUF, loads=True, note=note)
 
 
 def _other(server: str, architecture: str, program: WeightProgram) -> ServerSupport:
@@ -42,12 +68,18 @@ def _other(server: str, architecture: str, program: WeightProgram) -> ServerSupp
         return ServerSupport(
             server=server, loads=True, note=f"wherever the parent {verb}: {same}; not run here"
         )
-    reasons = []
-    for name, value in sorted(program.config.items()):
-        if name == "mlp_bias":
-            reasons.append(_LLAMA_BIAS[server])
-        elif name == "tie_word_embeddings":
-            reasons.append("an unembedding of its own is an ordinary tensor")
-        else:
-            reasons.append(f"{name} = {value} is read from the config, the same for all layers")
+    fields = sorted(program.config.items())
+    keys = ((architecture, name, server) for name, _ in fields)
+    if refused := [_REFUSED[key] for key in keys if key in _REFUSED]:
+        return ServerSupport(server=server, loads=False, note="; ".join(refused))
+    reasons = [_reason(server, name, value) for name, value in fields]
     return ServerSupport(server=server, loads=True, note=f"{'; '.join(reasons)}; not run here")
+
+
+def _reason(server: str, name: str, value: Any) -> str:
+    """Say why a changed field is taken."""
+    if name == "mlp_bias":
+        return _LLAMA_BIAS[server]
+    if name == "tie_word_embeddings":
+        return "an unembedding of its own is an ordinary tensor"
+    return f"{name} = {value} is read from the config, the same for all layers"

@@ -51,16 +51,24 @@ def family_of(architecture: str, config: Any) -> Family:
     family = FAMILIES.get(architecture)
     if family is None:
         raise UnsupportedOptionError(
-            f"{architecture} is not converted to GGUF here; {', '.join(sorted(FAMILIES))} are. "
+            f"{why_unread(architecture, config)}. "
             "Export without gguf, and convert the folder with llama.cpp's own tools",
             field="gguf",
         )
-    if why := _unread(family, config):
+    if why := why_unread(architecture, config):
         raise UnsupportedOptionError(
             f"stock transformers would not read this model back from GGUF: {why}; export without gguf",
             field="gguf",
         )
     return family
+
+
+def why_unread(architecture: str, config: Any) -> str:
+    """Say why stock transformers would not read a GGUF file of a model as the same one; empty if it would."""
+    family = FAMILIES.get(architecture)
+    if family is None:
+        return f"{architecture} is not converted to GGUF here; {', '.join(sorted(FAMILIES))} are"
+    return _unread(family, config)
 
 
 def _unread(family: Family, config: Any) -> str:
