@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.integration.server_house import Edge, edge, field, reason
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.circuit import Circuits
+from trephine.client.cli import main
 from trephine.client.endpoint import Endpoint
 from trephine.client.errors import (
     InvalidRequestError,
@@ -244,9 +246,9 @@ async def _named(stored: AsyncCircuits, **wanted: str) -> AsyncIterator[AsyncCir
 
 
 async def test_the_strongest_features_have_pages_that_the_circuit_links(
-    server: Edge, stored: AsyncCircuits, found: str, tmp_path: Path
+    server: Edge, stored: AsyncCircuits, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Both clients write two pages beside the circuit's; it names them at every node of these features."""
+    """Clients and command line write two pages beside the circuit's, which names them at these features."""
     wire = Wire(Endpoint(address=server.address))
     circuit = await asyncio.to_thread(Circuits(wire).get, found)
     written = await asyncio.to_thread(circuit.save, tmp_path / "sync", feature_pages=2)
@@ -265,6 +267,13 @@ async def test_the_strongest_features_have_pages_that_the_circuit_links(
         assert f"<h1>Neuron {layer}:{index}</h1>" in path.read_text()
     awaited = await (await stored.get(found)).save(tmp_path / "async", feature_pages=2)
     assert [path.read_bytes() for path in awaited] == [path.read_bytes() for path in written]
+    words = ("circuits", "export", found, "--out", str(tmp_path / "cli"), "--feature-pages", "2")
+    monkeypatch.setattr(sys, "argv", ["trephine", "--server", server.address, *words])
+    with pytest.raises(SystemExit) as ended:
+        await asyncio.to_thread(main)
+    assert not ended.value.code
+    for path in written:
+        assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()
 
 
 async def test_groups_by_direction_come_from_the_engine(stored: AsyncCircuits, found: str):
