@@ -18,6 +18,19 @@ def figure(value: float) -> common_pb2.Figure:
     return common_pb2.Figure(value=value, low=value - 0.1, high=value + 0.1)
 
 
+def _spliced(dictionary: pb.Dictionary.ValueType, fvu: float) -> pb.SplicedScore:
+    """All layers spliced, of which there is one."""
+    size, dead = figure(30 * fvu), fvu / 3
+    return pb.SplicedScore(
+        dictionary=dictionary,
+        ce_score=figure(1 - fvu / 2),
+        fvu=figure(fvu),
+        l0=size,
+        dead_share=dead,
+        layers=[pb.SplicedLayer(layer=0, fvu=figure(fvu), l0=size, dead_share=dead)],
+    )
+
+
 class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
     """A part of `FakeService`, which notes requests, starts operations and keeps artifacts."""
 
@@ -98,7 +111,8 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
                 kl_score_zero=figure(1 - fvu / 4),
                 top1_agreement=figure(1 - fvu / 5),
                 error_share=figure(fvu / 2),
-                dead_share=0.25,
+                l0=figure(20 * fvu),
+                dead_share=fvu / 4,
             )
             for one, fvu in ((pb.DICTIONARY_GIVEN, 0.3), (pb.DICTIONARY_RANDOM, 0.95))
         ]
@@ -110,7 +124,7 @@ class FakeReplacements(replacement_service_pb2_grpc.ReplacementServiceServicer):
             name="evaluations/e1",
             replacement_set=self._set(),
             layers=scores,
-            spliced=[pb.SplicedScore(dictionary=pb.DICTIONARY_GIVEN, ce_score=figure(0.9))],
+            spliced=[_spliced(pb.DICTIONARY_GIVEN, 0.45), _spliced(pb.DICTIONARY_RANDOM, 1.05)],
             depths=[
                 pb.DepthFaithfulness(dictionary=one, depth=1, cosine=figure(0.8), nmse=figure(nmse), pairs=16)
                 for one, nmse in ((pb.DICTIONARY_GIVEN, 0.3), (pb.DICTIONARY_RANDOM, 1.25))

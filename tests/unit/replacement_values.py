@@ -21,6 +21,7 @@ from trephine.domain.replacements import (
     ReplacementSetInfo,
     Residency,
     SetFormat,
+    SplicedLayer,
     SplicedScore,
     SupportRule,
 )
@@ -146,6 +147,10 @@ def evaluation(info: ReplacementSetInfo | None = None) -> ReplacementEvaluation:
                 kl_score_zero=figure(0.95),
                 top1_agreement=figure(0.8),
                 error_share=figure(0.2),
+                fvu=figure(ce / 10),
+                l0=figure(ce / 2),
+                dead_share=ce / 20,
+                layers=(SplicedLayer(layer=0, fvu=figure(ce / 10), l0=figure(ce / 2), dead_share=ce / 20),),
             )
             for one, ce in ((Dictionary.GIVEN, 3.9), (Dictionary.RANDOM, 7.5))
         ),

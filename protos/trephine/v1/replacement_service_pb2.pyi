@@ -793,6 +793,41 @@ class LayerScore(google.protobuf.message.Message):
 global___LayerScore = LayerScore
 
 @typing.final
+class SplicedLayer(google.protobuf.message.Message):
+    """One layer while all are spliced: it reads what the reconstructions below make of the stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: builtins.int
+    FVU_FIELD_NUMBER: builtins.int
+    L0_FIELD_NUMBER: builtins.int
+    DEAD_SHARE_FIELD_NUMBER: builtins.int
+    layer: builtins.int
+    """Layer."""
+    dead_share: builtins.float
+    """Share of features that never fire on the text."""
+    @property
+    def fvu(self) -> trephine.v1.common_pb2.Figure:
+        """What is written in the spliced run against what the plain run holds there, over the variance there."""
+
+    @property
+    def l0(self) -> trephine.v1.common_pb2.Figure:
+        """Active features per position."""
+
+    def __init__(
+        self,
+        *,
+        layer: builtins.int = ...,
+        fvu: trephine.v1.common_pb2.Figure | None = ...,
+        l0: trephine.v1.common_pb2.Figure | None = ...,
+        dead_share: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fvu", b"fvu", "l0", b"l0"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dead_share", b"dead_share", "fvu", b"fvu", "l0", b"l0", "layer", b"layer"]) -> None: ...
+
+global___SplicedLayer = SplicedLayer
+
+@typing.final
 class SplicedScore(google.protobuf.message.Message):
     """All layers spliced at once."""
 
@@ -810,8 +845,14 @@ class SplicedScore(google.protobuf.message.Message):
     ERROR_SHARE_FIELD_NUMBER: builtins.int
     CE_SCORE_ZERO_FIELD_NUMBER: builtins.int
     KL_SCORE_ZERO_FIELD_NUMBER: builtins.int
+    FVU_FIELD_NUMBER: builtins.int
+    L0_FIELD_NUMBER: builtins.int
+    DEAD_SHARE_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
     dictionary: global___Dictionary.ValueType
     """Whose figures these are."""
+    dead_share: builtins.float
+    """Mean over layers of the share of features that never fire in the spliced run."""
     @property
     def ce_plain(self) -> trephine.v1.common_pb2.Figure:
         """Of the model, nats per token."""
@@ -856,6 +897,18 @@ class SplicedScore(google.protobuf.message.Message):
     def kl_score_zero(self) -> trephine.v1.common_pb2.Figure:
         """Share of the divergence made by zero ablation that is avoided."""
 
+    @property
+    def fvu(self) -> trephine.v1.common_pb2.Figure:
+        """Mean over layers of their fvu in the spliced run. Unset in evaluations of before, as the next three are."""
+
+    @property
+    def l0(self) -> trephine.v1.common_pb2.Figure:
+        """Mean over layers of active features per position, in the spliced run."""
+
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SplicedLayer]:
+        """What the three are means of, ascending by layer."""
+
     def __init__(
         self,
         *,
@@ -871,9 +924,19 @@ class SplicedScore(google.protobuf.message.Message):
         error_share: trephine.v1.common_pb2.Figure | None = ...,
         ce_score_zero: trephine.v1.common_pb2.Figure | None = ...,
         kl_score_zero: trephine.v1.common_pb2.Figure | None = ...,
+        fvu: trephine.v1.common_pb2.Figure | None = ...,
+        l0: trephine.v1.common_pb2.Figure | None = ...,
+        dead_share: builtins.float | None = ...,
+        layers: collections.abc.Iterable[global___SplicedLayer] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "dictionary", b"dictionary", "error_share", b"error_share", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "top1_agreement", b"top1_agreement"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dead_share", b"_dead_share", "_fvu", b"_fvu", "_l0", b"_l0", "ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "dead_share", b"dead_share", "error_share", b"error_share", "fvu", b"fvu", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "top1_agreement", b"top1_agreement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dead_share", b"_dead_share", "_fvu", b"_fvu", "_l0", b"_l0", "ce_mean_ablated", b"ce_mean_ablated", "ce_plain", b"ce_plain", "ce_score", b"ce_score", "ce_score_zero", b"ce_score_zero", "ce_spliced", b"ce_spliced", "ce_zero_ablated", b"ce_zero_ablated", "dead_share", b"dead_share", "dictionary", b"dictionary", "error_share", b"error_share", "fvu", b"fvu", "kl", b"kl", "kl_score", b"kl_score", "kl_score_zero", b"kl_score_zero", "l0", b"l0", "layers", b"layers", "top1_agreement", b"top1_agreement"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dead_share", b"_dead_share"]) -> typing.Literal["dead_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_fvu", b"_fvu"]) -> typing.Literal["fvu"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_l0", b"_l0"]) -> typing.Literal["l0"] | None: ...
 
 global___SplicedScore = SplicedScore
 

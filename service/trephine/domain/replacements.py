@@ -243,6 +243,17 @@ class LayerScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplicedLayer:
+    """One layer while all are spliced: it reads what the reconstructions below make of the stream."""
+
+    layer: int
+    fvu: Figure
+    """What is written there against what the plain run holds; above 1 where errors add up."""
+    l0: Figure
+    dead_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplicedScore:
     """All layers spliced at once: the reconstruction runs as the model."""
 
@@ -261,6 +272,12 @@ class SplicedScore:
     ce_score_zero: Figure = field(default_factory=partial(_not_measured, "ce_score_zero"))
     """No number in evaluations of before, as the one below."""
     kl_score_zero: Figure = field(default_factory=partial(_not_measured, "kl_score_zero"))
+    fvu: Figure | None = None
+    """Mean over layers in the spliced run; None in evaluations of before, as the two below."""
+    l0: Figure | None = None
+    dead_share: float | None = None
+    layers: tuple[SplicedLayer, ...] = ()
+    """What the three are means of, ascending by layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

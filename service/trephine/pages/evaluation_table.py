@@ -10,7 +10,7 @@ from io import StringIO
 from math import isfinite
 
 from trephine.domain.findings import Figure
-from trephine.domain.replacements import ReplacementEvaluation
+from trephine.domain.replacements import ReplacementEvaluation, SplicedScore
 from trephine.pages.embed import json_island, printable
 
 LAYER_FIGURES = ("fvu", "l0", "ce_score", "ce_score_zero", "kl_score", "kl_score_zero", "top1_agreement")
@@ -28,6 +28,8 @@ SPLICED_FIGURES = (
     "top1_agreement",
     "error_share",
 )
+SPLICED_ACTIVITY = ("fvu", "l0", "dead_share")
+"""Means over layers in the spliced run, and of each layer there; older evaluations lack them."""
 _COLUMNS = ("scope", "dictionary", "figure", "value", "low", "high", "unit")
 
 
@@ -36,7 +38,7 @@ class Line:
     """One figure with where it belongs."""
 
     scope: str
-    """`layer 3`, `all layers`, `depth 2`."""
+    """`layer 3`, `all layers`, `layer 3 of all spliced`, `depth 2`."""
     dictionary: str
     figure: str
     value: float
@@ -53,14 +55,27 @@ def lines(evaluation: ReplacementEvaluation) -> Iterator[Line]:
             yield _line(scope, dictionary, name, getattr(layer, name))
         if layer.error_share is not None:
             yield _line(scope, dictionary, "error_share", layer.error_share)
-        yield Line(scope=scope, dictionary=dictionary, figure="dead_share", value=layer.dead_share)
+        yield _line(scope, dictionary, "dead_share", layer.dead_share)
     for spliced in evaluation.spliced:
         for name in SPLICED_FIGURES:
             yield _line("all layers", spliced.dictionary.value, name, getattr(spliced, name))
+        yield from _spliced(spliced)
     for depth in evaluation.depths:
         scope, dictionary = f"depth {depth.depth}", depth.dictionary.value
         yield _line(scope, dictionary, "cosine", depth.cosine)
         yield _line(scope, dictionary, "nmse", depth.nmse)
+
+
+def _spliced(score: SplicedScore) -> Iterator[Line]:
+    """What layers do while all are spliced; nothing of an older evaluation."""
+    dictionary = score.dictionary.value
+    for name in SPLICED_ACTIVITY:
+        figure = getattr(score, name)
+        if figure is not None:
+            yield _line("all layers", dictionary, name, figure)
+    for layer in score.layers:
+        for name in SPLICED_ACTIVITY:
+            yield _line(f"layer {layer.layer} of all spliced", dictionary, name, getattr(layer, name))
 
 
 def evaluation_csv(evaluation: ReplacementEvaluation) -> str:
@@ -80,7 +95,9 @@ def evaluation_json(evaluation: ReplacementEvaluation, *, name: str) -> str:
     return json.dumps(plain, indent=1, ensure_ascii=True) + "\n"
 
 
-def _line(scope: str, dictionary: str, name: str, figure: Figure) -> Line:
+def _line(scope: str, dictionary: str, name: str, figure: Figure | float) -> Line:
+    if not isinstance(figure, Figure):
+        return Line(scope=scope, dictionary=dictionary, figure=name, value=figure)
     return Line(
         scope=scope,
         dictionary=dictionary,

@@ -10,6 +10,8 @@ import pytest
 from tests.unit.replacement_values import evaluation
 from trephine.app.evaluations import StoredEvaluation
 from trephine.app.records import decode, encode
+from trephine.client.decoding import decode as decode_value
+from trephine.client.types import EvaluationInfo
 from trephine.domain.errors import CorruptRecordError
 from trephine.domain.replacements import Dictionary
 from trephine.pages.evaluation_page import evaluation_html
@@ -25,6 +27,7 @@ def older() -> StoredEvaluation:
     found = plain["evaluation"]
     for spliced in found["spliced"]:
         del spliced["ce_score_zero"], spliced["kl_score_zero"]
+        del spliced["fvu"], spliced["l0"], spliced["dead_share"], spliced["layers"]
     found["depths"] = found["depths"][:1]
     del found["depths"][0]["dictionary"], found["replacement"]["residency"]["pinned_bytes"]
     for layer in found["layers"]:
@@ -38,6 +41,9 @@ def test_what_was_not_measured_is_absent():
     assert all(isnan(row.ce_score_zero.value) and isnan(row.kl_score_zero.value) for row in found.spliced)
     assert [row.dictionary for row in found.depths] == [Dictionary.GIVEN]
     assert all(layer.error_share is None for layer in found.layers)
+    assert all(
+        (row.fvu, row.l0, row.dead_share, row.layers) == (None, None, None, ()) for row in found.spliced
+    )
     assert [row.ce_score for row in found.spliced] == [row.ce_score for row in evaluation().spliced]
 
 
@@ -46,7 +52,12 @@ def test_older_evaluations_are_shown():
     stored = older()
     assert "same most likely token" in evaluation_html(stored.evaluation, name=stored.name, create_time="")
     assert "all layers,given,ce_score_zero,,,," in evaluation_csv(stored.evaluation)
-    assert isnan(evaluation_to_wire(stored).spliced[0].ce_score_zero.value)
+    assert "all layers,given,l0" not in evaluation_csv(stored.evaluation)
+    wire = evaluation_to_wire(stored).spliced[0]
+    assert isnan(wire.ce_score_zero.value)
+    assert not any(wire.HasField(name) for name in ("fvu", "l0", "dead_share"))
+    shown = decode_value(EvaluationInfo, evaluation_to_wire(stored)).spliced[0]
+    assert (shown.fvu, shown.l0, shown.dead_share, shown.layers) == (None, None, None, ())
 
 
 def test_a_record_without_what_it_always_had_is_corrupt():

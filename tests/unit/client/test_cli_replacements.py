@@ -85,7 +85,7 @@ def test_evaluate_prints_controls_side_by_side(
     words = ("replacements", "evaluate", "small", *TINY, "--text", str(text), "--layers", "0,2-3")
     assert run(*words, "--contexts", "4", "--out", str(tmp_path / "out")) == 0
     out, err = capsys.readouterr()
-    assert "LAYER\tL0\tDEAD\tFVU\tRANDOM\tCE SCORE\tRANDOM" in out
+    assert "LAYER\tFVU\tRANDOM\tCE SCORE\tRANDOM" in out
     assert "0.300\t0.950" in out
     assert "LAYER\tKL SCORE\tRANDOM\tTOP-1\tRANDOM\n0\t0.900\t0.683\t0.940\t0.810\n" in out
     assert "LAYER\tERROR SHARE\tRANDOM\n0\t0.150\t0.475\n" in out

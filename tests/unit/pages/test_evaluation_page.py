@@ -81,9 +81,14 @@ def test_hostile_text_and_missing_numbers_stay_text():
 
 
 def test_the_table_has_a_line_for_every_figure():
-    """3 layer rows of 9 figures, 2 spliced ones of 11, 2 of a depth of 2; empty where there is no number."""
+    """3 layers of 9 figures, 2 spliced of 14 and 3 by layer, 2 depths of 2; no number is an empty cell."""
     rows = list(csv.DictReader(StringIO(evaluation_csv(evaluation()))))
-    assert len(rows) == 3 * 9 + 2 * 11 + 2 * 2
+    assert len(rows) == 3 * 9 + 2 * (14 + 3) + 2 * 2
+    assert [row["value"] for row in rows if row["scope"] == "layer 0 of all spliced"][:3] == [
+        "0.39",
+        "1.95",
+        "0.195",
+    ]
     first = rows[0]
     assert (first["scope"], first["dictionary"], first["figure"]) == ("layer 0", "given", "fvu")
     assert (float(first["value"]), float(first["low"])) == (0.3, 0.3 - 0.1)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from trephine.client.cli.sets import (
     read_bytes,
     read_layers,
 )
-from trephine.client.errors import LocalFileError
+from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.types import (
     Claim,
     DepthFaithfulness,
@@ -28,6 +28,7 @@ from trephine.client.types import (
     EvaluationInfo,
     Figure,
     LayerScore,
+    SplicedLayer,
     SplicedScore,
 )
 
@@ -45,6 +46,7 @@ _TITLES = {
 }
 _BY_LAYER = (
     (("FVU", "fvu"), ("CE SCORE", "ce_score")),
+    (("L0", "l0"), ("DEAD", "dead_share")),
     (("KL SCORE", "kl_score"), ("TOP-1", "top1_agreement")),
     (("CE, OF ZERO", "ce_score_zero"), ("KL, OF ZERO", "kl_score_zero")),
     (("ERROR SHARE", "error_share"),),
@@ -62,7 +64,11 @@ _SPLICED = (
     ("  of zero ablation", "kl_score_zero"),
     ("same most likely token", "top1_agreement"),
     ("share of the error", "error_share"),
+    ("variance unexplained, mean of layers", "fvu"),
+    ("active features, mean of layers", "l0"),
+    ("dead features, mean of layers", "dead_share"),
 )
+_BY_SPLICED_LAYER = ((("FVU, ALL SPLICED", "fvu"),), (("L0, ALL SPLICED", "l0"), ("DEAD", "dead_share")))
 
 
 def evaluate(
@@ -75,7 +81,18 @@ def evaluate(
     ] = None,
     contexts: Annotated[int | None, typer.Option(help="At most this many; unset 32.")] = None,
     context_tokens: Annotated[int | None, typer.Option(help="Tokens of each; unset 128.")] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(help="Some of random, frozen-decoder and frozen-encoder, with commas; unset: all."),
+    ] = None,
     no_controls: Annotated[bool, typer.Option("--no-controls", help="Leave the controls out.")] = False,
+    control_text: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with text that controls are fitted on; unset: the rest of the text, and a probe."
+        ),
+    ] = None,
+    bootstrap: Annotated[int | None, typer.Option(help="Samples for the intervals; unset 1000.")] = None,
     perturbations: Annotated[
         int | None, typer.Option(help="Features perturbed for the figures by depth; unset 32, 0 skips.")
     ] = None,
@@ -112,7 +129,9 @@ def evaluate(
             "context_tokens": context_tokens,
             "max_contexts": contexts,
             "layers": read_layers(layers),
-            "controls": () if no_controls else None,
+            "controls": _controls(controls, without=no_controls),
+            "control_text": None if control_text is None else _read(control_text),
+            "bootstrap": bootstrap,
             "perturbations": perturbations,
             "seed": seed,
         }
@@ -150,8 +169,10 @@ def show_evaluation(output: Output, info: EvaluationInfo) -> None:
     output.facts(_facts(info))
 
 
-def shown(figure: Figure) -> str:
-    """A figure with its interval: `0.214 (0.209 to 0.220)`."""
+def shown(figure: Figure | float | None) -> str:
+    """A figure with its interval, `0.214 (0.209 to 0.220)`; shares have none, what is absent is empty."""
+    if not isinstance(figure, Figure):
+        return _short(figure)
     unit = f" {figure.unit}" if figure.unit else ""
     if figure.low is None or figure.high is None:
         return f"{figure.value:.3f}{unit}"
@@ -159,40 +180,35 @@ def shown(figure: Figure) -> str:
 
 
 def _show_layers(output: Output, scores: Sequence[LayerScore], dictionaries: list[Dictionary]) -> None:
-    """Print a table per group of figures: side by side all of them would not fit a terminal."""
-    by_layer: dict[int, dict[Dictionary, LayerScore]] = {}
-    for score in scores:
-        by_layer.setdefault(score.layer, {})[score.dictionary] = score
-    controls = [one for one in dictionaries if one is not Dictionary.GIVEN]
+    found = {(score.layer, score.dictionary): score for score in scores}
     for number, figures in enumerate(_BY_LAYER):
         if number:
             output.line()
-        titles = [each for title, _ in figures for each in (title, *(_TITLES[one] for one in controls))]
-        sizes = () if number else ("L0", "DEAD")
-        rows = [
-            (str(layer), *_sizes(by_layer[layer])[: len(sizes)], *_beside(by_layer[layer], figures, controls))
-            for layer in sorted(by_layer)
-        ]
-        output.table(("LAYER", *sizes, *titles), rows)
+        _show_group(output, found, figures, dictionaries)
 
 
-def _sizes(found: dict[Dictionary, LayerScore]) -> tuple[str, str]:
-    given = found.get(Dictionary.GIVEN)
-    return ("", "") if given is None else (f"{given.l0.value:.1f}", f"{given.dead_share:.1%}")
-
-
-def _beside(
-    found: dict[Dictionary, LayerScore],
+def _show_group(
+    output: Output,
+    found: Mapping[tuple[int, Dictionary], LayerScore | SplicedLayer],
     figures: Sequence[tuple[str, str]],
-    controls: Sequence[Dictionary],
-) -> list[str]:
-    """The set's figure and its controls', figure by figure; empty where one was not measured."""
-    measured: list[Figure | None] = [
-        getattr(found[one], name) if one in found else None
-        for _, name in figures
-        for one in (Dictionary.GIVEN, *controls)
+    dictionaries: list[Dictionary],
+) -> None:
+    """Print figures by layer, the set's with its controls' beside it; empty where one was not measured."""
+    controls = [one for one in dictionaries if one is not Dictionary.GIVEN]
+    titles = [each for title, _ in figures for each in (title, *(_TITLES[one] for one in controls))]
+    columns = [(name, one) for _, name in figures for one in (Dictionary.GIVEN, *controls)]
+    rows = [
+        (str(layer), *(_short(getattr(found.get((layer, one)), name, None)) for name, one in columns))
+        for layer in sorted({layer for layer, _ in found})
     ]
-    return ["" if figure is None else f"{figure.value:.3f}" for figure in measured]
+    output.table(("LAYER", *titles), rows)
+
+
+def _short(figure: Figure | float | None) -> str:
+    """A figure without its interval; shares of features in percent."""
+    if figure is None:
+        return ""
+    return f"{figure.value:.3f}" if isinstance(figure, Figure) else f"{figure:.1%}"
 
 
 def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: list[Dictionary]) -> None:
@@ -205,6 +221,10 @@ def _show_spliced(output: Output, scores: Sequence[SplicedScore], dictionaries: 
         ("ALL LAYERS SPLICED", *(_TITLES[one] for one in chosen)),
         [(title, *(shown(getattr(by_dictionary[one], name)) for one in chosen)) for title, name in _SPLICED],
     )
+    found = {(layer.layer, score.dictionary): layer for score in scores for layer in score.layers}
+    for figures in _BY_SPLICED_LAYER if found else ():
+        output.line()
+        _show_group(output, found, figures, dictionaries)
 
 
 def _show_depths(output: Output, depths: Sequence[DepthFaithfulness], dictionaries: list[Dictionary]) -> None:
@@ -253,6 +273,19 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
             elif not one.figure.startswith("layer "):
                 lines.append(f"beats {name} on {one.figure}: {shown(one.difference)}")
     return lines
+
+
+def _controls(listed: str | None, *, without: bool) -> tuple[str, ...] | None:
+    """Controls by name; empty: none, None: all. Names are checked where the request is made.
+
+    Raises:
+        InvalidRequestError: If controls are named and left out.
+    """
+    if listed is None:
+        return () if without else None
+    if without:
+        raise InvalidRequestError("name controls, or leave them out, not both", field="controls")
+    return tuple(name.strip() for name in listed.split(","))
 
 
 def _read(path: Path) -> str:

@@ -100,6 +100,7 @@ from trephine.client.types.replacements import (
     ReplacementState,
     Residency,
     SetFormat,
+    SplicedLayer,
     SplicedScore,
     SupportRule,
 )
@@ -271,6 +272,7 @@ __all__ = [
     "Site",
     "SiteKind",
     "Span",
+    "SplicedLayer",
     "SplicedScore",
     "SpuriousRemoval",
     "StockClassifier",

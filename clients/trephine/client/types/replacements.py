@@ -183,6 +183,17 @@ class LayerScore(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplicedLayer(WireValue):
+    """One layer while all are spliced: it reads what the reconstructions below make of the stream."""
+
+    layer: int
+    fvu: Figure
+    """What is written in the spliced run against what the plain run holds there."""
+    l0: Figure
+    dead_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplicedScore(WireValue):
     """All layers spliced at once: the reconstruction runs as the model."""
 
@@ -198,6 +209,12 @@ class SplicedScore(WireValue):
     kl_score_zero: Figure
     top1_agreement: Figure
     error_share: Figure
+    fvu: Figure | None
+    """Mean over layers in the spliced run; None in evaluations of before, as the two below."""
+    l0: Figure | None
+    dead_share: float | None
+    layers: tuple[SplicedLayer, ...]
+    """What the three are means of, ascending by layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

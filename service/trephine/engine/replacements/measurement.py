@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.replacements import Dictionary
+from trephine.domain.replacements import Dictionary, ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.positions import ALL_LATER, Rows, Scope
 from trephine.engine.replacements.scores import PlainRun, Ratio, RunScore, mean_of
 from trephine.engine.replacements.splice import (
@@ -27,8 +28,8 @@ from trephine.engine.replacements.splice import (
     resumed,
     run_context,
     run_copies,
-    run_spliced,
     silenced,
+    watch_spliced,
 )
 
 LAYER_CONTEXTS = 8
@@ -47,7 +48,7 @@ Key = tuple[str, int]
 
 @dataclass(slots=True, kw_only=True)
 class LayerCounts:
-    """One layer of one dictionary on plain activations, at positions that count; one entry per context."""
+    """One layer of one dictionary, at positions that count; one entry per context."""
 
     squared: list[float] = field(default_factory=list)
     """Sum of squared errors."""
@@ -59,6 +60,24 @@ class LayerCounts:
     """L2 norms of errors, summed over positions."""
     norms: list[float] = field(default_factory=list)
     """L2 norms of reconstructions, summed over positions."""
+
+    def errors(self, reconstructed: Tensor, truth: Tensor) -> None:
+        """Add a context's reconstruction of the truth, both `(positions, width)`."""
+        error = truth.double() - reconstructed.double()
+        self.squared.append(float(error.square().sum()))
+        self.error_norms.append(float(error.norm(dim=-1).sum()))
+        self.norms.append(float(reconstructed.double().norm(dim=-1).sum()))
+
+    def activity(self, active: Tensor) -> None:
+        """Add a context's active features, bool `(positions, d_sae)`."""
+        self.active.append(float(active.sum()))
+        fired = active.any(0)
+        self.fired = fired if self.fired is None else self.fired | fired
+
+    @property
+    def dead_share(self) -> float:
+        """Share of features that never fired. It has no interval: resampled text can only lose firings."""
+        return 1.0 if self.fired is None else float((~self.fired).double().mean())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +107,10 @@ class Measured:
 
     runs: dict[Key, list[RunScore]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[Key, LayerCounts] = field(default_factory=lambda: defaultdict(LayerCounts))
+    """On plain activations."""
+    counts_spliced: dict[Key, LayerCounts] = field(default_factory=lambda: defaultdict(LayerCounts))
+    """While all layers are spliced: inputs are what the layers below have made of them, the truth is the
+    plain run's."""
     moments: dict[Site, Moments] = field(default_factory=dict)
     positions: list[int] = field(default_factory=list)
     """Positions of every context that count; position 0 does not."""
@@ -115,15 +138,17 @@ class Measured:
         ablated = self.kl((ablation, layer))
         return Ratio(numerator=ablated - self.kl((dictionary, layer)), denominator=ablated)
 
-    def fvu(self, dictionary: str, layer: int, site: Site) -> Ratio:
-        """Squared errors over per-dimension variance."""
-        squared = torch.tensor(self.counts[dictionary, layer].squared, dtype=torch.float64)
+    def fvu(self, dictionary: str, layer: int, site: Site, *, spliced: bool = False) -> Ratio:
+        """Squared errors over per-dimension variance; `spliced`: while all layers are."""
+        counts = (self.counts_spliced if spliced else self.counts)[dictionary, layer]
+        squared = torch.tensor(counts.squared, dtype=torch.float64)
         spread = torch.tensor(self.moments[site].spread(), dtype=torch.float64)
         return Ratio(numerator=squared, denominator=spread)
 
-    def l0(self, dictionary: str, layer: int) -> Ratio:
-        """Active features per position."""
-        active = torch.tensor(self.counts[dictionary, layer].active, dtype=torch.float64)
+    def l0(self, dictionary: str, layer: int, *, spliced: bool = False) -> Ratio:
+        """Active features per position; `spliced`: while all layers are."""
+        counts = (self.counts_spliced if spliced else self.counts)[dictionary, layer]
+        active = torch.tensor(counts.active, dtype=torch.float64)
         return Ratio(numerator=active, denominator=torch.tensor(self.positions, dtype=torch.float64))
 
     def error_share(self, dictionary: str, layers: Sequence[int]) -> Ratio:
@@ -185,7 +210,7 @@ class Measurement:
             if alone:
                 alone_written[dictionary.value] = written
             yield
-            logits = run_spliced(self.hosted, ids, source, values, rows=rows)
+            logits = self._run_spliced(dictionary, source, ids, values)
             self.measured.runs[dictionary.value, ALL].append(plain.score(logits))
             yield
         for layer in alone:
@@ -207,17 +232,25 @@ class Measurement:
             site = info.sites_out[0]
             done[site] = sums.pop(site)
             counts = self.measured.counts[dictionary.value, info.layer]
-            self._count(counts, code.active[rows], done[site][rows], values[site][rows])
+            counts.activity(code.active[rows])
+            counts.errors(done[site][rows], values[site][rows])
         return done
 
-    def _count(self, counts: LayerCounts, active: Tensor, reconstructed: Tensor, truth: Tensor) -> None:
-        error = truth.double() - reconstructed.double()
-        counts.squared.append(float(error.square().sum()))
-        counts.error_norms.append(float(error.norm(dim=-1).sum()))
-        counts.norms.append(float(reconstructed.double().norm(dim=-1).sum()))
-        counts.active.append(float(active.sum()))
-        fired = active.any(0)
-        counts.fired = fired if counts.fired is None else counts.fired | fired
+    def _run_spliced(
+        self, dictionary: Dictionary, source: LayerSource, ids: tuple[int, ...], values: Values
+    ) -> Tensor:
+        """Splice all layers and count what they do on one another's outputs; return logits."""
+        rows = self.scope.rows(ids)
+        counts, name = self.measured.counts_spliced, dictionary.value
+
+        def on_code(info: ReplacementLayerInfo, code: Code) -> None:
+            counts[name, info.layer].activity(code.active[0][rows])
+
+        logits, written = watch_spliced(self.hosted, ids, source, values, on_code, rows=rows)
+        for info in source.infos:
+            site = info.sites_out[0]
+            counts[name, info.layer].errors(written[site][rows], values[site][rows])
+        return logits
 
     def _ablated(self, plain: PlainRun, ids: tuple[int, ...], values: Values) -> Generator[None, None, None]:
         sites = self.sources[Dictionary.GIVEN].sites_out

@@ -7,6 +7,7 @@ another; two figures that are compared are resampled together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,11 @@ def mean_of(values: Tensor) -> Ratio:
     return Ratio(numerator=values, denominator=torch.ones_like(values))
 
 
+def mean_value(ratios: Sequence[Ratio]) -> float:
+    """Return the mean of ratios; NaN where one is no number."""
+    return sum(ratio.value for ratio in ratios) / len(ratios)
+
+
 class Bootstrap:
     """Resamples of contexts, the same for every figure (seeded)."""
 
@@ -54,10 +60,22 @@ class Bootstrap:
         """Return a figure with its 95 % percentile interval."""
         return _figure(name, ratio.value, self._resampled(ratio), unit)
 
+    def mean(self, name: str, ratios: Sequence[Ratio]) -> Figure:
+        """Return the mean of several ratios over the same contexts, those of all layers say."""
+        return _figure(name, mean_value(ratios), self._mean(ratios), "")
+
     def difference(self, name: str, first: Ratio, second: Ratio) -> Figure:
         """Return first minus second, paired over contexts."""
-        resampled = self._resampled(first) - self._resampled(second)
-        return _figure(name, first.value - second.value, resampled, "")
+        return self.difference_of_means(name, [first], [second])
+
+    def difference_of_means(self, name: str, first: Sequence[Ratio], second: Sequence[Ratio]) -> Figure:
+        """Return the mean of the first ratios minus that of the second, paired over contexts."""
+        value = mean_value(first) - mean_value(second)
+        return _figure(name, value, self._mean(first) - self._mean(second), "")
+
+    def _mean(self, ratios: Sequence[Ratio]) -> Tensor:
+        """Return the mean of the resampled ratios, `(samples,)`."""
+        return torch.stack([self._resampled(ratio) for ratio in ratios]).mean(0)
 
     def _resampled(self, ratio: Ratio) -> Tensor:
         return ratio.numerator[self._chosen].sum(1) / ratio.denominator[self._chosen].sum(1)

@@ -9,7 +9,7 @@ the plain run's activations too, as in SAELens' evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,9 @@ _OF_AN_MLP = (SiteKind.NEURONS, SiteKind.MLP_OUT)
 """Sites that an MLP must run for."""
 Values = Mapping[Site, Tensor]
 """`(n_pos, width)` by site, of one context."""
+
+
+OnCode = Callable[[ReplacementLayerInfo, Code], None]
 
 
 class Opener(Protocol):
@@ -123,6 +126,8 @@ class Splice:
     """Plain activations, which positions that are not spliced keep: their modules may not run."""
     rows: Rows = field(default_factory=lambda: LATER)
     """Positions that are spliced."""
+    on_code: OnCode | None = None
+    """Told every layer's code `(1, n_pos, d_sae)`, all positions included."""
     _pending: dict[Site, Tensor] = field(default_factory=dict)
 
     def touches(self) -> dict[Site, Touch]:
@@ -142,7 +147,10 @@ class Splice:
 
     def _read(self, info: ReplacementLayerInfo, x: Tensor) -> None:
         with self.source.open([info.layer]) as layers:
-            _add(self._pending, written_by(layers[info.layer], x)[1])
+            code, written = written_by(layers[info.layer], x)
+        _add(self._pending, written)
+        if self.on_code is not None:
+            self.on_code(info, code)
 
     def _put(self, site: Site, x: Tensor) -> None:
         value = self._pending.pop(site)
@@ -298,5 +306,29 @@ def run_spliced(
         rows: Positions that are spliced, where no errors are injected.
     """
     splice = Splice(source=source, errors=errors, first=plain, rows=rows)
-    with silenced(hosted.architecture, source.sites_out, read=source.sites_in):
-        return run_context(hosted, ids, splice.touches())[0]
+    return _run(hosted, ids, splice, ())[0]
+
+
+def watch_spliced(
+    hosted: HostedModel,
+    ids: Sequence[int],
+    source: LayerSource,
+    plain: Values,
+    on_code: OnCode,
+    *,
+    rows: Rows = LATER,
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Run as `run_spliced` does, and see what the layers do on what the ones below have written.
+
+    Returns:
+        Logits `(n_pos, d_vocab)`, and what was written, `(n_pos, width)` by output site.
+    """
+    splice = Splice(source=source, first=plain, rows=rows, on_code=on_code)
+    return _run(hosted, ids, splice, source.sites_out)
+
+
+def _run(
+    hosted: HostedModel, ids: Sequence[int], splice: Splice, reads: Sequence[Site]
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    with silenced(hosted.architecture, splice.source.sites_out, read=splice.source.sites_in):
+        return run_context(hosted, ids, splice.touches(), reads=reads)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
-from trephine.domain.replacements import Claim, Dictionary, LayerScore, SplicedScore
+from trephine.domain.replacements import Claim, Dictionary, LayerScore, SplicedLayer, SplicedScore
 from trephine.engine.replacements.measurement import ALL, MEAN, PLAIN, ZERO, Measured
 from trephine.engine.replacements.perturbation import Pair, over_depths
 from trephine.engine.replacements.scores import Bootstrap, Ratio, mean_of
@@ -70,13 +71,12 @@ class Verdicts:
         fvu, l0 = measured.fvu(name, layer, self._sites[layer]), measured.l0(name, layer)
         whole = self._bootstrap(fvu)
         part = self._bootstrap(measured.top1((name, layer)))
-        fired = measured.counts[name, layer].fired
         return LayerScore(
             layer=layer,
             dictionary=kind,
             fvu=whole.figure("fvu", fvu),
             l0=whole.figure("l0", l0),
-            dead_share=1.0 if fired is None else float((~fired).double().mean()),
+            dead_share=measured.counts[name, layer].dead_share,
             ce_score=part.figure("ce_score", measured.ce_score(name, layer, MEAN)),
             ce_score_zero=part.figure("ce_score_zero", measured.ce_score(name, layer, ZERO)),
             kl_score=part.figure("kl_score", measured.kl_score(name, layer, MEAN)),
@@ -106,11 +106,30 @@ class Verdicts:
             kl_score_zero=bootstrap.figure("kl_score_zero", measured.kl_score(name, ALL, ZERO)),
             top1_agreement=bootstrap.figure("top1_agreement", measured.top1((name, ALL))),
             error_share=bootstrap.figure("error_share", measured.error_share(name, list(self._sites))),
+            fvu=bootstrap.mean("fvu", self._fvu_spliced(name)),
+            l0=bootstrap.mean("l0", [measured.l0(name, layer, spliced=True) for layer in self._sites]),
+            dead_share=fmean(measured.counts_spliced[name, layer].dead_share for layer in self._sites),
+            layers=tuple(self._spliced_layer(layer, name, bootstrap) for layer in self._sites),
         )
+
+    def _spliced_layer(self, layer: int, name: str, bootstrap: Bootstrap) -> SplicedLayer:
+        measured = self._measured
+        return SplicedLayer(
+            layer=layer,
+            fvu=bootstrap.figure("fvu", measured.fvu(name, layer, self._sites[layer], spliced=True)),
+            l0=bootstrap.figure("l0", measured.l0(name, layer, spliced=True)),
+            dead_share=measured.counts_spliced[name, layer].dead_share,
+        )
+
+    def _fvu_spliced(self, name: str) -> list[Ratio]:
+        return [self._measured.fvu(name, layer, site, spliced=True) for layer, site in self._sites.items()]
 
     def _claims(self, control: Dictionary, layers: Sequence[int]) -> Iterator[Claim]:
         measured, other, covered = self._measured, control.value, list(self._sites)
         yield from self._scored(control, ALL, "all layers spliced")
+        yield self._claim_of_means(
+            "all layers spliced, fvu", control, self._fvu_spliced(other), self._fvu_spliced(_GIVEN)
+        )
         yield self._claim(
             "error share",
             control,
@@ -119,25 +138,30 @@ class Verdicts:
         )
         for layer in layers:
             site = self._sites[layer]
-            yield self._claim(
-                f"layer {layer}, fvu",
-                control,
-                measured.fvu(other, layer, site),
-                measured.fvu(_GIVEN, layer, site),
-            )
+            fvu, given = measured.fvu(other, layer, site), measured.fvu(_GIVEN, layer, site)
+            yield self._claim(f"layer {layer}, fvu", control, fvu, given)
+            share, given = measured.error_share(other, [layer]), measured.error_share(_GIVEN, [layer])
+            yield self._claim(f"layer {layer}, error_share", control, share, given)
             yield from self._scored(control, layer, f"layer {layer}")
 
     def _scored(self, control: Dictionary, layer: int, where: str) -> Iterator[Claim]:
         measured, other = self._measured, control.value
         for name, figure in (("ce_score", measured.ce_score), ("kl_score", measured.kl_score)):
-            given, against = figure(_GIVEN, layer, MEAN), figure(other, layer, MEAN)
-            yield self._claim(f"{where}, {name}", control, given, against)
+            for ablation, suffix in ((MEAN, ""), (ZERO, "_zero")):
+                given, against = figure(_GIVEN, layer, ablation), figure(other, layer, ablation)
+                yield self._claim(f"{where}, {name}{suffix}", control, given, against)
         given, against = measured.top1((_GIVEN, layer)), measured.top1((other, layer))
         yield self._claim(f"{where}, top1_agreement", control, given, against)
 
     def _claim(self, figure: str, control: Dictionary, better: Ratio, worse: Ratio) -> Claim:
         """Compare two ratios; the first is the one that should be larger."""
-        difference = self._bootstrap(better).difference("difference", better, worse)
+        return self._claim_of_means(figure, control, [better], [worse])
+
+    def _claim_of_means(
+        self, figure: str, control: Dictionary, better: Sequence[Ratio], worse: Sequence[Ratio]
+    ) -> Claim:
+        """Compare the means of two lists of ratios; the first is the one that should be larger."""
+        difference = self._bootstrap(better[0]).difference_of_means("difference", better, worse)
         return Claim(
             figure=figure,
             control=control,

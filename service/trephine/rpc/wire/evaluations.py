@@ -145,6 +145,19 @@ def _spliced_to_wire(score: domain.SplicedScore) -> pb.SplicedScore:
         error_share=figure_to_wire(score.error_share),
         ce_score_zero=figure_to_wire(score.ce_score_zero),
         kl_score_zero=figure_to_wire(score.kl_score_zero),
+        fvu=None if score.fvu is None else figure_to_wire(score.fvu),
+        l0=None if score.l0 is None else figure_to_wire(score.l0),
+        dead_share=score.dead_share,
+        layers=[_spliced_layer_to_wire(layer) for layer in score.layers],
+    )
+
+
+def _spliced_layer_to_wire(layer: domain.SplicedLayer) -> pb.SplicedLayer:
+    return pb.SplicedLayer(
+        layer=layer.layer,
+        fvu=figure_to_wire(layer.fvu),
+        l0=figure_to_wire(layer.l0),
+        dead_share=layer.dead_share,
     )
 
 

@@ -70,6 +70,9 @@ def test_a_perfect_dictionary_scores_1(family, contexts):
     assert spliced.kl_score_zero.value == pytest.approx(1.0, abs=1e-4)
     assert spliced.top1_agreement.value == 1.0
     assert spliced.error_share.value < 1e-5
+    assert spliced.fvu.value < 1e-8
+    assert spliced.l0.value == hosted.architecture.d_mlp
+    assert spliced.dead_share == 0.0
     for layer in found.layers((), range(3)):
         assert layer.fvu.value < 1e-10
         assert layer.kl_score.value == pytest.approx(1.0, abs=1e-4)
@@ -87,6 +90,14 @@ def test_a_zeroed_decoder_is_zero_ablation(hosted, contexts):
     (spliced,) = found.spliced(())
     assert spliced.ce_spliced.value == pytest.approx(spliced.ce_zero_ablated.value, abs=1e-6)
     assert spliced.error_share.value == 1.0
+    # Layer 0 reads the same on both runs, the others what zeros have made of the stream.
+    plain = found.layers((), range(3))
+    assert spliced.layers[0].l0 == plain[0].l0
+    assert spliced.layers[0].dead_share == plain[0].dead_share
+    assert spliced.layers[2].l0.value != plain[2].l0.value
+    assert [row.fvu.value for row in spliced.layers] == pytest.approx([row.fvu.value for row in plain])
+    assert spliced.fvu.value == pytest.approx(sum(row.fvu.value for row in plain) / 3)
+    assert spliced.l0.value == pytest.approx(sum(row.l0.value for row in spliced.layers) / 3)
     assert spliced.ce_score_zero.value == pytest.approx(0.0, abs=1e-5)
     assert spliced.kl_score_zero.value == pytest.approx(0.0, abs=1e-5)
     for layer in found.layers((), range(3)):
@@ -210,6 +221,47 @@ def test_claims_are_paired_and_what_is_lost_is_said(evaluated):
         assert bool(lost) == bool(said)
     assert any("position 0" in caveat for caveat in evaluated.caveats)
     assert any("controls are fitted on" in caveat for caveat in evaluated.caveats)
+
+
+def test_everything_better_or_worse_is_claimed(evaluated):
+    """Per layer, spliced and under perturbation; L0 and dead share are sizes, not merits."""
+    scores = ("ce_score", "ce_score_zero", "kl_score", "kl_score_zero", "top1_agreement")
+    wanted = {f"layer {layer}, {name}" for layer in range(3) for name in ("fvu", "error_share", *scores)}
+    wanted |= {f"all layers spliced, {name}" for name in ("fvu", *scores)}
+    wanted |= {"error share", "perturbations, cosine", "perturbations, nmse"}
+    by_control = {one: [c.figure for c in evaluated.claims if c.control is one] for one in CONTROLS}
+    assert all(sorted(figures) == sorted(wanted) for figures in by_control.values())
+    given, random = (
+        next(score for score in evaluated.layers if score.dictionary is one and score.layer == 1)
+        for one in (Dictionary.GIVEN, Dictionary.RANDOM)
+    )
+    against = {claim.figure: claim for claim in evaluated.claims if claim.control is Dictionary.RANDOM}
+    share = random.error_share.value - given.error_share.value
+    assert against["layer 1, error_share"].difference.value == pytest.approx(share)
+    zero = given.ce_score_zero.value - random.ce_score_zero.value
+    assert against["layer 1, ce_score_zero"].difference.value == pytest.approx(zero)
+    given, random = evaluated.spliced[:2]
+    spliced = against["all layers spliced, fvu"].difference
+    assert spliced.value == pytest.approx(random.fvu.value - given.fvu.value)
+    # The two divergence scores of a run differ by a positive factor only.
+    every = {(claim.control, claim.figure): claim.beats for claim in evaluated.claims}
+    for (control, figure), beats in every.items():
+        if figure.endswith("kl_score"):
+            assert beats == every[control, f"{figure}_zero"]
+
+
+def test_layers_are_counted_in_the_spliced_run(evaluated):
+    """Every dictionary has them; the first layer's are those of the plain run, further up they move."""
+    plain = {(score.layer, score.dictionary): score for score in evaluated.layers}
+    for score in evaluated.spliced:
+        assert [row.layer for row in score.layers] == [0, 1, 2]
+        first, last = plain[0, score.dictionary], plain[2, score.dictionary]
+        assert score.layers[0].l0.value == first.l0.value
+        assert score.layers[0].fvu.value == pytest.approx(first.fvu.value, rel=1e-5)
+        assert score.layers[2].fvu.value != pytest.approx(last.fvu.value, rel=1e-5)
+        assert score.fvu.low <= score.fvu.value <= score.fvu.high
+        assert score.l0.low < score.l0.value < score.l0.high
+        assert 0 <= score.dead_share < 1
 
 
 def test_intervals_hold_their_figures(evaluated):
