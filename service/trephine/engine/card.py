@@ -37,6 +37,8 @@ _SHOWN = (
     ("firing_share", "share of tokens on which an edited feature fires"),
     ("recovery", "share of the intervention that the checkpoint carries, by KL"),
     ("recovery_firing", "the same on firing tokens"),
+    ("recovery_in_stored_dtype", "share that it carries when it is run as stored, rounding included"),
+    ("recovery_in_stored_dtype_firing", "the same on firing tokens"),
 )
 
 

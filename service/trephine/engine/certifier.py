@@ -98,7 +98,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     parent, exported = request["parent"], request["exported"]
 
     model, keys = load(exported, compute, stock)
-    names = ("intervened", "original", "damage", "top", "firing", "loss", "loss_intervened")
+    names = ("intervened", "original", "damage", "edit", "top", "firing", "loss", "loss_intervened")
     against: dict[str, list[Any]] = {name: [] for name in names}
     for batch in batches:
         say({"stage": "certify", "done": batch[0], "total": len(request["windows"])})
@@ -107,6 +107,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
             against["intervened"].append(kl(runtime["intervened"], logits))
             against["original"].append(kl(runtime["original"], logits))
             against["damage"].append(kl(runtime["original"], runtime["intervened"]))
+            against["edit"].append(kl(runtime["intervened"], runtime["original"]))
             against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
             if "firing" in runtime:
                 against["firing"].append(runtime["firing"])
@@ -146,8 +147,13 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     if request["stored_dtype"] != compute:
         model, _ = load(exported, request["stored_dtype"], stock)
         stored = [kl(i, s) for i, s in zip(intervened, answers(model, request, short), strict=True)]
-        spread(measured, "kl_intervened_exported_in_stored_dtype", stored)
-        firing_spread(measured, "kl_intervened_exported_in_stored_dtype", stored, masks)
+        caused = [kl(i, o) for i, o in zip(intervened, original, strict=True)]
+        compared_as_stored = {"kl_intervened_exported": stored, "edit_kl": caused}
+        for name, parts in compared_as_stored.items():
+            spread(measured, f"{name}_in_stored_dtype", parts)
+            firing_spread(measured, f"{name}_in_stored_dtype", parts, masks)
+        left, edit = (f"{name}_in_stored_dtype" for name in compared_as_stored)
+        recover(measured, "recovery_in_stored_dtype", left, edit)
     return continuations
 
 
@@ -241,24 +247,31 @@ def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
     spread(measured, "retain_kl_original_exported", original)
     spread(measured, "retain_kl_original_exported_after_first", [part[1:] for part in original])
     spread(measured, "retain_kl_original_intervened", damage)
-    caused, left = float(torch.cat(damage).mean()), float(torch.cat(intervened).mean())
-    measured["retain_excess"] = abs(float(torch.cat(original).mean()) - caused)
-    measured["edit_kl_mean"] = caused
-    if caused > 0:
-        measured["recovery"] = 1.0 - left / caused
-        measured["unrecovered"] = left / caused
+    measured["retain_excess"] = abs(float(torch.cat(original).mean()) - float(torch.cat(damage).mean()))
+    measured["edit_kl_mean"] = float(torch.cat(against["edit"]).mean())
     masks = against["firing"]
     if masks:
         measured["firing_share"] = float(torch.cat(masks).float().mean())
         firing_spread(measured, "kl_intervened_exported", intervened, masks)
-        firing_spread(measured, "edit_kl", damage, masks)
+        firing_spread(measured, "edit_kl", against["edit"], masks)
         firing_spread(measured, "retain_kl_silent_original_exported", original, [~mask for mask in masks])
-        moved = measured.get("edit_kl_firing_mean", 0.0)
-        if moved > 0:
-            measured["recovery_firing"] = 1.0 - measured["kl_intervened_exported_firing_mean"] / moved
+    recover(measured, "recovery", "kl_intervened_exported", "edit_kl")
+    if "recovery" in measured:
+        measured["unrecovered"] = measured["kl_intervened_exported_mean"] / measured["edit_kl_mean"]
     losses = [float(torch.cat(against[name]).mean()) for name in ("loss", "loss_intervened")]
     measured["perplexity_ratio"] = math.exp(losses[0] - losses[1])
     measured["top1_agreement"] = float(torch.cat(against["top"]).mean())
+
+
+def recover(measured: dict[str, float], name: str, left: str, edit: str) -> None:
+    """Add 1 - KL(intervened || exported) / KL(intervened || original), over all and over firing tokens.
+
+    Nothing is added where the edit moves nothing, or no token was measured.
+    """
+    for where in ("", "_firing"):
+        moved = measured.get(f"{edit}{where}_mean", 0.0)
+        if moved > 0:
+            measured[f"{name}{where}"] = 1.0 - measured[f"{left}{where}_mean"] / moved
 
 
 def firing_spread(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:

@@ -43,7 +43,7 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 
 _SHARES = (
     *("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery", "recovery_firing"),
-    *("recovery_in_stored_dtype", "unrecovered", "firing_share"),
+    *("recovery_in_stored_dtype", "recovery_in_stored_dtype_firing", "unrecovered", "firing_share"),
 )
 
 Work = Generator[Progress | None, None, None]

@@ -120,6 +120,24 @@ def test_a_mean_that_is_no_number_is_counted():
     assert measured["nonfinite_values"] == 1
 
 
+def test_recovery_is_what_is_left_over_of_the_edit():
+    """KL(intervened || exported) over KL(intervened || original); nothing is said where nothing moves."""
+    p, q, nearly = (torch.tensor([row, row]) for row in ([4.0, 0.0], [0.0, 0.0], [3.5, 0.0]))
+    lists = {"intervened": certifier.kl(p, nearly), "original": certifier.kl(q, nearly)}
+    lists |= {"damage": certifier.kl(q, p), "edit": certifier.kl(p, q), "firing": torch.tensor([True, True])}
+    lists |= {"top": torch.ones(2), "loss": torch.ones(1), "loss_intervened": torch.ones(1)}
+    measured = {"nonfinite_values": 0.0}
+    certifier.describe(measured, {name: [values, values] for name, values in lists.items()})
+    wanted = 1.0 - float(certifier.kl(p, nearly)[0] / certifier.kl(p, q)[0])
+    assert measured["recovery"] == pytest.approx(wanted)
+    assert measured["recovery_firing"] == pytest.approx(wanted)
+    assert measured["unrecovered"] == pytest.approx(1.0 - wanted)
+    assert measured["edit_kl_mean"] != pytest.approx(measured["retain_kl_original_intervened_mean"])
+    still = {"nonfinite_values": 0.0, "edit_kl_mean": 0.0, "kl_intervened_exported_mean": 0.0}
+    certifier.recover(still, "recovery", "kl_intervened_exported", "edit_kl")
+    assert "recovery" not in still
+
+
 def test_the_script_is_shipped_beside_the_package():
     """It is started by path, so it must lie where the engine lies."""
     assert Path(certifier.__file__) == SCRIPT

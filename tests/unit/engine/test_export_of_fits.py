@@ -1,0 +1,96 @@
+"""Exports of what is only fitted: refused below the tolerance, or published and labelled as approximate."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from tests.builders import WORDS
+from tests.resident_sets import resident_set
+from tests.unit.engine.exporting import compiling, edit_of
+from tests.unit.engine.weights.folders import feature, parent
+from trephine.domain.errors import GateMissedError
+from trephine.domain.exports import ExportOptions, PlanExport
+from trephine.domain.interventions import Ablate
+from trephine.engine import export
+from trephine.engine.certification import Findings
+from trephine.engine.planning import plan_export
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+
+TEXT = "".join(random.Random(0).choices(WORDS[:18], k=900))
+STRICT, LENIENT = (ExportOptions(text=TEXT, min_recovery=share) for share in (0.9, 0.5))
+
+
+def planned(hosted, options):
+    """Plan the ablation of a residual SAE's feature, which no neuron computes."""
+    edit = edit_of(hosted, feature(0, 3, Ablate()))
+    with torch.inference_mode():
+        plan = finish(plan_export(Session(hosted=hosted), PlanExport(edit=edit, options=options)))
+    return edit, plan
+
+
+@pytest.fixture(scope="module")
+def approximate(tmp_path_factory):
+    """A poor fit, published under a low tolerance: hosted parent, plan, what was made, folder."""
+    base = tmp_path_factory.mktemp("fitted")
+    hosted = parent("llama", base / "parent")
+    resident_set(hosted, "resid_post")
+    edit, plan = planned(hosted, LENIENT)
+    (base / "exports").mkdir()
+    folder = base / "exports" / "edited"
+    with torch.inference_mode():
+        made = finish(compiling(hosted, edit, plan, folder, options=LENIENT))
+    return hosted, plan, made, folder
+
+
+def measured(certificate):
+    return {m.name: m.value for m in certificate.measurements}
+
+
+def returning(value):
+    """A quantum of work that comes to a value."""
+    yield None
+    return value
+
+
+@pytest.mark.integration
+def test_a_fit_within_its_tolerance_is_labelled_as_approximate(approximate):
+    """Plan, gate, certificate and card say that it is fitted and which share it carries."""
+    _, plan, made, folder = approximate
+    assert plan.fitted
+    assert [step.tier for step in plan.steps] == ["ridge"]
+    assert plan.steps[0].predicted_error > 0.01
+    gate = next(gate for gate in plan.gates if gate.name == "unrecovered")
+    assert gate.limit == pytest.approx(0.5)
+    assert "approximation" in gate.reason
+    found = measured(made.certificate)
+    assert 0.5 <= found["recovery"] < 0.9
+    assert found["recovery"] + found["unrecovered"] == pytest.approx(1.0)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    limits = card.partition("## Limits")[2]
+    assert "- Approximate: a part of the edit is fitted" in limits
+    assert f"| {found['recovery']:.3g} |" in card
+    assert "| unrecovered |" in card
+    gates = json.loads((folder / "certificate.json").read_text())["gates"]
+    assert next(g for g in gates if g["gate"]["name"] == "unrecovered")["passed"]
+
+
+@pytest.mark.integration
+def test_a_fit_below_its_tolerance_is_refused(approximate, tmp_path, monkeypatch):
+    """By the name of what was missed, with these very figures; nothing is published."""
+    hosted, _, made, _ = approximate
+    certificate = made.certificate
+    found = Findings(measurements=measured(certificate), environment=certificate.environment)
+
+    monkeypatch.setattr(export, "certify", lambda *_, **__: returning(found))
+    edit, plan = planned(hosted, STRICT)
+    with torch.inference_mode(), pytest.raises(GateMissedError, match="nothing was published") as caught:
+        finish(compiling(hosted, edit, plan, tmp_path / "edited", options=STRICT))
+    assert caught.value.context["gates"] == "unrecovered"
+    assert f"unrecovered = {found.measurements['unrecovered']:.3g} share" in caught.value.message
+    assert "planned at most 0.1" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
