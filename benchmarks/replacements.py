@@ -124,10 +124,12 @@ def print_evaluation(found: ReplacementEvaluation) -> None:
     print("\nall layers spliced")
     for row in found.spliced:
         scores = (row.ce_score, row.ce_score_zero, row.kl, row.kl_score, row.kl_score_zero)
-        figures = (row.ce_spliced, *scores, row.top1_agreement, row.error_share)
+        measured = [figure for figure in (row.fvu, row.l0) if figure is not None]
+        figures = (row.ce_spliced, *scores, row.top1_agreement, row.error_share, *measured)
         print(
             f"  {row.dictionary.value:15}"
             + "  ".join(f"{figure.name} {_shown(figure)}" for figure in figures)
+            + ("" if row.dead_share is None else f"  dead {row.dead_share:.3f}")
         )
     given = found.spliced[0]
     for figure in (given.ce_plain, given.ce_mean_ablated, given.ce_zero_ablated):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -10,10 +10,16 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from trephine.domain.findings import Figure
-from trephine.domain.replacements import DepthFaithfulness, Dictionary, LayerScore, ReplacementEvaluation
+from trephine.domain.replacements import (
+    DepthFaithfulness,
+    Dictionary,
+    LayerScore,
+    ReplacementEvaluation,
+    SplicedLayer,
+)
 from trephine.pages.embed import asset, content_policy, printable
 from trephine.pages.evaluation_plot import Series, layer_plot
-from trephine.pages.evaluation_table import SPLICED_FIGURES
+from trephine.pages.evaluation_table import SPLICED_ACTIVITY, SPLICED_FIGURES
 
 DICTIONARIES = {
     Dictionary.GIVEN: "the set",
@@ -33,7 +39,23 @@ FIGURES = {
     "kl_score_zero": "divergence avoided, of zero ablation",
     "top1_agreement": "same most likely token",
     "error_share": "share of the error in the norm",
+    "fvu": "variance unexplained, mean of layers",
+    "l0": "active features, mean of layers",
+    "dead_share": "share of dead features, mean of layers",
 }
+LAYER_TITLES = {
+    "fvu": "FVU",
+    "l0": "L0",
+    "dead_share": "dead",
+    "ce_score": "CE score",
+    "ce_score_zero": "CE score, of zero",
+    "kl_score": "KL score",
+    "kl_score_zero": "KL score, of zero",
+    "top1_agreement": "top-1",
+    "error_share": "error share",
+}
+Cell = Figure | float | None
+"""A figure, a share without an interval, or nothing: not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +63,16 @@ class SplicedRow:
     """One figure of all layers spliced, a cell per dictionary."""
 
     title: str
-    cells: tuple[Figure | None, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One layer: the set's figures, and the controls' FVU and CE score."""
+    """One layer of one dictionary, a cell per figure."""
 
     layer: int
-    given: LayerScore
-    controls: tuple[LayerScore | None, ...]
+    dictionary: Dictionary
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +94,10 @@ def evaluation_html(evaluation: ReplacementEvaluation, *, name: str, create_time
         titles=DICTIONARIES,
         dictionaries=_dictionaries(evaluation),
         spliced=_spliced(evaluation),
-        layers=_layers(evaluation),
+        layer_titles=tuple(LAYER_TITLES.values()),
+        layers=_rows({(one.layer, one.dictionary): one for one in evaluation.layers}, tuple(LAYER_TITLES)),
+        spliced_titles=tuple(LAYER_TITLES[name] for name in SPLICED_ACTIVITY),
+        spliced_layers=_rows(_spliced_layers(evaluation), SPLICED_ACTIVITY),
         depths=_depths(evaluation),
         fvu_plot=layer_plot(_series(evaluation, "fvu"), lowest=0.0, highest=1.5),
         ce_plot=layer_plot(_series(evaluation, "ce_score"), lowest=-0.5, highest=1.1),
@@ -88,34 +113,33 @@ def _dictionaries(evaluation: ReplacementEvaluation) -> tuple[Dictionary, ...]:
     return tuple(one for one in Dictionary if one in found)
 
 
-def _controls(evaluation: ReplacementEvaluation) -> tuple[Dictionary, ...]:
-    return tuple(one for one in _dictionaries(evaluation) if one is not Dictionary.GIVEN)
-
-
 def _spliced(evaluation: ReplacementEvaluation) -> Sequence[SplicedRow]:
-    by_dictionary = {score.dictionary: score for score in evaluation.spliced}
-    return [
+    """Return a row per figure that was measured of any dictionary."""
+    found = {score.dictionary: score for score in evaluation.spliced}
+    rows = [
         SplicedRow(
             title=FIGURES[name],
-            cells=tuple(
-                getattr(by_dictionary[one], name) if one in by_dictionary else None
-                for one in _dictionaries(evaluation)
-            ),
+            cells=tuple(getattr(found.get(one), name, None) for one in _dictionaries(evaluation)),
         )
-        for name in SPLICED_FIGURES
+        for name in (*SPLICED_FIGURES, *SPLICED_ACTIVITY)
     ]
+    return [row for row in rows if any(cell is not None for cell in row.cells)]
 
 
-def _layers(evaluation: ReplacementEvaluation) -> Sequence[LayerRow]:
-    found = {(score.layer, score.dictionary): score for score in evaluation.layers}
+def _spliced_layers(evaluation: ReplacementEvaluation) -> Mapping[tuple[int, Dictionary], SplicedLayer]:
+    return {(one.layer, score.dictionary): one for score in evaluation.spliced for one in score.layers}
+
+
+def _rows(
+    found: Mapping[tuple[int, Dictionary], LayerScore | SplicedLayer], names: Sequence[str]
+) -> Sequence[LayerRow]:
+    """Return a row per layer and dictionary: by layer, the set first and its controls under it."""
+    order = list(Dictionary)
     return [
-        LayerRow(
-            layer=layer,
-            given=score,
-            controls=tuple(found.get((layer, one)) for one in _controls(evaluation)),
+        LayerRow(layer=layer, dictionary=one, cells=tuple(getattr(score, name) for name in names))
+        for (layer, one), score in sorted(
+            found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))
         )
-        for (layer, dictionary), score in sorted(found.items(), key=lambda item: item[0][0])
-        if dictionary is Dictionary.GIVEN
     ]
 
 
@@ -149,15 +173,17 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if isfinite(value) else "–"
 
 
-def _value(figure: Figure | None) -> str:
+def _value(figure: Cell) -> str:
     if figure is None:
         return ""
+    if not isinstance(figure, Figure):
+        return _number(figure)
     unit = f" {printable(figure.unit)}" if figure.unit else ""
     return f"{_number(figure.value)}{unit}"
 
 
-def _interval(figure: Figure | None) -> str:
-    if figure is None or figure.low is None or figure.high is None:
+def _interval(figure: Cell) -> str:
+    if not isinstance(figure, Figure) or figure.low is None or figure.high is None:
         return ""
     return f"{_number(figure.low)} to {_number(figure.high)}"
 

@@ -11,7 +11,7 @@ from io import StringIO
 
 from tests.unit.replacement_values import evaluation, figure, layer_score, set_info
 from trephine.domain.replacements import Dictionary
-from trephine.pages.evaluation_page import evaluation_html
+from trephine.pages.evaluation_page import LAYER_TITLES, evaluation_html
 from trephine.pages.evaluation_table import evaluation_csv, evaluation_json
 
 NASTY = "</script><img src=x onerror=alert(1)>\u202e\ud83d"
@@ -57,6 +57,32 @@ def test_every_layer_shows_its_error_share():
     without = page(layers=tuple(replace(score, error_share=None) for score in layers))
     assert "0.4321" not in without
     assert "error share" in without
+
+
+def test_controls_have_every_figure_that_the_set_has():
+    """Nine a layer, alone, and three while all are spliced; what an older evaluation lacks has no row."""
+    names = [name for name in LAYER_TITLES if name != "dead_share"]
+    layers = [
+        replace(
+            score,
+            dead_share=0.9001 + 0.01 * place,
+            **{name: figure(100 * place + 10 + index + 0.5) for index, name in enumerate(names)},
+        )
+        for place, score in enumerate(evaluation().layers)
+    ]
+    html = page(layers=tuple(layers))
+    for place in range(3):
+        values = [f"{100 * place + 10 + index + 0.5:.4g}" for index in range(len(names))]
+        shown = [f'<td class="number">{value}<' for value in (*values, f"{0.9001 + 0.01 * place:.4g}")]
+        assert [cell for cell in shown if cell not in html] == []
+    for score in evaluation().spliced:
+        for value in (score.fvu.value, score.l0.value, score.dead_share):
+            assert html.count(f'<td class="number">{value:.4g}<') == 2
+    bare = {"fvu": None, "l0": None, "dead_share": None, "layers": ()}
+    before = page(spliced=tuple(replace(score, **bare) for score in evaluation().spliced))
+    assert "active features, mean of layers" in html
+    assert "active features, mean of layers" not in before
+    assert "while all are spliced" not in before
 
 
 def test_a_degraded_set_is_called_so():
