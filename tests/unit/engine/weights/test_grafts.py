@@ -50,7 +50,7 @@ def test_where_there_are_biases_a_graft_is_the_feature(family, biases, kind, tmp
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_without_biases_a_nearly_constant_direction_stands_in(family, tmp_path):
-    """How constant it is, and how often it misfires, is in the plan; most of the edit is carried."""
+    """How constant it is, and how often it misfires, is in the plan; 0.99 of the edit is carried."""
     hosted = parent(family, tmp_path / "parent", common=4.0)
     resident_set(hosted, "relu")
     program = compiled(hosted, ABLATIONS)
@@ -60,7 +60,7 @@ def test_without_biases_a_nearly_constant_direction_stands_in(family, tmp_path):
     assert program.fitted
     assert list(program.config) == ["intermediate_size"]
     left, whole = distances(hosted, ABLATIONS, written(hosted, program, tmp_path / "exported"))
-    assert left < 0.1 * whole
+    assert left < 0.01 * whole  # recovery 0.99, as asked of grafts; they reach more
 
 
 def test_before_a_post_norm_a_graft_is_fitted_and_says_so(tmp_path):
