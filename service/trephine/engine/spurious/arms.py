@@ -62,11 +62,19 @@ def _trained_again(
     if not study.trains:
         return []
     if not choice.erased:
-        return [measure.arm(Arm.REFITTED, choice.head, after)]
-    refitted = yield from study.head_with(gone, "refit")
-    alone = yield from erased_head(study, (), "refit without the attribute alone")
-    found = [measure.arm(Arm.REFITTED, refitted, after), measure.arm(Arm.ERASED, choice.head, after)]
-    return found if alone is None else [*found, measure.arm(Arm.ERASED_ALONE, alone, plain)]
+        return [measure.arm(Arm.REFITTED, choice.head, after, choice.validated)]
+    everything = study.everything
+    free = yield from study.head_with(gone, "refit")
+    final = yield from study.head_with(gone, "final refit", everything)
+    found = [
+        measure.arm(Arm.REFITTED, final, after, free),
+        measure.arm(Arm.ERASED, choice.head, after, choice.validated),
+    ]
+    alone = yield from erased_head(study, (), "erased alone")
+    final_alone = yield from erased_head(study, (), "erased alone, final", everything)
+    if alone is None or final_alone is None:
+        return found
+    return [*found, measure.arm(Arm.ERASED_ALONE, final_alone, plain, alone)]
 
 
 class _Measure:
@@ -91,19 +99,22 @@ class _Measure:
             twins=(yield from pool([one.twin or one.ids for one in self.paired], removed, f"twins, {stage}")),
         )
 
-    def arm(self, arm: Arm, head: LinearHead, pooled: _Pooled) -> ArmOutcome:
-        """Turn vectors into figures."""
+    def arm(
+        self, arm: Arm, head: LinearHead, pooled: _Pooled, validated: LinearHead | None = None
+    ) -> ArmOutcome:
+        """Turn vectors into figures; held-out texts are decided by a head that has not seen them."""
+        validated = head if validated is None else validated
         command, data = self.study.command, self.study.data
         common = {"resamples": command.resamples, "seed": command.seed}
         figures: list[Figure] = []
         if self.held_out:
             y = labels(self.held_out)
-            right = head.decide(pooled.held_out) == y
+            right = validated.decide(pooled.held_out) == y
             figures.append(accuracy_figure("ambiguous_accuracy", right, y, **common))
         if self.paired:
             y = labels(self.paired)
             has = torch.tensor([one.twin is not None for one in self.held_out])
-            flipped = head.decide(pooled.held_out[has]) != head.decide(pooled.twins)
+            flipped = validated.decide(pooled.held_out[has]) != validated.decide(pooled.twins)
             figures.append(accuracy_figure("flip_rate", flipped, y, **common))
         if self.test:
             y, known = labels(self.test), attributes(self.test)

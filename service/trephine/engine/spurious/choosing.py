@@ -31,6 +31,9 @@ class Choice:
     criterion: str
     removed: tuple[Candidate, ...]
     head: LinearHead
+    """Trained on the whole ambiguous set."""
+    validated: LinearHead
+    """The same without what was held out, on which it was chosen."""
     erased: bool
     """True if the head was trained without the attribute."""
     why: str
@@ -69,11 +72,14 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
             points.append(scale.measure(head, pooled, count, erased, points))
             heads.append(head)
     best = _best(points)
+    taken = (*forced, *ours[: points[best].count])
+    gone = [one.feature for one in taken]
     return Choice(
         points=tuple(points),
         criterion=scale.words,
-        removed=(*forced, *ours[: points[best].count]),
-        head=heads[best],
+        removed=taken,
+        head=(yield from _final_head(study, gone, points[best].erased)) or heads[best],
+        validated=heads[best],
         erased=points[best].erased,
         why=_why(points, best, forced, ours),
     )
@@ -89,6 +95,15 @@ def _heads_without(
         erased = yield from erased_head(study, removed, f"{stage}, erased")
         found += [] if erased is None else [(erased, True)]
     return found
+
+
+def _final_head(
+    study: Study, removed: Sequence[FeatureRef], erased: bool
+) -> Generator[Progress | None, None, LinearHead | None]:
+    """Train the chosen head once more, on held-out texts too: few texts tell a covariance badly."""
+    if erased:
+        return (yield from erased_head(study, removed, "final refit", study.everything))
+    return (yield from study.head_with(removed, "final refit", study.everything))
 
 
 def _best(points: Sequence[ChoicePoint]) -> int:

@@ -9,7 +9,7 @@ for (Ledoit and Wolf 2004): a style that goes with the attribute varies within a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,37 +31,46 @@ _LEFT = 1e-6
 
 
 def erased_head(
-    study: Study, removed: Removed, stage: str
+    study: Study, removed: Removed, stage: str, texts: Sequence[Example] | None = None
 ) -> Generator[Progress | None, None, LinearHead | None]:
     """Train the head with features removed, and with nothing along the attribute.
+
+    Args:
+        study: The request in work.
+        removed: Features that are gone.
+        stage: Name in the progress.
+        texts: What it is trained on; None: `fitted`.
 
     Returns:
         None where nothing tells the attribute from the label, or nothing but the attribute tells the labels
         apart.
     """
-    directions = yield from attribute_directions(study, removed)
+    texts = study.fitted if texts is None else texts
+    directions = yield from attribute_directions(study, removed, texts)
     if not len(directions):
         return None
-    pooled = yield from study.pool([one.ids for one in study.fitted], removed, stage)
-    return fit_erased(study.readout, pooled, labels(study.fitted), directions)
+    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
+    return fit_erased(study.readout, pooled, labels(texts), directions)
 
 
-def attribute_directions(study: Study, removed: Removed) -> Generator[Progress | None, None, Tensor]:
+def attribute_directions(
+    study: Study, removed: Removed, texts: Sequence[Example]
+) -> Generator[Progress | None, None, Tensor]:
     """Return what the attribute changes in the pooled vector, float64 `(k, d_model)`.
 
-    The difference of means of examples of the attribute, and of labelled texts of all groups; several
-    directions of counterfactual twins.
+    The difference of means of examples of the attribute, and of `texts` where they are of all groups; several
+    directions of the twins of `texts`.
     """
     data, found = study.data, list[Tensor]()
     if _enough(data.attribute):
         examples = yield from study.pool([one.ids for one in data.attribute], removed, "erasing, examples")
         found.append(separation(examples, attributes(data.attribute)))
-    paired = [one for one in study.fitted if one.twin is not None]
+    paired = [one for one in texts if one.twin is not None]
     if len(paired) >= FEWEST:
         originals = yield from study.pool([one.ids for one in paired], removed, "erasing, originals")
         twins = yield from study.pool([one.twin or one.ids for one in paired], removed, "erasing, twins")
         found += changed_directions(originals, twins)
-    known = [one for one in study.fitted if one.attribute != UNKNOWN]
+    known = [one for one in texts if one.attribute != UNKNOWN]
     if all(_enough([one for one in known if one.label == label]) for label in (0, 1)):
         vectors = yield from study.pool([one.ids for one in known], removed, "erasing, groups")
         y, sides = labels(known), attributes(known)

@@ -68,15 +68,32 @@ class Study:
         """Pool texts with features removed, `(n_texts, d_model)`."""
         return counted(pool_texts(self.hosted, self.readout, texts, removed), stage, len(texts))
 
-    def head_with(self, removed: Removed, stage: str) -> Generator[Progress | None, None, LinearHead]:
-        """Return the head that decides once features are removed: trained again if that was asked for."""
+    @property
+    def everything(self) -> tuple[Example, ...]:
+        """Texts that the final head is trained on: what was held out of the ambiguous set counts again.
+
+        A validation split that was given apart stays apart: it may be balanced.
+        """
+        return self.fitted if self.command.validation else (*self.fitted, *self.data.held_out)
+
+    def head_with(
+        self, removed: Removed, stage: str, texts: Sequence[Example] | None = None
+    ) -> Generator[Progress | None, None, LinearHead]:
+        """Return the head that decides once features are removed: trained again if that was asked for.
+
+        Args:
+            removed: Features that are gone.
+            stage: Name in the progress.
+            texts: What it is trained on; None: `fitted`.
+        """
         if not self.trains or not removed:
             return self.head
-        pooled = yield from self.pool([one.ids for one in self.fitted], removed, stage)
+        texts = self.fitted if texts is None else texts
+        pooled = yield from self.pool([one.ids for one in texts], removed, stage)
         probe = self.command.decision
         if not isinstance(probe, ProbeHead):
             probe = ProbeHead()
-        return fit_probe(probe, self.readout, pooled, labels(self.fitted))
+        return fit_probe(probe, self.readout, pooled, labels(texts))
 
 
 def open_study(
