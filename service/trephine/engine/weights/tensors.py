@@ -5,6 +5,7 @@ A change is data, so that the certifier can carry it out again from the parent's
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,9 @@ from trephine.engine.shards import TensorEntry, scale_slices
 VANISHING = 3e-3
 """Relative size of a delta below which nearest rounding to bfloat16 would lose part of it."""
 _SEED = 20_240_817
+_BLOCK_ELEMENTS = 1 << 20
+_BLOCKS = 64
+"""A tensor is summed in at least so many blocks of rows, for what is float64 is many times its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,52 +109,85 @@ def carried_out(change: TensorChange, parent: Tensor | None, dtype: torch.dtype)
 
     Args:
         change: What is to be done.
-        parent: The parent's tensor, or the one that a new tensor is copied from; None for a new bias.
+        parent: The parent's tensor, or the one that a new tensor is copied from; None for a new bias. Its
+            memory may be taken for the result, so that no two tensors are held at once.
         dtype: Of the result.
     """
     if change.fresh is not None or parent is None:
         fresh = change.fresh or Fresh(size=0, start=0, values=None)
         return fresh.build(dtype)
-    delta = _delta(change)
-    if delta is None and change.gain == 1.0:
-        tensor = scale_slices(parent, change.factors, axis=change.axis) if change.factors else parent
+    if change.low_rank is not None or change.added is not None or change.gain != 1.0:
+        tensor = _summed(change, parent, dtype)
     else:
-        wide = scale_slices(parent.to(torch.float64), change.factors, axis=change.axis) * change.gain
-        tensor = round_once(wide, delta, dtype)
+        tensor = scale_slices(parent, change.factors, axis=change.axis) if change.factors else parent
     if change.growth is not None:
         other = None if tensor.ndim == 1 else tensor.shape[1 - change.growth.axis]
         tensor = torch.cat([tensor, change.growth.build(other, dtype)], dim=change.growth.axis)
     return tensor
 
 
-def _delta(change: TensorChange) -> Tensor | None:
-    if change.low_rank is not None:
-        left, right = change.low_rank
-        return left @ right
-    return change.added
-
-
-def round_once(wide: Tensor, delta: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Add a float64 delta and round: to nearest, or stochastically where a small delta would vanish.
+def _summed(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scale, add and round in blocks of rows: to nearest, or stochastically where a delta would vanish.
 
     Nearest rounding to bfloat16 leaves 98 % of the entries as they were at a relative size of 1e-4, and
-    keeps 0.68 of the delta at 1e-3; stochastic rounding keeps all of it, for 1.4 times the noise. Seeded.
+    keeps 0.68 of the delta at 1e-3; stochastic rounding keeps all of it, for 1.4 times the noise. Seeded;
+    one generator runs through all blocks, so that their size changes nothing.
     """
-    if delta is None:
-        return wide.to(dtype)
-    exact = wide + delta
-    if dtype not in (torch.bfloat16, torch.float16):
-        return exact.to(dtype)
-    small = bool(0 < delta.norm() < VANISHING * wide.norm())
-    return stochastic(exact, dtype) if small else exact.to(dtype)
+    vanishing = dtype in (torch.bfloat16, torch.float16) and _vanishes(change, parent)
+    draws = torch.Generator().manual_seed(_SEED)
+    result = parent if parent.dtype == dtype else torch.empty(parent.shape, dtype=dtype)
+    for start, stop in _blocks(parent):
+        exact, delta = _wide(change, parent, start, stop)
+        if delta is not None:
+            exact += delta
+        result[start:stop] = stochastic(exact, dtype, draws) if vanishing else exact.to(dtype)
+    return result
 
 
-def stochastic(exact: Tensor, dtype: torch.dtype, seed: int = _SEED) -> Tensor:
-    """Round to one of the two neighbours, with odds by distance, so that the mean is exact."""
+def _vanishes(change: TensorChange, parent: Tensor) -> bool:
+    """True if what is added is so small beside what is there that nearest rounding would lose part of it."""
+    there = added = 0.0
+    for start, stop in _blocks(parent):
+        wide, delta = _wide(change, parent, start, stop)
+        there += float(wide.square().sum())
+        added += 0.0 if delta is None else float(delta.square().sum())
+    return 0 < added < VANISHING**2 * there
+
+
+def _blocks(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield the first row of every block and the one behind its last."""
+    rows = tensor.shape[0]
+    columns = max(1, tensor.numel() // max(1, rows))
+    step = max(1, min(rows // _BLOCKS, _BLOCK_ELEMENTS // columns))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _wide(change: TensorChange, parent: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    """Return a block of rows, scaled, and what is added to it, float64."""
+    factors = change.factors
+    if change.axis == 0:
+        factors = {index - start: factor for index, factor in factors.items() if start <= index < stop}
+    wide = scale_slices(parent[start:stop].to(torch.float64), factors, axis=change.axis) * change.gain
+    if change.low_rank is not None:
+        left, right = change.low_rank
+        return wide, left[start:stop] @ right
+    return wide, None if change.added is None else change.added[start:stop]
+
+
+def stochastic(exact: Tensor, dtype: torch.dtype, draws: torch.Generator | None = None) -> Tensor:
+    """Round to one of the two neighbours, with odds by distance, so that the mean is exact.
+
+    Args:
+        exact: float64.
+        dtype: To round to.
+        draws: Where draws go on; None: from the one seed.
+    """
+    draws = draws or torch.Generator().manual_seed(_SEED)
     near = exact.to(dtype)
     error = exact - near.to(torch.float64)
     toward = torch.where(error > 0, torch.inf, -torch.inf).to(dtype)
     other = torch.nextafter(near, toward)
     gap = (other.to(torch.float64) - near.to(torch.float64)).abs()
-    draw = torch.rand(exact.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draw = torch.rand(exact.shape, generator=draws, dtype=torch.float64)
     return torch.where((error != 0) & (draw < error.abs() / gap), other, near)

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import accumulate
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from tests.builders import tiny_model, tiny_tokenizer
 from tests.resident_sets import resident_set
 from tests.unit.engine.exporting import hosted_in
-from tests.unit.engine.interventions import neuron
+from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import compiled, feature
-from trephine.domain.interventions import Ablate
+from trephine.domain.interventions import Ablate, ProjectOut, Scale
+from trephine.domain.sites import SiteKind
 from trephine.engine import reshaping
 from trephine.engine.reshaping import write_weights
-from trephine.engine.shards import read_entries
+from trephine.engine.shards import TensorEntry, read_entries
+from trephine.engine.weights import tensors
+from trephine.engine.weights.tensors import TensorChange, carried_out
+
+V = torch.randn(64, generator=torch.Generator().manual_seed(3)).tolist()
+EDITS = {
+    "neuron": (neuron(0, 3, Ablate()),),
+    "graft": (feature(0, 3, Ablate()),),
+    "embedding": (direction(SiteKind.EMBED, 0, V, ProjectOut()),),
+    "projection": (direction(SiteKind.MLP_OUT, 0, V, ProjectOut()),),
+    "small delta": (direction(SiteKind.MLP_OUT, 0, V, Scale(factor=0.99)),),
+}
 
 
-@pytest.mark.parametrize(
-    "edit", [(neuron(0, 3, Ablate()),), (feature(0, 3, Ablate()),)], ids=["exact", "graft"]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @torch.inference_mode()
-def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, tmp_path, monkeypatch):
-    """Bytes read and held at once, tensors and copied ranges alike, over a write of every shard."""
-    model = tiny_model("llama", n_layers=8, d_model=64)
-    total = sum(p.numel() * 4 for p in model.parameters())
+def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, dtype, tmp_path):
+    """Bytes held at once over a write of every shard: what was read, and every tensor that is computed."""
+    model = tiny_model("llama", n_layers=8, d_model=64, dtype=dtype)
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(tmp_path / "parent", max_shard_size=total // 7)
     tiny_tokenizer().save_pretrained(tmp_path / "parent")
     hosted = hosted_in(tmp_path / "parent")
@@ -41,26 +55,58 @@ def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, tmp_path, monkeypatch)
     for path in hosted.folder.iterdir():
         if path.name not in reshaping.reshaped_files(program.changes):
             (folder / path.name).write_bytes(path.read_bytes())
-    held = _Held(monkeypatch)
+
+    def write():
+        for _ in write_weights(hosted.folder, folder, entries, program):
+            pass
+
+    read, computed = peak_of_python(write), peak_of_torch(write)
+    assert read > 0
+    assert computed > 0
+    assert read + computed <= largest + tensor
+
+
+def peak_of_python(work):
+    """Return the most bytes that the interpreter holds at once; what files hold is read into its memory."""
     tracemalloc.start()
-    for _ in write_weights(hosted.folder, folder, entries, program):
-        pass
+    work()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert held.largest > 0
-    assert peak + held.largest <= largest + tensor
+    return peak
 
 
-class _Held:
-    """Records the largest tensor that was made; torch's memory is not traced by the interpreter."""
+def peak_of_torch(work):
+    """Return the most bytes that torch allocates at once, temporaries included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in events if e.device_type() == DeviceType.CPU]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.largest = 0
-        original = reshaping.changed_tensor
 
-        def watched(folder, change):
-            found = original(folder, change)
-            self.largest = max(self.largest, found.numel() * found.element_size())
-            return found
-
-        monkeypatch.setattr(reshaping, "changed_tensor", watched)
+@pytest.mark.parametrize("size", [1.0, 1e-3], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_change_no_bit(size, axis, monkeypatch):
+    """Scaled slices, a gain, a sum, and draws that go on from block to block, as in one piece."""
+    draw = torch.Generator().manual_seed(0)
+    parent = torch.randn(200, 48, generator=draw).to(torch.bfloat16)
+    left, right = (torch.randn(n, generator=draw, dtype=torch.float64) for n in ((200, 3), (3, 48)))
+    change = TensorChange(
+        name="w",
+        file="f",
+        dtype="BF16",
+        layer=0,
+        entry=TensorEntry(name="w", file="f", dtype="BF16", shape=(200, 48), start=0, end=19_200),
+        axis=axis,
+        factors={5: 0.0, 17: -0.3},
+        low_rank=(size * left, right),
+    )
+    found = []
+    for blocks in (1, 7, 200):
+        monkeypatch.setattr(tensors, "_BLOCKS", blocks)
+        found.append(carried_out(change, parent.clone(), torch.bfloat16))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    nearest = (tensors.scale_slices(parent.double(), change.factors, axis=axis) + size * left @ right).to(
+        torch.bfloat16
+    )
+    assert torch.equal(found[0], nearest) == (size == 1.0)
