@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import GateMissedError, ParentChangedError
-from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, Measurement
+from trephine.domain.exports import (
+    Certificate,
+    CompileExport,
+    Export,
+    ExportedFile,
+    GateResult,
+    Measurement,
+)
 from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
 from trephine.engine.attack.running import attacked
@@ -356,11 +364,19 @@ def _rejected(target: Path) -> Path:
     return target.with_name(f"{target.name}.rejected")
 
 
+def _figure(result: GateResult) -> str:
+    """Say what was measured; a share is not where the edit moves nothing on the text."""
+    gate = result.gate
+    if result.measured < finite(inf):
+        return f"{gate.name} = {result.measured:.3g} {gate.unit}, planned at most {gate.limit:.3g}"
+    if gate.name == "unrecovered":
+        return f"{gate.name} has no value, for the edit moves nothing on the text; give one on which it acts"
+    return f"{gate.name} is not a number, planned at most {gate.limit:.3g} {gate.unit}"
+
+
 def _missed(certificate: Certificate, *, kept: bool, name: str) -> GateMissedError:
     missed = [result for result in certificate.gates if not result.passed]
-    figures = "; ".join(
-        f"{r.gate.name} = {r.measured:.3g} {r.gate.unit}, planned at most {r.gate.limit:.3g}" for r in missed
-    )
+    figures = "; ".join(map(_figure, missed))
     fate = f"kept as {name}.rejected" if kept else "nothing was published"
     return GateMissedError(f"{figures}; {fate}", gates=", ".join(r.gate.name for r in missed))
 

@@ -47,6 +47,20 @@ def approximate(tmp_path_factory):
     return hosted, plan, made, folder
 
 
+@pytest.fixture
+def finding(approximate, monkeypatch):
+    """Let every certification find what that of the published folder did, but for some names."""
+    certificate = approximate[2].certificate
+
+    def without(*names: str):
+        kept = {name: value for name, value in measured(certificate).items() if name not in names}
+        found = Findings(measurements=kept, environment=certificate.environment)
+        monkeypatch.setattr(export, "certify", lambda *_, **__: returning(found))
+        return kept
+
+    return without
+
+
 def measured(certificate):
     return {m.name: m.value for m in certificate.measurements}
 
@@ -80,17 +94,25 @@ def test_a_fit_within_its_tolerance_is_labelled_as_approximate(approximate):
 
 
 @pytest.mark.integration
-def test_a_fit_below_its_tolerance_is_refused(approximate, tmp_path, monkeypatch):
+def test_a_fit_below_its_tolerance_is_refused(approximate, finding, tmp_path):
     """By the name of what was missed, with these very figures; nothing is published."""
-    hosted, _, made, _ = approximate
-    certificate = made.certificate
-    found = Findings(measurements=measured(certificate), environment=certificate.environment)
-
-    monkeypatch.setattr(export, "certify", lambda *_, **__: returning(found))
+    hosted, found = approximate[0], finding()
     edit, plan = planned(hosted, STRICT)
     with torch.inference_mode(), pytest.raises(GateMissedError, match="nothing was published") as caught:
         finish(compiling(hosted, edit, plan, tmp_path / "edited", options=STRICT))
     assert caught.value.context["gates"] == "unrecovered"
-    assert f"unrecovered = {found.measurements['unrecovered']:.3g} share" in caught.value.message
+    assert f"unrecovered = {found['unrecovered']:.3g} share" in caught.value.message
     assert "planned at most 0.1" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.integration
+def test_an_edit_that_moves_nothing_on_the_text_is_told_so(approximate, finding, tmp_path):
+    """There is no share of nothing; the error asks for another text."""
+    hosted = approximate[0]
+    finding("recovery", "unrecovered")
+    edit, plan = planned(hosted, LENIENT)
+    with torch.inference_mode(), pytest.raises(GateMissedError, match="moves nothing on the text") as caught:
+        finish(compiling(hosted, edit, plan, tmp_path / "edited", options=LENIENT))
+    assert "e+308" not in caught.value.message
     assert list(tmp_path.iterdir()) == []

@@ -215,8 +215,10 @@ class Assembly:
         down.new_inputs = (count, torch.stack([column for _, column in units]))
 
     def write_deltas(self, deltas: Sequence[FittedDelta], maps: Sequence[MapOp]) -> None:
-        """Add fitted deltas to the modules that they were fitted on."""
+        """Add fitted deltas to the modules that they were fitted on; those that are zero change no tensor."""
         for delta in deltas:
+            if not bool(delta.right.any()):
+                continue
             after = self._later(delta.place, min(delta.explained), maps)
             left = torch.stack([after(column) for column in delta.left.T], dim=1)
             self.draft(delta.module, delta.place.layer).add(left, delta.right)

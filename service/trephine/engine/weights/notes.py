@@ -138,6 +138,14 @@ def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
 
 def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assembly, reason: str) -> Note:
     names = tuple(assembly.draft(d.module, d.place.layer).stored.weight.name for d in deltas)
+    if not any(d.carries(number_of(op)) for d in deltas):
+        return Note(
+            tier="ridge",
+            tensors=names,
+            description="not carried: it can only be fitted, and changes nothing on the calibration text; "
+            f"fitted because {reason}; give a text on which it acts",
+            predicted_error=1.0,
+        )
     explained = min((d.explained[number_of(op)] for d in deltas), default=0.0)
     return Note(
         tier="ridge",

@@ -40,7 +40,11 @@ class FittedDelta:
     right: Tensor
     """float64 `(k, d_in)`."""
     explained: Mapping[int, float]
-    """First intervention of each operation -> R^2 on windows that the fit has not seen."""
+    """First intervention of each operation -> R^2 on windows that the fit has not seen; ordered as rows."""
+
+    def carries(self, number: int) -> bool:
+        """True if an operation, by its first intervention, changed something on the calibration text."""
+        return bool(self.right[list(self.explained).index(number)].any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

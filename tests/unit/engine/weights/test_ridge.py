@@ -45,6 +45,21 @@ def test_what_cannot_be_grafted_is_fitted_in_place(family, kind, tmp_path):
     assert left < whole
 
 
+def test_what_does_not_act_on_the_calibration_text_is_not_carried_and_says_so(tmp_path):
+    """Its delta would be zeros, which are no change of a tensor: a planned one that is unchanged fails."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "attn_out")
+    silent = feature(1, 5, Ablate())
+    program = compiled(hosted, (feature(0, 3, Ablate()), feature(0, 1, Ablate()), silent))
+    assert [change.layer for change in program.changes] == [0]
+    assert program.fitted
+    assert "held-out R^2" in program.notes[0].description
+    assert "not carried" in program.notes[2].description
+    assert "give a text on which it acts" in program.notes[2].description
+    assert program.notes[2].predicted_error == 1.0
+    assert compiled(hosted, (silent,)).changes == ()
+
+
 def test_kept_shapes_turn_grafts_into_fits(tmp_path):
     """For servers that know one width only; the graft of the same edit is closer."""
     hosted = parent("llama", tmp_path / "parent")
