@@ -36,7 +36,8 @@ def spliced(dictionary: Dictionary) -> SplicedScore:
 def opened(chromium: Browser, tmp_path: Path) -> Iterator[Open]:
     """Open the page of a set with all controls; at the end it must not have complained."""
     rows = [layer_score(one, -1.23456, layer) for layer in range(LAYERS) for one in Dictionary]
-    shown = replace(evaluation(), layers=tuple(rows), spliced=tuple(map(spliced, Dictionary)))
+    scores = tuple(map(spliced, Dictionary))
+    shown = replace(evaluation(), layers=tuple(rows), spliced=scores, text=f"t (sha256 {64 * 'a'})")
     file = tmp_path / "evaluation.html"
     file.write_text(evaluation_html(shown, name="evaluations/e", create_time="now"), "utf-8")
     pages, complaints = [], []
