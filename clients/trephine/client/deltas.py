@@ -22,7 +22,9 @@ from uuid import uuid4
 from trephine.client.digests import file_digest
 from trephine.client.downloads import require_absent
 from trephine.client.errors import HashMismatchError, ParentChangedError
+from trephine.client.fetched_models import model_folder
 from trephine.client.local_errors import LocalFileError
+from trephine.client.verification import MANIFEST
 
 SCHEMA = "trephine.delta/1"
 DESCRIPTION, CONTENT = "delta.json", "delta.bin"
@@ -45,14 +47,22 @@ class _Tensor:
 def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Path:
     """Write an exported folder as a delta of its parent.
 
+    Args:
+        parent: The folder that the export was compiled from, or the name of a fetched model.
+        exported: A folder that `trephine export` made.
+        out: Folder to make.
+
     Raises:
         ExportTargetExistsError: If `out` exists.
-        LocalFileError: If a folder or shard cannot be read.
+        LocalFileError: If a folder or shard cannot be read, or `exported` is no export.
     """
-    source, edited, target = Path(parent), Path(exported), Path(out)
-    for folder in (source, edited):
-        if not folder.is_dir():
-            raise LocalFileError(f"there is no folder {folder}")
+    source, edited, target = model_folder(parent), Path(exported), Path(out)
+    if not edited.is_dir():
+        raise LocalFileError(f"there is no folder {edited}")
+    if not (edited / MANIFEST).is_file():
+        raise LocalFileError(
+            f"{edited} holds no {MANIFEST}: give a folder that `trephine export` made, complete"
+        )
     require_absent(target)
     with temporary_beside(target) as folder:
         with (folder / CONTENT).open("wb") as content:
@@ -126,13 +136,18 @@ def _stored(data: bytes, content: BinaryIO) -> dict[str, Any]:
 def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
     """Rebuild the exported folder, byte for byte.
 
+    Args:
+        delta: A folder that `make_delta` made.
+        parent: The folder that the export was compiled from, or the name of a fetched model.
+        out: Folder to make.
+
     Raises:
         ExportTargetExistsError: If `out` exists.
         ParentChangedError: If the parent's files are not those that the delta was made from.
         HashMismatchError: If the delta does not give the announced bytes; nothing is left behind.
         LocalFileError: If the delta cannot be read.
     """
-    root, source, target = Path(delta), Path(parent), Path(out)
+    root, source, target = Path(delta), model_folder(parent), Path(out)
     description = _description(root)
     _require_parent(description, source)
     require_absent(target)

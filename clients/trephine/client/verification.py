@@ -21,12 +21,20 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trephine.client.digests import file_digest, tensor_digests
+from trephine.client.local_errors import LocalFileError
 
 CERTIFICATE = "certificate.json"
 MANIFEST = "edit_manifest.json"
 SIGNATURE = "trephine.sig"
 SUMS = "trephine.sha256"
 PUBLIC_KEY = "public_key.pem"
+NEXT_STEP = (
+    "fetch the folder again and verify the copy; if that fails as well, ask whoever published it, "
+    "and do not load it"
+)
+"""What to do with a folder that does not verify."""
+_KEYS = "a server's own is signing.pub.pem in its state folder"
+_MISSING = "{}: missing"
 
 
 class Verification(BaseModel):
@@ -123,18 +131,24 @@ def verify_folder(folder: str | Path, *, public_key: str | Path | None = None) -
     Args:
         folder: The folder.
         public_key: A PEM file that you trust. None uses the one inside the folder, which proves that the
-            folder is whole, not who made it.
+            folder is whole, not who made it. A server's lies in its state folder, `signing.pub.pem`.
+
+    Raises:
+        LocalFileError: If `public_key` is no PEM file of a public key.
     """
+    if public_key is not None:
+        _require_public_key(Path(public_key))
     root, notes = Path(folder), list[str]()
     if not root.is_dir():
         return Verification(passed=False, problems=(f"{root} is no folder",))
     names = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
     )
-    problems = list(_check(root, names, notes, None if public_key is None else Path(public_key)))
+    found = _check(root, names, notes, None if public_key is None else Path(public_key))
+    problems = tuple(dict.fromkeys(found))
     return Verification(
         passed=not problems,
-        problems=tuple(problems),
+        problems=problems,
         files=len(names),
         removal=_removal(root),
         notes=tuple(notes),
@@ -185,7 +199,10 @@ def _check_sums(root: Path, found: dict[str, _File]) -> Iterator[str]:
         return
     listed = dict(_listed(content.decode("utf-8", "replace")))
     wrong = [n for n in sorted(found) if n != SUMS and listed.get(n) != found[n].sha256]
-    wrong += [n for n in sorted(listed) if n not in found]
+    gone = [n for n in sorted(listed) if n not in found]
+    yield from (_MISSING.format(name) for name in gone)
+    if gone and not wrong:
+        return
     for name in wrong or [SUMS]:
         yield f"{name}: differs from {SUMS}, or is not in both" if wrong else f"{SUMS}: altered"
 
@@ -200,7 +217,7 @@ def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
     known = {file.path: file for file in manifest.files}
     for path, file in known.items():
         if path not in found:
-            yield f"{path}: missing"
+            yield _MISSING.format(path)
         elif found[path] != file:
             yield f"{path}: its bytes are not those that were published"
     for path in found:
@@ -209,10 +226,17 @@ def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
 
 
 def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
-    """Recompute every tensor's digest; unplanned tensors must have their parent's."""
+    """Recompute every tensor's digest; unplanned tensors must have their parent's.
+
+    A file that is missing (said by `_check_files`) or unreadable is one problem, not one per tensor.
+    """
     planned, seen = set(manifest.plan.changed_tensors), set[str]()
     known_files = {file.path for file in manifest.files}
+    unread = set[str]()
     for file in sorted({tensor.file for tensor in manifest.tensors.values()} & known_files):
+        if not (root / file).is_file():
+            unread.add(file)
+            continue
         try:
             for tensor in tensor_digests(root / file):
                 seen.add(tensor.name)
@@ -222,9 +246,10 @@ def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
                 elif (tensor.dtype, tensor.shape, tensor.sha256) != (known.dtype, known.shape, known.after):
                     yield f"{file}: tensor {tensor.name} is not the one that was published"
         except (OSError, ValueError, KeyError, TypeError) as error:
+            unread.add(file)
             yield f"{file}: no readable safetensors file ({error})"
     for name, known in manifest.tensors.items():
-        if name not in seen:
+        if name not in seen and known.file not in unread:
             yield f"{known.file}: tensor {name} is missing"
         if (known.before != known.after) != (name in planned):
             yield f"{MANIFEST}: tensor {name} changed without being planned, or was planned and did not"
@@ -296,6 +321,15 @@ def _check_signature(root: Path, names: list[str], notes: list[str], key: Path |
         yield f"{SIGNATURE}: {_unsigned(error)}"
 
 
+def _require_public_key(path: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LocalFileError(f"the public key {path} cannot be read: {error.strerror}; {_KEYS}") from error
+    if b"-----BEGIN PUBLIC KEY-----" not in content:
+        raise LocalFileError(f"{path} is no PEM file of a public key; {_KEYS}")
+
+
 def _unsigned(error: Exception) -> str:
     """Say in a sentence why a signature does not hold; the library's own words list digests."""
     text = str(error)
@@ -307,19 +341,23 @@ def _unsigned(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the folder named on the command line; 0 if everything holds, 3 if not."""
+    """Check the folder named on the command line; 0 if everything holds, 2 for a bad key, 3 if not."""
     parser = argparse.ArgumentParser(prog="verification", description="Check an exported checkpoint folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--public-key", type=Path, help="PEM file of the key that you trust")
     given = parser.parse_args(arguments)
-    outcome = verify_folder(given.folder, public_key=given.public_key)
+    try:
+        outcome = verify_folder(given.folder, public_key=given.public_key)
+    except LocalFileError as error:
+        parser.error(str(error))
     if given.json:
         sys.stdout.write(outcome.model_dump_json() + "\n")
     else:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
         lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.removal}")
+        lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0 if outcome.passed else 3
 

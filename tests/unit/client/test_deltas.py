@@ -61,6 +61,7 @@ def folders(tmp_path):
         )
     )
     (exported / "certificate.json").write_text('{"passed": true}')
+    (exported / "edit_manifest.json").write_text("{}")
     return parent, exported, tmp_path
 
 
@@ -95,6 +96,34 @@ def test_a_path_out_of_the_folder_is_refused(folders):
     (delta / "delta.json").write_text(json.dumps(description))
     with pytest.raises(LocalFileError, match="out of the folder"):
         apply_delta(delta, parent, root / "rebuilt")
+
+
+def test_only_an_export_has_a_delta(folders, run, capsys):
+    """An empty folder, a checkpoint of something else, a parent without weights: refused, nothing is left."""
+    parent, exported, root = folders
+    (root / "empty").mkdir()
+    for edited in (root / "empty", parent):
+        with pytest.raises(LocalFileError, match=r"edit_manifest\.json: give a folder that `trephine"):
+            make_delta(parent, edited, root / "delta")
+    with pytest.raises(LocalFileError, match=r"no \*\.safetensors"):
+        make_delta(root / "empty", exported, root / "delta")
+    assert run("make-delta", str(parent), str(root / "empty"), "--out", str(root / "delta")) == 2
+    assert "trephine export" in capsys.readouterr().err
+    assert sorted(path.name for path in root.iterdir()) == ["empty", "exported", "parent"]
+
+
+def test_the_parent_may_be_a_fetched_model(folders, monkeypatch):
+    """By name, with or without `models/`; a name that leads elsewhere or nowhere is refused."""
+    parent, exported, root = folders
+    monkeypatch.setenv("TREPHINE_CACHE", str(root / "cache"))
+    (root / "cache" / "models").mkdir(parents=True)
+    parent.rename(root / "cache" / "models" / "tiny")
+    delta = make_delta("tiny", exported, root / "delta")
+    rebuilt = apply_delta(delta, "models/tiny", root / "rebuilt")
+    assert (rebuilt / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    for name in ("tinier", "..", "models/../models/tiny", ""):
+        with pytest.raises(LocalFileError, match=r"models fetch|no \*.safetensors"):
+            make_delta(name, exported, root / "other")
 
 
 def test_layouts():

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import trephine.client
 from tests.builders import tiny_folder
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, write_key
 from tests.unit.engine.interventions import neuron
 from trephine.client.digests import tensor_digests
+from trephine.client.local_errors import LocalFileError
+from trephine.client.verification import main as run_module
 from trephine.client.verification import verify_folder
 from trephine.domain.interventions import Ablate, Scale
 
@@ -64,6 +67,15 @@ def relist(folder: Path) -> None:
     (folder / "trephine.sha256").write_text("".join(f"{digests[n]}  {n}\n" for n in sorted(digests)))
 
 
+def test_the_package_offers_what_works_on_folders():
+    """From `trephine.client`, as documented; other names are no attributes."""
+    assert trephine.client.verify_folder is verify_folder
+    assert trephine.client.make_delta.__module__ == "trephine.client.deltas"
+    assert trephine.client.apply_delta.__module__ == "trephine.client.deltas"
+    assert set(trephine.client.__all__) <= {*dir(trephine.client), *trephine.client._OFFLINE}
+    assert not hasattr(trephine.client, "nothing_of_the_kind")
+
+
 def test_what_was_published_verifies(published):
     """Every file is read; the note says what a key inside the folder does not prove."""
     outcome = verify_folder(published)
@@ -94,6 +106,32 @@ def test_a_missing_file_is_found(folder, name):
     outcome = verify_folder(folder)
     assert not outcome.passed
     assert any(name in problem for problem in outcome.problems)
+
+
+def test_a_missing_or_cut_shard_is_one_problem_of_its_own(folder):
+    """Not one per tensor; the signature no longer holds either."""
+    shard = min(folder.glob("model-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:4])
+    cut = verify_folder(folder).problems
+    assert sum("no readable safetensors file" in problem for problem in cut) == 1
+    assert not any(": tensor " in problem for problem in cut)
+    shard.unlink()
+    problems = verify_folder(folder).problems
+    assert [p for p in problems if p.startswith(shard.name)] == [f"{shard.name}: missing"]
+    assert [p.split(":")[0] for p in problems] == [shard.name, "trephine.sig"]
+
+
+def test_a_public_key_that_cannot_be_read_is_no_broken_signature(published, folder, tmp_path, capsys):
+    """Missing, or a private key: an error that says where a server's key lies, and status 2."""
+    for key in (tmp_path / "missing.pem", published.parent / "key.pem"):
+        with pytest.raises(LocalFileError, match=r"signing\.pub\.pem in its state folder"):
+            verify_folder(published, public_key=key)
+        with pytest.raises(SystemExit) as ended:
+            run_module([str(published), "--public-key", str(key)])
+        assert ended.value.code == 2
+    flip(folder / "config.json", 0.5)
+    assert run_module([str(folder)]) == 3
+    assert "next: fetch the folder again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["extra.txt", "pytorch_model.bin", ".hidden", "deep/inside.json"])
@@ -216,6 +254,7 @@ def test_the_module_is_a_program_without_torch(published, folder):
     bad = subprocess.run([*command, str(folder)], capture_output=True, check=False)
     assert bad.returncode == 3
     assert b"PROBLEM config.json" in bad.stdout
+    assert b"Warning" not in bad.stderr
     code = "import sys, trephine.client.verification; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,15 +11,15 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.deltas import apply_delta, make_delta
 
-MAKE_DELTA_EXAMPLES = examples("trephine make-delta models/smollm2 out/edited --out out/edited.delta")
-APPLY_DELTA_EXAMPLES = examples(
-    "trephine apply-delta out/edited.delta --parent models/smollm2 --out out/edited"
-)
+MAKE_DELTA_EXAMPLES = examples("trephine make-delta smollm2 out/edited --out out/edited.delta")
+APPLY_DELTA_EXAMPLES = examples("trephine apply-delta out/edited.delta --parent smollm2 --out out/again")
 
 
 def make(
     context: typer.Context,
-    parent: Annotated[Path, typer.Argument(help="The folder that the export was compiled from.")],
+    parent: Annotated[
+        str, typer.Argument(help="What the export was compiled from: a folder, or a fetched model's name.")
+    ],
     exported: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
     out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
 ) -> None:
@@ -33,7 +33,9 @@ def make(
 def apply(
     context: typer.Context,
     delta: Annotated[Path, typer.Argument(help="A folder that `trephine make-delta` made.")],
-    parent: Annotated[Path, typer.Option(help="The folder that the export was compiled from.")],
+    parent: Annotated[
+        str, typer.Option(help="What the export was compiled from: a folder, or a fetched model's name.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
 ) -> None:
     """Rebuild an exported folder from its parent and a delta, every byte checked."""

@@ -20,7 +20,7 @@ from trephine.client.edits import export_id_for
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.terminal import printable
 from trephine.client.types import Certificate, Export
-from trephine.client.verification import Verification, verify_folder
+from trephine.client.verification import NEXT_STEP, Verification, verify_folder
 
 EXPORT_EXAMPLES = examples(
     "trephine export no-mary --out out/edited",
@@ -97,6 +97,7 @@ def _require_plan(*, plan: bool) -> None:
 
 VERIFY_EXAMPLES = examples(
     "trephine verify out/edited",
+    "trephine verify out/edited --public-key STATE/signing.pub.pem",
 )
 
 
@@ -104,7 +105,11 @@ def verify(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
     public_key: Annotated[
-        Path | None, typer.Option(help="PEM file that you trust, to prove who made the folder.")
+        Path | None,
+        typer.Option(
+            help="PEM file that you trust, to prove who made the folder; "
+            "a server's is signing.pub.pem in its state folder."
+        ),
     ] = None,
 ) -> None:
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates."""
@@ -128,6 +133,8 @@ def _show_verification(output: Output, outcome: Verification, folder: Path) -> N
     output.line(f"{folder}: {state}, {outcome.files} files")
     if outcome.passed:
         output.line(f"behaviour: {printable(outcome.removal)}")
+    else:
+        output.note(f"next: {NEXT_STEP}")
 
 
 def show_export(output: Output, made: Export, folder: Path) -> None:
