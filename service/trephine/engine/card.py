@@ -14,6 +14,7 @@ PARENT_CARD_NAME = "README.parent.md"
 
 _SHOWN = (
     ("kl_intervened_exported_mean", "KL, intervened runtime to this checkpoint, mean over all positions"),
+    ("kl_intervened_exported_p50", "the same, median"),
     ("kl_intervened_exported_p99", "the same, 99th percentile"),
     ("kl_intervened_exported_p999", "the same, 99.9th percentile"),
     ("kl_intervened_exported_max", "the same, maximum"),
@@ -27,9 +28,9 @@ _SHOWN = (
     ("retain_kl_original_intervened_mean", "KL, parent to intervened runtime, mean"),
     ("noise_floor_attention_mean", "the parent's noise floor, attention implementation"),
     ("noise_floor_dtype_mean", "the parent's noise floor, float32 against bfloat16 arithmetic"),
+    ("noise_floor_dtype_firing_mean", "that floor on tokens on which an edited feature fires"),
     ("top1_agreement", "next-token agreement, intervened runtime and this checkpoint"),
-    ("noise_top1_agreement", "the same between the parent in the runtime and under stock attention"),
-    ("noise_floor_dtype_firing_mean", "the same on tokens on which an edited feature fires"),
+    ("noise_top1_agreement", "that agreement between the parent in the runtime and under stock attention"),
     ("kl_intervened_exported_in_stored_dtype_mean", "KL, intervened runtime to this checkpoint as stored"),
     ("kl_intervened_exported_in_stored_dtype_firing_mean", "the same on firing tokens"),
     ("greedy_match", "greedy tokens agreed on before the first difference, 64 each"),

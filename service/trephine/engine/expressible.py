@@ -5,6 +5,9 @@ from __future__ import annotations
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Mode, PatternMode, Selector
 
+SERVED = "or serve the edit instead (requests that name it: `--edit`)"
+"""What can be done with an edit that no weights can express."""
+
 
 def require_everywhere(selector: Selector, where: str) -> None:
     """Refuse a selector that leaves anything out.
@@ -24,7 +27,7 @@ def require_everywhere(selector: Selector, where: str) -> None:
         chosen, default = getattr(selector, name), getattr(plain, name)
         if (set(chosen) != set(default)) if name == "phases" else (chosen != default):
             raise refusal(
-                f"{where}.selector.{name}", f"{reason}; leave {name} out of an edit that is to ship"
+                f"{where}.selector.{name}", f"{reason}; leave {name} out of an edit that is to ship, {SERVED}"
             )
 
 
@@ -35,15 +38,25 @@ def require_unlimited(mode: Mode, where: str) -> None:
         EditNotExpressibleError: Naming the field under `where`.
     """
     if mode.last_layer is not None:
-        raise refusal(f"{where}.mode.last_layer", "a change of weights reaches every later layer")
+        raise refusal(
+            f"{where}.mode.last_layer",
+            f"a change of weights reaches every later layer; leave it out, {SERVED}",
+        )
     if mode.patterns is not PatternMode.LIVE:
         raise refusal(
-            f"{where}.mode.patterns", "attention follows changed weights; patterns cannot be frozen"
+            f"{where}.mode.patterns",
+            f"attention follows changed weights; leave patterns `live`, {SERVED}",
         )
     if mode.strength != 1:
-        raise refusal(f"{where}.mode.strength", "the operation must be written out at its full strength")
+        raise refusal(
+            f"{where}.mode.strength",
+            "the operation must be written out at its full strength; give the effect that is meant, "
+            "e.g. scale by 0.5 for half an ablation",
+        )
     if mode.heads:
-        raise refusal(f"{where}.mode.heads", "a neuron's column is read by every head")
+        raise refusal(
+            f"{where}.mode.heads", f"changed weights are read by every head; leave heads out, {SERVED}"
+        )
 
 
 def refusal(field_name: str, why: str) -> EditNotExpressibleError:

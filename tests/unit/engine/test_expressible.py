@@ -64,11 +64,13 @@ def hosted():
 
 @pytest.mark.parametrize(("intervention", "field"), REFUSED, ids=lambda value: str(value)[-30:])
 def test_what_weights_cannot_express_is_refused_by_name(hosted, intervention, field):
-    """The context names the field of the third intervention; the message says why."""
+    """The context names the field of the third intervention; the message says why and what can be done."""
     with pytest.raises(EditNotExpressibleError) as caught:
         sort_operations(hosted, (PLAIN, PLAIN, intervention))
     assert caught.value.context["field"] == f"interventions[2].{field}"
-    assert "cannot be written into weights: " in caught.value.message
+    message = caught.value.message
+    assert "cannot be written into weights: " in message
+    assert any(word in message for word in ("serve the edit instead", " use "))
 
 
 def test_both_phases_in_any_order_are_everywhere(hosted):

@@ -34,7 +34,7 @@ from trephine.domain.interventions import (
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
 from trephine.engine.changes import Affine, change_of
-from trephine.engine.expressible import refusal, require_everywhere, require_unlimited
+from trephine.engine.expressible import SERVED, refusal, require_everywhere, require_unlimited
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import check_intervention
 from trephine.engine.replacements.sets import layer_info, opened
@@ -196,7 +196,10 @@ def _require_expressible(hosted: HostedModel, intervention: Intervention, where:
             f"weights have no text to take {operation.kind} from; measure the mean and use `set`",
         )
     if isinstance(operation, AddNormScaled):
-        raise refusal(f"{where}.operation", "add_norm_scaled depends on the activation's norm")
+        raise refusal(
+            f"{where}.operation",
+            f"add_norm_scaled depends on the activation's norm; use `add` with a measured amount, {SERVED}",
+        )
     if condition is not None and not (
         isinstance(target, FeatureTarget)
         and target.feature == condition.feature
@@ -204,7 +207,8 @@ def _require_expressible(hosted: HostedModel, intervention: Intervention, where:
     ):
         raise refusal(
             f"{where}.condition",
-            "weights act on every input; they cannot ask for another feature's activation first",
+            "weights act on every input; they cannot ask for another feature's activation first; drop the "
+            f"condition or ask for the feature itself (not for neurons), {SERVED}",
         )
     if intervention.error_term is not ErrorTerm.LIVE and not _is_neuron(intervention):
         raise refusal(
@@ -242,10 +246,17 @@ def _require_module_site(site: Site, where: str) -> None:
 def _affine(intervention: Intervention, where: str) -> Affine:
     change = change_of(intervention.operation, norm=1.0, donor=None)
     if not isinstance(change, Affine):
-        raise refusal(f"{where}.operation", "it depends on more than the value itself")
+        raise refusal(
+            f"{where}.operation",
+            f"it depends on more than the value itself; use ablate, scale, set, clamp or add, {SERVED}",
+        )
     bounded = float(change.low) != -inf or float(change.high) != inf
     if _is_neuron(intervention) and bounded:
-        raise refusal(f"{where}.operation", "a column of weights can scale and shift a neuron, not clamp it")
+        raise refusal(
+            f"{where}.operation",
+            "a column of weights can scale and shift a neuron, not clamp it; use ablate, scale, set or add, "
+            f"{SERVED}",
+        )
     return change
 
 
@@ -267,7 +278,10 @@ def _map(hosted: HostedModel, number: int, intervention: Intervention) -> MapOp:
         unit = unit / norm if norm else unit
     change = change_of(operation, norm=norm, donor=None)
     if not isinstance(change, Affine) or (not isinstance(operation, Ablate | Scale) and unit is None):
-        raise refusal(f"interventions[{number}].operation", "a whole site can be scaled or ablated only")
+        raise refusal(
+            f"interventions[{number}].operation",
+            f"a whole site can be scaled or ablated only; do one of these, {SERVED}",
+        )
     return MapOp(number=number, site=site, unit=unit, change=change)
 
 
