@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-removal bench-kills bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -69,6 +69,11 @@ bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health unde
 bench-export: $(VENV)/dev.stamp ## Ten features by graft, ridge, projection and no-op, fp32 and bf16
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.export --transcoders $(SHARED)/replacements/smollm2-135m-tc \
+		--text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-gguf: $(VENV)/dev.stamp ## The ten features' grafts in GGUF files, reloaded by stock transformers
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.export_gguf --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
 
 bench-removal: $(VENV)/dev.stamp ## Ten edits under attack: removed or suppressed

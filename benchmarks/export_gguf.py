@@ -65,7 +65,12 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="the fetched smollm2 if not given")
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--compile-for", choices=GGUF_TYPES, default="q4_0")
+    parser.add_argument(
+        "--compile-for",
+        choices=(*GGUF_TYPES, "none"),
+        default="q4_0",
+        help="none: as for stock tools, with `mlp_bias`, which the GGUF loader drops",
+    )
     parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_0"])
     parser.add_argument("--fit-windows", type=int, default=8)
     parser.add_argument("--windows", type=int, default=3)
@@ -86,7 +91,8 @@ def main() -> int:
         model=hosted.info.name, weight_hash=hosted.info.weight_hash, create_time="",
     )  # fmt: skip
     entries = read_entries(hosted.folder)
-    program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=given.compile_for))
+    made_for = None if given.compile_for == "none" else given.compile_for
+    program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=made_for))
     plain = windows_logits(hosted, parts.measured)
     say(f"compiled for {given.compile_for}; {int(mask.sum())} of {mask.numel()} tokens fire")
     say("| file | edit KL | recovery | recovery, firing | quantising alone |\n|---|---|---|---|---|")
