@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -166,8 +165,8 @@ async def test_a_removal_can_be_predicted_and_cancelled(model: AsyncModel):
     assert predicted.texts == (48, 0, 32)
     dear = await model.predict_remove_spurious(TRAINING, **{**SMALL, "fit_texts": 48, "random_sets": 50})
     assert dear.seconds > predicted.seconds
-    started = await model.start_remove_spurious(TRAINING, **{**SMALL, "exact": 4000, "random_sets": 100})
-    await asyncio.sleep(0.3)
+    long = {**SMALL, "exact": 4000, "random_sets": 100, "estimator": "integrated_gradients", "steps": 100}
+    started = await model.start_remove_spurious(TRAINING, **long)
     await started.cancel()
     with pytest.raises(CancelledByCallerError):
         await started.result()

@@ -121,6 +121,8 @@ def test_the_parent_may_be_a_fetched_model(folders, monkeypatch):
     delta = make_delta("tiny", exported, root / "delta")
     rebuilt = apply_delta(delta, "models/tiny", root / "rebuilt")
     assert (rebuilt / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    (root / "elsewhere" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(root / "elsewhere" / "empty")  # a path that leads to weights is one, whatever its name
     for name in ("tinier", "..", "models/../models/tiny", ""):
         with pytest.raises(LocalFileError, match=r"models fetch|no \*.safetensors"):
             make_delta(name, exported, root / "other")

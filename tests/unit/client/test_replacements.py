@@ -120,7 +120,7 @@ def test_a_fit_takes_its_recipe_as_keywords(fake: FakeService, trephine: Trephin
     assert (recipe.k, recipe.warm_start, recipe.end_to_end.tokens) == (4, False, 10)
     assert not recipe.HasField("d_sae")
     assert report.gap is not None
-    assert report.gap.ce_local_control is None
+    assert (report.gap.ce_local_control, report.gap.closed) == (3.45, 0.6)
     assert trephine.replacements.fit("f1").replacement_set == "replacements/mine"
     with pytest.raises(LocalFileError):
         trephine.model("tiny").fit_replacements("mine", corpus=tmp_path / "none.txt")
