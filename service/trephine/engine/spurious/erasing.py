@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels
+from trephine.engine.spurious.examples import Example, attributes, labels
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.judgement import FEWEST, separation
 from trephine.engine.spurious.pooling import Readout
@@ -46,35 +46,34 @@ def erased_head(
         apart.
     """
     texts = study.fitted if texts is None else texts
-    directions = yield from attribute_directions(study, removed, texts)
+    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
+    directions = yield from attribute_directions(study, removed, texts, pooled)
     if not len(directions):
         return None
-    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
     return fit_erased(study.readout, pooled, labels(texts), directions)
 
 
 def attribute_directions(
-    study: Study, removed: Removed, texts: Sequence[Example]
+    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
 ) -> Generator[Progress | None, None, Tensor]:
     """Return what the attribute changes in the pooled vector, float64 `(k, d_model)`.
 
     The difference of means of examples of the attribute, and of `texts` where they are of all groups; several
-    directions of the twins of `texts`.
+    directions of the twins of `texts`, whose vectors are `pooled (n_texts, d_model)`.
     """
     data, found = study.data, list[Tensor]()
     if _enough(data.attribute):
         examples = yield from study.pool([one.ids for one in data.attribute], removed, "erasing, examples")
         found.append(separation(examples, attributes(data.attribute)))
-    paired = [one for one in texts if one.twin is not None]
+    paired = [row for row, one in enumerate(texts) if one.twin is not None]
     if len(paired) >= FEWEST:
-        originals = yield from study.pool([one.ids for one in paired], removed, "erasing, originals")
-        twins = yield from study.pool([one.twin or one.ids for one in paired], removed, "erasing, twins")
-        found += changed_directions(originals, twins)
-    known = [one for one in texts if one.attribute != UNKNOWN]
-    if all(_enough([one for one in known if one.label == label]) for label in (0, 1)):
-        vectors = yield from study.pool([one.ids for one in known], removed, "erasing, groups")
-        y, sides = labels(known), attributes(known)
-        parts = [separation(vectors[y == label], sides[y == label]) for label in (0, 1)]
+        edited = [texts[row].twin or texts[row].ids for row in paired]
+        twins = yield from study.pool(edited, removed, "erasing, twins")
+        found += changed_directions(pooled[paired], twins)
+    y, sides = labels(texts), attributes(texts)
+    cells = [[(y == label) & (sides == side) for side in (0, 1)] for label in (0, 1)]
+    if min(int(cell.sum()) for row in cells for cell in row) >= FEWEST:
+        parts = [separation(pooled[y == label], sides[y == label]) for label in (0, 1)]
         found.append((parts[0] + parts[1]) / 2)
     return torch.stack(found) if found else torch.zeros(0, study.hosted.info.d_model).double()
 
