@@ -30,9 +30,10 @@ Change = Callable[[int, Tensor], Tensor]
 def keeping(space: NodeSpace, pack: Pack, circuit: Tensor, replaced: States) -> Change:
     """Keep the nodes where bool `circuit (count,)` holds, and position 0; replace all others."""
     start = (pack.clean.position < FIRST)[:, None]
+    kept = circuit.to(start.device)
 
     def change(place: int, live: Tensor) -> Tensor:
-        keep = space.kept_at(pack, circuit, place) | start
+        keep = space.kept_at(pack, kept, place) | start
         return torch.where(keep, live, replaced[place].activations.to(live.dtype))
 
     return change

@@ -71,7 +71,7 @@ def unexplained(reconstructed: Tensor, truth: Tensor) -> float:
 
 
 def _relative_error(reconstructed: Tensor, truth: Tensor) -> float:
-    return _squares(truth, reconstructed) / _squares(truth, torch.zeros(()).expand_as(truth))
+    return _squares(truth, reconstructed) / _squares(truth, truth.new_zeros(()).expand_as(truth))
 
 
 def _squares(first: Tensor, second: Tensor) -> float:
