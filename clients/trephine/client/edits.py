@@ -127,9 +127,29 @@ class Exports:
             return None
         return export if export.certificate.edit_hash == edit.content_hash else None
 
-    def verify(self, name: str) -> VerifiedExport:
-        """Check the folder where it was published."""
-        request = edit_service_pb2.VerifyExportRequest(name=requests.resource("exports", name))
+    def list(self, *, edit: Edit | str | None = None) -> tuple[Export, ...]:
+        """Published exports, newest first, without files, measurements and tensors: `get` has all of one.
+
+        Args:
+            edit: Only of this edit: by name of all its versions, as a value of what does as that one does.
+        """
+        found = pages(self._wire, self._wire.edits.ListExports, requests.exports(edit))
+        return tuple(decode(Export, export) for page in found for export in page.exports)
+
+    def verify(
+        self, name: str, *, identity: str | None = None, identity_provider: str | None = None
+    ) -> VerifiedExport:
+        """Check the folder where it was published.
+
+        Args:
+            name: Of the export.
+            identity: Who must have signed it with Sigstore; unset: whatever signature it has must hold.
+            identity_provider: URL of who must have vouched for the identity; needed with it.
+
+        Raises:
+            SignatureKindError: If an identity is asked for and the folder is signed with a key.
+        """
+        request = requests.verify_export(name, identity, identity_provider)
         return decode(VerifiedExport, self._wire.call(self._wire.edits.VerifyExport, request))
 
     def start(
@@ -144,11 +164,14 @@ class Exports:
         keep_shapes: bool = False,
         attack: bool = False,
         gguf: Sequence[str] = (),
+        sigstore: bool = False,
+        identity_token: str | None = None,
         request_id: str | None = None,
     ) -> Operation[Export]:
-        """Start compiling, certifying and publishing on the server."""
+        """Start compiling, certifying and publishing on the server; the arguments are those of `export`."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf, request_id
+            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf),
+            *(sigstore, identity_token, request_id),
         )
         message = self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return Operation(self._wire, message, lambda result: decode(Export, result))
@@ -198,14 +221,21 @@ def require_certified(export: Export) -> None:
         raise CheckpointUnverifiedError(f"{export.name} missed its gates ({missed}); nothing was downloaded")
 
 
-def export_id_for(folder: str | Path, edit: Edit, *, attack: bool = False, gguf: Sequence[str] = ()) -> str:
+def export_id_for(
+    folder: str | Path,
+    edit: Edit,
+    *,
+    attack: bool = False,
+    gguf: Sequence[str] = (),
+    sigstore: bool = False,
+) -> str:
     """A name on the server for a folder here: what the folder is called, and the edit's digest.
 
     The same edit into the same folder finds the same export again, so that nothing is compiled twice. One
-    that was attacked has a name of its own: its certificate says more.
+    that was attacked has a name of its own, as its certificate says more; so has one signed with Sigstore.
     """
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
     more = "".join(
         ("-attacked" if attack else "", "-gguf-" if gguf else "", "-".join(sorted(gguf)).replace("_", ""))
-    )
+    ) + ("-sigstore" if sigstore else "")
     return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{more}"

@@ -18,6 +18,7 @@ from trephine.v1 import (
     circuit_targets_pb2,
     common_pb2,
     edit_service_pb2,
+    export_signing_pb2,
     generation_service_pb2,
     gguf_pb2,
     intervention_service_pb2,
@@ -198,9 +199,12 @@ def export(
     keep_shapes: bool,
     attack: bool,
     gguf: Sequence[str],
+    sigstore: bool,
+    identity_token: str | None,
     request_id: str | None,
 ) -> edit_service_pb2.ExportCheckpointRequest:
-    """Compile and publish."""
+    """Compile and publish; a token is for Sigstore, and asks for it."""
+    signing = export_signing_pb2.SigstoreSigning(identity_token=identity_token)
     return edit_service_pb2.ExportCheckpointRequest(
         edit=edit_name(edit),
         export_id=export_id,
@@ -211,7 +215,25 @@ def export(
         keep_shapes=keep_shapes,
         attack=attack,
         gguf=gguf_types(gguf),
+        sigstore=signing if sigstore or identity_token is not None else None,
         request_id=fresh_id(request_id),
+    )
+
+
+@sendable
+def exports(edit: Edit | str | None) -> edit_service_pb2.ListExportsRequest:
+    """Ask for all exports, or for those of an edit."""
+    named = "" if edit is None else edit_name(edit)
+    return edit_service_pb2.ListExportsRequest(edit=named, page_size=500)
+
+
+@sendable
+def verify_export(
+    name: str, identity: str | None, identity_provider: str | None
+) -> edit_service_pb2.VerifyExportRequest:
+    """Check a published folder."""
+    return edit_service_pb2.VerifyExportRequest(
+        name=resource("exports", name), identity=identity or "", identity_provider=identity_provider or ""
     )
 
 

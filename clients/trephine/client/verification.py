@@ -2,9 +2,11 @@
 
 Needs neither a server nor torch. What it proves: no byte differs from what was certified, the gates are
 those of the plan and hold, and every tensor is its parent's unless the plan names it. Who made the folder
-is proved by a signature and a public key that you got by another way, and by nothing else.
+is proved by a signature and a public key that you got by another way, or by an identity that Sigstore vouches
+for, and by nothing else.
 
     python -m trephine.client.verification FOLDER [--json] [--public-key PEM]
+        [--identity NAME --identity-provider URL [--sigstore-trust-config FILE]]
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,19 +22,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trephine.client.digests import file_digest, tensor_digests
-from trephine.client.local_errors import LocalFileError
+from trephine.client.errors import TrephineError
+from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
 
 CERTIFICATE = "certificate.json"
 MANIFEST = "edit_manifest.json"
-SIGNATURE = "trephine.sig"
-SUMS = "trephine.sha256"
-PUBLIC_KEY = "public_key.pem"
 NEXT_STEP = (
     "fetch the folder again and verify the copy; if that fails as well, ask whoever published it, "
     "and do not load it"
 )
 """What to do with a folder that does not verify."""
-_KEYS = "a server's own is signing.pub.pem in its state folder"
 _MISSING = "{}: missing"
 
 
@@ -125,26 +123,45 @@ class _Manifest(_Record):
     files: tuple[_File, ...]
 
 
-def verify_folder(folder: str | Path, *, public_key: str | Path | None = None) -> Verification:
+def verify_folder(
+    folder: str | Path,
+    *,
+    public_key: str | Path | None = None,
+    identity: str | None = None,
+    identity_provider: str | None = None,
+    sigstore_trust_config: str | Path | None = None,
+) -> Verification:
     """Check a folder that was exported by Trephine.
 
     Args:
         folder: The folder.
         public_key: A PEM file that you trust. None uses the one inside the folder, which proves that the
             folder is whole, not who made it. A server's lies in its state folder, `signing.pub.pem`.
+        identity: Who must have signed with Sigstore: an address, or the URI of a workflow.
+        identity_provider: URL of who must have vouched for the identity; needed with it.
+        sigstore_trust_config: JSON file of another Sigstore than the public one.
 
     Raises:
         LocalFileError: If `public_key` is no PEM file of a public key.
+        InvalidRequestError: If half of an identity is given, or both an identity and a key.
+        SignatureKindError: If a folder signed with a key is asked for an identity, or the reverse.
+        SigstoreUnreachableError: If an identity is asked for and no trust root is to be had.
     """
-    if public_key is not None:
-        _require_public_key(Path(public_key))
+    trust = Trust(
+        public_key=None if public_key is None else Path(public_key),
+        identity=identity,
+        identity_provider=identity_provider,
+        trust_config=None if sigstore_trust_config is None else Path(sigstore_trust_config),
+    )
+    trust.require_usable()
     root, notes = Path(folder), list[str]()
     if not root.is_dir():
         return Verification(passed=False, problems=(f"{root} is no folder",))
+    require_kind(root, trust)
     names = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
     )
-    found = _check(root, names, notes, None if public_key is None else Path(public_key))
+    found = _check(root, names, notes, trust)
     problems = tuple(dict.fromkeys(found))
     return Verification(
         passed=not problems,
@@ -164,7 +181,7 @@ def _removal(root: Path) -> str:
     return found.verdict if found is not None else "not attacked"
 
 
-def _check(root: Path, names: list[str], notes: list[str], key: Path | None) -> Iterator[str]:
+def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iterator[str]:
     missing = [name for name in (SUMS, MANIFEST, CERTIFICATE) if name not in names]
     if missing:
         yield f"{', '.join(missing)} missing: this is no folder that Trephine published"
@@ -188,7 +205,7 @@ def _check(root: Path, names: list[str], notes: list[str], key: Path | None) -> 
     yield from _check_tensors(root, manifest)
     yield from _check_chain(raw["plan"], manifest, certificate)
     yield from _check_gates(manifest, certificate)
-    yield from _check_signature(root, names, notes, key)
+    yield from check_signature(root, names, notes, trust)
 
 
 def _check_sums(root: Path, found: dict[str, _File]) -> Iterator[str]:
@@ -290,67 +307,19 @@ def _check_gates(manifest: _Manifest, certificate: _Certificate) -> Iterator[str
         yield f"{CERTIFICATE}: its verdict is not that of its gates"
 
 
-# --- signature -----------------------------------------------------------------------------------
-
-
-def _check_signature(root: Path, names: list[str], notes: list[str], key: Path | None) -> Iterator[str]:
-    if SIGNATURE not in names:
-        notes.append("not signed: nothing proves who made this folder")
-        if key is not None:
-            yield f"{SIGNATURE}: missing, and a public key was given"
-        if PUBLIC_KEY in names:
-            yield f"{SIGNATURE}: missing, though a public key was published"
-        return
-    try:
-        from model_signing.verifying import Config
-    except ImportError:
-        notes.append("the signature was not checked: install the package `model-signing`")
-        if key is not None:
-            yield f"{SIGNATURE}: a public key was given, but the package `model-signing` is not installed"
-        return
-    if key is None:
-        notes.append("signed by the key inside the folder: whole, but only a key of your own proves by whom")
-    try:
-        from model_signing.hashing import Config as Hashing
-
-        hashing = Hashing().set_ignored_paths(paths=(SIGNATURE, SUMS), ignore_git_paths=False)
-        verifier = Config().set_hashing_config(hashing)
-        verifier.use_elliptic_key_verifier(public_key=key or root / PUBLIC_KEY)
-        verifier.verify(root, root / SIGNATURE)
-    except Exception as error:  # the library raises whatever its parsers raise; all of it means "no"
-        yield f"{SIGNATURE}: {_unsigned(error)}"
-
-
-def _require_public_key(path: Path) -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LocalFileError(f"the public key {path} cannot be read: {error.strerror}; {_KEYS}") from error
-    if b"-----BEGIN PUBLIC KEY-----" not in content:
-        raise LocalFileError(f"{path} is no PEM file of a public key; {_KEYS}")
-
-
-def _unsigned(error: Exception) -> str:
-    """Say in a sentence why a signature does not hold; the library's own words list digests."""
-    text = str(error)
-    changed = sorted(set(re.findall(r"Hash mismatch for \\?'([^'\\]+)", text)))
-    if changed:
-        return f"does not hold: {', '.join(changed)} is not what was signed"
-    first = text.splitlines()[0][:160] if text else "no reason given"
-    return f"does not hold ({type(error).__name__}: {first})"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the folder named on the command line; 0 if everything holds, 2 for a bad key, 3 if not."""
-    parser = argparse.ArgumentParser(prog="verification", description="Check an exported checkpoint folder.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--public-key", type=Path, help="PEM file of the key that you trust")
-    given = parser.parse_args(arguments)
+    """Check the folder named on the command line; 0 if everything holds, 2 for a wrong question, 3 if not."""
+    given = _arguments().parse_args(arguments)
     try:
-        outcome = verify_folder(given.folder, public_key=given.public_key)
-    except LocalFileError as error:
-        parser.error(str(error))
+        outcome = verify_folder(
+            given.folder,
+            public_key=given.public_key,
+            identity=given.identity,
+            identity_provider=given.identity_provider,
+            sigstore_trust_config=given.sigstore_trust_config,
+        )
+    except TrephineError as error:
+        return _refused(error, as_json=given.json)
     if given.json:
         sys.stdout.write(outcome.model_dump_json() + "\n")
     else:
@@ -360,6 +329,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0 if outcome.passed else 3
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="verification", description="Check an exported checkpoint folder.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--public-key", type=Path, help="PEM file of the key that you trust")
+    parser.add_argument("--identity", help="who must have signed with Sigstore")
+    parser.add_argument("--identity-provider", help="URL of who must have vouched for the identity")
+    parser.add_argument("--sigstore-trust-config", type=Path, help="of another Sigstore than the public one")
+    return parser
+
+
+def _refused(error: TrephineError, *, as_json: bool) -> int:
+    """Say why the question cannot be answered: on stderr, for programs on stdout."""
+    if as_json:
+        body = {"error": {"reason": error.reason, "message": error.message, "context": error.context}}
+        sys.stdout.write(json.dumps(body) + "\n")
+    sys.stderr.write(f"error: {error.message} [{error.reason}]\n")
+    return 2
 
 
 if __name__ == "__main__":

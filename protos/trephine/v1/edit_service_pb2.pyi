@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.edit_history_pb2
+import trephine.v1.export_signing_pb2
 import trephine.v1.gguf_pb2
 import trephine.v1.interventions_pb2
 import trephine.v1.live_edits_pb2
@@ -706,6 +707,7 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     KEEP_SHAPES_FIELD_NUMBER: builtins.int
     ATTACK_FIELD_NUMBER: builtins.int
     GGUF_FIELD_NUMBER: builtins.int
+    SIGSTORE_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name, with a version or without."""
     export_id: builtins.str
@@ -730,6 +732,10 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     def gguf(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[trephine.v1.gguf_pb2.GgufType.ValueType]:
         """Write these GGUF files as well, at `gguf/TYPE.gguf`, and measure each. As in PlanExportRequest."""
 
+    @property
+    def sigstore(self) -> trephine.v1.export_signing_pb2.SigstoreSigning:
+        """Sign with Sigstore. Unset: with the server's key, which needs no network."""
+
     def __init__(
         self,
         *,
@@ -744,13 +750,16 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
         keep_shapes: builtins.bool = ...,
         attack: builtins.bool = ...,
         gguf: collections.abc.Iterable[trephine.v1.gguf_pb2.GgufType.ValueType] | None = ...,
+        sigstore: trephine.v1.export_signing_pb2.SigstoreSigning | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "gguf", b"gguf", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "sigstore", b"sigstore", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "gguf", b"gguf", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "sigstore", b"sigstore", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_model", b"_model"]) -> typing.Literal["model"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_sigstore", b"_sigstore"]) -> typing.Literal["sigstore"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_text", b"_text"]) -> typing.Literal["text"] | None: ...
 
@@ -956,10 +965,14 @@ class Export(google.protobuf.message.Message):
     CERTIFICATE_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
     SIGNED_FIELD_NUMBER: builtins.int
+    SIGNED_BY_FIELD_NUMBER: builtins.int
+    CREATE_TIME_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `exports/edited`."""
     signed: builtins.bool
     """Whether it is signed."""
+    create_time: builtins.str
+    """RFC 3339, UTC; empty: published before this was kept."""
     @property
     def certificate(self) -> global___Certificate:
         """What was measured."""
@@ -968,6 +981,10 @@ class Export(google.protobuf.message.Message):
     def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExportedFile]:
         """Everything inside."""
 
+    @property
+    def signed_by(self) -> trephine.v1.export_signing_pb2.SignedBy:
+        """By whom. Unset: it is not signed, or was published before this was kept."""
+
     def __init__(
         self,
         *,
@@ -975,11 +992,66 @@ class Export(google.protobuf.message.Message):
         certificate: global___Certificate | None = ...,
         files: collections.abc.Iterable[global___ExportedFile] | None = ...,
         signed: builtins.bool = ...,
+        signed_by: trephine.v1.export_signing_pb2.SignedBy | None = ...,
+        create_time: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["certificate", b"certificate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "files", b"files", "name", b"name", "signed", b"signed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_signed_by", b"_signed_by", "certificate", b"certificate", "signed_by", b"signed_by"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_signed_by", b"_signed_by", "certificate", b"certificate", "create_time", b"create_time", "files", b"files", "name", b"name", "signed", b"signed", "signed_by", b"signed_by"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_signed_by", b"_signed_by"]) -> typing.Literal["signed_by"] | None: ...
 
 global___Export = Export
+
+@typing.final
+class ListExportsRequest(google.protobuf.message.Message):
+    """Ask for a page of exports."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EDIT_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    edit: builtins.str
+    """Only of this edit: its resource name, with a version or without. Empty: of all."""
+    page_size: builtins.int
+    """At most this many; 0 means 50, above 500 is 500."""
+    page_token: builtins.str
+    """From the last response."""
+    def __init__(
+        self,
+        *,
+        edit: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["edit", b"edit", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListExportsRequest = ListExportsRequest
+
+@typing.final
+class ListExportsResponse(google.protobuf.message.Message):
+    """A page of exports."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPORTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def exports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Export]:
+        """The exports, without `files`, and without measurements and tensors of their certificates; GetExport returns
+        all of one.
+        """
+
+    def __init__(
+        self,
+        *,
+        exports: collections.abc.Iterable[global___Export] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exports", b"exports", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListExportsResponse = ListExportsResponse
 
 @typing.final
 class GetExportRequest(google.protobuf.message.Message):
@@ -1006,14 +1078,22 @@ class VerifyExportRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    IDENTITY_FIELD_NUMBER: builtins.int
+    IDENTITY_PROVIDER_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name."""
+    identity: builtins.str
+    """Who must have signed it with Sigstore. Empty: whatever signature it has must hold."""
+    identity_provider: builtins.str
+    """URL of who must have vouched for the identity; needed with it."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        identity: builtins.str = ...,
+        identity_provider: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["identity", b"identity", "identity_provider", b"identity_provider", "name", b"name"]) -> None: ...
 
 global___VerifyExportRequest = VerifyExportRequest
 

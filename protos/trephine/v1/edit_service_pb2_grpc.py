@@ -156,6 +156,11 @@ class EditServiceStub(object):
                 request_serializer=trephine_dot_v1_dot_edit__service__pb2.GetExportRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_edit__service__pb2.Export.FromString,
                 _registered_method=True)
+        self.ListExports = channel.unary_unary(
+                '/trephine.v1.EditService/ListExports',
+                request_serializer=trephine_dot_v1_dot_edit__service__pb2.ListExportsRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListExportsResponse.FromString,
+                _registered_method=True)
         self.VerifyExport = channel.unary_unary(
                 '/trephine.v1.EditService/VerifyExport',
                 request_serializer=trephine_dot_v1_dot_edit__service__pb2.VerifyExportRequest.SerializeToString,
@@ -337,6 +342,13 @@ class EditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExports(self, request, context):
+        """Published exports, newest first, each in short.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyExport(self, request, context):
         """Check a published folder: hashes, manifest, certificate, gates, signature.
         """
@@ -468,6 +480,11 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.GetExport,
                     request_deserializer=trephine_dot_v1_dot_edit__service__pb2.GetExportRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_edit__service__pb2.Export.SerializeToString,
+            ),
+            'ListExports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExports,
+                    request_deserializer=trephine_dot_v1_dot_edit__service__pb2.ListExportsRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_edit__service__pb2.ListExportsResponse.SerializeToString,
             ),
             'VerifyExport': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyExport,
@@ -1102,6 +1119,33 @@ class EditService(object):
             '/trephine.v1.EditService/GetExport',
             trephine_dot_v1_dot_edit__service__pb2.GetExportRequest.SerializeToString,
             trephine_dot_v1_dot_edit__service__pb2.Export.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.EditService/ListExports',
+            trephine_dot_v1_dot_edit__service__pb2.ListExportsRequest.SerializeToString,
+            trephine_dot_v1_dot_edit__service__pb2.ListExportsResponse.FromString,
             options,
             channel_credentials,
             insecure,

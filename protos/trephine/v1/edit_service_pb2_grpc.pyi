@@ -173,6 +173,12 @@ class EditServiceStub:
     ]
     """One published export."""
 
+    ListExports: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.edit_service_pb2.ListExportsRequest,
+        trephine.v1.edit_service_pb2.ListExportsResponse,
+    ]
+    """Published exports, newest first, each in short."""
+
     VerifyExport: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.VerifyExportRequest,
         trephine.v1.edit_service_pb2.VerifyExportResponse,
@@ -333,6 +339,12 @@ class EditServiceAsyncStub:
         trephine.v1.edit_service_pb2.Export,
     ]
     """One published export."""
+
+    ListExports: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.edit_service_pb2.ListExportsRequest,
+        trephine.v1.edit_service_pb2.ListExportsResponse,
+    ]
+    """Published exports, newest first, each in short."""
 
     VerifyExport: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.VerifyExportRequest,
@@ -540,6 +552,14 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.edit_service_pb2.Export, collections.abc.Awaitable[trephine.v1.edit_service_pb2.Export]]:
         """One published export."""
+
+    @abc.abstractmethod
+    def ListExports(
+        self,
+        request: trephine.v1.edit_service_pb2.ListExportsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trephine.v1.edit_service_pb2.ListExportsResponse, collections.abc.Awaitable[trephine.v1.edit_service_pb2.ListExportsResponse]]:
+        """Published exports, newest first, each in short."""
 
     @abc.abstractmethod
     def VerifyExport(

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.edits import Edits
 from trephine.app.files import TEMPORARY, sync_folder
+from trephine.app.identity_signing import IdentitySigning
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
 from trephine.app.records import RecordFolder
@@ -21,6 +23,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
     CheckpointUnverifiedError,
+    EngineLostError,
     ExportTargetExistsError,
     GateMissedError,
     InvalidRequestError,
@@ -36,6 +39,7 @@ from trephine.domain.exports import (
     PlanExport,
     VerifiedExport,
 )
+from trephine.domain.signing import IdentitySigner, SignedBy
 
 _CHUNK = 512 << 10
 
@@ -56,13 +60,25 @@ class Exports:
     """
 
     def __init__(
-        self, folder: Path, *, export_root: Path, models: Models, edits: Edits, signing_key: Path | None
+        self,
+        folder: Path,
+        *,
+        export_root: Path,
+        models: Models,
+        edits: Edits,
+        signing_key: Path | None,
+        identity_signer: IdentitySigner | None = None,
+        sigstore_trust_config: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._records = RecordFolder(folder, StoredExport)
         self._root = export_root.expanduser().resolve()
         self._models = models
         self._edits = edits
         self._signing_key = signing_key
+        self._identity = IdentitySigning(identity_signer)
+        self._trust_config = sigstore_trust_config
+        self._clock = clock or SystemClock()
         self._root.mkdir(parents=True, exist_ok=True)
 
     def sweep(self, operations: Container[str]) -> None:
@@ -89,13 +105,17 @@ class Exports:
         Raises:
             ExportTargetExistsError: If the name is taken.
             PathDeniedError: If the export root may not be written to.
+            SigningIdentityError: If it is to be signed as an identity, and there is none.
+            SigstoreUnreachableError: If that could not be done now.
             TrephineError: As `plan` does.
         """
         require_new_id(request.export_id, field="export_id")
         if not self._published_by(request.export_id, operation_id):
             self._require_free(request)
             self._require_writable()
+            await self._identity.require(request, operation_id)
             await self.plan(request.edit, request.model, request.options)
+            self._identity.keep(request, operation_id)
 
     async def run(
         self, request: ExportRequest, on_progress: Callable[[Progress], None], *, operation_id: str
@@ -106,16 +126,32 @@ class Exports:
             ExportTargetExistsError: If the name is taken by another export or folder.
             GateMissedError: If a measurement exceeds its bound; nothing is published.
             DiskFullError: If there is no room; nothing is left.
-            TrephineError: As `plan` does.
+            TrephineError: As `check` does.
         """
+        try:
+            export = await self._run(request, on_progress, operation_id)
+        except EngineLostError:
+            raise  # the same operation is tried again, and needs its token then
+        except BaseException:
+            self._identity.forget(operation_id)
+            raise
+        self._identity.forget(operation_id)
+        return export
+
+    async def _run(
+        self, request: ExportRequest, on_progress: Callable[[Progress], None], operation_id: str
+    ) -> Export:
         done = self._published_by(request.export_id, operation_id)
         if done is not None:
             return done
         self._require_free(request)
+        await self._identity.require(request, operation_id)
         staging = self._root / f"{TEMPORARY}{operation_id}"
         await asyncio.to_thread(_empty, staging)
         try:
             export = await self._compile(request, staging, on_progress)
+            built = staging / request.export_id
+            export = await self._identity.sign(request, export, built, operation_id)
             return await asyncio.to_thread(self._publish, request, export, staging, operation_id)
         except GateMissedError:
             self._keep_rejected(request, staging)
@@ -135,19 +171,36 @@ class Exports:
             raise ResourceNotFoundError(f"there is no export {export_id}", name=f"exports/{export_id}")
         return stored.export
 
-    async def list(self) -> tuple[Export, ...]:
-        """Return every published export, by name."""
-        stored = await asyncio.to_thread(self._records.all)
-        return tuple(each.export for name, each in stored.items() if self._target(name).is_dir())
+    async def list(self, edit: str | None = None) -> tuple[Export, ...]:
+        """Return published exports, newest first.
 
-    async def verify(self, name: str) -> VerifiedExport:
+        Args:
+            edit: Only those of this edit: `ID` for all its versions, `ID@VERSION` for what does as that does.
+
+        Raises:
+            ResourceNotFoundError: If a version is named that does not exist.
+        """
+        stored = await asyncio.to_thread(self._records.all)
+        found = [each.export for name, each in stored.items() if self._target(name).is_dir()]
+        if edit is not None:
+            name, _, version = edit.partition("@")
+            content = (await self._edits.get(edit)).content_hash if version else None
+            found = [one for one in found if _is_of(one, name, content)]
+        return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
+
+    async def verify(self, name: str, signer: SignedBy | None = None) -> VerifiedExport:
         """Check a published folder with the offline verifier, in a process of its own.
+
+        Args:
+            name: Of the export.
+            signer: Identity that must have signed it with Sigstore.
 
         Raises:
             ResourceNotFoundError: If there is none of that name.
+            SignatureKindError: If it is signed with a key, and an identity is asked for.
         """
         export = await self.get(name)
-        return await verify_folder(Path(export.folder))
+        return await verify_folder(Path(export.folder), signer=signer, trust_config=self._trust_config)
 
     async def file_chunks(self, name: str, path: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
         """Read a listed file in pieces of at most 512 KiB, each with where it begins.
@@ -192,12 +245,13 @@ class Exports:
 
         edit = await self._edits.get(request.edit)
         model = request.model or edit.model
+        key = None if request.sigstore else self._signing_key
         command = CompileExport(
             edit=edit,
             plan=await self._plan(edit, model, request.options),
             name=request.export_id,
             folder=str(staging / request.export_id),
-            signing_key=None if self._signing_key is None else str(self._signing_key),
+            signing_key=None if key is None else str(key),
             keep_rejected=request.keep_rejected,
             options=request.options,
         )
@@ -206,7 +260,8 @@ class Exports:
     def _publish(self, request: ExportRequest, export: Export, staging: Path, operation_id: str) -> Export:
         self._require_free(request)
         final = self._target(request.export_id)
-        export = replace(export, name=request.export_id, folder=str(final))
+        now = timestamp(self._clock.now())
+        export = replace(export, name=request.export_id, folder=str(final), create_time=now)
         self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
         os.rename(staging / request.export_id, final)
         sync_folder(self._root)
@@ -244,6 +299,13 @@ class Exports:
 
     def _target(self, export_id: str) -> Path:
         return self._root / export_id
+
+
+def _is_of(export: Export, edit: str, content_hash: str | None) -> bool:
+    certificate = export.certificate
+    if certificate.edit.removeprefix("edits/") != edit:
+        return False
+    return content_hash is None or certificate.edit_hash == content_hash
 
 
 def _published_file(folder: Path, path: str) -> BinaryIO:

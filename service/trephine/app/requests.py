@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from trephine.domain.circuit_queries import Pruning
 from trephine.domain.circuits import DiscoverCircuit
@@ -117,6 +120,14 @@ class ExportRequest:
     """Keep a folder that misses a gate as `NAME.rejected`."""
     options: ExportOptions = field(default_factory=ExportOptions)
     """How it is compiled and judged."""
+    sigstore: bool = False
+    """Sign as an identity, with Sigstore, in place of the server's key."""
+    token_given: bool = False
+    """An identity token came with the request; False: the server's own identity signs."""
+    identity_token: Annotated[str | None, Field(exclude=True)] = field(
+        default=None, repr=False, compare=False
+    )
+    """The token: in memory alone, never in what is stored or shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

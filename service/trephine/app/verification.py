@@ -9,19 +9,29 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from trephine.domain.errors import InternalError
+from trephine.domain.errors import InternalError, error_from
 from trephine.domain.exports import VerifiedExport
+from trephine.domain.signing import SignedBy
 
 _MODULE = "trephine.client.verification"
 _TIMEOUT_SECONDS = 600.0
 
 
-async def verify_folder(folder: Path) -> VerifiedExport:
+async def verify_folder(
+    folder: Path, *, signer: SignedBy | None = None, trust_config: Path | None = None
+) -> VerifiedExport:
     """Check hashes, manifest, certificate, gates and signature of a folder.
 
     The verifier is a process of its own that knows neither this server nor its records.
 
+    Args:
+        folder: The folder.
+        signer: Identity that must have signed with Sigstore; None: the signature alone is checked.
+        trust_config: Of another Sigstore than the public one.
+
     Raises:
+        SignatureKindError: If the folder is signed with a key, and an identity is asked for.
+        SigstoreUnreachableError: If an identity is asked for and no trust root is to be had.
         InternalError: If it gives no answer; that is never taken for a pass.
     """
     process = await asyncio.create_subprocess_exec(
@@ -30,6 +40,7 @@ async def verify_folder(folder: Path) -> VerifiedExport:
         _MODULE,
         str(folder),
         "--json",
+        *_signer_arguments(signer, trust_config),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -46,9 +57,19 @@ async def verify_folder(folder: Path) -> VerifiedExport:
     return _outcome(output, errors)
 
 
+def _signer_arguments(signer: SignedBy | None, trust_config: Path | None) -> list[str]:
+    if signer is None:
+        return []
+    named = [f"--identity={signer.identity}", f"--identity-provider={signer.identity_provider}"]
+    return named if trust_config is None else [*named, f"--sigstore-trust-config={trust_config}"]
+
+
 def _outcome(output: bytes, errors: bytes) -> VerifiedExport:
     try:
-        return TypeAdapter(VerifiedExport).validate_python(json.loads(output))
+        answer = json.loads(output)
+        if "error" in answer:
+            raise error_from(**answer["error"])
+        return TypeAdapter(VerifiedExport).validate_python(answer)
     except (ValueError, ValidationError) as error:
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         raise InternalError(f"the verifier gave no readable answer: {' '.join(last)}") from error

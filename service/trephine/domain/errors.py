@@ -12,6 +12,9 @@ from trephine.domain.error_root import ErrorKind as ErrorKind
 from trephine.domain.error_root import TrephineError as TrephineError
 from trephine.domain.error_root import error_from as error_from
 from trephine.domain.error_root import error_types as error_types
+from trephine.domain.signing_errors import SignatureKindError as SignatureKindError
+from trephine.domain.signing_errors import SigningIdentityError as SigningIdentityError
+from trephine.domain.signing_errors import SigstoreUnreachableError as SigstoreUnreachableError
 from trephine.domain.spurious_errors import AttributeConfoundedError as AttributeConfoundedError
 from trephine.domain.spurious_errors import EmptyGroupError as EmptyGroupError
 from trephine.domain.spurious_errors import HeadNotStockError as HeadNotStockError

@@ -9,6 +9,7 @@ from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.removal import Removal, Verdict
+from trephine.domain.signing import SignedBy
 
 Tier = Literal["noop", "exact", "graft", "ridge"]
 """`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
@@ -198,6 +199,10 @@ class Export:
     certificate: Certificate
     files: tuple[ExportedFile, ...]
     signed: bool
+    signed_by: SignedBy | None = None
+    """None: not signed, or entered before this was kept."""
+    create_time: str = ""
+    """RFC 3339, UTC: when it was published. Empty: before this was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +225,7 @@ class CompileExport(Command[Export, Progress]):
     folder: str
     """Absolute server path inside the export root; must not exist."""
     signing_key: str | None = None
-    """Server path of a PEM private key (P-256). None: not signed."""
+    """Server path of a PEM private key (P-256). None: not signed by the engine."""
     keep_rejected: bool = False
     """Keep a folder that misses a gate as `NAME.rejected`."""
     options: ExportOptions = field(default_factory=ExportOptions)

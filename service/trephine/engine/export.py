@@ -20,6 +20,7 @@ from trephine.domain.exports import (
     GateResult,
     Measurement,
 )
+from trephine.domain.signing import SignedBy
 from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
 from trephine.engine.attack.running import attacked
@@ -351,12 +352,14 @@ def _publish(
             yield from build.staging.publish(_rejected(target))
         raise _missed(certificate, kept=command.keep_rejected, name=command.name)
     yield from build.staging.publish(target)
+    signed = any(file.path == signing.SIGNATURE_NAME for file in files)
     return Export(
         name=command.name,
         folder=str(target),
         certificate=certificate,
         files=files,
-        signed=any(file.path == signing.SIGNATURE_NAME for file in files),
+        signed=signed,
+        signed_by=SignedBy() if signed else None,
     )
 
 

@@ -1,4 +1,7 @@
-"""Signing a checkpoint folder with the OpenSSF model-signing format (a Sigstore bundle over all files)."""
+"""Signing a checkpoint folder with a key, in the OpenSSF model-signing format (a bundle over all files).
+
+Signatures as an identity are not made here: an engine has no network and sees no tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from trephine.domain.errors import InvalidRequestError
+from trephine.domain.signing import PUBLIC_KEY_NAME as PUBLIC_KEY_NAME
+from trephine.domain.signing import SIGNATURE_NAME as SIGNATURE_NAME
+from trephine.domain.signing import SUMS_NAME as SUMS_NAME
+from trephine.domain.signing import UNSIGNED as UNSIGNED
 from trephine.engine.staging import full_disk_refused
 
-SIGNATURE_NAME = "trephine.sig"
-PUBLIC_KEY_NAME = "public_key.pem"
-SUMS_NAME = "trephine.sha256"
 _POLL_SECONDS = 0.03
-UNSIGNED = (SIGNATURE_NAME, SUMS_NAME)
-"""The signature cannot cover itself, nor the list of digests that covers the signature."""
 
 
 def write_public_key(private_key: Path, folder: Path) -> None:

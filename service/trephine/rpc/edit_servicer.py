@@ -28,6 +28,7 @@ from trephine.rpc.wire.edits import (
     export_id,
     propose_from_wire,
 )
+from trephine.rpc.wire.export_signing import identity_token, wanted_signer
 from trephine.rpc.wire.exports import (
     export_options_from_wire,
     export_to_wire,
@@ -108,13 +109,16 @@ class EditServicer(
 
     async def ExportCheckpoint(self, request: pb.ExportCheckpointRequest, context: Context) -> Operation:
         """Compile, certify in a clean process, sign, publish; or only plan."""
-        edit = edit_reference(request.edit, "edit")
+        edit, token = edit_reference(request.edit, "edit"), identity_token(request)
         wanted = ExportRequest(
             edit=edit,
             export_id=export_id(request.export_id),
             model=_model(request),
             keep_rejected=request.keep_rejected,
             options=export_options_from_wire(request),
+            sigstore=request.HasField("sigstore"),
+            token_given=token is not None,
+            identity_token=token,
         )
         if request.validate_only:
             plan = await self._exports.plan(edit, wanted.model, wanted.options)
@@ -125,11 +129,25 @@ class EditServicer(
         """Describe a published export."""
         return export_to_wire(await self._exports.get(resource_id(request.name, "exports")))
 
+    async def ListExports(self, request: pb.ListExportsRequest, context: Context) -> pb.ListExportsResponse:
+        """List published exports, newest first."""
+        edit = edit_reference(request.edit, "edit") if request.edit else None
+        found = page(
+            await self._exports.list(edit),
+            size=request.page_size,
+            token=request.page_token,
+            question=("ListExports", edit),
+            key=lambda export: export.name,
+        )
+        exports = [export_to_wire(export, whole=False) for export in found.items]
+        return pb.ListExportsResponse(exports=exports, next_page_token=found.next_token)
+
     async def VerifyExport(
         self, request: pb.VerifyExportRequest, context: Context
     ) -> pb.VerifyExportResponse:
         """Check a published folder."""
-        return verified_to_wire(await self._exports.verify(resource_id(request.name, "exports")))
+        name, signer = resource_id(request.name, "exports"), wanted_signer(request)
+        return verified_to_wire(await self._exports.verify(name, signer))
 
     async def ReadExportFile(
         self, request: pb.ReadExportFileRequest, context: Context

@@ -150,6 +150,8 @@ _PATHS = {
     "--tls-cert": "PEM certificate chain",
     "--tls-key": "PEM private key",
     "--signing-key": "PEM private key (P-256) that signs exports",
+    "--sigstore-token-file": "identity token for exports signed with Sigstore; default: what CI offers",
+    "--sigstore-trust-config": "JSON file of another Sigstore than the public one",
 }
 
 if __name__ == "__main__":

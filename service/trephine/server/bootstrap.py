@@ -46,9 +46,11 @@ from trephine.app.uploads import Uploads
 from trephine.app.work import Work
 from trephine.auditors.reports import Reports
 from trephine.domain.ports import AuditorHost, EngineLauncher
+from trephine.domain.signing import IdentitySigner
 from trephine.ipc.auditor_host import SubprocessAuditorHost
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.server.settings import Settings
+from trephine.server.sigstore import SubprocessSigstore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ def build(
     launcher: EngineLauncher | None = None,
     host: AuditorHost | None = None,
     clock: Clock | None = None,
+    identity_signer: IdentitySigner | None = None,
 ) -> House:
     """Build the service on a state folder.
 
@@ -87,6 +90,7 @@ def build(
         launcher: Starts engines; None: processes of this interpreter.
         host: Runs auditors; None: processes of this interpreter.
         clock: None: the machine's.
+        identity_signer: Signs exports as identities; None: Sigstore does.
     """
     clock = clock or SystemClock()
     launcher = launcher or SubprocessEngineLauncher(threads=settings.engine_threads)
@@ -110,6 +114,9 @@ def build(
         models=models,
         edits=edits,
         signing_key=settings.signing_key or signing_key(state.path),
+        identity_signer=identity_signer or _sigstore(settings),
+        sigstore_trust_config=settings.sigstore_trust_config,
+        clock=clock,
     )
     removals = SpuriousRemovals(
         state.folder("spurious-removals"),
@@ -208,6 +215,12 @@ def build(
             uploads=Uploads(state.folder("uploads"), artifacts, clock=clock),
         ),
         journal=journal,
+    )
+
+
+def _sigstore(settings: Settings) -> SubprocessSigstore:
+    return SubprocessSigstore(
+        token_file=settings.sigstore_token_file, trust_config=settings.sigstore_trust_config
     )
 
 

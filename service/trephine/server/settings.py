@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     """Where exports are published; unset: inside the state folder."""
     signing_key: Path | None = None
     """PEM private key (P-256) that signs exports."""
+    sigstore_token_file: Path | None = None
+    """Identity token for exports that are signed with Sigstore and bring none; read anew for each. Unset:
+    what the environment offers, as CI does."""
+    sigstore_trust_config: Path | None = None
+    """JSON file of another Sigstore than the public one."""
     database_url: str | None = None
     """Job store; unset: SQLite inside the state folder."""
     artifacts_url: str | None = None
@@ -87,6 +92,13 @@ class Settings(BaseSettings):
     def _parse_listen(cls, value: str | None) -> str | None:
         if value is not None:
             split_listen(value)
+        return value
+
+    @field_validator("sigstore_trust_config")
+    @classmethod
+    def _require_trust_config(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"there is no file {value}")
         return value
 
     @model_validator(mode="after")

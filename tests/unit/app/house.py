@@ -50,6 +50,7 @@ from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, CompileExport, Export, ExportedFile, ExportPlan, PlanExport
 from trephine.domain.findings import AuditReport, ReportFormat
 from trephine.domain.models import LoadModel, ModelInfo
+from trephine.domain.signing import IdentitySigner
 from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
@@ -305,7 +306,13 @@ class House:
     operations: Operations
 
 
-def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = None) -> House:
+def house(
+    root: Path,
+    scripts: Mapping[type, Any] | None = None,
+    *,
+    jobs: Any = None,
+    identity_signer: IdentitySigner | None = None,
+) -> House:
     """Build it; `root/models` is the model root and holds `tiny`, `root/published` takes exports.
 
     `root/replacements` is the replacement root, and empty.
@@ -332,7 +339,13 @@ def house(root: Path, scripts: Mapping[type, Any] | None = None, *, jobs: Any = 
     live_edits = LiveEdits(state / "live-edits", stacks, clock=clock)
     edit_evaluations = EditEvaluations(state / "edit-evaluations", edits=edits, models=models, clock=clock)
     exports = Exports(
-        state / "exports", export_root=root / "published", models=models, edits=edits, signing_key=None
+        state / "exports",
+        export_root=root / "published",
+        models=models,
+        edits=edits,
+        signing_key=None,
+        identity_signer=identity_signer,
+        clock=clock,
     )
     audits = Audits(
         state / "audits", models=models, host=host, writer=FakeWriter(), artifacts=artifacts, clock=clock

@@ -16,6 +16,7 @@ from tests.builders import tiny_folder
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, write_key
 from tests.unit.engine.interventions import neuron
 from trephine.client.digests import tensor_digests
+from trephine.client.errors import InvalidRequestError, SignatureKindError
 from trephine.client.local_errors import LocalFileError
 from trephine.client.verification import main as run_module
 from trephine.client.verification import verify_folder
@@ -126,9 +127,8 @@ def test_a_public_key_that_cannot_be_read_is_no_broken_signature(published, fold
     for key in (tmp_path / "missing.pem", published.parent / "key.pem"):
         with pytest.raises(LocalFileError, match=r"signing\.pub\.pem in its state folder"):
             verify_folder(published, public_key=key)
-        with pytest.raises(SystemExit) as ended:
-            run_module([str(published), "--public-key", str(key)])
-        assert ended.value.code == 2
+        assert run_module([str(published), "--public-key", str(key)]) == 2
+        assert "state folder" in capsys.readouterr().err
     flip(folder / "config.json", 0.5)
     assert run_module([str(folder)]) == 3
     assert "next: fetch the folder again" in capsys.readouterr().out
@@ -223,6 +223,25 @@ def test_a_trusted_key_proves_who_signed(published, tmp_path):
     write_public_key(write_key(tmp_path / "other.pem"), tmp_path)
     outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")
     assert [p.split(":")[0] for p in outcome.problems] == ["trephine.sig"]
+
+
+def test_a_key_answers_no_question_about_an_identity(published, folder, tmp_path, capsys):
+    """An error of its own, for programs as well; half a question and two questions are refused."""
+    asked = {"identity": "me@example.org", "identity_provider": "https://accounts.google.com"}
+    with pytest.raises(SignatureKindError, match="names no identity: verify it with --public-key"):
+        verify_folder(published, **asked)
+    words = ["--identity", "me@example.org", "--identity-provider", "https://accounts.google.com"]
+    assert run_module([str(published), "--json", *words]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "SIGNATURE_KIND"
+    for half in ("identity", "identity_provider"):
+        with pytest.raises(InvalidRequestError, match="go together"):
+            verify_folder(published, **{half: asked[half]})
+    with pytest.raises(InvalidRequestError, match="not both"):
+        verify_folder(published, **asked, public_key=published / "public_key.pem")
+    with pytest.raises(LocalFileError, match="trust configuration"):
+        verify_folder(published, **asked, sigstore_trust_config=tmp_path / "none.json")
+    (folder / "trephine.sig").unlink()
+    assert "trephine.sig: missing, and an identity was given" in verify_folder(folder, **asked).problems
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', "\x00", "{" * 5000])

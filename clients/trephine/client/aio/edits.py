@@ -119,9 +119,29 @@ class AsyncExports:
             return None
         return export if export.certificate.edit_hash == edit.content_hash else None
 
-    async def verify(self, name: str) -> VerifiedExport:
-        """Check the folder where it was published."""
-        request = edit_service_pb2.VerifyExportRequest(name=requests.resource("exports", name))
+    async def list(self, *, edit: Edit | str | None = None) -> tuple[Export, ...]:
+        """Published exports, newest first, without files, measurements and tensors: `get` has all of one.
+
+        Args:
+            edit: Only of this edit: by name of all its versions, as a value of what does as that one does.
+        """
+        found = self._wire.pages(self._wire.edits.ListExports, requests.exports(edit))
+        return tuple([decode(Export, export) async for page in found for export in page.exports])
+
+    async def verify(
+        self, name: str, *, identity: str | None = None, identity_provider: str | None = None
+    ) -> VerifiedExport:
+        """Check the folder where it was published.
+
+        Args:
+            name: Of the export.
+            identity: Who must have signed it with Sigstore; unset: whatever signature it has must hold.
+            identity_provider: URL of who must have vouched for the identity; needed with it.
+
+        Raises:
+            SignatureKindError: If an identity is asked for and the folder is signed with a key.
+        """
+        request = requests.verify_export(name, identity, identity_provider)
         return decode(VerifiedExport, await self._wire.call(self._wire.edits.VerifyExport, request))
 
     async def start(
@@ -136,11 +156,14 @@ class AsyncExports:
         keep_shapes: bool = False,
         attack: bool = False,
         gguf: Sequence[str] = (),
+        sigstore: bool = False,
+        identity_token: str | None = None,
         request_id: str | None = None,
     ) -> AsyncOperation[Export]:
-        """Start compiling, certifying and publishing on the server."""
+        """Start compiling, certifying and publishing on the server; the arguments are those of `export`."""
         request = requests.export(
-            edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf, request_id
+            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf),
+            *(sigstore, identity_token, request_id),
         )
         message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return AsyncOperation(self._wire, message, lambda result: decode(Export, result))

@@ -171,6 +171,8 @@ class AsyncTrephine:
         keep_shapes: bool = False,
         attack: bool = False,
         gguf: Sequence[str] = (),
+        sigstore: bool = False,
+        identity_token: str | None = None,
         export_id: str | None = None,
         on_progress: OnProgress | None = None,
         on_bytes: OnBytes | None = None,
@@ -191,6 +193,9 @@ class AsyncTrephine:
             attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
                 or `inconclusive`.
             gguf: GGUF files to write and measure as well: `q8_0`, `q4_0`. Grafts then use no biases.
+            sigstore: Sign with Sigstore, as the server's own identity, in place of its key.
+            identity_token: Sign with Sigstore as whom this OpenID Connect token names. The server keeps it in
+                memory until the export is done, and nowhere else.
             export_id: Name on the server; unset: from the folder's name and the edit's digest. An
                 export of that edit that exists there is used as it is.
             on_progress: Called with every step on the server.
@@ -200,11 +205,14 @@ class AsyncTrephine:
             ExportTargetExistsError: If the folder exists.
             EditNotExpressibleError: If weights cannot express the edit; the field is named.
             GateMissedError: If a measurement exceeds its planned bound; nothing was published.
+            SigningIdentityError: If it is to be signed with Sigstore, and there is nobody to sign as.
+            SigstoreUnreachableError: If Sigstore does not answer; nothing was published.
         """
         target = Path(folder)
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
-        chosen = export_id or export_id_for(target, stored, attack=attack, gguf=gguf)
+        keyless = sigstore or identity_token is not None
+        chosen = export_id or export_id_for(target, stored, attack=attack, gguf=gguf, sigstore=keyless)
         export = await self.exports.published(chosen, stored)
         if export is None:
             started = await self.exports.start(
@@ -217,6 +225,8 @@ class AsyncTrephine:
                 keep_shapes=keep_shapes,
                 attack=attack,
                 gguf=gguf,
+                sigstore=sigstore,
+                identity_token=identity_token,
             )
             export = await started.result(on_progress=on_progress)
         await self.exports.download(export, target, on_bytes=on_bytes)

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli import circuits, dataset_circuits, edits, features, models, operations, replacements
+from trephine.client.cli import (
+    circuits,
+    dataset_circuits,
+    edits,
+    exports,
+    features,
+    models,
+    operations,
+    replacements,
+)
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.circuit_views import TRACE_EXAMPLES, trace_attention
@@ -33,6 +42,8 @@ from trephine.client.errors import (
     ModelNotFoundError,
     ReplacementNotFoundError,
     ServerUnreachableError,
+    SigningIdentityError,
+    SigstoreUnreachableError,
     TrephineError,
     UnauthenticatedError,
 )
@@ -52,6 +63,7 @@ for group, name in (
     (circuits, "circuits"),
     (dataset_circuits, "dataset-circuits"),
     (edits, "edits"),
+    (exports, "exports"),
     (operations, "operations"),
 ):
     app.add_typer(group.app, name=name)
@@ -152,6 +164,8 @@ _HINTS = {
     FeatureIndexNotFoundError.reason: "see `trephine features indexes`; `trephine features index` builds one",
     ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
     ReplacementNotFoundError.reason: "see `trephine replacements list`; `... load SET` loads one",
+    SigningIdentityError.reason: "--identity-token-file FILE gives a token; without --sigstore a key signs",
+    SigstoreUnreachableError.reason: "without --sigstore the server's key signs, and needs no network",
     UnauthenticatedError.reason: "give the server's token with --token-file FILE",
     ServerUnreachableError.reason: "is it running there? Without --server a local one is started",
 }

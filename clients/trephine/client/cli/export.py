@@ -19,7 +19,7 @@ from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.terminal import printable
-from trephine.client.types import Certificate, Export
+from trephine.client.types import Certificate, Export, SignatureKind
 from trephine.client.verification import NEXT_STEP, Verification, verify_folder
 
 EXPORT_EXAMPLES = examples(
@@ -28,6 +28,7 @@ EXPORT_EXAMPLES = examples(
     "trephine export quiet --out out/quiet --text texts/ours.txt",
     "trephine export quiet --out out/quiet --text texts/ours.txt --attack",
     "trephine export quiet --out out/quiet --gguf q8_0 --gguf q4_0",
+    "trephine export quiet --out out/quiet --sigstore",
 )
 
 
@@ -58,6 +59,18 @@ def export(
         typer.Option(help="Attack the result before it is signed: is the behaviour removed or suppressed?"),
     ] = False,
     gguf: GgufOption = None,
+    sigstore: Annotated[
+        bool,
+        typer.Option(
+            "--sigstore",
+            help="Sign with Sigstore in place of the server's key, as the identity that the server has: its "
+            "CI job's, or the one of its --sigstore-token-file. It needs a network.",
+        ),
+    ] = False,
+    identity_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Sign with Sigstore as whom the OpenID Connect token in this file names."),
+    ] = None,
     detach: DetachOption = False,
 ) -> None:
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
@@ -74,20 +87,30 @@ def export(
             show_plan(given.output, planned(given, trephine, edit, model, **how))
         return
     require_absent(out)
+    token = None if identity_token_file is None else _token(identity_token_file)
+    sigstore = sigstore or token is not None
     with given.connect() as trephine:
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        chosen = export_id_for(out, stored, attack=attack, gguf=gguf or ())
+        chosen = export_id_for(out, stored, attack=attack, gguf=gguf or (), sigstore=sigstore)
         made = trephine.exports.published(chosen, stored)
         if made is None:
+            how |= {"attack": attack, "sigstore": sigstore, "identity_token": token}
             started = trephine.exports.start(
-                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, attack=attack, **how
+                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
             )
             made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
         with ProgressView(given.output, f"export {stored.name}") as view:
             trephine.exports.download(made, out, on_bytes=view.bytes)
     show_export(given.output, made, out)
+
+
+def _token(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as failure:
+        raise LocalFileError(f"cannot read the identity token {file}: {type(failure).__name__}") from failure
 
 
 def _require_plan(*, plan: bool) -> None:
@@ -98,6 +121,8 @@ def _require_plan(*, plan: bool) -> None:
 VERIFY_EXAMPLES = examples(
     "trephine verify out/edited",
     "trephine verify out/edited --public-key STATE/signing.pub.pem",
+    "trephine verify out/edited --identity me@example.org \\",
+    "    --identity-provider https://accounts.google.com",
 )
 
 
@@ -111,12 +136,35 @@ def verify(
             "a server's is signing.pub.pem in its state folder."
         ),
     ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            help="Who must have signed the folder with Sigstore: an address, or the URI of a CI workflow."
+        ),
+    ] = None,
+    identity_provider: Annotated[
+        str | None,
+        typer.Option(help="URL of who must have vouched for the identity; needed with --identity."),
+    ] = None,
+    sigstore_trust_config: Annotated[
+        Path | None, typer.Option(help="JSON file of another Sigstore than the public one.")
+    ] = None,
 ) -> None:
-    """Check an exported folder without a server: every hash, the manifest, the certificate, its gates."""
+    """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
+
+    Who made it is proved by a signature and what you know of the signer: --public-key for one made with a
+    key, --identity for one made with Sigstore.
+    """
     output = invocation(context).output
     if not folder.is_dir():
         raise LocalFileError(f"there is no folder {folder}")
-    outcome = verify_folder(folder, public_key=public_key)
+    outcome = verify_folder(
+        folder,
+        public_key=public_key,
+        identity=identity,
+        identity_provider=identity_provider,
+        sigstore_trust_config=sigstore_trust_config,
+    )
     if output.json:
         output.document(outcome.model_dump_json(indent=2))
     else:
@@ -137,16 +185,19 @@ def _show_verification(output: Output, outcome: Verification, folder: Path) -> N
         output.note(f"next: {NEXT_STEP}")
 
 
-def show_export(output: Output, made: Export, folder: Path) -> None:
-    """Print a certificate's figures."""
+def show_export(output: Output, made: Export, folder: Path | None = None) -> None:
+    """Print a certificate's figures, and where the folder lies if it lies here."""
     if output.json:
         output.document(made.to_json())
         return
     certificate = made.certificate
     output.facts(
         [
-            ("folder", str(folder)),
-            ("export", f"{made.name}, {len(made.files)} files, {'signed' if made.signed else 'not signed'}"),
+            *((("folder", str(folder)),) if folder is not None else ()),
+            ("export", f"{made.name}, {len(made.files)} files"),
+            ("signed by", _signer(made)),
+            *((("published", made.create_time),) if made.create_time else ()),
+            ("edit", certificate.edit),
             ("dtype", certificate.dtype),
             ("measured on", f"{certificate.n_tokens} tokens of {certificate.text}"),
             (
@@ -160,7 +211,22 @@ def show_export(output: Output, made: Export, folder: Path) -> None:
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
     show_quantised(output, certificate)
     show_removal(output, certificate)
-    output.note(f"check it any time with: trephine verify {folder}")
+    if folder is not None:
+        output.note(f"check it any time with: trephine verify {folder}{_asked(made)}")
+
+
+def _signer(made: Export) -> str:
+    if made.signed_by is not None:
+        return str(made.signed_by)
+    return "the server's key" if made.signed else "nobody"
+
+
+def _asked(made: Export) -> str:
+    """What `verify` must be asked, for it to prove who signed."""
+    by = made.signed_by
+    if by is None or by.kind is not SignatureKind.SIGSTORE:
+        return ""
+    return f" --identity {by.identity} --identity-provider {by.identity_provider}"
 
 
 def gate_rows(certificate: Certificate) -> list[tuple[str, ...]]:

@@ -51,6 +51,19 @@ def serve(
         list[Path] | None, typer.Option(help="Folder whose replacement sets may be loaded. May be repeated.")
     ] = None,
     export_root: Annotated[Path | None, typer.Option(help="Folder that exports are published into.")] = None,
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM private key (P-256) that signs exports; unset: STATE/signing.pem, made if absent."
+        ),
+    ] = None,
+    sigstore_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Identity token for exports that are signed with Sigstore; unset: what CI offers."),
+    ] = None,
+    sigstore_trust_config: Annotated[
+        Path | None, typer.Option(help="JSON file of another Sigstore than the public one.")
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of --listen.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM private key of that certificate.")] = None,
     insecure_listen: Annotated[
@@ -61,7 +74,15 @@ def serve(
     state = invocation(context).state or default_state()
     arguments = ["serve", "--state", str(state.absolute())]
     arguments += ["--listen", listen] if listen else []
-    for flag, file in (("--token-file", token_file), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+    files = {
+        "--token-file": token_file,
+        "--tls-cert": tls_cert,
+        "--tls-key": tls_key,
+        "--signing-key": signing_key,
+        "--sigstore-token-file": sigstore_token_file,
+        "--sigstore-trust-config": sigstore_trust_config,
+    }
+    for flag, file in files.items():
         arguments += [flag, str(file.absolute())] if file else []
     arguments += ["--insecure-listen"] if insecure_listen else []
     for root in model_root or ():

@@ -46,6 +46,7 @@ from trephine.client.types.edits import (
     ServerSupport,
     VerifiedExport,
 )
+from trephine.client.types.export_signing import SignatureKind, SignedBy
 from trephine.client.types.features import (
     Activations,
     CoFiring,
@@ -269,6 +270,8 @@ __all__ = [
     "SetFormat",
     "Severity",
     "ShareInterval",
+    "SignatureKind",
+    "SignedBy",
     "Site",
     "SiteKind",
     "Span",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import Version
+from trephine.client.types.export_signing import SignedBy
 from trephine.client.types.gguf import QuantisedCopy
 from trephine.client.types.interventions import Intervention
 from trephine.client.types.live_edits import EditUse
@@ -174,7 +175,12 @@ class Export(WireValue):
     """Resource name, `exports/edited`."""
     certificate: Certificate
     files: tuple[ExportedFile, ...]
+    """Of one that was asked for by name; a list leaves them out, as it does measurements and tensors."""
     signed: bool
+    signed_by: SignedBy | None = None
+    """None: not signed, or published before this was kept."""
+    create_time: str = ""
+    """RFC 3339, UTC; empty: published before this was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trephine.domain import exports as domain
+from trephine.rpc.wire.export_signing import signed_by_to_wire
 from trephine.rpc.wire.fields import clean, qualified
 from trephine.rpc.wire.gguf import gguf_from_wire, quantised_to_wire
 from trephine.rpc.wire.removal import removal_to_wire, verdict_to_wire
@@ -46,17 +47,24 @@ def export_options_from_wire(
     )
 
 
-def export_to_wire(export: domain.Export) -> pb.Export:
-    """Write a published folder, without its place on the server."""
-    return pb.Export(
+def export_to_wire(export: domain.Export, *, whole: bool = True) -> pb.Export:
+    """Write a published folder, without its place on the server; for lists without files and figures."""
+    message = pb.Export(
         name=qualified("exports", export.name),
         certificate=certificate_to_wire(export.certificate),
-        files=[
-            pb.ExportedFile(path=clean(file.path), size=file.size, sha256=clean(file.sha256))
-            for file in export.files
-        ],
         signed=export.signed,
+        signed_by=signed_by_to_wire(export.signed_by),
+        create_time=clean(export.create_time),
     )
+    if not whole:
+        for field in ("measurements", "changed_tensors"):
+            message.certificate.ClearField(field)
+        return message
+    message.files.extend(
+        pb.ExportedFile(path=clean(file.path), size=file.size, sha256=clean(file.sha256))
+        for file in export.files
+    )
+    return message
 
 
 def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:

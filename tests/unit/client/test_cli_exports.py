@@ -1,0 +1,149 @@
+"""Signing, listing and showing exports on the command line, against a fake server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.fakes.grpc_server import FakeService
+from trephine.client.cli import main, service
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.v1 import edit_service_pb2 as pb
+from trephine.v1 import export_signing_pb2 as signing
+from trephine.v1 import removal_pb2
+
+Run = Callable[..., int]
+ME = signing.SignedBy(
+    kind=signing.SIGNATURE_KIND_SIGSTORE, identity="me@example.org", identity_provider="https://idp.org"
+)
+GATE = pb.GateResult(gate=pb.Gate(name="kl_mean", limit=1.0), measured=0.5, passed=True)
+
+
+def stored(name: str, **fields: object) -> pb.Export:
+    """An export as the server lists it."""
+    removal = removal_pb2.Removal(verdict=removal_pb2.REMOVAL_VERDICT_SUPPRESSED)
+    certificate = pb.Certificate(edit="edits/quiet", passed=True, gates=[GATE], removal=removal)
+    return pb.Export(name=f"exports/{name}", certificate=certificate, signed=True, **fields)
+
+
+class Exports(FakeService):
+    """A server with two exports; it refuses to sign where it is told to."""
+
+    unreachable = False
+
+    def ListExports(self, request, context):
+        """One page each."""
+        self._note(request, context)
+        if not request.page_token:
+            return pb.ListExportsResponse(
+                exports=[stored("new", signed_by=ME, create_time="2026-02-01T00:00:00Z")], next_page_token="2"
+            )
+        return pb.ListExportsResponse(exports=[stored("old\x1b[2J")])
+
+    def GetExport(self, request, context):
+        """There is `new`."""
+        self._note(request, context)
+        if request.name != "exports/new":
+            self._fail(context, grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND", f"no export {request.name}")
+        return stored("new", signed_by=ME, create_time="2026-02-01T00:00:00Z")
+
+    def ExportCheckpoint(self, request, context):
+        """Sign, or say that Sigstore is away."""
+        if self.unreachable:
+            self._fail(context, grpc.StatusCode.UNAVAILABLE, "SIGSTORE_UNREACHABLE", "no network")
+        return super().ExportCheckpoint(request, context)
+
+
+@pytest.fixture
+def fake() -> FakeService:
+    """In the place of the ordinary fake."""
+    return Exports()
+
+
+@pytest.fixture
+def run(address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command against the fake and return its exit status."""
+
+    def command(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["trephine", "--server", address, *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+def test_exports_are_listed_with_who_signed(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Every page, escapes shown; as JSON the response itself; an edit reaches the request."""
+    assert run("exports", "list", "--edit", "quiet@2") == 0
+    assert fake.requests[0].edit == "edits/quiet@2"
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    fields = ["edits/quiet", "1 of 1 hold", "suppressed"]
+    assert lines[1] == ["exports/new", "2026-02-01T00:00:00Z", *fields, "by me@example.org"]
+    assert lines[2] == ["exports/old\\x1b[2J", "", *fields, "by key"]
+    assert run("--json", "exports", "list") == 0
+    listed = json.loads(capsys.readouterr().out)["exports"]
+    assert [one["name"] for one in listed] == ["exports/new", "exports/old\x1b[2J"]
+
+
+def test_one_export_is_shown(run: Run, capsys: pytest.CaptureFixture[str]):
+    """The certificate's figures, who signed, when; no folder of this machine."""
+    assert run("exports", "show", "new") == 0
+    out = capsys.readouterr().out
+    assert "me@example.org, for whom https://idp.org vouches" in out
+    assert "kl_mean\t0.5" in out
+    assert "folder" not in out
+    assert run("exports", "show", "nobody") == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "given"), [((), None), (("--sigstore",), ""), (("--identity-token-file", "TOKEN"), "a.b.c")]
+)
+def test_a_token_goes_into_the_request_and_the_name_says_sigstore(
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], words, given
+):
+    """The key is the default; a token file asks for Sigstore by itself; nothing prints the token."""
+    (tmp_path / "token").write_text("a.b.c\n")
+    words = [str(tmp_path / "token") if word == "TOKEN" else word for word in words]
+    assert run("export", "no-mary", "--out", str(tmp_path / "out"), *words) == 0
+    (asked,) = [one for one in fake.requests if isinstance(one, pb.ExportCheckpointRequest)]
+    assert asked.HasField("sigstore") == (given is not None)
+    assert asked.sigstore.identity_token == (given or "")
+    assert asked.sigstore.HasField("identity_token") == bool(given)
+    assert asked.export_id.endswith("-sigstore") == (given is not None)
+    assert "a.b.c" not in "".join(capsys.readouterr())
+
+
+def test_refusals_say_what_to_do(
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """No network: the key signs without; a token file that is not there is a local error."""
+    fake.unreachable = True
+    assert run("export", "no-mary", "--out", str(tmp_path / "out"), "--sigstore") == ExitCode.INTERNAL
+    err = capsys.readouterr().err
+    assert "no network" in err
+    assert "without --sigstore the server's key signs" in err
+    assert not (tmp_path / "out").exists()
+    missing = str(tmp_path / "none")
+    assert run("export", "no-mary", "--out", str(tmp_path / "out"), "--identity-token-file", missing) != 0
+    assert "cannot read the identity token" in capsys.readouterr().err
+
+
+def test_serve_passes_what_signs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Keys, tokens and trust reach the server's own flags, as absolute paths."""
+    seen: list[str] = []
+    monkeypatch.setattr(service, "become_service", lambda *words: seen.extend(words))
+    monkeypatch.setattr(
+        sys, "argv", ["trephine", "--state", str(tmp_path), "serve", "--signing-key", "k.pem"]
+    )
+    sys.argv += ["--sigstore-token-file", "/t", "--sigstore-trust-config", "/c.json"]
+    with pytest.raises(SystemExit):
+        main()
+    assert seen[seen.index("--signing-key") + 1] == str(Path("k.pem").absolute())
+    assert seen[seen.index("--sigstore-token-file") + 1] == "/t"
+    assert seen[seen.index("--sigstore-trust-config") + 1] == "/c.json"
