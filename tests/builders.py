@@ -179,11 +179,11 @@ def tiny_hosted(
     d_model: int = 32,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    device: str = "cpu",
 ) -> HostedModel:
     """Host a tiny random model in this process, with `tiny_tokenizer`, as `LoadModel` would."""
-    return hosted_from(
-        tiny_model(family, n_layers=n_layers, d_model=d_model, dtype=dtype, seed=seed), name=f"tiny-{family}"
-    )
+    model = tiny_model(family, n_layers=n_layers, d_model=d_model, dtype=dtype, seed=seed)
+    return hosted_from(model.to(device), name=f"tiny-{family}")
 
 
 def hosted_from(model: Any, *, name: str = "tiny") -> HostedModel:

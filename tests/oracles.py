@@ -45,7 +45,7 @@ class FrozenOracle:
 
     def __init__(self, model: Any, architecture: Architecture, ids: Sequence[int]) -> None:
         self.model, self.architecture = model, architecture
-        self.ids = torch.tensor([list(ids)])
+        self.ids = torch.tensor([list(ids)], device=model.device)
         self.scales: dict[int, Tensor] = {}
         self.mlp_out: list[Tensor] = [torch.empty(0)] * architecture.n_layers
         self.activations: list[Tensor] = [torch.empty(0)] * architecture.n_layers

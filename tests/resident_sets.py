@@ -131,7 +131,7 @@ def _dictionary(
     normalisation: Normalisation | None = None,
 ) -> DictionaryLayer:
     d_in, d_out = (site_width(hosted.architecture, site) for site in (source, target))
-    draw = _Draws(100 * source.layer + 7)
+    draw = _Draws(100 * source.layer + 7, hosted.model.device)
     b_dec = draw(d_out)
     rule = normalisation or Normalisation()
     encoder = Encoder(
@@ -154,7 +154,7 @@ def _cross_layer(hosted: HostedModel, number: int) -> CrossLayerDictionary:
     width, n_layers = hosted.architecture.d_model, hosted.architecture.n_layers
     source = Site(kind=SiteKind.MLP_IN, layer=number)
     outputs = tuple(Site(kind=SiteKind.MLP_OUT, layer=layer) for layer in range(number, n_layers))
-    draw = _Draws(100 * number + 13)
+    draw = _Draws(100 * number + 13, hosted.model.device)
     encoder = Encoder(
         W_enc=draw(width, D_SAE) / width**0.5,
         b_enc=0.1 * draw(D_SAE),
@@ -197,10 +197,10 @@ def _info(
 
 
 class _Draws:
-    """Random tensors of one generator."""
+    """Random tensors of one generator, the same on every device."""
 
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._generator, self._device = torch.Generator().manual_seed(seed), device
 
     def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._generator)
+        return torch.randn(*shape, generator=self._generator).to(self._device)

@@ -21,9 +21,9 @@ from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 
 
-def hosted_in(folder: Path, dtype: torch.dtype = torch.float32) -> HostedModel:
+def hosted_in(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HostedModel:
     """Host a folder's model as `LoadModel` does."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     return host(model, AutoTokenizer.from_pretrained(folder), name="parent", folder=folder)
 
 

@@ -43,9 +43,9 @@ def text(words: int = 4000, seed: int = 0) -> str:
     return " ".join(WORDS.split()[i] for i in chosen.tolist())
 
 
-def hosted_from_folder(folder: Path) -> HostedModel:
+def hosted_from_folder(folder: Path, device: str = "cpu") -> HostedModel:
     """Load a model's folder as the engine does."""
-    return finish(load_hosted(ModelSource(name="tiny", folder=str(folder))))
+    return finish(load_hosted(ModelSource(name="tiny", folder=str(folder), device=device)))
 
 
 def model_folder(path: Path, family: str = "llama") -> Path:
@@ -70,7 +70,7 @@ def request(folder: Path, hosted: HostedModel, corpus: Path | None, **changes: A
         model_name="tiny",
         weight_hash=hosted.info.weight_hash,
         dtype="float32",
-        device="cpu",
+        device=hosted.model.device.type,
         threads=1,
     )
     kept(folder).work.mkdir(parents=True, exist_ok=True)

@@ -35,9 +35,9 @@ def _inference():
         yield
 
 
-def prepared(family, kind, dtype=torch.float32, layers=None):
+def prepared(family, kind, dtype=torch.float32, layers=None, device="cpu"):
     """A tiny model with a set, its clean pass and its active features."""
-    hosted = tiny_hosted(family, dtype=dtype)
+    hosted = tiny_hosted(family, dtype=dtype, device=device)
     resident_set(hosted, kind, layers=layers)
     operators = capture(hosted.model, hosted.architecture, IDS)
     covered = hosted.replacements[NAME].covered
@@ -154,7 +154,7 @@ def check_row(hosted, operators, active, oracle, targets, sums, number, cell, to
     clean = value([()])
     removed = clean - value([[(s, p, -v) for s, p, v in move] for move in moves])
     added = value([[(s, p, v) for s, p, v in move] for move in moves]) - clean
-    expected = torch.tensor(edges, dtype=clean.dtype)
+    expected = torch.tensor(edges, dtype=clean.dtype, device=clean.device)
     largest = max(float(sums.features[number].abs().max()), float(expected.abs().max()))
     # The oracle subtracts two readings; where all edges are tiny beside them, their rounding is what is left.
     reading = float(oracle.read([()], site)[0, position].norm() * direction.norm())
