@@ -2,23 +2,27 @@
 
 The export benchmark's ten features of SmolLM2, ablated at once, compiled for one type of file and converted
 to several. Each file is loaded alone by stock transformers and held against the parent quantised in the same
-way, in which the runtime intervenes.
+way, in which the runtime intervenes; with `--llama-cpp`, where `llama-cpp-python` is installed, in llama.cpp
+as well, beside what llama.cpp makes of the parent's own file.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.export import drawn, say
-from benchmarks.export_features import firing, intervention, split
+from benchmarks.export_features import Windows, firing, intervention, split
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
@@ -53,10 +57,28 @@ def divergence(p: list[Tensor], q: list[Tensor]) -> Tensor:
     return torch.cat([kl_divergence(a, b) for a, b in zip(p, q, strict=True)])
 
 
-def line(name: str, left: Tensor, edit: Tensor, mask: Tensor, quantising: float) -> str:
+def line(name: str, left: Tensor, edit: Tensor, mask: Tensor, beside: float) -> str:
     """Write a row of the table."""
     shares = [1 - float(left[part].mean()) / float(edit[part].mean()) for part in (mask | ~mask, mask)]
-    return f"| {name} | {float(edit.mean()):.2e} | {shares[0]:.4f} | {shares[1]:.4f} | {quantising:.2e} |"
+    return f"| {name} | {float(edit.mean()):.2e} | {shares[0]:.4f} | {shares[1]:.4f} | {beside:.2e} |"
+
+
+def stock_answers(file: Path, windows: Windows) -> list[Tensor]:
+    """Return a file's logits in stock transformers, `(n_pos, d_vocab)` per window."""
+    stock = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    return list(stock(torch.tensor(windows), use_cache=False).logits.float())
+
+
+def llama_answers(file: Path, windows: Windows) -> list[Tensor]:
+    """Return the same in llama.cpp, which rounds activations to eight bits as well."""
+    llama_cpp: Any = importlib.import_module("llama_cpp")
+    model = llama_cpp.Llama(str(file), n_ctx=len(windows[0]), logits_all=True, verbose=False, n_threads=1)
+    found = []
+    for window in windows:
+        model.reset()
+        model.eval(list(window))
+        found.append(torch.from_numpy(np.array(model.scores[: len(window)], dtype=np.float32)))
+    return found
 
 
 def main() -> int:
@@ -72,6 +94,7 @@ def main() -> int:
         help="none: as for stock tools, with `mlp_bias`, which the GGUF loader drops",
     )
     parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_0"])
+    parser.add_argument("--llama-cpp", action="store_true", help="read each file in llama.cpp as well")
     parser.add_argument("--fit-windows", type=int, default=8)
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument(
@@ -95,7 +118,8 @@ def main() -> int:
     program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=made_for))
     plain = windows_logits(hosted, parts.measured)
     say(f"compiled for {given.compile_for}; {int(mask.sum())} of {mask.numel()} tokens fire")
-    say("| file | edit KL | recovery | recovery, firing | quantising alone |\n|---|---|---|---|---|")
+    say("| file | edit KL | recovery | recovery, firing | quantising alone, or llama.cpp's own rounding |")
+    say("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="trephine-bench-gguf-") as scratch:
         folder = written(hosted.folder, program, Path(scratch) / "export")
         for kind in given.types:
@@ -104,12 +128,16 @@ def main() -> int:
                 pass
             twin = finish(quantised_twin(hosted, kind))
             own, before = (windows_logits(twin, parts.measured, each) for each in (change, ()))
-            stock = AutoModelForCausalLM.from_pretrained(
-                scratch, gguf_file=file.name, dtype=torch.float32
-            ).eval()
-            answers = stock(torch.tensor(parts.measured), use_cache=False).logits.float()
-            left, moved = divergence(own, list(answers)), divergence(own, before)
+            left = divergence(own, stock_answers(file, parts.measured))
+            moved = divergence(own, before)
             say(line(kind, left, moved, mask, float(divergence(plain, before).mean())))
+            if given.llama_cpp:
+                there = divergence(own, llama_answers(file, parts.measured))
+                file.unlink()
+                for _ in convert(hosted, hosted.folder, kind, file, "parent"):
+                    pass
+                own_rounding = divergence(before, llama_answers(file, parts.measured))
+                say(line(f"{kind} in llama.cpp", there, moved, mask, float(own_rounding.mean())))
             file.unlink()
     return 0
 

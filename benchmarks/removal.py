@@ -8,6 +8,7 @@ interrupted run goes on after it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
 import time
@@ -37,22 +38,28 @@ from trephine.server.places import default_cache
 
 _FIT_WINDOWS = 8
 _ATTACKED_WINDOWS = 16
+_RARE = 32
+"""Firing tokens in the chosen windows, half of which teach; with fewer, more of the text is searched."""
 _REMOVAL = TypeAdapter(Removal)
+Windows = list[tuple[int, ...]]
 
 
 def dense_windows(
     hosted: HostedModel, text: str, features: Sequence[FeatureRef], tokens: int
-) -> dict[FeatureRef, list[tuple[int, ...]]]:
-    """Find for every feature the windows of a text in which it fires most; one pass for all of them."""
+) -> tuple[dict[FeatureRef, Windows], list[FeatureRef]]:
+    """Find for every feature the windows of a text in which it fires most; one pass for all of them.
+
+    Returns:
+        The windows, and the features that fire on less than `_RARE` tokens there.
+    """
     ids = list(hosted.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])[:tokens]
     windows = [tuple(ids[start : start + WINDOW]) for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
-    masks = firing(hosted, windows, features)
-    return {
-        ref: [
-            windows[n] for n in mask[:, 1:].sum(1).argsort(descending=True, stable=True)[:_ATTACKED_WINDOWS]
-        ]
-        for ref, mask in masks.items()
+    counts = {ref: mask[:, 1:].sum(1) for ref, mask in firing(hosted, windows, features).items()}
+    densest = {
+        ref: count.argsort(descending=True, stable=True)[:_ATTACKED_WINDOWS] for ref, count in counts.items()
     }
+    rare = [ref for ref, chosen in densest.items() if int(counts[ref][chosen].sum()) < _RARE]
+    return {ref: [windows[n] for n in chosen] for ref, chosen in densest.items()}, rare
 
 
 def attack_one(
@@ -108,7 +115,10 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--features", type=int, default=10, help="of the export benchmark's draw")
     parser.add_argument("--seed", type=int, default=0, help="the same")
-    parser.add_argument("--tokens", type=int, default=12288, help="in which firing tokens are looked for")
+    parser.add_argument("--tokens", type=int, default=8192, help="in which firing tokens are looked for")
+    parser.add_argument(
+        "--rare-tokens", type=int, default=98304, help="the same for features that hardly fire in those"
+    )
     parser.add_argument(
         "--all", action="store_true", help="every attack, also after one has brought the behaviour back"
     )
@@ -123,7 +133,7 @@ def main() -> int:
     text = given.text.read_text(encoding="utf-8")
     fit, kept = split(hosted, text, 16, 16), KeptRuns(given.keep)
     features = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw))
-    chosen = _chosen(hosted, text, features, given.tokens, kept)
+    chosen = _chosen(hosted, text, features, (given.tokens, given.rare_tokens), kept)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
     for feature in features:
@@ -142,17 +152,23 @@ def main() -> int:
 
 
 def _chosen(
-    hosted: HostedModel, text: str, features: Sequence[FeatureRef], tokens: int, kept: KeptRuns
-) -> dict[FeatureRef, list[tuple[int, ...]]]:
-    """Look the windows up, or find them."""
+    hosted: HostedModel,
+    text: str,
+    features: Sequence[FeatureRef],
+    tokens: tuple[int, int],
+    kept: KeptRuns,
+) -> dict[FeatureRef, Windows]:
+    """Look the windows up, or find them: in part of the text, and in more of it for rare features."""
     request: dict[str, Any] = {
         "features": [str(ref) for ref in features],
         "tokens": tokens,
-        "text": text[:99],
+        "text": hashlib.sha256(text.encode()).hexdigest(),
     }
     found = kept.get("windows", request)
     if found is None:
-        windows = dense_windows(hosted, text, features, tokens)
+        windows, rare = dense_windows(hosted, text, features, tokens[0])
+        if rare:
+            windows |= dense_windows(hosted, text, rare, tokens[1])[0]
         found = {"windows": [windows[ref] for ref in features]}
         kept.keep("windows", request, found)
     return {ref: [tuple(w) for w in each] for ref, each in zip(features, found["windows"], strict=True)}

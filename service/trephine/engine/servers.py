@@ -14,6 +14,10 @@ _LLAMA_BIAS = {
     "vllm": "its Llama reads `mlp_bias`, the down projection's included",
     "llama.cpp": "its `llama` graph loads optional ffn_gate, ffn_up and ffn_down biases",
 }
+_LLAMA_ATTENTION_BIAS = {
+    "vllm": "its Llama reads `attention_bias`, the output projection's included",
+    "llama.cpp": "its `llama` graph loads optional attn_q, attn_k, attn_v and attn_output biases",
+}
 _REFUSED = {
     ("GPT2LMHeadModel", "n_inner", "llama.cpp"): (
         "its GPT-2 converter writes four times the model's width as the MLP's, whatever `n_inner` says; "
@@ -50,11 +54,11 @@ def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> Server
     """Say what becomes of a converted file in transformers, which drops what it has no key for."""
     if why := why_unread(architecture, config):
         return ServerSupport(server=_FROM_GGUF, loads=False, note=why)
-    if "mlp_bias" in program.config:
+    if {"mlp_bias", "attention_bias"} & set(program.config):
         return ServerSupport(
             server=_FROM_GGUF,
             loads=False,
-            note="it leaves a Llama's MLP biases out without a word, and with them the edit; "
+            note="it leaves a Llama's biases out without a word, and with them the edit; "
             "plan with --gguf TYPE for a form without biases",
         )
     note = "no tensor that its GGUF loader leaves out; measured if GGUF files are asked for"
@@ -80,6 +84,8 @@ def _reason(server: str, name: str, value: Any) -> str:
     """Say why a changed field is taken."""
     if name == "mlp_bias":
         return _LLAMA_BIAS[server]
+    if name == "attention_bias":
+        return _LLAMA_ATTENTION_BIAS[server]
     if name == "tie_word_embeddings":
         return "an unembedding of its own is an ordinary tensor"
     return f"{name} = {value} is read from the config, the same for all layers"

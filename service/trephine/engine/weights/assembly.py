@@ -16,6 +16,7 @@ from trephine.engine.weights.drafts import ModuleDraft
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.linear import Affinity, composed
 from trephine.engine.weights.mlp import (
+    attention_bias_field,
     bias_field,
     has_biases,
     padded,
@@ -34,7 +35,14 @@ Constants = Mapping[Site, tuple[Tensor, float]]
 class Assembly:
     """The changes of one export while they are collected."""
 
-    def __init__(self, hosted: HostedModel, entries: dict[str, TensorEntry], *, mlp_biases: bool) -> None:
+    def __init__(
+        self,
+        hosted: HostedModel,
+        entries: dict[str, TensorEntry],
+        *,
+        mlp_biases: bool,
+        attention_biases: bool = False,
+    ) -> None:
         """Start with none.
 
         Args:
@@ -42,6 +50,7 @@ class Assembly:
             entries: The tensors of its files.
             mlp_biases: Whether the exported MLPs have biases; if the parent's have not, the config's field
                 is set and every layer is given them.
+            attention_biases: The same of attention's projections.
         """
         self.hosted, self.entries = hosted, entries
         self.config: dict[str, Any] = {}
@@ -53,6 +62,12 @@ class Assembly:
             self.config[field] = True
             for layer in range(hosted.architecture.n_layers):
                 for draft in self.mlp(layer):
+                    draft.needs_bias = True
+        field = attention_bias_field(hosted)
+        if attention_biases and field is not None:
+            self.config[field] = True
+            for layer in range(hosted.architecture.n_layers):
+                for draft in self.attention(layer):
                     draft.needs_bias = True
 
     def changes(self) -> tuple[TensorChange, ...]:
@@ -72,6 +87,13 @@ class Assembly:
         stored = stored_mlp(self.hosted, self.entries, layer)
         modules = [stored.gate, *([] if stored.up is None else [stored.up]), stored.down]
         return [self.draft(each.module, layer) for each in modules]
+
+    def attention(self, layer: int) -> list[ModuleDraft]:
+        """Return the drafts of attention's four projections, the output's last."""
+        attention: Any = self.hosted.architecture.blocks[layer].attention
+        names = ("q_proj", "k_proj", "v_proj")
+        modules = [*(getattr(attention.module, name) for name in names), attention.out]
+        return [self.draft(module, layer) for module in modules]
 
     # --- exact -----------------------------------------------------------------------------------
 

@@ -19,9 +19,17 @@ from trephine.engine.weights.assembly import Assembly
 from trephine.engine.weights.capture import Windows, captured, stacked
 from trephine.engine.weights.grafting import Graft, graft
 from trephine.engine.weights.linear import Affinity, composed
-from trephine.engine.weights.mlp import bias_field, has_biases, near_constant, stored_mlp
+from trephine.engine.weights.mlp import (
+    StoredMlp,
+    attention_bias_field,
+    bias_field,
+    has_biases,
+    near_constant,
+    stored_mlp,
+)
 from trephine.engine.weights.notes import Note, all_notes
 from trephine.engine.weights.operations import FeatureOp, MapOp, Operations, sort_operations
+from trephine.engine.weights.postnorm import Written, before_post_norm
 from trephine.engine.weights.ridge import fit_deltas
 from trephine.engine.weights.tensors import TensorChange
 
@@ -76,9 +84,14 @@ def compile_weights(
     given = bias_field(hosted) is not None and kind is None
     grafts = yield from _grafts(hosted, entries, ops, windows, kept, has_biases(hosted) or given, kind)
     biases = has_biases(hosted) or (given and _wants_bias(hosted, ops, grafts))
-    assembly = Assembly(hosted, entries, mlp_biases=biases)
     affinities = _affinities(hosted, ops.maps)
-    constants = yield from _constants(hosted, ops, grafts, affinities, windows, kept, biases=biases)
+    unbiased = _constant_attention(hosted, affinities)
+    fresh = bool(unbiased) and kind is None and attention_bias_field(hosted) is not None
+    assembly = Assembly(hosted, entries, mlp_biases=biases, attention_biases=fresh)
+    attention = () if fresh else unbiased
+    constants = yield from _constants(
+        hosted, ops, grafts, affinities, windows, kept, attention, biases=biases
+    )
     assembly.write_neurons(ops.neurons, constants)
     assembly.write_maps(affinities, constants)
     assembly.write_grafts(grafts, ops.maps, constants)
@@ -112,24 +125,58 @@ def _grafts(
     sites = [Site(kind=SiteKind.MLP_IN, layer=n) for n in layers]
     sites += [Site(kind=SiteKind.NEURONS, layer=n) for n in posts]
     values = yield from captured(hosted, windows, sites, kept)
-    found = []
-    for op in ops.grafts:
-        layer = op.feature.layer
+    found: list[Graft] = []
+    for layer in layers:
         stored = stored_mlp(hosted, entries, layer)
-        outputs = None
+        read = values[Site(kind=SiteKind.MLP_IN, layer=layer)]
+        dtype = STORED_DTYPES[stored.down.weight.dtype]
+        fresh: list[Graft] = []
+        for op in ops.grafts:
+            if op.feature.layer == layer:
+                fresh.append(graft(hosted, op, stored, stacked(read), dtype, biases=biases, kind=kind))
+                yield
         if layer in posts:
             neurons = stacked(values[Site(kind=SiteKind.NEURONS, layer=layer)]).float()
-            outputs = neurons @ stored.down.matrix.float().cpu().T
-        inputs = stacked(values[Site(kind=SiteKind.MLP_IN, layer=layer)])
-        dtype = STORED_DTYPES[stored.down.weight.dtype]
-        found.append(graft(hosted, op, stored, inputs, outputs, dtype, biases=biases, kind=kind))
-        yield
+            written = _written(hosted, layer, stored, read, neurons @ stored.down.matrix.float().cpu().T)
+            fresh = list(before_post_norm(fresh, written))
+            yield
+        found += fresh
     return tuple(found)
+
+
+def _written(
+    hosted: HostedModel, layer: int, stored: StoredMlp, read: Sequence[Tensor], outputs: Tensor
+) -> Written:
+    """Gather what a fit in front of a layer's post-norm needs; every fourth window is kept back."""
+    block = hosted.architecture.blocks[layer]
+    if block.mlp_post_norm is None:
+        raise ValueError("no norm follows this MLP")
+    kept = [torch.full((len(part),), number % 4 == 3) for number, part in enumerate(read)]
+    return Written(
+        norm=block.mlp_post_norm,
+        inputs=stacked(read),
+        outputs=outputs,
+        kept=torch.cat(kept),
+        activation=block.mlp.activation,
+        dtype=STORED_DTYPES[stored.down.weight.dtype],
+        rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
+    )
 
 
 def _wants_bias(hosted: HostedModel, ops: Operations, grafts: Sequence[Graft]) -> bool:
     shifted = any(op.site.kind is SiteKind.MLP_OUT and float(op.change.shift) for op in ops.maps)
     return shifted or any(not g.does_nothing for g in grafts) or any(n.shift for n in ops.neurons)
+
+
+def _constant_attention(hosted: HostedModel, affinities: dict[Site, Affinity]) -> list[Site]:
+    """List what the output projections read that write a constant and have no bias to write it with."""
+    return [
+        Site(kind=SiteKind.ATTN_Z, layer=site.layer)
+        for site, affinity in affinities.items()
+        if site.kind in (SiteKind.ATTN_OUT, SiteKind.ATTN_Z)
+        and hosted.architecture.blocks[site.layer].attention.b_O is None
+        and bool(affinity.offset.any())
+    ]
 
 
 def _affinities(hosted: HostedModel, maps: Sequence[MapOp]) -> dict[Site, Affinity]:
@@ -151,18 +198,15 @@ def _constants(
     affinities: dict[Site, Affinity],
     windows: Windows,
     kept: Any,
+    attention: Sequence[Site],
     *,
     biases: bool,
 ) -> Generator[None, None, dict[Site, tuple[Tensor, float]]]:
     """Find a near-constant input direction of every module that writes a constant without a bias."""
-    wanted: set[Site] = set()
+    wanted = set(attention)
     for site, affinity in affinities.items():
-        block = hosted.architecture.blocks[site.layer]
         if site.kind is SiteKind.MLP_OUT and not biases and bool(affinity.offset.any()):
             wanted.add(Site(kind=SiteKind.NEURONS, layer=site.layer))
-        without = block.attention.b_O is None and bool(affinity.offset.any())
-        if site.kind in (SiteKind.ATTN_OUT, SiteKind.ATTN_Z) and without:
-            wanted.add(Site(kind=SiteKind.ATTN_Z, layer=site.layer))
     if not biases:
         layers = {g.layer for g in grafts if g.constant} | {n.layer for n in ops.neurons if n.shift}
         wanted |= {Site(kind=SiteKind.NEURONS, layer=layer) for layer in layers}

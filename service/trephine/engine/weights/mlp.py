@@ -15,6 +15,9 @@ from trephine.engine.shards import TensorEntry
 
 _BIAS_FIELDS = {"LlamaForCausalLM": "mlp_bias"}
 """Architectures whose MLP has biases if the config says so."""
+_ATTENTION_BIAS_FIELDS = {"LlamaForCausalLM": "attention_bias"}
+"""The same of all four projections of attention. Qwen3 has the field as well, but not every server reads it
+for the output projection."""
 _WIDTH_FIELDS = {"GPT2LMHeadModel": "n_inner"}
 _FRIENDLY = 256
 """Block of GGUF k-quants; half of it and so on where the parent's width is no multiple."""
@@ -104,6 +107,11 @@ def has_biases(hosted: HostedModel) -> bool:
 def bias_field(hosted: HostedModel) -> str | None:
     """Name the config field that gives the MLPs biases, if there is one."""
     return _BIAS_FIELDS.get(hosted.architecture.name)
+
+
+def attention_bias_field(hosted: HostedModel) -> str | None:
+    """Name the config field that gives attention's projections biases, if there is one."""
+    return _ATTENTION_BIAS_FIELDS.get(hosted.architecture.name)
 
 
 def width_field(hosted: HostedModel) -> str:

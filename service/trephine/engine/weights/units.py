@@ -80,6 +80,8 @@ class Unit:
     up_bias: float
     down: Tensor
     """`(d_out,)`."""
+    amount: float
+    """What the gate's answer counts: it adds `amount * gate * up * d`, an up of 1 taken for granted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +212,8 @@ class _Gates:
         """Build the neuron, or its copies."""
         bench, (rows, _) = self._bench, self._rows_of(gain, knee.place)
         with_bias = bench.constant is None
-        column = knee.slope * self._feature.d / gain / (alpha if bench.gated else 1.0) / len(rows)
+        amount = knee.slope / gain / len(rows)
+        column = amount * self._feature.d / (alpha if bench.gated else 1.0)
         return [
             Unit(
                 gate=row,
@@ -218,6 +221,7 @@ class _Gates:
                 up=None if self._ups is None else _rounded(alpha * self._ups[copy], bench.dtype).double(),
                 up_bias=alpha if with_bias else 0.0,
                 down=_rounded(column, bench.dtype).to(torch.float64),
+                amount=amount,
             )
             for copy, row in enumerate(rows)
         ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.builders import tiny_config, tiny_model, tiny_tokenizer
+from tests.builders import randomise, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.engine.exporting import edit_of, hosted_in
 from trephine.domain.interventions import Condition, FeatureTarget, Intervention, Operation
 from trephine.domain.sites import FeatureRef
@@ -51,14 +52,15 @@ def parent(
     embedding = model.get_input_embeddings().weight
     shared = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(5))
     embedding.data += (common * shared).to(dtype)
+    if common and hasattr(model.config, "final_logit_softcapping"):
+        # Tied to embeddings that share a vector, all logits would lie at a cap of 3, moved by nothing.
+        model.config.final_logit_softcapping = 30.0  # as released models have it
     model.save_pretrained(folder, max_shard_size="40KB")
     tiny_tokenizer().save_pretrained(folder)
     return hosted_in(folder, torch.float32)
 
 
-def _without_biases(family: str, dtype: torch.dtype):
-    from tests.builders import randomise
-
+def _without_biases(family: str, dtype: torch.dtype) -> Any:
     config = tiny_config(family)
     config.mlp_bias = config.attention_bias = False
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)

@@ -91,6 +91,19 @@ def test_a_constant_without_a_bias_goes_along_what_is_nearly_constant(tmp_path):
     assert left < 0.2 * whole_edit
 
 
+def test_attention_biases_are_switched_on_where_the_config_can(tmp_path):
+    """A constant that a Llama's attention writes: four zero biases a layer, and one that is not."""
+    hosted = parent("llama", tmp_path / "parent", biases=False)
+    steering = (direction(SiteKind.ATTN_OUT, 1, V, Add(amount=0.5)),)
+    program = compiled(hosted, steering)
+    folder = written(hosted, program, tmp_path / "exported")
+    assert program.config == {"attention_bias": True}
+    assert not program.fitted
+    assert len(program.changes) == 4 * hosted.info.n_layers
+    left, whole_edit = distances(hosted, steering, folder)
+    assert left < 1e-9 < whole_edit
+
+
 def test_mlp_biases_are_switched_on_where_the_config_can(tmp_path):
     """A steering constant in a Llama without biases: three zero biases a layer, and one that is not."""
     hosted = parent("llama", tmp_path / "parent", biases=False)

@@ -1,0 +1,57 @@
+"""Every export tier on every family: `python -m benchmarks.export_families`.
+
+Tiny models of random weights, the ones of the tests, each edit compiled, written, loaded by stock
+transformers and held against the intervened runtime. What cannot be exact says what is fitted and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from benchmarks.export import say
+from tests.unit.engine.weights.families import (  # noqa: TID251  the same cells as the tests'
+    FAMILIES,
+    TIERS,
+    outcome,
+    reason,
+    scene,
+    standing,
+)
+
+HEADER = (
+    "| family | edit | called | edit KL | KL left | recovery | on firing tokens | what is fitted, and why |"
+)
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Every export tier on every family.")
+    parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES))
+    given = parser.parse_args()
+    torch.set_grad_enabled(False)
+    logging.disable_progress_bar()
+    say(HEADER)
+    say("|---" * HEADER.count(" |") + "|")
+    with tempfile.TemporaryDirectory(prefix="trephine-bench-families-") as scratch:
+        for family in given.families:
+            parent = scene(family, Path(scratch) / family)
+            for number, tier in enumerate(TIERS):
+                found = outcome(parent, tier, Path(scratch) / f"{family}-{number}")
+                copy = tier == "no-op"
+                called = "fails" if copy and found.recovery < 0.5 else standing(found)
+                why = "a copy of the parent" if copy else reason(found.program)
+                say(
+                    f"| {family} | {tier} | {called} | {found.edit:.1e} | {found.left:.1e} "
+                    f"| {found.recovery:.4f} | {found.recovery_firing:.4f} ({found.firing}) | {why} |"
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

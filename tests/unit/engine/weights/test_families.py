@@ -1,0 +1,91 @@
+"""The laws of every export tier on every family, in one table; a copy of the parent fails them all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.unit.engine.weights.families import (
+    FAMILIES,
+    TIERS,
+    outcome,
+    reason,
+    scene,
+    standing,
+    through_delta,
+)
+from tests.unit.engine.weights.folders import compiled, feature
+from trephine.domain.interventions import Scale
+from trephine.engine.gates import judge, planned_gates
+from trephine.engine.noise import NoiseFloor, Spread
+
+NEAR, POST, OTHER = "nearly constant", "a norm behind the module", "reads resid_post"
+BEHIND = "the norm behind the MLP rescales"
+EXACT, GRAFT = ("exact", ""), ("graft", "")
+LAWS = {
+    "llama": {},
+    "gpt2": {},
+    "qwen2": dict.fromkeys(
+        ("constant, MLP", "constant, attention", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"),
+        ("fitted", NEAR),
+    ),
+    "qwen3": dict.fromkeys(
+        ("constant, MLP", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", NEAR)
+    ),
+    "gemma2": dict.fromkeys(("graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", BEHIND))
+    | dict.fromkeys(("constant, MLP", "constant, attention"), ("refused", POST))
+    | {"direction out of every writer": ("fitted", POST)},
+}
+"""Where a family has a law of its own: what a folder is called, and what the plan says of it."""
+COMMONLY = {tier: GRAFT if tier.startswith("graft") or tier == "delta" else EXACT for tier in TIERS}
+COMMONLY["ridge"] = ("refused", OTHER)
+NONE = Spread(mean=0.0, p99=0.0)
+LEAST = {"exact": 0.9999, "graft": 0.99, "fitted": 0.9}
+"""Share of the edit's KL over all and over firing tokens."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def parent_scene(request, tmp_path_factory):
+    """One family at a time."""
+    return scene(request.param, tmp_path_factory.mktemp(request.param) / "parent")
+
+
+@pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "no-op"])
+def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
+    """Exact to rounding, 0.99 of grafts, 0.9 of what is fitted and says why; the rest fails the gate."""
+    called, why = LAWS[parent_scene.family].get(tier, COMMONLY[tier])
+    found = outcome(parent_scene, tier, tmp_path / "exported")
+    assert found.firing > 20
+    assert found.edit > 1e-5
+    assert standing(found) == called
+    assert why in reason(found.program)
+    floor = NoiseFloor(attention=NONE, dtype=NONE)
+    gates = planned_gates("float32", floor, fitted=found.program.fitted, grafted=found.program.grafted)
+    unrecovered = {"unrecovered": 1 - found.recovery, "kl_intervened_exported_mean": found.left}
+    passed = {result.gate.name: result.passed for result in judge(gates, unrecovered)}
+    gate = "unrecovered" if found.program.fitted else "kl_intervened_exported_mean"
+    assert passed[gate] == (called != "refused")
+    if called == "refused":
+        return
+    assert min(found.recovery, found.recovery_firing) >= LEAST[called]
+
+
+def test_a_delta_is_its_export(parent_scene, tmp_path):
+    """Byte for byte, in every family's layout of tensors."""
+    found = outcome(parent_scene, "graft, ReLU", tmp_path / "exported")
+    again = through_delta(parent_scene.hosted.folder, found.folder)
+    files = sorted(path.name for path in found.folder.iterdir())
+    assert sorted(path.name for path in again.iterdir()) == files
+    assert all((again / name).read_bytes() == (found.folder / name).read_bytes() for name in files)
+
+
+def test_a_no_op_fails(parent_scene, tmp_path):
+    """A copy of the parent recovers nothing of an edit; an edit that changes nothing changes no tensor."""
+    found = outcome(parent_scene, "no-op", tmp_path / "copy")
+    assert abs(found.recovery) < 0.01
+    assert abs(found.recovery_firing) < 0.01
+    index, _ = parent_scene.features["relu"]
+    with torch.inference_mode():
+        nothing = compiled(parent_scene.hosted, (feature(1, index, Scale(factor=1.0), name="relu"),))
+    assert nothing.changes == ()
+    assert {note.tier for note in nothing.notes.values()} == {"noop"}
