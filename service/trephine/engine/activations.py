@@ -46,7 +46,7 @@ def read_activations(session: Session, command: ReadActivations) -> Generator[No
     for (name, layer), numbers in _by_layer(command.features).items():
         yield
         indices = [command.features[number].index for number in numbers]
-        table[numbers] = _activations(hosted, name, layer, values, indices).T
+        table[numbers] = _activations(hosted, name, layer, values, indices).T.cpu()
     return Activations(
         tokens=hosted.tokens(ids),
         values=Array(dtype="float32", shape=tuple(table.shape), data=bytes(tensor_bytes(table))),

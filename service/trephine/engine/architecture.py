@@ -61,6 +61,11 @@ class Attention:
     n_kv_heads: int
 
     @property
+    def d_head(self) -> int:
+        """Width of a head's values."""
+        return self.W_V.shape[1]
+
+    @property
     def group(self) -> int:
         """Query heads per key and value head; head `h` reads values of head `h // group`."""
         return self.n_heads // self.n_kv_heads
@@ -122,6 +127,8 @@ class Architecture:
     W_U: Tensor
     """`(d_vocab, d_model)`."""
     b_U: Tensor | None
+    mean_unembedding: Tensor
+    """`(d_model,)`, float32 or wider: the mean row of `W_U`, what the mean logit reads."""
     logit_softcap: float | None
     """Final `cap * tanh(logits / cap)`, or None."""
     d_model: int
@@ -190,6 +197,7 @@ def describe_architecture(model: nn.Module) -> Architecture:
         unembedding=head,
         W_U=head.weight.detach(),
         b_U=_detached(getattr(head, "bias", None)),
+        mean_unembedding=_mean_row(head.weight.detach()),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         d_model=spec.d_model,
         d_mlp=blocks[0].mlp.W_in.shape[0],
@@ -197,6 +205,10 @@ def describe_architecture(model: nn.Module) -> Architecture:
         n_heads=spec.n_heads,
         n_kv_heads=spec.n_kv_heads,
     )
+
+
+def _mean_row(matrix: Tensor) -> Tensor:
+    return matrix.mean(0, dtype=torch.promote_types(matrix.dtype, torch.float32))
 
 
 def _block(spec: ArchSpec, family: _Family, layer: int, parallel: bool) -> Block:

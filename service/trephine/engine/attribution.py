@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint, mlp_write_adjoint, new_adjoint
 from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.readouts import StreamRead, Targets
 
@@ -22,8 +22,8 @@ from trephine.engine.readouts import StreamRead, Targets
 class NeuronCollector(Protocol):
     """Takes the neurons' contributions, layer by layer from the top."""
 
-    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
-        """Take `scores (n, d_mlp)` of one layer for the first n packed rows.
+    def collect(self, layer: int, scores: Tensor, mass: Tensor) -> None:
+        """Take `scores (n, n_cone, d_mlp)` of one layer for the first n targets and the first positions.
 
         `mass (n_targets,)` is the absolute sum so far, this layer included.
         """
@@ -56,17 +56,16 @@ class _Sweep:
 
     def __init__(self, operators: FrozenOperators, targets: Targets) -> None:
         self.operators, self.targets = operators, targets
-        self.packing = pack(targets.position, operators.device)
-        n_targets, n_layers = self.packing.n_targets, len(operators.layers)
-        self.adjoint = operators.embedding.new_zeros(self.packing.n_rows, operators.embedding.shape[1])
+        n_targets, n_layers = len(targets.position), len(operators.layers)
+        self.adjoint = new_adjoint(operators.embedding, targets.position)
         self.tokens = operators.embedding.new_zeros(n_targets, operators.n_pos)
         self.errors = operators.embedding.new_zeros(n_targets, n_layers, operators.n_pos)
         self.bias = targets.constant.clone()
         self.neurons, self.mass = torch.zeros_like(self.bias), torch.zeros_like(self.bias)
 
-    def rows_above(self, layer: int) -> int:
-        """Rows of targets that read the residual stream above the block `layer`."""
-        return self.packing.ends[int((self.targets.layer > layer).sum())]
+    def alive(self, layer: int) -> int:
+        """Targets that read the residual stream above the block `layer`."""
+        return int((self.targets.layer > layer).sum())
 
     def inject(self, layer: int, *reads: StreamRead) -> None:
         """Start the targets that read at `layer`, and there what is given."""
@@ -76,7 +75,7 @@ class _Sweep:
             if chosen and read is StreamRead.NORMED:
                 self._inject_normed(layer, torch.tensor(chosen))
             elif chosen:
-                self.adjoint[self.packing.last[chosen]] += self.targets.direction[chosen]
+                self.adjoint[chosen, self.targets.position[chosen]] += self.targets.direction[chosen]
 
     def _read(self, target: int) -> StreamRead:
         return StreamRead.NORMED if self.targets.reads is None else self.targets.reads[target]
@@ -85,54 +84,54 @@ class _Sweep:
         """Carry directions through the norm that the targets read."""
         at_top = layer == len(self.operators.layers)
         norm = self.operators.final_norm if at_top else self.operators.layers[layer].mlp_norm
-        direction = self.targets.direction[chosen]
-        rows = self.packing.last[chosen]
-        self.adjoint[rows] += norm.pull_back(direction, self.targets.position[chosen])
+        direction, position = self.targets.direction[chosen], self.targets.position[chosen]
+        self.adjoint[chosen, position] += norm.pull_back(direction, position)
         if norm.bias is not None:
             self.bias[chosen] += direction @ norm.bias
 
     def mlp_sources(self, layer: FrozenLayer, collector: NeuronCollector) -> None:
         """Score what this block's MLP wrote."""
         number = layer.block.layer
-        rows = self.rows_above(number)
-        if not rows:
+        alive = self.alive(number)
+        if not alive:
             return
-        target, position = self.packing.target[:rows], self.packing.position[:rows]
+        adjoint, n_pos = self.adjoint[:alive], self.adjoint.shape[1]
         if not self.operators.covered[number]:
-            score = torch.einsum("rd,rd->r", self.adjoint[:rows], layer.mlp_out[position])
-            self.errors[target, number, position] = score
-            self.packing.add_to_targets(self.mass, score.abs())
+            score = torch.einsum("tpd,pd->tp", adjoint, layer.mlp_out[:n_pos])
+            self.errors[:alive, number, :n_pos] = score
+            self.mass[:alive] += score.abs().sum(1)
             return
-        written = mlp_write_adjoint(layer, self.adjoint[:rows], self.packing, self.bias)
-        scores = written @ layer.block.mlp.W_down.to(written.dtype)
-        scores *= layer.activation[position]
-        self.packing.add_to_targets(self.neurons, scores.sum(1))
-        self.packing.add_to_targets(self.mass, torch.linalg.vector_norm(scores, ord=1, dim=1))
-        collector.collect(number, scores, self.packing, self.mass)
+        written = mlp_write_adjoint(layer, adjoint, self.bias[:alive])
+        scores = written @ layer.block.mlp.W_down.to(written.dtype)  # (n_alive, n_cone, d_mlp)
+        scores *= layer.activation[:n_pos]
+        self.neurons[:alive] += scores.sum((1, 2))
+        self.mass[:alive] += torch.linalg.vector_norm(scores, ord=1, dim=(1, 2))
+        collector.collect(number, scores, self.mass)
 
-    def attention(self, layer: FrozenLayer, rows: int) -> None:
-        """Add what attention reads, for the first `rows` rows."""
-        if rows:
-            self.adjoint[:rows] += attention_adjoint(layer, self.adjoint[:rows], self.packing, self.bias)
+    def attention(self, layer: FrozenLayer, alive: int) -> None:
+        """Add what attention reads, for the first `alive` targets."""
+        if alive:
+            adjoint = self.adjoint[:alive]
+            attention_adjoint(layer, adjoint, self.bias[:alive], onto=adjoint)
 
     def block(self, layer: FrozenLayer, collector: NeuronCollector) -> None:
         """Go down through one block. In a parallel block the MLP reads what attention reads."""
         number = layer.block.layer
         self.mlp_sources(layer, collector)
         if layer.block.parallel:
-            self.attention(layer, self.rows_above(number))
+            self.attention(layer, self.alive(number))
             self.inject(number, *StreamRead)
         else:
             self.inject(number, StreamRead.NORMED, StreamRead.MIDDLE)
-            self.attention(layer, self.rows_above(number - 1))
+            self.attention(layer, self.alive(number - 1))
             self.inject(number, StreamRead.BEFORE)
 
     def sums(self) -> RowSums:
         """Score the embeddings and return the sums."""
-        packing = self.packing
-        score = torch.einsum("rd,rd->r", self.adjoint, self.operators.embedding[packing.position])
-        self.tokens[packing.target, packing.position] = score
-        packing.add_to_targets(self.mass, score.abs())
+        n_pos = self.adjoint.shape[1]
+        score = torch.einsum("tpd,pd->tp", self.adjoint, self.operators.embedding[:n_pos])
+        self.tokens[:, :n_pos] = score
+        self.mass += score.abs().sum(1)
         return RowSums(
             tokens=self.tokens, errors=self.errors, bias=self.bias, neurons=self.neurons, mass=self.mass
         )
@@ -166,7 +165,7 @@ class DenseCollector:
         shape = (n_targets, len(operators.layers), operators.n_pos, operators.architecture.d_mlp)
         self.scores = torch.zeros(shape, dtype=operators.dtype, device=operators.device)
 
-    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
+    def collect(self, layer: int, scores: Tensor, mass: Tensor) -> None:
         """Store one layer."""
-        rows = scores.shape[0]
-        self.scores[packing.target[:rows], layer, packing.position[:rows]] = scores
+        n_targets, n_pos, _ = scores.shape
+        self.scores[:n_targets, layer, :n_pos] = scores

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trephine.engine.adjoints import Packing
 from trephine.engine.attribution import RowSums
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
@@ -111,14 +110,12 @@ class SparseCollector:
         self._meter, self._floor = meter, floor
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def collect(self, layer: int, scores: Tensor, packing: Packing, mass: Tensor) -> None:
+    def collect(self, layer: int, scores: Tensor, mass: Tensor) -> None:
         """Store what is above the floor of the mass so far."""
-        rows = scores.shape[0]
-        target, position = packing.target[:rows], packing.position[:rows]
-        large = scores.abs() > (self._floor * mass)[target, None]
-        row, index = large.nonzero(as_tuple=True)
-        cell = (layer * self._n_pos + position[row]) * self._d_mlp + index
-        self._parts.append((target[row].cpu(), cell.cpu(), scores[row, index].float().cpu()))
+        large = scores.abs() > (self._floor * mass[: len(scores)])[:, None, None]
+        target, position, index = large.nonzero(as_tuple=True)
+        cell = (layer * self._n_pos + position) * self._d_mlp + index
+        self._parts.append((target.cpu(), cell.cpu(), scores[large].float().cpu()))
         if self._meter is not None:
             self._meter.sample()
 

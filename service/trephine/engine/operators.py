@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class FrozenNorm:
         scaled = cotangent * self.gain * self.scale[positions]
         return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
 
+    def pull_back_all(self, cotangent: Tensor) -> Tensor:
+        """Return the adjoint of the norm's input for cotangents `(..., n, d_model)` at the first n."""
+        scaled = cotangent * self.gain * self.scale[: cotangent.shape[-2]]
+        return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+
     def pull_back_live(self, cotangent: Tensor) -> Tensor:
         """Return the adjoint `(n_pos, d_model)` of the input with the scale following the input."""
         scaled = cotangent * self.gain
@@ -54,9 +60,12 @@ class FrozenNorm:
         return free - free.mean(-1, keepdim=True) if self.centred else free
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FrozenLayer:
-    """One block's constants and clean values; positions come first, in the working dtype."""
+    """One block's constants and clean values; positions come first, in the working dtype.
+
+    Without slots, so that what only neurons ask for is computed when it is asked for.
+    """
 
     block: Block
     resid_pre: Tensor
@@ -71,14 +80,23 @@ class FrozenLayer:
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm
     mlp_post_norm: FrozenNorm | None
-    gate: Tensor | None
-    """`(n_pos, d_mlp)`, g with its bias; None for plain MLPs."""
-    read: Tensor
-    """`(n_pos, d_mlp)`, u with its bias."""
+    mlp_in: Tensor
+    """`(n_pos, d_model)`, what the MLP reads."""
     activation: Tensor
     """`(n_pos, d_mlp)`, what the down projection reads."""
     mlp_out: Tensor
     """`(n_pos, d_model)`, what the MLP adds to the residual stream (after a post-norm)."""
+
+    @cached_property
+    def gate(self) -> Tensor | None:
+        """`(n_pos, d_mlp)`, g with its bias; None for plain MLPs."""
+        mlp = self.block.mlp
+        return None if mlp.W_gate is None else _linear(self.mlp_in, mlp.W_gate, mlp.b_gate)
+
+    @cached_property
+    def read(self) -> Tensor:
+        """`(n_pos, d_mlp)`, u with its bias."""
+        return _linear(self.mlp_in, self.block.mlp.W_in, self.block.mlp.b_in)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +182,11 @@ def stored_bytes(operators: FrozenOperators) -> int:
     """Return the bytes that the operators hold beyond the model."""
     kept = [operators.stream, operators.final, operators.logits, operators.final_norm.normed]
     for layer in operators.layers:
-        kept += [layer.resid_pre, layer.resid_mid, layer.pattern, layer.read, layer.activation, layer.mlp_out]
+        kept += [layer.resid_pre, layer.resid_mid, layer.pattern, layer.mlp_in, layer.mlp_out]
+        # What the projections give is computed where neurons are asked about, and as wide as what they write.
+        kept += [layer.activation] * (2 if layer.block.mlp.W_gate is None else 3)
         norms = (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm, layer.mlp_post_norm)
         kept += [norm.normed for norm in norms if norm is not None]
-        kept += [] if layer.gate is None else [layer.gate]
     return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
@@ -229,7 +248,7 @@ def _keep_rotation(store: Store, layer: int) -> Callable[[nn.Module, tuple[Any, 
 
 
 def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtype) -> FrozenLayer:
-    layer, mlp = block.layer, block.mlp
+    layer = block.layer
 
     def value(name: str) -> Tensor:
         return store[layer, name].to(dtype)
@@ -237,7 +256,6 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
     def norm(described: Norm | None, name: str) -> FrozenNorm | None:
         return None if described is None else freeze_norm(described, store[layer, name], dtype)
 
-    mlp_in = value("mlp_in")
     post_norm = norm(block.mlp_post_norm, "mlp_out")
     return FrozenLayer(
         block=block,
@@ -249,8 +267,7 @@ def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtyp
         attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
         mlp_norm=freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
         mlp_post_norm=post_norm,
-        gate=None if mlp.W_gate is None else _linear(mlp_in, mlp.W_gate, mlp.b_gate),
-        read=_linear(mlp_in, mlp.W_in, mlp.b_in),
+        mlp_in=value("mlp_in"),
         activation=value("activation"),
         mlp_out=value("mlp_out") if post_norm is None else post_norm.apply(value("mlp_out")),
     )

@@ -75,8 +75,9 @@ def logit_readout(hosted: Hosted, target_id: int, against_id: int | None = None)
         raise InvalidRequestError(
             "target and against are the same token; name another one", field="target.against"
         )
-    direction = _contrast(architecture.W_U, target_id, against_id)
-    bias = 0.0 if architecture.b_U is None else float(_contrast(architecture.b_U, target_id, against_id))
+    direction = _contrast(architecture.W_U, target_id, against_id, architecture.mean_unembedding)
+    b_U = architecture.b_U
+    bias = 0.0 if b_U is None else float(_contrast(b_U, target_id, against_id, b_U.double().mean()))
     return LogitReadout(
         target=target_id,
         against=against_id,
@@ -91,9 +92,9 @@ def baseline(hosted: Hosted, ids: Sequence[int], readout: LogitReadout) -> float
     return float(readout.measure(capture(hosted.model, hosted.architecture, ids).logits))
 
 
-def _contrast(rows: Tensor, target: int, against: int | None) -> Tensor:
+def _contrast(rows: Tensor, target: int, against: int | None, mean: Tensor) -> Tensor:
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    other = rows.mean(0, dtype=dtype) if against is None else rows[against].to(dtype)
+    other = mean.to(dtype) if against is None else rows[against].to(dtype)
     return rows[target].to(dtype) - other
 
 

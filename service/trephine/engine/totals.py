@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint, mlp_write_adjoint
 from trephine.engine.graphs.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenLayer, FrozenOperators, capture
@@ -107,7 +107,6 @@ def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[
 
     Uncovered MLPs are opaque: nothing passes through them. One layer per quantum.
     """
-    packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
     bias = operators.embedding.new_zeros(1)
     adjoint = _entering(operators, explained, top_place(operators))
     n_layers, n_pos = len(operators.layers), operators.n_pos
@@ -118,35 +117,33 @@ def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[
         adjoint = adjoint + _entering(operators, explained, first + AFTER)
         through_mlp = torch.zeros_like(adjoint)
         if covered:
-            written = mlp_write_adjoint(layer, adjoint, packing, bias)
+            written = mlp_write_adjoint(layer, adjoint[None], bias)[0]
             by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
             neurons[number] = (by_neuron * layer.activation).float().cpu()
-            through_mlp = _mlp_adjoint(layer, by_neuron, packing)
+            through_mlp = _mlp_adjoint(layer, by_neuron)
         else:
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
         through_mlp = through_mlp + _middle(operators, explained, first)
-        adjoint = _through_block(layer, adjoint, through_mlp, packing, bias)
+        adjoint = _through_block(layer, adjoint, through_mlp, bias)
         yield None
     adjoint = adjoint + _entering(operators, explained, EMBEDDING)
     tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
     return Totals(neurons=neurons, tokens=tokens, errors=errors)
 
 
-def _through_block(
-    layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, packing: Packing, bias: Tensor
-) -> Tensor:
+def _through_block(layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, bias: Tensor) -> Tensor:
     """Add what attention and MLP read; in a sequential block attention writes before the MLP reads."""
     if layer.block.parallel:
-        return adjoint + attention_adjoint(layer, adjoint, packing, bias) + through_mlp
+        return adjoint + attention_adjoint(layer, adjoint[None], bias)[0] + through_mlp
     middle = adjoint + through_mlp
-    return middle + attention_adjoint(layer, middle, packing, bias)
+    return middle + attention_adjoint(layer, middle[None], bias)[0]
 
 
-def _mlp_adjoint(layer: FrozenLayer, by_neuron: Tensor, packing: Packing) -> Tensor:
+def _mlp_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
     """Carry `(n_pos, d_mlp)` through the half rule and the MLP's norm to the residual stream."""
     mlp, dtype = layer.block.mlp, by_neuron.dtype
     by_gate, by_read = half_rule(layer)
     read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
     if by_gate is not None and mlp.W_gate is not None:
         read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
-    return layer.mlp_norm.pull_back(read, packing.position)
+    return layer.mlp_norm.pull_back_all(read)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import Packing, attention_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint
 from trephine.engine.dataset_circuits.nodes import mlp_half_adjoint
 from trephine.engine.dataset_circuits.packs import Pack
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
@@ -53,21 +53,19 @@ class HalfRule:
     """RelP: patterns and norm scales are constants, gated neurons are split in half."""
 
     def __init__(self, operators: FrozenOperators) -> None:
-        # One target whose cone is the whole pack: blocks of the pattern keep the contexts apart.
-        self._packing: Packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
         self._unused = operators.embedding.new_zeros(1)
 
     def through_norm(self, norm: FrozenNorm, cotangent: Tensor) -> Tensor:
         """With the clean scale."""
-        return norm.pull_back(cotangent, self._packing.position)
+        return norm.pull_back_all(cotangent)
 
     def through_mlp(self, layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
         """By the half rule."""
         return self.through_norm(layer.mlp_norm, mlp_half_adjoint(layer, by_neuron))
 
     def through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
-        """Through values only."""
-        return attention_adjoint(layer, adjoint, self._packing, self._unused)
+        """Through values only; one target, and blocks of the pattern keep the contexts of the pack apart."""
+        return attention_adjoint(layer, adjoint[None], self._unused)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ path, and the error term, which is explicit (DESIGN 2). MLPs that the set does n
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -176,12 +176,12 @@ def _encode(
 ) -> ActiveLayer:
     info, x = layer.info, clean_value(operators, layer.info.site_in)
     code = layer.encode(x)
-    nothing = layer.decode(replace(code, activations=torch.zeros_like(code.activations)))
     skipped = layer.skip(x, code)
     first = 0 if keep_first else 1
     for site, reconstruction in layer.decode(code).items():
         errors[site][first:] -= reconstruction[first:]
-        constants[site][first:] += nothing[site][first:]
+    for site, constant in layer.constants(code).items():
+        constants[site][first:] += constant[first:]
     matrix = layer.skip_matrix()
     if skipped is not None and matrix is not None:
         errors[info.sites_out[0]] -= skipped

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from trephine.engine.expansion import ROUND, check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
-from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
+from trephine.engine.graphs.stored_edges import stored_rows
+from trephine.engine.graphs.sweeping import segment_of, sweep_features
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read_targets
 from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
-from trephine.engine.influence import FLOOR, LOGIT, Row
+from trephine.engine.influence import LOGIT, Row
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
@@ -30,8 +31,6 @@ would go into walking its positions once per sweep, faster than linearly in toke
 """
 _SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
-NEGLIGIBLE = 4e-5
-"""Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
 _WHOLE = 7 << 25
 """Edges of a graph that is stored whole, at most 1.75 GiB."""
 _STORED = 1 << 27
@@ -107,54 +106,9 @@ class FeatureBasis:
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            return list(_rows(targets, cells, sums, mass, self._room()))
+            return list(stored_rows(targets, cells, sums, mass, self._room()))
 
     def _room(self) -> int:
         """Edges that a row may store."""
         rows = self.max_nodes + len(self.explained.targets)
         return self.active.count if self.active.count * rows <= _WHOLE else max(1, _STORED // rows)
-
-
-def _rows(
-    targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor, room: int
-) -> Iterator[Row]:
-    """Keep, per target, up to `room` features that are not negligible beside the row's largest edge."""
-    for number, cell in enumerate(cells):
-        sizes = (features := sums.features[number]).abs()
-        negligible = NEGLIGIBLE * _largest_shown(sizes, sums.errors[number], sums.tokens[number])
-        sources, ranked = _kept(sizes, float(mass[number]), negligible, room)
-        yield Row(
-            cell=cell,
-            layer=int(targets.place[number]),
-            sources=sources.to(torch.int32).cpu(),
-            weights=features[sources].float().cpu(),
-            ranked=ranked,
-            tokens=sums.tokens[number].float().cpu(),
-            errors=sums.errors[number].flatten().float().cpu(),
-            bias=float(sums.bias[number]),
-            total=float(targets.total[number]),
-            mass=float(mass[number]),
-        )
-
-
-def _largest_shown(sizes: Tensor, errors: Tensor, tokens: Tensor) -> float:
-    """Bound the row's largest edge from a node from below: which features will be nodes is not known yet.
-
-    Error terms and tokens always are. A large feature that is never selected hides no edge of the others.
-    """
-    certain = max(float(errors[:, 1:].abs().max()) if errors.shape[1] > 1 else 0.0, float(tokens.abs().max()))
-    largest = float(sizes.max()) if len(sizes) else 0.0
-    return min(largest, certain) if certain > 0 else largest
-
-
-def _kept(sizes: Tensor, mass: float, negligible: float, room: int) -> tuple[Tensor, int]:
-    """Return kept cells, those that influences follow first, and how many these are."""
-    large = sizes > FLOOR * mass
-    small = (sizes > negligible) & ~large
-    first, rest = large.nonzero().flatten(), small.nonzero().flatten()
-    if len(first) > room:
-        first = first[sizes[first].topk(room).indices]
-    left = room - len(first)
-    if len(rest) > left:
-        rest = rest[sizes[rest].topk(left).indices]
-    return torch.cat([first, rest]), len(first)

@@ -12,7 +12,7 @@ from torch import Tensor
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
-from trephine.engine.graphs.writes import scattered
+from trephine.engine.graphs.writes import blocks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
@@ -97,7 +97,6 @@ def _add(effects: Tensor, hosted: HostedModel, active: ActiveFeatures, site: Sit
         if not layer.count:
             continue
         with torch.inference_mode():
-            writes = scattered(hosted, active.replacement, layer, site, adjoint.dtype)
-            through = adjoint @ writes.decoders.T  # (n_pos, n_unique)
-            found = through[layer.position, writes.place] * layer.written
-        effects[layer.start : layer.start + layer.count] += found.float().cpu()
+            for block in blocks(hosted, active.replacement, layer, site, adjoint.dtype):
+                cells, found = block.score(adjoint[:, None])
+                effects[layer.start : layer.start + layer.count][cells] += found[0].float().cpu()

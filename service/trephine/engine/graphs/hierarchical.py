@@ -18,12 +18,12 @@ from torch import Tensor
 from trephine.domain.circuits import DiscoverCircuit, HierarchicalFigures
 from trephine.domain.commands import Progress
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import attention_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint
 from trephine.engine.expansion import Basis, Expansion, check_sums, expand, expand_chosen
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
 from trephine.engine.graphs.targets import feature_targets
-from trephine.engine.graphs.writes import scattered
+from trephine.engine.graphs.writes import blocks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.replacements.sets import opened
@@ -208,7 +208,6 @@ class _Pass:
     ) -> None:
         self.hosted, self.operators, self.active, self.threshold = hosted, operators, active, threshold
         self._roots = explained.cotangents(live=False)
-        self._packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
         zeros = operators.embedding.new_zeros
         self._bias = zeros(1)
         self._by_feature = {layer.info.layer: zeros(layer.count) for layer in active.layers}
@@ -237,7 +236,7 @@ class _Pass:
         if site in self.active.errors:
             heard = self._meet(site, heard)
         heard = heard + self.enter(first + ATTENTION)
-        below = middle + attention_adjoint(layer, heard, self._packing, self._bias)
+        below = middle + attention_adjoint(layer, heard[None], self._bias)[0]
         return self._cut(Site(kind=SiteKind.RESID_PRE, layer=number), below)
 
     def _cut(self, site: Site, adjoint: Tensor) -> Tensor:
@@ -258,11 +257,9 @@ class _Pass:
         return read
 
     def _score(self, layer: ActiveLayer, site: Site, adjoint: Tensor) -> None:
-        writes = scattered(self.hosted, self.active.replacement, layer, site, adjoint.dtype)
-        for position, (start, end) in enumerate(zip(layer.offsets, layer.offsets[1:], strict=False)):
-            if start < end:
-                found = writes.score(adjoint[position : position + 1], start, end)[0]
-                self._by_feature[layer.info.layer][start:end] += found
+        for block in blocks(self.hosted, self.active.replacement, layer, site, adjoint.dtype):
+            cells, found = block.score(adjoint[:, None])
+            self._by_feature[layer.info.layer][cells] += found[0]
 
     def _pass_on(self, layer: ActiveLayer) -> Tensor:
         """Stop small features; return what the others read, `(n_pos, d_model)`, at their place."""
@@ -297,7 +294,7 @@ class _Pass:
         read = adjoint @ matrix.to(adjoint.dtype)
         if layer.mlp_norm.bias is not None:
             self._constants += float((read @ layer.mlp_norm.bias).sum())
-        return layer.mlp_norm.pull_back(read, self._packing.position)
+        return layer.mlp_norm.pull_back_all(read)
 
     def finish(self, adjoint: Tensor) -> Hierarchy:
         """Score the embeddings and sum up."""

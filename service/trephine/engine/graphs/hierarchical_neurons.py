@@ -7,7 +7,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from trephine.engine.adjoints import Packing, attention_adjoint, mlp_write_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint, mlp_write_adjoint
 from trephine.engine.graphs.hierarchical import Hierarchy, hierarchy, root_constants
 from trephine.engine.graphs.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.operators import FrozenLayer, FrozenOperators
@@ -20,7 +20,6 @@ def through_neurons(
 ) -> Generator[None, None, Hierarchy]:
     """Do the pass over neurons, one block a quantum. MLPs that are not covered are errors as a whole."""
     roots, d_mlp = explained.cotangents(live=False), operators.architecture.d_mlp
-    packing = pack(torch.tensor([operators.n_pos - 1]), operators.device)
     nothing, bias = torch.zeros_like(operators.embedding), operators.embedding.new_zeros(1)
     adjoint, errors = roots.get(top_place(operators), nothing), 0.0
     cells: list[Tensor] = []
@@ -33,21 +32,21 @@ def through_neurons(
             adjoint = adjoint + roots.get(first + AFTER, nothing)
             read = roots.get(first + MLP, nothing) + roots.get(first + MIDDLE, nothing)
             if operators.covered[number]:
-                written = mlp_write_adjoint(layer, adjoint, packing, bias)
+                written = mlp_write_adjoint(layer, adjoint[None], bias)[0]
                 by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)  # (n_pos, d_mlp)
                 attribution = by_neuron * layer.activation
                 large = (attribution.abs() >= threshold) & (attribution != 0)
                 stopped.append(attribution[~large])
                 kept.append(attribution[large].float().cpu())
                 cells.append(large.flatten().nonzero().flatten().cpu() + number * operators.n_pos * d_mlp)
-                read = read + _read(layer, by_neuron * large, packing, bias)
+                read = read + _read(layer, by_neuron * large, bias)
             else:
                 errors += float((adjoint * layer.mlp_out).sum())
             if layer.block.parallel:
-                adjoint = adjoint + attention_adjoint(layer, adjoint, packing, bias) + read
+                adjoint = adjoint + attention_adjoint(layer, adjoint[None], bias)[0] + read
             else:
                 adjoint = adjoint + read
-                adjoint = adjoint + attention_adjoint(layer, adjoint, packing, bias)
+                adjoint = adjoint + attention_adjoint(layer, adjoint[None], bias)[0]
         yield
     with torch.inference_mode():
         adjoint = adjoint + roots.get(EMBEDDING, nothing)
@@ -64,7 +63,7 @@ def through_neurons(
     )
 
 
-def _read(layer: FrozenLayer, by_neuron: Tensor, packing: Packing, bias: Tensor) -> Tensor:
+def _read(layer: FrozenLayer, by_neuron: Tensor, bias: Tensor) -> Tensor:
     """Carry `(n_pos, d_mlp)` through the half rule and the norm; what biases add goes to `bias`."""
     mlp, dtype, norm = layer.block.mlp, by_neuron.dtype, layer.mlp_norm
     by_gate, by_read = half_rule(layer)
@@ -79,4 +78,4 @@ def _read(layer: FrozenLayer, by_neuron: Tensor, packing: Packing, bias: Tensor)
             bias += (through @ mlp.b_gate.to(dtype)).sum()
     if norm.bias is not None:
         bias += (read @ norm.bias).sum()
-    return norm.pull_back(read, packing.position)
+    return norm.pull_back_all(read)

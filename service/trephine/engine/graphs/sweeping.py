@@ -1,21 +1,20 @@
 """Contributions of every active feature to a batch of targets: one sweep from the top down.
 
 Adjoints of many targets go down the frozen network together, without autograd. At a site that the set
-writes, active features score by small matrix products, one per position: at a position only its own active
-features are met, so no decoder is multiplied in vain and none is gathered per target (DESIGN 5.5).
+writes, active features score by small matrix products, one per position and many in one call: at a position
+only its own active features are met, and no decoder is gathered per target (DESIGN 5.5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import attention_adjoint, pack
+from trephine.engine.adjoints import attention_adjoint, new_adjoint
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.targets import FeatureTargets
@@ -51,7 +50,7 @@ class FeatureSums:
 
 
 class _Sweep:
-    """State of one sweep: adjoint rows and running sums."""
+    """State of one sweep: adjoints and running sums."""
 
     def __init__(
         self,
@@ -63,61 +62,52 @@ class _Sweep:
     ) -> None:
         self.writes = writes
         self.hosted, self.operators, self.active, self.targets = hosted, operators, active, targets
-        self.packing = pack(targets.position, operators.device)
-        zeros = operators.embedding.new_zeros
-        n_targets, width = self.packing.n_targets, operators.embedding.shape[1]
-        self.adjoint = zeros(self.packing.n_rows, width)
+        self.adjoint = new_adjoint(operators.embedding, targets.position)  # (n_targets, n_cone, d_model)
+        zeros, n_targets = operators.embedding.new_zeros, len(targets.position)
         self.features = zeros(n_targets, active.count)
         self.errors = zeros(n_targets, len(active.error_sites), operators.n_pos)
         self.tokens = zeros(n_targets, operators.n_pos)
         self.bias = targets.constant.clone()
-        self._by_position = self.packing.position.argsort(stable=True)
 
-    def rows_above(self, place: int) -> int:
-        """Rows of targets that read above a place."""
-        return self.packing.ends[int((self.targets.place > place).sum())]
+    @property
+    def n_cone(self) -> int:
+        """Positions of the longest causal cone."""
+        return self.adjoint.shape[1]
+
+    def above(self, place: int) -> int:
+        """Targets that read above a place."""
+        return int((self.targets.place > place).sum())
 
     def inject(self, place: int) -> None:
         """Start the targets that read at a place of the stream."""
         chosen = (self.targets.place == place).nonzero().flatten()
         if len(chosen):
-            self.adjoint[self.packing.last[chosen]] += self.targets.adjoint[chosen]
+            self.adjoint[chosen, self.targets.position[chosen]] += self.targets.adjoint[chosen]
 
-    def meet(self, site: Site, adjoint: Tensor) -> None:
-        """Score what was written at a site, given its adjoint for the first rows `(n, d_model)`."""
-        rows = adjoint.shape[0]
-        order = self._by_position[self._by_position < rows]
-        adjoint, target, position = (
-            part[order] for part in (adjoint, self.packing.target, self.packing.position)
-        )
-        ends = (0, *torch.bincount(position, minlength=self.operators.n_pos).cumsum(0).tolist())
-        self._score_rest(site, adjoint, target, position, ends)
+    def meet(self, site: Site, n: int) -> None:
+        """Score what was written at a site for the first n targets."""
+        by_position = self.adjoint[:n].transpose(0, 1)  # (n_cone, n, d_model)
+        self._score_rest(site, by_position)
         for layer in self.active.writers(site):
             if layer.count:
-                self._score(layer, site, adjoint, target, ends)
+                self._score(layer, site, by_position)
 
-    def _score_rest(
-        self, site: Site, adjoint: Tensor, target: Tensor, position: Tensor, ends: tuple[int, ...]
-    ) -> None:
+    def _score_rest(self, site: Site, by_position: Tensor) -> None:
         """Score the error term and the constants of a site."""
-        rest = torch.stack([self.active.errors[site], self.active.constants[site]], dim=2)  # (n_pos, d, 2)
-        found = torch.cat([part @ rest[p] for p, part in enumerate(adjoint.split(_gaps(ends)))])
-        self.errors[target, self.active.error_sites.index(site), position] = found[:, 0]
-        self.bias.index_add_(0, target, found[:, 1])
+        rest = torch.stack([self.active.errors[site], self.active.constants[site]], dim=2)
+        found = torch.bmm(by_position, rest[: self.n_cone])  # (n_cone, n, 2)
+        n = found.shape[1]
+        self.errors[:n, self.active.error_sites.index(site), : self.n_cone] = found[..., 0].T
+        self.bias[:n] += found[..., 1].sum(0)
 
-    def _score(
-        self, layer: ActiveLayer, site: Site, adjoint: Tensor, target: Tensor, ends: tuple[int, ...]
-    ) -> None:
-        """Score one layer's features; rows come sorted by position, `ends` apart."""
-        writes = self.writes.of(self.hosted, self.active, layer, site, adjoint.dtype)
-        for position in range(len(ends) - 1):
-            first, last = layer.offsets[position], layer.offsets[position + 1]
-            start, end = ends[position], ends[position + 1]
-            if first == last or start == end:
-                continue
-            found = writes.score(adjoint[start:end], first, last)
-            cells = slice(layer.start + first, layer.start + last)
-            self.features[:, cells].index_add_(0, target[start:end], found)
+    def _score(self, layer: ActiveLayer, site: Site, by_position: Tensor) -> None:
+        """Score one layer's features, a block of positions per product."""
+        for block in self.writes.of(self.hosted, self.active, layer, site, by_position.dtype):
+            if block.positions.start >= self.n_cone:
+                break
+            cells, found = block.score(by_position)
+            scores = self.features[: by_position.shape[1], layer.start : layer.start + layer.count]
+            scores[:, cells] += found
 
     def block(self, layer: FrozenLayer) -> bool:
         """Go down through one block; True if the stream was cut, so that nothing is left below."""
@@ -126,9 +116,9 @@ class _Sweep:
         if self._cut(Site(kind=SiteKind.RESID_POST, layer=number), first + AFTER):
             return True
         self.inject(first + AFTER)
-        routed = self._mlp(layer, self.rows_above(first + MLP))
+        routed = self._mlp(layer, self.above(first + MLP))
         if layer.block.parallel:
-            self._attention(layer, self.rows_above(first + MLP), first + ATTENTION)
+            self._attention(layer, self.above(first + MLP), first + ATTENTION)
             self._add(routed)
             self.inject(first + MLP)
         else:
@@ -137,20 +127,20 @@ class _Sweep:
             if self._cut(Site(kind=SiteKind.RESID_MID, layer=number), first + MIDDLE):
                 return True
             self.inject(first + MIDDLE)
-            self._attention(layer, self.rows_above(first + ATTENTION), first + ATTENTION)
+            self._attention(layer, self.above(first + ATTENTION), first + ATTENTION)
         return self._cut(Site(kind=SiteKind.RESID_PRE, layer=number), first - 1)
 
     def _add(self, routed: Tensor | None) -> None:
         if routed is not None:
             self.adjoint[: len(routed)] += routed
 
-    def _mlp(self, layer: FrozenLayer, rows: int) -> Tensor | None:
+    def _mlp(self, layer: FrozenLayer, n: int) -> Tensor | None:
         """Score what the MLP wrote; return what reaches the stream below through skip paths."""
-        if not rows:
+        if not n:
             return None
         number = layer.block.layer
-        site, adjoint = Site(kind=SiteKind.MLP_OUT, layer=number), self.adjoint[:rows]
-        self.meet(site, adjoint)
+        site = Site(kind=SiteKind.MLP_OUT, layer=number)
+        self.meet(site, n)
         skipping = [
             w.info.layer for w in self.active.writers(site) if w.info.has_skip and w.info.layer == number
         ]
@@ -160,47 +150,45 @@ class _Sweep:
             matrix = resident[number].skip_matrix()
         if matrix is None:
             return None
-        read, position = adjoint @ matrix.to(adjoint.dtype), self.packing.position[:rows]
+        read = self.adjoint[:n] @ matrix.to(self.adjoint.dtype)
         if layer.mlp_norm.bias is not None:
-            self.packing.add_to_targets(self.bias, read @ layer.mlp_norm.bias)
-        return layer.mlp_norm.pull_back(read, position)
+            self.bias[:n] += (read @ layer.mlp_norm.bias).sum(1)
+        return layer.mlp_norm.pull_back_all(read)
 
-    def _attention(self, layer: FrozenLayer, rows: int, place: int) -> None:
+    def _attention(self, layer: FrozenLayer, n: int, place: int) -> None:
         """Add what attention reads; where a dictionary reconstructs its output, that is scored instead."""
         site = Site(kind=SiteKind.ATTN_OUT, layer=layer.block.layer)
-        if rows and site in self.active.errors:
-            self.meet(site, self.adjoint[:rows])
-        elif rows:
-            self.adjoint[:rows] += attention_adjoint(layer, self.adjoint[:rows], self.packing, self.bias)
-        self._attention_targets(layer, rows, place)
+        if n and site in self.active.errors:
+            self.meet(site, n)
+        elif n:
+            attention_adjoint(layer, self.adjoint[:n], self.bias[:n], onto=self.adjoint[:n])
+        self._attention_targets(layer, n, place)
 
-    def _attention_targets(self, layer: FrozenLayer, rows: int, place: int) -> None:
+    def _attention_targets(self, layer: FrozenLayer, n: int, place: int) -> None:
         """Start the targets that read attention's output: they see the stream through attention alone."""
-        until = self.packing.ends[int((self.targets.place >= place).sum())]
-        if until == rows or not (self.targets.place == place).any():
-            return
-        self.inject(place)
-        through = self.adjoint[:until].clone()
-        through[:rows] = 0
-        self.adjoint[rows:until] = attention_adjoint(layer, through, self.packing, self.bias)[rows:]
+        until = int((self.targets.place >= place).sum())
+        if (self.targets.place == place).any():
+            self.inject(place)
+            own = slice(n, until)
+            self.adjoint[own] = attention_adjoint(layer, self.adjoint[own], self.bias[own])
 
     def _cut(self, site: Site, place: int) -> bool:
         """Score a dictionary on the stream for the targets above it; the sweep then ends."""
         if site not in self.active.errors:
             return False
-        rows = self.rows_above(place)
-        if not rows:
+        n = self.above(place)
+        if not n:
             return False
-        self.meet(site, self.adjoint[:rows])
+        self.meet(site, n)
         return True
 
     def finish(self, cut: bool) -> FeatureSums:
         """Score the embeddings, unless the stream was cut above them, and return the sums."""
         if not cut and not self._cut(Site(kind=SiteKind.EMBED, layer=0), EMBEDDING):
             self.inject(EMBEDDING)
-            packing = self.packing
-            score = (self.adjoint * self.operators.embedding[packing.position]).sum(-1)
-            self.tokens[packing.target, packing.position] = score
+            embedding = self.operators.embedding[: self.n_cone, :, None]
+            found = torch.bmm(self.adjoint.transpose(0, 1), embedding)  # (n_cone, n_targets, 1)
+            self.tokens[:, : self.n_cone] = found[..., 0].T
         return FeatureSums(features=self.features, errors=self.errors, tokens=self.tokens, bias=self.bias)
 
 
@@ -225,16 +213,12 @@ def sweep_features(
         state.inject(PER_BLOCK * len(operators.layers))
     cut = False
     for layer in reversed(operators.layers):
-        if not cut and state.rows_above(PER_BLOCK * layer.block.layer - 1):
+        if not cut and state.above(PER_BLOCK * layer.block.layer - 1):
             with torch.inference_mode():
                 cut = state.block(layer)
             yield None
     with torch.inference_mode():
         return state.finish(cut)
-
-
-def _gaps(ends: tuple[int, ...]) -> list[int]:
-    return [end - start for start, end in pairwise(ends)]
 
 
 def segment_of(active: ActiveFeatures, places: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """What the active features of a prompt write, ready to be scored against adjoints.
 
 At a position only its own active features are met, so that their decoders have to be gathered per position.
-Gathered ones are kept where the whole prompt's fit into a little memory: then they are gathered once instead
-of in every sweep.
+They come in blocks of consecutive positions, padded to the block's largest number of features: one batched
+product scores a block. Blocks are kept where the whole prompt's fit into a little memory: then they are
+gathered once instead of in every sweep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,51 +21,69 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 KEPT_BYTES = 64 << 20
-"""A prompt whose written vectors exceed this gathers them anew in each sweep."""
+"""A prompt whose gathered decoders exceed this gathers them anew in each sweep."""
+_PADDING = 2
+"""A block has at most so many times the rows of its features."""
+_BLOCK_ROWS = 1 << 13
+"""Rows of a block, padding included; bounds the memory of a gathering."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """Written vectors of one layer's active features at one site, in their order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive positions whose features are scored together."""
 
-    vectors: Tensor
-    """`(n, d_model)`, decoders times what is written."""
+    positions: range
+    width: int
+    """The largest number of features at a position."""
 
-    def score(self, adjoint: Tensor, first: int, last: int) -> Tensor:
-        """Multiply adjoints `(n_rows, d_model)` with features first to last; `(n_rows, last - first)`."""
-        return adjoint @ self.vectors[first:last].T
+    @property
+    def rows(self) -> int:
+        """Rows of the block, padding included."""
+        return len(self.positions) * self.width
 
 
-@dataclass(frozen=True, slots=True)
-class Scattered:
-    """Decoders of one layer at one site, and which of them every active feature has."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The features of one layer at a span of positions, and their decoders at one site."""
 
+    positions: range
+    offsets: tuple[int, ...]
+    """Features of a position start there, one more than positions; counted from the layer's first."""
     decoders: Tensor
-    """`(n_unique, d_model)`."""
+    """`(n_positions, width, d_model)`; what stands beyond a position's features is not read."""
     place: Tensor
-    """int64 `(n,)`."""
+    """int64 `(n,)`: where in the flat `n_positions * width` each feature stands, ascending."""
     written: Tensor
-    """`(n,)`."""
+    """`(n,)`, what a feature's decoder is multiplied with."""
 
-    def score(self, adjoint: Tensor, first: int, last: int) -> Tensor:
-        """Multiply adjoints `(n_rows, d_model)` with features first to last; `(n_rows, last - first)`."""
-        return (adjoint @ self.decoders[self.place[first:last]].T) * self.written[first:last]
+    def score(self, by_position: Tensor) -> tuple[slice, Tensor]:
+        """Multiply adjoints with what is written.
 
-    def gathered(self) -> Gathered:
-        """Gather all of them, `(n, d_model)`."""
-        return Gathered(self.decoders[self.place] * self.written[:, None])
+        Args:
+            by_position: `(n_cone, n_targets, d_model)`; features beyond its positions are left out.
+
+        Returns:
+            Which of the layer's features, and their contributions `(n_targets, n_features)`.
+        """
+        adjoint = by_position[self.positions.start : self.positions.stop]
+        n_features = self.offsets[len(adjoint)] - self.offsets[0]
+        found = torch.bmm(adjoint, self.decoders[: len(adjoint)].transpose(1, 2))
+        flat = found.transpose(0, 1).flatten(1)  # (n_targets, n_positions * width)
+        contributions = flat[:, self.place[:n_features]] * self.written[:n_features]
+        return slice(self.offsets[0], self.offsets[0] + n_features), contributions
 
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """Written vectors of one prompt's features; those of a short prompt are kept."""
+    """Blocks of one prompt's features; those of a short prompt are kept."""
 
-    _kept: dict[tuple[int, Site, torch.dtype], Gathered] = field(default_factory=dict)
+    _kept: dict[tuple[int, Site, torch.dtype], tuple[Block, ...]] = field(default_factory=dict)
+    _spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
 
     def of(
         self, hosted: HostedModel, active: ActiveFeatures, layer: ActiveLayer, site: Site, dtype: torch.dtype
-    ) -> Gathered | Scattered:
-        """Return what a layer writes at a site.
+    ) -> Iterator[Block]:
+        """Yield what a layer writes at a site, by position.
 
         Args:
             hosted: The model with its sets.
@@ -72,24 +92,49 @@ class Writes:
             site: A site that it writes.
             dtype: Of the adjoints.
         """
-        key = (layer.info.layer, site, dtype)
+        key, number = (layer.info.layer, site, dtype), layer.info.layer
         if key in self._kept:
-            return self._kept[key]
-        found = scattered(hosted, active.replacement, layer, site, dtype)
-        width = found.decoders.shape[1] * found.decoders.element_size()
-        if width * _written_vectors(active.layers) > KEPT_BYTES:
-            return found
-        return self._kept.setdefault(key, found.gathered())
+            yield from self._kept[key]
+            return
+        spans = self._spans.setdefault(number, tuple(spans_of(layer.offsets)))
+        found = blocks(hosted, active.replacement, layer, site, dtype, spans)
+        width = active.errors[site].shape[1] * dtype.itemsize
+        if _PADDING * width * _written_vectors(active.layers) > KEPT_BYTES:
+            yield from found
+        else:
+            yield from self._kept.setdefault(key, tuple(found))
 
 
 def _written_vectors(layers: Sequence[ActiveLayer]) -> int:
     return sum(layer.count * len(layer.info.sites_out) for layer in layers)
 
 
-def scattered(
-    hosted: HostedModel, name: str, layer: ActiveLayer, site: Site, dtype: torch.dtype
-) -> Scattered:
-    """Read the decoders that a layer's active features have at a site.
+def spans_of(offsets: Sequence[int]) -> Iterator[Span]:
+    """Cut positions where padding or size would grow too large; leading ones without features go."""
+    first, width, features = 0, 0, 0
+    for position, (start, end) in enumerate(pairwise(offsets)):
+        wider = max(width, end - start)
+        rows = (position + 1 - first) * wider
+        if width and (rows > _PADDING * (features + end - start) or rows > _BLOCK_ROWS):
+            yield Span(positions=range(first, position), width=width)
+            first, width, features = position, end - start, end - start
+        else:
+            width, features = wider, features + end - start
+        if not width:
+            first = position + 1
+    if width:
+        yield Span(positions=range(first, len(offsets) - 1), width=width)
+
+
+def blocks(
+    hosted: HostedModel,
+    name: str,
+    layer: ActiveLayer,
+    site: Site,
+    dtype: torch.dtype,
+    spans: Sequence[Span] | None = None,
+) -> Iterator[Block]:
+    """Gather the decoders that a layer's active features have at a site, a block at a time.
 
     Args:
         hosted: The model with its sets.
@@ -97,8 +142,24 @@ def scattered(
         layer: One of its layers.
         site: A site that it writes.
         dtype: Of the decoders.
+        spans: Of the layer, by `spans_of`, where they are known.
     """
-    unique, place = layer.index.unique(return_inverse=True)
+    unique, decoder = layer.index.unique(return_inverse=True)
     with opened(hosted, name, [layer.info.layer]) as resident:
         decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(dtype)
-    return Scattered(decoders=decoders, place=place, written=layer.written)
+    for span in tuple(spans_of(layer.offsets)) if spans is None else spans:
+        positions = span.positions
+        offsets = layer.offsets[positions.start : positions.stop + 1]
+        own = slice(offsets[0], offsets[-1])
+        within = torch.arange(*own.indices(layer.count), device=decoder.device)
+        starts = torch.tensor(offsets, device=decoder.device)
+        position = layer.position[own] - positions.start
+        place = position * span.width + (within - starts[position])
+        chosen = decoder.new_zeros(span.rows).index_copy_(0, place, decoder[own])
+        yield Block(
+            positions=positions,
+            offsets=offsets,
+            decoders=decoders[chosen].unflatten(0, (-1, span.width)),
+            place=place,
+            written=layer.written[own].to(dtype),
+        )

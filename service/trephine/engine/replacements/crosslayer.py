@@ -49,6 +49,13 @@ class CrossLayerDictionary:
             written[own] = written[own] + self.b_dec.to(features.dtype)
         return written
 
+    def constants(self, code: Code) -> Mapping[Site, Tensor]:
+        """Return the bias of its own layer's site."""
+        if self.b_dec is None:
+            return {}
+        own, features = self.info.sites_out[0], code.activations
+        return {own: self.b_dec.to(features.dtype).expand(*features.shape[:-1], -1)}
+
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds at its own layer's site."""
         return None if self.W_skip is None else self.encoder.skipped(x, self.W_skip)

@@ -48,6 +48,15 @@ class DictionaryLayer:
             written = written + self.b_dec.to(features.dtype)
         return {self.info.sites_out[0]: written * code.scale_out + code.centre_out}
 
+    def constants(self, code: Code) -> Mapping[Site, Tensor]:
+        """Return the bias, and what input normalisation puts back."""
+        features = code.activations
+        bias = (
+            features.new_zeros(self.W_dec.shape[1]) if self.b_dec is None else self.b_dec.to(features.dtype)
+        )
+        written = bias.expand(*features.shape[:-1], -1)
+        return {self.info.sites_out[0]: written * code.scale_out + code.centre_out}
+
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds; it reads the input without the normalisation."""
         return None if self.W_skip is None else self.encoder.skipped(x, self.W_skip)

@@ -82,6 +82,10 @@ class ReplacementLayer(Protocol):
         """
         ...
 
+    def constants(self, code: Code) -> Mapping[Site, Tensor]:
+        """Return what `decode` writes with no feature active `(..., d_out)`, where that is not zero."""
+        ...
+
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds at the first output site `(..., d_out)`; None without one."""
         ...

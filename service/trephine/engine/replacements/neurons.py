@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +77,10 @@ class NeuronLayer:
             scaled = post.centre(raw) * post.inverse_scale(raw).to(raw.dtype) * post.gain
             raw = scaled if post.bias is None else scaled + post.bias
         return {self.info.sites_out[0]: raw}
+
+    def constants(self, code: Code) -> Mapping[Site, Tensor]:
+        """Return the down projection's bias, through a post-norm that sees nothing else."""
+        return self.decode(replace(code, activations=torch.zeros_like(code.activations)))
 
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Neurons have no skip path."""
