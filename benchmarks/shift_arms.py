@@ -266,13 +266,10 @@ def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
     random = matched_features(study.space, choice.removed, spurious, judged.use, bench.seed + 100)
     texts = bench.ids(bench.draw.test)
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
-    refit, plain = (
-        finish(study.head_with(random, "random", study.everything)),
-        finish(study.head_with(gone, "refit", study.everything)),
-    )
+    refit = finish(study.head_with(random, "random", study.everything))
     return {
         "removed": study.head.decide(without).tolist(),
-        "removed, refitted": plain.decide(without).tolist(),
+        "removed, refitted": choice.final.plain.decide(without).tolist(),
         "removed, erased": choice.head.decide(without).tolist(),
         "random": study.head.decide(without_random).tolist(),
         "random, refitted": refit.decide(without_random).tolist(),

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trephine.engine.architecture import Architecture, Block, Norm
 from trephine.engine.attention import PatternTape, pattern_tape
+from trephine.engine.partial_passes import ending_at
 
 Store = dict[tuple[int, str], Tensor]
 
@@ -115,7 +116,7 @@ class FrozenOperators:
     logits: Tensor
     """`(d_vocab,)`, the clean logits at the last position, after a soft cap where there is one."""
     covered: tuple[bool, ...]
-    """Per layer: True if its neurons are sources, False if its MLP is one opaque error source."""
+    """Per layer that was run: True if its neurons are sources, False if its MLP is an opaque error source."""
 
     @property
     def n_pos(self) -> int:
@@ -140,6 +141,7 @@ def capture(
     layers: Sequence[int] | None = None,
     *,
     positions: Tensor | None = None,
+    top: int | None = None,
 ) -> FrozenOperators:
     """Run the prompt once and keep what the frozen network needs.
 
@@ -150,6 +152,8 @@ def capture(
         layers: Layers whose neurons are sources; the others become error sources. None means all.
         positions: int64 `(len(ids),)`; where they restart at 0 a new prompt begins, which sees none before
             it. None means one prompt.
+        top: The last block that is run. What is kept is the network of the blocks up to it, whose stream
+            goes straight to the final norm; None means all.
 
     Returns:
         The operators, `len(ids)` positions long.
@@ -159,11 +163,11 @@ def capture(
     batch = torch.tensor([list(ids)], device=weight.device)
     places = None if positions is None else positions[None]
     with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store):
-        output: Any = model(input_ids=batch, position_ids=places, use_cache=False, logits_to_keep=1)
+        logits = _run(model, architecture, {"input_ids": batch, "position_ids": places}, top)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     frozen = tuple(
         _freeze_layer(block, store, tape.recorded[block.layer][0].to(dtype), dtype)
-        for block in architecture.blocks
+        for block in architecture.blocks[: None if top is None else top + 1]
     )
     covered = range(architecture.n_layers) if layers is None else layers
     return FrozenOperators(
@@ -173,9 +177,24 @@ def capture(
         final_norm=freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
         stream=store[-1, "final_norm"].to(dtype),
         final=store[-1, "final"].to(dtype),
-        logits=output.logits[0, -1].to(dtype),
-        covered=tuple(layer in covered for layer in range(architecture.n_layers)),
+        logits=logits.to(dtype),
+        covered=tuple(layer in covered for layer in range(len(frozen))),
     )
+
+
+def _run(
+    model: nn.Module, architecture: Architecture, inputs: dict[str, Tensor | None], top: int | None
+) -> Tensor:
+    """Run the model, or its blocks up to `top` and the final norm; return the last logits `(d_vocab,)`."""
+    if top is None:
+        output: Any = model(**inputs, use_cache=False, logits_to_keep=1)
+        return output.logits[0, -1]
+    with ending_at(architecture.blocks[top].module) as reached:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    final = architecture.final_norm.module(reached[0])
+    logits: Tensor = architecture.unembedding(final[:, -1:])[0, -1]
+    cap = architecture.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def stored_bytes(operators: FrozenOperators) -> int:

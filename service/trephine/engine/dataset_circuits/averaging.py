@@ -31,14 +31,20 @@ class Averages:
 
 
 def patched(
-    hosted: HostedModel, space: NodeSpace, pack: Pack, ablation: NodeAblation, means: States
+    hosted: HostedModel,
+    space: NodeSpace,
+    pack: Pack,
+    ablation: NodeAblation,
+    means: States,
+    *,
+    top: int | None = None,
 ) -> PatchedPack:
-    """Run a pack clean, and work out what its nodes are patched with."""
-    operators = capture_layout(hosted, pack.clean)
+    """Run a pack clean, up to block `top` or through, and work out what its nodes are patched with."""
+    operators = capture_layout(hosted, pack.clean, top)
     clean = states_of(hosted, space, operators, errors=False)
     twins = None
     if ablation is NodeAblation.RESAMPLE:
-        other = capture_layout(hosted, pack.twins)
+        other = capture_layout(hosted, pack.twins, top)
         twins = twin_states(states_of(hosted, space, other, errors=False), pack)
     replaced = baseline(space, pack, ablation, means=means, twins=twins, like=clean)
     return PatchedPack(pack=pack, operators=operators, clean=clean, replaced=replaced)

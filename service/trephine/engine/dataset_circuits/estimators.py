@@ -169,7 +169,7 @@ class ByIntegratedGradients:
         operators = run.operators
         if way:
             with self._model.changing(run.pack, _part_of_the_way(run, way), places=(place,)):
-                operators = capture_layout(self._hosted, run.pack.clean)
+                operators = capture_layout(self._hosted, run.pack.clean, self._read.layer)
         number, found = self._space.layers[place], [torch.zeros_like(s.activations) for s in run.clean]
         with torch.inference_mode():
             adjoint = self._read.adjoint(run.pack, operators, Gradient())

@@ -132,10 +132,10 @@ def _aligned(clean: Layout, twins: Layout) -> Tensor:
     return (starts[owner] + at).to(clean.position.device)
 
 
-def capture_layout(hosted: HostedModel, layout: Layout) -> FrozenOperators:
-    """Run a pack once and keep its frozen network, `n_rows` positions long."""
+def capture_layout(hosted: HostedModel, layout: Layout, top: int | None = None) -> FrozenOperators:
+    """Run a pack once, up to block `top` or through, and keep its frozen network, `n_rows` positions long."""
     with torch.inference_mode():
-        return capture(hosted.model, hosted.architecture, layout.ids, positions=layout.position)
+        return capture(hosted.model, hosted.architecture, layout.ids, positions=layout.position, top=top)
 
 
 def donor_ids(contexts: Sequence[Context], *, seed: int, same_length: bool) -> list[tuple[int, ...]]:

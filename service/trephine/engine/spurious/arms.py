@@ -49,29 +49,26 @@ def measure_arms(
     if gone:
         after = yield from measure.pooled(gone, "removed")
         arms.append(measure.arm(Arm.REMOVED, study.head, after))
-        arms += yield from _trained_again(measure, choice, gone, plain, after)
+        arms += yield from _trained_again(measure, choice, plain, after)
         arms += yield from _random(measure, judged, choice)
     scores = yield from _scores(measure, judged, choice, plain, after)
     return tuple(arms), scores
 
 
 def _trained_again(
-    measure: _Measure, choice: Choice, gone: Sequence[FeatureRef], plain: _Pooled, after: _Pooled
+    measure: _Measure, choice: Choice, plain: _Pooled, after: _Pooled
 ) -> Generator[Progress | None, None, list[ArmOutcome]]:
     study = measure.study
     if not study.trains:
         return []
     if not choice.erased:
         return [measure.arm(Arm.REFITTED, choice.head, after, choice.validated)]
-    everything = study.everything
-    free = yield from study.head_with(gone, "refit")
-    final = yield from study.head_with(gone, "final refit", everything)
     found = [
-        measure.arm(Arm.REFITTED, final, after, free),
+        measure.arm(Arm.REFITTED, choice.final.plain, after, choice.tried.plain),
         measure.arm(Arm.ERASED, choice.head, after, choice.validated),
     ]
     alone = yield from erased_head(study, (), "erased alone")
-    final_alone = yield from erased_head(study, (), "erased alone, final", everything)
+    final_alone = yield from erased_head(study, (), "erased alone, final", study.everything)
     if alone is None or final_alone is None:
         return found
     return [*found, measure.arm(Arm.ERASED_ALONE, final_alone, plain, alone)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import ChoicePoint, Standing
-from trephine.engine.spurious.erasing import erased_head
+from trephine.engine.spurious.erasing import Heads, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate
@@ -30,13 +30,23 @@ class Choice:
     points: tuple[ChoicePoint, ...]
     criterion: str
     removed: tuple[Candidate, ...]
-    head: LinearHead
+    final: Heads
     """Trained on the whole ambiguous set."""
-    validated: LinearHead
-    """The same without what was held out, on which it was chosen."""
+    tried: Heads
+    """The same without what was held out, on which they were compared."""
     erased: bool
     """True if the head was trained without the attribute."""
     why: str
+
+    @property
+    def head(self) -> LinearHead:
+        """What ships."""
+        return (self.final.erased or self.validated) if self.erased else self.final.plain
+
+    @property
+    def validated(self) -> LinearHead:
+        """The same without what was held out."""
+        return (self.tried.erased if self.erased else None) or self.tried.plain
 
 
 def in_order(study: Study, candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
@@ -62,48 +72,29 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
     counts = [0, *limits]
     if ours:
         counts.append(min(len(ours), study.command.budget.counts[-1]))
-    scale, points, heads = _Scale(study), list[ChoicePoint](), list[LinearHead]()
+    scale, points, tried = _Scale(study), list[ChoicePoint](), dict[int, Heads]()
     for number, count in enumerate(dict.fromkeys(counts)):
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
-        trained = yield from _heads_without(study, removed)
+        tried[count] = yield from heads_without(study, removed, f"refit without {len(removed)}")
         pooled = yield from scale.pooled(removed)
-        for head, erased in trained:
-            points.append(scale.measure(head, pooled, count, erased, points))
-            heads.append(head)
+        points.append(scale.measure(tried[count].plain, pooled, count, False, points))
+        if (head := tried[count].erased) is not None:
+            points.append(scale.measure(head, pooled, count, True, points))
     best = _best(points)
-    taken = (*forced, *ours[: points[best].count])
+    taken, erased = (*forced, *ours[: points[best].count]), points[best].erased
     gone = [one.feature for one in taken]
+    # Once more, on held-out texts too: few texts tell a covariance badly.
+    final = yield from heads_without(study, gone, "final refit", erased=erased, texts=study.everything)
     return Choice(
         points=tuple(points),
         criterion=scale.words,
         removed=taken,
-        head=(yield from _final_head(study, gone, points[best].erased)) or heads[best],
-        validated=heads[best],
-        erased=points[best].erased,
+        final=final,
+        tried=tried[points[best].count],
+        erased=erased,
         why=_why(points, best, forced, ours),
     )
-
-
-def _heads_without(
-    study: Study, removed: Sequence[FeatureRef]
-) -> Generator[Progress | None, None, list[tuple[LinearHead, bool]]]:
-    """Train the heads that could decide; True marks one that was trained without the attribute."""
-    stage = f"refit without {len(removed)}"
-    found = [((yield from study.head_with(removed, stage)), False)]
-    if study.command.erase and study.trains and removed:
-        erased = yield from erased_head(study, removed, f"{stage}, erased")
-        found += [] if erased is None else [(erased, True)]
-    return found
-
-
-def _final_head(
-    study: Study, removed: Sequence[FeatureRef], erased: bool
-) -> Generator[Progress | None, None, LinearHead | None]:
-    """Train the chosen head once more, on held-out texts too: few texts tell a covariance badly."""
-    if erased:
-        return (yield from erased_head(study, removed, "final refit", study.everything))
-    return (yield from study.head_with(removed, "final refit", study.everything))
 
 
 def _best(points: Sequence[ChoicePoint]) -> int:

@@ -102,7 +102,7 @@ class Contributions:
         """
         found: list[list[Tensor]] = [[] for _ in directions]
         for pack in packs([self._context(ids) for ids in texts], texts, self._hosted.model.device):
-            run = patched(self._hosted, self._space, pack, NodeAblation.ZERO, ())
+            run = patched(self._hosted, self._space, pack, NodeAblation.ZERO, (), top=self._readout.layer)
             yield None
             for place, direction in enumerate(directions):
                 effects = yield from self._by(direction).estimate(run)

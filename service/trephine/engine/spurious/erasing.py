@@ -10,6 +10,7 @@ for (Ledoit and Wolf 2004): a style that goes with the attribute varies within a
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +31,44 @@ _LEFT = 1e-6
 """Share of the labels' separation that must survive: less is rounding."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """What could decide once features are removed."""
+
+    plain: LinearHead
+    """Trained again as it is, where that was asked for."""
+    erased: LinearHead | None
+    """Trained with nothing along the attribute; None where that was not asked for, or cannot be."""
+
+
+def heads_without(
+    study: Study,
+    removed: Removed,
+    stage: str,
+    *,
+    erased: bool = True,
+    texts: Sequence[Example] | None = None,
+) -> Generator[Progress | None, None, Heads]:
+    """Train heads of both kinds on the same vectors.
+
+    Args:
+        study: The request in work.
+        removed: Features that are gone; without any the head stays as it is.
+        stage: Name in the progress.
+        erased: False: the plain one alone.
+        texts: What they are trained on; None: `fitted`.
+    """
+    if not study.trains or not removed:
+        return Heads(plain=study.head, erased=None)
+    texts = study.fitted if texts is None else texts
+    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
+    wanted = erased and study.command.erase
+    return Heads(
+        plain=study.trained(pooled, texts),
+        erased=(yield from _erased(study, removed, texts, pooled)) if wanted else None,
+    )
+
+
 def erased_head(
     study: Study, removed: Removed, stage: str, texts: Sequence[Example] | None = None
 ) -> Generator[Progress | None, None, LinearHead | None]:
@@ -47,10 +86,14 @@ def erased_head(
     """
     texts = study.fitted if texts is None else texts
     pooled = yield from study.pool([one.ids for one in texts], removed, stage)
+    return (yield from _erased(study, removed, texts, pooled))
+
+
+def _erased(
+    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
+) -> Generator[Progress | None, None, LinearHead | None]:
     directions = yield from attribute_directions(study, removed, texts, pooled)
-    if not len(directions):
-        return None
-    return fit_erased(study.readout, pooled, labels(texts), directions)
+    return fit_erased(study.readout, pooled, labels(texts), directions) if len(directions) else None
 
 
 def attribute_directions(

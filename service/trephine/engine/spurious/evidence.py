@@ -53,7 +53,7 @@ def firings_of(
     for part in batches(texts):
         yield Progress(stage="evidence", done=part.start, total=len(texts))
         layout = lay_out(texts[part], study.hosted.model.device)
-        operators = capture_layout(study.hosted, layout)
+        operators = capture_layout(study.hosted, layout, study.readout.layer)
         yield None
         for place, wanted in by_place.items():
             with node_layer(study.hosted, study.space, place) as layer, torch.inference_mode():

@@ -14,6 +14,7 @@ from trephine.domain.spurious_heads import Pooling
 from trephine.engine.dataset_circuits.packs import Layout, lay_out
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
+from trephine.engine.partial_passes import ending_at
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.sites import Touch, touching
 
@@ -145,31 +146,15 @@ def _in_turn(touches: Sequence[Touch]) -> Touch:
     return touch
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass: what is above the site is not needed."""
-
-
 def _run(hosted: HostedModel, layer: int | None, layout: Layout) -> Tensor:
     """Run a pack and return the stream at the site, `(n_rows, d_model)`."""
-    kept: list[Tensor] = []
-    final = hosted.architecture.final_norm.module
-
-    def keep(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        kept.append((output if isinstance(output, Tensor) else output[0])[0].clone())
-        raise _ReachedError
-
-    module = final if layer is None else hosted.architecture.blocks[layer].module
-    handle = module.register_forward_hook(keep)
-    try:
-        with torch.inference_mode():
-            hosted.model(
-                input_ids=torch.tensor([layout.ids], device=hosted.model.device),
-                position_ids=layout.position[None],
-                use_cache=False,
-                logits_to_keep=1,
-            )
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    return kept[0]
+    architecture = hosted.architecture
+    module = architecture.final_norm.module if layer is None else architecture.blocks[layer].module
+    with torch.inference_mode(), ending_at(module) as reached:
+        hosted.model(
+            input_ids=torch.tensor([layout.ids], device=hosted.model.device),
+            position_ids=layout.position[None],
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return reached[0][0]

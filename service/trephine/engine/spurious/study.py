@@ -76,6 +76,12 @@ class Study:
         """
         return self.fitted if self.command.validation else (*self.fitted, *self.data.held_out)
 
+    def trained(self, pooled: Tensor, texts: Sequence[Example]) -> LinearHead:
+        """Train the head again on vectors `(n_texts, d_model)` of texts."""
+        decision = self.command.decision
+        probe = decision if isinstance(decision, ProbeHead) else ProbeHead()
+        return fit_probe(probe, self.readout, pooled, labels(texts))
+
     def head_with(
         self, removed: Removed, stage: str, texts: Sequence[Example] | None = None
     ) -> Generator[Progress | None, None, LinearHead]:
@@ -89,11 +95,7 @@ class Study:
         if not self.trains or not removed:
             return self.head
         texts = self.fitted if texts is None else texts
-        pooled = yield from self.pool([one.ids for one in texts], removed, stage)
-        probe = self.command.decision
-        if not isinstance(probe, ProbeHead):
-            probe = ProbeHead()
-        return fit_probe(probe, self.readout, pooled, labels(texts))
+        return self.trained((yield from self.pool([one.ids for one in texts], removed, stage)), texts)
 
 
 def open_study(

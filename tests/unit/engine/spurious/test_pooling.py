@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from tests.builders import tiny_hosted
 from tests.resident_sets import resident_set
-from trephine.domain.dataset_circuits import Estimator
+from tests.spurious_texts import ambiguous, attribute_texts
+from trephine.domain.dataset_circuits import Estimator, NodeAblation
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.domain.spurious_heads import Pooling
+from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.engine.dataset_circuits import estimators
+from trephine.engine.dataset_circuits.averaging import patched
+from trephine.engine.dataset_circuits.contexts import Context
+from trephine.engine.dataset_circuits.estimators import estimator_of
+from trephine.engine.dataset_circuits.packs import capture_layout, packs
 from trephine.engine.quanta import finish
 from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.spurious.effects import Contributions, feature_space
+from trephine.engine.spurious.effects import Contributions, HeadReadOff, feature_space
+from trephine.engine.spurious.evidence import firings_of
+from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.pooling import Readout, pool_texts
+from trephine.engine.spurious.study import open_study
 
 TEXTS = ("When Mary and John went", "the store is", "abcdefgh", "no")
 
@@ -108,3 +120,73 @@ def _scaled(hosted, ids, index, factor, layer, pooling):
     finally:
         handle.remove()
     return _pooled(states[-1 if layer is None else layer + 1][0], pooling)
+
+
+@pytest.mark.parametrize(
+    "estimator", [Estimator.ATTRIBUTION_PATCHING, Estimator.RELP, Estimator.INTEGRATED_GRADIENTS]
+)
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "neurons"), ("gemma2", "relu"), ("gpt2", "resid_post")]
+)
+def test_effects_run_no_block_above_the_head(family, kind, estimator):
+    """The pass ends at the head's site, and the effects are those of a network that is captured whole."""
+    hosted = tiny_hosted(family)
+    name = "neurons" if kind == "neurons" else resident_set(hosted, kind)
+    readout, ids = Readout(layer=1, pooling=Pooling.MEAN), _ids(hosted)
+    space, direction = feature_space(hosted, name, None, readout), torch.randn(hosted.info.d_model)
+    with _counted_blocks(hosted) as runs:
+        (found,) = finish(Contributions(hosted, space, readout, estimator, 2).of(ids, [direction]))
+    assert runs[0] == runs[1] > 0
+    assert not any(runs[2:]), "blocks above the head were run"
+    assert torch.equal(found, _through_everything(hosted, space, readout, estimator, ids, direction))
+    assert found.abs().max() > 1e-3
+
+
+def test_the_places_that_are_shown_need_no_block_above_the_head():
+    """Neither do pooled texts."""
+    hosted = tiny_hosted("llama")
+    command = RemoveSpuriousFeatures(
+        training=ambiguous(),
+        attribute_texts=attribute_texts(),
+        decision=ProbeHead(layer=1, pooling=Pooling.MEAN),
+    )
+    with _counted_blocks(hosted) as runs:
+        study = finish(open_study(hosted, command))
+        judged = finish(judge_features(study))
+        assert any(finish(firings_of(study, judged.candidates[:4])))
+    assert not any(runs[2:])
+
+
+@contextmanager
+def _counted_blocks(hosted):
+    """Count the passes of every block."""
+    runs = [0] * hosted.info.n_layers
+
+    def count(layer):
+        def hook(_module, _args):
+            runs[layer] += 1
+
+        return hook
+
+    handles = [
+        block.module.register_forward_pre_hook(count(layer))
+        for layer, block in enumerate(hosted.architecture.blocks)
+    ]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _through_everything(hosted, space, readout, which, ids, direction):
+    """The same effects with every block run: `capture` without an end."""
+    contexts = [Context(text="", ids=one, twin=None, direction=direction, bias=0.0) for one in ids]
+    (pack,) = packs(contexts, ids, hosted.model.device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            estimators, "capture_layout", lambda hosted, layout, top: capture_layout(hosted, layout)
+        )
+        read_off = HeadReadOff(readout=readout, direction=direction)
+        estimator = estimator_of(hosted, space, which, steps=2, candidates=None, read_off=read_off)
+        return -finish(estimator.estimate(patched(hosted, space, pack, NodeAblation.ZERO, ())))
