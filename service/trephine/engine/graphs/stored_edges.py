@@ -31,12 +31,17 @@ def stored_rows(
     """
     at_once = max(1, _SIZES_AT_ONCE // max(1, sums.features.shape[1]))
     columns = (sums.features, sums.errors, sums.tokens, mass)
-    parts = zip(*(column.split(at_once) for column in columns), strict=True)
-    kept = (pair for part in parts for pair in kept_edges(*part, room))
+    kept = (
+        row
+        for features, into_errors, into_tokens, whole in zip(
+            *(column.split(at_once) for column in columns), strict=True
+        )
+        for row in kept_edges(features, into_errors, into_tokens, whole, room)
+    )
     tokens, errors = sums.tokens.float().cpu(), sums.errors.flatten(1).float().cpu()
     figures = (column.tolist() for column in (targets.place, sums.bias, targets.total, mass))
     numbers = zip(cells, kept, zip(*figures, strict=True), strict=True)
-    for number, (cell, (sources, weights, ranked), (place, bias, total, whole)) in enumerate(numbers):
+    for number, (cell, (sources, weights, ranked), (place, bias, total, of_row)) in enumerate(numbers):
         yield Row(
             cell=cell,
             layer=place,
@@ -47,7 +52,7 @@ def stored_rows(
             errors=errors[number],
             bias=bias,
             total=total,
-            mass=whole,
+            mass=of_row,
         )
 
 
