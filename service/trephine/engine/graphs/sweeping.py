@@ -7,6 +7,7 @@ only its own active features are met, and no decoder is gathered per target (DES
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ class _Sweep:
         self.errors = zeros(n_targets, len(active.error_sites), operators.n_pos)
         self.tokens = zeros(n_targets, operators.n_pos)
         self.bias = targets.constant.clone()
+        self._heights = [-place for place in targets.place.tolist()]  # ascending, for bisection
 
     @property
     def n_cone(self) -> int:
@@ -76,13 +78,14 @@ class _Sweep:
 
     def above(self, place: int) -> int:
         """Targets that read above a place."""
-        return int((self.targets.place > place).sum())
+        return bisect_left(self._heights, -place)
 
     def inject(self, place: int) -> None:
         """Start the targets that read at a place of the stream."""
-        chosen = (self.targets.place == place).nonzero().flatten()
-        if len(chosen):
-            self.adjoint[chosen, self.targets.position[chosen]] += self.targets.adjoint[chosen]
+        first, end = self.above(place), self.above(place - 1)
+        if first < end:
+            chosen = torch.arange(first, end)
+            self.adjoint[chosen, self.targets.position[first:end]] += self.targets.adjoint[first:end]
 
     def meet(self, site: Site, n: int) -> None:
         """Score what was written at a site for the first n targets."""
@@ -166,8 +169,8 @@ class _Sweep:
 
     def _attention_targets(self, layer: FrozenLayer, n: int, place: int) -> None:
         """Start the targets that read attention's output: they see the stream through attention alone."""
-        until = int((self.targets.place >= place).sum())
-        if (self.targets.place == place).any():
+        until = self.above(place - 1)
+        if self.above(place) < until:
             self.inject(place)
             own = slice(n, until)
             self.adjoint[own] = attention_adjoint(layer, self.adjoint[own], self.bias[own])
