@@ -25,7 +25,7 @@ from tests.unit.engine.weights.families import (  # noqa: TID251  the same cells
 )
 
 HEADER = (
-    "| family | edit | called | edit KL | KL left | recovery | on firing tokens | what is fitted, and why |"
+    "| family | edit | called | edit KL | KL left | recovery, all / firing | tokens | what is fitted: why |"
 )
 
 
@@ -38,6 +38,7 @@ def main() -> int:
     logging.disable_progress_bar()
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
+    cells: dict[str, list[str]] = {tier: [] for tier in TIERS}
     with tempfile.TemporaryDirectory(prefix="trephine-bench-families-") as scratch:
         for family in given.families:
             parent = scene(family, Path(scratch) / family)
@@ -46,10 +47,15 @@ def main() -> int:
                 copy = tier == "no-op"
                 called = "fails" if copy and found.recovery < 0.5 else standing(found)
                 why = "a copy of the parent" if copy else reason(found.program)
+                shares = f"{found.recovery:.4f} / {found.recovery_firing:.4f}"
+                cells[tier].append(f"{called} {shares}")
                 say(
                     f"| {family} | {tier} | {called} | {found.edit:.1e} | {found.left:.1e} "
-                    f"| {found.recovery:.4f} | {found.recovery_firing:.4f} ({found.firing}) | {why} |"
+                    f"| {shares} | {found.firing} | {why} |"
                 )
+    say("\n| edit | " + " | ".join(given.families) + " |" + "\n|---" + "|---" * len(given.families) + "|")
+    for tier, row in cells.items():
+        say(f"| {tier} | " + " | ".join(row) + " |")
     return 0
 
 

@@ -147,10 +147,12 @@ def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assem
             predicted_error=1.0,
         )
     explained = min((d.explained[number_of(op)] for d in deltas), default=0.0)
+    floor = max((d.floor for d in deltas), default=0.0)
+    out_of_reach = f", behind the norm, where no weights reach more than {1 - floor:.3f}" if floor else ""
     return Note(
         tier="ridge",
         tensors=names,
         description=f"fitted by ridge on what the module reads, because {reason}; "
-        f"held-out R^2 {explained:.3f}",
+        f"held-out R^2 {explained:.3f}{out_of_reach}",
         predicted_error=1.0 - explained,
     )

@@ -160,9 +160,7 @@ class _Task:
         if not bool(wrote.any()):
             return self.moved[index][:, None], self.u[None]
         sizes, basis = torch.linalg.eigh(wrote.T @ wrote)
-        shares = sizes.flip(0).clamp_min(0).cumsum(0) / sizes.clamp_min(0).sum()
-        rank = min(int((shares < 1 - _LEFT_OUT).sum()) + 1, _MOST_RANK, matrix.shape[1])
-        down = basis.flip(1)[:, :rank]
+        down = basis.flip(1)[:, : rank_of(sizes.flip(0))]
         return down, down.T @ matrix
 
 
@@ -207,6 +205,12 @@ def nearest(gain: Tensor, wanted: Tensor) -> Tensor:
         low, high = torch.where(large, middle, low), torch.where(large, high, middle)
     found = gain * wanted / (squares + high)
     return found / found.square().mean(1, keepdim=True).sqrt()
+
+
+def rank_of(sizes: Tensor) -> int:
+    """Return how many of descending squared sizes make up all but a thousandth, and 32 at most."""
+    shares = sizes.clamp_min(0).cumsum(0) / sizes.clamp_min(0).sum().clamp_min(1e-300)
+    return min(int((shares < 1 - _LEFT_OUT).sum()) + 1, _MOST_RANK, len(sizes))
 
 
 # --- units ---------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Norm
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
 from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
 
@@ -41,11 +41,16 @@ class FittedDelta:
     right: Tensor
     """float64 `(k, d_in)`."""
     explained: Mapping[int, float]
-    """First intervention of each operation -> R^2 on windows that the fit has not seen; ordered as rows."""
+    """First intervention of each operation -> R^2 on windows that the fit has not seen. Behind a norm, whose
+    answer all operations share, it is that of all of them together."""
+    acting: frozenset[int]
+    """Those of them that change something on the calibration text."""
+    floor: float = 0.0
+    """Share of the change's square that no weights in front of a norm leave less of."""
 
     def carries(self, number: int) -> bool:
         """True if an operation, by its first intervention, changed something on the calibration text."""
-        return bool(self.right[list(self.explained).index(number)].any())
+        return number in self.acting and bool(self.right.any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,21 +110,32 @@ def _fit(
     module, site_in = module_of(hosted, place)
     sites = tuple(dict.fromkeys((site_in, *(_source(hosted, op) for op in ops))))
     values = yield from captured(hosted, windows, sites, interventions, deltas)
-    asked = [each for op in ops for each in _wanted(hosted, op, place, values[_source(hosted, op)])]
-    normed = post_normed(hosted, place)
-    wanted = [_before_norm(hosted, place, each, values[site_in]) if normed else each for each in asked]
+    wanted = [each for op in ops for each in _wanted(hosted, op, place, values[_source(hosted, op)])]
     yield
     taken, kept = _halves(len(windows))
-    right = _solved(values[site_in], wanted, taken, kept)
-    left = torch.stack([each.direction for each in wanted], dim=1)
-    explained = {
-        each.number: _explained(values[site_in], each, row, kept)
-        for each, row in zip(wanted, right, strict=True)
-    }
-    if normed:
-        behind = _explained_behind(hosted, place, values[site_in], asked, left @ right, kept)
-        explained = dict.fromkeys(explained, behind)
-    return FittedDelta(place=place, module=module, left=left, right=right, explained=explained)
+    floor = 0.0
+    if post_normed(hosted, place):
+        changes = [_together(wanted, window) for window in range(len(windows))]
+        fit = fit_behind(behind(hosted, place), values[site_in], changes, taken, kept)
+        left, right, floor = fit.left, fit.right, fit.floor
+        explained = {each.number: fit.explained for each in wanted}
+    else:
+        right = _solved(values[site_in], wanted, taken, kept)
+        left = torch.stack([each.direction for each in wanted], dim=1)
+        explained = {
+            each.number: _explained(values[site_in], each, row, kept)
+            for each, row in zip(wanted, right, strict=True)
+        }
+    acting = {each.number for each in wanted if any(bool(each.amounts[n][1:].any()) for n in taken)}
+    return FittedDelta(
+        place=place,
+        module=module,
+        left=left,
+        right=right,
+        explained=explained,
+        acting=frozenset(acting),
+        floor=floor,
+    )
 
 
 def number_of(op: FeatureOp | MapOp) -> int:
@@ -164,50 +180,11 @@ def _wanted(
     yield _Wanted(number=op.numbers[0], direction=direction, amounts=amounts)
 
 
-def _norm_behind(hosted: HostedModel, place: Site) -> tuple[Norm, Tensor]:
-    """Return the post-norm of a place and the matrix that writes in front of it, `(d_out, d_in)`."""
-    block = hosted.architecture.blocks[place.layer]
-    norm = block.mlp_post_norm if place.kind is SiteKind.MLP_OUT else block.attention_post_norm
-    weight = block.mlp.W_down if place.kind is SiteKind.MLP_OUT else block.attention.W_O.flatten(1)
-    if norm is None:
-        raise ValueError("there is no norm behind this module")
-    return norm, weight.float().cpu()
-
-
-def _explained_behind(
-    hosted: HostedModel,
-    place: Site,
-    inputs: Sequence[Tensor],
-    asked: Sequence[_Wanted],
-    delta: Tensor,
-    kept: Sequence[int],
-) -> float:
-    """Return 1 - squared error over squared change behind the norm, all operations together.
-
-    In front of it a fit may be perfect and still be rescaled: what the norm answers has one size.
-    """
-    norm, weight = _norm_behind(hosted, place)
-    gain = norm.gain.double().cpu()
-    K = stacked([inputs[number] for number in kept], after_first=True).to(torch.float64)
-    written = K @ weight.double().T
-    before, after = (m * norm.inverse_scale(m) * gain for m in (written, written + K @ delta.T))
-    changes = [
-        stacked([each.amounts[number] for number in kept], after_first=True)[:, None] * each.direction
-        for each in asked
-    ]
-    wanted = torch.stack(changes).sum(0)
-    size = float(wanted.square().sum())
-    return 1.0 - float((after - before - wanted).square().sum()) / size if size else 0.0
-
-
-def _before_norm(hosted: HostedModel, place: Site, wanted: _Wanted, inputs: Sequence[Tensor]) -> _Wanted:
-    """Ask for the change in front of the post-norm: to first order c rms(m) d / g."""
-    norm, weight = _norm_behind(hosted, place)
-    amounts = []
-    for k, c in zip(inputs, wanted.amounts, strict=True):
-        amounts.append(c / norm.inverse_scale(k.float() @ weight.T)[:, 0].to(torch.float64))
-    return _Wanted(
-        number=wanted.number, direction=wanted.direction / norm.gain.double().cpu(), amounts=amounts
+def _together(wanted: Sequence[_Wanted], window: int) -> Tensor:
+    """Sum all operations' changes of a window, float64 `(n_pos, d_out)`."""
+    return sum(
+        (each.amounts[window][:, None] * each.direction for each in wanted[1:]),
+        wanted[0].amounts[window][:, None] * wanted[0].direction,
     )
 
 

@@ -33,8 +33,8 @@ LAWS = {
         ("constant, MLP", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", NEAR)
     ),
     "gemma2": dict.fromkeys(("graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", BEHIND))
-    | dict.fromkeys(("constant, MLP", "constant, attention"), ("refused", POST))
-    | {"direction out of every writer": ("fitted", POST)},
+    | dict.fromkeys(("constant, attention", "direction out of every writer"), ("fitted", POST))
+    | {"constant, MLP": ("refused", POST)},  # no weights in front of that norm reach 0.9 of it
 }
 """Where a family has a law of its own: what a folder is called, and what the plan says of it."""
 COMMONLY = {tier: GRAFT if tier.startswith("graft") or tier == "delta" else EXACT for tier in TIERS}
