@@ -93,7 +93,7 @@ def main() -> int:
         default="q4_0",
         help="none: as for stock tools, with `mlp_bias`, which the GGUF loader drops",
     )
-    parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_0"])
+    parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_1", "q4_0"])
     parser.add_argument("--llama-cpp", action="store_true", help="read each file in llama.cpp as well")
     parser.add_argument("--fit-windows", type=int, default=8)
     parser.add_argument("--windows", type=int, default=3)

@@ -85,9 +85,9 @@ def attack_one(
 HEADER = "| feature | word | tokens | effect, nats | attack | behaviour back | unrelated ones | excess | s |"
 
 
-def lines(feature: FeatureRef, found: Removal, seconds: float) -> Iterator[str]:
+def lines(name: str, found: Removal, seconds: float) -> Iterator[str]:
     """Write an edit's rows: one per attack, the edit's own figures in the first."""
-    first = f"{feature.layer}:{feature.index} | **{found.verdict}** | {found.n_tokens} | {found.effect:.2e}"
+    first = f"{name} | **{found.verdict}** | {found.n_tokens} | {found.effect:.2e}"
     spent = f"{seconds:.0f}"
     for figure in found.figures:
         shares = (figure.returned, figure.unrelated, figure.excess)
@@ -146,7 +146,7 @@ def main() -> int:
             done = {"removal": _REMOVAL.dump_python(found, mode="json"), "s": time.monotonic() - began}
             kept.keep("attack", request, done)
         found = _REMOVAL.validate_python(done["removal"])
-        for line in lines(feature, found, done["s"]):
+        for line in lines(f"{feature.layer}:{feature.index}", found, done["s"]):
             say(line)
     return 0
 
