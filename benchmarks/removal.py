@@ -27,6 +27,7 @@ from benchmarks.replacements import load_set
 from trephine.domain.interventions import Ablate
 from trephine.domain.removal import AttackFigure, Interval, Removal
 from trephine.domain.sites import FeatureRef
+from trephine.engine.attack.request import BUDGETS
 from trephine.engine.attack.running import WINDOW, attacked
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.hosted import HostedModel
@@ -68,9 +69,9 @@ def attack_one(
     windows: Sequence[tuple[int, ...]],
     feature: FeatureRef,
     *,
-    all_of_it: bool,
+    attacks: str,
 ) -> Removal:
-    """Export the ablation of one feature and attack the folder, to the end or until the word is certain."""
+    """Export the ablation of one feature and attack the folder."""
     text = RetainText(name="chosen", sha256="", windows=tuple(windows))
     with tempfile.TemporaryDirectory(prefix="trephine-bench-removal-") as scratch:
         folder, work = Path(scratch) / "exported", Path(scratch) / "work"
@@ -78,7 +79,8 @@ def attack_one(
         write(hosted, [feature], "graft", fit, folder)
         change, ops = (intervention(feature, Ablate()),), (FeatureOp(feature=feature),)
         texts = ExportTexts(calibration=text, measured=text)
-        attack = attacked(hosted, texts, change, ops, folder, work, until_decided=not all_of_it)
+        budgets, decided = (BUDGETS[:1] if attacks == "weakest" else BUDGETS), attacks == "decided"
+        attack = attacked(hosted, texts, change, ops, folder, work, budgets=budgets, until_decided=decided)
         return finish(attack)
 
 
@@ -120,7 +122,10 @@ def main() -> int:
         "--rare-tokens", type=int, default=98304, help="the same for features that hardly fire in those"
     )
     parser.add_argument(
-        "--all", action="store_true", help="every attack, also after one has brought the behaviour back"
+        "--attacks",
+        choices=("decided", "weakest", "all"),
+        default="weakest",
+        help="until the word is certain; the weakest perturbation and all training; all of them",
     )
     parser.add_argument("--keep", type=Path, default=Path("out/bench-removal.json"))
     parser.add_argument(
@@ -137,12 +142,12 @@ def main() -> int:
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
     for feature in features:
-        request = {"feature": str(feature), "windows": chosen[feature], "all": given.all}
+        request = {"feature": str(feature), "windows": chosen[feature], "attacks": given.attacks}
         done = kept.get("attack", request)
         if done is None:
             began = time.monotonic()
             part = Texts(fit=fit.fit[:_FIT_WINDOWS], measured=[])
-            found = attack_one(hosted, part, chosen[feature], feature, all_of_it=given.all)
+            found = attack_one(hosted, part, chosen[feature], feature, attacks=given.attacks)
             done = {"removal": _REMOVAL.dump_python(found, mode="json"), "s": time.monotonic() - began}
             kept.keep("attack", request, done)
         found = _REMOVAL.validate_python(done["removal"])

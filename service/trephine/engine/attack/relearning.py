@@ -91,10 +91,12 @@ def few_shot(edited: Any, lessons: Lessons, steps: int, *, seed: int, say: Say) 
 
         def loss(step: int) -> Tensor:
             window, rows = by_window[step % len(by_window)]
-            positions = [lessons.shots.tokens[row].position for row in rows]
-            output: Tensor = edited(torch.tensor([list(lessons.windows[window])]), use_cache=False).logits[0]
+            positions = torch.tensor([lessons.shots.tokens[row].position for row in rows])
+            # Nothing behind the last taught token, and no other token's logits, plays a part in the loss.
+            ids = torch.tensor([list(lessons.windows[window][: int(positions.max()) + 1])])
+            output: Tensor = edited(ids, use_cache=False, logits_to_keep=positions).logits[0]
             return functional.kl_div(
-                torch.log_softmax(output[positions].float(), -1),
+                torch.log_softmax(output.float(), -1),
                 torch.log_softmax(goal[rows], -1),
                 log_target=True,
                 reduction="batchmean",

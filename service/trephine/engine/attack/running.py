@@ -16,7 +16,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.domain.removal import Removal
 from trephine.engine.attack.reading import edited_layers, read_directions
-from trephine.engine.attack.request import AttackRequest
+from trephine.engine.attack.request import BUDGETS, AttackRequest
 from trephine.engine.clean_process import run_clean
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import firing_masks
@@ -29,7 +29,10 @@ WINDOW = 64
 MOST_WINDOWS = 16
 CANDIDATE_TOKENS = 4096
 """Text that is searched for tokens on which edited features fire."""
-_FAILED = "the attack on the exported folder ended without a result in its process"
+_FAILED = (
+    "the attack on the exported folder ended without a result in its process, and nothing was published. "
+    "Free memory for a model that is trained, or export without --attack; report it with what follows"
+)
 
 Windows = list[tuple[int, ...]]
 
@@ -42,6 +45,7 @@ def attacked(
     folder: Path,
     work: Path,
     *,
+    budgets: Sequence[float] = BUDGETS,
     until_decided: bool = False,
 ) -> Generator[Progress | None, None, Removal]:
     """Attack an exported folder in a process of its own, which ends with this generator.
@@ -54,6 +58,7 @@ def attacked(
             edit moves the answer most.
         folder: The exported folder.
         work: An empty folder for what is in between.
+        budgets: Norms of the perturbations over the residual's, ascending.
         until_decided: Stop at the first attack that succeeds.
 
     Raises:
@@ -75,6 +80,7 @@ def attacked(
         firing=tuple(tuple(masks[number].tolist()) for number in chosen),
         attention=stock_attention(hosted.model),
         threads=torch.get_num_threads(),
+        budgets=tuple(budgets),
         until_decided=until_decided,
     )
     path = work / "request.json"
