@@ -168,23 +168,32 @@ def solve_influence(rows: list[Row], cells: Space) -> Influence:
         cells: The address space.
     """
     neurons = torch.zeros(cells.count)
-    tokens, errors = torch.zeros(cells.n_pos), torch.zeros(cells.n_errors)
-    all_neurons = 0.0
     ordered = sorted((row for row in rows if row.mass > 0), key=lambda row: -row.layer)
+    weights: list[float] = []
     for _, group in groupby(ordered, key=lambda row: row.layer):
         members = list(group)
-        weight = torch.tensor([_weight(row, neurons) / row.mass for row in members])
-        sources = [row.sources[: row.ranked] for row in members]
-        counts = torch.tensor([len(of_row) for of_row in sources])
+        own = [_weight(row, neurons) / row.mass for row in members]
+        weights += own
+        counts = torch.tensor([len(row.sources) if row.ranked is None else row.ranked for row in members])
         values = torch.cat([row.weights[: row.ranked] for row in members]).abs()
-        neurons.index_add_(0, torch.cat(sources), values * weight.repeat_interleave(counts))
-        token_shares = torch.stack([row.tokens for row in members]).abs()
-        error_shares = torch.stack([row.errors for row in members]).abs()
-        tokens += weight @ token_shares
-        errors += weight @ error_shares
-        masses = torch.tensor([row.mass for row in members])
-        all_neurons += float(weight @ (masses - token_shares.sum(1) - error_shares.sum(1)))
-    return Influence(neurons=neurons, tokens=tokens, errors=errors, all_neurons=all_neurons)
+        sources = torch.cat([row.sources[: row.ranked] for row in members])
+        neurons.index_add_(0, sources, values * torch.tensor(own).repeat_interleave(counts))
+    if not ordered:
+        return Influence(
+            neurons=neurons,
+            tokens=torch.zeros(cells.n_pos),
+            errors=torch.zeros(cells.n_errors),
+            all_neurons=0.0,
+        )
+    weight, mass = torch.tensor(weights), torch.tensor([row.mass for row in ordered])
+    token_shares = torch.stack([row.tokens for row in ordered]).abs()
+    error_shares = torch.stack([row.errors for row in ordered]).abs()
+    return Influence(
+        neurons=neurons,
+        tokens=weight @ token_shares,
+        errors=weight @ error_shares,
+        all_neurons=float(weight @ (mass - token_shares.sum(1) - error_shares.sum(1))),
+    )
 
 
 def _weight(row: Row, neurons: Tensor) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class ActiveLayer:
         return len(self.index)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ActiveFeatures:
     """All active features of a prompt; a *cell* is a feature's number."""
 
@@ -70,6 +71,11 @@ class ActiveFeatures:
     """int64 `(n_cells,)`."""
     activation: Tensor
     """float32 `(n_cells,)`."""
+
+    @cached_property
+    def rest(self) -> dict[Site, Tensor]:
+        """`(n_pos, d_model, 2)` by site: the error term and the constants, side by side for one product."""
+        return {site: torch.stack([self.errors[site], self.constants[site]], dim=2) for site in self.errors}
 
     @property
     def count(self) -> int:

@@ -97,8 +97,8 @@ class _Sweep:
 
     def _score_rest(self, site: Site, by_position: Tensor) -> None:
         """Score the error term and the constants of a site."""
-        rest = torch.stack([self.active.errors[site], self.active.constants[site]], dim=2)
-        found = torch.bmm(by_position, rest[: self.n_cone])  # (n_cone, n, 2)
+        rest = self.active.rest[site][: self.n_cone]
+        found = torch.bmm(by_position, rest)  # (n_cone, n, 2)
         n = found.shape[1]
         self.errors[:n, self.active.error_sites.index(site), : self.n_cone] = found[..., 0].T
         self.bias[:n] += found[..., 1].sum(0)
