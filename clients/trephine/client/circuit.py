@@ -18,6 +18,7 @@ from trephine.client.features import ModelFeatures
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.selection import Selection
+from trephine.client.set_ids import AnySet
 from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, Node, NodeKind, Proposal
 from trephine.client.views import circuit_html
 from trephine.client.wire import Wire
@@ -191,7 +192,7 @@ class Circuits:
         )
 
     def list(
-        self, *, model: str = "", replacement: str = "", prompt: str = "", parent: str = ""
+        self, *, model: str = "", replacement: AnySet = "", prompt: str = "", parent: str = ""
     ) -> tuple[Circuit, ...]:
         """Stored circuits, newest first.
 

@@ -11,6 +11,7 @@ from typing import Any
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import resource
 from trephine.client.sendable import sendable
+from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types import NodeKind, NodeSort, Pruning
 from trephine.v1 import circuit_queries_pb2 as pb
 from trephine.v1 import circuit_service_pb2 as service_pb
@@ -23,12 +24,12 @@ def node_kind(kind: NodeKind | None) -> Any:
 
 
 @sendable
-def listing(model: str, replacement: str, prompt: str, parent: str) -> service_pb.ListCircuitsRequest:
+def listing(model: str, replacement: AnySet, prompt: str, parent: str) -> service_pb.ListCircuitsRequest:
     """List circuits."""
     return service_pb.ListCircuitsRequest(
         page_size=500,
         model=resource("models", model) if model else "",
-        replacement=replacement,
+        replacement=set_id(replacement),
         prompt=prompt,
         parent=resource("circuits", parent) if parent else "",
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from trephine.client.requests import fresh_id
 from trephine.client.sendable import sendable
+from trephine.client.set_ids import set_id
 from trephine.client.types import DatasetExample, EffectEstimator, ErrorTerm, NodeAblation, PositionRule
 from trephine.v1 import dataset_circuits_pb2 as pb
 from trephine.v1 import interventions_pb2
@@ -28,6 +29,11 @@ def discover_dataset(
     **options: Any,
 ) -> pb.DiscoverDatasetCircuitRequest:
     """Find the circuit of a behaviour. `options` are fields of the request; None leaves one unset."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "replacement" in given:
+        given["replacement"] = set_id(given["replacement"], model)
+    if "beside" in given:
+        given["beside"] = [set_id(one, model) for one in given["beside"]]
     return pb.DiscoverDatasetCircuitRequest(
         model=model,
         training=[_example(one) for one in training],
@@ -39,7 +45,7 @@ def discover_dataset(
         error_term=_number(interventions_pb2.ErrorTerm, "ERROR_TERM", error_term),
         without_curve=not curve,
         request_id=fresh_id(request_id),
-        **{name: value for name, value in options.items() if value is not None},
+        **given,
     )
 
 

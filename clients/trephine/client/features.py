@@ -17,6 +17,7 @@ from trephine.client.interventions import feature as handle
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.requests import resource
+from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types.common import FeatureRef
 from trephine.client.types.features import (
     Activations,
@@ -35,10 +36,10 @@ from trephine.v1 import feature_service_pb2 as pb
 class ModelFeatures:
     """The features of one set beside a model, or the model's own neurons. Made by `model.features()`."""
 
-    def __init__(self, wire: Wire, model: str, replacement: str = "") -> None:
+    def __init__(self, wire: Wire, model: str, replacement: AnySet = "") -> None:
         self._wire = wire
         self.model = model
-        self.replacement = replacement
+        self.replacement = set_id(replacement, model)
 
     def activations(self, text: str, features: Sequence[Address]) -> Activations:
         """What chosen features do at every token of a text; a feature is `(layer, index)`."""
@@ -322,7 +323,7 @@ class FeatureIndexes:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
-    def of(self, model: str, replacement: str = "") -> ModelFeatures:
+    def of(self, model: str, replacement: AnySet = "") -> ModelFeatures:
         """The features of a loaded model's set, by names."""
         return ModelFeatures(self._wire, resource("models", model), replacement)
 
@@ -349,10 +350,10 @@ class ExplorableModel:
     _wire: Wire
     info: ModelInfo
 
-    def features(self, replacement: str = "") -> ModelFeatures:
+    def features(self, replacement: AnySet = "") -> ModelFeatures:
         """The features of a set beside it; unset: its own neurons."""
         return ModelFeatures(self._wire, self.info.name, replacement)
 
-    def feature(self, layer: int, index: int, *, replacement: str = "") -> Feature:
+    def feature(self, layer: int, index: int, *, replacement: AnySet = "") -> Feature:
         """One feature; without `replacement` one of its own neurons."""
         return Feature(self.features(replacement), layer, index)

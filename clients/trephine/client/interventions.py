@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trephine.client.errors import InvalidRequestError
+from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types.common import FeatureRef, Site, SiteKind
 from trephine.client.types.interventions import EVERYWHERE, Change, Direction, Head, Intervention, Where
 
@@ -77,9 +78,9 @@ class Handle:
         return self._make(Change(kind="resample_donor", value=donor), at)
 
 
-def feature(layer: int, index: int, *, replacement: str = "") -> Handle:
+def feature(layer: int, index: int, *, replacement: AnySet = "") -> Handle:
     """A feature by its address; without `replacement` one of the model's own neurons."""
-    return Handle(FeatureRef(layer=layer, index=index, replacement=replacement))
+    return Handle(FeatureRef(layer=layer, index=index, replacement=set_id(replacement)))
 
 
 def site(kind: str, layer: int) -> Site:

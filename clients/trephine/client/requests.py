@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from trephine.client.errors import InvalidRequestError
 from trephine.client.sendable import sendable
+from trephine.client.set_ids import set_id
 from trephine.client.types import Edit, EditUse, Intervention
 from trephine.client.types.gguf import GgufType
 from trephine.client.types.interventions import encode
@@ -102,8 +103,11 @@ def discover(
     model: str, prompt: str, what: circuit_targets_pb2.GraphTarget, request_id: str | None, **options: Any
 ) -> circuit_service_pb2.DiscoverCircuitRequest:
     """Find a circuit."""
+    given = _given(options)
+    if "replacement" in given:
+        given["replacement"] = set_id(given["replacement"], model)
     return circuit_service_pb2.DiscoverCircuitRequest(
-        model=model, prompt=prompt, target=what, request_id=fresh_id(request_id), **_given(options)
+        model=model, prompt=prompt, target=what, request_id=fresh_id(request_id), **given
     )
 
 

@@ -14,6 +14,7 @@ from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
 from trephine.client.saved_datasets import is_saved, saved_rows
 from trephine.client.sendable import sendable
+from trephine.client.set_ids import set_id
 from trephine.client.types import (
     AttributeText,
     FeatureOverride,
@@ -64,6 +65,8 @@ def remove_spurious(
 ) -> pb.RemoveSpuriousFeaturesRequest:
     """Remove spurious features. `options` are fields of rules, budget and request; None leaves one unset."""
     given = {name: value for name, value in options.items() if value is not None}
+    if "replacement" in given:
+        given["replacement"] = set_id(given["replacement"], model)
     rules = {name: given.pop(name) for name in _RULES if name in given}
     budget = {name: given.pop(name) for name in _BUDGET if name in given}
     number = dataset_circuits_pb2.EffectEstimator.Value(

@@ -69,8 +69,10 @@ class DatasetCircuits:
             if layer not in covered:
                 names = ", ".join((command.replacement, *command.beside))
                 raise LayerOutOfRangeError(
-                    f"{names}: none covers layer {layer} of {info.name}",
+                    f"{names}: none covers layer {layer} of {info.name}; they have "
+                    f"{', '.join(map(str, sorted(covered)))}. Name some of these, or add a set that has it",
                     field=f"layers[{index}]",
+                    layer=layer,
                 )
         return info
 

@@ -78,8 +78,9 @@ class Evaluations:
             if layer not in covered:
                 raise LayerOutOfRangeError(
                     f"{entry.name} does not cover layer {layer}; it has "
-                    f"{', '.join(map(str, sorted(covered)))}",
+                    f"{', '.join(map(str, sorted(covered)))}. Name some of these, or load a set that has it",
                     field=f"layers[{index}]",
+                    layer=layer,
                 )
         await self._command(request)
         return entry.info

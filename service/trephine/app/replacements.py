@@ -93,7 +93,8 @@ class Replacements:
         if name not in found:
             known = ", ".join((NEURONS, *found))
             raise ReplacementNotFoundError(
-                f"replacement set {name!r} is not loaded beside {model}; there are: {known}. Load it first",
+                f"replacement set {name!r} is not loaded beside {model}; there are: {known}. "
+                "Name one of these, or load it first",
                 replacement=name,
             )
         return found[name]

@@ -19,7 +19,7 @@ from trephine.app.requests import RemoveSpuriousRequest
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import Estimator
-from trephine.domain.errors import AlreadyExistsError, LayerOutOfRangeError, ResourceNotFoundError
+from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import ClassifierHead, ProbeHead, RewardHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
@@ -75,11 +75,7 @@ class SpuriousRemovals:
         info, command = await self._models.info(request.model), request.command
         found = await self._sets.get(info.name, command.replacement)
         for index, layer in enumerate(command.layers or ()):
-            if layer not in found.sizes:
-                raise LayerOutOfRangeError(
-                    f"{command.replacement} does not cover layer {layer} of {info.name}",
-                    field=f"layers[{index}]",
-                )
+            found.require_layer(layer, field=f"layers[{index}]")
         for index, override in enumerate(command.overrides):
             named = await self._sets.get(info.name, override.feature.replacement)
             named.require(override.feature, field=f"overrides[{index}].feature")

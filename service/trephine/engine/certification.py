@@ -16,7 +16,7 @@ from trephine.domain.interventions import Intervention
 from trephine.engine.clean_process import run_clean
 from trephine.engine.firing import firing_masks
 from trephine.engine.hosted import HostedModel
-from trephine.engine.noise import FLOOR_WINDOWS, stock_attention
+from trephine.engine.noise import stock_attention
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.compiling import WeightProgram
@@ -27,7 +27,12 @@ SCRIPT = Path(__file__).with_name("certifier.py")
 GREEDY_TOKENS = 64
 _GREEDY_PROMPTS = 4
 _PROMPT_TOKENS = 16
-_UNLOADABLE = "stock transformers could not load or run the exported folder in a clean process"
+_UNLOADABLE = (
+    "stock transformers could not load or run the exported folder in a clean process, and nothing was "
+    "published. Load the parent's folder with `AutoModelForCausalLM.from_pretrained`: if that fails too, its "
+    "files or this transformers release are at fault; if not, free memory for a second model, export again, "
+    "and report it with what follows"
+)
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
@@ -69,8 +74,8 @@ def write_evidence(
 
 
 def evidence_bytes(hosted: HostedModel, retain: RetainText) -> int:
-    """Predict the size of the evidence."""
-    return 2 * 4 * retain.n_tokens * hosted.info.d_vocab
+    """Predict the size of the evidence: three answers to every token, the clean process's own among them."""
+    return 3 * 4 * retain.n_tokens * hosted.info.d_vocab
 
 
 def certify(
@@ -99,7 +104,6 @@ def certify(
         "evidence": str(evidence),
         "windows": [list(window) for window in retain.windows],
         "batches": [list(part) for part in window_batches(retain.windows)],
-        "floor_batches": [list(part) for part in window_batches(retain.windows[:FLOOR_WINDOWS])],
         "prompts": prompts,
         "greedy_tokens": max(1, min(GREEDY_TOKENS, room)),
         "attention": stock_attention(hosted.model),

@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -91,70 +92,78 @@ def certify(request: dict[str, Any]) -> dict[str, Any]:
 
 def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list[list[int]]:
     """Compare next-token distributions; fill in `measured`; return the exported model's continuations."""
-    import torch
-
-    batches, short = request["batches"], request["floor_batches"]
     compute, stock = request["compute_dtype"], request["attention"]
     parent, exported = request["parent"], request["exported"]
 
     model, keys = load(exported, compute, stock)
     names = ("intervened", "original", "damage", "edit", "top", "firing", "loss", "loss_intervened")
     against: dict[str, list[Any]] = {name: [] for name in names}
-    for batch in batches:
-        say({"stage": "certify", "done": batch[0], "total": len(request["windows"])})
-        for number, logits in zip(batch, answers(model, request, [batch]), strict=True):
-            runtime = evidence(request, number)
-            against["intervened"].append(kl(runtime["intervened"], logits))
-            against["original"].append(kl(runtime["original"], logits))
-            against["damage"].append(kl(runtime["original"], runtime["intervened"]))
-            against["edit"].append(kl(runtime["intervened"], runtime["original"]))
-            against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
-            if "firing" in runtime:
-                against["firing"].append(runtime["firing"])
-            ids = request["windows"][number]
-            against["loss"].append(next_token_loss(logits, ids))
-            against["loss_intervened"].append(next_token_loss(runtime["intervened"], ids))
+    for number, logits in answers(model, request, "certify"):
+        runtime = evidence(request, number)
+        against["intervened"].append(kl(runtime["intervened"], logits))
+        against["original"].append(kl(runtime["original"], logits))
+        against["damage"].append(kl(runtime["original"], runtime["intervened"]))
+        against["edit"].append(kl(runtime["intervened"], runtime["original"]))
+        against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
+        if "firing" in runtime:
+            against["firing"].append(runtime["firing"])
+        ids = request["windows"][number]
+        against["loss"].append(next_token_loss(logits, ids))
+        against["loss_intervened"].append(next_token_loss(runtime["intervened"], ids))
+    masks = against["firing"] or [None] * len(request["windows"])
     continuations = greedy(model, request["prompts"], request["greedy_tokens"])
     describe(measured, against)
 
-    say({"stage": "certify: attention", "done": 0, "total": 1})
     model.set_attn_implementation("eager")
-    compared = [number for batch in short for number in batch]
-    intervened = [evidence(request, number)["intervened"] for number in compared]
-    eager = [kl(i, e) for i, e in zip(intervened, answers(model, request, short), strict=True)]
+    eager = distances(model, request, "certify: attention", "intervened")
     spread(measured, "kl_intervened_exported_same_attention", eager)
     del model
     gc.collect()
 
-    say({"stage": "certify: noise floor", "done": 0, "total": 1})
     model, parent_keys = load(parent, compute, stock)
     measured["load_differences"] = float(len(keys ^ parent_keys))
-    plain = answers(model, request, short)
-    original = [evidence(request, number)["original"] for number in compared]
-    spread(measured, "noise_floor_attention", [kl(o, p) for o, p in zip(original, plain, strict=True)])
-    same = [(o.argmax(-1) == p.argmax(-1)).float() for o, p in zip(original, plain, strict=True)]
-    measured["noise_top1_agreement"] = float(torch.cat(same).mean())
+    floor_of_attention(measured, model, request)
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
-    other = answers(model, request, short)
-    floor = [kl(p, o) for p, o in zip(plain, other, strict=True)]
+    floor = distances(model, request, "certify: noise floor, dtype", "plain")
     spread(measured, "noise_floor_dtype", floor)
-    masks = [evidence(request, number).get("firing") for number in compared]
     firing_spread(measured, "noise_floor_dtype", floor, masks)
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
         model, _ = load(exported, request["stored_dtype"], stock)
-        stored = [kl(i, s) for i, s in zip(intervened, answers(model, request, short), strict=True)]
-        caused = [kl(i, o) for i, o in zip(intervened, original, strict=True)]
-        compared_as_stored = {"kl_intervened_exported": stored, "edit_kl": caused}
+        stored = distances(model, request, "certify: as stored", "intervened")
+        compared_as_stored = {"kl_intervened_exported": stored, "edit_kl": against["edit"]}
         for name, parts in compared_as_stored.items():
             spread(measured, f"{name}_in_stored_dtype", parts)
             firing_spread(measured, f"{name}_in_stored_dtype", parts, masks)
         left, edit = (f"{name}_in_stored_dtype" for name in compared_as_stored)
         recover(measured, "recovery_in_stored_dtype", left, edit)
     return continuations
+
+
+def floor_of_attention(measured: dict[str, float], model: Any, request: dict[str, Any]) -> None:
+    """Compare the parent in the runtime with the parent under stock attention; keep the latter's answers.
+
+    They lie beside the evidence, as `plain`: in memory, those of a large vocabulary would take gigabytes.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    floor, same = [], []
+    for number, logits in answers(model, request, "certify: noise floor, attention"):
+        original = evidence(request, number)["original"]
+        floor.append(kl(original, logits))
+        same.append((original.argmax(-1) == logits.argmax(-1)).float())
+        save_file({"plain": logits.contiguous()}, kept(request, number, "plain"))
+    spread(measured, "noise_floor_attention", floor)
+    measured["noise_top1_agreement"] = float(torch.cat(same).mean())
+
+
+def distances(model: Any, request: dict[str, Any], stage: str, other: str) -> list[Any]:
+    """Return KL(other's answers || this model's) per position of every window, in order."""
+    return [kl(evidence(request, number)[other], logits) for number, logits in answers(model, request, stage)]
 
 
 def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
@@ -179,15 +188,17 @@ def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
     return model.eval(), complaints
 
 
-def answers(model: Any, request: dict[str, Any], batches: list[list[int]]) -> list[Any]:
-    """Return the logits of windows, float32 `(n_pos, d_vocab)`, in order; a batch's are equally long."""
+def answers(model: Any, request: dict[str, Any], stage: str) -> Iterator[tuple[int, Any]]:
+    """Yield every window's number with its logits, float32 `(n_pos, d_vocab)`, in the order of windows.
+
+    All figures that stand beside each other are of the same tokens: of all of them.
+    """
     import torch
 
-    found: list[Any] = []
-    for batch in batches:
+    for batch in request["batches"]:
+        say({"stage": stage, "done": batch[0], "total": len(request["windows"])})
         ids = torch.tensor([request["windows"][number] for number in batch])
-        found += model(ids, use_cache=False).logits.float().unbind()
-    return found
+        yield from zip(batch, model(ids, use_cache=False).logits.float().unbind(), strict=True)
 
 
 def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
@@ -207,10 +218,17 @@ def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
 
 
 def evidence(request: dict[str, Any], number: int) -> dict[str, Any]:
-    """Read what the intervened runtime answered to one window, and what the original did."""
+    """Read what the intervened runtime answered to one window, what the original did, and what was kept."""
     from safetensors.torch import load_file
 
-    return load_file(str(Path(request["evidence"]) / f"window-{number:04d}.safetensors"))
+    found: dict[str, Any] = load_file(kept(request, number, "window"))
+    plain = kept(request, number, "plain")
+    return found | load_file(plain) if os.path.exists(plain) else found
+
+
+def kept(request: dict[str, Any], number: int, what: str) -> str:
+    """Name the file of a window's answers."""
+    return str(Path(request["evidence"]) / f"{what}-{number:04d}.safetensors")
 
 
 def kl(p_logits: Any, q_logits: Any) -> Any:

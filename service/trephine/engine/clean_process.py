@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trephine.domain.commands import Progress
-from trephine.domain.errors import DeadlinePassedError, GateMissedError
+from trephine.domain.errors import DeadlinePassedError, DiskFullError, GateMissedError
 
 TIME_LIMIT_SECONDS = 1800.0
 _POLL_SECONDS = 0.03
@@ -22,6 +23,7 @@ _PASSED_ON = (
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
 )
 """How the process computes, never what."""
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def run_clean(
@@ -39,6 +41,7 @@ def run_clean(
 
     Raises:
         GateMissedError: If it ends without a result.
+        DiskFullError: If that is because it found no room.
         DeadlinePassedError: If it does not finish in time.
     """
     output, errors = work / "stdout", work / "stderr"
@@ -60,6 +63,11 @@ def run_clean(
     line = _last_line(output)
     if process.returncode != 0 or "result" not in line:
         tail = " | ".join(errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
+        if any(why in tail for why in _NO_ROOM):
+            raise DiskFullError(
+                f"{what} in a clean process found no room on the disk, and nothing was published; make room, "
+                "or choose another export root, and export again"
+            )
         raise GateMissedError(f"{failure} (exit {process.returncode}): {tail[-600:]}")
     found: dict[str, Any] = line["result"]
     return found

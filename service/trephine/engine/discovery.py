@@ -160,7 +160,8 @@ def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
         if layer not in covered:
             raise LayerOutOfRangeError(
                 f"replacement set {command.replacement} does not cover layer {layer}; it has "
-                f"{', '.join(map(str, covered))}",
+                f"{', '.join(map(str, covered))}. Name one of these, leave layers out to take all, or load a "
+                "set that covers it",
                 field="layers",
                 layer=layer,
             )

@@ -28,7 +28,7 @@ from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
-from trephine.engine.gates import finite, judge
+from trephine.engine.gates import finite, judge, remedies
 from trephine.engine.hosted import HostedModel
 from trephine.engine.planning import plan_hash, program_of, require_parent
 from trephine.engine.quantised.certification import quantised_copies
@@ -381,7 +381,10 @@ def _missed(certificate: Certificate, *, kept: bool, name: str) -> GateMissedErr
     missed = [result for result in certificate.gates if not result.passed]
     figures = "; ".join(map(_figure, missed))
     fate = f"kept as {name}.rejected" if kept else "nothing was published"
-    return GateMissedError(f"{figures}; {fate}", gates=", ".join(r.gate.name for r in missed))
+    advice = ". ".join(remedies(missed))
+    return GateMissedError(
+        f"{figures}; {fate}. What to do: {advice}", gates=", ".join(r.gate.name for r in missed)
+    )
 
 
 HANDLERS: dict[type, Handler] = {CompileExport: compile_export}

@@ -5,7 +5,7 @@ A gate is a bound from above. Every name here is the name of a measurement of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite
 
 from trephine.domain.exports import Gate, GateResult
@@ -128,6 +128,52 @@ def _graft_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
 def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
     reason = _FLOOR_REASON.format(factor=_FLOOR_FACTOR, floor=floor, smallest=smallest)
     return Gate(name=name, limit=max(smallest, _FLOOR_FACTOR * floor), unit="nats/token", reason=reason)
+
+
+_WIDER = (
+    "load the model in float32, which rounds less, and export again; what is missed there is not rounding"
+)
+_MORE_TEXT = (
+    "give some thousands of tokens in which the edited features fire, as the text that grafts and fits are "
+    "calibrated on (--text)"
+)
+_CLOSER = f"{_MORE_TEXT}, or edit fewer features at a time; without grafts, {_WIDER}"
+_OTHER_BYTES = (
+    "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
+    "load the model again, export again, and report it if it comes back"
+)
+REMEDIES: Mapping[str, str] = {
+    "kl_intervened_exported_mean": _CLOSER,
+    "kl_intervened_exported_p99": _CLOSER,
+    "kl_intervened_exported_after_first_mean": _CLOSER,
+    "kl_intervened_exported_same_attention_mean": _WIDER,
+    "retain_excess": (
+        "the weights do more to ordinary text than the intervention does: "
+        f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
+    ),
+    "unrecovered": (
+        f"{_MORE_TEXT}; let features be grafted in place of fitted (without --keep-shapes); or accept a "
+        "smaller share (--min-recovery), with which the export is labelled"
+    ),
+    "tensors_changed_outside_plan": _OTHER_BYTES,
+    "planned_tensors_unchanged": _OTHER_BYTES,
+    "elements_off_plan": _OTHER_BYTES,
+    "nonfinite_values": (
+        "weights or answers overflow: lower the edit's strength, or start from a parent in bfloat16 or "
+        "float32 in place of float16"
+    ),
+    "load_differences": (
+        "stock transformers does not find the parent's own keys in the folder: use the transformers release "
+        "that the parent's config.json names, and report it if that one differs too"
+    ),
+}
+"""By gate: what to do about an export that missed it."""
+
+
+def remedies(results: Iterable[GateResult]) -> tuple[str, ...]:
+    """Say what to do about the gates that were missed, each advice once, in their order."""
+    missed = (REMEDIES[result.gate.name] for result in results if not result.passed)
+    return tuple(dict.fromkeys(missed))
 
 
 def judge(gates: tuple[Gate, ...], measured: Mapping[str, float]) -> tuple[GateResult, ...]:

@@ -86,10 +86,18 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        why = str(error).splitlines()[0]
         raise InvalidRequestError(
-            f"device {name!r} is not available here: {str(error).splitlines()[0]}", field="device"
+            f"device {name!r} is not available here: {why}. Choose {_devices()}", field="device"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidRequestError(f"device {name!r} is not supported; choose {_devices()}", field="device")
     return device
+
+
+def _devices() -> str:
+    """Name the devices of this machine."""
+    return " or ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """The parent's own noise floor: how far its answers move when nothing but the arithmetic changes.
 
 Two floors are measured on the unedited model before anything is written, so that the bounds of an export
-come from the parent and not from the export:
+come from the parent and not from the export, on the very tokens that the export is then measured on:
 
 - *attention*: our attention against the one that stock transformers chooses;
 - *dtype*: float32 arithmetic against the model's own, on the same weights (zero for float32 models).
@@ -22,9 +22,6 @@ from trephine.engine.attention import IMPLEMENTATION
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.retain import RetainText, plain_logits, window_batches
-
-FLOOR_WINDOWS = 4
-"""Windows of the text that floors are measured on: 512 tokens, twice or three times over."""
 
 _KEPT: WeakKeyDictionary[Any, dict[tuple[str, str], NoiseFloor]] = WeakKeyDictionary()
 
@@ -61,7 +58,7 @@ def stock_attention(model: Any) -> str:
 
 
 def noise_floor(hosted: HostedModel, retain: RetainText) -> Generator[None, None, NoiseFloor]:
-    """Measure both floors on the first windows of a text, one batch a quantum; kept afterwards."""
+    """Measure both floors on a text, one batch a quantum; kept afterwards."""
     kept = _KEPT.setdefault(hosted.model, {})
     key = (hosted.info.weight_hash, retain.sha256)
     if key not in kept:
@@ -81,9 +78,8 @@ def _moved(
     forward: Callable[[HostedModel, Tensor], Tensor],
 ) -> Generator[None, None, Spread]:
     parts: list[Tensor] = []
-    windows = retain.windows[:FLOOR_WINDOWS]
-    for part in window_batches(windows):
-        ids = torch.tensor([windows[number] for number in part], device=hosted.model.device)
+    for part in window_batches(retain.windows):
+        ids = torch.tensor([retain.windows[number] for number in part], device=hosted.model.device)
         moved = forward(hosted, ids).float().cpu()
         parts += [kl_divergence(logits, plain[number]) for number, logits in zip(part, moved, strict=True)]
         yield

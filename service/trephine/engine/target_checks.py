@@ -115,7 +115,7 @@ def _check_feature(hosted: HostedModel, command: DiscoverCircuit, wanted: Featur
     if command.replacement != NEURONS and wanted.layer not in open_layers:
         raise LayerOutOfRangeError(
             f"the graph covers layers {', '.join(map(str, open_layers))}, and the target is a feature of "
-            f"layer {wanted.layer}",
+            f"layer {wanted.layer}: name it among the layers, or explain a feature of one of them",
             field="target.layer",
             layer=wanted.layer,
         )

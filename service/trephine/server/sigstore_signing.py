@@ -143,8 +143,8 @@ def translated(error: Exception) -> TrephineError:
         )
     if isinstance(error, RekorClientError | FulcioClientError):
         return SigstoreUnreachableError(
-            f"Sigstore's services answer, but do not sign now, and nothing was published; {_KEY}, or try again "
-            "later"
+            f"Sigstore's services answer, but do not sign now, and nothing was published; {_KEY}, or try "
+            "again later"
         )
     network = (errors.NetworkError, errors.TUFError, RequestException, oidc.IssuerError)
     if isinstance(error, network):

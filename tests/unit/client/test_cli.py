@@ -164,6 +164,14 @@ def test_a_revision_can_be_named(fake: FakeService, run: Run):
     assert asked.revision == "refs/pr/3"
 
 
+@pytest.mark.parametrize(("words", "device"), [((), ""), (("--device", "cuda:1"), "cuda:1")])
+def test_a_device_can_be_named(fake: FakeService, run: Run, words, device):
+    """`models load --device` reaches the request; unset, the server chooses cpu."""
+    assert run("models", "load", "tiny", *words) == 0
+    (asked,) = [one for one in fake.requests if isinstance(one, model_service_pb2.LoadModelRequest)]
+    assert asked.device == device
+
+
 def test_detached_audits_print_a_name_each(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
     """Every auditor's operation is started and named, one a line; no report is waited for."""
     fake.endless = True

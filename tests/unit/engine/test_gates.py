@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trephine.engine.gates import finite, judge, planned_gates
+from trephine.engine.gates import REMEDIES, finite, judge, planned_gates, remedies
 from trephine.engine.noise import NoiseFloor, Spread
 
 
@@ -57,3 +57,17 @@ def test_what_is_missing_or_no_number_has_not_passed(value):
     (result,) = judge((gate,), {} if value is None else {gate.name: value})
     assert not result.passed
     assert result.measured == finite(float("nan")) > 1e300
+
+
+@pytest.mark.parametrize("kind", [{}, {"grafted": True}, {"fitted": True}])
+def test_every_gate_says_what_to_do_about_it(kind):
+    """For each that can be planned; the same advice is given once."""
+    gates = planned_gates("bfloat16", floor(0, 0), **kind)
+    assert {gate.name for gate in gates} <= set(REMEDIES)
+    for gate in gates:
+        (result,) = judge((gate,), {})
+        assert remedies((result,)) == (REMEDIES[gate.name],)
+        assert len(REMEDIES[gate.name]) > 40
+    missed = judge(gates, {})
+    assert len(remedies(missed)) == len({REMEDIES[gate.name] for gate in gates}) < len(gates)
+    assert remedies(judge(gates, dict.fromkeys(REMEDIES, 0.0))) == ()

@@ -165,11 +165,12 @@ def test_unverified_models_are_refused_by_name_before_weights_are_read(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
-    """The error names the device."""
+    """The error names the device, and those there are; also for what torch knows and nobody computes on."""
     folder = tiny_folder("llama", tmp_path / "m")
-    for device in ("cuda:99", "toaster"):
-        with pytest.raises(InvalidRequestError, match=device):
+    for device in ("cuda:99", "toaster", "meta"):
+        with pytest.raises(InvalidRequestError, match=rf"{device}.*hoose cpu") as caught:
             load(folder, device=device)
+        assert caught.value.context["field"] == "device"
 
 
 def test_an_adapter_is_merged_in_memory(tmp_path):

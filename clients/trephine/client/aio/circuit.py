@@ -20,6 +20,7 @@ from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.operations import OnProgress
 from trephine.client.selection import Selection
+from trephine.client.set_ids import AnySet
 from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, NodeKind, Proposal
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
@@ -145,7 +146,7 @@ class AsyncCircuits:
         return AsyncCircuit(self._wire, decode(CircuitInfo, found))
 
     async def list(
-        self, *, model: str = "", replacement: str = "", prompt: str = "", parent: str = ""
+        self, *, model: str = "", replacement: AnySet = "", prompt: str = "", parent: str = ""
     ) -> tuple[AsyncCircuit, ...]:
         """Stored circuits, newest first; the arguments are those of the sync client."""
         request = circuit_requests.listing(model, replacement, prompt, parent)

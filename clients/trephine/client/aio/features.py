@@ -19,6 +19,7 @@ from trephine.client.interventions import Handle
 from trephine.client.interventions import feature as handle
 from trephine.client.operations import OnProgress
 from trephine.client.requests import resource
+from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types.common import FeatureRef
 from trephine.client.types.features import (
     Activations,
@@ -36,10 +37,10 @@ from trephine.v1 import feature_service_pb2 as pb
 class AsyncModelFeatures:
     """The features of one set beside a model, or the model's own neurons. Made by `model.features()`."""
 
-    def __init__(self, wire: AsyncWire, model: str, replacement: str = "") -> None:
+    def __init__(self, wire: AsyncWire, model: str, replacement: AnySet = "") -> None:
         self._wire = wire
         self.model = model
-        self.replacement = replacement
+        self.replacement = set_id(replacement, model)
 
     async def activations(self, text: str, features: Sequence[Address]) -> Activations:
         """What chosen features do at every token of a text; a feature is `(layer, index)`."""
@@ -327,7 +328,7 @@ class AsyncFeatureIndexes:
     def __init__(self, wire: AsyncWire) -> None:
         self._wire = wire
 
-    def of(self, model: str, replacement: str = "") -> AsyncModelFeatures:
+    def of(self, model: str, replacement: AnySet = "") -> AsyncModelFeatures:
         """The features of a loaded model's set, by names."""
         return AsyncModelFeatures(self._wire, resource("models", model), replacement)
 
@@ -354,10 +355,10 @@ class AsyncExplorableModel:
     _wire: AsyncWire
     info: ModelInfo
 
-    def features(self, replacement: str = "") -> AsyncModelFeatures:
+    def features(self, replacement: AnySet = "") -> AsyncModelFeatures:
         """The features of a set beside it; unset: its own neurons."""
         return AsyncModelFeatures(self._wire, self.info.name, replacement)
 
-    def feature(self, layer: int, index: int, *, replacement: str = "") -> AsyncFeature:
+    def feature(self, layer: int, index: int, *, replacement: AnySet = "") -> AsyncFeature:
         """One feature; without `replacement` one of its own neurons."""
         return AsyncFeature(self.features(replacement), layer, index)

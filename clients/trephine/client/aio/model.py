@@ -22,6 +22,7 @@ from trephine.client.model import Role
 from trephine.client.operations import OnProgress
 from trephine.client.requests import AnyEdit, Row, ScoreRow
 from trephine.client.selection import Selection
+from trephine.client.set_ids import AnySet
 from trephine.client.target_requests import graph_target
 from trephine.client.types import (
     Ablation,
@@ -125,7 +126,7 @@ class AsyncModel(
         target: Target,
         against: str | None = None,
         positions: Sequence[int] = (),
-        replacement: str | None = None,
+        replacement: AnySet | None = None,
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
         min_attribution: float | None = None,
@@ -143,7 +144,8 @@ class AsyncModel(
             target: Exactly one token, or `#id`; or another `Target`.
             against: The token that it is compared with; unset: the mean logit.
             positions: Where the target is read; -1 is the last. Empty: the last.
-            replacement: Loaded replacement set whose features span the graph; unset: neurons.
+            replacement: Loaded replacement set whose features span the graph, by id, by name or as value;
+                unset: neurons.
             layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
             max_feature_nodes: Unset 512.
             min_attribution: Choose features by hierarchical attribution: those whose absolute attribution, in

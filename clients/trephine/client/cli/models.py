@@ -33,6 +33,7 @@ def fetch(name: Annotated[str, typer.Argument(help="Which model.")] = DEFAULT_MO
 @app.command(
     epilog=examples(
         "trephine models load smollm2 --dtype bfloat16 --as smollm2-bf16",
+        "trephine models load smollm2 --device cuda",
         "trephine models load ~/.cache/huggingface/hub/models--org--name --revision v1.0",
     )
 )
@@ -40,6 +41,10 @@ def load(
     context: typer.Context,
     name: NameArgument = DEFAULT_MODEL,
     dtype: Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float64.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu (default), cuda, or one of several GPUs of the server's machine: cuda:1."),
+    ] = None,
     alias: Annotated[str | None, typer.Option("--as", help="Name to serve it under.")] = None,
     revision: Annotated[
         str | None,
@@ -50,7 +55,7 @@ def load(
     """Load a model. It stays loaded as long as the server runs; see `trephine serve`."""
     given = invocation(context)
     with given.connect() as trephine:
-        started = trephine.start_load(name, dtype=dtype, name=alias, revision=revision)
+        started = trephine.start_load(name, dtype=dtype, device=device, name=alias, revision=revision)
         model = given.complete(trephine, started, f"load {name}", detach=detach)
         if given.output.json:
             given.output.document(model.to_json())

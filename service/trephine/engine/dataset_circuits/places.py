@@ -216,5 +216,9 @@ def _check_covered(names: Sequence[str], layers: Sequence[int] | None, found: Se
     for layer in layers or ():
         if all(place.layer != layer for place in found):
             raise LayerOutOfRangeError(
-                f"{' and '.join(names)} do not cover layer {layer}", field="layers", layer=layer
+                f"{' and '.join(names)} do not cover layer {layer}; they have "
+                f"{', '.join(map(str, sorted({place.layer for place in found})))}. Name some of these, or "
+                "add a set that has it",
+                field="layers",
+                layer=layer,
             )

@@ -29,7 +29,11 @@ from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.operations import FeatureOp
 
 SCRIPT = Path(__file__).parents[1] / "certifier_gguf.py"
-_UNLOADABLE = "stock transformers could not load or run the export's GGUF file in a clean process"
+_UNLOADABLE = (
+    "stock transformers could not load or run the export's GGUF file in a clean process, and nothing was "
+    "published. Export without --gguf, or with another type; free memory for a second model; and report it "
+    "with what follows"
+)
 
 
 def quantised_copies(

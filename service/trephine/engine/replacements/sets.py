@@ -84,7 +84,7 @@ def require_set(hosted: HostedModel, name: str) -> ReplacementSet:
         known = ", ".join((NEURONS, *sorted(hosted.replacements)))
         raise ReplacementNotFoundError(
             f"replacement set {name!r} is not loaded beside {hosted.info.name}; there are: {known}. "
-            "Load it first",
+            "Name one of these, or load it first",
             replacement=name,
         )
     return found

@@ -66,7 +66,8 @@ def export_classifier(
     if agreeing < FEWEST_AGREEING * checked:
         raise GateMissedError(
             f"the reloaded classifier agrees with the measured decision on {agreeing} of {checked} texts, "
-            f"and must on {FEWEST_AGREEING:.0%}; the export's weights are not those that were measured"
+            f"and must on {FEWEST_AGREEING:.0%}; the export's weights are not those that were measured: "
+            "export the removal's edit again, and name that export"
         )
     with full_disk_refused():
         told: dict[str, Any] = {"removal": command.removal, "export": command.export}
@@ -166,7 +167,8 @@ def _compare(
             ["-I", str(SCRIPT), str(path)],
             work,
             "the check of a classifier",
-            "stock transformers could not load or run the classifier in a clean process",
+            "stock transformers could not load or run the classifier in a clean process, and nothing was "
+            "published. Free memory for a second model and try again; report it with what follows",
         )
     logits = torch.tensor(found["logits"])
     agreeing = int((logits.argmax(1) == expected.argmax(1)).sum())

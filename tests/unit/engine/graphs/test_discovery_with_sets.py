@@ -105,7 +105,7 @@ def test_partial_coverage_charges_the_rest_as_error():
 
 def test_layers_must_be_covered_and_sets_loaded():
     """What the set does not have is refused by name."""
-    with pytest.raises(LayerOutOfRangeError, match="does not cover layer 0"):
+    with pytest.raises(LayerOutOfRangeError, match=r"does not cover layer 0; it has .*Name one of these"):
         found("jumprelu", covered=(1, 2), layers=(0,))
     hosted = tiny_hosted("llama")
     with pytest.raises(ReplacementNotFoundError, match="not loaded"):
