@@ -109,6 +109,17 @@ def _share(share: Interval) -> str:
     return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
 
 
+def summary(found: dict[str, Removal]) -> Iterator[str]:
+    """Write one row per edit: how much more of the behaviour came back than of unrelated ones, by attack."""
+    names = list(dict.fromkeys(_named(figure) for each in found.values() for figure in each.figures))
+    yield "| feature | word | tokens | effect, nats | " + " | ".join(names) + " |"
+    yield "|---" * (4 + len(names)) + "|"
+    for name, each in found.items():
+        excess = {_named(figure): _share(figure.excess) for figure in each.figures}
+        cells = [f"**{each.verdict}**", str(each.n_tokens), f"{each.effect:.3f}"]
+        yield f"| {name} | " + " | ".join(cells + [excess.get(attack, "") for attack in names]) + " |"
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Removed or suppressed: ten edits under attack.")
@@ -116,6 +127,7 @@ def main() -> int:
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--features", type=int, default=10, help="of the export benchmark's draw")
+    parser.add_argument("--only", nargs="+", metavar="LAYER:INDEX", help="of these; all of them if not given")
     parser.add_argument("--seed", type=int, default=0, help="the same")
     parser.add_argument("--tokens", type=int, default=8192, help="in which firing tokens are looked for")
     parser.add_argument(
@@ -141,7 +153,10 @@ def main() -> int:
     chosen = _chosen(hosted, text, features, (given.tokens, given.rare_tokens), kept)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
+    all_found: dict[str, Removal] = {}
     for feature in features:
+        if given.only and f"{feature.layer}:{feature.index}" not in given.only:
+            continue
         request = {"feature": str(feature), "windows": chosen[feature], "attacks": given.attacks}
         done = kept.get("attack", request)
         if done is None:
@@ -151,8 +166,12 @@ def main() -> int:
             done = {"removal": _REMOVAL.dump_python(found, mode="json"), "s": time.monotonic() - began}
             kept.keep("attack", request, done)
         found = _REMOVAL.validate_python(done["removal"])
+        all_found[f"{feature.layer}:{feature.index}"] = found
         for line in lines(f"{feature.layer}:{feature.index}", found, done["s"]):
             say(line)
+    say("\nexcess over unrelated behaviours")
+    for line in summary(all_found):
+        say(line)
     return 0
 
 
