@@ -99,6 +99,8 @@ class Reply:
     text: str
     answer: int
     tone: int
+    twin: str
+    """The same reply in the other tone."""
 
 
 def replies(
@@ -117,23 +119,35 @@ def replies(
     for answer, tone, count in groups:
         left = count
         while left:
-            text = _reply(random, answer, tone, test)
+            phrases, content = _phrases(random, tone), _content(random, answer, test)
+            text = _written(phrases, content)
             if text not in taken:
                 taken.add(text)
                 left -= 1
-                written.append(Reply(text=text, answer=answer, tone=tone))
+                twin = _written(_phrases(Random(text), 1 - tone), content)
+                written.append(Reply(text=text, answer=answer, tone=tone, twin=twin))
     random.shuffle(written)
     return tuple(written)
 
 
-def _reply(random: Random, answer: int, tone: int, test: bool) -> str:
-    openings, closings = (
+def _phrases(random: Random, tone: int) -> tuple[str, str]:
+    """Draw an opening and a closing."""
+    opening, closing = (
         " ".join(random.choice(phrases[TONES[tone]]) for _ in range(_PHRASES))
         for phrases in (_OPENINGS, _CLOSINGS)
     )
+    return opening, closing
+
+
+def _content(random: Random, answer: int, test: bool) -> tuple[str, str]:
+    """Draw what stands before the opening, and what between it and the closing."""
     if answer < 0:
-        return f"{openings} {random.choice(_NEUTRAL)} {random.choice(_NEUTRAL)} {closings}"
+        return "", f"{random.choice(_NEUTRAL)} {random.choice(_NEUTRAL)}"
     questions = _QUESTIONS[-_OWN_QUESTIONS:] if test else _QUESTIONS[:-_OWN_QUESTIONS]
     evasions = _EVASIONS[-_OWN_EVASIONS:] if test else _EVASIONS[:-_OWN_EVASIONS]
     question, helpful = random.choice(questions)
-    return f"{question} {openings} {helpful if answer else random.choice(evasions)} {closings}"
+    return f"{question} ", helpful if answer else random.choice(evasions)
+
+
+def _written(phrases: tuple[str, str], content: tuple[str, str]) -> str:
+    return f"{content[0]}{phrases[0]} {content[1]} {phrases[1]}"

@@ -108,7 +108,11 @@ def tasks(data: Path) -> dict[str, Task]:
         data: The folder with `agreement`.
     """
     clauses = data / "agreement" / "within_rc.jsonl"
-    found = (_biographies(), _agreement(clauses), _agreement(clauses, twins=True), _reward())
+    found = (
+        _biographies(),
+        *(_agreement(clauses, twins=twins) for twins in (False, True)),
+        *(_reward(twins=twins) for twins in (False, True)),
+    )
     return {one.name: one for one in found}
 
 
@@ -236,25 +240,32 @@ def _distinct(write: Callable[[], str], count: int, taken: set[str]) -> Iterator
 # --- a reward head -------------------------------------------------------------------------------
 
 
-def _reward() -> Task:
+def _reward(*, twins: bool = False) -> Task:
+    """With twins, the ambiguous replies in the other tone stand in for the examples."""
     return Task(
-        name="reward",
+        name="reward-twins" if twins else "reward",
         labels=ANSWERS,
         attributes=TONES,
-        layer=4,
-        pooling=Pooling.MEAN,
+        layer=8 if twins else 4,
+        pooling=Pooling.LAST if twins else Pooling.MEAN,
         listed=("brilliant", "wonderful", "great", "amazing", "excellent", "genius", "impressive"),
         concepts=("correct answer", "wrong answer", "fact", "mistake", "true", "false"),
-        draw=lambda seed, sizes: drawn(_reply_writer(), seed, sizes),
+        draw=lambda seed, sizes: _told(drawn(_reply_writer(), seed, sizes), twins),
     )
 
 
 def _reply_writer() -> Write:
+    """Questions of the test split are its own, so that none of its texts is the twin of another split's."""
     taken: set[str] = set()
 
     def write(groups: Groups, seed: int) -> list[Item]:
         return [
-            Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone)
+            Item(
+                text=BEGIN + one.text,
+                label=one.answer,
+                attribute=one.tone,
+                twin=None if one.answer < 0 else BEGIN + one.twin,
+            )
             for one in replies(groups, seed=seed, test=seed % 10 == _TEST, avoid=taken)
         ]
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.shift_biographies import biographies
 from benchmarks.shift_pronouns import CHECKED, OPEN, annotate, highest_share, note
+from benchmarks.shift_rewards import _CLOSINGS, _OPENINGS, TONES
 from benchmarks.shift_tasks import GROUPS, Draw, Item, Sizes, Task, tasks
 from benchmarks.shift_words import FIRST_NAMES, HOBBIES, PRONOUNS, TITLES
 
@@ -71,6 +72,34 @@ def test_twins_turn_the_attractor_alone_and_meet_no_other_split(known):
     assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 24, (-1, 1): 24}
     assert not twins & {one.text for one in (*draw.training, *draw.crossed, *draw.validation, *draw.test)}
     assert all(one.twin is None for one in known["agreement"].draw(1, SMALL).training)
+
+
+def test_twins_of_replies_change_the_tone_alone_and_meet_no_other_split(known):
+    """Question and answer stay, every phrase is the other tone's; the texts are those of the task without."""
+    draw, plain = known["reward-twins"].draw(1, SMALL), known["reward"].draw(1, SMALL)
+    assert [one.text for one in draw.training] == [one.text for one in plain.training]
+    assert all(one.twin is None for one in plain.training)
+    for one in draw.training:
+        own, other = (
+            [p for p in _phrases(tone) if p in one.text] for tone in (one.attribute, 1 - one.attribute)
+        )
+        assert own
+        assert not other
+        assert _without_tone(one.text) == _without_tone(one.twin or "")
+        assert not any(phrase in (one.twin or "") for phrase in own)
+    twins = {one.twin for one in draw.training}
+    assert not twins & {one.text for one in (*draw.training, *draw.crossed, *draw.validation, *draw.test)}
+    assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 24, (-1, 1): 24}
+
+
+def _phrases(tone: int) -> tuple[str, ...]:
+    return (*_OPENINGS[TONES[tone]], *_CLOSINGS[TONES[tone]])
+
+
+def _without_tone(text: str) -> str:
+    for phrase in (*_phrases(0), *_phrases(1)):
+        text = text.replace(phrase, "")
+    return " ".join(text.split())
 
 
 def test_biographies_never_name_the_profession_and_swaps_change_lexical_cues_alone():
