@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -101,6 +101,11 @@ $(VENV)/peer/stamp: benchmarks/peers/circuit_tracer.txt | $(VENV)/pyvenv.cfg
 bench-discovery: $(VENV)/dev.stamp $(VENV)/peer/stamp ## Discovery beside circuit-tracer: time, memory, edges, growth
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.discovery --peer $(VENV)/peer/bin/python \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-gpu: $(VENV)/dev.stamp $(VENV)/peer/stamp ## Discovery beside circuit-tracer on a GPU; the fastest of its settings
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.discovery_gpu --peer $(VENV)/peer/bin/python \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
 
 bench-circuits: $(VENV)/dev.stamp ## Circuits of behaviours: curves, random circuits, stability, estimators

@@ -220,24 +220,35 @@ def compared(
     row: dict[str, Any] = {"tokens": tokens, "nodes": nodes, "ours": ours, "peer": theirs, "whole": whole}
     if "failed" in ours or "failed" in theirs:
         return row
-    row |= {"faster": theirs["seconds"] / ours["seconds"]}
-    row |= {"leaner": theirs["extra_bytes"] / max(1, ours["extra_bytes"])}
-    if not whole:
-        return row
-    graphs = [StoredGraph.read(bench.out / f"{who}-{tokens}-{nodes}.npz") for who in ("ours", "peer")]
+    paths = [bench.out / f"{who}-{tokens}-{nodes}.npz" for who in ("ours", "peer")]
+    return row | (graphs_compared(tokens, ours, theirs, *paths) if whole else sizes_compared(ours, theirs))
+
+
+def sizes_compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Compare time and memory of a cell."""
+    return {
+        "faster": theirs["seconds"] / ours["seconds"],
+        "leaner": theirs["extra_bytes"] / max(1, ours["extra_bytes"]),
+    }
+
+
+def graphs_compared(
+    tokens: int, ours: dict[str, Any], theirs: dict[str, Any], our_graph: Path, their_graph: Path
+) -> dict[str, Any]:
+    """Compare time and memory of a cell that both ran whole, and their graphs."""
+    graphs = [StoredGraph.read(path) for path in (our_graph, their_graph)]
     found = agreement(*graphs)
     shares = torch.tensor(ours["shares"])
     n_layers = (len(graphs[0].matrix) - len(graphs[0].selected) - len(shares)) // tokens - 1
     ours_scores, peer_scores = (scores(g, shares, n_layers=n_layers, n_pos=tokens) for g in graphs)
     fair = all(a >= b - 0.005 for a, b in zip(ours_scores, peer_scores, strict=True))
-    row |= {
+    return sizes_compared(ours, theirs) | {
         "overlap": found.overlap,
         "edges": found.worst,
         "edges_of_graph": found.of_graph,
         "scores": (ours_scores, peer_scores),
         "fair": fair,
     }
-    return row
 
 
 def line(row: dict[str, Any]) -> str:

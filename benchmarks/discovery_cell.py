@@ -1,7 +1,8 @@
-"""One cell of the discovery bench in Trephine's engine: `python -m benchmarks.discovery_cell REQUEST`.
+"""One cell of the discovery bench in Trephine's engine: `python -m benchmarks.discovery_cell REQUEST...`.
 
 The same request as the peer's cell: token ids, logit targets, feature nodes, transcoders. A fresh process
-per cell; extra memory is the peak of the resident size over what it was after loading and a warm-up.
+per cell; extra memory is the peak of the resident size over what it was after loading and a warm-up, on a GPU
+the peak of what torch has allocated there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from trephine.engine.target_kinds import logit_targets_at
 from trephine.engine.targets import Explained
 
 SET = "bench"
+WARM_UP_NODES = 256
 
 
 class PeakMemory:
@@ -63,10 +65,29 @@ class PeakMemory:
         return int(max(self._peak, min(largest, self._peak * 2)) - self._before)
 
 
-def load(model: str, transcoders: str) -> HostedModel:
+class DeviceMemory:
+    """The most that torch has allocated on a GPU, beyond what it had at the start."""
+
+    def __init__(self, device: torch.device) -> None:
+        settle(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._device, self._before = device, torch.cuda.memory_allocated(device)
+
+    def extra(self) -> int:
+        """Return bytes."""
+        return int(torch.cuda.max_memory_allocated(self._device)) - self._before
+
+
+def settle(device: torch.device) -> None:
+    """Wait until everything that was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def load(model: str, transcoders: str, device: str = "cpu") -> HostedModel:
     """Open the model with the set, all layers resident."""
     session = Session()
-    finish(load_model(session, LoadModel(source=ModelSource(name="bench", folder=model))))
+    finish(load_model(session, LoadModel(source=ModelSource(name="bench", folder=model, device=device))))
     source = ReplacementSource(name=SET, folder=transcoders, memory_budget_bytes=1 << 40)
     finish(load_replacement_set(session, LoadReplacementSet(source=source)))
     hosted = session.require_model()
@@ -121,18 +142,38 @@ def adjacency(active: ActiveFeatures, expansion: Expansion) -> tuple[np.ndarray,
     return matrix, selected
 
 
-def main(path: str) -> None:
-    """Run the cell that a JSON file describes and write what came out beside it."""
-    request: dict[str, Any] = json.loads(Path(path).read_text())
-    torch.set_num_threads(request["threads"])
-    hosted = load(request["model"], request["transcoders"])
+def warm_up(hosted: HostedModel, request: dict[str, Any]) -> None:
+    """Find a tiny graph once, so that what follows is not the first of anything.
+
+    On a GPU twice more on the whole prompt, as the peer does: kernels are loaded by shape.
+    """
+    discover(hosted, request["ids"][:6], request["logits"][:1], 8)
+    for _ in range(2 if hosted.model.device.type == "cuda" else 0):
+        discover(hosted, request["ids"], request["logits"], min(request["nodes"], WARM_UP_NODES))
+
+
+def main(paths: Sequence[str]) -> None:
+    """Run the cells that JSON files describe, with the first one's model, and write what came out."""
+    requests: list[dict[str, Any]] = [json.loads(Path(path).read_text()) for path in paths]
+    first = requests[0]
+    torch.set_num_threads(first["threads"])
+    torch.set_float32_matmul_precision("highest")  # no TensorFloat-32
+    hosted = load(first["model"], first["transcoders"], first.get("device", "cpu"))
+    for request in requests:
+        run(hosted, request)
+
+
+def run(hosted: HostedModel, request: dict[str, Any]) -> None:
+    """Run one cell and write its answer where the request says."""
+    device = hosted.model.device
     if request.get("choose_logits"):
         operators = capture(hosted.model, hosted.architecture, request["ids"])
         request["logits"] = operators.logits.topk(request["choose_logits"]).indices.tolist()
-    discover(hosted, request["ids"][:6], request["logits"][:1], 8)
-    memory = PeakMemory()
+    warm_up(hosted, request)
+    memory = PeakMemory() if device.type == "cpu" else DeviceMemory(device)
     began, cpu = time.perf_counter(), time.process_time()
     active, expansion = discover(hosted, request["ids"], request["logits"], request["nodes"])
+    settle(device)
     answer = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
@@ -149,4 +190,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -1,6 +1,6 @@
 """One cell of the bench in circuit-tracer: the same model, transcoders, token ids and logit targets.
 
-Runs in the peer's environment, which knows nothing of Trephine: `python circuit_tracer_cell.py REQUEST`.
+Runs in the peer's environment, which knows nothing of Trephine: `python circuit_tracer_cell.py REQUEST...`.
 The peer's own functions are called as its users call them; only its batches are watched. Of a long run some
 are sampled, spread over the whole, and the rest is extrapolated by batch count.
 """
@@ -28,12 +28,18 @@ from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTransco
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-CPU = torch.device("cpu")
+WARM_UP_NODES = 256
 OVER_LIMIT = 3
 """Exit status of a run that needs more memory than it may take."""
 
 
-def transcoders(folder: Path, n_layers: int) -> Any:
+def settle(device: torch.device) -> None:
+    """Wait until everything that was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def transcoders(folder: Path, n_layers: int, device: torch.device) -> Any:
     """Read SAELens folders into the peer's own classes; `W_enc` is transposed there."""
     layers = {}
     for layer in range(n_layers):
@@ -41,7 +47,7 @@ def transcoders(folder: Path, n_layers: int) -> Any:
         weights = {name: tensor.float() for name, tensor in stored.items()}
         d_in, d_sae = weights["W_enc"].shape
         one = SingleLayerTranscoder(
-            d_in, d_sae, JumpReLU(weights["threshold"], 0.1), layer, device=CPU, dtype=torch.float32
+            d_in, d_sae, JumpReLU(weights["threshold"], 0.1), layer, device=device, dtype=torch.float32
         )
         one.load_state_dict(
             {
@@ -81,20 +87,27 @@ def load(request: dict[str, Any]) -> Any:
         patch_transformer_lens()
         options["n_ctx"] = max(512, len(request["ids"]))
     n_layers = AutoConfig.from_pretrained(request["model"]).num_hidden_layers
+    device = device_of(request)
     return ReplacementModel.from_pretrained_and_transcoders(
         request["model"],
-        transcoders(Path(request["transcoders"]), n_layers),
+        transcoders(Path(request["transcoders"]), n_layers, device),
         backend=request["backend"],
-        device=CPU,
+        device=device,
         dtype=torch.float32,
         **options,
     )
 
 
+def device_of(request: dict[str, Any]) -> torch.device:
+    """Return where everything lies: the processors, unless the request names a GPU."""
+    return torch.device(request.get("device", "cpu"))
+
+
 class Watch:
     """Times the peer's batches; where only some are sampled, the others answer at once with zeros."""
 
-    def __init__(self, sampled: list[int] | None) -> None:
+    def __init__(self, sampled: list[int] | None, device: torch.device) -> None:
+        self.device = device
         self.sampled = None if sampled is None else set(sampled)
         self.number = 0
         self.began: list[float] = []
@@ -115,6 +128,7 @@ class Watch:
             else:
                 # The graph is kept: which batch is the last one is not known when batches are skipped.
                 rows = compute(*args, **(options | ({} if self.sampled is None else {"retain_graph": True})))
+                settle(self.device)
                 last[:] = [rows]
                 self.seconds.append(time.perf_counter() - self.began[-1])
             self.ended.append(time.perf_counter())
@@ -154,6 +168,19 @@ class PeakMemory:
         return max(self.peak, min(largest, self.peak * 2)) - self._before
 
 
+class DeviceMemory:
+    """The most that torch has allocated on a GPU, beyond what it had at the start."""
+
+    def __init__(self, device: torch.device) -> None:
+        settle(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._device, self._before = device, torch.cuda.memory_allocated(device)
+
+    def extra(self) -> int:
+        """Return bytes."""
+        return int(torch.cuda.max_memory_allocated(self._device)) - self._before
+
+
 def run(model: Any, request: dict[str, Any], watch: Watch) -> Any:
     """Attribute, with clocks around the peer's batches."""
     setup = model.setup_attribution
@@ -178,19 +205,45 @@ def run(model: Any, request: dict[str, Any], watch: Watch) -> Any:
 
 
 def warm_up(model: Any, request: dict[str, Any]) -> None:
-    """Run a tiny graph once, so that what follows is not the first of anything."""
+    """Run a tiny graph once, so that what follows is not the first of anything.
+
+    On a GPU twice more on the whole prompt, with the batch to come: kernels are loaded by shape.
+    """
     attribute(torch.tensor(request["ids"][:6]), model, batch_size=8, max_feature_nodes=8, max_n_logits=1)
+    for _ in range(2 if device_of(request).type == "cuda" else 0):
+        attribute(
+            torch.tensor(request["ids"]),
+            model,
+            attribution_targets=torch.tensor(request["logits"]),
+            batch_size=request["batch"],
+            max_feature_nodes=min(request["nodes"], max(WARM_UP_NODES, request["batch"])),
+        )
 
 
-def main(path: str) -> None:
-    """Run the cell that a JSON file describes and write what came out beside it."""
-    request = json.loads(Path(path).read_text())
-    torch.set_num_threads(request["threads"])
-    model = load(request)
+def main(paths: list[str]) -> None:
+    """Run the cells that JSON files describe, with the first one's model, and write what came out."""
+    requests = [json.loads(Path(path).read_text()) for path in paths]
+    torch.set_num_threads(requests[0]["threads"])
+    torch.set_float32_matmul_precision("highest")  # no TensorFloat-32
+    model = load(requests[0])
+    for request in requests:
+        try:
+            cell(model, request)
+        except torch.cuda.OutOfMemoryError as error:  # a batch that is too large for the GPU
+            Path(request["answer"]).write_text(json.dumps({"failed": str(error).splitlines()[0]}))
+            torch.cuda.empty_cache()
+
+
+def cell(model: Any, request: dict[str, Any]) -> None:
+    """Run one cell and write its answer where the request says."""
+    device = device_of(request)
     warm_up(model, request)
-    watch, memory = Watch(request["sampled"]), PeakMemory(request["memory_bytes"])
+    watch = Watch(request["sampled"], device)
+    on_gpu = device.type == "cuda"
+    memory = DeviceMemory(device) if on_gpu else PeakMemory(request["memory_bytes"])
     began, cpu = time.perf_counter(), time.process_time()
     graph = run(model, request, watch)
+    settle(device)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     answer: dict[str, Any] = {
         "seconds": seconds,
@@ -203,15 +256,16 @@ def main(path: str) -> None:
         - sum(watch.seconds),
     }
     if request["graph"]:
+        graph.to("cpu")
         scores = compute_graph_scores(graph)
         answer |= {"replacement": float(scores[0]), "completeness": float(scores[1])}
         np.savez(
             request["graph"],
             matrix=graph.adjacency_matrix.numpy(),
-            selected=graph.active_features[graph.selected_features].numpy(),
+            selected=graph.active_features[graph.selected_features.cpu()].numpy(),
         )
     Path(request["answer"]).write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
