@@ -46,8 +46,8 @@ def set_id(given: AnySet, model: str = "") -> str:
         )
     if "/" in identifier:
         raise InvalidRequestError(
-            f"{text!r} names no loaded set: give its id (small), its name (models/MODEL/replacements/small) or "
-            "the set itself, as model.replacements() lists them; load_replacements opens a folder",
+            f"{text!r} names no loaded set: give its id (small), its name (models/MODEL/replacements/small) "
+            "or the set itself, as model.replacements() lists them; load_replacements opens a folder",
             field="replacement",
         )
     return identifier

@@ -36,7 +36,9 @@ def test_a_discovery_takes_every_form(trephine: Trephine, fake: FakeService, giv
     model.start_discover("Mary", target=" a", replacement=given)
     (asked,) = [one for one in fake.requests if isinstance(one, circuit_service_pb2.DiscoverCircuitRequest)]
     assert asked.replacement == "small"
-    assert model.features(given).replacement == model.feature(1, 2, replacement=given).ref.replacement == "small"
+    assert (
+        model.features(given).replacement == model.feature(1, 2, replacement=given).ref.replacement == "small"
+    )
 
 
 @pytest.mark.parametrize("given", ["", "neurons", "heads"])

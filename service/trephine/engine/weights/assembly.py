@@ -26,7 +26,7 @@ from trephine.engine.weights.mlp import (
 )
 from trephine.engine.weights.operations import MapOp, NeuronOp
 from trephine.engine.weights.ridge import FittedDelta, module_of
-from trephine.engine.weights.tensors import TensorChange
+from trephine.engine.weights.tensors import TensorChange, wide_product
 
 Constants = Mapping[Site, tuple[Tensor, float]]
 """Site that a module reads -> the near-constant direction there, and its residue."""
@@ -169,8 +169,10 @@ class Assembly:
         positions = getattr(base, "wpe", None)
         for module in (hosted.architecture.embedding, *([] if positions is None else [positions])):
             stored = stored_module(hosted, self.entries, module)
-            table = stored.matrix.to(torch.float64).cpu()
-            low_rank = (affinity.gain * (table @ affinity.right.T), affinity.left.T.contiguous())
+            low_rank = None
+            if affinity.left.shape[1]:
+                moved = wide_product(stored.matrix, affinity.right.T)
+                low_rank = (affinity.gain * moved, affinity.left.T.contiguous())
             self._embedding.append(
                 TensorChange(
                     name=stored.weight.name,
@@ -179,7 +181,7 @@ class Assembly:
                     layer=0,
                     entry=stored.weight,
                     gain=affinity.gain,
-                    low_rank=low_rank if affinity.left.shape[1] else None,
+                    low_rank=low_rank,
                 )
             )
         if hosted.info.tied_embeddings:

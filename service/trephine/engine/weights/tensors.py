@@ -175,6 +175,15 @@ def _wide(change: TensorChange, parent: Tensor, start: int, stop: int) -> tuple[
     return wide, None if change.added is None else change.added[start:stop]
 
 
+def wide_product(matrix: Tensor, factor: Tensor) -> Tensor:
+    """Return `matrix @ factor` in float64, `(rows, k)`, with no more than a block of rows of it in float64.
+
+    An embedding has a gigabyte and more: a float64 copy of it would be four times that.
+    """
+    parts = [matrix[start:stop].to(torch.float64).cpu() @ factor for start, stop in _blocks(matrix)]
+    return torch.cat(parts)
+
+
 def stochastic(exact: Tensor, dtype: torch.dtype, draws: torch.Generator | None = None) -> Tensor:
     """Round to one of the two neighbours, with odds by distance, so that the mean is exact.
 

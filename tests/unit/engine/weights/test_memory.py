@@ -16,11 +16,13 @@ from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import compiled, feature
 from trephine.domain.interventions import Ablate, ProjectOut, Scale
-from trephine.domain.sites import SiteKind
+from trephine.domain.sites import Site, SiteKind
 from trephine.engine import reshaping
 from trephine.engine.reshaping import write_weights
 from trephine.engine.shards import TensorEntry, read_entries
 from trephine.engine.weights import tensors
+from trephine.engine.weights.assembly import Assembly
+from trephine.engine.weights.linear import Affinity
 from trephine.engine.weights.tensors import TensorChange, carried_out
 
 V = torch.randn(64, generator=torch.Generator().manual_seed(3)).tolist()
@@ -110,3 +112,25 @@ def test_blocks_change_no_bit(size, axis, monkeypatch):
         torch.bfloat16
     )
     assert torch.equal(found[0], nearest) == (size == 1.0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.inference_mode()
+def test_planning_a_map_of_the_embeddings_copies_none_of_them(family, tmp_path):
+    """A direction removed from a large vocabulary: blocks of rows in float64, and what is kept of it."""
+    model = tiny_model(family, d_model=64)
+    model.resize_token_embeddings(20_000)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    hosted = hosted_in(tmp_path)
+    assembly = Assembly(hosted, read_entries(tmp_path), mlp_biases=False)
+    unit = torch.tensor(V).double()
+    unit /= unit.norm()
+    removal = Affinity(left=-unit[:, None], right=unit[None], offset=torch.zeros(64).double(), gain=1.0)
+    embed = Site(kind=SiteKind.EMBED, layer=0)
+    peak = peak_of_torch(lambda: assembly.write_maps({embed: removal}, {}))
+    table = hosted.architecture.embedding.weight
+    assert 0 < peak < 0.2 * table.numel() * table.element_size()
+    change = next(c for c in assembly.changes() if c.entry is not None and c.entry.shape[0] == 20_000)
+    left, right = change.low_rank
+    torch.testing.assert_close(left @ right, -(table.double() @ unit)[:, None] * unit)
