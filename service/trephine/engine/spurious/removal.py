@@ -107,7 +107,8 @@ def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, 
     ordered = sorted(judged.candidates, key=_place)
     strongest = sorted(judged.candidates, key=lambda one: -abs(one.effect))[: _ILLUSTRATED // 2]
     removed = [one for one in ordered if one.removed][: _ILLUSTRATED // 2]
-    shown = list({one.node: one for one in (*removed, *strongest)}.values())
+    named = [one for one in ordered if one.override]
+    shown = list({one.node: one for one in (*named, *removed, *strongest)}.values())
     found = yield from firings_of(study, shown)
     firings = {one.node: places for one, places in zip(shown, found, strict=True)}
     return tuple(
@@ -128,10 +129,10 @@ def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, 
     )
 
 
-def _place(one: Candidate) -> tuple[bool, int, float]:
-    """Removed ones first, then by standing; spurious ones by what they do with the attribute."""
+def _place(one: Candidate) -> tuple[bool, bool, int, float]:
+    """Named by a person, removed, then by standing; spurious ones by what they do with the attribute."""
     size = one.attribute_effect if one.standing is Standing.SPURIOUS else one.effect
-    return not one.removed, _ORDER[one.standing], -abs(size)
+    return not one.override, not one.removed, _ORDER[one.standing], -abs(size)
 
 
 def _interventions(choice: Choice) -> tuple[Intervention, ...]:

@@ -196,6 +196,10 @@ def test_a_person_has_the_last_word(session, report):
     assert by_feature[task].removed
     assert by_feature[task].override == "it is a name"
     assert "ours: task" in by_feature[task].why
+    assert {one.feature for one in found.features[:2]} == {kept, task}, (
+        "a person looks for their own words first"
+    )
+    assert all(one.firings for one in found.features[:2])
     assert found.interventions != report.interventions
 
 
