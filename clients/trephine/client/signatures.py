@@ -122,7 +122,10 @@ def check_signature(root: Path, names: list[str], notes: list[str], trust: Trust
     if trust.public_key is None:
         notes.append("signed by the key inside the folder: whole, but only a key of your own proves by whom")
     verifier = Config().use_elliptic_key_verifier
-    yield from _verified(lambda: verifier(public_key=trust.public_key or root / PUBLIC_KEY), root)
+    problems = list(_verified(lambda: verifier(public_key=trust.public_key or root / PUBLIC_KEY), root))
+    if trust.public_key is not None and not problems:
+        notes.append(f"signed with the key whose public half is {trust.public_key.name}")
+    yield from problems
 
 
 def _check_sigstore(config: Any, root: Path, notes: list[str], trust: Trust) -> Iterator[str]:

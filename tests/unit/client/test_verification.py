@@ -219,7 +219,7 @@ def test_a_trusted_key_proves_who_signed(published, tmp_path):
     write_public_key(published.parent / "key.pem", tmp_path)
     outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")
     assert outcome.passed
-    assert outcome.notes == ()
+    assert outcome.notes == ("signed with the key whose public half is public_key.pem",)
     write_public_key(write_key(tmp_path / "other.pem"), tmp_path)
     outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")
     assert [p.split(":")[0] for p in outcome.problems] == ["trephine.sig"]

@@ -34,7 +34,7 @@ EXPORT_EXAMPLES = examples(
 
 def export(
     context: typer.Context,
-    edit: Annotated[str, typer.Argument(help="no-mary, or edits/no-mary.")],
+    edit: Annotated[str, typer.Argument(help="A stored edit: no-mary, or no-mary@2 for one version.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make; it must not exist.")] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show what would be written and must be measured; write nothing.")
@@ -43,20 +43,32 @@ def export(
         str | None, typer.Option("--model", "-m", help="Compile from this model; unset: the edit's own.")
     ] = None,
     keep_rejected: Annotated[
-        bool, typer.Option(help="Keep a folder that misses a gate on the server, as NAME.rejected.")
+        bool,
+        typer.Option(
+            "--keep-rejected", help="Keep a folder that misses a gate on the server, as NAME.rejected."
+        ),
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Text file to calibrate grafts and fits and to measure on.")
+        Path | None,
+        typer.Option(
+            help="Text file in which the edit acts, best some thousands of tokens: grafts and fits are "
+            "calibrated on it, and its last 1,024 tokens are measured. Unset: a built-in text for both."
+        ),
     ] = None,
     min_recovery: Annotated[
-        float | None, typer.Option(help="Of fitted parts: the share that must be carried; unset: 0.9.")
+        float | None,
+        typer.Option(help="Share of the edit's effect (KL) that fitted parts must carry; unset: 0.9."),
     ] = None,
     keep_shapes: Annotated[
-        bool, typer.Option(help="Fit features into the matrices that are there; add no neurons.")
+        bool,
+        typer.Option("--keep-shapes", help="Fit features into the matrices that are there; add no neurons."),
     ] = False,
     attack: Annotated[
         bool,
-        typer.Option(help="Attack the result before it is signed: is the behaviour removed or suppressed?"),
+        typer.Option(
+            "--attack",
+            help="Attack the result before it is signed: is the behaviour removed or suppressed? Minutes.",
+        ),
     ] = False,
     gguf: GgufOption = None,
     sigstore: Annotated[
@@ -75,7 +87,8 @@ def export(
 ) -> None:
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
 
-    The folder is a plain checkpoint that any stock tool loads, with certificate.json beside it.
+    The folder is a plain checkpoint that any stock tool loads; its README.md is the card, certificate.json
+    what was measured. An export that exceeds a bound of --plan is refused, and nothing is written.
     """
     given = invocation(context)
     content = None if text is None else read_text(text)
@@ -153,7 +166,7 @@ def verify(
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
 
     Who made it is proved by a signature and what you know of the signer: --public-key for one made with a
-    key, --identity for one made with Sigstore.
+    key, --identity for one made with Sigstore. The exit status is 3 where something does not hold.
     """
     output = invocation(context).output
     if not folder.is_dir():
