@@ -92,12 +92,12 @@ async def test_what_cannot_be_measured_is_refused_at_once(tmp_path):
     here = await loaded(tmp_path)
     layered = EvaluateReplacementSet(name="small", text="", text_name="x", layers=(0, 5))
     other = EvaluateReplacementSet(name="other", text="", text_name="x")
-    for command, text, error in (
-        (other, "", ReplacementNotFoundError),
-        (layered, "", LayerOutOfRangeError),
-        (COMMAND, "artifacts/" + "0" * 64, ResourceNotFoundError),
+    for command, text, error, says in (
+        (other, "", ReplacementNotFoundError, "Name one of these, or load it first"),
+        (layered, "", LayerOutOfRangeError, r"does not cover layer 5; it has .*Name some of these"),
+        (COMMAND, "artifacts/" + "0" * 64, ResourceNotFoundError, "no artifact"),
     ):
-        with pytest.raises(error):
+        with pytest.raises(error, match=says):
             await here.evaluations.check(EvaluateSetRequest(model="tiny", command=command, text=text))
     _, cost = await here.evaluations.predict(EvaluateSetRequest(model="tiny", command=COMMAND))
     assert cost.tokens > 0

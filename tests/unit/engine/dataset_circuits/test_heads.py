@@ -262,7 +262,7 @@ def test_layers_must_be_covered_by_some_name():
     resident_set(hosted, "relu", layers=(0,), name="one")
     space = node_space(hosted, ("one", HEADS), (0, 1), PositionRule.SUMMED, 0, ErrorTerm.LIVE)
     assert [(place.owner, place.layer) for place in space.places] == [(HEADS, 0), ("one", 0), (HEADS, 1)]
-    with pytest.raises(LayerOutOfRangeError) as caught:
+    with pytest.raises(LayerOutOfRangeError, match=r"they have 0\. Name some of these") as caught:
         node_space(hosted, ("one",), (0, 1), PositionRule.SUMMED, 0, ErrorTerm.LIVE)
     assert caught.value.context["field"] == "layers"
     with pytest.raises(LayerOutOfRangeError):
