@@ -63,6 +63,14 @@ def line(name: str, left: Tensor, edit: Tensor, mask: Tensor, beside: float) -> 
     return f"| {name} | {float(edit.mean()):.2e} | {shares[0]:.4f} | {shares[1]:.4f} | {beside:.2e} |"
 
 
+def llama_line(kind: str, left: Tensor, copy: Tensor, rounding: Tensor, mask: Tensor) -> str:
+    """Write what llama.cpp makes of the export and of the parent's file, KL over all and firing tokens."""
+    export, parent, own = (
+        f"{float(each.mean()):.2e} / {float(each[mask].mean()):.2e}" for each in (left, copy, rounding)
+    )
+    return f"| {kind} in llama.cpp | export {export} | parent, a no-op {parent} | own rounding {own} | |"
+
+
 def stock_answers(file: Path, windows: Windows) -> list[Tensor]:
     """Return a file's logits in stock transformers, `(n_pos, d_vocab)` per window."""
     stock = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
@@ -118,7 +126,7 @@ def main() -> int:
     program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=made_for))
     plain = windows_logits(hosted, parts.measured)
     say(f"compiled for {given.compile_for}; {int(mask.sum())} of {mask.numel()} tokens fire")
-    say("| file | edit KL | recovery | recovery, firing | quantising alone, or llama.cpp's own rounding |")
+    say("| file | edit KL | recovery | recovery, firing | quantising alone |")
     say("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="trephine-bench-gguf-") as scratch:
         folder = written(hosted.folder, program, Path(scratch) / "export")
@@ -136,8 +144,9 @@ def main() -> int:
                 file.unlink()
                 for _ in convert(hosted, hosted.folder, kind, file, "parent"):
                     pass
-                own_rounding = divergence(before, llama_answers(file, parts.measured))
-                say(line(f"{kind} in llama.cpp", there, moved, mask, float(own_rounding.mean())))
+                parents = llama_answers(file, parts.measured)
+                rounding, copy = divergence(before, parents), divergence(own, parents)
+                say(llama_line(kind, there, copy, rounding, mask))
             file.unlink()
     return 0
 
