@@ -62,8 +62,8 @@ class Trust:
             )
         if self.public_key is not None:
             _require_public_key(self.public_key)
-        if self.trust_config is not None and not self.trust_config.is_file():
-            raise LocalFileError(f"there is no Sigstore trust configuration {self.trust_config}")
+        if self.trust_config is not None:
+            _require_trust_config(self.trust_config)
 
 
 def require_kind(root: Path, trust: Trust) -> None:
@@ -208,6 +208,15 @@ def _require_public_key(path: Path) -> None:
         raise LocalFileError(f"the public key {path} cannot be read: {error.strerror}; {_KEYS}") from error
     if b"-----BEGIN PUBLIC KEY-----" not in content:
         raise LocalFileError(f"{path} is no PEM file of a public key; {_KEYS}")
+
+
+def _require_trust_config(path: Path) -> None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise LocalFileError(f"the Sigstore trust configuration {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or "trustedRoot" not in content:
+        raise LocalFileError(f"{path} is no Sigstore trust configuration: it holds no trustedRoot")
 
 
 def _unsigned(error: Exception) -> str:

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trephine.domain.errors import SigningIdentityError, SigstoreUnreachableError, TrephineError
+from trephine.domain.disk import why_no_room
+from trephine.domain.errors import (
+    DiskFullError,
+    SigningIdentityError,
+    SigstoreUnreachableError,
+    TrephineError,
+)
 from trephine.domain.signing import SIGNATURE_NAME, SIGSTORE_AUDIENCE, UNSIGNED
 
 PROBE_SECONDS = 10.0
@@ -96,7 +102,13 @@ def _trust(order: Order) -> Any:
 
     if order.trust_config is None:
         return ClientTrustConfig.production()
-    return ClientTrustConfig.from_json(Path(order.trust_config).read_text(encoding="utf-8"))
+    try:
+        return ClientTrustConfig.from_json(Path(order.trust_config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SigstoreUnreachableError(
+            "the server's file of another Sigstore cannot be read as a trust configuration "
+            f"({type(error).__name__}); see its setting sigstore_trust_config, or export without Sigstore"
+        ) from error
 
 
 def _sign(order: Order, token: str) -> dict[str, str]:
@@ -130,6 +142,11 @@ def translated(error: Exception) -> TrephineError:
 
     if isinstance(error, TrephineError):
         return error
+    why = why_no_room(error) if isinstance(error, OSError) else None
+    if why is not None:
+        return DiskFullError(
+            f"no room for the signature: {why}; make room and export again, nothing was kept"
+        )
     if isinstance(error, FulcioClientError) and not _is_outage(error):
         return SigningIdentityError(
             "Sigstore's certificate authority refused the identity token; get a new one, meant for the "

@@ -238,8 +238,10 @@ def test_a_key_answers_no_question_about_an_identity(published, folder, tmp_path
             verify_folder(published, **{half: asked[half]})
     with pytest.raises(InvalidRequestError, match="not both"):
         verify_folder(published, **asked, public_key=published / "public_key.pem")
-    with pytest.raises(LocalFileError, match="trust configuration"):
-        verify_folder(published, **asked, sigstore_trust_config=tmp_path / "none.json")
+    (tmp_path / "other.json").write_text("{}")
+    for file in ("none.json", "other.json"):
+        with pytest.raises(LocalFileError, match="trust configuration"):
+            verify_folder(published, **asked, sigstore_trust_config=tmp_path / file)
     (folder / "trephine.sig").unlink()
     assert "trephine.sig: missing, and an identity was given" in verify_folder(folder, **asked).problems
 

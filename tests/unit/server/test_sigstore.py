@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.local_sigstore import PROVIDER, LocalSigstore, local_sigstore, token
 from trephine.client.errors import SigstoreUnreachableError as NoTrustRoot
 from trephine.client.signatures import Trust, check_signature
-from trephine.domain.errors import SigningIdentityError, SigstoreUnreachableError
+from trephine.domain.errors import DiskFullError, SigningIdentityError, SigstoreUnreachableError
 from trephine.domain.signing import SignedBy
 from trephine.server import sigstore as process
 from trephine.server import sigstore_signing
@@ -155,6 +156,15 @@ def test_a_log_that_is_out_of_order_is_no_fault_of_the_identity(services, folder
     assert isinstance(error, SigstoreUnreachableError)
     assert "a key file signs without a network" in error.message
     assert not (folder / "trephine.sig").exists()
+
+
+def test_a_full_disk_and_a_broken_trust_configuration_are_no_fault_of_sigstores(tmp_path):
+    """Each by its own words."""
+    full = translated(OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(full, DiskFullError)
+    (tmp_path / "trust.json").write_text("{}")
+    with pytest.raises(SigstoreUnreachableError, match="setting sigstore_trust_config"):
+        carry_out(Order(token=token(), trust_config=str(tmp_path / "trust.json")))
 
 
 async def test_the_public_sigstore_out_of_reach_is_said(folder, monkeypatch):
