@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,10 @@ from trephine.client.errors import (
     AlreadyExistsError,
     AttributeConfoundedError,
     CancelledByCallerError,
+    ExportTargetExistsError,
     HeadNotStockError,
     InvalidRequestError,
+    ResourceNotFoundError,
     SplitLeakageError,
     TooFewItemsError,
 )
@@ -38,6 +41,7 @@ from trephine.client.types import (
     SpuriousRemoval,
 )
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
+from trephine.v1.spurious_removal_pb2 import ReadClassifierFileRequest
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -137,6 +141,36 @@ async def test_the_edited_classifier_is_reloaded_by_stock_transformers(
     figure = refitted.figure("worst_group")
     assert figure is not None
     assert worst == pytest.approx(figure.value, abs=1e-6)
+
+
+async def test_a_classifier_is_fetched_byte_for_byte(
+    server: Edge, wire: AsyncWire, removal: SpuriousRemoval, tmp_path: Path
+):
+    """From any offset; a file that is not listed is refused."""
+    stored = AsyncSpuriousRemovals(wire)
+    await (await AsyncExports(wire).start("clean", "fetched-export")).result()
+    texts = [one.text for one in TEST[:4]]
+    started = await stored.start_export_classifier(removal, "fetched", texts, export="fetched-export")
+    made = await started.result()
+    folder, seen = server.state / "published" / "fetched", list[tuple[int, int]]()
+    found = await stored.download_classifier(
+        made, tmp_path / "awaited", on_bytes=lambda *done: seen.append(done)
+    )
+    for path in made.files:
+        assert (found / path).read_bytes() == (folder / path).read_bytes()
+    assert seen[-1] == (sum(made.sizes.values()),) * 2
+    with pytest.raises(ExportTargetExistsError):
+        await stored.download_classifier(made, found)
+    request = ReadClassifierFileRequest(name=made.name, path="config.json", offset=5)
+    pieces = [piece async for piece in wire.stream(wire.edits.ReadClassifierFile, request)]
+    assert b"".join(piece.data for piece in pieces) == (folder / "config.json").read_bytes()[5:]
+    for path, offset, error in (
+        ("../server.json", 0, ResourceNotFoundError),
+        ("config.json", 1 << 40, InvalidRequestError),
+    ):
+        request = ReadClassifierFileRequest(name=made.name, path=path, offset=offset)
+        with pytest.raises(error):
+            [piece async for piece in wire.stream(wire.edits.ReadClassifierFile, request)]
 
 
 async def test_a_head_that_is_not_stock_is_not_exported(wire: AsyncWire, model: AsyncModel):

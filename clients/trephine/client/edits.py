@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trephine.client import requests
 from trephine.client.decoding import decode
-from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.downloads import OnBytes
 from trephine.client.edit_composition import EditComposition
 from trephine.client.edit_evaluation import EditEvaluations
 from trephine.client.edit_history import EditHistory, current_user
@@ -16,16 +16,15 @@ from trephine.client.errors import (
     CheckpointUnverifiedError,
     InvalidRequestError,
     ResourceNotFoundError,
-    ServerUnreachableError,
 )
+from trephine.client.folder_downloads import download_folder
 from trephine.client.operations import Operation
 from trephine.client.paging import pages
 from trephine.client.selection import EditDraft
-from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
+from trephine.client.types import Edit, Export, ExportPlan, Intervention, VerifiedExport
 from trephine.client.wire import Wire
 from trephine.v1 import edit_service_pb2
 
-DOWNLOAD_ATTEMPTS = 4
 NO_REASON = "none given"
 
 
@@ -185,29 +184,12 @@ class Exports:
             HashMismatchError: If the bytes are not the announced ones; nothing is kept.
         """
         require_certified(export)
-        total, received = sum(file.size for file in export.files), 0
-        with IncomingFolder(Path(folder)) as incoming:
-            for file in export.files:
-                self._fetch(export, file, incoming)
-                received += file.size
-                if on_bytes is not None:
-                    on_bytes(received, total)
-            return incoming.publish()
 
-    def _fetch(self, export: Export, file: ExportedFile, incoming: IncomingFolder) -> None:
-        target = incoming.file(file)
-        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-            request = edit_service_pb2.ReadExportFileRequest(
-                name=export.name, path=file.path, offset=target.size
-            )
-            try:
-                for piece in self._wire.stream(self._wire.edits.ReadExportFile, request):
-                    target.write(piece.data)
-                break
-            except ServerUnreachableError:
-                if attempt == DOWNLOAD_ATTEMPTS:
-                    raise
-        target.finish()
+        def read(path: str, offset: int) -> Iterator[edit_service_pb2.ReadExportFileResponse]:
+            request = edit_service_pb2.ReadExportFileRequest(name=export.name, path=path, offset=offset)
+            return self._wire.stream(self._wire.edits.ReadExportFile, request)
+
+        return download_folder(export.files, folder, read, on_bytes=on_bytes)
 
 
 def require_certified(export: Export) -> None:

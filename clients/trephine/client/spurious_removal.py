@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from trephine.client.decoding import decode
+from trephine.client.downloads import OnBytes
+from trephine.client.folder_downloads import download_folder
 from trephine.client.operations import OnProgress, Operation
 from trephine.client.paging import pages
 from trephine.client.requests import resource
@@ -116,3 +119,19 @@ class SpuriousRemovals:
         return Operation(
             self._wire, self._wire.call(self._wire.edits.ExportClassifier, request), classifier_of
         )
+
+    def download_classifier(
+        self, classifier: ClassifierExport, folder: str | Path, *, on_bytes: OnBytes | None = None
+    ) -> Path:
+        """Fetch every file into a temporary sibling of `folder`, check it, and rename once.
+
+        Raises:
+            ExportTargetExistsError: If the folder exists.
+            HashMismatchError: If the bytes are not the announced ones; nothing is kept.
+        """
+
+        def read(path: str, offset: int) -> Iterator[pb.ReadClassifierFileResponse]:
+            request = pb.ReadClassifierFileRequest(name=classifier.name, path=path, offset=offset)
+            return self._wire.stream(self._wire.edits.ReadClassifierFile, request)
+
+        return download_folder(classifier.listed, folder, read, on_bytes=on_bytes)

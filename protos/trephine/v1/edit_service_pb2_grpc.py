@@ -141,6 +141,11 @@ class EditServiceStub(object):
                 request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.ReadClassifierFile = channel.unary_stream(
+                '/trephine.v1.EditService/ReadClassifierFile',
+                request_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileRequest.SerializeToString,
+                response_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileResponse.FromString,
+                _registered_method=True)
         self.PlanExport = channel.unary_unary(
                 '/trephine.v1.EditService/PlanExport',
                 request_serializer=trephine_dot_v1_dot_edit__service__pb2.PlanExportRequest.SerializeToString,
@@ -321,6 +326,13 @@ class EditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadClassifierFile(self, request, context):
+        """Read a file of a published classifier, from an offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanExport(self, request, context):
         """Say what an export would write and what it must measure, before anything is written.
         """
@@ -465,6 +477,11 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.ExportClassifier,
                     request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'ReadClassifierFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadClassifierFile,
+                    request_deserializer=trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileRequest.FromString,
+                    response_serializer=trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileResponse.SerializeToString,
             ),
             'PlanExport': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanExport,
@@ -1038,6 +1055,33 @@ class EditService(object):
             '/trephine.v1.EditService/ExportClassifier',
             trephine_dot_v1_dot_spurious__removal__pb2.ExportClassifierRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadClassifierFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/trephine.v1.EditService/ReadClassifierFile',
+            trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileRequest.SerializeToString,
+            trephine_dot_v1_dot_spurious__removal__pb2.ReadClassifierFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -155,6 +155,12 @@ class EditServiceStub:
     Response: ClassifierExport; metadata: OperationMetadata.
     """
 
+    ReadClassifierFile: grpc.UnaryStreamMultiCallable[
+        trephine.v1.spurious_removal_pb2.ReadClassifierFileRequest,
+        trephine.v1.spurious_removal_pb2.ReadClassifierFileResponse,
+    ]
+    """Read a file of a published classifier, from an offset."""
+
     PlanExport: grpc.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
         trephine.v1.edit_service_pb2.ExportPlan,
@@ -321,6 +327,12 @@ class EditServiceAsyncStub:
     """Publish a report's head on an export of its edit as a stock sequence classifier.
     Response: ClassifierExport; metadata: OperationMetadata.
     """
+
+    ReadClassifierFile: grpc.aio.UnaryStreamMultiCallable[
+        trephine.v1.spurious_removal_pb2.ReadClassifierFileRequest,
+        trephine.v1.spurious_removal_pb2.ReadClassifierFileResponse,
+    ]
+    """Read a file of a published classifier, from an offset."""
 
     PlanExport: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.edit_service_pb2.PlanExportRequest,
@@ -528,6 +540,14 @@ class EditServiceServicer(metaclass=abc.ABCMeta):
         """Publish a report's head on an export of its edit as a stock sequence classifier.
         Response: ClassifierExport; metadata: OperationMetadata.
         """
+
+    @abc.abstractmethod
+    def ReadClassifierFile(
+        self,
+        request: trephine.v1.spurious_removal_pb2.ReadClassifierFileRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[trephine.v1.spurious_removal_pb2.ReadClassifierFileResponse], collections.abc.AsyncIterator[trephine.v1.spurious_removal_pb2.ReadClassifierFileResponse]]:
+        """Read a file of a published classifier, from an offset."""
 
     @abc.abstractmethod
     def PlanExport(

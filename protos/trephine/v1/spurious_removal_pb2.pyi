@@ -1176,6 +1176,22 @@ class ClassifierExport(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class SizesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     REMOVAL_FIELD_NUMBER: builtins.int
     EXPORT_FIELD_NUMBER: builtins.int
@@ -1185,6 +1201,7 @@ class ClassifierExport(google.protobuf.message.Message):
     CHECKED_TEXTS_FIELD_NUMBER: builtins.int
     LARGEST_DIFFERENCE_FIELD_NUMBER: builtins.int
     AGREEING_FIELD_NUMBER: builtins.int
+    SIZES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `classifiers/...`."""
     removal: builtins.str
@@ -1207,6 +1224,10 @@ class ClassifierExport(google.protobuf.message.Message):
     def files(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Every file with its sha256."""
 
+    @property
+    def sizes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Every file's bytes."""
+
     def __init__(
         self,
         *,
@@ -1219,7 +1240,56 @@ class ClassifierExport(google.protobuf.message.Message):
         checked_texts: builtins.int = ...,
         largest_difference: builtins.float = ...,
         agreeing: builtins.int = ...,
+        sizes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "architecture", b"architecture", "checked_texts", b"checked_texts", "export", b"export", "files", b"files", "labels", b"labels", "largest_difference", b"largest_difference", "name", b"name", "removal", b"removal"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "architecture", b"architecture", "checked_texts", b"checked_texts", "export", b"export", "files", b"files", "labels", b"labels", "largest_difference", b"largest_difference", "name", b"name", "removal", b"removal", "sizes", b"sizes"]) -> None: ...
 
 global___ClassifierExport = ClassifierExport
+
+@typing.final
+class ReadClassifierFileRequest(google.protobuf.message.Message):
+    """Read a file."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name of the classifier."""
+    path: builtins.str
+    """Path as listed."""
+    offset: builtins.int
+    """First byte."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        path: builtins.str = ...,
+        offset: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "offset", b"offset", "path", b"path"]) -> None: ...
+
+global___ReadClassifierFileRequest = ReadClassifierFileRequest
+
+@typing.final
+class ReadClassifierFileResponse(google.protobuf.message.Message):
+    """A piece of a file."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    offset: builtins.int
+    """Where it begins."""
+    data: builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        offset: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "offset", b"offset"]) -> None: ...
+
+global___ReadClassifierFileResponse = ReadClassifierFileResponse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from trephine.app.edits import Edits
 from trephine.app.exports import Exports
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
+from trephine.app.published_files import file_chunks
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
@@ -114,6 +115,19 @@ class Classifiers:
                 f"there is no classifier {identifier}", name=resource(COLLECTION, identifier)
             )
         return stored.classifier
+
+    async def file_chunks(self, name: str, path: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+        """Read a listed file in pieces of at most 512 KiB, each with where it begins.
+
+        Raises:
+            ResourceNotFoundError: If there is no such classifier, or it does not list the file.
+            InvalidRequestError: If the offset lies outside it.
+            CheckpointUnverifiedError: If the file is gone or is a link now.
+        """
+        found = await self.get(name)
+        folder, full = self._root / id_in(COLLECTION, name), resource(COLLECTION, found.name)
+        async for piece in file_chunks(folder, found.sizes, path, offset, name=full):
+            yield piece
 
     async def _command(
         self, request: ExportClassifierRequest, target: Path

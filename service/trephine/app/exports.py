@@ -8,7 +8,6 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.edits import Edits
@@ -16,17 +15,16 @@ from trephine.app.files import TEMPORARY, sync_folder
 from trephine.app.identity_signing import IdentitySigning
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
+from trephine.app.published_files import file_chunks
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportRequest
 from trephine.app.verification import verify_folder
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
-    CheckpointUnverifiedError,
     EngineLostError,
     ExportTargetExistsError,
     GateMissedError,
-    InvalidRequestError,
     ParentChangedError,
     PathDeniedError,
     ResourceNotFoundError,
@@ -40,8 +38,6 @@ from trephine.domain.exports import (
     VerifiedExport,
 )
 from trephine.domain.signing import IdentitySigner, SignedBy
-
-_CHUNK = 512 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,20 +207,9 @@ class Exports:
             CheckpointUnverifiedError: If the file is gone or is a link now.
         """
         export = await self.get(name)
-        listed = {file.path: file for file in export.files}
-        if path not in listed:
-            raise ResourceNotFoundError(
-                f"{resource('exports', export.name)} lists no file {path!r}", file=path
-            )
-        if not 0 <= offset <= listed[path].size:
-            raise InvalidRequestError(
-                f"offset {offset} lies outside the file's {listed[path].size} bytes", field="offset"
-            )
-        with _published_file(Path(export.folder), path) as file:
-            file.seek(offset)
-            while data := await asyncio.to_thread(file.read, _CHUNK):
-                yield offset, data
-                offset += len(data)
+        sizes, full = {file.path: file.size for file in export.files}, resource("exports", export.name)
+        async for piece in file_chunks(Path(export.folder), sizes, path, offset, name=full):
+            yield piece
 
     async def _plan(self, edit: Edit, model: str, options: ExportOptions) -> ExportPlan:
         info = await self._models.info(model)
@@ -306,16 +291,6 @@ def _is_of(export: Export, edit: str, content_hash: str | None) -> bool:
     if certificate.edit.removeprefix("edits/") != edit:
         return False
     return content_hash is None or certificate.edit_hash == content_hash
-
-
-def _published_file(folder: Path, path: str) -> BinaryIO:
-    try:
-        return os.fdopen(os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
-    except OSError as error:
-        raise CheckpointUnverifiedError(
-            f"{path} of the export {folder.name} is not the file that was published; export the edit again",
-            file=path,
-        ) from error
 
 
 def _empty(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from trephine.domain.commands import Command, Progress
@@ -29,6 +29,8 @@ class ClassifierExport:
     labels: tuple[str, ...]
     files: dict[str, str]
     """Path to sha256."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Path to bytes; classifiers that older servers published have none, and cannot be fetched."""
     checked_texts: int
     largest_difference: float
     """Of a logit, on those texts, reloaded by stock transformers in a clean process."""

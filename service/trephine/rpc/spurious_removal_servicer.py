@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from google.longrunning.operations_pb2 import Operation
 
+from trephine.app.classifiers import COLLECTION as CLASSIFIERS
 from trephine.app.names import resource
 from trephine.app.service import Service
 from trephine.app.spurious_removals import COLLECTION
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
-from trephine.rpc.wire.fields import resource_id
+from trephine.rpc.wire.fields import at_least, required, resource_id
 from trephine.rpc.wire.spurious_removals import (
     classifier_from_wire,
     predicted_to_wire,
@@ -27,6 +30,7 @@ class SpuriousRemovalCalls:
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
         self._removals = service.spurious_removals
+        self._classifiers = service.classifiers
         self._removing = operations
 
     async def RemoveSpuriousFeatures(
@@ -74,3 +78,12 @@ class SpuriousRemovalCalls:
         return await self._removing.start(
             "ExportClassifier", classifier_from_wire(request), request.request_id
         )
+
+    async def ReadClassifierFile(
+        self, request: pb.ReadClassifierFileRequest, context: Context
+    ) -> AsyncIterator[pb.ReadClassifierFileResponse]:
+        """Read a file of a published classifier, from an offset."""
+        name, path = resource_id(request.name, CLASSIFIERS), required(request.path, "path")
+        offset = at_least(request.offset, 0, "offset")
+        async for place, data in self._classifiers.file_chunks(name, path, offset):
+            yield pb.ReadClassifierFileResponse(offset=place, data=data)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from trephine.client import requests
@@ -13,12 +12,13 @@ from trephine.client.aio.edit_history import AsyncEditHistory
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
-from trephine.client.downloads import IncomingFolder, OnBytes
+from trephine.client.downloads import OnBytes
 from trephine.client.edit_history import current_user
-from trephine.client.edits import DOWNLOAD_ATTEMPTS, NO_REASON, require_certified
-from trephine.client.errors import InvalidRequestError, ResourceNotFoundError, ServerUnreachableError
+from trephine.client.edits import NO_REASON, require_certified
+from trephine.client.errors import InvalidRequestError, ResourceNotFoundError
+from trephine.client.folder_downloads import download_folder_async
 from trephine.client.selection import EditDraft
-from trephine.client.types import Edit, Export, ExportedFile, ExportPlan, Intervention, VerifiedExport
+from trephine.client.types import Edit, Export, ExportPlan, Intervention, VerifiedExport
 from trephine.v1 import edit_service_pb2
 
 
@@ -177,26 +177,9 @@ class AsyncExports:
             HashMismatchError: If the bytes are not the announced ones; nothing is kept.
         """
         require_certified(export)
-        total, received = sum(file.size for file in export.files), 0
-        with IncomingFolder(Path(folder)) as incoming:
-            for file in export.files:
-                await self._fetch(export, file, incoming)
-                received += file.size
-                if on_bytes is not None:
-                    on_bytes(received, total)
-            return incoming.publish()
 
-    async def _fetch(self, export: Export, file: ExportedFile, incoming: IncomingFolder) -> None:
-        target = incoming.file(file)
-        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-            request = edit_service_pb2.ReadExportFileRequest(
-                name=export.name, path=file.path, offset=target.size
-            )
-            try:
-                async for piece in self._wire.stream(self._wire.edits.ReadExportFile, request):
-                    await asyncio.to_thread(target.write, piece.data)
-                break
-            except ServerUnreachableError:
-                if attempt == DOWNLOAD_ATTEMPTS:
-                    raise
-        await asyncio.to_thread(target.finish)
+        def read(path: str, offset: int) -> AsyncIterator[edit_service_pb2.ReadExportFileResponse]:
+            request = edit_service_pb2.ReadExportFileRequest(name=export.name, path=path, offset=offset)
+            return self._wire.stream(self._wire.edits.ReadExportFile, request)
+
+        return await download_folder_async(export.files, folder, read, on_bytes=on_bytes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.downloads import OnBytes
+from trephine.client.folder_downloads import download_folder_async
 from trephine.client.operations import OnProgress
 from trephine.client.requests import resource
 from trephine.client.spurious_removal import classifier_of, removal_of
@@ -81,3 +84,14 @@ class AsyncSpuriousRemovals:
         request = export_classifier(report, name, texts, export=export, request_id=request_id)
         message = await self._wire.call(self._wire.edits.ExportClassifier, request)
         return AsyncOperation(self._wire, message, classifier_of)
+
+    async def download_classifier(
+        self, classifier: ClassifierExport, folder: str | Path, *, on_bytes: OnBytes | None = None
+    ) -> Path:
+        """Fetch a published classifier; what is checked and refused is as in the sync client."""
+
+        def read(path: str, offset: int) -> AsyncIterator[pb.ReadClassifierFileResponse]:
+            request = pb.ReadClassifierFileRequest(name=classifier.name, path=path, offset=offset)
+            return self._wire.stream(self._wire.edits.ReadClassifierFile, request)
+
+        return await download_folder_async(classifier.listed, folder, read, on_bytes=on_bytes)

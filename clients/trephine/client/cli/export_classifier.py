@@ -8,11 +8,12 @@ import typer
 from trephine.client.cli.arguments import DetachOption
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
+from trephine.client.downloads import require_absent
 from trephine.client.spurious_requests import TextColumns, read_texts
 
 EXPORT_CLASSIFIER_EXAMPLES = examples(
     "trephine export-classifier REMOVAL professions --export no-gender-1a2b --texts balanced.jsonl \\",
-    "    --label-column profession",
+    "    --label-column profession --out out/professions",
 )
 
 
@@ -26,6 +27,9 @@ def export_classifier(
     export: Annotated[
         str | None, typer.Option(help="Published export of the report's edit; unset: nothing was removed.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to fetch the classifier into; must not exist.")
+    ] = None,
     detach: DetachOption = False,
 ) -> None:
     """Publish a report's head on an export of its edit as a stock sequence classifier.
@@ -33,12 +37,16 @@ def export_classifier(
     The folder is reloaded by stock transformers in a clean process first, and must decide as was measured.
     """
     given = invocation(context)
+    if out is not None:
+        require_absent(out)
     read = read_texts(texts, TextColumns(text=text_column, label=label_column))
     with given.connect() as trephine:
         started = trephine.spurious_removals.start_export_classifier(
             removal, name, [one.text for one in read], export=export
         )
         found = given.complete(trephine, started, "export the classifier", detach=detach)
+        if out is not None:
+            given.output.note(f"wrote {trephine.spurious_removals.download_classifier(found, out)}")
     if given.output.json:
         given.output.document(found.to_json())
         return

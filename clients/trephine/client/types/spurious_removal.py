@@ -6,6 +6,7 @@ from enum import StrEnum
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import FeatureRef, Figure, Version
 from trephine.client.types.dataset_circuits import EffectEstimator
+from trephine.client.types.edits import ExportedFile
 from trephine.client.types.interventions import Intervention
 
 
@@ -290,3 +291,13 @@ class ClassifierExport(WireValue):
     checked_texts: int
     largest_difference: float
     agreeing: int
+    sizes: dict[str, int]
+    """Bytes of every file."""
+
+    @property
+    def listed(self) -> tuple[ExportedFile, ...]:
+        """The files as an export lists them."""
+        return tuple(
+            ExportedFile(path=path, size=self.sizes.get(path, 0), sha256=digest)
+            for path, digest in self.files.items()
+        )

@@ -83,6 +83,7 @@ def export_classifier(
         architecture=architecture,
         labels=command.head.labels,
         files={file.path: file.sha256 for file in files},
+        sizes={file.path: file.size for file in files},
         checked_texts=checked,
         largest_difference=difference,
         agreeing=agreeing,

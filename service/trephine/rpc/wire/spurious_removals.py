@@ -233,6 +233,7 @@ def classifier_to_wire(one: ClassifierExport) -> pb.ClassifierExport:
         checked_texts=one.checked_texts,
         largest_difference=one.largest_difference,
         agreeing=one.agreeing,
+        sizes={clean(path): size for path, size in one.sizes.items()},
     )
 
 
