@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,6 +12,7 @@ from tests.builders import tiny_folder, tiny_hosted
 from tests.unit.engine.exporting import edit_of, exported, hosted_in
 from tests.unit.engine.interventions import neuron
 from trephine.domain.errors import DiskFullError, GateMissedError
+from trephine.domain.exports import Export
 from trephine.domain.interventions import Ablate
 from trephine.engine.clean_process import run_clean
 from trephine.engine.divergence import kl_divergence
@@ -36,13 +39,14 @@ def test_planned_floors_are_of_every_window():
 
 
 @pytest.mark.integration
-def test_certified_floors_are_of_every_window(tmp_path):
-    """Both floors and what is run as stored, recomputed from the folders with stock transformers."""
+def test_a_bfloat16_parent_that_was_loaded_in_float32(tmp_path):
+    """Compiled to bfloat16, compared in float32, and measured in the stored type as well, on every window."""
     hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=torch.bfloat16))
     (tmp_path / "root").mkdir()
     plan = (neuron(0, 3, Ablate()),)
     made = exported(hosted, edit_of(hosted, *plan), tmp_path / "root" / "edited")
     found = {m.name: m.value for m in made.certificate.measurements}
+    _as_stored(made, found, tmp_path / "root" / "edited")
     windows = retain_text(hosted).windows
     assert len(windows) > 4
 
@@ -63,6 +67,22 @@ def test_certified_floors_are_of_every_window(tmp_path):
         # Batches round a little differently; the first windows alone would be ten times as far off.
         assert abs(found[f"{name}_mean"] - every) < 0.2 * abs(first - every), name
         assert found[f"{name}_max"] == pytest.approx(float(torch.cat(parts).max()), rel=1e-2), name
+
+
+def _as_stored(made: Export, found: dict[str, float], folder: Path) -> None:
+    assert made.certificate.dtype == "bfloat16"
+    assert made.certificate.environment["compute_dtype"] == "float32"
+    assert found["kl_intervened_exported_mean"] <= 1e-6
+    left, edit = (found[f"{name}_in_stored_dtype_mean"] for name in ("kl_intervened_exported", "edit_kl"))
+    assert left > found["kl_intervened_exported_mean"]  # bfloat16 arithmetic
+    share = found["recovery_in_stored_dtype"]
+    assert share == pytest.approx(1.0 - left / edit)
+    assert 0.5 < share < found["recovery"]
+    units = {m.name: m.unit for m in made.certificate.measurements}
+    assert units["recovery_in_stored_dtype"] == "share"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"when it is run as stored, rounding included | {share:.3g} |" in card
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
