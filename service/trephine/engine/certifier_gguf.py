@@ -53,20 +53,18 @@ def certify(request: dict[str, Any]) -> dict[str, float | None]:
     torch.set_grad_enabled(False)
     model = _load(request)
     left, edit, floor, firing, agreed, losses = ([] for _ in range(6))
-    for batch in request["batches"]:
-        _certifier.say({"stage": "certify gguf", "done": batch[0], "total": len(request["windows"])})
-        for number, logits in zip(batch, _certifier.answers(model, request, [batch]), strict=True):
-            runtime = _certifier.evidence(request, number)
-            before = _certifier.evidence({"evidence": request["unquantised"]}, number)["original"]
-            left.append(_certifier.kl(runtime["intervened"], logits))
-            edit.append(_certifier.kl(runtime["intervened"], runtime["original"]))
-            floor.append(_certifier.kl(before, runtime["original"]))
-            agreed.append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
-            if "firing" in runtime:
-                firing.append(runtime["firing"])
-            ids = request["windows"][number]
-            pair = [_certifier.next_token_loss(each, ids) for each in (logits, runtime["intervened"])]
-            losses.append(pair[0] - pair[1])
+    for number, logits in _certifier.answers(model, request, "certify gguf"):
+        runtime = _certifier.evidence(request, number)
+        before = _certifier.evidence({"evidence": request["unquantised"]}, number)["original"]
+        left.append(_certifier.kl(runtime["intervened"], logits))
+        edit.append(_certifier.kl(runtime["intervened"], runtime["original"]))
+        floor.append(_certifier.kl(before, runtime["original"]))
+        agreed.append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
+        if "firing" in runtime:
+            firing.append(runtime["firing"])
+        ids = request["windows"][number]
+        pair = [_certifier.next_token_loss(each, ids) for each in (logits, runtime["intervened"])]
+        losses.append(pair[0] - pair[1])
     mask = torch.cat(firing) if firing else None
     return {
         **_recovered("", torch.cat(left), torch.cat(edit)),
