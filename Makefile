@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -70,6 +70,9 @@ bench-export: $(VENV)/dev.stamp ## Ten features by graft, ridge, projection and 
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.export --transcoders $(SHARED)/replacements/smollm2-135m-tc \
 		--text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-families: $(VENV)/dev.stamp ## Every kind of edit on five families of tiny models: exact, grafted, fitted, refused
+	$(BIN)/python -m benchmarks.export_families
 
 bench-gguf: $(VENV)/dev.stamp ## The ten features' grafts in GGUF files, reloaded by stock transformers
 	$(BIN)/trephine models fetch smollm2
