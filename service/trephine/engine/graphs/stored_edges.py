@@ -76,7 +76,7 @@ def kept_edges(
     small = (sizes > NEGLIGIBLE * largest_shown(sizes, errors, tokens)[:, None]) & ~large
     for (first, heavy), (rest, light) in zip(_by_row(large, features), _by_row(small, features), strict=True):
         ranked, others = _largest(heavy, room), _largest(light, room - min(room, len(first)))
-        sources = torch.cat([first[ranked], rest[others]]).to(torch.int32)
+        sources = torch.cat([first[ranked], rest[others]])
         yield sources, torch.cat([heavy[ranked], light[others]]), min(room, len(first))
 
 
@@ -85,7 +85,7 @@ def _by_row(chosen: Tensor, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]
     row, cell = chosen.nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(chosen)).tolist()
     weights = features[row, cell].float().cpu()
-    yield from zip(cell.cpu().split(counts), weights.split(counts), strict=True)
+    yield from zip(cell.to(torch.int32).cpu().split(counts), weights.split(counts), strict=True)
 
 
 def _largest(weights: Tensor, room: int) -> Tensor | slice:

@@ -20,11 +20,14 @@ from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
-KEPT_BYTES = 64 << 20
-"""A prompt whose gathered decoders exceed this gathers them anew in each sweep."""
+KEPT_BYTES, KEPT_BYTES_ON_GPU = 64 << 20, 2 << 30
+"""A prompt whose gathered decoders exceed this gathers them anew in each sweep.
+
+On a GPU gathering costs calls, not bandwidth, and memory is less scarce than calls.
+"""
 _PADDING = 2
 """A block has at most so many times the rows of its features."""
-_BLOCK_ROWS = 1 << 13
+_BLOCK_ROWS, _BLOCK_ROWS_ON_GPU = 1 << 13, 1 << 17
 """Rows of a block, padding included; bounds the memory of a gathering."""
 
 
@@ -96,26 +99,35 @@ class Writes:
         if key in self._kept:
             yield from self._kept[key]
             return
-        spans = self._spans.setdefault(number, tuple(spans_of(layer.offsets)))
+        spans = self._spans.setdefault(number, _spans(layer))
         found = blocks(hosted, active.replacement, layer, site, dtype, spans)
         width = active.errors[site].shape[1] * dtype.itemsize
-        if _PADDING * width * _written_vectors(active.layers) > KEPT_BYTES:
+        room = KEPT_BYTES if _on_cpu(layer) else KEPT_BYTES_ON_GPU
+        if _PADDING * width * _written_vectors(active.layers) > room:
             yield from found
         else:
             yield from self._kept.setdefault(key, tuple(found))
+
+
+def _on_cpu(layer: ActiveLayer) -> bool:
+    return layer.index.device.type == "cpu"
+
+
+def _spans(layer: ActiveLayer) -> tuple[Span, ...]:
+    return tuple(spans_of(layer.offsets, _BLOCK_ROWS if _on_cpu(layer) else _BLOCK_ROWS_ON_GPU))
 
 
 def _written_vectors(layers: Sequence[ActiveLayer]) -> int:
     return sum(layer.count * len(layer.info.sites_out) for layer in layers)
 
 
-def spans_of(offsets: Sequence[int]) -> Iterator[Span]:
+def spans_of(offsets: Sequence[int], most: int) -> Iterator[Span]:
     """Cut positions where padding or size would grow too large; leading ones without features go."""
     first, width, features = 0, 0, 0
     for position, (start, end) in enumerate(pairwise(offsets)):
         wider = max(width, end - start)
         rows = (position + 1 - first) * wider
-        if width and (rows > _PADDING * (features + end - start) or rows > _BLOCK_ROWS):
+        if width and (rows > _PADDING * (features + end - start) or rows > most):
             yield Span(positions=range(first, position), width=width)
             first, width, features = position, end - start, end - start
         else:
@@ -147,7 +159,7 @@ def blocks(
     unique, decoder = layer.index.unique(return_inverse=True)
     with opened(hosted, name, [layer.info.layer]) as resident:
         decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(dtype)
-    for span in tuple(spans_of(layer.offsets)) if spans is None else spans:
+    for span in _spans(layer) if spans is None else spans:
         positions = span.positions
         offsets = layer.offsets[positions.start : positions.stop + 1]
         own = slice(offsets[0], offsets[-1])

@@ -38,3 +38,22 @@ def test_kept_vectors_score_like_gathered_ones(kind, monkeypatch):
     for ours, theirs in zip(short, long, strict=True):
         torch.testing.assert_close(ours.features, theirs.features, rtol=1e-5, atol=1e-6)
     assert any(sums.features.abs().max() > 0 for sums in short)
+
+
+def test_spans_cover_every_feature_once_and_pad_little():
+    """Random counts, some zero: spans follow each other, none is too large, no feature is left out."""
+    generator = torch.Generator().manual_seed(0)
+    for most in (1, 40, 1000):
+        counts = torch.randint(0, 12, (50,), generator=generator) * torch.randint(
+            0, 2, (50,), generator=generator
+        )
+        offsets = (0, *counts.cumsum(0).tolist())
+        spans = list(writes.spans_of(offsets, most))
+        covered = [position for span in spans for position in span.positions]
+        assert covered == sorted(set(covered))
+        assert set(counts.nonzero().flatten().tolist()) <= set(covered)
+        for span in spans:
+            own = counts[span.positions.start : span.positions.stop]
+            assert span.width == int(own.max())
+            assert span.rows <= writes._PADDING * int(own.sum()) or len(span.positions) == 1
+            assert span.rows <= most or len(span.positions) == 1
