@@ -138,8 +138,7 @@ def _grafts(
         if layer in posts:
             neurons = stacked(values[Site(kind=SiteKind.NEURONS, layer=layer)]).float()
             written = _written(hosted, layer, stored, read, neurons @ stored.down.matrix.float().cpu().T)
-            fresh = list(before_post_norm(fresh, written))
-            yield
+            fresh = list((yield from before_post_norm(fresh, written)))
         found += fresh
     return tuple(found)
 

@@ -12,9 +12,9 @@ kept back; the first-order column d rms / g is one of the candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import log2
+from math import inf, log2
 
 import torch
 from torch import Tensor
@@ -54,11 +54,15 @@ class Written:
     """Of the down projection's entries."""
 
 
-def before_post_norm(grafts: Sequence[Graft], layer: Written) -> tuple[Graft, ...]:
-    """Let the units of one layer's grafts write what comes nearest behind the norm."""
+def before_post_norm(grafts: Sequence[Graft], layer: Written) -> Generator[None, None, tuple[Graft, ...]]:
+    """Let the units of one layer's grafts write what comes nearest behind the norm; one fit a quantum."""
     task = _task(grafts, layer)
-    tried = [(task.error(maps), number, maps) for number, maps in enumerate(task.candidates())]
-    _, number, maps = min(tried, key=lambda each: each[:2])
+    least, number, maps = inf, 0, list[Tensor]()
+    for candidate, tried in enumerate(task.candidates()):
+        error = task.error(tried)
+        if not maps or error < least:
+            least, number, maps = error, candidate, tried
+        yield
     factors = [task.low_rank(index, each) for index, each in enumerate(maps)]
     reached = task.error([down @ up for down, up in factors])
     floor = task.floor()
