@@ -5,6 +5,8 @@ the attribute elsewhere forbids it directions: `weight @ direction = 0`, which i
 2023) promises of every linear head, said of this one. Among the heads that are left we take the one whose
 decision varies least within a label (Fisher 1936), with the covariance shrunk as far as its own noise asks
 for (Ledoit and Wolf 2004): a style that goes with the attribute varies within a label, and costs weight.
+Texts of one source are not independent; where sources are told, the noise is that between them (Liang and
+Zeger 1986), or a head fits what few sources have in common.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ _SMALL = 1e-6
 _HELD = 0.9
 """Share of the squared length of twins' changes that the forbidden directions hold."""
 _MOST_DIRECTIONS = 16
+_FEWEST_SOURCES = 8
+"""Of fewer, the noise between them is not known."""
 _LEFT = 1e-6
 """Share of the labels' separation that must survive: less is rounding."""
 
@@ -93,7 +97,18 @@ def _erased(
     study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
 ) -> Generator[Progress | None, None, LinearHead | None]:
     directions = yield from attribute_directions(study, removed, texts, pooled)
-    return fit_erased(study.readout, pooled, labels(texts), directions) if len(directions) else None
+    if not len(directions):
+        return None
+    return fit_erased(study.readout, pooled, labels(texts), directions, sources_of(texts))
+
+
+def sources_of(texts: Sequence[Example]) -> Tensor | None:
+    """Number the environments that texts are from, `(n,)`; None where they are not told or too few."""
+    names = {one.environment: 0 for one in texts}
+    if None in names or len(names) < _FEWEST_SOURCES:
+        return None
+    numbers = {name: number for number, name in enumerate(names)}
+    return torch.tensor([numbers[one.environment] for one in texts])
 
 
 def attribute_directions(
@@ -137,7 +152,9 @@ def changed_directions(originals: Tensor, twins: Tensor) -> Tensor:
     return axes[: min(int((energy < _HELD).sum()) + 1, _MOST_DIRECTIONS)]
 
 
-def fit_erased(readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor) -> LinearHead | None:
+def fit_erased(
+    readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor, sources: Tensor | None = None
+) -> LinearHead | None:
     """Fit the head of least variance within a label that nothing along `directions` can move.
 
     w = S^-1 (d - V (V^T S^-1 V)^-1 V^T S^-1 d), d the difference of the labels' means and S their pooled
@@ -149,6 +166,7 @@ def fit_erased(readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor) 
         pooled: `(n, d_model)`.
         y: `(n,)`, 0 or 1, both occurring.
         directions: `(k, d_model)`.
+        sources: `(n,)`, numbers of the sources that texts are from; None: each is its own.
 
     Returns:
         None if no such head tells the labels apart.
@@ -160,7 +178,7 @@ def fit_erased(readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor) 
     scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
     apart, middle = means[1] - means[0], means.mean(0)
     forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()
-    covariance = shrunk_covariance(within / scale)
+    covariance = shrunk_covariance(within / scale, sources)
     free = torch.linalg.solve(covariance, apart / scale)  # (d_model,)
     columns = (forbidden / scale).T  # (d_model, k)
     solved = torch.linalg.solve(covariance, columns)
@@ -171,17 +189,29 @@ def fit_erased(readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor) 
     return two_sided(readout, weight.float(), 0.0 if readout == STOCK else -float(weight @ middle))
 
 
-def shrunk_covariance(rows: Tensor) -> Tensor:
+def shrunk_covariance(rows: Tensor, sources: Tensor | None = None) -> Tensor:
     """Return the covariance of centred rows `(n, d)`, drawn towards its mean variance.
 
     The share is Ledoit and Wolf's (2004, section 3.3): the part of the distance to a multiple of the identity
-    that sampling noise accounts for.
+    that sampling noise accounts for. With `sources (n,)` it is sources that are sampled, not rows.
     """
     n, d = rows.shape
     covariance = rows.T @ rows / n
     mean = covariance.diagonal().mean()
     target = mean * torch.eye(d, dtype=rows.dtype)
     distance = (covariance - target).square().sum()
-    noise = (rows.square().sum(1).square().sum() / n - covariance.square().sum()) / n
+    if sources is None:
+        noise = (rows.square().sum(1).square().sum() / n - covariance.square().sum()) / n
+    else:
+        noise = _noise_between(rows, covariance, sources)
     share = float((noise / distance.clamp_min(1e-300)).clamp(0, 1))
     return (1 - share) * covariance + share * target
+
+
+def _noise_between(rows: Tensor, covariance: Tensor, sources: Tensor) -> Tensor:
+    """Return the expected squared error of a covariance whose rows come in independent groups."""
+    total, groups = rows.new_zeros(()), sources.unique()
+    for group in groups:
+        own = rows[sources == group]
+        total += (own.T @ own - len(own) * covariance).square().sum()
+    return total / len(rows) ** 2 * len(groups) / (len(groups) - 1)

@@ -1,12 +1,19 @@
 """Heads without the attribute: what is forbidden, what is preferred, how far the covariance is shrunk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from trephine.domain.spurious_heads import Pooling
-from trephine.engine.spurious.erasing import changed_directions, fit_erased, shrunk_covariance
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous, attribute_texts
+from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.engine.quanta import finish
+from trephine.engine.spurious.erasing import changed_directions, erased_head, fit_erased, shrunk_covariance
 from trephine.engine.spurious.heads import STOCK
 from trephine.engine.spurious.pooling import Readout
+from trephine.engine.spurious.study import open_study
 
 PROBE = Readout(layer=1, pooling=Pooling.MEAN)
 
@@ -120,3 +127,31 @@ def test_shrinkage_follows_the_noise():
         taken = 1 - float((found - found.diagonal().diag()).norm() / (plain - plain.diagonal().diag()).norm())
         assert taken == pytest.approx(min(share(rows), 1.0), rel=0.05)
     assert share(few) > 0.3 > 0.01 > share(many)
+
+
+def test_copies_of_a_text_tell_no_more_than_the_text():
+    """Rows that are repeated within their source are shrunk as if each were there once."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(24, 30, generator=generator).double() * torch.linspace(0.2, 3.0, 30).double()
+    copies, sources = rows.repeat_interleave(5, 0), torch.arange(24).repeat_interleave(5)
+    once = shrunk_covariance(rows, torch.arange(24))
+    torch.testing.assert_close(shrunk_covariance(copies, sources), once)
+    off = ~torch.eye(30, dtype=torch.bool)
+    trusted = shrunk_covariance(copies)[off].abs().sum()
+    assert trusted > 1.5 * once[off].abs().sum(), "copies were taken for news"
+
+
+@pytest.mark.parametrize(("count", "known"), [(8, True), (7, False)])
+def test_environments_are_sources_from_eight_on(count, known):
+    """The head of a request whose texts have environments knows them; of fewer no noise is told."""
+    hosted, texts = tiny_hosted("llama"), ambiguous()
+    placed = tuple(replace(one, environment=f"e{number // 2 % count}") for number, one in enumerate(texts))
+    heads = []
+    for training in (texts, placed):
+        command = RemoveSpuriousFeatures(
+            training=training,
+            attribute_texts=attribute_texts(),
+            decision=ProbeHead(layer=0, pooling=Pooling.MEAN),
+        )
+        heads.append(finish(erased_head(finish(open_study(hosted, command)), (), "erased")))
+    assert torch.equal(heads[0].weight, heads[1].weight) is not known
