@@ -55,7 +55,9 @@ def remove_spurious(
     twin_column: Annotated[
         str | None, typer.Option(help="Column with the same text and label, the attribute edited.")
     ] = None,
-    environment_column: Annotated[str | None, typer.Option(help="Column with where a text is from, or with what several repeat.")] = None,
+    environment_column: Annotated[
+        str | None, typer.Option(help="Column with where a text is from, or with what several repeat.")
+    ] = None,
     validation: Annotated[Path | None, typer.Option(help="Texts that choose how many go.")] = None,
     test: Annotated[Path | None, typer.Option(help="Texts for the report alone; best balanced.")] = None,
     attribute_texts: Annotated[
