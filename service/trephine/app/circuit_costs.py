@@ -32,10 +32,10 @@ _CONE, _CONE_OF_SETS = 0.07, 0.03
 nodes are low or early; features of a set are scored where they are active, neurons everywhere."""
 
 _ROUND_ROWS, _TARGETS_PER_ROUND = 2048, 64
-"""Packed adjoint rows of neurons at once, and nodes of a first round (`engine.expansion`)."""
+"""Adjoint rows of neurons at once, and nodes of a first round (`engine.expansion`)."""
 
 _SWEEP_ROWS, _SWEEP_ROWS_AT_MOST = 1 << 13, 1 << 16
-"""Packed adjoint rows of features at once, of a short and of a long prompt (`engine.graphs.basis`)."""
+"""Adjoint rows of features at once, of a short and of a long prompt (`engine.graphs.basis`)."""
 
 _SCORES_ALIVE = 3
 """Copies of a block's scores of neurons that are alive at once: of gates, of values, their mixture."""

@@ -36,7 +36,7 @@ Later rounds are half of what is expanded by then: the order of the rest has set
 more than the ranking (scores of graphs move by less than 0.001; doubling every time costs 0.02).
 """
 _ROWS_PER_SWEEP = 2048
-"""Packed adjoint rows per sweep; bounds the time of a quantum and the memory of a layer's scores."""
+"""Adjoint rows per sweep; bounds the time of a quantum and the memory of a layer's scores."""
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest deviation of a row's sum from its target, of the row's mass, by dtype of the weights.
 

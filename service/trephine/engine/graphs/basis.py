@@ -22,9 +22,9 @@ from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
 
 _ROWS_PER_SWEEP = 1 << 13
-"""Packed adjoint rows per sweep of a short prompt; bounds the memory of a sweep and the time of a quantum."""
+"""Adjoint rows per sweep of a short prompt; bounds the memory of a sweep and the time of a quantum."""
 _ROWS_AT_MOST = 1 << 16
-"""Packed adjoint rows per sweep of a long prompt.
+"""Adjoint rows per sweep of a long prompt.
 
 A long prompt takes a round's targets together all the same: with a handful of targets per position, time
 would go into walking its positions once per sweep, faster than linearly in tokens.
