@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.export_features import Texts, draw, firing, intervention, split, telling
 from benchmarks.export_rows import HEADER, Row, good, line, targets
-from benchmarks.kept_runs import KeptRuns
+from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
 from trephine.domain.edits import Edit
@@ -263,7 +263,7 @@ def main() -> int:
     parser.add_argument("--cell-windows", type=int, default=6, help="of a single feature's")
     parser.add_argument(
         "--keep", type=Path, default=Path("out/bench-export.json"),
-        help="rows that are done; an interrupted run goes on after them",
+        help="rows that this code wrote; an interrupted run goes on after them",
     )  # fmt: skip
     given = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -276,7 +276,7 @@ def run(given: argparse.Namespace, work: Path) -> int:
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
     texts = split(hosted, given.text.read_text(encoding="utf-8"), given.fit_windows, given.windows)
-    kept = KeptRuns(given.keep)
+    kept, code = KeptRuns(given.keep), code_of("trephine.engine.weights")
     features = drawn(hosted, texts, given.features, given.seed, kept)
     names = ", ".join(f"{feature.layer}:{feature.index}" for feature in features)
     say(f"{len(features)} features by seed {given.seed}: {names}")
@@ -293,7 +293,7 @@ def run(given: argparse.Namespace, work: Path) -> int:
             chosen = telling([masks[ref] for ref in ablated], most)
             mask = torch.stack([masks[ref][chosen] for ref in ablated]).any(0).flatten()
             request = {"dtype": dtype, "ablated": [str(ref) for ref in ablated], "windows": chosen}
-            request |= {"text": _digest(texts), "model": str(hosted.folder)}
+            request |= {"text": _digest(texts), "model": str(hosted.folder), "code": code}
             found = kept.get("rows", request)
             if found is None:
                 if parent is None:

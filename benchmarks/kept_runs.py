@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -38,6 +39,20 @@ class KeptRuns:
         """The last run of that name that wrote a graph."""
         wrote = [k for k, run in self._runs.items() if k.startswith(f"{name} ") and run["_wrote_graph"]]
         return wrote[-1] if wrote else None
+
+
+def code_of(*packages: str) -> str:
+    """Digest the sources of packages: in a request it makes a run of other code another one."""
+    found = hashlib.sha256()
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f"{package} is no package with sources of its own")
+        folder = Path(spec.submodule_search_locations[0])
+        for source in sorted(folder.rglob("*.py")):
+            body = hashlib.sha256(source.read_bytes()).hexdigest()
+            found.update(f"{package} {source.relative_to(folder).as_posix()} {body}\n".encode())
+    return found.hexdigest()
 
 
 def _key(name: str, request: dict[str, Any]) -> str:

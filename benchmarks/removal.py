@@ -1,8 +1,8 @@
 """Removed or suppressed: `python -m benchmarks.removal`.
 
 The ten transcoder features of SmolLM2 of the export benchmark, each ablated by a graft, exported and attacked
-as `trephine export --attack` does, over windows of the whole text in which it fires. What is done is kept: an
-interrupted run goes on after it.
+as `trephine export --attack` does, over windows of the whole text in which it fires. What is done is kept, as
+long as the sources of exports and attacks stay what they were: an interrupted run goes on after it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pydantic import TypeAdapter
 
 from benchmarks.export import drawn, say, write
 from benchmarks.export_features import Texts, firing, intervention, split
-from benchmarks.kept_runs import KeptRuns
+from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
 from trephine.domain.interventions import Ablate
-from trephine.domain.removal import AttackFigure, Interval, Removal
+from trephine.domain.removal import AttackFigure, Interval, Removal, judge_removal
 from trephine.domain.sites import FeatureRef
 from trephine.engine.attack.request import BUDGETS
 from trephine.engine.attack.running import WINDOW, attacked
@@ -82,6 +82,29 @@ def attack_one(
         budgets, decided = (BUDGETS[:1] if attacks == "weakest" else BUDGETS), attacks == "decided"
         attack = attacked(hosted, texts, change, ops, folder, work, budgets=budgets, until_decided=decided)
         return finish(attack)
+
+
+def found_before(kept: KeptRuns, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Look an attack up; the weakest ones are also part of all of them."""
+    found = kept.get("attack", request)
+    if found is None and request["attacks"] == "weakest":
+        whole = kept.get("attack", request | {"attacks": "all"})
+        if whole is not None:
+            part = _weakest(_REMOVAL.validate_python(whole["removal"]))
+            found = whole | {"removal": _REMOVAL.dump_python(part, mode="json")}
+    return found
+
+
+def _weakest(found: Removal) -> Removal:
+    """Leave the stronger perturbations out, and judge again: attacks do not depend on one another."""
+    return judge_removal(
+        tuple(f for f in found.figures if f.kind != "recovery" or f.strength <= BUDGETS[0]),
+        n_tokens=found.n_tokens,
+        n_contexts=found.n_contexts,
+        effect=found.effect,
+        unrelated_behaviours=found.unrelated_behaviours,
+        seed=found.seed,
+    )
 
 
 HEADER = "| feature | word | tokens | effect, nats | attack | behaviour back | unrelated ones | excess | s |"
@@ -149,6 +172,7 @@ def main() -> int:
     load_set(Session(hosted=hosted), given.transcoders)
     text = given.text.read_text(encoding="utf-8")
     fit, kept = split(hosted, text, 16, 16), KeptRuns(given.keep)
+    code = code_of("trephine.engine.weights", "trephine.engine.attack")
     features = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw))
     chosen = _chosen(hosted, text, features, (given.tokens, given.rare_tokens), kept)
     say(HEADER)
@@ -157,8 +181,13 @@ def main() -> int:
     for feature in features:
         if given.only and f"{feature.layer}:{feature.index}" not in given.only:
             continue
-        request = {"feature": str(feature), "windows": chosen[feature], "attacks": given.attacks}
-        done = kept.get("attack", request)
+        request = {
+            "feature": str(feature),
+            "windows": chosen[feature],
+            "attacks": given.attacks,
+            "code": code,
+        }
+        done = found_before(kept, request)
         if done is None:
             began = time.monotonic()
             part = Texts(fit=fit.fit[:_FIT_WINDOWS], measured=[])

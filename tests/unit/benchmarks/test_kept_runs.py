@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.kept_runs import KeptRuns
+from benchmarks.kept_runs import KeptRuns, code_of
 
 
 def request(tmp_path, nodes=256, graph=True):
@@ -62,3 +62,22 @@ def test_the_file_is_whole_json(tmp_path):
     kept.keep("ours", request(tmp_path, graph=False), {"seconds": 1.0})
     assert len(json.loads((tmp_path / "kept.json").read_text())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
+def test_the_digest_of_code_is_of_every_source_below_a_package(tmp_path, monkeypatch):
+    """A changed, a new and a renamed module are other code; what is no source is not."""
+    folder = tmp_path / "planted_package"
+    (folder / "deep").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (folder / "__init__.py").write_text("")
+    (folder / "deep" / "one.py").write_text("1")
+    seen = [code_of("planted_package")]
+    (folder / "notes.txt").write_text("no source")
+    assert code_of("planted_package") == seen[0]
+    (folder / "deep" / "one.py").write_text("2")
+    seen.append(code_of("planted_package"))
+    (folder / "two.py").write_text("2")
+    seen.append(code_of("planted_package"))
+    (folder / "two.py").rename(folder / "three.py")
+    seen.append(code_of("planted_package"))
+    assert len(set(seen)) == 4
