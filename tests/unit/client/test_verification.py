@@ -100,6 +100,19 @@ def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(published, fold
     assert verify_folder(folder).passed
 
 
+def test_the_stock_tool_agrees_about_one_flipped_byte(folder):
+    """`model_signing verify key`, as the documentation types it, beside ours: whole, then spoilt."""
+    from click.testing import CliRunner
+    from model_signing._cli import main
+
+    words = ["verify", "key", str(folder), "--signature", str(folder / "trephine.sig")]
+    asked = [*words, "--public_key", str(folder / "public_key.pem")]
+    assert (CliRunner().invoke(main, asked).exit_code, run_module([str(folder)])) == (0, 0)
+    flip(min(folder.glob("model-*.safetensors")), 0.5)
+    assert CliRunner().invoke(main, asked).exit_code != 0
+    assert run_module([str(folder)]) == 3
+
+
 @pytest.mark.parametrize("name", ["config.json", "trephine.sig", "edit_manifest.json", "trephine.sha256"])
 def test_a_missing_file_is_found(folder, name):
     """Papers and payload alike."""

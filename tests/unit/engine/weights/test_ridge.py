@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from tests.resident_sets import resident_set
+import pytest
+import torch
+
+from tests.resident_sets import D_SAE, reside, resident_set, sae
 from tests.unit.engine.weights.folders import compiled, distances, feature, parent, written
 from trephine.domain.interventions import Ablate
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.replacements.support import Threshold
 
 REASONS = {
     "topk": "compares all features",
@@ -43,6 +48,28 @@ def test_what_cannot_be_grafted_is_fitted_in_place(family, kind, tmp_path):
         assert note.predicted_error > 0.0
     left, whole = distances(hosted, ABLATED, written(hosted, program, tmp_path / "exported"))
     assert left < whole
+
+
+def test_a_feature_that_the_module_can_compute_is_recovered(tmp_path):
+    """Planted: it reads what its MLP writes and is always active, so that a linear fit has all of it.
+
+    Its twin with a ReLU is no linear function of the neurons: less of it is carried, and the fit says so.
+    """
+    hosted = parent("llama", tmp_path / "parent")
+    planted = sae(hosted, Site(kind=SiteKind.MLP_OUT, layer=1))
+    bias = hosted.model.model.layers[1].mlp.down_proj.bias.detach()
+    always = Threshold(threshold=torch.full((D_SAE,), -1e3), clamped=False)
+    for name, support in (("planted", always), ("twin", Threshold())):
+        encoder = replace(planted.encoder, support=support, b_enc=torch.zeros(D_SAE), shift=bias)
+        reside(hosted, [replace(planted, encoder=encoder)], name)
+    figures = {}
+    for name in ("planted", "twin"):
+        ablated = (feature(1, 7, Ablate(), name=name),)
+        program = compiled(hosted, ablated)
+        left, whole = distances(hosted, ablated, written(hosted, program, tmp_path / name))
+        figures[name] = 1 - left / whole, 1 - program.notes[0].predicted_error
+    assert min(figures["planted"]) >= 0.9
+    assert max(figures["twin"]) < min(figures["planted"])
 
 
 def test_what_does_not_act_on_the_calibration_text_is_not_carried_and_says_so(tmp_path):

@@ -1,0 +1,80 @@
+"""Every kind of card: the words it may say of an edit, and the one it never says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+
+from trephine.domain.edits import Edit
+from trephine.domain.exports import Certificate, ExportPlan, Gate, GateResult, PlanStep, QuantisedCopy
+from trephine.domain.removal import AttackFigure, Interval, Removal, Verdict
+from trephine.engine import card
+from trephine.engine.card import model_card
+
+HALF = Interval(value=0.5, low=0.4, high=0.6)
+EDIT = Edit(
+    name="quiet", version=2, content_hash="c", interventions=(), reason="", author="", evidence=(),
+    model="parent", weight_hash="w", create_time="",
+)  # fmt: skip
+PLAN = ExportPlan(
+    edit="edits/quiet", edit_hash="c", parent_hash="w", steps=(), changed_tensors=("a",), untouched_tensors=9,
+    config_changes=(), size_growth_bytes=0, servers=(), gates=(), plan_hash="p",
+)  # fmt: skip
+STEP = PlanStep(intervention=0, tier="graft", tensor="a", description="a step")
+KL = Gate(name="kl", limit=1e-3, unit="nats", reason="a | in a cell")
+CERTIFICATE = Certificate(
+    edit="edits/quiet", edit_hash="c", plan_hash="p", parent_hash="w", dtype="float32", measurements=(),
+    gates=(GateResult(gate=KL, measured=1e-9, passed=True), GateResult(gate=KL, measured=1.0, passed=False)),
+    passed=False, changed_tensors=("a",), untouched_tensors_verified=9, environment={}, text="t", n_tokens=10,
+)  # fmt: skip
+COPY = QuantisedCopy(
+    kind="q8_0", file="gguf/q8_0.gguf", size=1, kl=0.1, edit_kl=1.0, recovery=0.9, kl_firing=None,
+    edit_kl_firing=None, recovery_firing=None, quantisation_kl=0.1, perplexity_ratio=1.0, top1_agreement=1.0,
+)  # fmt: skip
+
+
+def removal(verdict: Verdict, *figures: AttackFigure) -> Removal:
+    """Say a word, as attacks may end."""
+    return Removal(
+        verdict=verdict, why="as it came out", figures=figures, n_tokens=16, n_contexts=8, effect=0.1,
+        unrelated_behaviours=3, seed=0,
+    )  # fmt: skip
+
+
+ATTACKS = tuple(
+    AttackFigure(kind=kind, strength=20.0, returned=HALF, unrelated=HALF, excess=HALF)
+    for kind in ("recovery", "benign", "few_shot")
+)
+CARDS = {
+    "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
+    "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "suppressed by added neurons"),
+    "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
+    "quantised": (PLAN, replace(CERTIFICATE, quantised=(COPY,)), "nothing to recover"),
+    "undecided": (PLAN, replace(CERTIFICATE, removal=removal("inconclusive")), "## Attacks: inconclusive"),
+} | {
+    verdict: (PLAN, replace(CERTIFICATE, removal=removal(verdict, *ATTACKS)), f"**{verdict.capitalize()}**")
+    for verdict in get_args(Verdict)
+}
+
+
+@pytest.mark.parametrize("kind", CARDS)
+def test_no_card_says_that_an_edit_complies_with_anything(kind):
+    """In every branch: exact, grafted, fitted, quantised, and attacked with each outcome."""
+    plan, certificate, own = CARDS[kind]
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    text = model_card(hosted, EDIT, plan, certificate)
+    assert own in text
+    assert "complian" not in text.lower()
+    for heading in ("## What was measured", "## Intended use", "## Limits", "**missed**"):
+        assert heading in text
+
+
+def test_its_source_does_not_know_the_word():
+    """Nor any branch that no card above takes."""
+    source = Path(card.__file__).read_text(encoding="utf-8").lower()
+    assert "suppressed" in source
+    assert "complian" not in source
