@@ -45,10 +45,19 @@ class Verification(BaseModel):
     """What does not hold, each naming a file, tensor or gate."""
     files: int = 0
     """Files that were read."""
-    removal: str = "not attacked"
-    """What the certificate says of the ablated behaviour: `removed`, `suppressed`, `inconclusive`."""
+    removal: str | None = None
+    """What the certificate says of the ablated behaviour: `removed`, `suppressed`, `inconclusive`; None: it
+    cannot be read."""
+    reason: str = ""
+    """Why, where no attack decided: `not attacked`."""
     notes: tuple[str, ...] = ()
     """What could not be checked here, or what a check does not prove."""
+
+    @property
+    def behaviour(self) -> str:
+        """The word as text: `suppressed (not attacked)`."""
+        word = self.removal or "unknown"
+        return f"{word} ({self.reason})" if self.reason else word
 
 
 class _Record(BaseModel):
@@ -91,6 +100,15 @@ class _Removal(_Record):
     verdict: str
 
 
+class _Fate(_Record):
+    verdict: str
+    reason: str = ""
+
+
+_UNTESTED = _Fate(verdict="suppressed", reason="not attacked")
+"""Of certificates without attacks, written before the word stood in them."""
+
+
 class _Certificate(_Record):
     edit_hash: str
     plan_hash: str
@@ -101,6 +119,7 @@ class _Certificate(_Record):
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
     removal: _Removal | None = None
+    fate: _Fate | None = None
 
 
 class _Edit(_Record):
@@ -163,22 +182,30 @@ def verify_folder(
     )
     found = _check(root, names, notes, trust)
     problems = tuple(dict.fromkeys(found))
+    fate = _fate(root)
     return Verification(
         passed=not problems,
         problems=problems,
         files=len(names),
-        removal=_removal(root),
+        removal=None if fate is None else fate.verdict,
+        reason="" if fate is None else fate.reason,
         notes=tuple(notes),
     )
 
 
-def _removal(root: Path) -> str:
+def _fate(root: Path) -> _Fate | None:
     """Read the word; a certificate that cannot be read is a problem already, and says nothing."""
     try:
-        found = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes()).removal
+        found = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes())
     except (OSError, ValidationError):
-        return "not attacked"
-    return found.verdict if found is not None else "not attacked"
+        return None
+    return found.fate or _unwritten(found)
+
+
+def _unwritten(certificate: _Certificate) -> _Fate:
+    """The word of a certificate in which it does not stand apart."""
+    removal = certificate.removal
+    return _UNTESTED if removal is None else _Fate(verdict=removal.verdict)
 
 
 def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iterator[str]:
@@ -303,6 +330,8 @@ def _check_gates(manifest: _Manifest, certificate: _Certificate) -> Iterator[str
             yield f"{CERTIFICATE}: gate {result.gate.name} is marked wrongly"
         if measured.get(result.gate.name) != result.measured:
             yield f"{CERTIFICATE}: gate {result.gate.name} does not show what was measured"
+    if certificate.fate not in (None, _unwritten(certificate)):
+        yield f"{CERTIFICATE}: its word, {certificate.fate.verdict}, is not that of its attacks"
     if certificate.passed != all(result.passed for result in certificate.gates):
         yield f"{CERTIFICATE}: its verdict is not that of its gates"
 
@@ -325,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
-        lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.removal}")
+        lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.behaviour}")
         lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0 if outcome.passed else 3

@@ -666,7 +666,7 @@ class ExportPlan(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Sets of the edit that failed admission and were accepted all the same."""
+        """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
 
     def __init__(
         self,
@@ -858,6 +858,7 @@ class Certificate(google.protobuf.message.Message):
     REMOVAL_FIELD_NUMBER: builtins.int
     QUANTISED_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    FATE_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -904,6 +905,10 @@ class Certificate(google.protobuf.message.Message):
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The plan's."""
 
+    @property
+    def fate(self) -> trephine.v1.removal_pb2.Fate:
+        """What may be said of the ablated behaviour, attacked or not."""
+
     def __init__(
         self,
         *,
@@ -923,9 +928,10 @@ class Certificate(google.protobuf.message.Message):
         removal: trephine.v1.removal_pb2.Removal | None = ...,
         quantised: collections.abc.Iterable[trephine.v1.gguf_pb2.QuantisedCopy] | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        fate: trephine.v1.removal_pb2.Fate | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["removal", b"removal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["fate", b"fate", "removal", b"removal"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "fate", b"fate", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
 
 global___Certificate = Certificate
 
@@ -1108,12 +1114,13 @@ class VerifyExportResponse(google.protobuf.message.Message):
     FILES_FIELD_NUMBER: builtins.int
     REMOVAL_FIELD_NUMBER: builtins.int
     NOTES_FIELD_NUMBER: builtins.int
+    FATE_FIELD_NUMBER: builtins.int
     passed: builtins.bool
     """Whether everything holds."""
     files: builtins.int
     """Files checked."""
     removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType
-    """What the certificate says of the ablated behaviour; not set: it was not attacked."""
+    """What the certificate says of the ablated behaviour; not set: it cannot be read."""
     @property
     def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What does not."""
@@ -1121,6 +1128,10 @@ class VerifyExportResponse(google.protobuf.message.Message):
     @property
     def notes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a check does not prove, or could not check."""
+
+    @property
+    def fate(self) -> trephine.v1.removal_pb2.Fate:
+        """The word again, with the reason where no attack decided; not set: it cannot be read."""
 
     def __init__(
         self,
@@ -1130,8 +1141,10 @@ class VerifyExportResponse(google.protobuf.message.Message):
         files: builtins.int = ...,
         removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType = ...,
         notes: collections.abc.Iterable[builtins.str] | None = ...,
+        fate: trephine.v1.removal_pb2.Fate | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["files", b"files", "notes", b"notes", "passed", b"passed", "problems", b"problems", "removal", b"removal"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["fate", b"fate"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fate", b"fate", "files", b"files", "notes", b"notes", "passed", b"passed", "problems", b"problems", "removal", b"removal"]) -> None: ...
 
 global___VerifyExportResponse = VerifyExportResponse
 

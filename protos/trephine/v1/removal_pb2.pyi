@@ -79,6 +79,28 @@ ATTACK_KIND_FEW_SHOT: AttackKind.ValueType  # 3
 global___AttackKind = AttackKind
 
 @typing.final
+class Fate(google.protobuf.message.Message):
+    """What may be said of an ablated behaviour. What was not attacked counts as suppressed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    verdict: global___RemovalVerdict.ValueType
+    """The word."""
+    reason: builtins.str
+    """Why, where no attack decided: `not attacked`. Empty: `Removal.why` says it."""
+    def __init__(
+        self,
+        *,
+        verdict: global___RemovalVerdict.ValueType = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason", "verdict", b"verdict"]) -> None: ...
+
+global___Fate = Fate
+
+@typing.final
 class ShareInterval(google.protobuf.message.Message):
     """A mean with its 95 % interval over contexts."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.removal import Removal, Verdict
+from trephine.domain.removal import Fate, Removal, Verdict, fate_of
 from trephine.domain.signing import SignedBy
 
 Tier = Literal["noop", "exact", "graft", "ridge"]
@@ -103,7 +103,7 @@ class ExportPlan:
     text: str = ""
     """Which text grafts and fits were calibrated on: a name and its sha256."""
     caveats: tuple[str, ...] = ()
-    """Sets of the edit that failed admission and were accepted all the same."""
+    """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +173,16 @@ class Certificate:
     """Which text was measured on: a name and its sha256."""
     n_tokens: int
     removal: Removal | None = None
-    """What attacks brought back; None: none was run, and nothing is said about removal."""
+    """What attacks brought back; None: none was run."""
     quantised: tuple[QuantisedCopy, ...] = ()
     """The folder's GGUF files."""
     caveats: tuple[str, ...] = ()
     """The plan's."""
+
+    @property
+    def fate(self) -> Fate:
+        """What may be said of the ablated behaviour."""
+        return fate_of(self.removal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +244,9 @@ class VerifiedExport:
     passed: bool
     problems: tuple[str, ...] = field(default=())
     files: int = 0
-    removal: Verdict | Literal["not attacked"] = "not attacked"
-    """What the certificate says of the ablated behaviour."""
+    removal: Verdict | None = None
+    """What the certificate says of the ablated behaviour; None: it cannot be read."""
+    reason: str = ""
+    """Why, where no attack decided, as in `Fate`."""
     notes: tuple[str, ...] = ()
     """What a check does not prove, or could not check."""

@@ -71,6 +71,22 @@ class Removal:
     seed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """What may be said of an ablated behaviour: the word of certificate, card and command line."""
+
+    verdict: Verdict
+    reason: str = ""
+    """Why, where no attack decided. Empty: `Removal.why` says it."""
+
+
+def fate_of(removal: Removal | None) -> Fate:
+    """Say the word; what no attack has tested counts as suppressed."""
+    if removal is None:
+        return Fate(verdict="suppressed", reason="not attacked")
+    return Fate(verdict=removal.verdict)
+
+
 def judge_removal(
     figures: tuple[AttackFigure, ...],
     *,

@@ -102,9 +102,10 @@ def _removal(certificate: Certificate) -> str:
     """Say the word, and what it means."""
     removal = certificate.removal
     if removal is None:
+        fate = certificate.fate
         return (
-            "No recovery attack has been run: what was ablated counts as suppressed, not removed, and a\n"
-            "  short fine-tuning may bring it back."
+            f"No recovery attack has been run: what was ablated counts as {fate.verdict} ({fate.reason}),\n"
+            "  not removed, and a short fine-tuning may bring it back."
         )
     meaning = {
         "removed": "under the attacks above, at their strengths; stronger ones may bring it back.",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,9 +45,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Write the certificate."""
+    """Write the certificate, and the word that its attacks, or their absence, come to."""
     fields = TypeAdapter(Certificate).dump_python(certificate, mode="json")
-    write_json(folder / CERTIFICATE_NAME, {"schema": "trephine.certificate/1", **fields})
+    write_json(
+        folder / CERTIFICATE_NAME,
+        {"schema": "trephine.certificate/1", **fields, "fate": asdict(certificate.fate)},
+    )
 
 
 def write_manifest(

@@ -24,10 +24,18 @@ ME = signing.SignedBy(
 GATE = pb.GateResult(gate=pb.Gate(name="kl_mean", limit=1.0), measured=0.5, passed=True)
 
 
+FIGURES = [
+    pb.Measurement(name="kl_intervened_exported_p999", value=0.00123, unit="nats"),
+    pb.Measurement(name="recovery", value=0.9987, unit="share"),
+]
+
+
 def stored(name: str, **fields: object) -> pb.Export:
-    """An export as the server lists it."""
-    removal = removal_pb2.Removal(verdict=removal_pb2.REMOVAL_VERDICT_SUPPRESSED)
-    certificate = pb.Certificate(edit="edits/quiet", passed=True, gates=[GATE], removal=removal)
+    """An export that was not attacked."""
+    fate = removal_pb2.Fate(verdict=removal_pb2.REMOVAL_VERDICT_SUPPRESSED, reason="not attacked")
+    certificate = pb.Certificate(
+        edit="edits/quiet", passed=True, gates=[GATE], measurements=FIGURES, fate=fate
+    )
     return pb.Export(name=f"exports/{name}", certificate=certificate, signed=True, **fields)
 
 
@@ -83,7 +91,7 @@ def test_exports_are_listed_with_who_signed(fake: FakeService, run: Run, capsys:
     assert run("exports", "list", "--edit", "quiet@2") == 0
     assert fake.requests[0].edit == "edits/quiet@2"
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    fields = ["edits/quiet", "1 of 1 hold", "suppressed"]
+    fields = ["edits/quiet", "1 of 1 hold", "suppressed (not attacked)"]
     assert lines[1] == ["exports/new", "2026-02-01T00:00:00Z", *fields, "by me@example.org"]
     assert lines[2] == ["exports/old\\x1b[2J", "", *fields, "by key"]
     assert run("--json", "exports", "list") == 0
@@ -97,6 +105,9 @@ def test_one_export_is_shown(run: Run, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "me@example.org, for whom https://idp.org vouches" in out
     assert "kl_mean\t0.5" in out
+    assert "kl_intervened_exported_p999\t0.00123\tnats" in out
+    assert "recovery\t0.999\tshare" in out
+    assert "behaviour: suppressed (not attacked)" in out
     assert "folder" not in out
     assert run("exports", "show", "nobody") == ExitCode.USAGE
 

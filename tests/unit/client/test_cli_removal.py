@@ -8,6 +8,7 @@ from trephine.client.types import (
     AttackFigure,
     AttackKind,
     Certificate,
+    Fate,
     Removal,
     RemovalVerdict,
     ShareInterval,
@@ -20,6 +21,7 @@ def certificate(removal: Removal | None) -> Certificate:
         edit="edits/one", edit_hash="", plan_hash="", parent_hash="", dtype="float32", measurements=(),
         gates=(), passed=True, changed_tensors=(), untouched_tensors_verified=0, environment={}, text="",
         n_tokens=0, removal=removal,
+        fate=Fate(verdict=RemovalVerdict.SUPPRESSED, reason="" if removal else "not attacked"),
     )  # fmt: skip
 
 
@@ -40,8 +42,8 @@ def test_the_word_comes_first_then_the_figures(capsys):
 
 
 def test_what_was_not_attacked_is_not_called_removed(capsys):
-    """And nothing is claimed among the results."""
+    """Its word stands among the results, with its reason."""
     show_removal(Output(json=False), certificate(None))
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "not attacked" in captured.err
+    assert captured.out == "behaviour: suppressed (not attacked)\n"
+    assert "--attack" in captured.err

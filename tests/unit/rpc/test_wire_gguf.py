@@ -42,13 +42,22 @@ def test_types_are_asked_for_by_name():
         gguf_from_wire([0])
 
 
-@pytest.mark.parametrize("word", ["removed", "suppressed", "inconclusive", "not attacked"])
-def test_the_word_of_a_verified_folder(word):
-    """With what the check does not prove; a folder that was not attacked has no word."""
-    sent = VerifiedExport(passed=True, files=9, removal=word, notes=("not signed",))
+@pytest.mark.parametrize(
+    ("word", "reason", "text"),
+    [
+        ("removed", "", "removed"),
+        ("inconclusive", "", "inconclusive"),
+        ("suppressed", "not attacked", "suppressed (not attacked)"),
+    ],
+)
+def test_the_word_of_a_verified_folder(word, reason, text):
+    """With what the check does not prove; a folder that was not attacked is suppressed and says why."""
+    sent = VerifiedExport(passed=True, files=9, removal=word, reason=reason, notes=("not signed",))
     found = decode(DecodedVerified, verified_to_wire(sent))
-    assert found.removal.value == ("unspecified" if word == "not attacked" else word)
+    assert (found.removal.value, str(found.fate)) == (word, text)
     assert found.notes == ("not signed",)
+    unread = decode(DecodedVerified, verified_to_wire(VerifiedExport(passed=False)))
+    assert (unread.removal.value, unread.fate) == ("unspecified", None)
 
 
 def test_a_plans_predicted_error_arrives():

@@ -193,13 +193,13 @@ def _show_verification(output: Output, outcome: Verification, folder: Path) -> N
     state = "verified" if outcome.passed else "NOT VERIFIED"
     output.line(f"{folder}: {state}, {outcome.files} files")
     if outcome.passed:
-        output.line(f"behaviour: {printable(outcome.removal)}")
+        output.line(f"behaviour: {printable(outcome.behaviour)}")
     else:
         output.note(f"next: {NEXT_STEP}")
 
 
 def show_export(output: Output, made: Export, folder: Path | None = None) -> None:
-    """Print a certificate's figures, and where the folder lies if it lies here."""
+    """Print a certificate; with every figure, or where the folder lies if it lies here."""
     if output.json:
         output.document(made.to_json())
         return
@@ -221,6 +221,8 @@ def show_export(output: Output, made: Export, folder: Path | None = None) -> Non
             *(("caveat", one) for one in certificate.caveats),
         ]
     )
+    if folder is None:
+        output.table(("FIGURE", "VALUE", "UNIT"), figure_rows(certificate))
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
     show_quantised(output, certificate)
     show_removal(output, certificate)
@@ -240,6 +242,11 @@ def _asked(made: Export) -> str:
     if by is None or by.kind is not SignatureKind.SIGSTORE:
         return ""
     return f" --identity {by.identity} --identity-provider {by.identity_provider}"
+
+
+def figure_rows(certificate: Certificate) -> list[tuple[str, ...]]:
+    """A certificate's measurements as rows of a table, under the names that its JSON has them by."""
+    return [(one.name, f"{one.value:.3g}", one.unit) for one in certificate.measurements]
 
 
 def gate_rows(certificate: Certificate) -> list[tuple[str, ...]]:

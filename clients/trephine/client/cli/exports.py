@@ -9,6 +9,7 @@ import typer
 from trephine.client.cli.export import show_export
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
+from trephine.client.cli.removal import word
 from trephine.client.decoding import message_json
 from trephine.client.types import Export, SignatureKind
 from trephine.v1 import edit_service_pb2
@@ -40,7 +41,7 @@ def show(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="exports/NAME, or NAME, as `trephine exports list` shows it.")],
 ) -> None:
-    """Print a published export with the figures of its certificate, as they were printed when it was made."""
+    """Print a published export with the figures of its certificate: all that was measured, gates, attacks."""
     given = invocation(context)
     with given.connect() as trephine:
         found = trephine.exports.get(name)
@@ -50,13 +51,12 @@ def show(
 def _row(export: Export) -> tuple[str, ...]:
     certificate = export.certificate
     held = sum(result.passed for result in certificate.gates)
-    removal = certificate.removal
     return (
         export.name,
         export.create_time,
         certificate.edit,
         f"{held} of {len(certificate.gates)} hold",
-        "not attacked" if removal is None else removal.verdict.value,
+        word(certificate),
         _signed(export),
     )
 

@@ -1,4 +1,4 @@
-"""The word of an attacked export, with the attacks' figures."""
+"""The word of an export, with the figures of the attacks on it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ def show_removal(output: Output, certificate: Certificate) -> None:
     """Print whether the behaviour is removed or suppressed, and why."""
     removal = certificate.removal
     if removal is None:
-        output.note("not attacked: what was ablated counts as suppressed; --attack looks for more")
+        output.line(f"behaviour: {word(certificate)}")
+        output.note("export with --attack to see whether it can be brought back")
         return
     output.line(f"{removal.verdict.value}: {printable(removal.why)}")
     if removal.figures:
         output.table(
             ("ATTACK", "STRENGTH", "BACK", "UNRELATED", "EXCESS"), [_row(f) for f in removal.figures]
         )
+
+
+def word(certificate: Certificate) -> str:
+    """The word on one line; a server that is older than the word sends none."""
+    return "unknown" if certificate.fate is None else printable(str(certificate.fate))
 
 
 def _row(figure: AttackFigure) -> tuple[str, ...]:

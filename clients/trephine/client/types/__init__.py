@@ -78,7 +78,14 @@ from trephine.client.types.live_edits import (
 )
 from trephine.client.types.models import Capabilities, Capability, LoadedSet, ModelInfo, ModelState
 from trephine.client.types.operations import OperationMetadata, OperationUpdate
-from trephine.client.types.removal import AttackFigure, AttackKind, Removal, RemovalVerdict, ShareInterval
+from trephine.client.types.removal import (
+    AttackFigure,
+    AttackKind,
+    Fate,
+    Removal,
+    RemovalVerdict,
+    ShareInterval,
+)
 from trephine.client.types.replacements import (
     Admission,
     Claim,
@@ -197,6 +204,7 @@ __all__ = [
     "Export",
     "ExportPlan",
     "ExportedFile",
+    "Fate",
     "FeatureActivations",
     "FeatureActivity",
     "FeatureContext",

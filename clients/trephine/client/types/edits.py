@@ -8,7 +8,7 @@ from trephine.client.types.export_signing import SignedBy
 from trephine.client.types.gguf import QuantisedCopy
 from trephine.client.types.interventions import Intervention
 from trephine.client.types.live_edits import EditUse
-from trephine.client.types.removal import Removal, RemovalVerdict
+from trephine.client.types.removal import Fate, Removal, RemovalVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class ExportPlan(WireValue):
     fitted: bool = False
     text: str = ""
     caveats: tuple[str, ...] = ()
-    """Sets of the edit that failed admission and were accepted all the same."""
+    """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +156,8 @@ class Certificate(WireValue):
     """GGUF files of the export."""
     caveats: tuple[str, ...] = ()
     """The plan's."""
+    fate: Fate | None = None
+    """What may be said of the ablated behaviour, attacked or not; None: the server is older than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,8 @@ class VerifiedExport(WireValue):
     problems: tuple[str, ...]
     files: int
     removal: RemovalVerdict = RemovalVerdict.UNSPECIFIED
-    """What the certificate says of the ablated behaviour; unspecified: it was not attacked."""
+    """What the certificate says of the ablated behaviour; unspecified: it cannot be read."""
     notes: tuple[str, ...] = ()
     """What a check does not prove, or could not check."""
+    fate: Fate | None = None
+    """The word as text: `suppressed (not attacked)`; None: the certificate cannot be read."""

@@ -17,6 +17,18 @@ class RemovalVerdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate(WireValue):
+    """What may be said of an ablated behaviour; as text the word, with its reason where no attack decided."""
+
+    verdict: RemovalVerdict
+    reason: str = ""
+    """`not attacked`; empty: `Removal.why` says it."""
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value} ({self.reason})" if self.reason else self.verdict.value
+
+
 class AttackKind(StrEnum):
     """Which attack."""
 

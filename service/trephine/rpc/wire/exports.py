@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from trephine.domain import exports as domain
+from trephine.domain.removal import Fate
 from trephine.rpc.wire.export_signing import signed_by_to_wire
 from trephine.rpc.wire.fields import clean, qualified
 from trephine.rpc.wire.gguf import gguf_from_wire, quantised_to_wire
-from trephine.rpc.wire.removal import removal_to_wire, verdict_to_wire
+from trephine.rpc.wire.removal import fate_to_wire, removal_to_wire
 from trephine.v1 import edit_service_pb2 as pb
+from trephine.v1 import removal_pb2 as pb_removal
 
 
 def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
@@ -87,18 +89,22 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         text=clean(certificate.text),
         n_tokens=certificate.n_tokens,
         removal=removal_to_wire(certificate.removal),
+        fate=fate_to_wire(certificate.fate),
         quantised=[quantised_to_wire(copy) for copy in certificate.quantised],
         caveats=[clean(one) for one in certificate.caveats],
     )
 
 
 def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse:
-    """Write the outcome of checking a folder."""
+    """Write the outcome of checking a folder; one whose certificate cannot be read has no word."""
+    word = verified.removal
+    fate = None if word is None else fate_to_wire(Fate(verdict=word, reason=verified.reason))
     return pb.VerifyExportResponse(
         passed=verified.passed,
         problems=[clean(problem) for problem in verified.problems],
         files=verified.files,
-        removal=verdict_to_wire(verified.removal),
+        removal=pb_removal.REMOVAL_VERDICT_UNSPECIFIED if fate is None else fate.verdict,
+        fate=fate,
         notes=[clean(note) for note in verified.notes],
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from trephine.domain import removal as domain
 from trephine.rpc.wire.fields import clean
 from trephine.v1 import removal_pb2 as pb
@@ -20,9 +18,9 @@ _KINDS: dict[domain.AttackKind, pb.AttackKind.ValueType] = {
 }
 
 
-def verdict_to_wire(verdict: domain.Verdict | Literal["not attacked"]) -> pb.RemovalVerdict.ValueType:
-    """Write the word; what was not attacked has none."""
-    return pb.REMOVAL_VERDICT_UNSPECIFIED if verdict == "not attacked" else _VERDICTS[verdict]
+def fate_to_wire(fate: domain.Fate) -> pb.Fate:
+    """Write the word, and why, where no attack decided."""
+    return pb.Fate(verdict=_VERDICTS[fate.verdict], reason=clean(fate.reason))
 
 
 def removal_to_wire(removal: domain.Removal | None) -> pb.Removal | None:
@@ -30,7 +28,7 @@ def removal_to_wire(removal: domain.Removal | None) -> pb.Removal | None:
     if removal is None:
         return None
     return pb.Removal(
-        verdict=verdict_to_wire(removal.verdict),
+        verdict=_VERDICTS[removal.verdict],
         why=clean(removal.why),
         figures=[_figure_to_wire(figure) for figure in removal.figures],
         n_tokens=removal.n_tokens,
