@@ -276,6 +276,9 @@ def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
     recover(measured, "recovery", "kl_intervened_exported", "edit_kl")
     if "recovery" in measured:
         measured["unrecovered"] = measured["kl_intervened_exported_mean"] / measured["edit_kl_mean"]
+    if "recovery_firing" in measured:
+        left, edit = (measured[f"{name}_firing_mean"] for name in ("kl_intervened_exported", "edit_kl"))
+        measured["unrecovered_firing"] = left / edit
     losses = [float(torch.cat(against[name]).mean()) for name in ("loss", "loss_intervened")]
     measured["perplexity_ratio"] = math.exp(losses[0] - losses[1])
     measured["top1_agreement"] = float(torch.cat(against["top"]).mean())

@@ -52,7 +52,8 @@ _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float
 
 _SHARES = (
     *("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery", "recovery_firing"),
-    *("recovery_in_stored_dtype", "recovery_in_stored_dtype_firing", "unrecovered", "firing_share"),
+    *("recovery_in_stored_dtype", "recovery_in_stored_dtype_firing", "unrecovered"),
+    *("unrecovered_firing", "firing_share"),
 )
 
 Work = Generator[Progress | None, None, None]
@@ -372,7 +373,7 @@ def _figure(result: GateResult) -> str:
     gate = result.gate
     if result.measured < finite(inf):
         return f"{gate.name} = {result.measured:.3g} {gate.unit}, planned at most {gate.limit:.3g}"
-    if gate.name == "unrecovered":
+    if gate.name in ("unrecovered", "unrecovered_firing"):
         return f"{gate.name} has no value, for the edit moves nothing on the text; give one on which it acts"
     return f"{gate.name} is not a number, planned at most {gate.limit:.3g} {gate.unit}"
 

@@ -10,6 +10,7 @@ from math import isfinite
 
 from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
+from trephine.engine.firing_floor import FiringFloor
 from trephine.engine.noise import NoiseFloor
 
 _FLOOR_FACTOR = 1.5
@@ -23,6 +24,9 @@ _GRAFT_EXCESS = 1e-3
 _GRAFT_FACTOR = 3.0
 _GRAFT_MEAN = 1e-5
 _GRAFT_P99 = 1e-4
+_GRAFT_FIRING = 1e-5
+_GRAFT_UNRECOVERED = 0.01
+"""As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts."""
 
 _FLOOR_REASON = (
     "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
@@ -49,6 +53,7 @@ def planned_gates(
     *,
     fitted: bool = False,
     grafted: bool = False,
+    firing: FiringFloor | None = None,
     min_recovery: float = 0.9,
 ) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
@@ -58,12 +63,14 @@ def planned_gates(
         floor: Measured on the unedited parent.
         fitted: Whether a part is fitted: then a share of the edit is promised, and not the runtime itself.
         grafted: Whether features became neurons, whose knees are soft.
+        firing: Of grafts, what was measured where their features fire; None: not measured, or no graft.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
     """
     if fitted:
         return (_recovery_gate(min_recovery), _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
     if grafted:
-        return (*_graft_gates(floor), _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
+        gates = (*_graft_gates(floor), *_firing_gates(firing))
+        return (*gates, _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
     excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
     return (
         _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
@@ -125,6 +132,32 @@ def _graft_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
     )
 
 
+def _firing_gates(firing: FiringFloor | None) -> tuple[Gate, ...]:
+    """Bound grafts where they act; the share alone catches a copy of the parent where an edit is weak."""
+    if firing is None or not firing.tokens:
+        return ()
+    kl = Gate(
+        name="kl_intervened_exported_firing_mean",
+        limit=max(_GRAFT_FIRING, _FLOOR_FACTOR * firing.floor),
+        unit="nats/token",
+        reason=f"on the {firing.tokens} tokens on which an edited feature fires, lost among all tokens: "
+        f"{_FLOOR_FACTOR:g} times the parent's own noise floor of {firing.floor:.2e} nats there, "
+        f"and not below {_GRAFT_FIRING:g}",
+    )
+    if not firing.clear:
+        return (kl,)
+    rounding = _FLOOR_FACTOR * firing.floor / firing.edit
+    share = Gate(
+        name="unrecovered_firing",
+        limit=max(_GRAFT_UNRECOVERED, rounding),
+        unit="share",
+        reason="a copy of the parent leaves the whole edit, however weak: KL(intervened || exported) over "
+        f"KL(intervened || original), {firing.edit:.2e} nats on firing tokens, may be at most "
+        f"{_GRAFT_UNRECOVERED:g}, or what {_FLOOR_FACTOR:g} floors are of it ({rounding:.2g})",
+    )
+    return kl, share
+
+
 def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
     reason = _FLOOR_REASON.format(factor=_FLOOR_FACTOR, floor=floor, smallest=smallest)
     return Gate(name=name, limit=max(smallest, _FLOOR_FACTOR * floor), unit="nats/token", reason=reason)
@@ -147,6 +180,10 @@ REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_p99": _CLOSER,
     "kl_intervened_exported_after_first_mean": _CLOSER,
     "kl_intervened_exported_same_attention_mean": _WIDER,
+    "kl_intervened_exported_firing_mean": _CLOSER,
+    "unrecovered_firing": (
+        f"the folder does not do where its features fire what the intervention does: {_CLOSER}"
+    ),
     "retain_excess": (
         "the weights do more to ordinary text than the intervention does: "
         f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,6 +32,8 @@ class Spread:
 
     mean: float
     p99: float
+    values: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
+    """`(n_tokens,)`, CPU, in the order of the text; empty where nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ def _moved(
         parts += [kl_divergence(logits, plain[number]) for number, logits in zip(part, moved, strict=True)]
         yield
     kl = joined(parts)
-    return Spread(mean=float(kl.mean()), p99=float(kl.quantile(0.99)))
+    return Spread(mean=float(kl.mean()), p99=float(kl.quantile(0.99)), values=kl)
 
 
 def _under_stock_attention(hosted: HostedModel, ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from trephine.domain.edits import Edit
 from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
 from trephine.engine.export_texts import ExportTexts, export_texts
+from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
@@ -53,6 +54,12 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
     floor = yield from noise_floor(hosted, texts.measured)
+    firing = None
+    if program.grafted and not program.fitted:
+        firing = yield from firing_floor(
+            hosted, texts.measured, program.features, command.edit.interventions, floor
+        )
+    unknown = (firing.caveat,) if firing is not None and firing.caveat else ()
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
@@ -69,12 +76,13 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             floor,
             fitted=program.fitted,
             grafted=program.grafted,
+            firing=firing,
             min_recovery=command.options.min_recovery,
         ),
         plan_hash="",
         fitted=program.fitted,
         text=texts.calibration.label if program.calibrated else "",
-        caveats=degraded_caveats(hosted, sets_of(command.edit.interventions)),
+        caveats=(*unknown, *degraded_caveats(hosted, sets_of(command.edit.interventions))),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 

@@ -19,12 +19,23 @@ from trephine.client.digests import file_digest
 from trephine.client.errors import ExportTargetExistsError, HashMismatchError, ParentChangedError
 from trephine.client.verification import verify_folder
 from trephine.domain.exports import ExportOptions
-from trephine.domain.interventions import Ablate, Scale
+from trephine.domain.interventions import Ablate, Scale, SetTo
+from trephine.engine import certifier, firing_floor
 from trephine.engine.attack import running
 from trephine.engine.attack.request import AttackRequest
+from trephine.engine.gates import judge
 from trephine.engine.quanta import finish
+from trephine.engine.retain import retain_text, window_logits
+from trephine.engine.weights.operations import FeatureOp
 
 ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
+COUNTS = (
+    "tensors_changed_outside_plan",
+    "planned_tensors_unchanged",
+    "elements_off_plan",
+    "load_differences",
+)
+"""Passed here, so that answers alone are judged: a copy misses one of them as well."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,63 @@ def test_the_certificate_of_a_graft(grafted):
     assert found["edit_kl_firing_mean"] > found["kl_intervened_exported_firing_mean"]
     assert {"perplexity_ratio", "kl_intervened_exported_p999", "greedy_match"} <= set(found)
     assert verify_folder(folder).passed
+
+
+@pytest.mark.integration
+def test_the_parents_answers_fail_the_gates_of_a_graft(grafted):
+    """Of a weak edit too, which over all tokens, and in nats, passes for the edit."""
+    hosted, *_ = grafted
+    edit = edit_of(hosted, feature(0, 3, Scale(factor=0.999)))
+    plan = planned(hosted, edit)
+    assert {step.tier for step in plan.steps} == {"graft"}
+    assert not any("INCONCLUSIVE" in one for one in plan.caveats)
+    found = _measured(hosted, edit)
+    results = {r.gate.name: r for r in judge(plan.gates, dict.fromkeys(COUNTS, 0.0) | found)}
+    assert results["kl_intervened_exported_mean"].passed
+    assert [name for name, result in results.items() if not result.passed] == ["unrecovered_firing"]
+    assert results["unrecovered_firing"].measured == pytest.approx(1.0)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [(Scale(factor=1 + 1e-9), "moves less than rounding"), (SetTo(value=1.0), "no edited feature fires")],
+)
+def test_an_edit_that_cannot_be_told_from_rounding_is_inconclusive(grafted, operation, said, monkeypatch):
+    """The first caveat of the plan says so, and with it certificate, card and command line."""
+    hosted, *_ = grafted
+    if isinstance(operation, SetTo):
+        silent = [torch.zeros(len(window), dtype=torch.bool) for window in retain_text(hosted).windows]
+        monkeypatch.setattr(firing_floor, "firing_masks", lambda *_: _returning(silent))
+    plan = planned(hosted, edit_of(hosted, feature(0, 3, operation)))
+    assert plan.caveats[0].startswith("INCONCLUSIVE: ")
+    assert said in plan.caveats[0]
+    assert "nothing is certified" in plan.caveats[0]
+    assert "unrecovered_firing" not in {gate.name for gate in plan.gates}
+
+
+def _returning(value):
+    yield
+    return value
+
+
+@torch.inference_mode()
+def _measured(hosted, edit):
+    """What the certifier measures of a copy of the parent."""
+    windows = retain_text(hosted).windows
+    plain = [window_logits(hosted, window) for window in windows]
+    after = [window_logits(hosted, window, edit.interventions) for window in windows]
+    ops = [FeatureOp(feature=edit.interventions[0].target.feature)]
+    left = [certifier.kl(p, q) for p, q in zip(after, plain, strict=True)]
+    same = [torch.zeros_like(kl) for kl in left]
+    losses = [torch.zeros(1)] * len(windows)
+    measured = {"nonfinite_values": 0.0}
+    damage = [certifier.kl(q, p) for p, q in zip(after, plain, strict=True)]
+    firing = finish(firing_floor.firing_masks(hosted, windows, ops, edit.interventions))
+    lists = {"intervened": left, "original": same, "damage": damage, "edit": left, "firing": firing}
+    lists |= {"top": same, "loss": losses, "loss_intervened": losses}
+    certifier.describe(measured, lists)
+    return measured
 
 
 @pytest.mark.integration

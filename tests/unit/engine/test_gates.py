@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from trephine.engine.firing_floor import FiringFloor
 from trephine.engine.gates import REMEDIES, finite, judge, planned_gates, remedies
 from trephine.engine.noise import NoiseFloor, Spread
 
@@ -59,7 +60,45 @@ def test_what_is_missing_or_no_number_has_not_passed(value):
     assert result.measured == finite(float("nan")) > 1e300
 
 
-@pytest.mark.parametrize("kind", [{}, {"grafted": True}, {"fitted": True}])
+FIRING = FiringFloor(tokens=9, floor=1e-4, edit=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("floor_firing", "edit", "limits"),
+    [
+        (1e-11, 1e-6, (1e-5, 0.01)),  # weaker than the absolute bound: the share alone catches a copy
+        (1e-4, 1e-2, (1.5e-4, 0.015)),
+        (1e-4, 4e-4, (1.5e-4, 0.375)),
+        (1e-4, 2e-4, (1.5e-4, None)),
+        (0.0, 0.0, (1e-5, None)),
+    ],
+)
+def test_grafts_are_held_against_the_tokens_on_which_they_act(floor_firing, edit, limits):
+    """1.5 floors of those tokens, and 0.01 of the edit or what rounding is of it; else it is inconclusive."""
+    firing = FiringFloor(tokens=9, floor=floor_firing, edit=edit)
+    gates = planned_gates("bfloat16", floor(1e-4, 1e-3), grafted=True, firing=firing)
+    found = {gate.name: gate.limit for gate in gates}
+    assert found["kl_intervened_exported_firing_mean"] == pytest.approx(limits[0])
+    assert found.get("unrecovered_firing") == (None if limits[1] is None else pytest.approx(limits[1]))
+    assert firing.caveat.startswith("INCONCLUSIVE: the edit moves less than rounding") == (limits[1] is None)
+    copy = {gate.name: 0.0 for gate in gates} | {
+        "kl_intervened_exported_firing_mean": edit,
+        "unrecovered_firing": 1.0,
+    }
+    assert firing.caveat or not all(result.passed for result in judge(gates, copy))
+
+
+def test_where_no_feature_fires_nothing_is_planned_for_firing_tokens_and_that_is_said():
+    """A gate on what is not measured would refuse every such export; the plan says what is not known."""
+    firing = FiringFloor(tokens=0, floor=0.0, edit=0.0)
+    gates = planned_gates("float32", floor(0, 0), grafted=True, firing=firing)
+    assert not any("firing" in gate.name for gate in gates)
+    assert firing.caveat.startswith("INCONCLUSIVE: no edited feature fires")
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"grafted": True}, {"grafted": True, "firing": FIRING}, {"fitted": True}]
+)
 def test_every_gate_says_what_to_do_about_it(kind):
     """For each that can be planned; the same advice is given once."""
     gates = planned_gates("bfloat16", floor(0, 0), **kind)

@@ -11,6 +11,7 @@ from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.operations import FeatureOp, MapOp, NeuronOp, Operations
 from trephine.engine.weights.ridge import FittedDelta, module_of, number_of
+from trephine.engine.weights.units import LARGEST_BIAS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,12 @@ def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
     if each.does_nothing:
         return Note(tier="noop", tensors=names[-1:], description=f"{what} stays as it is: nothing to change")
     says = f"{what} as {len(fit.units)} neurons of layer {ref.layer}'s MLP, gain {fit.gain:.3g}"
+    if fit.beyond:
+        says += (
+            f"; its threshold lies so far from what it answers that no gain keeps its biases under "
+            f"{LARGEST_BIAS:g}, beyond which the stored type rounds coarsely: the least gain was taken, "
+            f"with a bias of {fit.bias_size:.3g}"
+        )
     if each.constant:
         says += f", and {each.constant:.3g} times its decoder everywhere"
     if each.residue is not None:

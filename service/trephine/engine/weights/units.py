@@ -11,9 +11,11 @@ the server will: weights rounded, products rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from math import log2
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -26,8 +28,9 @@ LARGEST = 2.0**12
 """No unit may answer more than this on the text: float16, whose largest number is 65504, keeps a margin."""
 _WIDTHS = {torch.float32: range(2, 15), torch.float64: range(2, 15)}
 _NARROW_WIDTHS = range(0, 8)
-_LARGEST_BIAS = 100.0
+LARGEST_BIAS = 100.0
 """Of |kappa (b - t)| in bfloat16 and float16: beyond it a bias's own rounding is half a unit and more."""
+_NARROW = (torch.bfloat16, torch.float16)
 _SHARPNESS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 """kappa times width."""
 _OFFSETS = (0.0, -0.25, 0.25, -0.5, 0.5)
@@ -92,7 +95,9 @@ class Fit:
     gain: float
     """Largest kappa."""
     bias_size: float
-    """Largest |kappa (b - t)|."""
+    """Largest |kappa (b - t)|, as stored."""
+    beyond: bool
+    """True if no gain keeps the biases within what bfloat16 and float16 round finely: the least was taken."""
     error: float
     """Mean squared error over mean squared change, on the captured inputs."""
     misfires: float
@@ -127,6 +132,7 @@ def fit_units(feature: Feature, bench: Bench) -> Fit:
         units=tuple(units),
         gain=max(gains),
         bias_size=max(sizes),
+        beyond=bench.dtype in _NARROW and max(sizes) > LARGEST_BIAS,
         error=error / size if size else 0.0,
         misfires=max(missed),
     )
@@ -148,9 +154,8 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
     scale = float(excess.mean()) if excess.numel() else max(abs(knot.place), float(p.std()))
     gates = _Gates(feature, bench, p)
     best: dict[str, tuple[float, float, tuple[_Knee, ...]]] = {}
-    for name, gain, knees in _candidates(
-        knot, scale, abs(feature.b - knot.place), bench.dtype, bench.kind, p
-    ):
+    most = LARGEST / max(float((p - knot.place).max()), scale)
+    for name, gain, knees in _allowed(_candidates(knot, scale, bench), gates, most):
         answer = sum((knee.slope * gates.answer(gain, knee.place) for knee in knees), torch.zeros_like(p))
         wanted = beyond * (knot.jump if name == "jump" else knot.bend * (p - knot.place))
         error = float((answer - wanted).square().sum())
@@ -162,7 +167,7 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
         for knee in knees:
             units += gates.units(gain, knee, alpha)
             answers += knee.slope * gates.answer(gain, knee.place)
-            sizes.append(abs(gain * (feature.b - knee.place)))
+            sizes.append(gates.bias_size(gain, knee.place))
         middle = sum(knee.place for knee in knees) / len(knees)
         missed = max(missed, float(((gates.gate(gain, middle) > 0) != beyond[:, None]).double().mean()))
     return _Found(
@@ -174,29 +179,44 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
     )
 
 
-def _candidates(
-    knot: Knot, scale: float, bias: float, dtype: torch.dtype, kind: GgufType | None, p: Tensor
-) -> Iterator[tuple[str, float, tuple[_Knee, ...]]]:
-    reach = max(float((p - knot.place).max()), scale)
-    most = LARGEST / reach
-    if dtype in (torch.bfloat16, torch.float16):
-        most = min(most, _LARGEST_BIAS / max(bias, 1e-9))
+_Candidate = tuple[str, float, tuple[_Knee, ...]]
+"""`bend` or `jump`, kappa, and the knees of its units."""
+
+
+def _allowed(candidates: Iterable[_Candidate], gates: _Gates, most: float) -> list[_Candidate]:
+    """Keep what rounds finely and answers little; where nothing does, what has the least gain.
+
+    Args:
+        candidates: Of one knot.
+        gates: Their rows and biases.
+        most: The largest gain whose answers stay below `LARGEST`.
+    """
+    kept: list[_Candidate] = []
+    for _, alike in groupby(candidates, key=itemgetter(0)):
+        tried = list(alike)
+        allowed = [
+            (name, gain, knees)
+            for name, gain, knees in tried
+            if gain <= most and all(gates.fine(gain, knee.place) for knee in knees)
+        ]
+        least = min(gain for _, gain, _ in tried)
+        kept += allowed or [one for one in tried if one[1] == least]
+    return kept
+
+
+def _candidates(knot: Knot, scale: float, bench: Bench) -> Iterator[_Candidate]:
+    kind = bench.kind
     if knot.bend:
         for relative in _RELU_GAINS:
-            gain = relative / scale
-            if gain <= most or relative == _RELU_GAINS[0]:
-                yield "bend", gain, (_Knee(knot.place, knot.bend),)
+            yield "bend", relative / scale, (_Knee(knot.place, knot.bend),)
     if knot.jump:
-        for halvings in _NARROW_WIDTHS if kind else _WIDTHS.get(dtype, _NARROW_WIDTHS):
+        for halvings in _NARROW_WIDTHS if kind else _WIDTHS.get(bench.dtype, _NARROW_WIDTHS):
             width = scale * 2.0**-halvings
             for sharpness in _SHARPNESS[:: 2 if kind else 1]:
-                gain = sharpness / width
-                if gain > most and halvings:
-                    continue
                 for offset in _OFFSETS[: 3 if kind else None]:
                     low = knot.place + (offset - 0.5) * width
                     height = knot.jump / width
-                    yield "jump", gain, (_Knee(low, height), _Knee(low + width, -height))
+                    yield "jump", sharpness / width, (_Knee(low, height), _Knee(low + width, -height))
 
 
 class _Gates:
@@ -225,6 +245,19 @@ class _Gates:
             )
             for copy, row in enumerate(rows)
         ]
+
+    def fine(self, gain: float, place: float) -> bool:
+        """Return whether the stored type rounds the bias finely."""
+        if self._bench.dtype not in _NARROW:
+            return True
+        exact = abs(gain * (self._feature.b - place))  # spares most steep candidates their rounding
+        return exact <= 2 * LARGEST_BIAS and self.bias_size(gain, place) <= LARGEST_BIAS
+
+    def bias_size(self, gain: float, place: float) -> float:
+        """Return |kappa (b - t)|: of the stored bias, or of what the row holds in its stead."""
+        if self._bench.constant is None:
+            return abs(self._bias(gain, place))
+        return abs(gain * (self._feature.b - place))
 
     def gate(self, gain: float, place: float) -> Tensor:
         """Return the gates' pre-activations as the server computes them, float32 `(n, copies)`."""

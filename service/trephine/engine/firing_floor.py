@@ -1,0 +1,93 @@
+"""The tokens on which edited features fire: what the edit moves there, beside their own noise floor.
+
+Over all tokens a rare feature's edit is lost among the tokens that it does not touch, and a copy of the
+parent would pass for the edit. So grafts are held against the tokens on which they act, and what the edit
+moves there is measured beforehand: where that is less than rounding, nothing can be told from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trephine.domain.interventions import Intervention
+from trephine.engine.divergence import kl_divergence
+from trephine.engine.firing import firing_masks
+from trephine.engine.hosted import HostedModel
+from trephine.engine.noise import NoiseFloor
+from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
+from trephine.engine.weights.operations import FeatureOp
+
+CLEAR = 3.0
+"""An edit that moves its firing tokens by fewer floors than this is not told from rounding: a copy of the
+parent would come within twice the bound of 1.5 floors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiringFloor:
+    """Nats per token, over the measured tokens on which an edited feature fires."""
+
+    tokens: int
+    """How many; 0: nothing was measured, and the rest is 0."""
+    floor: float
+    """KL(parent || parent under other arithmetic), both floors together."""
+    edit: float
+    """KL(intervened || original)."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether what the edit moves stands above rounding."""
+        return self.edit > 0.0 and self.edit >= CLEAR * self.floor
+
+    @property
+    def caveat(self) -> str:
+        """What cannot be certified, and what to do; empty if all can be."""
+        if self.clear:
+            return ""
+        if not self.tokens:
+            return (
+                "INCONCLUSIVE: no edited feature fires on the measured text: nothing is certified about "
+                "the edit itself; give a text in which they fire (--text)"
+            )
+        return (
+            "INCONCLUSIVE: the edit moves less than rounding: nothing is certified about the edit itself. On "
+            f"the {self.tokens} measured tokens on which its features fire it moves {self.edit:.2e} nats, "
+            f"and a change of arithmetic alone {self.floor:.2e}; load the model in float32, or give a text "
+            "in which they are strong (--text)"
+        )
+
+
+def firing_floor(
+    hosted: HostedModel,
+    retain: RetainText,
+    features: Sequence[FeatureOp],
+    interventions: tuple[Intervention, ...],
+    floor: NoiseFloor,
+) -> Generator[None, None, FiringFloor]:
+    """Measure both on the unedited parent, one batch a quantum.
+
+    Args:
+        hosted: The model.
+        retain: What the export is measured on, and the floor was.
+        features: The edited features of sets.
+        interventions: The whole edit.
+        floor: The parent's, with its values per token.
+    """
+    masks = torch.cat((yield from firing_masks(hosted, retain.windows, features, interventions)))
+    tokens = int(masks.sum())
+    if not tokens:
+        return FiringFloor(tokens=0, floor=0.0, edit=0.0)
+    plain = yield from plain_logits(hosted, retain)
+    moved = []
+    for part in window_batches(retain.windows):
+        after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
+        moved += [kl_divergence(p, plain[number]) for number, p in zip(part, after, strict=True)]
+        yield
+    spreads = [one.values for one in (floor.attention, floor.dtype) if one.values.numel()]
+    return FiringFloor(
+        tokens=tokens,
+        floor=sum(float(values[masks].mean()) for values in spreads),
+        edit=float(torch.cat(moved)[masks].mean()),
+    )
