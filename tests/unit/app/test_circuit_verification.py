@@ -97,7 +97,7 @@ async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
         await here.circuit_verifications.check(VerifyRequest(circuit="changed"))
     gone = replace((await here.circuits.get("c1")).circuit, replacement="gone")
     await here.circuits.save(gone, circuit_id="gone")
-    with pytest.raises(ReplacementNotFoundError, match="Load it first"):
+    with pytest.raises(ReplacementNotFoundError, match="or load it first"):
         await here.circuit_verifications.check(VerifyRequest(circuit="gone"))
     foreign = Provenance(origin="imported", how="a file")
     await here.circuits.save(small_circuit(), circuit_id="foreign", provenance=foreign)

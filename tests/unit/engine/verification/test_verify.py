@@ -183,7 +183,7 @@ def test_changed_weights_and_lost_sets_are_refused():
     with pytest.raises(ParentChangedError, match="discover it again"):
         finish(verify_on(hosted, VerifyCircuit(circuit=other, kept=features(other), options=QUICK)))
     gone = replace(circuit, replacement="gone")
-    with pytest.raises(ReplacementNotFoundError, match="Load it first"):
+    with pytest.raises(ReplacementNotFoundError, match="or load it first"):
         finish(verify_on(hosted, VerifyCircuit(circuit=gone, kept=features(gone), options=QUICK)))
 
 
