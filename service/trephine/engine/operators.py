@@ -43,15 +43,14 @@ class FrozenNorm:
         y = centred * self.scale * self.gain
         return y if self.bias is None else y + self.bias
 
-    def pull_back(self, cotangent: Tensor, positions: Tensor) -> Tensor:
-        """Return the adjoint of the norm's input for cotangents `(n_rows, d_model)` at `positions`."""
+    def pull_back(self, cotangent: Tensor, positions: Tensor | slice) -> Tensor:
+        """Return the adjoint of the norm's input for cotangents `(..., n_rows, d_model)` at `positions`."""
         scaled = cotangent * self.gain * self.scale[positions]
         return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
 
     def pull_back_all(self, cotangent: Tensor) -> Tensor:
         """Return the adjoint of the norm's input for cotangents `(..., n, d_model)` at the first n."""
-        scaled = cotangent * self.gain * self.scale[: cotangent.shape[-2]]
-        return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+        return self.pull_back(cotangent, slice(cotangent.shape[-2]))
 
     def pull_back_live(self, cotangent: Tensor) -> Tensor:
         """Return the adjoint `(n_pos, d_model)` of the input with the scale following the input."""

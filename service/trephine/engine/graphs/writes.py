@@ -99,8 +99,9 @@ class Writes:
         if key in self._kept:
             yield from self._kept[key]
             return
-        spans = self._spans.setdefault(number, _spans(layer))
-        found = blocks(hosted, active.replacement, layer, site, dtype, spans)
+        if number not in self._spans:
+            self._spans[number] = _spans(layer)
+        found = blocks(hosted, active.replacement, layer, site, dtype, self._spans[number])
         width = active.errors[site].shape[1] * dtype.itemsize
         room = KEPT_BYTES if _on_cpu(layer) else KEPT_BYTES_ON_GPU
         if _PADDING * width * _written_vectors(active.layers) > room:
