@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from platformdirs import user_state_path
 from pydantic import BaseModel, ValidationError
 
+from trephine.client.calls import Calls
 from trephine.client.endpoint import OPTIONS
-from trephine.client.errors import ServerStartError, ServiceMissingError
+from trephine.client.errors import ServerStartError, ServiceMissingError, TrephineError
 from trephine.client.leases import Lease
 
 START_SECONDS = 120.0
@@ -118,24 +118,14 @@ def _server_file(state: Path) -> ServerFile | None:
 
 
 def _serves(address: str) -> bool:
-    """Whether a healthy server answers. Ctrl-C ends the wait at once, and never the start of the call.
-
-    Interrupted as it starts a call, gRPC loses the call's end, and closing the channel never returns. So the
-    call is started on a thread that no signal reaches, as `Wire` starts its own.
-    """
+    """Whether a healthy server answers. Ctrl-C ends the wait at once."""
     request = health_pb2.HealthCheckRequest()
-    with (
-        grpc.insecure_channel(address, options=OPTIONS) as channel,
-        ThreadPoolExecutor(max_workers=1, thread_name_prefix="trephine-probe") as starter,
-    ):
-        ask = health_pb2_grpc.HealthStub(channel).Check.future
-        call = starter.submit(ask, request, timeout=PROBE_SECONDS, wait_for_ready=True).result()
+    with Calls(grpc.insecure_channel(address, options=OPTIONS)) as calls:
+        check = health_pb2_grpc.HealthStub(calls.channel).Check
         try:
-            answer = call.result()
-        except grpc.RpcError:
+            answer = calls.ask(check, request, timeout=PROBE_SECONDS, wait_for_ready=True)
+        except TrephineError:
             return False
-        finally:
-            call.cancel()
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 

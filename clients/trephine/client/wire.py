@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from google.longrunning import operations_pb2_grpc
 
+from trephine.client.calls import Calls
 from trephine.client.endpoint import OPTIONS, Endpoint
 from trephine.client.leases import Lease
-from trephine.client.status import error_of_call
 from trephine.v1 import (
     artifact_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -40,19 +38,19 @@ class Wire:
         self.endpoint = endpoint
         self.lease = lease
         """Of a local server: folders of this machine are shared through it."""
-        self._channel = _open(endpoint)
-        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trephine-calls")
-        self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self.text = generation_service_pb2_grpc.GenerationServiceStub(self._channel)
-        self.effects = intervention_service_pb2_grpc.InterventionServiceStub(self._channel)
-        self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(self._channel)
-        self.replacements = replacement_service_pb2_grpc.ReplacementServiceStub(self._channel)
-        self.features = feature_service_pb2_grpc.FeatureServiceStub(self._channel)
-        self.edits = edit_service_pb2_grpc.EditServiceStub(self._channel)
-        self.audits = audit_service_pb2_grpc.AuditServiceStub(self._channel)
-        self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self._channel)
-        self.watching = operation_service_pb2_grpc.OperationServiceStub(self._channel)
-        self.operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
+        self._calls = Calls(_open(endpoint))
+        channel = self._calls.channel
+        self.models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.text = generation_service_pb2_grpc.GenerationServiceStub(channel)
+        self.effects = intervention_service_pb2_grpc.InterventionServiceStub(channel)
+        self.circuits = circuit_service_pb2_grpc.CircuitServiceStub(channel)
+        self.replacements = replacement_service_pb2_grpc.ReplacementServiceStub(channel)
+        self.features = feature_service_pb2_grpc.FeatureServiceStub(channel)
+        self.edits = edit_service_pb2_grpc.EditServiceStub(channel)
+        self.audits = audit_service_pb2_grpc.AuditServiceStub(channel)
+        self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
+        self.watching = operation_service_pb2_grpc.OperationServiceStub(channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(channel)
 
     def call(
         self,
@@ -66,14 +64,7 @@ class Wire:
         Raises:
             TrephineError: What the server answered, rebuilt.
         """
-        call = self._begin(method.future, request, timeout)
-        try:
-            response: ResponseT = call.result()
-        except grpc.RpcError as failure:
-            raise error_of_call(failure) from failure
-        finally:
-            call.cancel()
-        return response
+        return self._calls.ask(method, request, timeout=timeout, metadata=self.endpoint.metadata)
 
     def stream(
         self,
@@ -87,27 +78,11 @@ class Wire:
         Raises:
             TrephineError: What the server answered, rebuilt.
         """
-        call = self._begin(method, request, timeout)
-        try:
-            yield from call
-        except grpc.RpcError as failure:
-            raise error_of_call(failure) from failure
-        finally:
-            call.cancel()
+        return self._calls.stream(method, request, timeout=timeout, metadata=self.endpoint.metadata)
 
     def close(self) -> None:
         """Close the channel; calls that run on it end."""
-        self._starter.shutdown(wait=False)
-        self._channel.close()
-
-    def _begin(self, method: Any, request: Any, timeout: float | None) -> Any:
-        """Start a call on a thread that no signal reaches.
-
-        Where Ctrl-C interrupts gRPC as it starts a call, the call's end is never noticed and every later
-        wait on the channel is endless. Waiting for a call that was started may be interrupted.
-        """
-        start = partial(method, request, timeout=timeout, metadata=self.endpoint.metadata)
-        return self._starter.submit(start).result()
+        self._calls.close()
 
 
 def _open(endpoint: Endpoint) -> grpc.Channel:
