@@ -2,11 +2,12 @@
 
 Ten transcoder features of SmolLM2, drawn by seed from those whose ablation moves the answers by at least 1e-2
 nats on the tokens on which they fire, and that fire on 0.1 to 20 % of the tokens, over early, middle and late
-layers. Each is ablated by four kinds of export (graft, ridge, projection of its decoder out of the MLP's
-output, no-op), alone and all ten at once, from a float32 and a bfloat16 parent. All figures are of folders
-that stock transformers reloaded in a clean process, on text that nothing was fitted on. The runtime computes
-in float32 on the parent's weights; the bfloat16 export is *run* in bfloat16, so that its distance holds the
-arithmetic's own noise, whose floor on the same tokens stands beside it.
+layers (`export_features` says where that is seen). Each is ablated by four kinds of export (graft, ridge,
+projection of its decoder out of the MLP's output, no-op), alone and all ten at once, from a float32 and a
+bfloat16 parent. All figures are of folders that stock transformers reloaded in a clean process, on text that
+nothing was fitted on. The runtime computes in float32 on the parent's weights; the bfloat16 export is *run*
+in bfloat16, so that its distance holds the arithmetic's own noise, whose floor on the same tokens stands
+beside it.
 
 Exit code 0 if every target is met, 3 if not.
 """
@@ -14,7 +15,6 @@ Exit code 0 if every target is met, 3 if not.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +31,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.export_features import Texts, draw, firing, intervention, split, telling
+from benchmarks.export_draw import drawn, drawn_table
+from benchmarks.export_features import (
+    CELL_WINDOWS,
+    FIT_WINDOWS,
+    MEASURED_WINDOWS,
+    Drawn,
+    Texts,
+    firing,
+    intervention,
+    split,
+    telling,
+)
 from benchmarks.export_rows import HEADER, Row, good, line, targets
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
@@ -258,9 +269,10 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--features", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fit-windows", type=int, default=16)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--cell-windows", type=int, default=6, help="of a single feature's")
+    parser.add_argument("--fit-windows", type=int, default=FIT_WINDOWS)
+    parser.add_argument("--measured-windows", type=int, default=MEASURED_WINDOWS, help="to choose from")
+    parser.add_argument("--windows", type=int, default=16, help="that all features at once are measured on")
+    parser.add_argument("--cell-windows", type=int, default=CELL_WINDOWS, help="of a single feature's")
     parser.add_argument(
         "--keep", type=Path, default=Path("out/bench-export.json"),
         help="rows that this code wrote; an interrupted run goes on after them",
@@ -275,25 +287,24 @@ def run(given: argparse.Namespace, work: Path) -> int:
     """Measure everything that is not kept."""
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
-    texts = split(hosted, given.text.read_text(encoding="utf-8"), given.fit_windows, given.windows)
+    text = given.text.read_text(encoding="utf-8")
+    texts = split(hosted, text, given.fit_windows, given.measured_windows)
     kept, code = KeptRuns(given.keep), code_of("trephine.engine.weights")
-    features = drawn(hosted, texts, given.features, given.seed, kept)
-    names = ", ".join(f"{feature.layer}:{feature.index}" for feature in features)
-    say(f"{len(features)} features by seed {given.seed}: {names}")
-    say(f"fitted on {sum(map(len, texts.fit))} tokens, measured on {sum(map(len, texts.measured))} others, ")
-    say(f"of which {given.cell_windows} windows per single feature, where it fires most among them")
+    draws = drawn(hosted, texts, given.features, given.seed, kept, say, given.cell_windows)
+    say(f"{len(draws)} features by seed {given.seed}, each measured on {given.cell_windows} windows of ")
+    say(f"{sum(map(len, texts.measured))} tokens, all at once on {given.windows}; ")
+    say(f"fitted on {sum(map(len, texts.fit))} others")
+    for row in drawn_table(draws):
+        say(row)
+    texts, cells = cells_of(hosted, texts, draws, given.windows)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
     rows: list[Row] = []
-    masks = firing(hosted, texts.measured, features)
     for dtype in ("float32", "bfloat16"):
         parent: Parent | None = None
-        for ablated in (features, *([feature] for feature in features)):
-            most = given.windows if ablated is features else given.cell_windows
-            chosen = telling([masks[ref] for ref in ablated], most)
-            mask = torch.stack([masks[ref][chosen] for ref in ablated]).any(0).flatten()
+        for ablated, chosen, mask in cells:
             request = {"dtype": dtype, "ablated": [str(ref) for ref in ablated], "windows": chosen}
-            request |= {"text": _digest(texts), "model": str(hosted.folder), "code": code}
+            request |= {"text": texts.digest, "model": str(hosted.folder), "code": code}
             found = kept.get("rows", request)
             if found is None:
                 if parent is None:
@@ -308,14 +319,30 @@ def run(given: argparse.Namespace, work: Path) -> int:
     return 0 if all(held for _, held in outcome) else 3
 
 
-def drawn(hosted: HostedModel, texts: Texts, count: int, seed: int, kept: KeptRuns) -> list[FeatureRef]:
-    """Draw the features, or take those that the same draw gave before."""
-    request = {"count": count, "seed": seed, "text": _digest(texts), "model": str(hosted.folder)}
-    found = kept.get("draw", request)
-    if found is None:
-        found = {"features": [asdict(ref) for ref in draw(hosted, texts, count, seed)]}
-        kept.keep("draw", request, found)
-    return [FeatureRef(**ref) for ref in found["features"]]
+Cell = tuple[list[FeatureRef], list[int], Tensor]
+"""Features that are ablated together, the windows that they are measured on, and where in them one fires."""
+
+
+def cells_of(
+    hosted: HostedModel, texts: Texts, draws: Sequence[Drawn], most: int
+) -> tuple[Texts, list[Cell]]:
+    """Leave those windows of a text that figures are of; all features at once, then each alone.
+
+    Args:
+        hosted: With the features' set.
+        texts: That the features were drawn in.
+        draws: The features.
+        most: Windows for all at once, chosen from those that single features are measured on.
+    """
+    used = sorted({number for each in draws for number in each.windows})
+    texts = replace(texts, measured=[texts.measured[number] for number in used])
+    masks = firing(hosted, texts.measured, [each.feature for each in draws])
+    asked = [(list(masks), telling(list(masks.values()), most))]
+    asked += [([each.feature], [used.index(number) for number in each.windows]) for each in draws]
+    return texts, [
+        (features, chosen, torch.stack([masks[ref][chosen] for ref in features]).any(0).flatten())
+        for features, chosen in asked
+    ]
 
 
 def parent_in(dtype: str, hosted: HostedModel, texts: Texts, work: Path) -> Parent:
@@ -327,10 +354,6 @@ def parent_in(dtype: str, hosted: HostedModel, texts: Texts, work: Path) -> Pare
     for model in (wide, same):
         model.replacements.update(hosted.replacements)
     return parent_of(wide, same, dtype, texts, work)
-
-
-def _digest(texts: Texts) -> str:
-    return hashlib.sha256(repr((texts.fit, texts.measured)).encode()).hexdigest()
 
 
 def _printed(rows: list[Row]) -> list[Row]:

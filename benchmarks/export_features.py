@@ -1,14 +1,23 @@
-"""Which features an export benchmark ablates: drawn by seed from those that matter, over all depths."""
+"""Which features an export benchmark ablates: drawn by seed from those that matter, over all depths.
+
+What a feature must fulfil is held against the very tokens that its figures will be of. That is no selection
+by outcome: the condition is of the unedited model and the intervened runtime alone, and no export has been
+compiled when it is decided. Held against other tokens it would be another feature's as often as not: of a
+draw that asked for two firing tokens of another text, four of ten did less than `LEAST_KL` where they were
+measured.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks.export_rows import LEAST_KL
 from benchmarks.replacements import NAME
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Operation
 from trephine.domain.sites import FeatureRef, Site, SiteKind
@@ -19,23 +28,37 @@ from trephine.engine.replacements.sets import opened
 from trephine.engine.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 
-LEAST_KL = 1e-2
-"""Nats on the tokens on which a feature fires, if it is ablated."""
 DENSITY = (1e-3, 0.2)
+ENOUGH = 16
+"""Firing tokens that a feature's figures are of. A mean over a few is a matter of one or two of them; sixteen
+are what an attack on an edit tests on as well."""
+FITTABLE = 2
+"""Firing tokens of the text that fits are made on: no tier can be fitted where nothing fires."""
 WINDOW = 128
-DRAW_WINDOWS = 4
+FIT_WINDOWS = 16
+MEASURED_WINDOWS = 48
+"""With the former 8,192 tokens."""
+CELL_WINDOWS = 6
+TRIES = 6
+"""Candidates of a layer before another one is turned to."""
+ROUNDS = 40
 Windows = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """Parts of one text: features are chosen and grafts fitted on the first, figures are of the second."""
+    """Parts of one text: grafts are fitted on the first, figures are of windows of the second."""
 
     fit: Windows
     measured: Windows
 
+    @property
+    def digest(self) -> str:
+        """Tell texts apart."""
+        return hashlib.sha256(repr((self.fit, self.measured)).encode()).hexdigest()
 
-def split(hosted: HostedModel, text: str, fit: int, measured: int) -> Texts:
+
+def split(hosted: HostedModel, text: str, fit: int = FIT_WINDOWS, measured: int = MEASURED_WINDOWS) -> Texts:
     """Cut a text into windows."""
     tokens: list[int] = list(hosted.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     windows = [tuple(tokens[n * WINDOW : (n + 1) * WINDOW]) for n in range(fit + measured)]
@@ -45,71 +68,163 @@ def split(hosted: HostedModel, text: str, fit: int, measured: int) -> Texts:
 # --- which features ------------------------------------------------------------------------------
 
 
-def draw(hosted: HostedModel, texts: Texts, count: int, seed: int) -> list[FeatureRef]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A feature that matters, and where that was seen."""
+
+    feature: FeatureRef
+    windows: tuple[int, ...]
+    """Of the measured text, as `telling` chooses them: its figures are of these."""
+    density: float
+    """Over both texts."""
+    tokens: int
+    """On which it fires in its windows."""
+    kl: float
+    """KL(original || ablated), mean over these, nats."""
+
+
+def draw(
+    hosted: HostedModel,
+    texts: Texts,
+    count: int,
+    seed: int,
+    *,
+    cell_windows: int = CELL_WINDOWS,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Drawn]:
     """Draw features that matter, spread over thirds of the layers; each is confirmed by its real ablation.
 
-    A layer's candidates are the quarter of those of fitting density that write most where they fire: the
-    others hardly ever reach `LEAST_KL`, and trying them all would take hours.
+    Args:
+        hosted: With a set of transcoders that read the MLPs' inputs, named as benches name it.
+        texts: What fits and figures are of.
+        count: How many features.
+        seed: Of the order in which layers and candidates are tried.
+        cell_windows: How many windows the figures of a single feature are of.
+        say: Told of every layer that was tried.
+
+    Raises:
+        LookupError: The text has too few of them.
     """
     n_layers, generator = hosted.info.n_layers, random.Random(seed)
-    windows = texts.fit[:DRAW_WINDOWS]
-    plain = windows_logits(hosted, windows)
     sites = [Site(kind=SiteKind.MLP_IN, layer=layer) for layer in range(n_layers)]
-    inputs = finish(captured(hosted, windows, sites, ()))
-    chosen: list[FeatureRef] = []
+    inputs = finish(captured(hosted, texts.fit + texts.measured, sites, ()))
+    trials = [
+        Trial(hosted=hosted, texts=texts, layer=n, inputs=stacked(inputs[site]), cell_windows=cell_windows)
+        for n, site in enumerate(sites)
+    ]
+    chosen: list[Drawn] = []
     for third in range(3):
-        wanted = (count + 2 - third) // 3
-        layers = [n for n in range(n_layers) if n * 3 // n_layers == third]
-        for _ in range(20):
-            generator.shuffle(layers)
-            for layer in layers[: wanted - sum(f.layer * 3 // n_layers == third for f in chosen)]:
-                x = stacked(inputs[sites[layer]])
-                found = _candidate(hosted, layer, x, windows, plain, generator, chosen)
-                chosen += [] if found is None else [found]
-    return sorted(chosen)
+        part = [trial for trial in trials if trial.layer * 3 // n_layers == third]
+        chosen += _of_layers(part, (count + 2 - third) // 3, generator, say)
+    return sorted(chosen, key=lambda each: each.feature)
 
 
-def _candidate(
-    hosted: HostedModel,
-    layer: int,
-    inputs: Tensor,
-    windows: Windows,
-    plain: Sequence[Tensor],
-    generator: random.Random,
-    taken: Sequence[FeatureRef],
-) -> FeatureRef | None:
-    """Try up to six features of a layer."""
-    with opened(hosted, NAME, [layer]) as layers:
-        code = layers[layer].encode(inputs)
-        size = code.activations.abs().sum(0) / code.active.sum(0).clamp_min(1) * layers[layer].decoder_norms()
-    active = code.active
-    density = active.double().mean(0)
-    fits = (density >= DENSITY[0]) & (density <= DENSITY[1]) & (active.sum(0) >= 2)
-    strong = fits & (size >= size[fits].quantile(0.75)) if bool(fits.any()) else fits
-    indices = strong.nonzero()[:, 0].tolist()
-    generator.shuffle(indices)
-    for index in indices[:6]:
-        ref = FeatureRef(replacement=NAME, layer=layer, index=index)
-        fires = active[:, index]
-        if ref in taken:
-            continue
-        if all(
-            float(_effect(hosted, windows[:n], plain[:n], ref)[fires[: n * WINDOW]].mean()) >= LEAST_KL
-            for n in (_enough(fires, len(windows)), len(windows))  # few windows first: most features fail
-        ):
-            return ref
-    return None
+def _of_layers(
+    trials: list[Trial], wanted: int, generator: random.Random, say: Callable[[str], None]
+) -> list[Drawn]:
+    """Draw from some layers, another one at each turn."""
+    chosen: list[Drawn] = []
+    tried: set[tuple[int, int]] = set()
+    for _ in range(ROUNDS):
+        generator.shuffle(trials)
+        for trial in trials[: wanted - len(chosen)]:
+            active, indices = trial.candidates()
+            order = [index for index in indices if (trial.layer, index) not in tried]
+            generator.shuffle(order)
+            tried |= {(trial.layer, index) for index in order[:TRIES]}
+            found = trial.first(order[:TRIES], active)
+            chosen += [] if found is None else [found]
+            say(f"layer {trial.layer}, of {len(order)} candidates: {_told(found)}")
+    if len(chosen) < wanted:
+        layers = ", ".join(str(number) for number in sorted(trial.layer for trial in trials))
+        raise LookupError(
+            f"{len(chosen)} of {wanted} features that matter in layers {layers}: give more text"
+        )
+    return chosen
 
 
-def _enough(fires: Tensor, most: int) -> int:
-    """Return the least number of windows in which a feature fires."""
-    return next((n for n in range(1, most) if bool(fires[: n * WINDOW].any())), most)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A layer, and the text that its features are held against."""
+
+    hosted: HostedModel
+    texts: Texts
+    layer: int
+    inputs: Tensor
+    """Of the MLP over both texts, `(n, d_model)`."""
+    cell_windows: int
+
+    def candidates(self) -> tuple[Tensor, list[int]]:
+        """Choose features by what needs no ablation.
+
+        Of those of fitting density that fire often enough it is the quarter that writes most where it fires:
+        the others hardly ever reach `LEAST_KL`, and trying them all would take hours.
+
+        Returns:
+            Where the layer's features fire over both texts, bool `(n, d_sae)`; indices of the candidates.
+        """
+        with opened(self.hosted, NAME, [self.layer]) as layers:
+            code, norms = layers[self.layer].encode(self.inputs), layers[self.layer].decoder_norms()
+        active = code.active.cpu()
+        size = (code.activations.abs().sum(0) / code.active.sum(0).clamp_min(1) * norms).cpu()
+        fits = self._fit(active)
+        strong = fits & (size >= size[fits].quantile(0.75)) if bool(fits.any()) else fits
+        return active, strong.nonzero()[:, 0].tolist()
+
+    def _fit(self, active: Tensor) -> Tensor:
+        """Hold all features against density and counts, `(d_sae,)`."""
+        fit, measured = active[: self._n_fit], active[self._n_fit :]
+        per_window = measured.unflatten(0, (len(self.texts.measured), -1)).sum(1)  # (n_windows, d_sae)
+        n_first = min(self.cell_windows // 2, len(per_window))
+        n_densest = min(self.cell_windows - n_first, len(per_window) - n_first)
+        # as many as in the windows that `telling` chooses
+        count = per_window[:n_first].sum(0) + per_window[n_first:].topk(n_densest, dim=0).values.sum(0)
+        density = active.double().mean(0)
+        fits = (density >= DENSITY[0]) & (density <= DENSITY[1])
+        return fits & (fit.sum(0) >= FITTABLE) & (count >= ENOUGH)
+
+    @property
+    def _n_fit(self) -> int:
+        return sum(map(len, self.texts.fit))
+
+    def first(self, indices: Sequence[int], active: Tensor) -> Drawn | None:
+        """Return the first of some features that matters."""
+        for index in indices:
+            fires = active[self._n_fit :, index].unflatten(0, (len(self.texts.measured), -1))
+            chosen = telling([fires], self.cell_windows)
+            densest = max(chosen, key=lambda n: int(fires[n].sum()))
+            if self.effect(index, [densest], fires) < LEAST_KL:
+                continue  # most fail here, after a single window
+            kl = self.effect(index, chosen, fires)
+            if kl >= LEAST_KL:
+                return Drawn(
+                    feature=self._ref(index),
+                    windows=tuple(chosen),
+                    density=float(active[:, index].double().mean()),
+                    tokens=int(fires[chosen].sum()),
+                    kl=kl,
+                )
+        return None
+
+    def effect(self, index: int, chosen: Sequence[int], fires: Tensor) -> float:
+        """Return KL(original || ablated), mean over the firing tokens of some of the measured windows."""
+        ablation, total = (intervention(self._ref(index), Ablate()),), 0.0
+        for start in range(0, len(chosen), 2):
+            part = list(chosen[start : start + 2])
+            windows = [self.texts.measured[n] for n in part]
+            plain, changed = (windows_logits(self.hosted, windows, each) for each in ((), ablation))
+            for n, p, c in zip(part, plain, changed, strict=True):
+                total += float(kl_divergence(p, c)[fires[n]].sum())
+        return total / max(int(fires[list(chosen)].sum()), 1)
+
+    def _ref(self, index: int) -> FeatureRef:
+        return FeatureRef(replacement=NAME, layer=self.layer, index=index)
 
 
-def _effect(hosted: HostedModel, windows: Windows, plain: Sequence[Tensor], ref: FeatureRef) -> Tensor:
-    """Return KL(original || ablated) per position."""
-    changed = windows_logits(hosted, windows, (intervention(ref, Ablate()),))
-    return torch.cat([kl_divergence(p, c) for p, c in zip(plain, changed, strict=True)])
+def _told(found: Drawn | None) -> str:
+    if found is None:
+        return "none of those tried"
+    return f"feature {found.feature.index}, {found.kl:.2e} nats on {found.tokens} tokens"
 
 
 def intervention(feature: FeatureRef, operation: Operation) -> Intervention:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from benchmarks.export import drawn, say
+from benchmarks.export import say
+from benchmarks.export_draw import drawn
 from benchmarks.export_features import Windows, firing, intervention, split
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
@@ -113,7 +114,8 @@ def main() -> int:
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
     text = given.text.read_text(encoding="utf-8")
-    features = drawn(hosted, split(hosted, text, 16, 16), 10, 0, KeptRuns(given.draw))
+    draws = drawn(hosted, split(hosted, text), 10, 0, KeptRuns(given.draw), say)
+    features = [each.feature for each in draws]
     parts = split(hosted, text, given.fit_windows, given.windows)
     mask = torch.stack(list(firing(hosted, parts.measured, features).values())).any(0).flatten()
     change = tuple(intervention(ref, Ablate()) for ref in features)

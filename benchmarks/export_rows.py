@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEAST_RECOVERY = 0.99
+LEAST_KL = 1e-2
+"""Nats by which a feature that matters moves the tokens on which it fires, if it is ablated."""
 MOST_OF_FLOOR = 1.5
 
 
@@ -57,7 +59,8 @@ def targets(rows: Sequence[Row]) -> list[tuple[str, bool]]:
     grafts = [row for row in rows if row.tier == "graft"]
     wide = [row for row in grafts if row.dtype == "float32"]
     narrow = [row for row in grafts if row.dtype == "bfloat16"]
-    idle = [row for row in rows if row.tier == "no-op" and row.dtype == "float32"]
+    idle = [row for row in rows if row.tier == "no-op"]
+    effect = min((row.edit_firing for row in wide), default=0.0)
     least = min((min(row.recovery, row.recovery_firing) for row in wide), default=0.0)
     ratio = max((row.kl_firing / row.floor_firing for row in narrow), default=0.0)
     return [
@@ -65,5 +68,8 @@ def targets(rows: Sequence[Row]) -> list[tuple[str, bool]]:
          all(bool(row.passed) for row in wide)),
         (f"bfloat16 graft, firing KL <= {MOST_OF_FLOOR} x floor: {ratio:.3f} in the worst cell",
          all(bool(row.passed) for row in narrow)),
-        ("the no-op misses its target everywhere in float32", not any(row.passed for row in idle)),
+        ("the no-op misses its target in every cell, of both dtypes",
+         bool(idle) and not any(row.passed for row in idle)),
+        (f"ablation KL >= {LEAST_KL} on the firing tokens: {effect:.2e} nats in the least cell",
+         effect >= LEAST_KL),
     ]  # fmt: skip

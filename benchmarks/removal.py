@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.export import drawn, say, write
+from benchmarks.export import say, write
+from benchmarks.export_draw import drawn
 from benchmarks.export_features import Texts, firing, intervention, split
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
@@ -171,9 +172,10 @@ def main() -> int:
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
     text = given.text.read_text(encoding="utf-8")
-    fit, kept = split(hosted, text, 16, 16), KeptRuns(given.keep)
+    fit, kept = split(hosted, text), KeptRuns(given.keep)
     code = code_of("trephine.engine.weights", "trephine.engine.attack")
-    features = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw))
+    draws = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw), say)
+    features = [each.feature for each in draws]
     chosen = _chosen(hosted, text, features, (given.tokens, given.rare_tokens), kept)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
