@@ -271,7 +271,10 @@ class FakeService(
         gate = edit_service_pb2.GateResult(
             gate=edit_service_pb2.Gate(name="kl_mean", limit=1.0), passed=self.gates_passed
         )
-        certificate = edit_service_pb2.Certificate(edit_hash="c" * 64, passed=self.gates_passed, gates=[gate])
+        word = "EXPORT_VERDICT_PASSED" if self.gates_passed else "EXPORT_VERDICT_FAILED"
+        certificate = edit_service_pb2.Certificate(
+            edit_hash="c" * 64, passed=self.gates_passed, gates=[gate], verdict=word
+        )
         return edit_service_pb2.Export(name=name, certificate=certificate, files=files)
 
     def GetExport(self, request, context):

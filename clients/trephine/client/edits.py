@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from trephine.client.folder_downloads import download_folder
 from trephine.client.operations import Operation
 from trephine.client.paging import pages
 from trephine.client.selection import EditDraft
-from trephine.client.types import Edit, Export, ExportPlan, Intervention, VerifiedExport
+from trephine.client.types import Edit, Export, ExportPlan, ExportVerdict, Intervention, VerifiedExport
 from trephine.client.wire import Wire
 from trephine.v1 import edit_service_pb2
 
@@ -193,14 +194,23 @@ class Exports:
 
 
 def require_certified(export: Export) -> None:
-    """Refuse an export whose gates do not all hold.
+    """Refuse an export whose gates do not all hold; one that is inconclusive may be had.
 
     Raises:
         CheckpointUnverifiedError: If its certificate does not pass.
     """
-    if not export.certificate.passed:
-        missed = ", ".join(result.gate.name for result in export.certificate.gates if not result.passed)
+    certificate = export.certificate
+    older = certificate.verdict is ExportVerdict.UNSPECIFIED and not certificate.passed
+    if older or certificate.verdict is ExportVerdict.FAILED:
+        missed = ", ".join(result.gate.name for result in certificate.gates if not result.passed)
         raise CheckpointUnverifiedError(f"{export.name} missed its gates ({missed}); nothing was downloaded")
+
+
+def tell_doubt(export: Export) -> None:
+    """Warn whoever called the caller that an export is no pass: it came home all the same."""
+    certificate = export.certificate
+    if certificate.verdict is ExportVerdict.INCONCLUSIVE:
+        warnings.warn(f"{export.name} is INCONCLUSIVE: {certificate.doubt}", stacklevel=3)
 
 
 def export_id_for(

@@ -17,7 +17,7 @@ from trephine.client.circuit import Circuit, Circuits
 from trephine.client.dataset_circuits import DatasetCircuits
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.edits import Edits, Exports, export_id_for
+from trephine.client.edits import Edits, Exports, export_id_for, tell_doubt
 from trephine.client.errors import ResourceNotFoundError
 from trephine.client.evaluation import Evaluation
 from trephine.client.features import FeatureIndexes
@@ -176,7 +176,8 @@ class Trephine:
         """Compile an edit into a plain checkpoint, certify it, and bring it home into `folder`.
 
         The server publishes it first; then every file comes into a temporary sibling of `folder`, is
-        checked against its digest, and one rename puts the folder in its place.
+        checked against its digest, and one rename puts the folder in its place. One whose certificate is
+        inconclusive comes too, with a warning: its `passed` is false, and its `doubt` says why.
 
         Args:
             edit: A stored edit.
@@ -226,6 +227,7 @@ class Trephine:
             )
             export = started.result(on_progress=on_progress)
         self.exports.download(export, target, on_bytes=on_bytes)
+        tell_doubt(export)
         return export
 
     def audit(

@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trephine.client.digests import file_digest, tensor_digests
 from trephine.client.errors import TrephineError
+from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
 from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
 
 CERTIFICATE = "certificate.json"
@@ -50,6 +51,11 @@ class Verification(BaseModel):
     cannot be read."""
     reason: str = ""
     """Why, where no attack decided: `not attacked`."""
+    verdict: str = "unspecified"
+    """What the certificate comes to: `passed`, `inconclusive`, `failed`; `unspecified`: it cannot be read.
+    `passed` above says that the folder is what was certified; this, what was."""
+    doubt: str = ""
+    """Why it is inconclusive."""
     notes: tuple[str, ...] = ()
     """What could not be checked here, or what a check does not prove."""
 
@@ -58,88 +64,6 @@ class Verification(BaseModel):
         """The word as text: `suppressed (not attacked)`."""
         word = self.removal or "unknown"
         return f"{word} ({self.reason})" if self.reason else word
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class _File(_Record):
-    path: str
-    size: int
-    sha256: str
-
-
-class _Tensor(_Record):
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    before: str
-    after: str
-
-
-class _Gate(_Record):
-    name: str
-    limit: float
-    unit: str
-    reason: str
-
-
-class _GateResult(_Record):
-    gate: _Gate
-    measured: float
-    passed: bool
-
-
-class _Measurement(_Record):
-    name: str
-    value: float
-
-
-class _Removal(_Record):
-    verdict: str
-
-
-class _Fate(_Record):
-    verdict: str
-    reason: str = ""
-
-
-_UNTESTED = _Fate(verdict="suppressed", reason="not attacked")
-"""Of certificates without attacks, written before the word stood in them."""
-
-
-class _Certificate(_Record):
-    edit_hash: str
-    plan_hash: str
-    parent_hash: str
-    passed: bool
-    gates: tuple[_GateResult, ...] = Field(min_length=1)
-    measurements: tuple[_Measurement, ...]
-    changed_tensors: tuple[str, ...]
-    untouched_tensors_verified: int
-    removal: _Removal | None = None
-    fate: _Fate | None = None
-
-
-class _Edit(_Record):
-    content_hash: str
-    weight_hash: str
-
-
-class _Plan(_Record):
-    edit_hash: str
-    plan_hash: str
-    parent_hash: str
-    changed_tensors: tuple[str, ...]
-    gates: tuple[_Gate, ...]
-
-
-class _Manifest(_Record):
-    edit: _Edit
-    plan: _Plan
-    tensors: dict[str, _Tensor]
-    files: tuple[_File, ...]
 
 
 def verify_folder(
@@ -182,30 +106,26 @@ def verify_folder(
     )
     found = _check(root, names, notes, trust)
     problems = tuple(dict.fromkeys(found))
-    fate = _fate(root)
+    certificate = _certificate(root)
+    fate = None if certificate is None else certificate.fate or certificate.due_fate
     return Verification(
         passed=not problems,
         problems=problems,
         files=len(names),
         removal=None if fate is None else fate.verdict,
         reason="" if fate is None else fate.reason,
+        verdict="unspecified" if certificate is None else certificate.due_verdict,
+        doubt="" if certificate is None else certificate.doubt,
         notes=tuple(notes),
     )
 
 
-def _fate(root: Path) -> _Fate | None:
-    """Read the word; a certificate that cannot be read is a problem already, and says nothing."""
+def _certificate(root: Path) -> CertificateRecord | None:
+    """Read the certificate; one that cannot be read is a problem already, and says nothing."""
     try:
-        found = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes())
+        return CertificateRecord.model_validate_json((root / CERTIFICATE).read_bytes())
     except (OSError, ValidationError):
         return None
-    return found.fate or _unwritten(found)
-
-
-def _unwritten(certificate: _Certificate) -> _Fate:
-    """The word of a certificate in which it does not stand apart."""
-    removal = certificate.removal
-    return _UNTESTED if removal is None else _Fate(verdict=removal.verdict)
 
 
 def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iterator[str]:
@@ -216,15 +136,15 @@ def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iter
     if links := [name for name in names if (root / name).is_symlink()]:
         yield f"{', '.join(links)}: links are never published"
         return
-    found = {name: _File(path=name, size=0, sha256="") for name in names}
+    found = {name: FileRecord(path=name, size=0, sha256="") for name in names}
     for name in names:
         size, digest = file_digest(root / name)
-        found[name] = _File(path=name, size=size, sha256=digest)
+        found[name] = FileRecord(path=name, size=size, sha256=digest)
     yield from _check_sums(root, found)
     try:
         raw = json.loads((root / MANIFEST).read_bytes())
-        manifest = _Manifest.model_validate(raw)
-        certificate = _Certificate.model_validate_json((root / CERTIFICATE).read_bytes())
+        manifest = ManifestRecord.model_validate(raw)
+        certificate = CertificateRecord.model_validate_json((root / CERTIFICATE).read_bytes())
     except (ValueError, ValidationError) as error:
         yield f"{MANIFEST} or {CERTIFICATE} cannot be read: {str(error).splitlines()[0]}"
         return
@@ -235,7 +155,7 @@ def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iter
     yield from check_signature(root, names, notes, trust)
 
 
-def _check_sums(root: Path, found: dict[str, _File]) -> Iterator[str]:
+def _check_sums(root: Path, found: dict[str, FileRecord]) -> Iterator[str]:
     """Hold the list of digests, byte for byte, against what it must be."""
     expected = "".join(f"{found[name].sha256}  {name}\n" for name in sorted(found) if name != SUMS)
     content = (root / SUMS).read_bytes()
@@ -257,7 +177,7 @@ def _listed(text: str) -> Iterator[tuple[str, str]]:
         yield name, digest
 
 
-def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
+def _check_files(manifest: ManifestRecord, found: dict[str, FileRecord]) -> Iterator[str]:
     known = {file.path: file for file in manifest.files}
     for path, file in known.items():
         if path not in found:
@@ -269,7 +189,7 @@ def _check_files(manifest: _Manifest, found: dict[str, _File]) -> Iterator[str]:
             yield f"{path}: was not published"
 
 
-def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
+def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
     """Recompute every tensor's digest; unplanned tensors must have their parent's.
 
     A file that is missing (said by `_check_files`) or unreadable is one problem, not one per tensor.
@@ -299,7 +219,9 @@ def _check_tensors(root: Path, manifest: _Manifest) -> Iterator[str]:
             yield f"{MANIFEST}: tensor {name} changed without being planned, or was planned and did not"
 
 
-def _check_chain(plan: dict[str, Any], manifest: _Manifest, certificate: _Certificate) -> Iterator[str]:
+def _check_chain(
+    plan: dict[str, Any], manifest: ManifestRecord, certificate: CertificateRecord
+) -> Iterator[str]:
     """Follow the hashes from edit to plan to certificate."""
     fields = {key: value for key, value in plan.items() if key != "plan_hash"}
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -317,7 +239,7 @@ def _check_chain(plan: dict[str, Any], manifest: _Manifest, certificate: _Certif
         yield f"{CERTIFICATE}: its count of untouched tensors is wrong"
 
 
-def _check_gates(manifest: _Manifest, certificate: _Certificate) -> Iterator[str]:
+def _check_gates(manifest: ManifestRecord, certificate: CertificateRecord) -> Iterator[str]:
     """Judge every gate again, with the limits of the plan."""
     if tuple(result.gate for result in certificate.gates) != manifest.plan.gates:
         yield f"{CERTIFICATE}: its gates are not those of the plan"
@@ -330,14 +252,22 @@ def _check_gates(manifest: _Manifest, certificate: _Certificate) -> Iterator[str
             yield f"{CERTIFICATE}: gate {result.gate.name} is marked wrongly"
         if measured.get(result.gate.name) != result.measured:
             yield f"{CERTIFICATE}: gate {result.gate.name} does not show what was measured"
-    if certificate.fate not in (None, _unwritten(certificate)):
+    if certificate.fate not in (None, certificate.due_fate):
         yield f"{CERTIFICATE}: its word, {certificate.fate.verdict}, is not that of its attacks"
-    if certificate.passed != all(result.passed for result in certificate.gates):
-        yield f"{CERTIFICATE}: its verdict is not that of its gates"
+    if certificate.doubt != manifest.plan.doubt:
+        yield f"{CERTIFICATE}: its doubt is not that of the plan"
+    due = certificate.due_verdict
+    if certificate.verdict not in (None, due) or certificate.passed != (due == "passed"):
+        yield f"{CERTIFICATE}: its verdict is not that of its gates and its doubt"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the folder named on the command line; 0 if everything holds, 2 for a wrong question, 3 if not."""
+    """Check the folder named on the command line.
+
+    Returns:
+        0 if everything holds, 2 for a wrong question, 3 if something does not hold, 4 if everything does and
+        the certificate is inconclusive.
+    """
     given = _arguments().parse_args(arguments)
     try:
         outcome = verify_folder(
@@ -355,9 +285,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
         lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.behaviour}")
+        lines += [f"certificate: {outcome.verdict}{outcome.doubt and ': '}{outcome.doubt}"]
         lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
         sys.stdout.write("\n".join(lines) + "\n")
-    return 0 if outcome.passed else 3
+    if not outcome.passed:
+        return 3
+    return 0 if outcome.verdict == "passed" else 4
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import google.protobuf.message
 import trephine.v1.common_pb2
 import trephine.v1.edit_history_pb2
 import trephine.v1.export_signing_pb2
+import trephine.v1.export_verdict_pb2
 import trephine.v1.gguf_pb2
 import trephine.v1.interventions_pb2
 import trephine.v1.live_edits_pb2
@@ -628,6 +629,7 @@ class ExportPlan(google.protobuf.message.Message):
     FITTED_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    DOUBT_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -644,6 +646,10 @@ class ExportPlan(google.protobuf.message.Message):
     """Whether a part is fitted: then a share of the edit is promised, and the folder is an approximation."""
     text: builtins.str
     """Text that grafts and fits were calibrated on; empty where nothing is."""
+    doubt: builtins.str
+    """What no gate can tell of the edit itself, and what to do; empty: nothing. With it the certificate is
+    inconclusive at best.
+    """
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PlanStep]:
         """Per intervention."""
@@ -666,7 +672,7 @@ class ExportPlan(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
+        """Sets that failed admission and were accepted all the same; what is measured and not judged."""
 
     def __init__(
         self,
@@ -685,8 +691,9 @@ class ExportPlan(google.protobuf.message.Message):
         fitted: builtins.bool = ...,
         text: builtins.str = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        doubt: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "doubt", b"doubt", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
 
 global___ExportPlan = ExportPlan
 
@@ -859,6 +866,8 @@ class Certificate(google.protobuf.message.Message):
     QUANTISED_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
     FATE_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    DOUBT_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -870,13 +879,17 @@ class Certificate(google.protobuf.message.Message):
     dtype: builtins.str
     """Of the published weights."""
     passed: builtins.bool
-    """Whether all hold."""
+    """Whether all hold and tell the edit from its absence: false for an inconclusive export, too."""
     untouched_tensors_verified: builtins.int
     """Tensors whose hash equals the parent's."""
     text: builtins.str
     """Text that was measured on."""
     n_tokens: builtins.int
     """Its tokens."""
+    verdict: trephine.v1.export_verdict_pb2.ExportVerdict.ValueType
+    """What gates and doubt come to."""
+    doubt: builtins.str
+    """The plan's: why it is inconclusive."""
     @property
     def measurements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Measurement]:
         """All figures."""
@@ -929,9 +942,11 @@ class Certificate(google.protobuf.message.Message):
         quantised: collections.abc.Iterable[trephine.v1.gguf_pb2.QuantisedCopy] | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
         fate: trephine.v1.removal_pb2.Fate | None = ...,
+        verdict: trephine.v1.export_verdict_pb2.ExportVerdict.ValueType = ...,
+        doubt: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fate", b"fate", "removal", b"removal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "fate", b"fate", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "doubt", b"doubt", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "fate", b"fate", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified", "verdict", b"verdict"]) -> None: ...
 
 global___Certificate = Certificate
 
@@ -1115,12 +1130,18 @@ class VerifyExportResponse(google.protobuf.message.Message):
     REMOVAL_FIELD_NUMBER: builtins.int
     NOTES_FIELD_NUMBER: builtins.int
     FATE_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    DOUBT_FIELD_NUMBER: builtins.int
     passed: builtins.bool
-    """Whether everything holds."""
+    """Whether everything holds: the folder is what was certified. What that is, `verdict` says."""
     files: builtins.int
     """Files checked."""
     removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType
     """What the certificate says of the ablated behaviour; not set: it cannot be read."""
+    verdict: trephine.v1.export_verdict_pb2.ExportVerdict.ValueType
+    """The certificate's; not set: it cannot be read."""
+    doubt: builtins.str
+    """Of an inconclusive one."""
     @property
     def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What does not."""
@@ -1142,9 +1163,11 @@ class VerifyExportResponse(google.protobuf.message.Message):
         removal: trephine.v1.removal_pb2.RemovalVerdict.ValueType = ...,
         notes: collections.abc.Iterable[builtins.str] | None = ...,
         fate: trephine.v1.removal_pb2.Fate | None = ...,
+        verdict: trephine.v1.export_verdict_pb2.ExportVerdict.ValueType = ...,
+        doubt: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fate", b"fate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["fate", b"fate", "files", b"files", "notes", b"notes", "passed", b"passed", "problems", b"problems", "removal", b"removal"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["doubt", b"doubt", "fate", b"fate", "files", b"files", "notes", b"notes", "passed", b"passed", "problems", b"problems", "removal", b"removal", "verdict", b"verdict"]) -> None: ...
 
 global___VerifyExportResponse = VerifyExportResponse
 

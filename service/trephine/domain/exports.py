@@ -15,6 +15,10 @@ Tier = Literal["noop", "exact", "graft", "ridge"]
 """`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
 to rounding and the softness of their knees. `ridge`: fitted, with what it misses measured."""
 
+ExportVerdict = Literal["passed", "inconclusive", "failed"]
+"""`failed`: a gate was missed, and nothing is published. `inconclusive`: all gates hold, and cannot tell the
+edit from its absence (`doubt`); it is published, and is no pass. `passed`: all gates hold, and they can."""
+
 GgufType = Literal["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 """How the matrices of a GGUF file are quantised, in blocks of 32 weights."""
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
@@ -103,7 +107,9 @@ class ExportPlan:
     text: str = ""
     """Which text grafts and fits were calibrated on: a name and its sha256."""
     caveats: tuple[str, ...] = ()
-    """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
+    """Sets that failed admission and were accepted all the same; what is measured and not judged."""
+    doubt: str = ""
+    """What no gate can tell of the edit itself, and what to do; with it an export is inconclusive at best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +170,6 @@ class Certificate:
     dtype: str
     measurements: tuple[Measurement, ...]
     gates: tuple[GateResult, ...]
-    passed: bool
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
     environment: dict[str, str]
@@ -178,6 +183,25 @@ class Certificate:
     """The folder's GGUF files."""
     caveats: tuple[str, ...] = ()
     """The plan's."""
+    doubt: str = ""
+    """The plan's."""
+
+    @property
+    def verdict(self) -> ExportVerdict:
+        """What gates and doubt come to."""
+        if not all(result.passed for result in self.gates):
+            return "failed"
+        return "inconclusive" if self.doubt else "passed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates hold and tell the edit from its absence."""
+        return self.verdict == "passed"
+
+    @property
+    def failed(self) -> bool:
+        """Whether a gate was missed: such a folder is neither signed nor published."""
+        return self.verdict == "failed"
 
     @property
     def fate(self) -> Fate:
@@ -248,5 +272,9 @@ class VerifiedExport:
     """What the certificate says of the ablated behaviour; None: it cannot be read."""
     reason: str = ""
     """Why, where no attack decided, as in `Fate`."""
+    verdict: ExportVerdict | None = None
+    """The certificate's; None: it cannot be read."""
+    doubt: str = ""
+    """Of an inconclusive one."""
     notes: tuple[str, ...] = ()
     """What a check does not prove, or could not check."""

@@ -74,6 +74,8 @@ changed. All others have their parent's bytes. It is a plain checkpoint: stock t
 In a clean process without Trephine, on the files of this folder, on {certificate.n_tokens} tokens of
 `{_plain(certificate.text)}`. Units are nats per token unless they are shares.
 
+**{_verdict(certificate)}**
+
 {_table(certificate)}
 
 {_quantised(certificate)}{_attacks(certificate)}## Gates, fixed before anything was written
@@ -87,8 +89,7 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 ## Limits
 
-- The certificate says that this checkpoint does what the intervention did. It does not say that the
-  intervention removes a behaviour on other prompts, in other languages or after other training.
+{_promise(certificate)}
 - {_removal(certificate)}
 - Whoever has the parent can undo the edit.
 {_edit_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
@@ -96,6 +97,29 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
+
+
+def _verdict(certificate: Certificate) -> str:
+    """Say what the gates come to."""
+    if certificate.verdict == "inconclusive":
+        return f"Inconclusive: {' '.join(_plain(certificate.doubt).split())}."
+    return {
+        "passed": "Passed: every gate below holds.",
+        "failed": "Failed: not every gate below holds.",
+    }[certificate.verdict]
+
+
+def _promise(certificate: Certificate) -> str:
+    """Say what the certificate says of the intervention; whole lines."""
+    if certificate.verdict == "inconclusive":
+        return (
+            "- **Inconclusive, and no pass**: the certificate cannot tell whether this checkpoint does what\n"
+            "  the intervention did; the text shows no more of it than of rounding."
+        )
+    return (
+        "- The certificate says that this checkpoint does what the intervention did. It does not say that\n"
+        "  the intervention removes a behaviour on other prompts, in other languages or after other training."
+    )
 
 
 def _removal(certificate: Certificate) -> str:

@@ -122,13 +122,12 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
 
     model, parent_keys = load(parent, compute, stock)
     measured["load_differences"] = float(len(keys ^ parent_keys))
-    floor_of_attention(measured, model, request)
+    floor_of_attention(measured, model, request, masks)
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
     floor = distances(model, request, "certify: noise floor, dtype", "plain")
-    spread(measured, "noise_floor_dtype", floor)
-    firing_spread(measured, "noise_floor_dtype", floor, masks)
+    everywhere(measured, "noise_floor_dtype", floor, masks)
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
@@ -136,14 +135,15 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
         stored = distances(model, request, "certify: as stored", "intervened")
         compared_as_stored = {"kl_intervened_exported": stored, "edit_kl": against["edit"]}
         for name, parts in compared_as_stored.items():
-            spread(measured, f"{name}_in_stored_dtype", parts)
-            firing_spread(measured, f"{name}_in_stored_dtype", parts, masks)
+            everywhere(measured, f"{name}_in_stored_dtype", parts, masks)
         left, edit = (f"{name}_in_stored_dtype" for name in compared_as_stored)
         recover(measured, "recovery_in_stored_dtype", left, edit)
     return continuations
 
 
-def floor_of_attention(measured: dict[str, float], model: Any, request: dict[str, Any]) -> None:
+def floor_of_attention(
+    measured: dict[str, float], model: Any, request: dict[str, Any], masks: list[Any]
+) -> None:
     """Compare the parent in the runtime with the parent under stock attention; keep the latter's answers.
 
     They lie beside the evidence, as `plain`: in memory, those of a large vocabulary would take gigabytes.
@@ -157,7 +157,7 @@ def floor_of_attention(measured: dict[str, float], model: Any, request: dict[str
         floor.append(kl(original, logits))
         same.append((original.argmax(-1) == logits.argmax(-1)).float())
         save_file({"plain": logits.contiguous()}, kept(request, number, "plain"))
-    spread(measured, "noise_floor_attention", floor)
+    everywhere(measured, "noise_floor_attention", floor, masks)
     measured["noise_top1_agreement"] = float(torch.cat(same).mean())
 
 
@@ -293,6 +293,13 @@ def recover(measured: dict[str, float], name: str, left: str, edit: str) -> None
         moved = measured.get(f"{edit}{where}_mean", 0.0)
         if moved > 0:
             measured[f"{name}{where}"] = 1.0 - measured[f"{left}{where}_mean"] / moved
+
+
+def everywhere(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:
+    """Summarise per-position values over all tokens, over firing ones and over position 0."""
+    spread(measured, name, parts)
+    spread(measured, f"{name}_first", [part[:1] for part in parts])
+    firing_spread(measured, name, parts, masks)
 
 
 def firing_spread(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:

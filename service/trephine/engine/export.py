@@ -36,7 +36,7 @@ from trephine.engine.quantised.conversion import gguf_bytes
 from trephine.engine.reshaping import grown_bytes, reshaped_files, write_weights
 from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
-from trephine.engine.shards import TensorEntry, read_entries, read_tensor, sha256_of
+from trephine.engine.shards import TensorEntry, read_entries, read_tensor, sha256_of, stored_dtype
 from trephine.engine.staging import (
     Staging,
     copy_file,
@@ -92,8 +92,8 @@ class Build:
 
     @property
     def stored_dtype(self) -> str:
-        """The type of the largest tensor of the parent's files, as safetensors writes it."""
-        return max(self.entries.values(), key=lambda e: e.end - e.start).dtype
+        """What the parent's files hold, as safetensors writes it."""
+        return stored_dtype(self.entries)
 
 
 def compile_export(session: Session, command: CompileExport) -> Generator[Progress | None, None, Export]:
@@ -175,9 +175,9 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         stored_dtype=build.stored_dtype,
     )
     certificate = _certificate(build, findings)
-    if build.command.options.gguf and certificate.passed:
+    if build.command.options.gguf and not certificate.failed:
         certificate = yield from _quantised(build, certificate)
-    if build.command.options.attack and certificate.passed:
+    if build.command.options.attack and not certificate.failed:
         certificate = yield from _attacked(build, certificate)
     files = yield from _document(build, parent, certificate)
     return (yield from _publish(build, certificate, files))
@@ -277,7 +277,6 @@ def _quantised(build: Build, certificate: Certificate) -> Generator[Progress | N
 
 def _certificate(build: Build, findings: Findings) -> Certificate:
     command, measured = build.command, findings.measurements
-    results = judge(command.plan.gates, measured)
     return Certificate(
         edit=command.edit.name,
         edit_hash=command.edit.content_hash,
@@ -288,14 +287,14 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
             Measurement(name=name, value=finite(value), unit=_unit(name))
             for name, value in sorted(measured.items())
         ),
-        gates=results,
-        passed=all(result.passed for result in results),
+        gates=judge(command.plan.gates, measured),
         changed_tensors=command.plan.changed_tensors,
         untouched_tensors_verified=int(measured["untouched_tensors_verified"]),
         environment={**findings.environment, "compute_dtype": build.hosted.info.dtype},
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,
         caveats=command.plan.caveats,
+        doubt=command.plan.doubt,
     )
 
 
@@ -313,7 +312,7 @@ def _document(
     """Write certificate, card, manifest, signature and digests, in this order; return all files."""
     command, folder = build.command, build.folder
     yield Progress(stage="sign" if command.signing_key else "document", done=0, total=1)
-    signing_key = Path(command.signing_key) if command.signing_key and certificate.passed else None
+    signing_key = Path(command.signing_key) if command.signing_key and not certificate.failed else None
     with full_disk_refused():
         manifest.write_certificate(folder, certificate)
         card = model_card(build.hosted, command.edit, command.plan, certificate)
@@ -348,7 +347,7 @@ def _publish(
 ) -> Generator[Progress | None, None, Export]:
     """Rename into place, as the last act; or keep or drop what missed a gate."""
     command, target = build.command, build.staging.target
-    if not certificate.passed:
+    if certificate.failed:
         if command.keep_rejected:
             yield from build.staging.publish(_rejected(target))
         raise _missed(certificate, kept=command.keep_rejected, name=command.name)

@@ -24,6 +24,9 @@ CLEAR = 3.0
 """An edit that moves its firing tokens by fewer floors than this is not told from rounding: a copy of the
 parent would come within twice the bound of 1.5 floors."""
 
+FEWEST = 8
+"""Rounding in a narrow type is a few large steps: over fewer tokens than this its mean says little."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiringFloor:
@@ -35,6 +38,8 @@ class FiringFloor:
     """KL(parent || parent under other arithmetic), both floors together."""
     edit: float
     """KL(intervened || original)."""
+    stored: float | None = None
+    """KL(parent || parent in the type of its files); None: the model computes in that type."""
 
     @property
     def clear(self) -> bool:
@@ -42,17 +47,33 @@ class FiringFloor:
         return self.edit > 0.0 and self.edit >= CLEAR * self.floor
 
     @property
-    def caveat(self) -> str:
+    def judged_as_stored(self) -> bool:
+        """Whether the folder, run in the type of its files, can be held against `stored`."""
+        return self.stored is not None and self.tokens >= FEWEST
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """What is measured of the folder as it is stored, and not judged; empty if all of it is."""
+        if self.stored is None or self.judged_as_stored:
+            return ()
+        return (
+            "How the folder runs in the type of its files is measured and not judged where the edit acts: "
+            f"its features fire on {self.tokens} of the measured tokens, and {FEWEST} are the fewest whose "
+            "rounding has a mean; give a text in which they fire more often (--text)",
+        )
+
+    @property
+    def doubt(self) -> str:
         """What cannot be certified, and what to do; empty if all can be."""
         if self.clear:
             return ""
         if not self.tokens:
             return (
-                "INCONCLUSIVE: no edited feature fires on the measured text: nothing is certified about "
+                "no edited feature fires on the measured text: nothing is certified about "
                 "the edit itself; give a text in which they fire (--text)"
             )
         return (
-            "INCONCLUSIVE: the edit moves less than rounding: nothing is certified about the edit itself. On "
+            "the edit moves less than rounding: nothing is certified about the edit itself. On "
             f"the {self.tokens} measured tokens on which its features fire it moves {self.edit:.2e} nats, "
             f"and a change of arithmetic alone {self.floor:.2e}; load the model in float32, or give a text "
             "in which they are strong (--text)"
@@ -78,7 +99,7 @@ def firing_floor(
     masks = torch.cat((yield from firing_masks(hosted, retain.windows, features, interventions)))
     tokens = int(masks.sum())
     if not tokens:
-        return FiringFloor(tokens=0, floor=0.0, edit=0.0)
+        return FiringFloor(tokens=0, floor=0.0, edit=0.0, stored=None if floor.stored is None else 0.0)
     plain = yield from plain_logits(hosted, retain)
     moved = []
     for part in window_batches(retain.windows):
@@ -90,4 +111,5 @@ def firing_floor(
         tokens=tokens,
         floor=sum(float(values[masks].mean()) for values in spreads),
         edit=float(torch.cat(moved)[masks].mean()),
+        stored=None if floor.stored is None else float(floor.stored.values[masks].mean()),
     )

@@ -69,7 +69,7 @@ def planned_gates(
     if fitted:
         return (_recovery_gate(min_recovery), _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
     if grafted:
-        gates = (*_graft_gates(floor), *_firing_gates(firing))
+        gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
         return (*gates, _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
     excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
     return (
@@ -85,6 +85,30 @@ def planned_gates(
         ),
         _excess_gate(excess, floor),
         *_count_gates(),
+    )
+
+
+def _stored_gates(floor: NoiseFloor, firing: FiringFloor | None) -> tuple[Gate, ...]:
+    """Bound grafts as they will be served, where the files are narrower than the runtime.
+
+    The target for bfloat16 is of the tokens on which features fire; over all tokens the factor is that of
+    grafts. Exact edits are no neurons whose knees could be rounded away, and are not bounded here.
+    """
+    if floor.stored is None:
+        return ()
+    places = [("", "all tokens", _GRAFT_FACTOR, floor.stored.mean)]
+    if firing is not None and firing.stored is not None and firing.judged_as_stored:
+        where = f"the {firing.tokens} tokens on which an edited feature fires"
+        places.append(("_firing", where, _FLOOR_FACTOR, firing.stored))
+    return tuple(
+        Gate(
+            name=f"kl_intervened_exported_in_stored_dtype{place}_mean",
+            limit=max(_GRAFT_MEAN, factor * value),
+            unit="nats/token",
+            reason=f"run in the type of its files, on {tokens}: {factor:g} times what it costs to run the "
+            f"unedited parent in that type, {value:.2e} nats there, and not below {_GRAFT_MEAN:g}",
+        )
+        for place, tokens, factor, value in places
     )
 
 
@@ -171,6 +195,10 @@ _MORE_TEXT = (
     "calibrated on (--text)"
 )
 _CLOSER = f"{_MORE_TEXT}, or edit fewer features at a time; without grafts, {_WIDER}"
+_AS_STORED = (
+    "the folder does not do what was asked when it is run in the type of its files, which is narrower: "
+    f"{_CLOSER.partition(';')[0]}; or start from a parent whose files are float32"
+)
 _OTHER_BYTES = (
     "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
     "load the model again, export again, and report it if it comes back"
@@ -181,6 +209,8 @@ REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_after_first_mean": _CLOSER,
     "kl_intervened_exported_same_attention_mean": _WIDER,
     "kl_intervened_exported_firing_mean": _CLOSER,
+    "kl_intervened_exported_in_stored_dtype_mean": _AS_STORED,
+    "kl_intervened_exported_in_stored_dtype_firing_mean": _AS_STORED,
     "unrecovered_firing": (
         f"the folder does not do where its features fire what the intervention does: {_CLOSER}"
     ),

@@ -45,12 +45,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Write the certificate, and the word that its attacks, or their absence, come to."""
+    """Write the certificate with its two words: what its gates and what its attacks, or none, come to."""
     fields = TypeAdapter(Certificate).dump_python(certificate, mode="json")
-    write_json(
-        folder / CERTIFICATE_NAME,
-        {"schema": "trephine.certificate/1", **fields, "fate": asdict(certificate.fate)},
-    )
+    words = {
+        "verdict": certificate.verdict,
+        "passed": certificate.passed,
+        "fate": asdict(certificate.fate),
+    }
+    write_json(folder / CERTIFICATE_NAME, {"schema": "trephine.certificate/1", **fields, **words})
 
 
 def write_manifest(

@@ -25,7 +25,7 @@ from trephine.engine.replacements.contexts import degraded_caveats, sets_of
 from trephine.engine.reshaping import grown_bytes
 from trephine.engine.servers import supporting_servers
 from trephine.engine.session import Handler, Session
-from trephine.engine.shards import TensorEntry, read_entries
+from trephine.engine.shards import DTYPES, TensorEntry, read_entries, stored_dtype
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
 from trephine.engine.weights.replicas import coarsest
 
@@ -53,13 +53,12 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         require_convertible(hosted)
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
-    floor = yield from noise_floor(hosted, texts.measured)
+    floor = yield from noise_floor(hosted, texts.measured, DTYPES.get(stored_dtype(entries)))
     firing = None
     if program.grafted and not program.fitted:
         firing = yield from firing_floor(
             hosted, texts.measured, program.features, command.edit.interventions, floor
         )
-    unknown = (firing.caveat,) if firing is not None and firing.caveat else ()
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
@@ -82,7 +81,11 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         plan_hash="",
         fitted=program.fitted,
         text=texts.calibration.label if program.calibrated else "",
-        caveats=(*unknown, *degraded_caveats(hosted, sets_of(command.edit.interventions))),
+        caveats=(
+            *degraded_caveats(hosted, sets_of(command.edit.interventions)),
+            *(() if firing is None else firing.unjudged),
+        ),
+        doubt="" if firing is None else firing.doubt,
     )
     return replace(plan, plan_hash=plan_hash(plan))
 

@@ -22,7 +22,7 @@ from trephine.engine.fingerprint import tensor_bytes
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-_DTYPES: dict[str, torch.dtype] = {
+DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -54,6 +54,11 @@ def read_entries(folder: Path) -> dict[str, TensorEntry]:
         BrokenCheckpointError: If there are none, or a header cannot be read.
     """
     return {entry.name: entry for file in shard_names(folder) for entry in _read_shard(folder, file)}
+
+
+def stored_dtype(entries: Mapping[str, TensorEntry]) -> str:
+    """Return the type of a checkpoint's largest tensor, as safetensors writes it."""
+    return max(entries.values(), key=lambda entry: entry.end - entry.start).dtype
 
 
 def shard_names(folder: Path) -> tuple[str, ...]:
@@ -126,10 +131,10 @@ def read_tensor(folder: Path, entry: TensorEntry) -> Tensor:
     Raises:
         BrokenCheckpointError: If it is stored in a type that cannot be edited.
     """
-    dtype = _DTYPES.get(entry.dtype)
+    dtype = DTYPES.get(entry.dtype)
     if dtype is None:
         raise BrokenCheckpointError(
-            f"{entry.name} is stored as {entry.dtype}; edits are written to {', '.join(_DTYPES)} only",
+            f"{entry.name} is stored as {entry.dtype}; edits are written to {', '.join(DTYPES)} only",
             tensor=entry.name,
         )
     data = read_bytes(folder, entry)

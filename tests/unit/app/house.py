@@ -223,7 +223,6 @@ def compile_export(command: CompileExport) -> Export:
             dtype="float32",
             measurements=(),
             gates=(),
-            passed=True,
             changed_tensors=(),
             untouched_tensors_verified=1,
             environment={},

@@ -25,3 +25,11 @@ def test_plans_and_exports_show_their_caveats(caveats: tuple[str, ...], capsys: 
     show_export(Output(json=False), made, Path("out/e"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("caveat")]
     assert [line.partition("  ")[2].strip() for line in lines] == [*caveats] * 2
+
+
+@pytest.mark.parametrize("doubt", ["", "nothing fires"])
+def test_a_plan_says_that_nothing_can_be_certified(doubt: str, capsys: pytest.CaptureFixture[str]):
+    """Before an hour is spent on it."""
+    show_plan(Output(json=False), decode(ExportPlan, pb.ExportPlan(edit="edits/quiet", doubt=doubt)))
+    shown = "INCONCLUSIVE at best: nothing fires" in capsys.readouterr().out
+    assert shown == bool(doubt)

@@ -27,22 +27,46 @@ GATE = pb.GateResult(gate=pb.Gate(name="kl_mean", limit=1.0), measured=0.5, pass
 FIGURES = [
     pb.Measurement(name="kl_intervened_exported_p999", value=0.00123, unit="nats"),
     pb.Measurement(name="recovery", value=0.9987, unit="share"),
+    pb.Measurement(name="kl_intervened_exported_mean", value=2e-7, unit="nats/token"),
+    pb.Measurement(name="kl_intervened_exported_firing_mean", value=3e-7, unit="nats/token"),
+    pb.Measurement(name="noise_floor_attention_mean", value=1e-11, unit="nats/token"),
+    pb.Measurement(name="noise_floor_dtype_mean", value=1e-3, unit="nats/token"),
+    pb.Measurement(name="noise_floor_dtype_firing_mean", value=4e-3, unit="nats/token"),
+    pb.Measurement(name="kl_intervened_exported_in_stored_dtype_firing_mean", value=5e-3, unit="nats/token"),
+    pb.Measurement(name="top1_agreement", value=0.75, unit="share"),
 ]
 
 
-def stored(name: str, **fields: object) -> pb.Export:
+DOUBT = "the edit moves less than rounding"
+
+
+def stored(name: str, verdict: str = "PASSED", **fields: object) -> pb.Export:
     """An export that was not attacked."""
     fate = removal_pb2.Fate(verdict=removal_pb2.REMOVAL_VERDICT_SUPPRESSED, reason="not attacked")
     certificate = pb.Certificate(
-        edit="edits/quiet", passed=True, gates=[GATE], measurements=FIGURES, fate=fate
-    )
+        edit="edits/quiet", passed=verdict == "PASSED", gates=[GATE], measurements=FIGURES, fate=fate,
+        verdict=f"EXPORT_VERDICT_{verdict}", doubt=DOUBT * (verdict == "INCONCLUSIVE"), dtype="bfloat16",
+        environment={"compute_dtype": "float32"},
+    )  # fmt: skip
     return pb.Export(name=f"exports/{name}", certificate=certificate, signed=True, **fields)
+
+
+MAIN = {
+    "KL from the intervened runtime, all tokens\t2.00e-07\t1.00e-11\tthe parent's own rounding",
+    "KL from the intervened runtime, firing tokens\t3.00e-07\t-\t",
+    "KL from the intervened runtime, run in bfloat16, firing tokens\t5.00e-03\t4.00e-03"
+    "\tthe parent's own, as stored",
+    "edit that is carried, all tokens\t0.9987\t-\t",
+    "top-1 agreement\t0.7500\t-\t",
+}
+"""Rows that `show` and `export` print of the figures above; what was not measured has none."""
 
 
 class Exports(FakeService):
     """A server with two exports; it refuses to sign where it is told to."""
 
     unreachable = False
+    verdict = "PASSED"
 
     def ListExports(self, request, context):
         """One page each."""
@@ -51,7 +75,7 @@ class Exports(FakeService):
             return pb.ListExportsResponse(
                 exports=[stored("new", signed_by=ME, create_time="2026-02-01T00:00:00Z")], next_page_token="2"
             )
-        return pb.ListExportsResponse(exports=[stored("old\x1b[2J")])
+        return pb.ListExportsResponse(exports=[stored("old\x1b[2J", "INCONCLUSIVE")])
 
     def GetExport(self, request, context):
         """There is `new`."""
@@ -64,7 +88,10 @@ class Exports(FakeService):
         """Sign, or say that Sigstore is away."""
         if self.unreachable:
             self._fail(context, grpc.StatusCode.UNAVAILABLE, "SIGSTORE_UNREACHABLE", "no network")
-        return super().ExportCheckpoint(request, context)
+        self._note(request, context)
+        made = self._export(f"exports/{request.export_id}")
+        made.certificate.CopyFrom(stored("new", self.verdict).certificate)
+        return self._start("ExportCheckpoint", made)
 
 
 @pytest.fixture
@@ -92,8 +119,15 @@ def test_exports_are_listed_with_who_signed(fake: FakeService, run: Run, capsys:
     assert fake.requests[0].edit == "edits/quiet@2"
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     fields = ["edits/quiet", "1 of 1 hold", "suppressed (not attacked)"]
-    assert lines[1] == ["exports/new", "2026-02-01T00:00:00Z", *fields, "by me@example.org"]
-    assert lines[2] == ["exports/old\\x1b[2J", "", *fields, "by key"]
+    assert lines[1] == [
+        "exports/new",
+        "2026-02-01T00:00:00Z",
+        fields[0],
+        "PASSED",
+        *fields[1:],
+        "by me@example.org",
+    ]
+    assert lines[2] == ["exports/old\\x1b[2J", "", fields[0], "INCONCLUSIVE", *fields[1:], "by key"]
     assert run("--json", "exports", "list") == 0
     listed = json.loads(capsys.readouterr().out)["exports"]
     assert [one["name"] for one in listed] == ["exports/new", "exports/old\x1b[2J"]
@@ -109,6 +143,8 @@ def test_one_export_is_shown(run: Run, capsys: pytest.CaptureFixture[str]):
     assert "recovery\t0.999\tshare" in out
     assert "behaviour: suppressed (not attacked)" in out
     assert "folder" not in out
+    assert "verdict      PASSED" in out
+    assert set(out.splitlines()) >= MAIN
     assert run("exports", "show", "nobody") == ExitCode.USAGE
 
 
@@ -143,6 +179,30 @@ def test_refusals_say_what_to_do(
     missing = str(tmp_path / "none")
     assert run("export", "no-mary", "--out", str(tmp_path / "out"), "--identity-token-file", missing) != 0
     assert "cannot read the identity token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [
+        ("PASSED", ExitCode.PASS),
+        ("INCONCLUSIVE", ExitCode.INCONCLUSIVE),
+        ("UNSPECIFIED", ExitCode.INTERNAL),
+        ("FAILED", ExitCode.INTERNAL),
+    ],
+)
+def test_an_export_ends_with_its_verdict(
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict, status
+):
+    """An inconclusive one comes home, says so and exits with 4; one that did not pass does not come."""
+    fake.verdict = verdict
+    assert run("export", "no-mary", "--out", str(tmp_path / "out")) == status
+    out = capsys.readouterr().out
+    assert (tmp_path / "out").exists() == (status != ExitCode.INTERNAL)
+    if status != ExitCode.INTERNAL:
+        assert f"verdict      {verdict}" in out
+        assert (f"INCONCLUSIVE: {DOUBT}" in out) == (verdict == "INCONCLUSIVE")
+        assert set(out.splitlines()) >= MAIN
+        assert "recovery\t" not in out  # every figure by its name: `exports show`
 
 
 def test_serve_passes_what_signs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

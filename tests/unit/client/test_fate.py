@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from trephine.client.verification import _Certificate, _check_gates, _fate, _Manifest
+from trephine.client.export_records import CertificateRecord, ManifestRecord
+from trephine.client.verification import _certificate, _check_gates
 from trephine.domain.exports import Certificate
 from trephine.domain.removal import Removal
 from trephine.engine.manifest import write_certificate
@@ -22,7 +23,7 @@ def written(folder, removal: Removal | None) -> dict:
     """A certificate as an export writes it, with a gate for the reader."""
     certificate = Certificate(
         edit="e", edit_hash="", plan_hash="", parent_hash="", dtype="float32", measurements=(), gates=(),
-        passed=True, changed_tensors=(), untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
+        changed_tensors=(), untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
         removal=removal,
     )  # fmt: skip
     write_certificate(folder, certificate)
@@ -42,8 +43,9 @@ def test_the_word_stands_in_the_certificate_and_older_ones_have_the_same(
     if older:
         del fields["fate"]
     (tmp_path / "certificate.json").write_text(json.dumps(fields))
-    found = _fate(tmp_path)
-    assert found is not None
+    certificate = _certificate(tmp_path)
+    assert certificate is not None
+    found = certificate.fate or certificate.due_fate
     assert (found.verdict, found.reason) == (word, reason)
 
 
@@ -53,14 +55,14 @@ def test_a_word_that_no_attack_gave_is_a_problem(tmp_path, word):
     fields = written(tmp_path, None)
     fields["fate"]["verdict"] = word
     plan = {"edit_hash": "", "plan_hash": "", "parent_hash": "", "changed_tensors": [], "gates": []}
-    manifest = _Manifest.model_validate(
+    manifest = ManifestRecord.model_validate(
         {"edit": {"content_hash": "", "weight_hash": ""}, "plan": plan, "tensors": {}, "files": []}
     )
-    found = list(_check_gates(manifest, _Certificate.model_validate(fields)))
+    found = list(_check_gates(manifest, CertificateRecord.model_validate(fields)))
     assert any("not that of its attacks" in one for one in found) == (word == "removed")
 
 
 def test_an_unreadable_certificate_says_nothing(tmp_path):
     """No word at all, not the mildest one."""
     (tmp_path / "certificate.json").write_text("{")
-    assert _fate(tmp_path) is None
+    assert _certificate(tmp_path) is None

@@ -29,7 +29,7 @@ KL = Gate(name="kl", limit=1e-3, unit="nats", reason="a | in a cell")
 CERTIFICATE = Certificate(
     edit="edits/quiet", edit_hash="c", plan_hash="p", parent_hash="w", dtype="float32", measurements=(),
     gates=(GateResult(gate=KL, measured=1e-9, passed=True), GateResult(gate=KL, measured=1.0, passed=False)),
-    passed=False, changed_tensors=("a",), untouched_tensors_verified=9, environment={}, text="t", n_tokens=10,
+    changed_tensors=("a",), untouched_tensors_verified=9, environment={}, text="t", n_tokens=10,
 )  # fmt: skip
 COPY = QuantisedCopy(
     kind="q8_0", file="gguf/q8_0.gguf", size=1, kl=0.1, edit_kl=1.0, recovery=0.9, kl_firing=None,
@@ -53,6 +53,13 @@ CARDS = {
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
     "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "suppressed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
+    "passed": (PLAN, replace(CERTIFICATE, gates=CERTIFICATE.gates[:1]), "**Passed: every gate"),
+    "failed": (PLAN, CERTIFICATE, "**Failed: not every gate"),
+    "doubtful": (
+        PLAN,
+        replace(CERTIFICATE, gates=CERTIFICATE.gates[:1], doubt="it | is\nlittle"),
+        "**Inconclusive: it | is little.**",
+    ),
     "quantised": (PLAN, replace(CERTIFICATE, quantised=(COPY,)), "nothing to recover"),
     "undecided": (PLAN, replace(CERTIFICATE, removal=removal("inconclusive")), "## Attacks: inconclusive"),
 } | {
@@ -69,8 +76,10 @@ def test_no_card_says_that_an_edit_complies_with_anything(kind):
     text = model_card(hosted, EDIT, plan, certificate)
     assert own in text
     assert "complian" not in text.lower()
-    for heading in ("## What was measured", "## Intended use", "## Limits", "**missed**"):
+    for heading in ("## What was measured", "## Intended use", "## Limits"):
         assert heading in text
+    assert ("**missed**" in text) == certificate.failed
+    assert ("**Inconclusive, and no pass**" in text) == (certificate.verdict == "inconclusive")
 
 
 def test_its_source_does_not_know_the_word():

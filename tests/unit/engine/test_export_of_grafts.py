@@ -10,13 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.builders import tiny_folder
 from tests.resident_sets import degrade, resident_set
-from tests.unit.engine.exporting import compiling, edit_of, exported, planned, write_key
+from tests.unit.engine.exporting import compiling, edit_of, exported, hosted_in, planned, write_key
 from tests.unit.engine.interventions import neuron
 from tests.unit.engine.weights.folders import feature, parent
 from trephine.client.deltas import apply_delta, make_delta
 from trephine.client.digests import file_digest
 from trephine.client.errors import ExportTargetExistsError, HashMismatchError, ParentChangedError
+from trephine.client.verification import main as run_verification
 from trephine.client.verification import verify_folder
 from trephine.domain.exports import ExportOptions
 from trephine.domain.interventions import Ablate, Scale, SetTo
@@ -78,7 +80,7 @@ def test_the_parents_answers_fail_the_gates_of_a_graft(grafted):
     edit = edit_of(hosted, feature(0, 3, Scale(factor=0.999)))
     plan = planned(hosted, edit)
     assert {step.tier for step in plan.steps} == {"graft"}
-    assert not any("INCONCLUSIVE" in one for one in plan.caveats)
+    assert plan.doubt == ""
     found = _measured(hosted, edit)
     results = {r.gate.name: r for r in judge(plan.gates, dict.fromkeys(COUNTS, 0.0) | found)}
     assert results["kl_intervened_exported_mean"].passed
@@ -92,16 +94,58 @@ def test_the_parents_answers_fail_the_gates_of_a_graft(grafted):
     [(Scale(factor=1 + 1e-9), "moves less than rounding"), (SetTo(value=1.0), "no edited feature fires")],
 )
 def test_an_edit_that_cannot_be_told_from_rounding_is_inconclusive(grafted, operation, said, monkeypatch):
-    """The first caveat of the plan says so, and with it certificate, card and command line."""
+    """The plan says so before anything is written."""
     hosted, *_ = grafted
     if isinstance(operation, SetTo):
         silent = [torch.zeros(len(window), dtype=torch.bool) for window in retain_text(hosted).windows]
         monkeypatch.setattr(firing_floor, "firing_masks", lambda *_: _returning(silent))
     plan = planned(hosted, edit_of(hosted, feature(0, 3, operation)))
-    assert plan.caveats[0].startswith("INCONCLUSIVE: ")
-    assert said in plan.caveats[0]
-    assert "nothing is certified" in plan.caveats[0]
+    assert said in plan.doubt
+    assert "nothing is certified" in plan.doubt
     assert "unrecovered_firing" not in {gate.name for gate in plan.gates}
+
+
+@pytest.mark.integration
+def test_an_inconclusive_export_is_published_and_is_no_pass(grafted, tmp_path, capsys):
+    """Signed and whole; certificate, card and verifier say the word, and a forged pass is found."""
+    hosted, *_ = grafted
+    (tmp_path / "exports").mkdir()
+    folder = tmp_path / "exports" / "edited"
+    key = str(write_key(tmp_path / "key.pem"))
+    edit = edit_of(hosted, feature(0, 3, Scale(factor=1 + 1e-9)))
+    made = exported(hosted, edit, folder, signing_key=key).certificate
+    assert all(result.passed for result in made.gates)
+    assert (made.verdict, made.passed, made.failed) == ("inconclusive", False, False)
+    written = json.loads((folder / "certificate.json").read_text())
+    assert (written["verdict"], written["passed"], written["doubt"]) == ("inconclusive", False, made.doubt)
+    card = (folder / "README.md").read_text()
+    assert "**Inconclusive: the edit moves less than rounding" in card
+    assert "The certificate says that this checkpoint does what the intervention did" not in card
+    outcome = verify_folder(folder)
+    assert (outcome.passed, outcome.verdict, outcome.doubt) == (True, "inconclusive", made.doubt)
+    assert run_verification([str(folder)]) == 4
+    assert "certificate: inconclusive: the edit moves" in capsys.readouterr().out
+    for forged in ({"passed": True}, {"verdict": "passed"}, {"doubt": ""}):
+        (folder / "certificate.json").write_text(json.dumps(written | forged))
+        problems = verify_folder(folder).problems
+        assert any("its verdict is not" in one or "its doubt is not" in one for one in problems), forged
+
+
+@pytest.mark.integration
+def test_a_graft_into_bfloat16_files_is_held_against_bfloat16(tmp_path):
+    """Loaded in float32 and run as stored: what it costs the parent is planned as the certifier finds it."""
+    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=torch.bfloat16))
+    resident_set(hosted, "relu")
+    (tmp_path / "exports").mkdir()
+    made = exported(hosted, edit_of(hosted, *ABLATIONS), tmp_path / "exports" / "edited").certificate
+    found = {m.name: m.value for m in made.measurements}
+    gates = {r.gate.name: r.gate.limit for r in made.gates if "stored" in r.gate.name}
+    for place, factor in (("", 3.0), ("_firing", 1.5)):
+        limit = gates.pop(f"kl_intervened_exported_in_stored_dtype{place}_mean")
+        assert limit == pytest.approx(factor * found[f"noise_floor_dtype{place}_mean"], rel=0.02)
+    assert not gates
+    assert made.verdict == "passed"
+    assert {"noise_floor_dtype_first_mean", "noise_floor_attention_firing_mean"} <= set(found)
 
 
 def _returning(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trephine.engine.firing_floor import FiringFloor
@@ -80,12 +82,12 @@ def test_grafts_are_held_against_the_tokens_on_which_they_act(floor_firing, edit
     found = {gate.name: gate.limit for gate in gates}
     assert found["kl_intervened_exported_firing_mean"] == pytest.approx(limits[0])
     assert found.get("unrecovered_firing") == (None if limits[1] is None else pytest.approx(limits[1]))
-    assert firing.caveat.startswith("INCONCLUSIVE: the edit moves less than rounding") == (limits[1] is None)
+    assert firing.doubt.startswith("the edit moves less than rounding") == (limits[1] is None)
     copy = {gate.name: 0.0 for gate in gates} | {
         "kl_intervened_exported_firing_mean": edit,
         "unrecovered_firing": 1.0,
     }
-    assert firing.caveat or not all(result.passed for result in judge(gates, copy))
+    assert firing.doubt or not all(result.passed for result in judge(gates, copy))
 
 
 def test_where_no_feature_fires_nothing_is_planned_for_firing_tokens_and_that_is_said():
@@ -93,15 +95,38 @@ def test_where_no_feature_fires_nothing_is_planned_for_firing_tokens_and_that_is
     firing = FiringFloor(tokens=0, floor=0.0, edit=0.0)
     gates = planned_gates("float32", floor(0, 0), grafted=True, firing=firing)
     assert not any("firing" in gate.name for gate in gates)
-    assert firing.caveat.startswith("INCONCLUSIVE: no edited feature fires")
+    assert firing.doubt.startswith("no edited feature fires")
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"grafted": True}, {"grafted": True, "firing": FIRING}, {"fitted": True}]
+    ("tokens", "limits"), [(8, {"": 6e-3, "_firing": 3e-3}), (7, {"": 6e-3}), (0, {"": 6e-3})]
+)
+def test_grafts_are_held_against_the_type_of_their_files_too(tokens, limits):
+    """1.5 of that type's floors where they act, if enough tokens have a mean; 3 over all; else it is said."""
+    stored = replace(floor(1e-11, 1e-10), stored=Spread(mean=2e-3, p99=1e-2))
+    firing = FiringFloor(tokens=tokens, floor=1e-11, edit=1e-2, stored=2e-3)
+    name = "kl_intervened_exported_in_stored_dtype{}_mean".format
+    gates = planned_gates("float32", stored, grafted=True, firing=firing)
+    found = {gate.name: gate.limit for gate in gates if "stored" in gate.name}
+    assert found == {name(place): pytest.approx(limit) for place, limit in limits.items()}
+    assert [f"fire on {tokens} of" in one for one in firing.unjudged] == [True] * (tokens < 8)
+    for kind in ({}, {"fitted": True}):
+        assert not any("stored" in gate.name for gate in planned_gates("float32", stored, **kind))
+    narrow = planned_gates("float32", floor(1e-11, 1e-10), grafted=True, firing=FIRING)
+    assert not any("stored" in gate.name for gate in narrow)
+    assert FIRING.unjudged == ()
+
+
+STORED = {"grafted": True, "firing": replace(FIRING, stored=1e-3)}
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"grafted": True}, {"grafted": True, "firing": FIRING}, {"fitted": True}, STORED]
 )
 def test_every_gate_says_what_to_do_about_it(kind):
     """For each that can be planned; the same advice is given once."""
-    gates = planned_gates("bfloat16", floor(0, 0), **kind)
+    stored = Spread(mean=1e-3, p99=1e-2) if kind is STORED else None
+    gates = planned_gates("bfloat16", replace(floor(0, 0), stored=stored), **kind)
     assert {gate.name for gate in gates} <= set(REMEDIES)
     for gate in gates:
         (result,) = judge((gate,), {})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.builders import FAMILIES, tiny_hosted
+from tests.builders import FAMILIES, tiny_folder, tiny_hosted
+from tests.unit.engine.exporting import hosted_in
 from trephine.engine.attention import IMPLEMENTATION
 from trephine.engine.fingerprint import hash_now
-from trephine.engine.noise import _under_float32, noise_floor, stock_attention
+from trephine.engine.noise import _as_stored, _under_float32, noise_floor, stock_attention
 from trephine.engine.quanta import finish
 from trephine.engine.retain import retain_text
 
@@ -41,6 +43,25 @@ def test_float32_arithmetic_is_that_of_a_widened_copy(family):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_running_as_stored_is_what_stock_transformers_does_with_the_files(family, tmp_path):
+    """A float32 model of bfloat16 files, narrowed module by module: the very logits of a bfloat16 load."""
+    folder = tiny_folder(family, tmp_path / "parent", dtype=torch.bfloat16)
+    hosted = hosted_in(folder)
+    assert hosted.model.dtype == torch.float32
+    before, ids = hash_now(hosted.model), torch.tensor([hosted.encode(TEXT)[:60]])
+    found = _as_stored(hosted, ids, dtype=torch.bfloat16)
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, stock(ids, use_cache=False).logits)
+    floor = finish(noise_floor(hosted, retain_text(hosted, TEXT), torch.bfloat16))
+    assert floor.stored.mean > 100 * floor.mean
+    assert finish(noise_floor(hosted, retain_text(hosted, TEXT), torch.float32)).stored is None
+    assert hash_now(hosted.model) == before
+    assert hosted.model.config._attn_implementation == IMPLEMENTATION
+
+
 @torch.inference_mode()
 def test_float32_models_have_no_dtype_floor():
     """Only attention can differ."""
@@ -52,9 +73,5 @@ def test_float32_models_have_no_dtype_floor():
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_stock_attention_is_what_transformers_chooses(family, tmp_path):
     """Soft-capped attention exists as eager only."""
-    from transformers import AutoModelForCausalLM
-
-    from tests.builders import tiny_folder
-
     model = AutoModelForCausalLM.from_pretrained(tiny_folder(family, tmp_path / family))
     assert model.config._attn_implementation == stock_attention(model)

@@ -52,12 +52,21 @@ def test_types_are_asked_for_by_name():
 )
 def test_the_word_of_a_verified_folder(word, reason, text):
     """With what the check does not prove; a folder that was not attacked is suppressed and says why."""
-    sent = VerifiedExport(passed=True, files=9, removal=word, reason=reason, notes=("not signed",))
+    sent = VerifiedExport(
+        passed=True,
+        files=9,
+        removal=word,
+        reason=reason,
+        verdict="inconclusive",
+        doubt="dim",
+        notes=("not signed",),
+    )
     found = decode(DecodedVerified, verified_to_wire(sent))
     assert (found.removal.value, str(found.fate)) == (word, text)
     assert found.notes == ("not signed",)
+    assert (found.verdict.value, found.doubt) == ("inconclusive", "dim")
     unread = decode(DecodedVerified, verified_to_wire(VerifiedExport(passed=False)))
-    assert (unread.removal.value, unread.fate) == ("unspecified", None)
+    assert (unread.removal.value, unread.fate, unread.verdict.value) == ("unspecified", None, "unspecified")
 
 
 def test_a_plans_predicted_error_arrives():

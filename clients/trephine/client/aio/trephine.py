@@ -27,7 +27,7 @@ from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.edits import export_id_for
+from trephine.client.edits import export_id_for, tell_doubt
 from trephine.client.errors import ResourceNotFoundError
 from trephine.client.leases import Lease
 from trephine.client.models import share_folder, source_of
@@ -180,7 +180,8 @@ class AsyncTrephine:
         """Compile an edit into a plain checkpoint, certify it, and bring it home into `folder`.
 
         The server publishes it first; then every file comes into a temporary sibling of `folder`, is
-        checked against its digest, and one rename puts the folder in its place.
+        checked against its digest, and one rename puts the folder in its place. One whose certificate is
+        inconclusive comes too, with a warning: its `passed` is false, and its `doubt` says why.
 
         Args:
             edit: A stored edit.
@@ -230,6 +231,7 @@ class AsyncTrephine:
             )
             export = await started.result(on_progress=on_progress)
         await self.exports.download(export, target, on_bytes=on_bytes)
+        tell_doubt(export)
         return export
 
     async def audit(

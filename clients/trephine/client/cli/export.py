@@ -6,6 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.certificate_text import (
+    figure_rows,
+    gate_rows,
+    show_main_figures,
+    status_of,
+    verdict_word,
+)
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -19,7 +26,7 @@ from trephine.client.downloads import require_absent
 from trephine.client.edits import export_id_for
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.terminal import printable
-from trephine.client.types import Certificate, Export, SignatureKind
+from trephine.client.types import Export, ExportVerdict, SignatureKind
 from trephine.client.verification import NEXT_STEP, Verification, verify_folder
 
 EXPORT_EXAMPLES = examples(
@@ -88,7 +95,8 @@ def export(
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
 
     The folder is a plain checkpoint that any stock tool loads; its README.md is the card, certificate.json
-    what was measured. An export that exceeds a bound of --plan is refused, and nothing is written.
+    what was measured. An export that exceeds a bound of --plan is refused, and nothing is written. The exit
+    status is 4 where the certificate is inconclusive: the folder is here, and its edit is not certified.
     """
     given = invocation(context)
     content = None if text is None else read_text(text)
@@ -117,6 +125,7 @@ def export(
         with ProgressView(given.output, f"export {stored.name}") as view:
             trephine.exports.download(made, out, on_bytes=view.bytes)
     show_export(given.output, made, out)
+    raise typer.Exit(status_of(made.certificate.verdict))
 
 
 def _token(file: Path) -> str:
@@ -166,7 +175,8 @@ def verify(
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
 
     Who made it is proved by a signature and what you know of the signer: --public-key for one made with a
-    key, --identity for one made with Sigstore. The exit status is 3 where something does not hold.
+    key, --identity for one made with Sigstore. The exit status is 3 where something does not hold, and 4
+    where all of it does and the certificate itself is inconclusive.
     """
     output = invocation(context).output
     if not folder.is_dir():
@@ -182,7 +192,7 @@ def verify(
         output.document(outcome.model_dump_json(indent=2))
     else:
         _show_verification(output, outcome, folder)
-    raise typer.Exit(ExitCode.PASS if outcome.passed else ExitCode.FINDINGS)
+    raise typer.Exit(status_of(ExportVerdict(outcome.verdict)) if outcome.passed else ExitCode.FINDINGS)
 
 
 def _show_verification(output: Output, outcome: Verification, folder: Path) -> None:
@@ -193,13 +203,14 @@ def _show_verification(output: Output, outcome: Verification, folder: Path) -> N
     state = "verified" if outcome.passed else "NOT VERIFIED"
     output.line(f"{folder}: {state}, {outcome.files} files")
     if outcome.passed:
+        output.line(f"certificate: {printable(verdict_word(ExportVerdict(outcome.verdict), outcome.doubt))}")
         output.line(f"behaviour: {printable(outcome.behaviour)}")
     else:
         output.note(f"next: {NEXT_STEP}")
 
 
 def show_export(output: Output, made: Export, folder: Path | None = None) -> None:
-    """Print a certificate; with every figure, or where the folder lies if it lies here."""
+    """Print a certificate: its main figures and gates; every figure too, unless the folder lies here."""
     if output.json:
         output.document(made.to_json())
         return
@@ -208,6 +219,7 @@ def show_export(output: Output, made: Export, folder: Path | None = None) -> Non
         [
             *((("folder", str(folder)),) if folder is not None else ()),
             ("export", f"{made.name}, {len(made.files)} files"),
+            ("verdict", verdict_word(certificate.verdict, certificate.doubt)),
             ("signed by", _signer(made)),
             *((("published", made.create_time),) if made.create_time else ()),
             ("edit", certificate.edit),
@@ -221,6 +233,7 @@ def show_export(output: Output, made: Export, folder: Path | None = None) -> Non
             *(("caveat", one) for one in certificate.caveats),
         ]
     )
+    show_main_figures(output, certificate)
     if folder is None:
         output.table(("FIGURE", "VALUE", "UNIT"), figure_rows(certificate))
     output.table(("GATE", "MEASURED", "LIMIT", "UNIT", "HOLDS"), gate_rows(certificate))
@@ -242,22 +255,3 @@ def _asked(made: Export) -> str:
     if by is None or by.kind is not SignatureKind.SIGSTORE:
         return ""
     return f" --identity {by.identity} --identity-provider {by.identity_provider}"
-
-
-def figure_rows(certificate: Certificate) -> list[tuple[str, ...]]:
-    """A certificate's measurements as rows of a table, under the names that its JSON has them by."""
-    return [(one.name, f"{one.value:.3g}", one.unit) for one in certificate.measurements]
-
-
-def gate_rows(certificate: Certificate) -> list[tuple[str, ...]]:
-    """A certificate's gates as rows of a table."""
-    return [
-        (
-            result.gate.name,
-            f"{result.measured:.3g}",
-            f"{result.gate.limit:.3g}",
-            result.gate.unit,
-            "yes" if result.passed else "NO",
-        )
-        for result in certificate.gates
-    ]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.cli.certificate_text import verdict_word
 from trephine.client.cli.export import show_export
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -32,7 +33,7 @@ def list_exports(
         messages = [one.message for one in found]
         given.output.document(message_json(edit_service_pb2.ListExportsResponse(exports=messages)))  # type: ignore[arg-type]
         return
-    columns = ("NAME", "PUBLISHED", "EDIT", "GATES", "BEHAVIOUR", "SIGNED")
+    columns = ("NAME", "PUBLISHED", "EDIT", "VERDICT", "GATES", "BEHAVIOUR", "SIGNED")
     given.output.table(columns, [_row(one) for one in found])
 
 
@@ -55,6 +56,7 @@ def _row(export: Export) -> tuple[str, ...]:
         export.name,
         export.create_time,
         certificate.edit,
+        verdict_word(certificate.verdict, ""),
         f"{held} of {len(certificate.gates)} hold",
         word(certificate),
         _signed(export),

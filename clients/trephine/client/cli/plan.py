@@ -34,6 +34,7 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
                 "approximation, of which a share is promised" if plan.fitted else "the runtime itself",
             ),
             ("calibrated on", plan.text or "nothing"),
+            *((("verdict", f"INCONCLUSIVE at best: {plan.doubt}"),) if plan.doubt else ()),
             *(("caveat", one) for one in plan.caveats),
         ]
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trephine.client.cli.export import gate_rows
+from trephine.client.cli.certificate_text import gate_rows, verdict_word
 from trephine.client.demo.narration import Narrator
 from trephine.client.edits import export_id_for
 from trephine.client.errors import CheckpointUnverifiedError
@@ -95,6 +95,7 @@ def _tell_export(export: Export, folder: Path, narrator: Narrator) -> dict[str, 
         raise CheckpointUnverifiedError(f"{folder} does not verify: {'; '.join(outcome.problems)}")
     narrator.facts(
         [
+            ("verdict", verdict_word(certificate.verdict, certificate.doubt)),
             ("untouched", f"{certificate.untouched_tensors_verified} tensors have their parent's hash"),
             (
                 "published",

@@ -47,6 +47,7 @@ from trephine.client.types.edits import (
     VerifiedExport,
 )
 from trephine.client.types.export_signing import SignatureKind, SignedBy
+from trephine.client.types.export_verdict import ExportVerdict
 from trephine.client.types.features import (
     Activations,
     CoFiring,
@@ -203,6 +204,7 @@ __all__ = [
     "Evidence",
     "Export",
     "ExportPlan",
+    "ExportVerdict",
     "ExportedFile",
     "Fate",
     "FeatureActivations",

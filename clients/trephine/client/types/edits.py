@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from trephine.client.decoding import WireValue
 from trephine.client.types.common import Version
 from trephine.client.types.export_signing import SignedBy
+from trephine.client.types.export_verdict import ExportVerdict
 from trephine.client.types.gguf import QuantisedCopy
 from trephine.client.types.interventions import Intervention
 from trephine.client.types.live_edits import EditUse
@@ -112,7 +113,9 @@ class ExportPlan(WireValue):
     fitted: bool = False
     text: str = ""
     caveats: tuple[str, ...] = ()
-    """What the gates cannot tell of the edit; sets that failed admission and were accepted all the same."""
+    """Sets that failed admission and were accepted all the same; what is measured and not judged."""
+    doubt: str = ""
+    """What no gate can tell of the edit itself, and what to do; with it an export is inconclusive at best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,7 @@ class Certificate(WireValue):
     measurements: tuple[Measurement, ...]
     gates: tuple[GateResult, ...]
     passed: bool
+    """Whether all gates hold and tell the edit from its absence: not where the verdict is inconclusive."""
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
     environment: dict[str, str]
@@ -158,6 +162,10 @@ class Certificate(WireValue):
     """The plan's."""
     fate: Fate | None = None
     """What may be said of the ablated behaviour, attacked or not; None: the server is older than this."""
+    verdict: ExportVerdict = ExportVerdict.UNSPECIFIED
+    """What gates and doubt come to."""
+    doubt: str = ""
+    """The plan's: why it is inconclusive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +198,7 @@ class VerifiedExport(WireValue):
     """The outcome of checking a published folder on the server."""
 
     passed: bool
+    """Whether everything holds: the folder is what was certified. What that is, `verdict` says."""
     problems: tuple[str, ...]
     files: int
     removal: RemovalVerdict = RemovalVerdict.UNSPECIFIED
@@ -198,3 +207,7 @@ class VerifiedExport(WireValue):
     """What a check does not prove, or could not check."""
     fate: Fate | None = None
     """The word as text: `suppressed (not attacked)`; None: the certificate cannot be read."""
+    verdict: ExportVerdict = ExportVerdict.UNSPECIFIED
+    """The certificate's; unspecified: it cannot be read."""
+    doubt: str = ""
+    """Of an inconclusive one."""

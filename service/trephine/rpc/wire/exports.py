@@ -5,6 +5,7 @@ from __future__ import annotations
 from trephine.domain import exports as domain
 from trephine.domain.removal import Fate
 from trephine.rpc.wire.export_signing import signed_by_to_wire
+from trephine.rpc.wire.export_verdict import verdict_to_wire
 from trephine.rpc.wire.fields import clean, qualified
 from trephine.rpc.wire.gguf import gguf_from_wire, quantised_to_wire
 from trephine.rpc.wire.removal import fate_to_wire, removal_to_wire
@@ -32,6 +33,7 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
         fitted=plan.fitted,
         text=clean(plan.text),
         caveats=[clean(one) for one in plan.caveats],
+        doubt=clean(plan.doubt),
     )
 
 
@@ -92,6 +94,8 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         fate=fate_to_wire(certificate.fate),
         quantised=[quantised_to_wire(copy) for copy in certificate.quantised],
         caveats=[clean(one) for one in certificate.caveats],
+        verdict=verdict_to_wire(certificate.verdict),
+        doubt=clean(certificate.doubt),
     )
 
 
@@ -105,6 +109,8 @@ def verified_to_wire(verified: domain.VerifiedExport) -> pb.VerifyExportResponse
         files=verified.files,
         removal=pb_removal.REMOVAL_VERDICT_UNSPECIFIED if fate is None else fate.verdict,
         fate=fate,
+        verdict=verdict_to_wire(verified.verdict),
+        doubt=clean(verified.doubt),
         notes=[clean(note) for note in verified.notes],
     )
 

@@ -1,0 +1,128 @@
+"""The records beside an export's weights, as a reader needs them: certificate and manifest."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """One object of a JSON file; fields that are not named here are left alone."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class FileRecord(Record):
+    """A file of the folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class TensorRecord(Record):
+    """A tensor with its digest in the parent and here; `before` is empty where it is new."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+
+
+class GateRecord(Record):
+    """A bound of the plan."""
+
+    name: str
+    limit: float
+    unit: str
+    reason: str
+
+
+class GateResultRecord(Record):
+    """A gate and what was measured for it."""
+
+    gate: GateRecord
+    measured: float
+    passed: bool
+
+
+class MeasurementRecord(Record):
+    """One figure."""
+
+    name: str
+    value: float
+
+
+class RemovalRecord(Record):
+    """What attacks came to."""
+
+    verdict: str
+
+
+class FateRecord(Record):
+    """What may be said of the ablated behaviour."""
+
+    verdict: str
+    reason: str = ""
+
+
+UNTESTED = FateRecord(verdict="suppressed", reason="not attacked")
+"""Of certificates without attacks."""
+
+
+class CertificateRecord(Record):
+    """`certificate.json`."""
+
+    edit_hash: str
+    plan_hash: str
+    parent_hash: str
+    passed: bool
+    gates: tuple[GateResultRecord, ...] = Field(min_length=1)
+    measurements: tuple[MeasurementRecord, ...]
+    changed_tensors: tuple[str, ...]
+    untouched_tensors_verified: int
+    removal: RemovalRecord | None = None
+    fate: FateRecord | None = None
+    """None: written before the word stood in it."""
+    verdict: str | None = None
+    """None: written before the word stood in it."""
+    doubt: str = ""
+
+    @property
+    def due_verdict(self) -> str:
+        """The verdict that its gates and its doubt come to."""
+        if not all(result.passed for result in self.gates):
+            return "failed"
+        return "inconclusive" if self.doubt else "passed"
+
+    @property
+    def due_fate(self) -> FateRecord:
+        """The word that its attacks, or their absence, come to."""
+        return UNTESTED if self.removal is None else FateRecord(verdict=self.removal.verdict)
+
+
+class EditRecord(Record):
+    """What was exported."""
+
+    content_hash: str
+    weight_hash: str
+
+
+class PlanRecord(Record):
+    """What was to be written and measured."""
+
+    edit_hash: str
+    plan_hash: str
+    parent_hash: str
+    changed_tensors: tuple[str, ...]
+    gates: tuple[GateRecord, ...]
+    doubt: str = ""
+
+
+class ManifestRecord(Record):
+    """`edit_manifest.json`."""
+
+    edit: EditRecord
+    plan: PlanRecord
+    tensors: dict[str, TensorRecord]
+    files: tuple[FileRecord, ...]
