@@ -43,8 +43,8 @@ def _drawn_from(body: dict[str, Any]) -> Drawn:
 
 def drawn_table(features: Sequence[Drawn]) -> Iterator[str]:
     """Write what each drawn feature fulfils."""
-    yield "| feature | density | firing tokens | ablation KL on them, nats |"
-    yield "|---|---|---|---|"
+    yield "| feature | density | firing tokens | KL(original, ablated) on them | KL(ablated, original) |"
+    yield "|---|---|---|---|---|"
     for each in features:
         name = f"{each.feature.layer}:{each.feature.index}"
-        yield f"| {name} | {each.density:.2%} | {each.tokens} | {each.kl:.2e} |"
+        yield f"| {name} | {each.density:.2%} | {each.tokens} | {each.kl:.2e} | {each.kl_of_edit:.2e} |"

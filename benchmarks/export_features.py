@@ -81,6 +81,8 @@ class Drawn:
     """On which it fires in its windows."""
     kl: float
     """KL(original || ablated), mean over these, nats."""
+    kl_of_edit: float
+    """KL(ablated || original), of which recovery is a share."""
 
 
 def draw(
@@ -193,29 +195,35 @@ class Trial:
             fires = active[self._n_fit :, index].unflatten(0, (len(self.texts.measured), -1))
             chosen = telling([fires], self.cell_windows)
             densest = max(chosen, key=lambda n: int(fires[n].sum()))
-            if self.effect(index, [densest], fires) < LEAST_KL:
+            if self.effects(index, [densest], fires)[0] < LEAST_KL:
                 continue  # most fail here, after a single window
-            kl = self.effect(index, chosen, fires)
-            if kl >= LEAST_KL:
+            kl, kl_of_edit = self.effects(index, chosen, fires)
+            if min(kl, kl_of_edit) >= LEAST_KL:
                 return Drawn(
                     feature=self._ref(index),
                     windows=tuple(chosen),
                     density=float(active[:, index].double().mean()),
                     tokens=int(fires[chosen].sum()),
                     kl=kl,
+                    kl_of_edit=kl_of_edit,
                 )
         return None
 
-    def effect(self, index: int, chosen: Sequence[int], fires: Tensor) -> float:
-        """Return KL(original || ablated), mean over the firing tokens of some of the measured windows."""
-        ablation, total = (intervention(self._ref(index), Ablate()),), 0.0
+    def effects(self, index: int, chosen: Sequence[int], fires: Tensor) -> tuple[float, float]:
+        """Return KL(original || ablated) and KL(ablated || original), nats.
+
+        Both are means over the firing tokens of some of the measured windows.
+        """
+        ablation, there, back = (intervention(self._ref(index), Ablate()),), 0.0, 0.0
         for start in range(0, len(chosen), 2):
             part = list(chosen[start : start + 2])
             windows = [self.texts.measured[n] for n in part]
             plain, changed = (windows_logits(self.hosted, windows, each) for each in ((), ablation))
             for n, p, c in zip(part, plain, changed, strict=True):
-                total += float(kl_divergence(p, c)[fires[n]].sum())
-        return total / max(int(fires[list(chosen)].sum()), 1)
+                there += float(kl_divergence(p, c)[fires[n]].sum())
+                back += float(kl_divergence(c, p)[fires[n]].sum())
+        count = max(int(fires[list(chosen)].sum()), 1)
+        return there / count, back / count
 
     def _ref(self, index: int) -> FeatureRef:
         return FeatureRef(replacement=NAME, layer=self.layer, index=index)
