@@ -43,18 +43,17 @@ from benchmarks.export_features import (
     split,
     telling,
 )
+from benchmarks.export_floors import Floors, divergence, edited_floor, floors_table, floors_target, logits
 from benchmarks.export_rows import HEADER, Row, good, line, targets
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
 from trephine.domain.edits import Edit
-from trephine.domain.interventions import Ablate, Intervention, Operation, ProjectOut
+from trephine.domain.interventions import Ablate, Operation, ProjectOut
 from trephine.domain.sites import FeatureRef
-from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
 from trephine.engine.reshaping import reshaped_files, write_weights
-from trephine.engine.retain import windows_logits
 from trephine.engine.session import Session
 from trephine.engine.shards import read_entries
 from trephine.engine.weights.compiling import compile_weights
@@ -156,13 +155,13 @@ def parent_of(hosted: HostedModel, same: HostedModel | None, dtype: str, texts: 
     ]
     measured(cells, dtype, texts, work)
     shutil.rmtree(work / "no-op")
-    plain = logits(hosted, texts)
+    plain = logits(hosted, texts.measured)
     return Parent(
         dtype=dtype,
         hosted=hosted,
         same=same,
         plain=plain,
-        plain_same=plain if same is None else logits(same, texts),
+        plain_same=plain if same is None else logits(same, texts.measured),
         served=load_file(work / "parent.safetensors")["logits"],
         idle=load_file(work / "no-op.safetensors")["logits"],
     )
@@ -191,8 +190,8 @@ def rows_of(
         answers[list(chosen)] for answers in (parent.plain, parent.plain_same, parent.served, parent.idle)
     )
     hosted, ablated = parent.hosted, tuple(intervention(ref, Ablate()) for ref in features)
-    changed = logits(hosted, texts, ablated)
-    here = changed if parent.same is None else logits(parent.same, texts, ablated)
+    changed = logits(hosted, texts.measured, ablated)
+    here = changed if parent.same is None else logits(parent.same, texts.measured, ablated)
     against = {"runtime": _saved(changed, work / "runtime.safetensors")}
     if parent.same is not None:
         against["same"] = _saved(here, work / "same.safetensors")
@@ -237,17 +236,6 @@ def _row(
         passed=False,
     )
     return replace(row, passed=good(row))
-
-
-def logits(hosted: HostedModel, texts: Texts, interventions: tuple[Intervention, ...] = ()) -> Tensor:
-    """Return the runtime's answers, float32 `(n_windows, n_pos, d_vocab)`."""
-    parts = [texts.measured[n : n + 2] for n in range(0, len(texts.measured), 2)]
-    return torch.stack([each for part in parts for each in windows_logits(hosted, part, interventions)])
-
-
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Return KL per position, `(n,)`."""
-    return kl_divergence(p.flatten(0, 1), q.flatten(0, 1))
 
 
 def _saved(tensor: Tensor, path: Path) -> str:
@@ -313,7 +301,10 @@ def run(given: argparse.Namespace, work: Path) -> int:
                 found = {"rows": [asdict(row) for row in fresh]}
                 kept.keep("rows", request, found)
             rows += _printed([Row(**row) for row in found["rows"]])
-    outcome = targets(rows)
+    floors = floors_of(hosted, texts, cells, rows, kept, work)
+    for row_of_floors in floors_table(floors):
+        say(row_of_floors)
+    outcome = [*targets(rows), floors_target(floors)]
     for what, held in outcome:
         say(f"{'PASS' if held else 'FAIL'} {what}")
     return 0 if all(held for _, held in outcome) else 3
@@ -321,6 +312,25 @@ def run(given: argparse.Namespace, work: Path) -> int:
 
 Cell = tuple[list[FeatureRef], list[int], Tensor]
 """Features that are ablated together, the windows that they are measured on, and where in them one fires."""
+
+
+def floors_of(
+    hosted: HostedModel, texts: Texts, cells: Sequence[Cell], rows: Sequence[Row], kept: KeptRuns, work: Path
+) -> list[Floors]:
+    """Measure what rounding does to the intervened bfloat16 parent in every cell, or take what is kept."""
+    grafts = [row for row in rows if row.tier == "graft" and row.dtype == "bfloat16"]
+    models: tuple[HostedModel, HostedModel] | None = None
+    floors: list[Floors] = []
+    for row, (ablated, chosen, mask) in zip(grafts, cells, strict=True):
+        request = {"ablated": [str(ref) for ref in ablated], "windows": chosen, "text": texts.digest}
+        found = kept.get("edited floor", request | {"model": str(hosted.folder)})
+        if found is None:
+            models = models or bfloat16_models(hosted, work / "floors")
+            windows = [texts.measured[n] for n in chosen]
+            found = {"floor": edited_floor(*models, ablated, windows, mask)}
+            kept.keep("edited floor", request | {"model": str(hosted.folder)}, found)
+        floors.append(Floors(graft=row, edited=found["floor"]))
+    return floors
 
 
 def cells_of(
@@ -349,11 +359,17 @@ def parent_in(dtype: str, hosted: HostedModel, texts: Texts, work: Path) -> Pare
     """Measure the parent of a dtype."""
     if dtype == "float32":
         return parent_of(hosted, None, dtype, texts, work)
-    folder = bfloat16_parent(hosted.folder, work / dtype)
+    wide, same = bfloat16_models(hosted, work / dtype)
+    return parent_of(wide, same, dtype, texts, work)
+
+
+def bfloat16_models(hosted: HostedModel, folder: Path) -> tuple[HostedModel, HostedModel]:
+    """Write a bfloat16 parent; load it to compute in float32 and in bfloat16."""
+    bfloat16_parent(hosted.folder, folder)
     wide, same = (load_model(folder, each) for each in (torch.float32, torch.bfloat16))
     for model in (wide, same):
         model.replacements.update(hosted.replacements)
-    return parent_of(wide, same, dtype, texts, work)
+    return wide, same
 
 
 def _printed(rows: list[Row]) -> list[Row]:

@@ -11,6 +11,7 @@ from benchmarks import export_features
 from benchmarks.export import cells_of
 from benchmarks.export_draw import drawn
 from benchmarks.export_features import DENSITY, ENOUGH, FITTABLE, Texts, draw, firing, intervention, telling
+from benchmarks.export_floors import Floors, edited_floor, floors_target
 from benchmarks.export_rows import Row, good, targets
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.replacements import NAME
@@ -134,3 +135,22 @@ def test_the_targets_are_missed_by_a_copy_that_passes_in_either_dtype():
     assert [held for _, held in targets(table())] == [True] * 4
     assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, True, False, True]
     assert [held for _, held in targets(table(edit=9e-3))] == [True, True, True, False]
+
+
+def test_an_intervened_model_has_a_floor_of_its_own(model, texts):
+    """None against itself; against the same weights in bfloat16 what that arithmetic costs, hooks and all."""
+    found = draw(model, texts, 3, 0)[0]
+    windows = [texts.measured[n] for n in found.windows]
+    mask = firing(model, windows, [found.feature])[found.feature].flatten()
+    narrow = tiny_hosted("llama", n_layers=6, dtype=torch.bfloat16)
+    narrow.replacements.update(model.replacements)
+    assert edited_floor(model, model, [found.feature], windows, mask) == pytest.approx(0.0, abs=1e-9)
+    assert 1e-7 < edited_floor(model, narrow, [found.feature], windows, mask) < found.kl_of_edit
+
+
+def test_a_graft_is_held_against_the_intervened_model_s_rounding():
+    """In its worst cell; without cells nothing is met."""
+    graft = row("graft", "bfloat16", kl=3e-3)
+    assert floors_target([Floors(graft=graft, edited=2e-3)])[1]
+    assert not floors_target([Floors(graft=graft, edited=2e-3), Floors(graft=graft, edited=1.9e-3)])[1]
+    assert not floors_target([])[1]
