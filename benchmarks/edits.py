@@ -2,9 +2,11 @@
 
 Three edits of SmolLM2, each made on the evidence of a circuit: verbs pushed towards the plural by the
 transcoder feature that pushes them most, the features that make a verb plural ablated, and the same with
-neurons. Every one is measured beside the no-op, matched random features, another layer and, where it steers,
-a prompt. Then the same text is generated plain, under an edit by name, and with the edit's interventions sent
-along, in turn; the median over rounds of the ratio to the plain one of the same round is printed.
+neurons. Every one is measured beside the no-op, matched random features and another layer, and beside the
+prompt that comes nearest to its behaviour, out of instructions and solved examples: the edit is scaled until
+it behaves as under that prompt, and the damage of both is compared there. Then the same text is generated
+plain, under an edit by name, and with the edit's interventions sent along, in turn; the median over rounds of
+the ratio to the plain one of the same round is printed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from trephine.client.requests import Row
 from trephine.client.types import (
     Edit,
     EditEvaluation,
+    EvaluatedSet,
     EvaluationArm,
     EvaluationRole,
     EvaluationSet,
@@ -43,12 +46,11 @@ TEXT = f"{BEGIN}The history of the town begins with"
 TOKENS = 16
 PLAIN = "plain"
 NODES, VERIFIED = 128, 16
-ARMS = {
-    EvaluationArm.EDIT: "edit",
-    EvaluationArm.NO_OP: "no-op",
-    EvaluationArm.PROMPT: "prompt",
-    EvaluationArm.MATCHED_EDIT: "edit at the prompt's behaviour",
-}
+MORE, LESS = (
+    (f"{BEGIN}Several people are spoken of, so every verb is in the plural: they go, they do, they are.\n",),
+    (f"{BEGIN}One person is spoken of, so every verb is in the singular: he goes, he does, he is.\n",),
+)
+"""Instructions for either behaviour; solved examples, one, two and four, are tried beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class Case:
     interventions: tuple[Intervention, ...]
     evidence: str
     target: EvaluationSet
+    prompts: tuple[str, ...]
+    """Instructions that ask for what the edit does."""
 
 
 def say(text: str) -> None:
@@ -99,18 +103,21 @@ def cases(model: Model, replacement: str, data: Path, items: int) -> list[Case]:
             interventions=(_handle(strong[0]).add(PUSH),),
             evidence=of_set.name,
             target=singular,
+            prompts=MORE,
         ),
         Case(
             name="no-plural",
             interventions=tuple(_handle(ref).ablate() for ref in strong),
             evidence=of_set.name,
             target=plural,
+            prompts=LESS,
         ),
         Case(
             name="no-plural-neurons",
             interventions=tuple(_handle(ref).ablate() for ref in neurons),
             evidence=of_neurons.name,
             target=plural,
+            prompts=LESS,
         ),
     ]
 
@@ -134,41 +141,80 @@ def _handle(ref: FeatureRef) -> Handle:
 # --- effect and damage ---------------------------------------------------------------------------
 
 
-HEADER = "| edit | on | of | effect or damage | top-1 agreement | perplexity ratio, or accuracy change |"
+HEADER = (
+    "| edit | effect, nats | no-op | random, matched | another layer | retain KL, nats/token | no-op | top-1 "
+    "| perplexity | word |"
+)
+PROMPT_HEADER = (
+    "| edit | prompt | log-odds: plain, edit, prompt | strength of the edit at the prompt's | its retain KL "
+    "| the prompt's | prompt less edit | the edit |"
+)
 
 
-def lines(found: EditEvaluation) -> list[str]:
-    """Write one evaluation: arms with their intervals, controls with their range, prompt and word."""
-    edit = found.edit.removeprefix("edits/")
-    rows = [
-        f"| {edit} | {one.name} | {ARMS[arm.arm]} | {shown(arm.figures, 'log_odds_change', 'kl')} "
-        f"| {shown(arm.figures, 'top1_agreement')} "
-        f"| {shown(arm.figures, 'accuracy_change', 'perplexity_ratio')} |"
-        for one in found.sets
-        for arm in one.arms
-        if arm.arm in ARMS
+def line(found: EditEvaluation) -> str:
+    """One edit: effect and damage with their intervals, beside the no-op and controls, and its word."""
+    target, retain = (
+        next(one for one in found.sets if one.role is role)
+        for role in (EvaluationRole.TARGET, EvaluationRole.RETAIN)
+    )
+    cells = [
+        found.edit.removeprefix("edits/"),
+        shown(target, EvaluationArm.EDIT, "log_odds_change"),
+        shown(target, EvaluationArm.NO_OP, "log_odds_change", brief=True),
+        *(controlled(target, arm) for arm in (EvaluationArm.RANDOM, EvaluationArm.WRONG_LAYER)),
+        shown(retain, EvaluationArm.EDIT, "kl"),
+        shown(retain, EvaluationArm.NO_OP, "kl", brief=True),
+        shown(retain, EvaluationArm.EDIT, "top1_agreement", brief=True),
+        shown(retain, EvaluationArm.EDIT, "perplexity_ratio", brief=True),
+        found.verdict.value.upper(),
     ]
-    rows += [
-        f"| {edit} | {one.name} | {len(control.values)} {control.arm.value.replace('_', ' ')} sets "
-        f"| {min(control.values):+.3f} to {max(control.values):+.3f}; the edit there {control.effect:+.3f}, "
-        f"p = {control.adjusted_p_value:.3g} | | |"
-        for one in found.sets
-        for control in one.controls
+    return f"| {' | '.join(cells)} |"
+
+
+def prompt_line(found: EditEvaluation) -> str:
+    """One edit beside the prompt that comes nearest to its behaviour, at that behaviour."""
+    prompting = found.prompting
+    if prompting is None:
+        return f"| {found.edit.removeprefix('edits/')} | no prompt was tried |" + " |" * 6
+    retain = next(one for one in found.sets if one.role is EvaluationRole.RETAIN)
+    chosen = next((one for one in prompting.candidates if one.label == prompting.chosen), None)
+    behaviours = (prompting.plain_behaviour, prompting.edit_behaviour, chosen and chosen.behaviour)
+    tried = f"of {len(prompting.candidates)}"
+    cells = [
+        found.edit.removeprefix("edits/"),
+        f"none {tried}" if chosen is None else f"{chosen.label}, {chosen.tokens} tokens ({tried})",
+        ", ".join("-" if one is None else f"{one:+.2f}" for one in behaviours),
+        "none up to 4" if prompting.strength is None else f"{prompting.strength:.3g}",
+        shown(retain, EvaluationArm.MATCHED_EDIT, "kl"),
+        shown(retain, EvaluationArm.PROMPT, "kl"),
+        "; ".join(map(interval, prompting.differences)),
+        prompting.standing.value.replace("_", " ").upper(),
     ]
-    if found.prompting is not None:
-        rows.append(f"<!-- prompting: {found.prompting.standing.value}: {found.prompting.why} -->")
-    rows.append(f"<!-- {edit}: {found.verdict.value.upper()}: {found.why} ({found.seconds:.0f} s) -->")
-    return rows
+    return f"| {' | '.join(cells)} |"
 
 
-def shown(figures: Sequence[Figure], *names: str) -> str:
-    """The first figure of these names that is there, with its interval."""
-    by_name = {figure.name: figure for figure in figures}
-    found = next((by_name[name] for name in names if name in by_name), None)
+def shown(one: EvaluatedSet, arm: EvaluationArm, name: str, *, brief: bool = False) -> str:
+    """A figure of an arm, with its interval unless `brief`; empty where the arm was not run."""
+    found = one.arm(arm)
+    figure = None if found is None else found.figure(name)
+    if figure is None:
+        return ""
+    return f"{figure.value:.3f}" if brief else interval(figure)
+
+
+def interval(figure: Figure) -> str:
+    """A figure with its interval."""
+    span = "" if figure.low is None or figure.high is None else f" [{figure.low:+.3f}, {figure.high:+.3f}]"
+    return f"{figure.value:+.3f}{span}"
+
+
+def controlled(one: EvaluatedSet, arm: EvaluationArm) -> str:
+    """The range of one kind of controls, how many there were, and the edit's p beside them."""
+    found = next((control for control in one.controls if control.arm is arm), None)
     if found is None:
         return ""
-    span = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.value:+.3f}{span}"
+    low, high = min(found.values), max(found.values)
+    return f"{low:+.3f} to {high:+.3f} ({len(found.values)}; p {found.adjusted_p_value:.2g})"
 
 
 def evaluate(trephine: Trephine, case: Case, model: Model, controls: int) -> EditEvaluation:
@@ -180,7 +226,9 @@ def evaluate(trephine: Trephine, case: Case, model: Model, controls: int) -> Edi
         reason="the benchmark of edits",
         evidence=[case.evidence],
     )
-    return trephine.edits.evaluate(edit, [case.target], controls=controls, tokens=64, shots=(2,))
+    return trephine.edits.evaluate(
+        edit, [case.target], controls=controls, tokens=64, prompts=case.prompts, always_prompt=True
+    )
 
 
 # --- what serving costs --------------------------------------------------------------------------
@@ -237,10 +285,14 @@ def main() -> int:
         model = trephine.load_model("smollm2")
         replacement = model.load_replacements(given.transcoders)
         made = cases(model, replacement.set_id, given.data, given.items)
-        say(f"{HEADER}\n{'|---' * 6}|")
+        found = []
         for case in made[: given.edits]:
-            for line in lines(evaluate(trephine, case, model, given.controls)):
-                say(line)
+            found.append(evaluate(trephine, case, model, given.controls))
+            say(f"<!-- {found[-1].edit}: {found[-1].why} ({found[-1].seconds:.0f} s) -->")
+        for header, written in ((HEADER, line), (PROMPT_HEADER, prompt_line)):
+            say(f"\n{header}\n{'|---' * header.count(' |')}|")
+            for one in found:
+                say(written(one))
         if given.rounds:
             served = trephine.edits.create("served", made[0].interventions, model=model.name)
             report_serving(served, serving(model, served, given.rounds))
