@@ -11,12 +11,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from trephine.domain.interventions import Intervention
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.firing import firing_masks
 from trephine.engine.hosted import HostedModel
-from trephine.engine.noise import NoiseFloor
+from trephine.engine.noise import NoiseFloor, computing_in
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.weights.operations import FeatureOp
 
@@ -39,7 +40,9 @@ class FiringFloor:
     edit: float
     """KL(intervened || original)."""
     stored: float | None = None
-    """KL(parent || parent in the type of its files); None: the model computes in that type."""
+    """KL(parent || parent in the type of its files), or the intervened parent's where that is more; None: the
+    model computes in that type. An edit may leave a model that rounding moves further than the unedited one,
+    and no export comes closer to it than it comes to itself."""
 
     @property
     def clear(self) -> bool:
@@ -86,8 +89,9 @@ def firing_floor(
     features: Sequence[FeatureOp],
     interventions: tuple[Intervention, ...],
     floor: NoiseFloor,
+    stored: torch.dtype | None = None,
 ) -> Generator[None, None, FiringFloor]:
-    """Measure both on the unedited parent, one batch a quantum.
+    """Measure them on the parent, unedited and intervened in, one batch a quantum.
 
     Args:
         hosted: The model.
@@ -95,21 +99,48 @@ def firing_floor(
         features: The edited features of sets.
         interventions: The whole edit.
         floor: The parent's, with its values per token.
+        stored: Type of the parent's files, which `floor.stored` is of.
     """
     masks = torch.cat((yield from firing_masks(hosted, retain.windows, features, interventions)))
     tokens = int(masks.sum())
     if not tokens:
         return FiringFloor(tokens=0, floor=0.0, edit=0.0, stored=None if floor.stored is None else 0.0)
     plain = yield from plain_logits(hosted, retain)
-    moved = []
+    moved: list[Tensor] = []
+    rounded: list[Tensor] = []
     for part in window_batches(retain.windows):
         after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
         moved += [kl_divergence(p, plain[number]) for number, p in zip(part, after, strict=True)]
         yield
+        if floor.stored is not None and stored is not None:
+            rounded += _served(hosted, retain, part, interventions, after, stored)
+            yield
     spreads = [one.values for one in (floor.attention, floor.dtype) if one.values.numel()]
     return FiringFloor(
         tokens=tokens,
         floor=sum(float(values[masks].mean()) for values in spreads),
         edit=float(torch.cat(moved)[masks].mean()),
-        stored=None if floor.stored is None else float(floor.stored.values[masks].mean()),
+        stored=_larger(floor, rounded, masks),
     )
+
+
+def _served(
+    hosted: HostedModel,
+    retain: RetainText,
+    part: Sequence[int],
+    interventions: tuple[Intervention, ...],
+    after: Sequence[Tensor],
+    stored: torch.dtype,
+) -> list[Tensor]:
+    """Return KL(intervened || intervened, computing in the type of the files) per window of a batch."""
+    with computing_in(stored, hosted.model):
+        narrow = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
+    return [kl_divergence(p, q.float()) for p, q in zip(after, narrow, strict=True)]
+
+
+def _larger(floor: NoiseFloor, rounded: Sequence[Tensor], masks: Tensor) -> float | None:
+    """Return what the files' type costs the parent, unedited or intervened in, where features fire."""
+    if floor.stored is None:
+        return None
+    own = float(torch.cat(list(rounded))[masks].mean()) if rounded else 0.0
+    return max(float(floor.stored.values[masks].mean()), own)

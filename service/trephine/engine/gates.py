@@ -96,19 +96,20 @@ def _stored_gates(floor: NoiseFloor, firing: FiringFloor | None) -> tuple[Gate, 
     """
     if floor.stored is None:
         return ()
-    places = [("", "all tokens", _GRAFT_FACTOR, floor.stored.mean)]
+    places = [("", "all tokens", "", _GRAFT_FACTOR, floor.stored.mean)]
     if firing is not None and firing.stored is not None and firing.judged_as_stored:
         where = f"the {firing.tokens} tokens on which an edited feature fires"
-        places.append(("_firing", where, _FLOOR_FACTOR, firing.stored))
+        aside = ", unedited or intervened in, whichever is more"
+        places.append(("_firing", where, aside, _FLOOR_FACTOR, firing.stored))
     return tuple(
         Gate(
             name=f"kl_intervened_exported_in_stored_dtype{place}_mean",
             limit=max(_GRAFT_MEAN, factor * value),
             unit="nats/token",
             reason=f"run in the type of its files, on {tokens}: {factor:g} times what it costs to run the "
-            f"unedited parent in that type, {value:.2e} nats there, and not below {_GRAFT_MEAN:g}",
+            f"parent in that type{aside}, {value:.2e} nats there, and not below {_GRAFT_MEAN:g}",
         )
-        for place, tokens, factor, value in places
+        for place, tokens, aside, factor, value in places
     )
 
 

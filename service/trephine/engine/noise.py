@@ -122,18 +122,18 @@ def _under_stock_attention(hosted: HostedModel, ids: Tensor) -> Tensor:
 
 
 def _as_stored(hosted: HostedModel, ids: Tensor, *, dtype: torch.dtype) -> Tensor:
-    with _computing_in(dtype, hosted.model):
+    with computing_in(dtype, hosted.model):
         return _under_stock_attention(hosted, ids)
 
 
 def _under_float32(hosted: HostedModel, ids: Tensor) -> Tensor:
-    with _computing_in(torch.float32, hosted.model):
+    with computing_in(torch.float32, hosted.model):
         logits: Tensor = hosted.model(ids, use_cache=False).logits
         return logits
 
 
 @contextmanager
-def _computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
+def computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
     """Let every module compute in a type on the same weights, one module's weights at a time.
 
     A module's parameters are replaced by copies of that type while it runs and put back afterwards, the very

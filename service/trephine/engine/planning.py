@@ -53,11 +53,12 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         require_convertible(hosted)
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
-    floor = yield from noise_floor(hosted, texts.measured, DTYPES.get(stored_dtype(entries)))
+    stored = DTYPES.get(stored_dtype(entries))
+    floor = yield from noise_floor(hosted, texts.measured, stored)
     firing = None
     if program.grafted and not program.fitted:
         firing = yield from firing_floor(
-            hosted, texts.measured, program.features, command.edit.interventions, floor
+            hosted, texts.measured, program.features, command.edit.interventions, floor, stored
         )
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
