@@ -23,10 +23,14 @@ from tests.unit.engine.weights.families import (  # noqa: TID251  the same cells
     scene,
     standing,
 )
+from tests.unit.engine.weights.reach import reach  # noqa: TID251  the same bound as the tests'
 
 HEADER = (
-    "| family | edit | called | edit KL | KL left | recovery, all / firing | tokens | what is fitted: why |"
+    "| family | edit | called | edit KL | KL left | recovery, all / firing | in reach | tokens "
+    "| what is fitted: why |"
 )
+REACHED = ("graft, ReLU", "graft, JumpReLU")
+"""Where it is said what the best gate and the nearest answers of the norm would carry."""
 
 
 def main() -> int:
@@ -48,10 +52,12 @@ def main() -> int:
                 called = "fails" if copy and found.recovery < 0.5 else standing(found)
                 why = "a copy of the parent" if copy else reason(found.program)
                 shares = f"{found.recovery:.4f} / {found.recovery_firing:.4f}"
+                fitted = tier in REACHED and found.program.fitted
+                best = f"{reach(parent.hosted, parent.edit(tier)):.4f}" if fitted else ""
                 cells[tier].append(f"{called} {shares}")
                 say(
                     f"| {family} | {tier} | {called} | {found.edit:.1e} | {found.left:.1e} "
-                    f"| {shares} | {found.firing} | {why} |"
+                    f"| {shares} | {best} | {found.firing} | {why} |"
                 )
     say("\n| edit | " + " | ".join(given.families) + " |" + "\n|---" + "|---" * len(given.families) + "|")
     for tier, row in cells.items():

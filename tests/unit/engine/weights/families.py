@@ -31,7 +31,7 @@ from trephine.engine.weights.compiling import WeightProgram, compile_weights
 FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma2")
 COMMON = {"qwen2": 2.0, "qwen3": 2.0, "gemma2": 0.5}
 """How much the embeddings share, as they do in trained models; without biases a graft lives on it."""
-LAYER, CALIBRATION = 1, FIT[:12]
+LAYER, CALIBRATION = 1, FIT
 V = torch.randn(32, generator=torch.Generator().manual_seed(3)).tolist()
 HEAD = [[float(n == unit) for n in range(32)] for unit in range(8, 16)]
 """What the second of four heads of width 8 hands to attention's output projection."""
