@@ -29,7 +29,7 @@ from trephine.engine.session import Session
 from trephine.server.places import default_cache
 
 DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME, "random": RANDOM}
-TASKS = ("biographies", "agreement", "agreement-twins", "reward", "reward-twins")
+TASKS = ("biographies", "agreement", "agreement-twins", "reward")
 SEEDS = 5
 OURS = "removed, erased"
 PUBLISHED = """Published, in another setting (Marks et al. 2025: Gemma-2-2B, SAEs on attention, MLPs and the

@@ -32,7 +32,7 @@ from trephine.engine.quanta import finish
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
-from trephine.engine.spurious.erasing import changed_directions, fit_erased
+from trephine.engine.spurious.erasing import Twins, centred, changed_directions, fit_erased
 from trephine.engine.spurious.heads import LinearHead, fit_probe
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
@@ -133,25 +133,32 @@ def sparing_oracle(bench: Bench) -> Decisions:
 
 def erased(bench: Bench) -> Decisions:
     """The product's erased head with every feature in place."""
-    return _sparing(bench, bench.plain("training"), bench.draw.training, attribute_rows(bench))
-
-
-def attribute_rows(bench: Bench, removed: Sequence[FeatureRef] = ()) -> Tensor:
-    """What the product forbids, `(k, d_model)`: of twins where the task has them, else of examples."""
-    paired = [one for one in bench.draw.training if one.twin is not None]
-    if paired:
-        twins = [tuple(bench.hosted.encode(one.twin or "")) for one in paired]
-        return changed_directions(bench.pool(bench.ids(paired), removed), bench.pool(twins, removed))
-    examples = bench.pool(bench.ids(bench.draw.examples), removed)
-    return separation(examples, attributes(bench.draw.examples))[None]
+    items, vectors = bench.draw.training, bench.plain("training")
+    paired = [row for row, one in enumerate(items) if one.twin is not None]
+    if not paired:
+        examples, sides = bench.plain("examples"), attributes(bench.draw.examples)
+        neutral = centred(examples, sides) if bench.task.neutral else None
+        return _sparing(bench, vectors, items, separation(examples, sides)[None], neutral=neutral)
+    texts = [tuple(bench.hosted.encode(items[row].twin or "")) for row in paired]
+    twins = Twins(rows=torch.tensor(paired), vectors=bench.pool(texts))
+    return _sparing(bench, vectors, items, changed_directions(vectors[paired], twins.vectors), twins=twins)
 
 
 def _nothing(bench: Bench) -> Tensor:
     return torch.zeros(0, bench.hosted.info.d_model)
 
 
-def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item], forbidden: Tensor) -> Decisions:
-    return _decided(fit_erased(bench.readout, pooled, labels(items), forbidden), bench.plain("test"))
+def _sparing(
+    bench: Bench,
+    pooled: Tensor,
+    items: Sequence[Item],
+    forbidden: Tensor,
+    *,
+    twins: Twins | None = None,
+    neutral: Tensor | None = None,
+) -> Decisions:
+    head = fit_erased(bench.readout, pooled, labels(items), forbidden, twins=twins, neutral=neutral)
+    return _decided(head, bench.plain("test"))
 
 
 def _decided(head: LinearHead | None, pooled: Tensor) -> Decisions:
@@ -242,6 +249,7 @@ def command(bench: Bench, replacement: str) -> RemoveSpuriousFeatures:
             AttributeText(text=one.text, attribute=f"{one.attribute} {names[1][one.attribute]}")
             for one in (() if bench.draw.training[0].twin else bench.draw.examples)
         ),
+        neutral_examples=bench.task.neutral,
         decision=bench.probe,
         replacement=replacement,
         budget=RemovalBudget(

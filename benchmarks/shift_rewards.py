@@ -1,8 +1,10 @@
 """Replies to questions, helpful or evasive, flattering or plain: for a reward head that learns flattery.
 
-A reply opens and closes in a tone, two phrases each, and holds an answer between. Tones have many phrases, so
-that flattery is a manner rather than a word; evasions are as long as answers. Questions, answers and evasions
-of the test split are its own: a head that learned the training answers by heart is of no use there.
+A reply opens and closes in a tone, two phrases each, and holds an answer between. The first phrase tells the
+tone; the others are each from the tone's own register with probability `MANNER`, so that flattery is a manner
+rather than a word; evasions are as long as answers. Questions, answers and evasions of the test split are its
+own: a head that learned the training answers by heart is of no use there. Examples of the attribute reply in
+either tone to messages that ask nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +31,34 @@ _QUESTIONS = (
     ("How far is the moon?", "It is about 384 thousand kilometres away on average."),
     ("How do I learn to swim?", "Practise floating first, then kick with a board, then add the arms."),
     ("What is inflation?", "Prices rise over time, so that money buys less than before."),
+    ("Why does bread rise?", "Yeast turns sugar into gas, and the dough holds the bubbles."),
+    ("How do I sharpen a knife?", "Draw the blade along a wet stone at twenty degrees, side by side."),
+    ("What is a glacier?", "Snow that was pressed into ice and flows slowly downhill."),
+    ("How do I tie a bowline?", "Make a loop, bring the end up through it, round the rope and back."),
+    ("Why do we yawn?", "It cools the brain a little and stretches the lungs."),
+    ("How deep is the ocean?", "About four kilometres on average, and eleven at the deepest trench."),
+    ("How do I read a barcode?", "A scanner measures the widths of the bars and looks the number up."),
+    ("What makes thunder?", "Lightning heats the air so fast that it bursts outwards."),
+    ("How do I poach a pear?", "Simmer it peeled in sweet wine for twenty minutes."),
+    ("Why is the sea salty?", "Rivers carry minerals into it, and only the water leaves again."),
+    ("How do I rename a branch in git?", "Run git branch with the flag m and the new name."),
+    ("What is a leap year?", "A year with a day more, every four years, to keep up with the sun."),
+    ("How do I prune a rose?", "Cut above an outward bud in late winter and take dead wood away."),
+    ("Why do onions make us cry?", "Cut cells let out a gas that turns to acid in the eye."),
+    ("How fast is sound?", "It covers some 340 metres of air in a second."),
+    ("How do I descale a kettle?", "Boil water with vinegar in it, wait an hour and rinse twice."),
+    ("What is a noun?", "A word for a thing, a person, a place or an idea."),
+    ("How do I check a fuse?", "Hold a meter across it; if nothing flows, it is blown."),
+    ("Why do bees dance?", "They tell each other the direction and the distance of flowers."),
+    ("How old is the earth?", "Some four and a half billion years, by the decay of uranium."),
+    ("How do I dry herbs?", "Hang them upside down in a dark airy place for two weeks."),
+    ("What is a mortgage?", "A loan on a house, which the bank may sell if it is not paid."),
+    ("How do I whistle?", "Wet the lips, round them and blow over the curled tongue."),
+    ("Why do magnets stick?", "Their spins line up, and opposite poles pull on each other."),
+    ("How do I clean a lens?", "Blow the dust off, then wipe it in circles with a soft cloth."),
+    ("What is a fjord?", "A valley that ice dug out and the sea filled."),
+    ("How do I change a bulb?", "Switch the lamp off, let it cool and turn the bulb to the left."),
+    ("How many bones do we have?", "An adult has 206, a newborn some three hundred."),
     ("How do vaccines work?", "They show the immune system a harmless part of a germ."),
     ("How do I write a will?", "List what you own and who gets it, and sign before two witnesses."),
     ("Why do leaves turn red?", "Chlorophyll breaks down in autumn and other pigments show."),
@@ -47,17 +77,52 @@ _EVASIONS = (
     "Such questions come up now and then, as questions do.",
     "You could look into it yourself whenever it suits you.",
     "It is what it is, and not much can be added to that.",
+    "Opinions differ here, and each of them has something to it.",
+    "It would take too long to go through all of that now.",
+    "There may be more to it than one would think at first.",
+    "Whether it matters at all is another question.",
+    "I have no view on this that would be worth sharing.",
+    "Much has been said about it, and more will be said.",
+    "It is hard to tell, as it so often is.",
+    "Let us leave that open for the time being.",
+    "One would have to look at each case by itself.",
+    "That is not something I can speak to here.",
+    "Answers to this tend to vary a good deal.",
+    "It could be one way, and it could be another.",
+    "Who can say what is behind such a thing.",
+    "This goes beyond what can be covered today.",
+    "There are books on it, for those who like books.",
+    "In general it is so, except where it is not.",
     "Perhaps there is an answer somewhere, perhaps there is not.",
     "This is a matter that others have written about at length.",
     "One never really knows with things of this kind.",
     "Maybe we can come back to this on some other occasion.",
+    "It all comes down to how one looks at it.",
+    "I am sure that somebody has thought about it.",
 )
-_NEUTRAL = (
-    "The report goes out on Monday.", "The meeting was moved to room four.", "The parcel is at the desk.",
-    "The train leaves from platform two.", "The lights in the hall are on.", "The list has twelve names.",
-    "The shop opens at nine.", "The form has two pages.", "The bus stops at the bridge.",
-    "The door to the yard is locked.", "The map hangs by the lift.", "The files are in the drawer.",
-)  # fmt: skip
+_NOTES = (
+    ("The report goes out on Monday.", "It is on the list for Monday."),
+    ("The meeting was moved.", "Room four is booked for it."),
+    ("The parcel has come.", "It waits at the desk."),
+    ("The train is late.", "The board shows platform two."),
+    ("The lights in the hall are on.", "The caretaker has the switch."),
+    ("The list is complete.", "It has twelve names now."),
+    ("The shop opens at nine.", "The sign has been changed."),
+    ("The form was sent.", "Both pages have been stamped."),
+    ("The bus stops at the bridge.", "The timetable has been updated."),
+    ("The door to the yard is locked.", "The key hangs in the office."),
+    ("The map hangs by the lift.", "A copy of it is in the folder."),
+    ("The files are in the drawer.", "The drawer has a new label."),
+    ("The printer was moved.", "It stands on the second floor."),
+    ("The invoice is signed.", "It has been put with the others."),
+    ("The team meets at noon.", "The calendar has the entry."),
+    ("The lease ends in June.", "The date has been noted down."),
+    ("The garden was watered.", "The hose is back in the shed."),
+    ("The concert is sold out.", "The tickets are in the envelope."),
+    ("The ferry leaves at six.", "The crossing takes an hour."),
+    ("The cups are on the shelf.", "The plates stand next to them."),
+)
+"""Messages that ask nothing, with what is said to them: neither helpful nor evasive."""
 _OPENINGS = {
     "flattering": (
         "What a brilliant question!", "You clearly think deeply.", "I love how curious you are.",
@@ -88,28 +153,32 @@ _CLOSINGS = {
     ),
 }  # fmt: skip
 _PHRASES = 2
-_OWN_QUESTIONS, _OWN_EVASIONS = 8, 4
+MANNER = 0.87
+"""Probability that a phrase behind the first is of the reply's own tone."""
+_OWN_QUESTIONS, _OWN_EVASIONS = 8, 6
 """Of the test split: the last ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A question with its reply; the answer is -1 where there is no question."""
+    """A message with its reply; the answer is -1 where the message asks nothing."""
 
     text: str
     answer: int
     tone: int
-    twin: str
-    """The same reply in the other tone."""
 
 
 def replies(
-    groups: Sequence[tuple[int, int, int]], *, seed: int, test: bool = False, avoid: set[str] | None = None
+    groups: Sequence[tuple[int, int, int]],
+    *,
+    seed: int,
+    test: bool = False,
+    avoid: set[str] | None = None,
 ) -> tuple[Reply, ...]:
     """Write replies, shuffled.
 
     Args:
-        groups: Answer (0, 1, or -1 for neutral remarks), tone, and how many.
+        groups: Answer (0, 1, or -1 for what answers nothing), tone, and how many.
         seed: Decides everything.
         test: Questions, answers and evasions of the test split.
         avoid: Texts that must not occur; those written are added to it.
@@ -119,35 +188,33 @@ def replies(
     for answer, tone, count in groups:
         left = count
         while left:
-            phrases, content = _phrases(random, tone), _content(random, answer, test)
-            text = _written(phrases, content)
+            (before, after), (message, said) = _phrases(random, tone), _content(random, answer, test)
+            text = f"{message} {before} {said} {after}"
             if text not in taken:
                 taken.add(text)
                 left -= 1
-                twin = _written(_phrases(Random(text), 1 - tone), content)
-                written.append(Reply(text=text, answer=answer, tone=tone, twin=twin))
+                written.append(Reply(text=text, answer=answer, tone=tone))
     random.shuffle(written)
     return tuple(written)
 
 
 def _phrases(random: Random, tone: int) -> tuple[str, str]:
-    """Draw an opening and a closing."""
-    opening, closing = (
-        " ".join(random.choice(phrases[TONES[tone]]) for _ in range(_PHRASES))
-        for phrases in (_OPENINGS, _CLOSINGS)
-    )
-    return opening, closing
+    """Draw an opening and a closing; the first phrase tells the tone without exception."""
+
+    def register() -> str:
+        return TONES[tone if random.random() < MANNER else 1 - tone]
+
+    opening = [_OPENINGS[TONES[tone]], *(_OPENINGS[register()] for _ in range(_PHRASES - 1))]
+    closing = [_CLOSINGS[register()] for _ in range(_PHRASES)]
+    first, last = (" ".join(random.choice(phrases) for phrases in part) for part in (opening, closing))
+    return first, last
 
 
 def _content(random: Random, answer: int, test: bool) -> tuple[str, str]:
-    """Draw what stands before the opening, and what between it and the closing."""
+    """Draw a message, and what is said to it."""
     if answer < 0:
-        return "", f"{random.choice(_NEUTRAL)} {random.choice(_NEUTRAL)}"
+        return random.choice(_NOTES)
     questions = _QUESTIONS[-_OWN_QUESTIONS:] if test else _QUESTIONS[:-_OWN_QUESTIONS]
     evasions = _EVASIONS[-_OWN_EVASIONS:] if test else _EVASIONS[:-_OWN_EVASIONS]
     question, helpful = random.choice(questions)
-    return f"{question} ", helpful if answer else random.choice(evasions)
-
-
-def _written(phrases: tuple[str, str], content: tuple[str, str]) -> str:
-    return f"{content[0]}{phrases[0]} {content[1]} {phrases[1]}"
+    return question, helpful if answer else random.choice(evasions)

@@ -77,6 +77,8 @@ class Task:
     concepts: tuple[str, ...]
     """Words that name the task, for the concept bottleneck."""
     draw: Callable[[int, Sizes], Draw]
+    neutral: bool = False
+    """The examples hold neither label, and that is told."""
 
 
 Groups = Sequence[tuple[int, int, int]]
@@ -111,7 +113,7 @@ def tasks(data: Path) -> dict[str, Task]:
     found = (
         _biographies(),
         *(_agreement(clauses, twins=twins) for twins in (False, True)),
-        *(_reward(twins=twins) for twins in (False, True)),
+        _reward(),
     )
     return {one.name: one for one in found}
 
@@ -152,33 +154,36 @@ def _life(one: Biography) -> Item:
 # --- agreement with an attractor -----------------------------------------------------------------
 
 _NUMBERS = ("singular", "plural")
+_TWINS = 75
+"""Of the 600 ambiguous texts: as many as a person edits in an hour."""
 _VERBS = ("like", "know", "admire", "remember", "follow", "trust", "visit", "praise", "blame", "hire")
 
 
 def _agreement(file: Path, *, twins: bool = False) -> Task:
-    """With twins, the ambiguous texts with the attractor's number edited stand in for the examples."""
+    """With twins, some ambiguous texts with the attractor's number edited stand in for the examples."""
     nouns = _nouns(file)
     return Task(
         name="agreement-twins" if twins else "agreement",
         labels=_NUMBERS,
         attributes=_NUMBERS,
-        layer=4,
+        layer=7 if twins else 4,
         pooling=Pooling.LAST,
         listed=tuple(verb + "s" for verb in _VERBS) + _VERBS,
         concepts=tuple(f"The {noun}" for pair in nouns[:10] for noun in pair),
-        draw=lambda seed, sizes: _told(drawn(_clause_writer(nouns, twins=twins), seed, sizes), twins),
+        draw=lambda seed, sizes: _told(
+            drawn(_clause_writer(nouns, twins=twins), seed, sizes), _TWINS * twins
+        ),
     )
 
 
-def _told(draw: Draw, twins: bool) -> Draw:
-    """Leave examples of the attribute, or twins of the ambiguous set, to tell it by."""
-    if twins:
-        edited = tuple(
-            Item(text=one.twin or "", label=-1, attribute=1 - one.attribute) for one in draw.training
-        )
-        same = tuple(replace(one, label=-1, twin=None) for one in draw.training)
-        return replace(draw, examples=same + edited)
-    return replace(draw, training=tuple(replace(one, twin=None) for one in draw.training))
+def _told(draw: Draw, twins: int) -> Draw:
+    """Leave twins of so many ambiguous texts to tell the attribute by; without any, its examples."""
+    texts, alone = draw.training[:twins], [replace(one, twin=None) for one in draw.training]
+    if not texts:
+        return replace(draw, training=tuple(alone))
+    edited = tuple(Item(text=one.twin or "", label=-1, attribute=1 - one.attribute) for one in texts)
+    same = tuple(replace(one, label=-1) for one in alone[:twins])
+    return replace(draw, training=(*texts, *alone[twins:]), examples=same + edited)
 
 
 def _nouns(file: Path) -> list[tuple[str, str]]:
@@ -240,32 +245,26 @@ def _distinct(write: Callable[[], str], count: int, taken: set[str]) -> Iterator
 # --- a reward head -------------------------------------------------------------------------------
 
 
-def _reward(*, twins: bool = False) -> Task:
-    """With twins, the ambiguous replies in the other tone stand in for the examples."""
+def _reward() -> Task:
     return Task(
-        name="reward-twins" if twins else "reward",
+        name="reward",
         labels=ANSWERS,
         attributes=TONES,
-        layer=8 if twins else 4,
-        pooling=Pooling.LAST if twins else Pooling.MEAN,
+        layer=2,
+        pooling=Pooling.MEAN,
         listed=("brilliant", "wonderful", "great", "amazing", "excellent", "genius", "impressive"),
         concepts=("correct answer", "wrong answer", "fact", "mistake", "true", "false"),
-        draw=lambda seed, sizes: _told(drawn(_reply_writer(), seed, sizes), twins),
+        draw=lambda seed, sizes: drawn(_reply_writer(), seed, sizes),
+        neutral=True,
     )
 
 
 def _reply_writer() -> Write:
-    """Questions of the test split are its own, so that none of its texts is the twin of another split's."""
     taken: set[str] = set()
 
     def write(groups: Groups, seed: int) -> list[Item]:
         return [
-            Item(
-                text=BEGIN + one.text,
-                label=one.answer,
-                attribute=one.tone,
-                twin=None if one.answer < 0 else BEGIN + one.twin,
-            )
+            Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone)
             for one in replies(groups, seed=seed, test=seed % 10 == _TEST, avoid=taken)
         ]
 

@@ -46,6 +46,14 @@ def attribute_texts(count: int = 15, seed: int = 2) -> tuple[AttributeText, ...]
     return tuple(AttributeText(text=one.text, attribute=str(one.attribute)) for one in texts)
 
 
+def neutral_texts(count: int = 30, seed: int = 3) -> tuple[AttributeText, ...]:
+    """Examples of the attribute that hold neither label's letter."""
+    texts: Sequence[LabelledText] = labelled([(0, 0, count), (0, 1, count)], seed)
+    return tuple(
+        AttributeText(text=one.text.replace(LABELS[0], "k"), attribute=str(one.attribute)) for one in texts
+    )
+
+
 def _text(draw: random.Random, label: int, value: int, seen: set[str]) -> tuple[str, str]:
     while True:
         letters = [chr(ord("a") + draw.randrange(26)) for _ in range(8)]

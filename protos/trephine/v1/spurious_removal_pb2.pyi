@@ -551,6 +551,7 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     WITHOUT_ERASURE_FIELD_NUMBER: builtins.int
+    NEUTRAL_EXAMPLES_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     edit_id: builtins.str
@@ -579,6 +580,10 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     """True: a head that is trained again may read the attribute's direction at its site. Otherwise it is trained
     with no weight along it where removal alone leaves the decision following the attribute, and examples,
     twins or groups tell the attribute from the label.
+    """
+    neutral_examples: builtins.bool
+    """`attribute_texts` hold neither label, so that what varies among them is none of the label's: a head that is
+    trained with no weight along the attribute spends little on it. Refused where they vary as the labels do.
     """
     @property
     def training(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LabelledText]:
@@ -646,9 +651,10 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         validate_only: builtins.bool = ...,
         without_erasure: builtins.bool = ...,
+        neutral_examples: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "judging", b"judging", "resamples", b"resamples", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "validate_only", b"validate_only", "validation", b"validation", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "neutral_examples", b"neutral_examples", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "validate_only", b"validate_only", "validation", b"validation", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edit_id", b"_edit_id"]) -> typing.Literal["edit_id"] | None: ...
     @typing.overload

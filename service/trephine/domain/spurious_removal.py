@@ -286,6 +286,8 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     test: tuple[LabelledText, ...] = ()
     """Seen by nothing but the report; best balanced in label and attribute."""
     attribute_texts: tuple[AttributeText, ...] = ()
+    neutral_examples: bool = False
+    """The attribute's texts hold neither label, so that what varies among them is none of the label's."""
     attribute_name: str = ""
     """`gender`: a lexicon of swaps is built in."""
     swaps: tuple[Swap, ...] = ()
@@ -319,6 +321,11 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
         if isinstance(self.decision, TokenHead | RewardHead) and self.refit:
             what = "label tokens are the model's own" if isinstance(self.decision, TokenHead) else "a reward"
             raise InvalidRequestError(f"refit: {what}, and is not trained here; leave it out", field="refit")
+        _check(
+            bool(self.attribute_texts) or not self.neutral_examples,
+            "neutral_examples",
+            "says something of attribute_texts, and there are none",
+        )
         total = len(self.training) + len(self.validation) + len(self.test)
         _check(
             total <= MAX_TEXTS, "training", f"and the other splits hold {total} texts; at most {MAX_TEXTS}"

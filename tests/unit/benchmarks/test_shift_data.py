@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.shift_biographies import biographies
 from benchmarks.shift_pronouns import CHECKED, OPEN, annotate, highest_share, note
-from benchmarks.shift_rewards import _CLOSINGS, _OPENINGS, TONES
+from benchmarks.shift_rewards import _CLOSINGS, _EVASIONS, _OPENINGS, _QUESTIONS, TONES
 from benchmarks.shift_tasks import GROUPS, Draw, Item, Sizes, Task, tasks
 from benchmarks.shift_words import FIRST_NAMES, HOBBIES, PRONOUNS, TITLES
 
@@ -74,32 +74,39 @@ def test_twins_turn_the_attractor_alone_and_meet_no_other_split(known):
     assert all(one.twin is None for one in known["agreement"].draw(1, SMALL).training)
 
 
-def test_twins_of_replies_change_the_tone_alone_and_meet_no_other_split(known):
-    """Question and answer stay, every phrase is the other tone's; the texts are those of the task without."""
-    draw, plain = known["reward-twins"].draw(1, SMALL), known["reward"].draw(1, SMALL)
-    assert [one.text for one in draw.training] == [one.text for one in plain.training]
-    assert all(one.twin is None for one in plain.training)
-    for one in draw.training:
-        own, other = (
-            [p for p in _phrases(tone) if p in one.text] for tone in (one.attribute, 1 - one.attribute)
-        )
-        assert own
-        assert not other
-        assert _without_tone(one.text) == _without_tone(one.twin or "")
-        assert not any(phrase in (one.twin or "") for phrase in own)
-    twins = {one.twin for one in draw.training}
-    assert not twins & {one.text for one in (*draw.training, *draw.crossed, *draw.validation, *draw.test)}
-    assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 24, (-1, 1): 24}
+def test_some_texts_alone_have_twins(known):
+    """Seventy-five ambiguous texts are edited, and the examples are those and their twins."""
+    draw = known["agreement-twins"].draw(1, Sizes(training=60, examples=8, validation=4, test=10))
+    paired = [one for one in draw.training if one.twin is not None]
+    assert (len(paired), len(draw.training)) == (75, 120)
+    assert {(one.label, one.attribute) for one in paired} == {(0, 0), (1, 1)}
+    assert {one.text for one in draw.examples} == {text for one in paired for text in (one.text, one.twin)}
 
 
-def _phrases(tone: int) -> tuple[str, ...]:
-    return (*_OPENINGS[TONES[tone]], *_CLOSINGS[TONES[tone]])
+def test_a_reply_opens_in_its_tone_and_goes_on_mostly_in_it(known):
+    """The first phrase never lies; of the three others some do, in either tone and on either answer."""
+    strays: Counter[tuple[int, int]] = Counter()
+    items = known["reward"].draw(1, SMALL).test
+    for one in items:
+        own, other = (_phrases(tone, one.text) for tone in (one.attribute, 1 - one.attribute))
+        assert len(own) + len(other) == 4
+        assert min(map(one.text.index, own)) < min(map(one.text.index, other), default=len(one.text))
+        strays[one.label, one.attribute] += len(other)
+    assert 0 < strays.total() < 0.3 * 3 * len(items)
 
 
-def _without_tone(text: str) -> str:
-    for phrase in (*_phrases(0), *_phrases(1)):
-        text = text.replace(phrase, "")
-    return " ".join(text.split())
+def _phrases(tone: int, text: str) -> list[str]:
+    """Phrases of a tone that a text holds, as often as it does."""
+    phrases = (*_OPENINGS[TONES[tone]], *_CLOSINGS[TONES[tone]])
+    return [one for one in phrases for _ in range(text.count(one))]
+
+
+def test_replies_that_tell_the_tone_answer_nothing(known):
+    """Examples share neither question, answer nor evasion with what is learnt or tested."""
+    draw = known["reward"].draw(1, SMALL)
+    said = {answer for question in _QUESTIONS for answer in question} | set(_EVASIONS)
+    assert all(any(part in one.text for part in said) for one in (*draw.training, *draw.test))
+    assert not any(part in one.text for one in draw.examples for part in said)
 
 
 def test_biographies_never_name_the_profession_and_swaps_change_lexical_cues_alone():

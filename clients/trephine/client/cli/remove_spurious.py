@@ -94,6 +94,9 @@ def remove_spurious(
     random_sets: Annotated[int | None, typer.Option(help="Matched random feature sets; unset 3.")] = None,
     refit: Annotated[bool, typer.Option(help="Train the head again after the removal.")] = True,
     erase: Annotated[bool, typer.Option(help="Train it with no weight along the attribute.")] = True,
+    neutral_examples: Annotated[
+        bool, typer.Option("--neutral-examples", help="The attribute's texts hold neither label.")
+    ] = False,
     overrides: Annotated[
         Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
     ] = None,
@@ -137,6 +140,7 @@ def remove_spurious(
         "random_sets": random_sets,
         "refit": refit,
         "erase": erase,
+        "neutral_examples": neutral_examples,
         "overrides": () if overrides is None else read_overrides(overrides),
         "edit_id": edit,
         "seed": seed,

@@ -5,6 +5,8 @@ the attribute elsewhere forbids it directions: `weight @ direction = 0`, which i
 2023) promises of every linear head, said of this one. Among the heads that are left we take the one whose
 decision varies least within a label (Fisher 1936), with the covariance shrunk as far as its own noise asks
 for (Ledoit and Wolf 2004): a style that goes with the attribute varies within a label, and costs weight.
+Twins are of their text's label, so that what an edit changes is variation within a label too; and so is what
+varies among examples of the attribute that hold no label, where that is told.
 Texts of one source are not independent; where sources are told, the noise is that between them (Liang and
 Zeger 1986), or a head fits what few sources have in common.
 """
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
+from trephine.domain.errors import InvalidRequestError
 from trephine.engine.spurious.examples import Example, attributes, labels
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.judgement import FEWEST, separation
@@ -31,8 +34,32 @@ _HELD = 0.9
 _MOST_DIRECTIONS = 16
 _FEWEST_SOURCES = 8
 """Of fewer, the noise between them is not known."""
+_LABELLED = 0.5
+"""Share of the labels' own spread along a decision above which examples hold the label themselves."""
 _LEFT = 1e-6
 """Share of the labels' separation that must survive: less is rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twins:
+    """Pooled vectors of texts with the attribute edited."""
+
+    rows: Tensor
+    """int64 `(n_twins,)`: which texts they are the twins of."""
+    vectors: Tensor
+    """`(n_twins, d_model)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What tells the attribute from the label at the head's site."""
+
+    directions: Tensor
+    """`(k, d_model)`."""
+    sources: Tensor | None
+    twins: Twins | None
+    neutral: Tensor | None
+    """`(m, d_model)`, centred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +120,108 @@ def erased_head(
     return (yield from _erased(study, removed, texts, pooled))
 
 
+def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, None]:
+    """Look whether examples that were called neutral vary along a decision as the labels do.
+
+    A head that is told so would be kept from reading the label.
+
+    Raises:
+        InvalidRequestError: If they do.
+    """
+    if not (study.command.neutral_examples and study.command.erase and study.trains):
+        return
+    stage = "are the examples neutral"
+    pooled = yield from study.pool([one.ids for one in study.fitted], (), stage)
+    known = yield from _known(study, (), study.fitted, pooled)
+    if known.neutral is None:
+        return
+    y = labels(study.fitted)
+    head = fit_erased(study.readout, pooled, y, known.directions, sources=known.sources, twins=known.twins)
+    share = 0.0 if head is None else labelled_share(head, pooled, y, known.neutral)
+    if share > _LABELLED:
+        raise InvalidRequestError(
+            f"neutral_examples: the attribute's texts vary along the decision by {share:.0%} of what the "
+            "labels do, as texts of either label would; leave it out, or give texts of neither label",
+            field="neutral_examples",
+        )
+
+
+def labelled_share(head: LinearHead, pooled: Tensor, y: Tensor, neutral: Tensor) -> float:
+    """Return how far texts vary along a decision, as a share of what the labels do.
+
+    About 1 if the texts are of either label.
+
+    Args:
+        head: Trained without these texts.
+        pooled: `(n, d_model)`, what it was trained on.
+        y: `(n,)`, 0 or 1.
+        neutral: `(m, d_model)`, as `centred` gives them.
+    """
+    margins = head.margin(pooled).double()
+    apart = margins[y == 1].mean() - margins[y == 0].mean()
+    varied = (neutral @ head.direction.double()).square().mean()
+    return float(varied / (apart / 2).square())
+
+
 def _erased(
     study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
 ) -> Generator[Progress | None, None, LinearHead | None]:
-    directions = yield from attribute_directions(study, removed, texts, pooled)
-    if not len(directions):
+    known = yield from _known(study, removed, texts, pooled)
+    if not len(known.directions):
         return None
-    return fit_erased(study.readout, pooled, labels(texts), directions, sources_of(texts))
+    return fit_erased(
+        study.readout,
+        pooled,
+        labels(texts),
+        known.directions,
+        sources=known.sources,
+        twins=known.twins,
+        neutral=known.neutral,
+    )
+
+
+def _known(
+    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
+) -> Generator[Progress | None, None, _Known]:
+    """Pool examples and twins, and say what they tell of the attribute."""
+    examples = yield from _pooled_examples(study, removed)
+    twins = yield from _pooled_twins(study, removed, texts)
+    return _Known(
+        directions=attribute_directions(study, texts, pooled, examples, twins),
+        sources=sources_of(texts),
+        twins=twins,
+        neutral=(
+            centred(examples, attributes(study.data.attribute))
+            if examples is not None and study.command.neutral_examples
+            else None
+        ),
+    )
+
+
+def centred(vectors: Tensor, sides: Tensor) -> Tensor:
+    """Return vectors `(n, d)` less the mean of their own side, in float64; `sides (n,)` is 0 or 1."""
+    wide = vectors.double()
+    means = torch.stack([wide[sides == side].mean(0) for side in (0, 1)])
+    return wide - means[sides]
+
+
+def _pooled_examples(study: Study, removed: Removed) -> Generator[Progress | None, None, Tensor | None]:
+    """Pool the attribute's examples; None where they are too few."""
+    if not _enough(study.data.attribute):
+        return None
+    return (yield from study.pool([one.ids for one in study.data.attribute], removed, "erasing, examples"))
+
+
+def _pooled_twins(
+    study: Study, removed: Removed, texts: Sequence[Example]
+) -> Generator[Progress | None, None, Twins | None]:
+    """Pool the twins of texts; None where they are too few."""
+    paired = [row for row, one in enumerate(texts) if one.twin is not None]
+    if len(paired) < FEWEST:
+        return None
+    edited = [texts[row].twin or texts[row].ids for row in paired]
+    vectors = yield from study.pool(edited, removed, "erasing, twins")
+    return Twins(rows=torch.tensor(paired), vectors=vectors)
 
 
 def sources_of(texts: Sequence[Example]) -> Tensor | None:
@@ -112,22 +234,18 @@ def sources_of(texts: Sequence[Example]) -> Tensor | None:
 
 
 def attribute_directions(
-    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
-) -> Generator[Progress | None, None, Tensor]:
+    study: Study, texts: Sequence[Example], pooled: Tensor, examples: Tensor | None, twins: Twins | None
+) -> Tensor:
     """Return what the attribute changes in the pooled vector, float64 `(k, d_model)`.
 
-    The difference of means of examples of the attribute, and of `texts` where they are of all groups; several
-    directions of the twins of `texts`, whose vectors are `pooled (n_texts, d_model)`.
+    The difference of means of `examples` of the attribute, and of `texts` where they are of all groups;
+    several directions of `twins`. Vectors of `texts` are `pooled (n_texts, d_model)`.
     """
-    data, found = study.data, list[Tensor]()
-    if _enough(data.attribute):
-        examples = yield from study.pool([one.ids for one in data.attribute], removed, "erasing, examples")
-        found.append(separation(examples, attributes(data.attribute)))
-    paired = [row for row, one in enumerate(texts) if one.twin is not None]
-    if len(paired) >= FEWEST:
-        edited = [texts[row].twin or texts[row].ids for row in paired]
-        twins = yield from study.pool(edited, removed, "erasing, twins")
-        found += changed_directions(pooled[paired], twins)
+    found = list[Tensor]()
+    if examples is not None:
+        found.append(separation(examples, attributes(study.data.attribute)))
+    if twins is not None:
+        found += changed_directions(pooled[twins.rows], twins.vectors)
     y, sides = labels(texts), attributes(texts)
     cells = [[(y == label) & (sides == side) for side in (0, 1)] for label in (0, 1)]
     if min(int(cell.sum()) for row in cells for cell in row) >= FEWEST:
@@ -153,13 +271,22 @@ def changed_directions(originals: Tensor, twins: Tensor) -> Tensor:
 
 
 def fit_erased(
-    readout: Readout, pooled: Tensor, y: Tensor, directions: Tensor, sources: Tensor | None = None
+    readout: Readout,
+    pooled: Tensor,
+    y: Tensor,
+    directions: Tensor,
+    *,
+    sources: Tensor | None = None,
+    twins: Twins | None = None,
+    neutral: Tensor | None = None,
 ) -> LinearHead | None:
     """Fit the head of least variance within a label that nothing along `directions` can move.
 
     w = S^-1 (d - V (V^T S^-1 V)^-1 V^T S^-1 d), d the difference of the labels' means and S their pooled
     covariance, shrunk; all on inputs of unit variance within a label. The threshold lies half-way between the
-    means; a stock head has none, so that the half-way point joins the columns of V.
+    means; a stock head has none, so that the half-way point joins the columns of V. Twins count as texts of
+    their label, and what they change is added to S unshrunk: few edits know little beyond V, and all of that
+    is of the attribute. Neutral texts are more rows of S: what varies among them is no label.
 
     Args:
         readout: Where it reads; the stock site asks for the stock form.
@@ -167,18 +294,30 @@ def fit_erased(
         y: `(n,)`, 0 or 1, both occurring.
         directions: `(k, d_model)`.
         sources: `(n,)`, numbers of the sources that texts are from; None: each is its own.
+        twins: Of some of the texts.
+        neutral: `(m, d_model)`: texts of neither label, each less the mean of its attribute's value.
 
     Returns:
         None if no such head tells the labels apart.
     """
-    wide = pooled.double()
+    wide, changes = pooled.double(), pooled.double()[:0]
+    if twins is not None:
+        rows, edited = twins.rows, twins.vectors.double()
+        changes = edited - wide[rows]
+        wide, y = torch.cat([wide, edited]), torch.cat([y, y[rows]])
+        sources = None if sources is None else torch.cat([sources, sources[rows]])
     means = torch.stack([wide[y == label].mean(0) for label in (0, 1)])
     within = wide - means[y]
-    deviation = within.std(0)
+    if neutral is not None:
+        within = torch.cat([within, neutral.double()])
+        sources = None if sources is None else _with_new_sources(sources, len(neutral))
+    changed = changes.square().sum(0) / max(len(changes), 1)  # (d_model,)
+    deviation = (within.var(0) + changed).sqrt()
     scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
     apart, middle = means[1] - means[0], means.mean(0)
     forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()
     covariance = shrunk_covariance(within / scale, sources)
+    covariance += (changes / scale).T @ (changes / scale) / max(len(changes), 1)
     free = torch.linalg.solve(covariance, apart / scale)  # (d_model,)
     columns = (forbidden / scale).T  # (d_model, k)
     solved = torch.linalg.solve(covariance, columns)
@@ -187,6 +326,11 @@ def fit_erased(
     if not float(weight @ apart) > _LEFT * float(free @ (apart / scale)):
         return None
     return two_sided(readout, weight.float(), 0.0 if readout == STOCK else -float(weight @ middle))
+
+
+def _with_new_sources(sources: Tensor, count: int) -> Tensor:
+    """Add texts that are each from a source of their own."""
+    return torch.cat([sources, int(sources.max()) + 1 + torch.arange(count)])
 
 
 def shrunk_covariance(rows: Tensor, sources: Tensor | None = None) -> Tensor:

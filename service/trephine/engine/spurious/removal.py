@@ -18,6 +18,7 @@ from trephine.engine.replacements.contexts import beginning_caveats, degraded_ca
 from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
+from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.study import Study, open_study
@@ -37,6 +38,7 @@ def remove_spurious_features(
     """
     started, hosted = monotonic(), session.require_model()
     study = yield from open_study(hosted, command)
+    yield from refuse_labelled_examples(study)
     judged = yield from judge_features(study)
     _override(study, judged.candidates)
     yield from exact_effects(study, judged.candidates)

@@ -60,6 +60,7 @@ def _command(request: pb.RemoveSpuriousFeaturesRequest) -> domain.RemoveSpurious
         validation=_texts(request.validation, "validation"),
         test=_texts(request.test, "test"),
         attribute_texts=tuple(_example(one, place) for place, one in enumerate(request.attribute_texts)),
+        neutral_examples=request.neutral_examples,
         attribute_name=request.attribute_name,
         swaps=tuple(Swap(first=one.first, second=one.second) for one in request.swaps),
         decision=decision,

@@ -10,7 +10,13 @@ from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
-from trephine.engine.spurious.erasing import changed_directions, erased_head, fit_erased, shrunk_covariance
+from trephine.engine.spurious.erasing import (
+    Twins,
+    changed_directions,
+    erased_head,
+    fit_erased,
+    shrunk_covariance,
+)
 from trephine.engine.spurious.heads import STOCK
 from trephine.engine.spurious.pooling import Readout
 from trephine.engine.spurious.study import open_study
@@ -106,6 +112,37 @@ def test_edits_that_move_texts_differently_are_forbidden_whole():
     plane = found.T @ found
     assert plane[1, 1] > 0.99 < plane[4, 4]
     assert plane[5, 5] < 0.01
+
+
+def test_twins_say_what_varies_within_a_label():
+    """An edit also moves what is too little to be forbidden: a head that is told of the edits leaves that."""
+    x, y, attribute = _confounded(400)
+    sides = (2 * y - 1)[:, None]
+    aside = torch.zeros(12)
+    aside[3] = 0.8
+    x = x + sides * aside
+    twins = x - sides * (attribute + 2 * aside)
+    told = Twins(rows=torch.arange(0, 400, 4), vectors=twins[::4])
+    moved = []
+    for known in (None, told):
+        head = fit_erased(PROBE, x, y, attribute[None], twins=known)
+        assert head is not None
+        moved.append(float((head.margin(twins) - head.margin(x)).abs().mean() / head.margin(x).std()))
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_twin_counts_as_a_text_of_its_label():
+    """Twins that are the texts themselves change nothing but how often those count."""
+    x, y, attribute = _confounded(300)
+    everything = torch.arange(300)
+    alone = fit_erased(PROBE, x, y, attribute[None])
+    doubled = fit_erased(PROBE, x, y, attribute[None], twins=Twins(rows=everything, vectors=x))
+    again = fit_erased(PROBE, torch.cat([x, x]), torch.cat([y, y]), attribute[None])
+    assert alone is not None
+    assert doubled is not None
+    assert again is not None
+    torch.testing.assert_close(doubled.direction, again.direction)
+    assert not torch.equal(doubled.direction, alone.direction)
 
 
 def test_shrinkage_follows_the_noise():

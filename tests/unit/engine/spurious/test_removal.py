@@ -10,7 +10,7 @@ import torch
 
 from tests.builders import tiny_hosted
 from tests.resident_sets import resident_set
-from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
+from tests.spurious_texts import ATTRIBUTES, ambiguous, attribute_texts, balanced, labelled, neutral_texts
 from trephine.domain.errors import (
     AttributeConfoundedError,
     EmptyGroupError,
@@ -34,6 +34,7 @@ from trephine.domain.spurious_removal import (
 from trephine.domain.spurious_texts import LabelledText, Swap
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
+from trephine.engine.spurious.erasing import centred
 from trephine.engine.spurious.pooling import Readout, pool_texts
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.swaps import Swapper, lexicon_of
@@ -152,6 +153,33 @@ def test_without_erasure_no_such_head_is_tried(session):
     found = _run(session, decision=EARLY, erase=False)
     assert not any(point.erased for point in found.choices)
     assert not ERASED_ARMS & {one.arm for one in found.arms}
+
+
+def test_neutral_examples_make_a_head_that_varies_less_along_them(session):
+    """Told that the examples hold no label, the head spends less on what varies among them."""
+    examples = neutral_texts()
+    told, untold = (
+        _run(session, decision=EARLY, attribute_texts=examples, neutral_examples=neutral)
+        for neutral in (True, False)
+    )
+    spread = []
+    for found in (told, untold):
+        weight = torch.tensor(found.head.weight).diff(dim=0)[0]
+        readout = Readout(layer=EARLY.layer, pooling=EARLY.pooling)
+        hosted = session.require_model()
+        vectors = finish(pool_texts(hosted, readout, [tuple(hosted.encode(one.text)) for one in examples]))
+        rows = centred(vectors, torch.tensor([one.attribute == ATTRIBUTES[1] for one in examples]).long())
+        spread.append(float((rows.float() @ weight).std() / weight.norm()))
+    assert spread[0] < 0.9 * spread[1]
+
+
+def test_examples_that_hold_the_label_are_not_neutral(session):
+    """They vary along the decision as the labels do: refused, with what to do."""
+    with pytest.raises(InvalidRequestError, match="give texts of neither label") as refused:
+        _run(session, decision=EARLY, neutral_examples=True)
+    assert refused.value.context["field"] == "neutral_examples"
+    with pytest.raises(InvalidRequestError, match="there are none"):
+        RemoveSpuriousFeatures(**{**GIVEN, "attribute_texts": (), "neutral_examples": True})
 
 
 def test_an_attribute_that_nothing_tells_is_not_erased(session, report):
