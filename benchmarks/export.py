@@ -15,21 +15,16 @@ Exit code 0 if every target is met, 3 if not.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from benchmarks.export_draw import drawn, drawn_table
 from benchmarks.export_features import (
@@ -43,84 +38,17 @@ from benchmarks.export_features import (
     split,
     telling,
 )
-from benchmarks.export_floors import Floors, divergence, edited_floor, floors_table, floors_target, logits
+from benchmarks.export_floors import FLOORS_HEADER, Floors, RoundedParent, floors_line, floors_targets
+from benchmarks.export_folders import bfloat16_models, divergence, logits, measured, saved, write
 from benchmarks.export_rows import HEADER, Row, good, line, targets
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
-from trephine.domain.edits import Edit
-from trephine.domain.interventions import Ablate, Operation, ProjectOut
+from trephine.domain.interventions import Ablate
 from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.reshaping import reshaped_files, write_weights
 from trephine.engine.session import Session
-from trephine.engine.shards import read_entries
-from trephine.engine.weights.compiling import compile_weights
 from trephine.server.places import default_cache
-
-CELL = Path(__file__).with_name("export_cell.py")
-
-
-# --- folders -------------------------------------------------------------------------------------
-
-
-def write(hosted: HostedModel, features: Sequence[FeatureRef], tier: str, texts: Texts, folder: Path) -> None:
-    """Compile one kind of export into a folder."""
-    operation: Operation = ProjectOut() if tier == "projection" else Ablate()
-    chosen = () if tier == "no-op" else tuple(intervention(ref, operation) for ref in features)
-    edit = Edit(
-        name=tier, version=1, content_hash="", interventions=chosen, reason="", author="", evidence=(),
-        model=hosted.info.name, weight_hash=hosted.info.weight_hash, create_time="",
-    )  # fmt: skip
-    entries = read_entries(hosted.folder)
-    program = finish(compile_weights(hosted, entries, edit, texts.fit, keep_shapes=tier == "ridge"))
-    anew = reshaped_files(program.changes)
-    folder.mkdir()
-    for path in hosted.folder.iterdir():
-        if path.is_file() and path.name not in anew:
-            shutil.copyfile(path, folder / path.name)
-    for _ in write_weights(hosted.folder, folder, entries, program):
-        pass
-
-
-def measured(
-    cells: list[dict[str, Any]], dtype: str, texts: Texts, work: Path
-) -> dict[str, dict[str, Tensor]]:
-    """Measure folders in a clean process: cell -> runtime -> KL per position."""
-    request = work / "request.json"
-    body = {"cells": cells, "dtype": dtype, "windows": texts.measured, "threads": torch.get_num_threads()}
-    request.write_text(json.dumps(body), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-I", str(CELL), str(request)],
-        cwd=work, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.decode().splitlines()]
-    return {
-        line["name"]: {name: torch.tensor(values, dtype=torch.float64) for name, values in line["kl"].items()}
-        for line in lines
-    }
-
-
-def _environment() -> dict[str, str]:
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH")
-        if name in os.environ
-    }
-    return kept | {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-
-
-def bfloat16_parent(source: Path, target: Path) -> Path:
-    """Write a parent whose weights are rounded to bfloat16."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
-    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
-    return target
-
 
 # --- the table -----------------------------------------------------------------------------------
 
@@ -153,7 +81,7 @@ def parent_of(hosted: HostedModel, same: HostedModel | None, dtype: str, texts: 
         {"name": name, "folder": str(folder), "against": {}, "save": str(work / f"{name}.safetensors")}
         for name, folder in (("parent", hosted.folder), ("no-op", work / "no-op"))
     ]
-    measured(cells, dtype, texts, work)
+    measured(cells, dtype, texts.measured, work)
     shutil.rmtree(work / "no-op")
     plain = logits(hosted, texts.measured)
     return Parent(
@@ -192,14 +120,14 @@ def rows_of(
     hosted, ablated = parent.hosted, tuple(intervention(ref, Ablate()) for ref in features)
     changed = logits(hosted, texts.measured, ablated)
     here = changed if parent.same is None else logits(parent.same, texts.measured, ablated)
-    against = {"runtime": _saved(changed, work / "runtime.safetensors")}
+    against = {"runtime": saved(changed, work / "runtime.safetensors")}
     if parent.same is not None:
-        against["same"] = _saved(here, work / "same.safetensors")
+        against["same"] = saved(here, work / "same.safetensors")
     cells = []
     for tier in TIERS[:-1]:
         write(hosted, features, tier, texts, work / tier)
         cells.append({"name": tier, "folder": str(work / tier), "against": against})
-    found = measured(cells, parent.dtype, texts, work)
+    found = measured(cells, parent.dtype, texts.measured, work)
     found["no-op"] = {"runtime": divergence(changed, idle), "same": divergence(here, idle)}
     for tier in TIERS[:-1]:
         shutil.rmtree(work / tier)
@@ -236,11 +164,6 @@ def _row(
         passed=False,
     )
     return replace(row, passed=good(row))
-
-
-def _saved(tensor: Tensor, path: Path) -> str:
-    save_file({"logits": tensor.contiguous()}, path)
-    return str(path)
 
 
 def say(text: str) -> None:
@@ -284,7 +207,7 @@ def run(given: argparse.Namespace, work: Path) -> int:
     say(f"fitted on {sum(map(len, texts.fit))} others")
     for row in drawn_table(draws):
         say(row)
-    texts, cells = cells_of(hosted, texts, draws, given.windows)
+    everywhere, (texts, cells) = texts, cells_of(hosted, texts, draws, given.windows)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")
     rows: list[Row] = []
@@ -301,10 +224,13 @@ def run(given: argparse.Namespace, work: Path) -> int:
                 found = {"rows": [asdict(row) for row in fresh]}
                 kept.keep("rows", request, found)
             rows += _printed([Row(**row) for row in found["rows"]])
-    floors = floors_of(hosted, texts, cells, rows, kept, work)
-    for row_of_floors in floors_table(floors):
-        say(row_of_floors)
-    outcome = [*targets(rows), floors_target(floors)]
+    floors = []
+    say(FLOORS_HEADER)
+    say("|---" * FLOORS_HEADER.count(" |") + "|")
+    for each in floors_of(hosted, everywhere, draws, kept, code, work):
+        say(floors_line(each))
+        floors.append(each)
+    outcome = [*targets(rows), *floors_targets(floors)]
     for what, held in outcome:
         say(f"{'PASS' if held else 'FAIL'} {what}")
     return 0 if all(held for _, held in outcome) else 3
@@ -315,22 +241,21 @@ Cell = tuple[list[FeatureRef], list[int], Tensor]
 
 
 def floors_of(
-    hosted: HostedModel, texts: Texts, cells: Sequence[Cell], rows: Sequence[Row], kept: KeptRuns, work: Path
-) -> list[Floors]:
-    """Measure what rounding does to the intervened bfloat16 parent in every cell, or take what is kept."""
-    grafts = [row for row in rows if row.tier == "graft" and row.dtype == "bfloat16"]
-    models: tuple[HostedModel, HostedModel] | None = None
-    floors: list[Floors] = []
-    for row, (ablated, chosen, mask) in zip(grafts, cells, strict=True):
-        request = {"ablated": [str(ref) for ref in ablated], "windows": chosen, "text": texts.digest}
-        found = kept.get("edited floor", request | {"model": str(hosted.folder)})
+    hosted: HostedModel, texts: Texts, draws: Sequence[Drawn], kept: KeptRuns, code: str, work: Path
+) -> Iterator[Floors]:
+    """Measure bfloat16 grafts wherever their features fire, all at once and each alone, or take what is kept.
+
+    A few dozen tokens tell a recovery, and not a ratio of two roundings: their KL has a heavy tail.
+    """
+    parent: RoundedParent | None = None
+    for ablated in ([each.feature for each in draws], *([each.feature] for each in draws)):
+        request = {"ablated": [str(ref) for ref in ablated], "text": texts.digest, "code": code}
+        found = kept.get("floors", request | {"model": str(hosted.folder)})
         if found is None:
-            models = models or bfloat16_models(hosted, work / "floors")
-            windows = [texts.measured[n] for n in chosen]
-            found = {"floor": edited_floor(*models, ablated, windows, mask)}
-            kept.keep("edited floor", request | {"model": str(hosted.folder)}, found)
-        floors.append(Floors(graft=row, edited=found["floor"]))
-    return floors
+            parent = parent or RoundedParent(hosted, texts, work / "rounding")
+            found = asdict(parent.floors(ablated))
+            kept.keep("floors", request | {"model": str(hosted.folder)}, found)
+        yield Floors(**{name: value for name, value in found.items() if not name.startswith("_")})
 
 
 def cells_of(
@@ -361,15 +286,6 @@ def parent_in(dtype: str, hosted: HostedModel, texts: Texts, work: Path) -> Pare
         return parent_of(hosted, None, dtype, texts, work)
     wide, same = bfloat16_models(hosted, work / dtype)
     return parent_of(wide, same, dtype, texts, work)
-
-
-def bfloat16_models(hosted: HostedModel, folder: Path) -> tuple[HostedModel, HostedModel]:
-    """Write a bfloat16 parent; load it to compute in float32 and in bfloat16."""
-    bfloat16_parent(hosted.folder, folder)
-    wide, same = (load_model(folder, each) for each in (torch.float32, torch.bfloat16))
-    for model in (wide, same):
-        model.replacements.update(hosted.replacements)
-    return wide, same
 
 
 def _printed(rows: list[Row]) -> list[Row]:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.export import say, write
+from benchmarks.export import say
 from benchmarks.export_draw import drawn
 from benchmarks.export_features import Texts, firing, intervention, split
+from benchmarks.export_folders import write
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set

@@ -11,11 +11,12 @@ from benchmarks import export_features
 from benchmarks.export import cells_of
 from benchmarks.export_draw import drawn
 from benchmarks.export_features import DENSITY, ENOUGH, FITTABLE, Texts, draw, firing, intervention, telling
-from benchmarks.export_floors import Floors, edited_floor, floors_target
+from benchmarks.export_floors import Floors, RoundedParent, floors_targets
 from benchmarks.export_rows import Row, good, targets
 from benchmarks.kept_runs import KeptRuns
+from benchmarks.laws import load_model
 from benchmarks.replacements import NAME
-from tests.builders import tiny_hosted
+from tests.builders import tiny_folder, tiny_hosted
 from tests.resident_sets import resident_set
 from trephine.domain.interventions import Ablate
 from trephine.engine.retain import windows_logits
@@ -132,25 +133,32 @@ def table(*, idle_kl=2e-2, edit=2e-2):
 
 def test_the_targets_are_missed_by_a_copy_that_passes_in_either_dtype():
     """And by features that do not matter on the tokens of the table."""
-    assert [held for _, held in targets(table())] == [True] * 4
-    assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, True, False, True]
-    assert [held for _, held in targets(table(edit=9e-3))] == [True, True, True, False]
+    assert [held for _, held in targets(table())] == [True] * 3
+    assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, False, True]
+    assert [held for _, held in targets(table(edit=9e-3))] == [True, True, False]
 
 
-def test_an_intervened_model_has_a_floor_of_its_own(model, texts):
-    """None against itself; against the same weights in bfloat16 what that arithmetic costs, hooks and all."""
+def test_rounding_is_measured_wherever_a_feature_fires(model, texts, tmp_path):
+    """On every such token of the text: the graft lies with the two floors, the no-op with the edit."""
     found = draw(model, texts, 3, 0)[0]
-    windows = [texts.measured[n] for n in found.windows]
-    mask = firing(model, windows, [found.feature])[found.feature].flatten()
-    narrow = tiny_hosted("llama", n_layers=6, dtype=torch.bfloat16)
-    narrow.replacements.update(model.replacements)
-    assert edited_floor(model, model, [found.feature], windows, mask) == pytest.approx(0.0, abs=1e-9)
-    assert 1e-7 < edited_floor(model, narrow, [found.feature], windows, mask) < found.kl_of_edit
+    fires = firing(model, texts.measured, [found.feature])[found.feature]
+    stored = load_model(tiny_folder("llama", tmp_path / "tiny", n_layers=6))
+    stored.replacements.update(model.replacements)
+    floors = RoundedParent(stored, texts, tmp_path / "work").floors([found.feature])
+    assert floors.tokens == int(fires.sum()) >= found.tokens
+    assert max(floors.unedited, floors.edited, floors.graft) < 0.01 * floors.edit
+    assert min(floors.unedited, floors.edited, floors.graft) > 1e-7
+    assert floors.idle == pytest.approx(floors.edit, rel=0.02)
 
 
-def test_a_graft_is_held_against_the_intervened_model_s_rounding():
-    """In its worst cell; without cells nothing is met."""
-    graft = row("graft", "bfloat16", kl=3e-3)
-    assert floors_target([Floors(graft=graft, edited=2e-3)])[1]
-    assert not floors_target([Floors(graft=graft, edited=2e-3), Floors(graft=graft, edited=1.9e-3)])[1]
-    assert not floors_target([])[1]
+def test_a_graft_is_held_against_the_unedited_model_s_rounding():
+    """In its worst cell, with the no-op beside it; without cells nothing is met."""
+
+    def held(**changes: float) -> list[bool]:
+        given = {"edit": 1e-2, "unedited": 2e-3, "edited": 3e-3, "graft": 3e-3, "idle": 1e-2, **changes}
+        return [held for _, held in floors_targets([Floors(what="0:1", tokens=50, **given)])]
+
+    assert held() == [True, True]
+    assert held(graft=3.1e-3) == [False, True]
+    assert held(idle=2.9e-3) == [True, False]
+    assert [each for _, each in floors_targets([])] == [False, False]
