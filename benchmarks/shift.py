@@ -68,7 +68,7 @@ def main() -> None:
     known = tasks(given.data)
     runs = Runs(given)
     for name in given.tasks:
-        for seed in range(given.seeds):
+        for seed in seeds_of(known[name], given):
             runs.run(known[name], seed)
     say(f"processor time of this run: {process_time():.0f} s")
     for name in given.tasks:
@@ -166,10 +166,15 @@ class Runs:
         }  # fmt: skip
 
 
+def seeds_of(task: Task, given: argparse.Namespace) -> range:
+    """Return the seeds that a task is reported over."""
+    return range(task.first_seed, task.first_seed + given.seeds)
+
+
 def report(task: Task, runs: Runs, given: argparse.Namespace) -> None:
     """Print a task's table over the complete seeds, and one more for a dictionary that has fewer of them."""
     say(f"\n## {task.name}")
-    plain = [seed for seed in range(given.seeds) if runs.complete(task, seed, None)]
+    plain = [seed for seed in seeds_of(task, given) if runs.complete(task, seed, None)]
     if not plain:
         say("no seed is complete yet: run it again")
         return
