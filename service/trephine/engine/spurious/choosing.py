@@ -57,9 +57,9 @@ def in_order(study: Study, candidates: Sequence[Candidate]) -> tuple[list[Candid
     """Return what a person wants removed, and what we would remove, in the order in which it goes.
 
     Largest attribute effect per effect on the task first: a feature that tells both, as one that fires on any
-    plural noun does, takes more from the label than a purer one of half its size. A feature that works against
-    the attribute is spurious all the same, but taking it away alone makes the decision follow the attribute
-    more: without a refit it stays.
+    plural noun does, takes more from the label than a purer one of half its size. A feature that works
+    against the attribute is spurious all the same, but taking it away alone makes the decision follow the
+    attribute more: without a refit it stays.
     """
     forced = [one for one in candidates if one.override and one.standing is Standing.SPURIOUS]
     ours = [one for one in candidates if not one.override and one.standing is Standing.SPURIOUS]

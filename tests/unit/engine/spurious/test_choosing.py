@@ -1,0 +1,61 @@
+"""How many features go, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous
+from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_removal import Judge, JudgeEvidence, RemoveSpuriousFeatures, Standing
+from trephine.engine.quanta import finish
+from trephine.engine.spurious.choosing import choose, in_order
+from trephine.engine.spurious.judging import Candidate
+from trephine.engine.spurious.study import Study, open_study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """Texts of which every fourth has a twin."""
+    texts = tuple(
+        replace(one, twin=one.twin if place % 4 < 2 else None)
+        for place, one in enumerate(ambiguous(40, twins=True))
+    )
+    command = RemoveSpuriousFeatures(training=texts, decision=ProbeHead(layer=0, pooling=Pooling.MEAN))
+    return finish(open_study(tiny_hosted("llama"), command))
+
+
+def spurious(index: int, *, attribute_effect: float, score: float) -> Candidate:
+    """A feature that was judged spurious."""
+    evidence = JudgeEvidence(
+        judge=Judge.COUNTERFACTUALS, share=score, attribute_effect=attribute_effect, label_effect=0.0,
+        p_value=0.001, standing=Standing.SPURIOUS,
+    )  # fmt: skip
+    return Candidate(
+        feature=FeatureRef(replacement=NEURONS, layer=0, index=index), node=index, effect=attribute_effect,
+        standing=Standing.SPURIOUS, score=score, why="", evidence=(evidence,), attribute_probe=None,
+    )  # fmt: skip
+
+
+def test_a_purer_feature_goes_before_one_that_also_tells_the_label(study):
+    """Half the attribute effect and a tenth of the task effect comes first; signs do not matter."""
+    mixed = spurious(1, attribute_effect=2.0, score=0.8)
+    pure = spurious(2, attribute_effect=1.0, score=0.96)
+    small = spurious(3, attribute_effect=-0.5, score=0.96)
+    certain = spurious(4, attribute_effect=0.1, score=1.0)
+    _, ours = in_order(study, [mixed, small, certain, pure])
+    assert [one.feature.index for one in ours] == [2, 3, 4, 1]
+
+
+def test_few_twins_decide_with_the_error_of_few(study):
+    """The criterion is of the worst label on texts or twins, and so is its standard error."""
+    paired = [one for one in study.data.held_out if one.twin is not None]
+    assert 0 < len(paired) < len(study.data.held_out)
+    choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
+    cell = min(sum(one.label == label for one in paired) for label in (0, 1)) + 2
+    least = (1 / cell * (1 - 1 / cell) / cell) ** 0.5  # one hit and one miss are added
+    assert all(point.error >= least for point in choice.points)
+    assert choice.criterion.startswith("accuracy of the worst label")
