@@ -26,6 +26,12 @@ def count_parameters(folder: Path) -> int:
         UnsafeCheckpointError: If the weights are there as pickles only.
     """
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise BrokenCheckpointError(
+                f"{folder.name} holds an adapter and no model: load the model that it belongs to, and name "
+                "this folder as its adapter",
+                file="adapter_config.json",
+            )
         raise BrokenCheckpointError(
             f"{folder.name} has no config.json; fetch the model again", missing="config.json"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Intervention
+from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.capture import Windows, captured
@@ -24,18 +25,33 @@ def firing_masks(
 
     Read in the intervened model, one batch of windows a quantum.
     """
+    alone = yield from masks_by_feature(hosted, windows, features, interventions)
     masks = [torch.zeros(len(window), dtype=torch.bool) for window in windows]
+    for each in alone.values():
+        masks = [mask | own for mask, own in zip(masks, each, strict=True)]
+    return masks
+
+
+def masks_by_feature(
+    hosted: HostedModel,
+    windows: Windows,
+    features: Sequence[FeatureOp],
+    interventions: tuple[Intervention, ...],
+) -> Generator[None, None, dict[FeatureRef, list[Tensor]]]:
+    """Return the same for each feature alone."""
+    masks: dict[FeatureRef, list[Tensor]] = {}
     if not features:
         return masks
     sites = {
         op.feature: layer_info(hosted, op.feature.replacement, op.feature.layer).site_in for op in features
     }
     values = yield from captured(hosted, windows, tuple(dict.fromkeys(sites.values())), interventions)
-    for op in features:
-        ref = op.feature
+    for ref, site in sites.items():
         with opened(hosted, ref.replacement, [ref.layer]) as layers:
-            for number, x in enumerate(values[sites[ref]]):
-                found = layers[ref.layer].encode_features(x.to(hosted.model.device), [ref.index])
-                masks[number] |= (found[:, 0] != 0).cpu()
+            found = [
+                layers[ref.layer].encode_features(x.to(hosted.model.device), [ref.index])[:, 0]
+                for x in values[site]
+            ]
+        masks[ref] = [(one != 0).cpu() for one in found]
         yield
     return masks

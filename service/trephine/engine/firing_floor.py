@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trephine.domain.interventions import Intervention
 from trephine.engine.divergence import kl_divergence
-from trephine.engine.firing import firing_masks
+from trephine.engine.firing import masks_by_feature
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import NoiseFloor, computing_in
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
@@ -43,6 +43,8 @@ class FiringFloor:
     """KL(parent || parent in the type of its files), or the intervened parent's where that is more; None: the
     model computes in that type. An edit may leave a model that rounding moves further than the unedited one,
     and no export comes closer to it than it comes to itself."""
+    silent: tuple[str, ...] = ()
+    """Edited features that fire on none of the measured tokens, as SET:LAYER:INDEX."""
 
     @property
     def clear(self) -> bool:
@@ -68,6 +70,11 @@ class FiringFloor:
     @property
     def doubt(self) -> str:
         """What cannot be certified, and what to do; empty if all can be."""
+        if self.clear and self.silent:
+            return (
+                f"{len(self.silent)} of the edited features fire nowhere on the measured text: nothing is "
+                f"certified about {', '.join(self.silent)}; give a text in which they fire (--text)"
+            )
         if self.clear:
             return ""
         if not self.tokens:
@@ -96,12 +103,14 @@ def firing_floor(
     Args:
         hosted: The model.
         retain: What the export is measured on, and the floor was.
-        features: The edited features of sets.
+        features: The edited features of sets; at least one.
         interventions: The whole edit.
         floor: The parent's, with its values per token.
         stored: Type of the parent's files, which `floor.stored` is of.
     """
-    masks = torch.cat((yield from firing_masks(hosted, retain.windows, features, interventions)))
+    alone = yield from masks_by_feature(hosted, retain.windows, features, interventions)
+    fires = {ref: torch.cat(each) for ref, each in alone.items()}
+    masks = torch.stack(list(fires.values())).any(0)
     tokens = int(masks.sum())
     if not tokens:
         return FiringFloor(tokens=0, floor=0.0, edit=0.0, stored=None if floor.stored is None else 0.0)
@@ -121,6 +130,7 @@ def firing_floor(
         floor=sum(float(values[masks].mean()) for values in spreads),
         edit=float(torch.cat(moved)[masks].mean()),
         stored=_larger(floor, rounded, masks),
+        silent=tuple(f"{ref.replacement}:{ref.layer}:{ref.index}" for ref in fires if not fires[ref].any()),
     )
 
 

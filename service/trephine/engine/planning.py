@@ -86,7 +86,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             *degraded_caveats(hosted, sets_of(command.edit.interventions)),
             *(() if firing is None else firing.unjudged),
         ),
-        doubt="" if firing is None else firing.doubt,
+        doubt=_uncarried(program) or ("" if firing is None else firing.doubt),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 
@@ -164,6 +164,18 @@ def _steps(edit: Edit, program: WeightProgram) -> tuple[PlanStep, ...]:
         )
         for number in range(len(edit.interventions))
         for note in (program.notes[number],)
+    )
+
+
+def _uncarried(program: WeightProgram) -> str:
+    """Say which interventions the weights do not carry, for want of a text on which they act."""
+    numbers = [str(number) for number, note in sorted(program.notes.items()) if not note.carried]
+    if not numbers:
+        return ""
+    return (
+        "what changes nothing on the calibration text is not carried (interventions "
+        f"{', '.join(numbers)} of the edit, from 0): nothing is certified about it; give a text on which it "
+        "acts (--text)"
     )
 
 

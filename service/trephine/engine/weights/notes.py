@@ -23,6 +23,8 @@ class Note:
     description: str
     predicted_error: float = 0.0
     """Mean squared error over mean squared change of what is written, on the calibration text."""
+    carried: bool = True
+    """False: it changes nothing on the calibration text, so that nothing could be fitted."""
 
 
 def all_notes(
@@ -152,6 +154,7 @@ def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assem
             description="not carried: it can only be fitted, and changes nothing on the calibration text; "
             f"fitted because {reason}; give a text on which it acts",
             predicted_error=1.0,
+            carried=False,
         )
     explained = min((d.explained[number_of(op)] for d in deltas), default=0.0)
     floor = max((d.floor for d in deltas), default=0.0)
