@@ -25,6 +25,7 @@ from trephine.domain.interventions import Ablate, Scale, SetTo
 from trephine.engine import certifier, firing_floor
 from trephine.engine.attack import running
 from trephine.engine.attack.request import AttackRequest
+from trephine.engine.firing import firing_masks
 from trephine.engine.gates import judge
 from trephine.engine.quanta import finish
 from trephine.engine.retain import retain_text, window_logits
@@ -97,8 +98,9 @@ def test_an_edit_that_cannot_be_told_from_rounding_is_inconclusive(grafted, oper
     """The plan says so before anything is written."""
     hosted, *_ = grafted
     if isinstance(operation, SetTo):
+        ref = feature(0, 3, operation).target.feature
         silent = [torch.zeros(len(window), dtype=torch.bool) for window in retain_text(hosted).windows]
-        monkeypatch.setattr(firing_floor, "firing_masks", lambda *_: _returning(silent))
+        monkeypatch.setattr(firing_floor, "masks_by_feature", lambda *_: _returning({ref: silent}))
     plan = planned(hosted, edit_of(hosted, feature(0, 3, operation)))
     assert said in plan.doubt
     assert "nothing is certified" in plan.doubt
@@ -166,7 +168,7 @@ def _measured(hosted, edit):
     losses = [torch.zeros(1)] * len(windows)
     measured = {"nonfinite_values": 0.0}
     damage = [certifier.kl(q, p) for p, q in zip(after, plain, strict=True)]
-    firing = finish(firing_floor.firing_masks(hosted, windows, ops, edit.interventions))
+    firing = finish(firing_masks(hosted, windows, ops, edit.interventions))
     lists = {"intervened": left, "original": same, "damage": damage, "edit": left, "firing": firing}
     lists |= {"top": same, "loss": losses, "loss_intervened": losses}
     certifier.describe(measured, lists)
