@@ -205,6 +205,7 @@ def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     refit = fitted if command.refit else 0
     told = len(command.attribute_texts) + (2 * fitted if twins else 0)
     erasing = told if command.erase and refit else 0
+    looked_at = fitted + told if command.neutral_examples and refit else 0
     choosing = (len(budget.counts) + 2) * (refit + erasing + held_out + examples + (held_out if twins else 0))
     test = len(command.test)
     arms = 2 * (test + 2 * held_out) + budget.random_sets * (min(test, _CONTROL_TEXTS) + 2 * held_out + refit)
@@ -214,6 +215,6 @@ def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     layers = len(command.layers) if command.layers else info.n_layers
     matrix = 4 * layers * info.d_mlp * max(sample, 1)
     return Cost(
-        tokens=int(mean * (effects + depth * (fitted + choosing + arms + 2 * refit + erasing))),
+        tokens=int(mean * (effects + depth * (fitted + looked_at + choosing + arms + 2 * refit + erasing))),
         memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
     )

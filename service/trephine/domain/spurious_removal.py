@@ -326,6 +326,11 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             "neutral_examples",
             "says something of attribute_texts, and there are none",
         )
+        _check(
+            self.erase or not self.neutral_examples,
+            "neutral_examples",
+            "is told to the head without the attribute alone, and none is tried; leave one of the two out",
+        )
         total = len(self.training) + len(self.validation) + len(self.test)
         _check(
             total <= MAX_TEXTS, "training", f"and the other splits hold {total} texts; at most {MAX_TEXTS}"

@@ -72,8 +72,8 @@ class FiringFloor:
         """What cannot be certified, and what to do; empty if all can be."""
         if self.clear and self.silent:
             return (
-                f"{len(self.silent)} of the edited features fire nowhere on the measured text: nothing is "
-                f"certified about {', '.join(self.silent)}; give a text in which they fire (--text)"
+                f"nothing is certified about {', '.join(self.silent)}, active on no measured token; "
+                "give a text in which every edited feature fires (--text)"
             )
         if self.clear:
             return ""

@@ -180,6 +180,8 @@ def test_examples_that_hold_the_label_are_not_neutral(session):
     assert refused.value.context["field"] == "neutral_examples"
     with pytest.raises(InvalidRequestError, match="there are none"):
         RemoveSpuriousFeatures(**{**GIVEN, "attribute_texts": (), "neutral_examples": True})
+    with pytest.raises(InvalidRequestError, match="leave one of the two out"):
+        RemoveSpuriousFeatures(**{**GIVEN, "erase": False, "neutral_examples": True})
 
 
 def test_an_attribute_that_nothing_tells_is_not_erased(session, report):
