@@ -127,7 +127,7 @@ def floors_line(each: Floors) -> str:
 
 
 def floors_targets(floors: Sequence[Floors]) -> list[tuple[str, bool]]:
-    """Hold grafts against the unedited model's rounding; the no-op has to miss that."""
+    """Hold grafts against the unedited model's rounding on all their tokens; the no-op has to miss that."""
     worst = max((each.of_unedited for each in floors), default=float("inf"))
     least = min((each.idle / each.unedited for each in floors), default=0.0)
     held = f"bfloat16 graft, KL <= {MOST_OF_FLOOR} x the unedited model's floor wherever its features fire"

@@ -133,9 +133,9 @@ def table(*, idle_kl=2e-2, edit=2e-2):
 
 def test_the_targets_are_missed_by_a_copy_that_passes_in_either_dtype():
     """And by features that do not matter on the tokens of the table."""
-    assert [held for _, held in targets(table())] == [True] * 3
-    assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, False, True]
-    assert [held for _, held in targets(table(edit=9e-3))] == [True, True, False]
+    assert [held for _, held in targets(table())] == [True] * 4
+    assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, True, False, True]
+    assert [held for _, held in targets(table(edit=9e-3))] == [True, True, True, False]
 
 
 def test_rounding_is_measured_wherever_a_feature_fires(model, texts, tmp_path):
