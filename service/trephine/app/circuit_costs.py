@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sweeps import (
+    TARGETS_PER_ROUND,
+    feature_targets_per_sweep,
+    neuron_targets_per_sweep,
+)
 
 _FLOPS_PER_SECOND = 5e10
 """One core, float32, matrix products of a few dozen rows."""
@@ -30,12 +35,6 @@ _PASSES = 3
 _CONE, _CONE_OF_SETS = 0.07, 0.03
 """Share of all blocks and positions that a node's sweep touches on average, its scores included. Influential
 nodes are low or early; features of a set are scored where they are active, neurons everywhere."""
-
-_ROUND_ROWS, _TARGETS_PER_ROUND = 2048, 64
-"""Adjoint rows of neurons at once, and nodes of a first round (`engine.expansion`)."""
-
-_SWEEP_ROWS, _SWEEP_ROWS_AT_MOST = 1 << 13, 1 << 16
-"""Adjoint rows of features at once, of a short and of a long prompt (`engine.graphs.basis`)."""
 
 _SCORES_ALIVE = 3
 """Copies of a block's scores of neurons that are alive at once: of gates, of values, their mixture."""
@@ -111,9 +110,12 @@ def _operators(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayer
 
 def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
     """The larger of a sweep's rows with their scores, and of the logits that the lens reads."""
-    rows = min(_TARGETS_PER_ROUND * n_tokens, _ROUND_ROWS)
-    if layers:
-        rows = max(_SWEEP_ROWS, min(_TARGETS_PER_ROUND * n_tokens, _SWEEP_ROWS_AT_MOST))
+    per_sweep = (
+        feature_targets_per_sweep(n_tokens)
+        if layers
+        else min(TARGETS_PER_ROUND, neuron_targets_per_sweep(n_tokens))
+    )
+    rows = per_sweep * n_tokens
     width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
     return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InternalError
+from trephine.domain.sweeps import TARGETS_PER_ROUND, neuron_targets_per_sweep
 from trephine.engine.attribution import RowSums, sweep
 from trephine.engine.influence import (
     LOGIT,
@@ -29,14 +30,6 @@ from trephine.engine.readouts import Targets, neuron_targets
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained, neuron_targets_of
 
-ROUND = 64
-"""Features expanded per round at first (R in DESIGN 5.5).
-
-Later rounds are half of what is expanded by then: the order of the rest has settled, and the batch is worth
-more than the ranking (scores of graphs move by less than 0.001; doubling every time costs 0.02).
-"""
-_ROWS_PER_SWEEP = 2048
-"""Adjoint rows per sweep; bounds the time of a quantum and the memory of a layer's scores."""
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest deviation of a row's sum from its target, of the row's mass, by dtype of the weights.
 
@@ -89,7 +82,7 @@ def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, 
     influence = solve_influence(rows, basis.cells)
     while len(rows) - roots < max_nodes:
         expanded = len(rows) - roots
-        room = min(max(ROUND, expanded // 2), max_nodes - expanded)
+        room = min(max(TARGETS_PER_ROUND, expanded // 2), max_nodes - expanded)
         chosen = frontier(influence, [row.cell for row in rows[roots:]], room)
         if not chosen:
             break
@@ -109,7 +102,7 @@ def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, Non
     rows = yield from basis.target_rows()
     roots = len(rows)
     influence = solve_influence(rows, basis.cells)
-    for chosen in cells.split(ROUND) if len(cells) else ():
+    for chosen in cells.split(TARGETS_PER_ROUND) if len(cells) else ():
         rows += yield from basis.feature_rows(chosen)
         influence = solve_influence(rows, basis.cells)
         partial = partial_circuit(rows, basis.cells, influence)
@@ -179,7 +172,7 @@ def check_sums(operators: FrozenOperators, found: Tensor, expected: Tensor, scal
 def _batches(cells: Tensor, space: Space) -> Iterator[Tensor]:
     """Split a round by position, so that cones pad little, then sort each batch from the top layer down."""
     _, position, _ = space.split(cells)
-    by_position = cells[position.argsort(stable=True)].split(max(1, _ROWS_PER_SWEEP // space.n_pos))
+    by_position = cells[position.argsort(stable=True)].split(neuron_targets_per_sweep(space.n_pos))
     for batch in by_position:
         layer, _, _ = space.split(batch)
         yield batch[layer.argsort(descending=True, stable=True)]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from trephine.engine.expansion import ROUND, expand
+from trephine.domain.sweeps import TARGETS_PER_ROUND
+from trephine.engine.expansion import expand
 from trephine.engine.influence import LOGIT, Cells, Row
 from trephine.engine.quanta import finish
 
@@ -53,6 +54,6 @@ def test_rounds_grow_with_what_is_expanded():
     basis = Flat()
     expansion = finish(expand(basis, max_nodes=600))
     sizes = [len(cells) for cells in basis.rounds]
-    assert sizes == [ROUND, ROUND, ROUND, 96, 144, 168]
+    assert sizes == [TARGETS_PER_ROUND, TARGETS_PER_ROUND, TARGETS_PER_ROUND, 96, 144, 168]
     assert [cell for cells in basis.rounds for cell in cells] == list(range(600))
     assert len(expansion.rows) == 601

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trephine.engine.expansion import ROUND, check_sums
+from trephine.domain.sweeps import feature_targets_per_sweep
+from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.stored_edges import stored_rows
 from trephine.engine.graphs.sweeping import segment_of, sweep_features
@@ -21,14 +22,6 @@ from trephine.engine.operators import FrozenOperators
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
 
-_ROWS_PER_SWEEP = 1 << 13
-"""Adjoint rows per sweep of a short prompt; bounds the memory of a sweep and the time of a quantum."""
-_ROWS_AT_MOST = 1 << 16
-"""Adjoint rows per sweep of a long prompt.
-
-A long prompt takes a round's targets together all the same: with a handful of targets per position, time
-would go into walking its positions once per sweep, faster than linearly in tokens.
-"""
 _SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
 _WHOLE = 7 << 25
@@ -92,9 +85,8 @@ class FeatureBasis:
             yield from own[position.argsort(stable=True)].split(size)
 
     def _targets_per_sweep(self) -> int:
-        n_pos = self.operators.n_pos
-        rows = max(_ROWS_PER_SWEEP // n_pos, min(ROUND, _ROWS_AT_MOST // n_pos))
-        return max(1, min(rows, _SCORES_PER_SWEEP // max(1, self.active.count)))
+        most = feature_targets_per_sweep(self.operators.n_pos)
+        return max(1, min(most, _SCORES_PER_SWEEP // max(1, self.active.count)))
 
     def _places(self, cells: Tensor) -> Tensor:
         by_layer = self.active.place_by_layer()

@@ -22,11 +22,11 @@ from trephine.engine.adjoints import attention_adjoint
 from trephine.engine.expansion import Basis, Expansion, check_sums, expand, expand_chosen
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
+from trephine.engine.graphs.skips import read_through_skip
 from trephine.engine.graphs.targets import feature_targets
 from trephine.engine.graphs.writes import blocks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.replacements.sets import opened
 from trephine.engine.targets import Explained, top_place
 
 _STEP = 1e-6
@@ -283,18 +283,12 @@ class _Pass:
 
     def _skipped(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         """What skip paths beside the MLP read."""
-        number = layer.block.layer
-        writers = self.active.writers(Site(kind=SiteKind.MLP_OUT, layer=number))
-        if not any(one.info.has_skip and one.info.layer == number for one in writers):
+        skip = read_through_skip(self.hosted, self.active, layer, adjoint)
+        if skip is None:
             return torch.zeros_like(adjoint)
-        with opened(self.hosted, self.active.replacement, [number]) as resident:
-            matrix = resident[number].skip_matrix()
-        if matrix is None:
-            return torch.zeros_like(adjoint)
-        read = adjoint @ matrix.to(adjoint.dtype)
-        if layer.mlp_norm.bias is not None:
-            self._constants += float((read @ layer.mlp_norm.bias).sum())
-        return layer.mlp_norm.pull_back_all(read)
+        if skip.bias is not None:
+            self._constants += float(skip.bias.sum())
+        return skip.adjoint
 
     def finish(self, adjoint: Tensor) -> Hierarchy:
         """Score the embeddings and sum up."""

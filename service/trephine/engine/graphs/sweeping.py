@@ -18,11 +18,11 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.adjoints import attention_adjoint, new_adjoint
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.graphs.skips import read_through_skip
 from trephine.engine.graphs.targets import FeatureTargets
 from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.replacements.sets import opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,22 +141,13 @@ class _Sweep:
         """Score what the MLP wrote; return what reaches the stream below through skip paths."""
         if not n:
             return None
-        number = layer.block.layer
-        site = Site(kind=SiteKind.MLP_OUT, layer=number)
-        self.meet(site, n)
-        skipping = [
-            w.info.layer for w in self.active.writers(site) if w.info.has_skip and w.info.layer == number
-        ]
-        if not skipping:
+        self.meet(Site(kind=SiteKind.MLP_OUT, layer=layer.block.layer), n)
+        skip = read_through_skip(self.hosted, self.active, layer, self.adjoint[:n])
+        if skip is None:
             return None
-        with opened(self.hosted, self.active.replacement, skipping) as resident:
-            matrix = resident[number].skip_matrix()
-        if matrix is None:
-            return None
-        read = self.adjoint[:n] @ matrix.to(self.adjoint.dtype)
-        if layer.mlp_norm.bias is not None:
-            self.bias[:n] += (read @ layer.mlp_norm.bias).sum(1)
-        return layer.mlp_norm.pull_back_all(read)
+        if skip.bias is not None:
+            self.bias[:n] += skip.bias.sum(1)
+        return skip.adjoint
 
     def _attention(self, layer: FrozenLayer, n: int, place: int) -> None:
         """Add what attention reads; where a dictionary reconstructs its output, that is scored instead."""

@@ -1,0 +1,30 @@
+"""How many adjoints go down the frozen network together: what the engine does, and what is predicted from.
+
+The sizes bound the memory of a sweep and the time of a quantum.
+"""
+
+from __future__ import annotations
+
+TARGETS_PER_ROUND = 64
+"""Features expanded per round at first (R in DESIGN 5.5).
+
+Later rounds are half of what is expanded by then: the order of the rest has settled, and the batch is worth
+more than the ranking (scores of graphs move by less than 0.001; doubling every time costs 0.02).
+"""
+
+_NEURON_ROWS = 1 << 11
+_SHORT_ROWS, _LONG_ROWS = 1 << 13, 1 << 16
+
+
+def neuron_targets_per_sweep(n_pos: int) -> int:
+    """Targets per sweep where neurons are met: scores of a layer are dense, so that rows are few."""
+    return max(1, _NEURON_ROWS // n_pos)
+
+
+def feature_targets_per_sweep(n_pos: int) -> int:
+    """Targets per sweep where a set's features are met.
+
+    A long prompt takes a round's targets together all the same: with a handful of targets per position, time
+    would go into walking its positions once per sweep, faster than linearly in tokens.
+    """
+    return max(1, _SHORT_ROWS // n_pos, min(TARGETS_PER_ROUND, _LONG_ROWS // n_pos))

@@ -1,0 +1,47 @@
+"""Skip paths of transcoders: what an adjoint reads through the affine map beside the features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trephine.domain.sites import Site, SiteKind
+from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import FrozenLayer
+from trephine.engine.replacements.sets import opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipRead:
+    """What reaches the stream below through the skip path of one MLP's transcoder."""
+
+    adjoint: Tensor
+    """`(..., n_pos, d_model)`, at what the MLP's norm reads."""
+    bias: Tensor | None
+    """`(..., n_pos)`, what the norm's bias adds; None where it has none."""
+
+
+def read_through_skip(
+    hosted: HostedModel, active: ActiveFeatures, layer: FrozenLayer, adjoint: Tensor
+) -> SkipRead | None:
+    """Carry adjoints of an MLP's output through the skip path of the set, if it has one there.
+
+    Args:
+        hosted: The model with its sets.
+        active: The prompt's active features, and with them the set.
+        layer: The block.
+        adjoint: `(..., n_pos, d_model)`, on the MLP's output.
+    """
+    number = layer.block.layer
+    writers = active.writers(Site(kind=SiteKind.MLP_OUT, layer=number))
+    if not any(one.info.has_skip and one.info.layer == number for one in writers):
+        return None
+    with opened(hosted, active.replacement, [number]) as resident:
+        matrix = resident[number].skip_matrix()
+    if matrix is None:
+        return None
+    read = adjoint @ matrix.to(adjoint.dtype)
+    bias = None if layer.mlp_norm.bias is None else read @ layer.mlp_norm.bias
+    return SkipRead(adjoint=layer.mlp_norm.pull_back_all(read), bias=bias)
