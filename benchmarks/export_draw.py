@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import export_features
-from benchmarks.export_features import CELL_WINDOWS, Drawn, Texts, draw
+from benchmarks.export_features import Drawn, Texts, draw
 from benchmarks.kept_runs import KeptRuns
 from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
@@ -22,15 +22,14 @@ def drawn(
     seed: int,
     kept: KeptRuns,
     say: Callable[[str], None],
-    cell_windows: int = CELL_WINDOWS,
 ) -> list[Drawn]:
     """Draw the features, or take those that the same draw gave before."""
     rules = hashlib.sha256(Path(export_features.__file__).read_bytes()).hexdigest()
     request = {"count": count, "seed": seed, "text": texts.digest, "model": str(hosted.folder)}
-    request |= {"cell_windows": cell_windows, "rules": rules}
+    request["rules"] = rules
     found = kept.get("draw", request)
     if found is None:
-        fresh = draw(hosted, texts, count, seed, cell_windows=cell_windows, say=say)
+        fresh = draw(hosted, texts, count, seed, say)
         found = {"drawn": [asdict(each) for each in fresh]}
         kept.keep("draw", request, found)
     return [_drawn_from(each) for each in found["drawn"]]
@@ -38,7 +37,7 @@ def drawn(
 
 def _drawn_from(body: dict[str, Any]) -> Drawn:
     feature = FeatureRef(**body["feature"])
-    return Drawn(**body | {"feature": feature, "windows": tuple(body["windows"])})
+    return Drawn(**body | {"feature": feature})
 
 
 def drawn_table(features: Sequence[Drawn]) -> Iterator[str]:

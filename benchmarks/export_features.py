@@ -1,10 +1,10 @@
 """Which features an export benchmark ablates: drawn by seed from those that matter, over all depths.
 
-What a feature must fulfil is held against the very tokens that its figures will be of. That is no selection
-by outcome: the condition is of the unedited model and the intervened runtime alone, and no export has been
-compiled when it is decided. Held against other tokens it would be another feature's as often as not: of a
-draw that asked for two firing tokens of another text, four of ten did less than `LEAST_KL` where they were
-measured.
+What a feature must fulfil is held against the very tokens that its figures will be of: all those of the
+measured text on which it fires. That is no selection by outcome: the condition is of the unedited model and
+the intervened runtime alone, and no export has been compiled when it is decided. Held against other tokens it
+would be another feature's as often as not: of a draw that asked for two firing tokens of another text, four
+of ten did less than `LEAST_KL` where they were measured.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from benchmarks.export_rows import LEAST_KL
 from benchmarks.replacements import NAME
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Operation
 from trephine.domain.sites import FeatureRef, Site, SiteKind
@@ -28,6 +26,8 @@ from trephine.engine.replacements.sets import opened
 from trephine.engine.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 
+LEAST_KL = 1e-2
+"""Nats by which a feature that matters moves the tokens on which it fires, if it is ablated."""
 DENSITY = (1e-3, 0.2)
 ENOUGH = 16
 """Firing tokens that a feature's figures are of. A mean over a few is a matter of one or two of them; sixteen
@@ -38,7 +38,6 @@ WINDOW = 128
 FIT_WINDOWS = 16
 MEASURED_WINDOWS = 48
 """With the former 8,192 tokens."""
-CELL_WINDOWS = 6
 TRIES = 6
 """Candidates of a layer before another one is turned to."""
 ROUNDS = 40
@@ -73,12 +72,10 @@ class Drawn:
     """A feature that matters, and where that was seen."""
 
     feature: FeatureRef
-    windows: tuple[int, ...]
-    """Of the measured text, as `telling` chooses them: its figures are of these."""
     density: float
     """Over both texts."""
     tokens: int
-    """On which it fires in its windows."""
+    """Of the measured text, on which it fires: its figures are of these."""
     kl: float
     """KL(original || ablated), mean over these, nats."""
     kl_of_edit: float
@@ -90,8 +87,6 @@ def draw(
     texts: Texts,
     count: int,
     seed: int,
-    *,
-    cell_windows: int = CELL_WINDOWS,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Drawn]:
     """Draw features that matter, spread over thirds of the layers; each is confirmed by its real ablation.
@@ -101,7 +96,6 @@ def draw(
         texts: What fits and figures are of.
         count: How many features.
         seed: Of the order in which layers and candidates are tried.
-        cell_windows: How many windows the figures of a single feature are of.
         say: Told of every layer that was tried.
 
     Raises:
@@ -111,7 +105,7 @@ def draw(
     sites = [Site(kind=SiteKind.MLP_IN, layer=layer) for layer in range(n_layers)]
     inputs = finish(captured(hosted, texts.fit + texts.measured, sites, ()))
     trials = [
-        Trial(hosted=hosted, texts=texts, layer=n, inputs=stacked(inputs[site]), cell_windows=cell_windows)
+        Trial(hosted=hosted, texts=texts, layer=n, inputs=stacked(inputs[site]))
         for n, site in enumerate(sites)
     ]
     chosen: list[Drawn] = []
@@ -154,7 +148,6 @@ class Trial:
     layer: int
     inputs: Tensor
     """Of the MLP over both texts, `(n, d_model)`."""
-    cell_windows: int
 
     def candidates(self) -> tuple[Tensor, list[int]]:
         """Choose features by what needs no ablation.
@@ -176,14 +169,9 @@ class Trial:
     def _fit(self, active: Tensor) -> Tensor:
         """Hold all features against density and counts, `(d_sae,)`."""
         fit, measured = active[: self._n_fit], active[self._n_fit :]
-        per_window = measured.unflatten(0, (len(self.texts.measured), -1)).sum(1)  # (n_windows, d_sae)
-        n_first = min(self.cell_windows // 2, len(per_window))
-        n_densest = min(self.cell_windows - n_first, len(per_window) - n_first)
-        # as many as in the windows that `telling` chooses
-        count = per_window[:n_first].sum(0) + per_window[n_first:].topk(n_densest, dim=0).values.sum(0)
         density = active.double().mean(0)
         fits = (density >= DENSITY[0]) & (density <= DENSITY[1])
-        return fits & (fit.sum(0) >= FITTABLE) & (count >= ENOUGH)
+        return fits & (fit.sum(0) >= FITTABLE) & (measured.sum(0) >= ENOUGH)
 
     @property
     def _n_fit(self) -> int:
@@ -193,17 +181,15 @@ class Trial:
         """Return the first of some features that matters."""
         for index in indices:
             fires = active[self._n_fit :, index].unflatten(0, (len(self.texts.measured), -1))
-            chosen = telling([fires], self.cell_windows)
-            densest = max(chosen, key=lambda n: int(fires[n].sum()))
+            densest = int(fires.sum(1).argmax())
             if self.effects(index, [densest], fires)[0] < LEAST_KL:
                 continue  # most fail here, after a single window
-            kl, kl_of_edit = self.effects(index, chosen, fires)
+            kl, kl_of_edit = self.effects(index, heard(fires), fires)
             if min(kl, kl_of_edit) >= LEAST_KL:
                 return Drawn(
                     feature=self._ref(index),
-                    windows=tuple(chosen),
                     density=float(active[:, index].double().mean()),
-                    tokens=int(fires[chosen].sum()),
+                    tokens=int(fires.sum()),
                     kl=kl,
                     kl_of_edit=kl_of_edit,
                 )
@@ -252,17 +238,6 @@ def firing(hosted: HostedModel, windows: Windows, features: Sequence[FeatureRef]
     return masks
 
 
-def telling(masks: Sequence[Tensor], most: int) -> list[int]:
-    """Choose windows: half of them the first ones of the text, the others where features fire most.
-
-    A feature that fires on one token in a thousand would otherwise be judged by one or two. What is left out
-    only costs: every cell of a feature is measured on the same windows, and the table counts its tokens.
-
-    Args:
-        masks: Of features that are ablated together, each `(n_windows, n_pos)`.
-        most: How many windows; all of them if there are no more.
-    """
-    counts = torch.stack(list(masks)).any(0).sum(1).tolist()
-    plain = list(range(min(most // 2, len(counts))))
-    others = sorted(set(range(len(counts))) - set(plain), key=lambda n: (-counts[n], n))
-    return sorted(plain + others[: most - len(plain)])
+def heard(fires: Tensor) -> list[int]:
+    """Number the windows in which something fires, of `(n_windows, n_pos)`."""
+    return fires.any(1).nonzero()[:, 0].tolist()

@@ -55,8 +55,7 @@ def share_of(x: Tensor, y: Tensor, hosted: HostedModel, feature: FeatureRef) -> 
 def residue_of(x: Tensor) -> float:
     """Return E(u.x - 1)^2 on the last fifth of the tokens, u fitted on the others."""
     cut = len(x) * 4 // 5
-    u, _ = near_constant(x[:cut])
-    return float((x[cut:].double() @ u - 1).square().mean())
+    return near_constant(x[:cut], x[cut:]).error
 
 
 def main() -> int:

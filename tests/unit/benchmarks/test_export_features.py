@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from benchmarks import export_features
+from benchmarks import export_features, export_parents
 from benchmarks.export import cells_of
 from benchmarks.export_draw import drawn
-from benchmarks.export_features import DENSITY, ENOUGH, FITTABLE, Texts, draw, firing, intervention, telling
-from benchmarks.export_floors import Floors, RoundedParent, floors_targets
-from benchmarks.export_rows import Row, good, targets
+from benchmarks.export_features import DENSITY, ENOUGH, FITTABLE, Texts, draw, firing, heard, intervention
+from benchmarks.export_parents import Parent
+from benchmarks.export_rows import Row, rows_of, targets
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME
@@ -48,7 +48,7 @@ def kl_where_it_fires(hosted, windows, feature, fires):
 
 
 def test_what_is_drawn_fulfils_the_condition_where_it_is_measured(model, texts, monkeypatch):
-    """Density over both texts, firing tokens and nats in the feature's own windows, thirds of layers."""
+    """Density over both texts, firing tokens and nats wherever it fires, thirds of layers."""
     least = 1.9e-2
     monkeypatch.setattr(export_features, "LEAST_KL", least)  # at which some candidates fail
     said = []
@@ -63,10 +63,8 @@ def test_what_is_drawn_fulfils_the_condition_where_it_is_measured(model, texts, 
         assert density == pytest.approx(each.density)
         assert DENSITY[0] <= density <= DENSITY[1]
         assert int(fit[each.feature].sum()) >= FITTABLE
-        chosen = list(each.windows)
-        assert chosen == telling([fires], 6)
-        assert int(fires[chosen].sum()) == each.tokens >= ENOUGH
-        kl = kl_where_it_fires(model, [texts.measured[n] for n in chosen], each.feature, fires[chosen])
+        assert int(fires.sum()) == each.tokens >= ENOUGH
+        kl = kl_where_it_fires(model, texts.measured, each.feature, fires)
         assert kl == pytest.approx([each.kl, each.kl_of_edit], rel=1e-3)
         assert min(kl) >= least
     assert any(f"feature {found[0].feature.index}," in line for line in said)
@@ -96,69 +94,66 @@ def test_a_draw_is_kept_and_its_figures_with_it(model, texts, tmp_path, monkeypa
         drawn(model, texts, 3, 1, kept, lambda _: None)
 
 
-def test_cells_hold_the_windows_and_tokens_of_the_draw(model, texts):
-    """A single feature's cell has the tokens that the condition was held against, in the same windows."""
+def test_cells_hold_the_tokens_of_the_draw(model, texts):
+    """A single feature's cell has the tokens that the condition was held against; all at once have all."""
     found = draw(model, texts, 3, 0)
-    left, cells = cells_of(model, texts, found, 8)
-    (together, windows, mask), *alone = cells
-    assert together == [each.feature for each in found]
-    assert len(windows) == 8 == len(set(windows))
-    assert mask.shape == (8 * 32,)
-    for each, (features, chosen, fires) in zip(found, alone, strict=True):
-        assert features == [each.feature]
-        assert [left.measured[n] for n in chosen] == [texts.measured[n] for n in each.windows]
-        assert int(fires.sum()) == each.tokens
+    (features, fires), *alone = cells_of(model, texts, found)
+    assert features == [each.feature for each in found]
+    assert torch.equal(fires, torch.stack([mask for _, mask in alone]).any(0))
+    assert [(ref, int(mask.sum())) for (ref,), mask in alone] == [
+        (each.feature, each.tokens) for each in found
+    ]
 
 
 def row(tier, dtype, *, recovery=1.0, kl=1e-3, edit=2e-2):
-    """A cell whose floor is 1e-3 nats."""
-    found = Row(
+    """A cell whose floors are 1e-3 and 2e-3 nats."""
+    return Row(
         dtype=dtype, what="1:2", tier=tier, edit_firing=edit, kl=kl, kl_firing=kl, kl_p999=kl,
-        floor_firing=1e-3,
-        recovery=recovery, recovery_firing=recovery, recovery_same=recovery, tokens=16, passed=False,
+        floor_firing=1e-3, floor_edited=2e-3,
+        recovery=recovery, recovery_firing=recovery, recovery_same=recovery, tokens=16,
     )  # fmt: skip
-    object.__setattr__(found, "passed", good(found))
-    return found
 
 
-def table(*, idle_kl=2e-2, edit=2e-2):
+def table(*, idle_kl=2e-2, edit=2e-2, narrow_kl=1e-3, recovery=1.0):
     """Rows of one feature."""
     return [
-        row("graft", "float32", kl=1e-9, edit=edit),
+        row("graft", "float32", kl=1e-9, edit=edit, recovery=recovery),
         row("no-op", "float32", recovery=0.0, edit=edit),
-        row("graft", "bfloat16"),
+        row("graft", "bfloat16", kl=narrow_kl),
         row("no-op", "bfloat16", kl=idle_kl),
     ]
 
 
-def test_the_targets_are_missed_by_a_copy_that_passes_in_either_dtype():
-    """And by features that do not matter on the tokens of the table."""
-    assert [held for _, held in targets(table())] == [True] * 4
-    assert [held for _, held in targets(table(idle_kl=1.4e-3))] == [True, True, False, True]
-    assert [held for _, held in targets(table(edit=9e-3))] == [True, True, True, False]
-
-
-def test_rounding_is_measured_wherever_a_feature_fires(model, texts, tmp_path):
-    """On every such token of the text: the graft lies with the two floors, the no-op with the edit."""
-    found = draw(model, texts, 3, 0)[0]
-    fires = firing(model, texts.measured, [found.feature])[found.feature]
-    stored = load_model(tiny_folder("llama", tmp_path / "tiny", n_layers=6))
-    stored.replacements.update(model.replacements)
-    floors = RoundedParent(stored, texts, tmp_path / "work").floors([found.feature])
-    assert floors.tokens == int(fires.sum()) >= found.tokens
-    assert max(floors.unedited, floors.edited, floors.graft) < 0.01 * floors.edit
-    assert min(floors.unedited, floors.edited, floors.graft) > 1e-7
-    assert floors.idle == pytest.approx(floors.edit, rel=0.02)
-
-
-def test_a_graft_is_held_against_the_unedited_model_s_rounding():
-    """In its worst cell, with the no-op beside it; without cells nothing is met."""
+def test_each_target_is_missed_by_what_it_is_there_for():
+    """A graft too far off in either dtype, a copy that passes, features that do not matter."""
 
     def held(**changes: float) -> list[bool]:
-        given = {"edit": 1e-2, "unedited": 2e-3, "edited": 3e-3, "graft": 3e-3, "idle": 1e-2, **changes}
-        return [held for _, held in floors_targets([Floors(what="0:1", tokens=50, **given)])]
+        return [held for _, held in targets(table(**changes))]
 
-    assert held() == [True, True]
-    assert held(graft=3.1e-3) == [False, True]
-    assert held(idle=2.9e-3) == [True, False]
-    assert [each for _, each in floors_targets([])] == [False, False]
+    assert held() == [True] * 4
+    assert held(recovery=0.98) == [False, True, True, True]
+    assert held(narrow_kl=1.6e-3) == [True, False, True, True]
+    assert held(idle_kl=1.4e-3) == [True, True, False, True]
+    assert held(edit=9e-3) == [True, True, True, False]
+    assert [each for _, each in targets([])] == [False] * 4
+
+
+def test_both_floors_stand_beside_a_graft_and_a_copy(model, texts, tmp_path, monkeypatch):
+    """Wherever a feature fires, in parts: the graft lies with the floors, the no-op with the edit."""
+    monkeypatch.setattr(export_parents, "PART", 5)  # twelve windows in three parts
+    drawn_one = draw(model, texts, 3, 0)[0]
+    fires = firing(model, texts.measured, [drawn_one.feature])[drawn_one.feature]
+    stored = load_model(tiny_folder("llama", tmp_path / "tiny", n_layers=6))
+    stored.replacements.update(model.replacements)
+    parent = Parent(stored, "bfloat16", texts, tmp_path / "work")
+    found = parent.distances([drawn_one.feature], fires)
+    rows = {each.tier: each for each in rows_of("bfloat16", "1:2", found)}
+    graft, idle = rows["graft"], rows["no-op"]
+    assert graft.tokens == int(fires.sum()) == drawn_one.tokens
+    assert len(found.fires) == 32 * len(heard(fires))
+    floors = graft.floor_firing, graft.floor_edited, graft.kl_firing
+    assert max(floors) < 0.01 * graft.edit_firing
+    assert min(floors) > 1e-7
+    assert idle.kl_firing == pytest.approx(graft.edit_firing, rel=0.02)
+    changed = kl_where_it_fires(parent.hosted, texts.measured, drawn_one.feature, fires)
+    assert graft.edit_firing == pytest.approx(changed[1], rel=1e-3)
