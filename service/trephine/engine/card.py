@@ -40,6 +40,26 @@ _SHOWN = (
     ("recovery_firing", "the same on firing tokens"),
     ("recovery_in_stored_dtype", "share that it carries when it is run as stored, rounding included"),
     ("recovery_in_stored_dtype_firing", "the same on firing tokens"),
+    ("recovery_both_in_stored_dtype", "share that it carries where runtime and checkpoint are run as stored"),
+    ("recovery_both_in_stored_dtype_firing", "the same on firing tokens"),
+    (
+        "top1_agreement_in_stored_dtype",
+        "next-token agreement, intervened runtime and this checkpoint as stored",
+    ),
+    ("top1_agreement_both_in_stored_dtype", "the same, the runtime run as stored too"),
+    ("noise_top1_agreement_in_stored_dtype", "that agreement between the parent and itself as stored"),
+    (
+        "greedy_match_in_stored_dtype",
+        "greedy tokens agreed on, intervened runtime and this checkpoint as stored",
+    ),
+    ("greedy_match_both_in_stored_dtype", "the same, the runtime run as stored too"),
+    ("noise_greedy_match_in_stored_dtype", "that greedy match between the parent and itself as stored"),
+    (
+        "perplexity_ratio_in_stored_dtype",
+        "perplexity of this checkpoint as stored over the intervened runtime's",
+    ),
+    ("perplexity_ratio_both_in_stored_dtype", "the same, the runtime run as stored too"),
+    ("noise_perplexity_ratio_in_stored_dtype", "that perplexity ratio of the parent as stored over itself"),
 )
 
 
@@ -63,7 +83,7 @@ changed. All others have their parent's bytes. It is a plain checkpoint: stock t
 - Reason: `{_plain(edit.reason) or "none given"}`
 - Author: `{_plain(edit.author) or "none given"}`
 - Parent weights: `{info.weight_hash}`
-- Stored as: {certificate.dtype}
+- Stored as: {certificate.dtype}; the runtime computed in {certificate.environment.get("compute_dtype", "it")}
 
 ## What was changed
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.engine.clean_process import run_clean
 from trephine.engine.firing import firing_masks
 from trephine.engine.hosted import HostedModel
-from trephine.engine.noise import stock_attention
+from trephine.engine.noise import computing_in, stock_attention
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
+from trephine.engine.shards import DTYPES
 from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.compiling import WeightProgram
 from trephine.engine.weights.operations import FeatureOp
@@ -50,12 +52,15 @@ def write_evidence(
     interventions: tuple[Intervention, ...],
     features: tuple[FeatureOp, ...],
     folder: Path,
+    *,
+    stored: torch.dtype | None = None,
 ) -> Generator[Progress | None, None, None]:
     """Write what the original and the intervened runtime answer to every window, one batch a quantum.
 
     Each file holds float32 logits `(n_pos, d_vocab)`: logits, because the difference of log-probabilities
     in float32 would hide what is measured. Beside them the mask `(n_pos,)` of the positions at which one of
-    the edited features of sets fires in the intervened runtime.
+    the edited features of sets fires in the intervened runtime. Where the files are narrower than the runtime
+    (`stored`), what both answer when they compute in the files' type stands there as well, in that type.
 
     Raises:
         DiskFullError: If there is no room.
@@ -63,19 +68,46 @@ def write_evidence(
     plain = yield from plain_logits(hosted, retain)
     firing = yield from firing_masks(hosted, retain.windows, features, interventions)
     for part in window_batches(retain.windows):
-        after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
+        windows = [retain.windows[number] for number in part]
+        after = windows_logits(hosted, windows, interventions)
+        narrow = {} if stored is None else as_stored(hosted, windows, interventions, stored)
         for number, intervened in zip(part, after, strict=True):
             answers = {"original": plain[number].contiguous(), "intervened": intervened.contiguous()}
             if features:
                 answers["firing"] = firing[number]
+            answers |= {name: logits[number - part.start].to(stored) for name, logits in narrow.items()}
             with full_disk_refused():
                 save_file(answers, folder / f"window-{number:04d}.safetensors")
         yield Progress(stage="evidence", done=part.stop, total=len(retain.windows))
 
 
-def evidence_bytes(hosted: HostedModel, retain: RetainText) -> int:
-    """Predict the size of the evidence: three answers to every token, the clean process's own among them."""
-    return 3 * 4 * retain.n_tokens * hosted.info.d_vocab
+def as_stored(
+    hosted: HostedModel,
+    windows: Sequence[Sequence[int]],
+    interventions: tuple[Intervention, ...],
+    stored: torch.dtype,
+) -> dict[str, list[Tensor]]:
+    """Return what both runtimes answer to windows when they compute in the type of the files."""
+    with computing_in(stored, hosted.model):
+        return {
+            "original_stored": windows_logits(hosted, windows),
+            "intervened_stored": windows_logits(hosted, windows, interventions),
+        }
+
+
+def narrower(hosted: HostedModel, stored_dtype: str) -> torch.dtype | None:
+    """Return the type of the files, as safetensors writes it, if it is narrower than the runtime's."""
+    stored = DTYPES.get(stored_dtype)
+    return stored if stored is not None and stored.itemsize < hosted.model.dtype.itemsize else None
+
+
+def evidence_bytes(hosted: HostedModel, retain: RetainText, stored: torch.dtype | None = None) -> int:
+    """Predict the size of the evidence: three answers to every token, the clean process's own among them.
+
+    Two more in the type of the files where that is narrower.
+    """
+    narrow = 0 if stored is None else 2 * stored.itemsize
+    return (3 * 4 + narrow) * retain.n_tokens * hosted.info.d_vocab
 
 
 def certify(
@@ -118,8 +150,16 @@ def certify(
     request.write_text(json.dumps(body), encoding="utf-8")
     result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, "certification", _UNLOADABLE)
     measured: dict[str, float] = result["measurements"]
-    measured["greedy_match"] = _greedy_match(hosted, prompts, result["continuations"], interventions)
+    told = result["continuations"]
+    measured["greedy_match"] = _greedy_match(hosted, prompts, told["exported"], interventions)
     yield None
+    if "parent_stored" in told:
+        measured["noise_greedy_match_in_stored_dtype"] = _greedy_match(
+            hosted, prompts, told["parent_stored"], ()
+        )
+        yield None
+    if "stored" in told:
+        yield from _greedy_as_stored(hosted, prompts, told["stored"], interventions, stored_dtype, measured)
     return Findings(measurements=measured, environment=result["environment"])
 
 
@@ -152,6 +192,25 @@ def _factors(program: WeightProgram) -> dict[str, Any]:
         }
         found |= {f"{part}:{change.name}": t.contiguous() for part, t in parts.items() if t is not None}
     return found
+
+
+def _greedy_as_stored(
+    hosted: HostedModel,
+    prompts: list[list[int]],
+    continuations: list[list[int]],
+    interventions: tuple[Intervention, ...],
+    stored_dtype: str,
+    measured: dict[str, float],
+) -> Generator[None, None, None]:
+    """Hold the continuations of the folder in the type of its files against the runtime, in both types."""
+    name = "greedy_match{}_in_stored_dtype"
+    measured[name.format("")] = _greedy_match(hosted, prompts, continuations, interventions)
+    yield
+    stored = narrower(hosted, stored_dtype)
+    if stored is not None:
+        with computing_in(stored, hosted.model):
+            measured[name.format("_both")] = _greedy_match(hosted, prompts, continuations, interventions)
+        yield
 
 
 def _greedy_match(

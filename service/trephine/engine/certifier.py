@@ -37,6 +37,9 @@ def _beside(name: str) -> ModuleType:
 
 _weights = _beside("certifier_weights")
 compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_plan, _weights.same_bits
+_figures = _beside("certifier_figures")
+kl, next_token_loss, recover = _figures.kl, _figures.next_token_loss, _figures.recover
+spread, firing_spread, everywhere = _figures.spread, _figures.firing_spread, _figures.everywhere
 
 
 class Blocker:
@@ -90,8 +93,12 @@ def certify(request: dict[str, Any]) -> dict[str, Any]:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list[list[int]]:
-    """Compare next-token distributions; fill in `measured`; return the exported model's continuations."""
+def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict[str, list[list[int]]]:
+    """Compare next-token distributions; fill in `measured`; return greedy continuations of the prompts.
+
+    `exported`: in the runtime's type. Where the files hold another one, `stored` are the same model's in that
+    type, and `parent_stored` the parent's.
+    """
     compute, stock = request["compute_dtype"], request["attention"]
     parent, exported = request["parent"], request["exported"]
 
@@ -111,7 +118,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
         against["loss"].append(next_token_loss(logits, ids))
         against["loss_intervened"].append(next_token_loss(runtime["intervened"], ids))
     masks = against["firing"] or [None] * len(request["windows"])
-    continuations = greedy(model, request["prompts"], request["greedy_tokens"])
+    continuations = {"exported": greedy(model, request["prompts"], request["greedy_tokens"])}
     describe(measured, against)
 
     model.set_attn_implementation("eager")
@@ -126,19 +133,55 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> list
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
-    floor = distances(model, request, "certify: noise floor, dtype", "plain")
-    everywhere(measured, "noise_floor_dtype", floor, masks)
+    continuations |= floor_of_dtype(measured, model, request, masks)
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
-        model, _ = load(exported, request["stored_dtype"], stock)
-        stored = distances(model, request, "certify: as stored", "intervened")
-        compared_as_stored = {"kl_intervened_exported": stored, "edit_kl": against["edit"]}
-        for name, parts in compared_as_stored.items():
-            everywhere(measured, f"{name}_in_stored_dtype", parts, masks)
-        left, edit = (f"{name}_in_stored_dtype" for name in compared_as_stored)
-        recover(measured, "recovery_in_stored_dtype", left, edit)
+        continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks)
     return continuations
+
+
+def compare_as_stored(
+    measured: dict[str, float], request: dict[str, Any], edit: list[Any], masks: list[Any]
+) -> list[list[int]]:
+    """Run the folder in the type of its files, as it will be served; return its continuations.
+
+    It is held against the runtime as that computes (`..._in_stored_dtype`, the arithmetic's own noise
+    included), and, where that left answers in the narrower type as well, against those (`..._both_in_...`).
+    """
+    model, _ = load(request["exported"], request["stored_dtype"], request["attention"])
+    wide, same = _figures.Comparison(), _figures.Comparison()
+    for number, logits in answers(model, request, "certify: as stored"):
+        runtime, ids = evidence(request, number), request["windows"][number]
+        wide.add(runtime["intervened"], logits, ids, edit[number])
+        if "intervened_stored" in runtime:
+            wanted, original = (runtime[f"{name}_stored"].float() for name in ("intervened", "original"))
+            same.add(wanted, logits, ids, kl(wanted, original))
+    wide.describe(measured, "_in_stored_dtype", masks)
+    if same.windows:
+        same.describe(measured, "_both_in_stored_dtype", masks)
+    return greedy(model, request["prompts"], request["greedy_tokens"])
+
+
+def floor_of_dtype(
+    measured: dict[str, float], model: Any, request: dict[str, Any], masks: list[Any]
+) -> dict[str, list[list[int]]]:
+    """Compare the parent with itself in another type; in that of its files also tokens, as served.
+
+    Returns:
+        Its continuations, `parent_stored`, if the other type is that of its files.
+    """
+    floor, served = [], _figures.Comparison()
+    for number, logits in answers(model, request, "certify: noise floor, dtype"):
+        runtime = evidence(request, number)
+        floor.append(kl(runtime["plain"], logits))
+        served.add(runtime["original"], logits, request["windows"][number])
+    everywhere(measured, "noise_floor_dtype", floor, masks)
+    if request["other_dtype"] != request["stored_dtype"]:
+        return {}
+    measured["noise_top1_agreement_in_stored_dtype"] = served.agreement
+    measured["noise_perplexity_ratio_in_stored_dtype"] = served.perplexity_ratio
+    return {"parent_stored": greedy(model, request["prompts"], request["greedy_tokens"])}
 
 
 def floor_of_attention(
@@ -231,29 +274,6 @@ def kept(request: dict[str, Any], number: int, what: str) -> str:
     return str(Path(request["evidence"]) / f"{what}-{number:04d}.safetensors")
 
 
-def kl(p_logits: Any, q_logits: Any) -> Any:
-    """Return KL(p || q) per position in nats, float64, without the cancellation of two log-softmaxes.
-
-    With d = p_logits - q_logits and x = d - E_p[d]: KL = log E_p[exp(-x)] = log1p(E_p[expm1(-x) + x]).
-    """
-    import torch
-
-    # Four positions at a time stay in the processor's cache.
-    return torch.cat([_kl(p, q) for p, q in zip(p_logits.split(4), q_logits.split(4), strict=True)])
-
-
-def _kl(p_logits: Any, q_logits: Any) -> Any:
-    import torch
-
-    p, x = torch.softmax(p_logits, -1), p_logits - q_logits
-    x -= (p * x).sum(-1, keepdim=True)
-    if bool(x.abs().max() < 30.0):
-        surplus = x.neg().expm1_().add_(x).mul_(p).sum(-1)  # of terms that are not negative
-        return torch.log1p(surplus.double()).clamp_min(0.0)
-    log_p, log_q = (torch.log_softmax(t.double(), -1) for t in (p_logits, q_logits))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
 def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
     """Summarise the comparison with the runtime over all positions, positions >= 1, and position 0."""
     import torch
@@ -282,52 +302,6 @@ def describe(measured: dict[str, float], against: dict[str, list[Any]]) -> None:
     losses = [float(torch.cat(against[name]).mean()) for name in ("loss", "loss_intervened")]
     measured["perplexity_ratio"] = math.exp(losses[0] - losses[1])
     measured["top1_agreement"] = float(torch.cat(against["top"]).mean())
-
-
-def recover(measured: dict[str, float], name: str, left: str, edit: str) -> None:
-    """Add 1 - KL(intervened || exported) / KL(intervened || original), over all and over firing tokens.
-
-    Nothing is added where the edit moves nothing, or no token was measured.
-    """
-    for where in ("", "_firing"):
-        moved = measured.get(f"{edit}{where}_mean", 0.0)
-        if moved > 0:
-            measured[f"{name}{where}"] = 1.0 - measured[f"{left}{where}_mean"] / moved
-
-
-def everywhere(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:
-    """Summarise per-position values over all tokens, over firing ones and over position 0."""
-    spread(measured, name, parts)
-    spread(measured, f"{name}_first", [part[:1] for part in parts])
-    firing_spread(measured, name, parts, masks)
-
-
-def firing_spread(measured: dict[str, float], name: str, parts: list[Any], masks: list[Any]) -> None:
-    """Summarise per-position values where a mask holds; nothing where it never does."""
-    chosen = [part[mask] for part, mask in zip(parts, masks, strict=True) if mask is not None]
-    if chosen and sum(part.numel() for part in chosen):
-        spread(measured, f"{name}_firing", chosen)
-
-
-def next_token_loss(logits: Any, ids: list[int]) -> Any:
-    """Return the negative log-probability of every next token in nats, float64 `(n_pos - 1,)`."""
-    import torch
-
-    log_p = torch.log_softmax(logits[:-1].double(), -1)
-    return -log_p.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
-
-
-def spread(measured: dict[str, float], name: str, parts: list[Any]) -> None:
-    """Add mean, median, 99th and 99.9th percentile and maximum of per-position values."""
-    import torch
-
-    values = torch.cat(parts)
-    measured[f"{name}_mean"] = float(values.mean())
-    measured[f"{name}_p50"] = float(values.quantile(0.5))
-    measured[f"{name}_p99"] = float(values.quantile(0.99))
-    measured[f"{name}_p999"] = float(values.quantile(0.999))
-    measured[f"{name}_max"] = float(values.max())
-    measured["nonfinite_values"] += float((~torch.isfinite(values)).sum())
 
 
 def environment() -> dict[str, str]:

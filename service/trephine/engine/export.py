@@ -25,7 +25,7 @@ from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
 from trephine.engine.attack.running import attacked
 from trephine.engine.card import CARD_NAME, model_card
-from trephine.engine.certification import Findings, certify, evidence_bytes, write_evidence
+from trephine.engine.certification import Findings, certify, evidence_bytes, narrower, write_evidence
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import finite, judge, remedies
@@ -50,11 +50,7 @@ from trephine.engine.weights.compiling import WeightProgram
 _SLACK_BYTES = 64 << 20
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
-_SHARES = (
-    *("top1_agreement", "noise_top1_agreement", "greedy_match", "recovery", "recovery_firing"),
-    *("recovery_in_stored_dtype", "recovery_in_stored_dtype_firing", "unrecovered"),
-    *("unrecovered_firing", "firing_share"),
-)
+_SHARES = ("top1_agreement", "greedy_match", "recovery", "unrecovered", "firing_share")
 
 Work = Generator[Progress | None, None, None]
 
@@ -131,7 +127,8 @@ def _prepare(
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
     _require_plan(command, program)
     growth = grown_bytes(program.changes) + gguf_bytes(hosted, command.options.gguf)
-    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured)
+    narrow = narrower(hosted, stored_dtype(entries))
+    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured, narrow)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,
@@ -163,7 +160,12 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
     yield from _patch(build)
     interventions = build.command.edit.interventions
     yield from write_evidence(
-        build.hosted, build.retain, interventions, build.program.features, build.staging.evidence
+        build.hosted,
+        build.retain,
+        interventions,
+        build.program.features,
+        build.staging.evidence,
+        stored=narrower(build.hosted, build.stored_dtype),
     )
     findings = yield from certify(
         build.hosted,
@@ -299,9 +301,10 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
 
 
 def _unit(name: str) -> str:
-    if name in _SHARES:
+    what = name.removeprefix("noise_")
+    if what.startswith(_SHARES):
         return "share"
-    if name == "perplexity_ratio":
+    if what.startswith("perplexity_ratio"):
         return "ratio"
     return "nats/token" if name.startswith(("kl_", "retain_", "noise_", "edit_")) else "count"
 

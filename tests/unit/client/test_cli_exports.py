@@ -34,6 +34,10 @@ FIGURES = [
     pb.Measurement(name="noise_floor_dtype_firing_mean", value=4e-3, unit="nats/token"),
     pb.Measurement(name="kl_intervened_exported_in_stored_dtype_firing_mean", value=5e-3, unit="nats/token"),
     pb.Measurement(name="top1_agreement", value=0.75, unit="share"),
+    pb.Measurement(name="recovery_both_in_stored_dtype_firing", value=0.96, unit="share"),
+    pb.Measurement(name="greedy_match_in_stored_dtype", value=0.5, unit="share"),
+    pb.Measurement(name="noise_greedy_match_in_stored_dtype", value=0.625, unit="share"),
+    pb.Measurement(name="perplexity_ratio_both_in_stored_dtype", value=1.001, unit="ratio"),
 ]
 
 
@@ -58,6 +62,9 @@ MAIN = {
     "\tthe parent's own, as stored",
     "edit that is carried, all tokens\t0.9987\t-\t",
     "top-1 agreement\t0.7500\t-\t",
+    "edit that is carried, run in bfloat16, as is the runtime, firing tokens\t0.9600\t-\t",
+    "greedy tokens that match, run in bfloat16\t0.5000\t0.6250\tthe parent's own, as stored",
+    "ratio of perplexities, run in bfloat16, as is the runtime\t1.0010\t-\t",
 }
 """Rows that `show` and `export` print of the figures above; what was not measured has none."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from tests.builders import tiny_folder, tiny_hosted
@@ -67,6 +70,48 @@ def test_a_bfloat16_parent_that_was_loaded_in_float32(tmp_path):
         # Batches round a little differently; the first windows alone would be ten times as far off.
         assert abs(found[f"{name}_mean"] - every) < 0.2 * abs(first - every), name
         assert found[f"{name}_max"] == pytest.approx(float(torch.cat(parts).max()), rel=1e-2), name
+    narrow_runtime = hosted_in(tmp_path / "parent", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        same = [window_logits(narrow_runtime, window, plan) for window in windows]
+        plain = [window_logits(narrow_runtime, window) for window in windows]
+    _beside(found, "", windows, intervened, stored)
+    _beside(found, "_both", windows, same, stored)
+    left, edit = (_mean_kl(same, answers) for answers in (stored, plain))
+    assert found["recovery_both_in_stored_dtype"] == pytest.approx(1 - left / edit, abs=0.02)
+    assert found["recovery_both_in_stored_dtype"] != pytest.approx(
+        found["recovery_in_stored_dtype"], abs=1e-3
+    )
+
+
+def _mean_kl(ps: list[torch.Tensor], qs: list[torch.Tensor]) -> float:
+    return float(torch.cat([kl_divergence(p, q) for p, q in zip(ps, qs, strict=True)]).mean())
+
+
+def _beside(
+    found: dict[str, float],
+    both: str,
+    windows: Sequence[tuple[int, ...]],
+    runtime: list[torch.Tensor],
+    stored: list[torch.Tensor],
+) -> None:
+    """Recompute what the certificate says of tokens of the folder as stored beside a runtime's."""
+    same = [(p.argmax(-1) == q.argmax(-1)).float() for p, q in zip(runtime, stored, strict=True)]
+    assert found[f"top1_agreement{both}_in_stored_dtype"] == pytest.approx(
+        float(torch.cat(same).mean()), abs=0.01
+    )
+    ids = [torch.tensor(window[1:]) for window in windows]
+    losses = [
+        float(
+            torch.cat(
+                [cross_entropy(a[:-1], i, reduction="none") for a, i in zip(each, ids, strict=True)]
+            ).mean()
+        )
+        for each in (stored, runtime)
+    ]
+    assert found[f"perplexity_ratio{both}_in_stored_dtype"] == pytest.approx(
+        math.exp(losses[0] - losses[1]), rel=1e-4
+    )
+    assert 0 < found[f"greedy_match{both}_in_stored_dtype"] <= 1
 
 
 def _as_stored(made: Export, found: dict[str, float], folder: Path) -> None:
@@ -79,9 +124,20 @@ def _as_stored(made: Export, found: dict[str, float], folder: Path) -> None:
     assert share == pytest.approx(1.0 - left / edit)
     assert 0.5 < share < found["recovery"]
     units = {m.name: m.unit for m in made.certificate.measurements}
-    assert units["recovery_in_stored_dtype"] == "share"
+    assert units["recovery_in_stored_dtype"] == units["greedy_match_in_stored_dtype"] == "share"
+    assert units["noise_perplexity_ratio_in_stored_dtype"] == "ratio"
+    assert 0 < found["noise_greedy_match_in_stored_dtype"] <= 1
+    assert 0.9 < found["noise_top1_agreement_in_stored_dtype"] <= 1
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"when it is run as stored, rounding included | {share:.3g} |" in card
+    for name, says in {
+        "recovery_both_in_stored_dtype": "where runtime and checkpoint are run as stored",
+        "top1_agreement_in_stored_dtype": "intervened runtime and this checkpoint as stored",
+        "greedy_match_in_stored_dtype": "agreed on, intervened runtime and this checkpoint as stored",
+        "perplexity_ratio_in_stored_dtype": "this checkpoint as stored over the intervened runtime's",
+    }.items():
+        assert f"{says} | {found[name]:.3g} |" in card
+    assert "Stored as: bfloat16; the runtime computed in float32" in card
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 

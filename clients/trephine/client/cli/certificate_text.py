@@ -12,6 +12,12 @@ NOTHING = "-"
 _RUNTIME = "from the intervened runtime"
 _FLOOR = "the parent's own rounding"
 _STORED_FLOOR = "the parent's own, as stored"
+_AS_STORED = (("_in_stored_dtype", ""), ("_both_in_stored_dtype", ", as is the runtime"))
+_TOKENS = (
+    ("top1_agreement", "top-1 agreement"),
+    ("greedy_match", "greedy tokens that match"),
+    ("perplexity_ratio", "ratio of perplexities"),
+)
 _PLACES = (("_mean", "all tokens"), ("_firing_mean", "firing tokens"), ("_first_mean", "position 0"))
 
 
@@ -26,6 +32,12 @@ def verdict_word(verdict: ExportVerdict, doubt: str) -> str:
     if verdict is ExportVerdict.UNSPECIFIED:
         return "UNKNOWN: the server is older than this word"
     return f"{verdict.value.upper()}: {doubt}" if doubt else verdict.value.upper()
+
+
+def dtypes(certificate: Certificate) -> str:
+    """What the folder's files hold, and what the runtime computed in that it was held against."""
+    compute = certificate.environment.get("compute_dtype")
+    return f"{certificate.dtype}; the runtime computed in {compute}" if compute else certificate.dtype
 
 
 def show_main_figures(output: Output, certificate: Certificate) -> None:
@@ -57,6 +69,21 @@ def main_rows(certificate: Certificate) -> Iterator[tuple[str, str, str, str]]:
     yield from _row(found, "top-1 agreement", "top1_agreement", own, _FLOOR, digits=True)
     yield from _row(found, "greedy tokens that match", "greedy_match", digits=True)
     yield from _row(found, "ratio of perplexities", "perplexity_ratio", digits=True)
+    yield from _rows_as_stored(found, certificate.dtype)
+
+
+def _rows_as_stored(found: Mapping[str, float], dtype: str) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of the folder run in the type of its files, where the runtime computed in a wider one."""
+    for place, where in _PLACES[:2]:
+        tokens = place.removesuffix("_mean")
+        for name, beside in _AS_STORED:
+            what = f"edit that is carried, run in {dtype}{beside}, {where}"
+            yield from _row(found, what, f"recovery{name}{tokens}", digits=True)
+    for figure, says in _TOKENS:
+        for name, beside in _AS_STORED:
+            own = None if beside else found.get(f"noise_{figure}{name}")
+            what = f"{says}, run in {dtype}{beside}"
+            yield from _row(found, what, f"{figure}{name}", own, _STORED_FLOOR, digits=True)
 
 
 def figure_rows(certificate: Certificate) -> list[tuple[str, ...]]:

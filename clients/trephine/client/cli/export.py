@@ -7,6 +7,7 @@ import typer
 
 from trephine.client.cli.arguments import DetachOption
 from trephine.client.cli.certificate_text import (
+    dtypes,
     figure_rows,
     gate_rows,
     show_main_figures,
@@ -223,7 +224,7 @@ def show_export(output: Output, made: Export, folder: Path | None = None) -> Non
             ("signed by", _signer(made)),
             *((("published", made.create_time),) if made.create_time else ()),
             ("edit", certificate.edit),
-            ("dtype", certificate.dtype),
+            ("dtype", dtypes(certificate)),
             ("measured on", f"{certificate.n_tokens} tokens of {certificate.text}"),
             (
                 "tensors",
