@@ -163,6 +163,7 @@ class Exports:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        attack_steps: int | None = None,
         gguf: Sequence[str] = (),
         sigstore: bool = False,
         identity_token: str | None = None,
@@ -170,8 +171,8 @@ class Exports:
     ) -> Operation[Export]:
         """Start compiling, certifying and publishing on the server; the arguments are those of `export`."""
         request = requests.export(
-            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf),
-            *(sigstore, identity_token, request_id),
+            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, attack_steps),
+            *(gguf, sigstore, identity_token, request_id),
         )
         message = self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return Operation(self._wire, message, lambda result: decode(Export, result))
@@ -218,6 +219,7 @@ def export_id_for(
     edit: Edit,
     *,
     attack: bool = False,
+    attack_steps: int | None = None,
     gguf: Sequence[str] = (),
     sigstore: bool = False,
 ) -> str:
@@ -228,6 +230,10 @@ def export_id_for(
     """
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
     more = "".join(
-        ("-attacked" if attack else "", "-gguf-" if gguf else "", "-".join(sorted(gguf)).replace("_", ""))
+        (
+            f"-attacked{attack_steps or ''}" if attack else "",
+            "-gguf-" if gguf else "",
+            "-".join(sorted(gguf)).replace("_", ""),
+        )
     ) + ("-sigstore" if sigstore else "")
     return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{more}"

@@ -530,16 +530,21 @@ class PlanStep(google.protobuf.message.Message):
     TENSOR_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
     PREDICTED_ERROR_FIELD_NUMBER: builtins.int
+    HELD_OUT_FIELD_NUMBER: builtins.int
     intervention: builtins.int
     """Index in the edit."""
     tier: builtins.str
-    """`noop`, `exact`, `graft`, `ridge`."""
+    """`noop`, `exact`, `graft`, `near_constant`, `ridge`."""
     tensor: builtins.str
     """Tensors that change, joined by commas."""
     description: builtins.str
     """For people."""
     predicted_error: builtins.float
-    """Mean squared error over mean squared change of what is written, on the calibration text."""
+    """Mean squared error over mean squared change of what is written, on the calibration text. Unset: nothing
+    changes where it would be measured.
+    """
+    held_out: builtins.bool
+    """Whether that is of windows of this text that nothing was fitted on or chosen by."""
     def __init__(
         self,
         *,
@@ -547,9 +552,12 @@ class PlanStep(google.protobuf.message.Message):
         tier: builtins.str = ...,
         tensor: builtins.str = ...,
         description: builtins.str = ...,
-        predicted_error: builtins.float = ...,
+        predicted_error: builtins.float | None = ...,
+        held_out: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "intervention", b"intervention", "predicted_error", b"predicted_error", "tensor", b"tensor", "tier", b"tier"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_predicted_error", b"_predicted_error", "predicted_error", b"predicted_error"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_predicted_error", b"_predicted_error", "description", b"description", "held_out", b"held_out", "intervention", b"intervention", "predicted_error", b"predicted_error", "tensor", b"tensor", "tier", b"tier"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_predicted_error", b"_predicted_error"]) -> typing.Literal["predicted_error"] | None: ...
 
 global___PlanStep = PlanStep
 
@@ -715,6 +723,7 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     ATTACK_FIELD_NUMBER: builtins.int
     GGUF_FIELD_NUMBER: builtins.int
     SIGSTORE_FIELD_NUMBER: builtins.int
+    ATTACK_STEPS_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name, with a version or without."""
     export_id: builtins.str
@@ -735,6 +744,8 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
     """As in PlanExportRequest."""
     attack: builtins.bool
     """Attack the export before it is signed, so that its certificate says `removed` or `suppressed`."""
+    attack_steps: builtins.int
+    """With `attack`: steps of training, benign and few-shot, 50 to 200. Unset: 50."""
     @property
     def gguf(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[trephine.v1.gguf_pb2.GgufType.ValueType]:
         """Write these GGUF files as well, at `gguf/TYPE.gguf`, and measure each. As in PlanExportRequest."""
@@ -758,9 +769,12 @@ class ExportCheckpointRequest(google.protobuf.message.Message):
         attack: builtins.bool = ...,
         gguf: collections.abc.Iterable[trephine.v1.gguf_pb2.GgufType.ValueType] | None = ...,
         sigstore: trephine.v1.export_signing_pb2.SigstoreSigning | None = ...,
+        attack_steps: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "min_recovery", b"min_recovery", "model", b"model", "sigstore", b"sigstore", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "attack", b"attack", "edit", b"edit", "export_id", b"export_id", "gguf", b"gguf", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "sigstore", b"sigstore", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_attack_steps", b"_attack_steps", "_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "attack_steps", b"attack_steps", "min_recovery", b"min_recovery", "model", b"model", "sigstore", b"sigstore", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_attack_steps", b"_attack_steps", "_min_recovery", b"_min_recovery", "_model", b"_model", "_sigstore", b"_sigstore", "_text", b"_text", "attack", b"attack", "attack_steps", b"attack_steps", "edit", b"edit", "export_id", b"export_id", "gguf", b"gguf", "keep_rejected", b"keep_rejected", "keep_shapes", b"keep_shapes", "min_recovery", b"min_recovery", "model", b"model", "request_id", b"request_id", "sigstore", b"sigstore", "text", b"text", "validate_only", b"validate_only"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_attack_steps", b"_attack_steps"]) -> typing.Literal["attack_steps"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_recovery", b"_min_recovery"]) -> typing.Literal["min_recovery"] | None: ...
     @typing.overload

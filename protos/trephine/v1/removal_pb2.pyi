@@ -137,10 +137,16 @@ class AttackFigure(google.protobuf.message.Message):
     RETURNED_FIELD_NUMBER: builtins.int
     UNRELATED_FIELD_NUMBER: builtins.int
     EXCESS_FIELD_NUMBER: builtins.int
+    UNRELATED_MOST_FIELD_NUMBER: builtins.int
+    UNRELATED_BEHAVIOURS_FIELD_NUMBER: builtins.int
     kind: global___AttackKind.ValueType
     """Which."""
     strength: builtins.float
     """Recovery: norm of the perturbation over the residual's. Others: steps of training."""
+    unrelated_most: builtins.float
+    """Mean share of the unrelated behaviour that returned most. Unset: attacked before this was kept."""
+    unrelated_behaviours: builtins.int
+    """How many unrelated behaviours it is held against; 0: attacked before this was kept."""
     @property
     def returned(self) -> global___ShareInterval:
         """Share of the behaviour that is back: 0 as edited, 1 as in the original."""
@@ -161,9 +167,12 @@ class AttackFigure(google.protobuf.message.Message):
         returned: global___ShareInterval | None = ...,
         unrelated: global___ShareInterval | None = ...,
         excess: global___ShareInterval | None = ...,
+        unrelated_most: builtins.float | None = ...,
+        unrelated_behaviours: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["excess", b"excess", "returned", b"returned", "unrelated", b"unrelated"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["excess", b"excess", "kind", b"kind", "returned", b"returned", "strength", b"strength", "unrelated", b"unrelated"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_unrelated_most", b"_unrelated_most", "excess", b"excess", "returned", b"returned", "unrelated", b"unrelated", "unrelated_most", b"unrelated_most"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_unrelated_most", b"_unrelated_most", "excess", b"excess", "kind", b"kind", "returned", b"returned", "strength", b"strength", "unrelated", b"unrelated", "unrelated_behaviours", b"unrelated_behaviours", "unrelated_most", b"unrelated_most"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_unrelated_most", b"_unrelated_most"]) -> typing.Literal["unrelated_most"] | None: ...
 
 global___AttackFigure = AttackFigure
 

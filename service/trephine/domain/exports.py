@@ -8,12 +8,13 @@ from typing import ClassVar, Literal, get_args
 from trephine.domain.commands import Command, Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.removal import Fate, Removal, Verdict, fate_of
+from trephine.domain.removal import FEWEST_STEPS, MOST_STEPS, Fate, Removal, Verdict, fate_of
 from trephine.domain.signing import SignedBy
 
-Tier = Literal["noop", "exact", "graft", "ridge"]
-"""`exact`: neurons, heads, directions and constants, up to rounding. `graft`: features as extra neurons, up
-to rounding and the softness of their knees. `ridge`: fitted, with what it misses measured."""
+Tier = Literal["noop", "exact", "graft", "near_constant", "ridge"]
+"""`exact`: neurons, heads, directions, constants where there are biases, up to rounding. `graft`: features as
+extra neurons, up to rounding and the softness of their knees. `near_constant`: constants without a bias,
+along what is nearly constant in a module's input. `ridge`: fitted. What these two miss is measured."""
 
 ExportVerdict = Literal["passed", "inconclusive", "failed"]
 """`failed`: a gate was missed, and nothing is published. `inconclusive`: all gates hold, and cannot tell the
@@ -36,6 +37,8 @@ class ExportOptions:
     """Fit features into the matrices that are there instead of adding neurons."""
     attack: bool = False
     """Attack what was exported before it is signed: is the behaviour removed or suppressed?"""
+    attack_steps: int = FEWEST_STEPS
+    """Of training, benign and few-shot."""
     gguf: tuple[GgufType, ...] = ()
     """Write these GGUF files as well and measure each. Grafts then use no biases, where a reader of GGUF
     might leave them out."""
@@ -46,6 +49,11 @@ class ExportOptions:
             raise InvalidRequestError(
                 f"gguf takes each of {', '.join(GGUF_TYPES)} at most once, got {', '.join(self.gguf)}",
                 field="gguf",
+            )
+        if not FEWEST_STEPS <= self.attack_steps <= MOST_STEPS:
+            raise InvalidRequestError(
+                f"attack_steps must be between {FEWEST_STEPS} and {MOST_STEPS}, got {self.attack_steps}",
+                field="attack_steps",
             )
         if not 0.0 <= self.min_recovery <= 1.0:
             raise InvalidRequestError(
@@ -63,8 +71,11 @@ class PlanStep:
     tensor: str
     """Name of the tensor that changes; several are joined by commas."""
     description: str
-    predicted_error: float = 0.0
-    """Mean squared error over mean squared change of what is written, on the calibration text."""
+    predicted_error: float | None = 0.0
+    """Mean squared error over mean squared change of what is written, on the calibration text; None: nothing
+    changes where it would be measured, so that it is not known."""
+    held_out: bool = False
+    """Whether that is of windows of this text that nothing was fitted on or chosen by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

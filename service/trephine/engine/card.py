@@ -6,7 +6,7 @@ import json
 
 from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, ExportPlan
-from trephine.domain.removal import Interval
+from trephine.domain.removal import AttackFigure, Interval
 from trephine.engine.hosted import HostedModel
 
 CARD_NAME = "README.md"
@@ -166,11 +166,12 @@ def _attacks(certificate: Certificate) -> str:
         return ""
     rows = "\n".join(
         f"| {f.kind.replace('_', '-')} | {f.strength:g} | {_interval(f.returned)} | {_interval(f.unrelated)} "
-        f"| {_interval(f.excess)} |"
+        f"| {_most(f)} | {_interval(f.excess)} |"
         for f in removal.figures
     )
     table = (
-        "\n\n| attack | strength | behaviour back | unrelated ones | excess |\n|---|---|---|---|---|\n" + rows
+        "\n\n| attack | strength | behaviour back | unrelated ones | most of one | excess |\n"
+        "|---|---|---|---|---|---|\n" + rows
         if rows
         else ""
     )
@@ -181,7 +182,8 @@ def _attacks(certificate: Certificate) -> str:
 On {removal.n_tokens} tokens in {removal.n_contexts} contexts on which the edit acts, by
 {removal.effect:.2g} nats. Recovery perturbs the residual stream by a share of its norm, off the directions
 that the edited features read; benign and few-shot train for a number of steps. Shares of the behaviour with
-95 % intervals over contexts; unrelated behaviours have its size and geometry.{table}
+95 % intervals over contexts; unrelated behaviours have its size and geometry, and their intervals are over
+several of them as well. Benign training is held against the unedited parent trained alike, too.{table}
 
 """
 
@@ -209,6 +211,13 @@ in which the runtime intervenes; the last column is what quantising alone does t
 
 def _share(share: float | None) -> str:
     return "nothing to recover" if share is None else f"{share:.4f}"
+
+
+def _most(figure: AttackFigure) -> str:
+    """Say how much returned of the unrelated behaviour of which most did, and of how many."""
+    if figure.unrelated_most is None:
+        return "not kept"
+    return f"{figure.unrelated_most:.2f} of {figure.unrelated_behaviours}"
 
 
 def _interval(interval: Interval) -> str:

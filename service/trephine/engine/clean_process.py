@@ -27,7 +27,12 @@ _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def run_clean(
-    arguments: Sequence[str], work: Path, what: str, failure: str
+    arguments: Sequence[str],
+    work: Path,
+    what: str,
+    failure: str,
+    *,
+    patience: float = 1.0,
 ) -> Generator[Progress | None, None, dict[str, Any]]:
     """Run Python on arguments and follow it to its result; it ends with this generator.
 
@@ -38,21 +43,21 @@ def run_clean(
         work: Folder to run in and to keep its output.
         what: Names it in errors: `certification`.
         failure: What it means if it ends without a result.
+        patience: Share of the time limit that it may take.
 
     Raises:
         GateMissedError: If it ends without a result.
         DiskFullError: If that is because it found no room.
         DeadlinePassedError: If it does not finish in time.
     """
-    output, errors = work / "stdout", work / "stderr"
+    output, errors, limit = work / "stdout", work / "stderr", TIME_LIMIT_SECONDS * patience
     process = _start(arguments, work, output, errors)
-    deadline, told = time.monotonic() + TIME_LIMIT_SECONDS, None
+    deadline, told = time.monotonic() + limit, None
     try:
         while process.poll() is None:
             if time.monotonic() > deadline:
                 raise DeadlinePassedError(
-                    f"{what} in a clean process took longer than {TIME_LIMIT_SECONDS:.0f} s; "
-                    "nothing was published"
+                    f"{what} in a clean process took longer than {limit:.0f} s; nothing was published"
                 )
             time.sleep(_POLL_SECONDS)
             line = _last_line(output)

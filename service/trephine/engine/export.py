@@ -254,9 +254,14 @@ def _attacked(build: Build, certificate: Certificate) -> Generator[Progress | No
     """Attack the folder before it is signed, so that the word stands inside what is signed."""
     work = build.staging.evidence / "attack"
     work.mkdir()
-    interventions = build.command.edit.interventions
     removal = yield from attacked(
-        build.hosted, build.texts, interventions, build.program.features, build.folder, work
+        build.hosted,
+        build.texts,
+        build.command.edit.interventions,
+        build.program.features,
+        build.folder,
+        work,
+        training_steps=build.command.options.attack_steps,
     )
     return replace(certificate, removal=removal)
 

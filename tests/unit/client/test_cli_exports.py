@@ -173,6 +173,20 @@ def test_a_token_goes_into_the_request_and_the_name_says_sigstore(
     assert "a.b.c" not in "".join(capsys.readouterr())
 
 
+def test_how_long_an_attack_trains_goes_into_the_request_and_the_name(
+    fake: FakeService, run: Run, tmp_path: Path
+):
+    """Unset where it is not asked; another length is another export."""
+    for number, words in enumerate(((), ("--attack-steps", "200"))):
+        assert run("export", "no-mary", "--out", str(tmp_path / str(number)), "--attack", *words) == 0
+    plain, longer = [one for one in fake.requests if isinstance(one, pb.ExportCheckpointRequest)]
+    assert plain.attack
+    assert not plain.HasField("attack_steps")
+    assert plain.export_id.endswith("-attacked")
+    assert longer.attack_steps == 200
+    assert longer.export_id.endswith("-attacked200")
+
+
 def test_refusals_say_what_to_do(
     fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

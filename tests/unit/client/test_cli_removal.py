@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trephine.client.cli.output import Output
 from trephine.client.cli.removal import show_removal
 from trephine.client.types import (
@@ -29,16 +31,20 @@ def test_the_word_comes_first_then_the_figures(capsys):
     """With the reason, and every share with its interval."""
     share = ShareInterval(value=0.5, low=0.4, high=0.6)
     figure = AttackFigure(
-        kind=AttackKind.FEW_SHOT, strength=50, returned=share, unrelated=share, excess=share
-    )
+        kind=AttackKind.FEW_SHOT, strength=50, returned=share, unrelated=share, excess=share,
+        unrelated_most=0.55, unrelated_behaviours=3,
+    )  # fmt: skip
+    older = replace(figure, unrelated_most=None, unrelated_behaviours=0)
     removal = Removal(
-        verdict=RemovalVerdict.SUPPRESSED, why="it came back", figures=(figure,), n_tokens=9, n_contexts=5,
-        effect=0.1, unrelated_behaviours=3, seed=0,
+        verdict=RemovalVerdict.SUPPRESSED, why="it came back", figures=(figure, older), n_tokens=9,
+        n_contexts=5, effect=0.1, unrelated_behaviours=3, seed=0,
     )  # fmt: skip
     show_removal(Output(json=False), certificate(removal))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "suppressed: it came back"
-    assert lines[2].split("\t") == ["few-shot", "50", *["0.50 [0.40, 0.60]"] * 3]
+    shares = ["0.50 [0.40, 0.60]"] * 2
+    assert lines[2].split("\t") == ["few-shot", "50", *shares, "0.55 of 3", shares[0]]
+    assert lines[3].split("\t") == ["few-shot", "50", *shares, "-", shares[0]]
 
 
 def test_what_was_not_attacked_is_not_called_removed(capsys):

@@ -45,6 +45,17 @@ def test_one_attack_that_succeeds_is_enough(place):
     assert word(*figures) == "suppressed"
 
 
+def test_the_sentence_says_how_many_unrelated_behaviours_it_rests_on():
+    """And how much returned of one at most; of attacks from before that was kept, nothing is made up."""
+    strong = replace(RECOVERY, excess=interval(0.2, 0.4), unrelated_most=0.42, unrelated_behaviours=3)
+    said = [
+        judge_removal((each,), n_tokens=16, n_contexts=8, effect=0.1, unrelated_behaviours=3, seed=0).why
+        for each in (strong, replace(strong, unrelated_most=None, unrelated_behaviours=0))
+    ]
+    assert "35% of 3 unrelated ones, 42% of one at most (excess" in said[0]
+    assert "35% of unrelated ones (excess" in said[1]
+
+
 def test_a_high_mean_with_a_wide_interval_decides_nothing():
     """Never a point estimate."""
     assert word(replace(RECOVERY, excess=interval(-0.1, 0.9)), BENIGN, SHOTS) == "inconclusive"

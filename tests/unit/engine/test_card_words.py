@@ -46,7 +46,15 @@ def removal(verdict: Verdict, *figures: AttackFigure) -> Removal:
 
 
 ATTACKS = tuple(
-    AttackFigure(kind=kind, strength=20.0, returned=HALF, unrelated=HALF, excess=HALF)
+    AttackFigure(
+        kind=kind,
+        strength=20.0,
+        returned=HALF,
+        unrelated=HALF,
+        excess=HALF,
+        unrelated_most=0.75,
+        unrelated_behaviours=3,
+    )
     for kind in ("recovery", "benign", "few_shot")
 )
 CARDS = {
@@ -79,6 +87,8 @@ def test_no_card_says_that_an_edit_complies_with_anything(kind):
     for heading in ("## What was measured", "## Intended use", "## Limits"):
         assert heading in text
     assert ("**missed**" in text) == certificate.failed
+    figures = certificate.removal.figures if certificate.removal else ()
+    assert text.count("| 0.50 [0.40, 0.60] | 0.75 of 3 | 0.50 [0.40, 0.60] |") == len(figures)
     assert ("**Inconclusive, and no pass**" in text) == (certificate.verdict == "inconclusive")
 
 

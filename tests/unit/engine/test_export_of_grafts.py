@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -259,7 +259,12 @@ def test_an_edit_that_adds_neurons_has_no_adapter(grafted):
 @pytest.mark.integration
 def test_an_attacked_export_carries_its_word_inside_what_is_signed(grafted, tmp_path, monkeypatch):
     """In the certificate, on the card, and in the outcome of an offline check."""
-    brief = partial(AttackRequest, training_steps=2, recovery_steps=2)
+    asked = []
+
+    def brief(**fields: Any) -> AttackRequest:
+        asked.append(fields["training_steps"])
+        return AttackRequest(**(fields | {"training_steps": 2, "recovery_steps": 2}))
+
     monkeypatch.setattr(running, "AttackRequest", brief)
     hosted, plan, *_ = grafted
     edit = edit_of(hosted, *ABLATIONS)
@@ -267,10 +272,11 @@ def test_an_attacked_export_carries_its_word_inside_what_is_signed(grafted, tmp_
     folder = tmp_path / "exports" / "attacked"
     key = str(write_key(tmp_path / "key.pem"))
     with torch.inference_mode():
-        options = ExportOptions(attack=True)
+        options = ExportOptions(attack=True, attack_steps=120)
         made = finish(compiling(hosted, edit, plan, folder, signing_key=key, options=options))
     removal = made.certificate.removal
     assert removal is not None
+    assert asked == [120]
     assert removal.n_tokens > 0
     written = json.loads((folder / "certificate.json").read_text())["removal"]
     assert written["verdict"] == removal.verdict

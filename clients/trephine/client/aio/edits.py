@@ -155,6 +155,7 @@ class AsyncExports:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        attack_steps: int | None = None,
         gguf: Sequence[str] = (),
         sigstore: bool = False,
         identity_token: str | None = None,
@@ -162,8 +163,8 @@ class AsyncExports:
     ) -> AsyncOperation[Export]:
         """Start compiling, certifying and publishing on the server; the arguments are those of `export`."""
         request = requests.export(
-            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, gguf),
-            *(sigstore, identity_token, request_id),
+            *(edit, export_id, model, keep_rejected, text, min_recovery, keep_shapes, attack, attack_steps),
+            *(gguf, sigstore, identity_token, request_id),
         )
         message = await self._wire.call(self._wire.edits.ExportCheckpoint, request)
         return AsyncOperation(self._wire, message, lambda result: decode(Export, result))

@@ -170,6 +170,7 @@ class AsyncTrephine:
         min_recovery: float | None = None,
         keep_shapes: bool = False,
         attack: bool = False,
+        attack_steps: int | None = None,
         gguf: Sequence[str] = (),
         sigstore: bool = False,
         identity_token: str | None = None,
@@ -193,6 +194,7 @@ class AsyncTrephine:
             keep_shapes: Fit features into the matrices that are there instead of adding neurons.
             attack: Attack the result before it is signed; its certificate then says `removed`, `suppressed`
                 or `inconclusive`.
+            attack_steps: Of its training, benign and few-shot, 50 to 200; unset: 50.
             gguf: GGUF files to write and measure as well: `q8_0`, `q4_0`. Grafts then use no biases.
             sigstore: Sign with Sigstore, as the server's own identity, in place of its key.
             identity_token: Sign with Sigstore as whom this OpenID Connect token names. The server keeps it in
@@ -213,7 +215,9 @@ class AsyncTrephine:
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
         keyless = sigstore or identity_token is not None
-        chosen = export_id or export_id_for(target, stored, attack=attack, gguf=gguf, sigstore=keyless)
+        chosen = export_id or export_id_for(
+            target, stored, attack=attack, attack_steps=attack_steps, gguf=gguf, sigstore=keyless
+        )
         export = await self.exports.published(chosen, stored)
         if export is None:
             started = await self.exports.start(
@@ -225,6 +229,7 @@ class AsyncTrephine:
                 min_recovery=min_recovery,
                 keep_shapes=keep_shapes,
                 attack=attack,
+                attack_steps=attack_steps,
                 gguf=gguf,
                 sigstore=sigstore,
                 identity_token=identity_token,

@@ -34,7 +34,7 @@ EXPORT_EXAMPLES = examples(
     "trephine export no-mary --out out/edited",
     "trephine export no-mary --plan",
     "trephine export quiet --out out/quiet --text texts/ours.txt",
-    "trephine export quiet --out out/quiet --text texts/ours.txt --attack",
+    "trephine export quiet --out out/quiet --text texts/ours.txt --attack --attack-steps 200",
     "trephine export quiet --out out/quiet --gguf q8_0 --gguf q4_0",
     "trephine export quiet --out out/quiet --sigstore",
 )
@@ -78,6 +78,10 @@ def export(
             help="Attack the result before it is signed: is the behaviour removed or suppressed? Minutes.",
         ),
     ] = False,
+    attack_steps: Annotated[
+        int | None,
+        typer.Option(help="Of the attack's training, benign and few-shot, 50 to 200; unset: 50."),
+    ] = None,
     gguf: GgufOption = None,
     sigstore: Annotated[
         bool,
@@ -115,10 +119,13 @@ def export(
         stored = trephine.edits.get(edit)
         own = stored.made_for.model.removeprefix("models/")
         loaded = given.load(trephine, model or own)
-        chosen = export_id_for(out, stored, attack=attack, gguf=gguf or (), sigstore=sigstore)
+        chosen = export_id_for(
+            out, stored, attack=attack, attack_steps=attack_steps, gguf=gguf or (), sigstore=sigstore
+        )
         made = trephine.exports.published(chosen, stored)
         if made is None:
-            how |= {"attack": attack, "sigstore": sigstore, "identity_token": token}
+            how |= {"attack": attack, "attack_steps": attack_steps}
+            how |= {"sigstore": sigstore, "identity_token": token}
             started = trephine.exports.start(
                 stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trephine.client.cli.certificate_text import NOTHING
 from trephine.client.cli.output import Output
 from trephine.client.terminal import printable
 from trephine.client.types import Certificate
@@ -18,7 +19,8 @@ def show_removal(output: Output, certificate: Certificate) -> None:
     output.line(f"{removal.verdict.value}: {printable(removal.why)}")
     if removal.figures:
         output.table(
-            ("ATTACK", "STRENGTH", "BACK", "UNRELATED", "EXCESS"), [_row(f) for f in removal.figures]
+            ("ATTACK", "STRENGTH", "BACK", "UNRELATED", "MOST OF ONE", "EXCESS"),
+            [_row(f) for f in removal.figures],
         )
 
 
@@ -33,8 +35,15 @@ def _row(figure: AttackFigure) -> tuple[str, ...]:
         f"{figure.strength:g}",
         _share(figure.returned),
         _share(figure.unrelated),
+        NOTHING
+        if figure.unrelated_most is None
+        else _most(figure.unrelated_most, figure.unrelated_behaviours),
         _share(figure.excess),
     )
+
+
+def _most(share: float, behaviours: int) -> str:
+    return f"{share:.2f} of {behaviours}"
 
 
 def _share(interval: ShareInterval) -> str:

@@ -57,7 +57,12 @@ class AttackFigure(WireValue):
     returned: ShareInterval
     """Share of the behaviour that is back: 0 as edited, 1 as in the original."""
     unrelated: ShareInterval
+    """The same of unrelated behaviours of its size, over contexts and over these behaviours."""
     excess: ShareInterval
+    unrelated_most: float | None = None
+    """Mean share of the unrelated behaviour that returned most; None: the attack is older than this."""
+    unrelated_behaviours: int = 0
+    """How many there were; 0: the attack is older than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

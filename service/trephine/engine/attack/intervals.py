@@ -46,6 +46,8 @@ def figure(
         returned=_interval(float(returned.mean()), own),
         unrelated=_interval(float(unrelated.mean()), others),
         excess=_interval(float(returned.mean() - unrelated.mean()), own - others),
+        unrelated_most=float(unrelated.mean(1).max()),
+        unrelated_behaviours=len(unrelated),
     )
 
 

@@ -30,8 +30,10 @@ Loss = Callable[[int], Tensor]
 """Step number -> loss of the model that is trained."""
 Say = Callable[[int, int], None]
 
-_STAGES = (0.4, 1.0)
-"""Shares of the training after which behaviours are measured."""
+_STAGES = (50, 100)
+"""Behaviours are measured after so many steps, too: longer training is never a weaker attack."""
+_FIRST = 0.4
+"""They are first measured after this share of a training of 50 steps or less: more may undo what it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class Lessons:
 def benign(
     edited: Any, twin: Any, lessons: Lessons, steps: int, *, seed: int, say: Say
 ) -> list[AttackFigure]:
-    """Train both on ordinary text; return how much is back after two fifths and all of the steps."""
+    """Train both on ordinary text; return how much is back at every stage."""
     goals, start = lessons.tested.goals, lessons.tested.edited
 
     def text(model: Any) -> Loss:
@@ -83,7 +85,7 @@ def _moved(original: Tensor, start: Tensor, twin: Tensor) -> Tensor:
 
 
 def few_shot(edited: Any, lessons: Lessons, steps: int, *, seed: int, say: Say) -> list[AttackFigure]:
-    """Teach the edited model the original's answers, then an unrelated behaviour's, as fast as may be."""
+    """Teach the edited model the original's answers, then each unrelated behaviour's, as fast as may be."""
     goals, start = lessons.tested.goals, lessons.tested.edited
 
     def shots(goal: Tensor) -> Loss:
@@ -104,13 +106,15 @@ def few_shot(edited: Any, lessons: Lessons, steps: int, *, seed: int, say: Say) 
 
         return loss
 
-    taught = [_trained(edited, shots(goal), lessons, steps, seed, say) for goal in lessons.shots.goals[:2]]
+    taught = [_trained(edited, shots(goal), lessons, steps, seed, say) for goal in lessons.shots.goals]
     found = []
     for step in taught[0]:
-        returned, unrelated = (
-            share_of_step(goal, start, answers[step]) for goal, answers in zip(goals, taught, strict=False)
+        shares = [
+            share_of_step(goal, start, answers[step]) for goal, answers in zip(goals, taught, strict=True)
+        ]
+        found.append(
+            figure("few_shot", step, shares[0], torch.stack(shares[1:]), lessons.tested.tokens, seed=seed)
         )
-        found.append(figure("few_shot", step, returned, unrelated[None], lessons.tested.tokens, seed=seed))
     return found
 
 
@@ -120,12 +124,18 @@ def _by_window(tokens: Sequence[Token]) -> list[tuple[int, list[int]]]:
     return [(w, [row for row, token in enumerate(tokens) if token.window == w]) for w in windows]
 
 
+def stages(steps: int) -> tuple[int, ...]:
+    """Return the steps of a training after which behaviours are measured, ascending: 20 and 50 of 50."""
+    first = max(1, round(_FIRST * min(steps, _STAGES[0])))
+    return tuple(sorted({first, *(stage for stage in _STAGES if stage < steps), steps}))
+
+
 # --- training ------------------------------------------------------------------------------------
 
 
 def _trained(model: Any, loss: Loss, lessons: Lessons, steps: int, seed: int, say: Say) -> dict[int, Tensor]:
     """Train low-rank updates and take them off again; return the tested tokens' answers at some steps."""
-    stages = {max(1, round(steps * share)) for share in _STAGES}
+    measured = stages(steps)
     found: dict[int, Tensor] = {}
     with low_rank(model, seed) as weights:
         optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0)
@@ -135,7 +145,7 @@ def _trained(model: Any, loss: Loss, lessons: Lessons, steps: int, seed: int, sa
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             say(step + 1, steps)
-            if step + 1 in stages:
+            if step + 1 in measured:
                 with torch.no_grad():
                     found[step + 1] = _answers(model, lessons)
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trephine.domain.removal import FEWEST_STEPS
+
 BUDGETS = (0.01, 0.03, 0.1)
 """Norms of a position's perturbation over the norm of the residual stream there."""
 RECOVERY_STEPS = 20
 UNRELATED = 3
-"""Unrelated behaviours, each a random rotation of the ablated one."""
-TRAINING_STEPS = 50
+"""Unrelated behaviours of every attack, each a random rotation of the ablated one."""
+TRAINING_STEPS = FEWEST_STEPS
 RANK = 8
 """Of the trained low-rank updates of every linear module."""
 LEARNING_RATE = 1e-3

@@ -16,7 +16,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.domain.removal import Removal
 from trephine.engine.attack.reading import edited_layers, read_directions
-from trephine.engine.attack.request import BUDGETS, AttackRequest
+from trephine.engine.attack.request import BUDGETS, TRAINING_STEPS, AttackRequest
 from trephine.engine.clean_process import run_clean
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import firing_masks
@@ -47,6 +47,7 @@ def attacked(
     *,
     budgets: Sequence[float] = BUDGETS,
     until_decided: bool = False,
+    training_steps: int = TRAINING_STEPS,
 ) -> Generator[Progress | None, None, Removal]:
     """Attack an exported folder in a process of its own, which ends with this generator.
 
@@ -60,6 +61,7 @@ def attacked(
         work: An empty folder for what is in between.
         budgets: Norms of the perturbations over the residual's, ascending.
         until_decided: Stop at the first attack that succeeds.
+        training_steps: Of every training, benign and few-shot.
 
     Raises:
         GateMissedError: If the process ends without a result.
@@ -82,10 +84,13 @@ def attacked(
         threads=torch.get_num_threads(),
         budgets=tuple(budgets),
         until_decided=until_decided,
+        training_steps=training_steps,
     )
     path = work / "request.json"
     path.write_text(json.dumps(asdict(request)), encoding="utf-8")
-    found = yield from run_clean(["-I", "-m", MODULE, str(path)], work, "the attack", _FAILED)
+    patience = max(1.0, training_steps / TRAINING_STEPS)
+    arguments = ["-I", "-m", MODULE, str(path)]
+    found = yield from run_clean(arguments, work, "the attack", _FAILED, patience=patience)
     return TypeAdapter(Removal).validate_python(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trephine.domain import exports as domain
+from trephine.domain.errors import InvalidRequestError
 from trephine.domain.removal import Fate
 from trephine.rpc.wire.export_signing import signed_by_to_wire
 from trephine.rpc.wire.export_verdict import verdict_to_wire
@@ -47,8 +48,18 @@ def export_options_from_wire(
         min_recovery=request.min_recovery if request.HasField("min_recovery") else plain.min_recovery,
         keep_shapes=request.keep_shapes,
         attack=isinstance(request, pb.ExportCheckpointRequest) and request.attack,
+        attack_steps=_attack_steps(request, plain.attack_steps),
         gguf=gguf_from_wire(request.gguf),
     )
+
+
+def _attack_steps(request: pb.PlanExportRequest | pb.ExportCheckpointRequest, unset: int) -> int:
+    """Read how long an attack trains; a plan has none, and steps without an attack are a mistake."""
+    if not isinstance(request, pb.ExportCheckpointRequest) or not request.HasField("attack_steps"):
+        return unset
+    if not request.attack:
+        raise InvalidRequestError("attack_steps goes with attack; ask for both", field="attack_steps")
+    return request.attack_steps
 
 
 def export_to_wire(export: domain.Export, *, whole: bool = True) -> pb.Export:
@@ -122,6 +133,7 @@ def _step_to_wire(step: domain.PlanStep) -> pb.PlanStep:
         tensor=clean(step.tensor),
         description=clean(step.description),
         predicted_error=step.predicted_error,
+        held_out=step.held_out,
     )
 
 

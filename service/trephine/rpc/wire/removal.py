@@ -46,6 +46,8 @@ def _figure_to_wire(figure: domain.AttackFigure) -> pb.AttackFigure:
         returned=_interval_to_wire(figure.returned),
         unrelated=_interval_to_wire(figure.unrelated),
         excess=_interval_to_wire(figure.excess),
+        unrelated_most=figure.unrelated_most,
+        unrelated_behaviours=figure.unrelated_behaviours,
     )
 
 

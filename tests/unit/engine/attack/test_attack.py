@@ -9,11 +9,13 @@ import torch
 
 from tests.builders import tiny_model
 from tests.unit.engine.attack.organisms import LAYER, planted, removed, request, rotated
+from trephine.domain.removal import AttackFigure
 from trephine.engine.attack.answers import Prefixes, Token, logits_of
 from trephine.engine.attack.attack import attack
 from trephine.engine.attack.behaviour import answers, behaviour, share_of_kl, share_of_step
+from trephine.engine.attack.intervals import figure
 from trephine.engine.attack.recovery import _Attack
-from trephine.engine.attack.relearning import low_rank
+from trephine.engine.attack.relearning import low_rank, stages
 from trephine.engine.divergence import kl_divergence
 
 WINDOWS = [
@@ -51,6 +53,33 @@ def test_a_behaviour_without_another_path_is_removed(tmp_path):
     assert {figure.kind for figure in found.figures} == {"recovery", "benign", "few_shot"}
     assert all(figure.excess.high < 0.25 for figure in found.figures)
     assert found.figures[2].unrelated.low > 0.1
+    # Few-shot training too is held against all five, and its interval is over them.
+    assert {figure.unrelated_behaviours for figure in found.figures} == {found.unrelated_behaviours} == {5}
+    shots = [figure for figure in found.figures if figure.kind == "few_shot"]
+    assert all(figure.unrelated_most > figure.unrelated.value for figure in shots)
+
+
+@pytest.mark.parametrize(
+    ("steps", "measured"), [(50, (20, 50)), (120, (20, 50, 100, 120)), (200, (20, 50, 100, 200)), (2, (1, 2))]
+)
+def test_longer_training_is_never_the_weaker_attack(steps, measured):
+    """It is measured wherever a shorter one is, and at its end."""
+    assert stages(steps) == measured
+
+
+def test_an_interval_widens_with_what_unrelated_behaviours_differ_by():
+    """Of equal ones no interval is left; of differing ones their most is said."""
+    tokens = [Token(window=number, position=1) for number in range(8)]
+    returned = torch.full((8,), 0.5)
+
+    def excess(*shares: float) -> AttackFigure:
+        unrelated = torch.tensor(shares)[:, None].expand(-1, 8)
+        return figure("few_shot", 50, returned, unrelated, tokens, seed=0)
+
+    equal, apart = excess(0.2, 0.2, 0.2), excess(0.0, 0.1, 0.5)
+    assert equal.excess.high - equal.excess.low == pytest.approx(0.0, abs=1e-6)
+    assert apart.excess.high - apart.excess.low > 0.2
+    assert (apart.unrelated_most, apart.unrelated_behaviours) == (pytest.approx(0.5), 3)
 
 
 def test_too_few_tokens_decide_nothing(tmp_path):
