@@ -28,8 +28,8 @@ OPTIONS = ("--no-erase", "--no-refit", "--effect-texts", "64", "--random-sets", 
 KEPT = 3
 """Features that the reader wants back: the strongest that were removed. One undecided feature has to go."""
 SHIPPED = "removed"
-INCONCLUSIVE = 4
-"""Exit status of a run that removed nothing."""
+REPORTED = (0, 3, 4)
+"""Exit statuses of a run that ended in a report: it held, it did not, it cannot be told."""
 Report = dict[str, Any]
 
 
@@ -102,7 +102,7 @@ def run(trephine: Sequence[str], out: Path, model: str, name: str, options: Sequ
     say("\n$ " + shlex.join(["trephine", "--state", str(out / "state"), *words]))
     ended = subprocess.run([*trephine, *words], stdout=subprocess.PIPE, text=True, check=False)
     say(ended.stdout)
-    if ended.returncode not in (0, INCONCLUSIVE):
+    if ended.returncode not in REPORTED:
         raise SystemExit(ended.returncode)
     report: Report = json.loads((out / f"{name}.json").read_text())
     return report

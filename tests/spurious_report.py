@@ -7,6 +7,7 @@ from trephine.domain.findings import Figure
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import HeadWeights, Pooling, ProbeHead
+from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on
 from trephine.domain.spurious_removal import (
     Arm,
     ArmOutcome,
@@ -80,7 +81,7 @@ def report() -> SpuriousRemoval:
         ),
         choices=(
             ChoicePoint(count=0, criterion=0.1, ambiguous_accuracy=0.98, leak=0.75),
-            ChoicePoint(count=1, criterion=0.8, ambiguous_accuracy=0.9, leak=None),
+            ChoicePoint(count=1, criterion=0.8, ambiguous_accuracy=0.9, leak=None, taken=True),
         ),
         criterion="the worst group",
         chosen=1,
@@ -99,4 +100,11 @@ def report() -> SpuriousRemoval:
         model="tiny",
         weight_hash="ab" * 32,
         seed=7,
+        outcome=outcome_on(
+            Ground.TEST,
+            {
+                "nurse/male": Tally(texts=200, before=25, after=180),
+                "physician/male": Tally(texts=240, before=240, after=238),
+            },
+        ),
     )

@@ -37,8 +37,10 @@ from trephine.client.types import (
     FeatureOverride,
     FeatureRef,
     LabelledText,
+    OutcomeGround,
     Probe,
     SpuriousRemoval,
+    Verdict,
 )
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1.spurious_removal_pb2 import ReadClassifierFileRequest
@@ -90,7 +92,9 @@ async def removal(server: Edge) -> SpuriousRemoval:
     """A report in the stock form, with an edit."""
     wire = AsyncWire(Endpoint(address=server.address))
     model = AsyncModel(wire, await AsyncModels(wire).get("tiny"))
-    return await model.remove_spurious(TRAINING, edit_id="clean", author="us", overrides=WORDS, **SMALL)
+    return await model.remove_spurious(
+        TRAINING, edit_id="clean", unproven=True, author="us", overrides=WORDS, **SMALL
+    )
 
 
 async def test_a_report_is_stored_and_its_edit_names_it(wire: AsyncWire, removal: SpuriousRemoval):
@@ -105,6 +109,21 @@ async def test_a_report_is_stored_and_its_edit_names_it(wire: AsyncWire, removal
     assert edit.evidence == (removal.name,)
     assert removal.edit == edit.reference
     assert len(edit.interventions) == removal.chosen
+
+
+async def test_no_edit_is_made_of_a_removal_that_was_not_shown_to_hold(wire: AsyncWire, model: AsyncModel):
+    """Without a text of a crossed group it cannot be told; what would tell stands in the report."""
+    found = await model.remove_spurious(
+        TRAINING, edit_id="doubted", overrides=WORDS, **{**SMALL, "test": (), "random_sets": 0}
+    )
+    assert found.chosen >= len(WORDS)
+    assert (found.outcome.verdict, found.outcome.ground) == (Verdict.INCONCLUSIVE, OutcomeGround.NOTHING)
+    assert "all four groups" in found.outcome.settles
+    assert (found.edit, found.held) == ("", False)
+    with pytest.raises(ResourceNotFoundError):
+        await AsyncEdits(wire).get("doubted")
+    with pytest.raises(InvalidRequestError, match="its outcome is inconclusive"):
+        await AsyncSpuriousRemovals(wire).start_export_classifier(found, "doubt", ["abcdef"], export="none")
 
 
 async def test_the_decision_list_is_one_page(wire: AsyncWire, removal: SpuriousRemoval):

@@ -50,7 +50,8 @@ class CleanableModel:
                 `spurious_above`, `task_below`, `false_discoveries`, `clusters`. `candidates`, `exact`,
                 `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head;
                 `erase=False` trains it again with nothing forbidden. `overrides`: a person's words.
-                `edit_id`, `author`: make an edit of it. `resamples`, `seed`, `request_id`.
+                `edit_id`, `author`: make an edit of it if it is shown to hold (`outcome`), with
+                `unproven=True` in any case. `resamples`, `seed`, `request_id`.
         """
         message = self._wire.call(
             self._wire.edits.RemoveSpuriousFeatures, remove_spurious(self.info.name, training, **options)

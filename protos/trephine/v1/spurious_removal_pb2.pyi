@@ -13,6 +13,7 @@ import sys
 import trephine.v1.common_pb2
 import trephine.v1.dataset_circuits_pb2
 import trephine.v1.interventions_pb2
+import trephine.v1.spurious_outcome_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -552,10 +553,11 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     WITHOUT_ERASURE_FIELD_NUMBER: builtins.int
     NEUTRAL_EXAMPLES_FIELD_NUMBER: builtins.int
+    UNPROVEN_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     edit_id: builtins.str
-    """Id of the edit to create. Unset: none is created."""
+    """Id of the edit to create, if the removal is shown to hold. Unset: none is created."""
     author: builtins.str
     """Who makes the edit."""
     attribute_name: builtins.str
@@ -585,6 +587,8 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     """`attribute_texts` hold neither label, so that what varies among them is none of the label's: a head that is
     trained with no weight along the attribute spends little on it. Refused where they vary as the labels do.
     """
+    unproven: builtins.bool
+    """True: the edit is created even where the removal was not shown to hold (`outcome` is no PASS)."""
     @property
     def training(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LabelledText]:
         """The ambiguous set: label and attribute may go together in all of it."""
@@ -652,9 +656,10 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
         validate_only: builtins.bool = ...,
         without_erasure: builtins.bool = ...,
         neutral_examples: builtins.bool = ...,
+        unproven: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "judging", b"judging", "resamples", b"resamples", "seed", b"seed", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "neutral_examples", b"neutral_examples", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "validate_only", b"validate_only", "validation", b"validation", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edit_id", b"_edit_id", "_resamples", b"_resamples", "_seed", b"_seed", "_steps", b"_steps", "attribute_name", b"attribute_name", "attribute_texts", b"attribute_texts", "author", b"author", "budget", b"budget", "decision", b"decision", "edit_id", b"edit_id", "estimator", b"estimator", "judging", b"judging", "layers", b"layers", "model", b"model", "neutral_examples", b"neutral_examples", "overrides", b"overrides", "replacement", b"replacement", "request_id", b"request_id", "resamples", b"resamples", "seed", b"seed", "steps", b"steps", "swaps", b"swaps", "test", b"test", "training", b"training", "unproven", b"unproven", "validate_only", b"validate_only", "validation", b"validation", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edit_id", b"_edit_id"]) -> typing.Literal["edit_id"] | None: ...
     @typing.overload
@@ -821,6 +826,7 @@ class RemovalChoice(google.protobuf.message.Message):
     LEAK_FIELD_NUMBER: builtins.int
     ERASED_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     count: builtins.int
     """How many."""
     criterion: builtins.float
@@ -833,6 +839,8 @@ class RemovalChoice(google.protobuf.message.Message):
     """With a head that was trained without the attribute."""
     error: builtins.float
     """Standard error of the criterion, of shares of texts."""
+    taken: builtins.bool
+    """It is the one that ships."""
     def __init__(
         self,
         *,
@@ -842,9 +850,10 @@ class RemovalChoice(google.protobuf.message.Message):
         leak: builtins.float | None = ...,
         erased: builtins.bool = ...,
         error: builtins.float = ...,
+        taken: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_leak", b"_leak", "leak", b"leak"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "error", b"error", "leak", b"leak"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "error", b"error", "leak", b"leak", "taken", b"taken"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_leak", b"_leak"]) -> typing.Literal["leak"] | None: ...
 
 global___RemovalChoice = RemovalChoice
@@ -907,10 +916,14 @@ class SpuriousRemoval(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    SHIPS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `spuriousRemovals/...`."""
     edit: builtins.str
-    """Resource name of the edit with its version; empty: none was created."""
+    """Resource name of the edit with its version; empty: none was asked for, nothing was removed, or the removal
+    was not shown to hold.
+    """
     pairing: builtins.str
     """How label and attribute go together in the ambiguous set."""
     replacement: builtins.str
@@ -937,6 +950,8 @@ class SpuriousRemoval(google.protobuf.message.Message):
     """Of everything that is drawn."""
     create_time: builtins.str
     """RFC 3339, UTC."""
+    ships: global___RemovalArm.ValueType
+    """The arm that the edit and the head are of."""
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Two."""
@@ -981,6 +996,10 @@ class SpuriousRemoval(google.protobuf.message.Message):
     def version(self) -> trephine.v1.common_pb2.ModelVersion:
         """Which weights answered."""
 
+    @property
+    def outcome(self) -> trephine.v1.spurious_outcome_pb2.RemovalOutcome:
+        """Whether it held, on texts in which label and attribute come apart."""
+
     def __init__(
         self,
         *,
@@ -1010,9 +1029,11 @@ class SpuriousRemoval(google.protobuf.message.Message):
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         seed: builtins.int = ...,
         create_time: builtins.str = ...,
+        outcome: trephine.v1.spurious_outcome_pb2.RemovalOutcome | None = ...,
+        ships: global___RemovalArm.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "decision", b"decision", "scr", b"scr", "tpp", b"tpp", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "arms", b"arms", "attributes", b"attributes", "caveats", b"caveats", "choices", b"choices", "chosen", b"chosen", "considered", b"considered", "create_time", b"create_time", "criterion", b"criterion", "decision", b"decision", "edit", b"edit", "estimator", b"estimator", "features", b"features", "interventions", b"interventions", "judges", b"judges", "labels", b"labels", "name", b"name", "pairing", b"pairing", "peak_extra_bytes", b"peak_extra_bytes", "replacement", b"replacement", "scr", b"scr", "seconds", b"seconds", "seed", b"seed", "texts", b"texts", "tpp", b"tpp", "version", b"version", "why", b"why"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "decision", b"decision", "outcome", b"outcome", "scr", b"scr", "tpp", b"tpp", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "arms", b"arms", "attributes", b"attributes", "caveats", b"caveats", "choices", b"choices", "chosen", b"chosen", "considered", b"considered", "create_time", b"create_time", "criterion", b"criterion", "decision", b"decision", "edit", b"edit", "estimator", b"estimator", "features", b"features", "interventions", b"interventions", "judges", b"judges", "labels", b"labels", "name", b"name", "outcome", b"outcome", "pairing", b"pairing", "peak_extra_bytes", b"peak_extra_bytes", "replacement", b"replacement", "scr", b"scr", "seconds", b"seconds", "seed", b"seed", "ships", b"ships", "texts", b"texts", "tpp", b"tpp", "version", b"version", "why", b"why"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_scr", b"_scr"]) -> typing.Literal["scr"] | None: ...
     @typing.overload

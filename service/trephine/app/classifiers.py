@@ -161,7 +161,7 @@ class Classifiers:
                 )
             return ""
         if not stored.edit:
-            raise InvalidRequestError(f"{stored.name} made no edit that could be exported", field="export")
+            raise InvalidRequestError(_no_edit(stored), field="export")
         found = await self._exports.get(export)
         edit = await self._edits.get(stored.edit)
         if found.certificate.edit_hash != edit.content_hash:
@@ -184,3 +184,11 @@ class Classifiers:
                 f"{identifier} exists in the export root, nothing is overwritten; choose another name",
                 field="classifier_id",
             )
+
+
+def _no_edit(stored: StoredRemoval) -> str:
+    outcome = stored.found.outcome
+    return (
+        f"{stored.name} made no edit that could be exported (its outcome is {outcome.verdict.value}: "
+        f"{outcome.why}); remove again with the name of an edit, and `unproven` if it is to be made all the same"
+    )

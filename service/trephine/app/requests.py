@@ -90,6 +90,8 @@ class RemoveSpuriousRequest:
     edit_id: str = ""
     """Edit to create; empty: none."""
     author: str = ""
+    unproven: bool = False
+    """Create it even where the removal was not shown to hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
+from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import ClassifierHead, ProbeHead, RewardHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
@@ -38,7 +39,7 @@ class StoredRemoval:
     name: str
     create_time: str
     edit: str
-    """The edit with its version, `no-gender@1`; empty: none was made."""
+    """The edit with its version, `no-gender@1`; empty: none was made, or asked for."""
     found: SpuriousRemoval
 
 
@@ -154,14 +155,19 @@ class SpuriousRemovals:
     async def _make_edit(
         self, request: RemoveSpuriousRequest, found: SpuriousRemoval, name: str, removal_id: str
     ) -> str:
-        """Store the edit; a second run of the operation finds the first one's by its request id."""
-        if not request.edit_id or not found.interventions:
+        """Store the edit; a second run of the operation finds the first one's by its request id.
+
+        None is made of a removal that was not shown to hold, unless that was asked for.
+        """
+        held = found.outcome.verdict is Verdict.PASS
+        if not request.edit_id or not found.interventions or not (held or request.unproven):
             return ""
         edit = await self._edits.create(
             request.edit_id,
             request.model,
             found.interventions,
-            f"spurious features of the decision between {' and '.join(found.labels)}: {found.why}",
+            f"spurious features of the decision between {' and '.join(found.labels)}: {found.why}; "
+            f"{found.outcome.verdict.value.upper()}: {found.outcome.why}",
             request.author,
             (name,),
             removal_id,

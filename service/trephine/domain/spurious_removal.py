@@ -13,6 +13,7 @@ from trephine.domain.findings import Figure
 from trephine.domain.interventions import Intervention, require_finite
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import DecisionHead, HeadWeights, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_outcomes import RemovalOutcome, unmeasured
 from trephine.domain.spurious_texts import (
     FEWEST_TEXTS,
     AttributeText,
@@ -185,6 +186,7 @@ class ChoicePoint:
     """With the head that was trained without the attribute."""
     error: float = 0.0
     """Standard error of the criterion, of shares of texts; 0 in reports from before it was measured."""
+    taken: bool = False
 
 
 class Arm(StrEnum):
@@ -230,6 +232,9 @@ class BenchScores:
     """Mean over the two concepts of what its own features cost it, less what they cost the other."""
 
 
+_UNTOLD = unmeasured("this report is from before outcomes were told", "running it again")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpuriousRemoval:
     """The report: what decides, what was judged, what was removed, and what came of it."""
@@ -267,6 +272,15 @@ class SpuriousRemoval:
     model: str
     weight_hash: str
     seed: int
+    outcome: RemovalOutcome = _UNTOLD
+
+    @property
+    def ships(self) -> Arm:
+        """The arm that is shipped; the original where nothing was removed."""
+        for arm in (Arm.ERASED, Arm.REFITTED, Arm.REMOVED):
+            if self.arm(arm) is not None:
+                return arm
+        return Arm.ORIGINAL
 
     def arm(self, arm: Arm) -> ArmOutcome | None:
         """Return an arm, if it was run."""

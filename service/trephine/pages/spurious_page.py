@@ -9,7 +9,7 @@ from math import isfinite
 from jinja2 import Environment
 from markupsafe import Markup
 
-from trephine.domain.findings import Figure
+from trephine.domain.findings import Figure, Verdict
 from trephine.domain.spurious_removal import Arm, Firing, JudgedFeature, SpuriousRemoval, Standing
 from trephine.pages.embed import asset, content_policy, printable
 
@@ -35,6 +35,12 @@ STANDINGS = {
     Standing.UNDECIDED: "undecided (kept)",
     Standing.TASK: "task",
 }
+VERDICTS = {
+    Verdict.PASS: "it held",
+    Verdict.FAIL: "it did not hold",
+    Verdict.INCONCLUSIVE: "it cannot be told whether it held",
+    Verdict.NOT_APPLICABLE: "nothing to hold",
+}
 _LISTED = 400
 """Features in the list; the rest are counted."""
 
@@ -57,7 +63,12 @@ def spurious_html(removal: SpuriousRemoval, *, name: str, edit: str, create_time
         features=removal.features[:_LISTED],
         left_out=len(removal.features) - _LISTED,
         counts=[(STANDINGS[one], _count(removal, one)) for one in Standing],
-        arms=[ARMS[one.arm] for one in removal.arms],
+        arms=[
+            ARMS[one.arm] + (" (ships)" if removal.chosen and one.arm is removal.ships else "")
+            for one in removal.arms
+        ],
+        verdict=VERDICTS[removal.outcome.verdict],
+        by_hand=any(one.removed and one.override for one in removal.features),
         rows=_rows(removal),
         standings=STANDINGS,
         policy=content_policy(),

@@ -31,6 +31,7 @@ from trephine.v1 import (
     operation_service_pb2,
     removal_pb2,
     replacement_service_pb2,
+    spurious_outcome_pb2,
     spurious_removal_pb2,
 )
 
@@ -57,6 +58,7 @@ MESSAGES = (
     operation_service_pb2,
     removal_pb2,
     replacement_service_pb2,
+    spurious_outcome_pb2,
     spurious_removal_pb2,
 )
 NAMES = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.spurious_report import judged, report
+from trephine.domain.spurious_outcomes import unmeasured
 from trephine.domain.spurious_removal import Standing
 from trephine.pages.spurious_page import spurious_html
 
@@ -25,6 +26,22 @@ def test_every_feature_is_a_row_with_its_decision():
     assert "attribute examples: attribute 0.5, label -0.25, p = 0.001" in page
     assert page.count("by a person") == 1
     assert "but for 1 overridden" in page
+
+
+def test_whether_it_held_stands_first():
+    """By how much, and on what; a doubt says what would settle it, and that no edit was made."""
+    page = _page()
+    assert '<span class="verdict pass">it held</span>' in page
+    assert "from 12.5% to 90.0% (+77.5 points" in page
+    assert page.index("it held") < page.index("What came of it")
+    assert "removed, head trained again (ships)" in page
+    assert page.count('class="taken"') == 1
+    doubt = spurious_html(
+        replace(report(), outcome=unmeasured("nothing crossed")), name="r", edit="", create_time="now"
+    )
+    assert '<span class="verdict inconclusive">it cannot be told whether it held</span>' in doubt
+    assert "What would settle it:</b> a test or validation split" in doubt
+    assert "none is made of what was not shown to hold" in doubt
 
 
 def test_before_and_after_stand_side_by_side():

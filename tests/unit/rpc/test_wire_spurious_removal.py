@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,13 +23,17 @@ from trephine.client.types import (
     FeatureRef,
     LabelledText,
     LabelTokens,
+    OutcomeGround,
     Probe,
+    RemovalArm,
     RewardModel,
     StockClassifier,
+    Verdict,
 )
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import EmptyPromptError, InvalidRequestError
 from trephine.domain.spurious_heads import ClassifierHead, Pooling, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_outcomes import unmeasured
 from trephine.domain.spurious_removal import RemovalBudget
 from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
 from trephine.rpc.wire.spurious_removals import removal_to_wire, remove_from_wire
@@ -57,7 +62,7 @@ def test_everything_that_is_sent_arrives():
         _sent(
             decision=Probe(layer=1, pooling="mean", penalty=0.5), counts=(3, 9), candidates=5, clusters=2,
             spurious_above=0.7, estimator="relp", swaps=[("he", "she")], overrides=[said], seed=4,
-            edit_id="clean", author="us", refit=False, layers=(0, 1),
+            edit_id="clean", unproven=True, author="us", refit=False, layers=(0, 1),
         )
     )  # fmt: skip
     command = asked.command
@@ -68,7 +73,7 @@ def test_everything_that_is_sent_arrives():
         Estimator.RELP, False, (0, 1), 4,
     )  # fmt: skip
     assert command.overrides[0].reason == "a name"
-    assert (asked.edit_id, asked.author) == ("clean", "us")
+    assert (asked.edit_id, asked.author, asked.unproven) == ("clean", "us", True)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,18 @@ def test_a_report_is_read_as_it_was_written():
     assert read.features[0].exact is None
     assert (read.scr, read.tpp) == (0.625, None)
     assert read.choices[1].leak is None
+    assert [one.taken for one in read.choices] == [False, True]
+    assert (read.ships, read.held, read.outcome.verdict) == (RemovalArm.REFITTED, True, Verdict.PASS)
+    outcome = stored.found.outcome
+    assert (read.outcome.ground, read.outcome.texts, read.outcome.why) == (
+        OutcomeGround.TEST, 200, outcome.why,
+    )  # fmt: skip
+    assert (read.outcome.before.name, read.outcome.after.value) == ("nurse/male", outcome.after.value)
+    assert (read.outcome.gain.low, read.outcome.gain.high) == (outcome.gain.low, outcome.gain.high)
+    doubted = replace(stored, found=replace(stored.found, outcome=unmeasured("nothing crossed")), edit="")
+    doubt = removal_of(removal_to_wire(doubted))
+    assert (doubt.held, doubt.outcome.gain) == (False, None)
+    assert (doubt.outcome.verdict, doubt.outcome.ground) == (Verdict.INCONCLUSIVE, OutcomeGround.NOTHING)
     assert [one.value for one in read.judges] == [one.value for one in stored.found.judges] != []
     assert read.arm("refitted").figure("worst_group").value == 0.9
     assert removal_of(removal_to_wire(stored, whole=False)).features == ()
@@ -121,10 +138,23 @@ def test_a_report_is_shown_on_the_terminal(capsys):
     found = removal_of(removal_to_wire(stored))
     show_removal(Output(json=False), found, 2)
     shown = capsys.readouterr().out
+    assert "PASS: on the test split, with 200 texts or more per group" in shown.splitlines()[0]
+    assert "REFITTED (SHIPS)" in shown
     assert all(one.value.replace("_", " ") in shown for one in found.judges)
     assert all(arm.arm.value.upper() in shown for arm in found.arms)
     assert str(found.features[0].feature) in shown
     assert str(found.features[2].feature) not in shown
+
+
+def test_a_doubt_is_shown_with_what_would_settle_it(capsys):
+    """And with why there is no edit."""
+    doubted = replace(report(), outcome=unmeasured("nothing crossed"))
+    stored = StoredRemoval(name="spuriousRemovals/r", create_time="now", edit="", found=doubted)
+    show_removal(Output(json=False), removal_of(removal_to_wire(stored)), 2)
+    shown = capsys.readouterr().out
+    assert "INCONCLUSIVE: nothing crossed" in shown
+    assert "twins" in shown
+    assert "--edit NAME --unproven" in shown
 
 
 def test_files_are_read_by_their_columns(tmp_path):

@@ -27,9 +27,11 @@ from trephine.client.types import (
     JudgedFeature,
     LabelTokens,
     Probe,
+    RemovalArm,
     RewardModel,
     SpuriousRemoval,
     StockClassifier,
+    Verdict,
 )
 
 REMOVE_SPURIOUS_EXAMPLES = examples(
@@ -39,6 +41,7 @@ REMOVE_SPURIOUS_EXAMPLES = examples(
     "trephine remove-spurious reviews.csv --token 'good= great' --token 'bad= awful' \\",
     "    --template '{text} It was' --no-refit --swaps swaps.csv",
 )
+_STATUS = {Verdict.PASS: ExitCode.PASS, Verdict.FAIL: ExitCode.FINDINGS}
 _ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("unspecified", "exact"))
 
 
@@ -100,7 +103,10 @@ def remove_spurious(
     overrides: Annotated[
         Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
     ] = None,
-    edit: Annotated[str | None, typer.Option(help="Store an edit under this name.")] = None,
+    edit: Annotated[
+        str | None, typer.Option(help="Store an edit under this name, if the removal is shown to hold.")
+    ] = None,
+    unproven: Annotated[bool, typer.Option("--unproven", help="Store it even where it is not.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of every draw; unset 0.")] = None,
     top: Annotated[int, typer.Option(help="Features to print.")] = 15,
     page: Annotated[Path | None, typer.Option(help="Write the decision list into this .html file.")] = None,
@@ -111,7 +117,8 @@ def remove_spurious(
     """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
 
     Nobody judges by hand: features are told apart by examples of the attribute, by edits of it, by groups,
-    environments or clusters. What cannot be told apart is undecided and stays. Status 4: nothing was removed.
+    environments or clusters. What cannot be told apart is undecided and stays. Whether it held is told by texts
+    in which label and attribute come apart. Status 3: it did not; 4: it cannot be told, or nothing was removed.
     """
     given = invocation(context)
     columns = TextColumns(
@@ -143,6 +150,7 @@ def remove_spurious(
         "neutral_examples": neutral_examples,
         "overrides": () if overrides is None else read_overrides(overrides),
         "edit_id": edit,
+        "unproven": unproven,
         "seed": seed,
     }
     training = read_texts(texts, known)
@@ -160,8 +168,7 @@ def remove_spurious(
     show_removal(given.output, found, top)
     if out is not None:
         given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
-    if not found.chosen:
-        raise typer.Exit(ExitCode.INCONCLUSIVE)
+    raise typer.Exit(_STATUS.get(found.outcome.verdict, ExitCode.INCONCLUSIVE))
 
 
 def _write_page(given: Invocation, trephine: Trephine, found: SpuriousRemoval, page: Path) -> None:
@@ -253,19 +260,40 @@ def show_removal(output: Output, found: SpuriousRemoval, top: int) -> None:
     if output.json:
         output.document(found.to_json())
         return
-    output.facts([("why", found.why), ("pairing", found.pairing), ("judged by", _judges(found))])
+    output.facts(
+        [*_outcome(found), ("why", found.why), ("pairing", found.pairing), ("judged by", _judges(found))]
+    )
     output.line()
     names = list(dict.fromkeys(figure.name for arm in found.arms for figure in arm.figures))
     rows = []
     for name in names:
         figures = [arm.figure(name) for arm in found.arms]
         rows.append((name, *("" if one is None else shown(one) for one in figures)))
-    output.table(("", *(arm.arm.value.upper() for arm in found.arms)), rows)
+    output.table(("", *(_titled(found, arm.arm) for arm in found.arms)), rows)
     output.line()
     header = ("FEATURE", "DECISION", "SHARE", "EFFECT", "ALONE", "FIRES ON")
     output.table(header, [_row(one) for one in found.features[:top]])
     output.line()
     output.facts(_facts(found))
+
+
+def _outcome(found: SpuriousRemoval) -> list[tuple[str, str]]:
+    """Whether it held, first of all; what would settle a doubt."""
+    outcome = found.outcome
+    said = [("outcome", f"{outcome.verdict.value.upper()}: {outcome.why}")]
+    return said + ([("settled by", outcome.settles)] if outcome.settles else [])
+
+
+def _titled(found: SpuriousRemoval, arm: RemovalArm) -> str:
+    return f"{arm.value.upper()} (SHIPS)" if arm is found.ships and found.chosen else arm.value.upper()
+
+
+def _edit(found: SpuriousRemoval) -> str:
+    if found.edit:
+        return found.edit
+    if found.held or not found.chosen:
+        return "none was made; --edit NAME makes one"
+    return "none is made of what was not shown to hold; --edit NAME --unproven makes one all the same"
 
 
 def _judges(found: SpuriousRemoval) -> str:
@@ -291,7 +319,7 @@ def _facts(found: SpuriousRemoval) -> list[tuple[str, str]]:
         ("removed", f"{found.chosen} of {found.considered} features of {found.replacement}"),
         ("chosen by", found.criterion),
         *([("SAEBench", ", ".join(filter(None, scores)))] if any(scores) else []),
-        ("edit", found.edit or "none was made; --edit NAME makes one"),
+        ("edit", _edit(found)),
         ("model", f"{found.version.model}, weights {found.version.weight_hash}"),
         ("stored as", f"{found.name}, {found.seconds:.1f} s, seed {found.seed}"),
         *(("caveat", caveat) for caveat in found.caveats),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trephine.client.decoding import WireValue
+from trephine.client.types.audits import Verdict
 from trephine.client.types.common import FeatureRef, Figure, Version
 from trephine.client.types.dataset_circuits import EffectEstimator
 from trephine.client.types.edits import ExportedFile
@@ -224,6 +225,8 @@ class RemovalChoice(WireValue):
     """With a head that was trained without the attribute."""
     error: float
     """Standard error of the criterion."""
+    taken: bool
+    """It is the one that ships."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,13 +241,43 @@ class RemovalArmResult(WireValue):
         return next((one for one in self.figures if one.name == name), None)
 
 
+class OutcomeGround(StrEnum):
+    """Texts on which label and attribute come apart."""
+
+    UNSPECIFIED = "unspecified"
+    """A report from before outcomes were told."""
+    TEST = "test"
+    VALIDATION = "validation"
+    TWINS = "twins"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalOutcome(WireValue):
+    """Whether a removal held, and by how much."""
+
+    verdict: Verdict
+    """Pass, fail or inconclusive: doubt is never a pass."""
+    ground: OutcomeGround
+    texts: int
+    """Of the smallest group."""
+    before: Figure | None
+    """Accuracy of the worst group as the original decides, under its name."""
+    after: Figure | None
+    """The same of what ships."""
+    gain: Figure | None
+    why: str
+    settles: str
+    """What would settle a doubt; empty where there is none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpuriousRemoval(WireValue):
     """What decides, what was judged, what was removed, and what came of it."""
 
     name: str
     edit: str
-    """Resource name with version; empty: none was made."""
+    """Resource name with version; empty: none was asked for, or the removal was not shown to hold."""
     labels: tuple[str, ...]
     attributes: tuple[str, ...]
     pairing: str
@@ -272,6 +305,14 @@ class SpuriousRemoval(WireValue):
     version: Version
     seed: int
     create_time: str
+    outcome: RemovalOutcome
+    ships: RemovalArm
+    """The arm that the edit and the head are of."""
+
+    @property
+    def held(self) -> bool:
+        """True if the removal was shown to hold on texts in which label and attribute come apart."""
+        return self.outcome.verdict is Verdict.PASS
 
     def arm(self, arm: RemovalArm | str) -> RemovalArmResult | None:
         """An arm, if it was run."""

@@ -29,7 +29,7 @@ _PENALTY = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pooled:
+class Pooled:
     """Vectors of one state of the model."""
 
     test: Tensor
@@ -38,9 +38,22 @@ class _Pooled:
     """Of the held-out texts that have one."""
 
 
-def measure_arms(
-    study: Study, judged: Judged, choice: Choice
-) -> Generator[Progress | None, None, tuple[tuple[ArmOutcome, ...], BenchScores]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Every arm, and the vectors that the original and what ships were measured on."""
+
+    arms: tuple[ArmOutcome, ...]
+    scores: BenchScores
+    test: Sequence[Example]
+    held_out: Sequence[Example]
+    """As in the ambiguous set."""
+    paired: Sequence[Example]
+    """Of these, the ones with a twin."""
+    plain: Pooled
+    after: Pooled
+
+
+def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Progress | None, None, Measured]:
     """Measure every arm once the choice is made; the test split is looked at here for the first time."""
     measure, gone = _Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
@@ -52,11 +65,19 @@ def measure_arms(
         arms += yield from _trained_again(measure, choice, plain, after)
         arms += yield from _random(measure, judged, choice)
     scores = yield from _scores(measure, judged, choice, plain, after)
-    return tuple(arms), scores
+    return Measured(
+        arms=tuple(arms),
+        scores=scores,
+        test=measure.test,
+        held_out=measure.held_out,
+        paired=measure.paired,
+        plain=plain,
+        after=after,
+    )
 
 
 def _trained_again(
-    measure: _Measure, choice: Choice, plain: _Pooled, after: _Pooled
+    measure: _Measure, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, list[ArmOutcome]]:
     study = measure.study
     if not study.trains:
@@ -87,17 +108,17 @@ class _Measure:
         self.held_out = sample(usual, budget.effect_texts, study.command.seed + 4)
         self.paired = [one for one in self.held_out if one.twin is not None]
 
-    def pooled(self, removed: Sequence[FeatureRef], stage: str) -> Generator[Progress | None, None, _Pooled]:
+    def pooled(self, removed: Sequence[FeatureRef], stage: str) -> Generator[Progress | None, None, Pooled]:
         """Pool everything that an arm needs."""
         pool = self.study.pool
-        return _Pooled(
+        return Pooled(
             test=(yield from pool([one.ids for one in self.test], removed, f"test, {stage}")),
             held_out=(yield from pool([one.ids for one in self.held_out], removed, f"held out, {stage}")),
             twins=(yield from pool([one.twin or one.ids for one in self.paired], removed, f"twins, {stage}")),
         )
 
     def arm(
-        self, arm: Arm, head: LinearHead, pooled: _Pooled, validated: LinearHead | None = None
+        self, arm: Arm, head: LinearHead, pooled: Pooled, validated: LinearHead | None = None
     ) -> ArmOutcome:
         """Turn vectors into figures; held-out texts are decided by a head that has not seen them."""
         validated = head if validated is None else validated
@@ -120,7 +141,7 @@ class _Measure:
             figures += self._probe(pooled, y, known)
         return ArmOutcome(arm=arm, figures=tuple(figures))
 
-    def _probe(self, pooled: _Pooled, y: Tensor, known: Tensor) -> list[Figure]:
+    def _probe(self, pooled: Pooled, y: Tensor, known: Tensor) -> list[Figure]:
         if not self.grouped:
             return []
         command, strata = self.study.command, 2 * y + known
@@ -175,7 +196,7 @@ def _mean(arm: Arm, outcomes: Sequence[ArmOutcome]) -> ArmOutcome:
 
 
 def _scores(
-    measure: _Measure, judged: Judged, choice: Choice, plain: _Pooled, after: _Pooled
+    measure: _Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, BenchScores]:
     if not measure.grouped or not choice.removed:
         return BenchScores(scr=None, tpp=None)
@@ -192,7 +213,7 @@ def _balanced(right: Tensor, strata: Tensor) -> float:
 
 
 def _targeted(
-    measure: _Measure, judged: Judged, choice: Choice, plain: _Pooled, after: _Pooled
+    measure: _Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, float | None]:
     """TPP of the two concepts, attribute and label, each with as many of its own features removed."""
     study = measure.study

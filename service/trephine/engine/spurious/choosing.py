@@ -38,9 +38,14 @@ class Choice:
     """Trained on the whole ambiguous set."""
     tried: Heads
     """The same without what was held out, on which they were compared."""
-    erased: bool
-    """True if the head was trained without the attribute."""
+    point: ChoicePoint
+    """The one that was taken."""
     why: str
+
+    @property
+    def erased(self) -> bool:
+        """True if the head was trained without the attribute."""
+        return self.point.erased
 
     @property
     def head(self) -> LinearHead:
@@ -104,7 +109,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         removed=taken,
         final=final,
         tried=tried[points[best].count],
-        erased=erased,
+        point=points[best],
         why=_why(points, best, forced, ours),
     )
 

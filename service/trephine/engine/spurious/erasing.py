@@ -70,6 +70,8 @@ class Heads:
     """Trained again as it is, where that was asked for."""
     erased: LinearHead | None
     """Trained with nothing along the attribute; None where that was not asked for, or cannot be."""
+    left: float | None = None
+    """Of what tells the labels apart, the share that is left to the erased one."""
 
 
 def heads_without(
@@ -94,10 +96,11 @@ def heads_without(
     texts = study.fitted if texts is None else texts
     pooled = yield from study.pool([one.ids for one in texts], removed, stage)
     wanted = erased and study.command.erase
-    return Heads(
-        plain=study.trained(pooled, texts),
-        erased=(yield from _erased(study, removed, texts, pooled)) if wanted else None,
-    )
+    plain = study.trained(pooled, texts)
+    if not wanted:
+        return Heads(plain=plain, erased=None)
+    head, left = yield from _erased(study, removed, texts, pooled)
+    return Heads(plain=plain, erased=head, left=left)
 
 
 def erased_head(
@@ -117,7 +120,8 @@ def erased_head(
     """
     texts = study.fitted if texts is None else texts
     pooled = yield from study.pool([one.ids for one in texts], removed, stage)
-    return (yield from _erased(study, removed, texts, pooled))
+    head, _ = yield from _erased(study, removed, texts, pooled)
+    return head
 
 
 def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, None]:
@@ -165,19 +169,41 @@ def labelled_share(head: LinearHead, pooled: Tensor, y: Tensor, neutral: Tensor)
 
 def _erased(
     study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
-) -> Generator[Progress | None, None, LinearHead | None]:
+) -> Generator[Progress | None, None, tuple[LinearHead | None, float | None]]:
+    """Train the head, and one with nothing forbidden; return it, and the share that is left to it."""
     known = yield from _known(study, removed, texts, pooled)
     if not len(known.directions):
-        return None
-    return fit_erased(
-        study.readout,
-        pooled,
-        labels(texts),
-        known.directions,
-        sources=known.sources,
-        twins=known.twins,
-        neutral=known.neutral,
+        return None, None
+    y = labels(texts)
+    head, free = (
+        fit_erased(
+            study.readout,
+            pooled,
+            y,
+            forbidden,
+            sources=known.sources,
+            twins=known.twins,
+            neutral=known.neutral,
+        )
+        for forbidden in (known.directions, known.directions[:0])
     )
+    return head, None if head is None or free is None else share_left(head, free, pooled, y)
+
+
+def share_left(head: LinearHead, free: LinearHead, pooled: Tensor, y: Tensor) -> float:
+    """Return how far a head tells labels apart, as a share of what the one with nothing forbidden does.
+
+    Both are Fisher's on the same covariance, so that it is the squared sine of the angle between what
+    tells the labels apart and the forbidden directions, under that covariance.
+
+    Args:
+        head: With directions forbidden.
+        free: Without.
+        pooled: `(n, d_model)`, what both were trained on.
+        y: `(n,)`, 0 or 1.
+    """
+    apart = [float(separation(one.margin(pooled)[:, None], y)) for one in (head, free)]
+    return apart[0] / apart[1]
 
 
 def _known(

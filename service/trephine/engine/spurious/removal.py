@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from time import monotonic
 
 from trephine.domain.commands import Progress
@@ -21,6 +22,7 @@ from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
+from trephine.engine.spurious.outcome import outcome_of
 from trephine.engine.spurious.study import Study, open_study
 
 _ILLUSTRATED = 48
@@ -46,7 +48,8 @@ def remove_spurious_features(
     for one in choice.removed:
         one.removed = True
     features = yield from _features(study, judged)
-    arms, scores = yield from measure_arms(study, judged, choice)
+    measured = yield from measure_arms(study, judged, choice)
+    outcome = yield from outcome_of(study, choice, measured)
     return SpuriousRemoval(
         labels=study.data.labels,
         attributes=study.data.attributes,
@@ -57,12 +60,12 @@ def remove_spurious_features(
         judges=judged.judges,
         considered=study.space.count,
         features=features,
-        choices=choice.points,
+        choices=tuple(replace(one, taken=one is choice.point) for one in choice.points),
         criterion=choice.criterion,
         chosen=len(choice.removed),
         why=choice.why,
-        arms=arms,
-        scores=scores,
+        arms=measured.arms,
+        scores=measured.scores,
         interventions=_interventions(choice),
         head=choice.head.weights(study.data.labels),
         original_head=study.head.weights(study.data.labels),
@@ -72,6 +75,7 @@ def remove_spurious_features(
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         seed=command.seed,
+        outcome=outcome,
     )
 
 

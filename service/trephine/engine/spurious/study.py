@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
+from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
@@ -112,6 +113,7 @@ def open_study(
     space = feature_space(hosted, command.replacement, command.layers, readout)
     for number, override in enumerate(command.overrides):
         require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
+        _require_considered(space, override.feature, field=f"overrides[{number}].feature")
     fitted = sample(data.training, command.budget.fit_texts, command.seed)
     yield Progress(stage="texts", done=1, total=1)
     head = yield from _head(hosted, command, data, readout, fitted)
@@ -125,6 +127,22 @@ def open_study(
         fitted=fitted,
         head=head,
     )
+
+
+def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) -> None:
+    """Refuse a word on a feature that is not among those that may go: it would change nothing, silently.
+
+    Raises:
+        InvalidRequestError: Naming the layers that are.
+    """
+    layers = [one.layer for one in space.places if one.owner == feature.replacement]
+    if feature.layer not in layers:
+        covered = f"layers {min(layers)} to {max(layers)}" if layers else "none"
+        raise InvalidRequestError(
+            f"{field}: {feature} is not among the features that may go (of {feature.replacement}: {covered}); "
+            "the head reads before it, or `layers` leaves it out",
+            field=field,
+        )
 
 
 def _oriented(hosted: HostedModel, data: Data, head: LinearHead) -> Generator[Progress | None, None, Data]:

@@ -20,6 +20,7 @@ from trephine.rpc.wire.dataset_circuits import ESTIMATORS
 from trephine.rpc.wire.fields import clean, one_of, prompt, qualified, required, resource_id, within
 from trephine.rpc.wire.interventions import intervention_to_wire
 from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
+from trephine.rpc.wire.spurious_outcomes import outcome_to_wire
 from trephine.v1 import spurious_removal_pb2 as pb
 
 _ESTIMATOR_NUMBERS = {one: number for number, one in ESTIMATORS.items() if number}
@@ -41,6 +42,7 @@ def remove_from_wire(request: pb.RemoveSpuriousFeaturesRequest) -> RemoveSpuriou
         command=_command(request),
         edit_id=request.edit_id,
         author=request.author,
+        unproven=request.unproven,
     )
 
 
@@ -132,6 +134,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
                 leak=point.leak,
                 erased=point.erased,
                 error=point.error,
+                taken=point.taken,
             )
             for point in one.choices
         ],
@@ -153,6 +156,8 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
         version=version_to_wire(one.model, one.weight_hash),
         seed=one.seed,
         create_time=clean(stored.create_time),
+        outcome=outcome_to_wire(one.outcome),
+        ships=_ARMS[one.ships],
     )
 
 

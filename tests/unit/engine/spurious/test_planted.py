@@ -14,8 +14,10 @@ import torch
 
 from tests.builders import hosted_from, tiny_model
 from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead
+from trephine.domain.spurious_outcomes import Ground
 from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import AttributeText, LabelledText
 from trephine.engine.quanta import finish
@@ -107,3 +109,5 @@ def test_the_two_neurons_are_found_and_removed(session):
     assert found.arm(Arm.ORIGINAL).figure("attribute_agreement").value == 1
     assert found.arm(Arm.REFITTED).figure("attribute_agreement").value < 0.65
     assert found.scores.scr > 0.7
+    assert (found.outcome.verdict, found.outcome.ground) == (Verdict.PASS, Ground.TEST)
+    assert found.outcome.after.value == worst[Arm.REFITTED]

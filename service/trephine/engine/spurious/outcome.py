@@ -1,0 +1,108 @@
+"""Whether the removal held, on texts in which label and attribute come apart.
+
+Nothing was fitted to these texts. Examples of the attribute are no ground: a decision that does not follow the
+attribute on them may follow it on the texts themselves, where it is carried otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from math import asin, degrees, sqrt
+
+import torch
+from torch import Tensor
+
+from trephine.domain.commands import Progress
+from trephine.domain.spurious_outcomes import Ground, RemovalOutcome, Tally, outcome_on, unmeasured
+from trephine.engine.spurious.arms import Measured
+from trephine.engine.spurious.choosing import Choice
+from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels
+from trephine.engine.spurious.study import Study
+
+
+def outcome_of(
+    study: Study, choice: Choice, measured: Measured
+) -> Generator[Progress | None, None, RemovalOutcome]:
+    """Judge what ships by the first ground that there is: test, validation, twins."""
+    if not choice.removed:
+        return unmeasured(f"nothing was removed: {choice.why}")
+    plain, after = measured.plain, measured.after
+    if all_groups(measured.test):
+        right = [
+            head.decide(pooled.test) == labels(measured.test)
+            for head, pooled in ((study.head, plain), (choice.head, after))
+        ]
+        return outcome_on(Ground.TEST, _by_group(study, measured.test, right[0], right[1]))
+    if all_groups(study.data.held_out):
+        return (yield from _on_validation(study, choice))
+    if measured.paired:
+        y = labels(measured.paired).repeat(2)
+        has = torch.tensor([one.twin is not None for one in measured.held_out])
+        before, now = (
+            head.decide(torch.cat([pooled.held_out[has], pooled.twins])) == y
+            for head, pooled in ((study.head, plain), (choice.validated, after))
+        )
+        return outcome_on(Ground.TWINS, _by_side(study, y, before, now))
+    return unmeasured(_told_by_examples(study, choice))
+
+
+def all_groups(texts: Sequence[Example]) -> bool:
+    """True if texts of all four groups are there, and none of an unknown one."""
+    known = {(one.label, one.attribute) for one in texts}
+    return len(known) == 4 and all(attribute != UNKNOWN for _, attribute in known)
+
+
+def _on_validation(study: Study, choice: Choice) -> Generator[Progress | None, None, RemovalOutcome]:
+    texts, y = study.data.held_out, labels(study.data.held_out)
+    ids, gone = [one.ids for one in texts], [one.feature for one in choice.removed]
+    plain = yield from study.pool(ids, (), "validation, original")
+    after = yield from study.pool(ids, gone, "validation, removed")
+    right = study.head.decide(plain) == y, choice.validated.decide(after) == y
+    return outcome_on(Ground.VALIDATION, _by_group(study, texts, *right))
+
+
+def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> dict[str, Tally]:
+    """Count right decisions `(n,)` per label and attribute."""
+    data, group = study.data, 2 * labels(texts) + attributes(texts)
+    return {
+        f"{data.labels[one // 2]}/{data.attributes[one % 2]}": _tally(group == one, before, after)
+        for one in range(4)
+    }
+
+
+def _by_side(study: Study, y: Tensor, before: Tensor, after: Tensor) -> dict[str, Tally]:
+    """Count them per label, of texts (the first half) and of twins apart."""
+    twin = torch.arange(len(y)) >= len(y) // 2
+    return {
+        f"{study.data.labels[label]}, {name}": _tally(inside, before, after)
+        for label in (0, 1)
+        for name, side in (("as it was", ~twin), ("edited", twin))
+        if bool((inside := (y == label) & side).any())
+    }
+
+
+def _tally(inside: Tensor, before: Tensor, after: Tensor) -> Tally:
+    return Tally(texts=int(inside.sum()), before=int(before[inside].sum()), after=int(after[inside].sum()))
+
+
+def _told_by_examples(study: Study, choice: Choice) -> str:
+    """Say what was measured instead, and why it does not settle it."""
+    said = "no text holds one label with the other's attribute: it cannot be told whether this held"
+    first, chosen = choice.points[0], choice.point
+    if study.data.attribute and first.leak is not None and chosen.leak is not None:
+        said += (
+            f". On the attribute's examples the decision follows it by {chosen.leak:.2f} instead of "
+            f"{first.leak:.2f}, but the ambiguous texts may carry it otherwise"
+        )
+    return said + _left(choice)
+
+
+def _left(choice: Choice) -> str:
+    """Say how far off what is known of the attribute would have to be for the rest to be the attribute too."""
+    if not choice.erased or choice.final.left is None:
+        return ""
+    angle = degrees(asin(sqrt(min(max(choice.final.left, 0.0), 1.0))))
+    return (
+        f". Of what tells the labels apart {choice.final.left:.0%} is left to the head: were the attribute "
+        f"{angle:.0f} degrees off what was told of it, that would be the attribute as well"
+    )

@@ -1,0 +1,69 @@
+"""Whether a removal held: intervals by the book, and doubt that is no pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from trephine.domain.findings import Verdict
+from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on, unmeasured, wilson
+
+
+def _outcome(before: int, after: int, texts: int):
+    """One hard group beside three that are right throughout."""
+    easy = {str(one): Tally(texts=texts, before=texts, after=texts) for one in range(3)}
+    hard = {"nurse/male": Tally(texts=texts, before=before, after=after)}
+    return outcome_on(Ground.TEST, easy | hard)
+
+
+def test_intervals_are_those_of_the_book():
+    """Newcombe (1998), table II, (a) by method 10: 56 of 70 less 48 of 80; and Wilson's of 15 of 148."""
+    low, high = wilson(15, 148)
+    assert (low, high) == (pytest.approx(0.0624, abs=1e-4), pytest.approx(0.1605, abs=1e-4))
+    groups = {
+        "before": Tally(texts=80, before=48, after=80),
+        "after": Tally(texts=70, before=70, after=56),
+    }
+    gain = outcome_on(Ground.TEST, groups).gain
+    assert (gain.value, gain.low, gain.high) == tuple(
+        pytest.approx(one, abs=1e-4) for one in (0.2, 0.0524, 0.3339)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "texts", "verdict", "said"),
+    [
+        (0, 195, 200, Verdict.PASS, "from 0.0% to 97.5%"),
+        (0, 0, 200, Verdict.FAIL, "against its label more often than not"),
+        (10, 70, 200, Verdict.FAIL, "against its label more often than not"),
+        (180, 120, 200, Verdict.FAIL, "worse than before"),
+        (190, 191, 200, Verdict.INCONCLUSIVE, "may be no gain"),
+        (40, 108, 200, Verdict.INCONCLUSIVE, "may still be the attribute"),
+        (0, 3, 3, Verdict.INCONCLUSIVE, "may still be the attribute"),
+    ],
+)
+def test_doubt_is_inconclusive(before, after, texts, verdict, said):
+    """A pass gains and is decided by the label, each beyond its interval; three texts show nothing."""
+    found = _outcome(before, after, texts)
+    assert found.verdict is verdict
+    assert said in found.why
+    assert bool(found.settles) is (verdict is Verdict.INCONCLUSIVE)
+    assert (found.before.name, found.texts) == ("nurse/male", texts)
+
+
+def test_the_worst_group_after_counts_whichever_it_is():
+    """A group that was right and is wrong now is no gain."""
+    turned = {
+        "nurse/female": Tally(texts=100, before=100, after=0),
+        "nurse/male": Tally(texts=100, before=0, after=100),
+    }
+    found = outcome_on(Ground.VALIDATION, turned)
+    assert found.verdict is Verdict.FAIL
+    assert (found.before.name, found.after.name, found.gain.value) == ("nurse/male", "nurse/female", 0)
+    assert "chosen by" in found.why
+
+
+def test_what_was_not_measured_is_inconclusive():
+    """Without figures, and with what would settle it."""
+    found = unmeasured("nothing crossed")
+    assert (found.verdict, found.gain, found.texts) == (Verdict.INCONCLUSIVE, None, 0)
+    assert "twins" in found.settles

@@ -1,0 +1,116 @@
+"""Whether a removal held: the first ground that there is, and none where only examples tell the attribute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.findings import Verdict
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_outcomes import Ground
+from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.engine.quanta import finish
+from trephine.engine.session import Session
+from trephine.engine.spurious.erasing import fit_erased, share_left
+from trephine.engine.spurious.pooling import Readout
+from trephine.engine.spurious.removal import remove_spurious_features
+
+GONE = (Override(feature=FeatureRef(layer=0, index=3), remove=True, reason="so that something goes"),)
+GIVEN: dict[str, Any] = {
+    "training": ambiguous(),
+    "attribute_texts": attribute_texts(),
+    "decision": ProbeHead(layer=0, pooling=Pooling.MEAN),
+    "budget": RemovalBudget(candidates=64, exact=0, counts=(1, 20), effect_texts=64, random_sets=0),
+    "overrides": GONE,
+    "resamples": 10,
+}
+TWINS = ambiguous(twins=True)
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A tiny Llama."""
+    return Session(hosted=tiny_hosted("llama"))
+
+
+def _run(session, **changed: Any):
+    return finish(remove_spurious_features(session, RemoveSpuriousFeatures(**{**GIVEN, **changed})))
+
+
+def test_a_decision_that_leaves_the_examples_alone_has_not_been_shown_to_hold(session):
+    """On examples the erased head follows nothing, which says nothing of the texts; what would is told."""
+    found = _run(session)
+    first, taken = found.choices[0], next(one for one in found.choices if one.taken)
+    assert taken.leak < first.leak, "by the examples it is a success"
+    assert (found.outcome.verdict, found.outcome.ground) == (Verdict.INCONCLUSIVE, Ground.NOTHING)
+    assert found.outcome.gain is None
+    assert f"by {taken.leak:.2f} instead of {first.leak:.2f}" in found.outcome.why
+    assert "degrees off" in found.outcome.why
+    assert "all four groups" in found.outcome.settles
+
+
+def test_the_test_split_comes_before_all_else(session):
+    """Its worst group, of the arm that ships, and of the original."""
+    found = _run(session, test=balanced(), validation=balanced(10, seed=5))
+    outcome = found.outcome
+    assert (outcome.ground, outcome.texts) == (Ground.TEST, 12)
+    for figure, arm in ((outcome.before, Arm.ORIGINAL), (outcome.after, found.ships)):
+        assert figure.value == pytest.approx(found.arm(arm).figure("worst_group").value, abs=1e-6)
+    assert found.ships in (Arm.ERASED, Arm.REFITTED)
+
+
+def test_a_validation_split_says_that_it_was_chosen_by(session):
+    """Of all four groups; its figures are those of the choice."""
+    found = _run(session, validation=balanced(10, seed=5))
+    assert (found.outcome.ground, found.outcome.texts) == (Ground.VALIDATION, 10)
+    taken = next(one for one in found.choices if one.taken)
+    assert found.outcome.after.value == pytest.approx(taken.criterion, abs=1e-6)
+    assert "chosen by" in found.outcome.why
+
+
+def test_twins_are_a_ground_where_there_is_no_other(session):
+    """Held-out texts and their twins, per label; a test split that does not tell the attribute is none."""
+    labels_alone = ambiguous(8, seed=9, attribute=False)
+    found = _run(session, training=TWINS, attribute_texts=(), test=labels_alone)
+    assert found.outcome.ground is Ground.TWINS
+    assert found.outcome.texts == 8, "a fifth of forty per label, as they were and edited"
+    assert found.outcome.before.name.endswith(", edited")
+
+
+def test_nothing_removed_is_no_pass(session):
+    """The report says that nothing went, whatever the test split has."""
+    found = _run(session, test=balanced(), overrides=(), budget=_judging_nothing())
+    assert found.chosen == 0
+    assert (found.outcome.verdict, found.ships) == (Verdict.INCONCLUSIVE, Arm.ORIGINAL)
+    assert found.outcome.why.startswith("nothing was removed")
+
+
+def _judging_nothing() -> RemovalBudget:
+    """So few texts and features that no judge calls one spurious."""
+    return RemovalBudget(candidates=1, exact=0, counts=(1,), effect_texts=8, random_sets=0)
+
+
+def test_a_word_on_a_feature_that_cannot_go_is_refused(session):
+    """A layer behind the head would be ignored silently."""
+    behind = Override(feature=FeatureRef(layer=2, index=0), remove=True, reason="behind the head")
+    with pytest.raises(InvalidRequestError, match="neurons: layers 0 to 0") as refused:
+        _run(session, overrides=(*GONE, behind))
+    assert refused.value.context["field"] == "overrides[1].feature"
+
+
+def test_what_is_left_is_the_squared_sine_to_what_is_forbidden():
+    """Axes of unit variance within a label: forbidding one of two equal ones leaves a half."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(4000) % 2
+    x = torch.randn(4000, 3, generator=generator)
+    x[:, :2] += (2 * y - 1)[:, None]
+    readout = Readout(layer=1, pooling=Pooling.MEAN)
+    forbidden = torch.tensor([[1.0, 0.0, 0.0]])
+    head, free = (fit_erased(readout, x, y, one) for one in (forbidden, forbidden[:0]))
+    assert share_left(head, free, x, y) == pytest.approx(0.5, abs=0.03)
