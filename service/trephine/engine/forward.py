@@ -68,6 +68,8 @@ class Pass:
     plans: Sequence[RowPlan] = ()
     """One per row of the batch, or none at all."""
     reads: Sequence[Site] = ()
+    before: bool = False
+    """Read before writes at the same site."""
     tape: PatternTape | None = None
     cache: Any = None
     """A transformers cache; None computes without one."""
@@ -76,7 +78,7 @@ class Pass:
     clean: CleanRun | None = None
     """A clean run of what is in every row: layers below the first that is touched are taken from it."""
     values: dict[Site, Tensor] = field(default_factory=dict)
-    """Filled in: what was read, `(rows, columns, width)`, after writes at the same site."""
+    """Filled in: what was read, `(rows, columns, width)`, after writes at the same site or before them."""
 
 
 def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
@@ -216,7 +218,9 @@ class _Scene:
 
 def _touch(site: Site, actions: Sequence[_Action], scene: _Scene, request: Pass, x: Tensor) -> None:
     scene.see(site, x)
+    if request.before and site in request.reads:
+        request.values[site] = x.clone()
     for action in actions:
         action.act(x[action.row])
-    if site in request.reads:
+    if site in request.reads and not request.before:
         request.values[site] = x.clone()

@@ -68,7 +68,7 @@ class RowsOutput:
     applied: list[tuple[Applied, ...]]
     """One echo per intervention."""
     values: list[dict[Site, Tensor]]
-    """`(n_pos, width)` for every site that was read, after the interventions at that site."""
+    """`(n_pos, width)` for every site that was read, after the interventions at that site or before them."""
     patterns: list[dict[int, Tensor]] = field(default_factory=list)
     """`(n_heads, n_pos, n_pos)` by layer, if they were asked for."""
 
@@ -78,6 +78,7 @@ def run_rows(
     rows: Sequence[RowInput],
     *,
     reads: Sequence[Site] = (),
+    reads_before: bool = False,
     record_patterns: bool = False,
     keep_last: int | None = None,
     allow_unmatched: bool = False,
@@ -89,6 +90,7 @@ def run_rows(
         hosted: The model.
         rows: At least one; lengths may differ. The caller chooses how many make a quantum.
         reads: Sites whose activations are returned.
+        reads_before: Return what arrives at them, before anything is written at the same site.
         record_patterns: Return the attention patterns, interventions on them included.
         keep_last: Compute only that many last logits of every row, which saves memory.
         allow_unmatched: Report interventions that matched no position as zero instead of refusing them,
@@ -112,7 +114,7 @@ def run_rows(
         raise ValueError("a row is not what the clean run ran")
     if record_patterns or tape.imposed:
         clean = None  # patterns are wanted of every layer
-    request = Pass(plans=plans, reads=reads, tape=tape, keep_last=keep_last, clean=clean)
+    request = Pass(plans=plans, reads=reads, before=reads_before, tape=tape, keep_last=keep_last, clean=clean)
     logits = forward(hosted, batch, request)
     if not allow_unmatched:
         require_matches(plans, rows)

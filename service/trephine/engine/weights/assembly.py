@@ -16,6 +16,7 @@ from trephine.engine.weights.drafts import ModuleDraft
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.linear import Affinity, composed
 from trephine.engine.weights.mlp import (
+    NearConstant,
     attention_bias_field,
     bias_field,
     has_biases,
@@ -28,8 +29,8 @@ from trephine.engine.weights.operations import MapOp, NeuronOp
 from trephine.engine.weights.ridge import FittedDelta, module_of
 from trephine.engine.weights.tensors import TensorChange, wide_product
 
-Constants = Mapping[Site, tuple[Tensor, float]]
-"""Site that a module reads -> the near-constant direction there, and its residue."""
+Constants = Mapping[Site, NearConstant]
+"""Site that a module reads -> the near-constant direction there."""
 
 
 class Assembly:
@@ -153,8 +154,7 @@ class Assembly:
         if draft.stored.bias is not None or draft.needs_bias:
             draft.shift(amount)
             return
-        direction, _ = constants[reads]
-        draft.add(amount[:, None], direction[None])
+        draft.add(amount[:, None], constants[reads].direction[None])
 
     def _map_embedding(self, affinity: Affinity) -> None:
         """Map every row of the embeddings, positions included; a tied unembedding keeps its own copy."""

@@ -19,6 +19,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Norm
 from trephine.engine.hosted import HostedModel
 from trephine.engine.weights.capture import stacked
+from trephine.engine.weights.held_out import Split
 from trephine.engine.weights.postnorm import nearest, rank_of
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -27,14 +28,14 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitBehind:
-    """A change of a matrix, and what it does behind the norm on windows kept back."""
+    """A change of a matrix, and what it does behind the norm on the windows that test."""
 
     left: Tensor
     """float64 `(d_out, r)`."""
     right: Tensor
     """float64 `(r, d_in)`."""
-    explained: float
-    """1 - squared error over squared change."""
+    explained: float | None
+    """1 - squared error over squared change; None: nothing is to change there."""
     floor: float
     """Share of the squared change that the nearest answers of the norm's size leave over."""
 
@@ -80,8 +81,7 @@ def fit_behind(
     module: Behind,
     inputs: Sequence[Tensor],
     changes: Sequence[Tensor],
-    taken: Sequence[int],
-    kept: Sequence[int],
+    parts: Split,
 ) -> FitBehind:
     """Fit the change of a matrix; nothing where nothing is to change.
 
@@ -89,38 +89,52 @@ def fit_behind(
         module: The matrix and its norm.
         inputs: Per window, `(n_pos, d_in)`.
         changes: Per window, what is to be added behind the norm, float64 `(n_pos, d_out)`.
-        taken: Windows to fit on; position 0 is left out everywhere.
-        kept: Windows that choose the ridge.
+        parts: Windows by what they are for; position 0 is left out everywhere.
     """
-    x, wanted = _rows(inputs, changes, taken)
+    x, wanted = _rows(inputs, changes, parts.taken)
     if not bool(wanted.any()):
         left, right = module.weight.new_zeros(len(module.weight), 1), module.weight.new_zeros(1, x.shape[1])
-        return FitBehind(left=left, right=right, explained=0.0, floor=0.0)
-    written = module.written(x)
-    scale = module.norm.inverse_scale(written).to(torch.float64)
-    goal = nearest(module.gain, module.answer(written) + wanted) - scale * written
-    weighted = scale * x
-    gram, moments = weighted.T @ weighted, weighted.T @ goal
-    tested = _rows(inputs, changes, kept)
-    best: tuple[float, Tensor] | None = None
-    for ridge in _RIDGES:
-        loaded = gram.clone()
-        loaded.diagonal().add_(ridge * gram.diagonal().mean())
-        delta = torch.cholesky_solve(moments, torch.linalg.cholesky(loaded)).T
-        share = _explained(module, *tested, delta)
-        if best is None or share > best[0]:
-            best = (share, delta)
-    if best is None:
-        raise RuntimeError("there is no ridge to try")
-    sizes, basis = torch.linalg.eigh((weighted @ best[1].T).T @ (weighted @ best[1].T))
+        return FitBehind(left=left, right=right, explained=None, floor=0.0)
+    choosing, testing = (_rows(inputs, changes, each) for each in (parts.choosing, parts.testing))
+    tried = _System.of(module, *_rows(inputs, changes, parts.fitting))
+    ridge = max(_RIDGES, key=lambda ridge: _explained(module, *choosing, tried.solved(ridge)) or 0.0)
+    system = _System.of(module, x, wanted)
+    delta = system.solved(ridge)
+    sizes, basis = torch.linalg.eigh((system.inputs @ delta.T).T @ (system.inputs @ delta.T))
     left = basis.flip(1)[:, : rank_of(sizes.flip(0))]
-    right = left.T @ best[1]
+    right = left.T @ delta
     return FitBehind(
         left=left,
         right=right,
-        explained=_explained(module, *tested, left @ right),
-        floor=_floor(module, *tested),
+        explained=_explained(module, *testing, left @ right),
+        floor=_floor(module, *testing),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _System:
+    """The normal equations of a matrix's change, on some tokens."""
+
+    inputs: Tensor
+    """`(n, d_in)`, weighted by what the norm makes of each token."""
+    gram: Tensor
+    moments: Tensor
+    """`(d_in, d_out)`."""
+
+    @classmethod
+    def of(cls, module: Behind, x: Tensor, wanted: Tensor) -> _System:
+        """Set them up towards the nearest answers that the norm can give."""
+        written = module.written(x)
+        scale = module.norm.inverse_scale(written).to(torch.float64)
+        goal = nearest(module.gain, module.answer(written) + wanted) - scale * written
+        weighted = scale * x
+        return cls(inputs=weighted, gram=weighted.T @ weighted, moments=weighted.T @ goal)
+
+    def solved(self, ridge: float) -> Tensor:
+        """Return the change `(d_out, d_in)` under a ridge."""
+        loaded = self.gram.clone()
+        loaded.diagonal().add_(ridge * self.gram.diagonal().mean())
+        return torch.cholesky_solve(self.moments, torch.linalg.cholesky(loaded)).T
 
 
 def _rows(
@@ -136,7 +150,7 @@ def _floor(module: Behind, x: Tensor, wanted: Tensor) -> float:
     return float(left.square().sum()) / size if size else 0.0
 
 
-def _explained(module: Behind, x: Tensor, wanted: Tensor, delta: Tensor) -> float:
+def _explained(module: Behind, x: Tensor, wanted: Tensor, delta: Tensor) -> float | None:
     before, after = (module.answer(module.written(x, each)) for each in (None, delta))
     size = float(wanted.square().sum())
-    return 1.0 - float((after - before - wanted).square().sum()) / size if size else 0.0
+    return 1.0 - float((after - before - wanted).square().sum()) / size if size else None

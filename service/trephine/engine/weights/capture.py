@@ -26,8 +26,19 @@ def captured(
     sites: Sequence[Site],
     interventions: tuple[Intervention, ...],
     deltas: Deltas | None = None,
+    *,
+    before: bool = False,
 ) -> Generator[None, None, dict[Site, list[Tensor]]]:
     """Read sites over a text, one batch of windows a quantum.
+
+    Args:
+        hosted: The model.
+        windows: The text.
+        sites: What is read.
+        interventions: What is done meanwhile.
+        deltas: With these modules changed.
+        before: Read what arrives at the sites, before the interventions at the very same site: what an edited
+            feature of an SAE finds there, and what reaches a module in which neurons or heads are scaled.
 
     Returns:
         Per site, per window, `(n_pos, width)` on the CPU in the model's dtype.
@@ -36,7 +47,9 @@ def captured(
     for part in window_batches(windows):
         rows = [RowInput(ids=windows[number], interventions=interventions) for number in part]
         with added(deltas or {}):
-            output = run_rows(hosted, rows, reads=sites, keep_last=1, allow_unmatched=True)
+            output = run_rows(
+                hosted, rows, reads=sites, reads_before=before, keep_last=1, allow_unmatched=True
+            )
         for values in output.values:
             for site in sites:
                 found[site].append(values[site].cpu())

@@ -18,8 +18,10 @@ from trephine.engine.sites import site_width
 from trephine.engine.weights.assembly import Assembly
 from trephine.engine.weights.capture import Windows, captured, stacked
 from trephine.engine.weights.grafting import Graft, graft
+from trephine.engine.weights.held_out import Split, of_windows, split
 from trephine.engine.weights.linear import Affinity, composed
 from trephine.engine.weights.mlp import (
+    NearConstant,
     StoredMlp,
     attention_bias_field,
     bias_field,
@@ -102,7 +104,7 @@ def compile_weights(
         changes=changes,
         config=assembly.config,
         notes=all_notes(ops, grafts, deltas, assembly, constants),
-        fitted=bool(ops.fits or constants) or any(g.fitted or g.residue is not None for g in grafts),
+        fitted=bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts),
         grafted=any(g.fit.units for g in grafts),
         calibrated=bool(grafts or ops.fits or constants),
         features=(*ops.grafts, *(op for op in ops.fits if isinstance(op, FeatureOp))),
@@ -126,6 +128,8 @@ def _grafts(
     sites += [Site(kind=SiteKind.NEURONS, layer=n) for n in posts]
     values = yield from captured(hosted, windows, sites, kept)
     found: list[Graft] = []
+    parts = split(len(windows))
+    kept_back = of_windows([len(window) for window in windows], parts.kept)
     for layer in layers:
         stored = stored_mlp(hosted, entries, layer)
         read = values[Site(kind=SiteKind.MLP_IN, layer=layer)]
@@ -133,29 +137,41 @@ def _grafts(
         fresh: list[Graft] = []
         for op in ops.grafts:
             if op.feature.layer == layer:
-                fresh.append(graft(hosted, op, stored, stacked(read), dtype, biases=biases, kind=kind))
+                fresh.append(
+                    graft(hosted, op, stored, stacked(read), dtype, biases=biases, kept=kept_back, kind=kind)
+                )
                 yield
         if layer in posts:
             neurons = stacked(values[Site(kind=SiteKind.NEURONS, layer=layer)]).float()
-            written = _written(hosted, layer, stored, read, neurons @ stored.down.matrix.float().cpu().T)
+            outputs = neurons @ stored.down.matrix.float().cpu().T
+            written = _written(hosted, layer, stored, read, outputs, parts)
             fresh = list((yield from before_post_norm(fresh, written)))
         found += fresh
     return tuple(found)
 
 
 def _written(
-    hosted: HostedModel, layer: int, stored: StoredMlp, read: Sequence[Tensor], outputs: Tensor
+    hosted: HostedModel,
+    layer: int,
+    stored: StoredMlp,
+    read: Sequence[Tensor],
+    outputs: Tensor,
+    parts: Split,
 ) -> Written:
-    """Gather what a fit in front of a layer's post-norm needs; every fourth window is kept back."""
+    """Gather what a fit in front of a layer's post-norm needs."""
     block = hosted.architecture.blocks[layer]
     if block.mlp_post_norm is None:
         raise ValueError("no norm follows this MLP")
-    kept = [torch.full((len(part),), number % 4 == 3) for number, part in enumerate(read)]
+    lengths = [len(part) for part in read]
     return Written(
         norm=block.mlp_post_norm,
         inputs=stacked(read),
         outputs=outputs,
-        kept=torch.cat(kept),
+        fitting=of_windows(lengths, parts.fitting),
+        choosing=of_windows(lengths, parts.choosing),
+        taken=of_windows(lengths, parts.taken),
+        testing=of_windows(lengths, parts.testing),
+        held_out=parts.held_out,
         activation=block.mlp.activation,
         dtype=STORED_DTYPES[stored.down.weight.dtype],
         rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
@@ -200,7 +216,7 @@ def _constants(
     attention: Sequence[Site],
     *,
     biases: bool,
-) -> Generator[None, None, dict[Site, tuple[Tensor, float]]]:
+) -> Generator[None, None, dict[Site, NearConstant]]:
     """Find a near-constant input direction of every module that writes a constant without a bias."""
     wanted = set(attention)
     for site, affinity in affinities.items():
@@ -211,5 +227,11 @@ def _constants(
         wanted |= {Site(kind=SiteKind.NEURONS, layer=layer) for layer in layers}
     if not wanted:
         return {}
-    values = yield from captured(hosted, windows, sorted(wanted), kept)
-    return {site: near_constant(stacked(values[site])) for site in wanted}
+    values = yield from captured(hosted, windows, sorted(wanted), kept, before=True)
+    parts = split(len(windows))
+    return {
+        site: near_constant(
+            *(stacked([values[site][n] for n in numbers]) for numbers in (parts.taken, parts.kept) if numbers)
+        )
+        for site in wanted
+    }

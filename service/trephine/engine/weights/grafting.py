@@ -12,10 +12,10 @@ from trephine.domain.exports import GgufType
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
-from trephine.engine.weights.mlp import StoredMlp, near_constant
+from trephine.engine.weights.mlp import NearConstant, StoredMlp, near_constant
 from trephine.engine.weights.operations import FeatureOp
 from trephine.engine.weights.piecewise import Curve, Difference, changed, difference, feature_curve
-from trephine.engine.weights.units import Bench, Feature, Fit, fit_units
+from trephine.engine.weights.units import Bench, Feature, Fit, Trial, fit_units, trial_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,11 @@ class Graft:
     fit: Fit
     direction: Tensor
     """float64 `(d_out,)`, its decoder where the down projection writes."""
-    residue: float | None
-    """E(u.x - 1)^2 of the direction that stands in for biases; None where there are biases."""
+    near: NearConstant | None
+    """The direction that stands in for biases; None where there are biases."""
+    unseen: Trial | None = None
+    """What the units do on windows that neither they nor that direction have seen; None: none were kept back,
+    as where there are biases."""
     fitted: str = ""
     """Why it is not exact up to rounding; empty if it is."""
 
@@ -82,6 +85,7 @@ def graft(
     dtype: torch.dtype,
     *,
     biases: bool,
+    kept: Tensor | None = None,
     kind: GgufType | None = None,
 ) -> Graft:
     """Choose the units of one feature, as if no norm followed the MLP.
@@ -93,26 +97,37 @@ def graft(
         inputs: `(n, d_in)`, captured MLP inputs.
         dtype: Of the files.
         biases: Whether the exported MLP has biases.
+        kept: bool `(n,)`, the inputs of windows that are kept back where it has none: the direction that
+            stands in for biases may be far worse elsewhere than where it was fitted. None: none are.
         kind: What block quantiser its units must survive.
     """
     layer = op.feature.layer
     feature = read_feature(hosted, op)
-    constant, residue = (None, None) if biases else near_constant(inputs)
+    if biases or kept is None:
+        kept = torch.zeros(len(inputs), dtype=torch.bool)
+    taken, unseen = inputs[~kept], inputs[kept]
+    near = None if biases else near_constant(taken, unseen)
     mlp = hosted.architecture.blocks[layer].mlp
-    bench = Bench(
-        x=inputs.float(),
-        dtype=dtype,
-        activation=mlp.activation,
-        gated=mlp.gated,
-        constant=constant,
-        kind=None if biases else kind,
-        rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
-    )
+
+    def bench(captured: Tensor) -> Bench:
+        return Bench(
+            x=captured.to(dtype).float(),
+            runtime=captured.float(),
+            dtype=dtype,
+            activation=mlp.activation,
+            gated=mlp.gated,
+            constant=None if near is None else near.direction,
+            kind=None if biases else kind,
+            rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
+        )
+
+    fit = fit_units(feature, bench(taken))
     return Graft(
         op=op,
         layer=layer,
         feature=feature,
-        fit=fit_units(feature, bench),
+        fit=fit,
         direction=feature.d,
-        residue=residue,
+        near=near,
+        unseen=trial_of(feature, fit, bench(unseen)) if len(unseen) else None,
     )

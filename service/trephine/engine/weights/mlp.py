@@ -127,16 +127,51 @@ def padded(units: int, width: int) -> int:
     return -(-units // step) * step
 
 
-def near_constant(x: Tensor) -> tuple[Tensor, float]:
-    """Return u with u.x nearly 1 for inputs `(n, d)`, and E(u.x - 1)^2: u = C^-1 mu, rescaled to E[u.x] = 1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearConstant:
+    """A direction along which inputs are nearly 1, and how nearly."""
+
+    direction: Tensor
+    """float64 `(d,)`, u with E[u.x] = 1 on the tokens that it was fitted on."""
+    residue: float
+    """E(u.x - 1)^2 on those tokens."""
+    held_out: float | None
+    """The same on tokens that it was not fitted on; None: there were none."""
+
+    @property
+    def error(self) -> float:
+        """What is to be expected of a new text."""
+        return self.residue if self.held_out is None else self.held_out
+
+    @property
+    def said(self) -> str:
+        """Both figures, or that there is but one."""
+        if self.held_out is None:
+            return f"E(u.x - 1)^2 = {self.residue:.2g} on the very tokens that u was fitted on"
+        return (
+            f"E(u.x - 1)^2 = {self.held_out:.2g} on tokens kept back, {self.residue:.2g} where u was fitted"
+        )
+
+
+def near_constant(x: Tensor, unseen: Tensor | None = None) -> NearConstant:
+    """Find u with u.x nearly 1 for inputs `(n, d)`: u = C^-1 mu, rescaled to E[u.x] = 1.
 
     Inputs that share a mean have such a direction though no bias is there. Solved in float64 with a ridge of
     1e-4 of the mean diagonal, which the text's length does not make up for otherwise.
+
+    Args:
+        x: What it is fitted on.
+        unseen: Other inputs `(m, d)`, on which it is measured as well: with many dimensions and few tokens it
+            looks far better than it is on those that it was fitted on. None or empty: there are none.
     """
     wide = x.to(torch.float64)
     second = wide.T @ wide / wide.shape[0]
     second.diagonal().add_(1e-4 * second.diagonal().mean())
     u = torch.linalg.solve(second, wide.mean(0))
-    answer = wide @ u
-    u = u / answer.mean()
-    return u, float((wide @ u - 1.0).square().mean())
+    u = u / (wide @ u).mean()
+    tested = None if unseen is None or not len(unseen) else unseen.to(torch.float64)
+    return NearConstant(
+        direction=u,
+        residue=float((wide @ u - 1.0).square().mean()),
+        held_out=None if tested is None else float((tested @ u - 1.0).square().mean()),
+    )

@@ -21,8 +21,11 @@ class Note:
     tier: Tier
     tensors: tuple[str, ...]
     description: str
-    predicted_error: float = 0.0
-    """Mean squared error over mean squared change of what is written, on the calibration text."""
+    predicted_error: float | None = 0.0
+    """Mean squared error over mean squared change of what is written; None: nothing changes where it would be
+    measured."""
+    held_out: bool = False
+    """Whether that is of windows that were neither fitted on nor chosen by."""
     carried: bool = True
     """False: it changes nothing on the calibration text, so that nothing could be fitted."""
 
@@ -62,27 +65,25 @@ def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants) -> Note:
     says = f"{what} times {op.factor:g}, computed in float32, rounded once to {entry.dtype}"
     if not op.shift:
         return Note(tier="exact", tensors=(entry.name,), description=says)
-    where, error = _constant(
-        assembly,
-        draft.stored.bias is not None or draft.needs_bias,
-        Site(kind=SiteKind.NEURONS, layer=op.layer),
-        constants,
-    )
-    return Note(
-        tier="exact",
-        tensors=(entry.name, draft.stored.bias_name) if not error else (entry.name,),
-        description=f"{says}; {op.shift:g} times the column added as a constant {where}",
-        predicted_error=error,
-    )
+    has_bias = draft.stored.bias is not None or draft.needs_bias
+    tensors = (entry.name, draft.stored.bias_name) if has_bias else (entry.name,)
+    says = f"{says}; {op.shift:g} times the column added as a constant "
+    return _constant(says, tensors, has_bias, Site(kind=SiteKind.NEURONS, layer=op.layer), constants)
 
 
-def _constant(assembly: Assembly, has_bias: bool, reads: Site, constants: Constants) -> tuple[str, float]:
+def _constant(says: str, tensors: tuple[str, ...], has_bias: bool, reads: Site, constants: Constants) -> Note:
+    """Note a constant: exact by a bias, and a fit along what is nearly constant where there is none."""
     if has_bias:
-        return "by the bias", 0.0
-    residue = constants[reads][1] if reads in constants else 0.0
-    return (
-        f"along what is nearly constant in its input (E(u.x - 1)^2 = {residue:.2g}): there is no bias",
-        residue,
+        return Note(tier="exact", tensors=tensors, description=f"{says}by the bias")
+    near = constants.get(reads)
+    if near is None:
+        return Note(tier="exact", tensors=tensors, description=f"{says}and taken away by what follows")
+    return Note(
+        tier="near_constant",
+        tensors=tensors,
+        description=f"{says}along what is nearly constant in its input, for there is no bias: {near.said}",
+        predicted_error=near.error,
+        held_out=near.held_out is not None,
     )
 
 
@@ -105,18 +106,12 @@ def _map(op: MapOp, assembly: Assembly, constants: Constants) -> Note:
     else:
         module, reads = module_of(hosted, site)
     draft = assembly.draft(module, site.layer)
-    shift, error = float(op.change.shift), 0.0
-    if shift:
-        where, error = _constant(
-            assembly, draft.stored.bias is not None or draft.needs_bias, reads, constants
-        )
-        does = f"{does}, {shift:g} added {where}"
-    return Note(
-        tier="exact",
-        tensors=(draft.stored.weight.name,),
-        description=f"{does}, written into its module",
-        predicted_error=error,
-    )
+    does, tensors = f"{does}, written into its module", (draft.stored.weight.name,)
+    shift = float(op.change.shift)
+    if not shift:
+        return Note(tier="exact", tensors=tensors, description=does)
+    has_bias = draft.stored.bias is not None or draft.needs_bias
+    return _constant(f"{does}; {shift:g} added ", tensors, has_bias, reads, constants)
 
 
 def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
@@ -134,15 +129,31 @@ def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
         )
     if each.constant:
         says += f", and {each.constant:.3g} times its decoder everywhere"
-    if each.residue is not None:
-        says += (
-            f"; no biases here: a direction that is nearly constant stands in "
-            f"(E(u.x - 1)^2 = {each.residue:.2g}); "
-            f"it misfires on {fit.misfires:.2%} of the tokens"
-        )
+    if each.near is not None:
+        says += f"; no biases here: a direction that is nearly constant stands in ({each.near.said}); "
+        says += _misfires(each)
     if each.fitted:
         says += f"; fitted: {each.fitted}"
-    return Note(tier="graft", tensors=names, description=says, predicted_error=fit.error)
+    if fit.error is None:
+        says += (
+            "; it changes nothing on the calibration text, so that its gains are guesses: "
+            "give a text on which it acts"
+        )
+    return Note(
+        tier="graft",
+        tensors=names,
+        description=says,
+        predicted_error=fit.error if each.unseen is None else each.unseen.error,
+        held_out=each.unseen is not None,
+    )
+
+
+def _misfires(each: Graft) -> str:
+    """Say how often gates and feature disagree, where they were chosen and where they were not."""
+    seen = f"{each.fit.misfires:.2%}"
+    if each.unseen is None:
+        return f"it misfires on {seen} of the very tokens that it was chosen on"
+    return f"it misfires on {each.unseen.misfires:.2%} of the tokens kept back, {seen} where it was chosen"
 
 
 def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assembly, reason: str) -> Note:
@@ -156,13 +167,21 @@ def _ridge(op: FeatureOp | MapOp, deltas: Sequence[FittedDelta], assembly: Assem
             predicted_error=1.0,
             carried=False,
         )
-    explained = min((d.explained[number_of(op)] for d in deltas), default=0.0)
+    shares = [d.explained[number_of(op)] for d in deltas]
+    known = [share for share in shares if share is not None]
+    explained = min(known) if len(known) == len(shares) else None
+    parts = deltas[0].parts
+    measured = (
+        "on the windows that test it changes nothing: what it leaves over is not known"
+        if explained is None
+        else f"{parts.measure} {explained:.3f}"
+    )
     floor = max((d.floor for d in deltas), default=0.0)
     out_of_reach = f", behind the norm, where no weights reach more than {1 - floor:.3f}" if floor else ""
     return Note(
         tier="ridge",
         tensors=names,
-        description=f"fitted by ridge on what the module reads, because {reason}; "
-        f"held-out R^2 {explained:.3f}{out_of_reach}",
-        predicted_error=1.0 - explained,
+        description=f"fitted by ridge on what the module reads, because {reason}; {measured}{out_of_reach}",
+        predicted_error=None if explained is None else 1.0 - explained,
+        held_out=parts.held_out,
     )

@@ -317,6 +317,7 @@ def _writable(hosted: HostedModel, maps: Sequence[MapOp]) -> list[tuple[MapOp, s
 def _placed(hosted: HostedModel, op: MapOp, maps: Sequence[MapOp]) -> tuple[MapOp, str]:
     place = writer_of(hosted, op.site)
     if not op.is_affine:
+        _require_bounded_writer(hosted, op, place)
         return op, "a bound is no linear map of what its module reads"
     if post_normed(hosted, place):
         return op, "a norm behind the module rescales what its weights write"
@@ -325,6 +326,17 @@ def _placed(hosted: HostedModel, op: MapOp, maps: Sequence[MapOp]) -> tuple[MapO
     if op.removes and _free_before(hosted, place, op, maps):
         return replace(op, site=place), ""
     return op, "the residual stream carries what earlier writers wrote; change it at each of them as well"
+
+
+def _require_bounded_writer(hosted: HostedModel, op: MapOp, place: Site) -> None:
+    """Refuse bounds where no matrix stands that a fit of them could go into."""
+    where = f"interventions[{op.number}].operation"
+    if place.kind is SiteKind.EMBED:
+        raise refusal(where, f"the embeddings are a table of rows, not a map; bound a later site, {SERVED}")
+    if place.kind is SiteKind.ATTN_Z and hosted.architecture.blocks[op.site.layer].attention_post_norm:
+        raise refusal(
+            where, f"the norm behind attention rescales what reads attn_z; bound attn_out, {SERVED}"
+        )
 
 
 def _free_before(hosted: HostedModel, place: Site, op: MapOp, maps: Sequence[MapOp]) -> bool:

@@ -7,13 +7,16 @@ gated neuron writes gate(x) (a.x) v, so that copies of one gate write c_i(x) M_i
 rank is their number: M_i follows how rms and direction of a token change what has to be written, where one
 column could carry its mean alone. The M_i of a layer are solved together, in the dual of a ridge that leaves
 the nearly constant direction almost free. Its strength is chosen by the error *behind* the norm on windows
-kept back; the first-order column d rms / g is one of the candidates.
+that it was not fitted on; the first-order column d rms / g is one of the candidates. Windows that nothing was
+chosen by say what is left over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from math import inf, log2
 
 import torch
@@ -22,7 +25,7 @@ from torch import Tensor
 from trephine.engine.architecture import Norm
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.mlp import near_constant
-from trephine.engine.weights.units import Fit, Unit
+from trephine.engine.weights.units import Fit, Trial, Unit
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean diagonal of the kernel."""
@@ -45,8 +48,16 @@ class Written:
     """`(n, d_in)`."""
     outputs: Tensor
     """`(n, d_out)`, in front of the norm."""
-    kept: Tensor
-    """bool `(n,)`: of windows that are kept back."""
+    fitting: Tensor
+    """bool `(n,)`: of the windows that are fitted on while the ridge is chosen."""
+    choosing: Tensor
+    """Of those that choose it."""
+    taken: Tensor
+    """Both, which are fitted on in the end."""
+    testing: Tensor
+    """Of those that say what is left over."""
+    held_out: bool
+    """Whether these are others than were taken."""
     activation: Callable[[Tensor], Tensor]
     dtype: torch.dtype
     """Of the files."""
@@ -57,28 +68,46 @@ class Written:
 def before_post_norm(grafts: Sequence[Graft], layer: Written) -> Generator[None, None, tuple[Graft, ...]]:
     """Let the units of one layer's grafts write what comes nearest behind the norm; one fit a quantum."""
     task = _task(grafts, layer)
-    least, number, maps = inf, 0, list[Tensor]()
-    for candidate, tried in enumerate(task.candidates()):
-        error = task.error(tried)
-        if not maps or error < least:
-            least, number, maps = error, candidate, tried
+    least, number = inf, 0
+    for candidate, fit in enumerate(task.candidates(task.fitting)):
+        error = task.error(fit(), task.choosing)
+        if error is not None and error < least:
+            least, number = error, candidate
         yield
+    maps = next(islice(task.candidates(task.taken), number, None))()
+    yield
     factors = [task.low_rank(index, each) for index, each in enumerate(maps)]
-    reached = task.error([down @ up for down, up in factors])
-    floor = task.floor()
+    reached = task.error([down @ up for down, up in factors], task.testing)
     why = (
         "the norm behind the MLP rescales what is added, so what is written in front of it is fitted"
-        f"{', to first order' if number == 0 else ''}: {reached:.2g} of the change's square is left over "
-        f"behind the norm on windows kept back, and no weights leave less than {floor:.2g}"
+        f"{', to first order' if number == 0 else ''}: {_said(reached, task.floor(), layer)}"
     )
     return tuple(
         replace(
             each,
             fit=replace(_rewritten(each.fit, *both, layer), error=reached),
+            unseen=_trial(each, reached) if layer.held_out else None,
             direction=moved,
             fitted=why,
         )
         for each, both, moved in zip(grafts, factors, task.moved, strict=True)
+    )
+
+
+def _trial(graft: Graft, reached: float | None) -> Trial:
+    """Keep the gates' misfires on windows that they have not seen beside the error behind the norm."""
+    misfires = graft.fit.misfires if graft.unseen is None else graft.unseen.misfires
+    return Trial(error=reached, misfires=misfires)
+
+
+def _said(reached: float | None, floor: float | None, layer: Written) -> str:
+    """Say what is left over of a change behind the norm, and where that was measured."""
+    where = "windows kept back" if layer.held_out else "windows that were fitted on or chose the fit"
+    if reached is None:
+        return f"what is left over is not known, for nothing is to change on {where}"
+    return (
+        f"{reached:.2g} of the change's square is left over behind the norm on {where}, and no weights leave "
+        f"less than {floor or 0.0:.2g}"
     )
 
 
@@ -101,9 +130,13 @@ class _Task:
     """`(n, d_out)`, behind the norm."""
     fixed: Tensor
     """`(n, d_out)`, what constants add in front of the norm."""
-    kept: Tensor
+    fitting: Tensor
+    """bool `(n,)` each, as in `Written`."""
+    choosing: Tensor
+    taken: Tensor
+    testing: Tensor
     u: Tensor
-    """`(d_in,)`, nearly constant on the whole text."""
+    """`(d_in,)`, nearly constant on what is fitted on."""
     gain: Tensor
     moved: tuple[Tensor, ...]
     """Decoders `(d_out,)` in front of the norm, to first order."""
@@ -117,50 +150,52 @@ class _Task:
         """Return what matrices add in front of the norm, `(n, d_out)`."""
         return sum((self.gates[:, [k]] * (self.x @ each.T) for k, each in enumerate(maps)), self.fixed)
 
-    def error(self, maps: Sequence[Tensor]) -> float:
-        """Return squared error over squared change behind the norm, on windows kept back."""
-        return self._error(self.written(maps))
+    def error(self, maps: Sequence[Tensor], where: Tensor) -> float | None:
+        """Return squared error over squared change behind the norm on some tokens; None: nothing changes."""
+        return self._error(self.written(maps), where)
 
-    def floor(self) -> float:
-        """Return the same for the nearest answers that the norm can give."""
-        return self._error(nearest(self.gain, self.wanted) * self.rms - self.m)
+    def floor(self) -> float | None:
+        """Return the same, where it is tested, for the nearest answers that the norm can give."""
+        return self._error(nearest(self.gain, self.wanted) * self.rms - self.m, self.testing)
 
-    def _error(self, added: Tensor) -> float:
-        kept = self.kept if bool(self.kept.any()) else torch.ones_like(self.kept)
-        size = (self.wanted - self.m / self.rms * self.gain)[kept].square().sum()
-        left = (self.behind(added) - self.wanted)[kept].square().sum()
-        return float(left / size) if float(size) else 0.0
+    def _error(self, added: Tensor, where: Tensor) -> float | None:
+        size = (self.wanted - self.m / self.rms * self.gain)[where].square().sum()
+        left = (self.behind(added) - self.wanted)[where].square().sum()
+        return float(left / size) if float(size) else None
 
-    def candidates(self) -> Iterator[list[Tensor]]:
-        """Yield matrices per feature: to first order, then fits to both kinds of goals."""
-        yield [torch.outer(each, self.u) for each in self.moved]
-        taken = ~self.kept
-        if int(taken.sum()) < 2:
+    def candidates(self, rows: Tensor) -> Iterator[Callable[[], list[Tensor]]]:
+        """Yield what finds matrices per feature: to first order, then fits on some rows to both goals."""
+        yield lambda: [torch.outer(each, self.u) for each in self.moved]
+        if int(rows.sum()) < 2:
             return
         scaled = self.wanted / self.gain
         scaled = scaled / scaled.square().mean(1, keepdim=True).sqrt()
         for goal in (scaled, nearest(self.gain, self.wanted)):
             # Weighted by 1 / rms, errors in front of the norm are those behind it to first order.
-            yield from self._fits((goal * self.rms - self.m - self.fixed)[taken] / self.rms[taken], taken)
+            yield from self._fits((goal * self.rms - self.m - self.fixed)[rows] / self.rms[rows], rows)
 
-    def _fits(self, goal: Tensor, taken: Tensor) -> Iterator[list[Tensor]]:
-        x, gates = self.x[taken], self.gates[taken] / self.rms[taken]
+    def _fits(self, goal: Tensor, rows: Tensor) -> Iterator[Callable[[], list[Tensor]]]:
+        x, gates = self.x[rows], self.gates[rows] / self.rms[rows]
         signal, size = x @ self.u, x.square().sum(1).mean()
         kernel = (gates @ gates.T) * (_FREE * torch.outer(signal, signal) + x @ x.T / size)
-        loads = kernel.diagonal().mean()
-        for ridge in _RIDGES:
+
+        def solved(ridge: float) -> list[Tensor]:
             loaded = kernel.clone()
-            loaded.diagonal().add_(ridge * loads)
+            loaded.diagonal().add_(ridge * kernel.diagonal().mean())
             dual = torch.cholesky_solve(goal, torch.linalg.cholesky(loaded))
             reads = _FREE * torch.outer(signal, self.u) + x / size
-            yield [dual.T @ (gates[:, [k]] * reads) for k in range(gates.shape[1])]
+            return [dual.T @ (gates[:, [k]] * reads) for k in range(gates.shape[1])]
+
+        for ridge in _RIDGES:
+            yield partial(solved, ridge)
 
     def low_rank(self, index: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Split a matrix into columns `(d_out, r)` and rows `(r, d_in)`, by what it writes.
 
-        A feature that the text never shows has its first-order column.
+        A feature that what is fitted on never shows has its first-order column.
         """
-        wrote = self.gates[:, [index]] / self.rms * (self.x @ matrix.T)
+        taken = self.taken
+        wrote = self.gates[taken][:, [index]] / self.rms[taken] * (self.x[taken] @ matrix.T)
         if not bool(wrote.any()):
             return self.moved[index][:, None], self.u[None]
         sizes, basis = torch.linalg.eigh(wrote.T @ wrote)
@@ -177,13 +212,16 @@ def _task(grafts: Sequence[Graft], layer: Written) -> _Task:
     gates = torch.stack([_answers(g.fit, layer) for g in grafts], 1)
     acts = (amounts != 0).any(1).nonzero()[:, 0]
     rows = acts[:: max(1, -(-len(acts) // _MOST_ROWS))]
-    moved = tuple(_moved(g.feature.d / gain, c, rms[:, 0]) for g, c in zip(grafts, amounts.T, strict=True))
+    seen, sizes = amounts[layer.taken], rms[layer.taken, 0]
+    moved = tuple(_moved(g.feature.d / gain, c, sizes) for g, c in zip(grafts, seen.T, strict=True))
     constant = sum((g.constant * each for g, each in zip(grafts, moved, strict=True)), torch.zeros_like(gain))
     decoders = torch.stack([g.feature.d for g in grafts])
     return _Task(
-        x=x[rows], m=m[rows], rms=rms[rows], gates=gates[rows], kept=layer.kept[rows],
+        x=x[rows], m=m[rows], rms=rms[rows], gates=gates[rows], fitting=layer.fitting[rows],
+        choosing=layer.choosing[rows], taken=layer.taken[rows], testing=layer.testing[rows],
         wanted=(m / rms * gain + amounts @ decoders)[rows],
-        fixed=constant.expand(len(rows), -1), u=near_constant(layer.inputs)[0], gain=gain, moved=moved,
+        fixed=constant.expand(len(rows), -1), u=near_constant(layer.inputs[layer.taken]).direction,
+        gain=gain, moved=moved,
     )  # fmt: skip
 
 
@@ -222,7 +260,7 @@ def rank_of(sizes: Tensor) -> int:
 
 def _answers(fit: Fit, layer: Written) -> Tensor:
     """Return what a feature's gates add together, rounded as the server does, float64 `(n,)`."""
-    x = layer.inputs.float()
+    x = layer.inputs.to(layer.dtype).float()
     total = torch.zeros(len(x), dtype=torch.float64)
     for unit in fit.units:
         read = (x @ unit.gate.float() + unit.gate_bias).to(layer.dtype).float()

@@ -4,7 +4,8 @@ Per fitted operation the wanted change is a number per token times a direction, 
 input k cannot give c exactly; the best linear guess is a.k with a = (K'K + rho I)^-1 K'c over all tokens,
 those where nothing is to change included, so that they are preserved. Solved in float64 in the order of the
 layers, each on activations captured with the earlier deltas in place; position 0, whose norm would rule the
-sums, is left out. What the fit leaves over is measured on windows that it has not seen.
+sums, is left out. What the fit leaves over is measured on windows that it has not seen, and that have not
+chosen its ridge either (`held_out`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
+from trephine.engine.weights.held_out import Split, split
 from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of the mean diagonal of K'K. Long texts want the least, short ones more; the windows kept back decide."""
-_HELD_OUT_EVERY = 4
-"""One window in so many is kept back."""
+"""Of the mean diagonal of K'K. Long texts want the least, short ones more; windows kept back decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,11 @@ class FittedDelta:
     """float64 `(d_out, k)`."""
     right: Tensor
     """float64 `(k, d_in)`."""
-    explained: Mapping[int, float]
-    """First intervention of each operation -> R^2 on windows that the fit has not seen. Behind a norm, whose
-    answer all operations share, it is that of all of them together."""
+    explained: Mapping[int, float | None]
+    """First intervention of each operation -> R^2 on the windows that test; None: it changes nothing there.
+    Behind a norm, whose answer all operations share, it is that of all of them together."""
+    parts: Split
+    """Which windows these were, and whether the fit had seen them."""
     acting: frozenset[int]
     """Those of them that change something on the calibration text."""
     floor: float = 0.0
@@ -86,6 +88,8 @@ def fit_deltas(
 
 def _places(hosted: HostedModel, op: FeatureOp | MapOp) -> list[Site]:
     if isinstance(op, MapOp):
+        if op.site.kind is SiteKind.ATTN_Z:  # nothing writes there that has weights; what reads it has
+            return [Site(kind=SiteKind.ATTN_OUT, layer=op.site.layer)]
         return [writer_of(hosted, op.site)]
     info = layer_info(hosted, op.feature.replacement, op.feature.layer)
     return [writer_of(hosted, site) for site in info.sites_out]
@@ -108,31 +112,34 @@ def _fit(
     deltas: Deltas,
 ) -> Generator[None, None, FittedDelta]:
     module, site_in = module_of(hosted, place)
-    sites = tuple(dict.fromkeys((site_in, *(_source(hosted, op) for op in ops))))
+    sites = tuple(dict.fromkeys(_source(hosted, op) for op in ops))
     values = yield from captured(hosted, windows, sites, interventions, deltas)
     wanted = [each for op in ops for each in _wanted(hosted, op, place, values[_source(hosted, op)])]
+    # The delta reads what reaches the module: neurons and heads are scaled by the matrix, not in front of it.
+    read = (yield from captured(hosted, windows, [site_in], interventions, deltas, before=True))[site_in]
     yield
-    taken, kept = _halves(len(windows))
+    parts = split(len(windows))
     floor = 0.0
     if post_normed(hosted, place):
         changes = [_together(wanted, window) for window in range(len(windows))]
-        fit = fit_behind(behind(hosted, place), values[site_in], changes, taken, kept)
+        fit = fit_behind(behind(hosted, place), read, changes, parts)
         left, right, floor = fit.left, fit.right, fit.floor
         explained = {each.number: fit.explained for each in wanted}
     else:
-        right = _solved(values[site_in], wanted, taken, kept)
+        right = _solved(read, wanted, parts)
         left = torch.stack([each.direction for each in wanted], dim=1)
         explained = {
-            each.number: _explained(values[site_in], each, row, kept)
+            each.number: _explained(read, each, row, parts.testing)
             for each, row in zip(wanted, right, strict=True)
         }
-    acting = {each.number for each in wanted if any(bool(each.amounts[n][1:].any()) for n in taken)}
+    acting = {each.number for each in wanted if any(bool(each.amounts[n][1:].any()) for n in parts.taken)}
     return FittedDelta(
         place=place,
         module=module,
         left=left,
         right=right,
         explained=explained,
+        parts=parts,
         acting=frozenset(acting),
         floor=floor,
     )
@@ -158,6 +165,9 @@ def _wanted(
         unit = op.unit
         coordinates = [x.to(torch.float64) @ unit for x in values]
         amounts = [op.change(c[:, None], c, ())[:, 0] - c for c in coordinates]
+        if op.site.kind is SiteKind.ATTN_Z:
+            output = hosted.architecture.blocks[op.site.layer].attention.W_O
+            unit = output.flatten(1).to(torch.float64).cpu() @ unit
         yield _Wanted(number=op.number, direction=unit, amounts=amounts)
         return
     ref = op.feature
@@ -188,39 +198,48 @@ def _together(wanted: Sequence[_Wanted], window: int) -> Tensor:
     )
 
 
-def _halves(count: int) -> tuple[list[int], list[int]]:
-    """Split windows into those that are fitted on and those kept back; a single one serves as both."""
-    kept = [number for number in range(count) if number % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1]
-    taken = [number for number in range(count) if number not in kept]
-    return taken, kept or taken
+def _solved(inputs: Sequence[Tensor], wanted: Sequence[_Wanted], parts: Split) -> Tensor:
+    """Return `(k, d_in)`, one row of coefficients per operation, under the ridge that explains most.
+
+    The ridge is chosen on windows that the fit which it is tried in has not seen.
+    """
+    tried = _System.of(inputs, wanted, parts.fitting)
+
+    def score(ridge: float) -> float:
+        rows = zip(wanted, tried.solved(ridge), strict=True)
+        return sum(_explained(inputs, each, row, parts.choosing) or 0.0 for each, row in rows)
+
+    return _System.of(inputs, wanted, parts.taken).solved(max(_RIDGES, key=score))
 
 
-def _solved(
-    inputs: Sequence[Tensor], wanted: Sequence[_Wanted], taken: Sequence[int], kept: Sequence[int]
-) -> Tensor:
-    """Return `(k, d_in)`, one row of coefficients per operation, under the ridge that explains most."""
-    K = stacked([inputs[number] for number in taken], after_first=True).to(torch.float64)
-    C = torch.stack(
-        [stacked([each.amounts[number] for number in taken], after_first=True) for each in wanted], dim=1
-    )
-    gram, moments = K.T @ K, K.T @ C
-    size = float(gram.diagonal().mean())
-    best: tuple[float, Tensor] | None = None
-    for ridge in _RIDGES:
-        loaded = gram.clone()
-        loaded.diagonal().add_(ridge * size)
-        rows = torch.cholesky_solve(moments, torch.linalg.cholesky(loaded)).T.contiguous()
-        score = sum(_explained(inputs, each, row, kept) for each, row in zip(wanted, rows, strict=True))
-        if best is None or score > best[0]:
-            best = (score, rows)
-    if best is None:
-        raise RuntimeError("there is no ridge to try")
-    return best[1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _System:
+    """The normal equations of all operations of a place, on some windows."""
+
+    gram: Tensor
+    """float64 `(d_in, d_in)`."""
+    moments: Tensor
+    """`(d_in, k)`."""
+
+    @classmethod
+    def of(cls, inputs: Sequence[Tensor], wanted: Sequence[_Wanted], chosen: Sequence[int]) -> _System:
+        """Set them up."""
+        K = stacked([inputs[number] for number in chosen], after_first=True).to(torch.float64)
+        C = torch.stack(
+            [stacked([each.amounts[number] for number in chosen], after_first=True) for each in wanted], dim=1
+        )
+        return cls(gram=K.T @ K, moments=K.T @ C)
+
+    def solved(self, ridge: float) -> Tensor:
+        """Return the coefficients `(k, d_in)` under a ridge."""
+        loaded = self.gram.clone()
+        loaded.diagonal().add_(ridge * self.gram.diagonal().mean())
+        return torch.cholesky_solve(self.moments, torch.linalg.cholesky(loaded)).T.contiguous()
 
 
-def _explained(inputs: Sequence[Tensor], wanted: _Wanted, row: Tensor, kept: Sequence[int]) -> float:
-    """Return 1 - squared error over squared change on windows that were kept back."""
-    K = stacked([inputs[number] for number in kept], after_first=True).to(torch.float64)
-    c = stacked([wanted.amounts[number] for number in kept], after_first=True)
+def _explained(inputs: Sequence[Tensor], wanted: _Wanted, row: Tensor, chosen: Sequence[int]) -> float | None:
+    """Return 1 - squared error over squared change on some windows; None where nothing is to change."""
+    K = stacked([inputs[number] for number in chosen], after_first=True).to(torch.float64)
+    c = stacked([wanted.amounts[number] for number in chosen], after_first=True)
     size = float(c.square().sum())
-    return 1.0 - float((K @ row - c).square().sum()) / size if size else 0.0
+    return 1.0 - float((K @ row - c).square().sum()) / size if size else None

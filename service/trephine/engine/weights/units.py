@@ -59,6 +59,9 @@ class Bench:
 
     x: Tensor
     """float32 `(n, d_in)`, MLP inputs captured in the intervened model; values of the serving dtype."""
+    runtime: Tensor | None = None
+    """The same `(n, d_in)` as the runtime computes them: what is wanted is what the feature makes of these.
+    None: of `x`."""
     dtype: torch.dtype
     """What is stored and served."""
     activation: Callable[[Tensor], Tensor]
@@ -98,10 +101,29 @@ class Fit:
     """Largest |kappa (b - t)|, as stored."""
     beyond: bool
     """True if no gain keeps the biases within what bfloat16 and float16 round finely: the least was taken."""
-    error: float
-    """Mean squared error over mean squared change, on the captured inputs."""
+    error: float | None
+    """Mean squared error over mean squared change, on the captured inputs; None: nothing changes there."""
     misfires: float
     """Share of inputs that lie beyond a knee where the feature does not, or the reverse."""
+    chosen: tuple[_Chosen, ...] = ()
+    """What the search settled on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What units do on inputs that they were not chosen by; as in `Fit`."""
+
+    error: float | None
+    misfires: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """One bend or jump: where it is, and the units that make it."""
+
+    place: float
+    gain: float
+    knees: tuple[_Knee, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +136,12 @@ class _Knee:
 
 def fit_units(feature: Feature, bench: Bench) -> Fit:
     """Choose gains for every knot of a feature's change."""
-    p = bench.x.to(torch.float64) @ feature.w + feature.b
+    truth = bench.x if bench.runtime is None else bench.runtime
+    p = truth.to(torch.float64) @ feature.w + feature.b
     wanted = feature.difference(p)
     units: list[Unit] = []
     total = torch.full_like(p, feature.difference.constant)
-    gains, sizes, missed = [0.0], [0.0], [0.0]
+    gains, sizes, missed, chosen = [0.0], [0.0], [0.0], list[_Chosen]()
     for knot in feature.difference.knots:
         found = _search(feature, bench, p, knot)
         total += found.answer
@@ -126,6 +149,7 @@ def fit_units(feature: Feature, bench: Bench) -> Fit:
         gains.append(found.gain)
         sizes.append(found.bias_size)
         missed.append(found.misfires)
+        chosen += found.chosen
     size = float(wanted.square().mean())
     error = float((total - wanted).square().mean())
     return Fit(
@@ -133,9 +157,32 @@ def fit_units(feature: Feature, bench: Bench) -> Fit:
         gain=max(gains),
         bias_size=max(sizes),
         beyond=bench.dtype in _NARROW and max(sizes) > LARGEST_BIAS,
-        error=error / size if size else 0.0,
+        error=error / size if size else None,
         misfires=max(missed),
+        chosen=tuple(chosen),
     )
+
+
+def trial_of(feature: Feature, fit: Fit, bench: Bench) -> Trial:
+    """Carry units out on other inputs; of MLPs without biases, which would be fitted to these inputs."""
+    truth = bench.x if bench.runtime is None else bench.runtime
+    p = truth.to(torch.float64) @ feature.w + feature.b
+    wanted, gates = feature.difference(p), _Gates(feature, bench, p)
+    total = torch.full_like(p, feature.difference.constant)
+    missed = 0.0
+    for each in fit.chosen:
+        for knee in each.knees:
+            total += knee.slope * gates.answer(each.gain, knee.place)
+        missed = max(missed, _misfires(gates, each, p))
+    size = float(wanted.square().mean())
+    return Trial(error=float((total - wanted).square().mean()) / size if size else None, misfires=missed)
+
+
+def _misfires(gates: _Gates, chosen: _Chosen, p: Tensor) -> float:
+    """Return the share of inputs on which the gates and the feature disagree about a knot."""
+    middle = sum(knee.place for knee in chosen.knees) / len(chosen.knees)
+    beyond = (p > chosen.place)[:, None]
+    return float(((gates.gate(chosen.gain, middle) > 0) != beyond).double().mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +192,7 @@ class _Found:
     gain: float
     bias_size: float
     misfires: float
+    chosen: tuple[_Chosen, ...]
 
 
 def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
@@ -161,21 +209,21 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
         error = float((answer - wanted).square().sum())
         if name not in best or error < best[name][0]:
             best[name] = (error, gain, knees)
-    units, answers, sizes, missed = [], torch.zeros_like(p), [0.0], 0.0
-    for _, gain, knees in best.values():
-        alpha = _alpha(feature, bench, gain * copies_for(bench.kind), knees)
-        for knee in knees:
-            units += gates.units(gain, knee, alpha)
-            answers += knee.slope * gates.answer(gain, knee.place)
-            sizes.append(gates.bias_size(gain, knee.place))
-        middle = sum(knee.place for knee in knees) / len(knees)
-        missed = max(missed, float(((gates.gate(gain, middle) > 0) != beyond[:, None]).double().mean()))
+    units, answers, sizes = [], torch.zeros_like(p), [0.0]
+    chosen = tuple(_Chosen(knot.place, gain, knees) for _, gain, knees in best.values())
+    for each in chosen:
+        alpha = _alpha(feature, bench, each.gain * copies_for(bench.kind), each.knees)
+        for knee in each.knees:
+            units += gates.units(each.gain, knee, alpha)
+            answers += knee.slope * gates.answer(each.gain, knee.place)
+            sizes.append(gates.bias_size(each.gain, knee.place))
     return _Found(
         units=tuple(units),
         answer=answers,
-        gain=max((gain for _, gain, _ in best.values()), default=0.0),
+        gain=max((each.gain for each in chosen), default=0.0),
         bias_size=max(sizes),
-        misfires=missed,
+        misfires=max((_misfires(gates, each, p) for each in chosen), default=0.0),
+        chosen=chosen,
     )
 
 
@@ -223,7 +271,8 @@ class _Gates:
     """Gate rows of one feature at different gains, rounded, with their answers to the captured inputs."""
 
     def __init__(self, feature: Feature, bench: Bench, p: Tensor) -> None:
-        self._feature, self._bench, self._p = feature, bench, p
+        self._feature, self._bench = feature, bench
+        self._p = bench.x.to(torch.float64) @ feature.w + feature.b
         self._rows: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
         self._ups = None if bench.constant is None else spread_rows(bench.constant, bench.kind, bench.dtype)
         self._signal = None if self._ups is None else bench.x @ self._ups.float().T

@@ -84,6 +84,7 @@ def test_a_constant_without_a_bias_goes_along_what_is_nearly_constant(tmp_path):
     hosted = parent("qwen3", tmp_path / "parent", common=4.0)
     steering = (direction(SiteKind.MLP_OUT, 1, V, Add(amount=0.5)),)
     program = compiled(hosted, steering)
+    assert program.notes[0].tier == "near_constant"
     assert "there is no bias" in program.notes[0].description
     assert program.notes[0].predicted_error > 0
     assert program.config == {}
