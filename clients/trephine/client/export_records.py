@@ -66,10 +66,6 @@ class FateRecord(Record):
     reason: str = ""
 
 
-UNTESTED = FateRecord(verdict="suppressed", reason="not attacked")
-"""Of certificates without attacks."""
-
-
 class CertificateRecord(Record):
     """`certificate.json`."""
 
@@ -96,9 +92,20 @@ class CertificateRecord(Record):
         return "inconclusive" if self.doubt else "passed"
 
     @property
-    def due_fate(self) -> FateRecord:
-        """The word that its attacks, or their absence, come to."""
-        return UNTESTED if self.removal is None else FateRecord(verdict=self.removal.verdict)
+    def word(self) -> FateRecord | None:
+        """Its word as it was written; of one from before that, the word of its attacks, or None."""
+        if self.fate is not None or self.removal is None:
+            return self.fate
+        return FateRecord(verdict=self.removal.verdict)
+
+    @property
+    def contradicts_attacks(self) -> bool:
+        """Whether its word is not that of its attacks; without any it may not be `removed`, and says why."""
+        if self.fate is None:
+            return False
+        if self.removal is None:
+            return self.fate.verdict == "removed" or not self.fate.reason
+        return self.fate != FateRecord(verdict=self.removal.verdict)
 
 
 class EditRecord(Record):

@@ -48,7 +48,7 @@ class Verification(BaseModel):
     """Files that were read."""
     removal: str | None = None
     """What the certificate says of the ablated behaviour: `removed`, `suppressed`, `inconclusive`; None: it
-    cannot be read."""
+    cannot be read, or was written before the word, and nobody attacked it."""
     reason: str = ""
     """Why, where no attack decided: `not attacked`."""
     verdict: str = "unspecified"
@@ -107,7 +107,7 @@ def verify_folder(
     found = _check(root, names, notes, trust)
     problems = tuple(dict.fromkeys(found))
     certificate = _certificate(root)
-    fate = None if certificate is None else certificate.fate or certificate.due_fate
+    fate = None if certificate is None else certificate.word
     return Verification(
         passed=not problems,
         problems=problems,
@@ -252,7 +252,7 @@ def _check_gates(manifest: ManifestRecord, certificate: CertificateRecord) -> It
             yield f"{CERTIFICATE}: gate {result.gate.name} is marked wrongly"
         if measured.get(result.gate.name) != result.measured:
             yield f"{CERTIFICATE}: gate {result.gate.name} does not show what was measured"
-    if certificate.fate not in (None, certificate.due_fate):
+    if certificate.fate is not None and certificate.contradicts_attacks:
         yield f"{CERTIFICATE}: its word, {certificate.fate.verdict}, is not that of its attacks"
     if certificate.doubt != manifest.plan.doubt:
         yield f"{CERTIFICATE}: its doubt is not that of the plan"

@@ -618,6 +618,32 @@ class ServerSupport(google.protobuf.message.Message):
 global___ServerSupport = ServerSupport
 
 @typing.final
+class WidenedLayer(google.protobuf.message.Message):
+    """A layer whose MLP is given more neurons."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: builtins.int
+    NEURONS_FIELD_NUMBER: builtins.int
+    ZEROS_FIELD_NUMBER: builtins.int
+    layer: builtins.int
+    """Which."""
+    neurons: builtins.int
+    """How many more."""
+    zeros: builtins.int
+    """How many of these are zeros and do nothing: layers share one width, in multiples of a friendly number."""
+    def __init__(
+        self,
+        *,
+        layer: builtins.int = ...,
+        neurons: builtins.int = ...,
+        zeros: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layer", b"layer", "neurons", b"neurons", "zeros", b"zeros"]) -> None: ...
+
+global___WidenedLayer = WidenedLayer
+
+@typing.final
 class ExportPlan(google.protobuf.message.Message):
     """What an export will write and must measure."""
 
@@ -638,6 +664,7 @@ class ExportPlan(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
     DOUBT_FIELD_NUMBER: builtins.int
+    WIDENED_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -682,6 +709,10 @@ class ExportPlan(google.protobuf.message.Message):
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Sets that failed admission and were accepted all the same; what is measured and not judged."""
 
+    @property
+    def widened(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WidenedLayer]:
+        """Layers whose MLPs are given more neurons, those that get nothing but zeros included."""
+
     def __init__(
         self,
         *,
@@ -700,8 +731,9 @@ class ExportPlan(google.protobuf.message.Message):
         text: builtins.str = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
         doubt: builtins.str = ...,
+        widened: collections.abc.Iterable[global___WidenedLayer] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "doubt", b"doubt", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "config_changes", b"config_changes", "doubt", b"doubt", "edit", b"edit", "edit_hash", b"edit_hash", "fitted", b"fitted", "gates", b"gates", "parent_hash", b"parent_hash", "plan_hash", b"plan_hash", "servers", b"servers", "size_growth_bytes", b"size_growth_bytes", "steps", b"steps", "text", b"text", "untouched_tensors", b"untouched_tensors", "widened", b"widened"]) -> None: ...
 
 global___ExportPlan = ExportPlan
 

@@ -99,6 +99,17 @@ class ServerSupport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WidenedLayer:
+    """A layer whose MLP is given more neurons."""
+
+    layer: int
+    neurons: int
+    """How many more."""
+    zeros: int
+    """How many of these are zeros and do nothing: layers share one width, a multiple of a friendly number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
     """What an export will write and what it must measure."""
 
@@ -121,6 +132,8 @@ class ExportPlan:
     """Sets that failed admission and were accepted all the same; what is measured and not judged."""
     doubt: str = ""
     """What no gate can tell of the edit itself, and what to do; with it an export is inconclusive at best."""
+    widened: tuple[WidenedLayer, ...] = ()
+    """Layers whose MLPs are given more neurons, those that get nothing but zeros included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

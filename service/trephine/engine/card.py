@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from trephine.domain.edits import Edit
-from trephine.domain.exports import Certificate, ExportPlan
+from trephine.domain.exports import Certificate, ExportPlan, WidenedLayer
 from trephine.domain.removal import AttackFigure, Interval
 from trephine.engine.hosted import HostedModel
 
@@ -88,6 +89,10 @@ changed. All others have their parent's bytes. It is a plain checkpoint: stock t
 ## What was changed
 
 {_changes(plan)}
+
+## What it takes to load it
+
+{_form(info.architecture, plan)}
 
 ## What was measured
 
@@ -243,6 +248,46 @@ def _edit_limits(plan: ExportPlan) -> str:
 def _changes(plan: ExportPlan) -> str:
     lines = [f"- `{step.tensor}`: {step.description}" for step in plan.steps]
     return "\n".join(lines) or "Nothing: an export without interventions is its parent."
+
+
+def _form(architecture: str, plan: ExportPlan) -> str:
+    """Say what a loader meets that the parent has not: config, width, size; and which servers take it."""
+    fields = ", ".join(f"`{_plain(one)}`" for one in plan.config_changes)
+    lines = [
+        f"- Architecture: `{_plain(architecture)}`, as the parent's.",
+        f"- Fields of `config.json` that changed: {fields or 'none'}.",
+        f"- Neurons added to MLPs: {_widening(plan.widened) or 'none; every tensor keeps its shape'}.",
+        f"- Size: {plan.size_growth_bytes / 2**20:.1f} MiB of weights more than the parent.",
+    ]
+    lines += [
+        f"- {_plain(one.server)}: {'loads it' if one.loads else '**does not load it**'}; {_plain(one.note)}."
+        for one in plan.servers
+    ]
+    return "\n".join(lines)
+
+
+def _widening(widened: Sequence[WidenedLayer]) -> str:
+    """List layers with what is added to them; those that are given zeros alone stand together, at the end."""
+    used = [one for one in widened if one.zeros < one.neurons]
+    parts = [f"{one.neurons} in layer {one.layer}, {one.zeros} of them zeros" for one in used]
+    padded = [one for one in widened if one.zeros == one.neurons]
+    if padded:
+        parts.append(
+            f"{padded[0].neurons} in each of the layers {_ranges([one.layer for one in padded])}, all of "
+            "them zeros, since layers share one width"
+        )
+    return "; ".join(parts)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ranges: `0-3, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _table(certificate: Certificate) -> str:

@@ -28,6 +28,7 @@ from trephine.engine.session import Handler, Session
 from trephine.engine.shards import DTYPES, TensorEntry, read_entries, stored_dtype
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
 from trephine.engine.weights.replicas import coarsest
+from trephine.engine.weights.widening import widened_layers
 
 _PLAN = TypeAdapter(ExportPlan)
 _KEPT: WeakKeyDictionary[Any, tuple[Any, WeightProgram]] = WeakKeyDictionary()
@@ -70,6 +71,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         untouched_tensors=len(entries) - len(set(changed) & set(entries)),
         config_changes=_config_changes(hosted, program),
         size_growth_bytes=grown_bytes(program.changes),
+        widened=widened_layers(program.changes),
         servers=supporting_servers(hosted.info.architecture, hosted.model.config, program),
         gates=planned_gates(
             hosted.info.dtype,
@@ -161,6 +163,7 @@ def _steps(edit: Edit, program: WeightProgram) -> tuple[PlanStep, ...]:
             tensor=", ".join(note.tensors),
             description=note.description,
             predicted_error=note.predicted_error,
+            held_out=note.held_out,
         )
         for number in range(len(edit.interventions))
         for note in (program.notes[number],)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from trephine import client
 from trephine.client.export_records import CertificateRecord, ManifestRecord
 from trephine.client.verification import _certificate, _check_gates
 from trephine.domain.exports import Certificate
@@ -34,10 +37,8 @@ def written(folder, removal: Removal | None) -> dict:
     ("removal", "word", "reason"), [(None, "suppressed", "not attacked"), (REMOVED, "removed", "")]
 )
 @pytest.mark.parametrize("older", [False, True])
-def test_the_word_stands_in_the_certificate_and_older_ones_have_the_same(
-    tmp_path, removal, word, reason, older
-):
-    """A certificate without the field is read by its attacks, or their absence."""
+def test_the_word_is_read_where_it_was_written(tmp_path, removal, word, reason, older):
+    """The reader makes up none: of a certificate from before the word, only its attacks have one."""
     fields = written(tmp_path, removal)
     assert fields["fate"] == {"verdict": word, "reason": reason}
     if older:
@@ -45,8 +46,28 @@ def test_the_word_stands_in_the_certificate_and_older_ones_have_the_same(
     (tmp_path / "certificate.json").write_text(json.dumps(fields))
     certificate = _certificate(tmp_path)
     assert certificate is not None
-    found = certificate.fate or certificate.due_fate
-    assert (found.verdict, found.reason) == (word, reason)
+    if older and removal is None:
+        assert certificate.word is None
+    else:
+        assert certificate.word is not None
+        assert (certificate.word.verdict, certificate.word.reason) == (word, reason)
+
+
+def test_no_client_decides_the_word():
+    """It is decided where attacks are judged, and sent: no source of the client holds its reason."""
+    sources = Path(client.__path__[0]).rglob("*.py")
+    assert not [path.name for path in sources if re.search(r"""["']not attacked["']""", path.read_text())]
+
+
+def test_a_reason_of_any_wording_is_taken(tmp_path):
+    """What another release says of what was not attacked is no forgery."""
+    fields = written(tmp_path, None) | {"fate": {"verdict": "suppressed", "reason": "nobody tried"}}
+    (tmp_path / "certificate.json").write_text(json.dumps(fields))
+    certificate = _certificate(tmp_path)
+    assert certificate is not None
+    assert not certificate.contradicts_attacks
+    assert certificate.word is not None
+    assert certificate.word.reason == "nobody tried"
 
 
 @pytest.mark.parametrize("word", ["removed", "suppressed"])

@@ -10,7 +10,16 @@ from typing import get_args
 import pytest
 
 from trephine.domain.edits import Edit
-from trephine.domain.exports import Certificate, ExportPlan, Gate, GateResult, PlanStep, QuantisedCopy
+from trephine.domain.exports import (
+    Certificate,
+    ExportPlan,
+    Gate,
+    GateResult,
+    PlanStep,
+    QuantisedCopy,
+    ServerSupport,
+    WidenedLayer,
+)
 from trephine.domain.removal import AttackFigure, Interval, Removal, Verdict
 from trephine.engine import card
 from trephine.engine.card import model_card
@@ -57,7 +66,21 @@ ATTACKS = tuple(
     )
     for kind in ("recovery", "benign", "few_shot")
 )
+GROWN = replace(
+    PLAN,
+    config_changes=("intermediate_size: 96 -> 352", "mlp_bias: False -> True"),
+    widened=tuple(
+        WidenedLayer(layer=layer, neurons=256, zeros=250 if layer == 4 else 256)
+        for layer in (0, 1, 2, 4, 5, 9)
+    ),
+    size_growth_bytes=3 << 19,
+    servers=(
+        ServerSupport(server="vllm", loads=True, note="it reads them"),
+        ServerSupport(server="llama.cpp", loads=False, note="it does not"),
+    ),
+)
 CARDS = {
+    "grown": (GROWN, CERTIFICATE, "- Size: 1.5 MiB of weights more"),
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
     "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "suppressed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
@@ -90,6 +113,23 @@ def test_no_card_says_that_an_edit_complies_with_anything(kind):
     figures = certificate.removal.figures if certificate.removal else ()
     assert text.count("| 0.50 [0.40, 0.60] | 0.75 of 3 | 0.50 [0.40, 0.60] |") == len(figures)
     assert ("**Inconclusive, and no pass**" in text) == (certificate.verdict == "inconclusive")
+
+
+def test_a_card_says_what_a_loader_meets():
+    """Every field of the config, every widened layer with its zeros, the size, and who takes it."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    text = model_card(hosted, EDIT, GROWN, CERTIFICATE)
+    for line in (
+        "Architecture: `Llama`, as the parent's.",
+        "that changed: `intermediate_size: 96 -> 352`, `mlp_bias: False -> True`.",
+        "256 in layer 4, 250 of them zeros; 256 in each of the layers 0-2, 5, 9, all of them zeros, since",
+        "- vllm: loads it; it reads them.",
+        "- llama.cpp: **does not load it**; it does not.",
+    ):
+        assert line in text
+    plain = model_card(hosted, EDIT, PLAN, CERTIFICATE)
+    assert "that changed: none." in plain
+    assert "Neurons added to MLPs: none; every tensor keeps its shape." in plain
 
 
 def test_its_source_does_not_know_the_word():

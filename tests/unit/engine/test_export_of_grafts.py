@@ -64,6 +64,20 @@ def test_the_certificate_of_a_graft(grafted):
     assert {step.tier for step in plan.steps} == {"graft"}
     assert any(change.startswith("mlp_bias: ") for change in plan.config_changes)
     assert plan.size_growth_bytes > 0
+    config = json.loads((folder / "config.json").read_text())
+    assert len(plan.widened) == config["num_hidden_layers"]
+    assert [one.zeros < one.neurons for one in plan.widened] == [
+        True,
+        True,
+        *[False] * (len(plan.widened) - 2),
+    ]
+    # What the plan counts as zeros is zeros in the files, and no more of it.
+    down = AutoModelForCausalLM.from_pretrained(folder).model.layers[0].mlp.down_proj.weight
+    added = down[:, -plan.widened[0].neurons :]
+    assert int((added == 0).all(0).sum()) == plan.widened[0].zeros
+    card = (folder / "README.md").read_text()
+    assert f"{plan.widened[0].neurons} in layer 0, {plan.widened[0].zeros} of them zeros" in card
+    assert all(f"`{change}`" in card for change in plan.config_changes)
     assert all(server.note for server in plan.servers)
     # A loader of GGUF files drops biases, and a folder whose graft uses them says so.
     assert [server.server for server in plan.servers if not server.loads] == ["transformers, from GGUF"]

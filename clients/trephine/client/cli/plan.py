@@ -7,7 +7,7 @@ from typing import Any
 from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.trephine import Trephine
-from trephine.client.types import ExportPlan
+from trephine.client.types import ExportPlan, PlanStep
 
 
 def planned(given: Invocation, trephine: Trephine, edit: str, model: str | None, **how: Any) -> ExportPlan:
@@ -28,6 +28,7 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
             ("edit", plan.edit),
             ("tensors", f"{changed} change, {plan.untouched_tensors} keep their bytes"),
             ("config", "; ".join(plan.config_changes) or "unchanged"),
+            ("widened", _widened(plan)),
             ("growth", f"{plan.size_growth_bytes / 2**20:.1f} MiB"),
             (
                 "promise",
@@ -39,8 +40,8 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
         ]
     )
     output.table(
-        ("STEP", "TIER", "ERROR", "WHAT"),
-        [(str(s.intervention), s.tier, f"{s.predicted_error:.1e}", s.description) for s in plan.steps],
+        ("STEP", "TIER", "ERROR", "MEASURED ON", "WHAT"),
+        [(str(s.intervention), s.tier, *_error(s), s.description) for s in plan.steps],
     )
     output.table(
         ("SERVER", "LOADS", "WHY"), [(s.server, "yes" if s.loads else "NO", s.note) for s in plan.servers]
@@ -49,3 +50,24 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
         ("GATE", "LIMIT", "UNIT"), [(gate.name, f"{gate.limit:.3g}", gate.unit) for gate in plan.gates]
     )
     output.note("nothing was written")
+
+
+def _error(step: PlanStep) -> tuple[str, str]:
+    """The predicted error, and what it was measured on: a fit is no judge of itself."""
+    if step.predicted_error is None:
+        return "unknown", "nothing changes there"
+    if step.tier in ("noop", "exact"):
+        return f"{step.predicted_error:.1e}", "-"
+    return f"{step.predicted_error:.1e}", "windows kept back" if step.held_out else "what was fitted on"
+
+
+def _widened(plan: ExportPlan) -> str:
+    """How many neurons are added, and how many of them do nothing."""
+    if not plan.widened:
+        return "no layer"
+    most = max(one.neurons for one in plan.widened)
+    every, zeros = (sum(getattr(one, name) for one in plan.widened) for name in ("neurons", "zeros"))
+    return (
+        f"{len(plan.widened)} layers by {most} neurons each; {every - zeros} of these carry the edit, "
+        f"{zeros} are zeros"
+    )

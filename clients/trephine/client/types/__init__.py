@@ -45,6 +45,7 @@ from trephine.client.types.edits import (
     PlanStep,
     ServerSupport,
     VerifiedExport,
+    WidenedLayer,
 )
 from trephine.client.types.export_signing import SignatureKind, SignedBy
 from trephine.client.types.export_verdict import ExportVerdict
@@ -307,5 +308,6 @@ __all__ = [
     "VerifiedExport",
     "Version",
     "Where",
+    "WidenedLayer",
 ]
 __all__ += circuit_values.__all__

@@ -73,7 +73,10 @@ class PlanStep(WireValue):
     tier: str
     tensor: str
     description: str
-    predicted_error: float = 0.0
+    predicted_error: float | None = 0.0
+    """None: nothing changes where it would be measured."""
+    held_out: bool = False
+    """Whether it is of windows that nothing was fitted on or chosen by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,17 @@ class ServerSupport(WireValue):
     server: str
     loads: bool
     note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidenedLayer(WireValue):
+    """A layer whose MLP is given more neurons."""
+
+    layer: int
+    neurons: int
+    """How many more."""
+    zeros: int
+    """How many of these are zeros and do nothing: layers share one width, a multiple of a friendly number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +130,8 @@ class ExportPlan(WireValue):
     """Sets that failed admission and were accepted all the same; what is measured and not judged."""
     doubt: str = ""
     """What no gate can tell of the edit itself, and what to do; with it an export is inconclusive at best."""
+    widened: tuple[WidenedLayer, ...] = ()
+    """Layers whose MLPs are given more neurons, those that get nothing but zeros included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

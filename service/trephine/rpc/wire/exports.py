@@ -35,6 +35,9 @@ def plan_to_wire(plan: domain.ExportPlan) -> pb.ExportPlan:
         text=clean(plan.text),
         caveats=[clean(one) for one in plan.caveats],
         doubt=clean(plan.doubt),
+        widened=[
+            pb.WidenedLayer(layer=one.layer, neurons=one.neurons, zeros=one.zeros) for one in plan.widened
+        ],
     )
 
 
