@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trephine.client.decoding import decode
 from trephine.client.edit_history import current_user
+from trephine.client.evidence import told
 from trephine.client.requests import AnyEdit, edit_name, fresh_id, uses
 from trephine.client.sendable import sendable
 from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits, ModelInfo
@@ -42,7 +43,7 @@ class EditComposition:
             EditConflictError: If two of them cannot act together; `conflicts` lists all reasons.
         """
         request = composition(name, parts, reason, author or current_user(), evidence, request_id)
-        return decode(Edit, self._wire.call(self._wire.edits.ComposeEdits, request).edit)
+        return told(decode(Edit, self._wire.call(self._wire.edits.ComposeEdits, request).edit))
 
     def conflicts(self, parts: Sequence[AnyEdit]) -> tuple[EditConflict, ...]:
         """What stands in the way of a composition; nothing is stored."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trephine.client import edit_requests
 from trephine.client.decoding import decode
+from trephine.client.evidence import told
 from trephine.client.paging import pages
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Intervention
@@ -46,7 +47,7 @@ class EditHistory:
         request = edit_requests.update(
             edit, interventions, reason, author or current_user(), evidence, expected_version, request_id
         )
-        return decode(Edit, self._wire.call(self._wire.edits.UpdateEdit, request))
+        return told(decode(Edit, self._wire.call(self._wire.edits.UpdateEdit, request)))
 
     def revert(
         self,

@@ -18,6 +18,7 @@ from trephine.client.errors import (
     InvalidRequestError,
     ResourceNotFoundError,
 )
+from trephine.client.evidence import told
 from trephine.client.folder_downloads import download_folder
 from trephine.client.operations import Operation
 from trephine.client.paging import pages
@@ -71,7 +72,7 @@ class Edits(EditHistory, EditComposition, EditEvaluations):
             author=author if author is not None else current_user(),
             evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
         )
-        return decode(Edit, self._wire.call(self._wire.edits.CreateEdit, request))
+        return told(decode(Edit, self._wire.call(self._wire.edits.CreateEdit, request)))
 
     def get(self, name: str) -> Edit:
         """One edit by name: its latest version, or the one of `NAME@VERSION`."""

@@ -223,6 +223,7 @@ class Edit(google.protobuf.message.Message):
     SETS_FIELD_NUMBER: builtins.int
     REVERTED_FROM_FIELD_NUMBER: builtins.int
     PARTS_FIELD_NUMBER: builtins.int
+    EVIDENCE_WARNINGS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `edits/no-mary`."""
     version: builtins.int
@@ -261,6 +262,12 @@ class Edit(google.protobuf.message.Message):
     def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.edit_history_pb2.EditPart]:
         """What it was composed of."""
 
+    @property
+    def evidence_warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What of `evidence` is not on this server, each with what to do. Of one edit that is made or asked for by
+        name; lists leave it out.
+        """
+
     def __init__(
         self,
         *,
@@ -278,9 +285,10 @@ class Edit(google.protobuf.message.Message):
         sets: collections.abc.Iterable[trephine.v1.edit_history_pb2.EditSet] | None = ...,
         reverted_from: builtins.int = ...,
         parts: collections.abc.Iterable[trephine.v1.edit_history_pb2.EditPart] | None = ...,
+        evidence_warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["made_for", b"made_for"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["author", b"author", "content_hash", b"content_hash", "create_time", b"create_time", "etag", b"etag", "evidence", b"evidence", "interventions", b"interventions", "made_for", b"made_for", "name", b"name", "parts", b"parts", "reason", b"reason", "reverted_from", b"reverted_from", "sets", b"sets", "update_time", b"update_time", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "content_hash", b"content_hash", "create_time", b"create_time", "etag", b"etag", "evidence", b"evidence", "evidence_warnings", b"evidence_warnings", "interventions", b"interventions", "made_for", b"made_for", "name", b"name", "parts", b"parts", "reason", b"reason", "reverted_from", b"reverted_from", "sets", b"sets", "update_time", b"update_time", "version", b"version"]) -> None: ...
 
 global___Edit = Edit
 

@@ -130,6 +130,11 @@ class EditEvaluations:
         ]
         return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
 
+    async def data(self) -> frozenset[str]:
+        """Return the digests of all texts and items that edits were evaluated on."""
+        stored = await asyncio.to_thread(self._records.all)
+        return frozenset(result.sha256 for one in stored.values() for result in one.evaluation.sets)
+
     async def delete_of(self, edit_id: str) -> None:
         """Forget the evaluations of an edit."""
         for identifier, one in (await asyncio.to_thread(self._records.all)).items():

@@ -15,6 +15,7 @@ from trephine.app.classifiers import Classifiers
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_composition import EditComposition
 from trephine.app.edit_evaluations import EditEvaluations
+from trephine.app.edit_evidence import EditEvidence
 from trephine.app.edit_removal import EditRemoval
 from trephine.app.edits import Edits
 from trephine.app.evaluations import Evaluations
@@ -49,6 +50,7 @@ class Service:
     edits: Edits
     edit_composition: EditComposition
     edit_evaluations: EditEvaluations
+    edit_evidence: EditEvidence
     edit_removal: EditRemoval
     live_edits: LiveEdits
     exports: Exports

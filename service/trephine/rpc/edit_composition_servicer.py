@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trephine.app.service import Service
 from trephine.rpc.calls import Context
-from trephine.rpc.wire.edits import edit_reference, edit_to_wire
+from trephine.rpc.edit_writer import EditWriter
+from trephine.rpc.wire.edits import edit_reference
 from trephine.rpc.wire.fields import request_id, resource_id
 from trephine.rpc.wire.live_edits import (
     composition_from_wire,
@@ -23,6 +24,7 @@ class EditCompositionCalls:
     def __init__(self, service: Service) -> None:
         self._composition = service.edit_composition
         self._live = service.live_edits
+        self._written = EditWriter(service.edit_evidence)
 
     async def ComposeEdits(self, request: pb.ComposeEditsRequest, context: Context) -> ComposeEditsResponse:
         """Store one edit out of several, or only list what stands in the way."""
@@ -31,8 +33,9 @@ class EditCompositionCalls:
             found = await self._composition.conflicts(wanted.parts)
             return ComposeEditsResponse(conflicts=[conflict_to_wire(one) for one in found])
         identifier = request_id(request.request_id)
+        await self._written.evidence.checked(wanted.evidence)
         edit = await self._composition.compose(wanted, request_id=identifier)
-        return ComposeEditsResponse(edit=edit_to_wire(edit))
+        return ComposeEditsResponse(edit=await self._written.write(edit))
 
     async def DiffEdits(self, request: pb.DiffEditsRequest, context: Context) -> pb.DiffEditsResponse:
         """Compare two edits or versions."""

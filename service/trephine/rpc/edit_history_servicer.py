@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trephine.app.service import Service
 from trephine.rpc.calls import Context
+from trephine.rpc.edit_writer import EditWriter
 from trephine.rpc.paging import page
 from trephine.rpc.wire.edits import edit_reference, edit_to_wire, reversion_from_wire, update_from_wire
 from trephine.rpc.wire.fields import request_id
@@ -16,16 +17,21 @@ class EditHistoryCalls:
 
     def __init__(self, service: Service) -> None:
         self._edits = service.edits
+        self._written = EditWriter(service.edit_evidence)
 
     async def UpdateEdit(self, request: pb.UpdateEditRequest, context: Context) -> Edit:
         """Store another version."""
         update = update_from_wire(request)
-        return edit_to_wire(await self._edits.update(update, request_id=request_id(request.request_id)))
+        if update.evidence is not None:
+            await self._written.evidence.checked(update.evidence)
+        edit = await self._edits.update(update, request_id=request_id(request.request_id))
+        return await self._written.write(edit)
 
     async def RevertEdit(self, request: pb.RevertEditRequest, context: Context) -> Edit:
         """Store another version that does what an earlier one did."""
         reversion = reversion_from_wire(request)
-        return edit_to_wire(await self._edits.revert(reversion, request_id=request_id(request.request_id)))
+        edit = await self._edits.revert(reversion, request_id=request_id(request.request_id))
+        return await self._written.write(edit)
 
     async def ListEditVersions(
         self, request: pb.ListEditVersionsRequest, context: Context

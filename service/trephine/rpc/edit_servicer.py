@@ -16,6 +16,7 @@ from trephine.rpc.calls import Context
 from trephine.rpc.edit_composition_servicer import EditCompositionCalls
 from trephine.rpc.edit_evaluation_servicer import EditEvaluationCalls
 from trephine.rpc.edit_history_servicer import EditHistoryCalls
+from trephine.rpc.edit_writer import EditWriter
 from trephine.rpc.paging import page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.spurious_removal_servicer import SpuriousRemovalCalls
@@ -47,6 +48,7 @@ class EditServicer(
     """Edits: from a proposal to a published checkpoint."""
 
     def __init__(self, service: Service, operations: OperationWriter) -> None:
+        self._written = EditWriter(service.edit_evidence)
         EditCompositionCalls.__init__(self, service)
         EditEvaluationCalls.__init__(self, service, operations)
         EditHistoryCalls.__init__(self, service)
@@ -74,14 +76,14 @@ class EditServicer(
             interventions,
             required(request.reason, "reason"),
             request.author,
-            evidence_from_wire(request.evidence),
+            await self._written.evidence.checked(evidence_from_wire(request.evidence)),
             request_id(request.request_id),
         )
-        return edit_to_wire(edit)
+        return await self._written.write(edit)
 
     async def GetEdit(self, request: pb.GetEditRequest, context: Context) -> pb.Edit:
         """Describe one edit."""
-        return edit_to_wire(await self._edits.get(edit_reference(request.name)))
+        return await self._written.write(await self._edits.get(edit_reference(request.name)))
 
     async def ListEdits(self, request: pb.ListEditsRequest, context: Context) -> pb.ListEditsResponse:
         """List stored edits, newest first."""

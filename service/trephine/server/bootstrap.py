@@ -20,6 +20,7 @@ from trephine.app.clock import Clock, SystemClock
 from trephine.app.dataset_circuits import DatasetCircuits
 from trephine.app.edit_composition import EditComposition
 from trephine.app.edit_evaluations import EditEvaluations
+from trephine.app.edit_evidence import EditEvidence
 from trephine.app.edit_removal import EditRemoval
 from trephine.app.edit_stacks import EditStacks
 from trephine.app.edits import Edits
@@ -194,6 +195,7 @@ def build(
             edits=edits,
             edit_evaluations=work.edit_evaluations,
             edit_composition=EditComposition(edits, stacks),
+            edit_evidence=_evidence(work, edits, artifacts),
             edit_removal=EditRemoval(
                 edits, exports=work.exports, evaluations=work.edit_evaluations, live=live
             ),
@@ -215,6 +217,27 @@ def build(
             uploads=Uploads(state.folder("uploads"), artifacts, clock=clock),
         ),
         journal=journal,
+    )
+
+
+def _evidence(work: Work, edits: Edits, artifacts: ArtifactStore) -> EditEvidence:
+    """Say where the records lie that edits may rest on."""
+    return EditEvidence(
+        {
+            "circuits": work.circuits.get,
+            "datasetCircuits": work.dataset_circuits.get,
+            "circuitVerifications": work.circuit_verifications.get,
+            "evaluations": work.evaluations.get,
+            "proposals": work.proposals.get,
+            "exports": work.exports.get,
+            "featureIndexes": work.feature_indexes.get,
+            "spuriousRemovals": work.spurious_removals.get,
+        },
+        audits=work.audits,
+        edits=edits,
+        evaluations=work.edit_evaluations,
+        indexes=work.feature_indexes,
+        artifacts=artifacts,
     )
 
 

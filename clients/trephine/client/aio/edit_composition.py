@@ -8,6 +8,7 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.edit_composition import check, comparison, composition, setting
 from trephine.client.edit_history import current_user
+from trephine.client.evidence import told
 from trephine.client.requests import AnyEdit
 from trephine.client.types import Edit, EditConflict, EditDiff, LiveEdits, ModelInfo
 from trephine.v1 import live_edits_pb2 as pb
@@ -30,7 +31,8 @@ class AsyncEditComposition:
     ) -> Edit:
         """Store one edit that does what several do; arguments and errors are those of the sync client."""
         request = composition(name, parts, reason, author or current_user(), evidence, request_id)
-        return decode(Edit, (await self._wire.call(self._wire.edits.ComposeEdits, request)).edit)
+        message = await self._wire.call(self._wire.edits.ComposeEdits, request)
+        return told(decode(Edit, message.edit))
 
     async def conflicts(self, parts: Sequence[AnyEdit]) -> tuple[EditConflict, ...]:
         """What stands in the way of a composition; nothing is stored."""

@@ -8,6 +8,7 @@ from trephine.client import edit_requests
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.edit_history import current_user
+from trephine.client.evidence import told
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Intervention
 
@@ -45,7 +46,7 @@ class AsyncEditHistory:
         request = edit_requests.update(
             edit, interventions, reason, author or current_user(), evidence, expected_version, request_id
         )
-        return decode(Edit, await self._wire.call(self._wire.edits.UpdateEdit, request))
+        return told(decode(Edit, await self._wire.call(self._wire.edits.UpdateEdit, request)))
 
     async def revert(
         self,

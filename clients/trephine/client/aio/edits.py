@@ -16,6 +16,7 @@ from trephine.client.downloads import OnBytes
 from trephine.client.edit_history import current_user
 from trephine.client.edits import NO_REASON, require_certified
 from trephine.client.errors import InvalidRequestError, ResourceNotFoundError
+from trephine.client.evidence import told
 from trephine.client.folder_downloads import download_folder_async
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Export, ExportPlan, Intervention, VerifiedExport
@@ -63,7 +64,7 @@ class AsyncEdits(AsyncEditHistory, AsyncEditComposition, AsyncEditEvaluations):
             author=author if author is not None else current_user(),
             evidence=evidence if evidence is not None else (draft.evidence if draft else ()),
         )
-        return decode(Edit, await self._wire.call(self._wire.edits.CreateEdit, request))
+        return told(decode(Edit, await self._wire.call(self._wire.edits.CreateEdit, request)))
 
     async def get(self, name: str) -> Edit:
         """One edit by name: its latest version, or the one of `NAME@VERSION`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,7 @@ from trephine.client.errors import (
     TrephineError,
     UnauthenticatedError,
 )
+from trephine.client.evidence import EvidenceWarning
 from trephine.client.terminal import printable, printable_lines
 
 app = typer.Typer(
@@ -146,6 +148,7 @@ def options(
 
 def main() -> None:
     """Run the command line and end with its exit status."""
+    warnings.simplefilter("ignore", EvidenceWarning)  # shown with the edit, in the words of a terminal
     try:
         app()
     except TrephineError as failure:

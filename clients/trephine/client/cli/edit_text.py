@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trephine.client.cli.output import Output
+from trephine.client.terminal import printable
 from trephine.client.types import Direction, Edit, EditEvaluation, Intervention, Site
 
 
 def show_edit(output: Output, edit: Edit, evaluations: Sequence[EditEvaluation] = ()) -> None:
     """Print an edit with its changes and what was measured of this version."""
+    for warning in edit.evidence_warnings:
+        output.note(f"warning: {printable(warning)}")
     if output.json:
         output.document(edit.to_json())
         return

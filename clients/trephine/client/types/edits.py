@@ -54,6 +54,8 @@ class Edit(WireValue):
     reverted_from: int = 0
     """The version that this one brings back; 0: none."""
     parts: tuple[EditPart, ...] = ()
+    evidence_warnings: tuple[str, ...] = ()
+    """What of `evidence` is not on this server, each with what to do; lists leave it out."""
 
     @property
     def reference(self) -> str:

@@ -24,7 +24,7 @@ _MOST = 64
 def evidence_from_wire(names: Sequence[str], field: str = "evidence") -> tuple[str, ...]:
     """Read what an edit rests on, each once, in order.
 
-    Whether it is still there is not asked: it may be deleted, and the edit was made on it all the same.
+    Whether it is here is asked later, by `trephine.app.edit_evidence`.
 
     Raises:
         InvalidRequestError: Naming the one that has no known form.
