@@ -1,7 +1,7 @@
 """Whether a removal held: measured on texts in which label and attribute come apart, or not measured at all.
 
-A decision that was freed on the attribute's examples, or on ambiguous texts, may follow the attribute on every
-text that matters. Only what was measured on crossed texts can PASS; doubt is INCONCLUSIVE.
+A decision that was freed on the attribute's examples, or on ambiguous texts, may follow the attribute on
+every text that matters. Only what was measured on crossed texts can PASS; doubt is INCONCLUSIVE.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _Z = 1.959963984540054
 CHANCE = 0.5
 """Below it a group is decided by its attribute rather than by its label."""
 SETTLES = (
-    "a test or validation split with texts of all four groups, or twins of the ambiguous texts: the same text "
-    "and label, the attribute edited"
+    "a test or validation split with texts of all four groups, or twins of the ambiguous texts: the same "
+    "text and label, the attribute edited"
 )
 
 
@@ -60,7 +60,7 @@ class RemovalOutcome:
     after: Figure | None
     """The same of what ships."""
     gain: Figure | None
-    """Their difference, with Newcombe's interval: that of unpaired shares, which is wider than a paired one."""
+    """Their difference, with Newcombe's interval of unpaired shares, which is wider than a paired one."""
     why: str
     settles: str
     """What would settle a doubt; empty where there is none."""
@@ -149,8 +149,9 @@ def _verdict(after: Figure, gain: Figure) -> Verdict:
 def _why(verdict: Verdict, ground: Ground, texts: int, before: Figure, after: Figure, gain: Figure) -> str:
     lost, gained = _bounds(gain)
     said = (
-        f"{_PLACES[ground]}, with {texts} texts or more per group, the worst group goes from {before.value:.1%} "
-        f"to {after.value:.1%} ({100 * gain.value:+.1f} points, {100 * lost:+.1f} to {100 * gained:+.1f})"
+        f"{_PLACES[ground]}, with {texts} texts or more per group, the worst group goes from "
+        f"{before.value:.1%} to {after.value:.1%} "
+        f"({100 * gain.value:+.1f} points, {100 * lost:+.1f} to {100 * gained:+.1f})"
     )
     if verdict is Verdict.PASS:
         return said

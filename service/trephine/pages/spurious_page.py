@@ -110,6 +110,10 @@ def _before(firing: Firing) -> str:
     return printable(firing.text.removesuffix(firing.token))
 
 
+def _sentence(text: str) -> str:
+    return printable(text[:1].upper() + text[1:])
+
+
 _TEMPLATES = Environment(autoescape=True, trim_blocks=True)
 _TEMPLATES.filters |= {
     "shown": printable,
@@ -118,4 +122,5 @@ _TEMPLATES.filters |= {
     "address": _address,
     "tokens": _tokens,
     "before": _before,
+    "sentence": _sentence,
 }

@@ -32,7 +32,10 @@ def test_whether_it_held_stands_first():
     """By how much, and on what; a doubt says what would settle it, and that no edit was made."""
     page = _page()
     assert '<span class="verdict pass">it held</span>' in page
-    assert "from 12.5% to 90.0% (+77.5 points" in page
+    assert (
+        "On the test split, with 200 texts or more per group, the worst group goes from 12.5% to 90.0%"
+        in page
+    )
     assert page.index("it held") < page.index("What came of it")
     assert "removed, head trained again (ships)" in page
     assert page.count('class="taken"') == 1

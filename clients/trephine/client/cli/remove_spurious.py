@@ -117,8 +117,8 @@ def remove_spurious(
     """Find what a decision rests on, judge which of it is spurious, remove that, and measure what came of it.
 
     Nobody judges by hand: features are told apart by examples of the attribute, by edits of it, by groups,
-    environments or clusters. What cannot be told apart is undecided and stays. Whether it held is told by texts
-    in which label and attribute come apart. Status 3: it did not; 4: it cannot be told, or nothing was removed.
+    environments or clusters. What cannot be told apart is undecided and stays. Texts in which label and
+    attribute come apart tell whether it held. Status 3: it did not; 4: it cannot be told, or nothing went.
     """
     given = invocation(context)
     columns = TextColumns(

@@ -259,7 +259,7 @@ def _why(
             f"{len(ours)} features were judged spurious, but no number of them does better on the "
             f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
         )
-    beside = ", with a head that cannot follow the attribute" if found.erased else ""
+    beside = ", with a head that has no weight along what was told of the attribute," if found.erased else ""
     return (
         f"removing the {found.count} strongest of {len(ours)} spurious features{beside} takes the criterion "
         f"from {first.criterion:.3f} to {found.criterion:.3f}{by_hand}"

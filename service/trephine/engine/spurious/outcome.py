@@ -1,7 +1,7 @@
 """Whether the removal held, on texts in which label and attribute come apart.
 
-Nothing was fitted to these texts. Examples of the attribute are no ground: a decision that does not follow the
-attribute on them may follow it on the texts themselves, where it is carried otherwise.
+Nothing was fitted to these texts. Examples of the attribute are no ground: a decision that does not follow
+the attribute on them may follow it on the texts themselves, where it is carried otherwise.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _told_by_examples(study: Study, choice: Choice) -> str:
 
 
 def _left(choice: Choice) -> str:
-    """Say how far off what is known of the attribute would have to be for the rest to be the attribute too."""
+    """Say how far off what is known of the attribute must be for the rest to be the attribute too."""
     if not choice.erased or choice.final.left is None:
         return ""
     angle = degrees(asin(sqrt(min(max(choice.final.left, 0.0), 1.0))))

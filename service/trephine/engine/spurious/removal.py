@@ -80,13 +80,13 @@ def remove_spurious_features(
 
 
 def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
-    """Say whose work it is that the decision no longer follows the attribute."""
+    """Say whose work it is, the head's or that of the features that are gone."""
     if not (study.command.erase and study.trains and choice.removed):
         return ()
     if choice.erased:
         return (
-            "removal alone leaves the decision following the attribute: it is the head, trained with nothing "
-            "along it, that does not. The erased arm with every feature in place shows what the features add",
+            "what was chosen by is the work of the head, trained with no weight along what was told of the "
+            "attribute, rather than of the removal: the arm with every feature in place shows what they add",
         )
     if any(point.erased for point in choice.points):
         return ()

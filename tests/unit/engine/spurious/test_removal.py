@@ -144,8 +144,8 @@ def test_an_erased_head_ships_only_where_it_gains(report, erased_report):
     taken = max((one for one in erased_report.choices if one.erased), key=lambda one: one.criterion)
     assert taken.criterion > best + taken.error > best
     assert [one.arm for one in erased_report.arms] == list(Arm)
-    assert any("it is the head" in caveat for caveat in erased_report.caveats)
-    assert "a head that cannot follow the attribute" in erased_report.why
+    assert any("the work of the head" in caveat for caveat in erased_report.caveats)
+    assert "no weight along what was told of the attribute" in erased_report.why
 
 
 def test_without_erasure_no_such_head_is_tried(session):
