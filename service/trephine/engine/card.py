@@ -292,8 +292,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _table(certificate: Certificate) -> str:
     found = {m.name: m.value for m in certificate.measurements}
-    rows = [f"| {text} | {found[name]:.3g} |" for name, text in _SHOWN if name in found]
+    rows = [f"| {text} | {_value(name, found[name])} |" for name, text in _SHOWN if name in found]
     return "\n".join(["| measurement | value |", "|---|---|", *rows])
+
+
+def _value(name: str, value: float) -> str:
+    """Write three digits; ratios of perplexities lie so close to 1 that they have more."""
+    return f"{value:.5f}" if "perplexity_ratio" in name else f"{value:.3g}"
 
 
 def _gates(certificate: Certificate) -> str:

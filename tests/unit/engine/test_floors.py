@@ -136,7 +136,8 @@ def _as_stored(made: Export, found: dict[str, float], folder: Path) -> None:
         "greedy_match_in_stored_dtype": "agreed on, intervened runtime and this checkpoint as stored",
         "perplexity_ratio_in_stored_dtype": "this checkpoint as stored over the intervened runtime's",
     }.items():
-        assert f"{says} | {found[name]:.3g} |" in card
+        value = f"{found[name]:.5f}" if name.startswith("perplexity") else f"{found[name]:.3g}"
+        assert f"{says} | {value} |" in card
     assert "Stored as: bfloat16; the runtime computed in float32" in card
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
