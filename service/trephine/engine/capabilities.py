@@ -73,10 +73,22 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     yield Capability(
         name="export.exact",
         available=True,
-        note="ablate and scale of neurons at every position, written into the down projection",
+        note="neurons, heads and directions; constants where the module has a bias",
     )
-    for tier in ("graft", "ridge", "lora"):
-        yield Capability(name=f"export.{tier}", available=False, note="this release writes exact edits only")
+    yield Capability(
+        name="export.graft", available=True, note="features of ReLU and JumpReLU transcoders as extra neurons"
+    )
+    yield Capability(
+        name="export.near_constant",
+        available=True,
+        note="constants without a bias, along what is nearly constant; a share is promised",
+    )
+    yield Capability(name="export.ridge", available=True, note="all else is fitted; a share is promised")
+    yield Capability(
+        name="export.lora",
+        available=False,
+        note="nothing is distilled; edits that keep shapes come with an adapter all the same",
+    )
 
 
 def _replacements(hosted: HostedModel) -> Iterator[Capability]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 from trephine.domain.edits import Edit
-from trephine.domain.exports import Certificate, ExportPlan, WidenedLayer
+from trephine.domain.exports import Certificate, ExportPlan, PlanStep, WidenedLayer
 from trephine.domain.removal import AttackFigure, Interval
+from trephine.engine.card_features import feature_table
 from trephine.engine.hosted import HostedModel
 
 CARD_NAME = "README.md"
@@ -37,6 +38,13 @@ _SHOWN = (
     ("greedy_match", "greedy tokens agreed on before the first difference, 64 each"),
     ("perplexity_ratio", "perplexity of this checkpoint over the intervened runtime's"),
     ("firing_share", "share of tokens on which an edited feature fires"),
+    (
+        "near_constant_residue_held_out",
+        "how far what stands in for biases is from 1, on text it was not fitted on",
+    ),
+    ("near_constant_residue", "the same residue where it was fitted"),
+    ("graft_misfires_held_out", "share of tokens on which grafts misfire, on text they were not chosen on"),
+    ("graft_misfires", "the same misfires where they were chosen"),
     ("recovery", "share of the intervention that the checkpoint carries, by KL"),
     ("recovery_firing", "the same on firing tokens"),
     ("recovery_in_stored_dtype", "share that it carries when it is run as stored, rounding included"),
@@ -103,7 +111,7 @@ In a clean process without Trephine, on the files of this folder, on {certificat
 
 {_table(certificate)}
 
-{_quantised(certificate)}{_attacks(certificate)}## Gates, fixed before anything was written
+{_more(certificate)}## Gates, fixed before anything was written
 
 {_gates(certificate)}
 
@@ -122,6 +130,11 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
+
+
+def _more(certificate: Certificate) -> str:
+    """Write features apart, GGUF files and attacks; whole paragraphs, or nothing of what was not measured."""
+    return f"{feature_table(certificate)}{_quantised(certificate)}{_attacks(certificate)}"
 
 
 def _verdict(certificate: Certificate) -> str:
@@ -240,13 +253,13 @@ def _edit_limits(plan: ExportPlan) -> str:
     if plan.fitted:
         lines += (
             "- Approximate: a part of the edit is fitted and carries a share of the intervention,\n"
-            "  `recovery`.\n"
+            "  `recovery`; where its features fire, `recovery_firing`. Its distances in nats are no gates.\n"
         )
     return lines
 
 
 def _changes(plan: ExportPlan) -> str:
-    lines = [f"- `{step.tensor}`: {step.description}" for step in plan.steps]
+    lines = [f"- `{step.tensor}` ({_tier(step)}): {step.description}" for step in plan.steps]
     return "\n".join(lines) or "Nothing: an export without interventions is its parent."
 
 
@@ -288,6 +301,16 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _tier(step: PlanStep) -> str:
+    """Name the tier, and what of a change it is expected to miss."""
+    if step.tier in ("noop", "exact"):
+        return step.tier
+    if step.predicted_error is None:
+        return f"{step.tier}, error not known"
+    where = "on windows kept back" if step.held_out else "on what it was calibrated on"
+    return f"{step.tier}, error {step.predicted_error:.2g} {where}"
 
 
 def _table(certificate: Certificate) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.engine.clean_process import run_clean
-from trephine.engine.firing import firing_masks
+from trephine.engine.firing import firing_masks, name_of
 from trephine.engine.hosted import HostedModel
+from trephine.engine.leaving_out import refs_of
 from trephine.engine.noise import computing_in, stock_attention
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.shards import DTYPES
@@ -144,6 +145,7 @@ def certify(
         "stored_dtype": _STORED.get(stored_dtype, compute),
         "changes": [_described(change) for change in program.changes],
         "config": program.config,
+        "features": [name_of(ref) for ref in refs_of(program.features, interventions)],
         "threads": torch.get_num_threads(),
     }
     save_file(_factors(program), evidence / "changes.safetensors")

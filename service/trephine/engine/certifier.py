@@ -39,6 +39,7 @@ _weights = _beside("certifier_weights")
 compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_plan, _weights.same_bits
 _figures = _beside("certifier_figures")
 kl, next_token_loss, recover = _figures.kl, _figures.next_token_loss, _figures.recover
+_features = _beside("certifier_features")
 spread, firing_spread, everywhere = _figures.spread, _figures.firing_spread, _figures.everywhere
 
 
@@ -105,6 +106,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     model, keys = load(exported, compute, stock)
     names = ("intervened", "original", "damage", "edit", "top", "firing", "loss", "loss_intervened")
     against: dict[str, list[Any]] = {name: [] for name in names}
+    features = _features.Features(request["evidence"], request["features"])
     for number, logits in answers(model, request, "certify"):
         runtime = evidence(request, number)
         against["intervened"].append(kl(runtime["intervened"], logits))
@@ -114,12 +116,14 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
         against["top"].append((logits.argmax(-1) == runtime["intervened"].argmax(-1)).float())
         if "firing" in runtime:
             against["firing"].append(runtime["firing"])
+        features.add(number, runtime["intervened"], logits, against["intervened"][-1], against["edit"][-1])
         ids = request["windows"][number]
         against["loss"].append(next_token_loss(logits, ids))
         against["loss_intervened"].append(next_token_loss(runtime["intervened"], ids))
     masks = against["firing"] or [None] * len(request["windows"])
     continuations = {"exported": greedy(model, request["prompts"], request["greedy_tokens"])}
     describe(measured, against)
+    features.describe(measured)
 
     model.set_attn_implementation("eager")
     eager = distances(model, request, "certify: attention", "intervened")

@@ -18,7 +18,6 @@ from trephine.domain.exports import (
     Export,
     ExportedFile,
     GateResult,
-    Measurement,
 )
 from trephine.domain.signing import SignedBy
 from trephine.engine import manifest, parents, signing
@@ -28,8 +27,10 @@ from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, narrower, write_evidence
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
-from trephine.engine.gates import finite, judge, remedies
+from trephine.engine.gates import finite, judge, kind_of, remedies
 from trephine.engine.hosted import HostedModel
+from trephine.engine.leaving_out import left_out_bytes, write_left_out
+from trephine.engine.measurements import measurements_of
 from trephine.engine.planning import plan_hash, program_of, require_parent
 from trephine.engine.quantised.certification import quantised_copies
 from trephine.engine.quantised.conversion import gguf_bytes
@@ -49,8 +50,6 @@ from trephine.engine.weights.compiling import WeightProgram
 
 _SLACK_BYTES = 64 << 20
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-
-_SHARES = ("top1_agreement", "greedy_match", "recovery", "unrecovered", "firing_share")
 
 Work = Generator[Progress | None, None, None]
 
@@ -128,7 +127,8 @@ def _prepare(
     _require_plan(command, program)
     growth = grown_bytes(program.changes) + gguf_bytes(hosted, command.options.gguf)
     narrow = narrower(hosted, stored_dtype(entries))
-    needed = parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured, narrow)
+    needed = left_out_bytes(hosted, program.features, command.edit.interventions)
+    needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured, narrow)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,
@@ -166,6 +166,9 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         build.program.features,
         build.staging.evidence,
         stored=narrower(build.hosted, build.stored_dtype),
+    )
+    yield from write_left_out(
+        build.hosted, build.retain, build.program.features, interventions, build.staging.evidence
     )
     findings = yield from certify(
         build.hosted,
@@ -290,10 +293,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         plan_hash=command.plan.plan_hash,
         parent_hash=command.plan.parent_hash,
         dtype=_STORED.get(build.stored_dtype, build.stored_dtype),
-        measurements=tuple(
-            Measurement(name=name, value=finite(value), unit=_unit(name))
-            for name, value in sorted(measured.items())
-        ),
+        measurements=measurements_of(build.program.calibration | measured),
         gates=judge(command.plan.gates, measured),
         changed_tensors=command.plan.changed_tensors,
         untouched_tensors_verified=int(measured["untouched_tensors_verified"]),
@@ -303,15 +303,6 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         caveats=command.plan.caveats,
         doubt=command.plan.doubt,
     )
-
-
-def _unit(name: str) -> str:
-    what = name.removeprefix("noise_")
-    if what.startswith(_SHARES):
-        return "share"
-    if what.startswith("perplexity_ratio"):
-        return "ratio"
-    return "nats/token" if name.startswith(("kl_", "retain_", "noise_", "edit_")) else "count"
 
 
 def _document(
@@ -380,7 +371,7 @@ def _figure(result: GateResult) -> str:
     gate = result.gate
     if result.measured < finite(inf):
         return f"{gate.name} = {result.measured:.3g} {gate.unit}, planned at most {gate.limit:.3g}"
-    if gate.name in ("unrecovered", "unrecovered_firing"):
+    if kind_of(gate) in ("unrecovered", "unrecovered_firing", "uncarried"):
         return f"{gate.name} has no value, for the edit moves nothing on the text; give one on which it acts"
     return f"{gate.name} is not a number, planned at most {gate.limit:.3g} {gate.unit}"
 

@@ -1,7 +1,7 @@
 """The two texts of an export: what grafts and fits are calibrated on, and what the certificate measures.
 
 A caller's text is split, so that nothing is measured on what was fitted on: its last tokens are measured.
-The built-in text is too short for that and serves as both, which the certificate's label then says.
+The built-in text is too short for that and serves as both, which the plan then says: of a fit it is a doubt.
 """
 
 from __future__ import annotations

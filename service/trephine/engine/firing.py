@@ -15,6 +15,11 @@ from trephine.engine.weights.capture import Windows, captured
 from trephine.engine.weights.operations import FeatureOp
 
 
+def name_of(feature: FeatureRef) -> str:
+    """Name a feature as plans and certificates do: SET:LAYER:INDEX."""
+    return f"{feature.replacement}:{feature.layer}:{feature.index}"
+
+
 def firing_masks(
     hosted: HostedModel,
     windows: Windows,
@@ -38,14 +43,19 @@ def masks_by_feature(
     features: Sequence[FeatureOp],
     interventions: tuple[Intervention, ...],
 ) -> Generator[None, None, dict[FeatureRef, list[Tensor]]]:
-    """Return the same for each feature alone."""
+    """Return the same for each feature alone.
+
+    What is read is what arrives at the feature, before it is intervened in: an SAE writes where it reads, and
+    behind its own ablation a feature fires nowhere.
+    """
     masks: dict[FeatureRef, list[Tensor]] = {}
     if not features:
         return masks
     sites = {
         op.feature: layer_info(hosted, op.feature.replacement, op.feature.layer).site_in for op in features
     }
-    values = yield from captured(hosted, windows, tuple(dict.fromkeys(sites.values())), interventions)
+    chosen = tuple(dict.fromkeys(sites.values()))
+    values = yield from captured(hosted, windows, chosen, interventions, before=True)
     for ref, site in sites.items():
         with opened(hosted, ref.replacement, [ref.layer]) as layers:
             found = [

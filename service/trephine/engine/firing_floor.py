@@ -2,21 +2,24 @@
 
 Over all tokens a rare feature's edit is lost among the tokens that it does not touch, and a copy of the
 parent would pass for the edit. So grafts are held against the tokens on which they act, and what the edit
-moves there is measured beforehand: where that is less than rounding, nothing can be told from it.
+moves there is measured beforehand: where that is less than rounding, nothing can be told from it. Of several
+features each is held against its own tokens, and against what it does alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Intervention
 from trephine.engine.divergence import kl_divergence
-from trephine.engine.firing import masks_by_feature
+from trephine.engine.firing import masks_by_feature, name_of
 from trephine.engine.hosted import HostedModel
+from trephine.engine.leaving_out import Places, among_others, left_out, places_of
 from trephine.engine.noise import NoiseFloor, computing_in
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.weights.operations import FeatureOp
@@ -25,8 +28,39 @@ CLEAR = 3.0
 """An edit that moves its firing tokens by fewer floors than this is not told from rounding: a copy of the
 parent would come within twice the bound of 1.5 floors."""
 
+_NEGLIGIBLE = 1e-3
+"""Share of what a feature does below which rounding decides nothing, be it over a single token."""
+
 FEWEST = 8
 """Rounding in a narrow type is a few large steps: over fewer tokens than this its mean says little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureFloor:
+    """One of several features, on the measured tokens on which it fires itself: at least one."""
+
+    name: str
+    """SET:LAYER:INDEX."""
+    tokens: int
+    floor: float
+    """Of these tokens, as in `FiringFloor`."""
+    edit: float
+    """What the whole edit moves there."""
+    alone: float
+    """What this feature does of the edit: KL(intervened || intervened without it), over some of them."""
+    floor_alone: float
+    """Of the same tokens as `alone`."""
+
+    @property
+    def told(self) -> bool:
+        """Whether what it does stands above rounding, over as many tokens as rounding needs for a mean."""
+        clear = self.alone > 0.0 and self.alone >= CLEAR * self.floor_alone
+        return clear and (self.tokens >= FEWEST or self.floor_alone <= _NEGLIGIBLE * self.alone)
+
+    @property
+    def clear(self) -> bool:
+        """Whether what the edit moves on its tokens does."""
+        return self.edit > 0.0 and self.edit >= CLEAR * self.floor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +79,8 @@ class FiringFloor:
     and no export comes closer to it than it comes to itself."""
     silent: tuple[str, ...] = ()
     """Edited features that fire on none of the measured tokens, as SET:LAYER:INDEX."""
+    apart: tuple[FeatureFloor, ...] = ()
+    """Each of those that fire, if the edit does more than one thing."""
 
     @property
     def clear(self) -> bool:
@@ -70,13 +106,8 @@ class FiringFloor:
     @property
     def doubt(self) -> str:
         """What cannot be certified, and what to do; empty if all can be."""
-        if self.clear and self.silent:
-            return (
-                f"nothing is certified about {', '.join(self.silent)}, active on no measured token; "
-                "give a text in which every edited feature fires (--text)"
-            )
         if self.clear:
-            return ""
+            return "; ".join(one for one in (self._silence, self._drowned) if one)
         if not self.tokens:
             return (
                 "no edited feature fires on the measured text: nothing is certified about "
@@ -87,6 +118,31 @@ class FiringFloor:
             f"the {self.tokens} measured tokens on which its features fire it moves {self.edit:.2e} nats, "
             f"and a change of arithmetic alone {self.floor:.2e}; load the model in float32, or give a text "
             "in which they are strong (--text)"
+        )
+
+    @property
+    def _silence(self) -> str:
+        if not self.silent:
+            return ""
+        return (
+            f"nothing is certified about {', '.join(self.silent)}, active on no measured token; "
+            "give a text in which every edited feature fires (--text)"
+        )
+
+    @property
+    def _drowned(self) -> str:
+        """Name the features of which the text shows no more than of rounding, be the edit ever so strong."""
+        weak = [
+            f"{one.name} ({one.alone:.1e} nats on {one.tokens} tokens, and a change of arithmetic alone "
+            f"{one.floor_alone:.1e})"
+            for one in self.apart
+            if not one.told
+        ]
+        if not weak:
+            return ""
+        return (
+            f"nothing is certified about {', '.join(weak)}: alone it does no more there than rounding may; "
+            "load the model in float32, give a text in which it is strong (--text), or leave it out"
         )
 
 
@@ -124,13 +180,46 @@ def firing_floor(
         if floor.stored is not None and stored is not None:
             rounded += _served(hosted, retain, part, interventions, after, stored)
             yield
-    spreads = [one.values for one in (floor.attention, floor.dtype) if one.values.numel()]
+    noise = _noise(floor, len(masks))
+    edit = torch.cat(moved)
+    apart = []
+    for op in among_others(features, interventions):
+        if bool(fires[op.feature].any()):
+            places = places_of(alone[op.feature])
+            effect = (yield from left_out(hosted, retain, op, places, interventions)).effect
+            apart.append(_apart(op, fires[op.feature], edit, noise, effect, _at(places, retain)))
     return FiringFloor(
         tokens=tokens,
-        floor=sum(float(values[masks].mean()) for values in spreads),
-        edit=float(torch.cat(moved)[masks].mean()),
+        floor=float(noise[masks].mean()),
+        edit=float(edit[masks].mean()),
         stored=_larger(floor, rounded, masks),
-        silent=tuple(f"{ref.replacement}:{ref.layer}:{ref.index}" for ref in fires if not fires[ref].any()),
+        silent=tuple(name_of(ref) for ref in fires if not fires[ref].any()),
+        apart=tuple(apart),
+    )
+
+
+def _noise(floor: NoiseFloor, tokens: int) -> Tensor:
+    """Sum both floors per token, `(n_tokens,)`."""
+    spreads = [one.values for one in (floor.attention, floor.dtype) if one.values.numel()]
+    return sum(spreads, torch.zeros(tokens, dtype=torch.float64))
+
+
+def _at(places: Places, retain: RetainText) -> Tensor:
+    """Return places as numbers of tokens of the whole text."""
+    starts = [0, *accumulate(map(len, retain.windows))]
+    return torch.cat([starts[number] + positions for number, positions in places.items()])
+
+
+def _apart(
+    op: FeatureOp, mask: Tensor, edit: Tensor, noise: Tensor, effect: Tensor, chosen: Tensor
+) -> FeatureFloor:
+    return FeatureFloor(
+        name=name_of(op.feature),
+        tokens=int(mask.sum()),
+        floor=float(noise[mask].mean()),
+        edit=float(edit[mask].mean()),
+        alone=float(effect.mean()),
+        floor_alone=float(noise[chosen].mean()),
     )
 
 

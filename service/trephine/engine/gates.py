@@ -6,11 +6,11 @@ A gate is a bound from above. Every name here is the name of a measurement of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from math import isfinite, sqrt
 
 from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
-from trephine.engine.firing_floor import FiringFloor
+from trephine.engine.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.noise import NoiseFloor
 
 _FLOOR_FACTOR = 1.5
@@ -27,6 +27,8 @@ _GRAFT_P99 = 1e-4
 _GRAFT_FIRING = 1e-5
 _GRAFT_UNRECOVERED = 0.01
 """As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts."""
+_MOST_UNCARRIED = 0.9
+"""Of one feature's own effect, whatever share is asked for: one that is not carried at all misses it."""
 
 _FLOOR_REASON = (
     "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
@@ -63,11 +65,13 @@ def planned_gates(
         floor: Measured on the unedited parent.
         fitted: Whether a part is fitted: then a share of the edit is promised, and not the runtime itself.
         grafted: Whether features became neurons, whose knees are soft.
-        firing: Of grafts, what was measured where their features fire; None: not measured, or no graft.
+        firing: Of grafts and fits of features of sets, what was measured where these fire; None: there are
+            none.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
     """
     if fitted:
-        return (_recovery_gate(min_recovery), _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
+        shares = (_recovery_gate(min_recovery), *_share_gates(firing, 1.0 - min_recovery))
+        return (*shares, _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
     if grafted:
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
         return (*gates, _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
@@ -169,18 +173,50 @@ def _firing_gates(firing: FiringFloor | None) -> tuple[Gate, ...]:
         f"{_FLOOR_FACTOR:g} times the parent's own noise floor of {firing.floor:.2e} nats there, "
         f"and not below {_GRAFT_FIRING:g}",
     )
-    if not firing.clear:
-        return (kl,)
-    rounding = _FLOOR_FACTOR * firing.floor / firing.edit
-    share = Gate(
-        name="unrecovered_firing",
-        limit=max(_GRAFT_UNRECOVERED, rounding),
+    return (kl, *_share_gates(firing, _GRAFT_UNRECOVERED))
+
+
+def _share_gates(firing: FiringFloor | None, share: float) -> tuple[Gate, ...]:
+    """Bound what is left of the edit where features fire: of all of them together, and of each of several.
+
+    Args:
+        firing: What was measured beforehand.
+        share: That may be left; what rounding is of the edit, if that is more.
+    """
+    if firing is None or not firing.clear:
+        return ()
+    together = _share_gate("", share, firing.edit, firing.floor, "a copy of the parent leaves the whole edit")
+    each = []
+    for one in firing.apart:
+        why = f"one feature must not hide among others: on the {one.tokens} tokens on which it fires"
+        each += [_share_gate(f":{one.name}", share, one.edit, one.floor, why)] if one.clear else []
+        each += [_carried_gate(one, share)] if one.told else []
+    return (together, *each)
+
+
+def _share_gate(suffix: str, share: float, edit: float, floor: float, why: str) -> Gate:
+    rounding = _FLOOR_FACTOR * floor / edit
+    return Gate(
+        name=f"unrecovered_firing{suffix}",
+        limit=max(share, rounding),
         unit="share",
-        reason="a copy of the parent leaves the whole edit, however weak: KL(intervened || exported) over "
-        f"KL(intervened || original), {firing.edit:.2e} nats on firing tokens, may be at most "
-        f"{_GRAFT_UNRECOVERED:g}, or what {_FLOOR_FACTOR:g} floors are of it ({rounding:.2g})",
+        reason=f"{why}, however weak: KL(intervened || exported) over KL(intervened || original), "
+        f"{edit:.2e} nats on firing tokens, may be at most {share:.3g}, or what {_FLOOR_FACTOR:g} floors are "
+        f"of it ({rounding:.2g})",
     )
-    return kl, share
+
+
+def _carried_gate(one: FeatureFloor, share: float) -> Gate:
+    """Bound what is missing of one feature's own effect; in amplitude, whose square is a share of KL."""
+    rounding = _FLOOR_FACTOR * one.floor_alone / one.alone
+    return Gate(
+        name=f"uncarried:{one.name}",
+        limit=min(_MOST_UNCARRIED, sqrt(max(share, rounding))),
+        unit="share",
+        reason="a checkpoint that leaves this feature alone leaves all that it alone does, "
+        f"{one.alone:.2e} nats: what is missing of that, or too much, in logits, whose square is a share of "
+        f"KL; at most the root of {max(share, rounding):.2g}, and never more than {_MOST_UNCARRIED:g}",
+    )
 
 
 def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
@@ -213,11 +249,16 @@ REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_in_stored_dtype_mean": _AS_STORED,
     "kl_intervened_exported_in_stored_dtype_firing_mean": _AS_STORED,
     "unrecovered_firing": (
-        f"the folder does not do where its features fire what the intervention does: {_CLOSER}"
+        f"the folder does not do where its features fire what the intervention does: {_CLOSER}; of what can "
+        "only be fitted, a smaller share may be accepted (--min-recovery)"
     ),
     "retain_excess": (
         "the weights do more to ordinary text than the intervention does: "
         f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
+    ),
+    "uncarried": (
+        "the folder does not do what one of the features does of the edit, whatever it does of the others: "
+        f"{_MORE_TEXT}, or leave this feature out of the edit"
     ),
     "unrecovered": (
         f"{_MORE_TEXT}; let features be grafted in place of fitted (without --keep-shapes); or accept a "
@@ -240,8 +281,13 @@ REMEDIES: Mapping[str, str] = {
 
 def remedies(results: Iterable[GateResult]) -> tuple[str, ...]:
     """Say what to do about the gates that were missed, each advice once, in their order."""
-    missed = (REMEDIES[result.gate.name] for result in results if not result.passed)
+    missed = (REMEDIES[kind_of(result.gate)] for result in results if not result.passed)
     return tuple(dict.fromkeys(missed))
+
+
+def kind_of(gate: Gate) -> str:
+    """Return a gate's name without the feature that it is of."""
+    return gate.name.partition(":")[0]
 
 
 def judge(gates: tuple[Gate, ...], measured: Mapping[str, float]) -> tuple[GateResult, ...]:

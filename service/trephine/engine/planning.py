@@ -15,6 +15,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
+from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
@@ -57,9 +58,11 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     stored = DTYPES.get(stored_dtype(entries))
     floor = yield from noise_floor(hosted, texts.measured, stored)
     firing = None
-    if program.grafted and not program.fitted:
+    as_runtime = program.grafted and not program.fitted
+    if program.features:
+        narrow = stored if as_runtime else None
         firing = yield from firing_floor(
-            hosted, texts.measured, program.features, command.edit.interventions, floor, stored
+            hosted, texts.measured, program.features, command.edit.interventions, floor, narrow
         )
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
@@ -86,9 +89,11 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         text=texts.calibration.label if program.calibrated else "",
         caveats=(
             *degraded_caveats(hosted, sets_of(command.edit.interventions)),
-            *(() if firing is None else firing.unjudged),
+            *(firing.unjudged if firing is not None and as_runtime else ()),
+            *calibration_caveats(program, texts),
+            *stored_caveats(program, floor),
         ),
-        doubt=_uncarried(program) or ("" if firing is None else firing.doubt),
+        doubt=doubt_of(program, texts, firing),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 
@@ -167,18 +172,6 @@ def _steps(edit: Edit, program: WeightProgram) -> tuple[PlanStep, ...]:
         )
         for number in range(len(edit.interventions))
         for note in (program.notes[number],)
-    )
-
-
-def _uncarried(program: WeightProgram) -> str:
-    """Say which interventions the weights do not carry, for want of a text on which they act."""
-    numbers = [str(number) for number, note in sorted(program.notes.items()) if not note.carried]
-    if not numbers:
-        return ""
-    return (
-        "what changes nothing on the calibration text is not carried (interventions "
-        f"{', '.join(numbers)} of the edit, from 0): nothing is certified about it; give a text on which it "
-        "acts (--text)"
     )
 
 

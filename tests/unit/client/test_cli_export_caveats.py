@@ -27,6 +27,24 @@ def test_plans_and_exports_show_their_caveats(caveats: tuple[str, ...], capsys: 
     assert [line.partition("  ")[2].strip() for line in lines] == [*caveats] * 2
 
 
+def test_a_plan_says_what_its_errors_were_measured_on(capsys: pytest.CaptureFixture[str]):
+    """A fit's own windows are not what others are; what was measured nowhere is unknown, not zero."""
+    steps = (
+        pb.PlanStep(tier="exact", predicted_error=0.0, description="a"),
+        pb.PlanStep(tier="near_constant", predicted_error=0.01, held_out=True, description="b"),
+        pb.PlanStep(tier="ridge", predicted_error=0.5, description="c"),
+        pb.PlanStep(tier="graft", description="d"),
+    )
+    show_plan(Output(json=False), decode(ExportPlan, pb.ExportPlan(edit="edits/quiet", steps=steps)))
+    shown = [line.split("\t")[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("0\t")]
+    assert shown == [
+        ["0.0e+00", "-", "a"],
+        ["1.0e-02", "windows kept back", "b"],
+        ["5.0e-01", "what was fitted on", "c"],
+        ["unknown", "nothing changes there", "d"],
+    ]
+
+
 @pytest.mark.parametrize("doubt", ["", "nothing fires"])
 def test_a_plan_says_that_nothing_can_be_certified(doubt: str, capsys: pytest.CaptureFixture[str]):
     """Before an hour is spent on it."""

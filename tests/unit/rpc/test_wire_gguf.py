@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trephine.client.decoding import decode
 from trephine.client.errors import InvalidRequestError as ClientInvalidRequestError
 from trephine.client.requests import gguf_types
+from trephine.client.types import PlanStep as DecodedStep
 from trephine.client.types import QuantisedCopy as DecodedCopy
 from trephine.client.types import VerifiedExport as DecodedVerified
 from trephine.domain.errors import InvalidRequestError
@@ -73,3 +76,9 @@ def test_a_plans_predicted_error_arrives():
     """A zero would be taken for a promise."""
     step = PlanStep(intervention=0, tier="ridge", tensor="a", description="b", predicted_error=0.25)
     assert _step_to_wire(step).predicted_error == 0.25
+    assert not _step_to_wire(step).held_out
+    tested = replace(step, predicted_error=None, held_out=True)
+    assert not _step_to_wire(tested).HasField("predicted_error")
+    assert _step_to_wire(tested).held_out
+    assert decode(DecodedStep, _step_to_wire(tested)).predicted_error is None
+    assert decode(DecodedStep, _step_to_wire(replace(step, predicted_error=0.0))).predicted_error == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.feature_shares import show_features
 from trephine.client.cli.output import Output
 from trephine.client.types import Certificate, ExportVerdict
 
@@ -45,6 +46,7 @@ def show_main_figures(output: Output, certificate: Certificate) -> None:
     rows = list(main_rows(certificate))
     if rows:
         output.table(("FIGURE", "EXPORT", "BESIDE", "WHICH IS"), rows)
+    show_features(output, certificate)
 
 
 def main_rows(certificate: Certificate) -> Iterator[tuple[str, str, str, str]]:

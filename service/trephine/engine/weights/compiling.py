@@ -15,7 +15,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import TensorEntry
 from trephine.engine.sites import site_width
-from trephine.engine.weights.assembly import Assembly
+from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.capture import Windows, captured, stacked
 from trephine.engine.weights.grafting import Graft, graft
 from trephine.engine.weights.held_out import Split, of_windows, split
@@ -54,6 +54,9 @@ class WeightProgram:
     """True if something depends on the calibration text."""
     features: tuple[FeatureOp, ...] = ()
     """Whose firing tokens are measured apart."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """What stands in for biases, in figures of the calibration text: the worst of all, where it was fitted
+    and, `_held_out`, where it was not."""
 
 
 def compile_weights(
@@ -107,8 +110,26 @@ def compile_weights(
         fitted=bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts),
         grafted=any(g.fit.units for g in grafts),
         calibrated=bool(grafts or ops.fits or constants),
-        features=(*ops.grafts, *(op for op in ops.fits if isinstance(op, FeatureOp))),
+        calibration=_figures(grafts, constants),
+        features=(
+            *(each.op for each in grafts if not each.does_nothing),
+            *(op for op in ops.fits if isinstance(op, FeatureOp)),
+        ),
     )
+
+
+def _figures(grafts: Sequence[Graft], constants: Constants) -> dict[str, float]:
+    near = [*constants.values(), *(each.near for each in grafts if each.near is not None)]
+    without = [each for each in grafts if each.near is not None]
+    unseen = [each.unseen.misfires for each in without if each.unseen is not None]
+    residues = [one.held_out for one in near if one.held_out is not None]
+    found = {
+        "near_constant_residue": [one.residue for one in near],
+        "near_constant_residue_held_out": residues if len(residues) == len(near) else [],
+        "graft_misfires": [each.fit.misfires for each in without],
+        "graft_misfires_held_out": unseen if len(unseen) == len(without) else [],
+    }
+    return {name: max(values) for name, values in found.items() if values}
 
 
 def _grafts(

@@ -1,0 +1,56 @@
+"""What an export cannot be certified for, known before anything is written."""
+
+from __future__ import annotations
+
+from trephine.engine.export_texts import ExportTexts
+from trephine.engine.firing_floor import FiringFloor
+from trephine.engine.noise import NoiseFloor
+from trephine.engine.weights.compiling import WeightProgram
+
+
+def doubt_of(program: WeightProgram, texts: ExportTexts, firing: FiringFloor | None) -> str:
+    """Say what nothing is certified about, and what to do; empty if all of it can be told."""
+    doubts = (_uncarried(program), "" if firing is None else firing.doubt, _fitted_on_itself(program, texts))
+    return "; ".join(one for one in doubts if one)
+
+
+def calibration_caveats(program: WeightProgram, texts: ExportTexts) -> tuple[str, ...]:
+    """Say that gains were chosen on what is measured; of a fit that is a doubt, and said there."""
+    if not program.calibrated or program.fitted or texts.calibration is not texts.measured:
+        return ()
+    return (
+        "The gains of grafted neurons were chosen on the very text that is measured here, the built-in one; "
+        "give a text of your own (--text), of which what is measured is kept apart",
+    )
+
+
+def stored_caveats(program: WeightProgram, floor: NoiseFloor) -> tuple[str, ...]:
+    """Say of a fit in narrower files that how it runs as stored is no gate of its own."""
+    if not program.fitted or floor.stored is None:
+        return ()
+    return (
+        "How the folder runs in the type of its files is measured and not judged: a part is fitted, and the "
+        "share that is promised of it is of the type that the runtime computes in",
+    )
+
+
+def _fitted_on_itself(program: WeightProgram, texts: ExportTexts) -> str:
+    """A fit's share of an edit, on the text that it was fitted on, is no share of it on any other."""
+    if not program.fitted or texts.calibration is not texts.measured:
+        return ""
+    return (
+        "a part is fitted on the very text that is measured, for the built-in one is too short for both: "
+        "nothing is certified about other texts; give one of your own, some thousands of tokens (--text)"
+    )
+
+
+def _uncarried(program: WeightProgram) -> str:
+    """Say which interventions the weights do not carry, for want of a text on which they act."""
+    numbers = [str(number) for number, note in sorted(program.notes.items()) if not note.carried]
+    if not numbers:
+        return ""
+    return (
+        "what changes nothing on the calibration text is not carried (interventions "
+        f"{', '.join(numbers)} of the edit, from 0): nothing is certified about it; give a text on which it "
+        "acts (--text)"
+    )

@@ -1,0 +1,55 @@
+"""What an export cannot be certified for is said beforehand, all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
+from trephine.engine.export_texts import ExportTexts
+from trephine.engine.firing_floor import FiringFloor
+from trephine.engine.noise import NoiseFloor, Spread
+from trephine.engine.retain import RetainText
+from trephine.engine.weights.compiling import WeightProgram
+from trephine.engine.weights.notes import Note
+
+OWN, OTHER = (RetainText(name=name, sha256=name, windows=((1, 2),)) for name in ("own", "other"))
+SAME, APART = ExportTexts(calibration=OWN, measured=OWN), ExportTexts(calibration=OTHER, measured=OWN)
+EXACT = WeightProgram(changes=(), config={})
+GRAFT = WeightProgram(changes=(), config={}, grafted=True, calibrated=True)
+FIT = WeightProgram(changes=(), config={}, fitted=True, calibrated=True)
+NONE = Spread(mean=0.0, p99=0.0)
+
+
+@pytest.mark.parametrize(
+    ("program", "texts", "doubted", "caveats"),
+    [
+        (EXACT, SAME, False, 0),
+        (GRAFT, SAME, False, 1),
+        (GRAFT, APART, False, 0),
+        (FIT, SAME, True, 0),
+        (FIT, APART, False, 0),
+    ],
+)
+def test_what_was_chosen_on_the_text_that_is_measured_is_said(program, texts, doubted, caveats):
+    """Of gains in a caveat; of a fit, whose share is all that is promised, in a doubt."""
+    assert ("fitted on the very text that is measured" in doubt_of(program, texts, None)) == doubted
+    assert len(calibration_caveats(program, texts)) == caveats
+
+
+def test_no_doubt_hides_another():
+    """What is not carried, what never fires, and what was fitted on itself, in one line."""
+    note = Note(tier="ridge", tensors=(), description="", carried=False)
+    program = WeightProgram(changes=(), config={}, fitted=True, calibrated=True, notes={2: note})
+    firing = FiringFloor(tokens=9, floor=0.0, edit=1.0, silent=("set:1:7",))
+    said = doubt_of(program, SAME, firing)
+    for part in ("interventions 2 of the edit", "about set:1:7", "fitted on the very text"):
+        assert part in said
+    assert doubt_of(EXACT, SAME, None) == ""
+
+
+def test_a_fit_in_narrower_files_says_that_how_it_runs_as_stored_is_not_judged():
+    """A figure without a gate is no pass of one."""
+    floor = NoiseFloor(attention=NONE, dtype=NONE)
+    narrow = NoiseFloor(attention=NONE, dtype=NONE, stored=NONE)
+    assert [len(stored_caveats(each, narrow)) for each in (EXACT, GRAFT, FIT)] == [0, 0, 1]
+    assert stored_caveats(FIT, floor) == ()
