@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from tests.builders import tiny_folder, tiny_hosted
 from tests.unit.engine.exporting import edit_of, exported, hosted_in
 from tests.unit.engine.interventions import neuron
-from trephine.domain.errors import DiskFullError, GateMissedError
+from trephine.domain.errors import DeadlinePassedError, DiskFullError, GateMissedError
 from trephine.domain.exports import Export
 from trephine.domain.interventions import Ablate
+from trephine.engine import clean_process
 from trephine.engine.clean_process import run_clean
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.noise import _under_float32, noise_floor
@@ -151,3 +152,12 @@ def test_a_clean_process_without_room_says_so(tmp_path, said, error):
     code = f"import sys; sys.stderr.write({said!r}); sys.exit(1)"
     with pytest.raises(error, match="room" if error is DiskFullError else "unloadable"):
         finish(run_clean(["-c", code], tmp_path, "certification", "unloadable"))
+
+
+def test_longer_attacks_have_longer_to_finish(tmp_path, monkeypatch):
+    """Patience multiplies the limit: what is late with the plain one is in time with more."""
+    monkeypatch.setattr(clean_process, "TIME_LIMIT_SECONDS", 0.01)
+    code = "import time; time.sleep(0.3); print('{\"result\": {}}', flush=True)"
+    with pytest.raises(DeadlinePassedError, match="the attack"):
+        finish(run_clean(["-c", code], tmp_path, "the attack", "unloadable"))
+    assert finish(run_clean(["-c", code], tmp_path, "the attack", "unloadable", patience=6000.0)) == {}
