@@ -137,16 +137,16 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     del model
     gc.collect()
     model, _ = load(parent, request["other_dtype"], stock)
-    continuations |= floor_of_dtype(measured, model, request, masks)
+    continuations |= floor_of_dtype(measured, model, request, masks, features)
     del model
     gc.collect()
     if request["stored_dtype"] != compute:
-        continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks)
+        continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks, features)
     return continuations
 
 
 def compare_as_stored(
-    measured: dict[str, float], request: dict[str, Any], edit: list[Any], masks: list[Any]
+    measured: dict[str, float], request: dict[str, Any], edit: list[Any], masks: list[Any], features: Any
 ) -> list[list[int]]:
     """Run the folder in the type of its files, as it will be served; return its continuations.
 
@@ -162,13 +162,14 @@ def compare_as_stored(
             wanted, original = (runtime[f"{name}_stored"].float() for name in ("intervened", "original"))
             same.add(wanted, logits, ids, kl(wanted, original))
     wide.describe(measured, "_in_stored_dtype", masks)
+    features.where_firing(measured, "kl_intervened_exported_in_stored_dtype", wide.left)
     if same.windows:
         same.describe(measured, "_both_in_stored_dtype", masks)
     return greedy(model, request["prompts"], request["greedy_tokens"])
 
 
 def floor_of_dtype(
-    measured: dict[str, float], model: Any, request: dict[str, Any], masks: list[Any]
+    measured: dict[str, float], model: Any, request: dict[str, Any], masks: list[Any], features: Any
 ) -> dict[str, list[list[int]]]:
     """Compare the parent with itself in another type; in that of its files also tokens, as served.
 
@@ -181,6 +182,7 @@ def floor_of_dtype(
         floor.append(kl(runtime["plain"], logits))
         served.add(runtime["original"], logits, request["windows"][number])
     everywhere(measured, "noise_floor_dtype", floor, masks)
+    features.where_firing(measured, "noise_floor_dtype", floor)
     if request["other_dtype"] != request["stored_dtype"]:
         return {}
     measured["noise_top1_agreement_in_stored_dtype"] = served.agreement

@@ -27,6 +27,7 @@ class Features:
         self._folder, self._names = Path(folder), names
         self._left: list[list[Any]] = [[] for _ in names]
         self._edit: list[list[Any]] = [[] for _ in names]
+        self._firing: list[Any] = []
         self._shared = [0.0] * len(names)
         self._way = [0.0] * len(names)
 
@@ -45,6 +46,7 @@ class Features:
         if not self._names:
             return
         firing = load_file(str(self._folder / f"features-{number:04d}.safetensors"))["firing"]
+        self._firing.append(firing)
         for place, mask in enumerate(firing):
             self._left[place].append(left[mask])
             self._edit[place].append(edit[mask])
@@ -74,6 +76,21 @@ class Features:
                 carried = self._shared[place] / self._way[place]
                 measured[f"carried:{name}"] = carried
                 measured[f"uncarried:{name}"] = abs(1.0 - carried)
+
+    def where_firing(self, measured: dict[str, float], name: str, parts: list[Any]) -> None:
+        """Add the mean of another figure per feature, on its own tokens.
+
+        Args:
+            measured: What it is added to.
+            name: Of the figure.
+            parts: Its values per position of every window that was added, in their order.
+        """
+        import torch
+
+        for place, feature in enumerate(self._names):
+            chosen = torch.cat([part[mask[place]] for part, mask in zip(parts, self._firing, strict=True)])
+            if len(chosen):
+                measured[f"{name}_firing_mean:{feature}"] = float(chosen.mean())
 
 
 def _along(without: Any, intervened: Any, logits: Any) -> tuple[float, float]:

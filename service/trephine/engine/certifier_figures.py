@@ -94,6 +94,11 @@ class Comparison:
         return len(self._left)
 
     @property
+    def left(self) -> list[Any]:
+        """KL(reference || model) per position of every window."""
+        return self._left
+
+    @property
     def agreement(self) -> float:
         """Share of positions at which both find the same token most likely."""
         import torch

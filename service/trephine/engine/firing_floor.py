@@ -50,6 +50,13 @@ class FeatureFloor:
     """What this feature does of the edit: KL(intervened || intervened without it), over some of them."""
     floor_alone: float
     """Of the same tokens as `alone`."""
+    stored: float | None = None
+    """Of its tokens, as in `FiringFloor`."""
+
+    @property
+    def judged_as_stored(self) -> bool:
+        """Whether it fires often enough for its tokens' rounding to have a mean."""
+        return self.stored is not None and self.tokens >= FEWEST
 
     @property
     def told(self) -> bool:
@@ -187,7 +194,8 @@ def firing_floor(
         if bool(fires[op.feature].any()):
             places = places_of(alone[op.feature])
             effect = (yield from left_out(hosted, retain, op, places, interventions)).effect
-            apart.append(_apart(op, fires[op.feature], edit, noise, effect, _at(places, retain)))
+            own = _larger(floor, rounded, fires[op.feature])
+            apart.append(_apart(op, fires[op.feature], edit, noise, effect, _at(places, retain), own))
     return FiringFloor(
         tokens=tokens,
         floor=float(noise[masks].mean()),
@@ -211,7 +219,13 @@ def _at(places: Places, retain: RetainText) -> Tensor:
 
 
 def _apart(
-    op: FeatureOp, mask: Tensor, edit: Tensor, noise: Tensor, effect: Tensor, chosen: Tensor
+    op: FeatureOp,
+    mask: Tensor,
+    edit: Tensor,
+    noise: Tensor,
+    effect: Tensor,
+    chosen: Tensor,
+    stored: float | None,
 ) -> FeatureFloor:
     return FeatureFloor(
         name=name_of(op.feature),
@@ -220,6 +234,7 @@ def _apart(
         edit=float(edit[mask].mean()),
         alone=float(effect.mean()),
         floor_alone=float(noise[chosen].mean()),
+        stored=stored,
     )
 
 

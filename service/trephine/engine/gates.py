@@ -105,6 +105,7 @@ def _stored_gates(floor: NoiseFloor, firing: FiringFloor | None) -> tuple[Gate, 
         where = f"the {firing.tokens} tokens on which an edited feature fires"
         aside = ", unedited or intervened in, whichever is more"
         places.append(("_firing", where, aside, _FLOOR_FACTOR, firing.stored))
+    apart = () if firing is None else firing.apart
     return tuple(
         Gate(
             name=f"kl_intervened_exported_in_stored_dtype{place}_mean",
@@ -114,6 +115,19 @@ def _stored_gates(floor: NoiseFloor, firing: FiringFloor | None) -> tuple[Gate, 
             f"parent in that type{aside}, {value:.2e} nats there, and not below {_GRAFT_MEAN:g}",
         )
         for place, tokens, aside, factor, value in places
+    ) + tuple(_feature_as_stored(one) for one in apart if one.judged_as_stored)
+
+
+def _feature_as_stored(one: FeatureFloor) -> Gate:
+    """Bound one of several features as served; three floors, for the few tokens of one are a small sample."""
+    floor = one.stored or 0.0
+    return Gate(
+        name=f"kl_intervened_exported_in_stored_dtype_firing_mean:{one.name}",
+        limit=max(_GRAFT_MEAN, _GRAFT_FACTOR * floor),
+        unit="nats/token",
+        reason=f"run in the type of its files, on the {one.tokens} tokens on which this feature fires: "
+        f"{_GRAFT_FACTOR:g} times what it costs to run the parent in that type, unedited or intervened in, "
+        f"whichever is more, {floor:.2e} nats there, and not below {_GRAFT_MEAN:g}",
     )
 
 

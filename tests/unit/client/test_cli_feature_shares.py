@@ -31,5 +31,9 @@ def test_each_feature_has_a_row_and_what_was_not_measured_is_no_zero(capsys: pyt
         "a:0:3\t40\t2.00e-02\t1.00e-03\t0.9500\t0.0100",
         "b:12:700\t0\tnot measured\tnot measured\tnot measured\tnot measured",
     ]
-    show_main_figures(Output(json=False), decode(Certificate, pb.Certificate(measurements=measured[-1:])))
+    as_stored = {"kl_intervened_exported_in_stored_dtype": 0.004, "noise_floor_dtype": 0.002}
+    measured += [pb.Measurement(name=f"{k}_firing_mean:a:0:3", value=v) for k, v in as_stored.items()]
+    show_main_figures(Output(json=False), decode(Certificate, pb.Certificate(measurements=measured)))
+    assert "a:0:3\t40\t2.00e-02\t1.00e-03\t0.9500\t0.0100\t4.00e-03\t2.00e-03" in capsys.readouterr().out
+    show_main_figures(Output(json=False), decode(Certificate, pb.Certificate(measurements=measured[6:7])))
     assert "FEATURE" not in capsys.readouterr().out

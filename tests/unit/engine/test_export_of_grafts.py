@@ -160,7 +160,11 @@ def test_a_graft_into_bfloat16_files_is_held_against_bfloat16(tmp_path):
     assert limit == pytest.approx(3.0 * found["noise_floor_dtype_mean"], rel=0.02)
     limit = gates.pop("kl_intervened_exported_in_stored_dtype_firing_mean")
     assert 0.98 < limit / (1.5 * found["noise_floor_dtype_firing_mean"]) < 2.0  # or the intervened parent's
-    assert not gates
+    apart = {name.partition(":")[2]: limit for name, limit in gates.items()}
+    assert set(apart) == {"set:0:3", "set:1:5"}  # each on its own tokens as well, within three floors
+    for name, limit in apart.items():
+        assert 0.98 < limit / (3.0 * found[f"noise_floor_dtype_firing_mean:{name}"]) < 2.0
+        assert found[f"kl_intervened_exported_in_stored_dtype_firing_mean:{name}"] <= limit
     assert made.verdict == "passed"
     assert {"noise_floor_dtype_first_mean", "noise_floor_attention_firing_mean"} <= set(found)
 

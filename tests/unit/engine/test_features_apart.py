@@ -134,6 +134,7 @@ def test_fits_say_where_their_features_do_not_fire_and_what_they_were_fitted_on(
     assert "set:0:3" not in silent.doubt
 
 
+NONE = Spread(mean=0.0, p99=0.0)
 SOME = FeatureFloor(name="set:0:3", tokens=40, floor=1e-4, edit=2e-2, alone=1e-2, floor_alone=1e-4)
 
 
@@ -150,13 +151,25 @@ SOME = FeatureFloor(name="set:0:3", tokens=40, floor=1e-4, edit=2e-2, alone=1e-2
 def test_what_one_feature_does_must_stand_above_rounding(one, told):
     """Else no gate is planned on it, and the plan names it as what nothing is certified about."""
     firing = FiringFloor(tokens=50, floor=1e-4, edit=2e-2, apart=(one,))
-    floor = NoiseFloor(attention=Spread(mean=0.0, p99=0.0), dtype=Spread(mean=0.0, p99=0.0))
+    floor = NoiseFloor(attention=NONE, dtype=NONE)
     for kind in ({"grafted": True}, {"fitted": True, "min_recovery": 0.0}):
         gates = {gate.name: gate for gate in planned_gates("bfloat16", floor, firing=firing, **kind)}
         assert ("uncarried:set:0:3" in gates) == told
         assert "unrecovered_firing:set:0:3" in gates
         assert not told or gates["uncarried:set:0:3"].limit <= 0.9  # one that is not carried at all misses it
     assert ("nothing is certified about set:0:3" in firing.doubt) == (not told)
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(40, 6e-3), (3, None)])
+def test_each_feature_is_held_as_stored_too_where_its_tokens_have_a_mean(tokens, limit):
+    """Of grafts in narrower files: an average over all features may hide one whose knee was rounded away."""
+    one = replace(SOME, tokens=tokens, stored=2e-3, floor_alone=1e-9)
+    firing = FiringFloor(tokens=50, floor=1e-4, edit=2e-2, stored=1e-3, apart=(one,))
+    floor = NoiseFloor(attention=NONE, dtype=NONE, stored=Spread(mean=1e-3, p99=1e-2))
+    gates = {g.name: g.limit for g in planned_gates("float32", floor, grafted=True, firing=firing)}
+    name = "kl_intervened_exported_in_stored_dtype_firing_mean:set:0:3"
+    assert gates.get(name) == (None if limit is None else pytest.approx(limit))
+    assert name not in {g.name for g in planned_gates("float32", floor, fitted=True, firing=firing)}
 
 
 def test_tokens_are_chosen_where_a_feature_fires_most():
