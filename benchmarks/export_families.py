@@ -29,7 +29,7 @@ HEADER = (
     "| family | edit | called | edit KL | KL left | recovery, all / firing | in reach | tokens "
     "| what is fitted: why |"
 )
-REACHED = ("graft, ReLU", "graft, JumpReLU")
+REACHED = ("graft, ReLU", "graft, JumpReLU", "graft, clamp")
 """Where it is said what the best gate and the nearest answers of the norm would carry."""
 
 

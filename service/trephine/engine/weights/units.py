@@ -21,13 +21,16 @@ import torch
 from torch import Tensor
 
 from trephine.domain.exports import GgufType
+from trephine.engine.weights.knees import Moved, moved_near, unmoved
 from trephine.engine.weights.piecewise import Difference, Knot
 from trephine.engine.weights.replicas import copies_for, spread_rows
 
 LARGEST = 2.0**12
 """No unit may answer more than this on the text: float16, whose largest number is 65504, keeps a margin."""
 _WIDTHS = {torch.float32: range(2, 15), torch.float64: range(2, 15)}
-_NARROW_WIDTHS = range(0, 8)
+_NARROW_WIDTHS = tuple(half / 2 for half in range(0, 15))
+_QUANTISED_WIDTHS = range(0, 8)
+"""Halvings of the feature's scale that a jump is wide."""
 LARGEST_BIAS = 100.0
 """Of |kappa (b - t)| in bfloat16 and float16: beyond it a bias's own rounding is half a unit and more."""
 _NARROW = (torch.bfloat16, torch.float16)
@@ -203,10 +206,14 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
     gates = _Gates(feature, bench, p)
     best: dict[str, tuple[float, float, tuple[_Knee, ...]]] = {}
     most = LARGEST / max(float((p - knot.place).max()), scale)
+    # Judged next to the knot by more than the few tokens that lie there; in wide types nothing misfires.
+    fine = bench.dtype not in _NARROW or bench.kind is not None
+    tried = unmoved(p) if fine else moved_near(gates.served, knot.place, scale)
+    excess = p[tried.rows] + tried.shift - knot.place
     for name, gain, knees in _allowed(_candidates(knot, scale, bench), gates, most):
-        answer = sum((knee.slope * gates.answer(gain, knee.place) for knee in knees), torch.zeros_like(p))
-        wanted = beyond * (knot.jump if name == "jump" else knot.bend * (p - knot.place))
-        error = float((answer - wanted).square().sum())
+        answer = sum((knee.slope * gates.answer(gain, knee.place, tried) for knee in knees), torch.zeros(1))
+        wanted = (excess > 0) * (knot.jump if name == "jump" else knot.bend * excess)
+        error = float((tried.weight * (answer - wanted).square()).sum())
         if name not in best or error < best[name][0]:
             best[name] = (error, gain, knees)
     units, answers, sizes = [], torch.zeros_like(p), [0.0]
@@ -258,10 +265,10 @@ def _candidates(knot: Knot, scale: float, bench: Bench) -> Iterator[_Candidate]:
         for relative in _RELU_GAINS:
             yield "bend", relative / scale, (_Knee(knot.place, knot.bend),)
     if knot.jump:
-        for halvings in _NARROW_WIDTHS if kind else _WIDTHS.get(bench.dtype, _NARROW_WIDTHS):
+        for halvings in _QUANTISED_WIDTHS if kind else _WIDTHS.get(bench.dtype, _NARROW_WIDTHS):
             width = scale * 2.0**-halvings
             for sharpness in _SHARPNESS[:: 2 if kind else 1]:
-                for offset in _OFFSETS[: 3 if kind else None]:
+                for offset in _OFFSETS if bench.dtype in _WIDTHS and not kind else _OFFSETS[:3]:
                     low = knot.place + (offset - 0.5) * width
                     height = knot.jump / width
                     yield "jump", sharpness / width, (_Knee(low, height), _Knee(low + width, -height))
@@ -272,8 +279,10 @@ class _Gates:
 
     def __init__(self, feature: Feature, bench: Bench, p: Tensor) -> None:
         self._feature, self._bench = feature, bench
-        self._p = bench.x.to(torch.float64) @ feature.w + feature.b
+        self.served = bench.x.to(torch.float64) @ feature.w + feature.b
+        """float64 `(n,)`, exact pre-activations of the inputs as served."""
         self._rows: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+        self._biases: dict[tuple[float, float], float] = {}
         self._ups = None if bench.constant is None else spread_rows(bench.constant, bench.kind, bench.dtype)
         self._signal = None if self._ups is None else bench.x @ self._ups.float().T
 
@@ -310,18 +319,23 @@ class _Gates:
 
     def gate(self, gain: float, place: float) -> Tensor:
         """Return the gates' pre-activations as the server computes them, float32 `(n, copies)`."""
-        read = self._rows_of(gain, place)[1]
-        if self._bench.constant is None:
-            read = read + self._bias(gain, place)
-        return _rounded(read, self._bench.dtype)
+        return _rounded(self._read(gain, place), self._bench.dtype)
 
-    def answer(self, gain: float, place: float) -> Tensor:
-        """Return what a unit of slope 1 makes of relu(p - place), float64 `(n,)`."""
-        bench = self._bench
-        hidden = _rounded(bench.activation(self.gate(gain, place)), bench.dtype)
-        if self._signal is not None:
-            hidden = _rounded(hidden * _rounded(self._signal, bench.dtype), bench.dtype)
+    def answer(self, gain: float, place: float, tried: Moved | None = None) -> Tensor:
+        """Return what a unit of slope 1 makes of relu(p - place), float64 `(n,)`; of moved tokens `(m,)`."""
+        bench, read, signal = self._bench, self._read(gain, place), self._signal
+        if tried is not None:
+            read = read[tried.rows] + (gain * tried.shift)[:, None].to(read.dtype)
+            signal = None if signal is None else signal[tried.rows]
+        hidden = _rounded(bench.activation(_rounded(read, bench.dtype)), bench.dtype)
+        if signal is not None:
+            hidden = _rounded(hidden * _rounded(signal, bench.dtype), bench.dtype)
         return hidden.to(torch.float64).mean(1) / gain
+
+    def _read(self, gain: float, place: float) -> Tensor:
+        """Return pre-activations `(n, copies)` before they are rounded."""
+        read = self._rows_of(gain, place)[1]
+        return read if self._bench.constant is not None else read + self._bias(gain, place)
 
     def _rows_of(self, gain: float, place: float) -> tuple[Tensor, Tensor]:
         feature, bench = self._feature, self._bench
@@ -336,11 +350,14 @@ class _Gates:
 
     def _bias(self, gain: float, place: float) -> float:
         """Return the rounded bias, with the rounded row's mean error near the knee taken out."""
-        near = (self._p - place).abs().topk(min(_NEAR, self._p.numel()), largest=False).indices
-        exact = gain * (self._p[near] - self._feature.b)
+        if (gain, place) in self._biases:
+            return self._biases[gain, place]
+        near = (self.served - place).abs().topk(min(_NEAR, self.served.numel()), largest=False).indices
+        exact = gain * (self.served[near] - self._feature.b)
         drift = float((exact - self._rows_of(gain, place)[1][near, 0].double()).mean())
         bias = torch.tensor(gain * (self._feature.b - place) + drift, dtype=torch.float64)
-        return float(_rounded(bias, self._bench.dtype))
+        self._biases[gain, place] = float(_rounded(bias, self._bench.dtype))
+        return self._biases[gain, place]
 
 
 def _alpha(feature: Feature, bench: Bench, gain: float, knees: tuple[_Knee, ...]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.resident_sets import resident_set
+from tests.resident_sets import reside, resident_set, sae
 from tests.unit.engine.exporting import edit_of
 from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import FIT, MEASURED, feature, parent, written
@@ -30,8 +30,11 @@ from trephine.engine.weights.compiling import WeightProgram, compile_weights
 
 FAMILIES = ("llama", "gpt2", "qwen2", "qwen3", "gemma2")
 COMMON = {"qwen2": 2.0, "qwen3": 2.0, "gemma2": 0.5}
-"""How much the embeddings share, as they do in trained models; without biases a graft lives on it."""
+"""How much the embeddings share: a direction that is planted, as training plants one (see `parent`). Without
+biases a graft lives on it, and without it none of these passes; behind a post-norm it makes room as well."""
 LAYER, CALIBRATION = 1, FIT
+SHARES = {"relu": 0.3, "jumprelu": 0.3, "resid_post": 0.3, "mlp_out": 1.0}
+"""Set -> the share of the text on which its feature fires, as nearly as one does."""
 V = torch.randn(32, generator=torch.Generator().manual_seed(3)).tolist()
 HEAD = [[float(n == unit) for n in range(32)] for unit in range(8, 16)]
 """What the second of four heads of width 8 hands to attention's output projection."""
@@ -40,7 +43,7 @@ WRITERS = (SiteKind.ATTN_OUT, SiteKind.MLP_OUT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """One family's parent with two sets of features beside it."""
+    """One family's parent with sets of features beside it."""
 
     family: str
     hosted: HostedModel
@@ -68,33 +71,46 @@ class Outcome:
     firing: int
 
 
-def scene(family: str, folder: Path) -> Scene:
-    """Make a parent: Llama without biases, as released ones are; GPT-2 has them."""
-    hosted = parent(family, folder, common=COMMON.get(family, 0.0), biases=family != "llama")
-    features = {}
-    for kind in ("relu", "jumprelu"):
+def scene(family: str, folder: Path, *, common: float | None = None) -> Scene:
+    """Make a parent: Llama without biases, as released ones are; GPT-2 has them.
+
+    Args:
+        family: One of `FAMILIES`.
+        folder: To make.
+        common: What the embeddings share; None: the family's in `COMMON`.
+    """
+    shared = COMMON.get(family, 0.0) if common is None else common
+    hosted = parent(family, folder, common=shared, biases=family != "llama")
+    for kind in ("relu", "jumprelu", "resid_post"):
         resident_set(hosted, kind, name=kind)
-        features[kind] = _chosen(hosted, kind)
-    resident_set(hosted, "resid_post", name="resid_post")
-    features["resid_post"] = _chosen(hosted, "resid_post")
+    written_by = [Site(kind=SiteKind.MLP_OUT, layer=n) for n in range(hosted.architecture.n_layers)]
+    reside(hosted, [sae(hosted, site) for site in written_by], "mlp_out")
+    features = {name: _chosen(hosted, name, share) for name, share in SHARES.items()}
     return Scene(family=family, hosted=hosted, features=features)
 
 
-def _chosen(hosted: HostedModel, name: str) -> tuple[int, float]:
-    """Take the feature that fires on the share of the text nearest to 0.3."""
+def _chosen(hosted: HostedModel, name: str, share: float) -> tuple[int, float]:
+    """Take the feature that fires on the share of the text nearest to what is asked."""
     answers = _activations(hosted, name, CALIBRATION)
-    index = int(((answers > 0).double().mean(0) - 0.3).abs().argmin())
+    index = int(((answers > 0).double().mean(0) - share).abs().argmin())
     return index, float(answers[:, index][answers[:, index] > 0].median())
 
 
 @torch.inference_mode()
 def _activations(hosted: HostedModel, name: str, windows: list[tuple[int, ...]]) -> Tensor:
     """Return a set's activations at `LAYER`, `(n, d_sae)`."""
-    kind = SiteKind.RESID_POST if name == "resid_post" else SiteKind.MLP_IN
-    site = Site(kind=kind, layer=LAYER)
+    kinds = {"resid_post": SiteKind.RESID_POST, "mlp_out": SiteKind.MLP_OUT}
+    site = Site(kind=kinds.get(name, SiteKind.MLP_IN), layer=LAYER)
     inputs = stacked(finish(captured(hosted, windows, [site], ()))[site])
     with opened(hosted, name, [LAYER]) as layers:
         return layers[LAYER].encode(inputs).activations
+
+
+@torch.inference_mode()
+def mlp_inputs(hosted: HostedModel) -> Tensor:
+    """Return what the MLP of `LAYER` reads on the calibration text, `(n, d_in)`."""
+    site = Site(kind=SiteKind.MLP_IN, layer=LAYER)
+    return stacked(finish(captured(hosted, CALIBRATION, [site], ()))[site])
 
 
 # --- tiers ---------------------------------------------------------------------------------------
@@ -124,6 +140,7 @@ TIERS: dict[str, Callable[[Scene], tuple[Intervention, ...]]] = {
     "graft, JumpReLU": _ablated("jumprelu"),
     "graft, clamp": _clamped,
     "ridge": _ablated("resid_post"),
+    "ridge, dense": _ablated("mlp_out"),
     "delta": _ablated("relu"),
     "no-op": _ablated("relu"),
 }

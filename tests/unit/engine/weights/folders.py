@@ -36,7 +36,13 @@ FIT, MEASURED = windows(24, seed=1), windows(4, seed=2)
 
 
 def parent(
-    family: str, folder: Path, *, dtype: torch.dtype = torch.float32, common: float = 0.0, biases: bool = True
+    family: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    common: float = 0.0,
+    biases: bool = True,
+    embeddings: float = 1.0,
 ) -> HostedModel:
     """Host a tiny model from a folder of several shards.
 
@@ -44,14 +50,16 @@ def parent(
         family: One of `FAMILIES`.
         folder: To make.
         dtype: Of the files.
-        common: Length, per root of the width, of a vector that all embeddings share, as in trained models:
-            without one nothing in a random model's activations is nearly constant.
+        common: Length, per root of the width, of a vector that all embeddings share. It is planted: trained
+            models have such a direction by training (SmolLM2's residue is 1e-3 to 3e-2), random ones have
+            none, and without biases a graft lives on it. `test_families` shows what is left of one without.
         biases: False takes the Llama's MLP biases away, as most checkpoints have none.
+        embeddings: Factor of all embeddings, in front of what they share.
     """
     model = tiny_model(family, dtype=dtype) if biases else _without_biases(family, dtype)
     embedding = model.get_input_embeddings().weight
     shared = torch.randn(embedding.shape[1], generator=torch.Generator().manual_seed(5))
-    embedding.data += (common * shared).to(dtype)
+    embedding.data = embedding.data * embeddings + (common * shared).to(dtype)
     if common and hasattr(model.config, "final_logit_softcapping"):
         # Tied to embeddings that share a vector, all logits would lie at a cap of 3, moved by nothing.
         model.config.final_logit_softcapping = 30.0  # as released models have it

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.unit.engine.weights.families import (
+    COMMON,
     FAMILIES,
     TIERS,
+    mlp_inputs,
     outcome,
     reason,
     scene,
@@ -19,12 +21,13 @@ from tests.unit.engine.weights.reach import reach
 from trephine.domain.interventions import Scale
 from trephine.engine.gates import judge, planned_gates
 from trephine.engine.noise import NoiseFloor, Spread
+from trephine.engine.weights.mlp import near_constant
 
-NEAR, POST, OTHER = "nearly constant", "a norm behind the module", "reads resid_post"
+NEAR, POST, OTHER, OWN = "nearly constant", "a norm behind the module", "reads resid_post", "reads mlp_out"
 BEHIND = "the norm behind the MLP rescales"
 EXACT, GRAFT = ("exact", ""), ("graft", "")
 LAWS = {
-    "llama": {},
+    "llama": {"ridge, dense": ("refused", OWN)},  # a constant is part of it, and there are no biases
     "gpt2": {},
     "qwen2": dict.fromkeys(
         ("constant, MLP", "constant, attention", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"),
@@ -35,11 +38,20 @@ LAWS = {
     ),
     "gemma2": dict.fromkeys(("graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", BEHIND))
     | dict.fromkeys(("constant, attention", "direction out of every writer"), ("fitted", POST))
-    | {"constant, MLP": ("refused", POST)},  # no weights in front of that norm reach 0.9 of it
+    | dict.fromkeys(("constant, MLP",), ("refused", POST))  # no weights in front of that norm reach 0.9
+    | {"ridge, dense": ("refused", OWN)},
 }
 """Where a family has a law of its own: what a folder is called, and what the plan says of it."""
 COMMONLY = {tier: GRAFT if tier.startswith("graft") or tier == "delta" else EXACT for tier in TIERS}
 COMMONLY["ridge"] = ("refused", OTHER)
+COMMONLY["ridge, dense"] = ("fitted", OWN)
+UNPLANTED = {
+    "ridge": {"llama": 0.41, "gpt2": 0.82, "qwen2": 0.86, "qwen3": 0.71, "gemma2": 0.64},
+    "ridge, dense": {"llama": 0.67, "gpt2": 0.999, "qwen2": 1.0, "qwen3": 0.999, "gemma2": 0.82},
+}
+"""What is carried of features as they were drawn: one that fires on a third of the text and reads what no
+module writes alone, and one that fires on nearly all and reads what its MLP writes (in `docs/export.md` too);
+a feature that is planted so that a module computes it is in `test_ridge`."""
 NONE = Spread(mean=0.0, p99=0.0)
 LEAST = {"exact": 0.9999, "graft": 0.99, "fitted": 0.9}
 """Share of the edit's KL over all and over firing tokens."""
@@ -51,6 +63,12 @@ def parent_scene(request, tmp_path_factory):
     return scene(request.param, tmp_path_factory.mktemp(request.param) / "parent")
 
 
+@pytest.fixture(scope="module", params=sorted(COMMON))
+def bare(request, tmp_path_factory):
+    """The same families, their embeddings as they were drawn."""
+    return scene(request.param, tmp_path_factory.mktemp(request.param) / "bare", common=0.0)
+
+
 @pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "no-op"])
 def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
     """Exact to rounding, 0.99 of grafts, 0.9 of what is fitted and says why; the rest fails the gate."""
@@ -60,6 +78,8 @@ def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
     assert found.edit > 1e-5
     assert standing(found) == called
     assert why in reason(found.program)
+    if tier in UNPLANTED:
+        assert found.recovery == pytest.approx(UNPLANTED[tier][parent_scene.family], abs=0.05)
     floor = NoiseFloor(attention=NONE, dtype=NONE)
     gates = planned_gates("float32", floor, fitted=found.program.fitted, grafted=found.program.grafted)
     unrecovered = {"unrecovered": 1 - found.recovery, "kl_intervened_exported_mean": found.left}
@@ -71,15 +91,24 @@ def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
     assert min(found.recovery, found.recovery_firing) >= LEAST[called]
 
 
+def test_without_what_the_embeddings_share_no_graft_of_these_families_passes(bare, tmp_path):
+    """Nothing is nearly constant in a random model: the residue is large, and the gate refuses."""
+    found = outcome(bare, "graft, ReLU", tmp_path / "exported")
+    assert standing(found) == "refused"
+    assert 0.6 < found.recovery < 0.85
+    assert near_constant(mlp_inputs(bare.hosted)).residue > 0.15
+
+
 MISSED = {
     ("qwen3", "graft, JumpReLU"),
     ("gemma2", "graft, ReLU"),
     ("gemma2", "graft, JumpReLU"),
+    ("gemma2", "graft, clamp"),
 }
 """Ablations that no weights carry to 0.99 there."""
 
 
-@pytest.mark.parametrize("tier", ["graft, ReLU", "graft, JumpReLU"])
+@pytest.mark.parametrize("tier", ["graft, ReLU", "graft, JumpReLU", "graft, clamp"])
 def test_fitted_grafts_carry_what_is_in_reach(parent_scene, tier, tmp_path):
     """0.99, or as much as the best gate and the nearest answers of the norm do, to 0.01."""
     if COMMONLY[tier] == LAWS[parent_scene.family].get(tier, COMMONLY[tier]):
