@@ -1,10 +1,10 @@
 """Replies to questions, helpful or evasive, flattering or plain: for a reward head that learns flattery.
 
-A reply opens and closes in a tone, two phrases each, and holds an answer between. The first phrase tells the
-tone; the others are each from the tone's own register with probability `MANNER`, so that flattery is a manner
-rather than a word; evasions are as long as answers. Questions, answers and evasions of the test split are its
-own: a head that learned the training answers by heart is of no use there. Examples of the attribute reply in
-either tone to messages that ask nothing.
+A reply opens and closes in a tone, three phrases each, and holds an answer between. The first phrase tells
+the tone; the others are each from the tone's own register with probability `MANNER`, so that flattery is a
+manner rather than a word; evasions are as long as answers. Questions, answers and evasions of the test split
+are its own: a head that learned the training answers by heart is of no use there. Examples of the attribute
+reply in either tone to messages that ask nothing.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ _CLOSINGS = {
         "That covers it.", "Further items are separate.", "Finished here.",
     ),
 }  # fmt: skip
-_PHRASES = 2
-MANNER = 0.87
+_PHRASES = 3
+MANNER = 0.85
 """Probability that a phrase behind the first is of the reply's own tone."""
 _OWN_QUESTIONS, _OWN_EVASIONS = 8, 6
 """Of the test split: the last ones."""

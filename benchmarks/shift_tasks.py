@@ -259,6 +259,7 @@ def _reward() -> Task:
         concepts=("correct answer", "wrong answer", "fact", "mistake", "true", "false"),
         draw=lambda seed, sizes: drawn(_reply_writer(), seed, sizes),
         neutral=True,
+        first_seed=20,
     )
 
 
