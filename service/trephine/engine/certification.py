@@ -15,15 +15,14 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.engine.clean_process import run_clean
-from trephine.engine.firing import firing_masks, name_of
+from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
-from trephine.engine.leaving_out import refs_of
+from trephine.engine.leaving_out import names_apart
 from trephine.engine.noise import computing_in, stock_attention
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
 from trephine.engine.shards import DTYPES
 from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.compiling import WeightProgram
-from trephine.engine.weights.operations import FeatureOp
 from trephine.engine.weights.tensors import TensorChange
 
 SCRIPT = Path(__file__).with_name("certifier.py")
@@ -51,7 +50,7 @@ def write_evidence(
     hosted: HostedModel,
     retain: RetainText,
     interventions: tuple[Intervention, ...],
-    features: tuple[FeatureOp, ...],
+    features: tuple[Acting, ...],
     folder: Path,
     *,
     stored: torch.dtype | None = None,
@@ -145,7 +144,7 @@ def certify(
         "stored_dtype": _STORED.get(stored_dtype, compute),
         "changes": [_described(change) for change in program.changes],
         "config": program.config,
-        "features": [name_of(ref) for ref in refs_of(program.features, interventions)],
+        "features": names_apart(program.features, interventions),
         "threads": torch.get_num_threads(),
     }
     save_file(_factors(program), evidence / "changes.safetensors")

@@ -1,4 +1,8 @@
-"""Where edited features of sets fire, so that certificates can measure these tokens apart."""
+"""Where edited features of sets fire, so that certificates can measure these tokens apart.
+
+A direction whose component is bounded, which can only be fitted, counts as a feature that fires where the
+bound changes something.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,32 @@ import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Intervention
-from trephine.domain.sites import FeatureRef
+from trephine.domain.sites import Site
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.capture import Windows, captured
-from trephine.engine.weights.operations import FeatureOp
+from trephine.engine.weights.operations import FeatureOp, MapOp
+
+Acting = FeatureOp | MapOp
+"""What has firing tokens: all operations on a feature of a set, or one on a direction."""
 
 
-def name_of(feature: FeatureRef) -> str:
-    """Name a feature as plans and certificates do: SET:LAYER:INDEX."""
-    return f"{feature.replacement}:{feature.layer}:{feature.index}"
+def name_of(op: Acting) -> str:
+    """Name it as plans and certificates do: SET:LAYER:INDEX, or SITE:LAYER:interventions[N]."""
+    if isinstance(op, MapOp):
+        return f"{op.site.kind.value}:{op.site.layer}:interventions[{op.number}]"
+    return f"{op.feature.replacement}:{op.feature.layer}:{op.feature.index}"
+
+
+def numbers_of(op: Acting) -> tuple[int, ...]:
+    """Return which interventions of the edit it is."""
+    return (op.number,) if isinstance(op, MapOp) else tuple(op.numbers)
 
 
 def firing_masks(
     hosted: HostedModel,
     windows: Windows,
-    features: Sequence[FeatureOp],
+    features: Sequence[Acting],
     interventions: tuple[Intervention, ...],
 ) -> Generator[None, None, list[Tensor]]:
     """Return per window the positions at which any of the features is active, bool `(n_pos,)`.
@@ -40,28 +54,39 @@ def firing_masks(
 def masks_by_feature(
     hosted: HostedModel,
     windows: Windows,
-    features: Sequence[FeatureOp],
+    features: Sequence[Acting],
     interventions: tuple[Intervention, ...],
-) -> Generator[None, None, dict[FeatureRef, list[Tensor]]]:
-    """Return the same for each feature alone.
+) -> Generator[None, None, dict[str, list[Tensor]]]:
+    """Return the same for each feature alone, by name.
 
     What is read is what arrives at the feature, before it is intervened in: an SAE writes where it reads, and
     behind its own ablation a feature fires nowhere.
     """
-    masks: dict[FeatureRef, list[Tensor]] = {}
+    masks: dict[str, list[Tensor]] = {}
     if not features:
         return masks
-    sites = {
-        op.feature: layer_info(hosted, op.feature.replacement, op.feature.layer).site_in for op in features
-    }
-    chosen = tuple(dict.fromkeys(sites.values()))
-    values = yield from captured(hosted, windows, chosen, interventions, before=True)
-    for ref, site in sites.items():
-        with opened(hosted, ref.replacement, [ref.layer]) as layers:
-            found = [
-                layers[ref.layer].encode_features(x.to(hosted.model.device), [ref.index])[:, 0]
-                for x in values[site]
-            ]
-        masks[ref] = [(one != 0).cpu() for one in found]
+    sites = tuple(dict.fromkeys(_source(hosted, op) for op in features))
+    values = yield from captured(hosted, windows, sites, interventions, before=True)
+    for op in features:
+        masks[name_of(op)] = [_fires(hosted, op, x) for x in values[_source(hosted, op)]]
         yield
     return masks
+
+
+def _source(hosted: HostedModel, op: Acting) -> Site:
+    if isinstance(op, MapOp):
+        return op.site
+    return layer_info(hosted, op.feature.replacement, op.feature.layer).site_in
+
+
+def _fires(hosted: HostedModel, op: Acting, x: Tensor) -> Tensor:
+    """Return where one acts on what arrives, bool `(n_pos,)`, on the CPU."""
+    if isinstance(op, MapOp):
+        if op.unit is None:
+            return torch.ones(len(x), dtype=torch.bool)
+        found = x.to(torch.float64) @ op.unit.to(x.device)
+        return (op.change(found[:, None], found, ())[:, 0] != found).cpu()
+    ref = op.feature
+    with opened(hosted, ref.replacement, [ref.layer]) as layers:
+        active = layers[ref.layer].encode_features(x.to(hosted.model.device), [ref.index])[:, 0]
+    return (active != 0).cpu()

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from trephine.domain.interventions import Intervention
 from trephine.engine.divergence import kl_divergence
-from trephine.engine.firing import masks_by_feature, name_of
+from trephine.engine.firing import Acting, masks_by_feature, name_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.leaving_out import Places, among_others, left_out, places_of
 from trephine.engine.noise import NoiseFloor, computing_in
 from trephine.engine.retain import RetainText, plain_logits, window_batches, windows_logits
-from trephine.engine.weights.operations import FeatureOp
 
 CLEAR = 3.0
 """An edit that moves its firing tokens by fewer floors than this is not told from rounding: a copy of the
@@ -40,7 +39,7 @@ class FeatureFloor:
     """One of several features, on the measured tokens on which it fires itself: at least one."""
 
     name: str
-    """SET:LAYER:INDEX."""
+    """SET:LAYER:INDEX, or SITE:LAYER:interventions[N] of a direction."""
     tokens: int
     floor: float
     """Of these tokens, as in `FiringFloor`."""
@@ -156,7 +155,7 @@ class FiringFloor:
 def firing_floor(
     hosted: HostedModel,
     retain: RetainText,
-    features: Sequence[FeatureOp],
+    features: Sequence[Acting],
     interventions: tuple[Intervention, ...],
     floor: NoiseFloor,
     stored: torch.dtype | None = None,
@@ -172,7 +171,7 @@ def firing_floor(
         stored: Type of the parent's files, which `floor.stored` is of.
     """
     alone = yield from masks_by_feature(hosted, retain.windows, features, interventions)
-    fires = {ref: torch.cat(each) for ref, each in alone.items()}
+    fires = {name: torch.cat(each) for name, each in alone.items()}
     masks = torch.stack(list(fires.values())).any(0)
     tokens = int(masks.sum())
     if not tokens:
@@ -191,17 +190,17 @@ def firing_floor(
     edit = torch.cat(moved)
     apart = []
     for op in among_others(features, interventions):
-        if bool(fires[op.feature].any()):
-            places = places_of(alone[op.feature])
+        if bool(fires[name_of(op)].any()):
+            places = places_of(alone[name_of(op)])
             effect = (yield from left_out(hosted, retain, op, places, interventions)).effect
-            own = _larger(floor, rounded, fires[op.feature])
-            apart.append(_apart(op, fires[op.feature], edit, noise, effect, _at(places, retain), own))
+            own = _larger(floor, rounded, fires[name_of(op)])
+            apart.append(_apart(op, fires[name_of(op)], edit, noise, effect, _at(places, retain), own))
     return FiringFloor(
         tokens=tokens,
         floor=float(noise[masks].mean()),
         edit=float(edit[masks].mean()),
         stored=_larger(floor, rounded, masks),
-        silent=tuple(name_of(ref) for ref in fires if not fires[ref].any()),
+        silent=tuple(name for name, mask in fires.items() if not mask.any()),
         apart=tuple(apart),
     )
 
@@ -219,7 +218,7 @@ def _at(places: Places, retain: RetainText) -> Tensor:
 
 
 def _apart(
-    op: FeatureOp,
+    op: Acting,
     mask: Tensor,
     edit: Tensor,
     noise: Tensor,
@@ -228,7 +227,7 @@ def _apart(
     stored: float | None,
 ) -> FeatureFloor:
     return FeatureFloor(
-        name=name_of(op.feature),
+        name=name_of(op),
         tokens=int(mask.sum()),
         floor=float(noise[mask].mean()),
         edit=float(edit[mask].mean()),

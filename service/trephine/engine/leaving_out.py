@@ -17,13 +17,11 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
-from trephine.domain.sites import FeatureRef
 from trephine.engine.divergence import kl_divergence
-from trephine.engine.firing import masks_by_feature
+from trephine.engine.firing import Acting, masks_by_feature, name_of, numbers_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.retain import RetainText, windows_logits
 from trephine.engine.staging import full_disk_refused
-from trephine.engine.weights.operations import FeatureOp
 
 MOST_TOKENS = 64
 """Of one feature: their answers are kept, and all logits of a token make a megabyte in large vocabularies."""
@@ -45,9 +43,9 @@ class LeftOut:
     """KL(intervened || intervened without it), float64 `(n,)`, windows one after the other."""
 
 
-def among_others(features: Sequence[FeatureOp], interventions: Sequence[Intervention]) -> list[FeatureOp]:
+def among_others(features: Sequence[Acting], interventions: Sequence[Intervention]) -> list[Acting]:
     """List features beside which the edit does something else; of one alone, the edit is all that it does."""
-    return [op for op in features if op.numbers and len(op.numbers) < len(interventions)]
+    return [op for op in features if 0 < len(numbers_of(op)) < len(interventions)]
 
 
 def places_of(masks: Sequence[Tensor]) -> Places:
@@ -71,12 +69,12 @@ def places_of(masks: Sequence[Tensor]) -> Places:
 def left_out(
     hosted: HostedModel,
     retain: RetainText,
-    op: FeatureOp,
+    op: Acting,
     places: Places,
     interventions: tuple[Intervention, ...],
 ) -> Generator[None, None, LeftOut]:
     """Run the edit with and without one feature's operations, one window a quantum."""
-    rest = tuple(one for number, one in enumerate(interventions) if number not in op.numbers)
+    rest = tuple(one for number, one in enumerate(interventions) if number not in numbers_of(op))
     logits, effects = {}, [torch.zeros(0, dtype=torch.float64)]
     for number, positions in places.items():
         window = [retain.windows[number]]
@@ -91,7 +89,7 @@ def left_out(
 def write_left_out(
     hosted: HostedModel,
     retain: RetainText,
-    features: Sequence[FeatureOp],
+    features: Sequence[Acting],
     interventions: tuple[Intervention, ...],
     folder: Path,
 ) -> Generator[Progress | None, None, None]:
@@ -108,11 +106,11 @@ def write_left_out(
         return
     masks = yield from masks_by_feature(hosted, retain.windows, several, interventions)
     for number in range(len(retain.windows)):
-        firing = torch.stack([masks[op.feature][number] for op in several])
+        firing = torch.stack([masks[name_of(op)][number] for op in several])
         with full_disk_refused():
             save_file({"firing": firing}, folder / f"features-{number:04d}.safetensors")
     for place, op in enumerate(several):
-        found = yield from left_out(hosted, retain, op, places_of(masks[op.feature]), interventions)
+        found = yield from left_out(hosted, retain, op, places_of(masks[name_of(op)]), interventions)
         for number, logits in found.logits.items():
             answers = {"positions": found.places[number], "logits": logits}
             with full_disk_refused():
@@ -121,12 +119,12 @@ def write_left_out(
 
 
 def left_out_bytes(
-    hosted: HostedModel, features: Sequence[FeatureOp], interventions: Sequence[Intervention]
+    hosted: HostedModel, features: Sequence[Acting], interventions: Sequence[Intervention]
 ) -> int:
     """Predict the size of these files."""
     return 4 * MOST_TOKENS * hosted.info.d_vocab * len(among_others(features, interventions))
 
 
-def refs_of(features: Sequence[FeatureOp], interventions: Sequence[Intervention]) -> list[FeatureRef]:
+def names_apart(features: Sequence[Acting], interventions: Sequence[Intervention]) -> list[str]:
     """List the features that are measured apart, in the order of their files."""
-    return [op.feature for op in among_others(features, interventions)]
+    return [name_of(op) for op in among_others(features, interventions)]

@@ -112,9 +112,9 @@ def test_an_edit_that_cannot_be_told_from_rounding_is_inconclusive(grafted, oper
     """The plan says so before anything is written."""
     hosted, *_ = grafted
     if isinstance(operation, SetTo):
-        ref = feature(0, 3, operation).target.feature
+        name = "set:0:3"
         silent = [torch.zeros(len(window), dtype=torch.bool) for window in retain_text(hosted).windows]
-        monkeypatch.setattr(firing_floor, "masks_by_feature", lambda *_: _returning({ref: silent}))
+        monkeypatch.setattr(firing_floor, "masks_by_feature", lambda *_: _returning({name: silent}))
     plan = planned(hosted, edit_of(hosted, feature(0, 3, operation)))
     assert said in plan.doubt
     assert "nothing is certified" in plan.doubt

@@ -10,12 +10,13 @@ import torch
 
 from tests.resident_sets import resident_set
 from tests.unit.engine.exporting import compiling, edit_of, planned
+from tests.unit.engine.interventions import direction
 from tests.unit.engine.weights.folders import feature, parent
 from trephine.domain.errors import GateMissedError
-from trephine.domain.interventions import Ablate, Scale
+from trephine.domain.interventions import Ablate, Clamp, Scale
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine import planning
-from trephine.engine.firing import firing_masks, name_of
+from trephine.engine.firing import firing_masks, masks_by_feature, name_of
 from trephine.engine.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.gates import planned_gates
 from trephine.engine.leaving_out import MOST_TOKENS, among_others, places_of
@@ -24,6 +25,7 @@ from trephine.engine.quanta import finish
 from trephine.engine.replacements.sets import opened
 from trephine.engine.retain import retain_text
 from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.shards import read_entries
 from trephine.engine.weights.compiling import compile_weights
 from trephine.engine.weights.operations import FeatureOp
 
@@ -117,6 +119,26 @@ def test_a_feature_fires_where_it_did_before_it_was_edited(tmp_path):
 
 
 @torch.inference_mode()
+def test_a_bound_on_a_direction_fires_where_it_changes_something(tmp_path):
+    """It has tokens of its own as a feature has, and stands beside features under a name of its own."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "topk")
+    v = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    bound = direction(SiteKind.MLP_OUT, 1, v.tolist(), Clamp(low=-0.3, high=0.3))
+    edit, windows = (feature(0, 3, Ablate()), bound), retain_text(hosted).windows
+    program = finish(compile_weights(hosted, read_entries(hosted.folder), edit_of(hosted, *edit), windows))
+    assert {name_of(op) for op in program.features} == {"set:0:3", "mlp_out:1:interventions[1]"}
+    masks = finish(masks_by_feature(hosted, windows, program.features, edit))
+    site = Site(kind=SiteKind.MLP_OUT, layer=1)
+    rows = [RowInput(ids=window, interventions=edit[:1]) for window in windows]
+    values = torch.cat([v[site] for v in run_rows(hosted, rows, reads=[site]).values])
+    outside = (values.double() @ (v / v.norm()).double()).abs() > 0.3
+    assert torch.equal(torch.cat(masks["mlp_out:1:interventions[1]"]), outside)
+    assert 0 < int(outside.sum()) < len(outside)
+    assert len(among_others(program.features, edit)) == 2
+
+
+@torch.inference_mode()
 def test_fits_say_where_their_features_do_not_fire_and_what_they_were_fitted_on(tmp_path):
     """As grafts do; and a fit on what is measured is no judge of itself."""
     hosted = parent("llama", tmp_path / "parent")
@@ -194,4 +216,4 @@ def test_a_feature_that_is_all_of_an_edit_is_not_measured_twice():
     assert among_others([first, second], (STRONG, WEAK)) == [first, second]
     both = FeatureOp(feature=first.feature, numbers=[0, 1])
     assert among_others([both], (STRONG, STRONG)) == []
-    assert name_of(first.feature) == NAMES[0]
+    assert name_of(first) == NAMES[0]

@@ -19,10 +19,9 @@ from trephine.engine.attack.reading import edited_layers, read_directions
 from trephine.engine.attack.request import BUDGETS, TRAINING_STEPS, AttackRequest
 from trephine.engine.clean_process import run_clean
 from trephine.engine.export_texts import ExportTexts
-from trephine.engine.firing import firing_masks
+from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import stock_attention
-from trephine.engine.weights.operations import FeatureOp
 
 MODULE = "trephine.engine.attack"
 WINDOW = 64
@@ -41,7 +40,7 @@ def attacked(
     hosted: HostedModel,
     texts: ExportTexts,
     interventions: tuple[Intervention, ...],
-    features: tuple[FeatureOp, ...],
+    features: tuple[Acting, ...],
     folder: Path,
     work: Path,
     *,

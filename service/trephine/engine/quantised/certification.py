@@ -20,13 +20,13 @@ from trephine.domain.exports import GgufType, QuantisedCopy
 from trephine.domain.interventions import Intervention
 from trephine.engine.certification import write_evidence
 from trephine.engine.clean_process import run_clean
+from trephine.engine.firing import Acting
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import stock_attention
 from trephine.engine.quantised.conversion import FOLDER, convert, title_of
 from trephine.engine.quantised.twin import quantised_twin
 from trephine.engine.retain import RetainText, window_batches
 from trephine.engine.staging import full_disk_refused
-from trephine.engine.weights.operations import FeatureOp
 
 SCRIPT = Path(__file__).parents[1] / "certifier_gguf.py"
 _UNLOADABLE = (
@@ -40,7 +40,7 @@ def quantised_copies(
     hosted: HostedModel,
     retain: RetainText,
     interventions: tuple[Intervention, ...],
-    features: tuple[FeatureOp, ...],
+    features: tuple[Acting, ...],
     folder: Path,
     kinds: Sequence[GgufType],
     work: Path,

@@ -52,8 +52,8 @@ class WeightProgram:
     grafted: bool = False
     calibrated: bool = False
     """True if something depends on the calibration text."""
-    features: tuple[FeatureOp, ...] = ()
-    """Whose firing tokens are measured apart."""
+    features: tuple[FeatureOp | MapOp, ...] = ()
+    """Whose firing tokens are measured apart: features of sets, and bounds on directions."""
     calibration: dict[str, float] = field(default_factory=dict)
     """What stands in for biases, in figures of the calibration text: the worst of all, where it was fitted
     and, `_held_out`, where it was not."""
@@ -113,7 +113,7 @@ def compile_weights(
         calibration=_figures(grafts, constants),
         features=(
             *(each.op for each in grafts if not each.does_nothing),
-            *(op for op in ops.fits if isinstance(op, FeatureOp)),
+            *(op for op in ops.fits if isinstance(op, FeatureOp) or not op.is_affine),
         ),
     )
 
