@@ -254,13 +254,14 @@ def _why(
     if not ours:
         return f"no feature was judged spurious{by_hand}: nothing undecided is removed"
     first, found = points[0], points[best]
-    if found.count == 0:
+    if found.count == 0 and not found.erased:
         return (
             f"{len(ours)} features were judged spurious, but no number of them does better on the "
             f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
         )
-    beside = ", with a head that has no weight along what was told of the attribute," if found.erased else ""
+    beside = ", with a head that has no weight along what was told of the attribute" if found.erased else ""
+    gone = f"the {found.count} strongest" if found.count else "none"
     return (
-        f"removing the {found.count} strongest of {len(ours)} spurious features{beside} takes the criterion "
-        f"from {first.criterion:.3f} to {found.criterion:.3f}{by_hand}"
+        f"removing {gone} of {len(ours)} spurious features{by_hand}{beside} takes the criterion "
+        f"from {first.criterion:.3f} to {found.criterion:.3f}"
     )

@@ -139,8 +139,8 @@ def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) ->
     if feature.layer not in layers:
         covered = f"layers {min(layers)} to {max(layers)}" if layers else "none"
         raise InvalidRequestError(
-            f"{field}: {feature} is not among the features that may go (of {feature.replacement}: "
-            f"{covered}); the head reads before it, or `layers` leaves it out",
+            f"{field}: {feature.layer}:{feature.index} is not among the features that may go (of "
+            f"{feature.replacement}: {covered}); the head reads before it, or `layers` leaves it out",
             field=field,
         )
 

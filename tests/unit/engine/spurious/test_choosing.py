@@ -10,9 +10,15 @@ from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_removal import Judge, JudgeEvidence, RemoveSpuriousFeatures, Standing
+from trephine.domain.spurious_removal import (
+    ChoicePoint,
+    Judge,
+    JudgeEvidence,
+    RemoveSpuriousFeatures,
+    Standing,
+)
 from trephine.engine.quanta import finish
-from trephine.engine.spurious.choosing import choose, in_order
+from trephine.engine.spurious.choosing import _why, choose, in_order
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.study import Study, open_study
 
@@ -48,6 +54,20 @@ def test_a_purer_feature_goes_before_one_that_also_tells_the_label(study):
     certain = spurious(4, attribute_effect=0.1, score=1.0)
     _, ours = in_order(study, [mixed, small, certain, pure])
     assert [one.feature.index for one in ours] == [2, 3, 4, 1]
+
+
+def test_why_says_what_was_taken_beside_a_persons_word():
+    """With none of ours gone a head may still be what the criterion gained by, and is named then."""
+    named, ours = spurious(1, attribute_effect=1.0, score=0.9), spurious(2, attribute_effect=1.0, score=0.9)
+    points = [
+        ChoicePoint(count=count, criterion=criterion, ambiguous_accuracy=1.0, leak=None, erased=erased)
+        for count, criterion, erased in ((0, 0.0, False), (0, 0.8, True), (1, 0.9, False))
+    ]
+    free, head, removed = (_why(points, best, [named], [ours]) for best in range(3))
+    assert "no number of them does better" in free
+    assert head.startswith("removing none of 1 spurious features, beside 1 that a person named, with a head")
+    assert head.endswith("from 0.000 to 0.800")
+    assert removed.startswith("removing the 1 strongest of 1 spurious features, beside 1 that")
 
 
 def test_few_twins_decide_with_the_error_of_few(study):
