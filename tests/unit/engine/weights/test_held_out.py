@@ -14,6 +14,7 @@ from tests.unit.engine.weights.folders import compiled, distances, feature, pare
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Ablate, Add, Clamp, Scale
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.measurements import measurements_of
 from trephine.engine.quanta import finish
 from trephine.engine.shards import read_entries
 from trephine.engine.weights import compiling, grafting
@@ -62,7 +63,8 @@ def test_constants_without_a_bias_are_a_tier_of_their_own_with_an_error_of_windo
     """Not `exact`: an approximation, whose error on the fourth window is that of a fit on the other three."""
     hosted = parent("qwen2", tmp_path / "parent", common=4.0)
     text = windows(4, seed=3, length=24)
-    note = compiled_on(hosted, CONSTANT, text).notes[0]
+    program = compiled_on(hosted, CONSTANT, text)
+    note = program.notes[0]
     site = Site(kind=SiteKind.NEURONS, layer=1)
     values = finish(captured(hosted, text, [site], ()))[site]
     near = near_constant(stacked(values[:3]), values[3])
@@ -72,9 +74,14 @@ def test_constants_without_a_bias_are_a_tier_of_their_own_with_an_error_of_windo
     assert (
         f"{near.held_out:.2g} on tokens kept back, {near.residue:.2g} where u was fitted" in note.description
     )
-    few = compiled_on(hosted, CONSTANT, text[:3]).notes[0]
-    assert not few.held_out
-    assert "on the very tokens" in few.description
+    assert program.calibration == {
+        "near_constant_residue": pytest.approx(near.residue, rel=1e-3),
+        "near_constant_residue_held_out": pytest.approx(near.held_out, rel=1e-3),
+    }
+    few = compiled_on(hosted, CONSTANT, text[:3])
+    assert not few.notes[0].held_out
+    assert "on the very tokens" in few.notes[0].description
+    assert list(few.calibration) == ["near_constant_residue"]
 
 
 @torch.inference_mode()
@@ -83,11 +90,19 @@ def test_misfires_of_a_graft_without_biases_are_of_windows_kept_back(tmp_path):
     hosted = parent("qwen3", tmp_path / "parent", common=2.0)
     resident_set(hosted, "jumprelu")
     edit, text = (feature(1, 30, Ablate()),), windows(16, seed=3, length=12)
-    note = compiled_on(hosted, edit, text).notes[0]
+    program = compiled_on(hosted, edit, text)
+    note = program.notes[0]
     assert (note.tier, note.held_out) == ("graft", True)
     (each,) = finish(grafts_of(hosted, edit, text))
     assert each.unseen.error == note.predicted_error > 2 * each.fit.error
     assert each.unseen.misfires != each.fit.misfires
+    measured = {one.name: one for one in measurements_of(program.calibration)}
+    for name, value in (("", each.fit.misfires), ("_held_out", each.unseen.misfires)):
+        assert (measured[f"graft_misfires{name}"].value, measured[f"graft_misfires{name}"].unit) == (
+            value,
+            "share",
+        )
+    assert measured["near_constant_residue_held_out"].unit == "square"
     assert f"misfires on {each.unseen.misfires:.2%} of the tokens kept back" in note.description
     assert f"{each.fit.misfires:.2%} where it was chosen" in note.description
 
