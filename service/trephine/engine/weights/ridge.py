@@ -199,17 +199,26 @@ def _together(wanted: Sequence[_Wanted], window: int) -> Tensor:
 
 
 def _solved(inputs: Sequence[Tensor], wanted: Sequence[_Wanted], parts: Split) -> Tensor:
-    """Return `(k, d_in)`, one row of coefficients per operation, under the ridge that explains most.
+    """Return `(k, d_in)`, one row of coefficients per operation, each under the ridge that explains most.
 
-    The ridge is chosen on windows that the fit which it is tried in has not seen.
+    The ridge is chosen on windows that the fit which it is tried in has not seen. What changes nothing there
+    has too few tokens to be trusted, and the strongest.
     """
-    tried = _System.of(inputs, wanted, parts.fitting)
+    system = _System.of(inputs, wanted, parts.fitting)
+    scores = [
+        [_explained(inputs, each, row, parts.choosing) for each, row in zip(wanted, rows, strict=True)]
+        for rows in map(system.solved, _RIDGES)
+    ]
+    chosen = [_best_of(column) for column in zip(*scores, strict=True)]
+    final = _System.of(inputs, wanted, parts.taken)
+    solved = {ridge: final.solved(ridge) for ridge in set(chosen)}
+    return torch.stack([solved[ridge][place] for place, ridge in enumerate(chosen)])
 
-    def score(ridge: float) -> float:
-        rows = zip(wanted, tried.solved(ridge), strict=True)
-        return sum(_explained(inputs, each, row, parts.choosing) or 0.0 for each, row in rows)
 
-    return _System.of(inputs, wanted, parts.taken).solved(max(_RIDGES, key=score))
+def _best_of(scores: Sequence[float | None]) -> float:
+    """Return the ridge with the best of these, the weakest where several tie."""
+    known = [(score, -place) for place, score in enumerate(scores) if score is not None]
+    return _RIDGES[-max(known)[1]] if known else _RIDGES[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
