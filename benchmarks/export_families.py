@@ -23,6 +23,12 @@ from tests.unit.engine.weights.families import (  # noqa: TID251  the same cells
     scene,
     standing,
 )
+from tests.unit.engine.weights.narrow import (  # noqa: TID251  the same rows as the tests'
+    KINDS,
+    Row,
+    narrow_scene,
+    row,
+)
 from tests.unit.engine.weights.reach import reach  # noqa: TID251  the same bound as the tests'
 
 HEADER = (
@@ -33,8 +39,15 @@ REACHED = ("graft, ReLU", "graft, JumpReLU", "graft, clamp")
 """Where it is said what the best gate and the nearest answers of the norm would carry."""
 
 
+NARROW_HEADER = (
+    "| family | edit | tokens | edit KL | floor | runtime | reach | graft | no-op | held to | recovery "
+    "| beside the bfloat16 runtime |"
+)
+"""Of bfloat16 files run in bfloat16, where features fire: KLs in floors of the unedited model."""
+
+
 def main() -> int:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description="Every export tier on every family.")
     parser.add_argument("--families", choices=FAMILIES, nargs="+", default=list(FAMILIES))
     given = parser.parse_args()
@@ -60,9 +73,27 @@ def main() -> int:
                     f"| {shares} | {best} | {found.firing} | {why} |"
                 )
     say("\n| edit | " + " | ".join(given.families) + " |" + "\n|---" + "|---" * len(given.families) + "|")
-    for tier, row in cells.items():
-        say(f"| {tier} | " + " | ".join(row) + " |")
+    for tier, shares_of in cells.items():
+        say(f"| {tier} | " + " | ".join(shares_of) + " |")
+    say("\n" + NARROW_HEADER)
+    say("|---" * NARROW_HEADER.count(" |") + "|")
+    with tempfile.TemporaryDirectory(prefix="trephine-bench-families-") as scratch:
+        for family in given.families:
+            narrow = narrow_scene(family, Path(scratch) / family)
+            for number, (kind, several) in enumerate((kind, n) for kind in KINDS for n in (False, True)):
+                say(narrow_line(row(narrow, kind, Path(scratch) / f"{family}-{number}", several=several)))
     return 0
+
+
+def narrow_line(found: Row) -> str:
+    """Write a bfloat16 row."""
+    of_floor = [found.edit, found.runtime, found.best, found.graft, found.idle]
+    edit, runtime, best, graft, idle = ("" if kl is None else f"{kl / found.floor:.2f}" for kl in of_floor)
+    return (
+        f"| {found.family} | {found.kind}, {'four' if found.several else 'one'} | {found.tokens} | {edit} "
+        f"| {found.floor:.1e} | {runtime} | {best} | {graft} | {idle} | {found.held_to} "
+        f"| {found.recovery:.4f} | {found.recovery_same:.4f} |"
+    )
 
 
 if __name__ == "__main__":

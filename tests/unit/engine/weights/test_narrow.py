@@ -12,6 +12,7 @@ HELD = {(family, "JumpReLU", several): "reach" for family in FAMILIES for severa
     ("llama", "JumpReLU", True): "runtime",
     ("gpt2", "JumpReLU", False): "runtime",
     ("gpt2", "JumpReLU", True): "runtime",
+    ("gemma2", "ReLU", False): "reach",
     ("gemma2", "ReLU", True): "reach",
     ("gemma2", "clamp", True): "reach",
 }
@@ -39,6 +40,6 @@ def test_a_bfloat16_graft_is_within_rounding_where_its_features_fire(parents, ki
     assert found.idle > 2 * MOST * bound
     assert found.recovery_same >= 1 - 2 * MOST * bound / found.edit  # beside a runtime that is rounded itself
     if held != "floor":
-        assert bound > 1.25 * found.floor  # what stands in the way is no export's doing
+        assert bound > 1.1 * found.floor  # what stands in the way is no export's doing
     if held == "reach":
         assert found.program.fitted
