@@ -190,5 +190,6 @@ def _no_edit(stored: StoredRemoval) -> str:
     outcome = stored.found.outcome
     return (
         f"{stored.name} made no edit that could be exported (its outcome is {outcome.verdict.value}: "
-        f"{outcome.why}); remove again with the name of an edit, and `unproven` if it is to be made all the same"
+        f"{outcome.why}); remove again with the name of an edit, and with `unproven` if it is to be made all "
+        "the same"
     )
