@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -215,26 +214,11 @@ def tell_doubt(export: Export) -> None:
         warnings.warn(f"{export.name} is INCONCLUSIVE: {certificate.doubt}", stacklevel=3)
 
 
-def export_id_for(
-    folder: str | Path,
-    edit: Edit,
-    *,
-    attack: bool = False,
-    attack_steps: int | None = None,
-    gguf: Sequence[str] = (),
-    sigstore: bool = False,
-) -> str:
-    """A name on the server for a folder here: what the folder is called, and the edit's digest.
+def reused(export: Export) -> str:
+    """Say that nothing was compiled."""
+    return f"already published as {export.name}: fetched as it is"
 
-    The same edit into the same folder finds the same export again, so that nothing is compiled twice. One
-    that was attacked has a name of its own, as its certificate says more; so has one signed with Sigstore.
-    """
-    slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
-    more = "".join(
-        (
-            f"-attacked{attack_steps or ''}" if attack else "",
-            "-gguf-" if gguf else "",
-            "-".join(sorted(gguf)).replace("_", ""),
-        )
-    ) + ("-sigstore" if sigstore else "")
-    return f"{slug[:40]}-{edit.content_hash.removeprefix('sha256:')[:12]}{more}"
+
+def tell_reuse(export: Export) -> None:
+    """Warn whoever called the caller, and named the export, that it may be of other options than theirs."""
+    warnings.warn(f"{reused(export)}, whatever options it was made with", stacklevel=3)

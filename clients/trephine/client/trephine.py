@@ -17,9 +17,10 @@ from trephine.client.circuit import Circuit, Circuits
 from trephine.client.dataset_circuits import DatasetCircuits
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.edits import Edits, Exports, export_id_for, tell_doubt
+from trephine.client.edits import Edits, Exports, tell_doubt, tell_reuse
 from trephine.client.errors import ResourceNotFoundError
 from trephine.client.evaluation import Evaluation
+from trephine.client.export_names import export_id_for
 from trephine.client.features import FeatureIndexes
 from trephine.client.leases import Lease
 from trephine.client.model import Model
@@ -195,8 +196,9 @@ class Trephine:
             sigstore: Sign with Sigstore, as the server's own identity, in place of its key.
             identity_token: Sign with Sigstore as whom this OpenID Connect token names. The server keeps it in
                 memory until the export is done, and nowhere else.
-            export_id: Name on the server; unset: from the folder's name and the edit's digest. An
-                export of that edit that exists there is used as it is.
+            export_id: Name on the server; unset: from the folder's name and the digests of the edit and of
+                these options. An export of that edit that exists there is used as it is, with a warning if
+                you named it.
             on_progress: Called with every step on the server.
             on_bytes: Called with bytes received and bytes in all.
 
@@ -210,9 +212,18 @@ class Trephine:
         target = Path(folder)
         require_absent(target)
         stored = self.edits.get(edit) if isinstance(edit, str) else edit
-        keyless = sigstore or identity_token is not None
         chosen = export_id or export_id_for(
-            target, stored, attack=attack, attack_steps=attack_steps, gguf=gguf, sigstore=keyless
+            target,
+            stored,
+            model=model,
+            text=text,
+            min_recovery=min_recovery,
+            keep_shapes=keep_shapes,
+            attack=attack,
+            attack_steps=attack_steps,
+            gguf=gguf,
+            sigstore=sigstore,
+            identity_token=identity_token,
         )
         export = self.exports.published(chosen, stored)
         if export is None:
@@ -231,6 +242,8 @@ class Trephine:
                 identity_token=identity_token,
             )
             export = started.result(on_progress=on_progress)
+        elif export_id is not None:
+            tell_reuse(export)
         self.exports.download(export, target, on_bytes=on_bytes)
         tell_doubt(export)
         return export

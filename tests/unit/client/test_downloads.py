@@ -12,7 +12,6 @@ from tests.fakes.grpc_server import FILE, FakeService
 from trephine.client import Trephine
 from trephine.client.aio import connect as connect_async
 from trephine.client.downloads import IncomingFolder
-from trephine.client.edits import export_id_for
 from trephine.client.errors import (
     CheckpointUnverifiedError,
     DiskFullError,
@@ -20,6 +19,7 @@ from trephine.client.errors import (
     HashMismatchError,
     LocalFileError,
 )
+from trephine.client.export_names import export_id_for
 from trephine.client.types import Edit, ExportedFile, Version
 
 

@@ -27,8 +27,9 @@ from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.edits import export_id_for, tell_doubt
+from trephine.client.edits import tell_doubt, tell_reuse
 from trephine.client.errors import ResourceNotFoundError
+from trephine.client.export_names import export_id_for
 from trephine.client.leases import Lease
 from trephine.client.models import share_folder, source_of
 from trephine.client.operations import OnProgress
@@ -199,8 +200,9 @@ class AsyncTrephine:
             sigstore: Sign with Sigstore, as the server's own identity, in place of its key.
             identity_token: Sign with Sigstore as whom this OpenID Connect token names. The server keeps it in
                 memory until the export is done, and nowhere else.
-            export_id: Name on the server; unset: from the folder's name and the edit's digest. An
-                export of that edit that exists there is used as it is.
+            export_id: Name on the server; unset: from the folder's name and the digests of the edit and of
+                these options. An export of that edit that exists there is used as it is, with a warning if
+                you named it.
             on_progress: Called with every step on the server.
             on_bytes: Called with bytes received and bytes in all.
 
@@ -214,9 +216,18 @@ class AsyncTrephine:
         target = Path(folder)
         require_absent(target)
         stored = await self.edits.get(edit) if isinstance(edit, str) else edit
-        keyless = sigstore or identity_token is not None
         chosen = export_id or export_id_for(
-            target, stored, attack=attack, attack_steps=attack_steps, gguf=gguf, sigstore=keyless
+            target,
+            stored,
+            model=model,
+            text=text,
+            min_recovery=min_recovery,
+            keep_shapes=keep_shapes,
+            attack=attack,
+            attack_steps=attack_steps,
+            gguf=gguf,
+            sigstore=sigstore,
+            identity_token=identity_token,
         )
         export = await self.exports.published(chosen, stored)
         if export is None:
@@ -235,6 +246,8 @@ class AsyncTrephine:
                 identity_token=identity_token,
             )
             export = await started.result(on_progress=on_progress)
+        elif export_id is not None:
+            tell_reuse(export)
         await self.exports.download(export, target, on_bytes=on_bytes)
         tell_doubt(export)
         return export

@@ -24,8 +24,9 @@ from trephine.client.cli.quantised import GgufOption, show_quantised
 from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent
-from trephine.client.edits import export_id_for
+from trephine.client.edits import reused
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.export_names import export_id_for
 from trephine.client.terminal import printable
 from trephine.client.types import Export, ExportVerdict, SignatureKind
 from trephine.client.verification import NEXT_STEP, Verification, verify_folder
@@ -100,8 +101,9 @@ def export(
     """Write an edit into the weights, certify the result in a clean process, and bring it here.
 
     The folder is a plain checkpoint that any stock tool loads; its README.md is the card, certificate.json
-    what was measured. An export that exceeds a bound of --plan is refused, and nothing is written. The exit
-    status is 4 where the certificate is inconclusive: the folder is here, and its edit is not certified.
+    what was measured. An export that exceeds a bound of --plan is refused, and nothing comes here; the server
+    keeps it only with --keep-rejected. The same command again fetches what it made before, and says so. The
+    exit status is 4 where the certificate is inconclusive: the folder is here, its edit is not certified.
     """
     given = invocation(context)
     content = None if text is None else read_text(text)
@@ -113,23 +115,20 @@ def export(
             show_plan(given.output, planned(given, trephine, edit, model, **how))
         return
     require_absent(out)
-    token = None if identity_token_file is None else _token(identity_token_file)
-    sigstore = sigstore or token is not None
+    how |= {"attack": attack, "attack_steps": attack_steps, "sigstore": sigstore}
+    how["identity_token"] = None if identity_token_file is None else _token(identity_token_file)
     with given.connect() as trephine:
         stored = trephine.edits.get(edit)
-        own = stored.made_for.model.removeprefix("models/")
-        loaded = given.load(trephine, model or own)
-        chosen = export_id_for(
-            out, stored, attack=attack, attack_steps=attack_steps, gguf=gguf or (), sigstore=sigstore
-        )
+        loaded = given.load(trephine, model or stored.made_for.model.removeprefix("models/"))
+        chosen = export_id_for(out, stored, model=loaded.name, **how)
         made = trephine.exports.published(chosen, stored)
         if made is None:
-            how |= {"attack": attack, "attack_steps": attack_steps}
-            how |= {"sigstore": sigstore, "identity_token": token}
             started = trephine.exports.start(
                 stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
             )
             made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
+        else:
+            given.output.note(printable(reused(made)))
         with ProgressView(given.output, f"export {stored.name}") as view:
             trephine.exports.download(made, out, on_bytes=view.bytes)
     show_export(given.output, made, out)
@@ -139,8 +138,11 @@ def export(
 def _token(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as failure:
-        raise LocalFileError(f"cannot read the identity token {file}: {type(failure).__name__}") from failure
+    except OSError as failure:
+        why = f"{failure.strerror}. Write the OpenID Connect token there, or leave --identity-token-file out"
+    except UnicodeDecodeError:
+        why = "it is no text. Write the OpenID Connect token there alone, as it was issued"
+    raise LocalFileError(f"cannot read the identity token {file}: {why}")
 
 
 def _require_plan(*, plan: bool) -> None:

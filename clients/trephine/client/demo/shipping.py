@@ -8,8 +8,8 @@ from typing import Any
 
 from trephine.client.cli.certificate_text import gate_rows, verdict_word
 from trephine.client.demo.narration import Narrator
-from trephine.client.edits import export_id_for
 from trephine.client.errors import CheckpointUnverifiedError
+from trephine.client.export_names import export_id_for
 from trephine.client.model import Model
 from trephine.client.operations import Operation
 from trephine.client.selection import Selection

@@ -1,0 +1,138 @@
+"""Names of exports: what a second command of other options must not find, and what the same one must."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.grpc_server import FakeService
+from trephine.client import Trephine
+from trephine.client.cli import main
+from trephine.client.export_names import export_id_for
+from trephine.client.types import Edit, Version
+from trephine.v1 import edit_service_pb2 as pb
+
+Run = Callable[..., int]
+EDIT = Edit(
+    name="edits/e", version=1, content_hash="ab" * 32, interventions=(), reason="", author="", evidence=(),
+    create_time="", made_for=Version(model="models/m", weight_hash=""),
+)  # fmt: skip
+
+
+def token(subject: str, issued: int) -> str:
+    """A token of a subject; each that is issued is another."""
+    claims = {"iss": "https://idp.org", "sub": subject, "iat": issued}
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"e30.{body}.c2ln"
+
+
+OPTIONS = (
+    {},
+    {"model": "other"},
+    {"text": "one"},
+    {"text": "another"},
+    {"min_recovery": 0.5},
+    {"min_recovery": 0.6},
+    {"keep_shapes": True},
+    {"attack": True},
+    {"attack": True, "attack_steps": 100},
+    {"attack": True, "attack_steps": 200},
+    {"gguf": ("q8_0",)},
+    {"gguf": ("q8_0", "q4_0")},
+    {"sigstore": True},
+    {"identity_token": token("me", 1)},
+    {"identity_token": token("you", 1)},
+    {"text": "one", "keep_shapes": True},
+)
+
+
+def test_every_option_that_changes_an_export_gives_another_name():
+    """All of them differ from one another, and none from itself."""
+    names = [export_id_for("out/edited", EDIT, **given) for given in OPTIONS]
+    assert len(set(names)) == len(OPTIONS)
+    assert names == [export_id_for("elsewhere/edited", EDIT, **given) for given in OPTIONS]
+    assert names[0] == f"edited-{'ab' * 6}"
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ({}, {"model": "m"}),
+        ({}, {"model": "models/m"}),
+        ({"gguf": ("q8_0", "q4_0")}, {"gguf": ["q4_0", "q8_0"]}),
+        ({"identity_token": token("me", 1)}, {"identity_token": token("me", 2), "sigstore": True}),
+    ],
+)
+def test_what_changes_nothing_keeps_the_name(one, same):
+    """The edit's own model by name, an order, a fresh token of the same person."""
+    assert export_id_for("out", EDIT, **one) == export_id_for("out", EDIT, **same)
+
+
+def test_a_name_of_all_options_fits_the_contract():
+    """63 characters, whatever the folder is called; a token that is none does no harm."""
+    everything = {key: value for given in OPTIONS for key, value in given.items()} | {"identity_token": "é"}
+    assert len(export_id_for("x" * 90, EDIT, **everything)) == 63
+
+
+class Published(FakeService):
+    """A server that keeps what it exported."""
+
+    def GetExport(self, request, context):
+        """What was made under that name."""
+        asked = [one for one in self.requests if isinstance(one, pb.ExportCheckpointRequest)]
+        if request.name not in {f"exports/{one.export_id}" for one in asked}:
+            return super().GetExport(request, context)
+        found = self._export(request.name)
+        found.certificate.edit_hash = self._edit().content_hash
+        return found
+
+    def made(self) -> list[str]:
+        """Names under which exports were started."""
+        return [one.export_id for one in self.requests if isinstance(one, pb.ExportCheckpointRequest)]
+
+
+@pytest.fixture
+def fake() -> Published:
+    """In the place of the ordinary fake."""
+    return Published()
+
+
+@pytest.fixture
+def run(address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command against the fake and return its exit status."""
+
+    def command(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["trephine", "--server", address, *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return command
+
+
+def test_a_second_command_says_what_it_reuses(
+    fake: Published, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The same one fetches and says so; one of another text compiles anew."""
+    for number, content in enumerate(("one text", "one text", "another")):
+        (tmp_path / "text").write_text(content)
+        out = tmp_path / str(number) / "edited"
+        assert run("export", "no-mary", "--out", str(out), "--text", str(tmp_path / "text")) == 0
+        said = capsys.readouterr().err
+        told = f"already published as exports/{fake.made()[0]}: fetched as it is"
+        assert (told in said) == (number == 1)
+        assert (out / "weights" / "model.safetensors").exists()
+    assert len(set(fake.made())) == len(fake.made()) == 2
+
+
+def test_a_name_of_your_own_is_reused_with_a_warning(fake: Published, trephine: Trephine, tmp_path: Path):
+    """The client cannot tell what options that one was made with."""
+    trephine.export("no-mary", tmp_path / "first", export_id="mine")
+    with pytest.warns(UserWarning, match="already published as exports/mine: fetched as it is, whatever"):
+        trephine.export("no-mary", tmp_path / "second", export_id="mine", keep_shapes=True)
+    assert fake.made() == ["mine"]
