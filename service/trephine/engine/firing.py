@@ -83,7 +83,7 @@ def _fires(hosted: HostedModel, op: Acting, x: Tensor) -> Tensor:
     """Return where one acts on what arrives, bool `(n_pos,)`, on the CPU."""
     if isinstance(op, MapOp):
         if op.unit is None:
-            return torch.ones(len(x), dtype=torch.bool)
+            raise ValueError("a whole site is scaled exactly, and has no bound")
         found = x.to(torch.float64) @ op.unit.to(x.device)
         return (op.change(found[:, None], found, ())[:, 0] != found).cpu()
     ref = op.feature

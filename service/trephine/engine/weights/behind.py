@@ -19,7 +19,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Norm
 from trephine.engine.hosted import HostedModel
 from trephine.engine.weights.capture import stacked
-from trephine.engine.weights.held_out import Split
+from trephine.engine.weights.held_out import Split, best_ridge
 from trephine.engine.weights.postnorm import nearest, rank_of
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -97,7 +97,7 @@ def fit_behind(
         return FitBehind(left=left, right=right, explained=None, floor=0.0)
     choosing, testing = (_rows(inputs, changes, each) for each in (parts.choosing, parts.testing))
     tried = _System.of(module, *_rows(inputs, changes, parts.fitting))
-    ridge = max(_RIDGES, key=lambda ridge: _explained(module, *choosing, tried.solved(ridge)) or 0.0)
+    ridge = best_ridge(_RIDGES, [_explained(module, *choosing, tried.solved(each)) for each in _RIDGES])
     system = _System.of(module, x, wanted)
     delta = system.solved(ridge)
     sizes, basis = torch.linalg.eigh((system.inputs @ delta.T).T @ (system.inputs @ delta.T))

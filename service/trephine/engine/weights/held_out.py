@@ -57,6 +57,18 @@ def split(count: int) -> Split:
     return Split(fitting=fitting, choosing=choosing, taken=taken, testing=kept or taken)
 
 
+def best_ridge(ridges: Sequence[float], scores: Sequence[float | None]) -> float:
+    """Return the ridge that explains most where it is chosen, the weakest where several tie.
+
+    Args:
+        ridges: From the weakest to the strongest.
+        scores: What is explained under each, on windows that choose. None: nothing is to change there, so
+            that nothing is known; what acts so rarely has too few tokens to be trusted, and the strongest.
+    """
+    known = [(score, -place) for place, score in enumerate(scores) if score is not None]
+    return ridges[-max(known)[1]] if known else ridges[-1]
+
+
 def of_windows(lengths: Sequence[int], chosen: Sequence[int]) -> Tensor:
     """Return which tokens belong to chosen windows, bool `(n,)`, windows one after the other."""
     return torch.cat([torch.full((length,), number in set(chosen)) for number, length in enumerate(lengths)])

@@ -22,7 +22,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
-from trephine.engine.weights.held_out import Split, split
+from trephine.engine.weights.held_out import Split, best_ridge, split
 from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -209,16 +209,10 @@ def _solved(inputs: Sequence[Tensor], wanted: Sequence[_Wanted], parts: Split) -
         [_explained(inputs, each, row, parts.choosing) for each, row in zip(wanted, rows, strict=True)]
         for rows in map(system.solved, _RIDGES)
     ]
-    chosen = [_best_of(column) for column in zip(*scores, strict=True)]
+    chosen = [best_ridge(_RIDGES, column) for column in zip(*scores, strict=True)]
     final = _System.of(inputs, wanted, parts.taken)
     solved = {ridge: final.solved(ridge) for ridge in set(chosen)}
     return torch.stack([solved[ridge][place] for place, ridge in enumerate(chosen)])
-
-
-def _best_of(scores: Sequence[float | None]) -> float:
-    """Return the ridge with the best of these, the weakest where several tie."""
-    known = [(score, -place) for place, score in enumerate(scores) if score is not None]
-    return _RIDGES[-max(known)[1]] if known else _RIDGES[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

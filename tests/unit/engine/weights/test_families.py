@@ -46,12 +46,24 @@ COMMONLY = {tier: GRAFT if tier.startswith("graft") or tier == "delta" else EXAC
 COMMONLY["ridge"] = ("refused", OTHER)
 COMMONLY["ridge, dense"] = ("fitted", OWN)
 UNPLANTED = {
-    "ridge": {"llama": 0.41, "gpt2": 0.82, "qwen2": 0.86, "qwen3": 0.71, "gemma2": 0.64},
-    "ridge, dense": {"llama": 0.67, "gpt2": 0.999, "qwen2": 1.0, "qwen3": 0.999, "gemma2": 0.82},
+    "ridge": {
+        "llama": (0.42, 0.49),
+        "gpt2": (0.82, 0.95),
+        "qwen2": (0.86, 0.94),
+        "qwen3": (0.71, 0.85),
+        "gemma2": (0.65, 0.74),
+    },
+    "ridge, dense": {
+        "llama": (0.67, 0.67),
+        "gpt2": (0.999, 0.999),
+        "qwen2": (1.0, 1.0),
+        "qwen3": (0.999, 0.999),
+        "gemma2": (0.82, 0.82),
+    },
 }
-"""What is carried of features as they were drawn: one that fires on a third of the text and reads what no
-module writes alone, and one that fires on nearly all and reads what its MLP writes (in `docs/export.md` too);
-a feature that is planted so that a module computes it is in `test_ridge`."""
+"""What is carried, over all and over firing tokens, of features as they were drawn: one that fires on a third
+of the text and reads what no module writes alone, and one that fires on nearly all and reads what its MLP
+writes (in `docs/export.md` too); one that is planted so that a module computes it is in `test_ridge`."""
 NONE = Spread(mean=0.0, p99=0.0)
 LEAST = {"exact": 0.9999, "graft": 0.99, "fitted": 0.9}
 """Share of the edit's KL over all and over firing tokens."""
@@ -79,7 +91,8 @@ def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
     assert standing(found) == called
     assert why in reason(found.program)
     if tier in UNPLANTED:
-        assert found.recovery == pytest.approx(UNPLANTED[tier][parent_scene.family], abs=0.05)
+        shares = (found.recovery, found.recovery_firing)
+        assert shares == pytest.approx(UNPLANTED[tier][parent_scene.family], abs=0.05)
     floor = NoiseFloor(attention=NONE, dtype=NONE)
     gates = planned_gates("float32", floor, fitted=found.program.fitted, grafted=found.program.grafted)
     unrecovered = {"unrecovered": 1 - found.recovery, "kl_intervened_exported_mean": found.left}

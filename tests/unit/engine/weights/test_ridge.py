@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from tests.unit.engine.weights.folders import compiled, distances, feature, pare
 from trephine.domain.interventions import Ablate
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.replacements.support import Threshold
+from trephine.engine.weights import behind, ridge
+from trephine.engine.weights.held_out import split
+from trephine.engine.weights.postnorm import nearest
 
 REASONS = {
     "topk": "compares all features",
@@ -98,3 +102,65 @@ def test_kept_shapes_turn_grafts_into_fits(tmp_path):
     left, whole = distances(hosted, ABLATED, written(hosted, fitted, tmp_path / "fitted"))
     closer, _ = distances(hosted, ABLATED, written(hosted, grafted, tmp_path / "grafted"))
     assert closer < 0.01 * left < 0.01 * whole
+
+
+PARTS = split(8)
+READ = [torch.randn(20, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in range(8)]
+
+
+def acting(everywhere):
+    """Draw amounts per window; none in the windows that choose, unless everywhere."""
+    draw = torch.Generator().manual_seed(9)
+    amounts = [x[:, 0] + torch.randn(20, generator=draw, dtype=torch.float64) for x in READ]
+    return [a if everywhere or n not in PARTS.choosing else 0 * a for n, a in enumerate(amounts)]
+
+
+def under(ridges, x, moments):
+    """Solve the normal equations under each ridge, `(d_in, k)` each."""
+    gram = x.T @ x
+    eye = gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    return [torch.linalg.solve(gram + each * eye, moments) for each in ridges]
+
+
+def nearest_of(found, candidates):
+    """Return which candidate is found, which must be far nearer than all others."""
+    away = sorted((float((found - each).norm() / each.norm()), n) for n, each in enumerate(candidates))
+    assert away[0][0] < 0.2 * away[1][0]
+    return away[0][1]
+
+
+def test_an_operation_that_is_silent_where_ridges_are_chosen_has_the_strongest():
+    """Whatever another operation of the same place is given, which acts there."""
+    direction = torch.ones(3, dtype=torch.float64)
+    wanted = [
+        ridge._Wanted(number=n, direction=direction, amounts=acting(everywhere))
+        for n, everywhere in enumerate((True, False))
+    ]
+    rows = ridge._solved(READ, wanted, PARTS)
+    x = torch.cat([READ[n][1:] for n in PARTS.taken])
+    chosen = []
+    for each, row in zip(wanted, rows, strict=True):
+        c = torch.cat([each.amounts[n][1:] for n in PARTS.taken])
+        chosen.append(nearest_of(row, under(ridge._RIDGES, x, x.T @ c)))
+    last = len(ridge._RIDGES) - 1
+    assert chosen[0] < chosen[1] == last
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_behind_a_norm_the_strongest_ridge_is_taken_where_nothing_chooses(everywhere):
+    """All operations share the norm's answer and one ridge; where none acts, five zeros are no choice."""
+    draw = torch.Generator().manual_seed(4)
+    weight, gain = torch.randn(5, 6, generator=draw).double(), torch.ones(5)
+    norm = SimpleNamespace(gain=gain, inverse_scale=lambda y: y.square().mean(-1, keepdim=True).rsqrt())
+    module = behind.Behind(norm=norm, weight=weight, bias=None)
+    unit = torch.randn(5, generator=draw).double()
+    changes = [0.2 * a[:, None] * unit for a in acting(everywhere)]
+    fit = behind.fit_behind(module, READ, changes, PARTS)
+    x, wanted = (torch.cat([part[n][1:] for n in PARTS.taken]) for part in (READ, changes))
+    written_there = x @ weight.T
+    scale = norm.inverse_scale(written_there)
+    goal = nearest(gain.double(), written_there * scale + wanted) - scale * written_there
+    candidates = [each.T for each in under(behind._RIDGES, scale * x, (scale * x).T @ goal)]
+    chosen = nearest_of(fit.left @ fit.right, candidates)
+    last = len(behind._RIDGES) - 1
+    assert chosen < last if everywhere else chosen == last
