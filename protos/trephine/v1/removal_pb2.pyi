@@ -61,9 +61,9 @@ class _AttackKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     ATTACK_KIND_RECOVERY: _AttackKind.ValueType  # 1
     """Perturbations of the residual stream, off the directions that the edited features read."""
     ATTACK_KIND_BENIGN: _AttackKind.ValueType  # 2
-    """Training on ordinary text, beside the unedited twin."""
+    """Next-token training on natural text in which the behaviour occurs, beside the unedited twin."""
     ATTACK_KIND_FEW_SHOT: _AttackKind.ValueType  # 3
-    """Training on a few contexts with the original's answers."""
+    """Training on a few contexts with the original's answers. Not run on the twin, whose gradient there is zero."""
 
 class AttackKind(_AttackKind, metaclass=_AttackKindEnumTypeWrapper):
     """Which attack."""
@@ -73,9 +73,9 @@ ATTACK_KIND_UNSPECIFIED: AttackKind.ValueType  # 0
 ATTACK_KIND_RECOVERY: AttackKind.ValueType  # 1
 """Perturbations of the residual stream, off the directions that the edited features read."""
 ATTACK_KIND_BENIGN: AttackKind.ValueType  # 2
-"""Training on ordinary text, beside the unedited twin."""
+"""Next-token training on natural text in which the behaviour occurs, beside the unedited twin."""
 ATTACK_KIND_FEW_SHOT: AttackKind.ValueType  # 3
-"""Training on a few contexts with the original's answers."""
+"""Training on a few contexts with the original's answers. Not run on the twin, whose gradient there is zero."""
 global___AttackKind = AttackKind
 
 @typing.final

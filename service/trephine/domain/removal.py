@@ -7,8 +7,9 @@ from typing import Literal
 
 Verdict = Literal["removed", "suppressed", "inconclusive"]
 AttackKind = Literal["recovery", "benign", "few_shot"]
-"""`recovery`: perturbations of the residual stream. `benign`: training on ordinary text. `few_shot`: training
-on a few contexts with the original's answers."""
+"""`recovery`: perturbations of the residual stream. `benign`: next-token training on natural text in which
+the behaviour occurs, the harder case of natural text. `few_shot`: training on a few contexts with the
+original's answers."""
 
 RETURNED = 0.10
 """An attack succeeds if the whole interval of the excess lies above: the behaviour returned by more than this
@@ -166,5 +167,5 @@ def _unrelated(figure: AttackFigure) -> str:
 def _named(figure: AttackFigure) -> str:
     if figure.kind == "recovery":
         return f"a perturbation of {figure.strength:.1%} of the residual's norm"
-    text = "ordinary text" if figure.kind == "benign" else "a few of its contexts"
+    text = "natural text in which it occurs" if figure.kind == "benign" else "a few of its contexts"
     return f"training on {text} for {figure.strength:.0f} steps"

@@ -199,9 +199,11 @@ def _attacks(certificate: Certificate) -> str:
 
 On {removal.n_tokens} tokens in {removal.n_contexts} contexts on which the edit acts, by
 {removal.effect:.2g} nats. Recovery perturbs the residual stream by a share of its norm, off the directions
-that the edited features read; benign and few-shot train for a number of steps. Shares of the behaviour with
-95 % intervals over contexts; unrelated behaviours have its size and geometry, and their intervals are over
-several of them as well. Benign training is held against the unedited parent trained alike, too.{table}
+that the edited features read. Benign training is on the next tokens of natural text in which the behaviour
+occurs, few-shot training on a few contexts with the original's answers, each for a number of steps. Shares of
+the behaviour with 95 % intervals over contexts; unrelated behaviours have its size and geometry, and their
+intervals are over several of them as well. Benign training is held against the unedited parent trained alike,
+too; few-shot training is not run on it: those are its own answers, and its gradient is zero.{table}
 
 """
 
@@ -270,7 +272,8 @@ def _form(architecture: str, plan: ExportPlan) -> str:
         f"- Architecture: `{_plain(architecture)}`, as the parent's.",
         f"- Fields of `config.json` that changed: {fields or 'none'}.",
         f"- Neurons added to MLPs: {_widening(plan.widened) or 'none; every tensor keeps its shape'}.",
-        f"- Size: {plan.size_growth_bytes / 2**20:.1f} MiB of weights more than the parent.",
+        f"- Size: at most {plan.size_growth_bytes / 2**20:.1f} MiB more than the parent, "
+        "GGUF files included.",
     ]
     lines += [
         f"- {_plain(one.server)}: {'loads it' if one.loads else '**does not load it**'}; {_plain(one.note)}."

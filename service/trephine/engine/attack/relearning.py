@@ -1,9 +1,10 @@
 """Relearning: short low-rank training of the edited model, and how much of a behaviour it brings back.
 
-Benign training sees ordinary text. The unedited twin is trained on the same text in the same order, and what
-training moves in it along the behaviour is taken off. Few-shot training sees contexts in which the edit
-acts, with the original's answers; the twin needs no training there: those are its answers, its gradient is
-zero.
+Benign training is next-token training on natural text in which the behaviour occurs, the harder case: every
+other one of the windows in which the edited features fire most. No answer of the original is taught. The
+unedited twin is trained on the same text in the same order, and what training moves in it along the behaviour
+is taken off. Few-shot training sees contexts in which the edit acts, with the original's answers; it is not
+run on the twin: those are its own answers, and its gradient is zero.
 Behaviours are measured on tokens of other windows.
 """
 
@@ -52,7 +53,7 @@ class Lessons:
 def benign(
     edited: Any, twin: Any, lessons: Lessons, steps: int, *, seed: int, say: Say
 ) -> list[AttackFigure]:
-    """Train both on ordinary text; return how much is back at every stage."""
+    """Train both on the next tokens of the windows of training; return how much is back at every stage."""
     goals, start = lessons.tested.goals, lessons.tested.edited
 
     def text(model: Any) -> Loss:
