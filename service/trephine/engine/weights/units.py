@@ -4,9 +4,9 @@ A unit is a stock neuron phi(kappa (p - t)) * alpha, p = w.x + b the feature's p
 s d / (kappa alpha): it adds s * relu(p - t) * d, rounded off at the knee (SiLU: by 0.2785 / kappa at most). A
 jump of height J is the difference of two units that are `width` apart. What is best depends on the
 arithmetic: steep and narrow in float32; in bfloat16 the two large numbers of a narrow jump lose their
-difference, and a bias kappa (b - t) above 100 is off by a quarter. So gain, width and offset are searched in
-units of the feature's own threshold and range, and each candidate is carried out on captured activations as
-the server will: weights rounded, products rounded.
+difference, and a bias kappa (b - t) above 64 is off by up to a quarter, above 128 by up to a half. So gain,
+width and offset are searched in units of the feature's own threshold and range, and each candidate is carried
+out on captured activations as the server will: weights rounded, products rounded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _NARROW_WIDTHS = tuple(half / 2 for half in range(0, 15))
 _QUANTISED_WIDTHS = range(0, 8)
 """Halvings of the feature's scale that a jump is wide."""
 LARGEST_BIAS = 100.0
-"""Of |kappa (b - t)| in bfloat16 and float16: beyond it a bias's own rounding is half a unit and more."""
+"""Of |kappa (b - t)| in bfloat16 and float16: bfloat16 rounds one below 128 by up to a quarter,
+and by a half and more above 128."""
 _NARROW = (torch.bfloat16, torch.float16)
 _SHARPNESS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 """kappa times width."""
