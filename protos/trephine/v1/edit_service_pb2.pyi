@@ -682,7 +682,7 @@ class ExportPlan(google.protobuf.message.Message):
     untouched_tensors: builtins.int
     """How many do not."""
     size_growth_bytes: builtins.int
-    """Bytes."""
+    """Bytes beyond the parent's: of tensors exactly, of GGUF files that were asked for at most."""
     plan_hash: builtins.str
     """Over all other fields."""
     fitted: builtins.bool

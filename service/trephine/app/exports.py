@@ -259,14 +259,14 @@ class Exports:
         return stored.export
 
     def _require_free(self, request: ExportRequest) -> None:
-        targets = [self._target(request.export_id)]
+        names = {request.export_id: "choose another name"}
         if request.keep_rejected:
-            targets.append(self._target(f"{request.export_id}.rejected"))
-        for target in targets:
-            if os.path.lexists(target):
+            rejected = "choose another name, or export without keeping what is rejected"
+            names[f"{request.export_id}.rejected"] = rejected
+        for name, advice in names.items():
+            if os.path.lexists(self._target(name)):
                 raise ExportTargetExistsError(
-                    f"{target.name} exists in the export root, nothing is overwritten; choose another name",
-                    field="export_id",
+                    f"{name} exists in the export root, nothing is overwritten; {advice}", field="export_id"
                 )
 
     def _require_writable(self) -> None:

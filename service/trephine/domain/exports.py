@@ -121,6 +121,7 @@ class ExportPlan:
     untouched_tensors: int
     config_changes: tuple[str, ...]
     size_growth_bytes: int
+    """Beyond the parent's bytes: of tensors exactly, of GGUF files that were asked for at most."""
     servers: tuple[ServerSupport, ...]
     gates: tuple[Gate, ...]
     plan_hash: str

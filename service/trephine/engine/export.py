@@ -31,10 +31,9 @@ from trephine.engine.gates import finite, judge, kind_of, remedies
 from trephine.engine.hosted import HostedModel
 from trephine.engine.leaving_out import left_out_bytes, write_left_out
 from trephine.engine.measurements import measurements_of
-from trephine.engine.planning import plan_hash, program_of, require_parent
+from trephine.engine.planning import growth_bytes, plan_hash, program_of, require_parent
 from trephine.engine.quantised.certification import quantised_copies
-from trephine.engine.quantised.conversion import gguf_bytes
-from trephine.engine.reshaping import grown_bytes, reshaped_files, write_weights
+from trephine.engine.reshaping import reshaped_files, write_weights
 from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
 from trephine.engine.shards import TensorEntry, read_entries, read_tensor, sha256_of, stored_dtype
@@ -125,7 +124,7 @@ def _prepare(
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
     _require_plan(command, program)
-    growth = grown_bytes(program.changes) + gguf_bytes(hosted, command.options.gguf)
+    growth = growth_bytes(hosted, entries, program, command.options)
     narrow = narrower(hosted, stored_dtype(entries))
     needed = left_out_bytes(hosted, program.features, command.edit.interventions)
     needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured, narrow)

@@ -21,7 +21,7 @@ from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
-from trephine.engine.quantised.conversion import require_convertible
+from trephine.engine.quantised.conversion import gguf_bytes, require_convertible
 from trephine.engine.replacements.contexts import degraded_caveats, sets_of
 from trephine.engine.reshaping import grown_bytes
 from trephine.engine.servers import supporting_servers
@@ -73,7 +73,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         changed_tensors=changed,
         untouched_tensors=len(entries) - len(set(changed) & set(entries)),
         config_changes=_config_changes(hosted, program),
-        size_growth_bytes=grown_bytes(program.changes),
+        size_growth_bytes=growth_bytes(hosted, entries, program, command.options),
         widened=widened_layers(program.changes),
         servers=supporting_servers(hosted.info.architecture, hosted.model.config, program),
         gates=planned_gates(
@@ -128,6 +128,15 @@ def program_of(
         kept = (key, program)
         _KEPT[hosted.model] = kept
     return kept[1]
+
+
+def growth_bytes(
+    hosted: HostedModel, entries: dict[str, TensorEntry], program: WeightProgram, options: ExportOptions
+) -> int:
+    """Bound what an export takes beyond its parent's bytes: of tensors exact, of GGUF files at most."""
+    tensors = grown_bytes(program.changes)
+    stored = DTYPES.get(stored_dtype(entries))
+    return tensors + gguf_bytes(hosted, options.gguf, tensors // (stored.itemsize if stored else 1))
 
 
 def plan_hash(plan: ExportPlan) -> str:

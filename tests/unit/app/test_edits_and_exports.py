@@ -236,6 +236,9 @@ async def test_missed_gate_leaves_nothing_or_what_was_asked_for(tmp_path):
     with pytest.raises(GateMissedError):
         await here.exports.run(replace(REQUEST, keep_rejected=True), ignore, operation_id=OPERATION)
     assert leftovers(here) == ["edited.rejected"]
+    with pytest.raises(ExportTargetExistsError, match=r"edited\.rejected.*without keeping what is rejected"):
+        await here.exports.check(replace(REQUEST, keep_rejected=True), operation_id=OPERATION)
+    await here.exports.check(REQUEST, operation_id=OPERATION)
     with pytest.raises(ResourceNotFoundError):
         await here.exports.get("edited")
 

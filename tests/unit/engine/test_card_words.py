@@ -80,7 +80,7 @@ GROWN = replace(
     ),
 )
 CARDS = {
-    "grown": (GROWN, CERTIFICATE, "- Size: 1.5 MiB of weights more"),
+    "grown": (GROWN, CERTIFICATE, "- Size: at most 1.5 MiB more than the parent"),
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
     "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "suppressed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),

@@ -37,8 +37,10 @@ from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.remove_spurious import REMOVE_SPURIOUS_EXAMPLES, remove_spurious
 from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
+from trephine.client.cli.suggestions import SuggestingGroup
 from trephine.client.errors import (
     AdmissionFailedError,
+    ExportTargetExistsError,
     FeatureIndexNotFoundError,
     ModelNotFoundError,
     ReplacementNotFoundError,
@@ -53,6 +55,7 @@ from trephine.client.terminal import printable, printable_lines
 
 app = typer.Typer(
     name="trephine",
+    cls=SuggestingGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -164,6 +167,7 @@ def main() -> None:
 
 _HINTS = {
     AdmissionFailedError.reason: "--accept-degraded loads it all the same, and every result says so",
+    ExportTargetExistsError.reason: "another --out gives another folder here, and another name on the server",
     FeatureIndexNotFoundError.reason: "see `trephine features indexes`; `trephine features index` builds one",
     ModelNotFoundError.reason: "see `trephine models list`; `trephine models fetch smollm2` gets a small one",
     ReplacementNotFoundError.reason: "see `trephine replacements list`; `... load SET` loads one",

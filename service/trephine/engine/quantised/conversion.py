@@ -125,9 +125,9 @@ def require_convertible(hosted: HostedModel) -> None:
     write_tokenizer(writer, hosted.tokenizer, config.vocab_size)
 
 
-def gguf_bytes(hosted: HostedModel, kinds: tuple[GgufType, ...]) -> int:
-    """Bound the size of the files of an export."""
-    return sum(_BITS[kind] * hosted.info.n_parameters // 8 for kind in kinds)
+def gguf_bytes(hosted: HostedModel, kinds: tuple[GgufType, ...], added: int = 0) -> int:
+    """Bound the size of the files of an export that has `added` more parameters than its parent."""
+    return sum(_BITS[kind] * (hosted.info.n_parameters + added) // 8 for kind in kinds)
 
 
 _BITS = {"q8_0": 9, "q5_1": 8, "q5_0": 8, "q4_1": 8, "q4_0": 8}

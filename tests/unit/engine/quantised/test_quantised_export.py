@@ -61,6 +61,18 @@ def test_the_files_still_carry_the_edit(made):
 
 
 @pytest.mark.integration
+def test_the_plan_counts_the_files(made):
+    """Blocks of 32 weights take 34 and 18 bytes, those of the graft included; the plan is no less."""
+    hosted, plan, _, folder = made
+    more = sum(each.stat().st_size for each in folder.rglob("*.safetensors"))
+    more -= sum(each.stat().st_size for each in hosted.folder.rglob("*.safetensors"))
+    weights = hosted.info.n_parameters + more // 4
+    assert plan.size_growth_bytes - more >= weights * (34 + 18) // 32
+    bare = planned(hosted, ExportOptions())
+    assert bare.size_growth_bytes < plan.size_growth_bytes - weights
+
+
+@pytest.mark.integration
 def test_a_changed_file_does_not_verify(made):
     """Files are part of what was published."""
     *_, folder = made
