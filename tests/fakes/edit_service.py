@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from google.longrunning import operations_pb2
 from google.protobuf.empty_pb2 import Empty
 
 from trephine.v1 import (
@@ -16,6 +17,7 @@ from trephine.v1 import (
     edit_service_pb2_grpc,
     interventions_pb2,
     live_edits_pb2,
+    spurious_removal_pb2,
 )
 
 
@@ -74,6 +76,17 @@ class FakeEdits(edit_service_pb2_grpc.EditServiceServicer):
             first_intervention=0, second_intervention=2,
         )  # fmt: skip
         return edit_service_pb2.ComposeEditsResponse(conflicts=[conflict] if len(request.parts) > 1 else [])
+
+    def RemoveSpuriousFeatures(
+        self, request: spurious_removal_pb2.RemoveSpuriousFeaturesRequest, context: Any
+    ) -> operations_pb2.Operation:
+        """Find that nothing can be told."""
+        self._note(request, context)  # type: ignore[attr-defined]
+        found = spurious_removal_pb2.SpuriousRemoval(name="spuriousRemovals/r", labels=["bad", "good"])
+        started: operations_pb2.Operation = self._start(  # type: ignore[attr-defined]
+            "RemoveSpuriousFeatures", found
+        )
+        return started
 
     def DiffEdits(
         self, request: live_edits_pb2.DiffEditsRequest, context: Any

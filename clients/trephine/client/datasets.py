@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,19 +114,27 @@ def rows_of(file: Path) -> Iterator[Mapping[str, Any]]:
         LocalFileError: If the file cannot be read as such.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open(encoding="utf-8-sig", newline="") as opened:  # ends of lines within cells stay
+            text = opened.read()
     except (OSError, UnicodeDecodeError) as failure:
         raise LocalFileError(f"cannot read {file} as UTF-8 text: {failure}") from failure
     if file.suffix == ".csv":
-        yield from csv.DictReader(text.splitlines())
+        yield from _csv_rows(file, text)
     elif file.suffix in {".jsonl", ".ndjson"}:
         yield from _json_lines(file, text)
     else:
         raise LocalFileError(f"{file} is neither .jsonl nor .csv; rename or convert it")
 
 
+def _csv_rows(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from csv.DictReader(io.StringIO(text, newline=""))
+    except csv.Error as failure:
+        raise LocalFileError(f"{file} is no CSV: {failure}") from failure
+
+
 def _json_lines(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a JSON string may hold U+2028
         if not line.strip():
             continue
         try:

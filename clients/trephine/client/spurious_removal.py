@@ -48,7 +48,8 @@ class CleanableModel:
                 built-in lexicon; `swaps`: pairs of words of one's own. `decision`: a `Probe`, `LabelTokens`,
                 `StockClassifier` or `RewardModel`. `replacement`, `layers`, `estimator`, `steps`.
                 `spurious_above`, `task_below`, `false_discoveries`, `clusters`. `candidates`, `exact`,
-                `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head;
+                `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head (unset: so
+                with label tokens and rewards, which are not trained);
                 `erase=False` trains it again with nothing forbidden. `overrides`: a person's words.
                 `edit_id`, `author`: make an edit of it if it is shown to hold (`outcome`), with
                 `unproven=True` in any case. `resamples`, `seed`, `request_id`.

@@ -1,18 +1,15 @@
-"""Requests to remove spurious features, and the files that they are read from."""
+"""Requests to remove spurious features, and the file with a person's words."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trephine.client.datasets import rows_of
 from trephine.client.edit_history import current_user
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
-from trephine.client.saved_datasets import is_saved, saved_rows
 from trephine.client.sendable import sendable
 from trephine.client.set_ids import set_id
 from trephine.client.types import (
@@ -33,17 +30,6 @@ _RULES = ("spurious_above", "task_below", "false_discoveries", "clusters")
 _BUDGET = ("candidates", "exact", "counts", "effect_texts", "fit_texts", "random_sets")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextColumns:
-    """Which column holds what; None: there is none."""
-
-    text: str = "text"
-    label: str = "label"
-    attribute: str | None = None
-    twin: str | None = None
-    environment: str | None = None
-
-
 @sendable
 def remove_spurious(
     model: str,
@@ -57,7 +43,7 @@ def remove_spurious(
     edit_id: str | None = None,
     author: str | None = None,
     estimator: str | None = None,
-    refit: bool = True,
+    refit: bool | None = None,
     erase: bool = True,
     neutral_examples: bool = False,
     unproven: bool = False,
@@ -65,12 +51,17 @@ def remove_spurious(
     request_id: str | None = None,
     **options: Any,
 ) -> pb.RemoveSpuriousFeaturesRequest:
-    """Remove spurious features. `options` are fields of rules, budget and request; None leaves one unset."""
+    """Remove spurious features. `options` are fields of rules, budget and request; None leaves one unset.
+
+    `refit` unset trains the head again if it is one that is trained: label tokens and rewards are not.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     if "replacement" in given:
         given["replacement"] = set_id(given["replacement"], model)
     rules = {name: given.pop(name) for name in _RULES if name in given}
     budget = {name: given.pop(name) for name in _BUDGET if name in given}
+    check_counts(budget.get("counts", ()))
+    trained = not isinstance(decision, LabelTokens | RewardModel)
     number = dataset_circuits_pb2.EffectEstimator.Value(
         f"EFFECT_ESTIMATOR_{(estimator or 'unspecified').upper()}"
     )
@@ -87,7 +78,7 @@ def remove_spurious(
         estimator=number,
         judging=pb.JudgingRules(**rules),
         budget=pb.RemovalBudget(**budget),
-        without_refit=not refit,
+        without_refit=not (trained if refit is None else refit),
         without_erasure=not erase,
         neutral_examples=neutral_examples,
         unproven=unproven,
@@ -95,6 +86,18 @@ def remove_spurious(
         request_id=fresh_id(request_id),
         **given,
     )
+
+
+def check_counts(counts: Sequence[int]) -> None:
+    """Refuse numbers of features that do not ascend, in the server's words.
+
+    Raises:
+        InvalidRequestError: If they repeat, fall, or begin below 1.
+    """
+    if list(counts) != sorted(set(counts)):
+        raise InvalidRequestError("budget.counts must ascend, and hold one", field="budget.counts")
+    if counts and counts[0] < 1:
+        raise InvalidRequestError("budget.counts must start at 1 or above", field="budget.counts")
 
 
 @sendable
@@ -138,39 +141,10 @@ def _decision(decision: Decision | None) -> pb.DecisionHead | None:
         case StockClassifier():
             return pb.DecisionHead(classifier=pb.ClassifierHead(source=decision.source))
         case RewardModel():
-            reward = pb.RewardHead(source=decision.source, threshold=decision.threshold)
+            reward = pb.RewardHead(
+                source=decision.source, threshold=decision.threshold, positive_label=decision.positive_label
+            )
             return pb.DecisionHead(reward=reward)
-
-
-def read_texts(path: str | Path, columns: TextColumns | None = None) -> tuple[LabelledText, ...]:
-    """Read labelled texts from a `.jsonl` or `.csv` file, or from a folder.
-
-    A folder holds such files, read in order of name, or is one that `datasets` saved: there a column of class
-    numbers reads as its classes' names. A saved folder of several splits is not read whole: name a split's.
-
-    Raises:
-        LocalFileError: If a file cannot be read as such, or a folder holds none.
-        InvalidRequestError: If a column is missing; the message names row and column.
-    """
-    named = columns or TextColumns()
-    return tuple(
-        LabelledText(
-            text=_cell(row, named.text, place),
-            label=_cell(row, named.label, place),
-            attribute=None if named.attribute is None else _cell(row, named.attribute, place),
-            twin=None if named.twin is None else _cell(row, named.twin, place),
-            environment=None if named.environment is None else _cell(row, named.environment, place),
-        )
-        for place, row in _rows(Path(path).expanduser())
-    )
-
-
-def read_attribute_texts(path: str | Path, *, text: str, attribute: str) -> tuple[AttributeText, ...]:
-    """Read examples of an attribute, with the same errors."""
-    return tuple(
-        AttributeText(text=_cell(row, text, place), attribute=_cell(row, attribute, place))
-        for place, row in _rows(Path(path).expanduser())
-    )
 
 
 def read_overrides(path: str | Path) -> tuple[FeatureOverride, ...]:
@@ -202,32 +176,3 @@ def _said(name: str, word: Any, file: str) -> FeatureOverride:
         )
     feature = FeatureRef(layer=int(layer), index=int(index), replacement=owner[0] if owner else "")
     return FeatureOverride(feature=feature, remove=word["remove"], reason=str(word.get("reason", "")))
-
-
-def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    if not path.is_dir():
-        return [(f"{path.name}, row {n}", row) for n, row in enumerate(rows_of(path), 1)]
-    if is_saved(path):
-        return [(f"{path.name}, row {n}", row) for n, row in enumerate(saved_rows(path), 1)]
-    files = sorted(file for file in path.iterdir() if file.suffix in {".jsonl", ".ndjson", ".csv"})
-    if not files:
-        raise LocalFileError(
-            f"{path} holds no .jsonl or .csv file, and is no folder that `datasets` saved; save the data set "
-            "as JSON lines into it"
-        )
-    return [(f"{file.name}, row {n}", row) for file in files for n, row in enumerate(rows_of(file), 1)]
-
-
-def _cell(row: Mapping[str, Any], name: str, place: str) -> str:
-    if name not in row:
-        raise InvalidRequestError(
-            f"{place} has no column {name!r}; it has {', '.join(map(str, row)) or 'none'}. Say which column "
-            "holds what",
-            field=name,
-        )
-    value = row[name]
-    if isinstance(value, bool | int):
-        return str(value)
-    if not isinstance(value, str) or not value:
-        raise InvalidRequestError(f"{place}: column {name!r} is not a text, or empty", field=name)
-    return value

@@ -348,18 +348,22 @@ class RewardHead(google.protobuf.message.Message):
 
     SOURCE_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
+    POSITIVE_LABEL_FIELD_NUMBER: builtins.int
     source: builtins.str
     """A model of the server by name or folder."""
     threshold: builtins.float
-    """Above it is the second label. Unset: the most accurate one on the ambiguous set."""
+    """Above it is the positive label. Unset: the most accurate one on the ambiguous set."""
+    positive_label: builtins.str
+    """The label that a high reward stands for. Required: nothing in a reward says it."""
     def __init__(
         self,
         *,
         source: builtins.str = ...,
         threshold: builtins.float | None = ...,
+        positive_label: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "source", b"source", "threshold", b"threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "positive_label", b"positive_label", "source", b"source", "threshold", b"threshold"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 global___RewardHead = RewardHead
@@ -970,7 +974,9 @@ class SpuriousRemoval(google.protobuf.message.Message):
 
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JudgedFeature]:
-        """Every finalist: removed ones first, then spurious, undecided, task; the strongest of each first."""
+        """Every finalist: those that a person named, then removed ones, then spurious, undecided, task; of each the
+        largest first: of spurious ones by attribute effect, of others by effect on the decision.
+        """
 
     @property
     def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RemovalChoice]:

@@ -17,7 +17,12 @@ from trephine.app.published_files import file_chunks
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
-from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier, require_stock
+from trephine.domain.classifier_exports import (
+    ClassifierExport,
+    ExportClassifier,
+    require_plain_text,
+    require_stock,
+)
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ExportTargetExistsError,
@@ -134,6 +139,7 @@ class Classifiers:
     ) -> tuple[StoredRemoval, ExportClassifier]:
         stored = await self._removals.get(request.removal)
         require_stock(stored.found.head)
+        require_plain_text(stored.found.decision)
         parent = await self._parent(stored, request.export)
         removed = tuple(
             one.target.feature for one in stored.found.interventions if isinstance(one.target, FeatureTarget)

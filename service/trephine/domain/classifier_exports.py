@@ -8,7 +8,7 @@ from typing import ClassVar
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import HeadNotStockError, InvalidRequestError
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_heads import HeadWeights, Pooling
+from trephine.domain.spurious_heads import TEXT, DecisionHead, HeadWeights, Pooling, TokenHead
 
 MAX_CHECKED = 64
 """Texts on which the reloaded folder is compared."""
@@ -77,4 +77,21 @@ def require_stock(head: HeadWeights) -> None:
             f"{', with a bias' if any(head.bias) else ''}; a stock classifier reads the final norm's output "
             "at the last token without one. Train a probe with no layer and `last` pooling",
             field="decision",
+        )
+
+
+def require_plain_text(decision: DecisionHead) -> None:
+    """Refuse a decision on templated texts: a stock classifier is given texts as they are.
+
+    Reloading would not show it: both sides of that comparison read the same words.
+
+    Raises:
+        HeadNotStockError: Naming the template, and what can be exported.
+    """
+    if isinstance(decision, TokenHead) and decision.template != TEXT:
+        raise HeadNotStockError(
+            f"the decision was measured on texts in the template {decision.template!r}, and a stock "
+            "classifier reads the text alone: it would decide otherwise. Remove again with the template "
+            f"{TEXT}, with the words of the template in the texts themselves, and export that",
+            field="decision.template",
         )

@@ -78,12 +78,30 @@ class ClassifierHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardHead:
-    """As `ClassifierHead`, with one output: the reward. Above the threshold is the second label."""
+    """As `ClassifierHead`, with one output: the reward. Above the threshold is the positive label."""
 
     kind: Literal["reward"] = "reward"
     folder: str
     threshold: float | None = None
     """None: the one that is most accurate on the ambiguous set."""
+    positive_label: str = ""
+    """That a high reward stands for; empty only in reports from before it was asked for."""
+
+    def ordered(self, labels: tuple[str, str]) -> tuple[str, str]:
+        """Put the positive label second, where a decision above 0 goes.
+
+        Raises:
+            InvalidRequestError: If it is not told, or is neither of the two: their alphabet says nothing of a
+                reward, and a decision against it would be the wrong way round without a word.
+        """
+        if self.positive_label not in labels:
+            said = f"is {self.positive_label!r}" if self.positive_label else "is not told"
+            raise InvalidRequestError(
+                f"positive_label, which a high reward stands for, {said}; it must be {labels[0]} or "
+                f"{labels[1]}",
+                field="decision.reward.positive_label",
+            )
+        return labels if labels[1] == self.positive_label else (labels[1], labels[0])
 
 
 DecisionHead = Annotated[ProbeHead | TokenHead | ClassifierHead | RewardHead, Field(discriminator="kind")]

@@ -251,7 +251,8 @@ class SpuriousRemoval:
     considered: int
     """Features that there are."""
     features: tuple[JudgedFeature, ...]
-    """Every finalist: removed ones first, then spurious, undecided, task; the strongest of each first."""
+    """Every finalist: those that a person named, then removed ones, then spurious, undecided, task; of each
+    the largest first: of spurious ones by attribute effect, of others by effect on the decision."""
     choices: tuple[ChoicePoint, ...]
     criterion: str
     """What was chosen by, in words."""
@@ -333,8 +334,11 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             "ranks all features, and exact patching is for finalists; set budget.exact",
         )
         if isinstance(self.decision, TokenHead | RewardHead) and self.refit:
-            what = "label tokens are the model's own" if isinstance(self.decision, TokenHead) else "a reward"
-            raise InvalidRequestError(f"refit: {what}, and is not trained here; leave it out", field="refit")
+            what = "label tokens are" if isinstance(self.decision, TokenHead) else "a reward is"
+            raise InvalidRequestError(
+                f"refit: {what} not trained here; ask for no refit (--no-refit, refit=False, without_refit)",
+                field="refit",
+            )
         _check(
             bool(self.attribute_texts) or not self.neutral_examples,
             "neutral_examples",
@@ -364,10 +368,11 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
 
     @property
     def labels(self) -> tuple[str, str]:
-        """The two labels: sorted, or in the order of the label tokens."""
+        """The two labels: sorted, in the order of the label tokens, or a reward's positive one last."""
         decision = self.decision
         named = [one.label for one in decision.tokens] if isinstance(decision, TokenHead) else None
-        return labels_of(self.splits, named)
+        found = labels_of(self.splits, named)
+        return decision.ordered(found) if isinstance(decision, RewardHead) else found
 
 
 def _check(holds: bool, name: str, what: str) -> None:

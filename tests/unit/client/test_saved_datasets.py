@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trephine.client.errors import LocalFileError
-from trephine.client.spurious_requests import TextColumns, read_texts
+from trephine.client.labelled_files import TextColumns, read_texts
 
 datasets = pytest.importorskip("datasets")
 COLUMNS = TextColumns(label="profession", attribute="gender")

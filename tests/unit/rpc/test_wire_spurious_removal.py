@@ -14,9 +14,10 @@ from trephine.client.cli.output import Output
 from trephine.client.cli.remove_spurious import show_removal
 from trephine.client.errors import InvalidRequestError as ClientInvalid
 from trephine.client.errors import LocalFileError
+from trephine.client.labelled_files import TextColumns as Columns
+from trephine.client.labelled_files import read_texts
 from trephine.client.spurious_removal import removal_of
-from trephine.client.spurious_requests import TextColumns as Columns
-from trephine.client.spurious_requests import read_overrides, read_texts, remove_spurious
+from trephine.client.spurious_requests import read_overrides, remove_spurious
 from trephine.client.types import (
     AttributeText,
     FeatureOverride,
@@ -81,7 +82,7 @@ def test_everything_that_is_sent_arrives():
     [
         (LabelTokens(tokens={"Q": " a", "W": " b"}, template="{text}?"), TokenHead),
         (StockClassifier(source="judge"), ClassifierHead),
-        (RewardModel(source="judge", threshold=0.0), RewardHead),
+        (RewardModel(source="judge", threshold=0.0, positive_label="Q"), RewardHead),
     ],
 )
 def test_heads_go_there_and_back(sent, read):
@@ -153,7 +154,7 @@ def test_a_doubt_is_shown_with_what_would_settle_it(capsys):
     show_removal(Output(json=False), removal_of(removal_to_wire(stored)), 2)
     shown = capsys.readouterr().out
     assert "INCONCLUSIVE: nothing crossed" in shown
-    assert "twins" in shown
+    assert "texts of all four groups" in shown
     assert "--edit NAME --unproven" in shown
 
 

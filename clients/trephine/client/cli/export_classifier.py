@@ -9,7 +9,7 @@ from trephine.client.cli.arguments import DetachOption
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.downloads import require_absent
-from trephine.client.spurious_requests import TextColumns, read_texts
+from trephine.client.labelled_files import TextColumns, read_texts
 
 EXPORT_CLASSIFIER_EXAMPLES = examples(
     "trephine export-classifier REMOVAL professions --export no-gender-1a2b --texts balanced.jsonl \\",

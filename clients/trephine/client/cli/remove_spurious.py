@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.decisions import decision_of
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
@@ -14,23 +15,15 @@ from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set, read_layers
 from trephine.client.downloads import write_file
 from trephine.client.errors import InvalidRequestError
-from trephine.client.spurious_requests import (
-    Decision,
-    TextColumns,
-    read_attribute_texts,
-    read_overrides,
-    read_texts,
-)
+from trephine.client.labelled_files import OPTIONAL, TextColumns, read_attribute_texts, read_texts
+from trephine.client.spurious_requests import check_counts, read_overrides
 from trephine.client.trephine import Trephine
 from trephine.client.types import (
     EffectEstimator,
     JudgedFeature,
-    LabelTokens,
-    Probe,
+    LabelledText,
     RemovalArm,
-    RewardModel,
     SpuriousRemoval,
-    StockClassifier,
     Verdict,
 )
 
@@ -39,7 +32,8 @@ REMOVE_SPURIOUS_EXAMPLES = examples(
     "    --attribute-column gender --test balanced.jsonl --edit no-gender --page out/decisions.html",
     "trephine remove-spurious reviews.csv --attribute-name gender --layer 12 --pooling mean",
     "trephine remove-spurious reviews.csv --token 'good= great' --token 'bad= awful' \\",
-    "    --template '{text} It was' --no-refit --swaps swaps.csv",
+    "    --template '{text} It was' --swaps swaps.csv",
+    "trephine remove-spurious answers.jsonl --reward judge --positive-label helpful --twin-column longer",
 )
 _STATUS = {Verdict.PASS: ExitCode.PASS, Verdict.FAIL: ExitCode.FINDINGS}
 _ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("unspecified", "exact"))
@@ -53,10 +47,10 @@ def remove_spurious(
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the label; two labels.")] = "label",
     attribute_column: Annotated[
-        str | None, typer.Option(help="Column with the spurious attribute, in every file that has one.")
+        str | None, typer.Option(help="Column with the spurious attribute; empty: unknown.")
     ] = None,
     twin_column: Annotated[
-        str | None, typer.Option(help="Column with the same text and label, the attribute edited.")
+        str | None, typer.Option(help="Column with the same text and label, the attribute edited; or empty.")
     ] = None,
     environment_column: Annotated[
         str | None, typer.Option(help="Column with where a text is from, or with what several repeat.")
@@ -71,13 +65,20 @@ def remove_spurious(
     layer: Annotated[
         int | None, typer.Option(help="A probe of this layer's stream; unset: the stock form.")
     ] = None,
-    pooling: Annotated[str, typer.Option(help="last or mean.")] = "last",
+    pooling: Annotated[
+        str | None, typer.Option(help="How a probe reads a text: last or mean; unset: last.")
+    ] = None,
     token: Annotated[
         list[str] | None, typer.Option(help="LABEL=TOKEN: the model itself decides. Once per label.")
     ] = None,
-    template: Annotated[str, typer.Option(help="Prompt of label tokens, with {text}.")] = "{text}",
+    template: Annotated[
+        str | None, typer.Option(help="Prompt of label tokens, with {text}; unset: the text alone.")
+    ] = None,
     classifier: Annotated[str | None, typer.Option(help="A stock classifier of this model.")] = None,
     reward: Annotated[str | None, typer.Option(help="The same with one output, a reward.")] = None,
+    positive_label: Annotated[
+        str | None, typer.Option(help="Label that a high reward stands for; needed with --reward.")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     replacements: Annotated[
         str | None, typer.Option("--replacements", "-r", metavar="SET", help="Set or folder; unset: neurons.")
@@ -95,7 +96,13 @@ def remove_spurious(
         int | None, typer.Option(help="Texts that effects are measured on; unset 256.")
     ] = None,
     random_sets: Annotated[int | None, typer.Option(help="Matched random feature sets; unset 3.")] = None,
-    refit: Annotated[bool, typer.Option(help="Train the head again after the removal.")] = True,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Train the head again after the removal; unset: if it is a probe or a classifier.",
+        ),
+    ] = None,
     erase: Annotated[bool, typer.Option(help="Train it with no weight along the attribute.")] = True,
     neutral_examples: Annotated[
         bool, typer.Option("--neutral-examples", help="The attribute's texts hold neither label.")
@@ -128,16 +135,23 @@ def remove_spurious(
         twin=twin_column,
         environment=environment_column,
     )
-    plain = TextColumns(text=text_column, label=label_column, attribute=None, twin=twin_column)
-    known = columns if attribute_texts is None else plain
     balanced = TextColumns(text=text_column, label=label_column, attribute=attribute_column)
+    told = () if attribute_texts is None else ("attribute",)  # elsewhere, so that no other file needs it
     options: dict[str, Any] = {
-        "validation": () if validation is None else read_texts(validation, columns),
-        "test": () if test is None else read_texts(test, balanced),
+        "validation": _texts(given.output, validation, columns, (*told, "twin", "environment")),
+        "test": _texts(given.output, test, balanced, told),
         "attribute_texts": _attributes(attribute_texts, text_column, attribute_column),
         "attribute_name": attribute_name,
         "swaps": _swaps(swaps),
-        "decision": _decision(layer, pooling, token or (), template, classifier, reward),
+        "decision": decision_of(
+            layer=layer,
+            pooling=pooling,
+            tokens=token or (),
+            template=template,
+            classifier=classifier,
+            reward=reward,
+            positive_label=positive_label,
+        ),
         "layers": read_layers(layers),
         "estimator": _estimator(estimator),
         "candidates": candidates,
@@ -153,7 +167,7 @@ def remove_spurious(
         "unproven": unproven,
         "seed": seed,
     }
-    training = read_texts(texts, known)
+    training = _texts(given.output, texts, columns, told)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         if replacements is not None and replacements != "neurons":
@@ -176,6 +190,20 @@ def _write_page(given: Invocation, trephine: Trephine, found: SpuriousRemoval, p
     given.output.note(f"wrote {write_file(page, trephine.artifacts.read(artifact))}")
 
 
+def _texts(
+    output: Output, path: Path | None, columns: TextColumns, lacking: tuple[str, ...]
+) -> tuple[LabelledText, ...]:
+    """Read a file of texts, and say which named column gave it nothing."""
+    if path is None:
+        return ()
+    read = read_texts(path, columns, lacking=lacking)
+    for role in OPTIONAL:
+        name = getattr(columns, role)
+        if name is not None and all(getattr(one, role) is None for one in read):
+            output.note(f"{path.name} tells the {role} of no text (column {name!r})")
+    return read
+
+
 def _attributes(path: Path | None, text: str, attribute: str | None) -> tuple[Any, ...]:
     if path is None:
         return ()
@@ -191,33 +219,6 @@ def _swaps(path: Path | None) -> tuple[tuple[str, str], ...]:
         return ()
     named = read_attribute_texts(path, text="first", attribute="second")
     return tuple((one.text, one.attribute) for one in named)
-
-
-def _decision(
-    layer: int | None,
-    pooling: str,
-    tokens: list[str] | tuple[str, ...],
-    template: str,
-    classifier: str | None,
-    reward: str | None,
-) -> Decision:
-    if sum(map(bool, (tokens, classifier, reward, layer is not None))) > 1:
-        raise InvalidRequestError(
-            "one of --layer, --token, --classifier and --reward decides; leave the others out",
-            field="decision",
-        )
-    if pooling not in ("last", "mean"):
-        raise InvalidRequestError(f"--pooling must be last or mean, got {pooling!r}", field="pooling")
-    if classifier:
-        return StockClassifier(source=classifier)
-    if reward:
-        return RewardModel(source=reward)
-    if not tokens:
-        return Probe(layer=layer, pooling=pooling)
-    pairs = [one.partition("=") for one in tokens]
-    if any(not label or not token for label, _, token in pairs):
-        raise InvalidRequestError("--token is written as LABEL=TOKEN, mind the leading space", field="token")
-    return LabelTokens(tokens={label: token for label, _, token in pairs}, template=template)
 
 
 def _estimator(value: str | None) -> str | None:
@@ -237,7 +238,9 @@ def _counts(text: str | None) -> tuple[int, ...] | None:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise InvalidRequestError(f"{text!r} are no counts; write them as in 10,100,500", field="counts")
-    return tuple(map(int, parts))
+    counts = tuple(map(int, parts))
+    check_counts(counts)
+    return counts
 
 
 def _show_prediction(output: Output, found: SpuriousRemoval) -> None:

@@ -107,8 +107,10 @@ class RewardModel:
     """The same with one output, a reward."""
 
     source: str
+    positive_label: str
+    """That a high reward stands for."""
     threshold: float | None = None
-    """Above it is the second label; None: the most accurate one on the ambiguous set."""
+    """Above it is the positive label; None: the most accurate one on the ambiguous set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,8 @@ class RewardHead(WireValue):
 
     source: str
     threshold: float | None
+    positive_label: str
+    """That a high reward stood for; empty in older reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

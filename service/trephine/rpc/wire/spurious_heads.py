@@ -36,6 +36,7 @@ def decision_from_wire(message: pb.DecisionHead) -> domain.DecisionHead:
                 return domain.RewardHead(
                     folder=required(message.reward.source, "reward.source"),
                     threshold=message.reward.threshold if message.reward.HasField("threshold") else None,
+                    positive_label=required(message.reward.positive_label, "reward.positive_label"),
                 )
             case _:
                 return _probe(message.probe)
@@ -55,7 +56,11 @@ def decision_to_wire(head: domain.DecisionHead) -> pb.DecisionHead:
         case domain.ClassifierHead():
             return pb.DecisionHead(classifier=pb.ClassifierHead(source=_last_part(head.folder)))
         case domain.RewardHead():
-            reward = pb.RewardHead(source=_last_part(head.folder), threshold=head.threshold)
+            reward = pb.RewardHead(
+                source=_last_part(head.folder),
+                threshold=head.threshold,
+                positive_label=clean(head.positive_label),
+            )
             return pb.DecisionHead(reward=reward)
 
 

@@ -67,16 +67,18 @@ def test_a_stock_classifier_decides_as_stock_transformers_do(tmp_path):
 
 
 def test_a_reward_decides_by_its_threshold(tmp_path):
-    """Above it is the second label; unset it is the most accurate one on the ambiguous set."""
+    """Above it is the positive label, whatever the alphabet; unset it is the most accurate one."""
     hosted = tiny_hosted("llama")
     folder, model = _saved(tmp_path, 1)
     rewards = _stock(hosted, model)[:, 0]
     at = float(rewards.sort().values[11:13].mean())  # between two of the 24
-    found = _run(hosted, RewardHead(folder=str(folder), threshold=at))
-    right = [(reward > at) == (one.label == "W") for reward, one in zip(rewards, TEST, strict=True)]
-    accuracy = found.arm(Arm.ORIGINAL).figure("label_accuracy").value
-    assert accuracy == pytest.approx(sum(map(bool, right)) / len(TEST), abs=1e-6)
-    chosen = _run(hosted, RewardHead(folder=str(folder)))
+    for positive in LABELS:
+        found = _run(hosted, RewardHead(folder=str(folder), threshold=at, positive_label=positive))
+        right = [(reward > at) == (one.label == positive) for reward, one in zip(rewards, TEST, strict=True)]
+        accuracy = found.arm(Arm.ORIGINAL).figure("label_accuracy").value
+        assert accuracy == pytest.approx(sum(map(bool, right)) / len(TEST), abs=1e-6)
+        assert found.labels[1] == positive
+    chosen = _run(hosted, RewardHead(folder=str(folder), positive_label="W"))
     assert chosen.arm(Arm.ORIGINAL).figure("ambiguous_accuracy") is not None
 
 

@@ -1,0 +1,135 @@
+"""`trephine remove-spurious` from columns and options to the request that is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.grpc_server import FakeService
+from tests.unit.client.test_cli import run as run  # a fixture
+from trephine.client.cli.exit_codes import ExitCode
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.spurious_removal import RemovalBudget
+from trephine.v1 import spurious_removal_pb2 as pb
+
+Run = Callable[..., int]
+COLUMNS = ("--attribute-column", "gender", "--twin-column", "twin", "--environment-column", "question")
+ROWS: list[dict[str, Any]] = [
+    {"text": "she cut", "label": 1.0, "gender": "f", "twin": "he cut", "question": 3},
+    {"text": "he fed", "label": 0, "gender": "", "twin": None, "question": "4"},
+    {"text": "he sat", "label": 1},
+]
+EXAMPLES = [{"text": "her", "gender": "f"}, {"text": "his", "gender": "m"}]
+
+
+def _file(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def _asked(fake: FakeService) -> pb.RemoveSpuriousFeaturesRequest:
+    found = [one for one in fake.requests if isinstance(one, pb.RemoveSpuriousFeaturesRequest)]
+    assert found, "nothing was asked"
+    return found[-1]
+
+
+def _optional(one: pb.LabelledText) -> tuple[str | None, ...]:
+    names = ("attribute", "twin", "environment")
+    return tuple(getattr(one, name) if one.HasField(name) else None for name in names)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    return _file(tmp_path / "texts.jsonl", ROWS)
+
+
+def test_every_column_arrives_beside_examples_of_the_attribute(
+    fake: FakeService, run: Run, texts: str, tmp_path: Path
+):
+    """What a row lacks is absent in the request; class numbers with a point are labels."""
+    others = _file(tmp_path / "others.jsonl", EXAMPLES)
+    words = ("remove-spurious", texts, "--model", "tiny", "--attribute-texts", others, *COLUMNS)
+    assert run(*words, "--validation", texts, "--test", texts) == ExitCode.INCONCLUSIVE
+    request = _asked(fake)
+    assert not request.without_refit
+    assert [one.label for one in request.training] == ["1", "0", "1"]
+    told = [("f", "he cut", "3"), (None, None, "4"), (None, None, None)]
+    assert [_optional(one) for one in request.training] == told
+    assert [_optional(one) for one in request.validation] == told
+    assert [one.attribute for one in request.test] == ["f", "", ""]
+    assert [one.attribute for one in request.attribute_texts] == ["f", "m"]
+
+
+def test_an_absent_column_is_told_of_and_a_misspelt_one_refused(
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The attribute may stand in its examples alone; twins and environments were asked for by name."""
+    bare = _file(tmp_path / "bare.jsonl", [{"text": "she cut", "label": "a"}])
+    others = _file(tmp_path / "others.jsonl", EXAMPLES)
+    words = ("remove-spurious", bare, "--model", "tiny", "--attribute-column", "gender")
+    assert run(*words, "--attribute-texts", others) == ExitCode.INCONCLUSIVE
+    assert "bare.jsonl tells the attribute of no text (column 'gender')" in capsys.readouterr().err
+    assert not _asked(fake).training[0].HasField("attribute")
+    sent = len(fake.requests)
+    assert run(*words) == ExitCode.USAGE
+    assert "has no column 'gender'" in capsys.readouterr().err
+    assert run(*words, "--attribute-texts", others, "--environment-column", "where") == ExitCode.USAGE
+    assert "has no column 'where'" in capsys.readouterr().err
+    assert len(fake.requests) == sent
+
+
+@pytest.mark.parametrize(
+    "decides",
+    [
+        ("--token", "1= good", "--token", "0= bad", "--template", "{text} So"),
+        ("--reward", "judge", "--positive-label", "0"),
+    ],
+)
+def test_what_is_not_trained_is_not_refitted_unless_asked(
+    fake: FakeService, run: Run, texts: str, decides: tuple[str, ...]
+):
+    """A user who says nothing of a refit gets none; whoever asks for one hears from the server."""
+    words = ("remove-spurious", texts, "--model", "tiny")
+    run(*words, *decides)
+    assert _asked(fake).without_refit
+    assert _asked(fake).decision.WhichOneof("kind") in ("tokens", "reward")
+    assert _asked(fake).decision.reward.positive_label == ("0" if "--reward" in decides else "")
+    run(*words, *decides, "--refit")
+    assert not _asked(fake).without_refit
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--classifier", "judge", "--pooling", "mean"), "--pooling is of a probe"),
+        (("--template", "{text} So"), "--template is of label tokens"),
+        (("--positive-label", "1"), "--positive-label is of a reward"),
+        (("--reward", "judge"), "--reward needs --positive-label"),
+        (("--layer", "1", "--reward", "judge"), "one of --layer"),
+        (("--token", "1"), "LABEL=TOKEN"),
+        (("--pooling", "max"), "must be last or mean"),
+    ],
+)
+def test_options_that_the_decision_does_not_read_are_refused(
+    fake: FakeService, run: Run, texts: str, capsys: pytest.CaptureFixture[str], options: Any, said: str
+):
+    """Before anything is sent."""
+    assert run("remove-spurious", texts, "--model", "tiny", *options) == ExitCode.USAGE
+    assert said in capsys.readouterr().err
+    assert not fake.requests
+
+
+@pytest.mark.parametrize("counts", ["500,10", "5,5", "0,1"])
+def test_counts_are_refused_in_the_words_of_the_server(
+    fake: FakeService, run: Run, texts: str, capsys: pytest.CaptureFixture[str], counts: str
+):
+    """They must ascend from 1."""
+    with pytest.raises(InvalidRequestError) as server:
+        RemovalBudget(counts=tuple(map(int, counts.split(","))))
+    assert run("remove-spurious", texts, "--model", "tiny", "--counts", counts) == ExitCode.USAGE
+    assert str(server.value) in " ".join(capsys.readouterr().err.split())
+    assert not fake.requests
