@@ -37,6 +37,7 @@ from trephine.client.types import (
     FeatureOverride,
     FeatureRef,
     LabelledText,
+    LabelTokens,
     OutcomeGround,
     Probe,
     SpuriousRemoval,
@@ -200,6 +201,17 @@ async def test_a_head_that_is_not_stock_is_not_exported(wire: AsyncWire, model: 
     stored = AsyncSpuriousRemovals(wire)
     with pytest.raises(HeadNotStockError, match="layer 1, pooled by mean, with a bias"):
         await stored.start_export_classifier(found, "middle-judge", ["abcdef"], export="clean-export")
+
+
+async def test_a_decision_in_a_template_is_not_exported(wire: AsyncWire, model: AsyncModel):
+    """A stock classifier is given the text alone; label tokens need nobody to say that they stay."""
+    tokens = LabelTokens(tokens={"Q": "Q", "W": "W"}, template="{text} is")
+    found = await model.remove_spurious(
+        TRAINING, edit_id="worded", unproven=True, decision=tokens, overrides=WORDS[:1], **SMALL
+    )
+    with pytest.raises(HeadNotStockError, match="in the template '{text} is'") as refused:
+        await AsyncSpuriousRemovals(wire).start_export_classifier(found, "worded-judge", ["abcdef"])
+    assert refused.value.field == "decision.template"
 
 
 async def test_a_classifier_needs_the_export_of_its_edit(wire: AsyncWire, removal: SpuriousRemoval):

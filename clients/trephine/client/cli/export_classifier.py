@@ -34,7 +34,8 @@ def export_classifier(
 ) -> None:
     """Publish a report's head on an export of its edit as a stock sequence classifier.
 
-    The folder is reloaded by stock transformers in a clean process first, and must decide as was measured.
+    The folder is reloaded by stock transformers in a clean process first, and must decide as was measured on
+    95 % of the texts, of which the first 64 are compared.
     """
     given = invocation(context)
     if out is not None:
