@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,8 +12,29 @@ from typing import Any
 from benchmarks import export_features
 from benchmarks.export_features import Drawn, Texts, draw
 from benchmarks.kept_runs import KeptRuns
+from benchmarks.replacements import NAME
 from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
+
+
+def feature_of(word: str) -> FeatureRef:
+    """Read `LAYER:INDEX`, a feature of the set that benches load.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    layer, colon, index = word.partition(":")
+    if not (colon and layer.isdecimal() and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{word!r} is not LAYER:INDEX, as 0:1968")
+    return FeatureRef(replacement=NAME, layer=int(layer), index=int(index))
+
+
+def add_features(parser: argparse.ArgumentParser, default: Sequence[FeatureRef] | None = None) -> None:
+    """Let a bench be given its features, as those of an earlier draw whose table is to be printed again."""
+    of = "the export benchmark's draw" if default is None else "those of `make bench-export`"
+    parser.add_argument(
+        "--features", type=feature_of, nargs="+", metavar="LAYER:INDEX", default=default, help=f"unset: {of}"
+    )
 
 
 def drawn(

@@ -1,9 +1,9 @@
 """What is left of grafts in GGUF files: `python -m benchmarks.export_gguf`.
 
-The export benchmark's ten features of SmolLM2, ablated at once, compiled for one type of file and converted
-to several. Each file is loaded alone by stock transformers and held against the parent quantised in the same
-way, in which the runtime intervenes; with `--llama-cpp`, where `llama-cpp-python` is installed, in llama.cpp
-as well, beside what llama.cpp makes of the parent's own file.
+The export benchmark's ten features of SmolLM2, or those of `--features`, ablated at once, compiled for one
+type of file and converted to several. Each file is loaded alone by stock transformers and held against the
+parent quantised in the same way, in which the runtime intervenes; with `--llama-cpp`, where the package
+`llama-cpp-python` is installed, in llama.cpp as well, beside what llama.cpp makes of the parent's own file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.export import say
-from benchmarks.export_draw import drawn
+from benchmarks.export_draw import add_features, drawn
 from benchmarks.export_features import Windows, firing, intervention, split
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.laws import load_model
@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="the fetched smollm2 if not given")
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
+    add_features(parser)
     parser.add_argument(
         "--compile-for",
         choices=(*GGUF_TYPES, "none"),
@@ -114,8 +115,10 @@ def main() -> int:
     hosted = load_model(given.model or default_cache() / "models" / "smollm2")
     load_set(Session(hosted=hosted), given.transcoders)
     text = given.text.read_text(encoding="utf-8")
-    draws = drawn(hosted, split(hosted, text), 10, 0, KeptRuns(given.draw), say)
-    features = [each.feature for each in draws]
+    features = given.features
+    if features is None:
+        draws = drawn(hosted, split(hosted, text), 10, 0, KeptRuns(given.draw), say)
+        features = [each.feature for each in draws]
     parts = split(hosted, text, given.fit_windows, given.windows)
     mask = torch.stack(list(firing(hosted, parts.measured, features).values())).any(0).flatten()
     change = tuple(intervention(ref, Ablate()) for ref in features)

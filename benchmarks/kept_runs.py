@@ -41,18 +41,26 @@ class KeptRuns:
         return wrote[-1] if wrote else None
 
 
-def code_of(*packages: str) -> str:
-    """Digest the sources of packages: in a request it makes a run of other code another one."""
+def code_of(*names: str) -> str:
+    """Digest the sources of packages and modules: in a request it makes a run of other code another one."""
     found = hashlib.sha256()
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(f"{package} is no package with sources of its own")
-        folder = Path(spec.submodule_search_locations[0])
-        for source in sorted(folder.rglob("*.py")):
+    for name in names:
+        folder, sources = _sources(name)
+        for source in sources:
             body = hashlib.sha256(source.read_bytes()).hexdigest()
-            found.update(f"{package} {source.relative_to(folder).as_posix()} {body}\n".encode())
+            found.update(f"{name} {source.relative_to(folder).as_posix()} {body}\n".encode())
     return found.hexdigest()
+
+
+def _sources(name: str) -> tuple[Path, list[Path]]:
+    """Return a folder and the files below it: every source of a package, or a module's own."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0])
+        return folder, sorted(folder.rglob("*.py"))
+    if spec is None or not spec.has_location or spec.origin is None:
+        raise ModuleNotFoundError(f"{name} is no package or module with sources of its own")
+    return Path(spec.origin).parent, [Path(spec.origin)]
 
 
 def _key(name: str, request: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 The ten transcoder features of SmolLM2 of the export benchmark, each ablated by a graft, exported and attacked
 as `trephine export --attack` does, over windows of the whole text in which it fires. What is done is kept, as
-long as the sources of exports and attacks stay what they were: an interrupted run goes on after it.
+long as the sources of exports, attacks and their thresholds stay what they were: an interrupted run goes on
+after it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.export import say
-from benchmarks.export_draw import drawn
+from benchmarks.export_draw import add_features, drawn
 from benchmarks.export_features import Texts, firing, intervention, split
 from benchmarks.export_folders import write
 from benchmarks.kept_runs import KeptRuns, code_of
@@ -43,6 +44,8 @@ _FIT_WINDOWS = 8
 _ATTACKED_WINDOWS = 16
 _RARE = 32
 """Firing tokens in the chosen windows, half of which teach; with fewer, more of the text is searched."""
+JUDGES = ("trephine.engine.weights", "trephine.engine.attack", "trephine.domain.removal")
+"""What decides a word: compiler, attacks, and the thresholds. A change of any has all of it done anew."""
 _REMOVAL = TypeAdapter(Removal)
 Windows = list[tuple[int, ...]]
 
@@ -151,7 +154,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="the fetched smollm2 if not given")
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--features", type=int, default=10, help="of the export benchmark's draw")
+    add_features(parser)
+    parser.add_argument("--count", type=int, default=10, help="how many are in that draw")
     parser.add_argument("--only", nargs="+", metavar="LAYER:INDEX", help="of these; all of them if not given")
     parser.add_argument("--seed", type=int, default=0, help="the same")
     parser.add_argument("--tokens", type=int, default=8192, help="in which firing tokens are looked for")
@@ -174,9 +178,11 @@ def main() -> int:
     load_set(Session(hosted=hosted), given.transcoders)
     text = given.text.read_text(encoding="utf-8")
     fit, kept = split(hosted, text), KeptRuns(given.keep)
-    code = code_of("trephine.engine.weights", "trephine.engine.attack")
-    draws = drawn(hosted, fit, given.features, given.seed, KeptRuns(given.draw), say)
-    features = [each.feature for each in draws]
+    code = code_of(*JUDGES)
+    features = given.features
+    if features is None:
+        draws = drawn(hosted, fit, given.count, given.seed, KeptRuns(given.draw), say)
+        features = [each.feature for each in draws]
     chosen = _chosen(hosted, text, features, (given.tokens, given.rare_tokens), kept)
     say(HEADER)
     say("|---" * HEADER.count(" |") + "|")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks.kept_runs import KeptRuns, code_of
+from benchmarks.removal import JUDGES
+from trephine.domain.removal import judge_removal
 
 
 def request(tmp_path, nodes=256, graph=True):
@@ -81,3 +85,24 @@ def test_the_digest_of_code_is_of_every_source_below_a_package(tmp_path, monkeyp
     (folder / "two.py").rename(folder / "three.py")
     seen.append(code_of("planted_package"))
     assert len(set(seen)) == 4
+
+
+def test_the_digest_of_code_is_of_a_module_alone(tmp_path, monkeypatch):
+    """Its neighbours are not it; what has no source has no digest."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "planted_thresholds.py").write_text("LIMIT = 0.25")
+    (tmp_path / "planted_neighbour.py").write_text("")
+    before = code_of("planted_thresholds")
+    (tmp_path / "planted_neighbour.py").write_text("1")
+    assert code_of("planted_thresholds") == before
+    (tmp_path / "planted_thresholds.py").write_text("LIMIT = 0.5")
+    assert code_of("planted_thresholds") != before
+    with pytest.raises(ModuleNotFoundError, match="planted_nothing"):
+        code_of("planted_nothing")
+    with pytest.raises(ModuleNotFoundError, match="sys"):
+        code_of("sys")
+
+
+def test_words_of_removal_are_kept_by_what_decides_them():
+    """The thresholds are a module of their own."""
+    assert judge_removal.__module__ in JUDGES
