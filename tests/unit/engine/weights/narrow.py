@@ -37,9 +37,9 @@ LAWS, MOST = ("floor", "runtime", "reach"), 1.5
 KINDS = ("ReLU", "JumpReLU", "clamp")
 SEVERAL = ((0, 1), (1, 2), (2, 1))
 """Layer, and how many of its features are edited together."""
-WINDOWS, MANY_FEATURES, FEW = 144, 64, 10
+WINDOWS, MANY_FEATURES, FEW, FEW_BEHIND_NORM = 144, 64, 10, 24
 """Windows that a feature that jumps is measured on, because what matters are the few tokens next to its
-threshold; several such; and all others."""
+threshold; several such; all others, and these behind a post-norm, where the feature fires least."""
 _SETS = {"ReLU": "relu", "JumpReLU": "jumprelu", "clamp": "relu"}
 _SHARES = (0.15, 0.5)
 """Of the tokens: a feature is chosen from those that fire so often, the strongest first."""
@@ -139,7 +139,8 @@ def narrow_scene(family: str, folder: Path) -> NarrowScene:
 @torch.inference_mode()
 def row(scene: NarrowScene, kind: str, folder: Path, *, several: bool) -> Row:
     """Compile an edit into a folder and measure it."""
-    scene = scene.first((MANY_FEATURES if several else WINDOWS) if kind == "JumpReLU" else FEW)
+    few = FEW_BEHIND_NORM if scene.family == "gemma2" else FEW
+    scene = scene.first((MANY_FEATURES if several else WINDOWS) if kind == "JumpReLU" else few)
     hosted, same, texts = scene.hosted, scene.same, scene.texts
     edit = scene.edit(kind, several=several)
     program = compiled(hosted, edit)
