@@ -309,7 +309,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _tier(step: PlanStep) -> str:
     """Name the tier, and what of a change it is expected to miss."""
     if step.tier in ("noop", "exact"):
-        return step.tier
+        return (
+            f"{step.tier}, error {step.predicted_error:.2g} by rounding"
+            if step.predicted_error
+            else step.tier
+        )
     if step.predicted_error is None:
         return f"{step.tier}, error not known"
     where = "on windows kept back" if step.held_out else "on what it was calibrated on"

@@ -172,6 +172,7 @@ def _described(change: TensorChange) -> dict[str, Any]:
         "axis": change.axis,
         "factors": sorted(change.factors.items()),
         "gain": change.gain,
+        "drawn": change.fading(DTYPES[change.dtype]),
         "new": change.entry is None,
         "copied_from": None if change.copied_from is None else change.copied_from.name,
         "growth": None if growth is None else {"axis": growth.axis, "count": growth.count},

@@ -100,9 +100,10 @@ def planned_factors(request: dict[str, Any]) -> dict[str, Any]:
 def off_plan(before: Any, after: Any, change: dict[str, Any], factors: dict[str, Any] | None = None) -> int:
     """Count elements that are not what the plan makes of the parent's.
 
-    Scaled slices are computed in float32 and rounded once, and must agree bit for bit. What a product of
-    factors is added to may be off by one step of its dtype: rounding may be stochastic. Appended slices must
-    be the planned ones bit for bit, and all others zero.
+    Scaled slices are computed in float32 and rounded once, and must agree bit for bit. Those that nearest
+    rounding would leave as they were (`drawn`), and what a product of factors is added to, may be off by one
+    step of the dtype: their rounding may be stochastic. Appended slices must be the planned ones bit for bit,
+    and all others zero.
     """
     parts = factors or {}
     growth, name = change.get("growth"), change.get("tensor")
@@ -120,7 +121,12 @@ def off_plan(before: Any, after: Any, change: dict[str, Any], factors: dict[str,
 
     bits = (t.contiguous().reshape(-1).view(torch.uint8).reshape(-1, width) for t in (expected, after))
     wanted, found = bits
-    return int((wanted != found).any(-1).sum())
+    off = (wanted != found).any(-1).reshape(after.shape)
+    exact = scaled(before, change, torch.float64) if change.get("drawn") else expected
+    for index in change.get("drawn", ()):
+        slices = (t.select(change["axis"], index) for t in (exact, after))
+        off.select(change["axis"], index).copy_(beyond_a_step(*slices))
+    return int(off.sum())
 
 
 def scaled(before: Any, change: dict[str, Any], dtype: Any) -> Any:
@@ -145,10 +151,17 @@ def off_sum(before: Any, after: Any, change: dict[str, Any], parts: dict[str, An
         exact = exact + parts[f"left:{name}"] @ parts[f"right:{name}"]
     if f"added:{name}" in parts:
         exact = exact + parts[f"added:{name}"]
+    return int(beyond_a_step(exact, after).sum())
+
+
+def beyond_a_step(exact: Any, after: Any) -> Any:
+    """Return which elements are further from their float64 values than one step of their own type."""
+    import torch
+
     error = exact - after.double()
     toward = torch.where(error > 0, torch.inf, -torch.inf).to(after.dtype)
     step = (torch.nextafter(after, toward).double() - after.double()).abs()
-    return int((error.abs() > step).sum())
+    return error.abs() > step
 
 
 def off_growth(before: Any, after: Any, change: dict[str, Any], parts: dict[str, Any]) -> int:

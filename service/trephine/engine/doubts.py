@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from trephine.engine.edit_floor import EditFloor
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing_floor import FiringFloor
 from trephine.engine.noise import NoiseFloor
 from trephine.engine.weights.compiling import WeightProgram
 
 
-def doubt_of(program: WeightProgram, texts: ExportTexts, firing: FiringFloor | None) -> str:
-    """Say what nothing is certified about, and what to do; empty if all of it can be told."""
-    doubts = (_uncarried(program), "" if firing is None else firing.doubt, _fitted_on_itself(program, texts))
+def doubt_of(
+    program: WeightProgram,
+    texts: ExportTexts,
+    firing: FiringFloor | None,
+    whole: EditFloor | None = None,
+) -> str:
+    """Say what nothing is certified about, and what to do; empty if all of it can be told.
+
+    Args:
+        program: What is written.
+        texts: What is calibrated on and measured.
+        firing: Of features, what was measured where they fire; None: there are none.
+        whole: Of exact edits, what was measured over all tokens; None: another, or one that changes nothing.
+    """
+    floors = [one.doubt for one in (firing, whole) if one is not None]
+    doubts = (_uncarried(program), *floors, _fitted_on_itself(program, texts))
     return "; ".join(one for one in doubts if one)
 
 

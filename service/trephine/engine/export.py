@@ -27,12 +27,13 @@ from trephine.engine.card import CARD_NAME, model_card
 from trephine.engine.certification import Findings, certify, evidence_bytes, narrower, write_evidence
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
-from trephine.engine.gates import finite, judge, kind_of, remedies
+from trephine.engine.gates import finite, judge, kind_of, told_apart
 from trephine.engine.hosted import HostedModel
 from trephine.engine.leaving_out import left_out_bytes, write_left_out
 from trephine.engine.measurements import measurements_of
 from trephine.engine.planning import growth_bytes, plan_hash, program_of, require_parent
 from trephine.engine.quantised.certification import quantised_copies
+from trephine.engine.remedies import remedies
 from trephine.engine.reshaping import reshaped_files, write_weights
 from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
@@ -348,7 +349,7 @@ def _publish(
     if certificate.failed:
         if command.keep_rejected:
             yield from build.staging.publish(_rejected(target))
-        raise _missed(certificate, kept=command.keep_rejected, name=command.name)
+        raise _missed(certificate, kept=command.keep_rejected, name=command.name, exact=build.program.exact)
     yield from build.staging.publish(target)
     signed = any(file.path == signing.SIGNATURE_NAME for file in files)
     return Export(
@@ -369,17 +370,18 @@ def _figure(result: GateResult) -> str:
     """Say what was measured; a share is not where the edit moves nothing on the text."""
     gate = result.gate
     if result.measured < finite(inf):
-        return f"{gate.name} = {result.measured:.3g} {gate.unit}, planned at most {gate.limit:.3g}"
+        measured, limit = told_apart(result.measured, gate.limit)
+        return f"{gate.name} = {measured} {gate.unit}, planned at most {limit}"
     if kind_of(gate) in ("unrecovered", "unrecovered_firing", "uncarried"):
         return f"{gate.name} has no value, for the edit moves nothing on the text; give one on which it acts"
     return f"{gate.name} is not a number, planned at most {gate.limit:.3g} {gate.unit}"
 
 
-def _missed(certificate: Certificate, *, kept: bool, name: str) -> GateMissedError:
+def _missed(certificate: Certificate, *, kept: bool, name: str, exact: bool) -> GateMissedError:
     missed = [result for result in certificate.gates if not result.passed]
     figures = "; ".join(map(_figure, missed))
     fate = f"kept as {name}.rejected" if kept else "nothing was published"
-    advice = ". ".join(remedies(missed))
+    advice = ". ".join(remedies(missed, exact=exact))
     return GateMissedError(
         f"{figures}; {fate}. What to do: {advice}", gates=", ".join(r.gate.name for r in missed)
     )

@@ -5,11 +5,12 @@ A gate is a bound from above. Every name here is the name of a measurement of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isfinite, sqrt
 
 from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
+from trephine.engine.edit_floor import EditFloor
 from trephine.engine.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.noise import NoiseFloor
 
@@ -25,8 +26,8 @@ _GRAFT_FACTOR = 3.0
 _GRAFT_MEAN = 1e-5
 _GRAFT_P99 = 1e-4
 _GRAFT_FIRING = 1e-5
-_GRAFT_UNRECOVERED = 0.01
-"""As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts."""
+_UNRECOVERED = 0.01
+"""As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts; exact edits act on all."""
 _MOST_UNCARRIED = 0.9
 """Of one feature's own effect, whatever share is asked for: one that is not carried at all misses it."""
 
@@ -56,6 +57,7 @@ def planned_gates(
     fitted: bool = False,
     grafted: bool = False,
     firing: FiringFloor | None = None,
+    whole: EditFloor | None = None,
     min_recovery: float = 0.9,
 ) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
@@ -67,6 +69,7 @@ def planned_gates(
         grafted: Whether features became neurons, whose knees are soft.
         firing: Of grafts and fits of features of sets, what was measured where these fire; None: there are
             none.
+        whole: Of exact edits, what was measured over all tokens; None: nothing was, for nothing changes.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
     """
     if fitted:
@@ -80,15 +83,37 @@ def planned_gates(
         _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
         _kl_gate("kl_intervened_exported_p99", floor.p99, _SMALLEST_P99),
         _kl_gate("kl_intervened_exported_after_first_mean", floor.mean, _SMALLEST_MEAN),
-        Gate(
-            name="kl_intervened_exported_same_attention_mean",
-            limit=max(_SMALLEST_MEAN, floor.mean),
-            unit="nats/token",
-            reason="under the same attention only the rounding of changed weights may differ: the parent's "
-            f"own noise floor of {floor.mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
-        ),
+        _same_attention_gate(floor),
+        *_whole_gates(whole),
         _excess_gate(excess, floor),
         *_count_gates(),
+    )
+
+
+def _same_attention_gate(floor: NoiseFloor) -> Gate:
+    return Gate(
+        name="kl_intervened_exported_same_attention_mean",
+        limit=max(_SMALLEST_MEAN, floor.mean),
+        unit="nats/token",
+        reason="under the same attention only the rounding of changed weights may differ: the parent's "
+        f"own noise floor of {floor.mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
+    )
+
+
+def _whole_gates(whole: EditFloor | None) -> tuple[Gate, ...]:
+    """Bound what is left of an exact edit over all tokens: a weak one lies under every absolute bound."""
+    if whole is None or not whole.clear:
+        return ()
+    rounding = _FLOOR_FACTOR * whole.floor / whole.edit
+    return (
+        Gate(
+            name="unrecovered",
+            limit=max(_UNRECOVERED, rounding),
+            unit="share",
+            reason="a copy of the parent leaves the whole edit, however weak: KL(intervened || exported) "
+            f"over KL(intervened || original), {whole.edit:.2e} nats, may be at most {_UNRECOVERED:g}, or "
+            f"what {_FLOOR_FACTOR:g} floors are of it ({rounding:.2g})",
+        ),
     )
 
 
@@ -187,7 +212,7 @@ def _firing_gates(firing: FiringFloor | None) -> tuple[Gate, ...]:
         f"{_FLOOR_FACTOR:g} times the parent's own noise floor of {firing.floor:.2e} nats there, "
         f"and not below {_GRAFT_FIRING:g}",
     )
-    return (kl, *_share_gates(firing, _GRAFT_UNRECOVERED))
+    return (kl, *_share_gates(firing, _UNRECOVERED))
 
 
 def _share_gates(firing: FiringFloor | None, share: float) -> tuple[Gate, ...]:
@@ -238,67 +263,6 @@ def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
     return Gate(name=name, limit=max(smallest, _FLOOR_FACTOR * floor), unit="nats/token", reason=reason)
 
 
-_WIDER = (
-    "load the model in float32, which rounds less, and export again; what is missed there is not rounding"
-)
-_MORE_TEXT = (
-    "give some thousands of tokens in which the edited features fire, as the text that grafts and fits are "
-    "calibrated on (--text)"
-)
-_CLOSER = f"{_MORE_TEXT}, or edit fewer features at a time; without grafts, {_WIDER}"
-_AS_STORED = (
-    "the folder does not do what was asked when it is run in the type of its files, which is narrower: "
-    f"{_CLOSER.partition(';')[0]}; or start from a parent whose files are float32"
-)
-_OTHER_BYTES = (
-    "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
-    "load the model again, export again, and report it if it comes back"
-)
-REMEDIES: Mapping[str, str] = {
-    "kl_intervened_exported_mean": _CLOSER,
-    "kl_intervened_exported_p99": _CLOSER,
-    "kl_intervened_exported_after_first_mean": _CLOSER,
-    "kl_intervened_exported_same_attention_mean": _WIDER,
-    "kl_intervened_exported_firing_mean": _CLOSER,
-    "kl_intervened_exported_in_stored_dtype_mean": _AS_STORED,
-    "kl_intervened_exported_in_stored_dtype_firing_mean": _AS_STORED,
-    "unrecovered_firing": (
-        f"the folder does not do where its features fire what the intervention does: {_CLOSER}; of what can "
-        "only be fitted, a smaller share may be accepted (--min-recovery)"
-    ),
-    "retain_excess": (
-        "the weights do more to ordinary text than the intervention does: "
-        f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
-    ),
-    "uncarried": (
-        "the folder does not do what one of the features does of the edit, whatever it does of the others: "
-        f"{_MORE_TEXT}, or leave this feature out of the edit"
-    ),
-    "unrecovered": (
-        f"{_MORE_TEXT}; let features be grafted in place of fitted (without --keep-shapes); or accept a "
-        "smaller share (--min-recovery), with which the export is labelled"
-    ),
-    "tensors_changed_outside_plan": _OTHER_BYTES,
-    "planned_tensors_unchanged": _OTHER_BYTES,
-    "elements_off_plan": _OTHER_BYTES,
-    "nonfinite_values": (
-        "weights or answers overflow: lower the edit's strength, or start from a parent in bfloat16 or "
-        "float32 in place of float16"
-    ),
-    "load_differences": (
-        "stock transformers does not find the parent's own keys in the folder: use the transformers release "
-        "that the parent's config.json names, and report it if that one differs too"
-    ),
-}
-"""By gate: what to do about an export that missed it."""
-
-
-def remedies(results: Iterable[GateResult]) -> tuple[str, ...]:
-    """Say what to do about the gates that were missed, each advice once, in their order."""
-    missed = (REMEDIES[kind_of(result.gate)] for result in results if not result.passed)
-    return tuple(dict.fromkeys(missed))
-
-
 def kind_of(gate: Gate) -> str:
     """Return a gate's name without the feature that it is of."""
     return gate.name.partition(":")[0]
@@ -321,3 +285,9 @@ def judge(gates: tuple[Gate, ...], measured: Mapping[str, float]) -> tuple[GateR
 def finite(value: float) -> float:
     """Return the value, or the largest float for NaN and infinity."""
     return value if isfinite(value) else 1.7976931348623157e308
+
+
+def told_apart(measured: float, limit: float) -> tuple[str, str]:
+    """Write two figures in three digits, or in as many more as it takes for them not to look equal."""
+    pairs = ((f"{measured:.{digits}g}", f"{limit:.{digits}g}") for digits in range(3, 18))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{measured:.3g}", f"{limit:.3g}"))

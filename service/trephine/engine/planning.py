@@ -16,6 +16,7 @@ from trephine.domain.edits import Edit
 from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
 from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
+from trephine.engine.edit_floor import edit_floor
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
@@ -64,6 +65,9 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         firing = yield from firing_floor(
             hosted, texts.measured, program.features, command.edit.interventions, floor, narrow
         )
+    whole = None
+    if program.exact and program.changes:
+        whole = yield from edit_floor(hosted, texts.measured, command.edit.interventions, floor)
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
@@ -82,6 +86,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             fitted=program.fitted,
             grafted=program.grafted,
             firing=firing,
+            whole=whole,
             min_recovery=command.options.min_recovery,
         ),
         plan_hash="",
@@ -93,7 +98,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             *calibration_caveats(program, texts),
             *stored_caveats(program, floor),
         ),
-        doubt=doubt_of(program, texts, firing),
+        doubt=doubt_of(program, texts, firing, whole),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 

@@ -78,6 +78,23 @@ def test_elements_off_the_plan_are_counted(dtype, axis):
     assert certifier.off_plan(before, before, change) == (5 if axis == 0 else 6) * 2
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slices_that_are_rounded_stochastically_may_be_off_by_one_step(axis):
+    """Either neighbour of the planned value is planned, a step further is not; others keep their bits."""
+    before = (1.5 + torch.rand(6, 5, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    change = {"axis": axis, "factors": [[1, 0.999], [3, 0.37]], "drawn": [1]}
+    after = before.clone()
+    after.select(axis, 3).copy_((before.select(axis, 3).float() * 0.37).to(torch.bfloat16))
+    lower = torch.nextafter(before, torch.zeros_like(before)).select(axis, 1)
+    assert certifier.off_plan(before, after, change) == 0
+    after.select(axis, 1)[2:] = lower[2:]
+    assert certifier.off_plan(before, after, change) == 0
+    assert certifier.off_plan(before, after, change | {"drawn": []}) > 0
+    after.select(axis, 1)[0] = torch.nextafter(lower, torch.zeros_like(lower))[0]
+    after.select(axis, 3)[0] = torch.nextafter(after, torch.zeros_like(after)).select(axis, 3)[0]
+    assert certifier.off_plan(before, after, change) == 2
+
+
 def test_weights_are_compared_over_all_shards(tmp_path):
     """A changed, a missing and an additional tensor outside the plan all count."""
     from safetensors.torch import save_file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
+from trephine.engine.edit_floor import EditFloor
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing_floor import FiringFloor
 from trephine.engine.noise import NoiseFloor, Spread
@@ -45,6 +46,8 @@ def test_no_doubt_hides_another():
     for part in ("interventions 2 of the edit", "about set:1:7", "fitted on the very text"):
         assert part in said
     assert doubt_of(EXACT, SAME, None) == ""
+    drowned = EditFloor(tokens=1024, floor=1e-3, edit=2e-3)
+    assert "it moves 2.00e-03 nats" in doubt_of(EXACT, SAME, None, drowned)
 
 
 def test_a_fit_in_narrower_files_says_that_how_it_runs_as_stored_is_not_judged():

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from trephine.engine.edit_floor import EditFloor
 from trephine.engine.firing_floor import FiringFloor
-from trephine.engine.gates import REMEDIES, finite, judge, planned_gates, remedies
+from trephine.engine.gates import finite, judge, planned_gates, told_apart
 from trephine.engine.noise import NoiseFloor, Spread
+from trephine.engine.remedies import EXACT_REMEDIES, REMEDIES, remedies
 
 
 def floor(mean, p99):
@@ -135,3 +137,38 @@ def test_every_gate_says_what_to_do_about_it(kind):
     missed = judge(gates, {})
     assert len(remedies(missed)) == len({REMEDIES[gate.name] for gate in gates}) < len(gates)
     assert remedies(judge(gates, dict.fromkeys(REMEDIES, 0.0))) == ()
+
+
+@pytest.mark.parametrize(
+    ("noise", "edit", "limit"),
+    [(1e-11, 5e-7, 0.01), (1e-4, 1e-3, 0.15), (1e-4, 4e-4, 0.375), (1e-4, 2e-4, None), (0.0, 0.0, None)],
+)
+def test_an_exact_edit_is_told_from_a_copy_of_the_parent(noise, edit, limit):
+    """By the share that is left, however weak it is; below three floors it is inconclusive."""
+    whole = EditFloor(tokens=1024, floor=noise, edit=edit)
+    gates = planned_gates("bfloat16", floor(noise, 10 * noise), whole=whole)
+    found = {gate.name: gate.limit for gate in gates}
+    assert found.get("unrecovered") == (None if limit is None else pytest.approx(limit))
+    assert whole.doubt.startswith("the edit moves less than rounding") == (limit is None)
+    copy = {gate.name: 0.0 for gate in gates} | {"kl_intervened_exported_mean": edit, "unrecovered": 1.0}
+    assert whole.doubt or not all(result.passed for result in judge(gates, copy))
+
+
+def test_exact_edits_are_not_told_to_give_text_in_which_features_fire():
+    """None of a set is edited; what is missed is rounding of files, or bytes that are not there."""
+    whole = EditFloor(tokens=1024, floor=0.0, edit=1e-3)
+    gates = planned_gates("float32", floor(0, 0), whole=whole)
+    told = remedies(judge(gates, {}), exact=True)
+    assert not any("fire" in one or "--text" in one for one in told)
+    assert any("parent whose files are float32" in one for one in told)
+    (unchanged,) = (gate for gate in gates if gate.name == "planned_tensors_unchanged")
+    (lost,) = remedies(judge((unchanged,), {}), exact=True)
+    assert lost.startswith("nothing of a planned change is left once it is rounded")
+    assert lost != REMEDIES["elements_off_plan"] == EXACT_REMEDIES["elements_off_plan"]
+
+
+def test_figures_that_differ_do_not_look_equal():
+    """Three digits where they tell a measurement from its limit, more where they do not."""
+    assert told_apart(0.12345, 0.01) == ("0.123", "0.01")
+    assert told_apart(1.0000321e-6, 1e-6) == ("1.00003e-06", "1e-06")
+    assert told_apart(1.0, 1.0) == ("1", "1")

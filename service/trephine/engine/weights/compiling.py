@@ -33,6 +33,7 @@ from trephine.engine.weights.notes import Note, all_notes
 from trephine.engine.weights.operations import FeatureOp, MapOp, Operations, sort_operations
 from trephine.engine.weights.postnorm import Written, before_post_norm
 from trephine.engine.weights.ridge import fit_deltas
+from trephine.engine.weights.rounding import roundings
 from trephine.engine.weights.tensors import TensorChange
 
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -57,6 +58,11 @@ class WeightProgram:
     calibration: dict[str, float] = field(default_factory=dict)
     """What stands in for biases, in figures of the calibration text: the worst of all, where it was fitted
     and, `_held_out`, where it was not."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that is written is exact up to rounding."""
+        return not self.fitted and not self.grafted
 
 
 def compile_weights(
@@ -103,10 +109,11 @@ def compile_weights(
     deltas = yield from fit_deltas(hosted, ops.fits, windows, kept)
     assembly.write_deltas(deltas, ops.maps)
     changes = assembly.changes()
+    rounded = yield from roundings(hosted.folder, changes)
     return WeightProgram(
         changes=changes,
         config=assembly.config,
-        notes=all_notes(ops, grafts, deltas, assembly, constants),
+        notes=all_notes(ops, grafts, deltas, assembly, constants, rounded),
         fitted=bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts),
         grafted=any(g.fit.units for g in grafts),
         calibrated=bool(grafts or ops.fits or constants),

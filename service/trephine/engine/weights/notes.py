@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trephine.domain.exports import Tier
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.shards import DTYPES
 from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.operations import FeatureOp, MapOp, NeuronOp, Operations
 from trephine.engine.weights.ridge import FittedDelta, module_of, number_of
+from trephine.engine.weights.rounding import Rounding
+from trephine.engine.weights.tensors import fades
 from trephine.engine.weights.units import LARGEST_BIAS
 
 
@@ -36,13 +39,14 @@ def all_notes(
     deltas: Sequence[FittedDelta],
     assembly: Assembly,
     constants: Constants,
+    rounded: Mapping[str, Rounding],
 ) -> dict[int, Note]:
     """Return a note per intervention."""
     notes: dict[int, Note] = {}
     for neuron in ops.neurons:
-        notes |= dict.fromkeys(neuron.numbers, _neuron(neuron, assembly, constants))
+        notes |= dict.fromkeys(neuron.numbers, _neuron(neuron, assembly, constants, rounded))
     for op in ops.maps:
-        notes[op.number] = _map(op, assembly, constants)
+        notes[op.number] = _map(op, assembly, constants, rounded)
     for each in grafts:
         notes |= dict.fromkeys(each.op.numbers, _graft(each, assembly, constants))
     for fit in ops.fits:
@@ -52,7 +56,7 @@ def all_notes(
     return notes
 
 
-def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants) -> Note:
+def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants, rounded: Mapping[str, Rounding]) -> Note:
     draft = assembly.draft(assembly.hosted.architecture.blocks[op.layer].mlp.down, op.layer)
     entry = draft.stored.weight
     slot = "row" if draft.stored.transposed else "column"
@@ -62,13 +66,25 @@ def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants) -> Note:
         return Note(
             tier="noop", tensors=(entry.name,), description=f"{what} stays as it is: nothing to change"
         )
-    says = f"{what} times {op.factor:g}, computed in float32, rounded once to {entry.dtype}"
+    vanishing = fades(op.factor, DTYPES[entry.dtype])
+    drawn = ", stochastically, for to nearest it would vanish" if vanishing else ""
+    says = f"{what} times {op.factor:g}, computed in float32, rounded once to {entry.dtype}{drawn}"
+    left = rounded.get(entry.name, Rounding()).slices.get(op.index, 0.0)
     if not op.shift:
-        return Note(tier="exact", tensors=(entry.name,), description=says)
+        return Note(tier="exact", tensors=(entry.name,), description=says, predicted_error=left)
     has_bias = draft.stored.bias is not None or draft.needs_bias
     tensors = (entry.name, draft.stored.bias_name) if has_bias else (entry.name,)
     says = f"{says}; {op.shift:g} times the column added as a constant "
-    return _constant(says, tensors, has_bias, Site(kind=SiteKind.NEURONS, layer=op.layer), constants)
+    note = _constant(says, tensors, has_bias, Site(kind=SiteKind.NEURONS, layer=op.layer), constants)
+    return _rounded(note, {**rounded, entry.name: Rounding(whole=left)})
+
+
+def _rounded(note: Note, rounded: Mapping[str, Rounding]) -> Note:
+    """Predict of an exact note what rounding leaves over, in the tensor where that is most."""
+    if note.tier != "exact":
+        return note
+    left = (rounded[name].whole for name in note.tensors if name in rounded)
+    return replace(note, predicted_error=max(left, default=0.0))
 
 
 def _constant(says: str, tensors: tuple[str, ...], has_bias: bool, reads: Site, constants: Constants) -> Note:
@@ -87,7 +103,11 @@ def _constant(says: str, tensors: tuple[str, ...], has_bias: bool, reads: Site, 
     )
 
 
-def _map(op: MapOp, assembly: Assembly, constants: Constants) -> Note:
+def _map(op: MapOp, assembly: Assembly, constants: Constants, rounded: Mapping[str, Rounding]) -> Note:
+    return _rounded(_map_note(op, assembly, constants), rounded)
+
+
+def _map_note(op: MapOp, assembly: Assembly, constants: Constants) -> Note:
     hosted, site = assembly.hosted, op.site
     what = "all of it" if op.unit is None else "the component along the direction"
     does = f"{what} at {site.kind.value} of layer {site.layer} times {float(op.change.factor):g}"

@@ -1,0 +1,91 @@
+"""What to do about an export that missed a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from trephine.domain.exports import GateResult
+from trephine.engine.gates import kind_of
+
+_WIDER = (
+    "load the model in float32, which rounds less, and export again; what is missed there is not rounding"
+)
+_MORE_TEXT = (
+    "give some thousands of tokens in which the edited features fire, as the text that grafts and fits are "
+    "calibrated on (--text)"
+)
+_CLOSER = f"{_MORE_TEXT}, or edit fewer features at a time; without grafts, {_WIDER}"
+_AS_STORED = (
+    "the folder does not do what was asked when it is run in the type of its files, which is narrower: "
+    f"{_CLOSER.partition(';')[0]}; or start from a parent whose files are float32"
+)
+_LOST = (
+    "nothing of a planned change is left once it is rounded to the type of the files, as the plan's "
+    "predicted error says: make the edit stronger, or start from a parent whose files are float32. Of a "
+    "change that is not small, check the disk of the export root, export again, and report it"
+)
+_ROUNDED = (
+    "what is written exactly is rounded to the type of the files, and the plan's predicted error says how "
+    "much of the change that costs: start from a parent whose files are float32, or make the edit stronger, "
+    f"of which rounding is a smaller share; {_WIDER}"
+)
+_OTHER_BYTES = (
+    "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
+    "load the model again, export again, and report it if it comes back"
+)
+REMEDIES: Mapping[str, str] = {
+    "kl_intervened_exported_mean": _CLOSER,
+    "kl_intervened_exported_p99": _CLOSER,
+    "kl_intervened_exported_after_first_mean": _CLOSER,
+    "kl_intervened_exported_same_attention_mean": _WIDER,
+    "kl_intervened_exported_firing_mean": _CLOSER,
+    "kl_intervened_exported_in_stored_dtype_mean": _AS_STORED,
+    "kl_intervened_exported_in_stored_dtype_firing_mean": _AS_STORED,
+    "unrecovered_firing": (
+        f"the folder does not do where its features fire what the intervention does: {_CLOSER}; of what can "
+        "only be fitted, a smaller share may be accepted (--min-recovery)"
+    ),
+    "retain_excess": (
+        "the weights do more to ordinary text than the intervention does: "
+        f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
+    ),
+    "uncarried": (
+        "the folder does not do what one of the features does of the edit, whatever it does of the others: "
+        f"{_MORE_TEXT}, or leave this feature out of the edit"
+    ),
+    "unrecovered": (
+        f"{_MORE_TEXT}; let features be grafted in place of fitted (without --keep-shapes); or accept a "
+        "smaller share (--min-recovery), with which the export is labelled"
+    ),
+    "tensors_changed_outside_plan": _OTHER_BYTES,
+    "planned_tensors_unchanged": _LOST,
+    "elements_off_plan": _OTHER_BYTES,
+    "nonfinite_values": (
+        "weights or answers overflow: lower the edit's strength, or start from a parent in bfloat16 or "
+        "float32 in place of float16"
+    ),
+    "load_differences": (
+        "stock transformers does not find the parent's own keys in the folder: use the transformers release "
+        "that the parent's config.json names, and report it if that one differs too"
+    ),
+}
+"""By gate: what to do about an export that missed it."""
+EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(
+    (
+        "kl_intervened_exported_mean",
+        "kl_intervened_exported_p99",
+        "kl_intervened_exported_after_first_mean",
+        "kl_intervened_exported_same_attention_mean",
+        "retain_excess",
+        "unrecovered",
+    ),
+    _ROUNDED,
+)
+"""The same of exports of which all is exact: no text calibrates them, and no feature of a set fires."""
+
+
+def remedies(results: Iterable[GateResult], *, exact: bool = False) -> tuple[str, ...]:
+    """Say what to do about the gates that were missed, each advice once, in their order."""
+    advice = EXACT_REMEDIES if exact else REMEDIES
+    missed = (advice[kind_of(result.gate)] for result in results if not result.passed)
+    return tuple(dict.fromkeys(missed))
