@@ -209,7 +209,7 @@ async def test_a_decision_in_a_template_is_not_exported(wire: AsyncWire, model: 
     found = await model.remove_spurious(
         TRAINING, edit_id="worded", unproven=True, decision=tokens, overrides=WORDS[:1], **SMALL
     )
-    with pytest.raises(HeadNotStockError, match="in the template '{text} is'") as refused:
+    with pytest.raises(HeadNotStockError, match=r"in the template '\{text\} is'") as refused:
         await AsyncSpuriousRemovals(wire).start_export_classifier(found, "worded-judge", ["abcdef"])
     assert refused.value.field == "decision.template"
 

@@ -11,8 +11,12 @@ import pytest
 
 from tests.fakes.grpc_server import FakeService
 from tests.unit.client.test_cli import run as run  # a fixture
+from trephine.client.cli.decisions import decision_of
 from trephine.client.cli.exit_codes import ExitCode
-from trephine.domain.errors import InvalidRequestError
+from trephine.client.errors import InvalidRequestError
+from trephine.client.spurious_requests import remove_spurious
+from trephine.client.types import LabelTokens, Probe, RewardModel
+from trephine.domain.errors import InvalidRequestError as RefusedByServer
 from trephine.domain.spurious_removal import RemovalBudget
 from trephine.v1 import spurious_removal_pb2 as pb
 
@@ -105,31 +109,49 @@ def test_what_is_not_trained_is_not_refitted_unless_asked(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--classifier", "judge", "--pooling", "mean"), "--pooling is of a probe"),
-        (("--template", "{text} So"), "--template is of label tokens"),
-        (("--positive-label", "1"), "--positive-label is of a reward"),
-        (("--reward", "judge"), "--reward needs --positive-label"),
-        (("--layer", "1", "--reward", "judge"), "one of --layer"),
-        (("--token", "1"), "LABEL=TOKEN"),
-        (("--pooling", "max"), "must be last or mean"),
+        ({"classifier": "judge", "pooling": "mean"}, "--pooling is of a probe"),
+        ({"tokens": ["a= b", "c= d"], "pooling": "last"}, "--pooling is of a probe"),
+        ({"template": "{text} So"}, "--template is of label tokens"),
+        ({"positive_label": "1"}, "--positive-label is of a reward"),
+        ({"reward": "judge"}, "--reward needs --positive-label"),
+        ({"layer": 0, "classifier": "judge"}, "one of --layer"),
+        ({"tokens": ["1"]}, "LABEL=TOKEN"),
+        ({"pooling": "max"}, "must be last or mean"),
     ],
 )
-def test_options_that_the_decision_does_not_read_are_refused(
-    fake: FakeService, run: Run, texts: str, capsys: pytest.CaptureFixture[str], options: Any, said: str
-):
-    """Before anything is sent."""
-    assert run("remove-spurious", texts, "--model", "tiny", *options) == ExitCode.USAGE
-    assert said in capsys.readouterr().err
-    assert not fake.requests
+def test_options_that_the_decision_does_not_read_are_refused(options: dict[str, Any], said: str):
+    """Not dropped."""
+    with pytest.raises(InvalidRequestError, match=said):
+        decision_of(**options)
 
 
-@pytest.mark.parametrize("counts", ["500,10", "5,5", "0,1"])
-def test_counts_are_refused_in_the_words_of_the_server(
-    fake: FakeService, run: Run, texts: str, capsys: pytest.CaptureFixture[str], counts: str
-):
+def test_options_that_are_read_make_the_decision():
+    """Each in its kind."""
+    assert decision_of(layer=3, pooling="mean") == Probe(layer=3, pooling="mean")
+    tokens = decision_of(tokens=["a= b", "c= d=e"], template="{text} So")
+    assert tokens == LabelTokens(tokens={"a": " b", "c": " d=e"}, template="{text} So")
+    assert decision_of(reward="judge", positive_label="a") == RewardModel(source="judge", positive_label="a")
+
+
+@pytest.mark.parametrize("counts", [(500, 10), (5, 5), (0, 1)])
+def test_counts_are_refused_in_the_words_of_the_server(counts: tuple[int, ...]):
     """They must ascend from 1."""
-    with pytest.raises(InvalidRequestError) as server:
-        RemovalBudget(counts=tuple(map(int, counts.split(","))))
-    assert run("remove-spurious", texts, "--model", "tiny", "--counts", counts) == ExitCode.USAGE
-    assert str(server.value) in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(RefusedByServer) as server:
+        RemovalBudget(counts=counts)
+    with pytest.raises(InvalidRequestError) as client:
+        remove_spurious("tiny", [], counts=counts)
+    assert client.value.message == server.value.message
+    assert client.value.field == server.value.context["field"]
+
+
+def test_what_is_refused_here_is_not_sent(
+    fake: FakeService, run: Run, texts: str, capsys: pytest.CaptureFixture[str]
+):
+    """Not even a model is loaded for it."""
+    words = ("remove-spurious", texts, "--model", "tiny")
+    assert run(*words, "--counts", "500,10") == ExitCode.USAGE
+    assert run(*words, "--template", "{text} So") == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "must ascend" in said
+    assert "--template is of label tokens" in said
     assert not fake.requests
