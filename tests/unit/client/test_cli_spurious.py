@@ -52,12 +52,13 @@ def texts(tmp_path: Path) -> str:
 
 
 def test_every_column_arrives_beside_examples_of_the_attribute(
-    fake: FakeService, run: Run, texts: str, tmp_path: Path
+    fake: FakeService, run: Run, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """What a row lacks is absent in the request; class numbers with a point are labels."""
+    """What a row lacks is absent in the request, and counted; class numbers with a point are labels."""
     others = _file(tmp_path / "others.jsonl", EXAMPLES)
     words = ("remove-spurious", texts, "--model", "tiny", "--attribute-texts", others, *COLUMNS)
     assert run(*words, "--validation", texts, "--test", texts) == ExitCode.INCONCLUSIVE
+    assert "texts.jsonl tells the environment of 2 of 3 texts (column 'question')" in capsys.readouterr().err
     request = _asked(fake)
     assert not request.without_refit
     assert [one.label for one in request.training] == ["1", "0", "1"]
@@ -76,7 +77,7 @@ def test_an_absent_column_is_told_of_and_a_misspelt_one_refused(
     others = _file(tmp_path / "others.jsonl", EXAMPLES)
     words = ("remove-spurious", bare, "--model", "tiny", "--attribute-column", "gender")
     assert run(*words, "--attribute-texts", others) == ExitCode.INCONCLUSIVE
-    assert "bare.jsonl tells the attribute of no text (column 'gender')" in capsys.readouterr().err
+    assert "bare.jsonl tells the attribute of 0 of 1 texts (column 'gender')" in capsys.readouterr().err
     assert not _asked(fake).training[0].HasField("attribute")
     sent = len(fake.requests)
     assert run(*words) == ExitCode.USAGE

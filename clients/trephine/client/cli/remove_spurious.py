@@ -193,14 +193,15 @@ def _write_page(given: Invocation, trephine: Trephine, found: SpuriousRemoval, p
 def _texts(
     output: Output, path: Path | None, columns: TextColumns, lacking: tuple[str, ...]
 ) -> tuple[LabelledText, ...]:
-    """Read a file of texts, and say which named column gave it nothing."""
+    """Read a file of texts, and say of which named column some or all texts have nothing."""
     if path is None:
         return ()
     read = read_texts(path, columns, lacking=lacking)
     for role in OPTIONAL:
         name = getattr(columns, role)
-        if name is not None and all(getattr(one, role) is None for one in read):
-            output.note(f"{path.name} tells the {role} of no text (column {name!r})")
+        told = sum(getattr(one, role) is not None for one in read)
+        if name is not None and told < len(read):
+            output.note(f"{path.name} tells the {role} of {told} of {len(read)} texts (column {name!r})")
     return read
 
 
