@@ -60,11 +60,11 @@ def main() -> int:
         help="What the embeddings share, in place of what is planted; 0: nothing. Without the bfloat16 rows.",
     )
     given = parser.parse_args()
-    torch.set_grad_enabled(False)
     logging.disable_progress_bar()
-    broken = wide_rows(given.families, given.common)
-    if given.common is None:
-        broken += narrow_rows(given.families)
+    with torch.no_grad():
+        broken = wide_rows(given.families, given.common)
+        if given.common is None:
+            broken += narrow_rows(given.families)
     for each in broken:
         say(f"holds no law: {each}")
     return 3 if broken else 0
