@@ -30,9 +30,9 @@ class _OutcomeGroundEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     OUTCOME_GROUND_TEST: _OutcomeGround.ValueType  # 1
     """The test split, with all four groups; nothing was chosen by it."""
     OUTCOME_GROUND_VALIDATION: _OutcomeGround.ValueType  # 2
-    """The validation split, with all four groups; the number of features was chosen by it."""
+    """The validation split, with all four groups; the number of features and the head were chosen by it."""
     OUTCOME_GROUND_TWINS: _OutcomeGround.ValueType  # 3
-    """Held-out ambiguous texts and their twins."""
+    """Held-out ambiguous texts and their twins. Never a PASS: cues that twins share are not seen."""
     OUTCOME_GROUND_NOTHING: _OutcomeGround.ValueType  # 4
     """No text holds one label with the other label's attribute."""
 
@@ -47,9 +47,9 @@ OUTCOME_GROUND_UNSPECIFIED: OutcomeGround.ValueType  # 0
 OUTCOME_GROUND_TEST: OutcomeGround.ValueType  # 1
 """The test split, with all four groups; nothing was chosen by it."""
 OUTCOME_GROUND_VALIDATION: OutcomeGround.ValueType  # 2
-"""The validation split, with all four groups; the number of features was chosen by it."""
+"""The validation split, with all four groups; the number of features and the head were chosen by it."""
 OUTCOME_GROUND_TWINS: OutcomeGround.ValueType  # 3
-"""Held-out ambiguous texts and their twins."""
+"""Held-out ambiguous texts and their twins. Never a PASS: cues that twins share are not seen."""
 OUTCOME_GROUND_NOTHING: OutcomeGround.ValueType  # 4
 """No text holds one label with the other label's attribute."""
 global___OutcomeGround = OutcomeGround
@@ -70,7 +70,8 @@ class RemovalOutcome(google.protobuf.message.Message):
     SETTLES_FIELD_NUMBER: builtins.int
     verdict: trephine.v1.audit_service_pb2.Verdict.ValueType
     """PASS: the worst group gained, and is decided by the label more often than not, each with its interval.
-    FAIL: an interval excludes one of the two. INCONCLUSIVE: neither, or nothing was measured.
+    FAIL: an interval excludes one of the two. INCONCLUSIVE: neither, nothing was measured, or it would be a
+    PASS by twins alone.
     """
     ground: global___OutcomeGround.ValueType
     """Where it was measured."""

@@ -1,7 +1,8 @@
 """Whether a removal held: measured on texts in which label and attribute come apart, or not measured at all.
 
 A decision that was freed on the attribute's examples, or on ambiguous texts, may follow the attribute on
-every text that matters. Only what was measured on crossed texts can PASS; doubt is INCONCLUSIVE.
+every text that matters. Only what was measured on crossed texts can PASS; doubt is INCONCLUSIVE. Twins
+cross what their edit reaches and nothing else: they can show that a removal failed, not that it held.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ _Z = 1.959963984540054
 """Of two-sided intervals of 95 %."""
 CHANCE = 0.5
 """Below it a group is decided by its attribute rather than by its label."""
-SETTLES = (
-    "a test or validation split with texts of all four groups, or twins of the ambiguous texts: the same "
-    "text and label, the attribute edited"
-)
+SETTLES = "a test or validation split with texts of all four groups"
+UNSEEN = "as far as the edits go: cues that twins share are not seen"
 
 
 class Ground(StrEnum):
@@ -29,9 +28,10 @@ class Ground(StrEnum):
     TEST = "test"
     """The test split, with all four groups; nothing was chosen by it."""
     VALIDATION = "validation"
-    """The validation split, with all four groups; the number of features was chosen by it."""
+    """The validation split, with all four groups; the number of features and the head were chosen by it."""
     TWINS = "twins"
-    """Held-out ambiguous texts and their twins: per label, either side."""
+    """Held-out ambiguous texts and their twins: per label, either side. Never a PASS: where a cue besides the
+    edited one goes with the attribute, the decision may follow that."""
     NOTHING = "nothing"
     """No text holds one label with the other label's attribute."""
 
@@ -51,7 +51,8 @@ class RemovalOutcome:
 
     verdict: Verdict
     """PASS: the worst group gained, and is decided by the label more often than not, each with its interval.
-    FAIL: the same interval excludes one of the two. INCONCLUSIVE: neither, or nothing was measured."""
+    FAIL: the same interval excludes one of the two. INCONCLUSIVE: neither, nothing was measured, or it would
+    be a PASS by twins alone."""
     ground: Ground
     texts: int
     """Of the smallest group; 0 on no ground."""
@@ -80,17 +81,21 @@ def unmeasured(why: str, settles: str = SETTLES) -> RemovalOutcome:
     )
 
 
-def outcome_on(ground: Ground, groups: Mapping[str, Tally]) -> RemovalOutcome:
+def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool = True) -> RemovalOutcome:
     """Judge by the worst group before and the worst one after.
 
     Args:
         ground: Where it was measured.
         groups: Decisions by the name of their group; none is empty.
+        chosen_by: False: of held-out texts and twins only the texts took part in the choice.
     """
     before = _worst({name: (one.before, one.texts) for name, one in groups.items()})
     after = _worst({name: (one.after, one.texts) for name, one in groups.items()})
     gain, texts = _newcombe(before, after), min(one.texts for one in groups.values())
-    verdict = _verdict(after, gain)
+    measured = _verdict(after, gain)
+    short = ground is Ground.TWINS and measured is Verdict.PASS
+    verdict = Verdict.INCONCLUSIVE if short else measured
+    place = _PLACES[ground] if chosen_by or ground is not Ground.TWINS else _APART
     return RemovalOutcome(
         verdict=verdict,
         ground=ground,
@@ -98,8 +103,8 @@ def outcome_on(ground: Ground, groups: Mapping[str, Tally]) -> RemovalOutcome:
         before=before,
         after=after,
         gain=gain,
-        why=_why(verdict, ground, texts, before, after, gain),
-        settles="" if verdict is not Verdict.INCONCLUSIVE else f"more texts of every group than {texts}",
+        why=_why(measured, place, texts, before, after, gain) + (f", {UNSEEN}" if short else ""),
+        settles=_settles(ground, texts) if verdict is Verdict.INCONCLUSIVE else "",
     )
 
 
@@ -146,10 +151,15 @@ def _verdict(after: Figure, gain: Figure) -> Verdict:
     return Verdict.INCONCLUSIVE
 
 
-def _why(verdict: Verdict, ground: Ground, texts: int, before: Figure, after: Figure, gain: Figure) -> str:
+def _settles(ground: Ground, texts: int) -> str:
+    """Say what is missing; of twins no number would do."""
+    return SETTLES if ground is Ground.TWINS else f"more texts of every group than {texts}"
+
+
+def _why(verdict: Verdict, place: str, texts: int, before: Figure, after: Figure, gain: Figure) -> str:
     lost, gained = _bounds(gain)
     said = (
-        f"{_PLACES[ground]}, with {texts} texts or more per group, the worst group goes from "
+        f"{place}, with {texts} texts or more per group, the worst group goes from "
         f"{before.value:.1%} to {after.value:.1%} "
         f"({100 * gain.value:+.1f} points, {100 * lost:+.1f} to {100 * gained:+.1f})"
     )
@@ -163,8 +173,10 @@ def _why(verdict: Verdict, ground: Ground, texts: int, before: Figure, after: Fi
     return f"{said}, which may still be the attribute deciding"
 
 
+_CHOSEN = "which the number of features and the head were chosen by"
 _PLACES = {
     Ground.TEST: "on the test split",
-    Ground.VALIDATION: "on the validation split, which the number of features was chosen by",
-    Ground.TWINS: "on held-out texts and their twins",
+    Ground.VALIDATION: f"on the validation split, {_CHOSEN}",
+    Ground.TWINS: f"on held-out texts and their twins, {_CHOSEN}",
 }
+_APART = f"on held-out texts, {_CHOSEN}, and on their twins"

@@ -354,7 +354,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             total <= MAX_TEXTS, "training", f"and the other splits hold {total} texts; at most {MAX_TEXTS}"
         )
         splits, _ = self.splits, self.labels
-        check_leakage(splits)
+        check_leakage(splits, self.attribute_texts)
         check_attributes(splits, self.attribute_texts)
         if not (self.attribute_texts or self.attribute_name or self.swaps):
             check_told_apart((*self.training, *self.validation))

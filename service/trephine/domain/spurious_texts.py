@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trephine.domain.errors import (
@@ -14,7 +14,10 @@ from trephine.domain.errors import (
 )
 
 FEWEST_TEXTS = 8
-"""Of every label in the ambiguous set: with fewer nothing can be estimated."""
+"""Of every label in the ambiguous set, and of every value among the attribute's examples: with fewer nothing
+can be estimated."""
+EXAMPLES = "attribute_texts"
+"""The field of the attribute's examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +61,18 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
         InvalidRequestError: If there are not two, or others are named, or another split has others.
         TooFewItemsError: If a label has too few texts.
     """
-    counts = Counter(one.label for one in splits["training"])
+    counts = Counter(label for label, _ in {(one.label, one.text.strip()) for one in splits["training"]})
     if len(counts) != 2:
         raise InvalidRequestError(
             f"the ambiguous set has {len(counts)} label(s), {', '.join(sorted(counts)) or 'none'}; a "
-            "decision is between two: leave out the others, or name one against the rest",
+            f"decision is between two: {_two_labels(len(counts))}",
             field="training",
         )
     for label, count in counts.items():
         if count < FEWEST_TEXTS:
             raise TooFewItemsError(
-                f"the label {label} has {count} texts in the ambiguous set; it needs at least {FEWEST_TEXTS}",
+                f"the label {label} has {count} different texts in the ambiguous set; it needs at least "
+                f"{FEWEST_TEXTS}",
                 field="training",
                 needed=FEWEST_TEXTS,
                 got=count,
@@ -84,6 +88,12 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
     return first, second
 
 
+def _two_labels(found: int) -> str:
+    if found > 2:
+        return "leave out the others, or name one against the rest"
+    return f"add texts of {'another label' if found else 'two labels'}, at least {FEWEST_TEXTS} of each"
+
+
 def _as_named(named: Sequence[str], labels: list[str]) -> list[str]:
     if sorted(named) != labels:
         raise InvalidRequestError(
@@ -93,23 +103,53 @@ def _as_named(named: Sequence[str], labels: list[str]) -> list[str]:
     return list(named)
 
 
-def check_leakage(splits: Splits) -> None:
-    """Refuse a text that two splits share, and a duplicate with another label.
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Where a text stands, as itself or as a twin."""
+
+    split: str
+    number: int
+    label: str | None
+    twin: bool
+
+    def __str__(self) -> str:
+        name = "attribute example" if self.split == EXAMPLES else f"{self.split} text"
+        return f"{'the twin of ' if self.twin else ''}{name} {self.number}"
+
+
+def check_leakage(splits: Splits, examples: Sequence[AttributeText] = ()) -> None:
+    """Refuse a text that two splits, or a split and the examples, share, as itself or as a twin.
+
+    A twin is its text but for a word: who has trained on the one has seen the other. Within a split the same
+    text, or its twin, may stand again, but not with another label.
 
     Raises:
-        SplitLeakageError: Naming both.
+        SplitLeakageError: Naming the text and both places.
     """
-    seen: dict[str, tuple[str, int, str]] = {}
+    seen: dict[str, _Standing] = {}
+    for text, here in (*_standing(splits), *_examples_standing(examples)):
+        known = seen.setdefault(text.strip(), here)
+        if known.split == here.split and known.label == here.label:
+            continue
+        what = " with another label" if known.split == here.split else ""
+        raise SplitLeakageError(
+            f"{here} is {known}{what}: {text[:60]!r}. Figures on texts that were trained on, or on their "
+            "twins, say nothing; drop duplicates before splitting, and keep a text and its twins together",
+            field=f"{here.split}[{here.number}].{'twin' if here.twin else 'text'}",
+        )
+
+
+def _standing(splits: Splits) -> Iterator[tuple[str, _Standing]]:
     for name, split in splits.items():
         for number, one in enumerate(split):
-            known = seen.setdefault(one.text.strip(), (name, number, one.label))
-            if known[0] != name or known[2] != one.label:
-                what = "with another label" if known[0] == name else "again"
-                raise SplitLeakageError(
-                    f"{name} text {number} is {known[0]} text {known[1]} {what}: {one.text[:60]!r}. Figures "
-                    "on texts that were trained on say nothing; drop duplicates before splitting",
-                    field=f"{name}[{number}].text",
-                )
+            yield one.text, _Standing(name, number, one.label, twin=False)
+            if one.twin is not None:
+                yield one.twin, _Standing(name, number, one.label, twin=True)
+
+
+def _examples_standing(examples: Sequence[AttributeText]) -> Iterator[tuple[str, _Standing]]:
+    for number, one in enumerate(examples):
+        yield one.text, _Standing(EXAMPLES, number, None, twin=False)
 
 
 def check_told_apart(texts: Sequence[LabelledText]) -> None:
@@ -137,7 +177,12 @@ def _words(pair: tuple[str, str | None]) -> tuple[str, str]:
 
 
 def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:
-    """Refuse an attribute that does not have two values, if it is known at all."""
+    """Refuse an attribute that does not have two values, if it is known at all, and examples of one alone.
+
+    Raises:
+        InvalidRequestError: If there are more values than two, or one.
+        TooFewItemsError: If a value has fewer than `FEWEST_TEXTS` different examples, where there are any.
+    """
     found = {one.attribute for split in splits.values() for one in split} - {None}
     found |= {one.attribute for one in examples}
     if len(found) not in (0, 2):
@@ -145,3 +190,13 @@ def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:
             f"the attribute has {len(found)} value(s), {', '.join(sorted(map(str, found)))}; two are needed",
             field="attribute",
         )
+    counts = Counter(value for value, _ in {(one.attribute, one.text.strip()) for one in examples})
+    for value in sorted(map(str, found)) if examples else ():
+        if counts[value] < FEWEST_TEXTS:
+            raise TooFewItemsError(
+                f"the attribute's examples have {counts[value] or 'no'} different text(s) of {value}; they "
+                f"need at least {FEWEST_TEXTS} of either value. Add some, or leave the examples out",
+                field=EXAMPLES,
+                needed=FEWEST_TEXTS,
+                got=counts[value],
+            )

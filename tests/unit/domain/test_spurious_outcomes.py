@@ -66,4 +66,20 @@ def test_what_was_not_measured_is_inconclusive():
     """Without figures, and with what would settle it."""
     found = unmeasured("nothing crossed")
     assert (found.verdict, found.gain, found.texts) == (Verdict.INCONCLUSIVE, None, 0)
-    assert "twins" in found.settles
+    assert "all four groups" in found.settles
+
+
+def test_twins_alone_are_no_pass():
+    """What would pass on a test split is a doubt that more twins do not settle; a failure stays one."""
+    good, bad = ({"edited": Tally(texts=200, before=0, after=after)} for after in (195, 0))
+    assert outcome_on(Ground.TEST, good).verdict is Verdict.PASS
+    found = outcome_on(Ground.TWINS, good)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.why.endswith("as far as the edits go: cues that twins share are not seen")
+    assert "twins, which the number of features and the head were chosen by" in found.why
+    assert found.settles == "a test or validation split with texts of all four groups"
+    assert outcome_on(Ground.TWINS, bad).verdict is Verdict.FAIL
+    doubt = outcome_on(Ground.TWINS, {"edited": Tally(texts=3, before=0, after=3)})
+    assert (doubt.verdict, doubt.settles) == (Verdict.INCONCLUSIVE, found.settles)
+    apart = outcome_on(Ground.TWINS, good, chosen_by=False).why
+    assert "texts, which the number of features and the head were chosen by, and on their twins" in apart

@@ -41,6 +41,8 @@ class Choice:
     point: ChoicePoint
     """The one that was taken."""
     why: str
+    by_twins: bool = False
+    """True if the criterion was measured on twins of held-out texts."""
 
     @property
     def erased(self) -> bool:
@@ -111,6 +113,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         tried=tried[points[best].count],
         point=points[best],
         why=_why(points, best, forced, ours),
+        by_twins=scale.by_twins,
     )
 
 
@@ -156,6 +159,7 @@ class _Scale:
         pairs = {(one.label, one.attribute) for one in self._held_out}
         self._grouped = bool((known != UNKNOWN).all()) and len(pairs) == 4
         self._twins = [one for one in self._held_out if one.twin is not None]
+        self.by_twins = bool(self._twins) and not self._grouped and not self._examples
         self.words = self._worded()
 
     def _worded(self) -> str:
@@ -163,7 +167,7 @@ class _Scale:
             return "accuracy of the worst group of the validation split"
         if self._examples:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
-        if self._twins:
+        if self.by_twins:
             return "accuracy of the worst label on held-out texts or on their counterfactual twins"
         return (
             f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: nothing is known of "
@@ -173,7 +177,7 @@ class _Scale:
     def pooled(self, removed: Sequence[FeatureRef]) -> Generator[Progress | None, None, _Pooled]:
         """Pool what the criterion needs, with features removed."""
         told = () if self._grouped else self._examples
-        paired = () if self._grouped or told else self._twins
+        paired = self._twins if self.by_twins else ()
         pool, stage = self._study.pool, f"validation without {len(removed)}"
         return _Pooled(
             held_out=(yield from pool([one.ids for one in self._held_out], removed, stage)),
@@ -204,7 +208,7 @@ class _Scale:
             leak = _follows(told, sides)
             criterion = accuracy - leak
             error = math.hypot(error, *(_error(told[sides == side] == 1) for side in (0, 1)))
-        elif self._twins:
+        elif self.by_twins:
             criterion, error, leak = self._with_twins(decided, head.decide(pooled.twins))
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
@@ -260,8 +264,9 @@ def _why(
             f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
         )
     beside = ", with a head that has no weight along what was told of the attribute" if found.erased else ""
-    gone = f"the {found.count} strongest" if found.count else "none"
+    gone = f"the first {found.count}" if found.count else "none"
+    order = ", by attribute effect per effect on the task" if 0 < found.count < len(ours) else ""
     return (
-        f"removing {gone} of {len(ours)} spurious features{by_hand}{beside} takes the criterion "
+        f"removing {gone} of {len(ours)} spurious features{order}{by_hand}{beside} takes the criterion "
         f"from {first.criterion:.3f} to {found.criterion:.3f}"
     )

@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trephine.domain.errors import EmptyGroupError, InvalidRequestError, PromptTooLongError, TrephineError
+from trephine.domain.errors import (
+    EmptyGroupError,
+    InvalidRequestError,
+    PromptTooLongError,
+    TooFewItemsError,
+    TrephineError,
+)
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_texts import LabelledText
+from trephine.domain.spurious_texts import LabelledText, Splits, check_leakage
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
@@ -54,8 +60,6 @@ class Data:
     test: tuple[Example, ...]
     attribute: tuple[Example, ...]
     """Examples of the attribute, without labels."""
-    own_validation: bool
-    """True if a validation split was given."""
 
 
 def swapped(data: Data) -> Data:
@@ -96,24 +100,27 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
 
     Raises:
         InvalidRequestError: If a text has one token, or no twin could be made.
+        SplitLeakageError: If a twin that the lexicon makes stands in another split.
+        TooFewItemsError: If no text of a label can be held out without its duplicates or twins.
         PromptTooLongError: If a text is too long.
         EmptyGroupError: If validation or test lacks a group although the attribute is known there.
     """
     reader = _Reader(hosted, command)
-    training = reader.split("training", command.training)
-    validation = reader.split("validation", command.validation)
+    check_leakage(reader.splits, command.attribute_texts)
+    training = reader.split("training")
+    validation = reader.split("validation")
     held_out = validation
     if not validation:
         training, held_out = hold_out(training, command.seed)
+        _require_held_out(command.labels, held_out)
     data = Data(
         labels=command.labels,
         attributes=reader.attributes,
         pairing=_pairing(training),
         training=training,
         held_out=held_out,
-        test=reader.split("test", command.test),
+        test=reader.split("test"),
         attribute=reader.unlabelled(),
-        own_validation=bool(validation),
     )
     if command.swaps or command.attribute_name:
         _require_twins(data)
@@ -126,12 +133,12 @@ class _Reader:
     def __init__(self, hosted: HostedModel, command: RemoveSpuriousFeatures) -> None:
         self._hosted, self._command, self._labels = hosted, command, command.labels
         lexicon = lexicon_of(command.attribute_name, command.swaps)
-        self._swap = Swapper(lexicon) if lexicon else None
+        self.splits = _with_twins(command.splits, Swapper(lexicon) if lexicon else None)
         self.attributes = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
 
-    def split(self, name: str, texts: Sequence[LabelledText]) -> tuple[Example, ...]:
-        return tuple(self._example(f"{name}[{number}]", one) for number, one in enumerate(texts))
+    def split(self, name: str) -> tuple[Example, ...]:
+        return tuple(self._example(f"{name}[{number}]", one) for number, one in enumerate(self.splits[name]))
 
     def unlabelled(self) -> tuple[Example, ...]:
         return tuple(
@@ -147,13 +154,12 @@ class _Reader:
         )
 
     def _example(self, place: str, one: LabelledText) -> Example:
-        twin = one.twin if one.twin is not None or self._swap is None else self._swap(one.text)
         return Example(
             text=one.text,
             ids=self._encode(one.text, f"{place}.text"),
             label=self._labels.index(one.label),
             attribute=UNKNOWN if one.attribute is None else self._number[one.attribute],
-            twin=None if twin is None else self._encode(twin, f"{place}.twin"),
+            twin=None if one.twin is None else self._encode(one.twin, f"{place}.twin"),
             environment=one.environment,
         )
 
@@ -176,6 +182,16 @@ class _Reader:
                 limit=MAX_TOKENS,
             )
         return ids
+
+
+def _with_twins(splits: Splits, swap: Swapper | None) -> Splits:
+    """Give a twin by the lexicon to every text that has none."""
+    if swap is None:
+        return splits
+    return {
+        name: [one if one.twin is not None else replace(one, twin=swap(one.text)) for one in split]
+        for name, split in splits.items()
+    }
 
 
 def attribute_order(command: RemoveSpuriousFeatures) -> tuple[str, ...]:
@@ -214,20 +230,55 @@ def sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example,
 
 
 def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Split off a fifth of every group."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, one in enumerate(examples):
-        groups.setdefault((one.label, one.attribute), []).append(number)
+    """Split off a fifth of every group; a text, its duplicates and its twins stay on one side.
+
+    The side is drawn for all of them together, so that it may be a few more than a fifth.
+    """
+    groups: dict[tuple[int, int], list[list[int]]] = {}
+    for alike in _alike(examples):
+        first = examples[alike[0]]
+        groups.setdefault((first.label, first.attribute), []).append(alike)
     generator, out = torch.Generator().manual_seed(seed), set[int]()
     for members in groups.values():
-        out |= set(_drawn(members, len(members) // _HELD_OUT, generator))
+        wanted = len(out) + sum(map(len, members)) // _HELD_OUT
+        for place in torch.randperm(len(members), generator=generator)[: len(members) - 1].tolist():
+            if len(out) < wanted:
+                out |= set(members[place])
     kept = tuple(one for number, one in enumerate(examples) if number not in out)
     return kept, tuple(examples[number] for number in sorted(out))
+
+
+def _alike(examples: Sequence[Example]) -> list[list[int]]:
+    """Return places of texts that are joined by a text or a twin that they share, in their order."""
+    joined: dict[int, list[int]] = {}
+    holder: dict[Ids, int] = {}
+    for number, one in enumerate(examples):
+        keys = [ids for ids in (one.ids, one.twin) if ids is not None]
+        met = sorted({holder[ids] for ids in keys if ids in holder})
+        mine = [place for first in met for place in joined.pop(first)]
+        joined[number] = [*mine, number]
+        for place in joined[number]:
+            for ids in (examples[place].ids, examples[place].twin):
+                if ids is not None:
+                    holder[ids] = number
+    return sorted(map(sorted, joined.values()))
 
 
 def _drawn(members: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
     order = torch.randperm(len(members), generator=generator)[:count].tolist()
     return [members[place] for place in order]
+
+
+def _require_held_out(names: tuple[str, str], held_out: Sequence[Example]) -> None:
+    for label, name in enumerate(names):
+        if not any(one.label == label for one in held_out):
+            raise TooFewItemsError(
+                f"no text of {name} can be held out of the ambiguous set: a fifth of every group is, and a "
+                "text stays with its duplicates and twins. Give more different texts, or a validation split",
+                field="training",
+                needed=1,
+                got=0,
+            )
 
 
 def _require_twins(data: Data) -> None:

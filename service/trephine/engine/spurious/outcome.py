@@ -1,7 +1,10 @@
 """Whether the removal held, on texts in which label and attribute come apart.
 
-Nothing was fitted to these texts. Examples of the attribute are no ground: a decision that does not follow
-the attribute on them may follow it on the texts themselves, where it is carried otherwise.
+Nothing was fitted or chosen by the test split. The number of features and the head were chosen by a
+validation split (by which features were judged, too), or by held-out texts and their twins, though no head
+that is compared on them was trained on them. Examples of the attribute are no ground: a decision that does
+not follow the attribute on them may follow it on the texts themselves, where it is carried otherwise. So may
+one that is right on twins, by what twins share: they alone make no PASS.
 """
 
 from __future__ import annotations
@@ -19,13 +22,18 @@ from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels
 from trephine.engine.spurious.study import Study
 
+_WOULD_REMOVE = (
+    "more that tells the attribute from the label (examples of it, twins, a validation split with texts of "
+    "all four groups), or an override that names what is to go"
+)
+
 
 def outcome_of(
     study: Study, choice: Choice, measured: Measured
 ) -> Generator[Progress | None, None, RemovalOutcome]:
     """Judge what ships by the first ground that there is: test, validation, twins."""
     if not choice.removed:
-        return unmeasured(f"nothing was removed: {choice.why}")
+        return unmeasured(f"nothing was removed: {choice.why}", _WOULD_REMOVE)
     plain, after = measured.plain, measured.after
     if all_groups(measured.test):
         right = [
@@ -42,7 +50,8 @@ def outcome_of(
             head.decide(torch.cat([pooled.held_out[has], pooled.twins])) == y
             for head, pooled in ((study.head, plain), (choice.validated, after))
         )
-        return outcome_on(Ground.TWINS, _by_side(study, y, before, now))
+        sides = _by_side(study, y, before, now)
+        return outcome_on(Ground.TWINS, sides, chosen_by=choice.by_twins)
     return unmeasured(_told_by_examples(study, choice))
 
 

@@ -64,10 +64,12 @@ def test_why_says_what_was_taken_beside_a_persons_word():
         for count, criterion, erased in ((0, 0.0, False), (0, 0.8, True), (1, 0.9, False))
     ]
     free, head, removed = (_why(points, best, [named], [ours]) for best in range(3))
+    of_two = _why(points, 2, [], [ours, ours])
     assert "no number of them does better" in free
     assert head.startswith("removing none of 1 spurious features, beside 1 that a person named, with a head")
     assert head.endswith("from 0.000 to 0.800")
-    assert removed.startswith("removing the 1 strongest of 1 spurious features, beside 1 that")
+    assert removed.startswith("removing the first 1 of 1 spurious features, beside 1 that")
+    assert "first 1 of 2 spurious features, by attribute effect per effect on the task" in of_two
 
 
 def test_few_twins_decide_with_the_error_of_few(study):

@@ -81,6 +81,8 @@ def test_twins_are_a_ground_where_there_is_no_other(session):
     assert found.outcome.ground is Ground.TWINS
     assert found.outcome.texts == 8, "a fifth of forty per label, as they were and edited"
     assert found.outcome.before.name.endswith(", edited")
+    assert "twins, which the number of features and the head were chosen by" in found.outcome.why
+    assert found.outcome.verdict is not Verdict.PASS
 
 
 def test_nothing_removed_is_no_pass(session):
@@ -89,6 +91,8 @@ def test_nothing_removed_is_no_pass(session):
     assert found.chosen == 0
     assert (found.outcome.verdict, found.ships) == (Verdict.INCONCLUSIVE, Arm.ORIGINAL)
     assert found.outcome.why.startswith("nothing was removed")
+    assert "test split" not in found.outcome.settles, "there is one"
+    assert "an override that names what is to go" in found.outcome.settles
 
 
 def _judging_nothing() -> RemovalBudget:
