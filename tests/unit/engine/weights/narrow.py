@@ -119,13 +119,13 @@ class NarrowScene:
         )
 
 
-def narrow_scene(family: str, folder: Path) -> NarrowScene:
-    """Make a parent, and measure what bfloat16 costs it."""
+def narrow_scene(family: str, folder: Path, *, count: int = WINDOWS) -> NarrowScene:
+    """Make a parent, and measure what bfloat16 costs it; on so many windows."""
     hosted = parent(
         family, folder, dtype=NARROW, common=_COMMON.get(family, 0.0), biases=family != "llama",
         embeddings=_EMBEDDINGS.get(family, 1.0),
     )  # fmt: skip
-    same, texts = hosted_in(folder, NARROW), windows(WINDOWS, seed=2)
+    same, texts = hosted_in(folder, NARROW), windows(count, seed=2)
     for each in (hosted, same):
         for name in sorted(set(_SETS.values())):
             resident_set(each, name, name=name)
