@@ -79,7 +79,9 @@ def test_an_absent_column_is_told_of_and_a_misspelt_one_refused(
     assert run(*words, "--attribute-texts", others) == ExitCode.INCONCLUSIVE
     assert "bare.jsonl tells the attribute of 0 of 1 texts (column 'gender')" in capsys.readouterr().err
     assert not _asked(fake).training[0].HasField("attribute")
+    assert run(*words, "--attribute-name", "gender") == ExitCode.INCONCLUSIVE
     sent = len(fake.requests)
+    assert run(*words, "--attribute-name", "gender", "--test", bare) == ExitCode.USAGE
     assert run(*words) == ExitCode.USAGE
     assert "has no column 'gender'" in capsys.readouterr().err
     assert run(*words, "--attribute-texts", others, "--environment-column", "where") == ExitCode.USAGE

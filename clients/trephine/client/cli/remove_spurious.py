@@ -136,10 +136,12 @@ def remove_spurious(
         environment=environment_column,
     )
     balanced = TextColumns(text=text_column, label=label_column, attribute=attribute_column)
-    told = () if attribute_texts is None else ("attribute",)  # elsewhere, so that no other file needs it
+    named = () if attribute_texts is None else ("attribute",)  # a misspelt column is found in that file
+    elsewhere = any((attribute_texts, twin_column, environment_column, attribute_name, swaps))
+    told = ("attribute",) if elsewhere else ()  # so that the ambiguous set need not
     options: dict[str, Any] = {
         "validation": _texts(given.output, validation, columns, (*told, "twin", "environment")),
-        "test": _texts(given.output, test, balanced, told),
+        "test": _texts(given.output, test, balanced, named),
         "attribute_texts": _attributes(attribute_texts, text_column, attribute_column),
         "attribute_name": attribute_name,
         "swaps": _swaps(swaps),
