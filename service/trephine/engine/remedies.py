@@ -27,7 +27,7 @@ _LOST = (
 _ROUNDED = (
     "what is written exactly is rounded to the type of the files, and the plan's predicted error says how "
     "much of the change that costs: start from a parent whose files are float32, or make the edit stronger, "
-    f"of which rounding is a smaller share; {_WIDER}"
+    "of which rounding is a smaller share; and load the model in float32 where it is not"
 )
 _OTHER_BYTES = (
     "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
