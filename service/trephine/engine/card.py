@@ -9,6 +9,7 @@ from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, ExportPlan, PlanStep, WidenedLayer
 from trephine.domain.removal import AttackFigure, Interval
 from trephine.engine.card_features import feature_table
+from trephine.engine.gates import told_apart
 from trephine.engine.hosted import HostedModel
 
 CARD_NAME = "README.md"
@@ -333,7 +334,7 @@ def _value(name: str, value: float) -> str:
 
 def _gates(certificate: Certificate) -> str:
     rows = [
-        f"| {r.gate.name} | {r.measured:.3g} | {r.gate.limit:.3g} {r.gate.unit} "
+        f"| {r.gate.name} | {' | '.join(told_apart(r.measured, r.gate.limit))} {r.gate.unit} "
         f"| {'held' if r.passed else '**missed**'} | {r.gate.reason.replace('|', chr(92) + '|')} |"
         for r in certificate.gates
     ]
