@@ -253,6 +253,7 @@ class OutcomeGround(StrEnum):
     TEST = "test"
     VALIDATION = "validation"
     TWINS = "twins"
+    """Never a pass: cues that twins share are not seen."""
     NOTHING = "nothing"
 
 
