@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_outcomes import Ground
+from trephine.domain.spurious_outcomes import UNSEEN, Ground
 from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_texts import LabelledText
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.spurious.erasing import fit_erased, share_left
@@ -83,6 +86,28 @@ def test_twins_are_a_ground_where_there_is_no_other(session):
     assert found.outcome.before.name.endswith(", edited")
     assert "twins, which the number of features and the head were chosen by" in found.outcome.why
     assert found.outcome.verdict is not Verdict.PASS
+
+
+def test_a_cue_that_twins_share_is_not_seen_on_them(session):
+    """By twins the worst group goes from 0 to 100 %: a doubt; on balanced texts the style decides."""
+    paired = {"training": _styled(ambiguous(60, twins=True)), "attribute_texts": ()}
+    edits, balance = (_run(session, **paired, test=test).outcome for test in ((), _styled(balanced(20))))
+    assert (edits.before.value, edits.after.value, edits.ground) == (0, 1, Ground.TWINS)
+    assert edits.gain.low > 0.5
+    assert edits.after.low > 0.5
+    assert edits.verdict is Verdict.INCONCLUSIVE
+    assert edits.why.endswith(UNSEEN)
+    assert (balance.verdict, balance.ground) == (Verdict.FAIL, Ground.TEST)
+
+
+def _styled(texts: Sequence[LabelledText]) -> tuple[LabelledText, ...]:
+    """Four more letters of the attribute, which twins turn, and three of a style, which they keep."""
+    found = []
+    for one in texts:
+        turned, style = ("X", "vvv") if one.attribute == "Z" else ("Z", "kkk")
+        twin = None if one.twin is None else one.twin + 4 * turned + style
+        found.append(replace(one, text=one.text + 4 * str(one.attribute) + style, twin=twin))
+    return tuple(found)
 
 
 def test_nothing_removed_is_no_pass(session):
