@@ -60,7 +60,6 @@ def main() -> int:
         help="What the embeddings share, in place of what is planted; 0: nothing. Without the bfloat16 rows.",
     )
     given = parser.parse_args()
-    logging.disable_progress_bar()
     with torch.no_grad():
         broken = wide_rows(given.families, given.common)
         if given.common is None:
@@ -129,4 +128,5 @@ def narrow_line(found: Row) -> str:
 
 
 if __name__ == "__main__":
+    logging.disable_progress_bar()
     sys.exit(main())

@@ -140,7 +140,7 @@ def test_each_target_is_missed_by_what_it_is_there_for():
 
 def test_both_floors_stand_beside_a_graft_and_a_copy(model, texts, tmp_path, monkeypatch):
     """Wherever a feature fires, in parts: the graft lies with the floors, the no-op with the edit."""
-    monkeypatch.setattr(export_parents, "PART", 5)  # twelve windows in three parts
+    monkeypatch.setattr(export_parents, "PART", 7)  # twelve windows in two parts
     drawn_one = draw(model, texts, 3, 0)[0]
     fires = firing(model, texts.measured, [drawn_one.feature])[drawn_one.feature]
     stored = load_model(tiny_folder("llama", tmp_path / "tiny", n_layers=6))

@@ -225,6 +225,7 @@ def test_one_engine_one_model(tmp_path):
 def test_loading_leaves_transformers_settings_and_stderr_alone(tmp_path, capfd):
     """No progress bar or warning is printed, and verbosity is what it was."""
     before = transformers.logging.get_verbosity()
+    transformers.utils.logging.enable_progress_bar()  # whatever ran before in this process
     folder = tiny_folder("gpt2", tmp_path / "m")
     capfd.readouterr()
     load(folder)
