@@ -56,6 +56,7 @@ class Parent:
         """Computing in float32."""
         self.same: HostedModel = same
         """Computing in `dtype`."""
+        write(self.hosted, [], "no-op", texts, work / "no-op")  # once for all parts of the text
 
     def distances(self, features: Sequence[FeatureRef], fires: Tensor) -> Distances:
         """Measure all kinds of export of some features, ablated together.
@@ -115,7 +116,6 @@ class Parent:
         return load_file(path)
 
     def _unedited(self, windows: Windows) -> dict[str, Tensor]:
-        write(self.hosted, [], "no-op", self.texts, self._work / "no-op")
         kept = {name: self._work / f"{name}.safetensors" for name in ("served", "idle")}
         folders = {"served": self.hosted.folder, "idle": self._work / "no-op"}
         cells = [
@@ -123,7 +123,6 @@ class Parent:
             for name in kept
         ]
         measured(cells, self.dtype, windows, self._work)
-        shutil.rmtree(self._work / "no-op")
         plain = logits(self.hosted, windows)
         return {
             "plain": plain,
