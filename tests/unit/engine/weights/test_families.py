@@ -38,7 +38,7 @@ LAWS = {
     ),
     "gemma2": dict.fromkeys(("graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", BEHIND))
     | dict.fromkeys(("constant, attention", "direction out of every writer"), ("fitted", POST))
-    | dict.fromkeys(("constant, MLP",), ("refused", POST))  # no weights in front of that norm reach 0.9
+    | {"constant, MLP": ("refused", POST)}  # no weights in front of that norm reach 0.9 of it
     | {"ridge, dense": ("refused", OWN)},
 }
 """Where a family has a law of its own: what a folder is called, and what the plan says of it."""

@@ -49,7 +49,7 @@ def test_what_cannot_be_grafted_is_fitted_in_place(family, kind, tmp_path):
     for note in program.notes.values():
         assert note.tier == "ridge"
         assert REASONS[kind] in note.description
-        assert note.predicted_error != 0.0
+        assert note.predicted_error is None or note.predicted_error > 0.0
         assert (note.predicted_error is None) == ("it leaves over is not known" in note.description)
     left, whole = distances(hosted, ABLATED, written(hosted, program, tmp_path / "exported"))
     assert left < whole
