@@ -146,11 +146,11 @@ def data_gates(table: Table) -> list[Gate]:
     return found
 
 
-def targets(table: Table, arm: str) -> list[Gate]:
-    """Hold an arm to the targets."""
-    gap = table.difference(arm, "oracle", "worst group")
-    accuracy, allowed = table.figure(arm, "label accuracy"), table.figure("oracle", "label accuracy")
-    agreement = table.difference(arm, "oracle", "agreement")
+def targets(table: Table, arm: str, oracle: str = "oracle") -> list[Gate]:
+    """Hold an arm to the targets, by an oracle."""
+    gap = table.difference(arm, oracle, "worst group")
+    accuracy, allowed = table.figure(arm, "label accuracy"), table.figure(oracle, "label accuracy")
+    agreement = table.difference(arm, oracle, "agreement")
     return [
         Gate(
             name=f"worst group within {100 * WORST_WITHIN:.0f} points of the oracle's",

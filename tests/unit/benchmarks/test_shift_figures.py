@@ -78,6 +78,12 @@ def test_gates_hold_and_are_missed(table):
     assert [gate.holds for gate in data_gates(easy)] == [False, False, False]
 
 
+def test_targets_are_held_by_the_oracle_that_is_named(table):
+    """An arm that errs as often as LEACE is within the targets of LEACE, and not of the oracle."""
+    assert [gate.holds for gate in targets(table, "LEACE", "LEACE")] == [True, True, True]
+    assert [gate.holds for gate in targets(table, "token deletion", "LEACE")][:2] == [False, False]
+
+
 def test_scr_is_the_share_of_the_gap_that_is_closed(table):
     """1 for the oracle, 0 for the original, and 0 where there is no gap."""
     assert scr(table, "oracle") == pytest.approx(1.0)
