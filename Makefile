@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift image clean
+.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -140,6 +140,10 @@ bench-shift: $(VENV)/dev.stamp ## Spurious features removed, beside every baseli
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.shift --data $(SHARED)/data \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/shift
+
+bench-shift-export: $(VENV)/dev.stamp ## Spurious features removed, exported, reloaded by stock transformers
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.shift_export --data $(SHARED)/data --out out/shift-export
 
 image: ## Build the container image
 	docker build --tag trephine .

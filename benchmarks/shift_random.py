@@ -29,7 +29,8 @@ def reside_random(bench: Bench) -> str:
 
     Position 0 is left out, as it was for the transcoders: it is an attention sink.
     """
-    layers = range(bench.task.layer + 1)
+    last = bench.task.layer
+    layers = range(bench.hosted.info.n_layers if last is None else last + 1)
     kinds = (SiteKind.MLP_IN, SiteKind.MLP_OUT)
     kept: dict[Site, list[Tensor]] = {Site(kind=kind, layer=layer): [] for layer in layers for kind in kinds}
     texts = bench.ids(bench.draw.training)

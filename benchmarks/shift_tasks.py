@@ -70,7 +70,8 @@ class Task:
     labels: tuple[str, str]
     attributes: tuple[str, str]
     """The first goes with the first label."""
-    layer: int
+    layer: int | None
+    """None: the final norm's output, where stock classifiers read."""
     pooling: Pooling
     listed: tuple[str, ...]
     """Words that a person would delete."""
