@@ -184,6 +184,26 @@ def reward_head(score: Tensor, threshold: float | None, pooled: Tensor, labels: 
     return two_sided(STOCK, score[0], -at)
 
 
+def reward_doubt(score: Tensor, pooled: Tensor, y: Tensor, names: tuple[str, str]) -> tuple[str, ...]:
+    """Say so where a reward `(1, d_model)` is no higher for the label that it is said to stand for.
+
+    Args:
+        score: The head.
+        pooled: `(n, d_model)` of the ambiguous set.
+        y: 0 or 1, both occurring; 1 is the positive label.
+        names: Of the labels.
+    """
+    rewards = pooled @ score[0]
+    negative, positive = (float(rewards[y == label].mean()) for label in (0, 1))
+    if positive > negative:
+        return ()
+    return (
+        f"the reward of {names[1]}, which a high one is said to stand for, is {positive:.3g} on average, "
+        f"that of {names[0]} {negative:.3g}: the reward contradicts its positive label on the ambiguous set, "
+        "and if that label is the wrong way round, so is every figure here",
+    )
+
+
 def best_threshold(values: Tensor, labels: Tensor) -> float:
     """Return the midpoint between neighbours at which `value > threshold` is most often the label."""
     ordered, order = values.double().sort(stable=True)

@@ -160,7 +160,7 @@ def _pairing(study: Study) -> str:
 
 
 def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
-    said = [*degraded_caveats(study.hosted, (study.command.replacement,))]
+    said = [*study.doubts, *degraded_caveats(study.hosted, (study.command.replacement,))]
     data = study.data
     if judged.judges == (Judge.CLUSTERS,):
         said.append(

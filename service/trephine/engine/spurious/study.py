@@ -33,6 +33,7 @@ from trephine.engine.spurious.heads import (
     fit_probe,
     given_head,
     readout_of,
+    reward_doubt,
     reward_head,
     token_head,
 )
@@ -57,6 +58,8 @@ class Study:
     fitted: tuple[Example, ...]
     """Ambiguous texts that heads are trained on."""
     head: LinearHead
+    doubts: tuple[str, ...] = ()
+    """What a reader must know of the head that was given."""
 
     @property
     def trains(self) -> bool:
@@ -116,7 +119,7 @@ def open_study(
         _require_considered(space, override.feature, field=f"overrides[{number}].feature")
     fitted = sample(data.training, command.budget.fit_texts, command.seed)
     yield Progress(stage="texts", done=1, total=1)
-    head = yield from _head(hosted, command, data, readout, fitted)
+    head, doubts = yield from _head(hosted, command, data, readout, fitted)
     data = yield from _oriented(hosted, data, head)
     return Study(
         hosted=hosted,
@@ -126,6 +129,7 @@ def open_study(
         space=space,
         fitted=fitted,
         head=head,
+        doubts=doubts,
     )
 
 
@@ -163,22 +167,25 @@ def _head(
     data: Data,
     readout: Readout,
     fitted: Sequence[Example],
-) -> Generator[Progress | None, None, LinearHead]:
+) -> Generator[Progress | None, None, tuple[LinearHead, tuple[str, ...]]]:
+    """Make the head, and say what must be known of it."""
     decision = command.decision
     if isinstance(decision, TokenHead):
-        return token_head(hosted, decision)
+        return token_head(hosted, decision), ()
     score: Tensor | None = None
     if not isinstance(decision, ProbeHead):
         score = yield from given_head(hosted, decision, data.labels)
         if not isinstance(decision, RewardHead):
-            return LinearHead(readout=readout, weight=score, bias=torch.zeros(2))
+            return LinearHead(readout=readout, weight=score, bias=torch.zeros(2)), ()
     texts = [one.ids for one in fitted]
     pooled = yield from counted(pool_texts(hosted, readout, texts), "head", len(texts))
+    y = labels(fitted)
     if isinstance(decision, ProbeHead):
-        return fit_probe(decision, readout, pooled, labels(fitted))
+        return fit_probe(decision, readout, pooled, y), ()
     if score is None:
         raise ValueError("a reward needs a score")
-    return reward_head(score, decision.threshold, pooled, labels(fitted))
+    doubts = reward_doubt(score, pooled, y, data.labels)
+    return reward_head(score, decision.threshold, pooled, y), doubts
 
 
 def counted(

@@ -15,7 +15,7 @@ from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
-from trephine.engine.spurious.heads import best_threshold, given_head
+from trephine.engine.spurious.heads import best_threshold, given_head, reward_doubt
 from trephine.engine.spurious.removal import remove_spurious_features
 
 LABELS = ("Q", "W")
@@ -67,17 +67,21 @@ def test_a_stock_classifier_decides_as_stock_transformers_do(tmp_path):
 
 
 def test_a_reward_decides_by_its_threshold(tmp_path):
-    """Above it is the positive label, whatever the alphabet; unset it is the most accurate one."""
+    """Above it is the positive label, whatever the alphabet; the wrong one of two is doubted."""
     hosted = tiny_hosted("llama")
     folder, model = _saved(tmp_path, 1)
     rewards = _stock(hosted, model)[:, 0]
     at = float(rewards.sort().values[11:13].mean())  # between two of the 24
+    contradicted: dict[str, list[str]] = {}
     for positive in LABELS:
         found = _run(hosted, RewardHead(folder=str(folder), threshold=at, positive_label=positive))
         right = [(reward > at) == (one.label == positive) for reward, one in zip(rewards, TEST, strict=True)]
         accuracy = found.arm(Arm.ORIGINAL).figure("label_accuracy").value
         assert accuracy == pytest.approx(sum(map(bool, right)) / len(TEST), abs=1e-6)
         assert found.labels[1] == positive
+        contradicted[positive] = [one for one in found.caveats if "contradicts its positive label" in one]
+    ((positive, caveats),) = [(label, said) for label, said in contradicted.items() if said]
+    assert caveats[0].startswith(f"the reward of {positive}, ")
     chosen = _run(hosted, RewardHead(folder=str(folder), positive_label="W"))
     assert chosen.arm(Arm.ORIGINAL).figure("ambiguous_accuracy") is not None
 
@@ -95,6 +99,16 @@ def test_a_head_of_other_weights_or_another_shape_is_refused(tmp_path):
         finish(given_head(hosted, ClassifierHead(folder=str(folder)), ("Q", "third")))
     with pytest.raises(HeadNotStockError, match="no stock sequence classifier"):
         finish(given_head(hosted, ClassifierHead(folder=str(tmp_path / "own" / "base")), LABELS))
+
+
+def test_a_reward_that_is_higher_for_the_other_label_is_doubted():
+    """By the means, with the labels' names; one that agrees is not."""
+    score, pooled = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 9.0], [3.0, 9.0], [4.0, 9.0]])
+    assert reward_doubt(score, pooled, torch.tensor([0, 0, 1]), LABELS) == ()
+    (said,) = reward_doubt(score, pooled, torch.tensor([1, 1, 0]), LABELS)
+    assert said.startswith(
+        "the reward of W, which a high one is said to stand for, is 2 on average, that of Q 4"
+    )
 
 
 def test_the_best_threshold_is_between_two_values():
