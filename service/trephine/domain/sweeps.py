@@ -13,7 +13,7 @@ more than the ranking (scores of graphs move by less than 0.001; doubling every 
 """
 
 _NEURON_ROWS = 1 << 11
-_SHORT_ROWS, _LONG_ROWS = 1 << 13, 1 << 16
+_SHORT_ROWS, _LONG_ROWS, _TABLED_ROWS = 1 << 13, 1 << 16, 1 << 15
 
 
 def neuron_targets_per_sweep(n_pos: int) -> int:
@@ -21,10 +21,13 @@ def neuron_targets_per_sweep(n_pos: int) -> int:
     return max(1, _NEURON_ROWS // n_pos)
 
 
-def feature_targets_per_sweep(n_pos: int) -> int:
+def feature_targets_per_sweep(n_pos: int, *, tabled: bool = False) -> int:
     """Targets per sweep where a set's features are met.
 
     A long prompt takes a round's targets together all the same: with a handful of targets per position, time
-    would go into walking its positions once per sweep, faster than linearly in tokens.
+    would go into walking its positions once per sweep, faster than linearly in tokens. Over tables, on a GPU,
+    a sweep costs its calls, so that there are few of them.
     """
+    if tabled:
+        return max(1, _TABLED_ROWS // n_pos)
     return max(1, _SHORT_ROWS // n_pos, min(TARGETS_PER_ROUND, _LONG_ROWS // n_pos))

@@ -13,6 +13,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.errors import InternalError
 from trephine.domain.sweeps import TARGETS_PER_ROUND, neuron_targets_per_sweep
 from trephine.engine.attribution import RowSums, sweep
+from trephine.engine.growing import GrowingGraph, Ranking
 from trephine.engine.influence import (
     LOGIT,
     Cells,
@@ -20,13 +21,12 @@ from trephine.engine.influence import (
     Row,
     Space,
     SparseCollector,
-    frontier,
-    solve_influence,
 )
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.partials import partial_circuit
 from trephine.engine.readouts import Targets, neuron_targets
+from trephine.engine.row_blocks import RowBlock, block_of
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained, neuron_targets_of
 
@@ -55,11 +55,16 @@ class Basis(Protocol):
         """Addresses of its features."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where blocks of rows are."""
+        ...
+
     def target_rows(self) -> Generator[None, None, list[Row]]:
         """Attribute the targets; one block per quantum."""
         ...
 
-    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[RowBlock]]:
         """Attribute features `cells (n,)`, in any order; one block per quantum."""
         ...
 
@@ -77,20 +82,15 @@ def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, 
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    rows = yield from basis.target_rows()
-    roots = len(rows)
-    influence = solve_influence(rows, basis.cells)
-    while len(rows) - roots < max_nodes:
-        expanded = len(rows) - roots
+    graph, ranking = yield from _rooted(basis)
+    while graph.n_expanded < max_nodes:
+        expanded = graph.n_expanded
         room = min(max(TARGETS_PER_ROUND, expanded // 2), max_nodes - expanded)
-        chosen = frontier(influence, [row.cell for row in rows[roots:]], room)
-        if not chosen:
+        chosen = graph.frontier(ranking, room)
+        if not len(chosen):
             break
-        rows += yield from basis.feature_rows(torch.tensor(chosen))
-        influence = solve_influence(rows, basis.cells)
-        partial = partial_circuit(rows, basis.cells, influence)
-        yield Progress(stage="attribution", done=len(rows) - roots, total=max_nodes, partial=partial)
-    return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
+        ranking = yield from _grown(graph, basis, chosen, total=max_nodes)
+    return _expansion(graph, ranking)
 
 
 def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, None, Expansion]:
@@ -99,15 +99,39 @@ def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, Non
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    rows = yield from basis.target_rows()
-    roots = len(rows)
-    influence = solve_influence(rows, basis.cells)
+    graph, ranking = yield from _rooted(basis)
     for chosen in cells.split(TARGETS_PER_ROUND) if len(cells) else ():
-        rows += yield from basis.feature_rows(chosen)
-        influence = solve_influence(rows, basis.cells)
-        partial = partial_circuit(rows, basis.cells, influence)
-        yield Progress(stage="attribution", done=len(rows) - roots, total=len(cells), partial=partial)
-    return Expansion(cells=basis.cells, rows=tuple(rows), influence=influence)
+        ranking = yield from _grown(graph, basis, chosen, total=len(cells))
+    return _expansion(graph, ranking)
+
+
+def _rooted(basis: Basis) -> Generator[None, None, tuple[GrowingGraph, Ranking]]:
+    """Begin with the targets."""
+    rows = yield from basis.target_rows()
+    with torch.inference_mode():
+        graph = GrowingGraph(space=basis.cells, device=basis.device)
+        graph.add(block_of(rows, basis.device))
+        return graph, graph.ranking(graph.flow())
+
+
+def _grown(
+    graph: GrowingGraph, basis: Basis, chosen: Tensor, *, total: int
+) -> Generator[Progress | None, None, Ranking]:
+    """Expand a round of features and rank again."""
+    blocks = yield from basis.feature_rows(chosen)
+    with torch.inference_mode():
+        for block in blocks:
+            graph.add(block)
+        flow = graph.flow()
+        ranking = graph.ranking(flow)
+        partial = partial_circuit(graph, flow, ranking)
+    yield Progress(stage="attribution", done=graph.n_expanded, total=total, partial=partial)
+    return ranking
+
+
+def _expansion(graph: GrowingGraph, ranking: Ranking) -> Expansion:
+    with torch.inference_mode():
+        return Expansion(cells=graph.space, rows=graph.rows(), influence=graph.influence(ranking))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +151,11 @@ class NeuronBasis:
             n_layers=len(operators.layers), n_pos=operators.n_pos, d_mlp=operators.architecture.d_mlp
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Rows of neurons are stored on the CPU."""
+        return torch.device("cpu")
+
     def target_rows(self) -> Generator[None, None, list[Row]]:
         """Attribute the targets."""
         parts = parts_from_the_top(self.explained)
@@ -134,13 +163,13 @@ class NeuronBasis:
         rows = yield from self._attribute(targets, [LOGIT] * len(parts))
         return joined_rows(self.explained, list(zip([number for number, _ in parts], rows, strict=True)))
 
-    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[RowBlock]]:
         """Attribute neurons, in batches that share positions."""
-        rows: list[Row] = []
+        blocks: list[RowBlock] = []
         for batch in _batches(cells, self.cells):
             targets = neuron_targets(self.operators, *self.cells.split(batch), "relp_half")
-            rows += yield from self._attribute(targets, batch.tolist())
-        return rows
+            blocks.append(block_of((yield from self._attribute(targets, batch.tolist()))))
+        return blocks
 
     def _attribute(self, targets: Targets, cells: list[int]) -> Generator[None, None, list[Row]]:
         collector = SparseCollector(self.operators, self.meter)

@@ -2,13 +2,12 @@
 
 Rows are normalised by their whole absolute mass, so that what is not selected counts as unexplained. The
 graph is a DAG in layer order: influence (Ameisen et al. 2025) is one back-substitution from the top layer
-down over the expanded rows, never a matrix of nodes by nodes.
+down over the expanded rows (`trephine.engine.growing`), never a matrix of sources by sources.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -158,51 +157,3 @@ class Influence:
     """float32 `(n_errors,)`."""
     all_neurons: float
     """Sum over all neurons, those too small to be stored included."""
-
-
-def solve_influence(rows: list[Row], cells: Space) -> Influence:
-    """Back-substitute through the expanded rows in layer order; targets have their own weight.
-
-    Args:
-        rows: Expanded rows; the logit row among them.
-        cells: The address space.
-    """
-    neurons = torch.zeros(cells.count)
-    ordered = sorted((row for row in rows if row.mass > 0), key=lambda row: -row.layer)
-    weights: list[float] = []
-    for _, group in groupby(ordered, key=lambda row: row.layer):
-        members = list(group)
-        own = [_weight(row, neurons) / row.mass for row in members]
-        weights += own
-        counts = torch.tensor([len(row.sources) if row.ranked is None else row.ranked for row in members])
-        values = torch.cat([row.weights[: row.ranked] for row in members]).abs()
-        sources = torch.cat([row.sources[: row.ranked] for row in members])
-        neurons.index_add_(0, sources, values * torch.tensor(own).repeat_interleave(counts))
-    if not ordered:
-        return Influence(
-            neurons=neurons,
-            tokens=torch.zeros(cells.n_pos),
-            errors=torch.zeros(cells.n_errors),
-            all_neurons=0.0,
-        )
-    weight, mass = torch.tensor(weights), torch.tensor([row.mass for row in ordered])
-    token_shares = torch.stack([row.tokens for row in ordered]).abs()
-    error_shares = torch.stack([row.errors for row in ordered]).abs()
-    return Influence(
-        neurons=neurons,
-        tokens=weight @ token_shares,
-        errors=weight @ error_shares,
-        all_neurons=float(weight @ (mass - token_shares.sum(1) - error_shares.sum(1))),
-    )
-
-
-def _weight(row: Row, neurons: Tensor) -> float:
-    return row.share if row.cell <= LOGIT else float(neurons[row.cell])
-
-
-def frontier(influence: Influence, expanded: list[int], count: int) -> list[int]:
-    """Return up to `count` cells of largest influence that are not expanded, largest first."""
-    open_cells = influence.neurons.clone()
-    open_cells[torch.tensor(expanded, dtype=torch.int64)] = 0
-    best = open_cells.topk(min(count, len(open_cells)))
-    return best.indices[best.values > 0].tolist()

@@ -7,13 +7,12 @@ activation times decoder, plus bias, is the MLP's output: there is no error term
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Architecture
+from trephine.engine.indices import Indices, chosen
 
 
 def neuron_site(layer: int) -> Site:
@@ -21,7 +20,7 @@ def neuron_site(layer: int) -> Site:
     return Site(kind=SiteKind.NEURONS, layer=layer)
 
 
-def decoders(architecture: Architecture, layer: int, indices: Sequence[int]) -> Tensor:
+def decoders(architecture: Architecture, layer: int, indices: Indices) -> Tensor:
     """Return the decoders of some neurons, float32 or wider, `(len(indices), d_model)`.
 
     Where the MLP has a post-norm (Gemma-2) this is the direction that reaches the residual stream for
@@ -29,8 +28,8 @@ def decoders(architecture: Architecture, layer: int, indices: Sequence[int]) -> 
     input, is not.
     """
     block = architecture.blocks[layer]
-    chosen = block.mlp.W_down[:, list(indices)].T
-    wide = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+    columns = block.mlp.W_down[:, chosen(indices)].T
+    wide = columns.to(torch.promote_types(columns.dtype, torch.float32))
     post = block.mlp_post_norm
     return wide if post is None else post.centre(wide) * post.gain.to(wide.dtype)
 

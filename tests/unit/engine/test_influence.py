@@ -8,16 +8,32 @@ import torch
 from tests.builders import tiny_hosted
 from trephine.engine.attribution import DenseCollector, sweep
 from trephine.engine.expansion import NeuronBasis, expand
-from trephine.engine.influence import LOGIT, Cells, SparseCollector, frontier, solve_influence
+from trephine.engine.growing import GrowingGraph
+from trephine.engine.influence import LOGIT, Cells, SparseCollector
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout, logit_target, neuron_targets
+from trephine.engine.row_blocks import block_of
 from trephine.engine.target_kinds import logit_targets_at
 from trephine.engine.targets import Explained
 from trephine.engine.totals import sweep_half_rule
 
 IDS = [5, 17, 44, 9]
+
+
+def grown(rows, cells, at_once=7):
+    """A graph of rows in blocks of a few, and its ranking."""
+    graph = GrowingGraph(space=cells, device=torch.device("cpu"))
+    for first in range(0, len(rows), at_once):
+        graph.add(block_of(rows[first : first + at_once]))
+    return graph, graph.ranking(graph.flow())
+
+
+def solve_influence(rows, cells):
+    """Influences over rows."""
+    graph, ranking = grown(rows, cells)
+    return graph.influence(ranking)
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +126,31 @@ def test_the_floor_drops_only_what_is_below_it(graph):
 
 def test_the_frontier_is_the_largest_unexpanded(graph):
     """Expanded cells are never offered again, and the others come largest first."""
+    _, _, cells, every, rows, _ = graph
+    roots, ranking = grown(rows[:1], cells)
+    first = roots.frontier(ranking, 5)
+    assert ranking.neurons[first].tolist() == ranking.neurons.topk(5).values.tolist()
+    number = {cell: row for cell, row in zip(every.tolist(), rows[1:], strict=True)}
+    two, ranking = grown([rows[0], *(number[cell] for cell in first[:2].tolist())], cells)
+    still_open = ranking.neurons.clone()
+    still_open[first[:2]] = 0
+    assert two.frontier(ranking, 3).tolist() == still_open.topk(3).indices.tolist()
+    whole, ranking = grown(rows, cells)
+    assert len(whole.frontier(ranking, cells.count)) == 0
+
+
+def test_blocks_give_back_their_rows(graph):
+    """Rows that were put together come apart as they were."""
     _, _, cells, _, rows, _ = graph
-    influence = solve_influence(rows, cells)
-    first = frontier(influence, [], 5)
-    assert influence.neurons[first].tolist() == influence.neurons.topk(5).values.tolist()
-    assert frontier(influence, first[:2], 3) == first[2:]
+    for ours, theirs in zip(grown(rows, cells)[0].rows(), rows, strict=True):
+        assert (ours.cell, ours.layer, ours.share, ours.mass) == (
+            theirs.cell,
+            theirs.layer,
+            theirs.share,
+            theirs.mass,
+        )
+        for name in ("sources", "weights", "tokens", "errors"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
 
 
 def test_expansion_takes_the_most_influential_neurons(graph, explained):

@@ -10,6 +10,7 @@ from trephine.domain.sweeps import TARGETS_PER_ROUND
 from trephine.engine.expansion import expand
 from trephine.engine.influence import LOGIT, Cells, Row
 from trephine.engine.quanta import finish
+from trephine.engine.row_blocks import block_of
 
 FEATURES = 700
 
@@ -36,6 +37,7 @@ class Flat:
 
     cells: Cells = field(default_factory=lambda: Cells(n_layers=1, n_pos=1, d_mlp=FEATURES))
     rounds: list[list[int]] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def target_rows(self):
         """One target."""
@@ -46,7 +48,7 @@ class Flat:
         """Rows without sources."""
         self.rounds.append(cells.tolist())
         yield
-        return [row(cell, 0, torch.zeros(0, dtype=torch.int64)) for cell in cells.tolist()]
+        return [block_of([row(cell, 0, torch.zeros(0, dtype=torch.int64)) for cell in cells.tolist()])]
 
 
 def test_rounds_grow_with_what_is_expanded():

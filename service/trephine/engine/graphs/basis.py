@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,13 +13,17 @@ from trephine.domain.sweeps import feature_targets_per_sweep
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.stored_edges import stored_rows
-from trephine.engine.graphs.sweeping import segment_of, sweep_features
+from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
+from trephine.engine.graphs.tabled_sweep import reads_attention, sweep_over_tables
+from trephine.engine.graphs.tabled_targets import TabledReads, tabled_reads
+from trephine.engine.graphs.tables import SweepTables, is_tabled, sweep_tables
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read_targets
 from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
+from trephine.engine.row_blocks import RowBlock
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
 
@@ -30,9 +35,20 @@ _STORED = 1 << 27
 """Edges stored of a larger one, 1 GiB; a row's smallest are not."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class _Tabled:
+    """A prompt laid out for a GPU."""
+
+    sweep: SweepTables
+    reads: TabledReads
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureBasis:
-    """The active features of one prompt under a loaded set."""
+    """The active features of one prompt under a loaded set.
+
+    Without slots, so that tables are made when the first sweep asks for them.
+    """
 
     hosted: HostedModel
     operators: FrozenOperators
@@ -50,6 +66,11 @@ class FeatureBasis:
         """Every active feature."""
         return self.active
 
+    @property
+    def device(self) -> torch.device:
+        """Rows stay where they are attributed until the graph is grown."""
+        return self.operators.device
+
     def target_rows(self) -> Generator[None, None, list[Row]]:
         """Attribute the targets, in batches that share a stretch of the stream."""
         parts = parts_from_the_top(self.explained)
@@ -58,18 +79,21 @@ class FeatureBasis:
         for segment in segments.unique().tolist():
             own = [pair for pair, number in zip(parts, segments.tolist(), strict=True) if number == segment]
             targets = read_targets(self.operators, [part for _, part in own])
-            rows = yield from self._attribute(targets, [LOGIT] * len(own))
-            found += zip([number for number, _ in own], rows, strict=True)
+            block = yield from self._attribute(targets, [LOGIT] * len(own))
+            found += zip([number for number, _ in own], block.rows(), strict=True)
         return joined_rows(self.explained, found)
 
-    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[Row]]:
+    def feature_rows(self, cells: Tensor) -> Generator[None, None, list[RowBlock]]:
         """Attribute features, in batches that share positions and a stretch of the stream."""
-        rows: list[Row] = []
+        blocks: list[RowBlock] = []
         for batch in self._batches(cells):
-            targets = feature_targets(self.hosted, self.operators, self.active, batch)
+            if self._tabled is None:
+                targets = feature_targets(self.hosted, self.operators, self.active, batch)
+            else:
+                targets = self._tabled.reads.targets(batch)
             ordered = batch[self._order(batch)]
-            rows += yield from self._attribute(targets, ordered.tolist())
-        return rows
+            blocks.append((yield from self._attribute(targets, ordered.tolist())))
+        return blocks
 
     def _order(self, cells: Tensor) -> Tensor:
         """Sort as `feature_targets` does: from the top layer down, as given within a layer."""
@@ -84,21 +108,36 @@ class FeatureBasis:
             position = self.active.position[own]
             yield from own[position.argsort(stable=True)].split(size)
 
+    @cached_property
+    def _tabled(self) -> _Tabled | None:
+        if not is_tabled(self.active, self.operators):
+            return None
+        with torch.inference_mode():
+            return _Tabled(
+                sweep_tables(self.hosted, self.operators, self.active),
+                tabled_reads(self.hosted, self.operators, self.active),
+            )
+
     def _targets_per_sweep(self) -> int:
-        most = feature_targets_per_sweep(self.operators.n_pos)
+        most = feature_targets_per_sweep(self.operators.n_pos, tabled=self._tabled is not None)
         return max(1, min(most, _SCORES_PER_SWEEP // max(1, self.active.count)))
 
     def _places(self, cells: Tensor) -> Tensor:
         by_layer = self.active.place_by_layer()
         return torch.tensor([by_layer[layer] for layer in self.active.layer[cells].tolist()])
 
-    def _attribute(self, targets: FeatureTargets, cells: list[int]) -> Generator[None, None, list[Row]]:
-        sums = yield from sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
+    def _attribute(self, targets: FeatureTargets, cells: list[int]) -> Generator[None, None, RowBlock]:
+        sums = yield from self._swept(targets)
         with torch.inference_mode():
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            return list(stored_rows(targets, cells, sums, mass, self._room()))
+            return stored_rows(targets, cells, sums, mass, self._room())
+
+    def _swept(self, targets: FeatureTargets) -> Generator[None, None, FeatureSums]:
+        if self._tabled is not None and not reads_attention(targets):
+            return sweep_over_tables(self._tabled.sweep, targets)
+        return sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
 
     def _room(self) -> int:
         """Edges that a row may store."""

@@ -34,14 +34,19 @@ def read_through_skip(
         layer: The block.
         adjoint: `(..., n_pos, d_model)`, on the MLP's output.
     """
-    number = layer.block.layer
-    writers = active.writers(Site(kind=SiteKind.MLP_OUT, layer=number))
-    if not any(one.info.has_skip and one.info.layer == number for one in writers):
-        return None
-    with opened(hosted, active.replacement, [number]) as resident:
-        matrix = resident[number].skip_matrix()
+    matrix = skip_of(hosted, active, layer)
     if matrix is None:
         return None
     read = adjoint @ matrix.to(adjoint.dtype)
     bias = None if layer.mlp_norm.bias is None else read @ layer.mlp_norm.bias
     return SkipRead(adjoint=layer.mlp_norm.pull_back_all(read), bias=bias)
+
+
+def skip_of(hosted: HostedModel, active: ActiveFeatures, layer: FrozenLayer) -> Tensor | None:
+    """Return the skip path beside a block's MLP, `(d_model, d_model)` on what the MLP reads; None without."""
+    number = layer.block.layer
+    writers = active.writers(Site(kind=SiteKind.MLP_OUT, layer=number))
+    if not any(one.info.has_skip and one.info.layer == number for one in writers):
+        return None
+    with opened(hosted, active.replacement, [number]) as resident:
+        return resident[number].skip_matrix()

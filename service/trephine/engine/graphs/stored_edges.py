@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from trephine.engine.graphs.sweeping import FeatureSums
 from trephine.engine.graphs.targets import FeatureTargets
-from trephine.engine.influence import FLOOR, Row
+from trephine.engine.influence import FLOOR
+from trephine.engine.row_blocks import Entries, RowBlock
 
-_SIZES_AT_ONCE = 1 << 22
-"""Contributions whose sizes are compared at once; 16 MiB in float32."""
+_SIZES_AT_ONCE, _SIZES_AT_ONCE_ON_GPU = 1 << 22, 1 << 26
+"""Contributions whose sizes are compared at once; 16 MiB in float32, on a GPU 256."""
 NEGLIGIBLE = 4e-5
 """Edges below this share of a row's largest shown one are not stored; they are in its remainder."""
 
 
 def stored_rows(
     targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor, room: int
-) -> Iterator[Row]:
+) -> RowBlock:
     """Keep, per target, up to `room` features that are not negligible beside the row's largest edge.
 
     Args:
@@ -28,68 +27,90 @@ def stored_rows(
         sums: Their contributions.
         mass: `(n_targets,)`, absolute sum over all sources.
         room: Edges to features that a row may store.
+
+    Returns:
+        The rows, in the targets' order, on their device.
     """
-    at_once = max(1, _SIZES_AT_ONCE // max(1, sums.features.shape[1]))
+    sizes = _SIZES_AT_ONCE if mass.device.type == "cpu" else _SIZES_AT_ONCE_ON_GPU
+    at_once = max(1, sizes // max(1, sums.features.shape[1]))
     columns = (sums.features, sums.errors, sums.tokens, mass)
-    kept = (
-        row
-        for features, into_errors, into_tokens, whole in zip(
-            *(column.split(at_once) for column in columns), strict=True
-        )
-        for row in kept_edges(features, into_errors, into_tokens, whole, room)
+    kept = [
+        kept_edges(features, errors, tokens, whole, room)
+        for features, errors, tokens, whole in zip(*(each.split(at_once) for each in columns), strict=True)
+    ]
+    return RowBlock(
+        cells=tuple(cells),
+        layers=tuple(targets.place.tolist()),
+        shares=(1.0,) * len(cells),
+        ranked=_joined([ranked for ranked, _ in kept]),
+        rest=_joined([rest for _, rest in kept]),
+        tokens=sums.tokens.float(),
+        errors=sums.errors.flatten(1).float(),
+        bias=sums.bias,
+        total=targets.total,
+        mass=mass,
     )
-    tokens, errors = sums.tokens.float().cpu(), sums.errors.flatten(1).float().cpu()
-    figures = (column.tolist() for column in (targets.place, sums.bias, targets.total, mass))
-    numbers = zip(cells, kept, zip(*figures, strict=True), strict=True)
-    for number, (cell, (sources, weights, ranked), (place, bias, total, of_row)) in enumerate(numbers):
-        yield Row(
-            cell=cell,
-            layer=place,
-            sources=sources,
-            weights=weights,
-            ranked=ranked,
-            tokens=tokens[number],
-            errors=errors[number],
-            bias=bias,
-            total=total,
-            mass=of_row,
-        )
+
+
+def _joined(parts: list[Entries]) -> Entries:
+    if len(parts) == 1:
+        return parts[0]
+    return Entries(
+        counts=tuple(count for part in parts for count in part.counts),
+        sources=torch.cat([part.sources for part in parts]),
+        weights=torch.cat([part.weights for part in parts]),
+    )
 
 
 def kept_edges(
     features: Tensor, errors: Tensor, tokens: Tensor, mass: Tensor, room: int
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield what is kept of each row.
+) -> tuple[Entries, Entries]:
+    """Return what is kept of each row: what influences follow, and what else could be seen.
 
     Args:
         features: `(n, n_cells)`, contributions.
         errors: `(n, n_error_sites, n_pos)`.
         tokens: `(n, n_pos)`.
         mass: `(n,)`.
-        room: Edges at most.
-
-    Yields:
-        Cells `(n_kept,)`, those that influences follow first, their contributions, and how many these are.
+        room: Edges of a row at most, of both kinds together.
     """
     sizes = features.abs()  # (n, n_cells)
     large = sizes > FLOOR * mass[:, None]
     small = (sizes > NEGLIGIBLE * largest_shown(sizes, errors, tokens)[:, None]) & ~large
-    for (first, heavy), (rest, light) in zip(_by_row(large, features), _by_row(small, features), strict=True):
-        ranked, others = _largest(heavy, room), _largest(light, room - min(room, len(first)))
-        sources = torch.cat([first[ranked], rest[others]])
-        yield sources, torch.cat([heavy[ranked], light[others]]), min(room, len(first))
+    ranked = _limited(_by_row(large, features), [room] * len(features))
+    return ranked, _limited(_by_row(small, features), [room - count for count in ranked.counts])
 
 
-def _by_row(chosen: Tensor, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, per row, where it is True and the features there, on the CPU."""
+def _by_row(chosen: Tensor, features: Tensor) -> Entries:
+    """List, row by row, where it is True, and the features there."""
     row, cell = chosen.nonzero(as_tuple=True)
-    counts = torch.bincount(row, minlength=len(chosen)).tolist()
-    weights = features[row, cell].float().cpu()
-    yield from zip(cell.to(torch.int32).cpu().split(counts), weights.split(counts), strict=True)
+    return Entries(
+        counts=tuple(torch.bincount(row, minlength=len(chosen)).tolist()),
+        sources=cell.to(torch.int32),
+        weights=features[row, cell].float(),
+    )
 
 
-def _largest(weights: Tensor, room: int) -> Tensor | slice:
-    return slice(None) if len(weights) <= room else weights.abs().topk(room).indices
+def _limited(entries: Entries, room: list[int]) -> Entries:
+    """Keep no more than the largest of a row that has more than its room."""
+    if all(count <= most for count, most in zip(entries.counts, room, strict=True)):
+        return entries
+    parts = [
+        (sources, weights) if len(weights) <= most else _largest(sources, weights, most)
+        for sources, weights, most in zip(
+            entries.sources.split(entries.counts), entries.weights.split(entries.counts), room, strict=True
+        )
+    ]
+    return Entries(
+        counts=tuple(len(sources) for sources, _ in parts),
+        sources=torch.cat([sources for sources, _ in parts]),
+        weights=torch.cat([weights for _, weights in parts]),
+    )
+
+
+def _largest(sources: Tensor, weights: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    kept = weights.abs().topk(room).indices
+    return sources[kept], weights[kept]
 
 
 def largest_shown(sizes: Tensor, errors: Tensor, tokens: Tensor) -> Tensor:

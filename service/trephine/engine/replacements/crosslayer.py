@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
+from trephine.engine.indices import Indices, chosen
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.precision import wide
@@ -73,15 +74,15 @@ class CrossLayerDictionary:
             written[own] = written[own] + skipped
         return written
 
-    def encoders(self, indices: Sequence[int]) -> Tensor:
+    def encoders(self, indices: Indices) -> Tensor:
         """Return encoder directions `(len(indices), d_in)`."""
         return self.encoder.directions(indices)
 
-    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+    def decoders(self, indices: Indices, site: Site) -> Tensor:
         """Return decoder directions `(len(indices), d_out)` at one of the sites."""
         if site not in self.info.sites_out:
             raise ValueError(f"the replacement layer of layer {self.info.layer} does not write {site}")
-        return wide(self.W_dec[list(indices), self.info.sites_out.index(site)])
+        return wide(self.W_dec[chosen(indices), self.info.sites_out.index(site)])
 
     def decoder_norms(self) -> Tensor:
         """Return the L2 norm of every feature's decoders, over all the sites that it writes."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
+from trephine.engine.indices import Indices, chosen
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.precision import wide
@@ -74,15 +75,15 @@ class DictionaryLayer:
         site = self.info.sites_out[0]
         return {site: written[site] + skipped}
 
-    def encoders(self, indices: Sequence[int]) -> Tensor:
+    def encoders(self, indices: Indices) -> Tensor:
         """Return encoder directions `(len(indices), d_in)`."""
         return self.encoder.directions(indices)
 
-    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+    def decoders(self, indices: Indices, site: Site) -> Tensor:
         """Return decoder directions `(len(indices), d_out)` per unit of activation."""
         _require_written(self.info, site)
-        rows = wide(self.W_dec[list(indices)])
-        return rows if self.row_gain is None else rows * wide(self.row_gain[list(indices)])[:, None]
+        rows = wide(self.W_dec[chosen(indices)])
+        return rows if self.row_gain is None else rows * wide(self.row_gain[chosen(indices)])[:, None]
 
     def decoder_norms(self) -> Tensor:
         """Return the L2 norm of every decoder direction."""

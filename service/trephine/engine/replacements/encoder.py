@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trephine.engine.indices import Indices, chosen
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.normalisation import Normalisation, Normalised
 from trephine.engine.replacements.precision import wide
@@ -67,18 +68,17 @@ class Encoder:
 
     def features(self, x: Tensor, indices: Sequence[int]) -> Tensor:
         """Return activations `(..., len(indices))`."""
-        chosen = list(indices)
+        own = list(indices)
         if not self.support.pointwise:
-            return self.encode(x).activations[..., chosen]
-        pre = self._pre(self.normalisation(self.widened(x)), chosen)
-        return self.support.at(chosen)(pre)[0]
+            return self.encode(x).activations[..., own]
+        pre = self._pre(self.normalisation(self.widened(x)), own)
+        return self.support.at(own)(pre)[0]
 
-    def directions(self, indices: Sequence[int]) -> Tensor:
+    def directions(self, indices: Indices) -> Tensor:
         """Return encoder directions `(len(indices), d_in)` on the site's activation (centred and scaled)."""
-        chosen = list(indices)
-        rows = wide(self.W_enc[:, chosen]).T
+        rows = wide(self.W_enc[:, chosen(indices)]).T
         if self.row_gain is not None:
-            rows = rows * wide(self.row_gain[chosen])[:, None]
+            rows = rows * wide(self.row_gain[chosen(indices)])[:, None]
         return rows if self.input_gain is None else rows / wide(self.input_gain.gain)
 
     def skipped(self, x: Tensor, W_skip: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ class Encoder:
         found = self.support.thresholds(self.W_enc.shape[1])
         return None if found is None else found.to(self.W_enc.device)
 
-    def _pre(self, read: Normalised, chosen: slice | list[int]) -> Tensor:
+    def _pre(self, read: Normalised, own: slice | list[int]) -> Tensor:
         x = read.x if self.shift is None else read.x - self.shift.to(read.x.dtype)
-        pre = x @ self.W_enc[:, chosen].to(x.dtype)
+        pre = x @ self.W_enc[:, own].to(x.dtype)
         if self.row_gain is not None:
-            pre = pre * self.row_gain[chosen].to(x.dtype)
-        return pre if self.b_enc is None else pre + self.b_enc[chosen].to(x.dtype)
+            pre = pre * self.row_gain[own].to(x.dtype)
+        return pre if self.b_enc is None else pre + self.b_enc[own].to(x.dtype)

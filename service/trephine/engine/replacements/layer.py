@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo, SetFormat
 from trephine.domain.sites import Site
+from trephine.engine.indices import Indices
 from trephine.engine.replacements.positions import TrainedTokens
 
 
@@ -98,11 +99,11 @@ class ReplacementLayer(Protocol):
         """Encode, decode and skip in one."""
         ...
 
-    def encoders(self, indices: Sequence[int]) -> Tensor:
+    def encoders(self, indices: Indices) -> Tensor:
         """Return encoder directions `(len(indices), d_in)`, float32 or wider, of the normalised input."""
         ...
 
-    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+    def decoders(self, indices: Indices, site: Site) -> Tensor:
         """Return decoder directions `(len(indices), d_out)` at an output site, float32 or wider.
 
         Per unit of activation, before denormalisation (multiply by the code's `scale_out`).

@@ -12,6 +12,7 @@ from torch.nn import functional
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Architecture, Block
+from trephine.engine.indices import Indices, chosen
 from trephine.engine.neurons import decoder_norms, decoders
 from trephine.engine.replacements.layer import Code
 from trephine.engine.sites import require_layer
@@ -94,12 +95,12 @@ class NeuronLayer:
         """Run the whole MLP."""
         return self.decode(self.encode(x))
 
-    def encoders(self, indices: Sequence[int]) -> Tensor:
+    def encoders(self, indices: Indices) -> Tensor:
         """Return the rows of the projection that carries the value (`u`), not the gate's."""
-        chosen = self.block.mlp.W_in[list(indices)]
-        return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
+        rows = self.block.mlp.W_in[chosen(indices)]
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
-    def decoders(self, indices: Sequence[int], site: Site) -> Tensor:
+    def decoders(self, indices: Indices, site: Site) -> Tensor:
         """Return columns of the down projection, through the post-norm's gain."""
         return decoders(self.architecture, self.info.layer, indices)
 
@@ -111,16 +112,16 @@ class NeuronLayer:
         """Neurons have none."""
         return None
 
-    def _hidden(self, x: Tensor, chosen: slice | list[int]) -> Tensor:
+    def _hidden(self, x: Tensor, own: slice | list[int]) -> Tensor:
         """Return hidden activations `(..., k)` of some neurons, in the weights' dtype."""
         mlp = self.block.mlp
         x = x.to(mlp.W_in.dtype)
-        read = functional.linear(x, mlp.W_in[chosen], _chosen(mlp.b_in, chosen))
+        read = functional.linear(x, mlp.W_in[own], _chosen(mlp.b_in, own))
         if mlp.W_gate is None:
             return mlp.activation(read)
-        gate = functional.linear(x, mlp.W_gate[chosen], _chosen(mlp.b_gate, chosen))
+        gate = functional.linear(x, mlp.W_gate[own], _chosen(mlp.b_gate, own))
         return mlp.activation(gate) * read
 
 
-def _chosen(bias: Tensor | None, chosen: slice | list[int]) -> Tensor | None:
-    return None if bias is None else bias[chosen]
+def _chosen(bias: Tensor | None, own: slice | list[int]) -> Tensor | None:
+    return None if bias is None else bias[own]

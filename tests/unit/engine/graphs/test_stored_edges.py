@@ -21,11 +21,11 @@ def tokens(value=0.0):
 
 def kept(mass, room=100, error=0.0, token=0.0, features=SIZES):
     """Cells kept of one row, and how many of them influences follow."""
-    ((cells, weights, ranked),) = kept_edges(
-        features, errors(0.0, error), tokens(token), torch.tensor([mass]), room
-    )
-    assert torch.equal(weights, features[0, cells])
-    return cells.tolist(), ranked
+    ranked, rest = kept_edges(features, errors(0.0, error), tokens(token), torch.tensor([mass]), room)
+    cells = torch.cat([ranked.sources, rest.sources])
+    assert torch.equal(torch.cat([ranked.weights, rest.weights]), features[0, cells])
+    assert (ranked.counts, rest.counts) == ((len(ranked.sources),), (len(rest.sources),))
+    return cells.tolist(), len(ranked.sources)
 
 
 def test_a_large_feature_hides_no_edge():
@@ -64,7 +64,19 @@ def test_rows_are_cut_one_by_one():
     """Two rows of different mass keep each what they keep alone."""
     pair = torch.cat([SIZES, SIZES.flip(1)])
     mass = torch.tensor([1e3, 1e6])
-    both = list(kept_edges(pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), mass, 100))
-    assert sorted(both[0][0].tolist()) == [0, 1, 2]
-    assert sorted(both[1][0].tolist()) == [2, 3, 4]
-    assert [ranked for _, _, ranked in both] == [1, 0]
+    ranked, rest = kept_edges(pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), mass, 100)
+    assert ranked.counts == (1, 0)
+    assert rest.counts == (2, 3)
+    assert sorted([*ranked.sources.tolist(), *rest.sources[:2].tolist()]) == [0, 1, 2]
+    assert sorted(rest.sources[2:].tolist()) == [2, 3, 4]
+
+
+def test_only_the_row_without_room_is_cut():
+    """Two rows, one of which has more than there is room for."""
+    pair = torch.cat([SIZES, SIZES * torch.tensor([1.0, 0, 0, 0, 0])])
+    ranked, rest = kept_edges(
+        pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), torch.tensor([1e3, 1e3]), 2
+    )
+    assert ranked.counts == (1, 1)
+    assert rest.counts == (1, 0)
+    assert rest.sources.tolist() == [1]

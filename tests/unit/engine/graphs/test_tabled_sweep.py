@@ -1,0 +1,110 @@
+"""A sweep over tables is the sweep over operators, for every kind of set that has tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.builders import FAMILIES, tiny_hosted
+from tests.resident_sets import KINDS, NAME, resident_set
+from tests.unit.engine.graphs.test_laws_of_sets import prepared, some_cells
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.engine.discovery import discover_circuit
+from trephine.engine.graphs import basis, tabled_sweep
+from trephine.engine.graphs.sweeping import sweep_features
+from trephine.engine.graphs.tabled_sweep import sweep_over_tables
+from trephine.engine.graphs.tabled_targets import tabled_reads
+from trephine.engine.graphs.tables import can_be_tabled, is_tabled, sweep_tables
+from trephine.engine.graphs.targets import feature_targets, logit_targets
+from trephine.engine.quanta import finish
+from trephine.engine.readouts import logit_readout
+
+WITHOUT = {"resid_post", "attn_out", "mixed"}
+"""Kinds of sets that are swept without tables."""
+PARTS = ("features", "errors", "tokens", "bias")
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        yield
+
+
+def same(ours, theirs):
+    """Every sum is the same, up to the order in which it was added."""
+    scale = float(theirs.mass.max() + theirs.bias.abs().max())
+    for part in PARTS:
+        torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITHOUT])
+def test_tables_give_the_same_sums(family, kind, grows, monkeypatch):
+    """Features at every layer and position, and logits; targets all the way or as they come alive."""
+    monkeypatch.setattr(tabled_sweep, "_FEW_ROWS", 0 if grows else 1 << 20)
+    hosted, operators, active = prepared(family, kind)
+    assert can_be_tabled(active)
+    assert not is_tabled(active, operators)  # a processor gains nothing by them
+    tables = sweep_tables(hosted, operators, active)
+    last = active.position == active.n_pos - 1
+    early = (active.position < 3).nonzero().flatten()
+    every = some_cells(active, 6)
+    for cells in (every, every[active.position[every] < 3], early[:1], last.nonzero().flatten()[-2:].flip(0)):
+        targets = feature_targets(hosted, operators, active, cells)
+        theirs = finish(sweep_features(hosted, operators, active, targets))
+        same(finish(sweep_over_tables(tables, targets)), theirs)
+        assert float(theirs.mass.max()) > 0
+    logits = logit_targets(operators, [logit_readout(hosted, 44, 9), logit_readout(hosted, 7)])
+    theirs = finish(sweep_features(hosted, operators, active, logits))
+    same(finish(sweep_over_tables(tables, logits)), theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITHOUT])
+def test_tabled_reads_are_the_targets(family, kind):
+    """Given in any order, features read what `feature_targets` says, from the top down."""
+    hosted, operators, active = prepared(family, kind)
+    cells = some_cells(active, 8)
+    shuffled = cells[torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))]
+    ours = tabled_reads(hosted, operators, active).targets(shuffled)
+    theirs = feature_targets(hosted, operators, active, shuffled)
+    for part in ("place", "position", "adjoint", "constant", "total"):
+        torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_graph_over_tables_is_the_graph(family, monkeypatch):
+    """What a GPU would do, done here: the same nodes, edges and influences."""
+    command = DiscoverCircuit(
+        prompt="When Mary and John went to the store John gave a drink to",
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=NAME,
+        max_feature_nodes=100,
+        verify_nodes=0,
+    )
+    hosted = tiny_hosted(family)
+    resident_set(hosted, "jumprelu")
+    theirs = finish(discover_circuit(hosted, command))
+    monkeypatch.setattr(basis, "is_tabled", lambda active, operators: True)
+    ours = finish(discover_circuit(hosted, command))
+    assert [(node.kind, node.layer, node.position, node.feature) for node in ours.nodes] == [
+        (node.kind, node.layer, node.position, node.feature) for node in theirs.nodes
+    ]
+    for part in ("source", "target"):
+        assert getattr(ours.edges, part) == getattr(theirs.edges, part)
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
+
+
+def weights(circuit):
+    """Edge weights as a tensor."""
+    return torch.frombuffer(bytearray(circuit.edges.weight.data), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", sorted(WITHOUT))
+def test_dictionaries_between_have_no_tables(kind):
+    """On the stream or on attention's output a dictionary cuts what tables would multiply through."""
+    _, _, active = prepared("llama", kind)
+    assert not can_be_tabled(active)
