@@ -117,22 +117,29 @@ def _behind(norm: FrozenNorm, matrix: Tensor) -> Tensor:
     return norm.gain[:, None] * matrix
 
 
-def value_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:
+def value_matrix(layer: FrozenLayer, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
     """Return `(n_kv_heads * d_head, d_model)`, through the block's norm but for its scale."""
     norm = layer.attention_norm
-    matrix = layer.block.attention.W_V.to(dtype).flatten(0, 1) * norm.gain
-    return matrix - matrix.mean(1, keepdim=True) if norm.centred else matrix
+    matrix = torch.mul(layer.block.attention.W_V.to(dtype).flatten(0, 1), norm.gain, out=out)
+    return matrix.sub_(matrix.mean(1, keepdim=True)) if norm.centred else matrix
 
 
-def scaled_pattern(layer: FrozenLayer, n_pos: int) -> Tensor:
-    """Return `(n_kv_heads, n_query * group, n_key)` times the norms' scales at query and key."""
+def scaled_pattern(layer: FrozenLayer, n_pos: int, *, out: Tensor | None = None) -> Tensor:
+    """Return `(n_kv_heads, n_query * group, n_key)` times the norms' scales at query and key.
+
+    Args:
+        layer: The frozen block.
+        n_pos: Of the first positions.
+        out: `(n_kv_heads, n_query, group, n_key)`, where it is written to; then that is returned.
+    """
     attention, post = layer.block.attention, layer.attention_post_norm
     pattern = layer.pattern[:, :n_pos, :n_pos].unflatten(0, (attention.n_kv_heads, attention.group))
-    scaled = pattern.new_empty(attention.n_kv_heads, n_pos, attention.group, n_pos)
+    shape = (attention.n_kv_heads, n_pos, attention.group, n_pos)
+    scaled = pattern.new_empty(shape) if out is None else out
     torch.mul(pattern.transpose(1, 2), layer.attention_norm.scale[:n_pos, 0], out=scaled)
     if post is not None:
         scaled *= post.scale[:n_pos, :, None]
-    return scaled.flatten(1, 2)
+    return scaled.flatten(1, 2) if out is None else scaled
 
 
 def _add_output_biases(layer: FrozenLayer, adjoint: Tensor, bias: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 
 import torch
@@ -35,6 +36,10 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 The forward pass rounds to that dtype after every operation (norms of some families to float32 at most).
 """
+
+
+PARTIAL_SECONDS = 0.1
+"""A watcher is shown the growing graph no more often: on a GPU rounds take less, and a partial graph one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +87,15 @@ def expand(basis: Basis, *, max_nodes: int) -> Generator[Progress | None, None, 
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    graph, ranking = yield from _rooted(basis)
-    while graph.n_expanded < max_nodes:
-        expanded = graph.n_expanded
-        room = min(max(TARGETS_PER_ROUND, expanded // 2), max_nodes - expanded)
-        chosen = graph.frontier(ranking, room)
+    growth = _Growth(basis, total=max_nodes)
+    yield from growth.root()
+    while growth.expanded < max_nodes:
+        room = min(max(TARGETS_PER_ROUND, growth.expanded // 2), max_nodes - growth.expanded)
+        chosen = growth.frontier(room)
         if not len(chosen):
             break
-        ranking = yield from _grown(graph, basis, chosen, total=max_nodes)
-    return _expansion(graph, ranking)
+        yield from growth.expand(chosen)
+    return growth.expansion()
 
 
 def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, None, Expansion]:
@@ -99,39 +104,64 @@ def expand_chosen(basis: Basis, cells: Tensor) -> Generator[Progress | None, Non
     Raises:
         InternalError: If a row does not sum to its target (law 3).
     """
-    graph, ranking = yield from _rooted(basis)
+    growth = _Growth(basis, total=len(cells))
+    yield from growth.root()
     for chosen in cells.split(TARGETS_PER_ROUND) if len(cells) else ():
-        ranking = yield from _grown(graph, basis, chosen, total=len(cells))
-    return _expansion(graph, ranking)
+        yield from growth.expand(chosen)
+    return growth.expansion()
 
 
-def _rooted(basis: Basis) -> Generator[None, None, tuple[GrowingGraph, Ranking]]:
-    """Begin with the targets."""
-    rows = yield from basis.target_rows()
-    with torch.inference_mode():
-        graph = GrowingGraph(space=basis.cells, device=basis.device)
-        graph.add(block_of(rows, basis.device))
-        return graph, graph.ranking(graph.flow())
+class _Growth:
+    """A graph that is grown round by round, ranked after each, and shown from time to time."""
 
+    def __init__(self, basis: Basis, *, total: int) -> None:
+        self._basis, self._total = basis, total
+        self._graph = GrowingGraph(space=basis.cells, device=basis.device)
+        self._ranking: Ranking | None = None
+        self._shown = -PARTIAL_SECONDS
 
-def _grown(
-    graph: GrowingGraph, basis: Basis, chosen: Tensor, *, total: int
-) -> Generator[Progress | None, None, Ranking]:
-    """Expand a round of features and rank again."""
-    blocks = yield from basis.feature_rows(chosen)
-    with torch.inference_mode():
-        for block in blocks:
-            graph.add(block)
-        flow = graph.flow()
-        ranking = graph.ranking(flow)
-        partial = partial_circuit(graph, flow, ranking)
-    yield Progress(stage="attribution", done=graph.n_expanded, total=total, partial=partial)
-    return ranking
+    @property
+    def expanded(self) -> int:
+        """Features so far."""
+        return self._graph.n_expanded
 
+    def root(self) -> Generator[None, None, None]:
+        """Begin with the targets."""
+        rows = yield from self._basis.target_rows()
+        with torch.inference_mode():
+            self._graph.add(block_of(rows, self._basis.device))
+            self._ranking = self._graph.ranking(self._graph.flow())
 
-def _expansion(graph: GrowingGraph, ranking: Ranking) -> Expansion:
-    with torch.inference_mode():
-        return Expansion(cells=graph.space, rows=graph.rows(), influence=graph.influence(ranking))
+    def frontier(self, count: int) -> Tensor:
+        """Return up to `count` cells to be expanded next, on the CPU."""
+        with torch.inference_mode():
+            return self._graph.frontier(self._ranked(), count)
+
+    def expand(self, chosen: Tensor) -> Generator[Progress | None, None, None]:
+        """Expand a round of features and rank again."""
+        blocks = yield from self._basis.feature_rows(chosen)
+        graph, partial = self._graph, None
+        with torch.inference_mode():
+            for block in blocks:
+                graph.add(block)
+            flow = graph.flow()
+            self._ranking = graph.ranking(flow)
+            if monotonic() - self._shown >= PARTIAL_SECONDS:
+                partial = partial_circuit(graph, flow, self._ranking)
+                self._shown = monotonic()
+        yield Progress(stage="attribution", done=graph.n_expanded, total=self._total, partial=partial)
+
+    def expansion(self) -> Expansion:
+        """End the growth."""
+        graph = self._graph
+        with torch.inference_mode():
+            influence = graph.influence(self._ranked())
+            return Expansion(cells=graph.space, rows=graph.rows(), influence=influence)
+
+    def _ranked(self) -> Ranking:
+        if self._ranking is None:
+            raise InternalError("a graph is ranked when it has its targets")
+        return self._ranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

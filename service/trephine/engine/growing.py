@@ -158,5 +158,9 @@ class GrowingGraph:
         )
 
     def rows(self) -> tuple[Row, ...]:
-        """Return all rows, in order, on the CPU."""
-        return tuple(row for block in self.blocks for row in block.rows())
+        """Return all rows, in order, on the CPU, with what enters them from one another.
+
+        What enters from features that were not expanded is in a row's mass, and in its remainder.
+        """
+        expanded = self._number >= 0
+        return tuple(row for block in self.blocks for row in block.rows(expanded))

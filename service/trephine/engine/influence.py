@@ -79,7 +79,7 @@ class Row:
     layer: int
     """Rises towards the logits; a row's sources are of rows below."""
     sources: Tensor
-    """int32 or int64 `(n,)`, cells."""
+    """int32 or int64 `(n,)`, cells; once a graph is grown, those that were expanded."""
     weights: Tensor
     """float32 `(n,)`, contributions of the sources."""
     tokens: Tensor

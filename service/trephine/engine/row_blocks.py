@@ -25,10 +25,13 @@ class Entries:
     weights: Tensor
     """float32 `(n_entries,)`."""
 
-    def split(self) -> list[tuple[Tensor, Tensor]]:
-        """Return each row's sources and weights, on the CPU."""
-        columns = (self.sources.cpu().split(self.counts), self.weights.cpu().split(self.counts))
-        return list(zip(*columns, strict=True))
+    def among(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row, source and weight of the entries whose source is kept, by a mask `(n_cells,)`."""
+        numbers = torch.arange(len(self.counts), device=self.sources.device)
+        counts = torch.tensor(self.counts).to(numbers.device)
+        row = numbers.repeat_interleave(counts, output_size=len(self.sources))
+        own = kept[self.sources].nonzero().flatten()
+        return row[own], self.sources[own], self.weights[own]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,25 +56,36 @@ class RowBlock:
     mass: Tensor
     """`(n_rows,)`."""
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows, in order."""
-        tokens, errors = self.tokens.cpu(), self.errors.cpu()
-        figures = zip(*(each.tolist() for each in (self.bias, self.total, self.mass)), strict=True)
-        names = zip(self.cells, self.layers, self.shares, strict=True)
-        entries = zip(self.ranked.split(), self.rest.split(), strict=True)
-        for number, (name, (heavy, light), (bias, total, mass)) in enumerate(
-            zip(names, entries, figures, strict=True)
-        ):
-            (cell, layer, share), (first, large), (other, small) = name, heavy, light
+    def rows(self, kept: Tensor) -> Iterator[Row]:
+        """Yield the rows, in order, with the sources that are kept, by a mask `(n_cells,)`."""
+        heavy, light = self.ranked.among(kept), self.rest.among(kept)
+        row, sources, weights = (torch.cat(pair) for pair in zip(heavy, light, strict=True))
+        order = row.argsort(stable=True)
+        counts, ranked = (
+            torch.bincount(each, minlength=len(self.cells)).tolist() for each in (row, heavy[0])
+        )
+        columns = zip(
+            self.cells,
+            self.layers,
+            self.shares,
+            sources[order].cpu().split(counts),
+            weights[order].cpu().split(counts),
+            ranked,
+            self.tokens.cpu().unbind(),
+            self.errors.cpu().unbind(),
+            *(figures.tolist() for figures in (self.bias, self.total, self.mass)),
+            strict=True,
+        )
+        for cell, layer, share, own, sizes, large, tokens, errors, bias, total, mass in columns:
             yield Row(
                 cell=cell,
                 layer=layer,
                 share=share,
-                sources=torch.cat([first, other]) if len(other) else first,
-                weights=torch.cat([large, small]) if len(other) else large,
-                ranked=len(first),
-                tokens=tokens[number],
-                errors=errors[number],
+                sources=own,
+                weights=sizes,
+                ranked=large,
+                tokens=tokens,
+                errors=errors,
                 bias=bias,
                 total=total,
                 mass=mass,

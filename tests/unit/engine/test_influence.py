@@ -140,17 +140,31 @@ def test_the_frontier_is_the_largest_unexpanded(graph):
 
 
 def test_blocks_give_back_their_rows(graph):
-    """Rows that were put together come apart as they were."""
-    _, _, cells, _, rows, _ = graph
-    for ours, theirs in zip(grown(rows, cells)[0].rows(), rows, strict=True):
-        assert (ours.cell, ours.layer, ours.share, ours.mass) == (
-            theirs.cell,
-            theirs.layer,
-            theirs.share,
-            theirs.mass,
-        )
-        for name in ("sources", "weights", "tokens", "errors"):
-            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+    """Rows that were put together come apart as they were, without the sources that are not kept."""
+    _, _, cells, every, rows, _ = graph
+    kept = torch.zeros(cells.count, dtype=torch.bool)
+    kept[every[::3]] = True
+    for mask in (torch.ones(cells.count, dtype=torch.bool), kept):
+        for ours, theirs in zip(block_of(rows).rows(mask), rows, strict=True):
+            own = mask[theirs.sources]
+            assert torch.equal(ours.sources, theirs.sources[own])
+            assert torch.equal(ours.weights, theirs.weights[own])
+            assert ours.ranked == len(ours.sources)
+            for name in ("cell", "layer", "share", "mass", "total", "bias"):
+                assert getattr(ours, name) == getattr(theirs, name)
+            for name in ("tokens", "errors"):
+                assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_a_grown_graph_holds_what_runs_between_its_rows(graph):
+    """Sources that were not expanded are no longer listed; the row's mass still counts them."""
+    _, _, cells, every, rows, _ = graph
+    few, _ = grown(rows[:40], cells)
+    expanded = set(every[:39].tolist())
+    assert any(len(row.sources) for row in few.rows())
+    for ours, theirs in zip(few.rows(), rows, strict=False):
+        assert set(ours.sources.tolist()) == expanded & set(theirs.sources.tolist())
+        assert ours.mass == theirs.mass
 
 
 def test_expansion_takes_the_most_influential_neurons(graph, explained):

@@ -6,9 +6,10 @@ path, and the error term, which is explicit (DESIGN 2). MLPs that the set does n
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -131,13 +132,15 @@ def activate(
     errors = {site: clean_value(operators, site).clone() for site in written}
     constants = {site: torch.zeros_like(value) for site, value in errors.items()}
     active: list[ActiveLayer] = []
-    start = 0
-    for info in infos:
-        with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
-            found = _encode(resident[info.layer], operators, start, errors, constants, keep_first)
-        active.append(found)
-        start += found.count
-        yield
+    first = 0 if keep_first else 1
+    for group in _groups(infos, operators.device):
+        encoded: list[_Encoded] = []
+        for info in group:
+            with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
+                encoded.append(_encode(resident[info.layer], operators, errors, constants, first))
+            yield
+        with torch.inference_mode():
+            active += _listed(encoded, start=sum(layer.count for layer in active), first=first)
     return ActiveFeatures(
         replacement=name,
         layers=tuple(active),
@@ -146,9 +149,9 @@ def activate(
         constants=constants,
         n_pos=operators.n_pos,
         layer=_joined(torch.full((a.count,), a.info.layer) for a in active),
-        position=_joined(a.position.cpu() for a in active),
-        index=_joined(a.index.cpu() for a in active),
-        activation=_joined(a.activation.float().cpu() for a in active),
+        position=_joined(a.position for a in active).cpu(),
+        index=_joined(a.index for a in active).cpu(),
+        activation=_joined(a.activation for a in active).float().cpu(),
     )
 
 
@@ -172,18 +175,44 @@ def _sites_written(infos: Sequence[ReplacementLayerInfo], operators: FrozenOpera
     return sorted(sites)
 
 
+def _groups(
+    infos: Sequence[ReplacementLayerInfo], device: torch.device
+) -> Iterable[Sequence[ReplacementLayerInfo]]:
+    """Divide layers into those whose active features are listed together.
+
+    On a GPU a list ends in a wait for the device, and there is one for all layers of a width; elsewhere a
+    layer's dense activations are not kept longer than they are needed.
+    """
+    if device.type == "cpu":
+        return [[info] for info in infos]
+    return [list(group) for _, group in groupby(infos, key=lambda info: info.d_sae)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Encoded:
+    """One layer's features before they are listed."""
+
+    info: ReplacementLayerInfo
+    active: Tensor
+    """bool `(n_pos - first, d_sae)`."""
+    activations: Tensor
+    """`(n_pos - first, d_sae)`."""
+    scale: Tensor
+    """`(n_pos,)`."""
+    scale_out: Tensor
+    """`(n_pos,)`."""
+
+
 def _encode(
     layer: ReplacementLayer,
     operators: FrozenOperators,
-    start: int,
     errors: dict[Site, Tensor],
     constants: dict[Site, Tensor],
-    keep_first: bool,
-) -> ActiveLayer:
+    first: int,
+) -> _Encoded:
     info, x = layer.info, clean_value(operators, layer.info.site_in)
     code = layer.encode(x)
     skipped = layer.skip(x, code)
-    first = 0 if keep_first else 1
     for site, reconstruction in layer.decode(code).items():
         errors[site][first:] -= reconstruction[first:]
     for site, constant in layer.constants(code).items():
@@ -192,20 +221,42 @@ def _encode(
     if skipped is not None and matrix is not None:
         errors[info.sites_out[0]] -= skipped
         constants[info.sites_out[0]] += skipped - x @ matrix.T.to(x.dtype)
-    position, index = code.active[first:].nonzero(as_tuple=True)
-    position = position + first
-    counts = torch.bincount(position, minlength=operators.n_pos)
-    activation = code.activations[position, index]
-    return ActiveLayer(
+    return _Encoded(
         info=info,
-        start=start,
-        offsets=(0, *counts.cumsum(0).tolist()),
-        position=position,
-        index=index,
-        activation=activation,
-        written=activation * _per_position(code.scale_out, code)[position],
-        read_scale=_per_position(code.scale, code),
+        active=code.active[first:],
+        activations=code.activations[first:],
+        scale=_per_position(code.scale, code),
+        scale_out=_per_position(code.scale_out, code),
     )
+
+
+def _listed(encoded: Sequence[_Encoded], *, start: int, first: int) -> Iterator[ActiveLayer]:
+    """List the active features of layers of one width, whose cells begin at `start`."""
+    n_layers, n_pos = len(encoded), len(encoded[0].scale)
+    active = _stacked([one.active for one in encoded])  # (n_layers, n_pos - first, d_sae)
+    row, late, index = active.nonzero(as_tuple=True)
+    position = late + first
+    activation = _stacked([one.activations for one in encoded])[row, late, index]
+    written = activation * _stacked([one.scale_out for one in encoded])[row, position]
+    counts = torch.bincount(row * n_pos + position, minlength=n_layers * n_pos).view(n_layers, n_pos).cpu()
+    sizes = counts.sum(1).tolist()
+    columns = (each.split(sizes) for each in (position, index, activation, written))
+    for one, size, per_position, *own in zip(encoded, sizes, counts, *columns, strict=True):
+        yield ActiveLayer(
+            info=one.info,
+            start=start,
+            offsets=(0, *per_position.cumsum(0).tolist()),
+            position=own[0],
+            index=own[1],
+            activation=own[2],
+            written=own[3],
+            read_scale=one.scale,
+        )
+        start += size
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
 
 
 def _per_position(scale: Tensor | float, code: Code) -> Tensor:

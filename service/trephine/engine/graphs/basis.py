@@ -80,8 +80,12 @@ class FeatureBasis:
             own = [pair for pair, number in zip(parts, segments.tolist(), strict=True) if number == segment]
             targets = read_targets(self.operators, [part for _, part in own])
             block = yield from self._attribute(targets, [LOGIT] * len(own))
-            found += zip([number for number, _ in own], block.rows(), strict=True)
+            found += zip([number for number, _ in own], block.rows(self._every()), strict=True)
         return joined_rows(self.explained, found)
+
+    def _every(self) -> Tensor:
+        """Mask of all sources, on the rows' device."""
+        return torch.ones(self.active.count, dtype=torch.bool, device=self.device)
 
     def feature_rows(self, cells: Tensor) -> Generator[None, None, list[RowBlock]]:
         """Attribute features, in batches that share positions and a stretch of the stream."""

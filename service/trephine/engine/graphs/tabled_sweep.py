@@ -91,7 +91,7 @@ class _TabledSweep:
         adjoint = self.adjoint[positions.start : positions.start + met]  # (met, n, d_model)
         own = self.scores[: adjoint.shape[1], written.first : written.first + met * width]
         out = own.unflatten(1, (met, width)).transpose(0, 1)  # (met, n, width)
-        torch.bmm(adjoint, written.vectors[:met].transpose(1, 2), out=out)
+        torch.bmm(adjoint, written.vectors[:met], out=out)
 
     def _skip(self, layer: LayerTable) -> Tensor | None:
         """Return what reaches the stream below through the path beside the features."""

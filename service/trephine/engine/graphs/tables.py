@@ -9,7 +9,7 @@ centring and frozen scales are folded. Works for sets that read what MLPs read a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Written:
     first: int
     """Where its scores begin in the table of all."""
     vectors: Tensor
-    """`(n_positions, width, d_model)`, as added to the stream; what is padding is never read."""
+    """`(n_positions, d_model, width)`, as added to the stream; what is padding is never read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,9 +161,9 @@ def sweep_tables(hosted: HostedModel, operators: FrozenOperators, active: Active
                 parallel=layer.block.parallel,
                 written=tuple(_written(plan, vectors)),
                 skip=_skip(hosted, active, layer),
-                attention=_attention(layer, vectors.dtype),
+                attention=attention,
             )
-            for layer, plan in zip(operators.layers, plans, strict=True)
+            for layer, plan, attention in zip(operators.layers, plans, _attentions(operators), strict=True)
         ),
         width=plans[-1].end,
         cells=cell.to(device),
@@ -223,7 +223,7 @@ def _written(plan: _Plan, vectors: Tensor) -> list[Written]:
     found, first = [], plan.first
     for span in plan.spans:
         own = vectors[first : first + span.rows].unflatten(0, (len(span.positions), span.width))
-        found.append(Written(span=span, first=first, vectors=own))
+        found.append(Written(span=span, first=first, vectors=own.transpose(1, 2)))
         first += span.rows
     return found
 
@@ -249,17 +249,22 @@ def _through(norm: FrozenNorm, matrix: Tensor) -> Tensor:
     return gained - gained.mean(1, keepdim=True) if norm.centred else gained
 
 
-def _attention(layer: FrozenLayer, dtype: torch.dtype) -> FoldedAttention:
-    attention = layer.block.attention
-    output = output_matrix(layer, dtype)  # (d_model, n_heads * d_head)
-    pattern = scaled_pattern(layer, layer.pattern.shape[1])  # (n_kv_heads, n_query * group, n_key)
-    by_head = output.unflatten(1, (attention.n_heads, attention.d_head)).transpose(0, 1).contiguous()
-    return FoldedAttention(
-        output=by_head,
-        pattern=pattern.unflatten(1, (-1, attention.group)).permute(0, 3, 2, 1).contiguous(),
-        value=value_matrix(layer, dtype),
-        constants=_attention_constants(layer, output),
-    )
+def _attentions(operators: FrozenOperators) -> Iterator[FoldedAttention]:
+    """Fold all layers, each written into one piece of memory: a call per matrix."""
+    attention, n_layers = operators.layers[0].block.attention, len(operators.layers)
+    n_heads, n_kv_heads, d_head = attention.n_heads, attention.n_kv_heads, attention.d_head
+    n_pos, d_model = operators.embedding.shape
+    empty = operators.embedding.new_empty
+    outputs = empty(n_layers, n_heads, d_model, d_head)
+    values = empty(n_layers, n_kv_heads * d_head, d_model)
+    patterns = empty(n_layers, n_kv_heads, n_pos, attention.group, n_pos)
+    for layer, output, value, pattern in zip(operators.layers, outputs, values, patterns, strict=True):
+        folded = output_matrix(layer, output.dtype)  # (d_model, n_heads * d_head)
+        output.copy_(folded.unflatten(1, (n_heads, d_head)).transpose(0, 1))
+        value_matrix(layer, value.dtype, out=value)
+        scaled_pattern(layer, n_pos, out=pattern.permute(0, 3, 2, 1))
+        constants = _attention_constants(layer, folded)
+        yield FoldedAttention(output=output, pattern=pattern, value=value, constants=constants)
 
 
 def _attention_constants(layer: FrozenLayer, output: Tensor) -> Tensor | None:
