@@ -164,16 +164,17 @@ def capture(
     with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store):
         logits = _run(model, architecture, {"input_ids": batch, "position_ids": places}, top)
     dtype = torch.promote_types(weight.dtype, torch.float32)
+    blocks = architecture.blocks[: None if top is None else top + 1]
+    norms = _freeze_norms(architecture.final_norm, blocks, store, dtype)
     frozen = tuple(
-        _freeze_layer(block, store, tape.recorded[block.layer][0].to(dtype), dtype)
-        for block in architecture.blocks[: None if top is None else top + 1]
+        _freeze_layer(block, store, norms, tape.recorded[block.layer][0].to(dtype), dtype) for block in blocks
     )
     covered = range(architecture.n_layers) if layers is None else layers
     return FrozenOperators(
         architecture=architecture,
         layers=frozen,
         embedding=frozen[0].resid_pre,
-        final_norm=freeze_norm(architecture.final_norm, store[-1, "final_norm"], dtype),
+        final_norm=norms[-1, "final_norm"],
         stream=store[-1, "final_norm"].to(dtype),
         final=store[-1, "final"].to(dtype),
         logits=logits.to(dtype),
@@ -265,25 +266,59 @@ def _keep_rotation(store: Store, layer: int) -> Callable[[nn.Module, tuple[Any, 
     return hook
 
 
-def _freeze_layer(block: Block, store: Store, pattern: Tensor, dtype: torch.dtype) -> FrozenLayer:
+def _freeze_norms(
+    final: Norm, blocks: Sequence[Block], store: Store, dtype: torch.dtype
+) -> dict[tuple[int, str], FrozenNorm]:
+    """Hold all norms at their clean scales, by layer and name.
+
+    On a GPU norms of one kind are computed together: there each one alone costs calls, not work. Elsewhere a
+    copy of all their inputs costs memory.
+    """
+    found = {(-1, "final_norm"): (final, store[-1, "final_norm"])}
+    for block in blocks:
+        found[block.layer, "attention_norm"] = block.attention_norm, store[block.layer, "attention_norm"]
+        found[block.layer, "mlp_norm"] = block.mlp_norm, store[block.layer, "mlp_norm"]
+        if block.attention_post_norm is not None:
+            key = (block.layer, "attention_post_norm")
+            found[key] = block.attention_post_norm, store[key]
+        if block.mlp_post_norm is not None:
+            found[block.layer, "mlp_post_norm"] = block.mlp_post_norm, store[block.layer, "mlp_out"]
+    kinds = {(norm.centred, norm.eps) for norm, _ in found.values()}
+    if store[-1, "final_norm"].device.type == "cpu" or len(kinds) > 1:
+        return {key: freeze_norm(norm, clean, dtype) for key, (norm, clean) in found.items()}
+    wide = torch.stack([clean for _, clean in found.values()]).to(dtype)  # (n_norms, n_pos, d_model)
+    scale = final.inverse_scale(wide)
+    normed = final.centre(wide) * scale
+    return {
+        key: _frozen(norm, own_scale, own_normed, dtype)
+        for (key, (norm, _)), own_scale, own_normed in zip(
+            found.items(), scale.unbind(), normed.unbind(), strict=True
+        )
+    }
+
+
+def _freeze_layer(
+    block: Block,
+    store: Store,
+    norms: dict[tuple[int, str], FrozenNorm],
+    pattern: Tensor,
+    dtype: torch.dtype,
+) -> FrozenLayer:
     layer = block.layer
 
     def value(name: str) -> Tensor:
         return store[layer, name].to(dtype)
 
-    def norm(described: Norm | None, name: str) -> FrozenNorm | None:
-        return None if described is None else freeze_norm(described, store[layer, name], dtype)
-
-    post_norm = norm(block.mlp_post_norm, "mlp_out")
+    post_norm = norms.get((layer, "mlp_post_norm"))
     return FrozenLayer(
         block=block,
         resid_pre=value("attention_norm"),
         resid_mid=value("mlp_norm"),
         pattern=pattern,
         rotation=(value("cos"), value("sin")) if (layer, "cos") in store else None,
-        attention_norm=freeze_norm(block.attention_norm, store[layer, "attention_norm"], dtype),
-        attention_post_norm=norm(block.attention_post_norm, "attention_post_norm"),
-        mlp_norm=freeze_norm(block.mlp_norm, store[layer, "mlp_norm"], dtype),
+        attention_norm=norms[layer, "attention_norm"],
+        attention_post_norm=norms.get((layer, "attention_post_norm")),
+        mlp_norm=norms[layer, "mlp_norm"],
         mlp_post_norm=post_norm,
         mlp_in=value("mlp_in"),
         activation=value("activation"),
@@ -299,10 +334,14 @@ def freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNo
     """Hold a norm at the scales that it has on `clean_input (n_pos, d_model)`."""
     wide = clean_input.to(dtype)
     scale = norm.inverse_scale(wide)
+    return _frozen(norm, scale, norm.centre(wide) * scale, dtype)
+
+
+def _frozen(norm: Norm, scale: Tensor, normed: Tensor, dtype: torch.dtype) -> FrozenNorm:
     return FrozenNorm(
         gain=norm.gain.to(dtype),
         bias=None if norm.bias is None else norm.bias.to(dtype),
         centred=norm.centred,
         scale=scale,
-        normed=norm.centre(wide) * scale,
+        normed=normed,
     )

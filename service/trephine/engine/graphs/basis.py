@@ -139,8 +139,9 @@ class FeatureBasis:
             return stored_rows(targets, cells, sums, mass, self._room())
 
     def _swept(self, targets: FeatureTargets) -> Generator[None, None, FeatureSums]:
-        if self._tabled is not None and not reads_attention(targets):
-            return sweep_over_tables(self._tabled.sweep, targets)
+        tabled = self._tabled
+        if tabled is not None and not reads_attention(tabled.sweep, targets):
+            return sweep_over_tables(tabled.sweep, targets)
         return sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
 
     def _room(self) -> int:

@@ -22,9 +22,10 @@ _FEW_ROWS = 1 << 11
 """Targets times positions that cost no more than half as many."""
 
 
-def reads_attention(targets: FeatureTargets) -> bool:
+def reads_attention(tables: SweepTables, targets: FeatureTargets) -> bool:
     """True if a target reads what attention adds, and sees the stream below through attention alone."""
-    return bool(((targets.place >= 0) & (targets.place % PER_BLOCK == ATTENTION)).any())
+    inside = (targets.place >= 0) & (targets.place < PER_BLOCK * len(tables.layers))
+    return bool((inside & (targets.place % PER_BLOCK == ATTENTION)).any())
 
 
 class _TabledSweep:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.graphs import basis, tabled_sweep
+from trephine.engine.graphs.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
 from trephine.engine.graphs.tabled_targets import tabled_reads
@@ -96,6 +99,18 @@ def test_a_graph_over_tables_is_the_graph(family, monkeypatch):
     for part in ("source", "target"):
         assert getattr(ours.edges, part) == getattr(theirs.edges, part)
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_targets_on_attention_are_swept_without_tables():
+    """They see the stream through attention alone; logits stand above all blocks, at a place like theirs."""
+    hosted, operators, active = prepared("llama", "jumprelu")
+    tables = sweep_tables(hosted, operators, active)
+    logits = logit_targets(operators, [logit_readout(hosted, 7)])
+    assert not tabled_sweep.reads_attention(tables, logits)
+    assert tabled_sweep.reads_attention(
+        tables, replace(logits, place=torch.tensor([PER_BLOCK * 2 + ATTENTION]))
+    )
+    assert not tabled_sweep.reads_attention(tables, replace(logits, place=torch.tensor([EMBEDDING])))
 
 
 def weights(circuit):
