@@ -4,9 +4,10 @@
 
 Same model, transcoders, token ids, logit targets; float32 without TensorFloat-32 on both sides. One process
 per side and backend runs all cells: what a GPU allocates is counted by torch and not by process, and loading
-would take longer than everything else. Every cell is warmed up on its own prompt. The peer runs each cell
-whole with every backend and batch size, and the fastest counts. Extra memory is what torch allocates at most
-beyond model and transcoders. Cells that the time does not allow are said to be missing.
+would take longer than everything else. Every cell is warmed up on its own prompt; of up to 1,024 nodes it is
+run three times, and the median counts. The peer runs each cell whole with every backend and batch size, and
+the fastest counts. Extra memory is what torch allocates at most beyond model and transcoders. Cells that the
+time does not allow are said to be missing.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from benchmarks.discovery import BACKENDS, HEADER, MEMORY_BYTES, PEER_CELL, grap
 from benchmarks.discovery_gates import EDGES, Gate
 from trephine.server.places import default_cache
 
-CELLS = ("64x1024", "16x256", "192x1024", "16x1024", "64x256", "192x256", "64x4096")
+CELLS = ("64x1024", "16x256", "192x1024", "16x1024", "64x256", "192x256", "64x4096", "16x4096", "192x4096")
 """Tokens by nodes; what matters most comes first."""
 BATCHES = (64, 256, 1024)
+REPEATS, REPEATED_NODES = 3, 1024
 FASTER = 5.0
 
 
@@ -103,6 +105,7 @@ class Bench:
             "threads": self.options.threads,
             "transcoders": str(self.options.transcoders),
             "device": self.options.device,
+            "repeats": REPEATS if nodes <= REPEATED_NODES else 1,
             "graph": str(self.graph(name)),
             "answer": str(answer),
         }
