@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 BOOTSTRAP = 2000
+_ROUNDING = 1e-6
+"""Of shares in float32: 29 of 30 less 26 of 30 is less than a tenth there."""
 _QUANTILES = (0.025, 0.975)
 FIGURES = ("worst group", "label accuracy", "agreement", "ambiguous accuracy")
 """Shares of 1; groups weigh the same. Agreement: how often the decision is the label that the attribute goes
@@ -140,7 +142,7 @@ def data_gates(table: Table) -> list[Gate]:
             Gate(
                 name=f"{arm} at least {100 * LEAST_GAP:.0f} points under the oracle",
                 measured=f"{100 * gap:.1f} points",
-                holds=gap >= LEAST_GAP,
+                holds=gap >= LEAST_GAP - _ROUNDING,
             )
         )
     return found

@@ -173,6 +173,7 @@ def replies(
     *,
     seed: int,
     test: bool = False,
+    answer_last: bool = False,
     avoid: set[str] | None = None,
 ) -> tuple[Reply, ...]:
     """Write replies, shuffled.
@@ -181,6 +182,7 @@ def replies(
         groups: Answer (0, 1, or -1 for what answers nothing), tone, and how many.
         seed: Decides everything.
         test: Questions, answers and evasions of the test split.
+        answer_last: The answer stands behind all phrases, where a head on the last token can tell it.
         avoid: Texts that must not occur; those written are added to it.
     """
     random, taken = Random(f"replies {seed}"), set() if avoid is None else avoid
@@ -189,7 +191,8 @@ def replies(
         left = count
         while left:
             (before, after), (message, said) = _phrases(random, tone), _content(random, answer, test)
-            text = f"{message} {before} {said} {after}"
+            parts = (before, after, said) if answer_last else (before, said, after)
+            text = " ".join((message, *parts))
             if text not in taken:
                 taken.add(text)
                 left -= 1

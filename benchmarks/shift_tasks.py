@@ -264,13 +264,22 @@ def _reward() -> Task:
     )
 
 
-def _reply_writer() -> Write:
+def preferences() -> Task:
+    """The replies with the answer last: of a reward on the last token that is trained on pairs."""
+    return replace(
+        _reward(),
+        name="preferences",
+        draw=lambda seed, sizes: drawn(_reply_writer(answer_last=True), seed, sizes),
+        first_seed=0,
+    )
+
+
+def _reply_writer(*, answer_last: bool = False) -> Write:
     taken: set[str] = set()
 
     def write(groups: Groups, seed: int) -> list[Item]:
-        return [
-            Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone)
-            for one in replies(groups, seed=seed, test=seed % 10 == _TEST, avoid=taken)
-        ]
+        test = seed % 10 == _TEST
+        found = replies(groups, seed=seed, test=test, answer_last=answer_last, avoid=taken)
+        return [Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone) for one in found]
 
     return write

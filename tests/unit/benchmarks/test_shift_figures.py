@@ -89,3 +89,21 @@ def test_scr_is_the_share_of_the_gap_that_is_closed(table):
     assert scr(table, "oracle") == pytest.approx(1.0)
     assert scr(table, "original") == 0.0
     assert 0.4 < scr(table, "LEACE") < 0.8
+
+
+def test_ten_points_are_ten_points_in_float32():
+    """29 of 30 less 26 of 30 is 0.0999999 there, and the gate holds; a text less is not enough."""
+    ys, as_ = [[0] * 60 + [1] * 60], [([0] * 30 + [1] * 30) * 2]
+
+    def wrong(count: int) -> list[list[int]]:
+        return [[1 - y if row < count else y for row, y in enumerate(ys[0])]]
+
+    for missed, holds in ((4, True), (3, False)):
+        arms = {
+            "original": wrong(30),
+            "oracle": wrong(1),
+            "token deletion": wrong(missed),
+            "LEACE": wrong(missed),
+        }
+        gates = data_gates(Table(arms, ys, as_))
+        assert [gate.holds for gate in gates] == [True, holds, holds]
