@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
-from benchmarks.shift import DECIDERS, ORACLES, PUBLISHED, TASKS, say, texts_digest
+from benchmarks.shift import DECIDERS, ORACLES, TASKS, say, texts_digest
 from benchmarks.shift_arms import PLAIN_ARMS, Bench
 from benchmarks.shift_figures import FIGURES, Gate, Table, data_gates, scr, targets
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task, tasks
@@ -80,7 +80,6 @@ def main() -> int:
         task = at_the_stock_site(known[name])
         first = task.first_seed if given.first_seed is None else given.first_seed
         held &= report(task, given, [runs.run(task, seed) for seed in range(first, first + given.seeds)])
-    say(f"\n{PUBLISHED}")
     return 0 if held else 3
 
 
