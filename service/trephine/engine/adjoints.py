@@ -71,7 +71,7 @@ def attention_adjoint(
     _add_output_biases(layer, adjoint, bias)
     value = _through_pattern(layer, adjoint)  # (n, n_pos, n_kv_heads, d_head)
     _add_value_biases(layer, value, bias)
-    rows, matrix = value.flatten(2).flatten(0, 1), value_matrix(layer, adjoint.dtype)
+    rows, matrix = value.flatten(2).flatten(0, 1), _value_matrix(layer, adjoint.dtype)
     if onto is None:
         return (rows @ matrix).view_as(adjoint)
     onto.view(-1, onto.shape[-1]).addmm_(rows, matrix)
@@ -84,7 +84,7 @@ def _through_pattern(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
     Query heads that share a value head are one matrix product with a longer inner axis.
     """
     attention, (n, n_pos, _) = layer.block.attention, adjoint.shape
-    pattern = scaled_pattern(layer, n_pos)  # (n_kv_heads, n_pos * group, n_key)
+    pattern = _scaled_pattern(layer, n_pos)  # (n_kv_heads, n_pos * group, n_key)
     value = adjoint.new_empty(n, n_pos, attention.n_kv_heads, attention.d_head)
     for head, mixed in enumerate(_mixed(layer, adjoint)):
         for first in range(0, n_pos, _KEYS):  # no query looks ahead
@@ -97,7 +97,7 @@ def _through_pattern(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
 def _mixed(layer: FrozenLayer, adjoint: Tensor) -> Iterator[Tensor]:
     """Yield, per value head, the adjoint of its query heads' outputs, `(n, n_pos * group, d_head)`."""
     attention, n = layer.block.attention, len(adjoint)
-    matrix, rows = output_matrix(layer, adjoint.dtype), adjoint.flatten(0, 1)
+    matrix, rows = _output_matrix(layer, adjoint.dtype), adjoint.flatten(0, 1)
     if attention.group == 1:
         yield from (rows @ matrix).view(n, -1, attention.n_heads, attention.d_head).unbind(2)
         return
@@ -105,7 +105,7 @@ def _mixed(layer: FrozenLayer, adjoint: Tensor) -> Iterator[Tensor]:
         yield (rows @ columns).view(n, -1, attention.d_head)
 
 
-def output_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:
+def _output_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:
     """Return `(d_model, n_heads * d_head)`, through a post-norm but for its scale."""
     matrix = layer.block.attention.W_O.to(dtype).flatten(1)
     return matrix if layer.attention_post_norm is None else _behind(layer.attention_post_norm, matrix)
@@ -117,29 +117,22 @@ def _behind(norm: FrozenNorm, matrix: Tensor) -> Tensor:
     return norm.gain[:, None] * matrix
 
 
-def value_matrix(layer: FrozenLayer, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
+def _value_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:
     """Return `(n_kv_heads * d_head, d_model)`, through the block's norm but for its scale."""
     norm = layer.attention_norm
-    matrix = torch.mul(layer.block.attention.W_V.to(dtype).flatten(0, 1), norm.gain, out=out)
-    return matrix.sub_(matrix.mean(1, keepdim=True)) if norm.centred else matrix
+    matrix = layer.block.attention.W_V.to(dtype).flatten(0, 1) * norm.gain
+    return matrix - matrix.mean(1, keepdim=True) if norm.centred else matrix
 
 
-def scaled_pattern(layer: FrozenLayer, n_pos: int, *, out: Tensor | None = None) -> Tensor:
-    """Return `(n_kv_heads, n_query * group, n_key)` times the norms' scales at query and key.
-
-    Args:
-        layer: The frozen block.
-        n_pos: Of the first positions.
-        out: `(n_kv_heads, n_query, group, n_key)`, where it is written to; then that is returned.
-    """
+def _scaled_pattern(layer: FrozenLayer, n_pos: int) -> Tensor:
+    """Return `(n_kv_heads, n_query * group, n_key)` times the norms' scales at query and key."""
     attention, post = layer.block.attention, layer.attention_post_norm
     pattern = layer.pattern[:, :n_pos, :n_pos].unflatten(0, (attention.n_kv_heads, attention.group))
-    shape = (attention.n_kv_heads, n_pos, attention.group, n_pos)
-    scaled = pattern.new_empty(shape) if out is None else out
+    scaled = pattern.new_empty(attention.n_kv_heads, n_pos, attention.group, n_pos)
     torch.mul(pattern.transpose(1, 2), layer.attention_norm.scale[:n_pos, 0], out=scaled)
     if post is not None:
         scaled *= post.scale[:n_pos, :, None]
-    return scaled.flatten(1, 2) if out is None else scaled
+    return scaled.flatten(1, 2)
 
 
 def _add_output_biases(layer: FrozenLayer, adjoint: Tensor, bias: Tensor) -> None:

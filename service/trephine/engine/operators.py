@@ -37,6 +37,12 @@ class FrozenNorm:
     normed: Tensor
     """`(n_pos, d_model)`, the clean input centred and scaled, before gain and bias."""
 
+    @property
+    def clean(self) -> Tensor:
+        """`(n_pos, d_model)`, the norm's output in the clean run."""
+        y = self.normed * self.gain
+        return y if self.bias is None else y + self.bias
+
     def apply(self, x: Tensor) -> Tensor:
         """Return the norm's output for `x (n_pos, d_model)`, with the clean scale."""
         centred = x - x.mean(-1, keepdim=True) if self.centred else x

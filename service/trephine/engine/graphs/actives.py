@@ -21,7 +21,7 @@ from trephine.engine.graphs.linearised import read_place
 from trephine.engine.graphs.places import check_attributable, clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
-from trephine.engine.replacements.layer import Code, ReplacementLayer
+from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import layer_info, opened
 
 
@@ -49,6 +49,11 @@ class ActiveLayer:
     def count(self) -> int:
         """Number of active features."""
         return len(self.index)
+
+    @property
+    def end(self) -> int:
+        """Cell after the last one."""
+        return self.start + self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +202,10 @@ class _Encoded:
     """bool `(n_pos - first, d_sae)`."""
     activations: Tensor
     """`(n_pos - first, d_sae)`."""
-    scale: Tensor
-    """`(n_pos,)`."""
-    scale_out: Tensor
-    """`(n_pos,)`."""
+    scale: Tensor | float
+    """`(n_pos, 1)` or a number, what the input was divided by."""
+    scale_out: Tensor | float
+    """`(n_pos, 1)` or a number, what outputs are multiplied by."""
 
 
 def _encode(
@@ -214,9 +219,9 @@ def _encode(
     code = layer.encode(x)
     skipped = layer.skip(x, code)
     for site, reconstruction in layer.decode(code).items():
-        errors[site][first:] -= reconstruction[first:]
+        errors[site][first:].sub_(reconstruction[first:])
     for site, constant in layer.constants(code).items():
-        constants[site][first:] += constant[first:]
+        constants[site][first:].add_(constant[first:])
     matrix = layer.skip_matrix()
     if skipped is not None and matrix is not None:
         errors[info.sites_out[0]] -= skipped
@@ -225,32 +230,37 @@ def _encode(
         info=info,
         active=code.active[first:],
         activations=code.activations[first:],
-        scale=_per_position(code.scale, code),
-        scale_out=_per_position(code.scale_out, code),
+        scale=code.scale,
+        scale_out=code.scale_out,
     )
 
 
 def _listed(encoded: Sequence[_Encoded], *, start: int, first: int) -> Iterator[ActiveLayer]:
     """List the active features of layers of one width, whose cells begin at `start`."""
-    n_layers, n_pos = len(encoded), len(encoded[0].scale)
+    n_layers, n_pos = len(encoded), len(encoded[0].active) + first
     active = _stacked([one.active for one in encoded])  # (n_layers, n_pos - first, d_sae)
     row, late, index = active.nonzero(as_tuple=True)
     position = late + first
     activation = _stacked([one.activations for one in encoded])[row, late, index]
-    written = activation * _stacked([one.scale_out for one in encoded])[row, position]
+    read_scale, scale_out = (
+        _per_position(scales, activation, n_pos)
+        for scales in ([one.scale for one in encoded], [one.scale_out for one in encoded])
+    )
+    written = activation * scale_out[row, position]
     counts = torch.bincount(row * n_pos + position, minlength=n_layers * n_pos).view(n_layers, n_pos).cpu()
-    sizes = counts.sum(1).tolist()
+    offsets = torch.nn.functional.pad(counts.cumsum(1), (1, 0)).tolist()
+    sizes = [own[-1] for own in offsets]
     columns = (each.split(sizes) for each in (position, index, activation, written))
-    for one, size, per_position, *own in zip(encoded, sizes, counts, *columns, strict=True):
+    for one, size, starts, scale, *own in zip(encoded, sizes, offsets, read_scale, *columns, strict=True):
         yield ActiveLayer(
             info=one.info,
             start=start,
-            offsets=(0, *per_position.cumsum(0).tolist()),
+            offsets=tuple(starts),
             position=own[0],
             index=own[1],
             activation=own[2],
             written=own[3],
-            read_scale=one.scale,
+            read_scale=scale,
         )
         start += size
 
@@ -259,10 +269,16 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
     return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
 
 
-def _per_position(scale: Tensor | float, code: Code) -> Tensor:
-    if isinstance(scale, Tensor):
-        return scale.expand(code.pre.shape[0], 1)[:, 0]
-    return code.pre.new_full((code.pre.shape[0],), scale)
+def _per_position(scales: Sequence[Tensor | float], like: Tensor, n_pos: int) -> Tensor:
+    """Return `(n_layers, n_pos)`."""
+    if not any(isinstance(scale, Tensor) for scale in scales):
+        return like.new_tensor(scales)[:, None].expand(-1, n_pos)
+    return torch.stack(
+        [
+            scale.expand(n_pos, 1)[:, 0] if isinstance(scale, Tensor) else like.new_full((n_pos,), scale)
+            for scale in scales
+        ]
+    )
 
 
 def _check_cuts(infos: Sequence[ReplacementLayerInfo]) -> None:

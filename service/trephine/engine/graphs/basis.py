@@ -29,8 +29,8 @@ from trephine.engine.targets import Explained
 
 _SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
-_WHOLE = 7 << 25
-"""Edges of a graph that is stored whole, at most 1.75 GiB."""
+_WHOLE, _WHOLE_ON_GPU = 7 << 25, 1 << 30
+"""Edges of a graph that is stored whole but for negligible ones: at most 1.75 GiB, on a GPU 8."""
 _STORED = 1 << 27
 """Edges stored of a larger one, 1 GiB; a row's smallest are not."""
 
@@ -147,4 +147,5 @@ class FeatureBasis:
     def _room(self) -> int:
         """Edges that a row may store."""
         rows = self.max_nodes + len(self.explained.targets)
-        return self.active.count if self.active.count * rows <= _WHOLE else max(1, _STORED // rows)
+        whole = _WHOLE if self.device.type == "cpu" else _WHOLE_ON_GPU
+        return self.active.count if self.active.count * rows <= whole else max(1, _STORED // rows)

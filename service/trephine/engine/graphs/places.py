@@ -80,7 +80,7 @@ def clean_value(operators: FrozenOperators, site: Site) -> Tensor:
     layer = operators.layers[site.layer]
     match site.kind:
         case SiteKind.MLP_IN:
-            return layer.mlp_norm.apply(layer.resid_mid)
+            return layer.mlp_norm.clean
         case SiteKind.MLP_OUT:
             return layer.mlp_out
         case SiteKind.ATTN_OUT:

@@ -126,7 +126,7 @@ class _TabledSweep:
         self.inject(EMBEDDING)
         tokens = self.bias.new_zeros(n, tables.n_pos)
         tokens[:, : self.n_cone] = torch.bmm(self.adjoint, tables.embedding[: self.n_cone])[:, :, 0].T
-        entries = self.scores.index_select(1, tables.columns)
+        entries = self.scores.index_select(1, tables.columns).mul_(tables.amounts)
         features = entries
         if not tables.one_each:
             features = entries.new_zeros(n, tables.n_cells).index_add_(1, tables.cells, entries)

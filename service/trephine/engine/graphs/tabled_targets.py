@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.engine.graphs.actives import ActiveFeatures
-from trephine.engine.graphs.places import MLP, PER_BLOCK, clean_value
+from trephine.engine.graphs.places import MLP, PER_BLOCK
 from trephine.engine.graphs.targets import FeatureTargets
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
@@ -73,16 +73,18 @@ def tabled_reads(hosted: HostedModel, operators: FrozenOperators, active: Active
     """Stack what the layers of a set read, which must all read what MLPs read."""
     norms = [operators.layers[layer.info.layer].mlp_norm for layer in active.layers]
     biases = [norm.bias for norm in norms if norm.bias is not None]
+    gain, bias = torch.stack([norm.gain for norm in norms]), torch.stack(biases) if biases else None
+    read = torch.stack([norm.normed for norm in norms]).mul_(gain[:, None])
     return TabledReads(
         hosted=hosted,
         active=active,
         place={layer.info.layer: number for number, layer in enumerate(active.layers)},
         position=torch.cat([layer.position for layer in active.layers]),
         index=torch.cat([layer.index for layer in active.layers]),
-        read=torch.stack([clean_value(operators, layer.info.site_in) for layer in active.layers]),
+        read=read if bias is None else read.add_(bias[:, None]),
         read_scale=torch.stack([layer.read_scale for layer in active.layers]).to(operators.dtype),
-        gain=torch.stack([norm.gain for norm in norms]),
-        bias=torch.stack(biases) if biases else None,
+        gain=gain,
+        bias=bias,
         scale=torch.stack([norm.scale for norm in norms]),
         centred=norms[0].centred,
     )

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import output_matrix, scaled_pattern, value_matrix
-from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import skip_of
 from trephine.engine.graphs.writes import Span, spans_of
 from trephine.engine.hosted import HostedModel
@@ -27,6 +26,8 @@ from trephine.engine.replacements.sets import opened
 MOST_BYTES = 3 << 30
 """Tables larger than this are not made: a long prompt has work enough."""
 _BLOCK_ROWS = 1 << 17
+_PATTERN_BYTES = 256 << 20
+"""Patterns that are scaled together."""
 _REST = 2
 """Columns of every position beside its features: the error term and the constants."""
 
@@ -39,7 +40,7 @@ class Written:
     first: int
     """Where its scores begin in the table of all."""
     vectors: Tensor
-    """`(n_positions, d_model, width)`, as added to the stream; what is padding is never read."""
+    """`(n_positions, d_model, width)`: decoders, error term, constants; what is padding is never read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,8 @@ class SweepTables:
     """int64 `(n_entries,)`, the cell of every feature that is written somewhere, and"""
     columns: Tensor
     """int64 `(n_entries,)`, where its scores stand."""
+    amounts: Tensor
+    """`(n_entries,)`, what the decoder is multiplied with when it is written."""
     n_cells: int
     one_each: bool
     """True if every cell is written once, in order: then columns are the cells'."""
@@ -138,79 +141,108 @@ def sweep_tables(hosted: HostedModel, operators: FrozenOperators, active: Active
     """
     device, n_pos = operators.device, operators.n_pos
     sites = [Site(kind=SiteKind.MLP_OUT, layer=layer.block.layer) for layer in operators.layers]
-    plans = _plans(active, sites, n_pos)
-    rest = torch.cat([torch.stack([plan.starts, plan.starts + 1]) for plan in plans], 1)  # (2, sites * n_pos)
-    errors, constants = rest.to(device)
-    vectors = operators.embedding.new_empty(plans[-1].end, operators.embedding.shape[1])
+    entries = _entries(active, sites)
+    plan = _plan(entries, n_pos, len(sites))
+    columns, starts = plan.columns.to(device), plan.starts.flatten().to(device)
+    errors, constants = starts, starts + 1
+    vectors = operators.embedding.new_empty(plan.end, operators.embedding.shape[1])
     vectors[errors] = torch.cat([active.errors[site] for site in sites])
     vectors[constants] = torch.cat([_constants(hosted, operators, active, site) for site in sites])
-    cells, columns = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-    for site, plan in zip(sites, plans, strict=True):
-        for layer, places in zip(active.writers(site), plan.places, strict=True):
-            if not layer.count:
-                continue
-            with opened(hosted, active.replacement, [layer.info.layer]) as resident:
-                decoders = resident[layer.info.layer].decoders(layer.index, site).to(vectors.dtype)
-            vectors[places.to(device)] = decoders * layer.written[:, None].to(vectors.dtype)
-            cells.append(torch.arange(layer.start, layer.start + layer.count))
-            columns.append(places)
-    cell, column = torch.cat(cells), torch.cat(columns)
+    amounts = []
+    for (layer, site), places in zip(entries.parts, columns.split(entries.counts), strict=True):
+        with opened(hosted, active.replacement, [layer.info.layer]) as resident:
+            vectors[places] = resident[layer.info.layer].decoders(layer.index, site).to(vectors.dtype)
+        amounts.append(layer.written)
     return SweepTables(
         layers=tuple(
             LayerTable(
                 parallel=layer.block.parallel,
-                written=tuple(_written(plan, vectors)),
+                written=tuple(_written(spans, vectors)),
                 skip=_skip(hosted, active, layer),
                 attention=attention,
             )
-            for layer, plan, attention in zip(operators.layers, plans, _attentions(operators), strict=True)
+            for layer, spans, attention in zip(
+                operators.layers, plan.spans, _attentions(operators.layers), strict=True
+            )
         ),
-        width=plans[-1].end,
-        cells=cell.to(device),
-        columns=column.to(device),
+        width=plan.end,
+        cells=entries.cells.to(device),
+        columns=columns,
+        amounts=torch.cat(amounts).to(vectors.dtype) if amounts else vectors.new_zeros(0),
         n_cells=active.count,
-        one_each=torch.equal(cell, torch.arange(active.count)),
+        one_each=torch.equal(entries.cells, torch.arange(active.count)),
         errors=errors[_by_site(active, sites, n_pos).to(device)],
         constants=constants,
         embedding=operators.embedding[:, :, None],
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where what one site holds stands in the table."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entries:
+    """Every feature at every site that it writes."""
 
-    spans: tuple[Span, ...]
-    first: int
+    parts: list[tuple[ActiveLayer, Site]]
+    """Layers that have active features, by the sites that they write."""
+    cells: Tensor
+    """int64 `(n_entries,)`, part by part."""
+    places: Tensor
+    """int64 `(n_entries,)`, the site's number times positions, plus the position."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Entries of each part."""
+        return [layer.count for layer, _ in self.parts]
+
+
+def _entries(active: ActiveFeatures, sites: Sequence[Site]) -> _Entries:
+    number = {site: place for place, site in enumerate(sites)}
+    parts = [(layer, site) for layer in active.layers if layer.count for site in layer.info.sites_out]
+    none = torch.zeros(0, dtype=torch.int64)
+    cells = torch.cat([none, *(torch.arange(layer.start, layer.end) for layer, _ in parts)])
+    first = torch.tensor([number[site] * active.n_pos for _, site in parts], dtype=torch.int64)
+    counts = torch.tensor([layer.count for layer, _ in parts], dtype=torch.int64)
+    return _Entries(parts=parts, cells=cells, places=active.position[cells] + first.repeat_interleave(counts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Where everything stands in the table."""
+
+    spans: list[list[tuple[int, Span]]]
+    """Of each site, and where each begins."""
     end: int
     starts: Tensor
-    """int64 `(n_pos,)`: of a position's error term; its constants and features follow."""
-    places: list[Tensor]
-    """int64 `(n,)`, per layer that writes the site, of its features."""
+    """int64 `(n_sites, n_pos)`, of a position's error term; its constants and features follow."""
+    columns: Tensor
+    """int64 `(n_entries,)`, of the entries."""
 
 
-def _plans(active: ActiveFeatures, sites: Sequence[Site], n_pos: int) -> list[_Plan]:
-    plans: list[_Plan] = []
+def _plan(entries: _Entries, n_pos: int, n_sites: int) -> _Plan:
+    features = torch.bincount(entries.places, minlength=n_sites * n_pos)
+    counts = (features + _REST).view(n_sites, n_pos)
+    offsets = torch.nn.functional.pad(counts.cumsum(1), (1, 0)).tolist()
+    spans: list[list[tuple[int, Span]]] = []
+    starts: list[int] = []
     end = 0
-    for site in sites:
-        writers = active.writers(site)
-        counts = torch.full((n_pos,), _REST)
-        ranks: list[Tensor] = []
-        for layer in writers:
-            offsets = torch.tensor(layer.offsets)
-            position = active.position[layer.start : layer.start + layer.count]
-            ranks.append(torch.arange(layer.count) - offsets[position] + counts[position])
-            counts = counts + offsets.diff()
-        spans = tuple(spans_of((0, *counts.cumsum(0).tolist()), _BLOCK_ROWS))
-        first, starts = end, torch.zeros(n_pos, dtype=torch.int64)
-        for span in spans:
-            own = torch.arange(len(span.positions))
-            starts[span.positions.start : span.positions.stop] = end + own * span.width
+    for of_site in offsets:
+        own: list[tuple[int, Span]] = []
+        for span in spans_of(of_site, _BLOCK_ROWS):
+            own.append((end, span))
+            starts += range(end, end + span.rows, span.width)
             end += span.rows
-        positions = [active.position[layer.start : layer.start + layer.count] for layer in writers]
-        places = [starts[position] + rank for position, rank in zip(positions, ranks, strict=True)]
-        plans.append(_Plan(spans, first, end, starts, places))
-    return plans
+        spans.append(own)
+    # Entries of one place follow each other in the order in which they are listed.
+    order = entries.places.argsort(stable=True)
+    before = features.cumsum(0) - features
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - before[entries.places[order]]
+    found = torch.tensor(starts)
+    return _Plan(
+        spans=spans,
+        end=end,
+        starts=found.view(n_sites, n_pos),
+        columns=found[entries.places] + _REST + rank,
+    )
 
 
 def _by_site(active: ActiveFeatures, sites: Sequence[Site], n_pos: int) -> Tensor:
@@ -219,13 +251,10 @@ def _by_site(active: ActiveFeatures, sites: Sequence[Site], n_pos: int) -> Tenso
     return (order[:, None] * n_pos + torch.arange(n_pos)).flatten()
 
 
-def _written(plan: _Plan, vectors: Tensor) -> list[Written]:
-    found, first = [], plan.first
-    for span in plan.spans:
-        own = vectors[first : first + span.rows].unflatten(0, (len(span.positions), span.width))
-        found.append(Written(span=span, first=first, vectors=own.transpose(1, 2)))
-        first += span.rows
-    return found
+def _written(spans: Sequence[tuple[int, Span]], vectors: Tensor) -> Iterator[Written]:
+    for first, span in spans:
+        own = vectors[first : first + span.rows].view(len(span.positions), span.width, -1)
+        yield Written(span=span, first=first, vectors=own.transpose(1, 2))
 
 
 def _constants(hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, site: Site) -> Tensor:
@@ -249,22 +278,38 @@ def _through(norm: FrozenNorm, matrix: Tensor) -> Tensor:
     return gained - gained.mean(1, keepdim=True) if norm.centred else gained
 
 
-def _attentions(operators: FrozenOperators) -> Iterator[FoldedAttention]:
-    """Fold all layers, each written into one piece of memory: a call per matrix."""
-    attention, n_layers = operators.layers[0].block.attention, len(operators.layers)
-    n_heads, n_kv_heads, d_head = attention.n_heads, attention.n_kv_heads, attention.d_head
-    n_pos, d_model = operators.embedding.shape
-    empty = operators.embedding.new_empty
-    outputs = empty(n_layers, n_heads, d_model, d_head)
-    values = empty(n_layers, n_kv_heads * d_head, d_model)
-    patterns = empty(n_layers, n_kv_heads, n_pos, attention.group, n_pos)
-    for layer, output, value, pattern in zip(operators.layers, outputs, values, patterns, strict=True):
-        folded = output_matrix(layer, output.dtype)  # (d_model, n_heads * d_head)
-        output.copy_(folded.unflatten(1, (n_heads, d_head)).transpose(0, 1))
-        value_matrix(layer, value.dtype, out=value)
-        scaled_pattern(layer, n_pos, out=pattern.permute(0, 3, 2, 1))
-        constants = _attention_constants(layer, folded)
-        yield FoldedAttention(output=output, pattern=pattern, value=value, constants=constants)
+def _attentions(layers: Sequence[FrozenLayer]) -> Iterator[FoldedAttention]:
+    """Fold all layers, as many together as their patterns allow: a call per kind of matrix."""
+    pattern = layers[0].pattern
+    together = max(1, _PATTERN_BYTES // (pattern.numel() * pattern.element_size()))
+    for first in range(0, len(layers), together):
+        yield from _attentions_together(layers[first : first + together])
+
+
+def _attentions_together(layers: Sequence[FrozenLayer]) -> Iterator[FoldedAttention]:
+    attention, dtype = layers[0].block.attention, layers[0].resid_pre.dtype
+    n_kv_heads, group = attention.n_kv_heads, attention.group
+    outputs = torch.stack([layer.block.attention.W_O for layer in layers]).to(dtype).flatten(2)
+    values = torch.stack([layer.block.attention.W_V for layer in layers]).to(dtype).flatten(1, 2)
+    posts = [layer.attention_post_norm for layer in layers]
+    norms = [layer.attention_norm for layer in layers]
+    behind = [post for post in posts if post is not None]
+    if behind:
+        outputs = outputs - outputs.mean(1, keepdim=True) if behind[0].centred else outputs
+        outputs = torch.stack([post.gain for post in behind])[:, :, None] * outputs
+    values = values * torch.stack([norm.gain for norm in norms])[:, None]
+    values = values - values.mean(2, keepdim=True) if norms[0].centred else values
+    patterns = torch.stack([layer.pattern for layer in layers])  # (n_layers, n_heads, n_query, n_key)
+    by_group = patterns.unflatten(1, (n_kv_heads, group)).permute(0, 1, 4, 2, 3)  # key, group, query
+    scaled = by_group * torch.stack([norm.scale for norm in norms])[:, None, :, :, None]
+    if behind:
+        scaled = scaled * torch.stack([post.scale[:, 0] for post in behind])[:, None, None, None]
+    by_head = outputs.unflatten(2, (attention.n_heads, -1)).transpose(1, 2).contiguous()
+    columns = (layers, outputs, by_head, values, scaled.contiguous())
+    for layer, output, own, value, pattern in zip(*columns, strict=True):
+        yield FoldedAttention(
+            output=own, pattern=pattern, value=value, constants=_attention_constants(layer, output)
+        )
 
 
 def _attention_constants(layer: FrozenLayer, output: Tensor) -> Tensor | None:

@@ -47,7 +47,7 @@ class DictionaryLayer:
         written = features @ self.W_dec.to(features.dtype)
         if self.b_dec is not None:
             written = written + self.b_dec.to(features.dtype)
-        return {self.info.sites_out[0]: written * code.scale_out + code.centre_out}
+        return {self.info.sites_out[0]: code.denormalised(written)}
 
     def constants(self, code: Code) -> Mapping[Site, Tensor]:
         """Return the bias, and what input normalisation puts back."""
@@ -56,7 +56,7 @@ class DictionaryLayer:
             features.new_zeros(self.W_dec.shape[1]) if self.b_dec is None else self.b_dec.to(features.dtype)
         )
         written = bias.expand(*features.shape[:-1], -1)
-        return {self.info.sites_out[0]: written * code.scale_out + code.centre_out}
+        return {self.info.sites_out[0]: code.denormalised(written)}
 
     def skip(self, x: Tensor, code: Code) -> Tensor | None:
         """Return what the skip path adds; it reads the input without the normalisation."""

@@ -47,6 +47,14 @@ class Code:
     scale_out: Tensor | float = 1.0
     """`(..., 1)` or a number: outputs are multiplied by it. 1 where the normalisation is not undone."""
 
+    def denormalised(self, written: Tensor) -> Tensor:
+        """Return what is written, `(..., d_out)`, in the site's units: unchanged where nothing is undone."""
+        if isinstance(self.scale_out, Tensor) or self.scale_out != 1.0:
+            written = written * self.scale_out
+        if isinstance(self.centre_out, Tensor) or self.centre_out != 0.0:
+            written = written + self.centre_out
+        return written
+
 
 class Support(Protocol):
     """Which features are active, and what their activations are."""
