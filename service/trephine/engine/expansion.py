@@ -130,7 +130,7 @@ class _Growth:
         rows = yield from self._basis.target_rows()
         with torch.inference_mode():
             self._graph.add(block_of(rows, self._basis.device))
-            self._ranking = self._graph.ranking(self._graph.flow())
+            self._ranking = self._graph.ranking()
 
     def frontier(self, count: int) -> Tensor:
         """Return up to `count` cells to be expanded next, on the CPU."""
@@ -144,10 +144,9 @@ class _Growth:
         with torch.inference_mode():
             for block in blocks:
                 graph.add(block)
-            flow = graph.flow()
-            self._ranking = graph.ranking(flow)
+            self._ranking = graph.ranking()
             if monotonic() - self._shown >= PARTIAL_SECONDS:
-                partial = partial_circuit(graph, flow, self._ranking)
+                partial = partial_circuit(graph, self._ranking)
                 self._shown = monotonic()
         yield Progress(stage="attribution", done=graph.n_expanded, total=self._total, partial=partial)
 

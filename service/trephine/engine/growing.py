@@ -7,6 +7,7 @@ spread over all sources once. Everything stays on the rows' device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -16,19 +17,43 @@ from torch import Tensor
 from trephine.engine.influence import LOGIT, Influence, Row, Space
 from trephine.engine.row_blocks import RowBlock
 
+_TOGETHER = 1 << 24
+"""Entries that are held in one piece on a GPU, beside the blocks: there calls cost more than 128 MiB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flow:
-    """Every entry that influences follow, `(n_entries,)` each, on the rows' device."""
+class Piece:
+    """What influences follow into consecutive rows; entries lie row by row."""
 
-    row: Tensor
-    """int64, number of the row that it enters."""
-    source: Tensor
-    """int64, cell."""
-    weight: Tensor
-    """float32, its contribution."""
-    share: Tensor
-    """float32, of its row's absolute mass."""
+    first: int
+    """Number of its first row."""
+    counts: Tensor
+    """int64 `(n_rows,)`, entries of each."""
+    per_mass: Tensor
+    """float32 `(n_rows,)`, 1 / the row's absolute mass; 0 for a row without any."""
+    sources: Tensor
+    """int32 or int64 `(n_entries,)`, cells."""
+    weights: Tensor
+    """float32 `(n_entries,)`."""
+
+    @property
+    def rows(self) -> slice:
+        """Numbers of its rows."""
+        return slice(self.first, self.first + len(self.counts))
+
+    def rows_of(self, entries: Tensor) -> Tensor:
+        """Return the row, by its place in the piece, of entries `(n,)`."""
+        return torch.searchsorted(self.counts.cumsum(0), entries, right=True)
+
+    def joined(self, below: Piece) -> Piece:
+        """Put the next piece behind this one."""
+        return Piece(
+            first=self.first,
+            counts=torch.cat([self.counts, below.counts]),
+            per_mass=torch.cat([self.per_mass, below.per_mass]),
+            sources=torch.cat([self.sources, below.sources]),
+            weights=torch.cat([self.weights, below.weights]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +77,14 @@ class GrowingGraph:
     blocks: list[RowBlock] = field(default_factory=list)
     cells: list[int] = field(default_factory=list)
     """Of every row, in order."""
-    _flows: list[Flow] = field(default_factory=list)
+    _pieces: list[Piece] = field(default_factory=list)
     _inside: list[Tensor] = field(default_factory=list)
     """Share of each row's mass that enters through features."""
     _number: Tensor = field(init=False)
-    """int64 `(n_cells,)`: number of the row of an expanded cell, else -1."""
+    """int32 `(n_cells,)`: number of the row of an expanded cell, else -1."""
 
     def __post_init__(self) -> None:
-        self._number = torch.full((self.space.count,), -1, dtype=torch.int64, device=self.device)
+        self._number = torch.full((self.space.count,), -1, dtype=torch.int32, device=self.device)
 
     @property
     def n_expanded(self) -> int:
@@ -71,62 +96,74 @@ class GrowingGraph:
         """int64 `(n_expanded,)`, the expanded cells, on the rows' device."""
         return torch.tensor([cell for cell in self.cells if cell > LOGIT], dtype=torch.int64).to(self.device)
 
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """All entries that influences follow."""
+        yield from self._pieces
+
     def add(self, block: RowBlock) -> None:
         """Take rows in."""
         first = len(self.cells)
         self.blocks.append(block)
         self.cells += block.cells
-        numbers = torch.arange(first, len(self.cells), device=self.device)
-        own = torch.tensor([cell > LOGIT for cell in block.cells])
-        cells = torch.tensor(block.cells, dtype=torch.int64)[own].to(self.device)
-        self._number[cells] = numbers[own.to(self.device)]
+        own = [(cell, first + row) for row, cell in enumerate(block.cells) if cell > LOGIT]
+        cells, numbers = torch.tensor(own, dtype=torch.int64).view(len(own), 2).T.to(self.device)
+        self._number[cells] = numbers.int()
         mass = block.mass.to(self.device, torch.float32)
         per_mass = torch.where(mass > 0, 1 / mass, 0.0)
-        counts = torch.tensor(block.ranked.counts).to(self.device)
-        n_entries = len(block.ranked.weights)
-        within = torch.arange(len(counts), device=self.device).repeat_interleave(
-            counts, output_size=n_entries
-        )
-        flow = Flow(
-            row=within + first,
-            source=block.ranked.sources.long(),
-            weight=block.ranked.weights,
-            share=block.ranked.weights.abs() * per_mass[within],
-        )
-        self._flows.append(flow)
         outside = block.tokens.abs().sum(1) + block.errors.abs().sum(1)
         self._inside.append(torch.where(mass > 0, 1 - outside * per_mass, 0.0))
+        piece = Piece(
+            first=first,
+            counts=torch.tensor(block.ranked.counts).to(self.device),
+            per_mass=per_mass,
+            sources=block.ranked.sources,
+            weights=block.ranked.weights,
+        )
+        self._take(piece)
 
-    def flow(self) -> Flow:
-        """Put all entries together."""
-        columns = [(each.row, each.source, each.weight, each.share) for each in self._flows]
-        row, source, weight, share = (torch.cat(column) for column in zip(*columns, strict=True))
-        return Flow(row=row, source=source, weight=weight, share=share)
+    def _take(self, piece: Piece) -> None:
+        """Keep a piece: on a GPU in one with the last, as long as it does not grow too large."""
+        last = self._pieces[-1] if self._pieces else None
+        apart = last is None or self.device.type == "cpu"
+        if last is None or apart or len(last.sources) + len(piece.sources) > _TOGETHER:
+            self._pieces.append(piece)
+        else:
+            self._pieces[-1] = last.joined(piece)
 
-    def ranking(self, flow: Flow) -> Ranking:
-        """Solve for the influences over all entries, as `flow` gives them."""
-        rows = self._solve(flow)
+    def ranking(self) -> Ranking:
+        """Solve for the influences over all rows."""
+        rows = self._solve()
         neurons = torch.zeros(self.space.count, device=self.device)
-        # Accumulating puts sort on a GPU: unlike atomic additions they give the same sums every time.
-        neurons.index_put_((flow.source,), rows[flow.row] * flow.share, accumulate=True)
+        for piece in self._pieces:
+            scale = rows[piece.rows] * piece.per_mass
+            given = scale.repeat_interleave(piece.counts, output_size=len(piece.weights))
+            given *= piece.weights.abs()
+            if self.device.type == "cpu":
+                neurons.index_add_(0, piece.sources, given)
+            else:  # Accumulating puts sort: unlike atomic additions they give the same sums every time.
+                neurons.index_put_((piece.sources,), given, accumulate=True)
         return Ranking(rows=rows, neurons=neurons, all_neurons=rows @ torch.cat(self._inside))
 
-    def _solve(self, flow: Flow) -> Tensor:
+    def _solve(self) -> Tensor:
         """Back-substitute from the top down, `(n_rows,)`."""
         layers = torch.tensor([layer for block in self.blocks for layer in block.layers])
         order = layers.argsort(descending=True, stable=True)
         n = len(order)
-        place = torch.full((n + 1,), n)  # the last one: where sources go that are not expanded
+        place, own = torch.empty(n, dtype=torch.int64), torch.tensor(self._shares())[order]
         place[order] = torch.arange(n)
         place = place.to(self.device)
-        given = torch.zeros(n, n + 1, device=self.device)
-        # A cell that is not expanded has number -1, and with it the last place.
-        given[place[flow.row], place[self._number[flow.source]]] = flow.share
-        own = torch.zeros(n, 1)
-        own[:, 0] = torch.tensor(self._shares())[order]
-        system = given[:, :n].neg_().T  # (I - A)^T but for its diagonal, lower triangular
-        solved = torch.linalg.solve_triangular(system, own.to(self.device), upper=False, unitriangular=True)
-        return solved[place[:n], 0]
+        system = torch.zeros(n, n, device=self.device)  # (I - A)^T but for its diagonal, lower triangular
+        for piece in self._pieces:
+            number = self._number[piece.sources]
+            among = (number >= 0).nonzero().flatten()
+            row = piece.rows_of(among)
+            share = piece.weights[among].abs_().mul_(piece.per_mass[row])
+            system[place[number[among]], place[row + piece.first]] = share.neg_()
+        solved = torch.linalg.solve_triangular(
+            system, own[:, None].to(self.device), upper=False, unitriangular=True
+        )
+        return solved[place, 0]
 
     def _shares(self) -> list[float]:
         shares = chain.from_iterable(block.shares for block in self.blocks)

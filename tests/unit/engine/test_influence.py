@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import pytest
 import torch
 
 from tests.builders import tiny_hosted
 from trephine.engine.attribution import DenseCollector, sweep
 from trephine.engine.expansion import NeuronBasis, expand
-from trephine.engine.growing import GrowingGraph
+from trephine.engine.growing import GrowingGraph, Piece
 from trephine.engine.influence import LOGIT, Cells, SparseCollector
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
@@ -27,7 +29,7 @@ def grown(rows, cells, at_once=7):
     graph = GrowingGraph(space=cells, device=torch.device("cpu"))
     for first in range(0, len(rows), at_once):
         graph.add(block_of(rows[first : first + at_once]))
-    return graph, graph.ranking(graph.flow())
+    return graph, graph.ranking()
 
 
 def solve_influence(rows, cells):
@@ -122,6 +124,17 @@ def test_the_floor_drops_only_what_is_below_it(graph):
     assert 0 < len(row.sources) < len(rows[0].sources)
     without = solve_influence([row], cells)
     assert without.all_neurons == pytest.approx(solve_influence(rows[:1], cells).all_neurons, rel=1e-5)
+
+
+def test_pieces_are_joined_without_a_trace(graph):
+    """Rows of several pieces put together give the same influences."""
+    _, _, cells, _, rows, _ = graph
+    graph, apart = grown(rows, cells)
+    assert len(graph._pieces) > 1
+    graph._pieces[:] = [reduce(Piece.joined, graph.pieces)]
+    together = graph.ranking()
+    torch.testing.assert_close(together.neurons, apart.neurons)
+    torch.testing.assert_close(together.rows, apart.rows)
 
 
 def test_the_frontier_is_the_largest_unexpanded(graph):
