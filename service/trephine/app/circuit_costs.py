@@ -50,6 +50,18 @@ _LENS_ROWS = 2 * 48
 
 _FLOAT, _SOURCE_BYTES = 4, 12
 
+_PADDED = 1.5
+"""Rows of a prompt's tables on a GPU, per vector that is written."""
+
+_DENSE_ALIVE = 6
+"""Copies of a sweep's scores that are alive at once on a GPU: as they come, in order, sizes, masks."""
+
+_STORED_SHARE = 0.2
+"""Of a row's active features, those that are stored on a GPU while a graph grows."""
+
+_L0_SHARE = 0.02
+"""Of a dictionary's features, those that are active where it does not say how many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiscoveryCost:
@@ -75,11 +87,15 @@ def discovery_cost(
         n_tokens: Of the prompt.
         layers: Layers of the set that are covered; none for the model's own neurons.
     """
+    on_gpu = bool(layers) and not info.device.startswith("cpu")
     return DiscoveryCost(
         seconds=_seconds(command, info, n_tokens, layers),
         memory_bytes=_operators(info, n_tokens, layers)
-        + _temporaries(info, n_tokens, layers)
-        + _results(command, info, n_tokens)
+        + (
+            _tabled(command, info, n_tokens, layers)
+            if on_gpu
+            else _temporaries(info, n_tokens, layers) + _results(command, info, n_tokens)
+        )
         + int(_PAGED_SHARE * sum(layer.memory_bytes for layer in layers)),
     )
 
@@ -118,6 +134,22 @@ def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLay
     rows = per_sweep * n_tokens
     width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
     return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
+
+
+def _tabled(
+    command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
+) -> int:
+    """What a GPU holds: tables of the prompt, a sweep's scores, and the rows until the graph is grown."""
+    active = [layer.claimed_l0 or _L0_SHARE * layer.d_sae for layer in layers]
+    cells = n_tokens * sum(active)
+    written = n_tokens * sum(
+        l0 * len(layer.sites_out) for l0, layer in zip(active, layers, strict=True)
+    )  # vectors
+    nodes = command.max_feature_nodes
+    targets = min(feature_targets_per_sweep(n_tokens, tabled=True), max(TARGETS_PER_ROUND, nodes // 3))
+    matrices = info.n_layers * (2 * info.d_model**2 + 2 * info.n_heads * n_tokens**2)
+    floats = _PADDED * written * info.d_model + matrices + targets * cells * _DENSE_ALIVE
+    return int(floats * _FLOAT + nodes * cells * _STORED_SHARE * 2 * _FLOAT)
 
 
 def _results(command: DiscoverCircuit, info: ModelInfo, n_tokens: int) -> int:

@@ -31,6 +31,18 @@ TRANSCODERS = (
     (25, 512, 0, 3.99, 275),
     (101, 128, 0, 5.26, 435),
 )
+# Tokens, nodes, MB beyond the model and a resident set: `benchmarks.discovery_gpu` on an H200.
+ON_A_GPU = (
+    (16, 256, 212),
+    (16, 1024, 380),
+    (16, 4096, 846),
+    (64, 256, 537),
+    (64, 1024, 942),
+    (64, 4096, 1454),
+    (192, 256, 1645),
+    (192, 1024, 2263),
+    (192, 4096, 2979),
+)
 
 
 def smollm2() -> ModelInfo:
@@ -81,6 +93,15 @@ def test_predictions_are_within_a_factor_of_two(layers, row):
     cost = discovery_cost(asked(nodes, verified), smollm2(), tokens, layers)
     assert 0.5 <= cost.seconds / seconds <= 2
     assert 0.5 <= cost.memory_bytes / 1e6 / megabytes <= 2
+
+
+@pytest.mark.parametrize("row", ON_A_GPU, ids=lambda row: "-".join(map(str, row)))
+def test_memory_of_a_gpu_is_within_a_factor_of_two(row):
+    """Tables, scores and rows are what a GPU holds; the set is there already."""
+    tokens, nodes, megabytes = row
+    cost = discovery_cost(asked(nodes, 0), replace(smollm2(), device="cuda:0"), tokens, transcoders())
+    resident = 1.3 * sum(layer.memory_bytes for layer in transcoders())
+    assert 0.5 <= (cost.memory_bytes - resident) / 1e6 / megabytes <= 2
 
 
 def test_more_of_anything_costs_more():
