@@ -42,8 +42,8 @@ def _edges(graph: GrowingGraph, shown: Tensor) -> tuple[PartialEdge, ...]:
     place = {cell: number for number, cell in enumerate(shown.tolist())}
     into = torch.tensor([-1 if cell <= LOGIT else place.get(cell, -2) for cell in graph.cells])
     into = into.to(graph.device)
-    out_of = torch.full((graph.space.count,), -1, device=graph.device)
-    out_of[shown.to(graph.device)] = torch.arange(len(shown), device=graph.device)
+    out_of = torch.full((graph.space.count,), -1, dtype=torch.int32, device=graph.device)
+    out_of[shown.to(graph.device)] = torch.arange(len(shown), dtype=torch.int32, device=graph.device)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
     for piece in graph.pieces:
         source = out_of[piece.sources]

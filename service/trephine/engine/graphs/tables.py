@@ -25,6 +25,8 @@ from trephine.engine.replacements.sets import opened
 
 MOST_BYTES = 3 << 30
 """Tables larger than this are not made: a long prompt has work enough."""
+_SHARE = 3
+"""Of what is free, the part that tables may take: a sweep's scores and the rows need the rest."""
 _BLOCK_ROWS = 1 << 17
 _PATTERN_BYTES = 256 << 20
 """Patterns that are scaled together."""
@@ -112,7 +114,15 @@ class SweepTables:
 
 def is_tabled(active: ActiveFeatures, operators: FrozenOperators) -> bool:
     """True where tables can be made, and a device is there that gains by them."""
-    return operators.device.type == "cuda" and can_be_tabled(active) and _bytes(active) <= MOST_BYTES
+    if operators.device.type != "cuda" or not can_be_tabled(active):
+        return False
+    return _bytes(active) <= min(MOST_BYTES, _free(operators.device) // _SHARE)
+
+
+def _free(device: torch.device) -> int:
+    """Return the bytes of a GPU that nobody has, or that torch holds and nothing uses."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def can_be_tabled(active: ActiveFeatures) -> bool:
