@@ -98,10 +98,7 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     add_features(parser)
     parser.add_argument(
-        "--compile-for",
-        choices=(*GGUF_TYPES, "none"),
-        default="q4_0",
-        help="none: as for stock tools, with `mlp_bias`, which the GGUF loader drops",
+        "--compile-for", choices=GGUF_TYPES, default="q4_0", help="type whose grid grafts are written on"
     )
     parser.add_argument("--types", choices=GGUF_TYPES, nargs="+", default=["q8_0", "q4_1", "q4_0"])
     parser.add_argument("--llama-cpp", action="store_true", help="read each file in llama.cpp as well")
@@ -127,8 +124,7 @@ def main() -> int:
         model=hosted.info.name, weight_hash=hosted.info.weight_hash, create_time="",
     )  # fmt: skip
     entries = read_entries(hosted.folder)
-    made_for = None if given.compile_for == "none" else given.compile_for
-    program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=made_for))
+    program = finish(compile_weights(hosted, entries, edit, parts.fit, kind=given.compile_for))
     plain = windows_logits(hosted, parts.measured)
     say(f"compiled for {given.compile_for}; {int(mask.sum())} of {mask.numel()} tokens fire")
     say("| file | edit KL | recovery | recovery, firing | quantising alone |")
