@@ -7,6 +7,7 @@ are sampled, spread over the whole, and the rest is extrapolated by batch count.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -242,7 +243,8 @@ def cell(model: Any, request: dict[str, Any]) -> None:
     memory = DeviceMemory(device) if on_gpu else PeakMemory(request["memory_bytes"])
     runs = []
     for _ in range(request.get("repeats", 1)):
-        graph = None  # of the run before: it must not count twice
+        graph = None  # of the run before: it must not count twice,
+        gc.collect()  # nor what its watched context still holds
         watch = Watch(request["sampled"], device)
         began, cpu = time.perf_counter(), time.process_time()
         graph = run(model, request, watch)

@@ -106,7 +106,9 @@ class WatchResponse(google.protobuf.message.Message):
 
     @property
     def partial_circuit(self) -> trephine.v1.circuit_queries_pb2.PartialCircuit:
-        """Set where a growing result can be shown: DiscoverCircuit, after each round of expansion."""
+        """Set where a growing result can be shown: DiscoverCircuit, after each round of expansion,
+        on a GPU at most ten times a second and after the last.
+        """
 
     def __init__(
         self,

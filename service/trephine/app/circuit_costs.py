@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import SiteKind
 from trephine.domain.sweeps import (
+    SCORES_PER_SWEEP,
+    STORED_EDGES,
+    TABLED_BYTES,
     TARGETS_PER_ROUND,
+    WHOLE_EDGES_ON_GPU,
     feature_targets_per_sweep,
     neuron_targets_per_sweep,
 )
@@ -59,6 +64,9 @@ _DENSE_ALIVE = 6
 _STORED_SHARE = 0.2
 """Of a row's active features, those that are stored on a GPU while a graph grows."""
 
+_SOLVED = 2
+"""Copies of the matrix of nodes by nodes that ranks them."""
+
 _L0_SHARE = 0.02
 """Of a dictionary's features, those that are active where it does not say how many."""
 
@@ -92,10 +100,11 @@ def discovery_cost(
         seconds=_seconds(command, info, n_tokens, layers),
         memory_bytes=_operators(info, n_tokens, layers)
         + (
-            _tabled(command, info, n_tokens, layers)
+            _on_gpu(command, info, n_tokens, layers)
             if on_gpu
             else _temporaries(info, n_tokens, layers) + _results(command, info, n_tokens)
         )
+        + _SOLVED * command.max_feature_nodes**2 * _FLOAT
         + int(_PAGED_SHARE * sum(layer.memory_bytes for layer in layers)),
     )
 
@@ -136,20 +145,25 @@ def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLay
     return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
 
 
-def _tabled(
+def _on_gpu(
     command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
 ) -> int:
-    """What a GPU holds: tables of the prompt, a sweep's scores, and the rows until the graph is grown."""
-    active = [layer.claimed_l0 or _L0_SHARE * layer.d_sae for layer in layers]
-    cells = n_tokens * sum(active)
-    written = n_tokens * sum(
-        l0 * len(layer.sites_out) for l0, layer in zip(active, layers, strict=True)
-    )  # vectors
-    nodes = command.max_feature_nodes
-    targets = min(feature_targets_per_sweep(n_tokens, tabled=True), max(TARGETS_PER_ROUND, nodes // 3))
+    """What a GPU holds: tables of the prompt where they are made, a sweep's scores, and the growing rows."""
+    active = [n_tokens * (layer.claimed_l0 or _L0_SHARE * layer.d_sae) for layer in layers]
+    written = sum(count * len(layer.sites_out) for count, layer in zip(active, layers, strict=True))
+    cells, nodes = sum(active), command.max_feature_nodes
     matrices = info.n_layers * (2 * info.d_model**2 + 2 * info.n_heads * n_tokens**2)
-    floats = _PADDED * written * info.d_model + matrices + targets * cells * _DENSE_ALIVE
-    return int(floats * _FLOAT + nodes * cells * _STORED_SHARE * 2 * _FLOAT)
+    tables = _FLOAT * (_PADDED * written * info.d_model + matrices)
+    at_mlps = all(layer.site_in.kind is SiteKind.MLP_IN for layer in layers)
+    tabled = at_mlps and tables <= TABLED_BYTES
+    targets = min(feature_targets_per_sweep(n_tokens, tabled=tabled), max(TARGETS_PER_ROUND, nodes // 3))
+    scores = min(targets * written, SCORES_PER_SWEEP) * _DENSE_ALIVE * _FLOAT
+    stored = nodes * cells
+    kept = (
+        stored * _STORED_SHARE if stored <= WHOLE_EDGES_ON_GPU else min(STORED_EDGES, stored * _STORED_SHARE)
+    )
+    rows = kept * 2 * _FLOAT + nodes * (1 + info.n_layers) * n_tokens * _FLOAT
+    return int((tables if tabled else 0) + scores + rows)
 
 
 def _results(command: DiscoverCircuit, info: ModelInfo, n_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""A circuit while it is still growing, small enough to be shown after every round of expansion."""
+"""A circuit while it is still growing, small enough to be shown after rounds of expansion."""
 
 from __future__ import annotations
 

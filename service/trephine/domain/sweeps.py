@@ -12,6 +12,18 @@ Later rounds are half of what is expanded by then: the order of the rest has set
 more than the ranking (scores of graphs move by less than 0.001; doubling every time costs 0.02).
 """
 
+SCORES_PER_SWEEP = 3 << 25
+"""Contributions held dense during a sweep: targets times what is scored; 384 MiB in float32."""
+
+WHOLE_EDGES, WHOLE_EDGES_ON_GPU = 7 << 25, 1 << 30
+"""Edges of a graph that is stored whole but for negligible ones: at most 1.75 GiB, on a GPU 8."""
+
+STORED_EDGES = 1 << 27
+"""Edges stored of a larger one, 1 GiB; a row's smallest are not."""
+
+TABLED_BYTES = 3 << 30
+"""Tables of a prompt on a GPU are not made larger: a long prompt has work enough."""
+
 _NEURON_ROWS = 1 << 11
 _SHORT_ROWS, _LONG_ROWS, _TABLED_ROWS = 1 << 13, 1 << 16, 1 << 15
 

@@ -39,7 +39,7 @@ The forward pass rounds to that dtype after every operation (norms of some famil
 
 
 PARTIAL_SECONDS = 0.1
-"""A watcher is shown the growing graph no more often: on a GPU rounds take less, and a partial graph one."""
+"""On a GPU a watcher is shown the growing graph no more often but for the last round: rounds are shorter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +145,15 @@ class _Growth:
             for block in blocks:
                 graph.add(block)
             self._ranking = graph.ranking()
-            if monotonic() - self._shown >= PARTIAL_SECONDS:
+            if self._is_due():
                 partial = partial_circuit(graph, self._ranking)
                 self._shown = monotonic()
         yield Progress(stage="attribution", done=graph.n_expanded, total=self._total, partial=partial)
+
+    def _is_due(self) -> bool:
+        """True if a partial graph is shown after this round."""
+        last = self._graph.n_expanded >= self._total
+        return last or self._graph.device.type == "cpu" or monotonic() - self._shown >= PARTIAL_SECONDS
 
     def expansion(self) -> Expansion:
         """End the growth."""

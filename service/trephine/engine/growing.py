@@ -18,7 +18,7 @@ from trephine.engine.influence import LOGIT, Influence, Row, Space
 from trephine.engine.row_blocks import RowBlock
 
 _TOGETHER = 1 << 24
-"""Entries that are held in one piece on a GPU, beside the blocks: there calls cost more than 128 MiB."""
+"""Entries that are put together on a GPU, in copies of what the blocks hold: there calls cost more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

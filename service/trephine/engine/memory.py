@@ -6,6 +6,12 @@ import psutil
 import torch
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes of a GPU that nobody has, or that torch holds and nothing uses."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 class MemoryMeter:
     """Samples this process's memory (host, or the accelerator's allocator) and keeps the peak.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from trephine.engine.attention import PatternTape, pattern_tape
 from trephine.engine.partial_passes import ending_at
 
 Store = dict[tuple[int, str], Tensor]
+
+_NORMED_BYTES = 256 << 20
+"""Inputs of norms that are frozen together on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,18 +293,24 @@ def _freeze_norms(
             found[key] = block.attention_post_norm, store[key]
         if block.mlp_post_norm is not None:
             found[block.layer, "mlp_post_norm"] = block.mlp_post_norm, store[block.layer, "mlp_out"]
-    kinds = {(norm.centred, norm.eps) for norm, _ in found.values()}
-    if store[-1, "final_norm"].device.type == "cpu" or len(kinds) > 1:
+    if store[-1, "final_norm"].device.type == "cpu":
         return {key: freeze_norm(norm, clean, dtype) for key, (norm, clean) in found.items()}
-    wide = torch.stack([clean for _, clean in found.values()]).to(dtype)  # (n_norms, n_pos, d_model)
-    scale = final.inverse_scale(wide)
-    normed = final.centre(wide) * scale
-    return {
-        key: _frozen(norm, own_scale, own_normed, dtype)
-        for (key, (norm, _)), own_scale, own_normed in zip(
-            found.items(), scale.unbind(), normed.unbind(), strict=True
-        )
-    }
+    return dict(zip(found, _frozen_together(list(found.values()), dtype), strict=True))
+
+
+def _frozen_together(pairs: Sequence[tuple[Norm, Tensor]], dtype: torch.dtype) -> Iterator[FrozenNorm]:
+    """Freeze norms at clean inputs of one shape, those of one kind in as few calls as memory allows."""
+    clean = pairs[0][1]
+    together = max(1, _NORMED_BYTES // (clean.numel() * dtype.itemsize))
+    for _, group in groupby(pairs, key=lambda pair: (pair[0].centred, pair[0].eps)):
+        own = list(group)
+        for first in range(0, len(own), together):
+            norms, inputs = zip(*own[first : first + together], strict=True)
+            wide = torch.stack(inputs).to(dtype)  # (n_norms, n_pos, d_model)
+            scale = norms[0].inverse_scale(wide)
+            normed = norms[0].centre(wide) * scale
+            for norm, own_scale, own_normed in zip(norms, scale.unbind(), normed.unbind(), strict=True):
+                yield _frozen(norm, own_scale, own_normed, dtype)
 
 
 def _freeze_layer(

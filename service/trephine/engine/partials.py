@@ -17,9 +17,10 @@ def partial_circuit(graph: GrowingGraph, ranking: Ranking) -> PartialCircuit:
         graph: The expanded rows, the targets' among them.
         ranking: Influences over them.
     """
-    mass = ranking.neurons[graph.expanded]
+    expanded = graph.expanded
+    mass = ranking.neurons[expanded]
     strongest = mass.argsort(descending=True, stable=True)[:SHOWN_NODES]
-    shown = graph.expanded[strongest].cpu()
+    shown = expanded[strongest].cpu()
     whole, inside = float(ranking.all_neurons), float(mass.sum())
     return PartialCircuit(
         nodes=_nodes(shown, mass[strongest], graph),

@@ -17,7 +17,6 @@ from trephine.domain.directions import CompareFeatures
 from trephine.domain.errors import FeatureOutOfRangeError, InvalidRequestError
 from trephine.domain.partials import SHOWN_EDGES, SHOWN_NODES
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine import expansion
 from trephine.engine.directions import compare
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.quanta import finish
@@ -94,9 +93,8 @@ def test_signs_turn_round_and_bounds_leave_out():
 
 
 @pytest.mark.parametrize("kind", [None, "jumprelu"])
-def test_partial_graphs_grow_towards_the_circuit(kind, monkeypatch):
+def test_partial_graphs_grow_towards_the_circuit(kind):
     """The last partial's nodes are nodes of the circuit with its influences, its edges edges of its rows."""
-    monkeypatch.setattr(expansion, "PARTIAL_SECONDS", 0.0)
     hosted = tiny_hosted("llama")
     if kind is not None:
         resident_set(hosted, kind)

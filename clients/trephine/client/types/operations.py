@@ -41,4 +41,4 @@ class OperationUpdate(WireValue):
     heartbeat: bool
     """True if nothing happened and the stream only shows that it is alive."""
     partial_circuit: PartialCircuit | None
-    """Of a discovery, after each round of expansion: the graph so far."""
+    """Of a discovery, after a round of expansion (on a GPU at most ten a second): the graph so far."""

@@ -24,6 +24,9 @@ from trephine.engine.operators import FrozenOperators
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import layer_info, opened
 
+_LISTED_BYTES = 256 << 20
+"""Dense activations that are listed together on a GPU."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveLayer:
@@ -138,7 +141,7 @@ def activate(
     constants = {site: torch.zeros_like(value) for site, value in errors.items()}
     active: list[ActiveLayer] = []
     first = 0 if keep_first else 1
-    for group in _groups(infos, operators.device):
+    for group in _groups(infos, operators):
         encoded: list[_Encoded] = []
         for info in group:
             with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
@@ -181,16 +184,18 @@ def _sites_written(infos: Sequence[ReplacementLayerInfo], operators: FrozenOpera
 
 
 def _groups(
-    infos: Sequence[ReplacementLayerInfo], device: torch.device
-) -> Iterable[Sequence[ReplacementLayerInfo]]:
-    """Divide layers into those whose active features are listed together.
+    infos: Sequence[ReplacementLayerInfo], operators: FrozenOperators
+) -> Iterator[Sequence[ReplacementLayerInfo]]:
+    """Divide layers into those whose active features are listed together, all of one width.
 
-    On a GPU a list ends in a wait for the device, and there is one for all layers of a width; elsewhere a
-    layer's dense activations are not kept longer than they are needed.
+    On a GPU a list ends in a wait for the device, so that there are few; elsewhere dense activations are not
+    kept longer than they are needed.
     """
-    if device.type == "cpu":
-        return [[info] for info in infos]
-    return [list(group) for _, group in groupby(infos, key=lambda info: info.d_sae)]
+    room = 0 if operators.device.type == "cpu" else _LISTED_BYTES
+    for d_sae, group in groupby(infos, key=lambda info: info.d_sae):
+        layers = list(group)
+        together = max(1, room // (operators.n_pos * d_sae * operators.embedding.element_size()))
+        yield from (layers[first : first + together] for first in range(0, len(layers), together))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trephine.domain.sweeps import feature_targets_per_sweep
+from trephine.domain.sweeps import (
+    SCORES_PER_SWEEP,
+    STORED_EDGES,
+    WHOLE_EDGES,
+    WHOLE_EDGES_ON_GPU,
+    feature_targets_per_sweep,
+)
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.stored_edges import stored_rows
@@ -21,18 +26,13 @@ from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read
 from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
-from trephine.engine.memory import MemoryMeter
+from trephine.engine.memory import MemoryMeter, free_bytes
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.row_blocks import RowBlock
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
 
-_SCORES_PER_SWEEP = 3 << 25
-"""Contributions held dense during a sweep: targets times active features; 384 MiB in float32."""
-_WHOLE, _WHOLE_ON_GPU = 7 << 25, 1 << 30
-"""Edges of a graph that is stored whole but for negligible ones: at most 1.75 GiB, on a GPU 8."""
-_STORED = 1 << 27
-"""Edges stored of a larger one, 1 GiB; a row's smallest are not."""
+_EDGE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,16 @@ class _Tabled:
     reads: TabledReads
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureBasis:
-    """The active features of one prompt under a loaded set.
+@dataclass(slots=True)
+class Layout:
+    """How one prompt is swept; settled before its targets are."""
 
-    Without slots, so that tables are made when the first sweep asks for them.
-    """
+    tabled: _Tabled | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBasis:
+    """The active features of one prompt under a loaded set."""
 
     hosted: HostedModel
     operators: FrozenOperators
@@ -60,6 +64,7 @@ class FeatureBasis:
     """Features that will be expanded at most; decides how much of a row can be stored."""
     writes: Writes = field(default_factory=Writes)
     """What the features write, gathered once where it is little."""
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def cells(self) -> ActiveFeatures:
@@ -72,7 +77,12 @@ class FeatureBasis:
         return self.operators.device
 
     def target_rows(self) -> Generator[None, None, list[Row]]:
-        """Attribute the targets, in batches that share a stretch of the stream."""
+        """Lay the prompt out, and attribute the targets, in batches that share a stretch of the stream."""
+        if is_tabled(self.active, self.operators):
+            with torch.inference_mode():
+                reads = tabled_reads(self.hosted, self.operators, self.active)
+            tables = yield from sweep_tables(self.hosted, self.operators, self.active)
+            self.layout.tabled = _Tabled(tables, reads)
         parts = parts_from_the_top(self.explained)
         segments = segment_of(self.active, torch.tensor([part.place for _, part in parts]))
         found: list[tuple[int, Row]] = []
@@ -91,10 +101,10 @@ class FeatureBasis:
         """Attribute features, in batches that share positions and a stretch of the stream."""
         blocks: list[RowBlock] = []
         for batch in self._batches(cells):
-            if self._tabled is None:
+            if self.layout.tabled is None:
                 targets = feature_targets(self.hosted, self.operators, self.active, batch)
             else:
-                targets = self._tabled.reads.targets(batch)
+                targets = self.layout.tabled.reads.targets(batch)
             ordered = batch[self._order(batch)]
             blocks.append((yield from self._attribute(targets, ordered.tolist())))
         return blocks
@@ -112,19 +122,11 @@ class FeatureBasis:
             position = self.active.position[own]
             yield from own[position.argsort(stable=True)].split(size)
 
-    @cached_property
-    def _tabled(self) -> _Tabled | None:
-        if not is_tabled(self.active, self.operators):
-            return None
-        with torch.inference_mode():
-            return _Tabled(
-                sweep_tables(self.hosted, self.operators, self.active),
-                tabled_reads(self.hosted, self.operators, self.active),
-            )
-
     def _targets_per_sweep(self) -> int:
-        most = feature_targets_per_sweep(self.operators.n_pos, tabled=self._tabled is not None)
-        return max(1, min(most, _SCORES_PER_SWEEP // max(1, self.active.count)))
+        tabled = self.layout.tabled
+        most = feature_targets_per_sweep(self.operators.n_pos, tabled=tabled is not None)
+        width = self.active.count if tabled is None else tabled.sweep.width
+        return max(1, min(most, SCORES_PER_SWEEP // max(1, width)))
 
     def _places(self, cells: Tensor) -> Tensor:
         by_layer = self.active.place_by_layer()
@@ -139,7 +141,7 @@ class FeatureBasis:
             return stored_rows(targets, cells, sums, mass, self._room())
 
     def _swept(self, targets: FeatureTargets) -> Generator[None, None, FeatureSums]:
-        tabled = self._tabled
+        tabled = self.layout.tabled
         if tabled is not None and not reads_attention(tabled.sweep, targets):
             return sweep_over_tables(tabled.sweep, targets)
         return sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
@@ -147,5 +149,7 @@ class FeatureBasis:
     def _room(self) -> int:
         """Edges that a row may store."""
         rows = self.max_nodes + len(self.explained.targets)
-        whole = _WHOLE if self.device.type == "cpu" else _WHOLE_ON_GPU
-        return self.active.count if self.active.count * rows <= whole else max(1, _STORED // rows)
+        whole = WHOLE_EDGES
+        if self.device.type == "cuda":
+            whole = min(WHOLE_EDGES_ON_GPU, free_bytes(self.device) // _EDGE_BYTES)
+        return self.active.count if self.active.count * rows <= whole else max(1, STORED_EDGES // rows)

@@ -129,7 +129,10 @@ class _TabledSweep:
         entries = self.scores.index_select(1, tables.columns).mul_(tables.amounts)
         features = entries
         if not tables.one_each:
-            features = entries.new_zeros(n, tables.n_cells).index_add_(1, tables.cells, entries)
+            features = entries.new_zeros(n, tables.n_cells)
+            # Part by part: what a cell writes at several sites is added in the same order every time.
+            for cells, scores in zip(tables.parts, entries.split([*map(len, tables.parts)], 1), strict=True):
+                features[:, cells.start : cells.stop] += scores
         errors = self.scores.index_select(1, tables.errors).view(n, -1, tables.n_pos)
         constants = self.scores.index_select(1, tables.constants).sum(1)
         return FeatureSums(features=features, errors=errors, tokens=tokens, bias=self.bias + constants)

@@ -2,34 +2,34 @@
 
 On a GPU a model of ordinary size leaves the card idle between calls, so that time is the number of calls. Per
 block, everything that was written becomes one batch of matrices by position (features, padded to the widest
-position; the error term; the constants), and attention four products with matrices into which gains,
+position; the error term; the constants), and attention three products with matrices into which gains,
 centring and frozen scales are folded. Works for sets that read what MLPs read and write what they write
 (transcoders, skip and cross-layer ones, neurons aside); `sweeping` does all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sweeps import TABLED_BYTES
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import skip_of
-from trephine.engine.graphs.writes import Span, spans_of
+from trephine.engine.graphs.writes import PADDING, Span, spans_of
 from trephine.engine.hosted import HostedModel
+from trephine.engine.memory import free_bytes
 from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
 from trephine.engine.replacements.sets import opened
 
-MOST_BYTES = 3 << 30
-"""Tables larger than this are not made: a long prompt has work enough."""
 _SHARE = 3
 """Of what is free, the part that tables may take: a sweep's scores and the rows need the rest."""
 _BLOCK_ROWS = 1 << 17
-_PATTERN_BYTES = 256 << 20
-"""Patterns that are scaled together."""
+_FOLDED_BYTES = 256 << 20
+"""Patterns, or matrices, that are folded together."""
 _REST = 2
 """Columns of every position beside its features: the error term and the constants."""
 
@@ -90,10 +90,10 @@ class SweepTables:
     layers: tuple[LayerTable, ...]
     width: int
     """Scores of one target, padding included."""
-    cells: Tensor
-    """int64 `(n_entries,)`, the cell of every feature that is written somewhere, and"""
+    parts: tuple[range, ...]
+    """Cells of every layer, once for every site that it writes; entries are theirs, part by part."""
     columns: Tensor
-    """int64 `(n_entries,)`, where its scores stand."""
+    """int64 `(n_entries,)`, where the scores of entries stand."""
     amounts: Tensor
     """`(n_entries,)`, what the decoder is multiplied with when it is written."""
     n_cells: int
@@ -113,16 +113,10 @@ class SweepTables:
 
 
 def is_tabled(active: ActiveFeatures, operators: FrozenOperators) -> bool:
-    """True where tables can be made, and a device is there that gains by them."""
+    """True where tables can be made, and a device is there that gains by them and has room."""
     if operators.device.type != "cuda" or not can_be_tabled(active):
         return False
-    return _bytes(active) <= min(MOST_BYTES, _free(operators.device) // _SHARE)
-
-
-def _free(device: torch.device) -> int:
-    """Return the bytes of a GPU that nobody has, or that torch holds and nothing uses."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return table_bytes(active, operators) <= min(TABLED_BYTES, free_bytes(operators.device) // _SHARE)
 
 
 def can_be_tabled(active: ActiveFeatures) -> bool:
@@ -134,15 +128,22 @@ def can_be_tabled(active: ActiveFeatures) -> bool:
     )
 
 
-def _bytes(active: ActiveFeatures) -> int:
-    """Bound the bytes of what features write."""
-    vector = next(iter(active.errors.values()))
+def table_bytes(active: ActiveFeatures, operators: FrozenOperators) -> int:
+    """Bound the bytes of a prompt's tables: what is written, padded, and every block's folded matrices."""
+    attention, n_layers = operators.layers[0].block.attention, len(operators.layers)
+    n_pos, d_model = operators.embedding.shape
     vectors = sum(layer.count * len(layer.info.sites_out) for layer in active.layers)
-    return 2 * vectors * vector.shape[1] * vector.element_size()
+    padded = PADDING * (vectors + _REST * n_layers * n_pos) * d_model
+    matrices = (attention.n_heads + attention.n_kv_heads) * attention.d_head * d_model
+    matrices += attention.n_heads * n_pos**2
+    skips = sum(layer.info.has_skip for layer in active.layers) * d_model**2
+    return (padded + n_layers * matrices + skips) * operators.embedding.element_size()
 
 
-def sweep_tables(hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures) -> SweepTables:
-    """Lay a prompt out.
+def sweep_tables(
+    hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures
+) -> Generator[None, None, SweepTables]:
+    """Lay a prompt out, one layer of the set a quantum.
 
     Args:
         hosted: The model with its sets.
@@ -151,44 +152,46 @@ def sweep_tables(hosted: HostedModel, operators: FrozenOperators, active: Active
     """
     device, n_pos = operators.device, operators.n_pos
     sites = [Site(kind=SiteKind.MLP_OUT, layer=layer.block.layer) for layer in operators.layers]
-    entries = _entries(active, sites)
-    plan = _plan(entries, n_pos, len(sites))
-    columns, starts = plan.columns.to(device), plan.starts.flatten().to(device)
-    errors, constants = starts, starts + 1
-    vectors = operators.embedding.new_empty(plan.end, operators.embedding.shape[1])
-    vectors[errors] = torch.cat([active.errors[site] for site in sites])
-    vectors[constants] = torch.cat([_constants(hosted, operators, active, site) for site in sites])
-    amounts = []
-    for (layer, site), places in zip(entries.parts, columns.split(entries.counts), strict=True):
-        with opened(hosted, active.replacement, [layer.info.layer]) as resident:
+    writings = _writings(active, sites)
+    plan = _plan(writings, n_pos, len(sites))
+    amounts = [layer.written for layer, _ in writings.parts]
+    with torch.inference_mode():
+        columns, starts = plan.columns.to(device), plan.starts.flatten().to(device)
+        errors, constants = starts, starts + 1
+        vectors = operators.embedding.new_empty(plan.end, operators.embedding.shape[1])
+        vectors[errors] = torch.cat([active.errors[site] for site in sites])
+        vectors[constants] = torch.cat([_constants(hosted, operators, active, site) for site in sites])
+    for (layer, site), places in zip(writings.parts, columns.split(writings.counts), strict=True):
+        with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
             vectors[places] = resident[layer.info.layer].decoders(layer.index, site).to(vectors.dtype)
-        amounts.append(layer.written)
-    return SweepTables(
-        layers=tuple(
-            LayerTable(
-                parallel=layer.block.parallel,
-                written=tuple(_written(spans, vectors)),
-                skip=_skip(hosted, active, layer),
-                attention=attention,
-            )
-            for layer, spans, attention in zip(
-                operators.layers, plan.spans, _attentions(operators.layers), strict=True
-            )
-        ),
-        width=plan.end,
-        cells=entries.cells.to(device),
-        columns=columns,
-        amounts=torch.cat(amounts).to(vectors.dtype) if amounts else vectors.new_zeros(0),
-        n_cells=active.count,
-        one_each=torch.equal(entries.cells, torch.arange(active.count)),
-        errors=errors[_by_site(active, sites, n_pos).to(device)],
-        constants=constants,
-        embedding=operators.embedding[:, :, None],
-    )
+        yield
+    with torch.inference_mode():
+        return SweepTables(
+            layers=tuple(
+                LayerTable(
+                    parallel=layer.block.parallel,
+                    written=tuple(_written(spans, vectors)),
+                    skip=_skip(hosted, active, layer),
+                    attention=attention,
+                )
+                for layer, spans, attention in zip(
+                    operators.layers, plan.spans, _attentions(operators.layers), strict=True
+                )
+            ),
+            width=plan.end,
+            parts=tuple(range(layer.start, layer.end) for layer, _ in writings.parts),
+            columns=columns,
+            amounts=torch.cat(amounts).to(vectors.dtype) if amounts else vectors.new_zeros(0),
+            n_cells=active.count,
+            one_each=torch.equal(writings.cells, torch.arange(active.count)),
+            errors=errors[_by_site(active, sites, n_pos).to(device)],
+            constants=constants,
+            embedding=operators.embedding[:, :, None],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Entries:
+class _Writings:
     """Every feature at every site that it writes."""
 
     parts: list[tuple[ActiveLayer, Site]]
@@ -204,14 +207,16 @@ class _Entries:
         return [layer.count for layer, _ in self.parts]
 
 
-def _entries(active: ActiveFeatures, sites: Sequence[Site]) -> _Entries:
+def _writings(active: ActiveFeatures, sites: Sequence[Site]) -> _Writings:
     number = {site: place for place, site in enumerate(sites)}
     parts = [(layer, site) for layer in active.layers if layer.count for site in layer.info.sites_out]
     none = torch.zeros(0, dtype=torch.int64)
     cells = torch.cat([none, *(torch.arange(layer.start, layer.end) for layer, _ in parts)])
     first = torch.tensor([number[site] * active.n_pos for _, site in parts], dtype=torch.int64)
     counts = torch.tensor([layer.count for layer, _ in parts], dtype=torch.int64)
-    return _Entries(parts=parts, cells=cells, places=active.position[cells] + first.repeat_interleave(counts))
+    return _Writings(
+        parts=parts, cells=cells, places=active.position[cells] + first.repeat_interleave(counts)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +232,7 @@ class _Plan:
     """int64 `(n_entries,)`, of the entries."""
 
 
-def _plan(entries: _Entries, n_pos: int, n_sites: int) -> _Plan:
+def _plan(entries: _Writings, n_pos: int, n_sites: int) -> _Plan:
     features = torch.bincount(entries.places, minlength=n_sites * n_pos)
     counts = (features + _REST).view(n_sites, n_pos)
     offsets = torch.nn.functional.pad(counts.cumsum(1), (1, 0)).tolist()
@@ -289,9 +294,9 @@ def _through(norm: FrozenNorm, matrix: Tensor) -> Tensor:
 
 
 def _attentions(layers: Sequence[FrozenLayer]) -> Iterator[FoldedAttention]:
-    """Fold all layers, as many together as their patterns allow: a call per kind of matrix."""
-    pattern = layers[0].pattern
-    together = max(1, _PATTERN_BYTES // (pattern.numel() * pattern.element_size()))
+    """Fold all layers, as many together as their size allows: a call per kind of matrix."""
+    pattern, matrix = layers[0].pattern, layers[0].block.attention.W_O
+    together = max(1, _FOLDED_BYTES // (max(pattern.numel(), matrix.numel()) * pattern.element_size()))
     for first in range(0, len(layers), together):
         yield from _attentions_together(layers[first : first + together])
 

@@ -25,7 +25,7 @@ KEPT_BYTES, KEPT_BYTES_ON_GPU = 64 << 20, 2 << 30
 
 On a GPU gathering costs calls, not bandwidth, and memory is less scarce than calls.
 """
-_PADDING = 2
+PADDING = 2
 """A block has at most so many times the rows of its features."""
 _BLOCK_ROWS, _BLOCK_ROWS_ON_GPU = 1 << 13, 1 << 17
 """Rows of a block, padding included; bounds the memory of a gathering."""
@@ -104,7 +104,7 @@ class Writes:
         found = blocks(hosted, active.replacement, layer, site, dtype, self._spans[number])
         width = active.errors[site].shape[1] * dtype.itemsize
         room = KEPT_BYTES if _on_cpu(layer) else KEPT_BYTES_ON_GPU
-        if _PADDING * width * _written_vectors(active.layers) > room:
+        if PADDING * width * _written_vectors(active.layers) > room:
             yield from found
         else:
             yield from self._kept.setdefault(key, tuple(found))
@@ -128,7 +128,7 @@ def spans_of(offsets: Sequence[int], most: int) -> Iterator[Span]:
     for position, (start, end) in enumerate(pairwise(offsets)):
         wider = max(width, end - start)
         rows = (position + 1 - first) * wider
-        if width and (rows > _PADDING * (features + end - start) or rows > most):
+        if width and (rows > PADDING * (features + end - start) or rows > most):
             yield Span(positions=range(first, position), width=width)
             first, width, features = position, end - start, end - start
         else:

@@ -13,7 +13,8 @@ from tests.unit.engine.graphs.test_laws_of_sets import prepared, some_cells
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.engine.discovery import discover_circuit
-from trephine.engine.graphs import basis, tabled_sweep
+from trephine.engine.graphs import actives, basis, tabled_sweep
+from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
@@ -51,7 +52,7 @@ def test_tables_give_the_same_sums(family, kind, grows, monkeypatch):
     hosted, operators, active = prepared(family, kind)
     assert can_be_tabled(active)
     assert not is_tabled(active, operators)  # a processor gains nothing by them
-    tables = sweep_tables(hosted, operators, active)
+    tables = finish(sweep_tables(hosted, operators, active))
     last = active.position == active.n_pos - 1
     early = (active.position < 3).nonzero().flatten()
     every = some_cells(active, 6)
@@ -78,8 +79,11 @@ def test_tabled_reads_are_the_targets(family, kind):
         torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_graph_over_tables_is_the_graph(family, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "jumprelu"), ("llama", "clt"), ("gpt2", "skip"), ("gemma2", "jumprelu"), ("gpt_neox", "clt")],
+)
+def test_a_graph_over_tables_is_the_graph(family, kind, monkeypatch):
     """What a GPU would do, done here: the same nodes, edges and influences."""
     command = DiscoverCircuit(
         prompt="When Mary and John went to the store John gave a drink to",
@@ -89,22 +93,43 @@ def test_a_graph_over_tables_is_the_graph(family, monkeypatch):
         verify_nodes=0,
     )
     hosted = tiny_hosted(family)
-    resident_set(hosted, "jumprelu")
+    resident_set(hosted, kind)
     theirs = finish(discover_circuit(hosted, command))
     monkeypatch.setattr(basis, "is_tabled", lambda active, operators: True)
     ours = finish(discover_circuit(hosted, command))
     assert [(node.kind, node.layer, node.position, node.feature) for node in ours.nodes] == [
         (node.kind, node.layer, node.position, node.feature) for node in theirs.nodes
     ]
+    assert [node.influence for node in ours.nodes] == pytest.approx(
+        [node.influence for node in theirs.nodes], rel=1e-3, abs=1e-6
+    )
     for part in ("source", "target"):
         assert getattr(ours.edges, part) == getattr(theirs.edges, part)
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("keep_first", [False, True])
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "normalised", "clt"])
+def test_layers_are_listed_together_as_apart(kind, keep_first, monkeypatch):
+    """On a GPU one list is made of all layers, here of two at a time."""
+    hosted, operators, _ = prepared("llama", kind)
+    covered = hosted.replacements[NAME].covered
+    apart = finish(activate(hosted, operators, NAME, covered, keep_first=keep_first))
+    monkeypatch.setattr(actives, "_groups", lambda infos, operators: [infos[:2], infos[2:]])
+    together = finish(activate(hosted, operators, NAME, covered, keep_first=keep_first))
+    assert len(apart.layers) > 2
+    for part in ("layer", "position", "index", "activation"):
+        assert torch.equal(getattr(together, part), getattr(apart, part))
+    for ours, theirs in zip(together.layers, apart.layers, strict=True):
+        assert (ours.start, ours.offsets) == (theirs.start, theirs.offsets)
+        for part in ("position", "index", "written", "read_scale"):
+            assert torch.equal(getattr(ours, part), getattr(theirs, part))
+
+
 def test_targets_on_attention_are_swept_without_tables():
     """They see the stream through attention alone; logits stand above all blocks, at a place like theirs."""
     hosted, operators, active = prepared("llama", "jumprelu")
-    tables = sweep_tables(hosted, operators, active)
+    tables = finish(sweep_tables(hosted, operators, active))
     logits = logit_targets(operators, [logit_readout(hosted, 7)])
     assert not tabled_sweep.reads_attention(tables, logits)
     assert tabled_sweep.reads_attention(

@@ -55,5 +55,5 @@ def test_spans_cover_every_feature_once_and_pad_little():
         for span in spans:
             own = counts[span.positions.start : span.positions.stop]
             assert span.width == int(own.max())
-            assert span.rows <= writes._PADDING * int(own.sum()) or len(span.positions) == 1
+            assert span.rows <= writes.PADDING * int(own.sum()) or len(span.positions) == 1
             assert span.rows <= most or len(span.positions) == 1
