@@ -96,7 +96,8 @@ def test_means_are_per_position_where_positions_are_kept():
         for ids in (context.ids, context.twin):
             row = run_rows(scene.hosted, [RowInput(ids)], reads=[site(1)])
             by_hand.append(row.values[0][site(1)])
-    assert torch.allclose(means[1].activations, torch.stack(by_hand).mean(0)[1:], atol=1e-9)
+    # Norms compute in float32 also in a float64 model, and a batch rounds otherwise than a row alone.
+    assert torch.allclose(means[1].activations, torch.stack(by_hand).mean(0)[1:], atol=1e-6)
 
 
 def test_means_are_pooled_where_positions_are_summed():
