@@ -34,14 +34,14 @@ from trephine.domain.interventions import Ablate
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.retain import retain_ids, window_logits
 
-pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(2700)]
 
 
 @pytest.fixture(scope="module")
 def told(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "out" / "demo"
-    code, out, err = finish(start(folder / "unused", "demo", "--out", str(folder)), seconds=800)
+    code, out, err = finish(start(folder / "unused", "demo", "--out", str(folder)), seconds=2400)
     assert code == 0, f"{out[-3000:]}\n{err[-3000:]}"
     return folder, out
 

@@ -6,7 +6,8 @@ It loads the exported folder with stock transformers, recomputes the planned cha
 and compares next-token distributions with those that the intervened runtime left in safetensors files.
 Lines of JSON go to stdout: `{"stage": ..., "done": ..., "total": ...}`, at last `{"result": {...}}`. It ends
 when its stdin closes, so that it never outlives whoever started it. On purpose it shares no code with the
-compiler that it checks.
+compiler that it checks. On a processor without bfloat16 units it has their products computed in float32 and
+rounded once, as units do.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_pl
 _figures = _beside("certifier_figures")
 kl, next_token_loss, recover = _figures.kl, _figures.next_token_loss, _figures.recover
 _features = _beside("certifier_features")
+widen_products = _beside("narrow_products").widen_products
 spread, firing_spread, everywhere = _figures.spread, _figures.firing_spread, _figures.everywhere
 
 
@@ -234,7 +236,7 @@ def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         for key in report[kind]
     )
-    return model.eval(), complaints
+    return widen_products(model.eval()), complaints
 
 
 def answers(model: Any, request: dict[str, Any], stage: str) -> Iterator[tuple[int, Any]]:

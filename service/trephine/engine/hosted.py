@@ -18,6 +18,7 @@ from trephine.domain.tokens import Token
 from trephine.engine.architecture import Architecture, describe_architecture
 from trephine.engine.attention import IMPLEMENTATION, register_attention
 from trephine.engine.fingerprint import hash_now
+from trephine.engine.narrow_products import widen_products
 from trephine.engine.spelling import Spelling
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def host(
     architecture = describe_architecture(model)
     register_attention()
     model.set_attn_implementation(IMPLEMENTATION)
-    model.eval().requires_grad_(False)
+    widen_products(model.eval().requires_grad_(False))
     digest = hash_now(model) if weight_hash is None else weight_hash
     return HostedModel(
         model=model,
