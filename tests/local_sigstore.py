@@ -33,8 +33,8 @@ _ISSUER_V1 = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.1")
 _TREE_LEAF = b"\x00"
 
 
-def token(identity: str = "me@example.org", *, seconds: int = 600) -> str:
-    """A token that names an identity; its signature is nonsense."""
+def token(identity: str = "me@example.org", *, seconds: int = 6 * 3600) -> str:
+    """A token that names an identity, for longer than tests take; its signature is nonsense."""
     now = int(time.time())
     claims = {"iss": PROVIDER, "sub": "1", "aud": "sigstore", "email": identity}
     body = {**claims, "email_verified": True, "iat": now - 1, "exp": now + seconds}

@@ -8,6 +8,7 @@ laptops and many servers have no such units. Stands alone: the certifier loads i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -60,10 +61,16 @@ def _is_narrow(args: Sequence[Any]) -> bool:
     )
 
 
+def products_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Return what products of a type are computed in on a device."""
+    narrow = dtype == torch.bfloat16 and device.type == "cpu" and lacks_units()
+    return WideProducts() if narrow else nullcontext()
+
+
 def widen_products(model: Any) -> Any:
     """Have a bfloat16 model on a processor without units run in `WideProducts`; return it."""
     weight = next(iter(model.parameters()), None)
-    if weight is None or weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not lacks_units():
+    if weight is None or isinstance(products_in(weight.dtype, weight.device), nullcontext):
         return model
     plain = model.forward
 

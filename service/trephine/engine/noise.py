@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trephine.engine.attention import IMPLEMENTATION
 from trephine.engine.divergence import joined, kl_divergence
 from trephine.engine.hosted import HostedModel
+from trephine.engine.narrow_products import products_in
 from trephine.engine.retain import RetainText, plain_logits, window_batches
 
 _KEPT: WeakKeyDictionary[Any, dict[tuple[str, str, torch.dtype | None], NoiseFloor]] = WeakKeyDictionary()
@@ -156,7 +157,8 @@ def computing_in(dtype: torch.dtype, model: nn.Module) -> Iterator[None]:
             if module._parameters:
                 handles.append(module.register_forward_pre_hook(exchange))
                 handles.append(module.register_forward_hook(restore))
-        yield
+        with products_in(dtype, next(model.parameters()).device):
+            yield
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from tests.builders import FAMILIES, tiny_folder, tiny_hosted
 from tests.unit.engine.exporting import hosted_in
 from trephine.engine.attention import IMPLEMENTATION
 from trephine.engine.fingerprint import hash_now
+from trephine.engine.narrow_products import widen_products
 from trephine.engine.noise import _as_stored, _under_float32, noise_floor, stock_attention
 from trephine.engine.quanta import finish
 from trephine.engine.retain import retain_text
@@ -52,7 +53,8 @@ def test_running_as_stored_is_what_stock_transformers_does_with_the_files(family
     assert hosted.model.dtype == torch.float32
     before, ids = hash_now(hosted.model), torch.tensor([hosted.encode(TEXT)[:60]])
     found = _as_stored(hosted, ids, dtype=torch.bfloat16)
-    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    # Where a processor has no bfloat16 units, products run in float32, as in the certifier.
+    stock = widen_products(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval())
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, stock(ids, use_cache=False).logits)
     floor = finish(noise_floor(hosted, retain_text(hosted, TEXT), torch.bfloat16))
