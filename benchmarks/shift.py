@@ -21,7 +21,7 @@ from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
 from benchmarks.shift_arms import FEATURE_ARMS, PLAIN_ARMS, Bench
-from benchmarks.shift_figures import FIGURES, Gate, Table, data_gates, scr, targets
+from benchmarks.shift_figures import Gate, Table, data_gates, gate_line, table_lines, targets
 from benchmarks.shift_pronouns import note
 from benchmarks.shift_random import NAME as RANDOM
 from benchmarks.shift_random import reside_random
@@ -240,17 +240,13 @@ def _print_table(task: Task, table: Table) -> None:
         f"resid_post of layer {task.layer}, {task.pooling.value}-pooled; {texts} test texts per group over "
         f"{seeds} seeds; per cent [95 %]"
     )
-    say("| arm | " + " | ".join(FIGURES) + " | worst group less the oracle's | SCR |")
-    say("|---|" + "---|" * (len(FIGURES) + 2))
-    for arm in table.arms:
-        figures = " | ".join(str(table.figure(arm, name)) for name in FIGURES)
-        gap = table.difference(arm, "oracle", "worst group")
-        say(f"| {arm} | {figures} | {gap} | {scr(table, arm):.2f} |")
+    for each in table_lines(table):
+        say(each)
 
 
 def _print_gates(title: str, gates: Sequence[Gate]) -> None:
     for gate in gates:
-        say(f"{title}: {gate.name}: {gate.measured}: {'holds' if gate.holds else 'MISSED'}")
+        say(gate_line(title, gate))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.shift import DECIDERS, ORACLES, TASKS, say, texts_digest
 from benchmarks.shift_arms import PLAIN_ARMS, Bench
-from benchmarks.shift_figures import FIGURES, Gate, Table, data_gates, scr, targets
+from benchmarks.shift_figures import Gate, Table, data_gates, gate_line, table_lines, targets
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task, tasks
 from trephine.client import connect
 from trephine.client.model import Model
@@ -281,12 +281,8 @@ def report(task: Task, given: argparse.Namespace, found: Sequence[dict[str, Any]
         f"\n## {task.name}, final norm, last token; {texts} test texts per group over {seeds} seeds; "
         "per cent [95 %]"
     )
-    say("| arm | " + " | ".join(FIGURES) + " | worst group less the oracle's | SCR |")
-    say("|---|" + "---|" * (len(FIGURES) + 2))
-    for arm in table.arms:
-        figures = " | ".join(str(table.figure(arm, name)) for name in FIGURES)
-        gap = table.difference(arm, "oracle", "worst group")
-        say(f"| {arm} | {figures} | {gap} | {scr(table, arm):.2f} |")
+    for each in table_lines(table):
+        say(each)
     _print_seeds(found, given.ways)
     gates = [("counts as a data set", gate) for gate in data_gates(table)]
     same = [gate for way in given.ways for gate in same_decisions(table, way, found)]
@@ -298,7 +294,7 @@ def report(task: Task, given: argparse.Namespace, found: Sequence[dict[str, Any]
             for gate in targets(table, "erased, exported", oracle)
         ]
     for title, gate in gates:
-        say(f"{title}: {gate.name}: {gate.measured}: {'holds' if gate.holds else 'MISSED'}")
+        say(gate_line(title, gate))
     return all(gate.holds for gate in same)
 
 

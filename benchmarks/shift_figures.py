@@ -5,7 +5,7 @@ Every arm sees the same resamples, so that a difference of two arms has the inte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,3 +178,18 @@ def scr(table: Table, arm: str) -> float:
         table.figure(each, "label accuracy").value for each in ("original", "oracle", arm)
     )
     return 0.0 if clean - original < 1e-3 else (after - original) / (clean - original)
+
+
+def table_lines(table: Table) -> Iterator[str]:
+    """Write a table, a line per arm."""
+    yield "| arm | " + " | ".join(FIGURES) + " | worst group less the oracle's | SCR |"
+    yield "|---|" + "---|" * (len(FIGURES) + 2)
+    for arm in table.arms:
+        figures = " | ".join(str(table.figure(arm, name)) for name in FIGURES)
+        gap = table.difference(arm, "oracle", "worst group")
+        yield f"| {arm} | {figures} | {gap} | {scr(table, arm):.2f} |"
+
+
+def gate_line(title: str, gate: Gate) -> str:
+    """Write what a gate says."""
+    return f"{title}: {gate.name}: {gate.measured}: {'holds' if gate.holds else 'MISSED'}"

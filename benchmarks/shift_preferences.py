@@ -28,7 +28,7 @@ from benchmarks.laws import load_model
 from benchmarks.shift import DECIDERS, say, texts_digest
 from benchmarks.shift_arms import PLAIN_ARMS, Bench, Decisions, command, labels
 from benchmarks.shift_export import at_the_stock_site
-from benchmarks.shift_figures import FIGURES, Table, data_gates, scr, targets
+from benchmarks.shift_figures import Table, data_gates, gate_line, table_lines, targets
 from benchmarks.shift_tasks import Item, Sizes, Task, preferences
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_heads import RewardHead
@@ -182,12 +182,8 @@ def report(task: Task, found: Sequence[dict[str, Any]]) -> None:
     )
     texts, seeds = table.texts
     say(f"\n## {task.name}; {texts} test texts per group over {seeds} seeds; per cent [95 %]")
-    say("| arm | " + " | ".join(FIGURES) + " | worst group less the oracle's | SCR |")
-    say("|---|" + "---|" * (len(FIGURES) + 2))
-    for arm in table.arms:
-        figures = " | ".join(str(table.figure(arm, name)) for name in FIGURES)
-        gap = table.difference(arm, "oracle", "worst group")
-        say(f"| {arm} | {figures} | {gap} | {scr(table, arm):.2f} |")
+    for each in table_lines(table):
+        say(each)
     for one in found:
         if "_counts" in one["arms"]:
             removed, spurious, considered = one["arms"]["_counts"]
@@ -195,7 +191,7 @@ def report(task: Task, found: Sequence[dict[str, Any]]) -> None:
     gates = [("counts as a data set", gate) for gate in data_gates(table)]
     gates += [("targets", gate) for gate in (targets(table, OURS) if OURS in arms else [])]
     for title, gate in gates:
-        say(f"{title}: {gate.name}: {gate.measured}: {'holds' if gate.holds else 'MISSED'}")
+        say(gate_line(title, gate))
 
 
 if __name__ == "__main__":
