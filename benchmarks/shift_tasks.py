@@ -112,10 +112,9 @@ def tasks(data: Path) -> dict[str, Task]:
     Args:
         data: The folder with `agreement`.
     """
-    clauses = data / "agreement" / "within_rc.jsonl"
     found = (
         _biographies(),
-        *(_agreement(clauses, twins=twins) for twins in (False, True)),
+        *(_agreement(data / "agreement", twins=twins) for twins in (False, True)),
         _reward(),
     )
     return {one.name: one for one in found}
@@ -162,9 +161,9 @@ _TWINS = 75
 _VERBS = ("like", "know", "admire", "remember", "follow", "trust", "visit", "praise", "blame", "hire")
 
 
-def _agreement(file: Path, *, twins: bool = False) -> Task:
+def _agreement(folder: Path, *, twins: bool = False) -> Task:
     """With twins, some ambiguous texts with the attractor's number edited stand in for the examples."""
-    nouns = _nouns(file)
+    nouns = _nouns(folder)
     return Task(
         name="agreement-twins" if twins else "agreement",
         labels=_NUMBERS,
@@ -172,7 +171,8 @@ def _agreement(file: Path, *, twins: bool = False) -> Task:
         layer=7 if twins else 4,
         pooling=Pooling.LAST,
         listed=tuple(verb + "s" for verb in _VERBS) + _VERBS,
-        concepts=tuple(f"The {noun}" for pair in nouns[:10] for noun in pair),
+        # A clause in the texts' form whose verb has no number: what is left is the subject.
+        concepts=tuple(f"The {noun} that you met" for pair in nouns[:10] for noun in pair),
         draw=lambda seed, sizes: _told(
             drawn(_clause_writer(nouns, twins=twins), seed, sizes), _TWINS * twins
         ),
@@ -190,13 +190,17 @@ def _told(draw: Draw, twins: int) -> Draw:
     return replace(draw, training=(*texts, *alone[twins:]), examples=same + edited)
 
 
-def _nouns(file: Path) -> list[tuple[str, str]]:
-    """Singular and plural of every noun: a prefix and its twin differ in the last noun's number alone."""
+def _nouns(folder: Path) -> list[tuple[str, str]]:
+    """Singular and plural of every noun of `simple` and of the clauses of `within_rc`.
+
+    A prefix and its twin differ in the last noun's number alone.
+    """
     found = set()
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        pair = (row["clean_prefix"].split()[-1], row["patch_prefix"].split()[-1])
-        found.add(pair if row["case"].endswith("_singular") else pair[::-1])
+    for file in (folder / "simple.jsonl", folder / "within_rc.jsonl"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            pair = (row["clean_prefix"].split()[-1], row["patch_prefix"].split()[-1])
+            found.add(pair if row["case"].endswith("singular") else pair[::-1])
     return sorted(found)
 
 

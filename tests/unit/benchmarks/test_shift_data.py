@@ -20,7 +20,7 @@ NOUNS = ("friend", "skater", "doctor", "driver", "farmer", "guard")
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
-    """The tasks over a small file of agreement prefixes."""
+    """The tasks over small files of agreement prefixes."""
     data = tmp_path_factory.mktemp("data")
     (data / "agreement").mkdir()
     rows = [
@@ -28,8 +28,14 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
          "case": "singular_singular"}
         for noun in NOUNS
     ]  # fmt: skip
-    (data / "agreement" / "within_rc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    plain = [{"clean_prefix": "The men", "patch_prefix": "The man", "case": "plural"}]
+    for name, written in (("within_rc", rows), ("simple", plain)):
+        (data / "agreement" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, written)))
     return tasks(data)
+
+
+def plural(noun: str) -> bool:
+    return noun.endswith("s") or noun == "men"
 
 
 def everything(draw: Draw) -> list[Item]:
@@ -63,11 +69,8 @@ def test_twins_turn_the_attractor_alone_and_meet_no_other_split(known):
     for one in draw.training:
         kept, edited = one.text.split(" "), (one.twin or "").split(" ")
         assert kept[:-2] == edited[:-2]
-        assert (kept[-2].endswith("s"), kept[-1].endswith("s")) == (bool(one.attribute), not one.attribute)
-        assert (edited[-2].endswith("s"), edited[-1].endswith("s")) == (
-            not one.attribute,
-            bool(one.attribute),
-        )
+        assert (plural(kept[-2]), kept[-1].endswith("s")) == (bool(one.attribute), not one.attribute)
+        assert (plural(edited[-2]), edited[-1].endswith("s")) == (not one.attribute, bool(one.attribute))
     twins = {one.twin for one in draw.training}
     assert Counter((one.label, one.attribute) for one in draw.examples) == {(-1, 0): 24, (-1, 1): 24}
     assert not twins & {one.text for one in (*draw.training, *draw.crossed, *draw.validation, *draw.test)}
@@ -134,8 +137,8 @@ def test_the_subject_decides_the_number_and_the_clause_follows_the_attractor(kno
     """`The guards that the skater likes`: label plural, attribute singular."""
     for one in known["agreement"].draw(0, SMALL).test:
         _, subject, *_, attractor, verb = one.text.split()
-        assert subject.endswith("s") == bool(one.label)
-        assert attractor.endswith("s") == bool(one.attribute)
+        assert plural(subject) == bool(one.label)
+        assert plural(attractor) == bool(one.attribute)
         assert verb.endswith("s") != bool(one.attribute)
 
 

@@ -50,7 +50,8 @@ def test_differences_are_of_logits_and_of_decisions():
 def test_a_task_reads_where_stock_classifiers_do(tmp_path):
     """Final norm, last token: the stock form of the product."""
     (tmp_path / "agreement").mkdir()
-    (tmp_path / "agreement" / "within_rc.jsonl").write_text("")
+    for name in ("simple", "within_rc"):
+        (tmp_path / "agreement" / f"{name}.jsonl").write_text("")
     moved = at_the_stock_site(tasks(tmp_path)["biographies"])
     assert Readout(layer=moved.layer, pooling=moved.pooling) == STOCK
 

@@ -28,7 +28,8 @@ def test_the_ambiguous_texts_do_not_tell_the_attribute(tmp_path: Path):
     """The other two files do; only texts of the task have its label."""
     data = tmp_path / "data"
     (data / "agreement").mkdir(parents=True)
-    (data / "agreement" / "within_rc.jsonl").write_text("")
+    for name in ("simple", "within_rc"):
+        (data / "agreement" / f"{name}.jsonl").write_text("")
     write_texts(data, tmp_path)
     rows = {
         name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
