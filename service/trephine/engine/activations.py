@@ -41,7 +41,7 @@ def read_activations(session: Session, command: ReadActivations) -> Generator[No
     for number, feature in enumerate(command.features):
         require_feature(hosted, feature, field=f"features[{number}]")
     yield
-    values = run_rows(hosted, [RowInput(ids)], reads=_sites(hosted, command.features), keep_last=1).values[0]
+    values = run_rows(hosted, [RowInput(ids)], reads=_sites(hosted, command.features), keep_last=0).values[0]
     table = torch.zeros(len(command.features), len(ids))
     for (name, layer), numbers in _by_layer(command.features).items():
         yield
@@ -97,7 +97,7 @@ def rank_activity(session: Session, command: RankActivity) -> Generator[None, No
         )
     yield
     sites = sorted({layer_info(hosted, command.replacement, layer).site_in for layer in layers})
-    values = run_rows(hosted, [RowInput(ids)], reads=sites, keep_last=1).values[0]
+    values = run_rows(hosted, [RowInput(ids)], reads=sites, keep_last=0).values[0]
     strongest: list[FeatureActivity] = []
     for number in layers:
         with opened(hosted, command.replacement, [number]) as resident, torch.inference_mode():

@@ -6,6 +6,7 @@ Hooks and the tape of patterns are installed and removed inside (law 6).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -18,6 +19,7 @@ from trephine.domain.interventions import Condition
 from trephine.domain.sites import NEURONS, Site
 from trephine.engine.attention import PatternTape, pattern_tape
 from trephine.engine.hosted import HostedModel
+from trephine.engine.partial_passes import ending_at
 from trephine.engine.plans import RowPlan, Write
 from trephine.engine.refusals import feature_site
 from trephine.engine.replacements.sets import opened
@@ -74,7 +76,7 @@ class Pass:
     cache: Any = None
     """A transformers cache; None computes without one."""
     keep_last: int | None = None
-    """Compute logits of that many last columns only."""
+    """Compute logits of that many last columns only; 0: none, and nothing above the deepest of `reads`."""
     clean: CleanRun | None = None
     """A clean run of what is in every row: layers below the first that is touched are taken from it."""
     values: dict[Site, Tensor] = field(default_factory=dict)
@@ -96,15 +98,24 @@ def forward(hosted: HostedModel, batch: Batch, request: Pass) -> Tensor:
         resumed(hosted.architecture, request.clean, _first_touched(hosted, touches)),
         touching(hosted.architecture, touches),
         pattern_tape(request.tape or PatternTape()),
+        _end(hosted, request),
     ):
-        output = hosted.model(
+        logits: Tensor = hosted.model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             **options,
-        )
-    logits: Tensor = output.logits
-    return logits
+        ).logits
+        return logits
+    return hosted.architecture.W_U.new_empty(len(batch.spans), 0, hosted.info.d_vocab)  # ended before
+
+
+def _end(hosted: HostedModel, request: Pass) -> AbstractContextManager[object]:
+    """End the pass where nothing is left to read, if no logits are wanted."""
+    if request.keep_last != 0:
+        return nullcontext()
+    deepest = max((site.layer for site in request.reads), default=0)
+    return ending_at(hosted.architecture.blocks[deepest].module)
 
 
 def _first_touched(hosted: HostedModel, touches: Iterable[Site]) -> int:

@@ -122,14 +122,13 @@ def plain_logits(hosted: HostedModel, retain: RetainText) -> Generator[None, Non
 def plain_runs(hosted: HostedModel, retain: RetainText, reads: Sequence[Site] = ()) -> Iterator[RowsOutput]:
     """Run the plain model on the text, batch by batch, reading sites.
 
-    The logits of a complete run are kept for `plain_logits`; where they are known already, every window's
-    last one alone is computed.
+    The logits of a complete run are kept for `plain_logits`; where they are known already, none is computed.
     """
     known = _kept(hosted, retain) is not None
     logits: list[Tensor] = []
     for part in window_batches(retain.windows):
         rows = [RowInput(ids=retain.windows[number]) for number in part]
-        output = run_rows(hosted, rows, reads=reads, keep_last=1 if known else None)
+        output = run_rows(hosted, rows, reads=reads, keep_last=0 if known else None)
         if not known:
             logits += _on_cpu(output)
         yield output

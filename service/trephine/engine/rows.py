@@ -92,7 +92,8 @@ def run_rows(
         reads: Sites whose activations are returned.
         reads_before: Return what arrives at them, before anything is written at the same site.
         record_patterns: Return the attention patterns, interventions on them included.
-        keep_last: Compute only that many last logits of every row, which saves memory.
+        keep_last: Compute only that many last logits of every row, which saves memory. 0: none; the pass
+            ends behind the deepest site that is read.
         allow_unmatched: Report interventions that matched no position as zero instead of refusing them,
             for texts in which a token may well be absent or a position lie beyond the end.
         clean: A clean run of the ids that all rows have: layers in which they repeat it are not computed.
@@ -247,7 +248,7 @@ def _donors(hosted: HostedModel, interventions: Iterable[Intervention]) -> Donor
                 )
     donors: dict[tuple[str, Site], Tensor] = {}
     for text, sites in wanted.items():
-        values = run_rows(hosted, [RowInput(hosted.encode(text))], reads=sorted(sites), keep_last=1).values[0]
+        values = run_rows(hosted, [RowInput(hosted.encode(text))], reads=sorted(sites), keep_last=0).values[0]
         donors |= {(text, site): value for site, value in values.items()}
     return donors
 
@@ -265,7 +266,7 @@ def _clean_errors(hosted: HostedModel, row: RowInput) -> dict[Site, Tensor]:
         return {}
     infos = {key: layer_info(hosted, *key) for key in sorted(layers)}
     sites = sorted({site for info in infos.values() for site in (info.site_in, *info.sites_out)})
-    clean = run_rows(hosted, [RowInput(row.ids)], reads=sites, keep_last=1).values[0]
+    clean = run_rows(hosted, [RowInput(row.ids)], reads=sites, keep_last=0).values[0]
     errors: dict[Site, Tensor] = {}
     for (name, layer), info in infos.items():
         with opened(hosted, name, [layer]) as resident, torch.inference_mode():

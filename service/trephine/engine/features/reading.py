@@ -83,7 +83,7 @@ def read_inputs(
 ) -> LayerInputs:
     """Run rows once and keep what each layer reads."""
     sites = list(dict.fromkeys(layer.site_in for layer in layers))
-    values = run_rows(hosted, [RowInput(ids) for ids in rows], reads=sites, keep_last=1).values
+    values = run_rows(hosted, [RowInput(ids) for ids in rows], reads=sites, keep_last=0).values
     return LayerInputs(
         layers=layers,
         rows=tuple({layer.layer: of_row[layer.site_in] for layer in layers} for of_row in values),

@@ -168,7 +168,7 @@ def survey(
 ) -> Generator[Progress | None, None, None]:
     """Sum up every output site over positions that count: its mean is what mean-ablation writes."""
     for number, context in enumerate(contexts):
-        _, values = run_context(hosted, context, {}, reads=sites, keep_last=1)
+        _, values = run_context(hosted, context, {}, reads=sites, keep_last=0)
         rows = scope.rows(context)
         measured.positions.append(len(scope.places(context)))
         for site in sites:

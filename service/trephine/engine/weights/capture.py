@@ -48,7 +48,7 @@ def captured(
         rows = [RowInput(ids=windows[number], interventions=interventions) for number in part]
         with added(deltas or {}):
             output = run_rows(
-                hosted, rows, reads=sites, reads_before=before, keep_last=1, allow_unmatched=True
+                hosted, rows, reads=sites, reads_before=before, keep_last=0, allow_unmatched=True
             )
         for values in output.values:
             for site in sites:
