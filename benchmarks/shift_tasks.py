@@ -168,7 +168,7 @@ def _agreement(folder: Path, *, twins: bool = False) -> Task:
         name="agreement-twins" if twins else "agreement",
         labels=_NUMBERS,
         attributes=_NUMBERS,
-        layer=7 if twins else 4,
+        layer=10 if twins else 4,
         pooling=Pooling.LAST,
         listed=tuple(verb + "s" for verb in _VERBS) + _VERBS,
         # A clause in the texts' form whose verb has no number: what is left is the subject.
@@ -176,7 +176,7 @@ def _agreement(folder: Path, *, twins: bool = False) -> Task:
         draw=lambda seed, sizes: _told(
             drawn(_clause_writer(nouns, twins=twins), seed, sizes), _TWINS * twins
         ),
-        first_seed=5 if twins else 0,
+        first_seed=20 if twins else 0,
     )
 
 
