@@ -119,9 +119,7 @@ def _behind(norm: FrozenNorm, matrix: Tensor) -> Tensor:
 
 def _value_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:
     """Return `(n_kv_heads * d_head, d_model)`, through the block's norm but for its scale."""
-    norm = layer.attention_norm
-    matrix = layer.block.attention.W_V.to(dtype).flatten(0, 1) * norm.gain
-    return matrix - matrix.mean(1, keepdim=True) if norm.centred else matrix
+    return layer.attention_norm.fold(layer.block.attention.W_V.to(dtype).flatten(0, 1))
 
 
 def _scaled_pattern(layer: FrozenLayer, n_pos: int) -> Tensor:

@@ -37,9 +37,7 @@ class HeadProjection:
 
     def project(self, vectors: Tensor, positions: Tensor) -> Tensor:
         """Carry summands of the stream `(n, d_model)` at `positions (n,)` to `(n, d_head)`; linear."""
-        centred = vectors - vectors.mean(-1, keepdim=True) if self.norm.centred else vectors
-        read = centred * self.norm.scale[positions] * self.norm.gain
-        return self._finish(read @ self.weight.T, positions)
+        return self._finish(self.norm.push(vectors, positions) @ self.weight.T, positions)
 
     def constant(self, positions: Tensor) -> Tensor:
         """What biases of norm and projection add, `(n, d_head)`."""

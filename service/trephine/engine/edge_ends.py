@@ -17,7 +17,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Norm
 from trephine.engine.deembedding import Ends, excitations, extreme_tokens
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.graphs.edge_paths import Probe, back
+from trephine.engine.graphs.edge_paths import Probe
 from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.places import EMBEDDING, place_of
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
@@ -171,7 +171,7 @@ class EdgeWork:
             layer=len(operators.layers) - 1,
             reading=Reading.POST,
             position=last,
-            directions=back(norm, direction.to(operators.device, operators.dtype)[None]),
+            directions=norm.fold(direction.to(operators.device, operators.dtype)[None]),
             scale=norm.scale[last],
         )
         return self._framed(probe, ("logit",), 4 * len(operators.layers), estimated=False)
@@ -193,7 +193,7 @@ class EdgeWork:
             layer=node.layer,
             reading=Reading.MID,
             position=node.position,
-            directions=back(norm, directions),
+            directions=norm.fold(directions),
             scale=torch.cat(coefficients) * norm.scale[node.position],
         )
         place = place_of(Site(kind=SiteKind.MLP_IN, layer=node.layer))
@@ -210,7 +210,7 @@ class EdgeWork:
             direction, _ = through_mlp(self.operators.layers[site.layer], direction, at)
         if site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT):
             norm = self.operators.layers[site.layer].mlp_norm
-            direction, scale = back(norm, direction), scale * norm.scale[node.position]
+            direction, scale = norm.fold(direction), scale * norm.scale[node.position]
         probe = Probe(
             layer=site.layer,
             reading=_READINGS[site.kind],

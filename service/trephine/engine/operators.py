@@ -49,14 +49,24 @@ class FrozenNorm:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the norm's output for `x (n_pos, d_model)`, with the clean scale."""
-        centred = x - x.mean(-1, keepdim=True) if self.centred else x
-        y = centred * self.scale * self.gain
+        y = self.centre(x) * self.scale * self.gain
         return y if self.bias is None else y + self.bias
+
+    def centre(self, x: Tensor) -> Tensor:
+        """Subtract the mean over the last axis where the norm does."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def push(self, vectors: Tensor, positions: Tensor | slice) -> Tensor:
+        """Carry summands of the input `(n, d_model)` at `positions` to the output; linear, without bias."""
+        return self.centre(vectors) * self.scale[positions] * self.gain
+
+    def fold(self, directions: Tensor) -> Tensor:
+        """Carry directions `(..., d_model)` on the output to the input, at a scale of 1."""
+        return self.centre(directions * self.gain)
 
     def pull_back(self, cotangent: Tensor, positions: Tensor | slice) -> Tensor:
         """Return the adjoint of the norm's input for cotangents `(..., n_rows, d_model)` at `positions`."""
-        scaled = cotangent * self.gain * self.scale[positions]
-        return scaled - scaled.mean(-1, keepdim=True) if self.centred else scaled
+        return self.centre(cotangent * self.gain * self.scale[positions])
 
     def pull_back_all(self, cotangent: Tensor) -> Tensor:
         """Return the adjoint of the norm's input for cotangents `(..., n, d_model)` at the first n."""
@@ -66,8 +76,7 @@ class FrozenNorm:
         """Return the adjoint `(n_pos, d_model)` of the input with the scale following the input."""
         scaled = cotangent * self.gain
         along = (scaled * self.normed).mean(-1, keepdim=True)
-        free = (scaled - self.normed * along) * self.scale
-        return free - free.mean(-1, keepdim=True) if self.centred else free
+        return self.centre((scaled - self.normed * along) * self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

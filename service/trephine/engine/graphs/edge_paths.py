@@ -21,7 +21,7 @@ from torch import Tensor
 from trephine.domain.circuit_edges import Hop, HopKind
 from trephine.engine.graphs.places import PER_BLOCK
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, value_change
-from trephine.engine.operators import FrozenLayer, FrozenNorm
+from trephine.engine.operators import FrozenLayer
 
 _CHILDREN = 64
 """Hops of one probe that are followed up at most; the rest stays in the remainder."""
@@ -144,7 +144,7 @@ class EdgeSearch:
         directions, scale = probe.directions, probe.scale
         post = layer.attention_post_norm
         if post is not None:
-            directions, scale = back(post, directions), scale * post.scale[probe.position]
+            directions, scale = post.fold(directions), scale * post.scale[probe.position]
         W_O = layer.block.attention.W_O.to(directions.dtype)
         return (directions @ W_O.flatten(1)).unflatten(1, W_O.shape[1:]), scale
 
@@ -160,7 +160,7 @@ class EdgeSearch:
             layer=hop.layer,
             reading=Reading.PRE,
             position=hop.key,
-            directions=back(norm, mixed[:, hop.head] @ W_V),
+            directions=norm.fold(mixed[:, hop.head] @ W_V),
             scale=scale * hop.pattern * norm.scale[hop.key],
             hops=(*probe.hops, hop),
         )
@@ -175,7 +175,7 @@ class EdgeSearch:
             layer=number,
             reading=Reading.MID,
             position=probe.position,
-            directions=back(layer.mlp_norm, probe.directions @ matrix),
+            directions=layer.mlp_norm.fold(probe.directions @ matrix),
             scale=probe.scale * layer.mlp_norm.scale[probe.position],
             hops=(*probe.hops, hop),
         )
@@ -218,9 +218,3 @@ def _heaviest(
     for number, head, key, weight in zip(*(column.tolist() for column in columns), values, strict=True):
         if weight:
             yield layers[number], head, key, weight
-
-
-def back(norm: FrozenNorm, directions: Tensor) -> Tensor:
-    """Carry directions `(n, d_model)` on a norm's output to its input, at a scale of 1."""
-    gained = directions * norm.gain
-    return gained - gained.mean(-1, keepdim=True) if norm.centred else gained

@@ -157,10 +157,7 @@ class StreamSources:
 
 def through(norm: FrozenNorm | None, vectors: Tensor, positions: Tensor) -> Tensor:
     """Carry summands `(n, d_model)` through a post-norm of frozen scale, without its bias."""
-    if norm is None:
-        return vectors
-    centred = vectors - vectors.mean(-1, keepdim=True) if norm.centred else vectors
-    return centred * norm.scale[positions] * norm.gain
+    return vectors if norm is None else norm.push(vectors, positions)
 
 
 def head_outputs(layer: FrozenLayer, positions: Tensor) -> Tensor:

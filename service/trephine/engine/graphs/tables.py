@@ -22,7 +22,7 @@ from trephine.engine.graphs.skips import skip_of
 from trephine.engine.graphs.writes import PADDING, Span, spans_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import free_bytes
-from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
+from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.replacements.sets import opened
 
 _SHARE = 3
@@ -284,13 +284,7 @@ def _skip(hosted: HostedModel, active: ActiveFeatures, layer: FrozenLayer) -> Fo
     matrix, norm = skip_of(hosted, active, layer), layer.mlp_norm
     if matrix is None:
         return None
-    return FoldedSkip(matrix=_through(norm, matrix.to(norm.gain.dtype)), scale=norm.scale[:, :, None])
-
-
-def _through(norm: FrozenNorm, matrix: Tensor) -> Tensor:
-    """Fold a norm's gain and centring into `(d_out, d_model)` on its output."""
-    gained = matrix * norm.gain
-    return gained - gained.mean(1, keepdim=True) if norm.centred else gained
+    return FoldedSkip(matrix=norm.fold(matrix.to(norm.gain.dtype)), scale=norm.scale[:, :, None])
 
 
 def _attentions(layers: Sequence[FrozenLayer]) -> Iterator[FoldedAttention]:
@@ -342,8 +336,7 @@ def _attention_constants(layer: FrozenLayer, output: Tensor) -> Tensor | None:
         found = found + heard.flatten(1) @ output.T
     for bias in own:
         if post is not None:
-            gained = bias - bias.mean() if post.centred else bias
-            bias = gained * post.gain
+            bias = post.centre(bias) * post.gain
         found = found + bias
     if post is not None:
         found = found * post.scale

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.graphs.stream import through
 from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
 
 
@@ -117,7 +116,7 @@ class _Stream:
 
 def linear(norm: FrozenNorm, change: Tensor) -> Tensor:
     """Carry a change `(n_pos, d_model)` through a norm of frozen scales."""
-    return through(norm, change, torch.arange(len(change), device=change.device))
+    return norm.push(change, slice(len(change)))
 
 
 def value_change(layer: FrozenLayer, change: Tensor) -> Tensor:
