@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from trephine.domain.edit_kinds import is_removing, is_steering
 from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, ExportPlan, PlanStep, WidenedLayer
 from trephine.domain.removal import AttackFigure, Interval
@@ -124,7 +125,7 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 ## Limits
 
 {_promise(certificate)}
-- {_removal(certificate)}
+- {_removal(edit, certificate)}
 - Whoever has the parent can undo the edit.
 {_edit_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
 - The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
@@ -161,21 +162,43 @@ def _promise(certificate: Certificate) -> str:
     )
 
 
-def _removal(certificate: Certificate) -> str:
-    """Say the word, and what it means."""
+def _removal(edit: Edit, certificate: Certificate) -> str:
+    """Say the word, and what it means of an edit of this kind."""
     removal = certificate.removal
     if removal is None:
-        fate = certificate.fate
-        return (
-            f"No recovery attack has been run: what was ablated counts as {fate.verdict} ({fate.reason}),\n"
-            "  not removed, and a short fine-tuning may bring it back."
-        )
+        return _not_attacked(edit, certificate)
     meaning = {
         "removed": "under the attacks above, at their strengths; stronger ones may bring it back.",
         "suppressed": "the model still holds the behaviour, and an attack brings it back.",
         "inconclusive": "the attacks above decide nothing; it counts as suppressed.",
     }
-    return f"**{removal.verdict.capitalize()}**: {meaning[removal.verdict]}"
+    word = f"**{removal.verdict.capitalize()}**"
+    if is_steering(edit.interventions) and not is_removing(edit.interventions):
+        word += ", of what the parent does in place of what was put in"
+    return f"{word}: {meaning[removal.verdict]}"
+
+
+def _not_attacked(edit: Edit, certificate: Certificate) -> str:
+    """Say what the word that stands for want of an attack says of what was taken away, put in, or neither."""
+    word = f"{certificate.fate.verdict} ({certificate.fate.reason})"
+    taken, put = is_removing(edit.interventions), is_steering(edit.interventions)
+    if not taken and not put:
+        return (
+            "No recovery attack has been run, and there is nothing that one could bring back: the edit\n"
+            f"  takes nothing away and puts nothing in. The certificate's word, {word}, says no\n"
+            "  more of it."
+        )
+    if not taken:
+        return (
+            "No recovery attack has been run. The edit puts something in and takes nothing away, so that\n"
+            f"  the certificate's word, {word}, is of nothing ablated; a short fine-tuning may undo\n"
+            "  what was put in."
+        )
+    undone = ", and undo what was put in" if put else ""
+    return (
+        f"No recovery attack has been run: what was taken away counts as {word},\n"
+        f"  not removed, and a short fine-tuning may bring it back{undone}."
+    )
 
 
 def _attacks(certificate: Certificate) -> str:
@@ -250,7 +273,7 @@ def _edit_limits(plan: ExportPlan) -> str:
     lines = "".join(f"- {' '.join(_plain(one).split())}\n" for one in plan.caveats)
     if any(step.tier == "graft" for step in plan.steps):
         lines += (
-            "- Features were suppressed by added neurons, which are visible and can be removed by anyone.\n"
+            "- Features are changed by added neurons, which are visible and can be removed by anyone.\n"
             "  Their gates are steep: further fine-tuning meets sharp gradients there.\n"
         )
     if plan.fitted:

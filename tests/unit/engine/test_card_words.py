@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 
+from tests.unit.engine.interventions import neuron
 from trephine.domain.edits import Edit
 from trephine.domain.exports import (
     Certificate,
@@ -20,6 +21,7 @@ from trephine.domain.exports import (
     ServerSupport,
     WidenedLayer,
 )
+from trephine.domain.interventions import Ablate, Add, Scale
 from trephine.domain.removal import AttackFigure, Interval, Removal, Verdict
 from trephine.engine import card
 from trephine.engine.card import model_card
@@ -82,7 +84,7 @@ GROWN = replace(
 CARDS = {
     "grown": (GROWN, CERTIFICATE, "- Size: at most 1.5 MiB more than the parent"),
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
-    "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "suppressed by added neurons"),
+    "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "changed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
     "passed": (PLAN, replace(CERTIFICATE, gates=CERTIFICATE.gates[:1]), "**Passed: every gate"),
     "failed": (PLAN, CERTIFICATE, "**Failed: not every gate"),
@@ -113,6 +115,40 @@ def test_no_card_says_that_an_edit_complies_with_anything(kind):
     figures = certificate.removal.figures if certificate.removal else ()
     assert text.count("| 0.50 [0.40, 0.60] | 0.75 of 3 | 0.50 [0.40, 0.60] |") == len(figures)
     assert ("**Inconclusive, and no pass**" in text) == (certificate.verdict == "inconclusive")
+
+
+ABLATED, ADDED, NOTHING = (
+    neuron(1, 7, operation) for operation in (Ablate(), Add(amount=2.0), Scale(factor=1.0))
+)
+
+
+@pytest.mark.parametrize(
+    ("interventions", "said", "unsaid"),
+    [
+        ((ABLATED,), "taken away counts as suppressed (not attacked),\n  not removed", "put"),
+        ((ADDED,), "is of nothing ablated; a short fine-tuning may undo", "counts as"),
+        ((ABLATED, ADDED), "may bring it back, and undo what was put in", "nothing"),
+        ((NOTHING,), "there is nothing that one could bring back", "counts as"),
+        ((), "there is nothing that one could bring back", "counts as"),
+    ],
+)
+def test_the_word_fits_what_the_edit_does(interventions, said, unsaid):
+    """Only what was taken away counts as suppressed; the certificate's word stands on every card."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    text = model_card(hosted, replace(EDIT, interventions=interventions), PLAN, CERTIFICATE)
+    (line,) = [part for part in text.split("\n- ") if part.startswith("No recovery attack")]
+    assert said in line
+    assert unsaid not in line
+    assert "suppressed (not attacked)" in line
+
+
+def test_an_attack_on_an_edit_that_only_puts_in_is_of_what_the_parent_does():
+    """Nothing was removed or suppressed of the edit's own; the word is of what it replaced."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    attacked = replace(CERTIFICATE, removal=removal("suppressed", *ATTACKS))
+    for interventions, qualified in (((ADDED,), True), ((ABLATED,), False), ((ABLATED, ADDED), False)):
+        text = model_card(hosted, replace(EDIT, interventions=interventions), PLAN, attacked)
+        assert ("**Suppressed**, of what the parent does" in text) == qualified
 
 
 def test_a_card_says_what_a_loader_meets():
