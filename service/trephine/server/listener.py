@@ -19,7 +19,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     # Clients ping every 30 s during long calls; the default of 300 s would answer with GOAWAY.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # A client that vanished without closing its connection is noticed within a minute and a half.
     ("grpc.keepalive_time_ms", 60_000),
