@@ -1,4 +1,4 @@
-"""gRPC ignores an option whose name it does not know, without a word: every name of ours is one of its own."""
+"""gRPC ignores an option whose name it does not know: every name of ours is one of its own."""
 
 from __future__ import annotations
 
