@@ -3,7 +3,8 @@
 A delta is a folder: `delta.json` says how every file of the export comes about, `delta.bin` holds what it
 takes. A tensor is stored as the XOR with its parent (laid into the leading corner of its shape, where it has
 grown), compressed: untouched numbers cost nearly nothing, and applying reproduces every byte. Each file's
-sha256 is checked before the folder is renamed into place.
+sha256 is checked before the folder is renamed into place;
+what a killed run left beside it goes with the next.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 from trephine.client.digests import file_digest
 from trephine.client.downloads import require_absent
 from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.fetched_models import model_folder
 from trephine.client.local_errors import LocalFileError
+from trephine.client.temporary_siblings import temporary_folder
 from trephine.client.verification import MANIFEST
 
 SCHEMA = "trephine.delta/1"
@@ -64,7 +64,7 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
             f"{edited} holds no {MANIFEST}: give a folder that `trephine export` made, complete"
         )
     require_absent(target)
-    with temporary_beside(target) as folder:
+    with temporary_folder(target) as folder:
         with (folder / CONTENT).open("wb") as content:
             files = [_described(source, edited, path, content) for path in _files(edited)]
         needed = sorted({file["parent"] for file in files if "parent" in file})
@@ -152,7 +152,7 @@ def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
     _require_parent(description, source)
     require_absent(target)
     try:
-        with temporary_beside(target) as folder, (root / CONTENT).open("rb") as content:
+        with temporary_folder(target) as folder, (root / CONTENT).open("rb") as content:
             for file in description["files"]:
                 _write(file, source, folder, content)
             folder.rename(target)
@@ -214,17 +214,6 @@ def _rebuilt(file: dict[str, Any], source: Path, content: BinaryIO) -> Iterator[
             if base is None:
                 raise KeyError(part["tensor"])
             yield base if not packed else xor(base, zlib.decompress(packed))
-
-
-@contextmanager
-def temporary_beside(target: Path) -> Iterator[Path]:
-    """Give a folder beside a target, which is removed unless it was renamed."""
-    folder = target.parent / f".trephine-tmp-{uuid4().hex}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- bytes ---------------------------------------------------------------------------------------

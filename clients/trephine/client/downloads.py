@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
-from uuid import uuid4
 
 from trephine.client.errors import (
     DiskFullError,
@@ -18,6 +16,7 @@ from trephine.client.errors import (
     HashMismatchError,
     LocalFileError,
 )
+from trephine.client.temporary_siblings import temporary_file, temporary_folder
 from trephine.client.types import ExportedFile
 
 OnBytes = Callable[[int, int], None]
@@ -88,16 +87,19 @@ class IncomingFile:
 
 
 class IncomingFolder:
-    """A folder that is being received. Leaving the context without `publish` removes it."""
+    """A folder that is being received. Leaving the context without `publish` removes it.
+
+    Entering it also removes what receivers that were killed left beside the target.
+    """
 
     def __init__(self, target: Path) -> None:
         require_absent(target)
         self._target = target
-        self._temporary = target.parent / f".trephine-tmp-{uuid4().hex}"
+        self._held = ExitStack()
 
     def __enter__(self) -> IncomingFolder:
         try:
-            self._temporary.mkdir(parents=True)
+            self._temporary = self._held.enter_context(temporary_folder(self._target))
         except OSError as failure:
             raise LocalFileError(f"cannot write beside {self._target}: {failure.strerror}") from failure
         return self
@@ -105,7 +107,7 @@ class IncomingFolder:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._held.close()
 
     def file(self, expected: ExportedFile) -> IncomingFile:
         """Begin a file.
@@ -144,13 +146,11 @@ def write_file(path: Path, data: bytes) -> Path:
     Raises:
         LocalFileError: If it cannot be written.
     """
-    temporary = path.parent / f".trephine-tmp-{uuid4().hex}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with temporary_file(path) as (temporary, descriptor):
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+            temporary.replace(path)
     except OSError as failure:
         raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

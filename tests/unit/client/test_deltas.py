@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import sys
 
 import pytest
 
+from trephine.client import deltas
 from trephine.client.cli import main
 from trephine.client.deltas import apply_delta, laid_out, make_delta, xor
 from trephine.client.errors import HashMismatchError
@@ -85,6 +87,33 @@ def test_a_damaged_delta_leaves_nothing(folders):
     with pytest.raises((LocalFileError, HashMismatchError)):
         apply_delta(delta, parent, root / "rebuilt")
     assert sorted(path.name for path in root.iterdir()) == ["delta", "exported", "parent"]
+
+
+def test_a_killed_run_leaves_nothing_behind_the_next_one(folders):
+    """Kill -9 in the midst of making and of applying: no target, and the next run sweeps what is left."""
+    parent, exported, root = folders
+    delta = make_delta(parent, exported, root / "delta")
+    for function, words in (
+        ("make_delta", (parent, exported, root / "again")),
+        ("apply_delta", (delta, parent, root / "rebuilt")),
+    ):
+        code = (
+            "import sys, time\n"
+            "from trephine.client import deltas\n"
+            "def wait(*_):\n"
+            "    print('midst', flush=True); time.sleep(600)\n"
+            "deltas._described = deltas._write = wait\n"
+            f"deltas.{function}(*sys.argv[1:])\n"
+        )
+        command = [sys.executable, "-c", code, *map(str, words)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"midst\n"
+            process.kill()
+        assert not words[-1].exists()
+        assert len(list(root.glob(".trephine-tmp-*"))) == 1
+        getattr(deltas, function)(*words)
+        assert words[-1].is_dir()
+        assert not list(root.glob(".trephine-tmp-*"))
 
 
 def test_a_path_out_of_the_folder_is_refused(folders):
