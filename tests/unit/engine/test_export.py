@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -256,6 +257,43 @@ def test_only_the_plan_of_this_edit_is_carried_out(parent, root, spoil):
 
 def rehashed(plan):
     return replace(plan, plan_hash=plan_hash(plan))
+
+
+@pytest.mark.integration
+def test_a_parent_that_may_only_be_read_is_exported_and_stays_as_it_is(parent, root):
+    """Files and folder without a right to write: the export is whole, the parent is as it was.
+
+    A superuser may write in spite of modes, so that bytes, modes, times and names of the parent are compared.
+    """
+    hosted = hosted_in(parent)
+    for file in parent.iterdir():
+        file.chmod(0o444)
+    parent.chmod(0o555)
+    before = standing(parent)
+    try:
+        made = exported(hosted, edit_of(hosted, *PLAN), root / "edited")
+        assert standing(parent) == before
+    finally:
+        parent.chmod(0o755)
+    assert {mode for name, (mode, _, _) in before.items() if name != "."} == {0o444}
+    assert made.certificate.passed
+    assert verify_folder(root / "edited").passed
+    assert all(path.stat().st_mode & 0o200 for path in [root / "edited", *(root / "edited").rglob("*")])
+    changed = [
+        entry for entry in read_entries(parent).values() if entry.name in made.certificate.changed_tensors
+    ]
+    assert changed
+    assert all(sha256_of(parent, entry) != sha256_of(root / "edited", entry) for entry in changed)
+
+
+def standing(folder):
+    """Mode, time of change and digest of a folder and of everything in it, by name."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        about = path.stat()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[path.relative_to(folder).as_posix()] = (about.st_mode & 0o777, about.st_mtime_ns, digest)
+    return found
 
 
 @pytest.mark.parametrize("how", ["in place", "replaced"])
