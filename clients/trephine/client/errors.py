@@ -21,6 +21,7 @@ from trephine.client.local_errors import LocalFileError as LocalFileError
 from trephine.client.local_errors import ServerStartError as ServerStartError
 from trephine.client.local_errors import ServerUnreachableError as ServerUnreachableError
 from trephine.client.local_errors import ServiceMissingError as ServiceMissingError
+from trephine.client.local_errors import SignatureUncheckedError as SignatureUncheckedError
 from trephine.client.signing_errors import SignatureKindError as SignatureKindError
 from trephine.client.signing_errors import SigningIdentityError as SigningIdentityError
 from trephine.client.signing_errors import SigstoreUnreachableError as SigstoreUnreachableError

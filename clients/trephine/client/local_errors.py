@@ -26,6 +26,13 @@ class ServiceMissingError(TrephineError):
     reason = "SERVICE_MISSING"
 
 
+class SignatureUncheckedError(TrephineError):
+    """A signature that cannot be checked here, for want of a package; the message says what to install."""
+
+    kind = ErrorKind.PRECONDITION
+    reason = "SIGNATURE_UNCHECKED"
+
+
 class LocalFileError(TrephineError):
     """A file or folder of this machine that cannot be read or written as asked."""
 

@@ -1,6 +1,7 @@
 """Signatures of exported folders: by a key, or as an identity that Sigstore vouches for. Needs no server.
 
-Checking one needs the package `model-signing`; what cannot be checked here is said, never passed over.
+Checking one needs the package `model-signing`, which comes with the extra `verify`, and with `service`. Where
+it is missing, a folder that is signed does not pass.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from trephine.client.errors import InvalidRequestError, SignatureKindError, SigstoreUnreachableError
+from trephine.client.errors import (
+    InvalidRequestError,
+    SignatureKindError,
+    SignatureUncheckedError,
+    SigstoreUnreachableError,
+)
 from trephine.client.local_errors import LocalFileError
 
 SIGNATURE = "trephine.sig"
 PUBLIC_KEY = "public_key.pem"
 SUMS = "trephine.sha256"
 _KEYS = "a server's own is signing.pub.pem in its state folder"
-_PACKAGE = "the package `model-signing`"
+_INSTALL = "pip install 'trephine[verify]'"
 _ISSUER = "1.3.6.1.4.1.57264.1.1"
 """Sigstore's extension of a certificate with the URL of who vouched for the identity."""
 
@@ -100,6 +106,7 @@ def check_signature(root: Path, names: list[str], notes: list[str], trust: Trust
     """Check the signature of a folder with these files; yield what does not hold, add what was not checked.
 
     Raises:
+        SignatureUncheckedError: If there is one, and nothing here that could check it.
         SigstoreUnreachableError: If Sigstore's trust root is nowhere to be had.
     """
     if SIGNATURE not in names:
@@ -111,11 +118,11 @@ def check_signature(root: Path, names: list[str], notes: list[str], trust: Trust
         return
     try:
         from model_signing.verifying import Config
-    except ImportError:
-        notes.append(f"the signature was not checked: install {_PACKAGE}")
-        if trust.given:
-            yield f"{SIGNATURE}: {trust.given} was given, but {_PACKAGE} is not installed"
-        return
+    except ImportError as error:
+        raise SignatureUncheckedError(
+            f"{root.name} is signed, and its signature cannot be checked here: {error}. Nothing vouches for "
+            f"the folder until it is: {_INSTALL}, then verify again"
+        ) from error
     if signature_kind(root / SIGNATURE) == "sigstore":
         yield from _check_sigstore(Config(), root, notes, trust)
         return

@@ -3,7 +3,8 @@
 Needs neither a server nor torch. What it proves: no byte differs from what was certified, the gates are
 those of the plan and hold, and every tensor is its parent's unless the plan names it. Who made the folder
 is proved by a signature and a public key that you got by another way, or by an identity that Sigstore vouches
-for, and by nothing else.
+for, and by nothing else. Checking a signature takes `pip install 'trephine[verify]'`; without it no signed
+folder passes.
 
     python -m trephine.client.verification FOLDER [--json] [--public-key PEM]
         [--identity NAME --identity-provider URL [--sigstore-trust-config FILE]]
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trephine.client.digests import file_digest, tensor_digests
-from trephine.client.errors import TrephineError
+from trephine.client.errors import SignatureUncheckedError, TrephineError
 from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
 from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
 
@@ -89,6 +90,8 @@ def verify_folder(
         InvalidRequestError: If half of an identity is given, or both an identity and a key.
         SignatureKindError: If a folder signed with a key is asked for an identity, or the reverse.
         SigstoreUnreachableError: If an identity is asked for and no trust root is to be had.
+        SignatureUncheckedError: If the folder is signed, nothing else is amiss, and the package that checks
+            signatures is not installed; the message says what to install. Never a pass.
     """
     trust = Trust(
         public_key=None if public_key is None else Path(public_key),
@@ -104,8 +107,7 @@ def verify_folder(
     names = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
     )
-    found = _check(root, names, notes, trust)
-    problems = tuple(dict.fromkeys(found))
+    problems = tuple(dict.fromkeys(_found(root, names, notes, trust)))
     certificate = _certificate(root)
     fate = None if certificate is None else certificate.word
     return Verification(
@@ -118,6 +120,19 @@ def verify_folder(
         doubt="" if certificate is None else certificate.doubt,
         notes=tuple(notes),
     )
+
+
+def _found(root: Path, names: list[str], notes: list[str], trust: Trust) -> list[str]:
+    """What does not hold; where something does not, a signature that could not be checked is but a note."""
+    found = list[str]()
+    try:
+        for problem in _check(root, names, notes, trust):
+            found.append(problem)
+    except SignatureUncheckedError as unchecked:
+        if not found:
+            raise
+        notes.append(unchecked.message)
+    return found
 
 
 def _certificate(root: Path) -> CertificateRecord | None:
@@ -265,8 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the folder named on the command line.
 
     Returns:
-        0 if everything holds, 2 for a wrong question, 3 if something does not hold, 4 if everything does and
-        the certificate is inconclusive.
+        0 if everything holds, 2 for a question that is wrong or, as a signature's without the package that
+        checks it, cannot be answered here, 3 if something does not hold, 4 if everything does and the
+        certificate is inconclusive.
     """
     given = _arguments().parse_args(arguments)
     try:

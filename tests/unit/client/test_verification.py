@@ -15,8 +15,9 @@ import trephine.client
 from tests.builders import tiny_folder
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, write_key
 from tests.unit.engine.interventions import neuron
+from trephine.client.cli import main as run_command
 from trephine.client.digests import tensor_digests
-from trephine.client.errors import InvalidRequestError, SignatureKindError
+from trephine.client.errors import InvalidRequestError, SignatureKindError, SignatureUncheckedError
 from trephine.client.local_errors import LocalFileError
 from trephine.client.verification import main as run_module
 from trephine.client.verification import verify_folder
@@ -257,6 +258,81 @@ def test_a_key_answers_no_question_about_an_identity(published, folder, tmp_path
             verify_folder(published, **asked, sigstore_trust_config=tmp_path / file)
     (folder / "trephine.sig").unlink()
     assert "trephine.sig: missing, and an identity was given" in verify_folder(folder, **asked).problems
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """An installation without the package that checks signatures."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "model_signing"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+
+
+def forge(folder: Path) -> None:
+    """Change a file and make every digest fit."""
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    relist(folder)
+
+
+def claim_sigstore(folder: Path) -> None:
+    """Put something in the signature's place that looks as if Sigstore had made it."""
+    (folder / "trephine.sig").write_text('{"verificationMaterial": {"certificate": {}}}')
+    relist(folder)
+
+
+def strip(folder: Path) -> None:
+    """Make it a folder that was published without a signature."""
+    for name in ("trephine.sig", "public_key.pem"):
+        (folder / name).unlink()
+    manifest = json.loads((folder / "edit_manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["path"] != "public_key.pem"]
+    (folder / "edit_manifest.json").write_text(json.dumps(manifest))
+    relist(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda folder: None, forge, claim_sigstore], ids=["genuine", "forged", "as if by Sigstore"]
+)
+def test_a_signature_that_cannot_be_checked_is_no_pass(change, bare, folder, monkeypatch, capsys):
+    """Without the package, with or without a trusted key: an error that says what to install, status 2."""
+    change(folder)
+    kind = "sigstore" if change is claim_sigstore else "key"
+    asked = {} if kind == "sigstore" else {"public_key": folder / "public_key.pem"}
+    for trust in ({}, asked):
+        with pytest.raises(SignatureUncheckedError, match=r"pip install 'trephine\[verify\]'"):
+            verify_folder(folder, **trust)
+    assert run_module([str(folder), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "SIGNATURE_UNCHECKED"
+    monkeypatch.setattr(sys, "argv", ["trephine", "verify", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        run_command()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "verified" not in printed.out
+    assert "pip install 'trephine[verify]'" in printed.err
+
+
+def test_what_is_spoilt_is_named_where_the_signature_cannot_be_checked(bare, folder):
+    """That much needs no package: status 3, and what was left undone is a note."""
+    flip(folder / "config.json", 0.5)
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert any("config.json" in problem for problem in outcome.problems)
+    assert any("pip install 'trephine[verify]'" in note for note in outcome.notes)
+    assert run_module([str(folder)]) == 3
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_signature_only_who_asks_for_one_is_refused(installed, folder, published, request):
+    """The package makes no difference: whole is a pass that says what it does not prove; asked, no pass."""
+    if not installed:
+        request.getfixturevalue("bare")
+    strip(folder)
+    outcome = verify_folder(folder)
+    assert outcome.passed
+    assert outcome.notes == ("not signed: nothing proves who made this folder",)
+    asked = verify_folder(folder, public_key=published / "public_key.pem")
+    assert asked.problems == ("trephine.sig: missing, and a public key was given",)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', "\x00", "{" * 5000])

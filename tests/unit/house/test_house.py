@@ -49,5 +49,12 @@ def test_every_dependency_is_in_the_lock():
     assert names - pinned - {"pip"} == set()
 
 
+def test_what_checks_signatures_comes_with_the_service():
+    """A server verifies what it publishes: the extra `verify` asks for nothing that `service` does not."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("model-signing") for requirement in extras["verify"])
+    assert set(extras["verify"]) <= set(extras["service"])
+
+
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

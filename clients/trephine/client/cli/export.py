@@ -185,8 +185,9 @@ def verify(
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.
 
     Who made it is proved by a signature and what you know of the signer: --public-key for one made with a
-    key, --identity for one made with Sigstore. The exit status is 3 where something does not hold, and 4
-    where all of it does and the certificate itself is inconclusive.
+    key, --identity for one made with Sigstore. The exit status is 3 where something does not hold, 4 where
+    all of it does and the certificate itself is inconclusive, and 2 where a signature cannot be checked for
+    want of a package: pip install 'trephine[verify]'.
     """
     output = invocation(context).output
     if not folder.is_dir():
