@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from trephine.domain.spurious_texts import AttributeText, LabelledText
 
@@ -38,6 +39,16 @@ def ambiguous(count: int = 40, seed: int = 0, **options: bool) -> tuple[Labelled
 def balanced(count: int = 12, seed: int = 1) -> tuple[LabelledText, ...]:
     """As many texts of all four groups."""
     return labelled([(*group, count) for group in GROUPS], seed)
+
+
+def paired(texts: Sequence[LabelledText], name: str = "pair") -> tuple[LabelledText, ...]:
+    """Pair the n-th text of either label."""
+    met = dict.fromkeys(LABELS, 0)
+    found = []
+    for one in texts:
+        found.append(replace(one, pair=f"{name} {met[one.label]}"))
+        met[one.label] += 1
+    return tuple(found)
 
 
 def attribute_texts(count: int = 15, seed: int = 2) -> tuple[AttributeText, ...]:

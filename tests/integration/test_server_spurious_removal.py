@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.builders import tiny_folder
 from tests.integration.server_house import Edge, edge
-from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, paired
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
 from trephine.client.aio.model import AsyncModel
@@ -50,7 +50,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 
 def _texts(rows: Any) -> list[LabelledText]:
-    return [LabelledText(text=one.text, label=one.label, attribute=one.attribute) for one in rows]
+    return [
+        LabelledText(text=one.text, label=one.label, attribute=one.attribute, pair=one.pair) for one in rows
+    ]
 
 
 TRAINING, TEST = _texts(ambiguous(24)), _texts(balanced(8))
@@ -125,6 +127,38 @@ async def test_no_edit_is_made_of_a_removal_that_was_not_shown_to_hold(wire: Asy
         await AsyncEdits(wire).get("doubted")
     with pytest.raises(InvalidRequestError, match="its outcome is inconclusive"):
         await AsyncSpuriousRemovals(wire).start_export_classifier(found, "doubt", ["abcdef"], export="none")
+
+
+async def test_a_head_is_trained_on_pairs_and_shipped(wire: AsyncWire, model: AsyncModel):
+    """In the stock form: every arm ranks the pairs of the test split, and a stock reload decides the same."""
+    training, test = _texts(paired(ambiguous(24))), _texts(paired(balanced(8), "test pair"))
+    found = await model.remove_spurious(
+        training,
+        edit_id="preferred",
+        unproven=True,
+        decision=Probe(pairs=True),
+        overrides=WORDS,
+        **{**SMALL, "test": test},
+    )
+    assert found.decision.probe is not None
+    assert found.decision.probe.pairs
+    for arm in found.arms:
+        ranked = arm.figure("pair_accuracy")
+        assert ranked is not None
+        assert 0 <= (ranked.low or 0) <= ranked.value <= (ranked.high or 0) <= 1
+    page = await AsyncArtifacts(wire).read(await AsyncSpuriousRemovals(wire).page(found))
+    assert b"pairs whose better text is decided higher" in page
+    await (await AsyncExports(wire).start("preferred", "preferred-export")).result()
+    texts = [one.text for one in test]
+    started = await AsyncSpuriousRemovals(wire).start_export_classifier(
+        found, "preference", texts, export="preferred-export"
+    )
+    made = await started.result()
+    assert (made.agreeing, made.checked_texts) == (len(texts), len(texts))
+    with pytest.raises(InvalidRequestError, match="training text 0 is in no pair"):
+        await model.remove_spurious(TRAINING, decision=Probe(pairs=True), **SMALL)
+    with pytest.raises(SplitLeakageError, match="stands in two splits"):
+        await model.remove_spurious(training, **{**SMALL, "test": _texts(paired(balanced(8)))})
 
 
 async def test_the_decision_list_is_one_page(wire: AsyncWire, removal: SpuriousRemoval):

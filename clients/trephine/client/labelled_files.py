@@ -1,8 +1,12 @@
-"""Labelled texts and examples of an attribute from `.jsonl` and `.csv` files, folders and saved data sets."""
+"""Labelled texts and examples of an attribute from `.jsonl` and `.csv` files, folders and saved data sets.
+
+A row is a text with its label, or a comparison of two texts in the usual form of preference data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,10 @@ from trephine.client.types import AttributeText, LabelledText
 
 Rows = list[tuple[str, Mapping[str, Any]]]
 """Every row after the words that name its place."""
-OPTIONAL = ("attribute", "twin", "environment")
+OPTIONAL = ("attribute", "twin", "environment", "pair")
 """What a text need not have: an empty cell, a null and a missing key are None."""
+CHOSEN, REJECTED, PROMPT = "chosen", "rejected", "prompt"
+"""Columns of a comparison; the first two are the labels of its texts as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,7 @@ class TextColumns:
     attribute: str | None = None
     twin: str | None = None
     environment: str | None = None
+    pair: str | None = None
 
 
 def read_texts(
@@ -37,9 +44,14 @@ def read_texts(
     A folder holds such files, read in order of name, or is one that `datasets` saved: there a column of class
     numbers reads as its classes' names. A saved folder of several splits is not read whole: name a split's.
 
+    A row without the column of the text, but with `chosen` and `rejected`, is a comparison: two texts with
+    these labels, in one pair, each behind the `prompt` if there is one (with a space between, where neither
+    side has any). What a column `NAME` tells of a text is told of either by `chosen_NAME` and
+    `rejected_NAME`, or of both by `NAME`.
+
     Args:
         path: File or folder.
-        columns: Which column holds what. Attribute, twin and environment may be empty in a row.
+        columns: Which column holds what. Attribute, twin, environment and pair may be empty in a row.
         lacking: Those of `OPTIONAL` whose column may be absent from every row; of the others that is an
             error, since a misspelt name would drop all of them.
 
@@ -50,18 +62,59 @@ def read_texts(
     named, rows = columns or TextColumns(), _rows(Path(path).expanduser())
     for role in OPTIONAL:
         name = getattr(named, role)
-        if rows and name is not None and role not in lacking and not any(name in row for _, row in rows):
+        if not rows or name is None or role in lacking:
+            continue
+        if not any(_tells(row, name) for _, row in rows):
             raise _no_column(rows[0][1], name, rows[0][0])
-    return tuple(
-        LabelledText(
-            text=_cell(row, named.text, place),
-            label=_cell(row, named.label, place),
-            attribute=_optional(row, named.attribute, place),
-            twin=_optional(row, named.twin, place),
-            environment=_optional(row, named.environment, place),
-        )
-        for place, row in rows
+    return tuple(one for place, row in rows for one in _texts(row, named, place))
+
+
+def _texts(row: Mapping[str, Any], named: TextColumns, place: str) -> Iterator[LabelledText]:
+    """Read the text of a row, or both of a comparison."""
+    if named.text not in row and CHOSEN in row and REJECTED in row:
+        yield from _compared(row, named, place)
+        return
+    yield LabelledText(
+        text=_cell(row, named.text, place),
+        label=_cell(row, named.label, place),
+        attribute=_optional(row, named.attribute, place),
+        twin=_optional(row, named.twin, place),
+        environment=_optional(row, named.environment, place),
+        pair=_optional(row, named.pair, place),
     )
+
+
+def _compared(row: Mapping[str, Any], named: TextColumns, place: str) -> Iterator[LabelledText]:
+    prompt = _optional(row, PROMPT, place) or ""
+    replies = {side: _cell(row, side, place) for side in (CHOSEN, REJECTED)}
+    # Files of two splits may have one name; the texts tell their rows apart.
+    digest = hashlib.sha256("\0".join((prompt, *replies.values())).encode()).hexdigest()[:8]
+    for side, reply in replies.items():
+        twin = _of_side(row, named.twin, side, place)
+        yield LabelledText(
+            text=_behind(prompt, reply),
+            label=side,
+            attribute=_of_side(row, named.attribute, side, place),
+            twin=None if twin is None else _behind(prompt, twin),
+            environment=_of_side(row, named.environment, side, place),
+            pair=f"{place} ({digest})",
+        )
+
+
+def _behind(prompt: str, reply: str) -> str:
+    """Put a reply behind its prompt, with a space where neither has any between."""
+    parted = not prompt or prompt[-1].isspace() or reply[0].isspace()
+    return prompt + ("" if parted else " ") + reply
+
+
+def _of_side(row: Mapping[str, Any], name: str | None, side: str, place: str) -> str | None:
+    """Read what is told of one text of a comparison, or of both."""
+    own = f"{side}_{name}"
+    return _optional(row, own if own in row else name, place)
+
+
+def _tells(row: Mapping[str, Any], name: str) -> bool:
+    return any(one in row for one in (name, f"{CHOSEN}_{name}", f"{REJECTED}_{name}"))
 
 
 def read_attribute_texts(path: str | Path, *, text: str, attribute: str) -> tuple[AttributeText, ...]:

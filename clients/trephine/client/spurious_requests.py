@@ -116,7 +116,12 @@ def export_classifier(
 
 def _text(one: LabelledText) -> pb.LabelledText:
     return pb.LabelledText(
-        text=one.text, label=one.label, attribute=one.attribute, twin=one.twin, environment=one.environment
+        text=one.text,
+        label=one.label,
+        attribute=one.attribute,
+        twin=one.twin,
+        environment=one.environment,
+        pair=one.pair,
     )
 
 
@@ -133,7 +138,9 @@ def _decision(decision: Decision | None) -> pb.DecisionHead | None:
             return None
         case Probe():
             pooling = pb.TextPooling.Value(f"TEXT_POOLING_{str(decision.pooling).upper()}")
-            probe = pb.ProbeHead(layer=decision.layer, pooling=pooling, penalty=decision.penalty)
+            probe = pb.ProbeHead(
+                layer=decision.layer, pooling=pooling, penalty=decision.penalty, pairs=decision.pairs
+            )
             return pb.DecisionHead(probe=probe)
         case LabelTokens():
             tokens = [pb.LabelToken(label=label, token=token) for label, token in decision.tokens.items()]

@@ -169,6 +169,7 @@ class LabelledText(google.protobuf.message.Message):
     ATTRIBUTE_FIELD_NUMBER: builtins.int
     TWIN_FIELD_NUMBER: builtins.int
     ENVIRONMENT_FIELD_NUMBER: builtins.int
+    PAIR_FIELD_NUMBER: builtins.int
     text: builtins.str
     """At least two tokens."""
     label: builtins.str
@@ -179,6 +180,8 @@ class LabelledText(google.protobuf.message.Message):
     """The same text with the other attribute and the same label."""
     environment: builtins.str
     """Where it comes from: the task holds in every environment, a shortcut need not."""
+    pair: builtins.str
+    """The comparison that it stands in, with one text of the other label in the same split."""
     def __init__(
         self,
         *,
@@ -187,13 +190,16 @@ class LabelledText(google.protobuf.message.Message):
         attribute: builtins.str | None = ...,
         twin: builtins.str | None = ...,
         environment: builtins.str | None = ...,
+        pair: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_attribute", b"_attribute", "_environment", b"_environment", "_twin", b"_twin", "attribute", b"attribute", "environment", b"environment", "twin", b"twin"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attribute", b"_attribute", "_environment", b"_environment", "_twin", b"_twin", "attribute", b"attribute", "environment", b"environment", "label", b"label", "text", b"text", "twin", b"twin"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_attribute", b"_attribute", "_environment", b"_environment", "_pair", b"_pair", "_twin", b"_twin", "attribute", b"attribute", "environment", b"environment", "pair", b"pair", "twin", b"twin"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_attribute", b"_attribute", "_environment", b"_environment", "_pair", b"_pair", "_twin", b"_twin", "attribute", b"attribute", "environment", b"environment", "label", b"label", "pair", b"pair", "text", b"text", "twin", b"twin"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_attribute", b"_attribute"]) -> typing.Literal["attribute"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_environment", b"_environment"]) -> typing.Literal["environment"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_pair", b"_pair"]) -> typing.Literal["pair"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_twin", b"_twin"]) -> typing.Literal["twin"] | None: ...
 
@@ -245,28 +251,34 @@ global___WordSwap = WordSwap
 
 @typing.final
 class ProbeHead(google.protobuf.message.Message):
-    """A logistic regression that is trained on the ambiguous set."""
+    """A logistic regression that is trained on the ambiguous set, or on its pairs."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LAYER_FIELD_NUMBER: builtins.int
     POOLING_FIELD_NUMBER: builtins.int
     PENALTY_FIELD_NUMBER: builtins.int
+    PAIRS_FIELD_NUMBER: builtins.int
     layer: builtins.int
     """Reads the residual stream after this layer. Unset: the final norm's output, the stock form."""
     pooling: global___TextPooling.ValueType
     """How a text becomes one vector."""
     penalty: builtins.float
     """L2 on the weights of standardised inputs. Unset: 0.01."""
+    pairs: builtins.bool
+    """True: trained on differences within pairs (Bradley and Terry), so that its decision is a reward less the
+    point half-way between the labels' means. Every ambiguous text needs a pair.
+    """
     def __init__(
         self,
         *,
         layer: builtins.int | None = ...,
         pooling: global___TextPooling.ValueType = ...,
         penalty: builtins.float | None = ...,
+        pairs: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_layer", b"_layer", "_penalty", b"_penalty", "layer", b"layer", "penalty", b"penalty"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_layer", b"_layer", "_penalty", b"_penalty", "layer", b"layer", "penalty", b"penalty", "pooling", b"pooling"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_layer", b"_layer", "_penalty", b"_penalty", "layer", b"layer", "pairs", b"pairs", "penalty", b"penalty", "pooling", b"pooling"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_layer", b"_layer"]) -> typing.Literal["layer"] | None: ...
     @typing.overload
@@ -875,7 +887,9 @@ class RemovalArmResult(google.protobuf.message.Message):
     @property
     def figures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.Figure]:
         """`ambiguous_accuracy`, `flip_rate`, `label_accuracy`, `attribute_agreement`, `worst_group`,
-        `group LABEL/ATTRIBUTE`, `attribute_probe`: shares, with intervals of 95 % over texts.
+        `group LABEL/ATTRIBUTE`, `attribute_probe`: shares, with intervals of 95 % over texts. Of a test split with
+        pairs `pair_accuracy`, how often the better text is decided higher, and `worst_pairs`, the same of the worst
+        kind by the attributes of the two, where they are known; intervals over pairs.
         """
 
     def __init__(

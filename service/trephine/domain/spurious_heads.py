@@ -26,7 +26,7 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeHead:
-    """A logistic regression that is trained on the ambiguous set; deterministic."""
+    """A logistic regression that is trained on the ambiguous set, or on its pairs; deterministic."""
 
     kind: Literal["probe"] = "probe"
     layer: int | None = None
@@ -35,6 +35,9 @@ class ProbeHead:
     pooling: Pooling = Pooling.LAST
     penalty: float = 1e-2
     """L2 on the weights of standardised inputs, beside the mean loss."""
+    pairs: bool = False
+    """Trained on differences within pairs (Bradley and Terry 1952): its decision is a reward, less the point
+    half-way between the labels' means. What both texts of a pair share, as their prompt, tells it nothing."""
 
     def __post_init__(self) -> None:
         require_finite("decision.penalty", self.penalty)

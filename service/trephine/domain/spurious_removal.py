@@ -14,6 +14,7 @@ from trephine.domain.interventions import Intervention, require_finite
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import DecisionHead, HeadWeights, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_outcomes import RemovalOutcome, unmeasured
+from trephine.domain.spurious_pairs import check_pairs
 from trephine.domain.spurious_texts import (
     FEWEST_TEXTS,
     AttributeText,
@@ -355,6 +356,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
         )
         splits, _ = self.splits, self.labels
         check_leakage(splits, self.attribute_texts)
+        check_pairs(splits, trained=isinstance(self.decision, ProbeHead) and self.decision.pairs)
         check_attributes(splits, self.attribute_texts)
         if not (self.attribute_texts or self.attribute_name or self.swaps):
             check_told_apart((*self.training, *self.validation))

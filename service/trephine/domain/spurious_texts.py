@@ -32,6 +32,8 @@ class LabelledText:
     """The same text with the other attribute and the same label: a counterfactual edit."""
     environment: str | None = None
     """Where it comes from: the task holds in every environment, a shortcut need not."""
+    pair: str | None = None
+    """The comparison that it stands in, with one text of the other label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ FIGURES = {
     "label_accuracy": "label accuracy, groups weighing the same",
     "attribute_agreement": "decision agrees with the attribute (0.5: not at all)",
     "worst_group": "worst group",
+    "pair_accuracy": "pairs whose better text is decided higher",
+    "worst_pairs": "worst kind of pairs, by the attributes of the two",
     "attribute_probe": "a fresh probe of the attribute",
     "flip_rate": "decisions that a counterfactual edit changes",
 }

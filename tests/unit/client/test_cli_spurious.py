@@ -120,6 +120,7 @@ def test_what_is_not_trained_is_not_refitted_unless_asked(
         ({"layer": 0, "classifier": "judge"}, "one of --layer"),
         ({"tokens": ["1"]}, "LABEL=TOKEN"),
         ({"pooling": "max"}, "must be last or mean"),
+        ({"pairs": True, "reward": "judge", "positive_label": "a"}, "--pairs is of a probe"),
     ],
 )
 def test_options_that_the_decision_does_not_read_are_refused(options: dict[str, Any], said: str):
@@ -131,6 +132,10 @@ def test_options_that_the_decision_does_not_read_are_refused(options: dict[str, 
 def test_options_that_are_read_make_the_decision():
     """Each in its kind."""
     assert decision_of(layer=3, pooling="mean") == Probe(layer=3, pooling="mean")
+    assert decision_of(layer=3, paired=True) == Probe(layer=3, pairs=True)
+    assert decision_of(pairs=False, paired=True) == Probe()
+    given = decision_of(reward="judge", positive_label="a", paired=True)
+    assert given == RewardModel(source="judge", positive_label="a")
     tokens = decision_of(tokens=["a= b", "c= d=e"], template="{text} So")
     assert tokens == LabelTokens(tokens={"a": " b", "c": " d=e"}, template="{text} So")
     assert decision_of(reward="judge", positive_label="a") == RewardModel(source="judge", positive_label="a")
@@ -158,3 +163,35 @@ def test_what_is_refused_here_is_not_sent(
     assert "must ascend" in said
     assert "--template is of label tokens" in said
     assert not fake.requests
+
+
+def test_preference_pairs_are_recognised_and_train_the_probe(fake: FakeService, run: Run, tmp_path: Path):
+    """By their columns; in every split; with `--no-pairs` they are texts with labels."""
+    rows = [
+        {"prompt": "Why?", "chosen": f"So {n}.", "rejected": f"Hm {n}.", "chosen_tone": "warm"} for n in "ab"
+    ]
+    pairs = _file(tmp_path / "pairs.jsonl", rows)
+    told = ("--attribute-column", "tone", "--attribute-name", "gender")
+    words = ("remove-spurious", pairs, "--model", "tiny", "--layer", "2", *told)
+    assert run(*words, "--test", pairs) == ExitCode.INCONCLUSIVE
+    request = _asked(fake)
+    assert request.decision.probe.pairs
+    for split in (request.training, request.test):
+        assert [(one.text, one.label) for one in split[:2]] == [
+            ("Why? So a.", "chosen"), ("Why? Hm a.", "rejected"),
+        ]  # fmt: skip
+        assert [one.attribute for one in split] == ["warm", "", "warm", ""]
+        assert split[0].pair == split[1].pair != split[2].pair
+    assert run(*words, "--no-pairs") == ExitCode.INCONCLUSIVE
+    assert not _asked(fake).decision.probe.pairs
+
+
+def test_a_column_may_tell_the_pair(fake: FakeService, run: Run, texts: str, tmp_path: Path):
+    """Of the ambiguous texts; splits that are measured on may lack it."""
+    met = _file(tmp_path / "met.jsonl", [one | {"met": "m"} for one in ROWS])
+    words = ("remove-spurious", met, "--model", "tiny", "--pair-column", "met", "--test", texts)
+    assert run(*words) == ExitCode.INCONCLUSIVE
+    request = _asked(fake)
+    assert request.decision.probe.pairs
+    assert [one.pair for one in request.training] == ["m"] * 3
+    assert not any(one.HasField("pair") for one in request.test)

@@ -49,3 +49,75 @@ def test_a_label_that_is_none_is_named(tmp_path: Path, cell: Any, said: str):
     file.write_text(json.dumps({"text": "a", "label": cell}))
     with pytest.raises(InvalidRequestError, match=said):
         read_texts(file)
+
+
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": "Why?", "chosen": "So.", "rejected": " Hm.", "chosen_tone": "warm", "rejected_tone": "cold"},
+    {"prompt": "", "chosen": "Yes.", "rejected": "No.", "chosen_tone": "warm", "room": 4},
+]
+
+
+def _written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_a_row_with_chosen_and_rejected_is_two_texts_in_a_pair(tmp_path: Path):
+    """Each behind the prompt, with what is told of it alone or of both."""
+    file = _written(tmp_path / "pairs.jsonl", PAIRS)
+    found = read_texts(file, TextColumns(attribute="tone", environment="room"))
+    assert [(one.text, one.label) for one in found] == [
+        ("Why? So.", "chosen"), ("Why? Hm.", "rejected"), ("Yes.", "chosen"), ("No.", "rejected"),
+    ]  # fmt: skip
+    assert [one.attribute for one in found] == ["warm", "cold", "warm", None]
+    assert [one.environment for one in found] == [None, None, "4", "4"]
+    pairs = [one.pair for one in found]
+    assert pairs[0] == pairs[1] != pairs[2] == pairs[3]
+    assert str(pairs[0]).startswith("pairs.jsonl, row 1 (")
+
+
+def test_a_twin_of_a_reply_stands_behind_the_prompt_too(tmp_path: Path):
+    """It is the reply that is edited."""
+    file = _written(tmp_path / "pairs.jsonl", [PAIRS[0] | {"chosen_plain": "Well."}])
+    found = read_texts(file, TextColumns(twin="plain"))
+    assert [one.twin for one in found] == ["Why? Well.", None]
+
+
+def test_rows_of_files_with_one_name_are_different_pairs(tmp_path: Path):
+    """As `train/pairs.jsonl` and `test/pairs.jsonl` are."""
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    one = read_texts(_written(tmp_path / "train" / "pairs.jsonl", PAIRS[:1]))
+    other = read_texts(_written(tmp_path / "test" / "pairs.jsonl", PAIRS[1:]))
+    assert one[0].pair != other[0].pair
+
+
+def test_a_table_with_the_columns_text_and_pair_is_read_row_by_row(tmp_path: Path):
+    """Chosen and rejected mean nothing where there is a text; an empty cell is no pair."""
+    rows = [
+        {"text": "a b", "label": "x", "chosen": "c", "rejected": "d", "met": 1},
+        {"text": "e", "label": "y"},
+    ]
+    found = read_texts(_written(tmp_path / "rows.jsonl", rows), TextColumns(pair="met"))
+    assert [(one.text, one.pair) for one in found] == [("a b", "1"), ("e", None)]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"chosen": "a", "rejected": None}, "column 'rejected' is empty"),
+        ({"chosen": [{"role": "user"}], "rejected": "b"}, "column 'chosen' holds .*write it as text"),
+        ({"chosen": "a"}, "has no column 'text'"),
+    ],
+)
+def test_half_a_comparison_is_refused(tmp_path: Path, row: dict[str, Any], said: str):
+    """With its place and column."""
+    with pytest.raises(InvalidRequestError, match=said):
+        read_texts(_written(tmp_path / "pairs.jsonl", [row]))
+
+
+def test_a_misspelt_column_of_comparisons_is_refused(tmp_path: Path):
+    """Neither side has it."""
+    file = _written(tmp_path / "pairs.jsonl", PAIRS)
+    with pytest.raises(InvalidRequestError, match="has no column 'tune'"):
+        read_texts(file, TextColumns(attribute="tune"))

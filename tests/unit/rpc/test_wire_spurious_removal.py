@@ -77,6 +77,22 @@ def test_everything_that_is_sent_arrives():
     assert (asked.edit_id, asked.author, asked.unproven) == ("clean", "us", True)
 
 
+def test_pairs_arrive_and_are_told_again():
+    """Of every split, with the head that is trained on them; an empty name is refused."""
+    texts = [replace(one, pair=f"{n % 10}") for n, one in enumerate(TEXTS)]
+    asked = remove_spurious(
+        "tiny", texts, attribute_texts=EXAMPLES, decision=Probe(layer=1, pooling="mean", pairs=True)
+    )
+    command = remove_from_wire(asked).command
+    assert [one.pair for one in command.training] == [one.pair for one in texts]
+    assert command.decision == ProbeHead(layer=1, pooling=Pooling.MEAN, pairs=True)
+    assert decision_from_wire(decision_to_wire(command.decision)) == command.decision
+    asked.training[3].pair = ""
+    with pytest.raises(InvalidRequestError) as caught:
+        remove_from_wire(asked)
+    assert caught.value.context["field"] == "training[3].pair"
+
+
 @pytest.mark.parametrize(
     ("sent", "read"),
     [

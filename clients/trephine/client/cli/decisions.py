@@ -20,8 +20,12 @@ def decision_of(
     classifier: str | None = None,
     reward: str | None = None,
     positive_label: str | None = None,
+    pairs: bool | None = None,
+    paired: bool = False,
 ) -> Decision:
     """Return the one decision that the options describe; with none of them, a probe in the stock form.
+
+    A probe is trained on pairs if `pairs` says so; if it says nothing, where the texts are `paired`.
 
     Raises:
         InvalidRequestError: If they describe several, or one says something of another kind of decision.
@@ -32,26 +36,31 @@ def decision_of(
             field="decision",
         )
     _refuse_unread(pooling, bool(tokens or classifier or reward), "--pooling", "a probe", "pooling")
+    _refuse_unread(pairs or None, bool(tokens or classifier or reward), "--pairs", "a probe", "pairs")
     _refuse_unread(template, not tokens, "--template", "label tokens (--token)", "template")
     _refuse_unread(positive_label, not reward, "--positive-label", "a reward (--reward)", "positive_label")
     if classifier:
         return StockClassifier(source=classifier)
     if reward:
         return _reward(reward, positive_label)
-    return _tokens(tokens, template) if tokens else _probe(layer, pooling or "last")
+    return (
+        _tokens(tokens, template)
+        if tokens
+        else _probe(layer, pooling or "last", paired if pairs is None else pairs)
+    )
 
 
-def _refuse_unread(value: str | None, unread: bool, option: str, owner: str, field: str) -> None:
+def _refuse_unread(value: str | bool | None, unread: bool, option: str, owner: str, field: str) -> None:
     if value is not None and unread:
         raise InvalidRequestError(
             f"{option} is of {owner}, and something else decides here; leave it out", field=field
         )
 
 
-def _probe(layer: int | None, pooling: str) -> Probe:
+def _probe(layer: int | None, pooling: str, pairs: bool) -> Probe:
     if pooling not in _POOLINGS:
         raise InvalidRequestError(f"--pooling must be last or mean, got {pooling!r}", field="pooling")
-    return Probe(layer=layer, pooling=pooling)
+    return Probe(layer=layer, pooling=pooling, pairs=pairs)
 
 
 def _reward(source: str, positive_label: str | None) -> RewardModel:

@@ -34,6 +34,8 @@ REMOVE_SPURIOUS_EXAMPLES = examples(
     "trephine remove-spurious reviews.csv --token 'good= great' --token 'bad= awful' \\",
     "    --template '{text} It was' --swaps swaps.csv",
     "trephine remove-spurious answers.jsonl --reward judge --positive-label helpful --twin-column longer",
+    "trephine remove-spurious preferences.jsonl --layer 2 --pooling mean --attribute-texts tones.jsonl \\",
+    "    --attribute-column tone --test balanced.jsonl",
 )
 _STATUS = {Verdict.PASS: ExitCode.PASS, Verdict.FAIL: ExitCode.FINDINGS}
 _ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("unspecified", "exact"))
@@ -42,7 +44,8 @@ _ESTIMATORS = tuple(one.value for one in EffectEstimator if one.value not in ("u
 def remove_spurious(
     context: typer.Context,
     texts: Annotated[
-        Path, typer.Argument(help="Ambiguous texts: .jsonl, .csv, a folder of them or a saved data set.")
+        Path,
+        typer.Argument(help="Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set."),
     ],
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the label; two labels.")] = "label",
@@ -54,6 +57,18 @@ def remove_spurious(
     ] = None,
     environment_column: Annotated[
         str | None, typer.Option(help="Column with where a text is from, or with what several repeat.")
+    ] = None,
+    pair_column: Annotated[
+        str | None,
+        typer.Option(help="Column with the pair that a text stands in: one text of either label."),
+    ] = None,
+    pairs: Annotated[
+        bool | None,
+        typer.Option(
+            "--pairs/--no-pairs",
+            help="Train a probe on differences within pairs; unset: if there are pairs (columns chosen and "
+            "rejected make some).",
+        ),
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Texts that choose how many go.")] = None,
     test: Annotated[Path | None, typer.Option(help="Texts for the report alone; best balanced.")] = None,
@@ -134,14 +149,16 @@ def remove_spurious(
         attribute=attribute_column,
         twin=twin_column,
         environment=environment_column,
+        pair=pair_column,
     )
-    balanced = TextColumns(text=text_column, label=label_column, attribute=attribute_column)
+    balanced = TextColumns(text=text_column, label=label_column, attribute=attribute_column, pair=pair_column)
     named = () if attribute_texts is None else ("attribute",)  # a misspelt column is found in that file
     elsewhere = any((attribute_texts, twin_column, environment_column, attribute_name, swaps))
     told = ("attribute",) if elsewhere else ()  # so that the ambiguous set need not
+    training = _texts(given.output, texts, columns, told)
     options: dict[str, Any] = {
-        "validation": _texts(given.output, validation, columns, (*told, "twin", "environment")),
-        "test": _texts(given.output, test, balanced, named),
+        "validation": _texts(given.output, validation, columns, (*told, "twin", "environment", "pair")),
+        "test": _texts(given.output, test, balanced, (*named, "pair")),
         "attribute_texts": _attributes(attribute_texts, text_column, attribute_column),
         "attribute_name": attribute_name,
         "swaps": _swaps(swaps),
@@ -153,6 +170,8 @@ def remove_spurious(
             classifier=classifier,
             reward=reward,
             positive_label=positive_label,
+            pairs=pairs,
+            paired=any(one.pair is not None for one in training),
         ),
         "layers": read_layers(layers),
         "estimator": _estimator(estimator),
@@ -169,7 +188,6 @@ def remove_spurious(
         "unproven": unproven,
         "seed": seed,
     }
-    training = _texts(given.output, texts, columns, told)
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         if replacements is not None and replacements != "neurons":

@@ -64,6 +64,8 @@ class LabelledText:
     """The same text with the other attribute and the same label."""
     environment: str | None = None
     """Where it comes from: the task holds in every environment, a shortcut need not."""
+    pair: str | None = None
+    """The comparison that it stands in, with one text of the other label in the same split."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +78,15 @@ class AttributeText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A logistic regression that the server trains on the ambiguous set."""
+    """A logistic regression that the server trains on the ambiguous set, or on its pairs."""
 
     layer: int | None = None
     """None: the final norm's output, the stock form, which can be exported."""
     pooling: TextPooling | str = TextPooling.LAST
     penalty: float | None = None
     """L2 on the weights of standardised inputs; None: 0.01."""
+    pairs: bool = False
+    """Trained on differences within pairs (Bradley and Terry); every ambiguous text needs one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,7 @@ class ProbeHead(WireValue):
     layer: int | None
     pooling: TextPooling
     penalty: float | None
+    pairs: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,15 @@ from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labe
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Judged
 from trephine.engine.spurious.logistic import fit_logistic
-from trephine.engine.spurious.metrics import accuracy_figure, decision_figures, fresh_probe, scr, tpp
+from trephine.engine.spurious.metrics import (
+    accuracy_figure,
+    decision_figures,
+    fresh_probe,
+    pair_figures,
+    scr,
+    tpp,
+)
+from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.study import Study
 
 _CONTROL_TEXTS = 512
@@ -138,6 +146,8 @@ class _Measure:
             y, known = labels(self.test), attributes(self.test)
             names = (data.labels, data.attributes)
             figures += decision_figures(head.decide(pooled.test), y, known, names, **common)
+            if len(pairs := partners(self.test)):
+                figures += pair_figures(head.margin(pooled.test), pairs, known, **common)
             figures += self._probe(pooled, y, known)
         return ArmOutcome(arm=arm, figures=tuple(figures))
 

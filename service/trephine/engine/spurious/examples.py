@@ -42,6 +42,7 @@ class Example:
     """0 or 1 in the order of the attributes; -1 where it is unknown."""
     twin: Ids | None
     environment: str | None
+    pair: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +162,7 @@ class _Reader:
             attribute=UNKNOWN if one.attribute is None else self._number[one.attribute],
             twin=None if one.twin is None else self._encode(one.twin, f"{place}.twin"),
             environment=one.environment,
+            pair=one.pair,
         )
 
     def _encode(self, text: str, field: str) -> Ids:
@@ -229,8 +231,14 @@ def sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example,
     return tuple(examples[number] for number in sorted(chosen))
 
 
+def sample_pairs(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    """Draw at most `count` texts as whole pairs, in their order; each text is in a pair."""
+    drawn = {one.pair for one in sample([one for one in examples if one.label == 0], count // 2, seed)}
+    return tuple(one for one in examples if one.pair in drawn)
+
+
 def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Split off a fifth of every group; a text, its duplicates and its twins stay on one side.
+    """Split off a fifth of every group; a text, its duplicates, its twins and its pair stay on one side.
 
     The side is drawn for all of them together, so that it may be a few more than a fifth.
     """
@@ -249,19 +257,22 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
 
 
 def _alike(examples: Sequence[Example]) -> list[list[int]]:
-    """Return places of texts that are joined by a text or a twin that they share, in their order."""
+    """Return places of texts that are joined by a text, a twin or a pair that they share, in their order."""
     joined: dict[int, list[int]] = {}
-    holder: dict[Ids, int] = {}
+    holder: dict[Ids | str, int] = {}
     for number, one in enumerate(examples):
-        keys = [ids for ids in (one.ids, one.twin) if ids is not None]
+        keys = _shared(one)
         met = sorted({holder[ids] for ids in keys if ids in holder})
         mine = [place for first in met for place in joined.pop(first)]
         joined[number] = [*mine, number]
         for place in joined[number]:
-            for ids in (examples[place].ids, examples[place].twin):
-                if ids is not None:
-                    holder[ids] = number
+            holder |= dict.fromkeys(_shared(examples[place]), number)
     return sorted(map(sorted, joined.values()))
+
+
+def _shared(one: Example) -> list[Ids | str]:
+    """What two texts that must not be parted have in common."""
+    return [key for key in (one.ids, one.twin, one.pair) if key is not None]
 
 
 def _drawn(members: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
@@ -274,7 +285,8 @@ def _require_held_out(names: tuple[str, str], held_out: Sequence[Example]) -> No
         if not any(one.label == label for one in held_out):
             raise TooFewItemsError(
                 f"no text of {name} can be held out of the ambiguous set: a fifth of every group is, and a "
-                "text stays with its duplicates and twins. Give more different texts, or a validation split",
+                "text stays with its duplicates, its twins and its pair. Give more different texts, or a "
+                "validation split",
                 field="training",
                 needed=1,
                 got=0,

@@ -26,6 +26,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import read_entries, read_tensor
 from trephine.engine.sites import require_layer
 from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.spurious.pairs import fit_reward
 from trephine.engine.spurious.pooling import Readout
 
 STOCK = Readout(layer=None, pooling=Pooling.LAST)
@@ -87,9 +88,23 @@ def worded(decision: DecisionHead, text: str) -> str:
     return decision.template.replace(TEXT, text) if isinstance(decision, TokenHead) else text
 
 
-def fit_probe(probe: ProbeHead, readout: Readout, pooled: Tensor, labels: Tensor) -> LinearHead:
-    """Train a probe on pooled vectors `(n, d_model)`, labels 0 or 1; in the stock form at the stock site."""
-    weight, bias = fit_logistic(pooled, labels, penalty=probe.penalty, stock=readout == STOCK)
+def fit_probe(
+    probe: ProbeHead, readout: Readout, pooled: Tensor, labels: Tensor, pairs: Tensor | None = None
+) -> LinearHead:
+    """Train a probe; in the stock form at the stock site.
+
+    Args:
+        probe: How.
+        readout: Where it reads.
+        pooled: `(n, d_model)`.
+        labels: `(n,)`, 0 or 1.
+        pairs: `(n_pairs, 2)`, as `partners` gives them: it is trained on these. None: on the texts.
+    """
+    stock = readout == STOCK
+    if pairs is None:
+        weight, bias = fit_logistic(pooled, labels, penalty=probe.penalty, stock=stock)
+    else:
+        weight, bias = fit_reward(pooled, pairs, penalty=probe.penalty, stock=stock)
     return two_sided(readout, weight.float(), bias)
 
 

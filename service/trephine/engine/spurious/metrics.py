@@ -85,6 +85,37 @@ def decision_figures(
     return found
 
 
+def pair_figures(
+    margins: Tensor, pairs: Tensor, attributes: Tensor, *, resamples: int, seed: int
+) -> list[Figure]:
+    """Measure how often a pair's second label has the larger margin: the better reply the higher reward.
+
+    Also of the worst kind of pairs, by the attributes of the two, where they are known and of several kinds.
+
+    Args:
+        margins: `(n,)`.
+        pairs: `(n_pairs, 2)`, at least one.
+        attributes: `(n,)`.
+        resamples: Of the bootstrap over pairs, within kinds.
+        seed: Of it.
+    """
+    first, second = pairs.unbind(1)
+    right = (margins[second] > margins[first]).float()
+    known = bool((attributes[pairs] != UNKNOWN).all())
+    kinds = 2 * attributes[first] + attributes[second] if known else torch.zeros_like(first)
+    intervals = Intervals(kinds, resamples=resamples, seed=seed)
+    found = [intervals.figure("pair_accuracy", lambda rows: right[rows].mean(-1))]
+    members = [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
+    if len(members) > 1:
+        found.append(
+            intervals.figure(
+                "worst_pairs",
+                lambda rows: torch.stack([right[rows][..., one].mean(-1) for one in members], -1).amin(-1),
+            )
+        )
+    return found
+
+
 def worst_group(decided: Tensor, labels: Tensor, attributes: Tensor) -> float:
     """Return the accuracy `(n,)` of the worst of the groups that there are."""
     groups = labels * 2 + attributes

@@ -26,6 +26,7 @@ from trephine.engine.spurious.examples import (
     labels,
     read_data,
     sample,
+    sample_pairs,
     swapped,
 )
 from trephine.engine.spurious.heads import (
@@ -38,6 +39,7 @@ from trephine.engine.spurious.heads import (
     token_head,
 )
 from trephine.engine.spurious.judgement import separation
+from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
 
 ResultT = TypeVar("ResultT")
@@ -84,7 +86,11 @@ class Study:
         """Train the head again on vectors `(n_texts, d_model)` of texts."""
         decision = self.command.decision
         probe = decision if isinstance(decision, ProbeHead) else ProbeHead()
-        return fit_probe(probe, self.readout, pooled, labels(texts))
+        return fit_probe(probe, self.readout, pooled, labels(texts), self.pairs(texts))
+
+    def pairs(self, texts: Sequence[Example]) -> Tensor | None:
+        """Return the pairs `(n_pairs, 2)` that a head is trained on; None: on the texts."""
+        return trained_pairs(self.command, texts)
 
     def head_with(
         self, removed: Removed, stage: str, texts: Sequence[Example] | None = None
@@ -117,7 +123,8 @@ def open_study(
     for number, override in enumerate(command.overrides):
         require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
         _require_considered(space, override.feature, field=f"overrides[{number}].feature")
-    fitted = sample(data.training, command.budget.fit_texts, command.seed)
+    draw = sample_pairs if _on_pairs(command) else sample
+    fitted = draw(data.training, command.budget.fit_texts, command.seed)
     yield Progress(stage="texts", done=1, total=1)
     head, doubts = yield from _head(hosted, command, data, readout, fitted)
     data = yield from _oriented(hosted, data, head)
@@ -131,6 +138,15 @@ def open_study(
         head=head,
         doubts=doubts,
     )
+
+
+def trained_pairs(command: RemoveSpuriousFeatures, texts: Sequence[Example]) -> Tensor | None:
+    """Return the pairs `(n_pairs, 2)` of texts that the head is trained on; None: it is trained on texts."""
+    return partners(texts) if _on_pairs(command) else None
+
+
+def _on_pairs(command: RemoveSpuriousFeatures) -> bool:
+    return isinstance(command.decision, ProbeHead) and command.decision.pairs
 
 
 def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) -> None:
@@ -181,7 +197,7 @@ def _head(
     pooled = yield from counted(pool_texts(hosted, readout, texts), "head", len(texts))
     y = labels(fitted)
     if isinstance(decision, ProbeHead):
-        return fit_probe(decision, readout, pooled, y), ()
+        return fit_probe(decision, readout, pooled, y, trained_pairs(command, fitted)), ()
     if score is None:
         raise ValueError("a reward needs a score")
     doubts = reward_doubt(score, pooled, y, data.labels)

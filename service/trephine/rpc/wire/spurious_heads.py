@@ -47,7 +47,10 @@ def decision_to_wire(head: domain.DecisionHead) -> pb.DecisionHead:
     match head:
         case domain.ProbeHead():
             probe = pb.ProbeHead(
-                layer=head.layer, pooling=_POOLING_NUMBERS[head.pooling], penalty=head.penalty
+                layer=head.layer,
+                pooling=_POOLING_NUMBERS[head.pooling],
+                penalty=head.penalty,
+                pairs=head.pairs,
             )
             return pb.DecisionHead(probe=probe)
         case domain.TokenHead():
@@ -65,7 +68,10 @@ def decision_to_wire(head: domain.DecisionHead) -> pb.DecisionHead:
 
 
 def _probe(message: pb.ProbeHead) -> domain.ProbeHead:
-    given: dict[str, Any] = {"pooling": one_of(message.pooling, _POOLINGS, "probe.pooling")}
+    given: dict[str, Any] = {
+        "pooling": one_of(message.pooling, _POOLINGS, "probe.pooling"),
+        "pairs": message.pairs,
+    }
     if message.HasField("layer"):
         given["layer"] = at_least(message.layer, 0, "probe.layer")
     if message.HasField("penalty"):

@@ -90,6 +90,7 @@ def _text(message: pb.LabelledText, field: str) -> LabelledText:
             attribute=required(message.attribute, "attribute") if _has(message, "attribute") else None,
             twin=prompt(message.twin, "twin") if _has(message, "twin") else None,
             environment=message.environment if _has(message, "environment") else None,
+            pair=required(message.pair, "pair") if _has(message, "pair") else None,
         )
 
 
