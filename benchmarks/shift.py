@@ -1,6 +1,6 @@
 """Spurious-feature removal beside every baseline: `python -m benchmarks.shift [--tasks ...]`.
 
-Per task and seed all texts are drawn anew; every arm decides on the same test texts. Decisions are kept in
+Per task and seed all texts are drawn anew; every arm decides on the same test texts. Margins are kept in
 `--out`, so that an interrupted run goes on where it stopped and a finished one only prints. They are kept for
 the code and the texts that they came of: where either changes, the run is done anew.
 """
@@ -20,12 +20,13 @@ import torch
 from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
-from benchmarks.shift_arms import FEATURE_ARMS, PLAIN_ARMS, Bench
-from benchmarks.shift_figures import Gate, Table, data_gates, gate_line, table_lines, targets
+from benchmarks.shift_arms import FEATURE_ARMS, PLAIN_ARMS, Bench, Margins
+from benchmarks.shift_figures import Gate, Table, data_gates, decided, gate_line, table_lines, targets
+from benchmarks.shift_pairs import pair_lines, pair_table
 from benchmarks.shift_pronouns import note
 from benchmarks.shift_random import NAME as RANDOM
 from benchmarks.shift_random import reside_random
-from benchmarks.shift_tasks import Draw, Sizes, Task, tasks
+from benchmarks.shift_tasks import Draw, Item, Sizes, Task, tasks
 from trephine.domain.sites import NEURONS
 from trephine.engine.session import Session
 from trephine.server.places import default_cache
@@ -77,7 +78,7 @@ def main() -> None:
         "--first-seed", type=int, help="Unset: the first of those that a task is reported over."
     )
     parser.add_argument("--test", type=int, default=Sizes().test, help="Texts per group and seed.")
-    parser.add_argument("--out", type=Path, default=Path("out/shift"), help="Folder that keeps decisions.")
+    parser.add_argument("--out", type=Path, default=Path("out/shift"), help="Folder that keeps margins.")
     parser.add_argument(
         "--seconds", type=float, help="Stop after so much processor time; run again to go on."
     )
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 class Runs:
-    """Decisions of arms, out of the file where they are there."""
+    """Margins of arms, out of the file where they are there."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
@@ -135,8 +136,8 @@ class Runs:
             self._kept(task, dictionary).keep(arm, self._request(task, seed, arm, dictionary), answer)
             say(f"{task.name}, seed {seed}, {arm} {dictionary or ''}: {process_time() - started:.0f} s")
 
-    def get(self, task: Task, seed: int, arm: str, dictionary: str | None) -> dict[str, list[int]] | None:
-        """Return decisions by arm, if they are kept."""
+    def get(self, task: Task, seed: int, arm: str, dictionary: str | None) -> dict[str, Margins] | None:
+        """Return margins by arm, if they are kept."""
         found = self._kept(task, dictionary).get(arm, self._request(task, seed, arm, dictionary))
         return None if found is None else {name: found[name] for name in found if name != "_wrote_graph"}
 
@@ -152,7 +153,20 @@ class Runs:
 
     def table(self, task: Task, seeds: Sequence[int]) -> Table:
         """Put all arms beside each other that are kept for all of these seeds."""
-        decisions: dict[str, list[list[int]]] = {}
+        tests = [self.test(task, seed) for seed in seeds]
+        decisions = {arm: list(map(decided, found)) for arm, found in self._by_arm(task, seeds).items()}
+        return Table(
+            decisions,
+            [[one.label for one in test] for test in tests],
+            [[one.attribute for one in test] for test in tests],
+        )
+
+    def pair_table(self, task: Task, seeds: Sequence[int]) -> Table:
+        """The same by the pairs that they rank right."""
+        return pair_table(self._by_arm(task, seeds), [self.test(task, seed) for seed in seeds])
+
+    def _by_arm(self, task: Task, seeds: Sequence[int]) -> dict[str, list[Margins]]:
+        margins: dict[str, list[Margins]] = {}
         for arm, name in self.cells():
             found = [answer for seed in seeds if (answer := self.get(task, seed, arm, name)) is not None]
             if len(found) < len(seeds):
@@ -160,14 +174,12 @@ class Runs:
             for key in found[0]:
                 if not key.startswith("_"):
                     place = key if name is None else f"{key} ({name})"
-                    decisions[place] = [answer[key] for answer in found]
-        drawn = [self.draw(task, seed) for seed in seeds]
-        return Table(decisions, [one[0] for one in drawn], [one[1] for one in drawn])
+                    margins[place] = [answer[key] for answer in found]
+        return margins
 
-    def draw(self, task: Task, seed: int) -> tuple[list[int], list[int]]:
-        """Return labels and attributes of a seed's test texts."""
-        test = task.draw(seed, self._sizes).test
-        return [one.label for one in test], [one.attribute for one in test]
+    def test(self, task: Task, seed: int) -> tuple[Item, ...]:
+        """Return a seed's test texts."""
+        return task.draw(seed, self._sizes).test
 
     def _over(self) -> bool:
         return self._given.seconds is not None and process_time() > self._given.seconds
@@ -181,7 +193,8 @@ class Runs:
 
     def _request(self, task: Task, seed: int, arm: str, dictionary: str | None) -> dict[str, object]:
         return {
-            "graph": "", "task": task.name, "layer": task.layer, "pooling": task.pooling.value, "seed": seed,
+            "graph": "", "task": task.name, "layer": task.layer, "pooling": task.pooling.value,
+            "pairs": task.pairs, "seed": seed,
             "sizes": asdict(self._sizes), "arm": arm, "dictionary": dictionary,
             "model": self._given.model.name, "code": self._code, "texts": self._texts_of(task, seed),
         }  # fmt: skip
@@ -215,6 +228,8 @@ def report(task: Task, runs: Runs, given: argparse.Namespace) -> None:
         return
     everything = runs.table(task, plain)
     _print_table(task, everything)
+    if task.pairs:
+        _print_pairs(task, runs.pair_table(task, plain))
     _print_gates("counts as a data set", data_gates(everything))
     for name in given.dictionaries:
         seeds = [seed for seed in plain if runs.complete(task, seed, name)]
@@ -241,6 +256,16 @@ def _print_table(task: Task, table: Table) -> None:
         f"{seeds} seeds; per cent [95 %]"
     )
     for each in table_lines(table):
+        say(each)
+
+
+def _print_pairs(task: Task, table: Table) -> None:
+    pairs, seeds = table.texts
+    say(
+        f"pairs of {task.labels[1]} and {task.labels[0]}, {pairs} of every kind ({task.attributes[0]} or "
+        f"{task.attributes[1]}, of either) over {seeds} seeds; per cent [95 %]"
+    )
+    for each in pair_lines(table):
         say(each)
 
 

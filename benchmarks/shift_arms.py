@@ -1,4 +1,4 @@
-"""Every way of getting a fair decision out of a confounded set, each as decisions on the same test texts.
+"""Every way of getting a fair decision out of a confounded set, each as margins on the same test texts.
 
 What is fitted sees the ambiguous set and, except for the original and the random arms, the attribute's
 examples; skylines and the oracle see balanced texts too and are marked so. No arm sees a test text.
@@ -37,6 +37,7 @@ from trephine.engine.spurious.heads import LinearHead, fit_probe
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.metrics import worst_group
+from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
 from trephine.engine.spurious.study import Study, open_study
 
@@ -47,8 +48,8 @@ SURE = 2.0
 """Least |z| of a deleted token's association."""
 COUNTS = (1, 20, 100, 500)
 """Numbers of removed features that are tried."""
-Decisions = list[int]
-"""0 or 1 per test text."""
+Margins = list[float]
+"""Per test text: above 0 is the second label; of texts in pairs the reward."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,7 @@ class Bench:
     @property
     def probe(self) -> ProbeHead:
         """The head."""
-        return ProbeHead(layer=self.task.layer, pooling=self.task.pooling)
+        return ProbeHead(layer=self.task.layer, pooling=self.task.pooling, pairs=self.task.pairs)
 
     @property
     def readout(self) -> Readout:
@@ -87,7 +88,11 @@ class Bench:
 
     def head(self, pooled: Tensor, items: Sequence[Item]) -> LinearHead:
         """Train the head, as the product does."""
-        return fit_probe(self.probe, self.readout, pooled, labels(items))
+        return fit_probe(self.probe, self.readout, pooled, labels(items), self.pairs(items))
+
+    def pairs(self, items: Sequence[Item]) -> Tensor | None:
+        """Return the pairs `(n_pairs, 2)` that the head is trained on; None: it is trained on texts."""
+        return partners(items) if self.task.pairs else None
 
 
 def labels(items: Sequence[Item]) -> Tensor:
@@ -103,35 +108,39 @@ def attributes(items: Sequence[Item]) -> Tensor:
 # --- without features ----------------------------------------------------------------------------
 
 
-def original(bench: Bench) -> Decisions:
+def original(bench: Bench) -> Margins:
     """The biased head."""
     head = bench.head(bench.plain("training"), bench.draw.training)
-    return head.decide(bench.plain("test")).tolist()
+    return head.margin(bench.plain("test")).tolist()
 
 
-def oracle(bench: Bench) -> Decisions:
+def oracle(bench: Bench) -> Margins:
     """The same head trained on balanced texts, as many."""
-    return bench.head(*_balanced(bench)).decide(bench.plain("test")).tolist()
+    return bench.head(*_balanced(bench)).margin(bench.plain("test")).tolist()
 
 
 def _balanced(bench: Bench) -> tuple[Tensor, list[Item]]:
+    """Half of the ambiguous set, and as many of the other groups.
+
+    Of texts in pairs whole pairs: both texts of one stand beside each other.
+    """
     items, vectors = bench.draw.training, bench.plain("training")
     rows = [row for y in (0, 1) for row in (labels(items) == y).nonzero()[:, 0].tolist()[: len(items) // 4]]
     chosen = [items[row] for row in rows] + list(bench.draw.crossed)
     return torch.cat([vectors[rows], bench.plain("crossed")]), chosen
 
 
-def sparing(bench: Bench) -> Decisions:
+def sparing(bench: Bench) -> Margins:
     """The head of least variance within a label, with nothing forbidden: what this training does alone."""
     return _sparing(bench, bench.plain("training"), bench.draw.training, _nothing(bench))
 
 
-def sparing_oracle(bench: Bench) -> Decisions:
+def sparing_oracle(bench: Bench) -> Margins:
     """The same trained on the oracle's balanced texts."""
     return _sparing(bench, *_balanced(bench), _nothing(bench))
 
 
-def erased(bench: Bench) -> Decisions:
+def erased(bench: Bench) -> Margins:
     """The product's erased head with every feature in place."""
     items, vectors = bench.draw.training, bench.plain("training")
     paired = [row for row, one in enumerate(items) if one.twin is not None]
@@ -156,34 +165,37 @@ def _sparing(
     *,
     twins: Twins | None = None,
     neutral: Tensor | None = None,
-) -> Decisions:
-    head = fit_erased(bench.readout, pooled, labels(items), forbidden, twins=twins, neutral=neutral)
-    return _decided(head, bench.plain("test"))
+) -> Margins:
+    pairs = bench.pairs(items)
+    head = fit_erased(
+        bench.readout, pooled, labels(items), forbidden, twins=twins, neutral=neutral, pairs=pairs
+    )
+    return _margins(head, bench.plain("test"))
 
 
-def _decided(head: LinearHead | None, pooled: Tensor) -> Decisions:
+def _margins(head: LinearHead | None, pooled: Tensor) -> Margins:
     if head is None:
         raise SystemExit("nothing but the attribute tells the labels apart")
-    return head.decide(pooled).tolist()
+    return head.margin(pooled).tolist()
 
 
-def _erased(bench: Bench, erase: Callable[[Tensor], Tensor]) -> Decisions:
+def _erased(bench: Bench, erase: Callable[[Tensor], Tensor]) -> Margins:
     head = bench.head(erase(bench.plain("training")), bench.draw.training)
-    return head.decide(erase(bench.plain("test"))).tolist()
+    return head.margin(erase(bench.plain("test"))).tolist()
 
 
-def leace(bench: Bench) -> Decisions:
+def leace(bench: Bench) -> Margins:
     """Erase the attribute as its examples tell it, then train."""
     return _erased(bench, fit_leace(bench.plain("examples"), attributes(bench.draw.examples)))
 
 
-def inlp(bench: Bench) -> Decisions:
+def inlp(bench: Bench) -> Margins:
     """Project the attribute's probes out one after the other, then train."""
     found = fit_inlp(bench.plain("examples"), attributes(bench.draw.examples), rounds=INLP_ROUNDS)
     return _erased(bench, found)
 
 
-def bottleneck(bench: Bench) -> Decisions:
+def bottleneck(bench: Bench) -> Margins:
     """Train on likeness to words of the task alone."""
     texts = [tuple(bench.hosted.encode("<|im_start|>" + concept)) for concept in bench.task.concepts]
     centre = bench.plain("training").mean(0)
@@ -204,21 +216,21 @@ def _telling(bench: Bench) -> frozenset[int]:
     return (strongest_tokens(found, above=SURE, at_most=MOST_TOKENS) | listed) - set(begin)
 
 
-def token_deletion(bench: Bench) -> Decisions:
+def token_deletion(bench: Bench) -> Margins:
     """Delete telling tokens everywhere, then train."""
     gone = _telling(bench)
     kept = {
         split: bench.pool([tuple(without_tokens(ids, gone)) for ids in bench.ids(getattr(bench.draw, split))])
         for split in ("training", "test")
     }
-    return bench.head(kept["training"], bench.draw.training).decide(kept["test"]).tolist()
+    return bench.head(kept["training"], bench.draw.training).margin(kept["test"]).tolist()
 
 
-def embedding_only(bench: Bench) -> Decisions:
+def embedding_only(bench: Bench) -> Margins:
     """Ablate telling tokens' embeddings alone, everywhere, then train."""
     flat = partial(_flat_pool, bench, _telling(bench))
     head = bench.head(flat(bench.draw.training), bench.draw.training)
-    return head.decide(flat(bench.draw.test)).tolist()
+    return head.margin(flat(bench.draw.test)).tolist()
 
 
 def _flat_pool(bench: Bench, tokens: frozenset[int], items: Sequence[Item]) -> Tensor:
@@ -242,7 +254,9 @@ def command(bench: Bench, replacement: str) -> RemoveSpuriousFeatures:
     names = bench.task.labels, bench.task.attributes
     return RemoveSpuriousFeatures(
         training=tuple(
-            LabelledText(text=one.text, label=f"{one.label} {names[0][one.label]}", twin=one.twin)
+            LabelledText(
+                text=one.text, label=f"{one.label} {names[0][one.label]}", twin=one.twin, pair=one.pair
+            )
             for one in bench.draw.training
         ),
         attribute_texts=tuple(
@@ -264,7 +278,7 @@ def command(bench: Bench, replacement: str) -> RemoveSpuriousFeatures:
     )
 
 
-def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
+def removal(bench: Bench, replacement: str) -> dict[str, Margins]:
     """Ours: features gone, then a refit, then one without the attribute; as many matched random features."""
     study = finish(open_study(bench.hosted, command(bench, replacement)))
     judged = finish(judge_features(study))
@@ -276,16 +290,16 @@ def removal(bench: Bench, replacement: str) -> dict[str, Decisions]:
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
     refit = finish(study.head_with(random, "random", study.everything))
     return {
-        "removed": study.head.decide(without).tolist(),
-        "removed, refitted": choice.final.plain.decide(without).tolist(),
-        "removed, erased": choice.head.decide(without).tolist(),
-        "random": study.head.decide(without_random).tolist(),
-        "random, refitted": refit.decide(without_random).tolist(),
+        "removed": study.head.margin(without).tolist(),
+        "removed, refitted": choice.final.plain.margin(without).tolist(),
+        "removed, erased": choice.head.margin(without).tolist(),
+        "random": study.head.margin(without_random).tolist(),
+        "random, refitted": refit.margin(without_random).tolist(),
         "_counts": [len(gone), len(spurious), study.space.count],
     }
 
 
-def skyline(bench: Bench, replacement: str) -> dict[str, Decisions]:
+def skyline(bench: Bench, replacement: str) -> dict[str, Margins]:
     """Features chosen by balanced texts, the head trained again: how far this dictionary can go."""
     study = finish(open_study(bench.hosted, command(bench, replacement)))
     items = bench.draw.validation
@@ -300,7 +314,7 @@ def skyline(bench: Bench, replacement: str) -> dict[str, Decisions]:
     chosen = Skyline(counts=tried, worst_groups=tuple(worst)).chosen
     vectors = bench.pool(bench.ids(bench.draw.test), ranked[:chosen])
     return {
-        "skyline": heads[tried.index(chosen)].decide(vectors).tolist(),
+        "skyline": heads[tried.index(chosen)].margin(vectors).tolist(),
         "_skyline": [chosen, len(ranked)],
     }
 
@@ -311,7 +325,7 @@ def _skyline_order(study: Study, bench: Bench, items: Sequence[Item]) -> Tensor:
     return skyline_order(found, labels(items), attributes(items))
 
 
-PLAIN_ARMS: dict[str, Callable[[Bench], Decisions]] = {
+PLAIN_ARMS: dict[str, Callable[[Bench], Margins]] = {
     "original": original,
     "token deletion": token_deletion,
     "embedding only": embedding_only,
@@ -323,7 +337,7 @@ PLAIN_ARMS: dict[str, Callable[[Bench], Decisions]] = {
     "erased alone": erased,
     "oracle, least variance": sparing_oracle,
 }
-FEATURE_ARMS: dict[str, Callable[[Bench, str], dict[str, Decisions]]] = {
+FEATURE_ARMS: dict[str, Callable[[Bench, str], dict[str, Margins]]] = {
     "removal": removal,
     "skyline": skyline,
 }

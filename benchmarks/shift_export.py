@@ -26,7 +26,7 @@ from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.shift import DECIDERS, ORACLES, TASKS, say, texts_digest
 from benchmarks.shift_arms import PLAIN_ARMS, Bench
-from benchmarks.shift_figures import Gate, Table, data_gates, gate_line, table_lines, targets
+from benchmarks.shift_figures import Gate, Table, data_gates, decided, gate_line, table_lines, targets
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task, tasks
 from trephine.client import connect
 from trephine.client.model import Model
@@ -125,7 +125,7 @@ class Runs:
 
     def _answer(self, name: str, bench: Bench) -> dict[str, Any]:
         if name not in WAYS:
-            return {"arms": {name: PLAIN_ARMS[name](bench)}}
+            return {"arms": {name: decided(PLAIN_ARMS[name](bench))}}
         with tempfile.TemporaryDirectory(prefix="trephine-bench-shift-") as scratch:
             shipped = ship(bench, self._given.model, WAYS[name], Path(scratch))
             return compared(bench, name, shipped, Path(scratch))
@@ -171,7 +171,7 @@ def remove(model: Model, bench: Bench, way: dict[str, Any]) -> SpuriousRemoval:
             for one in (() if twins else draw.examples)
         ],
         neutral_examples=bench.task.neutral and way.get("erase", True),
-        decision=Probe(),
+        decision=Probe(pairs=bench.task.pairs),
         replacement=NEURONS,
         exact=0,
         effect_texts=128,
@@ -188,7 +188,11 @@ def remove(model: Model, bench: Bench, way: dict[str, Any]) -> SpuriousRemoval:
 def _labelled(task: Task, one: Item, *, told: bool) -> LabelledText:
     attribute = _named(task.attributes, one.attribute) if told else None
     return LabelledText(
-        text=one.text, label=_named(task.labels, one.label), attribute=attribute, twin=one.twin
+        text=one.text,
+        label=_named(task.labels, one.label),
+        attribute=attribute,
+        twin=one.twin,
+        pair=one.pair,
     )
 
 

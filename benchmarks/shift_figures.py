@@ -36,6 +36,11 @@ class Interval:
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
+def decided(margins: Sequence[float]) -> list[int]:
+    """Turn margins into decisions."""
+    return [int(margin > 0) for margin in margins]
+
+
 class Table:
     """Arms on one task."""
 

@@ -32,6 +32,8 @@ class Item:
     attribute: int
     twin: str | None = None
     """The text with the other attribute, where the task edits it."""
+    pair: str | None = None
+    """The comparison that it stands in, beside the other text of it; of one label each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,8 @@ class Task:
     draw: Callable[[int, Sizes], Draw]
     neutral: bool = False
     """The examples hold neither label, and that is told."""
+    pairs: bool = False
+    """Texts come in pairs, and the head is trained on what differs within them."""
     first_seed: int = 0
     """Of those that are reported: earlier ones were looked at before the last change of what is measured."""
 
@@ -261,29 +265,27 @@ def _reward() -> Task:
         layer=2,
         pooling=Pooling.MEAN,
         listed=("brilliant", "wonderful", "great", "amazing", "excellent", "genius", "impressive"),
-        concepts=("correct answer", "wrong answer", "fact", "mistake", "true", "false"),
+        concepts=(
+            "Here is a helpful answer that says how.", "Here is an evasive answer that says nothing.",
+            "The question is answered with facts.", "The question is left open.",
+            "This explains the reason.", "This avoids the subject.",
+            "These are the steps to take.", "Who knows, it depends.",
+            "A precise, useful reply.", "A vague, useless reply.",
+        ),
         draw=lambda seed, sizes: drawn(_reply_writer(), seed, sizes),
         neutral=True,
-        first_seed=20,
-    )
+        pairs=True,
+        first_seed=30,
+    )  # fmt: skip
 
 
-def preferences() -> Task:
-    """The replies with the answer last: of a reward on the last token that is trained on pairs."""
-    return replace(
-        _reward(),
-        name="preferences",
-        draw=lambda seed, sizes: drawn(_reply_writer(answer_last=True), seed, sizes),
-        first_seed=0,
-    )
-
-
-def _reply_writer(*, answer_last: bool = False) -> Write:
+def _reply_writer() -> Write:
     taken: set[str] = set()
 
     def write(groups: Groups, seed: int) -> list[Item]:
-        test = seed % 10 == _TEST
-        found = replies(groups, seed=seed, test=test, answer_last=answer_last, avoid=taken)
-        return [Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone) for one in found]
+        found = replies(groups, seed=seed, test=seed % 10 == _TEST, avoid=taken)
+        return [
+            Item(text=BEGIN + one.text, label=one.answer, attribute=one.tone, pair=one.pair) for one in found
+        ]
 
     return write

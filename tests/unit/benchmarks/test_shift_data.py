@@ -10,7 +10,15 @@ import pytest
 
 from benchmarks.shift_biographies import biographies
 from benchmarks.shift_pronouns import CHECKED, OPEN, annotate, highest_share, note
-from benchmarks.shift_rewards import _CLOSINGS, _EVASIONS, _OPENINGS, _QUESTIONS, TONES
+from benchmarks.shift_reply_words import (
+    CLOSINGS,
+    EVASIONS,
+    OPENINGS,
+    QUESTIONS,
+    TEST_EVASIONS,
+    TEST_QUESTIONS,
+)
+from benchmarks.shift_rewards import TONES, replies
 from benchmarks.shift_tasks import GROUPS, Draw, Item, Sizes, Task, tasks
 from benchmarks.shift_words import FIRST_NAMES, HOBBIES, PRONOUNS, TITLES
 
@@ -100,16 +108,65 @@ def test_a_reply_opens_in_its_tone_and_goes_on_mostly_in_it(known):
 
 def _phrases(tone: int, text: str) -> list[str]:
     """Phrases of a tone that a text holds, as often as it does."""
-    phrases = (*_OPENINGS[TONES[tone]], *_CLOSINGS[TONES[tone]])
+    phrases = (*OPENINGS[TONES[tone]], *CLOSINGS[TONES[tone]])
     return [one for one in phrases for _ in range(text.count(one))]
 
 
 def test_replies_that_tell_the_tone_answer_nothing(known):
     """Examples share neither question, answer nor evasion with what is learnt or tested."""
     draw = known["reward"].draw(1, SMALL)
-    said = {answer for question in _QUESTIONS for answer in question} | set(_EVASIONS)
+    said = _contents(QUESTIONS, EVASIONS) | _contents(TEST_QUESTIONS, TEST_EVASIONS)
     assert all(any(part in one.text for part in said) for one in (*draw.training, *draw.test))
     assert not any(part in one.text for one in draw.examples for part in said)
+
+
+def _contents(questions: tuple[tuple[str, str], ...], evasions: tuple[str, ...]) -> set[str]:
+    return {said for question in questions for said in question} | set(evasions)
+
+
+def test_what_is_tested_is_said_nowhere_else(known):
+    """Questions, answers and evasions of the test split are its own, and make hundreds of contents."""
+    learnt, tested = _contents(QUESTIONS, EVASIONS), _contents(TEST_QUESTIONS, TEST_EVASIONS)
+    assert not learnt & tested
+    assert (len(QUESTIONS), len(EVASIONS)) == (40, 30)
+    assert len(TEST_QUESTIONS) * len(TEST_EVASIONS) >= 24 * 20
+    draw = known["reward"].draw(1, SMALL)
+    for items, own in ((draw.training, learnt), (draw.crossed, learnt), (draw.test, tested)):
+        assert all(_said(one.text, own) for one in items)
+    wide = known["reward"].draw(1, Sizes(training=2, examples=2, validation=2, test=100)).test
+    assert len({frozenset(_said(one.text, tested)) for one in wide}) > 150
+
+
+def _said(text: str, contents: set[str]) -> set[str]:
+    return {part for part in contents if part in text}
+
+
+def test_replies_of_a_pair_answer_one_question(known):
+    """Ambiguous pairs are of a flattering answer and a plain evasion, crossed ones the other way round."""
+    draw = known["reward"].draw(1, SMALL)
+    for items, count in ((draw.training, {(0, 1): 12}), (draw.crossed, {(1, 0): 6})):
+        assert Counter(_tones(items)) == count
+    assert Counter(_tones(draw.test)) == {(0, 1): 5, (1, 0): 5, (0, 0): 5, (1, 1): 5}
+    names = {one.pair for one in everything(draw) if one.pair is not None}
+    assert len(names) == 12 + 6 + 8 + 20
+    assert all(one.pair is None for one in draw.examples)
+
+
+def _tones(items: tuple[Item, ...]) -> list[tuple[int, int]]:
+    """Tones of the evasive and the helpful reply of every pair; both stand beside each other."""
+    found = []
+    for first, second in zip(items[::2], items[1::2], strict=True):
+        assert first.pair == second.pair
+        assert (first.label, second.label) == (0, 1)
+        assert first.text.partition("? ")[0] == second.text.partition("? ")[0]
+        found.append((first.attribute, second.attribute))
+    return found
+
+
+def test_replies_that_are_no_pairs_are_refused():
+    """As many helpful as evasive ones, in tones that meet."""
+    with pytest.raises(ValueError, match="are no pairs"):
+        replies([(0, 0, 3), (1, 1, 2)], seed=0)
 
 
 def test_biographies_never_name_the_profession_and_swaps_change_lexical_cues_alone():
