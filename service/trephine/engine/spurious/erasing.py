@@ -23,6 +23,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError
+from trephine.engine.spurious.covariances import shrunk_covariance
 from trephine.engine.spurious.examples import Example, attributes, labels
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.judgement import FEWEST, separation
@@ -382,31 +383,3 @@ def _label_means(vectors: Tensor, y: Tensor) -> Tensor:
 def _with_new_sources(sources: Tensor, count: int) -> Tensor:
     """Add texts that are each from a source of their own."""
     return torch.cat([sources, int(sources.max()) + 1 + torch.arange(count)])
-
-
-def shrunk_covariance(rows: Tensor, sources: Tensor | None = None) -> Tensor:
-    """Return the covariance of centred rows `(n, d)`, drawn towards its mean variance.
-
-    The share is Ledoit and Wolf's (2004, section 3.3): the part of the distance to a multiple of the identity
-    that sampling noise accounts for. With `sources (n,)` it is sources that are sampled, not rows.
-    """
-    n, d = rows.shape
-    covariance = rows.T @ rows / n
-    mean = covariance.diagonal().mean()
-    target = mean * torch.eye(d, dtype=rows.dtype)
-    distance = (covariance - target).square().sum()
-    if sources is None:
-        noise = (rows.square().sum(1).square().sum() / n - covariance.square().sum()) / n
-    else:
-        noise = _noise_between(rows, covariance, sources)
-    share = float((noise / distance.clamp_min(1e-300)).clamp(0, 1))
-    return (1 - share) * covariance + share * target
-
-
-def _noise_between(rows: Tensor, covariance: Tensor, sources: Tensor) -> Tensor:
-    """Return the expected squared error of a covariance whose rows come in independent groups."""
-    total, groups = rows.new_zeros(()), sources.unique()
-    for group in groups:
-        own = rows[sources == group]
-        total += (own.T @ own - len(own) * covariance).square().sum()
-    return total / len(rows) ** 2 * len(groups) / (len(groups) - 1)

@@ -10,12 +10,12 @@ from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
+from trephine.engine.spurious.covariances import shrunk_covariance
 from trephine.engine.spurious.erasing import (
     Twins,
     changed_directions,
     erased_head,
     fit_erased,
-    shrunk_covariance,
 )
 from trephine.engine.spurious.heads import STOCK
 from trephine.engine.spurious.pooling import Readout
