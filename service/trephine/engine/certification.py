@@ -23,7 +23,7 @@ from trephine.engine.retain import RetainText, plain_logits, window_batches, win
 from trephine.engine.shards import DTYPES
 from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.compiling import WeightProgram
-from trephine.engine.weights.tensors import TensorChange
+from trephine.engine.weights.tensors import TensorChange, fades
 
 SCRIPT = Path(__file__).with_name("certifier.py")
 GREEDY_TOKENS = 64
@@ -173,6 +173,7 @@ def _described(change: TensorChange) -> dict[str, Any]:
         "factors": sorted(change.factors.items()),
         "gain": change.gain,
         "drawn": change.fading(DTYPES[change.dtype]),
+        "fades": fades(change.gain, DTYPES[change.dtype]),
         "new": change.entry is None,
         "copied_from": None if change.copied_from is None else change.copied_from.name,
         "growth": None if growth is None else {"axis": growth.axis, "count": growth.count},

@@ -41,7 +41,8 @@ compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_pl
 _figures = _beside("certifier_figures")
 kl, next_token_loss, recover = _figures.kl, _figures.next_token_loss, _figures.recover
 _features = _beside("certifier_features")
-widen_products = _beside("narrow_products").widen_products
+_products = _beside("narrow_products")
+widen_products = _products.widen_products
 spread, firing_spread, everywhere = _figures.spread, _figures.firing_spread, _figures.everywhere
 
 
@@ -327,6 +328,7 @@ def environment() -> dict[str, str]:
         "transformers": transformers.__version__,
         "safetensors": safetensors.__version__,
         "threads": str(torch.get_num_threads()),
+        "bfloat16_products": "float32, rounded once" if _products.lacks_units() else "torch's own",
     }
 
 

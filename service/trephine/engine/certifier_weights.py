@@ -11,6 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+VANISHING = 3e-3
+"""Size of what is added, over that of what is there, below which a narrow type is rounded stochastically: the
+compiler's rule, written down here once more."""
+_BLOCK_ELEMENTS = 1 << 20
+_ORDER = 1e-12
+"""Relative difference of two float64 sums of the same summands that is rounding's own."""
+
 
 def compare_weights(request: dict[str, Any]) -> dict[str, float]:
     """Compare every tensor of the exported folder with the parent's, bit for bit."""
@@ -100,10 +107,11 @@ def planned_factors(request: dict[str, Any]) -> dict[str, Any]:
 def off_plan(before: Any, after: Any, change: dict[str, Any], factors: dict[str, Any] | None = None) -> int:
     """Count elements that are not what the plan makes of the parent's.
 
-    Scaled slices are computed in float32 and rounded once, and must agree bit for bit. Those that nearest
-    rounding would leave as they were (`drawn`), and what a product of factors is added to, may be off by one
-    step of the dtype: their rounding may be stochastic. Appended slices must be the planned ones bit for bit,
-    and all others zero.
+    Scaled slices are computed in float32 and rounded once, and must agree bit for bit. What something is
+    added to is a sum in float64, and must be rounded to the nearest value of the type. Only where nearest
+    rounding would lose the change (`drawn` slices, `fades`, a sum whose added part vanishes) may an element
+    be either neighbour: those are rounded stochastically. Appended slices must be the planned ones bit for
+    bit, and all others zero.
     """
     parts = factors or {}
     growth, name = change.get("growth"), change.get("tensor")
@@ -142,16 +150,69 @@ def scaled(before: Any, change: dict[str, Any], dtype: Any) -> Any:
 
 
 def off_sum(before: Any, after: Any, change: dict[str, Any], parts: dict[str, Any]) -> int:
-    """Count elements further than one step from the sum in float64."""
+    """Count elements that are not the sum in float64, rounded once; a block of rows at a time."""
+    beyond = beyond_a_step if may_be_drawn(before, change, parts) else beyond_nearest
+    off = 0
+    for start, stop in blocks(before):
+        kept, added = summands(before, change, parts, start, stop)
+        off += int(beyond(kept if added is None else kept + added, after[start:stop]).sum())
+    return off
+
+
+def may_be_drawn(before: Any, change: dict[str, Any], parts: dict[str, Any]) -> bool:
+    """Say whether nearest rounding would lose part of what is added: only then is it stochastic."""
     import torch
 
-    name = change["tensor"]
-    exact = scaled(before, change, torch.float64) * change["gain"]
+    if before.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if change.get("drawn") or change.get("fades"):
+        return True
+    there = moved = 0.0
+    for start, stop in blocks(before):
+        kept, added = summands(before, change, parts, start, stop)
+        there += float(kept.square().sum())
+        moved += 0.0 if added is None else float(added.square().sum())
+    return 0 < moved < VANISHING**2 * there
+
+
+def summands(
+    before: Any, change: dict[str, Any], parts: dict[str, Any], start: int, stop: int
+) -> tuple[Any, Any]:
+    """Return rows of the scaled parent and of what is added to them, float64; None: nothing is."""
+    import torch
+
+    name, factors = change["tensor"], change["factors"]
+    if change["axis"] == 0:
+        factors = [(index - start, factor) for index, factor in factors if start <= index < stop]
+    kept = scaled(before[start:stop], change | {"factors": factors}, torch.float64) * change["gain"]
+    added = None
     if f"left:{name}" in parts:
-        exact = exact + parts[f"left:{name}"] @ parts[f"right:{name}"]
+        added = parts[f"left:{name}"][start:stop] @ parts[f"right:{name}"]
     if f"added:{name}" in parts:
-        exact = exact + parts[f"added:{name}"]
-    return int(beyond_a_step(exact, after).sum())
+        more = parts[f"added:{name}"][start:stop]
+        added = more if added is None else added + more
+    return kept, added
+
+
+def blocks(tensor: Any) -> Iterator[tuple[int, int]]:
+    """Yield where blocks of about a million elements begin and end: an embedding in float64 is large."""
+    rows = tensor.shape[0]
+    step = max(1, _BLOCK_ELEMENTS // max(1, tensor.numel() // max(1, rows)))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def beyond_nearest(exact: Any, after: Any) -> Any:
+    """Return which elements are further from their float64 values than the nearest of their own type.
+
+    Ties may go either way, and sums of float64 in another order differ by their own rounding.
+    """
+    import torch
+
+    if after.dtype == torch.float64:
+        return beyond_a_step(exact, after)
+    nearest = (exact - exact.to(after.dtype).double()).abs()
+    return (exact - after.double()).abs() > nearest + _ORDER * exact.abs()
 
 
 def beyond_a_step(exact: Any, after: Any) -> Any:

@@ -47,6 +47,7 @@ from trephine.engine.staging import (
     sweep_leftovers,
 )
 from trephine.engine.weights.compiling import WeightProgram
+from trephine.engine.weights.tensors import ROUNDING_SEED
 
 _SLACK_BYTES = 64 << 20
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -297,7 +298,11 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         gates=judge(command.plan.gates, measured),
         changed_tensors=command.plan.changed_tensors,
         untouched_tensors_verified=int(measured["untouched_tensors_verified"]),
-        environment={**findings.environment, "compute_dtype": build.hosted.info.dtype},
+        environment={
+            **findings.environment,
+            "compute_dtype": build.hosted.info.dtype,
+            "rounding_seed": str(ROUNDING_SEED),
+        },
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,
         caveats=command.plan.caveats,

@@ -44,7 +44,12 @@ _COUNTS = (
         "tensors",
         "a planned change that is missing would be certified for nothing",
     ),
-    ("elements_off_plan", "elements", "recomputed from the parent's files and the plan, bit for bit"),
+    (
+        "elements_off_plan",
+        "elements",
+        "recomputed from the parent's files and the plan: bit for bit, or, where rounding is stochastic, "
+        "one of the two neighbours",
+    ),
     ("nonfinite_values", "values", "weights and logits must be finite"),
     ("load_differences", "keys", "stock transformers must find the same keys as in the parent"),
 )

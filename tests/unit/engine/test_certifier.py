@@ -14,6 +14,10 @@ import torch
 
 from trephine.engine import certifier
 from trephine.engine.certification import SCRIPT
+from trephine.engine.weights.tensors import stochastic
+
+SUM = {"tensor": "w", "axis": 0, "factors": [], "gain": 1.0, "drawn": [], "fades": False}
+"""A change that adds something to a tensor."""
 
 
 def test_it_imports_nothing_of_trephine():
@@ -93,6 +97,38 @@ def test_slices_that_are_rounded_stochastically_may_be_off_by_one_step(axis):
     after.select(axis, 1)[0] = torch.nextafter(lower, torch.zeros_like(lower))[0]
     after.select(axis, 3)[0] = torch.nextafter(after, torch.zeros_like(after)).select(axis, 3)[0]
     assert certifier.off_plan(before, after, change) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_sum_is_rounded_to_the_nearest_value(dtype):
+    """A neighbour that is not the nearest is off the plan, in every block of rows."""
+    draws = torch.Generator().manual_seed(0)
+    before = torch.randn(3000, 400, generator=draws).to(dtype)  # two blocks of rows
+    left = torch.randn(3000, 1, generator=draws, dtype=torch.float64)
+    right = torch.randn(1, 400, generator=draws, dtype=torch.float64)
+    change = SUM | {"factors": [[1, 0.5], [2999, -2.0]]}
+    parts = {"left:w": left, "right:w": right}
+    exact = before.double()
+    exact[1] *= 0.5
+    exact[2999] *= -2.0
+    exact += left @ right
+    nearest = exact.to(dtype)
+    assert certifier.off_plan(before, nearest, change, parts) == 0
+    wrong = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    assert certifier.off_plan(before, wrong, change, parts) > 0.999 * wrong.numel()  # ties go either way
+
+
+def test_a_sum_that_nearest_rounding_would_lose_may_be_either_neighbour():
+    """The compiler draws there; what is no neighbour is off the plan all the same."""
+    before = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    parts = {"added:w": torch.full((64, 32), 1e-5, dtype=torch.float64)}
+    exact = before.double() + 1e-5
+    drawn = stochastic(exact, torch.bfloat16, torch.Generator().manual_seed(0))
+    assert not drawn.equal(before)
+    assert certifier.off_plan(before, drawn, SUM, parts) == 0
+    assert certifier.off_plan(before.float(), exact.float() + 1e-5, SUM, parts) == before.numel()
+    drawn[0, 0] += 1
+    assert certifier.off_plan(before, drawn, SUM, parts) == 1
 
 
 def test_weights_are_compared_over_all_shards(tmp_path):

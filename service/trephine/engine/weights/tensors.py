@@ -5,6 +5,7 @@ A change is data, so that the certifier can carry it out again from the parent's
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,8 @@ _FADING = 0.5
 rounded to nearest: at 0.13 steps (0.999 in bfloat16) all of them, at 0.32 (0.9975) 64 %."""
 NARROW = (torch.bfloat16, torch.float16)
 """Types whose rounding can be seen in what a model answers."""
-_SEED = 20_240_817
+ROUNDING_SEED = 20_240_817
+"""Of stochastic rounding, with the name of the tensor that is rounded; it stands in every certificate."""
 _BLOCK_ELEMENTS = 1 << 20
 _BLOCKS = 64
 """A tensor is summed in at least so many blocks of rows, for what is float64 is many times its size."""
@@ -144,7 +146,7 @@ def carried_out(change: TensorChange, parent: Tensor | None, dtype: torch.dtype)
 
 def _scaled(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> Tensor:
     """Scale slices, rounded to nearest; stochastically where that would leave elements as they were."""
-    tensor, draws = scale_slices(parent, change.factors, axis=change.axis), _draws()
+    tensor, draws = scale_slices(parent, change.factors, axis=change.axis), _draws(change.name)
     for index in change.fading(dtype):
         exact = parent.select(change.axis, index).to(torch.float64) * change.factors[index]
         tensor.select(change.axis, index).copy_(stochastic(exact, dtype, draws))
@@ -159,7 +161,7 @@ def _summed(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> Tensor:
     one generator runs through all blocks, so that their size changes nothing.
     """
     vanishing = dtype in NARROW and _vanishes(change, parent, dtype)
-    draws = _draws()
+    draws = _draws(change.name)
     result = parent if parent.dtype == dtype else torch.empty(parent.shape, dtype=dtype)
     for start, stop in _blocks(parent):
         exact, delta = _wide(change, parent, start, stop)
@@ -244,19 +246,20 @@ def wide_product(matrix: Tensor, factor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _draws() -> torch.Generator:
-    return torch.Generator().manual_seed(_SEED)
+def _draws(name: str) -> torch.Generator:
+    """Begin the draws of a tensor: two of one shape do not share theirs."""
+    digest = hashlib.sha256(f"{ROUNDING_SEED} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def stochastic(exact: Tensor, dtype: torch.dtype, draws: torch.Generator | None = None) -> Tensor:
+def stochastic(exact: Tensor, dtype: torch.dtype, draws: torch.Generator) -> Tensor:
     """Round to one of the two neighbours, with odds by distance, so that the mean is exact.
 
     Args:
         exact: float64.
         dtype: To round to.
-        draws: Where draws go on; None: from the one seed.
+        draws: Where draws go on.
     """
-    draws = draws or _draws()
     near = exact.to(dtype)
     error = exact - near.to(torch.float64)
     toward = torch.where(error > 0, torch.inf, -torch.inf).to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,3 +105,14 @@ def test_plans_say_what_rounding_leaves_over(family, tmp_path):
     assert {note.tier for note in program.notes.values()} == {"exact"}
     wide = compiled(parent(family, tmp_path / "wide"), edit)
     assert [note.predicted_error for note in wide.notes.values()] == [0.0] * 3
+
+
+def test_tensors_of_one_shape_draw_their_rounding_apart():
+    """The name of the tensor decides with the seed: the same again, and another one otherwise."""
+    left, right = (torch.full(shape, 1e-2, dtype=torch.float64) for shape in ((300, 1), (1, 200)))
+    first = replace(scaling(1, {}), low_rank=(left, right))
+    again, other = replace(first), replace(first, name="another")
+    written = [carried_out(each, W.clone(), torch.bfloat16) for each in (first, again, other)]
+    assert not written[0].equal(W)
+    assert written[0].equal(written[1])
+    assert not written[0].equal(written[2])
