@@ -60,23 +60,25 @@ def ship(given: argparse.Namespace, dtype: str, text: str, folder: Path) -> bool
     )
     state, began = folder / "state", monotonic()
     with connect(state=state, model_roots=[parent.parent]) as trephine:
-        made = exported(trephine, given, parent, dtype, text)
+        made = exported(trephine, given, parent, text)
         seconds = monotonic() - began
         passed = made.certificate.verdict is ExportVerdict.PASSED
         if passed:
             trephine.exports.download(made, folder / "shipped")
             found = verify_folder(folder / "shipped", public_key=state / "signing.pub.pem")
             passed = found.passed
-    say(f"\n## {dtype} parent, {len(given.features)} features ablated: {seconds:.0f} s")
+    say(
+        f"\n## {dtype} files, {given.compute} arithmetic, {len(given.features)} features ablated: {seconds:.0f} s"
+    )
     for line in lines(made.certificate):
         say(line)
     say(f"verified with the server's public key: {'yes' if passed else 'NO'}")
     return passed
 
 
-def exported(trephine: Trephine, given: argparse.Namespace, parent: Path, dtype: str, text: str) -> Export:
+def exported(trephine: Trephine, given: argparse.Namespace, parent: Path, text: str) -> Export:
     """Load parent and set, store the edit, export it."""
-    model = trephine.load_model(parent, dtype=dtype)
+    model = trephine.load_model(parent, dtype=given.compute)
     name = model.load_replacements(given.transcoders).name.rpartition("/")[2]
     cuts = [feature(one.layer, one.index, replacement=name).ablate() for one in given.features]
     edit = trephine.edits.create("ten", cuts, model=model.name)
