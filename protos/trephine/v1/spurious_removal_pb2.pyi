@@ -266,8 +266,8 @@ class ProbeHead(google.protobuf.message.Message):
     penalty: builtins.float
     """L2 on the weights of standardised inputs. Unset: 0.01."""
     pairs: builtins.bool
-    """True: trained on differences within pairs (Bradley and Terry), so that its decision is a reward less the
-    point half-way between the labels' means. Every ambiguous text needs a pair.
+    """True: trained on differences within pairs (Bradley and Terry), so that its decision is a reward less a
+    threshold. Every ambiguous text needs a pair.
     """
     def __init__(
         self,

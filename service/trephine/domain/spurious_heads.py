@@ -36,8 +36,8 @@ class ProbeHead:
     penalty: float = 1e-2
     """L2 on the weights of standardised inputs, beside the mean loss."""
     pairs: bool = False
-    """Trained on differences within pairs (Bradley and Terry 1952): its decision is a reward, less the point
-    half-way between the labels' means. What both texts of a pair share, as their prompt, tells it nothing."""
+    """Trained on differences within pairs (Bradley and Terry 1952): its decision is a reward less a
+    threshold. What both texts of a pair share, as their prompt, tells it nothing."""
 
     def __post_init__(self) -> None:
         require_finite("decision.penalty", self.penalty)

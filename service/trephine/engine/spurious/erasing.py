@@ -9,8 +9,8 @@ Twins are of their text's label, so that what an edit changes is variation withi
 varies among examples of the attribute that hold no label, where that is told.
 Texts of one source are not independent; where sources are told, the noise is that between them (Liang and
 Zeger 1986), or a head fits what few sources have in common.
-Of texts in pairs each counts less the mean of its pair, where the head is trained on pairs: what both share,
-as their question, neither tells labels apart nor varies within one. A pair is then one source.
+Pairs change nothing of this but the threshold: the labels' means differ by the mean difference within pairs,
+and a head that decides on single texts must not follow what moves both texts of a pair, as their question.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trephine.engine.spurious.covariances import shrunk_covariance
 from trephine.engine.spurious.examples import Example, attributes, labels
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.judgement import FEWEST, separation
-from trephine.engine.spurious.pairs import numbered, pair_means
+from trephine.engine.spurious.pairs import threshold
 from trephine.engine.spurious.pooling import Readout
 from trephine.engine.spurious.study import Removed, Study
 
@@ -144,15 +144,7 @@ def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, N
     if known.neutral is None:
         return
     y = labels(study.fitted)
-    head = fit_erased(
-        study.readout,
-        pooled,
-        y,
-        known.directions,
-        sources=known.sources,
-        twins=known.twins,
-        pairs=study.pairs(study.fitted),
-    )
+    head = fit_erased(study.readout, pooled, y, known.directions, sources=known.sources, twins=known.twins)
     share = 0.0 if head is None else labelled_share(head, pooled, y, known.neutral)
     if share > _LABELLED:
         raise InvalidRequestError(
@@ -336,33 +328,26 @@ def fit_erased(
         sources: `(n,)`, numbers of the sources that texts are from; None: each is its own.
         twins: Of some of the texts.
         neutral: `(m, d_model)`: texts of neither label, each less the mean of its attribute's value.
-        pairs: `(n_pairs, 2)`, if every text is in one and counts less the mean of its pair.
+        pairs: `(n_pairs, 2)`, of a reward: the threshold of pairs, where the form has one.
 
     Returns:
         None if no such head tells the labels apart.
     """
-    wide, changes, shared = pooled.double(), pooled.double()[:0], torch.zeros_like(pooled).double()
-    if pairs is not None:
-        shared = pair_means(wide, pairs)
-        sources = numbered(pairs) if sources is None else sources
+    wide, changes = pooled.double(), pooled.double()[:0]
     if twins is not None:
         rows, edited = twins.rows, twins.vectors.double()
         changes = edited - wide[rows]
         wide, y = torch.cat([wide, edited]), torch.cat([y, y[rows]])
-        shared = torch.cat([shared, shared[rows]])
         sources = None if sources is None else torch.cat([sources, sources[rows]])
-    middle = _label_means(wide, y).mean(0)
-    means = _label_means(wide - shared, y)
-    within = wide - shared - means[y]
-    if pairs is not None:
-        within *= 2**0.5  # half of what varies from text to text is in the mean of its pair
+    means = torch.stack([wide[y == label].mean(0) for label in (0, 1)])
+    within = wide - means[y]
     if neutral is not None:
         within = torch.cat([within, neutral.double()])
         sources = None if sources is None else _with_new_sources(sources, len(neutral))
     changed = changes.square().sum(0) / max(len(changes), 1)  # (d_model,)
     deviation = (within.var(0) + changed).sqrt()
     scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
-    apart = means[1] - means[0]
+    apart, middle = means[1] - means[0], means.mean(0)
     forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()
     covariance = shrunk_covariance(within / scale, sources)
     covariance += (changes / scale).T @ (changes / scale) / max(len(changes), 1)
@@ -373,11 +358,11 @@ def fit_erased(
     weight = kept / scale
     if not float(weight @ apart) > _LEFT * float(free @ (apart / scale)):
         return None
-    return two_sided(readout, weight.float(), 0.0 if readout == STOCK else -float(weight @ middle))
-
-
-def _label_means(vectors: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([vectors[y == label].mean(0) for label in (0, 1)])
+    if readout == STOCK:
+        return two_sided(readout, weight.float(), 0.0)
+    halfway = float(weight @ middle)
+    at = halfway if pairs is None else threshold(pooled.double() @ weight, pairs)
+    return two_sided(readout, weight.float(), -at)
 
 
 def _with_new_sources(sources: Tensor, count: int) -> Tensor:

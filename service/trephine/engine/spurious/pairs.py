@@ -36,29 +36,27 @@ def partners(texts: Sequence[Compared]) -> Tensor:
     return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
 
 
-def pair_means(vectors: Tensor, pairs: Tensor) -> Tensor:
-    """Return the mean of every vector's pair, `(n, d)`: `pairs (n_pairs, 2)` hold each of the `n` once."""
-    return vectors[pairs].mean(1)[numbered(pairs)]
+def threshold(rewards: Tensor, pairs: Tensor) -> float:
+    """Return the reward that is as many standard deviations from either label's mean.
 
+    Pairs tell no threshold of one text. Half-way between the means is right where both labels vary alike.
 
-def numbered(pairs: Tensor) -> Tensor:
-    """Return the number of every text's pair, `(n,)`; `pairs (n_pairs, 2)` hold each of the `n` once."""
-    numbers = torch.empty(pairs.numel(), dtype=torch.long)
-    numbers[pairs] = torch.arange(len(pairs))[:, None]
-    return numbers
-
-
-def half_way(pooled: Tensor, pairs: Tensor) -> Tensor:
-    """Return the point half-way between the two labels' means, float64 `(d,)`."""
-    return pooled.double()[pairs].mean((0, 1))
+    Args:
+        rewards: `(n,)`.
+        pairs: `(n_pairs, 2)`, two at least.
+    """
+    wide = rewards.double()[pairs]
+    means, spreads = wide.mean(0), wide.std(0)
+    nearer = float(spreads[0] / spreads.sum().clamp_min(1e-300))
+    return float(means[0] + nearer * (means[1] - means[0]))
 
 
 def fit_reward(pooled: Tensor, pairs: Tensor, *, penalty: float, stock: bool = False) -> tuple[Tensor, float]:
     """Fit a linear reward by Bradley and Terry's model: P(second over first) = sigmoid(their difference).
 
     Every pair counts from either side, so that who stands first says nothing. A decision on one text needs a
-    threshold, which pairs do not tell: it is that of the point half-way between the labels' means. The stock
-    form has none, so that the reward has no weight along that point instead.
+    threshold besides. The stock form has none, so that its reward has no weight along the point half-way
+    between the labels' means, and decides at 0.
 
     Args:
         pooled: `(n, d)`.
@@ -71,7 +69,7 @@ def fit_reward(pooled: Tensor, pairs: Tensor, *, penalty: float, stock: bool = F
     """
     wide = pooled.double()
     apart = wide[pairs[:, 1]] - wide[pairs[:, 0]]
-    middle = half_way(pooled, pairs)
+    middle = wide[pairs].mean((0, 1))
     if stock:
         apart = _without(apart, middle)
     second = torch.ones(len(apart), dtype=torch.long)
@@ -80,7 +78,7 @@ def fit_reward(pooled: Tensor, pairs: Tensor, *, penalty: float, stock: bool = F
     )
     if stock:
         return _without(weight, middle), 0.0
-    return weight, -float(weight @ middle)
+    return weight, -threshold(wide @ weight, pairs)
 
 
 def _without(vectors: Tensor, direction: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, Token
 from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
-from trephine.engine.spurious.erasing import Twins, erased_head, fit_erased
+from trephine.engine.spurious.erasing import erased_head, fit_erased
 from trephine.engine.spurious.examples import attributes, read_data, sample_pairs
 from trephine.engine.spurious.heads import STOCK, fit_probe
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.metrics import pair_figures
-from trephine.engine.spurious.pairs import numbered, pair_means, partners
+from trephine.engine.spurious.pairs import partners, threshold
 from trephine.engine.spurious.pooling import Readout
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.study import open_study
@@ -123,12 +123,16 @@ def test_partners_are_named_by_label_and_halves_left_out(hosted):
     }
 
 
-def test_means_of_pairs_go_to_both_texts():
-    """In whatever order the texts stand."""
-    pairs = torch.tensor([[3, 0], [1, 2]])
-    vectors = torch.tensor([[1.0], [10.0], [20.0], [3.0]])
-    assert numbered(pairs).tolist() == [0, 1, 1, 0]
-    assert pair_means(vectors, pairs)[:, 0].tolist() == [2.0, 15.0, 15.0, 2.0]
+def test_a_threshold_is_as_far_from_either_label_as_that_label_varies():
+    """Half-way where both vary alike, nearer to the one that varies less, and moved with the rewards."""
+    pairs = torch.arange(200).reshape(100, 2)
+    noise = torch.linspace(-1, 1, 100).repeat_interleave(2)
+    second = torch.arange(200) % 2
+    alike = 8.0 * second + noise
+    assert threshold(alike, pairs) == pytest.approx(4.0, abs=1e-5)
+    unlike = 8.0 * second + noise * torch.where(second == 1, 1.0, 3.0)
+    assert threshold(unlike, pairs) == pytest.approx(6.0, abs=1e-5)
+    assert threshold(2 * unlike + 1, pairs) == pytest.approx(13.0, abs=1e-5)
 
 
 def _asked(n: int, *, seed: int = 0, told: float = 2.0, apart: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,51 +175,33 @@ def test_who_stands_first_says_nothing():
     torch.testing.assert_close(again.direction, head.direction)
 
 
-def test_what_pairs_share_costs_a_head_of_least_variance_nothing():
-    """An answer that is written against the question's direction is read in full, and a style forbidden."""
-    pooled, y, pairs = _asked(200, told=0.0, apart=1.0)
-    pooled[:, QUESTION] += 2.0 * (2 * y - 1)
+@pytest.mark.parametrize("site", [SITE, STOCK], ids=["probe", "stock"])
+def test_a_head_of_least_variance_does_not_follow_the_question(site: Readout):
+    """What both texts of a pair share varies within a label and costs weight; a forbidden style gets none."""
+    pooled, y, pairs = _asked(200, apart=1.0)
     pooled[:, STYLE] += 6.0 * (2 * y - 1)
     style = torch.zeros(1, 6)
     style[0, STYLE] = 1.0
-    head = fit_erased(SITE, pooled, y, style, pairs=pairs)
-    alone = fit_erased(SITE, pooled, y, style)
+    head = fit_erased(site, pooled, y, style, pairs=pairs)
     assert head is not None
-    assert alone is not None
-    assert abs(float(head.direction[STYLE])) < 1e-6
-    assert int(head.direction.abs().argmax()) == QUESTION
-    ranked = [
-        float((one.margin(pooled)[pairs[:, 1]] > one.margin(pooled)[pairs[:, 0]]).float().mean())
-        for one in (head, alone)
-    ]
-    assert ranked[0] > 0.99 > ranked[1]
-    halfway = pooled.mean(0, keepdim=True)
-    assert abs(float(head.margin(halfway))) < 1e-3 * float(head.margin(pooled).abs().mean())
+    assert abs(float(head.direction[STYLE])) < 1e-5 * float(head.direction[ANSWER])
+    assert abs(float(head.direction[QUESTION])) < 0.02 * float(head.direction[ANSWER])
+    margins = head.margin(pooled)
+    assert float((margins[pairs[:, 1]] > margins[pairs[:, 0]]).float().mean()) > 0.99
+    assert bool(head.bias.any()) == (site != STOCK)
 
 
-def test_a_stock_head_of_least_variance_on_pairs_has_no_bias():
-    """Half-way between the labels lies on the boundary without one."""
-    pooled, y, pairs = _asked(200)
-    head = fit_erased(STOCK, pooled, y, torch.zeros(0, 6), pairs=pairs)
-    assert head is not None
-    assert not head.bias.any()
-    assert (head.margin(pooled)[pairs[:, 1]] > head.margin(pooled)[pairs[:, 0]]).float().mean() > 0.99
-
-
-def test_twins_of_texts_in_pairs_count_less_the_mean_of_their_pair():
-    """What an edit changes costs weight; twins of one label alone repeat questions, which tell nothing."""
+def test_pairs_move_the_threshold_of_such_a_head_alone():
+    """To where either label is as far away as it varies."""
     pooled, y, pairs = _asked(200, apart=1.0)
-    rows = pairs[:20, 1]
-    pooled[rows, QUESTION] += 300
-    pooled[pairs[:20, 0], QUESTION] += 300
-    edited = pooled[rows].clone()
-    edited[:, STYLE] += 4.0
-    style = torch.zeros(1, 6)
-    style[0, STYLE] = 1.0
-    head = fit_erased(SITE, pooled, y, style, pairs=pairs, twins=Twins(rows=rows, vectors=edited))
-    assert head is not None
-    assert int(head.direction.abs().argmax()) == ANSWER
-    assert abs(float(head.direction[QUESTION])) < 0.05 * float(head.direction[ANSWER])
+    pooled[y == 0, ANSWER] *= 2.0
+    one, other = (fit_erased(SITE, pooled, y, torch.zeros(0, 6), pairs=own) for own in (pairs, None))
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one.direction, other.direction)
+    rewards = pooled.double() @ one.direction.double()
+    assert float(one.bias[0] - one.bias[1]) == pytest.approx(threshold(rewards, pairs), rel=1e-4)
+    assert not torch.allclose(one.bias, other.bias, rtol=1e-3)
 
 
 def test_pairs_are_ranked_in_all_and_by_their_worst_kind():
