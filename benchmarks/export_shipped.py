@@ -67,9 +67,8 @@ def ship(given: argparse.Namespace, dtype: str, text: str, folder: Path) -> bool
             trephine.exports.download(made, folder / "shipped")
             found = verify_folder(folder / "shipped", public_key=state / "signing.pub.pem")
             passed = found.passed
-    say(
-        f"\n## {dtype} files, {given.compute} arithmetic, {len(given.features)} features ablated: {seconds:.0f} s"
-    )
+    say(f"\n## {dtype} files, {given.compute} arithmetic: {seconds:.0f} s")
+    say(f"ablated: {len(given.features)} features")
     for line in lines(made.certificate):
         say(line)
     say(f"verified with the server's public key: {'yes' if passed else 'NO'}")
