@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shift
-from benchmarks.shift import DECIDERS, Runs, seeds_of
+from benchmarks.shift import DECIDERS, Runs, report, seeds_of
 from benchmarks.shift_arms import PLAIN_ARMS
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task
 from trephine.domain.spurious_heads import Pooling
@@ -82,3 +82,28 @@ def test_the_first_seed_can_be_chosen(given):
     assert list(seeds_of(task(), given)) == [5, 6, 7]
     given.first_seed = 0
     assert list(seeds_of(task(), given)) == [0, 1, 2]
+
+
+def test_a_finished_task_of_pairs_is_printed_with_how_they_are_ranked(given, capsys):
+    """The table of decisions, then one of pairs; what goes by the attribute ranks crossed pairs wrong."""
+    test = tuple(
+        Item(text=f"{tones} {number} {label}", label=label, attribute=tone, pair=f"{tones} {number}")
+        for tones in ((0, 1), (1, 0), (0, 0), (1, 1))
+        for number in range(3)
+        for label, tone in enumerate(tones)
+    )
+    paired = replace(
+        task(), pairs=True, draw=lambda seed, sizes: replace(drawn("word", seed, sizes), test=test)
+    )
+    given.dictionaries, given.seeds = [], 1
+    by_tone, by_answer = ([2.0 * getattr(one, by) - 1 for one in test] for by in ("attribute", "label"))
+    runs = Runs(given)
+    for arm in PLAIN_ARMS:
+        margins = by_tone if arm == "original" else by_answer
+        runs._kept(paired, None).keep(arm, runs._request(paired, 5, arm, None), {arm: margins})
+    report(paired, Runs(given), given)
+    said = capsys.readouterr().out
+    assert "| original | 0.0 [0.0, 0.0] | 50.0" in said
+    assert "pairs of b and a, 3 of every kind (c or d, of either) over 1 seeds" in said
+    assert "| original | 25.0 [25.0, 25.0] | 0.0 [0.0, 0.0] |" in said
+    assert "| oracle | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in said
