@@ -151,11 +151,18 @@ class FakeEdits(edit_service_pb2_grpc.EditServiceServicer):
         of_edit = pb.ArmResult(arm=pb.EVALUATION_ARM_EDIT, figures=[figure("log_odds_change", -2.0, "nats")])
         compared = pb.ControlComparison(
             arm=pb.EVALUATION_ARM_RANDOM, statistic="log_odds_change", effect=-2.0,
-            values=[-0.25, 0.5], p_value=0.01, adjusted_p_value=0.02,
+            values=[-0.25, 0.5], p_value=0.01, adjusted_p_value=0.02, units=8,
+            quantiles=[-0.2125, 0.125, 0.4625],
+        )  # fmt: skip
+        elsewhere = pb.ControlComparison(
+            arm=pb.EVALUATION_ARM_WRONG_LAYER, statistic="kl", effect=0.03, values=[0.02, 0.04],
+            p_value=0.5, adjusted_p_value=0.75, units=8, tokens=256, reached=1,
+            quantiles=[0.021, 0.03, 0.039],
         )  # fmt: skip
         found.sets.add(
             name="names", role=pb.EVALUATION_ROLE_TARGET, units=8, arms=[of_edit], controls=[compared]
         )
+        found.sets.add(name="texts", role=pb.EVALUATION_ROLE_RETAIN, units=8, controls=[elsewhere])
         return found
 
     def EvaluateEdit(self, request: edit_evaluations_pb2.EvaluateEditRequest, context: Any) -> Any:

@@ -59,6 +59,15 @@ async def test_an_evaluation_is_kept_with_its_edit_and_version(edits):
     assert {one.arm for one in names.arms} == {EvaluationArm.EDIT, EvaluationArm.NO_OP}
     assert {one.arm for one in texts.arms} >= {EvaluationArm.EDIT, EvaluationArm.NO_OP}
     assert [len(one.values) for one in names.controls] == [4, 2]
+    damage = [(one.arm, one.statistic, len(one.values), one.units) for one in texts.controls]
+    of_texts = ("kl", "perplexity_ratio", "top1_agreement")
+    kinds = ((EvaluationArm.RANDOM, 4), (EvaluationArm.WRONG_LAYER, 2))
+    assert damage == [(arm, name, count, 8) for name in of_texts for arm, count in kinds]
+    for one in (*names.controls, *texts.controls):
+        assert one.tokens > 0
+        assert one.p_value == (1 + one.reached) / (1 + len(one.values))
+        assert min(one.values) <= one.quantiles[0] <= one.quantiles[1] <= one.quantiles[2] <= max(one.values)
+    assert any("matched random sets stand beside the damage" in caveat for caveat in found.caveats)
     assert [one.label for one in found.prompting.candidates] == ["given 1", "1 example"]
     assert found.bounds.max_retain_kl == 0.1
     again = await edits.evaluation(found.name)
@@ -78,6 +87,8 @@ async def test_a_prediction_measures_nothing(edits):
     found = await edits.predict_evaluation("cold", [NAMES], **QUICK)
     more = await edits.predict_evaluation("cold", [NAMES], **{**QUICK, "controls": 99})
     assert more.seconds > found.seconds > 0
+    less = await edits.predict_evaluation("cold", [NAMES], **QUICK, retain_tokens=0)
+    assert found.seconds > less.seconds > 0
     assert found.peak_extra_bytes > 0
     assert found.name == ""
     assert await edits.evaluations("cold") == ()
@@ -95,6 +106,9 @@ async def test_bad_input_is_refused_before_an_operation(edits):
     ) as caught:
         await edits.start_evaluate("quiet", [few])
     assert caught.value.field == "sets[0].texts"
+    with pytest.raises(InvalidRequestError) as caught:
+        await edits.start_evaluate("quiet", [NAMES], retain_tokens=-1)
+    assert caught.value.field == "controls.retain_tokens"
     with pytest.raises(InvalidRequestError, match="target set"):
         await edits.start_evaluate("quiet", [TEXTS])
     long = EvaluationSet(name="long", role=EvaluationRole.TARGET, texts=(*TEXTS.texts, " cat" * 300))

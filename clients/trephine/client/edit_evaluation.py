@@ -14,7 +14,7 @@ from trephine.client.types import Edit, EditEvaluation, EvaluationSet
 from trephine.client.wire import Wire
 from trephine.v1 import edit_evaluations_pb2 as pb
 
-_CONTROLS = ("wrong_layer_sets", "factor", "tokens")
+_CONTROLS = ("wrong_layer_sets", "factor", "tokens", "retain_tokens")
 _BOUNDS = ("min_log_odds", "min_kl", "max_retain_kl", "max_accuracy_drop")
 
 
@@ -50,8 +50,9 @@ class EditEvaluations:
             edit: The edit or its name.
             sets: Texts and items, by role.
             options: `model` (unset: the edit's own); `controls` is the number of random sets (unset 99),
-                `wrong_layer_sets` (19), `factor` (2) and `tokens` (256) say how they are drawn; `prompts` are
-                put in front, `shots` (1, 2, 4) are solved examples in front, `always_prompt` tries them for
+                `wrong_layer_sets` (19) and `factor` (2) say how they are drawn, `tokens` (256) and
+                `retain_tokens` (as `tokens`; 0 for none) how much of every set they run on; `prompts` are put
+                in front, `shots` (1, 2, 4) are solved examples in front, `always_prompt` tries them for
                 edits that only remove, `prompting=False` for none; `min_log_odds` (0.5), `min_kl` (0.01),
                 `max_retain_kl` (0.1), `max_accuracy_drop` (0.05) are the bounds; `resamples` (1000), `seed`
                 (0), `request_id`.

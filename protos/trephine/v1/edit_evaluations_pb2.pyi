@@ -95,7 +95,9 @@ class _EditVerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     EDIT_VERDICT_UNSPECIFIED: _EditVerdict.ValueType  # 0
     """Not set."""
     EDIT_VERDICT_SELECTIVE: _EditVerdict.ValueType  # 1
-    """It changes its targets more than matched random features do, and the rest no more than the bounds."""
+    """It changes its targets more than matched random features do, and more than those of another layer; it changes
+    the rest no more than the bounds.
+    """
     EDIT_VERDICT_DAMAGING: _EditVerdict.ValueType  # 2
     """It changes the rest by more than a bound, whatever it does to its targets."""
     EDIT_VERDICT_UNSPECIFIC: _EditVerdict.ValueType  # 3
@@ -111,7 +113,9 @@ class EditVerdict(_EditVerdict, metaclass=_EditVerdictEnumTypeWrapper):
 EDIT_VERDICT_UNSPECIFIED: EditVerdict.ValueType  # 0
 """Not set."""
 EDIT_VERDICT_SELECTIVE: EditVerdict.ValueType  # 1
-"""It changes its targets more than matched random features do, and the rest no more than the bounds."""
+"""It changes its targets more than matched random features do, and more than those of another layer; it changes
+the rest no more than the bounds.
+"""
 EDIT_VERDICT_DAMAGING: EditVerdict.ValueType  # 2
 """It changes the rest by more than a bound, whatever it does to its targets."""
 EDIT_VERDICT_UNSPECIFIC: EditVerdict.ValueType  # 3
@@ -194,6 +198,7 @@ class FeatureControls(google.protobuf.message.Message):
     WRONG_LAYER_SETS_FIELD_NUMBER: builtins.int
     FACTOR_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
+    RETAIN_TOKENS_FIELD_NUMBER: builtins.int
     sets: builtins.int
     """Random sets. Unset: 99; fewer decide nothing."""
     wrong_layer_sets: builtins.int
@@ -202,6 +207,10 @@ class FeatureControls(google.protobuf.message.Message):
     """Frequency and size of a control within this factor, widened up to twice. Unset: 2."""
     tokens: builtins.int
     """About as many tokens of every target set are run with every control. Unset: 256."""
+    retain_tokens: builtins.int
+    """The same of every retain set, of which texts are cut to an eighth of it, at least 16 tokens; 0: no control runs
+    there. Unset: as many as `tokens`.
+    """
     def __init__(
         self,
         *,
@@ -209,11 +218,14 @@ class FeatureControls(google.protobuf.message.Message):
         wrong_layer_sets: builtins.int | None = ...,
         factor: builtins.float | None = ...,
         tokens: builtins.int | None = ...,
+        retain_tokens: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_factor", b"_factor", "_sets", b"_sets", "_tokens", b"_tokens", "_wrong_layer_sets", b"_wrong_layer_sets", "factor", b"factor", "sets", b"sets", "tokens", b"tokens", "wrong_layer_sets", b"wrong_layer_sets"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_factor", b"_factor", "_sets", b"_sets", "_tokens", b"_tokens", "_wrong_layer_sets", b"_wrong_layer_sets", "factor", b"factor", "sets", b"sets", "tokens", b"tokens", "wrong_layer_sets", b"wrong_layer_sets"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_factor", b"_factor", "_retain_tokens", b"_retain_tokens", "_sets", b"_sets", "_tokens", b"_tokens", "_wrong_layer_sets", b"_wrong_layer_sets", "factor", b"factor", "retain_tokens", b"retain_tokens", "sets", b"sets", "tokens", b"tokens", "wrong_layer_sets", b"wrong_layer_sets"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_factor", b"_factor", "_retain_tokens", b"_retain_tokens", "_sets", b"_sets", "_tokens", b"_tokens", "_wrong_layer_sets", b"_wrong_layer_sets", "factor", b"factor", "retain_tokens", b"retain_tokens", "sets", b"sets", "tokens", b"tokens", "wrong_layer_sets", b"wrong_layer_sets"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_factor", b"_factor"]) -> typing.Literal["factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_retain_tokens", b"_retain_tokens"]) -> typing.Literal["retain_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_sets", b"_sets"]) -> typing.Literal["sets"] | None: ...
     @typing.overload
@@ -393,7 +405,7 @@ global___ArmResult = ArmResult
 
 @typing.final
 class ControlComparison(google.protobuf.message.Message):
-    """The edit beside other features, on some units of a target set."""
+    """The edit beside other features, on the very same units of a set: its effect on a target set, its damage elsewhere."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -404,21 +416,34 @@ class ControlComparison(google.protobuf.message.Message):
     P_VALUE_FIELD_NUMBER: builtins.int
     ADJUSTED_P_VALUE_FIELD_NUMBER: builtins.int
     UNITS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    REACHED_FIELD_NUMBER: builtins.int
+    QUANTILES_FIELD_NUMBER: builtins.int
     arm: global___EvaluationArm.ValueType
     """`RANDOM` or `WRONG_LAYER`."""
     statistic: builtins.str
-    """`log_odds_change` or `kl`."""
+    """Of target sets `log_odds_change` or `kl`; of retain sets `kl`, `top1_agreement`, and with texts
+    `perplexity_ratio`, with items `accuracy_change`.
+    """
     effect: builtins.float
     """The edit's, on the same units."""
     p_value: builtins.float
-    """(1 + #{|control| >= |effect|}) / (sets + 1)."""
+    """(1 + `reached`) / (sets + 1)."""
     adjusted_p_value: builtins.float
-    """After Holm over the target sets."""
+    """After Holm over the sets of the role."""
     units: builtins.int
     """Texts or items."""
+    tokens: builtins.int
+    """Of all rows; 0 in evaluations from before they were kept."""
+    reached: builtins.int
+    """How many control sets do as much as the edit, or more: in size, or, of damage, to the worse side."""
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Of every control set."""
+
+    @property
+    def quantiles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Of `values`, at 5 %, 50 % and 95 %."""
 
     def __init__(
         self,
@@ -430,8 +455,11 @@ class ControlComparison(google.protobuf.message.Message):
         p_value: builtins.float = ...,
         adjusted_p_value: builtins.float = ...,
         units: builtins.int = ...,
+        tokens: builtins.int = ...,
+        reached: builtins.int = ...,
+        quantiles: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adjusted_p_value", b"adjusted_p_value", "arm", b"arm", "effect", b"effect", "p_value", b"p_value", "statistic", b"statistic", "units", b"units", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adjusted_p_value", b"adjusted_p_value", "arm", b"arm", "effect", b"effect", "p_value", b"p_value", "quantiles", b"quantiles", "reached", b"reached", "statistic", b"statistic", "tokens", b"tokens", "units", b"units", "values", b"values"]) -> None: ...
 
 global___ControlComparison = ControlComparison
 
@@ -464,7 +492,7 @@ class EvaluatedSet(google.protobuf.message.Message):
 
     @property
     def controls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ControlComparison]:
-        """Of target sets."""
+        """Random features and another layer, one entry per statistic."""
 
     def __init__(
         self,
@@ -696,7 +724,7 @@ class EditEvaluation(google.protobuf.message.Message):
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What a reader must know of the texts."""
+        """What a reader must know of the texts, and of the controls."""
 
     @property
     def version(self) -> trephine.v1.common_pb2.ModelVersion:

@@ -16,7 +16,14 @@ from trephine.app.models import Models
 from trephine.app.records import RecordFolder
 from trephine.app.requests import EvaluateEditRequest
 from trephine.domain.commands import Progress
-from trephine.domain.edit_evaluation import EditEvaluation, EvaluateEdit, EvaluationSet, SetRole
+from trephine.domain.edit_evaluation import (
+    FEWEST_UNITS,
+    EditEvaluation,
+    EvaluateEdit,
+    EvaluationSet,
+    FeatureControls,
+    SetRole,
+)
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ResourceNotFoundError
 from trephine.domain.models import ModelInfo
@@ -156,21 +163,42 @@ def _command(request: EvaluateEditRequest, edit: Edit) -> EvaluateEdit:
 
 @predict.register
 def _(command: EvaluateEdit, info: ModelInfo) -> Cost:
-    """Count tokens: every set plain, edited and as no-op, and a part of the targets under all controls."""
+    """Count tokens: every set plain, edited and as no-op, and a part of every set under all controls."""
     controls = command.controls
     whole = sum(map(_tokens, command.sets))
-    if all(one.role is SetRole.TARGET for one in command.sets):
-        whole += _RETAIN_TOKENS
     targets = [one for one in command.sets if one.role is SetRole.TARGET]
-    part = sum(min(_tokens(one), max(controls.tokens, _tokens(one) // len(one) * 8)) for one in targets)
+    retained = [_retained(one, controls) for one in command.sets if one.role is SetRole.RETAIN]
+    if not retained:
+        whole += _RETAIN_TOKENS
+        retained.append(_cut_part(_RETAIN_TOKENS, controls))
+    part = sum(_part(one, controls.tokens) for one in targets)
     arms = 1 + controls.sets + controls.wrong_layer_sets
     prompted = 0 if command.prompting is None else part * (_PROMPT_ARMS + _STRENGTH_ARMS) + 2 * whole
     longest = min(max(map(_longest, command.sets)), info.context_length)
     rows = max(1, _BATCH_TOKENS // longest)
     return Cost(
-        tokens=3 * whole + _RETAIN_TOKENS + arms * part + prompted,
+        tokens=3 * whole + _RETAIN_TOKENS + arms * (part + sum(retained)) + prompted,
         memory_bytes=forward_bytes(longest, 2 * rows, info) + 2 * _RETAIN_TOKENS * info.d_vocab * 4,
     )
+
+
+def _part(one: EvaluationSet, tokens: int) -> int:
+    """Tokens of a set that every control is run on: about as many as asked for, of 8 units at least."""
+    return min(_tokens(one), max(tokens, _tokens(one) // len(one) * FEWEST_UNITS))
+
+
+def _retained(one: EvaluationSet, controls: FeatureControls) -> int:
+    """Tokens of a retain set that every control is run on: none, if none is asked for."""
+    if one.texts:
+        return _cut_part(_tokens(one), controls)
+    return _part(one, controls.of_retain) if controls.of_retain else 0
+
+
+def _cut_part(tokens: int, controls: FeatureControls) -> int:
+    """Tokens that every control is run on of texts that are cut, of so many tokens uncut."""
+    if not controls.of_retain:
+        return 0
+    return min(tokens, max(controls.of_retain, FEWEST_UNITS * controls.retain_cut))
 
 
 def _tokens(one: EvaluationSet) -> int:

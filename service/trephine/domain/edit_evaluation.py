@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil, floor
 from typing import ClassVar
 
 from trephine.domain.ablation import UnmatchedFeature
@@ -18,6 +20,12 @@ FEWEST_UNITS = 8
 """Texts or items below which no interval is given: a percentile bootstrap of fewer is too narrow by far."""
 FEWEST_CONTROLS = 99
 """Control sets below which no effect is called specific."""
+FEWEST_ELSEWHERE = 19
+"""Sets of another layer below which it is told that they hardly bound how many of those do as much."""
+QUANTILES = (0.05, 0.5, 0.95)
+"""Of control sets, as reports show them."""
+RETAIN_CUT_TOKENS = 16
+"""Texts of retain sets are cut to no fewer tokens than these to be run with controls."""
 
 
 class SetRole(StrEnum):
@@ -49,7 +57,8 @@ class EditVerdict(StrEnum):
     """The word for an edit. Doubt is INCONCLUSIVE."""
 
     SELECTIVE = "selective"
-    """It changes its targets more than matched random features do, and the rest no more than the bounds."""
+    """It changes its targets more than matched random features do, and more than those of another layer; it
+    changes the rest no more than the bounds."""
     DAMAGING = "damaging"
     """It changes the rest by more than a bound, whatever it does to its targets."""
     UNSPECIFIC = "unspecific"
@@ -122,6 +131,8 @@ class FeatureControls:
     """Frequency and size of a control within this factor; widened up to twice if there are too few."""
     tokens: int = 256
     """About as many tokens of every target set are run with every control; the edit is compared on them."""
+    retain_tokens: int | None = None
+    """The same of every retain set, of which texts are cut; 0: none is. None: as many as `tokens`."""
 
     def __post_init__(self) -> None:
         require_finite("controls.factor", self.factor)
@@ -129,6 +140,21 @@ class FeatureControls:
             raise InvalidRequestError(
                 "controls need at least one set, a factor above 1 and at least one token", field="controls"
             )
+        if self.of_retain < 0:
+            raise InvalidRequestError(
+                "retain_tokens must be at least 0; 0 runs no control on retain sets",
+                field="controls.retain_tokens",
+            )
+
+    @property
+    def of_retain(self) -> int:
+        """Tokens of every retain set that are run with every control; 0: none."""
+        return self.tokens if self.retain_tokens is None else self.retain_tokens
+
+    @property
+    def retain_cut(self) -> int:
+        """Tokens to which texts of retain sets are cut, so that the tokens are of several texts."""
+        return max(RETAIN_CUT_TOKENS, self.of_retain // FEWEST_UNITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,19 +201,51 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlComparison:
-    """The edit beside other features, on some units of a target set."""
+    """The edit beside other features, on the very same units of a set."""
 
     arm: EvaluationArm
     statistic: str
-    """`log_odds_change` or `kl`."""
+    """Of target sets `log_odds_change` or `kl`; of retain sets `kl`, `top1_agreement`, and with texts
+    `perplexity_ratio`, with items `accuracy_change`."""
     effect: float
     """The edit's, on the same units."""
     values: tuple[float, ...]
     """Of every control set."""
     p_value: float
+    """(1 + `reached`) / (sets + 1) (Davison and Hinkley 1997)."""
     adjusted_p_value: float
-    """After Holm over the target sets."""
+    """After Holm over the sets of the role."""
     units: int
+    tokens: int = 0
+    """Of all rows; texts of retain sets are cut. 0: not kept, the record is an older one."""
+
+    @property
+    def reached(self) -> int:
+        """How many control sets do as much as the edit, or more."""
+        return reached(self.statistic, self.effect, self.values)
+
+    @property
+    def quantiles(self) -> tuple[float, ...]:
+        """Of `values` at `QUANTILES`, linear between neighbours; none of no values."""
+        ascending = sorted(self.values)
+        return tuple(_quantile(ascending, level) for level in QUANTILES) if ascending else ()
+
+
+def reached(statistic: str, effect: float, values: Sequence[float]) -> int:
+    """Count the control sets that do as much as the edit: in size, or, of damage, to the worse side."""
+    match statistic:
+        case "log_odds_change":
+            return sum(abs(value) >= abs(effect) for value in values)
+        case "top1_agreement" | "accuracy_change":
+            return sum(value <= effect for value in values)
+        case _:
+            return sum(value >= effect for value in values)
+
+
+def _quantile(ascending: Sequence[float], level: float) -> float:
+    place = level * (len(ascending) - 1)
+    below, above = ascending[floor(place)], ascending[ceil(place)]
+    return below + (place - floor(place)) * (above - below)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

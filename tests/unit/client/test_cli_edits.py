@@ -81,15 +81,22 @@ def test_the_word_is_the_exit_status(
     file, out = tmp_path / "names.jsonl", tmp_path / "out" / "found.json"
     file.write_text(ITEMS)
     words = ("--target", str(file), "--prompt", "Say b", "--controls", "9", "--out", str(out))
+    words += ("--retain-control-tokens", "0", "--wrong-layer-sets", "5")
     assert run("edits", "evaluate", "no-mary", *words) == status
     asked = next(r for r in fake.requests if isinstance(r, edit_evaluations_pb2.EvaluateEditRequest))
     assert asked.edit == "edits/no-mary@1"
     assert (asked.controls.sets, list(asked.prompting.prompts)) == (9, ["Say b"])
+    assert (asked.controls.retain_tokens, asked.controls.wrong_layer_sets) == (0, 5)
+    assert asked.controls.HasField("retain_tokens")
+    assert not asked.controls.HasField("tokens")
     assert asked.sets[0].name == "names"
     assert list(asked.sets[0].items[0].choices) == [" b", " c", " d"]
     shown = capsys.readouterr().out
     assert "names\ttarget\tedit\tlog_odds_change\t-2.000 (-2.100 to -1.900) nats" in shown
-    assert "names\t2 random, matched\tlog_odds_change\t-2.0000\t-0.2500\t+0.5000\t0.01\t0.02" in shown
+    random = "8\t2 random, matched\tlog_odds_change\t-2.0000\t-0.2125\t+0.1250\t+0.4625\t0 of 2\t0.01\t0.02"
+    assert f"names\t{random}" in shown
+    elsewhere = "8 (256 tokens)\t2 wrong layer\tkl\t0.0300\t0.0210\t0.0300\t0.0390\t1 of 2\t0.5\t0.75"
+    assert f"texts\t{elsewhere}" in shown
     assert "LESS DAMAGE: the edit does less damage" in shown
     assert ["verdict", verdict] in [line.split() for line in shown.splitlines()]
     assert ("would decide" in shown) == (verdict == "INCONCLUSIVE")

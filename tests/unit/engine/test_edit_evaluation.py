@@ -126,6 +126,20 @@ def planted() -> HostedModel:
     return hosted_from(model)
 
 
+def twinned() -> HostedModel:
+    """The planted model, in whose other layer every neuron of that use decides between the names as well."""
+    model = planted().model
+    first, second = (layer.mlp for layer in model.model.layers)
+    twins = torch.arange(8)
+    with torch.no_grad():
+        first.down_proj.weight.mul_(0.01)
+        for part, of in ((first.gate_proj, second.gate_proj), (first.up_proj, second.up_proj)):
+            part.weight[twins], part.bias[twins] = of.weight[7], of.bias[7]
+        signs = torch.tensor([1.0, -1.0]).repeat(4)  # together they decide nothing
+        first.down_proj.weight[:, twins] = 1.6 * second.down_proj.weight[:, [7]] * signs
+    return hosted_from(model)
+
+
 # --- figures ----------------------------------------------------------------------------------------
 
 
@@ -196,6 +210,8 @@ def test_a_planted_neuron_is_selective():
     assert max(map(abs, random.values)) < abs(random.effect) == pytest.approx(abs(effect.value))
     assert (wrong.arm, len(wrong.values)) == (EvaluationArm.WRONG_LAYER, 5)
     assert found.matching.wrong_layers == ("neurons:1 -> 0",)
+    assert wrong.reached == 0
+    assert "0 of 5 sets of another layer do as much" in found.why
     assert effect.low <= effect.value <= effect.high
     for name in ("names", "texts"):
         nothing = figures(found, name, EvaluationArm.NO_OP)
@@ -208,6 +224,56 @@ def test_a_planted_neuron_is_selective():
 def found_tokens(hosted: HostedModel) -> list[int]:
     """Tokens of every row that the edit runs on."""
     return [len(hosted.encode(text)) for text in (*TEXTS, *(item.prompt for item in ITEMS))]
+
+
+def test_damage_is_compared_on_the_very_same_tokens():
+    """On cut texts and on items of retain sets, the edit's damage beside controls is that of a plain run."""
+    hosted = planted()
+    change = neuron(1, 7, Ablate())
+    quiz = EvaluationSet(name="quiz", role=SetRole.RETAIN, items=ITEMS)
+    long = replace(RETAIN, texts=tuple(text * 5 for text in TEXTS))
+    controls = replace(FEW, retain_tokens=160)
+    found = evaluate(hosted, change, sets=(TARGET, long, quiz), controls=controls)
+    _, texts, items = found.sets
+    names = ["kl", "perplexity_ratio", "top1_agreement"]
+    assert [c.statistic for c in texts.controls if c.arm is EvaluationArm.RANDOM] == names
+    assert [c.statistic for c in texts.controls if c.arm is EvaluationArm.WRONG_LAYER] == names
+    assert {c.statistic for c in items.controls} == {"kl", "accuracy_change", "top1_agreement"}
+    assert {len(c.values) for c in texts.controls} == {6, 3}
+    assert {(c.units, c.tokens) for c in texts.controls} == {(8, 160)}
+    cut = [TextUnit(tuple(hosted.encode(text)[:20])) for text in long.texts]
+    alone = finish(read_units(hosted, cut, [Arm(interventions=(change,))]))
+    kl = next(c for c in texts.controls if c.statistic == "kl")
+    assert kl.effect == pytest.approx(float(alone.kl.sum() / alone.positions.sum()), rel=1e-4)
+    agreement = next(c for c in texts.controls if c.statistic == "top1_agreement")
+    assert agreement.effect == pytest.approx(float(alone.agreed.sum() / alone.positions.sum()))
+    whole = figures(found, "quiz", EvaluationArm.EDIT)  # eight items: controls run on all
+    for one in items.controls:
+        assert one.effect == pytest.approx(whole[one.statistic].value, abs=1e-6)
+        assert one.adjusted_p_value >= one.p_value == (1 + one.reached) / (1 + len(one.values))
+
+
+def test_no_control_runs_on_retain_sets_if_none_is_asked_for():
+    """It is told as a caveat; the damage itself is measured all the same."""
+    found = evaluate(planted(), neuron(1, 7, Ablate()), controls=replace(FEW, retain_tokens=0))
+    assert found.sets[1].controls == ()
+    assert found.sets[0].controls
+    assert figures(found, "texts", EvaluationArm.EDIT)["kl"].value > 0
+    assert any("0 matched random sets stand beside the damage" in one for one in found.caveats)
+    with pytest.raises(InvalidRequestError, match="at least 0"):
+        FeatureControls(retain_tokens=-1)
+
+
+def test_an_effect_that_another_layer_has_as_well_is_in_doubt():
+    """The planted neuron with a twin in the other layer: random features are beaten, the layer is not."""
+    found = evaluate(
+        twinned(), neuron(1, 7, Ablate()), controls=FeatureControls(sets=99, wrong_layer_sets=1, tokens=64)
+    )
+    random, wrong = found.sets[0].controls
+    assert (random.p_value, wrong.reached) == (0.01, 1), (random.p_value, wrong)
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert "1 of 1 sets of another layer do as much" in found.why
+    assert "other layers move less" in found.would_decide
 
 
 def test_the_same_seed_finds_the_same():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from trephine.domain.ablation import UnmatchedFeature
 from trephine.domain.edit_evaluation import (
+    QUANTILES,
     ArmResult,
     ControlComparison,
     ControlMatching,
@@ -19,7 +21,7 @@ from trephine.domain.edit_evaluation import (
 )
 from trephine.domain.findings import Figure
 from trephine.domain.sites import FeatureRef
-from trephine.engine.edit_evaluation.controls import holm, p_value
+from trephine.engine.edit_evaluation.controls import adjusted_for_sets, holm, p_value
 from trephine.engine.edit_evaluation.verdict import judge
 
 BOUNDS = EvaluationBounds()
@@ -30,16 +32,39 @@ QUIET = tuple(0.001 * number for number in range(99))
 LOUD = tuple(0.1 * number for number in range(99))
 
 
-def compared(p: float = 0.01, values: tuple[float, ...] = QUIET) -> ControlComparison:
-    """A comparison with random features."""
+def compared(
+    p: float = 0.01, values: tuple[float, ...] = QUIET, arm: EvaluationArm = EvaluationArm.RANDOM
+) -> ControlComparison:
+    """A comparison with random features, or with those of another layer."""
     return ControlComparison(
-        arm=EvaluationArm.RANDOM,
+        arm=arm,
         statistic="log_odds_change",
         effect=-2.0,
         values=values,
         p_value=p,
         adjusted_p_value=p,
         units=20,
+    )
+
+
+def elsewhere(*values: float) -> ControlComparison:
+    """A comparison with another layer."""
+    p = p_value("log_odds_change", -2.0, values)
+    return compared(p, values, EvaluationArm.WRONG_LAYER)
+
+
+def damaged(effect: float, *values: float, statistic: str = "kl") -> ControlComparison:
+    """A comparison of damage with random features."""
+    p = p_value(statistic, effect, values)
+    return ControlComparison(
+        arm=EvaluationArm.RANDOM,
+        statistic=statistic,
+        effect=effect,
+        values=values,
+        p_value=p,
+        adjusted_p_value=p,
+        units=8,
+        tokens=256,
     )
 
 
@@ -66,8 +91,10 @@ def kl(value: float, low: float, high: float) -> Figure:
     return Figure(name="kl", value=value, low=low, high=high, unit="nats/token")
 
 
-EFFECT = measured(SetRole.TARGET, odds(-2.0, -2.4, -1.6), controls=(compared(),))
-HARMLESS = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03))
+NOWHERE_ELSE = elsewhere(*QUIET[:19])
+AS_OTHERS = damaged(0.02, *(0.001 * number for number in range(99)))
+EFFECT = measured(SetRole.TARGET, odds(-2.0, -2.4, -1.6), controls=(compared(), NOWHERE_ELSE))
+HARMLESS = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), controls=(AS_OTHERS,))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +143,31 @@ HARMLESS = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03))
             EditVerdict.INCONCLUSIVE,
             "98 matched random sets for target, and 99 are needed",
         ),
+        (EFFECT, HARMLESS, EditVerdict.SELECTIVE, "0 of 19 sets of another layer do as much"),
+        (
+            replace(EFFECT, controls=(compared(), elsewhere(*QUIET[:18], 2.0))),
+            HARMLESS,
+            EditVerdict.INCONCLUSIVE,
+            "1 of 19 sets of another layer do as much (p = 0.1): the effect is not shown to be of its layer",
+        ),
+        (
+            replace(EFFECT, controls=(compared(), elsewhere(-2.1))),
+            HARMLESS,
+            EditVerdict.INCONCLUSIVE,
+            "1 of 1 sets of another layer",
+        ),
+        (
+            replace(EFFECT, controls=(compared(), elsewhere(*QUIET, 2.0))),
+            HARMLESS,
+            EditVerdict.SELECTIVE,
+            "1 of 100 sets of another layer do as much",
+        ),
+        (
+            EFFECT,
+            HARMLESS,
+            EditVerdict.SELECTIVE,
+            "damage on retain is 0.02 [0.01, 0.03] nats/token (79 of 99 matched random sets do as much)",
+        ),
     ],
 )
 def test_words(target, retain, verdict, why):
@@ -145,6 +197,44 @@ def test_accuracy_on_retain_items_is_bounded_too():
     assert "texts or items (now 20)" in doubt.would_decide
 
 
+def test_the_damage_of_controls_is_told_and_changes_no_word():
+    """Damage beyond that of matched features is a caveat; damage as theirs is no excuse."""
+    worse = replace(HARMLESS, controls=(damaged(0.02, *(0.0001 * number for number in range(99))),))
+    found = judge([EFFECT, worse], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.SELECTIVE
+    (said,) = found.caveats
+    assert "damage on retain is more than matched random features do: 0.02 beside 0.00049 to 0.00931" in said
+    assert "the same 8 texts or items, p = 0.01" in said
+    assert judge([EFFECT, HARMLESS], MATCHED, BOUNDS).caveats == ()
+    as_bad = measured(SetRole.RETAIN, kl(0.2, 0.15, 0.25), controls=(damaged(0.2, *[0.3] * 99),))
+    found = judge([EFFECT, as_bad], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.DAMAGING
+    assert "at most 0.1 is allowed (99 of 99 matched random sets do as much)" in found.why
+
+
+def test_a_drop_of_accuracy_stands_beside_that_of_controls():
+    """And not beside their KL."""
+    change = Figure(name="accuracy_change", value=-0.2, low=-0.3, high=-0.1)
+    controls = (AS_OTHERS, damaged(-0.2, *[0.0] * 90, *[-0.2] * 9, statistic="accuracy_change"))
+    items = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), change, controls=controls)
+    found = judge([EFFECT, items], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.DAMAGING
+    assert "(9 of 99 matched random sets do as much)" in found.why
+
+
+def test_missing_controls_are_caveats():
+    """No other layer beside an effect, and too few random features beside a damage, are told."""
+    effect = replace(EFFECT, controls=(compared(), elsewhere(0.1)))
+    few = replace(HARMLESS, controls=(damaged(0.02, *QUIET[:98]),))
+    for one, have in ((replace(EFFECT, controls=(compared(),)), 0), (effect, 1)):
+        found = judge([one, HARMLESS], MATCHED, BOUNDS)
+        assert found.verdict is EditVerdict.SELECTIVE
+        assert f"{have} sets of another layer stand beside it, and 19 are needed" in found.caveats[0]
+    for one, have in ((few, 98), (replace(HARMLESS, controls=()), 0)):
+        found = judge([EFFECT, one], MATCHED, BOUNDS)
+        assert f"{have} matched random sets stand beside the damage, and 99 are needed" in found.caveats[0]
+
+
 def test_what_speaks_against_an_edit_weighs_more_than_doubt():
     """Shown damage is told even where the effect is in doubt."""
     doubtful = measured(SetRole.TARGET, odds(-1.0, -2.4, 0.4), controls=(compared(),))
@@ -153,9 +243,31 @@ def test_what_speaks_against_an_edit_weighs_more_than_doubt():
 
 
 def test_p_values_count_the_edit_itself_and_are_adjusted_by_holm():
-    """(1 + #) / (R + 1) by absolute size; step-down, monotone, at most 1."""
-    assert p_value(-2.0, (0.1, -2.0, 1.9)) == 2 / 4
-    assert p_value(2.0, ()) == 1.0
+    """(1 + #) / (R + 1), effects by their size, damages to the worse side; step-down, monotone, at most 1."""
+    assert p_value("log_odds_change", -2.0, (0.1, -2.0, 1.9, 2.5)) == 3 / 5
+    assert p_value("log_odds_change", 2.0, ()) == 1.0
+    assert p_value("kl", 0.2, (0.1, 0.2, 0.3)) == 3 / 4
+    assert p_value("perplexity_ratio", 1.1, (0.9, 1.2)) == 2 / 3
+    assert p_value("top1_agreement", 0.9, (0.8, 0.9, 0.95)) == 3 / 4
+    assert p_value("accuracy_change", -0.1, (-0.2, 0.0, 0.2)) == 2 / 4
     adjusted = holm([compared(0.04), compared(0.01), compared(0.03)])
     assert [one.adjusted_p_value for one in adjusted] == pytest.approx([0.06, 0.03, 0.06])
     assert holm([compared(0.9), compared(0.8)])[0].adjusted_p_value == 1.0
+
+
+def test_damage_is_adjusted_for_the_retain_sets_alone():
+    """Each figure and each kind of controls is a family of its own; target sets are another."""
+    agreement = replace(AS_OTHERS, statistic="top1_agreement")
+    first = replace(HARMLESS, controls=(replace(AS_OTHERS, p_value=0.02), replace(agreement, p_value=0.01)))
+    second = replace(first, controls=(replace(AS_OTHERS, p_value=0.5), replace(agreement, p_value=0.4)))
+    found = adjusted_for_sets([EFFECT, first, second])
+    assert [c.adjusted_p_value for one in found[1:] for c in one.controls] == [0.04, 0.02, 0.5, 0.4]
+    assert [c.adjusted_p_value for c in found[0].controls] == [c.p_value for c in EFFECT.controls]
+
+
+def test_the_range_of_controls_is_told_by_quantiles():
+    """Linear between neighbours, as torch has them; one control has one value."""
+    values = tuple(torch.randn(99, generator=torch.Generator().manual_seed(0)).tolist())
+    expected = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor(QUANTILES).double())
+    assert compared(values=values).quantiles == pytest.approx(expected.tolist())
+    assert compared(values=(0.5,)).quantiles == (0.5, 0.5, 0.5)

@@ -55,6 +55,13 @@ def evaluate(
     control_tokens: Annotated[
         int | None, typer.Option(help="Tokens of each target that run with every control; unset 256.")
     ] = None,
+    retain_control_tokens: Annotated[
+        int | None,
+        typer.Option(help="The same of each retain set; unset as many, 0 none.", min=0),
+    ] = None,
+    wrong_layer_sets: Annotated[
+        int | None, typer.Option(help="Matched sets of another layer; unset 19.", min=0)
+    ] = None,
     max_retain_kl: Annotated[float | None, typer.Option(help="Nats per token; unset 0.1.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Unset 0.05.")] = None,
     min_log_odds: Annotated[
@@ -72,7 +79,7 @@ def evaluate(
     ] = False,
     detach: DetachOption = False,
 ) -> None:
-    """Measure an edit: effect on targets, damage elsewhere, beside matched random features and prompts.
+    """Measure an edit: effect and damage beside matched random features, another layer and prompts.
 
     The result is kept with the edit. Exit status: 0 selective; 3 damaging, unspecific or ineffective; 4
     inconclusive.
@@ -86,6 +93,8 @@ def evaluate(
         "prompting": not no_prompts,
         "controls": controls,
         "tokens": control_tokens,
+        "retain_tokens": retain_control_tokens,
+        "wrong_layer_sets": wrong_layer_sets,
         "max_retain_kl": max_retain_kl,
         "max_accuracy_drop": max_accuracy_drop,
         "min_log_odds": min_log_odds,

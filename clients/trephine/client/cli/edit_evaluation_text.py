@@ -38,7 +38,7 @@ def show_evaluation(output: Output, found: EditEvaluation) -> None:
     if compared:
         output.line()
         output.table(
-            ("SET", "CONTROLS", "FIGURE", "EDIT", "CONTROLS FROM", "TO", "P", "ADJUSTED"),
+            ("SET", "ON", "CONTROLS", "FIGURE", "EDIT", "5 %", "MEDIAN", "95 %", "AS MUCH", "P", "ADJUSTED"),
             [_comparison(one, control) for one, control in compared],
         )
     if found.prompting is not None:
@@ -56,13 +56,14 @@ def _rows(one: EvaluatedSet) -> list[tuple[str, ...]]:
 
 
 def _comparison(one: EvaluatedSet, control: ControlComparison) -> tuple[str, ...]:
+    sign = "+" if control.statistic.endswith("_change") else ""
     return (
         one.name,
+        f"{control.units} ({control.tokens} tokens)" if control.tokens else f"{control.units}",
         f"{len(control.values)} {_ARMS[control.arm]}",
         control.statistic,
-        f"{control.effect:+.4f}",
-        f"{min(control.values):+.4f}",
-        f"{max(control.values):+.4f}",
+        *(f"{value:{sign}.4f}" for value in (control.effect, *control.quantiles)),
+        f"{control.reached} of {len(control.values)}",
         f"{control.p_value:.3g}",
         f"{control.adjusted_p_value:.3g}",
     )

@@ -89,15 +89,22 @@ class ArmResult(WireValue):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlComparison(WireValue):
-    """The edit beside other features, on some units of a target set."""
+    """The edit beside other features, on the very same units: effect on targets, damage elsewhere."""
 
     arm: EvaluationArm
     statistic: str
     effect: float
+    """The edit's."""
     values: tuple[float, ...]
+    """Of every control set."""
     p_value: float
     adjusted_p_value: float
     units: int
+    tokens: int
+    reached: int
+    """How many control sets do as much as the edit, or more; of damage, to the worse side."""
+    quantiles: tuple[float, ...]
+    """Of `values`, at 5 %, 50 % and 95 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""The edit beside matched random features, and beside matched features of another layer."""
+"""The edit beside matched random features, and beside those of another layer: effect and damage.
+
+On target sets it is the effect that is compared, on retain sets the damage. Controls outnumber the edit a
+hundredfold, so they run on a part of every set, and the edit is compared with them on that very part.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,13 @@ from trephine.domain.edit_evaluation import (
     EvaluateEdit,
     EvaluationArm,
     FeatureControls,
+    SetResult,
     SetRole,
+    reached,
 )
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
 from trephine.domain.sites import Site
-from trephine.engine.edit_evaluation.figures import statistic_name, statistics
+from trephine.engine.edit_evaluation.figures import damages, statistic_name, statistics
 from trephine.engine.edit_evaluation.matching import (
     Draws,
     Target,
@@ -28,10 +34,10 @@ from trephine.engine.edit_evaluation.matching import (
     place_of,
     targets_of,
 )
-from trephine.engine.edit_evaluation.reading import Arm, read_units
+from trephine.engine.edit_evaluation.reading import Arm, Readings, read_units
 from trephine.engine.edit_evaluation.standins import stand_in
 from trephine.engine.edit_evaluation.telling import told
-from trephine.engine.edit_evaluation.units import UnitSet
+from trephine.engine.edit_evaluation.units import TextUnit, Unit, UnitSet
 from trephine.engine.edit_evaluation.uses import Place, Uses, measure_uses
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers
@@ -102,47 +108,104 @@ def draw_controls(
 def compare(
     hosted: HostedModel, units: UnitSet, controls: Controls, command: EvaluateEdit
 ) -> Generator[Progress, None, tuple[ControlComparison, ...]]:
-    """Run the edit and its controls on some units of a target set.
+    """Run the edit and its controls on some units of a set: its effect on a target set, its damage elsewhere.
 
     The units are drawn by the seed, until there are enough tokens and enough units.
     """
-    chosen = subset(units, command.controls.tokens, command.seed)
-    arms = [Arm(interventions=command.edit.interventions), *controls.random, *controls.wrong_layer]
-    total = len(chosen.units)
+    chosen = controlled_part(units, command.controls, command.seed)
+    beside = (*controls.random, *controls.wrong_layer)
+    if chosen is None or not beside:
+        return ()
+    arms = [Arm(interventions=command.edit.interventions), *beside]
     reading = read_units(hosted, chosen.units, arms)
-    readings = yield from told(reading, f"controls on {units.name}", total)
-    values = statistics(readings).tolist()
-    effect, others = values[0], values[1:]
-    name, count = statistic_name(readings), len(controls.random)
-    groups = ((EvaluationArm.RANDOM, others[:count]), (EvaluationArm.WRONG_LAYER, others[count:]))
-    return tuple(
-        ControlComparison(
-            arm=arm,
-            statistic=name,
-            effect=effect,
-            values=tuple(found),
-            p_value=(p := p_value(effect, found)),
-            adjusted_p_value=p,
-            units=total,
+    readings = yield from told(reading, f"controls on {units.name}", len(chosen.units))
+    count = len(controls.random)
+    found: list[ControlComparison] = []
+    for statistic, values in compared_by(units.role, readings).items():
+        effect, *others = values.tolist()
+        groups = (
+            (EvaluationArm.RANDOM, others[:count]),
+            (EvaluationArm.WRONG_LAYER, others[count:]),
         )
-        for arm, found in groups
-        if found
+        found += [_comparison(arm, statistic, effect, tuple(group), chosen) for arm, group in groups if group]
+    return tuple(found)
+
+
+def compared_by(role: SetRole, readings: Readings) -> dict[str, Tensor]:
+    """Return what the edit and its controls are compared by on a set, each `(arms,)`, by name."""
+    if role is SetRole.TARGET:
+        return {statistic_name(readings): statistics(readings)}
+    return damages(readings)
+
+
+def controlled_part(units: UnitSet, controls: FeatureControls, seed: int) -> UnitSet | None:
+    """Draw the units that controls run on; None: no control is to run on this set.
+
+    Texts of retain sets are cut to an eighth of the tokens, so that they are of eight texts and not of two.
+    """
+    if units.role is SetRole.TARGET:
+        return subset(units, controls.tokens, seed)
+    if not controls.of_retain:
+        return None
+    cut = replace(units, units=tuple(_cut(unit, controls.retain_cut) for unit in units.units))
+    return subset(cut, controls.of_retain, seed)
+
+
+def p_value(statistic: str, effect: float, values: Sequence[float]) -> float:
+    """Return (1 + #{controls that do as much}) / (sets + 1) (Davison and Hinkley 1997)."""
+    return (1 + reached(statistic, effect, values)) / (len(values) + 1)
+
+
+def _comparison(
+    arm: EvaluationArm, statistic: str, effect: float, values: tuple[float, ...], chosen: UnitSet
+) -> ControlComparison:
+    p = p_value(statistic, effect, values)
+    return ControlComparison(
+        arm=arm,
+        statistic=statistic,
+        effect=effect,
+        values=values,
+        p_value=p,
+        adjusted_p_value=p,
+        units=len(chosen.units),
+        tokens=chosen.tokens,
     )
 
 
-def p_value(effect: float, values: Sequence[float]) -> float:
-    """Return (1 + #{|control| >= |effect|}) / (sets + 1) (Davison and Hinkley 1997)."""
-    return (1 + sum(abs(value) >= abs(effect) for value in values)) / (len(values) + 1)
+def _cut(unit: Unit, tokens: int) -> Unit:
+    return TextUnit(unit.ids[:tokens]) if isinstance(unit, TextUnit) else unit
 
 
 def holm(comparisons: Sequence[ControlComparison]) -> tuple[ControlComparison, ...]:
-    """Adjust the p-values of several target sets for there being several (Holm 1979), in their order."""
+    """Adjust the p-values of several sets for there being several (Holm 1979), in their order."""
     order = sorted(range(len(comparisons)), key=lambda i: comparisons[i].p_value)
     adjusted, largest = list(comparisons), 0.0
     for rank, number in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * comparisons[number].p_value))
         adjusted[number] = replace(comparisons[number], adjusted_p_value=largest)
     return tuple(adjusted)
+
+
+def adjusted_for_sets(results: Sequence[SetResult]) -> list[SetResult]:
+    """Adjust the p-values of every kind of controls over the sets of a role.
+
+    Effects are compared by one figure a set. Damages are compared by several, which say the same of one set;
+    each is adjusted for the sets alone.
+    """
+    families: dict[tuple[SetRole, EvaluationArm, str], list[ControlComparison]] = {}
+    for one in results:
+        for comparison in one.controls:
+            families.setdefault(_family(one.role, comparison), []).append(comparison)
+    after = {family: iter(holm(members)) for family, members in families.items()}
+    return [
+        replace(one, controls=tuple(next(after[_family(one.role, c)]) for c in one.controls))
+        for one in results
+    ]
+
+
+def _family(role: SetRole, comparison: ControlComparison) -> tuple[SetRole, EvaluationArm, str]:
+    """Target sets of texts and of items stand in one family, whatever their effect is measured in."""
+    return role, comparison.arm, comparison.statistic if role is SetRole.RETAIN else ""
 
 
 def subset(units: UnitSet, tokens: int, seed: int) -> UnitSet:
@@ -156,11 +219,6 @@ def subset(units: UnitSet, tokens: int, seed: int) -> UnitSet:
         chosen.append(number)
         have += units.units[number].tokens
     return replace(units, units=tuple(units.units[number] for number in sorted(chosen)))
-
-
-def targets(sets: Sequence[UnitSet]) -> tuple[UnitSet, ...]:
-    """Keep the target sets."""
-    return tuple(one for one in sets if one.role is SetRole.TARGET)
 
 
 def _elsewhere(

@@ -1,4 +1,4 @@
-"""EvaluateEdit: every set under the edit and under no-op, target sets under controls, a prompt beside."""
+"""EvaluateEdit: every set under the edit and under no-op, a part of it under controls, a prompt beside."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trephine.domain.edit_evaluation import (
     SetResult,
     SetRole,
 )
+from trephine.domain.edit_kinds import is_steering
 from trephine.domain.edits import Edit
 from trephine.domain.errors import NothingMatchedError, ParentChangedError
 from trephine.domain.interventions import Applied
-from trephine.engine.edit_evaluation.controls import Controls, compare, draw_controls, holm
+from trephine.engine.edit_evaluation.controls import Controls, adjusted_for_sets, compare, draw_controls
 from trephine.engine.edit_evaluation.figures import Resamples, arm_figures
 from trephine.engine.edit_evaluation.prompting import Damage, baseline
-from trephine.engine.edit_evaluation.prompts import is_steering
 from trephine.engine.edit_evaluation.reading import Arm, Echo, read_units
 from trephine.engine.edit_evaluation.standins import no_op
 from trephine.engine.edit_evaluation.telling import told
@@ -76,7 +76,7 @@ def evaluate_edit(session: Session, command: EvaluateEdit) -> Generator[Progress
         prompting=prompting,
         applied=tuple(echo.applied),
         bounds=command.bounds,
-        caveats=_caveats(hosted, sets, command.edit),
+        caveats=(*_caveats(hosted, sets, command.edit), *judgement.caveats),
         resamples=command.resamples,
         seed=command.seed,
         seconds=monotonic() - started,
@@ -140,18 +140,12 @@ def _controlled(
     controls: Controls,
     command: EvaluateEdit,
 ) -> Generator[Progress, None, list[SetResult]]:
-    """Add controls to target sets; p-values of several sets are adjusted for their number."""
-    found = list(results)
-    for place, units in enumerate(sets):
-        if units.role is SetRole.TARGET:
-            compared = yield from compare(hosted, units, controls, command)
-            found[place] = replace(found[place], controls=compared)
-    for arm in (EvaluationArm.RANDOM, EvaluationArm.WRONG_LAYER):
-        of_arm = [(p, c) for p, one in enumerate(found) for c in one.controls if c.arm is arm]
-        for (place, before), after in zip(of_arm, holm([c for _, c in of_arm]), strict=True):
-            swapped = tuple(after if c is before else c for c in found[place].controls)
-            found[place] = replace(found[place], controls=swapped)
-    return found
+    """Add controls; p-values of several sets of a role are adjusted for their number."""
+    found: list[SetResult] = []
+    for units, result in zip(sets, results, strict=True):
+        compared = yield from compare(hosted, units, controls, command)
+        found.append(replace(result, controls=compared))
+    return adjusted_for_sets(found)
 
 
 def _prompted(

@@ -66,6 +66,22 @@ def statistics(readings: Readings) -> Tensor:
     return (readings.log_odds - readings.plain_log_odds).mean(-1)
 
 
+def damages(readings: Readings) -> dict[str, Tensor]:
+    """Return what controls on retain sets are compared by, each `(arms,)`, by the names of `arm_figures`."""
+    if isinstance(readings, TextReadings):
+        rise = (readings.nll - readings.plain_nll).sum(-1) / readings.predicted.sum()
+        return {
+            "kl": readings.kl.sum(-1) / readings.positions.sum(),
+            "perplexity_ratio": rise.exp(),
+            "top1_agreement": readings.agreed.sum(-1) / readings.positions.sum(),
+        }
+    return {
+        "kl": readings.kl.mean(-1),
+        "accuracy_change": (readings.correct - readings.plain_correct).mean(-1),
+        "top1_agreement": readings.agreed.mean(-1),
+    }
+
+
 def _text_figures(readings: TextReadings, arm: int, resamples: Resamples) -> tuple[Figure, ...]:
     rise = readings.nll[arm] - readings.plain_nll
     return (

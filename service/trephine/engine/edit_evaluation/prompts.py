@@ -10,7 +10,6 @@ import torch
 
 from trephine.domain.edit_evaluation import PromptingOptions
 from trephine.domain.errors import TrephineError
-from trephine.domain.interventions import Add, AddNormScaled, Clamp, Intervention, Scale, SetTo
 from trephine.engine.edit_evaluation.reading import Arm, Ids
 from trephine.engine.edit_evaluation.units import TextUnit, Unit, UnitSet
 from trephine.engine.hosted import HostedModel
@@ -32,25 +31,6 @@ class Prompt:
     def tokens(self) -> int:
         """Its length in front of other texts."""
         return len(self.in_front(None, 0))
-
-
-def is_steering(interventions: Sequence[Intervention]) -> bool:
-    """True if an edit puts something in and does not only take away."""
-    return any(_adds(one) for one in interventions)
-
-
-def _adds(one: Intervention) -> bool:
-    match one.operation:
-        case Add() | AddNormScaled():
-            return True
-        case SetTo(value=value):
-            return value != 0
-        case Scale(factor=factor):
-            return abs(factor) > 1
-        case Clamp(low=low):
-            return low is not None and low > 0
-        case _:
-            return False
 
 
 def prompts(

@@ -1,15 +1,22 @@
-"""From figures to a word: doubt is INCONCLUSIVE, and says what would decide."""
+"""From figures to a word: doubt is INCONCLUSIVE, and says what would decide.
+
+An effect must be larger than that of matched random features of its layer, and than that of the same
+operation at another layer: what both have is no finding about this feature. Damage is held against bounds
+that were fixed before; what controls damage is told beside it, in the reason or as a caveat, and changes no
+word: a small damage stays small if random features do less of it, and a large one large if they do as much.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 import torch
 
 from trephine.domain.edit_evaluation import (
     FEWEST_CONTROLS,
+    FEWEST_ELSEWHERE,
     ControlComparison,
     ControlMatching,
     EditVerdict,
@@ -30,10 +37,17 @@ class Judgement:
     verdict: EditVerdict
     why: str
     would_decide: str = ""
+    caveats: tuple[str, ...] = ()
+    """What the controls leave open, or say beside the word."""
 
 
 def judge(sets: Sequence[SetResult], matching: ControlMatching, bounds: EvaluationBounds) -> Judgement:
     """Judge every set. Shown damage weighs most, then what speaks against the effect, then any doubt."""
+    caveats = tuple(told for one in sets for told in _caveats(one))
+    return replace(_judged(sets, matching, bounds), caveats=caveats)
+
+
+def _judged(sets: Sequence[SetResult], matching: ControlMatching, bounds: EvaluationBounds) -> Judgement:
     damages = [judge_damage(one, bounds) for one in sets if one.role is SetRole.RETAIN]
     effects = [judge_effect(one, matching, bounds) for one in sets if one.role is SetRole.TARGET]
     for one in (*damages, *effects):
@@ -55,41 +69,91 @@ def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBo
         return Judgement(
             verdict=EditVerdict.INEFFECTIVE, why=f"{told}, below the {least:g} {figure.unit} that matter"
         )
-    random = next((c for c in one.controls if c.arm is EvaluationArm.RANDOM), None)
+    random = _compared(one, EvaluationArm.RANDOM)
     if random is None or len(random.values) < FEWEST_CONTROLS or matching.unmatched:
         return _uncontrolled(one, random, matching)
     if random.adjusted_p_value > _LEVEL:
         return _unshown(one, random, least, told)
     if _low(figure) <= 0 <= _high(figure):
         return _undecided(f"{told}, which holds 0", figure, 0.0, one.units)
+    told = f"{told}, p = {random.adjusted_p_value:.3g} against {len(random.values)} matched random sets"
+    elsewhere = _compared(one, EvaluationArm.WRONG_LAYER)
+    if elsewhere is None:
+        return Judgement(verdict=EditVerdict.SELECTIVE, why=told)
+    if elsewhere.reached and elsewhere.p_value > _LEVEL:
+        return _elsewhere_too(one, elsewhere, told)
     return Judgement(
         verdict=EditVerdict.SELECTIVE,
-        why=f"{told}, p = {random.adjusted_p_value:.3g} against {len(random.values)} matched random sets",
+        why=f"{told}; {elsewhere.reached} of {len(elsewhere.values)} sets of another layer do as much",
     )
 
 
 def judge_damage(one: SetResult, bounds: EvaluationBounds) -> Judgement:
     """Judge the damage on one retain set: KL, and the drop of accuracy where there are items."""
     worst: Judgement | None = None
-    for name, figure, limit in _damages(one, bounds):
+    for name, statistic, figure, limit in _damages(one, bounds):
         told = f"{name} on {one.name} is {_interval(figure)}, at most {limit:g} is allowed"
+        told += _beside(one, statistic)
         if _low(figure) > limit:
             return Judgement(verdict=EditVerdict.DAMAGING, why=told)
         if _high(figure) > limit:
             worst = _undecided(told, figure, limit, one.units)
     if worst is not None:
         return worst
-    kl = _figure(one, "kl")
-    return Judgement(verdict=EditVerdict.SELECTIVE, why=f"damage on {one.name} is {_interval(kl)}")
+    told = f"damage on {one.name} is {_interval(_figure(one, 'kl'))}{_beside(one, 'kl')}"
+    return Judgement(verdict=EditVerdict.SELECTIVE, why=told)
 
 
-def _damages(one: SetResult, bounds: EvaluationBounds) -> list[tuple[str, Figure, float]]:
-    found = [("damage", _figure(one, "kl"), bounds.max_retain_kl)]
+def _beside(one: SetResult, statistic: str) -> str:
+    """Say how many random features damage a retain set as much, on the units that both were run on."""
+    random = _compared(one, EvaluationArm.RANDOM, statistic)
+    if random is None:
+        return ""
+    return f" ({random.reached} of {len(random.values)} matched random sets do as much)"
+
+
+def _caveats(one: SetResult) -> list[str]:
+    """Say what the controls of a set are too few for, and where damage is more than matched features do."""
+    random = _compared(one, EvaluationArm.RANDOM)
+    elsewhere = _compared(one, EvaluationArm.WRONG_LAYER)
+    found: list[str] = []
+    if one.role is SetRole.TARGET and random is not None:
+        have = 0 if elsewhere is None else len(elsewhere.values)
+        if have < FEWEST_ELSEWHERE:
+            found.append(
+                f"whether other layers have the effect on {one.name} is hardly tested: {have} sets of "
+                f"another layer stand beside it, and {FEWEST_ELSEWHERE} are needed"
+            )
+    if one.role is SetRole.RETAIN:
+        have = 0 if random is None else len(random.values)
+        if random is None or have < FEWEST_CONTROLS:
+            found.append(
+                f"whether other features damage {one.name} as much is not tested: {have} matched random sets "
+                f"stand beside the damage, and {FEWEST_CONTROLS} are needed"
+            )
+        elif random.adjusted_p_value <= _LEVEL:
+            found.append(
+                f"damage on {one.name} is more than matched random features do: {random.effect:.3g} beside "
+                f"{random.quantiles[0]:.3g} to {random.quantiles[-1]:.3g} (5 % to 95 % of them) on the same "
+                f"{random.units} texts or items, p = {random.adjusted_p_value:.3g}"
+            )
+    return found
+
+
+def _compared(one: SetResult, arm: EvaluationArm, damage: str = "kl") -> ControlComparison | None:
+    """Return the comparison with one kind of controls: of the effect, or of one figure of the damage."""
+    effect = one.role is SetRole.TARGET
+    return next((c for c in one.controls if c.arm is arm and (effect or c.statistic == damage)), None)
+
+
+def _damages(one: SetResult, bounds: EvaluationBounds) -> list[tuple[str, str, Figure, float]]:
+    """List damages by their name in a sentence and as a statistic, with the most that is allowed."""
+    found = [("damage", "kl", _figure(one, "kl"), bounds.max_retain_kl)]
     arm = one.arm(EvaluationArm.EDIT)
     changes = [f for f in (arm.figures if arm else ()) if f.name == "accuracy_change"]
     for change in changes:
         drop = Figure(name="accuracy_drop", value=-change.value, low=-_high(change), high=-_low(change))
-        found.append(("the drop of accuracy", drop, bounds.max_accuracy_drop))
+        found.append(("the drop of accuracy", "accuracy_change", drop, bounds.max_accuracy_drop))
     return found
 
 
@@ -119,6 +183,24 @@ def _unshown(one: SetResult, random: ControlComparison, least: float, told: str)
         would_decide=(
             f"a target set on which matched random features move {random.statistic} by less than {least:g}: "
             f"more of its texts (now {random.units} are run with controls), or narrower ones"
+        ),
+    )
+
+
+def _elsewhere_too(one: SetResult, elsewhere: ControlComparison, told: str) -> Judgement:
+    """Another layer has the effect as well: a doubt, and no finding, since random features here have not.
+
+    It is tested without adjustment: every target set has to pass (Berger 1982).
+    """
+    return Judgement(
+        verdict=EditVerdict.INCONCLUSIVE,
+        why=(
+            f"{told}, but {elsewhere.reached} of {len(elsewhere.values)} sets of another layer do as "
+            f"much (p = {elsewhere.p_value:.3g}): the effect is not shown to be of its layer"
+        ),
+        would_decide=(
+            f"a target set that other layers move less: more texts or items of {one.name} with controls (now "
+            f"{elsewhere.units}), narrower ones, or more sets of another layer"
         ),
     )
 

@@ -26,7 +26,7 @@ _ROLES: dict[pb.EvaluationRole.ValueType, domain.SetRole] = {
 _ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
 _ARMS = {arm: pb.EvaluationArm.Value(f"EVALUATION_ARM_{arm.name}") for arm in domain.EvaluationArm}
 _VERDICTS = {word: pb.EditVerdict.Value(f"EDIT_VERDICT_{word.name}") for word in domain.EditVerdict}
-_COUNTS = {"sets": 1, "wrong_layer_sets": 0, "tokens": 1}
+_COUNTS = {"sets": 1, "wrong_layer_sets": 0, "tokens": 1, "retain_tokens": 0}
 _BOUNDS = ("min_log_odds", "min_kl", "max_retain_kl", "max_accuracy_drop")
 
 
@@ -172,6 +172,9 @@ def _comparison_to_wire(one: domain.ControlComparison) -> pb.ControlComparison:
         p_value=one.p_value,
         adjusted_p_value=one.adjusted_p_value,
         units=one.units,
+        tokens=one.tokens,
+        reached=one.reached,
+        quantiles=one.quantiles,
     )
 
 
