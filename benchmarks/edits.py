@@ -2,7 +2,7 @@
 
 Three edits of SmolLM2, each made on the evidence of a circuit: verbs pushed towards the plural by the
 transcoder feature that pushes them most, the features that make a verb plural ablated, and the same with
-neurons. Every one is measured beside the no-op, matched random features and another layer, and beside the
+neurons. Effect and damage stand beside the no-op, matched random features and another layer, and beside the
 prompt that comes nearest to its behaviour, out of instructions and solved examples: the edit is scaled until
 it behaves as under that prompt, and the damage of both is compared there. Then the same text is generated
 plain, under an edit by name, and with the edit's interventions sent along, in turn; the median over rounds of
@@ -42,6 +42,7 @@ from trephine.client.types import (
 
 PROMPT, PLURAL, SINGULAR = f"{BEGIN}The men", " go", " goes"
 PUSH = 12.0
+CONTROLS = (EvaluationArm.RANDOM, EvaluationArm.WRONG_LAYER)
 TEXT = f"{BEGIN}The history of the town begins with"
 TOKENS = 16
 PLAIN = "plain"
@@ -145,6 +146,7 @@ HEADER = (
     "| edit | effect, nats | no-op | random, matched | another layer | retain KL, nats/token | no-op | top-1 "
     "| perplexity | word |"
 )
+DAMAGE_HEADER = "| edit | damage on the controls' tokens | the edit | random, matched | another layer |"
 PROMPT_HEADER = (
     "| edit | prompt | log-odds: plain, edit, prompt | strength of the edit at the prompt's | its retain KL "
     "| the prompt's | prompt less edit | the edit |"
@@ -161,7 +163,7 @@ def line(found: EditEvaluation) -> str:
         found.edit.removeprefix("edits/"),
         shown(target, EvaluationArm.EDIT, "log_odds_change"),
         shown(target, EvaluationArm.NO_OP, "log_odds_change", brief=True),
-        *(controlled(target, arm) for arm in (EvaluationArm.RANDOM, EvaluationArm.WRONG_LAYER)),
+        *(controlled(target, arm, "log_odds_change") for arm in CONTROLS),
         shown(retain, EvaluationArm.EDIT, "kl"),
         shown(retain, EvaluationArm.NO_OP, "kl", brief=True),
         shown(retain, EvaluationArm.EDIT, "top1_agreement", brief=True),
@@ -169,6 +171,21 @@ def line(found: EditEvaluation) -> str:
         found.verdict.value.upper(),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def damage_lines(found: EditEvaluation) -> str:
+    """Damage of one edit beside that of its controls, on the very same tokens, figure by figure."""
+    retain = next(one for one in found.sets if one.role is EvaluationRole.RETAIN)
+    lines = []
+    for own in (one for one in retain.controls if one.arm is EvaluationArm.RANDOM):
+        cells = [
+            found.edit.removeprefix("edits/"),
+            f"{own.statistic}, {own.units} texts, {own.tokens} tokens",
+            f"{own.effect:.4f}",
+            *(controlled(retain, arm, own.statistic) for arm in CONTROLS),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def prompt_line(found: EditEvaluation) -> str:
@@ -208,13 +225,15 @@ def interval(figure: Figure) -> str:
     return f"{figure.value:+.3f}{span}"
 
 
-def controlled(one: EvaluatedSet, arm: EvaluationArm) -> str:
-    """The range of one kind of controls, how many there were, and the edit's p beside them."""
-    found = next((control for control in one.controls if control.arm is arm), None)
+def controlled(one: EvaluatedSet, arm: EvaluationArm, statistic: str) -> str:
+    """Median and range of one kind of controls, how many do as much as the edit, and its p beside them."""
+    named = (control for control in one.controls if control.statistic == statistic)
+    found = next((control for control in named if control.arm is arm), None)
     if found is None:
         return ""
-    low, high = min(found.values), max(found.values)
-    return f"{low:+.3f} to {high:+.3f} ({len(found.values)}; p {found.adjusted_p_value:.2g})"
+    low, high, signed = min(found.values), max(found.values), "+" if statistic.endswith("_change") else ""
+    span = f"{found.quantiles[1]:{signed}.3f}, {low:{signed}.3f} to {high:{signed}.3f}"
+    return f"{span} ({found.reached} of {len(found.values)}, p {found.adjusted_p_value:.2g})"
 
 
 def evaluate(trephine: Trephine, case: Case, model: Model, controls: int) -> EditEvaluation:
@@ -227,7 +246,13 @@ def evaluate(trephine: Trephine, case: Case, model: Model, controls: int) -> Edi
         evidence=[case.evidence],
     )
     return trephine.edits.evaluate(
-        edit, [case.target], controls=controls, tokens=64, prompts=case.prompts, always_prompt=True
+        edit,
+        [case.target],
+        controls=controls,
+        tokens=64,
+        retain_tokens=256,
+        prompts=case.prompts,
+        always_prompt=True,
     )
 
 
@@ -289,7 +314,7 @@ def main() -> int:
         for case in made[: given.edits]:
             found.append(evaluate(trephine, case, model, given.controls))
             say(f"<!-- {found[-1].edit}: {found[-1].why} ({found[-1].seconds:.0f} s) -->")
-        for header, written in ((HEADER, line), (PROMPT_HEADER, prompt_line)):
+        for header, written in ((HEADER, line), (DAMAGE_HEADER, damage_lines), (PROMPT_HEADER, prompt_line)):
             say(f"\n{header}\n{'|---' * header.count(' |')}|")
             for one in found:
                 say(written(one))
