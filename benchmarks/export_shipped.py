@@ -40,7 +40,14 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--letters", type=int, default=40_000, help="of the text that are handed over")
     parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        default=["float32", "bfloat16"],
+        help="of the parents' files",
+    )
+    parser.add_argument(
+        "--compute", choices=("float32", "bfloat16"), default="float32", help="what the server computes in"
     )
     parser.add_argument("--patience", type=float, default=3600, help="seconds that an export may take")
     add_features(parser, FEATURES)
