@@ -23,7 +23,7 @@ from trephine.engine.retain import RetainText, plain_logits, window_batches, win
 from trephine.engine.shards import DTYPES
 from trephine.engine.staging import full_disk_refused
 from trephine.engine.weights.compiling import WeightProgram
-from trephine.engine.weights.tensors import TensorChange, fades
+from trephine.engine.weights.tensors import TensorChange
 
 SCRIPT = Path(__file__).with_name("certifier.py")
 GREEDY_TOKENS = 64
@@ -142,12 +142,12 @@ def certify(
         "compute_dtype": compute,
         "other_dtype": "bfloat16" if compute == "float32" else "float32",
         "stored_dtype": _STORED.get(stored_dtype, compute),
-        "changes": [_described(change) for change in program.changes],
+        "changes": change_records(program),
         "config": program.config,
         "features": names_apart(program.features, interventions),
         "threads": torch.get_num_threads(),
     }
-    save_file(_factors(program), evidence / "changes.safetensors")
+    save_file(change_tensors(program), evidence / "changes.safetensors")
     request.write_text(json.dumps(body), encoding="utf-8")
     result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, "certification", _UNLOADABLE)
     measured: dict[str, float] = result["measurements"]
@@ -164,16 +164,25 @@ def certify(
     return Findings(measurements=measured, environment=result["environment"])
 
 
-def _described(change: TensorChange) -> dict[str, Any]:
-    """Describe a change to the certifier; its tensors lie beside the request."""
+def change_records(program: WeightProgram) -> list[dict[str, Any]]:
+    """Describe all changes to the certifier."""
+    return [_described(change, drawn=change.name in program.drawn) for change in program.changes]
+
+
+def _described(change: TensorChange, *, drawn: bool) -> dict[str, Any]:
+    """Describe a change to the certifier; its tensors lie beside the request.
+
+    Args:
+        change: What was carried out.
+        drawn: Whether the compiler says that it rounded some of it stochastically.
+    """
     growth = change.growth
     return {
         "tensor": change.name,
         "axis": change.axis,
         "factors": sorted(change.factors.items()),
         "gain": change.gain,
-        "drawn": change.fading(DTYPES[change.dtype]),
-        "fades": fades(change.gain, DTYPES[change.dtype]),
+        "drawn": drawn,
         "new": change.entry is None,
         "copied_from": None if change.copied_from is None else change.copied_from.name,
         "growth": None if growth is None else {"axis": growth.axis, "count": growth.count},
@@ -181,7 +190,7 @@ def _described(change: TensorChange) -> dict[str, Any]:
     }
 
 
-def _factors(program: WeightProgram) -> dict[str, Any]:
+def change_tensors(program: WeightProgram) -> dict[str, Any]:
     """Collect the tensors of all changes by `part:name`."""
     found: dict[str, Any] = {}
     for change in program.changes:

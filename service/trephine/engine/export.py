@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -50,6 +50,7 @@ from trephine.engine.weights.compiling import WeightProgram
 from trephine.engine.weights.tensors import ROUNDING_SEED
 
 _SLACK_BYTES = 64 << 20
+_NAMED = 8
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 Work = Generator[Progress | None, None, None]
@@ -302,12 +303,19 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
             **findings.environment,
             "compute_dtype": build.hosted.info.dtype,
             "rounding_seed": str(ROUNDING_SEED),
+            "rounded_stochastically": _told_drawn(build.program.drawn),
         },
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,
         caveats=command.plan.caveats,
         doubt=command.plan.doubt,
     )
+
+
+def _told_drawn(drawn: Sequence[str]) -> str:
+    """Name up to eight of the tensors that were rounded stochastically; the manifest names all."""
+    more = len(drawn) - _NAMED
+    return ", ".join(drawn[:_NAMED]) + (f" and {more} more" if more > 0 else "") if drawn else "none"
 
 
 def _document(
@@ -333,6 +341,7 @@ def _document(
             parent=parent,
             entries=tuple(build.exported.values()),
             after=build.after,
+            drawn=build.program.drawn,
             files=files,
         )
     if signing_key:

@@ -19,6 +19,7 @@ from trephine.domain.exports import Certificate, ExportedFile, ExportPlan
 from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import TensorEntry
 from trephine.engine.signing import SUMS_NAME
+from trephine.engine.weights.tensors import ROUNDING_SEED
 
 CERTIFICATE_NAME = "certificate.json"
 MANIFEST_NAME = "edit_manifest.json"
@@ -64,6 +65,7 @@ def write_manifest(
     parent: ParentRecord,
     entries: Sequence[TensorEntry],
     after: Mapping[str, str],
+    drawn: Sequence[str],
     files: Sequence[ExportedFile],
 ) -> None:
     """Write the manifest: parent, edit, plan, every tensor before and after, every file.
@@ -76,6 +78,7 @@ def write_manifest(
         parent: The parent as it was read.
         entries: All tensors.
         after: Name -> sha256 of the raw bytes in this folder.
+        drawn: Tensors of which elements were rounded stochastically.
         files: Every other file of the folder but signature and list of digests.
     """
     value = {
@@ -101,6 +104,7 @@ def write_manifest(
             }
             for e in entries
         },
+        "rounding": {"seed": ROUNDING_SEED, "stochastic": sorted(drawn)},
         "files": [_file(f) for f in sorted(files, key=lambda f: f.path)],
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
         | {"python": platform.python_version(), "trephine": version("trephine")},

@@ -58,6 +58,8 @@ class WeightProgram:
     calibration: dict[str, float] = field(default_factory=dict)
     """What stands in for biases, in figures of the calibration text: the worst of all, where it was fitted
     and, `_held_out`, where it was not."""
+    drawn: tuple[str, ...] = ()
+    """Tensors of which elements are rounded stochastically."""
 
     @property
     def exact(self) -> bool:
@@ -122,6 +124,7 @@ def compile_weights(
             *(each.op for each in grafts if not each.does_nothing),
             *(op for op in ops.fits if isinstance(op, FeatureOp) or not op.is_affine),
         ),
+        drawn=tuple(name for name, rounding in rounded.items() if rounding.drawn),
     )
 
 

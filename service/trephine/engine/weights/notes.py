@@ -53,7 +53,18 @@ def all_notes(
         numbers = [fit.number] if isinstance(fit, MapOp) else fit.numbers
         mine = [delta for delta in deltas if number_of(fit) in delta.explained]
         notes |= dict.fromkeys(numbers, _ridge(fit, mine, assembly, ops.reasons[numbers[0]]))
-    return notes
+    return {number: _drawn(note, rounded) for number, note in notes.items()}
+
+
+def _drawn(note: Note, rounded: Mapping[str, Rounding]) -> Note:
+    """Name the tensors, biases of the same modules included, that are rounded stochastically as a whole."""
+    biases = (name.removesuffix("weight") + "bias" for name in note.tensors if name.endswith(".weight"))
+    names = dict.fromkeys((*note.tensors, *biases))
+    drawn = ", ".join(name for name in names if name in rounded and rounded[name].sum_drawn)
+    if not drawn:
+        return note
+    says = f"{note.description}; rounded stochastically, for to nearest the change would vanish: {drawn}"
+    return replace(note, description=says)
 
 
 def _neuron(op: NeuronOp, assembly: Assembly, constants: Constants, rounded: Mapping[str, Rounding]) -> Note:

@@ -10,17 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trephine.engine.shards import DTYPES, read_tensor
-from trephine.engine.weights.tensors import NARROW, TensorChange, rounding_error, scaling_errors
+from trephine.engine.weights.tensors import NARROW, TensorChange, is_drawn, rounding_error, scaling_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """Mean squared rounding error over mean squared change."""
+    """How a tensor's changes are rounded: mean squared rounding error over mean squared change."""
 
     whole: float = 0.0
     """Of all that is changed in a tensor."""
     slices: Mapping[int, float] = field(default_factory=dict)
     """Of each scaled slice alone."""
+    drawn: bool = False
+    """Whether some of it is rounded stochastically."""
+    sum_drawn: bool = False
+    """Whether all of it is: what is added would vanish, or a factor of the whole tensor."""
 
 
 def roundings(folder: Path, changes: Iterable[TensorChange]) -> Generator[None, None, Mapping[str, Rounding]]:
@@ -36,14 +40,16 @@ def roundings(folder: Path, changes: Iterable[TensorChange]) -> Generator[None, 
         if change.entry is None or dtype not in NARROW or not _changes_parent(change):
             continue
         parent = read_tensor(folder, change.entry)
+        drawn = is_drawn(change, parent, dtype)
         found[change.name] = Rounding(
             whole=rounding_error(change, parent, dtype),
             slices=scaling_errors(change, parent, dtype) if change.factors else {},
+            drawn=drawn,
+            sum_drawn=drawn and change.is_sum,
         )
         yield
     return found
 
 
 def _changes_parent(change: TensorChange) -> bool:
-    summed = change.low_rank is not None or change.added is not None
-    return summed or bool(change.factors) or change.gain != 1.0
+    return change.is_sum or bool(change.factors)

@@ -110,6 +110,11 @@ class TensorChange:
         """True if the parent's bytes can be written over in place."""
         return self.entry is not None and self.growth is None
 
+    @property
+    def is_sum(self) -> bool:
+        """True if the whole tensor is computed anew, and not some slices alone."""
+        return self.low_rank is not None or self.added is not None or self.gain != 1.0
+
     def fading(self, dtype: torch.dtype) -> tuple[int, ...]:
         """Return the scaled slices of which nearest rounding would leave elements as they were."""
         return tuple(index for index, factor in self.factors.items() if fades(factor * self.gain, dtype))
@@ -134,7 +139,7 @@ def carried_out(change: TensorChange, parent: Tensor | None, dtype: torch.dtype)
     if change.fresh is not None or parent is None:
         fresh = change.fresh or Fresh(size=0, start=0, values=None)
         return fresh.build(dtype)
-    if change.low_rank is not None or change.added is not None or change.gain != 1.0:
+    if change.is_sum:
         tensor = _summed(change, parent, dtype)
     else:
         tensor = _scaled(change, parent, dtype) if change.factors else parent
@@ -160,21 +165,33 @@ def _summed(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> Tensor:
     keeps 0.68 of the delta at 1e-3; stochastic rounding keeps all of it, for 1.4 times the noise. Seeded;
     one generator runs through all blocks, so that their size changes nothing.
     """
-    vanishing = dtype in NARROW and _vanishes(change, parent, dtype)
+    drawn = is_drawn(change, parent, dtype)
     draws = _draws(change.name)
     result = parent if parent.dtype == dtype else torch.empty(parent.shape, dtype=dtype)
     for start, stop in _blocks(parent):
         exact, delta = _wide(change, parent, start, stop)
         if delta is not None:
             exact += delta
-        result[start:stop] = stochastic(exact, dtype, draws) if vanishing else exact.to(dtype)
+        result[start:stop] = stochastic(exact, dtype, draws) if drawn else exact.to(dtype)
     return result
 
 
-def _vanishes(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> bool:
-    """True if what is added or scaled changes so little that nearest rounding would lose part of it."""
-    if fades(change.gain, dtype) or change.fading(dtype):
+def is_drawn(change: TensorChange, parent: Tensor, dtype: torch.dtype) -> bool:
+    """Say whether rounding is stochastic, in some slices or, of a sum, in the whole tensor.
+
+    It is where what is added or scaled changes so little that nearest rounding would lose part of it.
+
+    Args:
+        change: What is to be done.
+        parent: The parent's tensor; it stays as it is.
+        dtype: Of the result.
+    """
+    if dtype not in NARROW:
+        return False
+    if change.fading(dtype) or fades(change.gain, dtype):
         return True
+    if not change.is_sum:
+        return False
     there = added = 0.0
     for start, stop in _blocks(parent):
         wide, delta = _wide(change, parent, start, stop)
