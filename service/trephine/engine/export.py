@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -47,10 +47,9 @@ from trephine.engine.staging import (
     sweep_leftovers,
 )
 from trephine.engine.weights.compiling import WeightProgram
-from trephine.engine.weights.tensors import ROUNDING_SEED
+from trephine.engine.weights.rounding import on_record
 
 _SLACK_BYTES = 64 << 20
-_NAMED = 8
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 Work = Generator[Progress | None, None, None]
@@ -302,20 +301,13 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         environment={
             **findings.environment,
             "compute_dtype": build.hosted.info.dtype,
-            "rounding_seed": str(ROUNDING_SEED),
-            "rounded_stochastically": _told_drawn(build.program.drawn),
+            **on_record(build.program.drawn),
         },
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,
         caveats=command.plan.caveats,
         doubt=command.plan.doubt,
     )
-
-
-def _told_drawn(drawn: Sequence[str]) -> str:
-    """Name up to eight of the tensors that were rounded stochastically; the manifest names all."""
-    more = len(drawn) - _NAMED
-    return ", ".join(drawn[:_NAMED]) + (f" and {more} more" if more > 0 else "") if drawn else "none"
 
 
 def _document(

@@ -153,10 +153,11 @@ def _graft(each: Graft, assembly: Assembly, constants: Constants) -> Note:
         return Note(tier="noop", tensors=names[-1:], description=f"{what} stays as it is: nothing to change")
     says = f"{what} as {len(fit.units)} neurons of layer {ref.layer}'s MLP, gain {fit.gain:.3g}"
     if fit.beyond:
+        dtype = DTYPES[assembly.mlp(each.layer)[0].stored.weight.dtype]
         says += (
             f"; its threshold lies so far from what it answers that no gain keeps its biases under "
-            f"{LARGEST_BIAS:g}, beyond which the stored type rounds coarsely: the least gain was taken, "
-            f"with a bias of {fit.bias_size:.3g}"
+            f"{LARGEST_BIAS[dtype]:g}, beyond which the stored type rounds coarsely: the least gain was "
+            f"taken, with a bias of {fit.bias_size:.3g}"
         )
     if each.constant:
         says += f", and {each.constant:.3g} times its decoder everywhere"

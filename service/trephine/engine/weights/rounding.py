@@ -5,12 +5,21 @@ In float32 files that is less than the arithmetic of a forward pass; in bfloat16
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trephine.engine.shards import DTYPES, read_tensor
-from trephine.engine.weights.tensors import NARROW, TensorChange, is_drawn, rounding_error, scaling_errors
+from trephine.engine.weights.tensors import (
+    NARROW,
+    ROUNDING_SEED,
+    TensorChange,
+    is_drawn,
+    rounding_error,
+    scaling_errors,
+)
+
+_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +62,14 @@ def roundings(folder: Path, changes: Iterable[TensorChange]) -> Generator[None, 
 
 def _changes_parent(change: TensorChange) -> bool:
     return change.is_sum or bool(change.factors)
+
+
+def on_record(drawn: Sequence[str]) -> dict[str, str]:
+    """Return what a certificate says of stochastic rounding: its seed, and up to eight of the tensors.
+
+    Args:
+        drawn: Tensors of which elements were rounded stochastically; the manifest names all.
+    """
+    more = len(drawn) - _NAMED
+    names = ", ".join(drawn[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return {"rounding_seed": str(ROUNDING_SEED), "rounded_stochastically": names or "none"}

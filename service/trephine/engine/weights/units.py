@@ -4,7 +4,8 @@ A unit is a stock neuron phi(kappa (p - t)) * alpha, p = w.x + b the feature's p
 s d / (kappa alpha): it adds s * relu(p - t) * d, rounded off at the knee (SiLU: by 0.2785 / kappa at most). A
 jump of height J is the difference of two units that are `width` apart. What is best depends on the
 arithmetic: steep and narrow in float32; in bfloat16 the two large numbers of a narrow jump lose their
-difference, and a bias kappa (b - t) above 64 is off by up to a quarter, above 128 by up to a half. So gain,
+difference, and a bias kappa (b - t) above 64 is off by up to a quarter, above 128 by up to a half (in float16
+above 512 and above 1024). So gain,
 width and offset are searched in units of the feature's own threshold and range, and each candidate is carried
 out on captured activations as the server will: weights rounded, products rounded.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from math import log2
+from math import inf, log2
 from operator import itemgetter
 
 import torch
@@ -31,10 +32,10 @@ _WIDTHS = {torch.float32: range(2, 15), torch.float64: range(2, 15)}
 _NARROW_WIDTHS = tuple(half / 2 for half in range(0, 15))
 _QUANTISED_WIDTHS = range(0, 8)
 """Halvings of the feature's scale that a jump is wide."""
-LARGEST_BIAS = 100.0
-"""Of |kappa (b - t)| in bfloat16 and float16: bfloat16 rounds one below 128 by up to a quarter,
-and by a half and more above 128."""
-_NARROW = (torch.bfloat16, torch.float16)
+LARGEST_BIAS = {torch.bfloat16: 100.0, torch.float16: 800.0}
+"""Of |kappa (b - t)|: bfloat16 rounds one below 128 by up to a quarter, and by a half and more above 128;
+float16, which has three bits more, does the same below and above 1024."""
+_NARROW = tuple(LARGEST_BIAS)
 _SHARPNESS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 """kappa times width."""
 _OFFSETS = (0.0, -0.25, 0.25, -0.5, 0.5)
@@ -160,7 +161,7 @@ def fit_units(feature: Feature, bench: Bench) -> Fit:
         units=tuple(units),
         gain=max(gains),
         bias_size=max(sizes),
-        beyond=bench.dtype in _NARROW and max(sizes) > LARGEST_BIAS,
+        beyond=max(sizes) > LARGEST_BIAS.get(bench.dtype, inf),
         error=error / size if size else None,
         misfires=max(missed),
         chosen=tuple(chosen),
@@ -307,10 +308,11 @@ class _Gates:
 
     def fine(self, gain: float, place: float) -> bool:
         """Return whether the stored type rounds the bias finely."""
-        if self._bench.dtype not in _NARROW:
+        most = LARGEST_BIAS.get(self._bench.dtype)
+        if most is None:
             return True
         exact = abs(gain * (self._feature.b - place))  # spares most steep candidates their rounding
-        return exact <= 2 * LARGEST_BIAS and self.bias_size(gain, place) <= LARGEST_BIAS
+        return exact <= 2 * most and self.bias_size(gain, place) <= most
 
     def bias_size(self, gain: float, place: float) -> float:
         """Return |kappa (b - t)|: of the stored bias, or of what the row holds in its stead."""
@@ -362,13 +364,17 @@ class _Gates:
 
 
 def _alpha(feature: Feature, bench: Bench, gain: float, knees: tuple[_Knee, ...]) -> float:
-    """Return the power of two that brings the down column to the size of its neighbours."""
+    """Return the power of two that brings the down column to the size of its neighbours.
+
+    In float16 none above 1: it multiplies what a unit answers, which is to keep its margin.
+    """
     if not bench.gated:
         return 1.0
+    highest = 0.0 if bench.dtype == torch.float16 else 3.0
     size = max(abs(knee.slope) for knee in knees) * float(feature.d.square().mean().sqrt()) / gain
     if size == 0.0 or bench.rms_down == 0.0:
         return 1.0
-    return float(2.0 ** round(min(max(log2(size / bench.rms_down), -8.0), 3.0)))
+    return float(2.0 ** round(min(max(log2(size / bench.rms_down), -8.0), highest)))
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

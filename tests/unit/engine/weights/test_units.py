@@ -37,8 +37,8 @@ def test_bfloat16_biases_stay_within_what_it_rounds_finely(theta, spread, jump):
     """Also where the threshold is many times the excess, at the widest jump and at the first bend."""
     fit = fitted(theta, spread, torch.bfloat16, jump=jump)
     assert len(fit.units) == (3 if jump else 1)
-    assert max(abs(unit.gate_bias) for unit in fit.units) <= LARGEST_BIAS
-    assert fit.bias_size <= LARGEST_BIAS
+    assert max(abs(unit.gate_bias) for unit in fit.units) <= LARGEST_BIAS[torch.bfloat16]
+    assert fit.bias_size <= LARGEST_BIAS[torch.bfloat16]
     assert not fit.beyond
 
 
@@ -47,7 +47,7 @@ def test_where_no_gain_keeps_to_it_the_least_is_taken_and_said():
     fit = fitted(8.0, 0.15, torch.bfloat16)
     biases = [abs(unit.gate_bias) for unit in fit.units]
     assert fit.beyond
-    assert max(biases) == fit.bias_size > LARGEST_BIAS
+    assert max(biases) == fit.bias_size > LARGEST_BIAS[torch.bfloat16]
     steep = fitted(8.0, 0.15, torch.float32)
     assert not steep.beyond  # float32 rounds such numbers finely
     assert steep.bias_size > fit.bias_size
