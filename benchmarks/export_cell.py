@@ -3,14 +3,18 @@
 Run as `python -I export_cell.py REQUEST`.
 
 The request names folders, a dtype, windows of token ids and where float32 logits of runtimes lie; one line of
-JSON per folder says how far its answers are from theirs. Nothing of Trephine is imported.
+JSON per folder says how far its answers are from theirs. Nothing of Trephine is imported but the module that
+the request names, by its path: as the certifier does, it has products of bfloat16 computed in float32 and
+rounded once where the processor has no units for them.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -44,8 +48,19 @@ def answers(folder: str, request: dict[str, Any]) -> torch.Tensor:
         local_files_only=True,
         use_safetensors=True,
     )
+    model = loaded(request["narrow_products"]).widen_products(model.eval())
     ids = torch.tensor(request["windows"])
-    return torch.cat([model.eval()(part, use_cache=False).logits.float() for part in ids.split(2)])
+    return torch.cat([model(part, use_cache=False).logits.float() for part in ids.split(2)])
+
+
+def loaded(path: str) -> ModuleType:
+    """Load a module that stands alone from its file."""
+    spec = spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no module")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def divergence(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:

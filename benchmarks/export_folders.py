@@ -21,6 +21,7 @@ from benchmarks.laws import load_model
 from trephine.domain.edits import Edit
 from trephine.domain.interventions import Ablate, Intervention, Operation, ProjectOut
 from trephine.domain.sites import FeatureRef
+from trephine.engine import narrow_products
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
@@ -56,7 +57,10 @@ def measured(
 ) -> dict[str, dict[str, Tensor]]:
     """Measure folders in a clean process: cell -> runtime -> KL per position."""
     request = work / "request.json"
-    body = {"cells": cells, "dtype": dtype, "windows": windows, "threads": torch.get_num_threads()}
+    body = {
+        "cells": cells, "dtype": dtype, "windows": windows, "threads": torch.get_num_threads(),
+        "narrow_products": str(Path(narrow_products.__file__).resolve()),
+    }  # fmt: skip
     request.write_text(json.dumps(body), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-I", str(CELL), str(request)],

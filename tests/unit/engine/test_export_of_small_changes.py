@@ -15,6 +15,7 @@ from trephine.client.deltas import apply_delta, make_delta
 from trephine.client.verification import verify_folder
 from trephine.domain.interventions import Ablate, Scale
 from trephine.domain.sites import SiteKind
+from trephine.engine.narrow_products import lacks_units
 from trephine.engine.weights.tensors import ROUNDING_SEED
 
 AXIS = torch.randn(32, generator=torch.Generator().manual_seed(3)).tolist()
@@ -47,6 +48,8 @@ def test_what_was_drawn_is_on_record_and_can_be_rebuilt(tmp_path):
     assert manifest["rounding"] == {"seed": ROUNDING_SEED, "stochastic": list(DRAWN)}
     assert made.certificate.environment["rounding_seed"] == str(ROUNDING_SEED)
     assert made.certificate.environment["rounded_stochastically"] == ", ".join(DRAWN)
+    wide = "float32, rounded once" if lacks_units() else "torch's own"
+    assert made.certificate.environment["bfloat16_products"] == wide
     found = {each.name: each.value for each in made.certificate.measurements}
     assert found["elements_off_plan"] == found["planned_tensors_unchanged"] == 0
     rebuilt = apply_delta(make_delta(parent, folder, tmp_path / "delta"), parent, tmp_path / "rebuilt")
