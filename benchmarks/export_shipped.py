@@ -29,6 +29,8 @@ from trephine.server.places import default_cache
 
 DTYPES = ("float32", "bfloat16")
 
+DTYPES = ("float32", "bfloat16")
+
 
 def main() -> int:
     """Export, verify, print; 3 if something did not pass."""
@@ -42,13 +44,11 @@ def main() -> int:
     parser.add_argument(
         "--dtypes",
         nargs="+",
-        choices=("float32", "bfloat16"),
-        default=["float32", "bfloat16"],
+        choices=DTYPES,
+        default=DTYPES,
         help="of the parents' files",
     )
-    parser.add_argument(
-        "--compute", choices=("float32", "bfloat16"), default="float32", help="what the server computes in"
-    )
+    parser.add_argument("--compute", choices=DTYPES, default="float32", help="what the server computes in")
     parser.add_argument("--patience", type=float, default=3600, help="seconds that an export may take")
     add_features(parser, FEATURES)
     given = parser.parse_args()
