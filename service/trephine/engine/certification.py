@@ -15,6 +15,7 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
 from trephine.engine.clean_process import run_clean
+from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.leaving_out import names_apart
@@ -35,7 +36,8 @@ _UNLOADABLE = (
     "files or this transformers release are at fault; if not, free memory for a second model, export again, "
     "and report it with what follows"
 )
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+STORED_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Types as safetensors writes them, and as we do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,26 @@ def write_evidence(
         yield Progress(stage="evidence", done=part.stop, total=len(retain.windows))
 
 
+def write_retained(
+    hosted: HostedModel, retained: RetainText, interventions: tuple[Intervention, ...], folder: Path
+) -> Generator[Progress | None, None, None]:
+    """Write what both runtimes answer to a text that the edit must leave alone, one batch a quantum.
+
+    Each file, `retained-0000.safetensors` and so on, holds float32 logits `(n_pos, d_vocab)`.
+
+    Raises:
+        DiskFullError: If there is no room.
+    """
+    plain = yield from plain_logits(hosted, retained)
+    for part in window_batches(retained.windows):
+        after = windows_logits(hosted, [retained.windows[number] for number in part], interventions)
+        for number, intervened in zip(part, after, strict=True):
+            answers = {"original": plain[number].contiguous(), "intervened": intervened.contiguous()}
+            with full_disk_refused():
+                save_file(answers, folder / f"retained-{number:04d}.safetensors")
+        yield Progress(stage="evidence, retain text", done=part.stop, total=len(retained.windows))
+
+
 def as_stored(
     hosted: HostedModel,
     windows: Sequence[Sequence[int]],
@@ -101,18 +123,19 @@ def narrower(hosted: HostedModel, stored_dtype: str) -> torch.dtype | None:
     return stored if stored is not None and stored.itemsize < hosted.model.dtype.itemsize else None
 
 
-def evidence_bytes(hosted: HostedModel, retain: RetainText, stored: torch.dtype | None = None) -> int:
+def evidence_bytes(hosted: HostedModel, texts: ExportTexts, stored: torch.dtype | None = None) -> int:
     """Predict the size of the evidence: three answers to every token, the clean process's own among them.
 
-    Two more in the type of the files where that is narrower.
+    Two more in the type of the files where that is narrower; two of a text that is to be left alone.
     """
     narrow = 0 if stored is None else 2 * stored.itemsize
-    return (3 * 4 + narrow) * retain.n_tokens * hosted.info.d_vocab
+    retained = 0 if texts.retained is None else 2 * 4 * texts.retained.n_tokens
+    return ((3 * 4 + narrow) * texts.measured.n_tokens + retained) * hosted.info.d_vocab
 
 
 def certify(
     hosted: HostedModel,
-    retain: RetainText,
+    texts: ExportTexts,
     interventions: tuple[Intervention, ...],
     program: WeightProgram,
     folder: Path,
@@ -126,7 +149,7 @@ def certify(
         GateMissedError: If the clean process cannot load or measure the folder.
         DeadlinePassedError: If it does not finish in time.
     """
-    request = evidence / "request.json"
+    request, retain = evidence / "request.json", texts.measured
     prompts = [list(w[:_PROMPT_TOKENS]) for w in retain.windows[:_GREEDY_PROMPTS]]
     room = hosted.info.context_length - _PROMPT_TOKENS
     compute = hosted.info.dtype
@@ -134,14 +157,14 @@ def certify(
         "exported": str(folder),
         "parent": str(hosted.folder.resolve()),
         "evidence": str(evidence),
-        "windows": [list(window) for window in retain.windows],
-        "batches": [list(part) for part in window_batches(retain.windows)],
+        **_in_batches("windows", "batches", retain),
+        **_in_batches("retained", "retained_batches", texts.retained),
         "prompts": prompts,
         "greedy_tokens": max(1, min(GREEDY_TOKENS, room)),
         "attention": stock_attention(hosted.model),
         "compute_dtype": compute,
         "other_dtype": "bfloat16" if compute == "float32" else "float32",
-        "stored_dtype": _STORED.get(stored_dtype, compute),
+        "stored_dtype": STORED_NAMES.get(stored_dtype, compute),
         "changes": change_records(program),
         "config": program.config,
         "features": names_apart(program.features, interventions),
@@ -162,6 +185,15 @@ def certify(
     if "stored" in told:
         yield from _greedy_as_stored(hosted, prompts, told["stored"], interventions, stored_dtype, measured)
     return Findings(measurements=measured, environment=result["environment"])
+
+
+def _in_batches(windows: str, batches: str, text: RetainText | None) -> dict[str, list[list[int]]]:
+    """Lay a text's windows out for the clean process, under these two names."""
+    found = () if text is None else text.windows
+    return {
+        windows: [list(window) for window in found],
+        batches: [list(part) for part in window_batches(found)],
+    }
 
 
 def change_records(program: WeightProgram) -> list[dict[str, Any]]:

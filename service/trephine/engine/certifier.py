@@ -127,6 +127,7 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     continuations = {"exported": greedy(model, request["prompts"], request["greedy_tokens"])}
     describe(measured, against)
     features.describe(measured)
+    compare_retained(measured, model, request)
 
     model.set_attn_implementation("eager")
     eager = distances(model, request, "certify: attention", "intervened")
@@ -146,6 +147,24 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     if request["stored_dtype"] != compute:
         continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks, features)
     return continuations
+
+
+def compare_retained(measured: dict[str, float], model: Any, request: dict[str, Any]) -> None:
+    """Say what a text that the edit must leave alone comes to, where one lies beside what is measured."""
+    if not request["retained"]:
+        return
+    exported, hook = [], []
+    for number, logits in answers(model, request, "certify: retain text", of="retained"):
+        runtime = evidence(request, number, "retained")
+        exported.append(kl(runtime["original"], logits))
+        hook.append(kl(runtime["original"], runtime["intervened"]))
+    name = "retain_builtin_kl_original"
+    spread(measured, f"{name}_exported", exported)
+    spread(measured, f"{name}_exported_after_first", [part[1:] for part in exported])
+    spread(measured, f"{name}_intervened", hook)
+    measured["retain_builtin_excess"] = abs(
+        measured[f"{name}_exported_mean"] - measured[f"{name}_intervened_mean"]
+    )
 
 
 def compare_as_stored(
@@ -240,16 +259,19 @@ def load(folder: str, dtype: str, attention: str) -> tuple[Any, frozenset[str]]:
     return widen_products(model.eval()), complaints
 
 
-def answers(model: Any, request: dict[str, Any], stage: str) -> Iterator[tuple[int, Any]]:
+def answers(
+    model: Any, request: dict[str, Any], stage: str, *, of: str = "windows"
+) -> Iterator[tuple[int, Any]]:
     """Yield every window's number with its logits, float32 `(n_pos, d_vocab)`, in the order of windows.
 
     All figures that stand beside each other are of the same tokens: of all of them.
     """
     import torch
 
-    for batch in request["batches"]:
-        say({"stage": stage, "done": batch[0], "total": len(request["windows"])})
-        ids = torch.tensor([request["windows"][number] for number in batch])
+    windows = request[of]
+    for batch in request["batches" if of == "windows" else f"{of}_batches"]:
+        say({"stage": stage, "done": batch[0], "total": len(windows)})
+        ids = torch.tensor([windows[number] for number in batch])
         yield from zip(batch, model(ids, use_cache=False).logits.float().unbind(), strict=True)
 
 
@@ -269,11 +291,13 @@ def greedy(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:
     return [found[place] for place in range(len(prompts))]
 
 
-def evidence(request: dict[str, Any], number: int) -> dict[str, Any]:
+def evidence(request: dict[str, Any], number: int, what: str = "window") -> dict[str, Any]:
     """Read what the intervened runtime answered to one window, what the original did, and what was kept."""
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = load_file(kept(request, number, "window"))
+    found: dict[str, Any] = load_file(kept(request, number, what))
+    if what != "window":
+        return found
     plain = kept(request, number, "plain")
     return found | load_file(plain) if os.path.exists(plain) else found
 

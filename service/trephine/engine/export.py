@@ -4,36 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trephine.domain.commands import Progress
-from trephine.domain.errors import GateMissedError, ParentChangedError
+from trephine.domain.errors import ParentChangedError
 from trephine.domain.exports import (
     Certificate,
     CompileExport,
     Export,
     ExportedFile,
-    GateResult,
 )
 from trephine.domain.signing import SignedBy
 from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
 from trephine.engine.attack.running import attacked
 from trephine.engine.card import CARD_NAME, model_card
-from trephine.engine.certification import Findings, certify, evidence_bytes, narrower, write_evidence
+from trephine.engine.certification import (
+    STORED_NAMES,
+    Findings,
+    certify,
+    evidence_bytes,
+    narrower,
+    write_evidence,
+    write_retained,
+)
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
-from trephine.engine.gates import finite, judge, kind_of, told_apart
+from trephine.engine.gates import judge
 from trephine.engine.hosted import HostedModel
 from trephine.engine.leaving_out import left_out_bytes, write_left_out
 from trephine.engine.measurements import measurements_of
+from trephine.engine.missed_gates import missed_gates
 from trephine.engine.planning import growth_bytes, plan_hash, program_of, require_parent
 from trephine.engine.quantised.certification import quantised_copies
-from trephine.engine.remedies import remedies
 from trephine.engine.reshaping import reshaped_files, write_weights
 from trephine.engine.retain import RetainText
 from trephine.engine.session import Handler, Session
@@ -50,8 +56,6 @@ from trephine.engine.weights.compiling import WeightProgram
 from trephine.engine.weights.rounding import on_record
 
 _SLACK_BYTES = 64 << 20
-_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-
 Work = Generator[Progress | None, None, None]
 
 
@@ -129,7 +133,7 @@ def _prepare(
     growth = growth_bytes(hosted, entries, program, command.options)
     narrow = narrower(hosted, stored_dtype(entries))
     needed = left_out_bytes(hosted, program.features, command.edit.interventions)
-    needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts.measured, narrow)
+    needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts, narrow)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,
@@ -168,12 +172,14 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         build.staging.evidence,
         stored=narrower(build.hosted, build.stored_dtype),
     )
+    if build.texts.retained is not None:
+        yield from write_retained(build.hosted, build.texts.retained, interventions, build.staging.evidence)
     yield from write_left_out(
         build.hosted, build.retain, build.program.features, interventions, build.staging.evidence
     )
     findings = yield from certify(
         build.hosted,
-        build.retain,
+        build.texts,
         interventions,
         build.program,
         build.folder,
@@ -293,7 +299,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         edit_hash=command.edit.content_hash,
         plan_hash=command.plan.plan_hash,
         parent_hash=command.plan.parent_hash,
-        dtype=_STORED.get(build.stored_dtype, build.stored_dtype),
+        dtype=STORED_NAMES.get(build.stored_dtype, build.stored_dtype),
         measurements=measurements_of(build.program.calibration | measured),
         gates=judge(command.plan.gates, measured),
         changed_tensors=command.plan.changed_tensors,
@@ -355,7 +361,9 @@ def _publish(
     if certificate.failed:
         if command.keep_rejected:
             yield from build.staging.publish(_rejected(target))
-        raise _missed(certificate, kept=command.keep_rejected, name=command.name, exact=build.program.exact)
+        raise missed_gates(
+            certificate, kept=command.keep_rejected, name=command.name, exact=build.program.exact
+        )
     yield from build.staging.publish(target)
     signed = any(file.path == signing.SIGNATURE_NAME for file in files)
     return Export(
@@ -370,27 +378,6 @@ def _publish(
 
 def _rejected(target: Path) -> Path:
     return target.with_name(f"{target.name}.rejected")
-
-
-def _figure(result: GateResult) -> str:
-    """Say what was measured; a share is not where the edit moves nothing on the text."""
-    gate = result.gate
-    if result.measured < finite(inf):
-        measured, limit = told_apart(result.measured, gate.limit)
-        return f"{gate.name} = {measured} {gate.unit}, planned at most {limit}"
-    if kind_of(gate) in ("unrecovered", "unrecovered_firing", "uncarried"):
-        return f"{gate.name} has no value, for the edit moves nothing on the text; give one on which it acts"
-    return f"{gate.name} is not a number, planned at most {gate.limit:.3g} {gate.unit}"
-
-
-def _missed(certificate: Certificate, *, kept: bool, name: str, exact: bool) -> GateMissedError:
-    missed = [result for result in certificate.gates if not result.passed]
-    figures = "; ".join(map(_figure, missed))
-    fate = f"kept as {name}.rejected" if kept else "nothing was published"
-    advice = ". ".join(remedies(missed, exact=exact))
-    return GateMissedError(
-        f"{figures}; {fate}. What to do: {advice}", gates=", ".join(r.gate.name for r in missed)
-    )
 
 
 HANDLERS: dict[type, Handler] = {CompileExport: compile_export}

@@ -1,7 +1,9 @@
-"""The two texts of an export: what grafts and fits are calibrated on, and what the certificate measures.
+"""The texts of an export: what grafts and fits are calibrated on, and what the certificate measures.
 
 A caller's text is split, so that nothing is measured on what was fitted on: its last tokens are measured.
 The built-in text is too short for that and serves as both, which the plan then says: of a fit it is a doubt.
+A caller's text is one on which features fire, so that what the edit does to it is its effect; what it does to
+everything else is measured on the built-in text beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class ExportTexts:
 
     calibration: RetainText
     measured: RetainText
+    retained: RetainText | None = None
+    """The built-in text where another one is measured: what the edit must leave alone."""
 
 
 def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
@@ -57,4 +61,5 @@ def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
     return ExportTexts(
         calibration=part("calibration part", windows[:-measured]),
         measured=part("measured part", windows[-measured:]),
+        retained=retain_text(hosted),
     )

@@ -64,6 +64,7 @@ def planned_gates(
     firing: FiringFloor | None = None,
     whole: EditFloor | None = None,
     min_recovery: float = 0.9,
+    retained: bool = False,
 ) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
 
@@ -76,13 +77,14 @@ def planned_gates(
             none.
         whole: Of exact edits, what was measured over all tokens; None: nothing was, for nothing changes.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
+        retained: Whether the built-in text is measured beside a caller's.
     """
     if fitted:
         shares = (_recovery_gate(min_recovery), *_share_gates(firing, 1.0 - min_recovery))
-        return (*shares, _excess_gate(_FITTED_EXCESS, floor), *_count_gates())
+        return (*shares, *_excess_gates(_FITTED_EXCESS, floor, retained), *_count_gates())
     if grafted:
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
-        return (*gates, _excess_gate(_GRAFT_EXCESS, floor), *_count_gates())
+        return (*gates, *_excess_gates(_GRAFT_EXCESS, floor, retained), *_count_gates())
     excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
     return (
         _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
@@ -90,7 +92,7 @@ def planned_gates(
         _kl_gate("kl_intervened_exported_after_first_mean", floor.mean, _SMALLEST_MEAN),
         _same_attention_gate(floor),
         *_whole_gates(whole),
-        _excess_gate(excess, floor),
+        *_excess_gates(excess, floor, retained),
         *_count_gates(),
     )
 
@@ -161,13 +163,19 @@ def _feature_as_stored(one: FeatureFloor) -> Gate:
     )
 
 
-def _excess_gate(excess: float, floor: NoiseFloor) -> Gate:
-    return Gate(
-        name="retain_excess",
-        limit=max(excess, _FLOOR_FACTOR * floor.mean),
-        unit="nats/token",
-        reason="the export may damage the retain text no more than the intervention itself did: "
-        "|KL(original || exported) - KL(original || intervened)|",
+def _excess_gates(excess: float, floor: NoiseFloor, retained: bool) -> tuple[Gate, ...]:
+    """Bound the damage of the text that is measured, and of the built-in one where that is another."""
+    texts = [("retain_excess", "measured" if retained else "retain")]
+    texts += [("retain_builtin_excess", "built-in")] if retained else []
+    return tuple(
+        Gate(
+            name=name,
+            limit=max(excess, _FLOOR_FACTOR * floor.mean),
+            unit="nats/token",
+            reason=f"the export may damage the {text} text no more than the intervention itself did: "
+            "|KL(original || exported) - KL(original || intervened)|",
+        )
+        for name, text in texts
     )
 
 

@@ -88,6 +88,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             firing=firing,
             whole=whole,
             min_recovery=command.options.min_recovery,
+            retained=texts.retained is not None,
         ),
         plan_hash="",
         fitted=program.fitted,

@@ -33,6 +33,10 @@ _OTHER_BYTES = (
     "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
     "load the model again, export again, and report it if it comes back"
 )
+_GENTLER = (
+    "the weights do more to ordinary text than the intervention does: "
+    f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
+)
 REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_mean": _CLOSER,
     "kl_intervened_exported_p99": _CLOSER,
@@ -45,10 +49,8 @@ REMEDIES: Mapping[str, str] = {
         f"the folder does not do where its features fire what the intervention does: {_CLOSER}; of what can "
         "only be fitted, a smaller share may be accepted (--min-recovery)"
     ),
-    "retain_excess": (
-        "the weights do more to ordinary text than the intervention does: "
-        f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
-    ),
+    "retain_excess": _GENTLER,
+    "retain_builtin_excess": _GENTLER,
     "uncarried": (
         "the folder does not do what one of the features does of the edit, whatever it does of the others: "
         f"{_MORE_TEXT}, or leave this feature out of the edit"
@@ -77,6 +79,7 @@ EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(
         "kl_intervened_exported_after_first_mean",
         "kl_intervened_exported_same_attention_mean",
         "retain_excess",
+        "retain_builtin_excess",
         "unrecovered",
     ),
     _ROUNDED,

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.builders import WORDS
 from tests.resident_sets import resident_set
@@ -19,6 +20,7 @@ from trephine.engine import export
 from trephine.engine.certification import Findings
 from trephine.engine.planning import plan_export
 from trephine.engine.quanta import finish
+from trephine.engine.retain import plain_logits, retain_kl, retain_text
 from trephine.engine.session import Session
 
 TEXT = "".join(random.Random(0).choices(WORDS[:18], k=900))
@@ -27,7 +29,7 @@ STRICT, LENIENT = (ExportOptions(text=TEXT, min_recovery=share) for share in (0.
 
 def planned(hosted, options):
     """Plan the ablation of a residual SAE's feature, which no neuron computes."""
-    edit = edit_of(hosted, feature(0, 3, Ablate()))
+    edit = edit_of(hosted, feature(0, 6, Ablate()))
     with torch.inference_mode():
         plan = finish(plan_export(Session(hosted=hosted), PlanExport(edit=edit, options=options)))
     return edit, plan
@@ -94,13 +96,37 @@ def test_a_fit_within_its_tolerance_is_labelled_as_approximate(approximate):
 
 
 @pytest.mark.integration
+def test_what_a_callers_text_does_not_show_is_measured_on_the_built_in_one(approximate):
+    """The hook's own damage of it, the folder's, and a gate on their difference."""
+    hosted, plan, made, folder = approximate
+    own, found = retain_text(hosted), measured(made.certificate)
+    with torch.inference_mode():
+        hook = finish(retain_kl(hosted, own, (feature(0, 6, Ablate()),)))
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=hosted.model.dtype).eval()
+        apart = []
+        for window, plain in zip(own.windows, finish(plain_logits(hosted, own)), strict=True):
+            logits = stock(torch.tensor([window])).logits[0]
+            log_p, log_q = (one.double().log_softmax(-1) for one in (plain, logits))
+            apart.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    exported = float(torch.cat(apart).mean())
+    assert found["retain_builtin_kl_original_intervened_mean"] == pytest.approx(hook.everywhere, rel=1e-4)
+    assert found["retain_builtin_kl_original_exported_mean"] == pytest.approx(exported, rel=1e-4)
+    assert found["retain_builtin_excess"] == pytest.approx(abs(exported - hook.everywhere), rel=1e-3)
+    assert found["retain_builtin_kl_original_exported_mean"] != found["retain_kl_original_exported_mean"]
+    assert "retain_builtin_excess" in {gate.name for gate in plan.gates}
+    assert "built-in retain text" in (folder / "README.md").read_text(encoding="utf-8")
+    without = planned(hosted, ExportOptions(min_recovery=0.5))[1]
+    assert "retain_builtin_excess" not in {gate.name for gate in without.gates}
+
+
+@pytest.mark.integration
 def test_a_fit_below_its_tolerance_is_refused(approximate, finding, tmp_path):
     """By the name of what was missed, with these very figures; nothing is published."""
     hosted, found = approximate[0], finding()
     edit, plan = planned(hosted, STRICT)
     with torch.inference_mode(), pytest.raises(GateMissedError, match="nothing was published") as caught:
         finish(compiling(hosted, edit, plan, tmp_path / "edited", options=STRICT))
-    assert caught.value.context["gates"] == "unrecovered"
+    assert caught.value.context["gates"] == "unrecovered, unrecovered_firing"
     assert f"unrecovered = {found['unrecovered']:.3g} share" in caught.value.message
     assert "planned at most 0.1" in caught.value.message
     assert list(tmp_path.iterdir()) == []
