@@ -32,7 +32,7 @@ from trephine.engine.quanta import finish
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
-from trephine.engine.spurious.erasing import Twins, centred, changed_directions, fit_erased
+from trephine.engine.spurious.erasing import centred, changed_directions, fit_erased
 from trephine.engine.spurious.heads import LinearHead, fit_probe
 from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
@@ -40,6 +40,7 @@ from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
 from trephine.engine.spurious.study import Study, open_study
+from trephine.engine.spurious.vectors import Twins
 
 INLP_ROUNDS = 20
 MOST_TOKENS = 100

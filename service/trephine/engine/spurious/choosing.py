@@ -11,13 +11,16 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import ChoicePoint, Standing
-from trephine.engine.spurious.erasing import Heads, heads_without
+from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
+from trephine.engine.spurious.folds import Paired, Turns, decide_by_turns
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
+from trephine.engine.spurious.vectors import Vectors, pool_vectors
 
 TOLERATED = 0.02
 """Ambiguous accuracy that may be lost where nothing else can be measured."""
@@ -42,7 +45,7 @@ class Choice:
     """The one that was taken."""
     why: str
     by_twins: bool = False
-    """True if the criterion was measured on twins of held-out texts."""
+    """True if the criterion was measured on texts and their twins."""
 
     @property
     def erased(self) -> bool:
@@ -91,30 +94,74 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
     counts = [0, *limits]
     if ours:
         counts.append(min(len(ours), study.command.budget.counts[-1]))
-    scale, points, tried = _Scale(study), list[ChoicePoint](), dict[int, Heads]()
+    scale, points, tried = _Scale(study), list[ChoicePoint](), dict[int, _Attempt]()
     for number, count in enumerate(dict.fromkeys(counts)):
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
-        tried[count] = yield from heads_without(study, removed, f"refit without {len(removed)}")
+        attempt = yield from _try(study, removed, by_turns=scale.by_turns)
         pooled = yield from scale.pooled(removed)
-        points.append(scale.measure(tried[count].plain, pooled, count, False, points))
-        if (head := tried[count].erased) is not None:
-            points.append(scale.measure(head, pooled, count, True, points))
+        tried[count] = attempt
+        for erased, (head, told) in enumerate(attempt.compared):
+            if head is not None:
+                points.append(scale.measure(head, pooled, count, points, told, erased=bool(erased)))
     best = _best(points)
     taken, erased = (*forced, *ours[: points[best].count]), points[best].erased
-    gone = [one.feature for one in taken]
-    # Once more, on held-out texts too: few texts tell a covariance badly.
-    final = yield from heads_without(study, gone, "final refit", erased=erased, texts=study.everything)
+    final = yield from _final(study, tried[points[best].count], [one.feature for one in taken], erased)
     return Choice(
         points=tuple(points),
         criterion=scale.words,
         removed=taken,
         final=final,
-        tried=tried[points[best].count],
+        tried=tried[points[best].count].heads,
         point=points[best],
         why=_why(points, best, forced, ours),
         by_twins=scale.by_twins,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """One number of features."""
+
+    heads: Heads
+    """Trained without what is held out."""
+    turns: Turns | None = None
+    vectors: Vectors | None = None
+    """Of all ambiguous texts, where twins are what tells."""
+
+    @property
+    def compared(self) -> tuple[tuple[LinearHead | None, Paired | None], ...]:
+        """The plain head and the one without the attribute, each with what its like decides by turns."""
+        if self.turns is None:
+            return (self.heads.plain, None), (self.heads.erased, None)
+        without = self.turns.erased
+        return (self.heads.plain, self.turns.plain), (None if without is None else self.heads.erased, without)
+
+
+def _try(
+    study: Study, removed: Sequence[FeatureRef], *, by_turns: bool
+) -> Generator[Progress | None, None, _Attempt]:
+    """Train heads without what is held out; where twins are what tells, decide on all of these by turns."""
+    stage = f"refit without {len(removed)}"
+    if not by_turns:
+        return _Attempt(heads=(yield from heads_without(study, removed, stage)))
+    wanted = bool(removed) and study.command.erase
+    vectors = yield from pool_vectors(study, removed, stage, study.everything, attribute=True)
+    unfitted = not removed and not isinstance(study.command.decision, ProbeHead)
+    turns = yield from decide_by_turns(study, vectors, fixed=study.head if unfitted else None, erased=wanted)
+    heads = Heads(plain=study.head, erased=None)
+    if removed:
+        heads = heads_on(study, vectors.only(range(len(study.fitted))), erased=wanted)
+    return _Attempt(heads=heads, turns=turns, vectors=vectors)
+
+
+def _final(
+    study: Study, attempt: _Attempt, removed: Sequence[FeatureRef], erased: bool
+) -> Generator[Progress | None, None, Heads]:
+    """Train once more, on held-out texts too: few texts tell a covariance badly."""
+    if removed and attempt.vectors is not None:
+        return heads_on(study, attempt.vectors, erased=erased and study.command.erase)
+    return (yield from heads_without(study, removed, "final refit", erased=erased, texts=study.everything))
 
 
 def _best(points: Sequence[ChoicePoint]) -> int:
@@ -144,6 +191,7 @@ class _Pooled:
 
     held_out: Tensor
     examples: Tensor
+    paired: Tensor
     twins: Tensor
 
 
@@ -158,9 +206,19 @@ class _Scale:
         known = attributes(self._held_out)
         pairs = {(one.label, one.attribute) for one in self._held_out}
         self._grouped = bool((known != UNKNOWN).all()) and len(pairs) == 4
-        self._twins = [one for one in self._held_out if one.twin is not None]
-        self.by_twins = bool(self._twins) and not self._grouped and not self._examples
+        settled = self._grouped or bool(self._examples)
+        twinned = [one for one in self._unseen() if one.twin is not None]
+        self._paired = [] if settled else list(sample(twinned, budget.effect_texts, seed))
+        self.by_twins = bool(self._paired)
+        self.by_turns = self.by_twins and study.trains and not study.command.validation
+        """Texts that heads are trained on count as well, each with a head that was trained without it."""
         self.words = self._worded()
+
+    def _unseen(self) -> Sequence[Example]:
+        """List texts that the head has not seen: of one that is given and stays, all."""
+        study = self._study
+        given = not isinstance(study.command.decision, ProbeHead)
+        return study.everything if given and not study.trains else self._held_out
 
     def _worded(self) -> str:
         if self._grouped:
@@ -168,7 +226,10 @@ class _Scale:
         if self._examples:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
         if self.by_twins:
-            return "accuracy of the worst label on held-out texts or on their counterfactual twins"
+            return (
+                "accuracy of the worst label on texts or on their counterfactual twins, by heads that have "
+                "seen neither"
+            )
         return (
             f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: nothing is known of "
             "the attribute"
@@ -177,11 +238,12 @@ class _Scale:
     def pooled(self, removed: Sequence[FeatureRef]) -> Generator[Progress | None, None, _Pooled]:
         """Pool what the criterion needs, with features removed."""
         told = () if self._grouped else self._examples
-        paired = self._twins if self.by_twins else ()
+        paired = () if self.by_turns else self._paired
         pool, stage = self._study.pool, f"validation without {len(removed)}"
         return _Pooled(
             held_out=(yield from pool([one.ids for one in self._held_out], removed, stage)),
             examples=(yield from pool([one.ids for one in told], removed, stage)),
+            paired=(yield from pool([one.ids for one in paired], removed, stage)),
             twins=(yield from pool([one.twin or one.ids for one in paired], removed, stage)),
         )
 
@@ -190,10 +252,12 @@ class _Scale:
         head: LinearHead,
         pooled: _Pooled,
         count: int,
-        erased: bool,
         before: Sequence[ChoicePoint],
+        by_turns: Paired | None,
+        *,
+        erased: bool,
     ) -> ChoicePoint:
-        """Measure one count with one head."""
+        """Measure one count with one head; of heads that were trained by turns their decisions are given."""
         y = labels(self._held_out)
         decided = head.decide(pooled.held_out)
         accuracy = float((decided == y)[ambiguous(self._held_out)].float().mean())
@@ -209,7 +273,7 @@ class _Scale:
             criterion = accuracy - leak
             error = math.hypot(error, *(_error(told[sides == side] == 1) for side in (0, 1)))
         elif self.by_twins:
-            criterion, error, leak = self._with_twins(decided, head.decide(pooled.twins))
+            criterion, error, leak = _with_twins(by_turns or self._decided(head, pooled))
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
             criterion = float(count) if accuracy >= first - TOLERATED else -1.0
@@ -222,15 +286,20 @@ class _Scale:
             erased=erased,
         )
 
-    def _with_twins(self, decided: Tensor, twins: Tensor) -> tuple[float, float, float]:
-        """Return the worst cell's accuracy, the largest standard error of a cell, and the share of flips."""
-        paired = torch.tensor([one.twin is not None for one in self._held_out])
-        y = labels(self._twins).repeat(2)
-        side = torch.arange(2).repeat_interleave(len(self._twins))  # 0: a text, 1: its twin
-        both = torch.cat([decided[paired], twins])
-        error = max(_error((both == y)[2 * y + side == cell]) for cell in range(4))
-        flips = float((decided[paired] != twins).float().mean())
-        return worst_group(both, y, side), error, flips
+    def _decided(self, head: LinearHead, pooled: _Pooled) -> Paired:
+        return Paired(
+            labels=labels(self._paired), texts=head.decide(pooled.paired), twins=head.decide(pooled.twins)
+        )
+
+
+def _with_twins(decided: Paired) -> tuple[float, float, float]:
+    """Return the worst cell's accuracy, the largest standard error of a cell, and the share of flips."""
+    y = decided.labels.repeat(2)
+    side = torch.arange(2).repeat_interleave(len(decided.labels))  # 0: a text, 1: its twin
+    both = torch.cat([decided.texts, decided.twins])
+    error = max(_error((both == y)[2 * y + side == cell]) for cell in range(4))
+    flips = float((decided.texts != decided.twins).float().mean())
+    return worst_group(both, y, side), error, flips
 
 
 def ambiguous(examples: Sequence[Example]) -> Tensor:

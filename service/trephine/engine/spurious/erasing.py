@@ -30,6 +30,7 @@ from trephine.engine.spurious.judgement import FEWEST, separation
 from trephine.engine.spurious.pairs import threshold
 from trephine.engine.spurious.pooling import Readout
 from trephine.engine.spurious.study import Removed, Study
+from trephine.engine.spurious.vectors import Twins, Vectors, pool_vectors
 
 _SMALL = 1e-6
 """Scale, relative to the largest, below which an input counts as constant."""
@@ -42,16 +43,6 @@ _LABELLED = 0.5
 """Share of the labels' own spread along a decision above which examples hold the label themselves."""
 _LEFT = 1e-6
 """Share of the labels' separation that must survive: less is rounding."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Twins:
-    """Pooled vectors of texts with the attribute edited."""
-
-    rows: Tensor
-    """int64 `(n_twins,)`: which texts they are the twins of."""
-    vectors: Tensor
-    """`(n_twins, d_model)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +89,15 @@ def heads_without(
     if not study.trains or not removed:
         return Heads(plain=study.head, erased=None)
     texts = study.fitted if texts is None else texts
-    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
     wanted = erased and study.command.erase
-    plain = study.trained(pooled, texts)
-    if not wanted:
-        return Heads(plain=plain, erased=None)
-    head, left = yield from _erased(study, removed, texts, pooled)
+    vectors = yield from pool_vectors(study, removed, stage, texts, attribute=wanted)
+    return heads_on(study, vectors, erased=wanted)
+
+
+def heads_on(study: Study, vectors: Vectors, *, erased: bool) -> Heads:
+    """Train heads of both kinds, or the plain one alone, on vectors that are there."""
+    plain = study.trained(vectors.pooled, vectors.texts)
+    head, left = _erased(study, vectors) if erased else (None, None)
     return Heads(plain=plain, erased=head, left=left)
 
 
@@ -123,9 +117,14 @@ def erased_head(
         apart.
     """
     texts = study.fitted if texts is None else texts
-    pooled = yield from study.pool([one.ids for one in texts], removed, stage)
-    head, _ = yield from _erased(study, removed, texts, pooled)
-    return head
+    vectors = yield from pool_vectors(study, removed, stage, texts, attribute=True)
+    return erased_on(study, vectors)
+
+
+def erased_on(study: Study, vectors: Vectors) -> LinearHead | None:
+    """Train the head without the attribute on vectors that are there; None as `erased_head`."""
+    known = _known(study, vectors)
+    return _fitted(study, vectors, known, known.directions) if len(known.directions) else None
 
 
 def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, None]:
@@ -139,8 +138,8 @@ def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, N
     if not (study.command.neutral_examples and study.command.erase and study.trains):
         return
     stage = "are the examples neutral"
-    pooled = yield from study.pool([one.ids for one in study.fitted], (), stage)
-    known = yield from _known(study, (), study.fitted, pooled)
+    vectors = yield from pool_vectors(study, (), stage, study.fitted, attribute=True)
+    known, pooled = _known(study, vectors), vectors.pooled
     if known.neutral is None:
         return
     y = labels(study.fitted)
@@ -171,28 +170,30 @@ def labelled_share(head: LinearHead, pooled: Tensor, y: Tensor, neutral: Tensor)
     return float(varied / (apart / 2).square())
 
 
-def _erased(
-    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
-) -> Generator[Progress | None, None, tuple[LinearHead | None, float | None]]:
+def _erased(study: Study, vectors: Vectors) -> tuple[LinearHead | None, float | None]:
     """Train the head, and one with nothing forbidden; return it, and the share that is left to it."""
-    known = yield from _known(study, removed, texts, pooled)
+    known = _known(study, vectors)
     if not len(known.directions):
         return None, None
-    y = labels(texts)
     head, free = (
-        fit_erased(
-            study.readout,
-            pooled,
-            y,
-            forbidden,
-            sources=known.sources,
-            twins=known.twins,
-            neutral=known.neutral,
-            pairs=study.pairs(texts),
-        )
-        for forbidden in (known.directions, known.directions[:0])
+        _fitted(study, vectors, known, forbidden) for forbidden in (known.directions, known.directions[:0])
     )
-    return head, None if head is None or free is None else share_left(head, free, pooled, y)
+    if head is None or free is None:
+        return head, None
+    return head, share_left(head, free, vectors.pooled, labels(vectors.texts))
+
+
+def _fitted(study: Study, vectors: Vectors, known: _Known, forbidden: Tensor) -> LinearHead | None:
+    return fit_erased(
+        study.readout,
+        vectors.pooled,
+        labels(vectors.texts),
+        forbidden,
+        sources=known.sources,
+        twins=known.twins,
+        neutral=known.neutral,
+        pairs=study.pairs(vectors.texts),
+    )
 
 
 def share_left(head: LinearHead, free: LinearHead, pooled: Tensor, y: Tensor) -> float:
@@ -211,15 +212,13 @@ def share_left(head: LinearHead, free: LinearHead, pooled: Tensor, y: Tensor) ->
     return apart[0] / apart[1]
 
 
-def _known(
-    study: Study, removed: Removed, texts: Sequence[Example], pooled: Tensor
-) -> Generator[Progress | None, None, _Known]:
-    """Pool examples and twins, and say what they tell of the attribute."""
-    examples = yield from _pooled_examples(study, removed)
-    twins = yield from _pooled_twins(study, removed, texts)
+def _known(study: Study, vectors: Vectors) -> _Known:
+    """Say what examples and twins tell of the attribute."""
+    examples = vectors.examples
+    twins = vectors.twins if len(vectors.twins.rows) >= FEWEST else None
     return _Known(
-        directions=attribute_directions(study, texts, pooled, examples, twins),
-        sources=sources_of(texts),
+        directions=attribute_directions(study, vectors.texts, vectors.pooled, examples, twins),
+        sources=sources_of(vectors.texts),
         twins=twins,
         neutral=(
             centred(examples, attributes(study.data.attribute))
@@ -234,25 +233,6 @@ def centred(vectors: Tensor, sides: Tensor) -> Tensor:
     wide = vectors.double()
     means = torch.stack([wide[sides == side].mean(0) for side in (0, 1)])
     return wide - means[sides]
-
-
-def _pooled_examples(study: Study, removed: Removed) -> Generator[Progress | None, None, Tensor | None]:
-    """Pool the attribute's examples; None where they are too few."""
-    if not _enough(study.data.attribute):
-        return None
-    return (yield from study.pool([one.ids for one in study.data.attribute], removed, "erasing, examples"))
-
-
-def _pooled_twins(
-    study: Study, removed: Removed, texts: Sequence[Example]
-) -> Generator[Progress | None, None, Twins | None]:
-    """Pool the twins of texts; None where they are too few."""
-    paired = [row for row, one in enumerate(texts) if one.twin is not None]
-    if len(paired) < FEWEST:
-        return None
-    edited = [texts[row].twin or texts[row].ids for row in paired]
-    vectors = yield from study.pool(edited, removed, "erasing, twins")
-    return Twins(rows=torch.tensor(paired), vectors=vectors)
 
 
 def sources_of(texts: Sequence[Example]) -> Tensor | None:
@@ -283,11 +263,6 @@ def attribute_directions(
         parts = [separation(pooled[y == label], sides[y == label]) for label in (0, 1)]
         found.append((parts[0] + parts[1]) / 2)
     return torch.stack(found) if found else torch.zeros(0, study.hosted.info.d_model).double()
-
-
-def _enough(texts: tuple[Example, ...] | list[Example]) -> bool:
-    sides = [one.attribute for one in texts]
-    return min(sides.count(0), sides.count(1)) >= FEWEST
 
 
 def changed_directions(originals: Tensor, twins: Tensor) -> Tensor:

@@ -243,9 +243,9 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
     The side is drawn for all of them together, so that it may be a few more than a fifth.
     """
     groups: dict[tuple[int, int], list[list[int]]] = {}
-    for alike in _alike(examples):
-        first = examples[alike[0]]
-        groups.setdefault((first.label, first.attribute), []).append(alike)
+    for together in alike(examples):
+        first = examples[together[0]]
+        groups.setdefault((first.label, first.attribute), []).append(together)
     generator, out = torch.Generator().manual_seed(seed), set[int]()
     for members in groups.values():
         wanted = len(out) + sum(map(len, members)) // _HELD_OUT
@@ -256,7 +256,7 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
     return kept, tuple(examples[number] for number in sorted(out))
 
 
-def _alike(examples: Sequence[Example]) -> list[list[int]]:
+def alike(examples: Sequence[Example]) -> list[list[int]]:
     """Return places of texts that are joined by a text, a twin or a pair that they share, in their order."""
     joined: dict[int, list[int]] = {}
     holder: dict[Ids | str, int] = {}

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import (
     ChoicePoint,
     Judge,
@@ -73,11 +73,24 @@ def test_why_says_what_was_taken_beside_a_persons_word():
 
 
 def test_few_twins_decide_with_the_error_of_few(study):
-    """The criterion is of the worst label on texts or twins, and so is its standard error."""
-    paired = [one for one in study.data.held_out if one.twin is not None]
-    assert 0 < len(paired) < len(study.data.held_out)
+    """The criterion is of the worst label on texts or twins, all that there are, and so is its error."""
+    paired = [one for one in study.everything if one.twin is not None]
+    assert len([one for one in study.data.held_out if one.twin is not None]) < len(paired)
+    assert len(paired) < len(study.everything)
     choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
     cell = min(sum(one.label == label for one in paired) for label in (0, 1)) + 2
     least = (1 / cell * (1 - 1 / cell) / cell) ** 0.5  # one hit and one miss are added
     assert all(point.error >= least for point in choice.points)
+    assert all(point.error <= 0.5 / cell**0.5 + 1e-9 for point in choice.points)
     assert choice.criterion.startswith("accuracy of the worst label")
+
+
+def test_a_head_that_stays_decides_on_every_text_that_has_a_twin():
+    """What was given and is not trained has seen none of them; the error is that of all."""
+    texts = tuple(ambiguous(40, twins=True))
+    tokens = (LabelToken(label=texts[0].label, token=" the"), LabelToken(label=texts[-1].label, token=" is"))
+    command = RemoveSpuriousFeatures(training=texts, decision=TokenHead(tokens=tokens), refit=False)
+    study = finish(open_study(tiny_hosted("llama"), command))
+    choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
+    worst = 0.5 / (len(study.everything) / 2 + 2) ** 0.5  # of one cell, at half right
+    assert max(point.error for point in choice.points) <= worst + 1e-9

@@ -12,7 +12,6 @@ from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.spurious.covariances import shrunk_covariance
 from trephine.engine.spurious.erasing import (
-    Twins,
     changed_directions,
     erased_head,
     fit_erased,
@@ -20,6 +19,7 @@ from trephine.engine.spurious.erasing import (
 from trephine.engine.spurious.heads import STOCK
 from trephine.engine.spurious.pooling import Readout
 from trephine.engine.spurious.study import open_study
+from trephine.engine.spurious.vectors import Twins
 
 PROBE = Readout(layer=1, pooling=Pooling.MEAN)
 

@@ -1,0 +1,89 @@
+"""Decisions by heads that have not seen the text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous
+from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.engine.quanta import finish
+from trephine.engine.spurious.erasing import erased_on
+from trephine.engine.spurious.folds import FOLDS, decide_by_turns, folds_of
+from trephine.engine.spurious.study import Study, open_study
+from trephine.engine.spurious.vectors import Vectors, pool_vectors
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """Texts of which half have a twin."""
+    texts = tuple(
+        replace(one, twin=one.twin if place % 4 < 2 else None)
+        for place, one in enumerate(ambiguous(48, twins=True))
+    )
+    command = RemoveSpuriousFeatures(training=texts, decision=ProbeHead(layer=0, pooling=Pooling.MEAN))
+    return finish(open_study(tiny_hosted("llama"), command))
+
+
+@pytest.fixture(scope="module")
+def vectors(study) -> Vectors:
+    """Of the untouched model."""
+    return finish(pool_vectors(study, (), "texts", study.everything, attribute=True))
+
+
+def test_folds_part_nothing_that_belongs_together_and_spread_the_twins(study):
+    """A duplicate and a text that is another's twin stay with it; every fifth has its share of twins."""
+    texts = list(study.everything)
+    texts.append(replace(texts[0], twin=None))
+    texts.append(replace(texts[1], ids=next(one.twin for one in texts if one.twin), twin=None))
+    folds = folds_of(texts, 3)
+    assert sorted(place for fold in folds for place in fold) == list(range(len(texts)))
+    home = {place: number for number, fold in enumerate(folds) for place in fold}
+    first = next(place for place, one in enumerate(texts) if one.twin is not None)
+    assert home[0] == home[len(texts) - 2]
+    assert home[first] == home[len(texts) - 1]
+    twins = [sum(texts[place].twin is not None for place in fold) for fold in folds]
+    assert max(twins) - min(twins) <= 2
+    assert folds == folds_of(texts, 3) != folds_of(texts, 4)
+
+
+def test_nobody_decides_on_a_text_that_it_was_trained_on(study, vectors):
+    """Vectors of chance alone: who has seen them knows every label, who has not knows none."""
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.randn(len(vectors.texts), 400, generator=generator)
+    twins = replace(vectors.twins, vectors=pooled[vectors.twins.rows])
+    chance = replace(vectors, pooled=pooled, twins=twins)
+    turns = finish(decide_by_turns(study, chance, fixed=None, erased=False))
+    head = study.trained(pooled, vectors.texts)
+    y = turns.plain.labels
+    assert bool((head.decide(twins.vectors) == y).all())
+    right = (turns.plain.texts == y).float().mean()
+    assert 0.2 < float(right) < 0.8
+    assert torch.equal(turns.plain.texts, turns.plain.twins)
+
+
+def test_decisions_by_turns_are_those_of_heads_without_the_fold(study, vectors):
+    """Both kinds, each against a head trained by hand; labels are those of the texts that have twins."""
+    turns = finish(decide_by_turns(study, vectors, fixed=None, erased=True))
+    rows = vectors.twins.rows.tolist()
+    assert turns.plain.labels.tolist() == [vectors.texts[row].label for row in rows]
+    folds = folds_of(vectors.texts, study.command.seed)
+    assert len(folds) == FOLDS
+    for fold in folds:
+        seen = vectors.only([place for place in range(len(vectors.texts)) if place not in fold])
+        out = [number for number, row in enumerate(rows) if row in fold]
+        heads = (study.trained(seen.pooled, seen.texts), turns.plain), (erased_on(study, seen), turns.erased)
+        for head, decided in heads:
+            assert torch.equal(decided.texts[out], head.decide(vectors.pooled[vectors.twins.rows[out]]))
+            assert torch.equal(decided.twins[out], head.decide(vectors.twins.vectors[out]))
+
+
+def test_a_head_that_stays_decides_for_every_fold(study, vectors):
+    """Nothing is trained, and nothing without the attribute was asked for."""
+    turns = finish(decide_by_turns(study, vectors, fixed=study.head, erased=False))
+    assert torch.equal(turns.plain.twins, study.head.decide(vectors.twins.vectors))
+    assert turns.erased is None
