@@ -1,0 +1,89 @@
+"""How many features go, by a fifth of the twins and by all of them: `python -m benchmarks.shift_counts`.
+
+For every number of features that the product tries: the accuracy of the worst label on texts or twins by the
+head without the attribute, as a fifth of them tells it to a head that was trained on the rest, as all of them
+tell it to heads that were trained without them by turns, and the worst group of the test texts, which the
+product never sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.laws import load_model
+from benchmarks.shift_arms import Bench, attributes, command, labels
+from benchmarks.shift_tasks import Sizes, tasks
+from trephine.domain.sites import NEURONS
+from trephine.engine.quanta import finish
+from trephine.engine.spurious.choosing import choose, in_order
+from trephine.engine.spurious.erasing import heads_on
+from trephine.engine.spurious.examples import Example
+from trephine.engine.spurious.examples import labels as labels_of
+from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.judging import judge_features
+from trephine.engine.spurious.metrics import worst_group
+from trephine.engine.spurious.study import open_study
+from trephine.engine.spurious.vectors import Vectors, pool_vectors
+from trephine.server.places import default_cache
+
+
+def main() -> None:
+    """Print one line per seed and number of features."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=default_cache() / "models" / "smollm2")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    task, hosted = tasks(given.data)["agreement-twins"], load_model(given.model)
+    say("| seed | features | a fifth of the twins | all, by turns | worst test group | |")
+    say("|---|---|---|---|---|---|")
+    for seed in given.seeds:
+        report(Bench(hosted=hosted, task=task, draw=task.draw(seed, Sizes()), seed=seed))
+
+
+def report(bench: Bench) -> None:
+    """Print the lines of one seed, over neurons."""
+    study = finish(open_study(bench.hosted, command(bench, NEURONS)))
+    candidates = finish(judge_features(study)).candidates
+    choice = finish(choose(study, candidates))
+    _, ours = in_order(study, candidates)
+    everything, fitted = study.everything, range(len(study.fitted))
+    texts, y, known = bench.ids(bench.draw.test), labels(bench.draw.test), attributes(bench.draw.test)
+    for point in (one for one in choice.points if one.erased):
+        gone = [one.feature for one in ours[: point.count]]
+        vectors = finish(pool_vectors(study, gone, "all", everything, attribute=True))
+        tried, final = (heads_on(study, part, erased=True).erased for part in (vectors.only(fitted), vectors))
+        if tried is None or final is None:
+            raise SystemExit("nothing but the attribute tells the labels apart")
+        fifth = on_twins(tried, vectors.only(range(len(fitted), len(everything))))
+        test = worst_group(final.decide(bench.pool(texts, gone)), y, known)
+        taken = "taken" if point == choice.point else ""
+        shares = " | ".join(f"{100 * share:.1f}" for share in (fifth, point.criterion, test))
+        say(f"| {bench.seed} | {point.count} | {shares} | {taken} |")
+
+
+def on_twins(head: LinearHead, vectors: Vectors) -> float:
+    """Return the accuracy of the worst label, on texts that have a twin or on the twins."""
+    rows = vectors.twins.rows
+    paired: Sequence[Example] = [vectors.texts[row] for row in rows.tolist()]
+    decided = torch.cat([head.decide(vectors.pooled[rows]), head.decide(vectors.twins.vectors)])
+    side = torch.arange(2).repeat_interleave(len(paired))
+    return worst_group(decided, labels_of(paired).repeat(2), side)
+
+
+def say(line: str) -> None:
+    """Write a line at once: a seed takes minutes."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
