@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_heads import ProbeHead
+from trephine.domain.spurious_heads import ProbeHead, RewardHead
 from trephine.domain.spurious_removal import ChoicePoint, Standing
 from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
@@ -207,18 +207,13 @@ class _Scale:
         pairs = {(one.label, one.attribute) for one in self._held_out}
         self._grouped = bool((known != UNKNOWN).all()) and len(pairs) == 4
         settled = self._grouped or bool(self._examples)
-        twinned = [one for one in self._unseen() if one.twin is not None]
-        self._paired = [] if settled else list(sample(twinned, budget.effect_texts, seed))
-        self.by_twins = bool(self._paired)
-        self.by_turns = self.by_twins and study.trains and not study.command.validation
+        apart = _twinned(self._held_out) if study.command.validation else []
+        self.by_turns = not (settled or apart) and study.trains and bool(_twinned(study.everything))
         """Texts that heads are trained on count as well, each with a head that was trained without it."""
+        unseen = apart or _twinned(self._held_out if _trained_on_texts(study) else study.everything)
+        self._paired = () if settled or self.by_turns else sample(unseen, budget.effect_texts, seed)
+        self.by_twins = self.by_turns or bool(self._paired)
         self.words = self._worded()
-
-    def _unseen(self) -> Sequence[Example]:
-        """List texts that the head has not seen: of one that is given and stays, all."""
-        study = self._study
-        given = not isinstance(study.command.decision, ProbeHead)
-        return study.everything if given and not study.trains else self._held_out
 
     def _worded(self) -> str:
         if self._grouped:
@@ -226,10 +221,8 @@ class _Scale:
         if self._examples:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
         if self.by_twins:
-            return (
-                "accuracy of the worst label on texts or on their counterfactual twins, by heads that have "
-                "seen neither"
-            )
+            how = ", by heads that were trained without them" if self.by_turns else ""
+            return f"accuracy of the worst label on texts or on their counterfactual twins{how}"
         return (
             f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: nothing is known of "
             "the attribute"
@@ -238,7 +231,7 @@ class _Scale:
     def pooled(self, removed: Sequence[FeatureRef]) -> Generator[Progress | None, None, _Pooled]:
         """Pool what the criterion needs, with features removed."""
         told = () if self._grouped else self._examples
-        paired = () if self.by_turns else self._paired
+        paired = self._paired
         pool, stage = self._study.pool, f"validation without {len(removed)}"
         return _Pooled(
             held_out=(yield from pool([one.ids for one in self._held_out], removed, stage)),
@@ -290,6 +283,17 @@ class _Scale:
         return Paired(
             labels=labels(self._paired), texts=head.decide(pooled.paired), twins=head.decide(pooled.twins)
         )
+
+
+def _twinned(texts: Sequence[Example]) -> list[Example]:
+    return [one for one in texts if one.twin is not None]
+
+
+def _trained_on_texts(study: Study) -> bool:
+    """True if the head that was there first was fitted on ambiguous texts, a reward's threshold included."""
+    decision = study.command.decision
+    own = isinstance(decision, RewardHead) and decision.threshold is None
+    return own or isinstance(decision, ProbeHead)
 
 
 def _with_twins(decided: Paired) -> tuple[float, float, float]:

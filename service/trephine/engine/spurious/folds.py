@@ -17,10 +17,12 @@ from torch import Tensor
 from trephine.engine.spurious.erasing import erased_on
 from trephine.engine.spurious.examples import Example, alike, labels
 from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.study import Study
 from trephine.engine.spurious.vectors import Vectors
 
 FOLDS = 5
+"""More, where a fifth less would leave too few twins to train a head without the attribute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +44,24 @@ class Turns:
 
 
 def folds_of(texts: Sequence[Example], seed: int) -> list[list[int]]:
-    """Deal places of texts out into `FOLDS` parts; what shares a text, a twin or a pair stays together.
+    """Deal places of texts out into parts; what shares a text, a twin or a pair stays together.
 
     Texts of a label, and those that have a twin, are spread as evenly as that allows.
     """
+    twins = sum(one.twin is not None for one in texts)
+    parts = FOLDS if twins - -(-twins // FOLDS) >= FEWEST else max(FOLDS, twins)
     strata: defaultdict[tuple[int, bool], list[list[int]]] = defaultdict(list)
     for together in alike(texts):
         first = texts[together[0]]
-        strata[first.label, first.twin is not None].append(together)
+        # In this order a label's texts stand in a row, and so do those with twins: rows are dealt out evenly.
+        strata[first.label, (first.twin is not None) != (first.label == 1)].append(together)
     generator = torch.Generator().manual_seed(seed)
     dealt = [
         members[place]
         for _, members in sorted(strata.items())
         for place in torch.randperm(len(members), generator=generator).tolist()
     ]
-    return [sorted(place for one in dealt[fold::FOLDS] for place in one) for fold in range(FOLDS)]
+    return [sorted(place for one in dealt[part::parts] for place in one) for part in range(parts)]
 
 
 def decide_by_turns(

@@ -140,7 +140,11 @@ def fresh_probe(pooled: Tensor, classes: Tensor, strata: Tensor, *, penalty: flo
 
 
 def scr(base: float, clean: float, removed: float) -> float:
-    """SAEBench: the share of the gap between a biased and a clean head that removing features closes."""
+    """SAEBench: the share of the gap between a biased and a clean head that removing features closes.
+
+    Of the direction that is asked for, the label kept and the attribute removed; SAEBench takes both and
+    reports the one whose biased head is worse.
+    """
     gap = clean - base
     return 0.0 if gap < _SMALLEST_GAP else (removed - base) / gap
 

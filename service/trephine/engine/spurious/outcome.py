@@ -1,10 +1,11 @@
 """Whether the removal held, on texts in which label and attribute come apart.
 
 Nothing was fitted or chosen by the test split. The number of features and the head were chosen by a
-validation split (by which features were judged, too), or by held-out texts and their twins, though no head
-that is compared on them was trained on them. Examples of the attribute are no ground: a decision that does
-not follow the attribute on them may follow it on the texts themselves, where it is carried otherwise. So may
-one that is right on twins, by what twins share: they alone make no PASS.
+validation split (by which features were judged, too), or by texts and their twins, though no head that is
+compared on a text or its twin was trained on it; features were judged on these twins. Examples of the
+attribute are no ground: a decision that does not follow the attribute on them may follow it on the texts
+themselves, where it is carried otherwise. So may one that is right on twins, by what twins share: they alone
+make no PASS.
 """
 
 from __future__ import annotations

@@ -21,12 +21,13 @@ from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
+from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.outcome import outcome_of
 from trephine.engine.spurious.study import Study, open_study
 
-_ILLUSTRATED = 48
-"""Features whose strongest places are shown."""
+_ILLUSTRATED = 24
+"""Features of largest effect whose strongest places are shown, beside those that go and those named."""
 _ORDER = {Standing.SPURIOUS: 0, Standing.UNDECIDED: 1, Standing.TASK: 2}
 
 
@@ -90,6 +91,12 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
         )
     if any(point.erased for point in choice.points):
         return ()
+    twins = sum(one.twin is not None for one in study.everything)
+    if choice.by_twins and twins <= FEWEST:
+        return (
+            f"the head was trained again as it is: {twins} texts with a twin are too few for a head without "
+            f"the attribute to be compared on twins that it has not seen; give {FEWEST + 1} or more",
+        )
     return (
         "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "
         "examples of the attribute or twins, and it is also trained without the attribute",
@@ -111,8 +118,8 @@ def _override(study: Study, candidates: Sequence[Candidate]) -> None:
 
 def _features(study: Study, judged: Judged) -> Generator[Progress | None, None, tuple[JudgedFeature, ...]]:
     ordered = sorted(judged.candidates, key=_place)
-    strongest = sorted(judged.candidates, key=lambda one: -abs(one.effect))[: _ILLUSTRATED // 2]
-    removed = [one for one in ordered if one.removed][: _ILLUSTRATED // 2]
+    strongest = sorted(judged.candidates, key=lambda one: -abs(one.effect))[:_ILLUSTRATED]
+    removed = [one for one in ordered if one.removed]
     named = [one for one in ordered if one.override]
     shown = list({one.node: one for one in (*named, *removed, *strongest)}.values())
     found = yield from firings_of(study, shown)

@@ -20,6 +20,7 @@ from trephine.domain.spurious_removal import (
 from trephine.engine.quanta import finish
 from trephine.engine.spurious.choosing import _why, choose, in_order
 from trephine.engine.spurious.judging import Candidate
+from trephine.engine.spurious.removal import _of_the_head
 from trephine.engine.spurious.study import Study, open_study
 
 
@@ -94,3 +95,34 @@ def test_a_head_that_stays_decides_on_every_text_that_has_a_twin():
     choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
     worst = 0.5 / (len(study.everything) / 2 + 2) ** 0.5  # of one cell, at half right
     assert max(point.error for point in choice.points) <= worst + 1e-9
+
+
+def test_twins_of_training_count_where_the_validation_split_has_none():
+    """Else nothing would be known of the attribute, and as many would go as cost little."""
+    texts, apart = tuple(ambiguous(40, twins=True)), tuple(ambiguous(60, twins=False)[40:])
+    known = {one.text for one in texts} | {one.twin for one in texts}
+    validation = tuple(one for one in apart if one.text not in known)
+    decision = ProbeHead(layer=0, pooling=Pooling.MEAN)
+    command = RemoveSpuriousFeatures(
+        training=texts,
+        validation=tuple(replace(one, attribute=None) for one in validation),
+        decision=decision,
+    )
+    study = finish(open_study(tiny_hosted("llama"), command))
+    choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
+    assert choice.by_twins
+    assert choice.criterion.endswith("by heads that were trained without them")
+
+
+def test_eight_twins_are_said_to_be_too_few():
+    """They make a head without the attribute, but none that has not seen one of them."""
+    texts = tuple(
+        replace(one, twin=one.twin if place < 8 else None)
+        for place, one in enumerate(ambiguous(40, twins=True))
+    )
+    command = RemoveSpuriousFeatures(training=texts, decision=ProbeHead(layer=0, pooling=Pooling.MEAN))
+    study = finish(open_study(tiny_hosted("llama"), command))
+    choice = finish(choose(study, [spurious(2, attribute_effect=1.0, score=0.96)]))
+    assert not any(point.erased for point in choice.points)
+    if choice.removed:
+        assert "give 9 or more" in " ".join(_of_the_head(study, choice))

@@ -51,6 +51,21 @@ def test_folds_part_nothing_that_belongs_together_and_spread_the_twins(study):
     assert folds == folds_of(texts, 3) != folds_of(texts, 4)
 
 
+def test_few_twins_are_left_out_one_by_one(study):
+    """Nine leave eight, which a head without the attribute needs; labels are in every rest."""
+    paired = [place for place, one in enumerate(study.everything) if one.twin is not None]
+    for count in (9, 10):
+        kept = [
+            replace(one, twin=one.twin if place in paired[:count] else None)
+            for place, one in enumerate(study.everything)
+        ]
+        folds = folds_of(kept, 0)
+        left = [[one for place, one in enumerate(kept) if place not in fold] for fold in folds]
+        assert min(sum(one.twin is not None for one in rest) for rest in left) >= 8
+        assert all({one.label for one in rest} == {0, 1} for rest in left)
+        assert len(folds) == (9 if count == 9 else FOLDS)
+
+
 def test_nobody_decides_on_a_text_that_it_was_trained_on(study, vectors):
     """Vectors of chance alone: who has seen them knows every label, who has not knows none."""
     generator = torch.Generator().manual_seed(0)
