@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from trephine.engine.adapter import FOLDER as ADAPTER_FOLDER
 from trephine.engine.card import CARD_NAME, PARENT_CARD_NAME
 from trephine.engine.manifest import CERTIFICATE_NAME, MANIFEST_NAME
 from trephine.engine.shards import TensorEntry
@@ -26,7 +27,7 @@ def sort_files(folder: Path, entries: Mapping[str, TensorEntry]) -> tuple[dict[s
     """Decide about every file of a parent.
 
     Other weights (pickles, GGUF, ONNX, shards that stock transformers does not load) would carry the
-    unedited model and are left out.
+    unedited model and are left out; so is an earlier export's adapter, all of whose folder is of that edit.
 
     Returns:
         Relative path -> name in the copy (the parent's card is renamed), and relative path -> why left out.
@@ -60,6 +61,8 @@ def _why_not(path: str, shards: set[str]) -> str:
         return "hidden"
     if path in _OWN:
         return "belongs to an earlier export; its digest is recorded"
+    if path.startswith(f"{ADAPTER_FOLDER}/") and path not in shards:
+        return "an adapter that makes the parent of its own parent; its digest is recorded"
     if Path(path).suffix.lower() in _WEIGHTS and path not in shards:
         return "other weights, which would be unedited"
     if path.endswith(".index.json") and path != "model.safetensors.index.json":

@@ -65,6 +65,18 @@ def test_hidden_files_and_an_earlier_exports_papers_are_left_out(parent):
     assert "earlier export" in left_out["trephine.sig"]
 
 
+def test_an_earlier_exports_adapter_is_left_out_whole(parent):
+    """Its configuration without its weights is no adapter, and with them it makes another model."""
+    (parent / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (parent / "adapter" / name).write_text(name)
+    (parent / "adapters.md").write_text("a file of the parent's own")
+    copied, left_out = sort_files(parent, read_entries(parent))
+    assert not [path for path in copied if path.startswith("adapter/")]
+    assert sum("adapter that makes" in reason for reason in left_out.values()) == 3
+    assert "adapters.md" in copied
+
+
 def test_the_size_is_that_of_what_is_copied(parent):
     """The prediction counts no file that is left out."""
     before = copied_bytes(parent, read_entries(parent))
