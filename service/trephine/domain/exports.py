@@ -198,7 +198,8 @@ class Certificate:
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
     environment: dict[str, str]
-    """Versions of python, torch, transformers, safetensors in the clean process."""
+    """Versions of python, torch, transformers, safetensors in the clean process; `compute_dtype`; what was
+    rounded stochastically; `retain_text` and `retain_tokens`, if damage was measured on a second text."""
     text: str
     """Which text was measured on: a name and its sha256."""
     n_tokens: int

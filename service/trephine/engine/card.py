@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from trephine.domain.edit_kinds import is_removing, is_steering
 from trephine.domain.edits import Edit
 from trephine.domain.exports import Certificate, ExportPlan, PlanStep, WidenedLayer
-from trephine.domain.removal import AttackFigure, Interval
+from trephine.engine.card_attacks import attack_table, removal_word
 from trephine.engine.card_features import feature_table
 from trephine.engine.gates import told_apart
 from trephine.engine.hosted import HostedModel
@@ -95,8 +94,8 @@ A copy of `{_plain(info.name)}` ({info.architecture}) in which {changed} of {ten
 changed. All others have their parent's bytes. It is a plain checkpoint: stock tools load it.
 
 - Edit: `{_plain(edit.name)}`, version {edit.version}, content `{edit.content_hash}`
-- Reason: `{_plain(edit.reason) or "none given"}`
-- Author: `{_plain(edit.author) or "none given"}`
+- Reason, in its author's words: `{_plain(edit.reason) or "none given"}`
+- Author, as given: `{_plain(edit.author) or "none given"}`
 - Parent weights: `{info.weight_hash}`
 - Stored as: {certificate.dtype}; the runtime computed in {certificate.environment.get("compute_dtype", "it")}
 
@@ -113,7 +112,7 @@ changed. All others have their parent's bytes. It is a plain checkpoint: stock t
 In a clean process without Trephine, on the files of this folder, on {certificate.n_tokens} tokens of
 `{_plain(certificate.text)}`. Units are nats per token unless they are shares.
 
-**{_verdict(certificate)}**
+{_also_measured(certificate)}**{_verdict(certificate)}**
 
 {_table(certificate)}
 
@@ -128,11 +127,13 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 ## Limits
 
-{_promise(certificate)}
-- {_removal(edit, certificate)}
+{_promise(plan, certificate)}
+- {removal_word(edit, certificate)}
 - Whoever has the parent can undo the edit.
-{_edit_limits(plan)}- Damage was measured on one text only. Measure it on your own before you rely on it.
-- The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one.
+{_edit_limits(plan)}{_damage(certificate)}
+- The parent's own limits hold as before; its card is `{PARENT_CARD_NAME}` where it had one, byte for byte:
+  its claims are its makers', of the parent, and were not looked at here.
+- Name, reason and author of the edit are its author's words, as they were given.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
@@ -140,7 +141,7 @@ Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256
 
 def _more(certificate: Certificate) -> str:
     """Write features apart, GGUF files and attacks; whole paragraphs, or nothing of what was not measured."""
-    return f"{feature_table(certificate)}{_quantised(certificate)}{_attacks(certificate)}"
+    return f"{feature_table(certificate)}{_quantised(certificate)}{attack_table(certificate)}"
 
 
 def _verdict(certificate: Certificate) -> str:
@@ -153,85 +154,59 @@ def _verdict(certificate: Certificate) -> str:
     }[certificate.verdict]
 
 
-def _promise(certificate: Certificate) -> str:
+def _promise(plan: ExportPlan, certificate: Certificate) -> str:
     """Say what the certificate says of the intervention; whole lines."""
+    if certificate.failed:
+        return (
+            "- **Not certified**: a gate above was missed, so that nothing says that this checkpoint does\n"
+            "  what the intervention did."
+        )
     if certificate.verdict == "inconclusive":
         return (
             "- **Inconclusive, and no pass**: the certificate cannot tell whether this checkpoint does what\n"
-            "  the intervention did; the text shows no more of it than of rounding."
+            "  the intervention did, for the reason that stands under `What was measured`."
+        )
+    said = "does what the intervention did. It does not say that"
+    if plan.fitted:
+        said = (
+            f"carries {_carried(certificate)}:\n"
+            "  a part of the edit is fitted, and what is missing is not in it. It does not say that"
         )
     return (
-        "- The certificate says that this checkpoint does what the intervention did. It does not say that\n"
+        f"- The certificate says that this checkpoint {said}\n"
         "  the intervention removes a behaviour on other prompts, in other languages or after other training."
     )
 
 
-def _removal(edit: Edit, certificate: Certificate) -> str:
-    """Say the word, and what it means of an edit of this kind."""
-    removal = certificate.removal
-    if removal is None:
-        return _not_attacked(edit, certificate)
-    meaning = {
-        "removed": "under the attacks above, at their strengths; stronger ones may bring it back.",
-        "suppressed": "the model still holds the behaviour, and an attack brings it back.",
-        "inconclusive": "the attacks above decide nothing; it counts as suppressed.",
-    }
-    word = f"**{removal.verdict.capitalize()}**"
-    if is_steering(edit.interventions) and not is_removing(edit.interventions):
-        word += ", of what the parent does in place of what was put in"
-    return f"{word}: {meaning[removal.verdict]}"
+def _carried(certificate: Certificate) -> str:
+    """Name the share that a fit carries beside the one that was asked for."""
+    recovery = _found(certificate).get("recovery")
+    share = "a share" if recovery is None else f"{recovery:.3g}"
+    limits = [one.gate.limit for one in certificate.gates if one.gate.name == "unrecovered"]
+    asked = f" (at least {1.0 - limits[0]:.3g} was asked for)" if limits else ""
+    return f"{share} of the intervention, by KL on the measured text{asked}"
 
 
-def _not_attacked(edit: Edit, certificate: Certificate) -> str:
-    """Say what the word that stands for want of an attack says of what was taken away, put in, or neither."""
-    word = f"{certificate.fate.verdict} ({certificate.fate.reason})"
-    taken, put = is_removing(edit.interventions), is_steering(edit.interventions)
-    if not taken and not put:
-        return (
-            "No recovery attack has been run, and there is nothing that one could bring back: the edit\n"
-            f"  takes nothing away and puts nothing in. The certificate's word, {word}, says no\n"
-            "  more of it."
-        )
-    if not taken:
-        return (
-            "No recovery attack has been run. The edit puts something in and takes nothing away, so that\n"
-            f"  the certificate's word, {word}, is of nothing ablated; a short fine-tuning may undo\n"
-            "  what was put in."
-        )
-    undone = ", and undo what was put in" if put else ""
-    return (
-        f"No recovery attack has been run: what was taken away counts as {word},\n"
-        f"  not removed, and a short fine-tuning may bring it back{undone}."
-    )
+def _damage(certificate: Certificate) -> str:
+    """Say on how few texts damage was measured; a whole line."""
+    second = _second_text(certificate)
+    texts = "two texts only, the measured one and the built-in one" if second else "one text only"
+    return f"- Damage was measured on {texts}. Measure it on your own before you rely on it."
 
 
-def _attacks(certificate: Certificate) -> str:
-    """Write what attacks brought back; whole paragraphs, or nothing."""
-    removal = certificate.removal
-    if removal is None:
+def _second_text(certificate: Certificate) -> str:
+    """Name and count the text that damage was measured on beside a caller's; empty: there is none."""
+    name, tokens = (certificate.environment.get(key) for key in ("retain_text", "retain_tokens"))
+    return f"{tokens} tokens of `{_plain(name)}`" if name and tokens else ""
+
+
+def _also_measured(certificate: Certificate) -> str:
+    """Say which figures are of the second text; a whole paragraph, or nothing."""
+    second = _second_text(certificate)
+    if not second:
         return ""
-    rows = "\n".join(
-        f"| {f.kind.replace('_', '-')} | {f.strength:g} | {_interval(f.returned)} | {_interval(f.unrelated)} "
-        f"| {_most(f)} | {_interval(f.excess)} |"
-        for f in removal.figures
-    )
-    table = (
-        "\n\n| attack | strength | behaviour back | unrelated ones | most of one | excess |\n"
-        "|---|---|---|---|---|---|\n" + rows
-        if rows
-        else ""
-    )
-    return f"""## Attacks: {removal.verdict}
-
-{removal.why.capitalize()}.
-
-On {removal.n_tokens} tokens in {removal.n_contexts} contexts on which the edit acts, by
-{removal.effect:.2g} nats. Recovery perturbs the residual stream by a share of its norm, off the directions
-that the edited features read. Benign training is on the next tokens of natural text in which the behaviour
-occurs, few-shot training on a few contexts with the original's answers, each for a number of steps. Shares of
-the behaviour with 95 % intervals over contexts; unrelated behaviours have its size and geometry, and their
-intervals are over several of them as well. Benign training is held against the unedited parent trained alike,
-too; few-shot training is not run on it: those are its own answers, and its gradient is zero.{table}
+    return f"""Damage was also measured on the built-in retain text, {second}: there the edit is to
+change nothing, where on the text above what changes is its effect as well.
 
 """
 
@@ -261,17 +236,6 @@ def _share(share: float | None) -> str:
     return "nothing to recover" if share is None else f"{share:.4f}"
 
 
-def _most(figure: AttackFigure) -> str:
-    """Say how much returned of the unrelated behaviour of which most did, and of how many."""
-    if figure.unrelated_most is None:
-        return "not kept"
-    return f"{figure.unrelated_most:.2f} of {figure.unrelated_behaviours}"
-
-
-def _interval(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
 def _edit_limits(plan: ExportPlan) -> str:
     """Say which sets are not what they claim, and what grafts and fits do not promise; whole lines."""
     lines = "".join(f"- {' '.join(_plain(one).split())}\n" for one in plan.caveats)
@@ -283,7 +247,8 @@ def _edit_limits(plan: ExportPlan) -> str:
     if plan.fitted:
         lines += (
             "- Approximate: a part of the edit is fitted and carries a share of the intervention,\n"
-            "  `recovery`; where its features fire, `recovery_firing`. Its distances in nats are no gates.\n"
+            "  `recovery`; where its features fire, `recovery_firing`. How far it is from the\n"
+            "  intervention in nats is no gate.\n"
         )
     return lines
 
@@ -349,9 +314,14 @@ def _tier(step: PlanStep) -> str:
 
 
 def _table(certificate: Certificate) -> str:
-    found = {m.name: m.value for m in certificate.measurements}
+    found = _found(certificate)
     rows = [f"| {text} | {_value(name, found[name])} |" for name, text in _SHOWN if name in found]
     return "\n".join(["| measurement | value |", "|---|---|", *rows])
+
+
+def _found(certificate: Certificate) -> dict[str, float]:
+    """Return measurements by name."""
+    return {one.name: one.value for one in certificate.measurements}
 
 
 def _value(name: str, value: float) -> str:

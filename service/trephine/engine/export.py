@@ -308,6 +308,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
             **findings.environment,
             "compute_dtype": build.hosted.info.dtype,
             **on_record(build.program.drawn),
+            **build.texts.on_record,
         },
         text=build.retain.label,
         n_tokens=build.retain.n_tokens,

@@ -29,6 +29,13 @@ class ExportTexts:
     retained: RetainText | None = None
     """The built-in text where another one is measured: what the edit must leave alone."""
 
+    @property
+    def on_record(self) -> dict[str, str]:
+        """What a certificate says of the second text: name with hash, and tokens; empty without one."""
+        if self.retained is None:
+            return {}
+        return {"retain_text": self.retained.label, "retain_tokens": str(self.retained.n_tokens)}
+
 
 def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
     """Split a caller's text, or take the built-in one for both.

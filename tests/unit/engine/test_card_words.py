@@ -10,12 +10,15 @@ from typing import get_args
 import pytest
 
 from tests.unit.engine.interventions import neuron
+from trephine import engine
+from trephine.domain import removal as domain_removal
 from trephine.domain.edits import Edit
 from trephine.domain.exports import (
     Certificate,
     ExportPlan,
     Gate,
     GateResult,
+    Measurement,
     PlanStep,
     QuantisedCopy,
     ServerSupport,
@@ -23,7 +26,6 @@ from trephine.domain.exports import (
 )
 from trephine.domain.interventions import Ablate, Add, Scale
 from trephine.domain.removal import AttackFigure, Interval, Removal, Verdict
-from trephine.engine import card
 from trephine.engine.card import model_card
 
 HALF = Interval(value=0.5, low=0.4, high=0.6)
@@ -68,6 +70,7 @@ ATTACKS = tuple(
     )
     for kind in ("recovery", "benign", "few_shot")
 )
+SECOND = {"retain_text": "second (sha256 ab)", "retain_tokens": "512"}
 GROWN = replace(
     PLAN,
     config_changes=("intermediate_size: 96 -> 352", "mlp_bias: False -> True"),
@@ -86,6 +89,7 @@ CARDS = {
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
     "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "changed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
+    "two texts": (PLAN, replace(CERTIFICATE, environment=SECOND), "512 tokens of `second (sha256 ab)`"),
     "passed": (PLAN, replace(CERTIFICATE, gates=CERTIFICATE.gates[:1]), "**Passed: every gate"),
     "failed": (PLAN, CERTIFICATE, "**Failed: not every gate"),
     "doubtful": (
@@ -101,12 +105,19 @@ CARDS = {
 }
 
 
+ABLATED, ADDED, NOTHING = (
+    neuron(1, 7, operation) for operation in (Ablate(), Add(amount=2.0), Scale(factor=1.0))
+)
+EDITS = {"removing": (ABLATED,), "steering": (ADDED,), "both": (ABLATED, ADDED), "neither": (NOTHING,)}
+
+
 @pytest.mark.parametrize("kind", CARDS)
-def test_no_card_says_that_an_edit_complies_with_anything(kind):
-    """In every branch: exact, grafted, fitted, quantised, and attacked with each outcome."""
+@pytest.mark.parametrize("does", EDITS)
+def test_no_card_says_that_an_edit_complies_with_anything(kind, does):
+    """In every branch: exact, grafted, fitted, quantised, attacked with each outcome, of every kind."""
     plan, certificate, own = CARDS[kind]
     hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
-    text = model_card(hosted, EDIT, plan, certificate)
+    text = model_card(hosted, replace(EDIT, interventions=EDITS[does]), plan, certificate)
     assert own in text
     assert "complian" not in text.lower()
     for heading in ("## What was measured", "## Intended use", "## Limits"):
@@ -117,9 +128,63 @@ def test_no_card_says_that_an_edit_complies_with_anything(kind):
     assert ("**Inconclusive, and no pass**" in text) == (certificate.verdict == "inconclusive")
 
 
-ABLATED, ADDED, NOTHING = (
-    neuron(1, 7, operation) for operation in (Ablate(), Add(amount=2.0), Scale(factor=1.0))
+def test_what_the_author_wrote_is_quoted_as_the_authors():
+    """Reason and author stand in code spans, once each, and the card says whose words they are."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    words = replace(EDIT, reason="fully compliant\n# Compliant", author="`compliant` one")
+    text = model_card(hosted, words, PLAN, CERTIFICATE)
+    assert "- Reason, in its author's words: `fully compliant # Compliant`\n" in text
+    assert "- Author, as given: ` compliant  one`\n" in text
+    assert "are its author's words, as they were given" in text
+    assert text.lower().count("compliant") == 3
+    assert "its claims are its makers'" in text
+
+
+PASSED = replace(CERTIFICATE, gates=CERTIFICATE.gates[:1])
+SHARE = GateResult(
+    gate=Gate(name="unrecovered", limit=0.5, unit="share", reason=""), measured=0.39, passed=True
 )
+FITTED = replace(
+    PASSED,
+    gates=(SHARE,),
+    measurements=(Measurement(name="recovery", value=0.6125, unit="share"),),
+)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "certificate", "said"),
+    [
+        (False, PASSED, "says that this checkpoint does what the intervention did. It"),
+        (
+            True,
+            FITTED,
+            "carries 0.613 of the intervention, by KL on the measured text (at least 0.5",
+        ),
+        (True, replace(FITTED, doubt="it is little"), "**Inconclusive, and no pass**"),
+        (False, replace(PASSED, doubt="it is little"), "**Inconclusive, and no pass**"),
+        (False, CERTIFICATE, "**Not certified**: a gate above was missed"),
+        (True, CERTIFICATE, "**Not certified**: a gate above was missed"),
+    ],
+)
+def test_the_promise_is_no_more_than_the_certificates(fitted, certificate, said):
+    """Of a fit the share that it carries; of what missed a gate nothing; the whole of a sound edit alone."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    text = model_card(hosted, EDIT, replace(PLAN, fitted=fitted), certificate)
+    assert said in text
+    whole = certificate.passed and not fitted
+    assert ("says that this checkpoint does what the intervention did" in text) == whole
+    assert ("says that this checkpoint carries" in text) == (certificate.passed and fitted)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"), [({}, "on one text only."), (SECOND, "on two texts only, the measured one and")]
+)
+def test_damage_is_of_as_many_texts_as_were_measured(environment, said):
+    """The second is named and counted where it was measured, and not otherwise."""
+    hosted = SimpleNamespace(info=SimpleNamespace(name="parent", architecture="Llama", weight_hash="w"))
+    text = model_card(hosted, EDIT, PLAN, replace(CERTIFICATE, environment=environment))
+    assert f"- Damage was measured {said}" in text
+    assert text.count("Damage was") == 1 + bool(environment)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +233,10 @@ def test_a_card_says_what_a_loader_meets():
     assert "Neurons added to MLPs: none; every tensor keeps its shape." in plain
 
 
-def test_its_source_does_not_know_the_word():
-    """Nor any branch that no card above takes."""
-    source = Path(card.__file__).read_text(encoding="utf-8").lower()
-    assert "suppressed" in source
-    assert "complian" not in source
+def test_no_source_of_a_card_knows_the_word():
+    """Nor any branch that no card above takes, nor a gate's reason, a step, a doubt, or an attack's why."""
+    sources = [*Path(engine.__path__[0]).rglob("*.py"), Path(domain_removal.__file__)]
+    texts = {path.name: path.read_text(encoding="utf-8").lower() for path in sources}
+    assert {"card.py", "card_attacks.py", "card_features.py", "gates.py", "doubts.py"} <= set(texts)
+    assert "suppressed" in texts["card_attacks.py"]
+    assert not [name for name, text in texts.items() if "complian" in text]

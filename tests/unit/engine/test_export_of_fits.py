@@ -88,6 +88,9 @@ def test_a_fit_within_its_tolerance_is_labelled_as_approximate(approximate):
     assert found["recovery"] + found["unrecovered"] == pytest.approx(1.0)
     card = (folder / "README.md").read_text(encoding="utf-8")
     limits = card.partition("## Limits")[2]
+    share = f"{found['recovery']:.3g} of the intervention, by KL on the measured text (at least 0.5 was asked"
+    assert f"- The certificate says that this checkpoint carries {share} for)" in limits
+    assert "does what the intervention did" not in limits
     assert "- Approximate: a part of the edit is fitted" in limits
     assert f"| {found['recovery']:.3g} |" in card
     assert "| unrecovered |" in card
@@ -114,7 +117,12 @@ def test_what_a_callers_text_does_not_show_is_measured_on_the_built_in_one(appro
     assert found["retain_builtin_excess"] == pytest.approx(abs(exported - hook.everywhere), rel=1e-3)
     assert found["retain_builtin_kl_original_exported_mean"] != found["retain_kl_original_exported_mean"]
     assert "retain_builtin_excess" in {gate.name for gate in plan.gates}
-    assert "built-in retain text" in (folder / "README.md").read_text(encoding="utf-8")
+    environment = json.loads((folder / "certificate.json").read_text())["environment"]
+    assert environment["retain_text"] == f"retain-1 (sha256 {own.sha256})"
+    assert environment["retain_tokens"] == str(sum(map(len, own.windows)))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"built-in retain text, {own.n_tokens} tokens of `{own.label}`" in card
+    assert "Damage was measured on two texts only" in card
     without = planned(hosted, ExportOptions(min_recovery=0.5))[1]
     assert "retain_builtin_excess" not in {gate.name for gate in without.gates}
 
