@@ -205,7 +205,7 @@ def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     sample = min(budget.effect_texts, len(command.training))
     twins = sample if command.attribute_name or command.swaps or any(x.twin for x in command.training) else 0
     examples = min(budget.effect_texts, len(command.attribute_texts))
-    sweep = _SWEEP * command.steps if command.estimator is Estimator.INTEGRATED_GRADIENTS else _SWEEP
+    sweep = _SWEEP * command.gradient_steps if command.estimator is Estimator.INTEGRATED_GRADIENTS else _SWEEP
     effects = (sample + twins + 2 * examples) * (1 + sweep) + budget.exact * 16
     held_out = min(len(command.validation) or len(command.training) // 5, budget.effect_texts)
     refit = fitted if command.refit else 0

@@ -68,6 +68,18 @@ class TokenHead:
             raise InvalidRequestError(
                 f"the template must hold {TEXT} exactly once", field="decision.template"
             )
+        for number, one in enumerate(self.tokens):
+            if one.token in (earlier.token for earlier in self.tokens[:number]):
+                raise same_token(one, number)
+
+
+def same_token(label: LabelToken, number: int) -> InvalidRequestError:
+    """Word that a label's token, the `number`-th, is an earlier label's: all would be a tie."""
+    return InvalidRequestError(
+        f"the token {label.token!r} of {label.label} stands for another label as well, so that neither could "
+        "ever win; give each label a token of its own",
+        field=f"decision.tokens[{number}].token",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

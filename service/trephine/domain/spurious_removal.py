@@ -70,7 +70,8 @@ class RemovalBudget:
     effect_texts: int = 256
     """Texts of a kind that effects are estimated on."""
     fit_texts: int = 1024
-    """Texts of the ambiguous set that heads are trained on."""
+    """Texts of the ambiguous set that heads are trained on while they are compared; no ceiling for the final
+    one, which is trained on what is held out of that set as well."""
     random_sets: int = 3
     """Size- and layer-matched random feature sets beside the removed one; 0 draws none."""
 
@@ -204,6 +205,13 @@ class Arm(StrEnum):
     RANDOM = "random"
     """As many random features of the same layers, mean over the sets."""
     RANDOM_REFITTED = "random_refitted"
+    LEACE = "leace"
+    """No feature removed; the attribute erased at the head's site (Belrose et al. 2023), the head trained
+    again."""
+    INLP = "inlp"
+    """The same by iterated projection (Ravfogel et al. 2020)."""
+    TOKEN_DELETION = "token_deletion"  # noqa: S105  of text, not a secret
+    """No feature removed; tokens that tell the attribute deleted from every text, the head trained again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,8 +321,8 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     layers: tuple[int, ...] | None = None
     """Layers whose features may be removed; None: all that the set covers, up to the head's site."""
     estimator: Estimator = Estimator.ATTRIBUTION_PATCHING
-    steps: int = 5
-    """Of integrated gradients."""
+    steps: int | None = None
+    """Of integrated gradients; None: 5."""
     judging: JudgingRules = field(default_factory=JudgingRules)
     budget: RemovalBudget = field(default_factory=RemovalBudget)
     refit: bool = True
@@ -327,7 +335,12 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(1 <= self.steps <= 100, "steps", "must be 1 to 100")
+        _check(1 <= self.gradient_steps <= 100, "steps", "must be 1 to 100")
+        _check(
+            self.steps is None or self.estimator is Estimator.INTEGRATED_GRADIENTS,
+            "steps",
+            f"are of integrated_gradients, not of {self.estimator.value}; leave them out, or ask for that",
+        )
         _check(10 <= self.resamples <= 100_000, "resamples", "must be 10 to 100000")
         _check(
             self.estimator is not Estimator.EXACT,
@@ -346,9 +359,15 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             "says something of attribute_texts, and there are none",
         )
         _check(
-            self.erase or not self.neutral_examples,
+            (self.erase and self.refit) or not self.neutral_examples,
             "neutral_examples",
-            "is told to the head without the attribute alone, and none is tried; leave one of the two out",
+            "is told to the head without the attribute alone, and none is tried with no erasing or no refit; "
+            "leave one of the two out",
+        )
+        _check(
+            not (self.attribute_name and self.swaps),
+            "attribute_name",
+            "names a built-in lexicon, and swaps are another; leave one of the two out",
         )
         total = len(self.training) + len(self.validation) + len(self.test)
         _check(
@@ -362,6 +381,11 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             check_told_apart((*self.training, *self.validation))
         features = [one.feature for one in self.overrides]
         _check(len(set(features)) == len(features), "overrides", "name a feature twice")
+
+    @property
+    def gradient_steps(self) -> int:
+        """Steps of integrated gradients, where they are asked for."""
+        return 5 if self.steps is None else self.steps
 
     @property
     def splits(self) -> Splits:

@@ -16,6 +16,8 @@ from trephine.domain.errors import (
 FEWEST_TEXTS = 8
 """Of every label in the ambiguous set, and of every value among the attribute's examples: with fewer nothing
 can be estimated."""
+FEWEST_JUDGED = 8
+"""Texts of a group, twins, or texts of a label in an environment, below which no feature is judged."""
 EXAMPLES = "attribute_texts"
 """The field of the attribute's examples."""
 
@@ -61,7 +63,7 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
 
     Raises:
         InvalidRequestError: If there are not two, or others are named, or another split has others.
-        TooFewItemsError: If a label has too few texts.
+        TooFewItemsError: If a label has too few texts, or none in another split that is given.
     """
     counts = Counter(label for label, _ in {(one.label, one.text.strip()) for one in splits["training"]})
     if len(counts) != 2:
@@ -86,8 +88,21 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
                     f"{name} text {number} has the label {one.label!r}; the ambiguous set has none of it",
                     field=f"{name}[{number}].label",
                 )
+        _require_both(name, split, sorted(counts))
     first, second = sorted(counts) if named is None else _as_named(named, sorted(counts))
     return first, second
+
+
+def _require_both(name: str, split: Sequence[LabelledText], labels: Sequence[str]) -> None:
+    """Refuse a split of one label: who always says that label is right on all of it."""
+    for label in set(labels) - {one.label for one in split} if split else ():
+        raise TooFewItemsError(
+            f"the {name} split has no text of {label}: its accuracy would be that of always saying the other "
+            "label. Add texts of it, best as many as of the other, or leave the split out",
+            field=name,
+            needed=1,
+            got=0,
+        )
 
 
 def _two_labels(found: int) -> str:
@@ -161,7 +176,8 @@ def check_told_apart(texts: Sequence[LabelledText]) -> None:
         AttributeConfoundedError: Saying what data would help.
     """
     pairs = {(one.label, one.attribute) for one in texts if one.attribute is not None}
-    if not pairs or any(one.twin or one.environment for one in texts):
+    twins = sum(one.twin is not None for one in texts)
+    if not pairs or twins >= FEWEST_JUDGED or len(_judged_environments(texts)) >= 2:
         return
     if len(pairs) == 2 and len({label for label, _ in pairs}) == 2:
         held = "; ".join(f"{label}: {attribute}" for label, attribute in sorted(map(_words, pairs)))
@@ -169,9 +185,19 @@ def check_told_apart(texts: Sequence[LabelledText]) -> None:
             f"the attribute is the label in every text that has one ({held}), so that nothing can tell a "
             "feature of the one from a feature of the other. Any of these helps: a few texts of the other "
             "two groups, in training or validation; `attribute_texts`, which may have any label or none; "
-            "twins, or a lexicon of swaps that makes them; environments",
+            f"at least {FEWEST_JUDGED} twins (there are {twins}), or a lexicon of swaps that makes them; two "
+            f"environments or more, with {FEWEST_JUDGED} texts of either label in each (there are "
+            f"{len(_judged_environments(texts))})",
             field="training.attribute",
         )
+
+
+def _judged_environments(texts: Sequence[LabelledText]) -> list[str]:
+    """List the environments with texts enough of every label that there is."""
+    labels = {one.label for one in texts}
+    counts = Counter((one.environment, one.label) for one in texts)
+    named = sorted({one.environment for one in texts if one.environment is not None})
+    return [name for name in named if min(counts[name, label] for label in labels) >= FEWEST_JUDGED]
 
 
 def _words(pair: tuple[str, str | None]) -> tuple[str, str]:

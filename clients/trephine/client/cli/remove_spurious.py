@@ -105,7 +105,10 @@ def remove_spurious(
     candidates: Annotated[int | None, typer.Option(help="Features to judge; unset 2048.")] = None,
     counts: Annotated[str | None, typer.Option(help="Numbers to remove, as in 10,100,500.")] = None,
     fit_texts: Annotated[
-        int | None, typer.Option(help="Texts that heads are trained on; unset 1024.")
+        int | None,
+        typer.Option(
+            help="Texts that compared heads are trained on; the final one adds held-out ones; unset 1024."
+        ),
     ] = None,
     effect_texts: Annotated[
         int | None, typer.Option(help="Texts that effects are measured on; unset 256.")

@@ -305,11 +305,12 @@ def _require_twins(data: Data) -> None:
 def _require_groups(data: Data, name: str, split: Sequence[Example]) -> None:
     """Refuse a split in which the attribute is known and a group is empty: its worst group would be a guess.
 
-    A validation split of the ambiguous kind, with its two groups alone, is one nevertheless.
+    Texts without an attribute are in no group, and fill none. A validation split of the ambiguous kind, with
+    its two groups alone, is one nevertheless.
     """
-    if not split or any(one.attribute == UNKNOWN for one in split):
+    counts = Counter((one.label, one.attribute) for one in split if one.attribute != UNKNOWN)
+    if not counts:
         return
-    counts = Counter((one.label, one.attribute) for one in split)
     missing = [(y, a) for y in (0, 1) for a in (0, 1) if not counts[y, a]]
     ambiguous = name == "validation" and missing == [(0, 1), (1, 0)]
     if missing and not ambiguous:

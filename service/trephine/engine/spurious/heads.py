@@ -21,6 +21,7 @@ from trephine.domain.spurious_heads import (
     ProbeHead,
     RewardHead,
     TokenHead,
+    same_token,
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import read_entries, read_tensor
@@ -122,13 +123,17 @@ def token_head(hosted: HostedModel, head: TokenHead) -> LinearHead:
     Raises:
         TargetNotOneTokenError: If a label is not one of the model's tokens; the message says what it splits
             into.
+        InvalidRequestError: If two labels have the same token, however it is written.
     """
-    ids = []
+    ids = list[int]()
     for number, one in enumerate(head.tokens):
         try:
-            ids.append(hosted.resolve_target(one.token))
+            found = hosted.resolve_target(one.token)
         except TrephineError as error:
             raise error.with_field(f"decision.tokens[{number}].token") from None
+        if found in ids:
+            raise same_token(one, number)
+        ids.append(found)
     rows, bias = hosted.architecture.W_U[ids].float().cpu(), torch.zeros(2)
     if hosted.architecture.b_U is not None:
         bias = hosted.architecture.b_U[ids].float().cpu()

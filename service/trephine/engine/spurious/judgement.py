@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, JudgingRules, Standing
+from trephine.domain.spurious_texts import FEWEST_JUDGED
 
-FEWEST = 8
+FEWEST = FEWEST_JUDGED
 """Texts of a group, pairs, or texts of a label in an environment, below which a judge is silent."""
 
 

@@ -84,7 +84,7 @@ class _Work:
 def judge_features(study: Study) -> Generator[Progress | None, None, Judged]:
     """Rank all features by their part in the decision, and judge the strongest."""
     command, hosted, budget = study.command, study.hosted, study.command.budget
-    measure = Contributions(hosted, study.space, study.readout, command.estimator, command.steps)
+    measure = Contributions(hosted, study.space, study.readout, command.estimator, command.gradient_steps)
     count = texts_within(study.space, budget.effect_texts)
     ambiguous = sample(study.data.training, count, command.seed + 1)
     (everything,) = yield from counted(

@@ -46,7 +46,7 @@ REFUSED = {
         "test text 48 is the twin of training text 2: ",
     ),
     "a validation text whose twin is a training text": (
-        {"validation": (replace(_edited(PAIRED[2]), twin=PAIRED[2].text),)},
+        {"validation": (replace(_edited(PAIRED[2]), twin=PAIRED[2].text), *labelled([(1, 1, 1)], 8))},
         SplitLeakageError,
         "validation[0].twin",
         "the twin of validation text 0 is training text 2: ",

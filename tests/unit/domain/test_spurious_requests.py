@@ -1,0 +1,95 @@
+"""What a removal of spurious features is refused for without a model, and the least that is enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
+from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.errors import AttributeConfoundedError, InvalidRequestError, TooFewItemsError
+from trephine.domain.spurious_heads import LabelToken, TokenHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText, Swap, check_told_apart
+
+GIVEN: dict[str, Any] = {
+    "training": ambiguous(),
+    "test": balanced(),
+    "attribute_texts": attribute_texts(),
+}
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_split_of_one_label_is_refused(name: str, label: int) -> None:
+    """Saying that label always would look perfect there."""
+    with pytest.raises(TooFewItemsError, match=f"{name} split has no text of {'WQ'[label]}") as refused:
+        RemoveSpuriousFeatures(**{**GIVEN, name: labelled([(label, 0, 6), (label, 1, 6)], 7)})
+    assert refused.value.context["field"] == name
+
+
+def test_two_labels_need_two_tokens() -> None:
+    """The same token for both never decides."""
+    with pytest.raises(InvalidRequestError, match="stands for another label") as refused:
+        TokenHead(tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" the")))
+    assert refused.value.context["field"] == "decision.tokens[1].token"
+
+
+def _in_environments(texts: tuple[LabelledText, ...], count: int) -> tuple[LabelledText, ...]:
+    """Spread the texts of either label over so many environments."""
+    return tuple(replace(one, environment=str(place % count)) for place, one in enumerate(texts))
+
+
+def _twinned(count: int) -> tuple[LabelledText, ...]:
+    """So many twins among the ambiguous texts."""
+    texts = ambiguous(twins=True)
+    return tuple(one if place < count else replace(one, twin=None) for place, one in enumerate(texts))
+
+
+def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
+    """One environment, environments that hold too few texts, and one twin less than a judge needs."""
+    alone = {"test": (), "attribute_texts": ()}
+    few = FEWEST_JUDGED * 2 - 2
+    for training, found in (
+        (ambiguous(), "there are 0"),
+        (_in_environments(ambiguous(), 1), "there are 1"),
+        (_in_environments(ambiguous(few // 2 + 2), 2), "there are 0"),
+        (_twinned(1), r"8 twins \(there are 1\)"),
+        (_twinned(FEWEST_JUDGED - 1), r"8 twins \(there are 7\)"),
+    ):
+        with pytest.raises(AttributeConfoundedError, match=found) as refused:
+            RemoveSpuriousFeatures(**{**GIVEN, **alone, "training": training})
+        assert refused.value.context["field"] == "training.attribute"
+
+
+def test_what_is_enough_to_tell_them_apart() -> None:
+    """Two environments with texts enough, as many twins as a judge needs, or one text of another group."""
+    check_told_apart(_in_environments(ambiguous(FEWEST_JUDGED * 2), 2))
+    check_told_apart(_twinned(FEWEST_JUDGED))
+    check_told_apart((*ambiguous(), *labelled([(0, 1, 1)], 9)))
+
+
+IGNORED: dict[str, dict[str, Any]] = {
+    "steps": {"steps": 5},
+    "neutral_examples": {"neutral_examples": True, "refit": False},
+    "attribute_name": {"attribute_name": "gender", "swaps": (Swap(first="x", second="z"),)},
+}
+
+
+@pytest.mark.parametrize("field", IGNORED)
+def test_an_option_that_would_do_nothing_is_refused(field: str) -> None:
+    """By its name, with what to do."""
+    with pytest.raises(InvalidRequestError, match=r"leave (them|one of the two) out") as refused:
+        RemoveSpuriousFeatures(**GIVEN, **IGNORED[field])
+    assert refused.value.context["field"] == field
+
+
+def test_steps_are_of_integrated_gradients() -> None:
+    """Told or not, there they are in use; and none of them are not."""
+    for steps, used in ((None, 5), (7, 7)):
+        found = RemoveSpuriousFeatures(**GIVEN, estimator=Estimator.INTEGRATED_GRADIENTS, steps=steps)
+        assert found.gradient_steps == used
+    with pytest.raises(InvalidRequestError, match="1 to 100"):
+        RemoveSpuriousFeatures(**GIVEN, estimator=Estimator.INTEGRATED_GRADIENTS, steps=0)
