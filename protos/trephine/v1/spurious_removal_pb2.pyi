@@ -133,6 +133,12 @@ class _RemovalArmEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Removed, and the head trained again with no weight along the attribute at its site."""
     REMOVAL_ARM_ERASED_ALONE: _RemovalArm.ValueType  # 7
     """Such a head with every feature left in place."""
+    REMOVAL_ARM_LEACE: _RemovalArm.ValueType  # 8
+    """No feature removed; the attribute erased at the head's site by LEACE, the head trained again."""
+    REMOVAL_ARM_INLP: _RemovalArm.ValueType  # 9
+    """The same by INLP."""
+    REMOVAL_ARM_TOKEN_DELETION: _RemovalArm.ValueType  # 10
+    """No feature removed; tokens that tell the attribute deleted from every text, the head trained again."""
 
 class RemovalArm(_RemovalArm, metaclass=_RemovalArmEnumTypeWrapper):
     """What was measured."""
@@ -153,6 +159,12 @@ REMOVAL_ARM_ERASED: RemovalArm.ValueType  # 6
 """Removed, and the head trained again with no weight along the attribute at its site."""
 REMOVAL_ARM_ERASED_ALONE: RemovalArm.ValueType  # 7
 """Such a head with every feature left in place."""
+REMOVAL_ARM_LEACE: RemovalArm.ValueType  # 8
+"""No feature removed; the attribute erased at the head's site by LEACE, the head trained again."""
+REMOVAL_ARM_INLP: RemovalArm.ValueType  # 9
+"""The same by INLP."""
+REMOVAL_ARM_TOKEN_DELETION: RemovalArm.ValueType  # 10
+"""No feature removed; tokens that tell the attribute deleted from every text, the head trained again."""
 global___RemovalArm = RemovalArm
 
 @typing.final

@@ -13,6 +13,7 @@ from trephine.domain.findings import Figure
 from trephine.domain.interventions import Intervention, require_finite
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import DecisionHead, HeadWeights, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_options import DEFAULT_STEPS, check_estimator, check_neutral
 from trephine.domain.spurious_outcomes import RemovalOutcome, unmeasured
 from trephine.domain.spurious_pairs import check_pairs
 from trephine.domain.spurious_texts import (
@@ -322,7 +323,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     """Layers whose features may be removed; None: all that the set covers, up to the head's site."""
     estimator: Estimator = Estimator.ATTRIBUTION_PATCHING
     steps: int | None = None
-    """Of integrated gradients; None: 5."""
+    """Of integrated gradients; None: `DEFAULT_STEPS`."""
     judging: JudgingRules = field(default_factory=JudgingRules)
     budget: RemovalBudget = field(default_factory=RemovalBudget)
     refit: bool = True
@@ -335,35 +336,16 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(1 <= self.gradient_steps <= 100, "steps", "must be 1 to 100")
-        _check(
-            self.steps is None or self.estimator is Estimator.INTEGRATED_GRADIENTS,
-            "steps",
-            f"are of integrated_gradients, not of {self.estimator.value}; leave them out, or ask for that",
-        )
+        check_estimator(self.estimator, self.steps)
         _check(10 <= self.resamples <= 100_000, "resamples", "must be 10 to 100000")
-        _check(
-            self.estimator is not Estimator.EXACT,
-            "estimator",
-            "ranks all features, and exact patching is for finalists; set budget.exact",
-        )
         if isinstance(self.decision, TokenHead | RewardHead) and self.refit:
             what = "label tokens are" if isinstance(self.decision, TokenHead) else "a reward is"
             raise InvalidRequestError(
                 f"refit: {what} not trained here; ask for no refit (--no-refit, refit=False, without_refit)",
                 field="refit",
             )
-        _check(
-            bool(self.attribute_texts) or not self.neutral_examples,
-            "neutral_examples",
-            "says something of attribute_texts, and there are none",
-        )
-        _check(
-            (self.erase and self.refit) or not self.neutral_examples,
-            "neutral_examples",
-            "is told to the head without the attribute alone, and none is tried with no erasing or no refit; "
-            "leave one of the two out",
-        )
+        if self.neutral_examples:
+            check_neutral(told=bool(self.attribute_texts), trained=self.erase and self.refit)
         _check(
             not (self.attribute_name and self.swaps),
             "attribute_name",
@@ -385,7 +367,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
     @property
     def gradient_steps(self) -> int:
         """Steps of integrated gradients, where they are asked for."""
-        return 5 if self.steps is None else self.steps
+        return DEFAULT_STEPS if self.steps is None else self.steps
 
     @property
     def splits(self) -> Splits:

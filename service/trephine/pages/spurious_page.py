@@ -21,6 +21,9 @@ ARMS = {
     Arm.ERASED_ALONE: "no feature removed, head trained without it",
     Arm.RANDOM: "random features",
     Arm.RANDOM_REFITTED: "random, head trained again",
+    Arm.LEACE: "no feature removed, attribute erased by LEACE",
+    Arm.INLP: "no feature removed, attribute erased by INLP",
+    Arm.TOKEN_DELETION: "no feature removed, tokens that tell it deleted",
 }
 FIGURES = {
     "ambiguous_accuracy": "accuracy on ambiguous texts",

@@ -50,6 +50,9 @@ class RemovalArm(StrEnum):
     ERASED_ALONE = "erased_alone"
     RANDOM = "random"
     RANDOM_REFITTED = "random_refitted"
+    LEACE = "leace"
+    INLP = "inlp"
+    TOKEN_DELETION = "token_deletion"  # noqa: S105  of text, not a secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

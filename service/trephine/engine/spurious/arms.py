@@ -9,41 +9,24 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.findings import Figure
-from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import Arm, ArmOutcome, BenchScores, Standing
-from trephine.engine.spurious.choosing import Choice, ambiguous
+from trephine.engine.spurious.baselines import measure_baselines
+from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.erasing import erased_head
-from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
-from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.examples import Example, attributes, labels, sample
 from trephine.engine.spurious.judging import Judged
 from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
 from trephine.engine.spurious.metrics import (
-    accuracy_figure,
-    decision_figures,
     fresh_probe,
-    pair_figures,
     scr,
     tpp,
 )
-from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.study import Study
 
 _CONTROL_TEXTS = 512
 """Test texts that random features and TPP are measured on."""
-_PENALTY = 1e-2
-"""Of fresh probes, on standardised inputs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pooled:
-    """Vectors of one state of the model."""
-
-    test: Tensor
-    held_out: Tensor
-    twins: Tensor
-    """Of the held-out texts that have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +46,7 @@ class Measured:
 
 def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Progress | None, None, Measured]:
     """Measure every arm once the choice is made; the test split is looked at here for the first time."""
-    measure, gone = _Measure(study), [one.feature for one in choice.removed]
+    measure, gone = Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
     arms = [measure.arm(Arm.ORIGINAL, study.head, plain)]
     after = plain
@@ -72,6 +55,7 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
         arms.append(measure.arm(Arm.REMOVED, study.head, after))
         arms += yield from _trained_again(measure, choice, plain, after)
         arms += yield from _random(measure, judged, choice)
+    arms += yield from measure_baselines(measure, plain)
     scores = yield from _scores(measure, judged, choice, plain, after)
     return Measured(
         arms=tuple(arms),
@@ -85,7 +69,7 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
 
 
 def _trained_again(
-    measure: _Measure, choice: Choice, plain: Pooled, after: Pooled
+    measure: Measure, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, list[ArmOutcome]]:
     study = measure.study
     if not study.trains:
@@ -103,76 +87,11 @@ def _trained_again(
     return [*found, measure.arm(Arm.ERASED_ALONE, final_alone, plain, alone)]
 
 
-class _Measure:
-    """Measures arms on one set of texts."""
-
-    def __init__(self, study: Study, test: Sequence[Example] | None = None) -> None:
-        data, budget = study.data, study.command.budget
-        self.study = study
-        self.test = data.test if test is None else test
-        usual = [
-            one for one, kept in zip(data.held_out, ambiguous(data.held_out).tolist(), strict=True) if kept
-        ]
-        self.held_out = sample(usual, budget.effect_texts, study.command.seed + 4)
-        self.paired = [one for one in self.held_out if one.twin is not None]
-
-    def pooled(self, removed: Sequence[FeatureRef], stage: str) -> Generator[Progress | None, None, Pooled]:
-        """Pool everything that an arm needs."""
-        pool = self.study.pool
-        return Pooled(
-            test=(yield from pool([one.ids for one in self.test], removed, f"test, {stage}")),
-            held_out=(yield from pool([one.ids for one in self.held_out], removed, f"held out, {stage}")),
-            twins=(yield from pool([one.twin or one.ids for one in self.paired], removed, f"twins, {stage}")),
-        )
-
-    def arm(
-        self, arm: Arm, head: LinearHead, pooled: Pooled, validated: LinearHead | None = None
-    ) -> ArmOutcome:
-        """Turn vectors into figures; held-out texts are decided by a head that has not seen them."""
-        validated = head if validated is None else validated
-        command, data = self.study.command, self.study.data
-        common = {"resamples": command.resamples, "seed": command.seed}
-        figures: list[Figure] = []
-        if self.held_out:
-            y = labels(self.held_out)
-            right = validated.decide(pooled.held_out) == y
-            figures.append(accuracy_figure("ambiguous_accuracy", right, y, **common))
-        if self.paired:
-            y = labels(self.paired)
-            has = torch.tensor([one.twin is not None for one in self.held_out])
-            flipped = validated.decide(pooled.held_out[has]) != validated.decide(pooled.twins)
-            figures.append(accuracy_figure("flip_rate", flipped, y, **common))
-        if self.test:
-            y, known = labels(self.test), attributes(self.test)
-            names = (data.labels, data.attributes)
-            figures += decision_figures(head.decide(pooled.test), y, known, names, **common)
-            if len(pairs := partners(self.test)):
-                figures += pair_figures(head.margin(pooled.test), pairs, known, **common)
-            figures += self._probe(pooled, y, known)
-        return ArmOutcome(arm=arm, figures=tuple(figures))
-
-    def _probe(self, pooled: Pooled, y: Tensor, known: Tensor) -> list[Figure]:
-        if not self.grouped:
-            return []
-        command, strata = self.study.command, 2 * y + known
-        right = fresh_probe(pooled.test, known, strata, penalty=_PENALTY, seed=command.seed)
-        if not len(right):
-            return []
-        return [
-            accuracy_figure("attribute_probe", right, strata, resamples=command.resamples, seed=command.seed)
-        ]
-
-    @property
-    def grouped(self) -> bool:
-        """True if the test split has all four groups."""
-        return len({(one.label, one.attribute) for one in self.test if one.attribute != UNKNOWN}) == 4
-
-
 def _random(
-    measure: _Measure, judged: Judged, choice: Choice
+    measure: Measure, judged: Judged, choice: Choice
 ) -> Generator[Progress | None, None, list[ArmOutcome]]:
     study = measure.study
-    small = _Measure(study, sample(study.data.test, _CONTROL_TEXTS, study.command.seed + 5))
+    small = Measure(study, sample(study.data.test, _CONTROL_TEXTS, study.command.seed + 5))
     spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS]
     kept: dict[Arm, list[ArmOutcome]] = {Arm.RANDOM: [], Arm.RANDOM_REFITTED: []}
     for number in range(study.command.budget.random_sets):
@@ -206,13 +125,13 @@ def _mean(arm: Arm, outcomes: Sequence[ArmOutcome]) -> ArmOutcome:
 
 
 def _scores(
-    measure: _Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
+    measure: Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, BenchScores]:
     if not measure.grouped or not choice.removed:
         return BenchScores(scr=None, tpp=None)
     study, y, known = measure.study, labels(measure.test), attributes(measure.test)
     strata = 2 * y + known
-    clean = fresh_probe(plain.test, y, strata, penalty=_PENALTY, seed=study.command.seed)
+    clean = fresh_probe(plain.test, y, strata, penalty=PROBE_PENALTY, seed=study.command.seed)
     accuracies = [_balanced(study.head.decide(p.test) == y, strata) for p in (plain, after)]
     found = scr(accuracies[0], _balanced(clean, strata), accuracies[1])
     return BenchScores(scr=found, tpp=(yield from _targeted(measure, judged, choice, plain, after)))
@@ -223,7 +142,7 @@ def _balanced(right: Tensor, strata: Tensor) -> float:
 
 
 def _targeted(
-    measure: _Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
+    measure: Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, float | None]:
     """TPP of the two concepts, attribute and label, each with as many of its own features removed."""
     study = measure.study
@@ -242,7 +161,7 @@ def _targeted(
     seen = _half(strata)
     found = [[0.0, 0.0] for _ in states]
     for concept, wanted in enumerate(classes):
-        weight, bias = fit_logistic(states[0][seen], wanted[seen], penalty=_PENALTY)
+        weight, bias = fit_logistic(states[0][seen], wanted[seen], penalty=PROBE_PENALTY)
         for state, pooled in enumerate(states):
             right = ((pooled.double() @ weight + bias) > 0) == (wanted == 1)
             found[state][concept] = _balanced(right[~seen], strata[~seen])
