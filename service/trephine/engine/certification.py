@@ -147,6 +147,7 @@ def certify(
 
     Raises:
         GateMissedError: If the clean process cannot load or measure the folder.
+        DiskFullError: If there is no room.
         DeadlinePassedError: If it does not finish in time.
     """
     request, retain = evidence / "request.json", texts.measured
@@ -170,8 +171,9 @@ def certify(
         "features": names_apart(program.features, interventions),
         "threads": torch.get_num_threads(),
     }
-    save_file(change_tensors(program), evidence / "changes.safetensors")
-    request.write_text(json.dumps(body), encoding="utf-8")
+    with full_disk_refused():
+        save_file(change_tensors(program), evidence / "changes.safetensors")
+        request.write_text(json.dumps(body), encoding="utf-8")
     result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, "certification", _UNLOADABLE)
     measured: dict[str, float] = result["measurements"]
     told = result["continuations"]

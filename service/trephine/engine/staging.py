@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from safetensors import SafetensorError
 
 from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError, ExportTargetExistsError
@@ -18,6 +21,8 @@ PREFIX = ".trephine-tmp-"
 _LOCK = "lock"
 _COPY_BYTES = 16 << 20
 _UNLOCKED_SECONDS = 60.0
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors tells an error of the system: in words alone, and not as an OSError."""
 
 
 class Staging:
@@ -97,14 +102,22 @@ def full_disk_refused() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        why = why_no_room(error)
+    except (OSError, SafetensorError) as error:
+        why = why_no_room(_of_system(error))
         if why is None:
             raise
         raise DiskFullError(
             f"{why}; what was half written is removed: make room, or choose a folder on another disk, "
             "and try again"
         ) from error
+
+
+def _of_system(error: OSError | SafetensorError) -> OSError:
+    """Return the system's error that a writer of tensors tells of, or one without a number."""
+    if isinstance(error, OSError):
+        return error
+    told = _SYSTEM_ERROR.search(str(error))
+    return OSError(int(told[1]), str(error)) if told else OSError(str(error))
 
 
 def copy_file(source: Path, target: Path) -> Generator[None, None, None]:

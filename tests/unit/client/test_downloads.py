@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.fakes.grpc_server import FILE, FakeService
+from tests.file_limits import files_end_at
 from trephine.client import Trephine
 from trephine.client.aio import connect as connect_async
 from trephine.client.downloads import IncomingFolder
@@ -74,18 +72,6 @@ def test_a_parent_that_cannot_be_written_is_typed(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalFileError, match="edited"), IncomingFolder(tmp_path / "file" / "edited"):
         pass
-
-
-@contextmanager
-def files_end_at(size: int) -> Iterator[None]:
-    """Let the kernel refuse this process what goes beyond `size` bytes of a file, as a full disk would."""
-    here = psutil.Process()
-    soft, hard = here.rlimit(psutil.RLIMIT_FSIZE)
-    here.rlimit(psutil.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        here.rlimit(psutil.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [1_000, 300_000], ids=["smaller than the buffer", "larger"])

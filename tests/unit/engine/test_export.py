@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import isgeneratorfunction
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import FAMILIES, tiny_folder
+from tests.file_limits import files_end_at
 from tests.unit.engine.exporting import compiling, edit_of, exported, hosted_in, planned, write_key
 from tests.unit.engine.interventions import neuron
 from trephine.client.verification import verify_folder
@@ -30,7 +32,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.exports import Export, ExportPlan
 from trephine.domain.interventions import Ablate, Scale
-from trephine.engine import export, staging
+from trephine.engine import export
 from trephine.engine.certification import Findings
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
@@ -324,19 +326,27 @@ def test_a_disk_without_room_is_refused_before_any_work(parent, root, monkeypatc
     assert list(root.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["write_weights", "copy_file", "write_evidence"])
+WRITERS = ("copy_file", "write_weights", "write_adapter", "write_evidence", "certify")
+
+
+@pytest.mark.parametrize("place", WRITERS)
 def test_a_disk_that_fills_up_leaves_nothing(parent, root, monkeypatch, place):
     """Wherever the space ends, what was half written is removed and the error is typed."""
     hosted = hosted_in(parent)
     edit = edit_of(hosted, *PLAN)
     plan = planned(hosted, edit)
+    writer = getattr(export, place)
 
-    def full(*args: object, **kwargs: object) -> None:
-        with staging.full_disk_refused():
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def at_once(*args: object, **kwargs: object) -> object:
+        with files_end_at(100):
+            return writer(*args, **kwargs)
 
-    monkeypatch.setattr(export, place, full)
-    with torch.inference_mode(), pytest.raises(DiskFullError):
+    def by_quanta(*args: object, **kwargs: object) -> Generator[object, None, object]:
+        with files_end_at(100):
+            return (yield from writer(*args, **kwargs))
+
+    monkeypatch.setattr(export, place, by_quanta if isgeneratorfunction(writer) else at_once)
+    with torch.inference_mode(), pytest.raises(DiskFullError, match="make room"):
         finish(compiling(hosted, edit, plan, root / "edited"))
     assert list(root.iterdir()) == []
 

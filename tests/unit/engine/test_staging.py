@@ -8,8 +8,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from tests.file_limits import files_end_at
 from trephine.domain.errors import DiskFullError, ExportTargetExistsError
 from trephine.engine.quanta import finish
 from trephine.engine.staging import (
@@ -112,6 +116,16 @@ def test_a_full_disk_is_a_typed_error(number):
         raise OSError(number, "full")
     with pytest.raises(PermissionError), full_disk_refused():
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_a_disk_that_fills_up_under_a_tensor_is_the_same_error(tmp_path):
+    """Its writer tells the system's error in words; another of its errors stays what it is."""
+    with pytest.raises(DiskFullError, match="make room"), files_end_at(100), full_disk_refused():
+        save_file({"a": np.zeros(1000)}, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").write_text("no tensors")
+    with pytest.raises(SafetensorError, match="header"), full_disk_refused():
+        safe_open(tmp_path / "b", "np")
 
 
 def test_a_parent_that_may_only_be_read_is_copied_into_files_that_may_be_written(tmp_path):

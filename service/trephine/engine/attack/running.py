@@ -22,6 +22,7 @@ from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import stock_attention
+from trephine.engine.staging import full_disk_refused
 
 MODULE = "trephine.engine.attack"
 WINDOW = 64
@@ -64,6 +65,7 @@ def attacked(
 
     Raises:
         GateMissedError: If the process ends without a result.
+        DiskFullError: If there is no room.
         DeadlinePassedError: If it does not finish in time.
     """
     windows = context_windows(hosted, texts)
@@ -71,7 +73,9 @@ def attacked(
     if not features:
         masks = [torch.ones(len(window), dtype=torch.bool) for window in windows]
     chosen = _densest(masks)
-    save_file({"read": read_directions(hosted, interventions).contiguous()}, work / "directions.safetensors")
+    directions = read_directions(hosted, interventions).contiguous()
+    with full_disk_refused():
+        save_file({"read": directions}, work / "directions.safetensors")
     request = AttackRequest(
         exported=str(folder),
         parent=str(hosted.folder.resolve()),
@@ -86,7 +90,8 @@ def attacked(
         training_steps=training_steps,
     )
     path = work / "request.json"
-    path.write_text(json.dumps(asdict(request)), encoding="utf-8")
+    with full_disk_refused():
+        path.write_text(json.dumps(asdict(request)), encoding="utf-8")
     patience = max(1.0, training_steps / TRAINING_STEPS)
     arguments = ["-I", "-m", MODULE, str(path)]
     found = yield from run_clean(arguments, work, "the attack", _FAILED, patience=patience)

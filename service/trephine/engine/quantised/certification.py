@@ -99,7 +99,8 @@ def _measured(
         "dtype": hosted.info.dtype,
         "threads": torch.get_num_threads(),
     }
-    request.write_text(json.dumps(body), encoding="utf-8")
+    with full_disk_refused():
+        request.write_text(json.dumps(body), encoding="utf-8")
     what = f"certification of {file.name}"
     result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, what, _UNLOADABLE)
     measured: dict[str, Any] = result["measurements"]
