@@ -26,6 +26,7 @@ from trephine.client.digests import file_digest, tensor_digests
 from trephine.client.errors import SignatureUncheckedError, TrephineError
 from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
 from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
+from trephine.client.types.removal import word_as_text
 
 CERTIFICATE = "certificate.json"
 MANIFEST = "edit_manifest.json"
@@ -62,9 +63,8 @@ class Verification(BaseModel):
 
     @property
     def behaviour(self) -> str:
-        """The word as text: `suppressed (not attacked)`."""
-        word = self.removal or "unknown"
-        return f"{word} ({self.reason})" if self.reason else word
+        """The word as text: `suppressed (not attacked)`, `inconclusive (counts as suppressed)`."""
+        return word_as_text(self.removal or "unknown", self.reason)
 
 
 def verify_folder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trephine.client.cli.output import Output
-from trephine.client.cli.removal import show_removal
+from trephine.client.cli.removal import show_removal, word
 from trephine.client.types import (
     AttackFigure,
     AttackKind,
@@ -15,6 +15,7 @@ from trephine.client.types import (
     RemovalVerdict,
     ShareInterval,
 )
+from trephine.client.verification import Verification
 
 
 def certificate(removal: Removal | None) -> Certificate:
@@ -45,6 +46,22 @@ def test_the_word_comes_first_then_the_figures(capsys):
     shares = ["0.50 [0.40, 0.60]"] * 2
     assert lines[2].split("\t") == ["few-shot", "50", *shares, "0.55 of 3", shares[0]]
     assert lines[3].split("\t") == ["few-shot", "50", *shares, "-", shares[0]]
+
+
+def test_what_attacks_leave_open_counts_as_suppressed(capsys):
+    """Beside the word wherever it is printed: after an export, in lists, by the verifier."""
+    open_one = Removal(
+        verdict=RemovalVerdict.INCONCLUSIVE, why="too few tokens", figures=(), n_tokens=3, n_contexts=2,
+        effect=0.1, unrelated_behaviours=3, seed=0,
+    )  # fmt: skip
+    shown = replace(certificate(open_one), fate=Fate(verdict=RemovalVerdict.INCONCLUSIVE))
+    show_removal(Output(json=False), shown)
+    assert capsys.readouterr().out == "inconclusive (counts as suppressed): too few tokens\n"
+    assert word(shown) == "inconclusive (counts as suppressed)"
+    assert Verification(passed=True, removal="inconclusive").behaviour == word(shown)
+    for decided in ("removed", "suppressed"):
+        assert Verification(passed=True, removal=decided).behaviour == decided
+    assert Verification(passed=True).behaviour == "unknown"
 
 
 def test_what_was_not_attacked_is_not_called_removed(capsys):

@@ -6,17 +6,17 @@ from trephine.client.cli.certificate_text import NOTHING
 from trephine.client.cli.output import Output
 from trephine.client.terminal import printable
 from trephine.client.types import Certificate
-from trephine.client.types.removal import AttackFigure, ShareInterval
+from trephine.client.types.removal import AttackFigure, ShareInterval, word_as_text
 
 
 def show_removal(output: Output, certificate: Certificate) -> None:
-    """Print whether the behaviour is removed or suppressed, and why."""
+    """Print whether the behaviour is removed or suppressed, and why; one left open counts as the latter."""
     removal = certificate.removal
     if removal is None:
         output.line(f"behaviour: {word(certificate)}")
         output.note("export with --attack to see whether it can be brought back")
         return
-    output.line(f"{removal.verdict.value}: {printable(removal.why)}")
+    output.line(f"{word_as_text(removal.verdict.value)}: {printable(removal.why)}")
     if removal.figures:
         output.table(
             ("ATTACK", "STRENGTH", "BACK", "UNRELATED", "MOST OF ONE", "EXCESS"),

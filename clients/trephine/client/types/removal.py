@@ -17,6 +17,12 @@ class RemovalVerdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+def word_as_text(word: str, reason: str = "") -> str:
+    """Write the word with its reason; of one that attacks left open what it counts as, for want of one."""
+    counts = "counts as suppressed" if word == RemovalVerdict.INCONCLUSIVE else ""
+    return f"{word} ({reason or counts})" if reason or counts else word
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fate(WireValue):
     """What may be said of an ablated behaviour; as text the word, with its reason where no attack decided."""
@@ -26,7 +32,7 @@ class Fate(WireValue):
     """`not attacked`; empty: `Removal.why` says it."""
 
     def __str__(self) -> str:
-        return f"{self.verdict.value} ({self.reason})" if self.reason else self.verdict.value
+        return word_as_text(self.verdict.value, self.reason)
 
 
 class AttackKind(StrEnum):
