@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
-from trephine.engine.clean_process import run_clean
+from trephine.engine.clean_process import patience_for, run_clean
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
@@ -174,7 +174,8 @@ def certify(
     with full_disk_refused():
         save_file(change_tensors(program), evidence / "changes.safetensors")
         request.write_text(json.dumps(body), encoding="utf-8")
-    result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, "certification", _UNLOADABLE)
+    arguments, patience = ["-I", str(SCRIPT), str(request)], patience_for(hosted.info.n_parameters)
+    result = yield from run_clean(arguments, evidence, "certification", _UNLOADABLE, patience=patience)
     measured: dict[str, float] = result["measurements"]
     told = result["continuations"]
     measured["greedy_match"] = _greedy_match(hosted, prompts, told["exported"], interventions)

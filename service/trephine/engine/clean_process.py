@@ -15,8 +15,13 @@ from typing import Any
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import DeadlinePassedError, DiskFullError, GateMissedError
+from trephine.engine.staging import full_disk_refused
 
 TIME_LIMIT_SECONDS = 1800.0
+"""At least; larger models are given more, and longer trainings."""
+_PLAIN_PARAMETERS = 50_000_000
+"""Of a model that the plain limit is for. One of 135 million was attacked in 10 to 18 minutes of one core."""
+_LATE = "free processors and memory for it, and try again"
 _POLL_SECONDS = 0.03
 _PASSED_ON = (
     *("LANG", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
@@ -33,6 +38,7 @@ def run_clean(
     failure: str,
     *,
     patience: float = 1.0,
+    late: str = _LATE,
 ) -> Generator[Progress | None, None, dict[str, Any]]:
     """Run Python on arguments and follow it to its result; it ends with this generator.
 
@@ -44,6 +50,7 @@ def run_clean(
         what: Names it in errors: `certification`.
         failure: What it means if it ends without a result.
         patience: Share of the time limit that it may take.
+        late: What to do if it takes longer.
 
     Raises:
         GateMissedError: If it ends without a result.
@@ -57,7 +64,8 @@ def run_clean(
         while process.poll() is None:
             if time.monotonic() > deadline:
                 raise DeadlinePassedError(
-                    f"{what} in a clean process took longer than {limit:.0f} s; nothing was published"
+                    f"{what} in a clean process took longer than {limit:.0f} s; nothing was published. To be "
+                    f"in time, {late}"
                 )
             time.sleep(_POLL_SECONDS)
             line = _last_line(output)
@@ -78,6 +86,11 @@ def run_clean(
     return found
 
 
+def patience_for(parameters: int) -> float:
+    """Return how many time limits a model of this size is given: one or more."""
+    return max(1.0, parameters / _PLAIN_PARAMETERS)
+
+
 def _start(arguments: Sequence[str], work: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start it elsewhere, in its own process group, without a network."""
     environment = {
@@ -91,7 +104,7 @@ def _start(arguments: Sequence[str], work: Path, output: Path, errors: Path) -> 
         "TOKENIZERS_PARALLELISM": "false",
     }
     environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    with output.open("wb") as out, errors.open("wb") as err:
+    with full_disk_refused(), output.open("wb") as out, errors.open("wb") as err:
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=work,

@@ -76,7 +76,8 @@ def export(
         bool,
         typer.Option(
             "--attack",
-            help="Attack the result before it is signed: is the behaviour removed or suppressed? Minutes.",
+            help="Attack the result before it is signed: is the behaviour removed or suppressed? It takes "
+            "minutes and more, and is given up after 30, or more by the model's size and --attack-steps.",
         ),
     ] = False,
     attack_steps: Annotated[

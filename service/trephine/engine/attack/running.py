@@ -14,10 +14,10 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Intervention
-from trephine.domain.removal import Removal
+from trephine.domain.removal import FEWEST_STEPS, Removal
 from trephine.engine.attack.reading import edited_layers, read_directions
 from trephine.engine.attack.request import BUDGETS, TRAINING_STEPS, AttackRequest
-from trephine.engine.clean_process import run_clean
+from trephine.engine.clean_process import patience_for, run_clean
 from trephine.engine.export_texts import ExportTexts
 from trephine.engine.firing import Acting, firing_masks
 from trephine.engine.hosted import HostedModel
@@ -92,10 +92,15 @@ def attacked(
     path = work / "request.json"
     with full_disk_refused():
         path.write_text(json.dumps(asdict(request)), encoding="utf-8")
-    patience = max(1.0, training_steps / TRAINING_STEPS)
-    arguments = ["-I", "-m", MODULE, str(path)]
-    found = yield from run_clean(arguments, work, "the attack", _FAILED, patience=patience)
+    patience = max(1.0, training_steps / TRAINING_STEPS) * patience_for(hosted.info.n_parameters)
+    arguments, late = ["-I", "-m", MODULE, str(path)], _late(training_steps)
+    found = yield from run_clean(arguments, work, "the attack", _FAILED, patience=patience, late=late)
     return TypeAdapter(Removal).validate_python(found)
+
+
+def _late(steps: int) -> str:
+    fewer = f"ask for fewer --attack-steps than {steps}, " if steps > FEWEST_STEPS else ""
+    return f"{fewer}free processors for it, or export without --attack"
 
 
 def context_windows(hosted: HostedModel, texts: ExportTexts) -> Windows:

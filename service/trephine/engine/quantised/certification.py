@@ -19,7 +19,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.exports import GgufType, QuantisedCopy
 from trephine.domain.interventions import Intervention
 from trephine.engine.certification import write_evidence
-from trephine.engine.clean_process import run_clean
+from trephine.engine.clean_process import patience_for, run_clean
 from trephine.engine.firing import Acting
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import stock_attention
@@ -101,7 +101,8 @@ def _measured(
     }
     with full_disk_refused():
         request.write_text(json.dumps(body), encoding="utf-8")
-    what = f"certification of {file.name}"
-    result = yield from run_clean(["-I", str(SCRIPT), str(request)], evidence, what, _UNLOADABLE)
+    what, patience = f"certification of {file.name}", patience_for(hosted.info.n_parameters)
+    arguments = ["-I", str(SCRIPT), str(request)]
+    result = yield from run_clean(arguments, evidence, what, _UNLOADABLE, patience=patience)
     measured: dict[str, Any] = result["measurements"]
     return measured
