@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
@@ -215,6 +216,10 @@ class Arm(StrEnum):
     """No feature removed; tokens that tell the attribute deleted from every text, the head trained again."""
 
 
+BASELINES = {Arm.LEACE: "LEACE", Arm.INLP: "INLP", Arm.TOKEN_DELETION: "deleting tokens"}
+"""What is done without features, in words."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmOutcome:
     """One arm. Shares of 1, with percentile bootstrap intervals of 95 % over texts."""
@@ -229,6 +234,12 @@ class ArmOutcome:
     def figure(self, name: str) -> Figure | None:
         """Return a figure by name, if it was measured."""
         return next((one for one in self.figures if one.name == name), None)
+
+
+def shipped(arms: Sequence[ArmOutcome]) -> Arm:
+    """Return the arm that ships; the original where nothing was removed."""
+    run = {one.arm for one in arms}
+    return next((arm for arm in (Arm.ERASED, Arm.REFITTED, Arm.REMOVED) if arm in run), Arm.ORIGINAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,10 +299,7 @@ class SpuriousRemoval:
     @property
     def ships(self) -> Arm:
         """The arm that is shipped; the original where nothing was removed."""
-        for arm in (Arm.ERASED, Arm.REFITTED, Arm.REMOVED):
-            if self.arm(arm) is not None:
-                return arm
-        return Arm.ORIGINAL
+        return shipped(self.arms)
 
     def arm(self, arm: Arm) -> ArmOutcome | None:
         """Return an arm, if it was run."""

@@ -9,11 +9,15 @@ from time import monotonic
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.spurious_removal import (
+    BASELINES,
+    Arm,
+    ArmOutcome,
     Judge,
     JudgedFeature,
     RemoveSpuriousFeatures,
     SpuriousRemoval,
     Standing,
+    shipped,
 )
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.session import Handler, Session
@@ -71,7 +75,7 @@ def remove_spurious_features(
         head=choice.head.weights(study.data.labels),
         original_head=study.head.weights(study.data.labels),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
-        caveats=(*_caveats(study, judged), *_of_the_head(study, choice)),
+        caveats=(*_caveats(study, judged), *_of_the_head(study, choice), *_as_good(measured.arms)),
         seconds=monotonic() - started,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
@@ -100,6 +104,25 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
     return (
         "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "
         "examples of the attribute or twins, and it is also trained without the attribute",
+    )
+
+
+def _as_good(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
+    """Say what does as well without a feature: a removal is to be worth more than what is simpler."""
+    worst = {one.arm: one.figure("worst_group") for one in arms}
+    ships = worst.get(shipped(arms))
+    if ships is None or shipped(arms) is Arm.ORIGINAL:
+        return ()
+    names = [
+        f"{words} ({found.value:.1%})"
+        for arm, words in BASELINES.items()
+        if (found := worst.get(arm)) is not None and found.value >= ships.value
+    ]
+    if not names:
+        return ()
+    return (
+        f"without any feature removed the worst group is decided as well by {' and '.join(names)} as by what "
+        f"ships ({ships.value:.1%}): where the head is all that must be fair, that is simpler",
     )
 
 

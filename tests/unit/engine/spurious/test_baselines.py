@@ -9,14 +9,16 @@ import pytest
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from trephine.domain.findings import Figure
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_removal import Arm, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import Arm, ArmOutcome, RemoveSpuriousFeatures
 from trephine.engine.erasure.affine import fit_leace
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.quanta import finish
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.examples import attributes, labels
 from trephine.engine.spurious.measuring import Measure
+from trephine.engine.spurious.removal import _as_good
 from trephine.engine.spurious.study import Study, open_study
 
 BASELINES = [Arm.LEACE, Arm.INLP, Arm.TOKEN_DELETION]
@@ -96,3 +98,25 @@ def test_a_head_that_stays_decides_on_what_is_left(hosted):
     erase = fit_leace(told, attributes(study.data.attribute))
     expected = right(study.head, erase(test), study.data.test)
     assert measured(study)[Arm.LEACE].figure("label_accuracy").value == pytest.approx(expected, abs=1e-6)
+
+
+def outcome(arm: Arm, worst: float) -> ArmOutcome:
+    """An arm with a worst group."""
+    return ArmOutcome(arm=arm, figures=(Figure(name="worst_group", value=worst, unit="share"),))
+
+
+def test_what_is_simpler_and_as_good_is_named():
+    """And only that; where nothing ships there is nothing to compare."""
+    arms = [
+        outcome(Arm.ORIGINAL, 0.0),
+        outcome(Arm.REFITTED, 0.8),
+        outcome(Arm.LEACE, 0.9),
+        outcome(Arm.INLP, 0.7),
+    ]
+    (said,) = _as_good(arms)
+    assert "LEACE (90.0%)" in said
+    assert "INLP" not in said
+    assert "(80.0%)" in said
+    assert _as_good([outcome(Arm.REFITTED, 0.95), *arms[2:]]) == ()
+    assert _as_good([arms[0], *arms[2:]]) == ()
+    assert _as_good([ArmOutcome(arm=Arm.REFITTED, figures=()), *arms[2:]]) == ()
