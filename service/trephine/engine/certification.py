@@ -123,6 +123,17 @@ def narrower(hosted: HostedModel, stored_dtype: str) -> torch.dtype | None:
     return stored if stored is not None and stored.itemsize < hosted.model.dtype.itemsize else None
 
 
+def floor_dtype(hosted: HostedModel, stored_dtype: str) -> str:
+    """Return the type that the parent is run in, beside the runtime's, for what rounding costs it.
+
+    That of its files where that is narrower, which is how it is served; else bfloat16 beside float32, and
+    float32 beside all others.
+    """
+    if narrower(hosted, stored_dtype) is not None:
+        return STORED_NAMES[stored_dtype]
+    return "bfloat16" if hosted.info.dtype == "float32" else "float32"
+
+
 def evidence_bytes(hosted: HostedModel, texts: ExportTexts, stored: torch.dtype | None = None) -> int:
     """Predict the size of the evidence: three answers to every token, the clean process's own among them.
 
@@ -153,7 +164,7 @@ def certify(
     request, retain = evidence / "request.json", texts.measured
     prompts = [list(w[:_PROMPT_TOKENS]) for w in retain.windows[:_GREEDY_PROMPTS]]
     room = hosted.info.context_length - _PROMPT_TOKENS
-    compute = hosted.info.dtype
+    compute, other = hosted.info.dtype, floor_dtype(hosted, stored_dtype)
     body = {
         "exported": str(folder),
         "parent": str(hosted.folder.resolve()),
@@ -164,7 +175,7 @@ def certify(
         "greedy_tokens": max(1, min(GREEDY_TOKENS, room)),
         "attention": stock_attention(hosted.model),
         "compute_dtype": compute,
-        "other_dtype": "bfloat16" if compute == "float32" else "float32",
+        "other_dtype": other,
         "stored_dtype": STORED_NAMES.get(stored_dtype, compute),
         "changes": change_records(program),
         "config": program.config,
@@ -187,7 +198,7 @@ def certify(
         yield None
     if "stored" in told:
         yield from _greedy_as_stored(hosted, prompts, told["stored"], interventions, stored_dtype, measured)
-    return Findings(measurements=measured, environment=result["environment"])
+    return Findings(measurements=measured, environment=result["environment"] | {"floor_dtype": other})
 
 
 def _in_batches(windows: str, batches: str, text: RetainText | None) -> dict[str, list[list[int]]]:

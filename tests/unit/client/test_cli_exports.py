@@ -12,7 +12,10 @@ import pytest
 
 from tests.fakes.grpc_server import FakeService
 from trephine.client.cli import main, service
+from trephine.client.cli.certificate_text import stored_floor
 from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.decoding import decode
+from trephine.client.types import Certificate
 from trephine.v1 import edit_service_pb2 as pb
 from trephine.v1 import export_signing_pb2 as signing
 from trephine.v1 import removal_pb2
@@ -59,11 +62,12 @@ MAIN = {
     "KL from the intervened runtime, all tokens\t2.00e-07\t1.00e-11\tthe parent's own rounding",
     "KL from the intervened runtime, firing tokens\t3.00e-07\t-\t",
     "KL from the intervened runtime, run in bfloat16, firing tokens\t5.00e-03\t4.00e-03"
-    "\tthe parent's own, as stored",
+    "\tthe parent's own, as stored: bfloat16 against float32",
     "edit that is carried, all tokens\t0.9987\t-\t",
     "top-1 agreement\t0.7500\t-\t",
     "edit that is carried, run in bfloat16, as is the runtime, firing tokens\t0.9600\t-\t",
-    "greedy tokens that match, run in bfloat16\t0.5000\t0.6250\tthe parent's own, as stored",
+    "greedy tokens that match, run in bfloat16\t0.5000\t0.6250"
+    "\tthe parent's own, as stored: bfloat16 against float32",
     "ratio of perplexities, run in bfloat16, as is the runtime\t1.0010\t-\t",
 }
 """Rows that `show` and `export` print of the figures above; what was not measured has none."""
@@ -118,6 +122,25 @@ def run(address: str, monkeypatch: pytest.MonkeyPatch) -> Run:
         return int(ended.value.code or 0)
 
     return command
+
+
+@pytest.mark.parametrize(
+    ("stored", "compute", "floor", "label"),
+    [
+        ("float16", "float32", "float16", ", as stored: float16 against float32"),
+        ("float16", "float32", None, ": bfloat16 against float32"),
+        ("float16", "bfloat16", "float32", ": float32 against bfloat16"),
+        ("bfloat16", None, None, " rounding"),
+    ],
+)
+def test_the_floor_of_a_folder_as_stored_names_its_types(
+    stored: str, compute: str | None, floor: str | None, label: str
+):
+    """It says that it is of the stored type where it is; older certificates measured bfloat16 in any case."""
+    told = {"compute_dtype": compute, "floor_dtype": floor}
+    environment = {name: dtype for name, dtype in told.items() if dtype}
+    certificate = decode(Certificate, pb.Certificate(dtype=stored, environment=environment))
+    assert stored_floor(certificate) == f"the parent's own{label}"
 
 
 def test_exports_are_listed_with_who_signed(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):

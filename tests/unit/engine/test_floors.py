@@ -84,6 +84,36 @@ def test_a_bfloat16_parent_that_was_loaded_in_float32(tmp_path):
     )
 
 
+@pytest.mark.integration
+def test_the_floor_of_a_float16_parent_is_of_float16(tmp_path):
+    """As it will be served; bfloat16 rounds eight times as coarsely, and would excuse as much."""
+    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=torch.float16))
+    (tmp_path / "root").mkdir()
+    made = exported(hosted, edit_of(hosted, neuron(0, 3, Ablate())), tmp_path / "root" / "edited")
+    found = {m.name: m.value for m in made.certificate.measurements}
+    told = made.certificate.environment
+    assert (made.certificate.dtype, told["compute_dtype"], told["floor_dtype"]) == (
+        "float16",
+        "float32",
+        "float16",
+    )
+    windows = retain_text(hosted).windows
+
+    def answers(dtype: torch.dtype) -> list[torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "parent", dtype=dtype).eval()
+        return [model(torch.tensor([window])).logits[0].float() for window in windows]
+
+    with torch.inference_mode():
+        wide, half, brain = map(answers, (torch.float32, torch.float16, torch.bfloat16))
+    assert found["noise_floor_dtype_mean"] == pytest.approx(_mean_kl(wide, half), rel=0.2)
+    assert found["noise_floor_dtype_mean"] < 0.3 * _mean_kl(wide, brain)
+    agreement = [(p.argmax(-1) == q.argmax(-1)).float() for p, q in zip(wide, half, strict=True)]
+    expected = float(torch.cat(agreement).mean())
+    assert found["noise_top1_agreement_in_stored_dtype"] == pytest.approx(expected, abs=0.01)
+    assert found["noise_perplexity_ratio_in_stored_dtype"] == pytest.approx(1.0, abs=1e-2)
+    assert 0 < found["noise_greedy_match_in_stored_dtype"] <= 1
+
+
 def _mean_kl(ps: list[torch.Tensor], qs: list[torch.Tensor]) -> float:
     return float(torch.cat([kl_divergence(p, q) for p, q in zip(ps, qs, strict=True)]).mean())
 
@@ -118,6 +148,7 @@ def _beside(
 def _as_stored(made: Export, found: dict[str, float], folder: Path) -> None:
     assert made.certificate.dtype == "bfloat16"
     assert made.certificate.environment["compute_dtype"] == "float32"
+    assert made.certificate.environment["floor_dtype"] == "bfloat16"
     assert found["kl_intervened_exported_mean"] <= 1e-6
     left, edit = (found[f"{name}_in_stored_dtype_mean"] for name in ("kl_intervened_exported", "edit_kl"))
     assert left > found["kl_intervened_exported_mean"]  # bfloat16 arithmetic

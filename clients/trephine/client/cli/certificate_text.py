@@ -12,7 +12,6 @@ from trephine.client.types import Certificate, ExportVerdict
 NOTHING = "-"
 _RUNTIME = "from the intervened runtime"
 _FLOOR = "the parent's own rounding"
-_STORED_FLOOR = "the parent's own, as stored"
 _AS_STORED = (("_in_stored_dtype", ""), ("_both_in_stored_dtype", ", as is the runtime"))
 _TOKENS = (
     ("top1_agreement", "top-1 agreement"),
@@ -60,7 +59,7 @@ def main_rows(certificate: Certificate) -> Iterator[tuple[str, str, str, str]]:
         stored = f"kl_intervened_exported_in_stored_dtype{place}"
         floor = found.get(f"noise_floor_dtype{place}")
         what = f"KL {_RUNTIME}, run in {certificate.dtype}, {where}"
-        yield from _row(found, what, stored, floor, _STORED_FLOOR)
+        yield from _row(found, what, stored, floor, stored_floor(certificate))
     yield from _row(found, "edit that is carried, all tokens", "recovery", digits=True)
     yield from _row(found, "edit that is carried, firing tokens", "recovery_firing", digits=True)
     damage = found.get("retain_kl_original_intervened_mean")
@@ -71,11 +70,28 @@ def main_rows(certificate: Certificate) -> Iterator[tuple[str, str, str, str]]:
     yield from _row(found, "top-1 agreement", "top1_agreement", own, _FLOOR, digits=True)
     yield from _row(found, "greedy tokens that match", "greedy_match", digits=True)
     yield from _row(found, "ratio of perplexities", "perplexity_ratio", digits=True)
-    yield from _rows_as_stored(found, certificate.dtype)
+    yield from _rows_as_stored(found, certificate)
 
 
-def _rows_as_stored(found: Mapping[str, float], dtype: str) -> Iterator[tuple[str, str, str, str]]:
+def stored_floor(certificate: Certificate) -> str:
+    """What the parent's own rounding beside a folder run as stored is of: always two types, by name.
+
+    Certificates older than `floor_dtype` were measured in bfloat16 beside float32, and in float32 beside all
+    others, whatever their files held.
+    """
+    compute = certificate.environment.get("compute_dtype")
+    if compute is None:
+        return _FLOOR
+    other = certificate.environment.get("floor_dtype", "bfloat16" if compute == "float32" else "float32")
+    stored = ", as stored" if other == certificate.dtype else ""
+    return f"the parent's own{stored}: {other} against {compute}"
+
+
+def _rows_as_stored(
+    found: Mapping[str, float], certificate: Certificate
+) -> Iterator[tuple[str, str, str, str]]:
     """Rows of the folder run in the type of its files, where the runtime computed in a wider one."""
+    dtype, floor = certificate.dtype, stored_floor(certificate)
     for place, where in _PLACES[:2]:
         tokens = place.removesuffix("_mean")
         for name, beside in _AS_STORED:
@@ -85,7 +101,7 @@ def _rows_as_stored(found: Mapping[str, float], dtype: str) -> Iterator[tuple[st
         for name, beside in _AS_STORED:
             own = None if beside else found.get(f"noise_{figure}{name}")
             what = f"{says}, run in {dtype}{beside}"
-            yield from _row(found, what, f"{figure}{name}", own, _STORED_FLOOR, digits=True)
+            yield from _row(found, what, f"{figure}{name}", own, floor, digits=True)
 
 
 def figure_rows(certificate: Certificate) -> list[tuple[str, ...]]:
