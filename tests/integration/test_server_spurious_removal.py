@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
-from tests.builders import tiny_folder
+from tests.builders import tiny_folder, tiny_tokenizer
 from tests.integration.server_house import Edge, edge
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, paired
 from trephine.client.aio.artifacts import AsyncArtifacts
@@ -40,6 +41,7 @@ from trephine.client.types import (
     LabelTokens,
     OutcomeGround,
     Probe,
+    RewardModel,
     SpuriousRemoval,
     Verdict,
 )
@@ -68,11 +70,21 @@ WORDS = [
 """So that something is removed whatever the judges of a random model say."""
 
 
+def _save_reward(base: Path, target: Path) -> None:
+    """Save a stock reward model on the weights of a folder."""
+    reward = LlamaForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=1)
+    with torch.no_grad():
+        drawn = torch.randn(reward.score.weight.shape, generator=torch.Generator().manual_seed(5))
+        reward.score.weight.copy_(drawn)
+    reward.save_pretrained(target)
+    tiny_tokenizer().save_pretrained(target)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
     """A server over a real engine process with a tiny Llama: one for the module."""
     folder = tmp_path_factory.mktemp("edge")
-    tiny_folder("llama", folder / "roots" / "tiny")
+    _save_reward(tiny_folder("llama", folder / "roots" / "tiny"), folder / "roots" / "judge")
     async with edge(folder, launcher=SubprocessEngineLauncher(threads=1)) as house:
         await house.load()
         yield house
@@ -195,6 +207,48 @@ async def test_the_edited_classifier_is_reloaded_by_stock_transformers(
     figure = refitted.figure("worst_group")
     assert figure is not None
     assert worst == pytest.approx(figure.value, abs=1e-6)
+
+
+async def test_an_edited_reward_is_reloaded_by_stock_transformers(
+    server: Edge, wire: AsyncWire, model: AsyncModel
+):
+    """With its own weight and one output; with the threshold beside it the worst group is the report's."""
+    decision = RewardModel(source="judge", positive_label="Q")
+    found = await model.remove_spurious(
+        TRAINING, edit_id="fairer", unproven=True, decision=decision, overrides=WORDS, **SMALL
+    )
+    await (await AsyncExports(wire).start("fairer", "fairer-export")).result()
+    texts = [one.text for one in TEST]
+    stored = AsyncSpuriousRemovals(wire)
+    made = await (
+        await stored.start_export_classifier(found, "fairer", texts, export="fairer-export")
+    ).result()
+    assert (made.agreeing, made.checked_texts) == (len(texts), len(texts))
+    assert made.largest_difference < 1e-4
+    assert made.labels == ("W", "Q")
+    assert made.threshold is not None
+    folder = server.state / "published" / "fairer"
+    told = json.loads((folder / "classifier.json").read_text())
+    assert (told["threshold"], told["at_most_threshold"], told["above_threshold"]) == (
+        made.threshold,
+        "W",
+        "Q",
+    )
+    given = AutoModelForSequenceClassification.from_pretrained(server.state.parent / "roots" / "judge")
+    reward = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert (reward.config.num_labels, reward.config.id2label) == (1, {0: "reward"})
+    assert torch.equal(reward.score.weight, given.score.weight)
+    right: dict[tuple[str, str | None], list[bool]] = {}
+    with torch.inference_mode():
+        for one in TEST:
+            ids = [token.id for token in await model.tokenize(one.text)]
+            decided = "Q" if float(reward(torch.tensor([ids])).logits) > made.threshold else "W"
+            right.setdefault((one.label, one.attribute), []).append(decided == one.label)
+    removed = found.arm("removed")
+    assert removed is not None
+    figure = removed.figure("worst_group")
+    assert figure is not None
+    assert min(sum(each) / len(each) for each in right.values()) == pytest.approx(figure.value, abs=1e-6)
 
 
 async def test_a_classifier_is_fetched_byte_for_byte(

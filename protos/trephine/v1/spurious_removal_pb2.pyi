@@ -490,7 +490,9 @@ class RemovalBudget(google.protobuf.message.Message):
     effect_texts: builtins.int
     """Texts of a kind that effects are estimated on. Unset: 256."""
     fit_texts: builtins.int
-    """Texts of the ambiguous set that heads are trained on. Unset: 1024."""
+    """Texts of the ambiguous set that heads are trained on while they are compared; the final one is trained on
+    what is held out as well. Unset: 1024.
+    """
     random_sets: builtins.int
     """Matched random feature sets beside the removed one. Unset: 3."""
     @property
@@ -1261,6 +1263,7 @@ class ClassifierExport(google.protobuf.message.Message):
     LARGEST_DIFFERENCE_FIELD_NUMBER: builtins.int
     AGREEING_FIELD_NUMBER: builtins.int
     SIZES_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `classifiers/...`."""
     removal: builtins.str
@@ -1275,9 +1278,11 @@ class ClassifierExport(google.protobuf.message.Message):
     """Largest difference of a logit there."""
     agreeing: builtins.int
     """Decisions that agree."""
+    threshold: builtins.float
+    """Of a reward, the folder's one output: above it is the second label. Unset: an output per label."""
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """In the order of the logits."""
+        """In the order of the logits; of a reward, the one up to its threshold and the one above."""
 
     @property
     def files(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
@@ -1300,8 +1305,11 @@ class ClassifierExport(google.protobuf.message.Message):
         largest_difference: builtins.float = ...,
         agreeing: builtins.int = ...,
         sizes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        threshold: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agreeing", b"agreeing", "architecture", b"architecture", "checked_texts", b"checked_texts", "export", b"export", "files", b"files", "labels", b"labels", "largest_difference", b"largest_difference", "name", b"name", "removal", b"removal", "sizes", b"sizes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "agreeing", b"agreeing", "architecture", b"architecture", "checked_texts", b"checked_texts", "export", b"export", "files", b"files", "labels", b"labels", "largest_difference", b"largest_difference", "name", b"name", "removal", b"removal", "sizes", b"sizes", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 global___ClassifierExport = ClassifierExport
 

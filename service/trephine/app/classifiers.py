@@ -22,6 +22,7 @@ from trephine.domain.classifier_exports import (
     ExportClassifier,
     require_plain_text,
     require_stock,
+    reward_threshold,
 )
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
@@ -138,7 +139,8 @@ class Classifiers:
         self, request: ExportClassifierRequest, target: Path
     ) -> tuple[StoredRemoval, ExportClassifier]:
         stored = await self._removals.get(request.removal)
-        require_stock(stored.found.head)
+        threshold = reward_threshold(stored.found.decision, stored.found.head)
+        require_stock(stored.found.head, reward=threshold is not None)
         require_plain_text(stored.found.decision)
         parent = await self._parent(stored, request.export)
         removed = tuple(
@@ -151,6 +153,7 @@ class Classifiers:
             parent=parent,
             folder=str(target),
             head=stored.found.head,
+            threshold=threshold,
             removed=removed,
             texts=request.texts,
         )

@@ -8,7 +8,7 @@ from typing import ClassVar
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import HeadNotStockError, InvalidRequestError
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_heads import TEXT, DecisionHead, HeadWeights, Pooling, TokenHead
+from trephine.domain.spurious_heads import TEXT, DecisionHead, HeadWeights, Pooling, RewardHead, TokenHead
 
 MAX_CHECKED = 64
 """Texts on which the reloaded folder is compared."""
@@ -27,6 +27,7 @@ class ClassifierExport:
     """Resource name of the export whose weights it has; empty: the model's own."""
     architecture: str
     labels: tuple[str, ...]
+    """In the order of the logits; of a reward, that below its threshold and that above."""
     files: dict[str, str]
     """Path to sha256."""
     sizes: dict[str, int] = field(default_factory=dict)
@@ -36,6 +37,8 @@ class ClassifierExport:
     """Of a logit, on those texts, reloaded by stock transformers in a clean process."""
     agreeing: int
     """Decisions that agree."""
+    threshold: float | None = None
+    """Of a reward, the folder's one output: above it is the second label. None: an output per label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,9 @@ class ExportClassifier(Command[ClassifierExport, Progress]):
     folder: str
     """Written; must not exist."""
     head: HeadWeights
+    threshold: float | None = None
+    """Of a reward, as `reward_threshold` gives it: the folder has one output, which is compared with it.
+    None: one per label."""
     removed: tuple[FeatureRef, ...]
     """Features that the parent's weights lack; the runtime lacks them too when it is compared."""
     texts: tuple[str, ...]
@@ -64,17 +70,30 @@ class ExportClassifier(Command[ClassifierExport, Progress]):
             )
 
 
-def require_stock(head: HeadWeights) -> None:
+def reward_threshold(decision: DecisionHead, head: HeadWeights) -> float | None:
+    """Return the reward above which the second label is decided; None of a decision that is no reward.
+
+    Such a head is a reward that is split evenly between two rows, with the threshold as its bias.
+    """
+    return head.bias[0] - head.bias[1] if isinstance(decision, RewardHead) else None
+
+
+def require_stock(head: HeadWeights, *, reward: bool = False) -> None:
     """Refuse a head that no stock sequence classifier computes.
+
+    Args:
+        head: Two rows and their biases.
+        reward: True if the biases are a threshold that stands beside the folder, not in it.
 
     Raises:
         HeadNotStockError: Saying what is not stock about it.
     """
-    if head.layer is not None or head.pooling is not Pooling.LAST or any(head.bias):
+    biased = any(head.bias) and not reward
+    if head.layer is not None or head.pooling is not Pooling.LAST or biased:
         where = "the final norm's output" if head.layer is None else f"layer {head.layer}"
         raise HeadNotStockError(
             f"the head reads {where}, pooled by {head.pooling.value}"
-            f"{', with a bias' if any(head.bias) else ''}; a stock classifier reads the final norm's output "
+            f"{', with a bias' if biased else ''}; a stock classifier reads the final norm's output "
             "at the last token without one. Train a probe with no layer and `last` pooling",
             field="decision",
         )

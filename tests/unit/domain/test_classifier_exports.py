@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from trephine.domain.classifier_exports import require_plain_text
+from trephine.domain.classifier_exports import require_plain_text, require_stock, reward_threshold
 from trephine.domain.errors import HeadNotStockError, InvalidRequestError
-from trephine.domain.spurious_heads import LabelToken, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_heads import (
+    HeadWeights,
+    LabelToken,
+    Pooling,
+    ProbeHead,
+    RewardHead,
+    TokenHead,
+)
 
 TOKENS = (LabelToken(label="bad", token=" a"), LabelToken(label="good", token=" b"))
 
@@ -29,3 +38,21 @@ def test_a_reward_says_which_label_is_high():
     assert wrong.value.context["field"] == "decision.reward.positive_label"
     with pytest.raises(InvalidRequestError, match="is not told"):
         RewardHead(folder="f").ordered(labels)
+
+
+def test_only_the_bias_of_a_reward_is_a_threshold():
+    """It stands beside the folder; of any other head there is no place for it."""
+    head = HeadWeights(
+        labels=("bad", "good"),
+        weight=((-1.0, 0.5), (1.0, -0.5)),
+        bias=(0.25, -0.25),
+        layer=None,
+        pooling=Pooling.LAST,
+    )
+    assert reward_threshold(RewardHead(folder="f", positive_label="good"), head) == 0.5
+    assert reward_threshold(ProbeHead(), head) is None
+    require_stock(head, reward=True)
+    with pytest.raises(HeadNotStockError, match="with a bias"):
+        require_stock(head)
+    with pytest.raises(HeadNotStockError, match="layer 1, pooled by last; "):
+        require_stock(replace(head, layer=1), reward=True)

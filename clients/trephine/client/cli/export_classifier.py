@@ -51,9 +51,13 @@ def export_classifier(
     if given.output.json:
         given.output.document(found.to_json())
         return
+    decides = " and ".join(found.labels)
+    if found.threshold is not None:
+        below, above = found.labels
+        decides = f"one reward: above {found.threshold:.7g} {above}, else {below}"
     given.output.facts(
         [
-            ("published", f"{found.name}, {found.architecture} of {' and '.join(found.labels)}"),
+            ("published", f"{found.name}, {found.architecture} of {decides}"),
             ("reloaded", f"{found.agreeing} of {found.checked_texts} decisions agree"),
             ("logits", f"differ by at most {found.largest_difference:.2g}"),
             ("files", ", ".join(sorted(found.files))),

@@ -347,6 +347,8 @@ class ClassifierExport(WireValue):
     agreeing: int
     sizes: dict[str, int]
     """Bytes of every file."""
+    threshold: float | None = None
+    """Of a reward, the folder's one output: above it is the second label. None: an output per label."""
 
     @property
     def listed(self) -> tuple[ExportedFile, ...]:

@@ -1,7 +1,8 @@
 """ExportClassifier: the exported shards as they are, one more with the head, and a reload that proves it.
 
 Stock sequence classifiers take the last token that is no padding, behind the final norm, and their `score`
-has no bias: a head that reads anything else has no stock form.
+has no bias: a head that reads anything else has no stock form. A reward has the form of stock reward models:
+one output, compared with a threshold that stands beside it in the folder.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from trephine.domain.classifier_exports import (
 )
 from trephine.domain.commands import Progress
 from trephine.domain.errors import GateMissedError, HeadNotStockError
-from trephine.domain.spurious_heads import HeadWeights
 from trephine.engine import manifest
 from trephine.engine.clean_process import run_clean
 from trephine.engine.hosted import HostedModel
@@ -38,6 +38,8 @@ from trephine.engine.staging import copy_file, full_disk_refused, sync_tree
 
 SCRIPT = Path(__file__).with_name("classifier_check.py")
 CLASSIFIER_NAME = "classifier.json"
+_REWARD = "reward"
+"""What the one output is called: it stands for no label by itself."""
 _HEAD_FILE = "score.safetensors"
 _BODY_FILE = "body.safetensors"
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
@@ -54,14 +56,14 @@ def export_classifier(
         DiskFullError: If there is no room.
     """
     hosted = session.require_model()
-    architecture = stock_architecture(hosted, command.head)
+    architecture = stock_architecture(hosted, command)
     source = Path(command.parent) if command.parent else hosted.folder
-    target, score = Path(command.folder), head_tensor(command.head)
+    target, score = Path(command.folder), score_tensor(command)
     with full_disk_refused():
         target.mkdir(parents=True)
     yield from _copy(source, target)
     with full_disk_refused():
-        _write_head(hosted, source, target, command.head, score, architecture)
+        _write_head(hosted, source, target, command, score, architecture)
     difference, agreeing, checked = yield from _compare(hosted, command, target, score)
     if agreeing < FEWEST_AGREEING * checked:
         raise GateMissedError(
@@ -72,6 +74,7 @@ def export_classifier(
     with full_disk_refused():
         told: dict[str, Any] = {"removal": command.removal, "export": command.export}
         told["parent"] = hosted.info.weight_hash
+        told |= _decided(command)
         told |= {"checked_texts": checked, "largest_difference": difference, "agreeing": agreeing}
         (target / CLASSIFIER_NAME).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     files = yield from manifest.describe_files(target)
@@ -87,16 +90,17 @@ def export_classifier(
         checked_texts=checked,
         largest_difference=difference,
         agreeing=agreeing,
+        threshold=command.threshold,
     )
 
 
-def stock_architecture(hosted: HostedModel, head: HeadWeights) -> str:
+def stock_architecture(hosted: HostedModel, command: ExportClassifier) -> str:
     """Return the class that loads the folder.
 
     Raises:
         HeadNotStockError: Saying what is not stock about the head, or that the model has no such class.
     """
-    require_stock(head)
+    require_stock(command.head, reward=command.threshold is not None)
     found = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(hosted.model.config), None)
     if found is None:
         raise HeadNotStockError(
@@ -105,9 +109,23 @@ def stock_architecture(hosted: HostedModel, head: HeadWeights) -> str:
     return str(found.__name__)
 
 
-def head_tensor(head: HeadWeights) -> Tensor:
-    """Return a head's weight, float32 `(n_labels, d_model)`."""
-    return torch.tensor(head.weight, dtype=torch.float32)
+def score_tensor(command: ExportClassifier) -> Tensor:
+    """Return what the folder's head is: float32 `(n_labels, d_model)`, or `(1, d_model)` of a reward."""
+    weight = torch.tensor(command.head.weight, dtype=torch.float32)
+    return weight if command.threshold is None else weight.diff(dim=0)
+
+
+def decisions(command: ExportClassifier, logits: Tensor) -> Tensor:
+    """Return the labels' numbers, int64 `(n,)`, that logits `(n, n_labels)` or rewards `(n, 1)` stand for."""
+    return logits.argmax(1) if command.threshold is None else (logits[:, 0] > command.threshold).long()
+
+
+def _decided(command: ExportClassifier) -> dict[str, Any]:
+    """Say what the one output of a reward stands for; stock configurations have no place for it."""
+    if command.threshold is None:
+        return {}
+    below, above = command.head.labels
+    return {"threshold": command.threshold, "at_most_threshold": below, "above_threshold": above}
 
 
 def _copy(source: Path, target: Path) -> Generator[Progress | None, None, None]:
@@ -125,7 +143,12 @@ def _copy(source: Path, target: Path) -> Generator[Progress | None, None, None]:
 
 
 def _write_head(
-    hosted: HostedModel, source: Path, target: Path, head: HeadWeights, score: Tensor, architecture: str
+    hosted: HostedModel,
+    source: Path,
+    target: Path,
+    command: ExportClassifier,
+    score: Tensor,
+    architecture: str,
 ) -> None:
     entries = read_entries(source)
     where = {name: _BODY_FILE if entry.file == SINGLE_NAME else entry.file for name, entry in entries.items()}
@@ -134,11 +157,13 @@ def _write_head(
     save_file({SCORE: score.contiguous()}, target / _HEAD_FILE, metadata={"format": "pt"})
     (target / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    labels = command.head.labels if command.threshold is None else (_REWARD,)
     config |= {
         "architectures": [architecture],
-        "id2label": {str(number): label for number, label in enumerate(head.labels)},
-        "label2id": {label: number for number, label in enumerate(head.labels)},
-        "problem_type": "single_label_classification",
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        # Pipelines give the output of a regression as it is, as the threshold needs it.
+        "problem_type": "single_label_classification" if command.threshold is None else "regression",
     }
     if config.get("pad_token_id") is None:  # else a batch of unequal texts cannot be pooled
         config["pad_token_id"] = _padding(hosted)
@@ -172,7 +197,7 @@ def _compare(
             "published. Free memory for a second model and try again; report it with what follows",
         )
     logits = torch.tensor(found["logits"])
-    agreeing = int((logits.argmax(1) == expected.argmax(1)).sum())
+    agreeing = int((decisions(command, logits) == decisions(command, expected)).sum())
     return float((logits - expected).abs().max()), agreeing, len(texts)
 
 

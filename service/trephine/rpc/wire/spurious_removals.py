@@ -241,6 +241,7 @@ def classifier_to_wire(one: ClassifierExport) -> pb.ClassifierExport:
         largest_difference=one.largest_difference,
         agreeing=one.agreeing,
         sizes={clean(path): size for path, size in one.sizes.items()},
+        threshold=one.threshold,
     )
 
 
