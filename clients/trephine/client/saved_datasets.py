@@ -8,6 +8,7 @@ from typing import Any
 
 from trephine.client.errors import LocalFileError
 
+_INSTALL = "pip install 'trephine[datasets]'"
 _ONE, _SEVERAL = "state.json", "dataset_dict.json"
 
 
@@ -29,7 +30,7 @@ def saved_rows(folder: Path) -> Iterator[Mapping[str, Any]]:
         from datasets import ClassLabel, load_from_disk
     except ImportError as missing:
         raise LocalFileError(
-            f"{folder} was saved by `datasets`, not installed here: install it, or save as JSON lines"
+            f"{folder} was saved by `datasets`, not installed here: {_INSTALL}, or save as JSON lines"
         ) from missing
     try:
         loaded = load_from_disk(str(folder))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
 from trephine.client.errors import LocalFileError
 from trephine.client.labelled_files import TextColumns, read_texts
 
-datasets = pytest.importorskip("datasets")
 COLUMNS = TextColumns(label="profession", attribute="gender")
 TEXTS = {"text": ["one", "two", "three"], "profession": [1, 0, 1], "gender": ["f", "m", "m"]}
 
@@ -46,7 +46,9 @@ def test_a_broken_folder_and_a_missing_library_are_told_apart(
     folder = _saved(tmp_path / "set")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "datasets", None)
-        with pytest.raises(LocalFileError, match="not installed here: install it, or save as JSON lines"):
+        with pytest.raises(
+            LocalFileError, match=r"pip install 'trephine\[datasets\]', or save as JSON lines"
+        ):
             read_texts(folder, COLUMNS)
     (folder / "state.json").write_text("{}")
     with pytest.raises(LocalFileError, match="as a saved data set"):
