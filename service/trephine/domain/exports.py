@@ -32,7 +32,8 @@ class ExportOptions:
     text: str | None = None
     """Calibrates grafts and fits, and is measured on, part by part; None: the built-in retain text."""
     min_recovery: float = 0.9
-    """Of fitted parts: the share of the edit's KL that must be carried. Less is refused."""
+    """Of fitted parts: the share of the edit's KL that must be carried, above 0. Less is refused, and so is
+    less than a tenth, whatever is asked for: a copy of the parent comes near to that by rounding."""
     keep_shapes: bool = False
     """Fit features into the matrices that are there instead of adding neurons."""
     attack: bool = False
@@ -55,9 +56,11 @@ class ExportOptions:
                 f"attack_steps must be between {FEWEST_STEPS} and {MOST_STEPS}, got {self.attack_steps}",
                 field="attack_steps",
             )
-        if not 0.0 <= self.min_recovery <= 1.0:
+        if not 0.0 < self.min_recovery <= 1.0:
             raise InvalidRequestError(
-                f"min_recovery must be between 0 and 1, got {self.min_recovery}", field="min_recovery"
+                f"min_recovery must be above 0 and at most 1, got {self.min_recovery}: a fit that carries "
+                "nothing is a copy of the parent",
+                field="min_recovery",
             )
 
 
@@ -198,8 +201,9 @@ class Certificate:
     changed_tensors: tuple[str, ...]
     untouched_tensors_verified: int
     environment: dict[str, str]
-    """Versions of python, torch, transformers, safetensors in the clean process; `compute_dtype`; what was
-    rounded stochastically; `retain_text` and `retain_tokens`, if damage was measured on a second text."""
+    """Versions of python, torch, transformers, safetensors in the clean process; `compute_dtype`, and
+    `floor_dtype`, which the parent's floor of its dtype is of beside it; what was rounded stochastically;
+    `retain_text` and `retain_tokens`, if damage was measured on a second text."""
     text: str
     """Which text was measured on: a name and its sha256."""
     n_tokens: int

@@ -29,7 +29,8 @@ _GRAFT_FIRING = 1e-5
 _UNRECOVERED = 0.01
 """As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts; exact edits act on all."""
 _MOST_UNCARRIED = 0.9
-"""Of one feature's own effect, whatever share is asked for: one that is not carried at all misses it."""
+"""Of one feature's own effect, and of the whole edit's, whatever share is asked for: what is not carried at
+all misses it."""
 
 _FLOOR_REASON = (
     "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
@@ -80,7 +81,8 @@ def planned_gates(
         retained: Whether the built-in text is measured beside a caller's.
     """
     if fitted:
-        shares = (_recovery_gate(min_recovery), *_share_gates(firing, 1.0 - min_recovery))
+        left = min(_MOST_UNCARRIED, 1.0 - min_recovery)
+        shares = (_recovery_gate(min_recovery, left), *_share_gates(firing, left))
         return (*shares, *_excess_gates(_FITTED_EXCESS, floor, retained), *_count_gates())
     if grafted:
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
@@ -183,13 +185,14 @@ def _count_gates() -> tuple[Gate, ...]:
     return tuple(Gate(name=name, limit=0.0, unit=unit, reason=reason) for name, unit, reason in _COUNTS)
 
 
-def _recovery_gate(min_recovery: float) -> Gate:
+def _recovery_gate(min_recovery: float, left: float) -> Gate:
     return Gate(
         name="unrecovered",
-        limit=1.0 - min_recovery,
+        limit=left,
         unit="share",
         reason="a part of the edit is fitted, so that the folder is an approximation: "
-        f"KL(intervened || exported) over KL(intervened || original) may be at most 1 - {min_recovery:g}",
+        f"KL(intervened || exported) over KL(intervened || original) may be at most 1 - {min_recovery:g}, "
+        f"and never more than {_MOST_UNCARRIED:g}: a copy of the parent leaves all of it",
     )
 
 

@@ -174,7 +174,7 @@ def test_what_one_feature_does_must_stand_above_rounding(one, told):
     """Else no gate is planned on it, and the plan names it as what nothing is certified about."""
     firing = FiringFloor(tokens=50, floor=1e-4, edit=2e-2, apart=(one,))
     floor = NoiseFloor(attention=NONE, dtype=NONE)
-    for kind in ({"grafted": True}, {"fitted": True, "min_recovery": 0.0}):
+    for kind in ({"grafted": True}, {"fitted": True, "min_recovery": 0.01}):
         gates = {gate.name: gate for gate in planned_gates("bfloat16", floor, firing=firing, **kind)}
         assert ("uncarried:set:0:3" in gates) == told
         assert "unrecovered_firing:set:0:3" in gates

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trephine.engine.edit_floor import EditFloor
-from trephine.engine.firing_floor import FiringFloor
+from trephine.engine.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.gates import finite, judge, planned_gates, told_apart
 from trephine.engine.noise import NoiseFloor, Spread
 from trephine.engine.remedies import EXACT_REMEDIES, REMEDIES, remedies
@@ -117,6 +117,24 @@ def test_grafts_are_held_against_the_type_of_their_files_too(tokens, limits):
     narrow = planned_gates("float32", floor(1e-11, 1e-10), grafted=True, firing=FIRING)
     assert not any("stored" in gate.name for gate in narrow)
     assert FIRING.unjudged == ()
+
+
+@pytest.mark.parametrize(("asked", "left"), [(0.9, 0.1), (0.5, 0.5), (0.1, 0.9), (1e-3, 0.9), (1e-300, 0.9)])
+def test_a_copy_of_the_parent_is_no_fit_however_little_is_asked_for(asked, left):
+    """It leaves the whole edit but for rounding, and misses each bound on what may be left."""
+    one = FeatureFloor(name="set:0:3", tokens=40, floor=1e-4, edit=1e-2, alone=1e-2, floor_alone=1e-4)
+    firing = replace(FIRING, apart=(one,))
+    gates = planned_gates("float32", floor(1e-4, 1e-3), fitted=True, firing=firing, min_recovery=asked)
+    shares = [gate for gate in gates if gate.name.startswith("unrecovered")]
+    assert [gate.name for gate in shares] == [
+        "unrecovered",
+        "unrecovered_firing",
+        "unrecovered_firing:set:0:3",
+    ]
+    assert [gate.limit for gate in shares] == [pytest.approx(left)] * 3
+    copy = {gate.name: 0.97 for gate in gates if gate.unit == "share"}
+    missed = {result.gate.name for result in judge(gates, copy) if not result.passed}
+    assert {gate.name for gate in shares} | {"uncarried:set:0:3"} <= missed
 
 
 STORED = {"grafted": True, "firing": replace(FIRING, stored=1e-3)}

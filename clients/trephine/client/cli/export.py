@@ -66,7 +66,9 @@ def export(
     ] = None,
     min_recovery: Annotated[
         float | None,
-        typer.Option(help="Share of the edit's effect (KL) that fitted parts must carry; unset: 0.9."),
+        typer.Option(
+            help="Share of the edit's effect (KL) that fitted parts must carry, above 0; unset: 0.9."
+        ),
     ] = None,
     keep_shapes: Annotated[
         bool,
