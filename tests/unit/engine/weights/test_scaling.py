@@ -84,6 +84,13 @@ def test_the_error_of_rounding_is_of_the_change():
     assert far < 1e-3 < 0.5 < near < 2.0
 
 
+@pytest.mark.parametrize(("factor", "left"), [(0.9975, 1.25), (0.995, 0.066), (0.95, 0.00093)])
+def test_what_rounding_leaves_over_of_small_factors(factor, left):
+    """The figures of the documentation: of a draw more than the change itself, to nearest ever less of it."""
+    change = scaling(1, dict.fromkeys(range(200), factor))
+    assert rounding_error(change, W, torch.bfloat16) == pytest.approx(left, rel=0.02)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_plans_say_what_rounding_leaves_over(family, tmp_path):
     """Per neuron and per site, as it is written; of a factor that rounds to itself nothing."""
