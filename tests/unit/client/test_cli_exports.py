@@ -95,6 +95,11 @@ class Exports(FakeService):
             self._fail(context, grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND", f"no export {request.name}")
         return stored("new", signed_by=ME, create_time="2026-02-01T00:00:00Z")
 
+    def PlanExport(self, request, context):
+        """One of nothing."""
+        self._note(request, context)
+        return pb.ExportPlan(edit=request.edit)
+
     def ExportCheckpoint(self, request, context):
         """Sign, or say that Sigstore is away."""
         if self.unreachable:
@@ -208,6 +213,40 @@ def test_how_long_an_attack_trains_goes_into_the_request_and_the_name(
     assert "-attacked-" in plain.export_id
     assert longer.attack_steps == 200
     assert longer.export_id.split("-", 1)[1] != plain.export_id.split("-", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--out", "somewhere"),
+        ("--attack",),
+        ("--attack-steps", "200"),
+        ("--sigstore",),
+        ("--identity-token-file", "token"),
+        ("--keep-rejected",),
+        ("--detach",),
+        ("--attack", "--detach"),
+    ],
+)
+def test_a_plan_refuses_what_only_an_export_does(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+):
+    """By the option's name, before the server is asked: dropped in silence, it would seem to be done."""
+    assert run("export", "no-mary", "--plan", *words) == ExitCode.USAGE
+    err = capsys.readouterr().err
+    assert all(word in err for word in words if word.startswith("--"))
+    assert "leave --plan out to export" in err
+    assert fake.requests == []
+
+
+def test_a_plan_takes_all_that_it_depends_on(fake: FakeService, run: Run, tmp_path: Path):
+    """The text, what fits must carry, shapes, GGUF files and the model."""
+    (tmp_path / "text").write_text("some text")
+    words = ("--text", str(tmp_path / "text"), "--min-recovery", "0.5", "--keep-shapes", "--gguf", "q8_0")
+    assert run("export", "no-mary", "--plan", *words, "--model", "smollm2") == 0
+    (asked,) = [one for one in fake.requests if isinstance(one, pb.PlanExportRequest)]
+    assert (asked.text, asked.min_recovery, asked.keep_shapes) == ("some text", 0.5, True)
+    assert len(asked.gguf) == 1
 
 
 def test_refusals_say_what_to_do(

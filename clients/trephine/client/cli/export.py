@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,10 @@ def export(
     edit: Annotated[str, typer.Argument(help="A stored edit: no-mary, or no-mary@2 for one version.")],
     out: Annotated[Path | None, typer.Option(help="Folder to make; it must not exist.")] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would be written and must be measured; write nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Show what would be written and must be measured; write nothing. Not with --out."
+        ),
     ] = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Compile from this model; unset: the edit's own.")
@@ -113,7 +117,12 @@ def export(
     how: dict[str, Any] = {"text": content, "min_recovery": min_recovery, "keep_shapes": keep_shapes}
     how["gguf"] = gguf or ()
     if plan or out is None:
-        _require_plan(plan=plan)
+        beyond = {"--out": out, "--attack": attack, "--attack-steps": attack_steps, "--sigstore": sigstore}
+        beyond |= {"--identity-token-file": identity_token_file, "--keep-rejected": keep_rejected}
+        beyond |= {"--detach": detach}
+        _require_plan(
+            plan=plan, beyond=[name for name, value in beyond.items() if value not in (None, False)]
+        )
         with given.connect() as trephine:
             show_plan(given.output, planned(given, trephine, edit, model, **how))
         return
@@ -148,9 +157,16 @@ def _token(file: Path) -> str:
     raise LocalFileError(f"cannot read the identity token {file}: {why}")
 
 
-def _require_plan(*, plan: bool) -> None:
+def _require_plan(*, plan: bool, beyond: Sequence[str]) -> None:
+    """Refuse options that a plan would drop: whoever gives them expects more of it than it does."""
     if not plan:
         raise InvalidRequestError("say where to: --out FOLDER, or --plan to look first", field="out")
+    if beyond:
+        raise InvalidRequestError(
+            f"--plan writes nothing: leave out what only an export takes ({', '.join(beyond)}), or "
+            "leave --plan out to export",
+            field="plan",
+        )
 
 
 VERIFY_EXAMPLES = examples(
