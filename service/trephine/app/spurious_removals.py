@@ -9,27 +9,24 @@ from pathlib import Path
 
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.clock import Clock, SystemClock, timestamp
-from trephine.app.costs import Cost, forward_bytes, predict, tokens_of
+from trephine.app.costs import Cost, predict
 from trephine.app.edits import Edits
 from trephine.app.feature_sets import FeatureSets
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
 from trephine.app.records import RecordFolder
 from trephine.app.requests import RemoveSpuriousRequest
+from trephine.app.spurious_costs import removal_cost
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
-from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
 from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
-from trephine.domain.spurious_heads import ClassifierHead, ProbeHead, RewardHead
+from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.pages.spurious_page import spurious_html
 
 COLLECTION = "spuriousRemovals"
-_CONTROL_TEXTS = 512
-_SWEEP = 3
-"""A sweep costs about so many forward passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,34 +190,4 @@ class SpuriousRemovals:
         return replace(command, decision=replace(decision, folder=folder))
 
 
-@predict.register
-def _(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
-    """Count passes over the texts: effects with their sweeps, every count on validation, every arm."""
-    budget, splits = command.budget, command.splits
-    tokens = {name: [tokens_of(one.text) for one in split] for name, split in splits.items()}
-    every = [n for lengths in tokens.values() for n in lengths]
-    every += [tokens_of(one.text) for one in command.attribute_texts]
-    mean, longest = sum(every) / len(every), min(max(every), info.context_length)
-    fitted = min(budget.fit_texts, len(command.training))
-    sample = min(budget.effect_texts, len(command.training))
-    twins = sample if command.attribute_name or command.swaps or any(x.twin for x in command.training) else 0
-    examples = min(budget.effect_texts, len(command.attribute_texts))
-    sweep = _SWEEP * command.gradient_steps if command.estimator is Estimator.INTEGRATED_GRADIENTS else _SWEEP
-    effects = (sample + twins + 2 * examples) * (1 + sweep) + budget.exact * 16
-    held_out = min(len(command.validation) or len(command.training) // 5, budget.effect_texts)
-    refit = fitted if command.refit else 0
-    told = len(command.attribute_texts) + (2 * fitted if twins else 0)
-    erasing = told if command.erase and refit else 0
-    looked_at = fitted + told if command.neutral_examples and refit else 0
-    choosing = (len(budget.counts) + 2) * (refit + erasing + held_out + examples + (held_out if twins else 0))
-    test = len(command.test)
-    arms = 2 * (test + 2 * held_out) + budget.random_sets * (min(test, _CONTROL_TEXTS) + 2 * held_out + refit)
-    depth = 1.0
-    if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
-        depth = (command.decision.layer + 1) / info.n_layers
-    layers = len(command.layers) if command.layers else info.n_layers
-    matrix = 4 * layers * info.d_mlp * max(sample, 1)
-    return Cost(
-        tokens=int(mean * (effects + depth * (fitted + looked_at + choosing + arms + 2 * refit + erasing))),
-        memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
-    )
+predict.register(RemoveSpuriousFeatures, removal_cost)
