@@ -10,7 +10,15 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from trephine.domain.findings import Figure, Verdict
-from trephine.domain.spurious_removal import Arm, Firing, JudgedFeature, SpuriousRemoval, Standing
+from trephine.domain.spurious_removal import (
+    BASELINES,
+    Arm,
+    ArmOutcome,
+    Firing,
+    JudgedFeature,
+    SpuriousRemoval,
+    Standing,
+)
 from trephine.pages.embed import asset, content_policy, printable
 
 ARMS = {
@@ -21,9 +29,9 @@ ARMS = {
     Arm.ERASED_ALONE: "no feature removed, head trained without it",
     Arm.RANDOM: "random features",
     Arm.RANDOM_REFITTED: "random, head trained again",
-    Arm.LEACE: "no feature removed, attribute erased by LEACE",
-    Arm.INLP: "no feature removed, attribute erased by INLP",
-    Arm.TOKEN_DELETION: "no feature removed, tokens that tell it deleted",
+    Arm.LEACE: "attribute erased at the head by LEACE",
+    Arm.INLP: "attribute erased at the head by INLP",
+    Arm.TOKEN_DELETION: "tokens that tell the attribute deleted",
 }
 FIGURES = {
     "ambiguous_accuracy": "accuracy on ambiguous texts",
@@ -58,6 +66,15 @@ class ArmRow:
     cells: tuple[Figure | None, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmTable:
+    """Arms beside each other."""
+
+    title: str
+    arms: tuple[str, ...]
+    rows: tuple[ArmRow, ...]
+
+
 def spurious_html(removal: SpuriousRemoval, *, name: str, edit: str, create_time: str) -> str:
     """Return the page: what came of it, the decision list, what was tried, caveats."""
     return _TEMPLATES.from_string(asset("spurious.html")).render(
@@ -68,13 +85,9 @@ def spurious_html(removal: SpuriousRemoval, *, name: str, edit: str, create_time
         features=removal.features[:_LISTED],
         left_out=len(removal.features) - _LISTED,
         counts=[(STANDINGS[one], _count(removal, one)) for one in Standing],
-        arms=[
-            ARMS[one.arm] + (" (ships)" if removal.chosen and one.arm is removal.ships else "")
-            for one in removal.arms
-        ],
+        tables=_tables(removal),
         verdict=VERDICTS[removal.outcome.verdict],
         by_hand=any(one.removed and one.override for one in removal.features),
-        rows=_rows(removal),
         standings=STANDINGS,
         policy=content_policy(),
         style=Markup(asset("look.css") + asset("audit.css") + asset("spurious.css")),  # noqa: S704  our own files
@@ -85,11 +98,24 @@ def _count(removal: SpuriousRemoval, standing: Standing) -> int:
     return sum(one.standing is standing for one in removal.features)
 
 
-def _rows(removal: SpuriousRemoval) -> Sequence[ArmRow]:
-    names = dict.fromkeys(figure.name for one in removal.arms for figure in one.figures)
+def _tables(removal: SpuriousRemoval) -> list[ArmTable]:
+    """Lay out the arms; what is done without any feature stands apart: all at once are wider than a page."""
+    apart = [one for one in removal.arms if one.arm in BASELINES]
+    found = [_table("What came of it", removal, [one for one in removal.arms if one not in apart])]
+    return [*found, _table("Without any feature removed", removal, apart)] if apart else found
+
+
+def _table(title: str, removal: SpuriousRemoval, arms: Sequence[ArmOutcome]) -> ArmTable:
+    ships = removal.ships if removal.chosen else None
+    titles = tuple(ARMS[one.arm] + (" (ships)" if one.arm is ships else "") for one in arms)
+    return ArmTable(title=title, arms=titles, rows=tuple(_rows(arms)))
+
+
+def _rows(arms: Sequence[ArmOutcome]) -> Sequence[ArmRow]:
+    names = dict.fromkeys(figure.name for one in arms for figure in one.figures)
     ordered = [*(name for name in FIGURES if name in names), *(name for name in names if name not in FIGURES)]
     return [
-        ArmRow(title=FIGURES.get(name, name), cells=tuple(one.figure(name) for one in removal.arms))
+        ArmRow(title=FIGURES.get(name, name), cells=tuple(one.figure(name) for one in arms))
         for name in ordered
     ]
 

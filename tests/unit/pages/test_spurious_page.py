@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.spurious_report import judged, report
 from trephine.domain.spurious_outcomes import unmeasured
-from trephine.domain.spurious_removal import Standing
+from trephine.domain.spurious_removal import Arm, Standing
 from trephine.pages.spurious_page import spurious_html
 
 
@@ -55,6 +55,15 @@ def test_before_and_after_stand_side_by_side():
     assert "85.0 % to 95.0 %" in page
     assert "SCR 0.625" in page
     assert "TPP" not in page
+
+
+def test_what_is_done_without_features_has_a_table_of_its_own():
+    """Behind the other arms; none without such an arm."""
+    found = report()
+    page = _page(arms=(*found.arms, replace(found.arms[0], arm=Arm.LEACE)))
+    assert page.index("What came of it") < page.index("Without any feature removed") < page.index("one by one")
+    assert page.count('<th class="number">attribute erased at the head by LEACE</th>') == 1
+    assert "Without any feature removed" not in _page()
 
 
 def test_texts_of_the_data_stay_texts():

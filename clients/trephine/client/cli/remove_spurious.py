@@ -282,6 +282,10 @@ def _show_prediction(output: Output, found: SpuriousRemoval) -> None:
     )
 
 
+_WITHOUT_FEATURES = (RemovalArm.LEACE, RemovalArm.INLP, RemovalArm.TOKEN_DELETION)
+"""Stand in a table of their own: one of all arms is wider than a terminal."""
+
+
 def show_removal(output: Output, found: SpuriousRemoval, top: int) -> None:
     """Print what came of it, the strongest decisions, and what a reader must know."""
     if output.json:
@@ -291,13 +295,15 @@ def show_removal(output: Output, found: SpuriousRemoval, top: int) -> None:
         [*_outcome(found), ("why", found.why), ("pairing", found.pairing), ("judged by", _judges(found))]
     )
     output.line()
-    names = list(dict.fromkeys(figure.name for arm in found.arms for figure in arm.figures))
-    rows = []
-    for name in names:
-        figures = [arm.figure(name) for arm in found.arms]
-        rows.append((name, *("" if one is None else shown(one) for one in figures)))
-    output.table(("", *(_titled(found, arm.arm) for arm in found.arms)), rows)
-    output.line()
+    apart = [arm for arm in found.arms if arm.arm in _WITHOUT_FEATURES]
+    for arms in filter(None, ([arm for arm in found.arms if arm not in apart], apart)):
+        names = list(dict.fromkeys(figure.name for arm in arms for figure in arm.figures))
+        rows = []
+        for name in names:
+            figures = [arm.figure(name) for arm in arms]
+            rows.append((name, *("" if one is None else shown(one) for one in figures)))
+        output.table(("", *(_titled(found, arm.arm) for arm in arms)), rows)
+        output.line()
     header = ("FEATURE", "DECISION", "SHARE", "EFFECT", "ALONE", "FIRES ON")
     output.table(header, [_row(one) for one in found.features[:top]])
     output.line()
