@@ -61,7 +61,8 @@ def test_what_is_done_without_features_has_a_table_of_its_own():
     """Behind the other arms; none without such an arm."""
     found = report()
     page = _page(arms=(*found.arms, replace(found.arms[0], arm=Arm.LEACE)))
-    assert page.index("What came of it") < page.index("Without any feature removed") < page.index("one by one")
+    first, second = page.index("What came of it"), page.index("Without any feature removed")
+    assert first < second < page.index("one by one")
     assert page.count('<th class="number">attribute erased at the head by LEACE</th>') == 1
     assert "Without any feature removed" not in _page()
 
