@@ -120,9 +120,8 @@ def export(
         beyond = {"--out": out, "--attack": attack, "--attack-steps": attack_steps, "--sigstore": sigstore}
         beyond |= {"--identity-token-file": identity_token_file, "--keep-rejected": keep_rejected}
         beyond |= {"--detach": detach}
-        _require_plan(
-            plan=plan, beyond=[name for name, value in beyond.items() if value not in (None, False)]
-        )
+        named = [name for name, value in beyond.items() if value is not None and value is not False]
+        _require_plan(plan=plan, beyond=named)
         with given.connect() as trephine:
             show_plan(given.output, planned(given, trephine, edit, model, **how))
         return
