@@ -47,7 +47,7 @@ class CleanableModel:
                 `attribute_texts`: examples of the spurious attribute; `attribute_name`: `gender` has a
                 built-in lexicon; `swaps`: pairs of words of one's own. `decision`: a `Probe` (with
                 `pairs=True` trained on pairs), `LabelTokens`, `StockClassifier` or `RewardModel`.
-                `replacement`, `layers`, `estimator`, `steps`.
+                `replacement`, `layers`, `estimator`, `steps` (of integrated gradients alone).
                 `spurious_above`, `task_below`, `false_discoveries`, `clusters`. `candidates`, `exact`,
                 `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head (unset: so
                 with label tokens and rewards, which are not trained);

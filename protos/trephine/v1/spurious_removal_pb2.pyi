@@ -597,7 +597,7 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     estimator: trephine.v1.dataset_circuits_pb2.EffectEstimator.ValueType
     """Unset: attribution patching. Exact is for finalists; see the budget."""
     steps: builtins.int
-    """Of integrated gradients. Unset: 5."""
+    """Of integrated gradients; refused with another estimator. Unset: 5."""
     without_refit: builtins.bool
     """True: the head is not trained again. Needed for label tokens and rewards."""
     resamples: builtins.int

@@ -174,9 +174,10 @@ def _why(verdict: Verdict, place: str, texts: int, before: Figure, after: Figure
 
 
 _CHOSEN = "which the number of features and the head were chosen by"
+_CHOSEN_AMONG = "among those that the number of features and the head were chosen by"
 _PLACES = {
     Ground.TEST: "on the test split",
     Ground.VALIDATION: f"on the validation split, {_CHOSEN}",
-    Ground.TWINS: f"on held-out texts and their twins, {_CHOSEN}",
+    Ground.TWINS: f"on held-out texts and their twins, {_CHOSEN_AMONG}",
 }
 _APART = f"on held-out texts, {_CHOSEN}, and on their twins"

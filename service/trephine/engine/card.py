@@ -15,6 +15,7 @@ from trephine.engine.hosted import HostedModel
 CARD_NAME = "README.md"
 PARENT_CARD_NAME = "README.parent.md"
 
+_FLOOR = "noise_floor_dtype_mean"
 _SHOWN = (
     ("kl_intervened_exported_mean", "KL, intervened runtime to this checkpoint, mean over all positions"),
     ("kl_intervened_exported_p50", "the same, median"),
@@ -34,7 +35,7 @@ _SHOWN = (
     ("retain_builtin_kl_original_exported_max", "the same, maximum"),
     ("retain_builtin_kl_original_intervened_mean", "KL, parent to intervened runtime, built-in retain text"),
     ("noise_floor_attention_mean", "the parent's noise floor, attention implementation"),
-    ("noise_floor_dtype_mean", "the parent's noise floor, float32 against bfloat16 arithmetic"),
+    (_FLOOR, "the parent's noise floor"),
     ("noise_floor_dtype_firing_mean", "that floor on tokens on which an edited feature fires"),
     ("top1_agreement", "next-token agreement, intervened runtime and this checkpoint"),
     ("noise_top1_agreement", "that agreement between the parent in the runtime and under stock attention"),
@@ -315,8 +316,18 @@ def _tier(step: PlanStep) -> str:
 
 def _table(certificate: Certificate) -> str:
     found = _found(certificate)
-    rows = [f"| {text} | {_value(name, found[name])} |" for name, text in _SHOWN if name in found]
+    rows = [
+        f"| {text}{_types(certificate) if name == _FLOOR else ''} | {_value(name, found[name])} |"
+        for name, text in _SHOWN
+        if name in found
+    ]
     return "\n".join(["| measurement | value |", "|---|---|", *rows])
+
+
+def _types(certificate: Certificate) -> str:
+    """Say between which types' arithmetic the floor was measured."""
+    names = [certificate.environment.get(key) for key in ("compute_dtype", "floor_dtype")]
+    return f", {names[0]} against {names[1]} arithmetic" if all(names) else ", another type's arithmetic"
 
 
 def _found(certificate: Certificate) -> dict[str, float]:

@@ -76,7 +76,7 @@ def test_twins_alone_are_no_pass():
     found = outcome_on(Ground.TWINS, good)
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.why.endswith("as far as the edits go: cues that twins share are not seen")
-    assert "twins, which the number of features and the head were chosen by" in found.why
+    assert "twins, among those that the number of features and the head were chosen by" in found.why
     assert found.settles == "a test or validation split with texts of all four groups"
     assert outcome_on(Ground.TWINS, bad).verdict is Verdict.FAIL
     doubt = outcome_on(Ground.TWINS, {"edited": Tally(texts=3, before=0, after=3)})

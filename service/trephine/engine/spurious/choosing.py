@@ -24,8 +24,6 @@ from trephine.engine.spurious.vectors import Vectors, pool_vectors
 
 TOLERATED = 0.02
 """Ambiguous accuracy that may be lost where nothing else can be measured."""
-
-
 _PUREST = 0.99
 """Share of the attribute in a feature's effect beyond which the judges' noise tells no more."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.domain.errors import TooFewItemsError
 from trephine.engine.spurious.erasing import erased_on
 from trephine.engine.spurious.examples import Example, alike, labels
 from trephine.engine.spurious.heads import LinearHead
@@ -74,6 +75,9 @@ def decide_by_turns(
         vectors: All ambiguous texts, with the features in question removed.
         fixed: The plain head where it was trained on none of these texts; None: it is trained by turns.
         erased: Whether heads without the attribute are tried, too.
+
+    Raises:
+        TooFewItemsError: If all texts of a label hang together by twins, so that none can be left out.
     """
     rows = vectors.twins.rows
     turn = {row: number for number, row in enumerate(rows.tolist())}
@@ -84,6 +88,7 @@ def decide_by_turns(
         if not out:
             continue
         seen = vectors.only(sorted(set(range(len(vectors.texts))) - set(fold)))
+        _require_both(study, seen.texts)
         held_out = vectors.only(out)
         heads = [study.trained(seen.pooled, seen.texts) if fixed is None else fixed]
         heads += [head for head in ([erased_on(study, seen)] if able else []) if head is not None]
@@ -95,3 +100,15 @@ def decide_by_turns(
     y = labels([vectors.texts[row] for row in rows.tolist()])
     plain, without = (Paired(labels=y, texts=kind[0], twins=kind[1]) for kind in decided)
     return Turns(plain=plain, erased=without if able else None)
+
+
+def _require_both(study: Study, seen: Sequence[Example]) -> None:
+    for label, name in enumerate(study.data.labels):
+        if not any(one.label == label for one in seen):
+            raise TooFewItemsError(
+                f"all texts of {name} share a text, a twin or a pair, so that no head can be trained without "
+                "some of them; give more different texts, or twins of their own",
+                field="training",
+                needed=2,
+                got=1,
+            )

@@ -96,10 +96,10 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
     if any(point.erased for point in choice.points):
         return ()
     twins = sum(one.twin is not None for one in study.everything)
-    if choice.by_twins and twins <= FEWEST:
+    if choice.by_twins:
         return (
-            f"the head was trained again as it is: {twins} texts with a twin are too few for a head without "
-            f"the attribute to be compared on twins that it has not seen; give {FEWEST + 1} or more",
+            f"the head was trained again as it is: of {twins} texts with a twin fewer than {FEWEST} are left "
+            "once a part is held out, too few for a head without the attribute; give twice as many",
         )
     return (
         "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "

@@ -47,7 +47,7 @@ class Vectors:
         """Return those of some of the texts, in this order; the attribute's examples stay."""
         return Vectors(
             texts=tuple(self.texts[place] for place in places),
-            pooled=self.pooled[torch.tensor(places)],
+            pooled=self.pooled[torch.tensor(places, dtype=torch.long)],
             examples=self.examples,
             twins=self.twins.only(places),
         )

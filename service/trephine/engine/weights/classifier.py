@@ -28,7 +28,7 @@ from trephine.domain.classifier_exports import (
 from trephine.domain.commands import Progress
 from trephine.domain.errors import GateMissedError, HeadNotStockError
 from trephine.engine import manifest
-from trephine.engine.clean_process import run_clean
+from trephine.engine.clean_process import patience_for, run_clean
 from trephine.engine.hosted import HostedModel
 from trephine.engine.session import Handler, Session
 from trephine.engine.shards import INDEX_NAME, SINGLE_NAME, read_entries
@@ -188,13 +188,15 @@ def _compare(
         request: dict[str, Any] = {"folder": str(target), "texts": [list(ids) for ids in texts]}
         request |= {"dtype": hosted.info.dtype, "threads": torch.get_num_threads()}
         path = work / "request.json"
-        path.write_text(json.dumps(request), encoding="utf-8")
+        with full_disk_refused():
+            path.write_text(json.dumps(request), encoding="utf-8")
         found = yield from run_clean(
             ["-I", str(SCRIPT), str(path)],
             work,
             "the check of a classifier",
             "stock transformers could not load or run the classifier in a clean process, and nothing was "
             "published. Free memory for a second model and try again; report it with what follows",
+            patience=patience_for(hosted.info.n_parameters),
         )
     logits = torch.tensor(found["logits"])
     agreeing = int((decisions(command, logits) == decisions(command, expected)).sum())

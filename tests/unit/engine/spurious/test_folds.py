@@ -9,6 +9,7 @@ import torch
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous
+from trephine.domain.errors import TooFewItemsError
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
@@ -102,3 +103,14 @@ def test_a_head_that_stays_decides_for_every_fold(study, vectors):
     turns = finish(decide_by_turns(study, vectors, fixed=study.head, erased=False))
     assert torch.equal(turns.plain.twins, study.head.decide(vectors.twins.vectors))
     assert turns.erased is None
+
+
+def test_a_label_whose_texts_all_hang_together_is_refused(study, vectors):
+    """A head that is trained without some of them would know no text of that label."""
+    texts = tuple(
+        replace(one, ids=(number, 1), twin=(0, 7) if one.label == 1 else one.twin)
+        for number, one in enumerate(vectors.texts)
+    )
+    joined = replace(vectors, texts=texts)
+    with pytest.raises(TooFewItemsError, match="share a text, a twin or a pair"):
+        finish(decide_by_turns(study, joined, fixed=None, erased=False))

@@ -84,7 +84,7 @@ def test_twins_are_a_ground_where_there_is_no_other(session):
     assert found.outcome.ground is Ground.TWINS
     assert found.outcome.texts == 8, "a fifth of forty per label, as they were and edited"
     assert found.outcome.before.name.endswith(", edited")
-    assert "twins, which the number of features and the head were chosen by" in found.outcome.why
+    assert "twins, among those that the number of features and the head were chosen by" in found.outcome.why
     assert found.outcome.verdict is not Verdict.PASS
 
 
