@@ -497,9 +497,11 @@ class PlanExportRequest(google.protobuf.message.Message):
     model: builtins.str
     """Loaded model to compile from; its weights must be those of the edit. Unset: the edit's own."""
     text: builtins.str
-    """Calibrates grafts and fits, and is measured on, part by part. Unset: the built-in retain text."""
+    """Calibrates grafts and fits, and is measured on, part by part; damage is also measured on the built-in retain
+    text. Unset: that text for all of it.
+    """
     min_recovery: builtins.float
-    """Of fitted parts: the share of the edit's KL that must be carried. Unset: 0.9."""
+    """Of fitted parts: the share of the edit's KL that must be carried, above 0. Unset: 0.9."""
     keep_shapes: builtins.bool
     """Fit features into the matrices that are there instead of adding neurons."""
     @property
