@@ -143,8 +143,8 @@ class Exports:
         self._require_free(request)
         await self._identity.require(request, operation_id)
         staging = self._root / f"{TEMPORARY}{operation_id}"
-        await asyncio.to_thread(_empty, staging)
         try:
+            await asyncio.to_thread(_empty, staging)
             export = await self._compile(request, staging, on_progress)
             built = staging / request.export_id
             export = await self._identity.sign(request, export, built, operation_id)

@@ -141,11 +141,13 @@ async def test_a_token_survives_the_engine_and_not_the_server(tmp_path, signer):
     record = await here.operations.start("ExportCheckpoint", AS_ME, request_id="r")
     while not isinstance(here.launcher.latest.commands[-1], CompileExport):
         await asyncio.sleep(0.001)
-    here.launcher.latest.lose()
-    while here.operations.get(record.id).attempts < 2 or not isinstance(
-        here.launcher.latest.commands[-1], CompileExport
+    lost = here.launcher.latest
+    lost.lose()
+    while here.launcher.latest is lost or not any(
+        isinstance(command, CompileExport) for command in here.launcher.latest.commands
     ):
         await asyncio.sleep(0.001)
+    assert here.operations.get(record.id).attempts == 2
     assert set(signer.tokens) == {TOKEN}
     await here.operations.close()
     again = await ready(tmp_path, signer)

@@ -49,7 +49,7 @@ def test_types_are_asked_for_by_name():
     ("word", "reason", "text"),
     [
         ("removed", "", "removed"),
-        ("inconclusive", "", "inconclusive"),
+        ("inconclusive", "", "inconclusive (counts as suppressed)"),
         ("suppressed", "not attacked", "suppressed (not attacked)"),
     ],
 )
