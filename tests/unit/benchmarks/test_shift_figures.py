@@ -107,3 +107,16 @@ def test_ten_points_are_ten_points_in_float32():
         }
         gates = data_gates(Table(arms, ys, as_))
         assert [gate.holds for gate in gates] == [True, holds, holds]
+
+
+@pytest.mark.parametrize(("wrong", "holds"), [(86, True), (87, False)])
+def test_two_points_are_within_two_points(wrong, holds):
+    """93.4 less 91.4 per cent is more than 2 in float32."""
+    ys = [[y for y in (0, 1) for _ in range(2000)]]
+    as_ = [[a for _ in (0, 1) for a in (0, 1) for _ in range(1000)]]
+
+    def erring(count: int) -> list[list[int]]:
+        return [[1 - y if place < count else y for place, y in enumerate(ys[0])]]
+
+    measured = Table({"oracle": erring(66), "ours": erring(wrong)}, ys, as_)
+    assert targets(measured, "ours")[0].holds is holds
