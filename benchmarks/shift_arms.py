@@ -29,6 +29,7 @@ from trephine.engine.erasure.tokens import (
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
+from trephine.engine.spurious.baselines import INLP_ROUNDS, MOST_TOKENS, SURE
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
@@ -42,11 +43,6 @@ from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
 from trephine.engine.spurious.study import Study, open_study
 from trephine.engine.spurious.vectors import Twins
 
-INLP_ROUNDS = 20
-MOST_TOKENS = 100
-"""Deleted or flattened, beside those that a person lists."""
-SURE = 2.0
-"""Least |z| of a deleted token's association."""
 COUNTS = (1, 20, 100, 500)
 """Numbers of removed features that are tried."""
 Margins = list[float]

@@ -23,13 +23,14 @@ from trephine.engine.spurious.measuring import Measure, Pooled
 from trephine.engine.spurious.pooling import Ids
 from trephine.engine.spurious.study import Study
 
-_INLP_ROUNDS = 20
-_MOST_TOKENS = 100
-_SURE = 2.0
+INLP_ROUNDS = 20
+MOST_TOKENS = 100
+"""Deleted at most, the most telling ones."""
+SURE = 2.0
 """Least |z| of a deleted token's association."""
 _FITS: dict[Arm, Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]] = {
     Arm.LEACE: fit_leace,
-    Arm.INLP: partial(fit_inlp, rounds=_INLP_ROUNDS),
+    Arm.INLP: partial(fit_inlp, rounds=INLP_ROUNDS),
 }
 
 
@@ -72,7 +73,7 @@ def _token_deletion(measure: Measure, told: _Told) -> Generator[Progress | None,
     """Delete what tells the attribute from every text; none where no token does."""
     study = measure.study
     found = token_associations(told.texts, told.sides.tolist())
-    gone = strongest_tokens(found, above=_SURE, at_most=_MOST_TOKENS)
+    gone = strongest_tokens(found, above=SURE, at_most=MOST_TOKENS)
     if not gone:
         return []
     edit = partial(_deleted, gone)

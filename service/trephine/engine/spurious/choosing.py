@@ -97,7 +97,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
         attempt = yield from _try(study, removed, by_turns=scale.by_turns)
-        pooled = yield from scale.pooled(removed)
+        pooled = yield from scale.pooled(removed, attempt.vectors)
         tried[count] = attempt
         for erased, (head, told) in enumerate(attempt.compared):
             if head is not None:
@@ -226,13 +226,19 @@ class _Scale:
             "the attribute"
         )
 
-    def pooled(self, removed: Sequence[FeatureRef]) -> Generator[Progress | None, None, _Pooled]:
-        """Pool what the criterion needs, with features removed."""
-        told = () if self._grouped else self._examples
-        paired = self._paired
+    def pooled(
+        self, removed: Sequence[FeatureRef], everything: Vectors | None
+    ) -> Generator[Progress | None, None, _Pooled]:
+        """Pool what the criterion needs, with features removed; held-out texts unless they are there."""
+        told, paired = () if self._grouped else self._examples, self._paired
         pool, stage = self._study.pool, f"validation without {len(removed)}"
+        if everything is None or self._study.command.validation:
+            held_out = yield from pool([one.ids for one in self._held_out], removed, stage)
+        else:
+            place = {id(one): number for number, one in enumerate(everything.texts)}
+            held_out = everything.pooled[[place[id(one)] for one in self._held_out]]
         return _Pooled(
-            held_out=(yield from pool([one.ids for one in self._held_out], removed, stage)),
+            held_out=held_out,
             examples=(yield from pool([one.ids for one in told], removed, stage)),
             paired=(yield from pool([one.ids for one in paired], removed, stage)),
             twins=(yield from pool([one.twin or one.ids for one in paired], removed, stage)),
