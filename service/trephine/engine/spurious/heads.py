@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from trephine.domain.spurious_heads import (
     same_token,
 )
 from trephine.engine.hosted import HostedModel
-from trephine.engine.shards import read_entries, read_tensor
+from trephine.engine.shards import TensorEntry, read_entries, read_tensor
 from trephine.engine.sites import require_layer
 from trephine.engine.spurious.logistic import fit_logistic
 from trephine.engine.spurious.pairs import fit_reward
@@ -32,6 +32,10 @@ from trephine.engine.spurious.pooling import Readout
 
 STOCK = Readout(layer=None, pooling=Pooling.LAST)
 SCORE = "score.weight"
+_BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
+"""How names of what older checkpoints hold beside weights end: masks and frequencies, no parameters."""
+_NAMED = 3
+"""Missing tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +154,7 @@ def given_head(
 
     Raises:
         HeadNotStockError: If the folder has no such head, or not these labels.
-        ParentChangedError: If it is a head on other weights.
+        ParentChangedError: If it is a head on other weights, or not all of them are there to be compared.
     """
     folder = Path(head.folder)
     entries = read_entries(folder)
@@ -167,16 +171,57 @@ def given_head(
             field="decision.folder",
         )
     yield
-    loaded: dict[str, Any] = hosted.model.state_dict()
-    for name, entry in entries.items():
-        own = loaded.get(name)
-        if own is not None and not torch.equal(read_tensor(folder, entry).to(own.dtype), own.cpu()):
-            raise ParentChangedError(
-                f"{name} of {folder.name} is not the hosted model's; load the base that it was made for",
-                tensor=name,
-            )
-        yield
+    yield from _same_weights(hosted, folder, entries)
     return score if wanted == 1 else score[_order(folder, labels)]
+
+
+def _same_weights(
+    hosted: HostedModel, folder: Path, entries: Mapping[str, TensorEntry]
+) -> Generator[None, None, None]:
+    """Hold every tensor of a folder but the score against the hosted model's, and every one of these too.
+
+    Names may lack the base model's prefix, as stock checkpoints may. The unembedding, which a classifier
+    does not have, need not be there; a tensor that the model uses twice need stand there once.
+
+    Raises:
+        ParentChangedError: Naming what differs, what is missing, or what the hosted model does not have.
+    """
+    loaded: dict[str, Any] = hosted.model.state_dict()
+    prefix, compared = hosted.model.base_model_prefix, set[str]()
+    for name, entry in entries.items():
+        if name == SCORE or name.endswith(_BUFFERS):
+            continue
+        known = name if name in loaded else f"{prefix}.{name}"
+        own = loaded.get(known)
+        if own is None or not torch.equal(read_tensor(folder, entry).to(own.dtype), own.cpu()):
+            what = "has no counterpart in the hosted model" if own is None else "is not the hosted model's"
+            raise ParentChangedError(
+                f"{name} of {folder.name} {what}; load the base that it was made for", tensor=name
+            )
+        compared.add(known)
+        yield
+    missing = [names[0] for names in _parameters(hosted.model) if compared.isdisjoint(names)]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ParentChangedError(
+            f"{folder.name} lacks {', '.join(missing[:_NAMED])}{more} of the hosted model, so that it cannot "
+            "be told on which weights its head was trained; give the whole folder as `save_pretrained` "
+            "writes it",
+            tensor=missing[0],
+        )
+
+
+def _parameters(model: Any) -> list[list[str]]:
+    """Return the names of every parameter but those of the unembedding alone; several where it is tied."""
+    unembedding = model.get_output_embeddings()
+    apart = set() if unembedding is None else {id(one) for one in unembedding.modules()}
+    names, elsewhere = dict[int, list[str]](), set[int]()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(path, recurse=False):
+            names.setdefault(id(parameter), []).append(name)
+            if id(module) not in apart:
+                elsewhere.add(id(parameter))
+    return [found for number, found in names.items() if number in elsewhere]
 
 
 def _order(folder: Path, labels: Sequence[str]) -> list[int]:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
-from tests.builders import tiny_folder, tiny_hosted, tiny_tokenizer
+from tests.builders import FAMILIES, tiny_folder, tiny_hosted, tiny_tokenizer
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.errors import HeadNotStockError, ParentChangedError
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
-from trephine.engine.spurious.heads import best_threshold, given_head, reward_doubt
+from trephine.engine.shards import SINGLE_NAME
+from trephine.engine.spurious.heads import SCORE, best_threshold, given_head, reward_doubt
 from trephine.engine.spurious.removal import remove_spurious_features
 
 LABELS = ("Q", "W")
@@ -99,6 +101,66 @@ def test_a_head_of_other_weights_or_another_shape_is_refused(tmp_path):
         finish(given_head(hosted, ClassifierHead(folder=str(folder)), ("Q", "third")))
     with pytest.raises(HeadNotStockError, match="no stock sequence classifier"):
         finish(given_head(hosted, ClassifierHead(folder=str(tmp_path / "own" / "base")), LABELS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stock_classifier_of_every_family_is_read(family, tmp_path):
+    """With the base model's prefix and without it; unembedding and ties make no difference."""
+    hosted = tiny_hosted(family)
+    base = tiny_folder(family, tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, id2label={0: "W", 1: "Q"})
+    model.save_pretrained(tmp_path / "head")
+    bare = {
+        name.removeprefix(f"{model.base_model_prefix}."): tensor
+        for name, tensor in load_file(tmp_path / "head" / SINGLE_NAME).items()
+    }
+    for tensors in (None, bare, bare | {"layers.0.attn.masked_bias": torch.zeros(())}):
+        if tensors is not None:
+            save_file(tensors, tmp_path / "head" / SINGLE_NAME)
+        score = finish(given_head(hosted, ClassifierHead(folder=str(tmp_path / "head")), LABELS))
+        assert torch.equal(score, model.score.weight[[1, 0]])
+
+
+OTHER_WEIGHTS = {
+    "under another name": (
+        lambda kept: {f"base_model.{name}": tensor + 1 for name, tensor in kept.items()},
+        "base_model.model.embed_tokens.weight of head has no counterpart",
+    ),
+    "the head alone": (
+        lambda kept: {},
+        r"head lacks model.embed_tokens.weight, .* and \d+ more of the hosted",
+    ),
+    "one layer alone": (
+        lambda kept: {name: tensor for name, tensor in kept.items() if ".layers.0." in name},
+        "head lacks model.embed_tokens.weight, ",
+    ),
+    "all but one": (
+        lambda kept: {name: tensor for name, tensor in kept.items() if name != "model.norm.weight"},
+        "head lacks model.norm.weight of the hosted model, so that it cannot be told",
+    ),
+    "a layer more": (
+        lambda kept: kept | {"model.layers.3.mlp.up_proj.bias": torch.zeros(64)},
+        "model.layers.3.mlp.up_proj.bias of head has no counterpart",
+    ),
+    "another unembedding": (
+        lambda kept: kept | {"lm_head.weight": torch.zeros(400, 32)},
+        "lm_head.weight of head is not the hosted model's",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_WEIGHTS)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_head_whose_weights_cannot_all_be_compared_is_refused(what, outputs, tmp_path):
+    """Whatever it is called: a head decides on the weights that it was trained on."""
+    changed, said = OTHER_WEIGHTS[what]
+    folder, _ = _saved(tmp_path, outputs)
+    tensors = load_file(folder / SINGLE_NAME)
+    score = tensors.pop(SCORE)
+    save_file({**changed(tensors), SCORE: score}, folder / SINGLE_NAME)
+    head = ClassifierHead(folder=str(folder)) if outputs == 2 else RewardHead(folder=str(folder))
+    with pytest.raises(ParentChangedError, match=said):
+        finish(given_head(tiny_hosted("llama"), head, LABELS))
 
 
 def test_a_reward_that_is_higher_for_the_other_label_is_doubted():
