@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trephine.domain.dataset_circuits import Estimator
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
+from trephine.domain.spurious_heads import DecisionHead, ProbeHead
 
 DEFAULT_STEPS = 5
 """Of integrated gradients."""
@@ -27,6 +30,27 @@ def check_estimator(estimator: Estimator, steps: int | None) -> None:
             f"steps are of integrated_gradients, not of {estimator.value}; leave them out, or ask for that",
             field="steps",
         )
+
+
+def check_layers(layers: Sequence[int] | None, decision: DecisionHead) -> None:
+    """Refuse layers above the one that a probe reads, whose features it cannot rest on.
+
+    Args:
+        layers: Whose features may go; None: whatever the head can read.
+        decision: What decides.
+
+    Raises:
+        LayerOutOfRangeError: Naming the layer.
+    """
+    site = decision.layer if isinstance(decision, ProbeHead) else None
+    for number, layer in enumerate(layers or ()):
+        if site is not None and layer > site:
+            raise LayerOutOfRangeError(
+                f"layer {layer} lies above the head, which reads after layer {site}: no feature there can be "
+                f"among what it decides by. Leave out what is above {site}, or let it read later",
+                field=f"layers[{number}]",
+                layer=layer,
+            )
 
 
 def check_neutral(*, told: bool, trained: bool) -> None:

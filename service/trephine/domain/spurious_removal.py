@@ -14,7 +14,7 @@ from trephine.domain.findings import Figure
 from trephine.domain.interventions import Intervention, require_finite
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import DecisionHead, HeadWeights, ProbeHead, RewardHead, TokenHead
-from trephine.domain.spurious_options import DEFAULT_STEPS, check_estimator, check_neutral
+from trephine.domain.spurious_options import DEFAULT_STEPS, check_estimator, check_layers, check_neutral
 from trephine.domain.spurious_outcomes import RemovalOutcome, unmeasured
 from trephine.domain.spurious_pairs import check_pairs
 from trephine.domain.spurious_texts import (
@@ -345,6 +345,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
 
     def __post_init__(self) -> None:
         check_estimator(self.estimator, self.steps)
+        check_layers(self.layers, self.decision)
         _check(10 <= self.resamples <= 100_000, "resamples", "must be 10 to 100000")
         if isinstance(self.decision, TokenHead | RewardHead) and self.refit:
             what = "label tokens are" if isinstance(self.decision, TokenHead) else "a reward is"

@@ -9,8 +9,13 @@ import pytest
 
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
 from trephine.domain.dataset_circuits import Estimator
-from trephine.domain.errors import AttributeConfoundedError, InvalidRequestError, TooFewItemsError
-from trephine.domain.spurious_heads import LabelToken, TokenHead
+from trephine.domain.errors import (
+    AttributeConfoundedError,
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    TooFewItemsError,
+)
+from trephine.domain.spurious_heads import LabelToken, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText, Swap, check_told_apart
 
@@ -35,6 +40,23 @@ def test_two_labels_need_two_tokens() -> None:
     with pytest.raises(InvalidRequestError, match="stands for another label") as refused:
         TokenHead(tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" the")))
     assert refused.value.context["field"] == "decision.tokens[1].token"
+
+
+@pytest.mark.parametrize("layers", [(5,), (0, 5), (1, 0, 2)])
+def test_a_layer_above_the_head_is_refused(layers: tuple[int, ...]) -> None:
+    """Alone or beside others: nothing that was asked for is left out without a word."""
+    above = max(layers)
+    said = f"layer {above} lies above the head, which reads after layer 1"
+    with pytest.raises(LayerOutOfRangeError, match=said) as refused:
+        RemoveSpuriousFeatures(**GIVEN, layers=layers, decision=ProbeHead(layer=1))
+    assert refused.value.context["field"] == f"layers[{layers.index(above)}]"
+
+
+def test_layers_up_to_the_head_are_taken() -> None:
+    """A head behind the last layer reads all of them."""
+    for layers, site in (((0, 1), 1), ((5,), None), (None, 0)):
+        found = RemoveSpuriousFeatures(**GIVEN, layers=layers, decision=ProbeHead(layer=site))
+        assert found.layers == layers
 
 
 def _in_environments(texts: tuple[LabelledText, ...], count: int) -> tuple[LabelledText, ...]:

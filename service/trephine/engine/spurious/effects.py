@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRule
+from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import FeatureRef
 from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
 from trephine.engine.dataset_circuits.packs import Pack, packs
+from trephine.engine.dataset_circuits.places import Place
 from trephine.engine.dataset_circuits.space import NodeSpace, node_space
 from trephine.engine.dataset_circuits.sweeping import SweepRule
 from trephine.engine.hosted import HostedModel
@@ -58,7 +60,7 @@ def feature_space(
 
     Raises:
         ReplacementNotFoundError: If there is no such set.
-        LayerOutOfRangeError: If a layer is not covered, or lies above the head's site.
+        LayerOutOfRangeError: If a layer is not covered, or is not wholly before the head's site, or none is.
     """
     wanted = layers
     if readout.layer is not None and layers is None:
@@ -66,10 +68,42 @@ def feature_space(
     space = node_space(hosted, (replacement,), wanted, PositionRule.SUMMED, 2, ErrorTerm.LIVE)
     if readout.layer is None:
         return space
-    places = tuple(
-        place for place in space.places if all(site.layer <= readout.layer for site in place.outputs)
-    )
+    places = tuple(place for place in space.places if _top(place) <= readout.layer)
+    _require_read(replacement, layers, readout.layer, space.places, places)
     return NodeSpace(places=tuple(sorted(places, key=lambda p: place_in_pass(p.source))), n_pos=None)
+
+
+def _top(place: Place) -> int:
+    """Return the last layer that a place's features write."""
+    return max(site.layer for site in place.outputs)
+
+
+def _require_read(
+    replacement: str,
+    asked: Sequence[int] | None,
+    site: int,
+    laid: Sequence[Place],
+    read: Sequence[Place],
+) -> None:
+    """Refuse layers that a head after layer `site` reads in part or not at all, where they were asked for."""
+    cut = {place.layer: _top(place) for place in laid if place not in read}
+    for number, layer in enumerate(asked or ()):
+        if layer in cut:
+            raise LayerOutOfRangeError(
+                f"layer {layer} of {replacement} writes up to layer {cut[layer]}, above the head, which "
+                f"reads after layer {site}: it would see a part of its features. Leave the layer out, or let the "
+                "head read later",
+                field=f"layers[{number}]",
+                layer=layer,
+            )
+    if not read:
+        lowest = f"; layer {min(cut)} writes up to layer {cut[min(cut)]}" if cut else ""
+        raise LayerOutOfRangeError(
+            f"no layer of {replacement} lies wholly before the head, which reads after layer {site}{lowest}. "
+            "Let the head read later, or name another set",
+            field="decision.layer",
+            layer=site,
+        )
 
 
 def feature_of(space: NodeSpace, number: int) -> FeatureRef:

@@ -11,6 +11,7 @@ from tests.builders import tiny_hosted
 from tests.resident_sets import resident_set
 from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.domain.dataset_circuits import Estimator, NodeAblation
+from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.domain.spurious_heads import Pooling, ProbeHead
@@ -105,6 +106,25 @@ def test_contributions_are_the_slope_of_the_decision(layer, pooling):
         slope = (slopes[1] - slopes[0]) / (2 * step)
         assert torch.allclose(found[:, index].double(), slope, atol=1e-3)
     assert found[:, list(chosen)].abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "covered", "asked", "site", "field"),
+    [
+        ("neurons", None, (0, 2), 1, "layers[1]"),
+        ("neurons", None, (2,), 0, "layers[0]"),
+        ("clt", None, (1, 0), 1, "layers[0]"),
+        ("clt", None, None, 1, "decision.layer"),
+        ("relu", (1, 2), None, 0, "decision.layer"),
+    ],
+)
+def test_layers_that_a_head_does_not_read_are_refused(kind, covered, asked, site, field):
+    """Before anything runs; features of a cross-layer transcoder write above their own layer."""
+    hosted = tiny_hosted("llama")
+    name = "neurons" if kind == "neurons" else resident_set(hosted, kind, layers=covered)
+    with pytest.raises(LayerOutOfRangeError, match="head, which reads after layer") as refused:
+        feature_space(hosted, name, asked, Readout(layer=site, pooling=Pooling.MEAN))
+    assert refused.value.context["field"] == field
 
 
 def _scaled(hosted, ids, index, factor, layer, pooling):
