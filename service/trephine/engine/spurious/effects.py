@@ -91,7 +91,7 @@ def _require_read(
         if layer in cut:
             raise LayerOutOfRangeError(
                 f"layer {layer} of {replacement} writes up to layer {cut[layer]}, above the head, which "
-                f"reads after layer {site}: it would see a part of its features. Leave the layer out, or let the "
+                f"reads after layer {site}: it would see a part of its features. Leave it out, or let the "
                 "head read later",
                 field=f"layers[{number}]",
                 layer=layer,
