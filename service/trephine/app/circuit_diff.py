@@ -2,7 +2,8 @@
 
 Nodes are the same if they have the same kind, layer, feature (of the same set) and position; or the same
 without the position, when positions are summed, as is needed for prompts that do not line up. Edges are the
-same if their ends are.
+same if their ends are. Sets are the same if their contents are; their names alone count where a circuit does
+not say more.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class CircuitDiff:
 def compare(first: Circuit, second: Circuit, *, sum_positions: bool) -> CircuitDiff:
     """Return the difference of two circuits."""
     numbering: dict[tuple[object, ...], int] = {}
-    sides = [_Side(circuit, numbering, sum_positions) for circuit in (first, second)]
+    by_name = first.set_is_unknown or second.set_is_unknown
+    sides = [_Side(circuit, numbering, sum_positions, by_name=by_name) for circuit in (first, second)]
     a, b = (side.nodes(len(numbering)) for side in sides)
     compared = [_compared(sides, x, y) for x, y in zip(a, b, strict=True)]
     order = sorted(range(len(compared)), key=lambda key: (-abs(compared[key].change), key))
@@ -122,9 +124,14 @@ class EdgeChanges(Sequence[ComparedEdge]):
 class _Side:
     """One circuit with its nodes' keys."""
 
-    def __init__(self, circuit: Circuit, numbering: dict[tuple[object, ...], int], summed: bool) -> None:
+    def __init__(
+        self, circuit: Circuit, numbering: dict[tuple[object, ...], int], summed: bool, *, by_name: bool
+    ) -> None:
         self.circuit = circuit
-        keys = (_key(node, summed) for node in circuit.nodes)
+        content = "" if by_name else circuit.set_hash
+        keys = (
+            (*_key(node, summed), content if node.kind is NodeKind.FEATURE else "") for node in circuit.nodes
+        )
         self.keys: Indices = np.array([numbering.setdefault(key, len(numbering)) for key in keys], np.int64)
 
     def nodes(self, count: int) -> list[NodeSide | None]:

@@ -15,6 +15,8 @@ from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
 from trephine.app.replacements import Replacements
 from trephine.app.requests import VerifyRequest
+from trephine.domain.circuit_sets import require_same_set
+from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ParentChangedError,
@@ -69,7 +71,7 @@ class CircuitVerifications:
         Raises:
             ResourceNotFoundError: If there is no such circuit.
             ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
-            ParentChangedError: If the model's weights are not those that it was found in.
+            ParentChangedError: If the model's weights, or its set, are not those that it was found with.
             ReplacementNotFoundError: If its set is not loaded, or was lost.
             UnsupportedOptionError: If it came from a file: what it was found in is not known.
         """
@@ -90,7 +92,7 @@ class CircuitVerifications:
                 model_weights=info.weight_hash,
             )
         if stored.circuit.replacement != NEURONS:
-            self._require_set(stored.circuit.replacement, info.name)
+            self._require_set(stored.circuit, info.name)
         return stored, info
 
     async def predict(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, Cost]:
@@ -173,14 +175,15 @@ class CircuitVerifications:
     def _model(self, request: VerifyRequest, stored: StoredCircuit) -> str:
         return request.model or stored.circuit.model
 
-    def _require_set(self, name: str, model: str) -> None:
-        entry = self._replacements.entry(name, model)
+    def _require_set(self, circuit: Circuit, model: str) -> None:
+        entry = self._replacements.entry(circuit.replacement, model)
         if entry.info is None or entry.state != "loaded":
             raise ReplacementNotFoundError(
                 f"replacement set {entry.name} could not be loaded again: {entry.why}. "
                 "Unload it, or load it again",
                 replacement=entry.name,
             )
+        require_same_set(circuit, entry.info.content_hash)
 
 
 @predict.register

@@ -184,11 +184,19 @@ class Circuit:
     """What a reader must know: position 0 is a sink, edges are estimates, ..."""
     asked: GraphTarget | None = None
     """What was to be explained; None in imported circuits, and in those stored before this was."""
+    set_hash: str = ""
+    """Content hash of the replacement set; empty for neurons, and in circuits that do not say: imported ones,
+    and those stored before this was."""
 
     @property
     def target_label(self) -> str:
         """What is explained, for people."""
         return " + ".join(target.label for target in self.targets)
+
+    @property
+    def set_is_unknown(self) -> bool:
+        """True if only the name of its set is known: another set of that name cannot be told apart."""
+        return self.replacement != NEURONS and not self.set_hash
 
     @property
     def positions(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from trephine.engine.graphs.tangents import Tangent
 from trephine.engine.operators import capture
 from trephine.engine.replacements.contexts import degraded_caveats
 from trephine.engine.session import Handler, Session
-from trephine.engine.verification.subject import check_circuit, opened_layers
+from trephine.engine.verification.subject import check_circuit, opened_layers, unknown_set_caveats
 
 
 def explain_edges(
@@ -35,7 +35,7 @@ def explain_edges(
     """Split edges over heads and paths; one edge per quantum.
 
     Raises:
-        ParentChangedError: If the model's weights are not those that the circuit was found in.
+        ParentChangedError: If the model's weights, or its set, are not those that the circuit was found with.
         ReplacementNotFoundError: If its set is not loaded any more.
         InvalidRequestError: If a node does not exist, or is no source or no target.
         UnsupportedOptionError: If the target is none that is read off the stream linearly.
@@ -65,7 +65,11 @@ def explain_edges(
         edges=tuple(explained[edge] for edge in command.edges),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=(*degraded_caveats(hosted, [circuit.replacement]), *_caveats(circuit)),
+        caveats=(
+            *degraded_caveats(hosted, [circuit.replacement]),
+            *unknown_set_caveats(circuit),
+            *_caveats(circuit),
+        ),
     )
 
 

@@ -71,3 +71,24 @@ def test_features_of_other_sets_never_match():
     found = compare(layered(3), replace(other, nodes=nodes), sum_positions=False)
     both = {one.node.kind for one in found.nodes if one.first and one.second}
     assert both == {NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT}
+
+
+def test_sets_of_one_name_are_told_apart_by_their_content():
+    """Other contents of the same name never match; where one circuit does not say, the name has to do."""
+    found_with = layered(3)
+    nodes = tuple(
+        replace(n, replacement="sae") if n.kind is NodeKind.FEATURE else n for n in found_with.nodes
+    )
+    one, other, old = (
+        replace(found_with, replacement="sae", nodes=nodes, set_hash=content) for content in ("a", "b", "")
+    )
+
+    def in_both(first: Circuit, second: Circuit) -> set[NodeKind]:
+        compared = compare(first, second, sum_positions=False).nodes
+        return {each.node.kind for each in compared if each.first and each.second}
+
+    assert NodeKind.FEATURE not in in_both(one, other)
+    assert {NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT} <= in_both(one, other)
+    assert NodeKind.FEATURE in in_both(one, one)
+    assert NodeKind.FEATURE in in_both(one, old)
+    assert NodeKind.FEATURE in in_both(old, other)

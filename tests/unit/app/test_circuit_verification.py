@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.app.house import house, small_circuit
+from tests.unit.app.test_replacements import loaded
 from trephine.app.requests import VerifyRequest
 from trephine.domain.circuit_annotations import Annotations, NodeGroup
 from trephine.domain.circuit_queries import Provenance
@@ -125,3 +126,20 @@ async def test_prediction_grows_with_what_is_asked(tmp_path):
     assert 0 < first.tokens < second.tokens
     assert first.memory_bytes > 0
     assert not asked
+
+
+async def test_another_set_of_the_same_name_is_refused_before_any_work(tmp_path):
+    """A set is its content; a circuit that was stored before that was recorded passes."""
+    here = await loaded(tmp_path)
+    info = await here.models.info("tiny")
+    own = replace(
+        small_circuit(), model="tiny", weight_hash=info.weight_hash, replacement="small", set_hash="c" * 64
+    )
+    for name, content in (("own", "c" * 64), ("other", "d" * 64), ("old", "")):
+        await here.circuits.save(replace(own, set_hash=content), circuit_id=name)
+    for name in ("own", "old"):
+        stored, _ = await here.circuit_verifications.check(VerifyRequest(circuit=name))
+        assert stored.circuit.set_is_unknown == (name == "old")
+    with pytest.raises(ParentChangedError, match="other features than those of the set") as refused:
+        await here.circuit_verifications.check(VerifyRequest(circuit="other"))
+    assert refused.value.context == {"circuit_set": "d" * 64, "loaded_set": "c" * 64}

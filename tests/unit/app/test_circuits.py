@@ -35,6 +35,18 @@ def test_quality_stored_before_edges_were_measured_is_read():
     assert isnan(quality.edge_spearman_high)
 
 
+async def test_a_circuit_that_was_stored_before_sets_were_recorded_is_read(tmp_path):
+    """It stays readable, and which set it was found with is not known."""
+    whole = replace(small_circuit(), replacement="sae", set_hash="c" * 64)
+    await house(tmp_path).circuits.save(whole, circuit_id="c1")
+    assert (await house(tmp_path).circuits.get("c1")).circuit.set_hash == "c" * 64
+    file = tmp_path / "state" / "circuits" / "c1" / "circuit.json"
+    header = json.loads(file.read_bytes())
+    del header["circuit"]["set_hash"]
+    file.write_text(json.dumps(header))
+    assert (await house(tmp_path).circuits.get("c1")).circuit.set_is_unknown
+
+
 async def test_saving_again_changes_nothing(tmp_path):
     """A rerun of the operation that found it publishes nothing twice."""
     circuits = house(tmp_path).circuits

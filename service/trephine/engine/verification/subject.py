@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.interventions import ErrorTerm
@@ -53,7 +54,7 @@ def open_subject(
     """Check a circuit against the hosted model and read its prompt; one layer a quantum.
 
     Raises:
-        ParentChangedError: If the model's weights are not those that the circuit was found in.
+        ParentChangedError: If the model's weights, or its set, are not those that the circuit was found with.
         ReplacementNotFoundError: If its set is not loaded any more.
         UnsupportedOptionError: If what it explains is not known.
         InvalidRequestError: If its pruned form has no feature at positions >= 1.
@@ -133,7 +134,7 @@ def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
     """Refuse a circuit that is not of the hosted weights, or whose set is gone.
 
     Raises:
-        ParentChangedError: If the weights differ.
+        ParentChangedError: If the weights differ, or the set of that name is another one.
         ReplacementNotFoundError: If the set is not loaded.
     """
     if circuit.weight_hash != hosted.info.weight_hash:
@@ -145,7 +146,9 @@ def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
             model_weights=hosted.info.weight_hash,
         )
     if circuit.replacement != NEURONS:
-        covered = require_set(hosted, circuit.replacement).covered
+        loaded = require_set(hosted, circuit.replacement)
+        require_same_set(circuit, loaded.admitted.content_hash)
+        covered = loaded.covered
         missing = {n.layer for n in circuit.nodes if n.kind is NodeKind.FEATURE} - set(covered)
         if missing:
             raise ReplacementNotFoundError(
@@ -153,6 +156,17 @@ def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
                 "it is another set; load the one that the circuit was found with",
                 replacement=circuit.replacement,
             )
+
+
+def unknown_set_caveats(circuit: Circuit) -> list[str]:
+    """Say so if nothing tells the set that a circuit was found with from another of the same name."""
+    if not circuit.set_is_unknown:
+        return []
+    return [
+        f"The circuit was stored before circuits recorded the content of their set: that "
+        f"{circuit.replacement!r} as it is loaded now is the set that it was found with is assumed, not "
+        "checked. Discover it again to be sure."
+    ]
 
 
 def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ from trephine.engine.verification.subject import (
     open_subject,
     opened_layers,
     substitutes,
+    unknown_set_caveats,
 )
 
 
@@ -40,7 +41,7 @@ def verify_circuit(
     """Verify a circuit; one batch of passes, or one block of a sweep, a quantum.
 
     Raises:
-        ParentChangedError: If the model's weights are not those that it was found in.
+        ParentChangedError: If the model's weights, or its set, are not those that it was found with.
         ReplacementNotFoundError: If its set is gone.
         InvalidRequestError: If there is nothing to ablate, or the counterfactual has another length.
     """
@@ -136,6 +137,7 @@ def _target(circuit: Circuit) -> str:
 def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:
     said = [
         *degraded_caveats(hosted, [subject.circuit.replacement]),
+        *unknown_set_caveats(subject.circuit),
         "A node's shown effect is its activation times the exact gradient of the real model. It is therefore "
         "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
         "`paths of the graph` is what they predict.",

@@ -231,6 +231,16 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
             f"They span different features ({first.replacement}, {second.replacement}): only tokens, errors "
             "and targets can match."
         )
+    elif first.set_is_unknown or second.set_is_unknown:
+        caveats.append(
+            "Not both circuits say what their set held (they are imported, or were stored before that was "
+            f"recorded): features of {first.replacement} are matched by that name alone."
+        )
+    elif first.set_hash != second.set_hash:
+        caveats.append(
+            f"They were found with different sets of the name {first.replacement}: only tokens, errors and "
+            "targets can match."
+        )
     if [one.id for one in first.tokens] != [one.id for one in second.tokens] and not summed:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
     if first.target_label != second.target_label:

@@ -12,6 +12,7 @@ import torch
 from tests.builders import tiny_hosted
 from tests.resident_sets import resident_set
 from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
@@ -24,7 +25,9 @@ from trephine.domain.verification import (
     VerifyCircuit,
 )
 from trephine.engine.discovery import discover_circuit
+from trephine.engine.edges import explain_edges
 from trephine.engine.quanta import finish
+from trephine.engine.session import Session
 from trephine.engine.verification.verify import verify_on
 
 PROMPT = "When Mary went to the store John gave a drink to"
@@ -185,6 +188,30 @@ def test_changed_weights_and_lost_sets_are_refused():
     gone = replace(circuit, replacement="gone")
     with pytest.raises(ReplacementNotFoundError, match="or load it first"):
         finish(verify_on(hosted, VerifyCircuit(circuit=gone, kept=features(gone), options=QUICK)))
+
+
+def test_another_set_of_the_same_name_is_refused():
+    """Its features are not the circuit's; a circuit that does not say its set is verified with a note."""
+    hosted, circuit = found("relu")
+    own = hosted.replacements[circuit.replacement]
+    assert circuit.set_hash == own.admitted.content_hash
+    assert not any("is assumed" in caveat for caveat in verified("relu").caveats)
+    view = replace(hosted, replacements={})
+    resident_set(view, "topk")
+    other = view.replacements[circuit.replacement]
+    view.replacements[circuit.replacement] = replace(
+        other, admitted=replace(other.admitted, content_hash="d" * 64)
+    )
+    command = VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=QUICK)
+    with pytest.raises(ParentChangedError, match="other features than those of the set") as refused:
+        finish(verify_on(view, command))
+    assert refused.value.context["loaded_set"] == "d" * 64
+    edge = ExplainEdges(circuit=circuit, edges=((features(circuit)[0], len(circuit.nodes) - 1),))
+    with pytest.raises(ParentChangedError, match="other features than those of the set"):
+        finish(explain_edges(Session(hosted=view), edge))
+    old = replace(circuit, set_hash="")
+    report = finish(verify_on(hosted, replace(command, circuit=old, options=replace(QUICK, control=False))))
+    assert any("is assumed" in caveat for caveat in report.caveats)
 
 
 def test_nothing_to_ablate_and_uneven_counterfactuals_are_refused():
