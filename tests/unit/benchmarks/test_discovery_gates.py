@@ -8,6 +8,7 @@ from benchmarks.discovery_gates import gates
 
 GOOD_SLOPES = {"seconds": 1.1, "extra_bytes": 0.8}
 GOOD_CHECK = {"off": -0.05}
+MEDIAN = "times faster, median of the cells that agree (at least 10)"
 
 
 def cell(changed=None):
@@ -29,7 +30,8 @@ def failing(rows, slopes=GOOD_SLOPES, check=GOOD_CHECK):
 def test_a_bench_that_meets_its_targets_passes():
     """Every gate says so, and the line for people as well."""
     assert all(passed is True for passed in verdicts([cell(), cell({"tokens": 16})]).values())
-    assert str(gates([cell()], GOOD_SLOPES, GOOD_CHECK)[0]) == "PASS  times faster, median (at least 10): 12"
+    said = str(gates([cell()], GOOD_SLOPES, GOOD_CHECK)[0])
+    assert said == "PASS  times faster, median of the cells that agree (at least 10): 12"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,33 @@ def test_one_bad_cell_fails_its_gate(changed, part):
 
 def test_the_median_fails_before_the_worst_cell():
     """Nine times everywhere is above 6 and below 10."""
-    assert failing([cell({"faster": 9.0})] * 2) == ["times faster, median (at least 10)"]
+    assert failing([cell({"faster": 9.0})] * 2) == [MEDIAN]
+
+
+SAMPLED = {"tokens": 64, "faster": 19.0, "leaner": 7.0}
+"""A cell of which the peer ran a sample: no graph, so nothing that could agree."""
+
+
+@pytest.mark.parametrize(
+    "other", [SAMPLED, cell({"faster": 19.0, "edges": 2e-4}), cell({"faster": 19.0, "fair": False})]
+)
+def test_cells_that_were_not_seen_to_agree_do_not_help_the_median(other):
+    """Two such cells beside one of 9.7 times: the median of all is shown, and decides nothing."""
+    found = gates([cell({"faster": 9.7}), other, other], GOOD_SLOPES, GOOD_CHECK)
+    assert [(gate.measured, gate.passed) for gate in found if "median" in gate.what] == [
+        (9.7, False),
+        (19.0, None),
+    ]
+
+
+def test_a_cell_that_was_not_compared_can_be_the_worst():
+    """Slow is slow, whatever its graph would have been."""
+    assert failing([cell(), cell(), SAMPLED | {"faster": 5.0}]) == ["times faster, worst cell (at least 6)"]
+
+
+def test_a_median_of_nothing_that_agrees_is_none():
+    """Sampled cells alone claim nothing."""
+    assert verdicts([SAMPLED])[MEDIAN] is None
 
 
 def test_memory_of_short_prompts_decides_nothing():
