@@ -19,8 +19,8 @@ def require_same_set(circuit: Circuit, loaded: str) -> None:
     if circuit.set_hash not in ("", loaded):
         raise ParentChangedError(
             f"the circuit was found with other features than those of the set {circuit.replacement!r} that "
-            f"is loaded (content {loaded[:12]}, the circuit's is {circuit.set_hash[:12]}); load the set that it "
-            "was found with, or discover it again",
+            f"is loaded (content {loaded[:12]}, the circuit's is {circuit.set_hash[:12]}); load the set that "
+            "it was found with, or discover it again",
             circuit_set=circuit.set_hash,
             loaded_set=loaded,
         )

@@ -187,6 +187,8 @@ class Circuit:
     set_hash: str = ""
     """Content hash of the replacement set; empty for neurons, and in circuits that do not say: imported ones,
     and those stored before this was."""
+    layers: tuple[int, ...] | None = None
+    """Layers whose features it could choose from, ascending; None in circuits that do not say."""
 
     @property
     def target_label(self) -> str:

@@ -100,6 +100,7 @@ def discover_circuit(
         ),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
+        layers=tuple(number for number, covered in enumerate(operators.covered) if covered),
         caveats=(
             *_caveats(hosted, what, operators, expansion, order, quality),
             *hierarchy_caveats(hierarchy),

@@ -37,14 +37,17 @@ def test_quality_stored_before_edges_were_measured_is_read():
 
 async def test_a_circuit_that_was_stored_before_sets_were_recorded_is_read(tmp_path):
     """It stays readable, and which set it was found with is not known."""
-    whole = replace(small_circuit(), replacement="sae", set_hash="c" * 64)
+    whole = replace(small_circuit(), replacement="sae", set_hash="c" * 64, layers=(0, 2))
     await house(tmp_path).circuits.save(whole, circuit_id="c1")
-    assert (await house(tmp_path).circuits.get("c1")).circuit.set_hash == "c" * 64
+    known = (await house(tmp_path).circuits.get("c1")).circuit
+    assert (known.set_hash, known.layers) == ("c" * 64, (0, 2))
     file = tmp_path / "state" / "circuits" / "c1" / "circuit.json"
     header = json.loads(file.read_bytes())
-    del header["circuit"]["set_hash"]
+    del header["circuit"]["set_hash"], header["circuit"]["layers"]
     file.write_text(json.dumps(header))
-    assert (await house(tmp_path).circuits.get("c1")).circuit.set_is_unknown
+    old = (await house(tmp_path).circuits.get("c1")).circuit
+    assert old.set_is_unknown
+    assert old.layers is None
 
 
 async def test_saving_again_changes_nothing(tmp_path):

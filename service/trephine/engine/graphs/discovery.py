@@ -136,6 +136,7 @@ def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Pro
         figures=_figures(graph, monotonic() - started, meter.extra_bytes),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
+        layers=tuple(layer.info.layer for layer in graph.active.layers),
         set_hash=require_set(hosted, command.replacement).admitted.content_hash,
         caveats=_caveats(graph, quality),
     )

@@ -170,7 +170,13 @@ def unknown_set_caveats(circuit: Circuit) -> list[str]:
 
 
 def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[int, ...]:
-    """Return the layers whose features the circuit could choose from; the other MLPs are error as a whole."""
+    """Return the layers whose features the circuit could choose from; those of others are never ablated.
+
+    Circuits that were stored before this was recorded show it by their error nodes, as far as these are MLPs
+    as a whole: dictionaries elsewhere count as open in every layer that the set covers.
+    """
+    if circuit.layers is not None:
+        return circuit.layers
     closed = {
         node.layer for node in circuit.nodes if node.kind is NodeKind.ERROR and node.label.startswith("MLP ")
     }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,8 @@ from trephine.engine.discovery import discover_circuit
 from trephine.engine.edges import explain_edges
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
+from trephine.engine.verification.control import control_circuit
+from trephine.engine.verification.subject import open_subject, opened_layers
 from trephine.engine.verification.verify import verify_on
 
 PROMPT = "When Mary went to the store John gave a drink to"
@@ -212,6 +215,51 @@ def test_another_set_of_the_same_name_is_refused():
     old = replace(circuit, set_hash="")
     report = finish(verify_on(hosted, replace(command, circuit=old, options=replace(QUICK, control=False))))
     assert any("is assumed" in caveat for caveat in report.caveats)
+
+
+@pytest.mark.parametrize("kind", [NEURONS, "relu", "resid_post", "attn_out"])
+def test_layers_that_a_circuit_was_told_to_leave_alone_are_never_ablated(kind):
+    """Neither by verification nor beside it, and edges are explained over the same layers."""
+    hosted = tiny_hosted("llama")
+    asked = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=NEURONS if kind == NEURONS else resident_set(hosted, kind),
+        layers=(1,),
+        max_feature_nodes=30,
+        verify_nodes=0,
+    )
+    circuit = finish(discover_circuit(hosted, asked))
+    assert circuit.layers == opened_layers(hosted, circuit) == (1,)
+    subject = finish(open_subject(hosted, QUICK, circuit, features(circuit)))
+    assert set(subject.active) == set(subject.prompt.layers) == {1}
+    if kind != NEURONS:
+        _, beside, _ = finish(control_circuit(hosted, circuit, (1,), 10, 0))
+        assert {beside.nodes[number].layer for number in features(beside)} == {1}
+    edges = tuple(zip(*(_ints(one) for one in (circuit.edges.source, circuit.edges.target)), strict=True))[
+        :20
+    ]
+    for edge in finish(
+        explain_edges(Session(hosted=hosted), ExplainEdges(circuit=circuit, edges=edges))
+    ).edges:
+        assert edge.weight == pytest.approx(edge.stored, rel=1e-3, abs=1e-4)
+
+
+def test_which_layers_were_open_is_read_off_the_nodes_where_it_was_not_recorded():
+    """Circuits of earlier versions: MLPs that are error as a whole were closed."""
+    hosted = tiny_hosted("llama")
+    asked = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary"),
+        replacement=resident_set(hosted, "relu"),
+        layers=(1,),
+    )
+    circuit = finish(discover_circuit(hosted, replace(asked, verify_nodes=0)))
+    assert opened_layers(hosted, replace(circuit, layers=None)) == (1,)
+
+
+def _ints(column):
+    return np.frombuffer(column.data, np.int32).tolist()
 
 
 def test_nothing_to_ablate_and_uneven_counterfactuals_are_refused():
