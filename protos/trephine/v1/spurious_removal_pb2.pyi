@@ -953,8 +953,8 @@ class SpuriousRemoval(google.protobuf.message.Message):
     name: builtins.str
     """Resource name, `spuriousRemovals/...`."""
     edit: builtins.str
-    """Resource name of the edit with its version; empty: none was asked for, nothing was removed, or the removal
-    was not shown to hold.
+    """Resource name of the edit with its version; empty: none was asked for, nothing was removed, the removal
+    was not shown to hold, or the edit could not be made any more, as a caveat then says.
     """
     pairing: builtins.str
     """How label and attribute go together in the ambiguous set."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trephine.app.edits import Edits
@@ -25,6 +25,7 @@ from trephine.domain.classifier_exports import (
     reward_threshold,
 )
 from trephine.domain.commands import Progress
+from trephine.domain.edits import Edit
 from trephine.domain.errors import (
     ExportTargetExistsError,
     InvalidRequestError,
@@ -169,13 +170,14 @@ class Classifiers:
                     field="export",
                 )
             return ""
-        if not stored.edit:
+        if not (stored.edit or stored.unmade):
             raise InvalidRequestError(_no_edit(stored), field="export")
         found = await self._exports.get(export)
-        edit = await self._edits.get(stored.edit)
-        if found.certificate.edit_hash != edit.content_hash:
+        edit = await self._edits.get(stored.edit or found.certificate.edit)
+        if found.certificate.edit_hash != edit.content_hash or not _removes_the_same(stored, edit):
+            which = stored.edit or f"that was made of the interventions of {stored.name}"
             raise ParentChangedError(
-                f"the export {found.name} is not one of the edit {stored.edit}; export that one",
+                f"the export {found.name} is not one of the edit {which}; export that one",
                 export_edit=found.certificate.edit_hash,
                 removal_edit=edit.content_hash,
             )
@@ -193,6 +195,14 @@ class Classifiers:
                 f"{identifier} exists in the export root, nothing is overwritten; choose another name",
                 field="classifier_id",
             )
+
+
+def _removes_the_same(stored: StoredRemoval, edit: Edit) -> bool:
+    """True of the report's own edit; where that could not be made, of any that does the same."""
+    if stored.edit:
+        return True
+    removed, made = ({replace(one, label="") for one in of.interventions} for of in (stored.found, edit))
+    return removed == made and edit.weight_hash == stored.found.weight_hash
 
 
 def _no_edit(stored: StoredRemoval) -> str:

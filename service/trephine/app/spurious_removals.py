@@ -19,7 +19,7 @@ from trephine.app.requests import RemoveSpuriousRequest
 from trephine.app.spurious_costs import removal_cost
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
+from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError, TrephineError
 from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
@@ -38,6 +38,8 @@ class StoredRemoval:
     edit: str
     """The edit with its version, `no-gender@1`; empty: none was made, or asked for."""
     found: SpuriousRemoval
+    unmade: str = ""
+    """Name of an edit that was to be made of it and could not be; empty: none."""
 
 
 class SpuriousRemovals:
@@ -96,6 +98,8 @@ class SpuriousRemovals:
     ) -> StoredRemoval:
         """Judge, remove, measure, and store report and edit; what is stored already is not done again.
 
+        An edit that cannot be made any more is a caveat of the report.
+
         Raises:
             TrephineError: Whatever the work raised.
         """
@@ -108,12 +112,14 @@ class SpuriousRemovals:
             return known
         command, info = await self.check(request, operation_id=removal_id)
         found = await self._models.engine(info.name).run(command, on_event=forward)
-        name = resource(COLLECTION, removal_id)
-        stored = StoredRemoval(
-            name=name,
-            create_time=timestamp(self._clock.now()),
-            edit=await self._make_edit(request, found, name, removal_id),
-            found=found,
+        stored = await self._with_edit(
+            request,
+            StoredRemoval(
+                name=resource(COLLECTION, removal_id),
+                create_time=timestamp(self._clock.now()),
+                edit="",
+                found=found,
+            ),
         )
         await asyncio.to_thread(self._records.write, removal_id, stored)
         return stored
@@ -145,31 +151,40 @@ class SpuriousRemovals:
         """
         stored = await self.get(name)
         page = await asyncio.to_thread(
-            spurious_html, stored.found, name=stored.name, edit=stored.edit, create_time=stored.create_time
+            spurious_html,
+            stored.found,
+            name=stored.name,
+            edit=stored.edit,
+            create_time=stored.create_time,
+            unmade=stored.unmade,
         )
         return await self._artifacts.put(page.encode(), media_type="text/html; charset=utf-8")
 
-    async def _make_edit(
-        self, request: RemoveSpuriousRequest, found: SpuriousRemoval, name: str, removal_id: str
-    ) -> str:
-        """Store the edit; a second run of the operation finds the first one's by its request id.
+    async def _with_edit(self, request: RemoveSpuriousRequest, stored: StoredRemoval) -> StoredRemoval:
+        """Make the edit; a second run of the operation finds the first one's by its request id.
 
-        None is made of a removal that was not shown to hold, unless that was asked for.
+        None is made of a removal that was not shown to hold, unless that was asked for. Where it cannot be
+        made, since its name was taken while the work went on, say, the report is worth what it was.
         """
+        found = stored.found
         held = found.outcome.verdict is Verdict.PASS
         if not request.edit_id or not found.interventions or not (held or request.unproven):
-            return ""
-        edit = await self._edits.create(
-            request.edit_id,
-            request.model,
-            found.interventions,
-            f"spurious features of the decision between {' and '.join(found.labels)}: {found.why}; "
-            f"{found.outcome.verdict.value.upper()}: {found.outcome.why}",
-            request.author,
-            (name,),
-            removal_id,
-        )
-        return edit.reference
+            return stored
+        try:
+            edit = await self._edits.create(
+                request.edit_id,
+                request.model,
+                found.interventions,
+                f"spurious features of the decision between {' and '.join(found.labels)}: {found.why}; "
+                f"{found.outcome.verdict.value.upper()}: {found.outcome.why}",
+                request.author,
+                (stored.name,),
+                id_in(COLLECTION, stored.name),
+            )
+        except TrephineError as error:
+            told = replace(found, caveats=(*found.caveats, _unmade(request.edit_id, stored.name, error)))
+            return replace(stored, found=told, unmade=request.edit_id)
+        return replace(stored, edit=edit.reference)
 
     async def _require_free(self, edit_id: str, operation_id: str) -> None:
         require_new_id(edit_id, field="edit_id")
@@ -188,6 +203,14 @@ class SpuriousRemovals:
             return command
         folder = self._models.resolve(decision.folder).folder
         return replace(command, decision=replace(decision, folder=folder))
+
+
+def _unmade(edit_id: str, name: str, error: TrephineError) -> str:
+    return (
+        f"the edit {edit_id} was not made: {error.message}. Nothing else is lost: create an edit of this "
+        f"report's interventions under a free name, with {name} as its evidence, and an export of it can "
+        "carry the head"
+    )
 
 
 predict.register(RemoveSpuriousFeatures, removal_cost)

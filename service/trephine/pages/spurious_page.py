@@ -75,12 +75,23 @@ class ArmTable:
     rows: tuple[ArmRow, ...]
 
 
-def spurious_html(removal: SpuriousRemoval, *, name: str, edit: str, create_time: str) -> str:
-    """Return the page: what came of it, the decision list, what was tried, caveats."""
+def spurious_html(
+    removal: SpuriousRemoval, *, name: str, edit: str, create_time: str, unmade: str = ""
+) -> str:
+    """Return the page: what came of it, the decision list, what was tried, caveats.
+
+    Args:
+        removal: The report.
+        name: Its resource name.
+        edit: That was made of it; empty: none.
+        create_time: Of the report.
+        unmade: An edit that could not be made of it, as a caveat says; empty: none.
+    """
     return _TEMPLATES.from_string(asset("spurious.html")).render(
         removal=removal,
         name=name,
         edit=edit,
+        unmade=unmade,
         create_time=create_time,
         features=removal.features[:_LISTED],
         left_out=len(removal.features) - _LISTED,

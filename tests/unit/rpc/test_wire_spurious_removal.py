@@ -174,6 +174,16 @@ def test_a_doubt_is_shown_with_what_would_settle_it(capsys):
     assert "--edit NAME --unproven" in shown
 
 
+def test_an_edit_that_could_not_be_made_is_no_doubt_of_the_removal(capsys):
+    """Neither does the terminal say to remove again."""
+    told = replace(report(), caveats=("the edit clean was not made: there is an edit clean",))
+    stored = StoredRemoval(name="spuriousRemovals/r", create_time="now", edit="", found=told, unmade="clean")
+    show_removal(Output(json=False), removal_of(removal_to_wire(stored)), 2)
+    shown = capsys.readouterr().out
+    assert "none could be made, as a caveat says" in shown
+    assert "--edit NAME" not in shown
+
+
 def test_files_are_read_by_their_columns(tmp_path):
     """A missing column names row and column; a folder's files follow each other by name."""
     (tmp_path / "b.csv").write_text("text,label,who\nabc,1,x\n")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -282,6 +283,8 @@ def _show_prediction(output: Output, found: SpuriousRemoval) -> None:
     )
 
 
+_UNMADE = re.compile(r"the edit \S+ was not made: ")
+"""How the caveat of an edit that was lost begins."""
 _WITHOUT_FEATURES = (RemovalArm.LEACE, RemovalArm.INLP, RemovalArm.TOKEN_DELETION)
 """Stand in a table of their own: one of all arms is wider than a terminal."""
 
@@ -324,6 +327,8 @@ def _titled(found: SpuriousRemoval, arm: RemovalArm) -> str:
 def _edit(found: SpuriousRemoval) -> str:
     if found.edit:
         return found.edit
+    if any(_UNMADE.match(caveat) for caveat in found.caveats):
+        return "none could be made, as a caveat says"
     if found.held or not found.chosen:
         return "none was made; --edit NAME makes one"
     return "none is made of what was not shown to hold; --edit NAME --unproven makes one all the same"

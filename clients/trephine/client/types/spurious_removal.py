@@ -290,7 +290,8 @@ class SpuriousRemoval(WireValue):
 
     name: str
     edit: str
-    """Resource name with version; empty: none was asked for, or the removal was not shown to hold."""
+    """Resource name with version; empty: none was asked for, the removal was not shown to hold, or the edit
+    could not be made, as a caveat then says."""
     labels: tuple[str, ...]
     attributes: tuple[str, ...]
     pairing: str

@@ -1,0 +1,139 @@
+"""Reports of removals and the edits that are made of them, where two of them want one name."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.engine import Script
+from tests.spurious_report import report
+from tests.spurious_texts import ambiguous, attribute_texts
+from tests.unit.app.house import House, house
+from trephine.app.classifiers import Classifiers
+from trephine.app.requests import ExportClassifierRequest, ExportRequest, RemoveSpuriousRequest
+from trephine.app.spurious_removals import SpuriousRemovals
+from trephine.domain.commands import Progress
+from trephine.domain.errors import AlreadyExistsError, InvalidRequestError, ParentChangedError
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+
+FIRST, SECOND = "a" * 32, "b" * 32
+GONE = Intervention(
+    target=FeatureTarget(feature=FeatureRef(layer=1, index=3)), operation=Ablate(), label="spurious"
+)
+NEIGHBOUR = replace(GONE, target=FeatureTarget(feature=FeatureRef(layer=1, index=4)))
+FOUND = replace(report(), interventions=(GONE,), weight_hash="w" * 64)
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody listens."""
+
+
+async def _ready(root: Path, found: Any = FOUND) -> tuple[House, SpuriousRemovals]:
+    here = house(root, {RemoveSpuriousFeatures: found})
+    await here.models.load(here.models.resolve("tiny"), _ignore)
+    removals = SpuriousRemovals(
+        root / "state" / "removals",
+        models=here.models,
+        edits=here.edits,
+        sets=here.feature_sets,
+        artifacts=here.artifacts,
+        clock=here.clock,
+    )
+    return here, removals
+
+
+def _request(**changed: Any) -> RemoveSpuriousRequest:
+    given = {
+        "model": "tiny",
+        "command": RemoveSpuriousFeatures(training=ambiguous(), attribute_texts=attribute_texts()),
+        "edit_id": "clean",
+        "unproven": True,
+        "author": "us",
+    }
+    return RemoveSpuriousRequest(**{**given, **changed})
+
+
+async def _until_begun(here: House, count: int) -> None:
+    """Wait for so many removals in the engine."""
+    while sum(isinstance(one, RemoveSpuriousFeatures) for one in here.launcher.latest.commands) < count:
+        await asyncio.sleep(0.001)
+
+
+async def test_a_report_outlives_the_loss_of_its_edits_name(tmp_path):
+    """Two ask for one name while it is free: both reports are stored, and the second says what to do."""
+    hold = asyncio.Event()
+    here, removals = await _ready(tmp_path, Script(result=FOUND, hold=hold))
+    running = [
+        asyncio.create_task(removals.run(_request(), _ignore, removal_id=one)) for one in (FIRST, SECOND)
+    ]
+    await _until_begun(here, 2)
+    hold.set()
+    stored = await asyncio.gather(*running)
+    assert sorted(one.edit for one in stored) == ["", "clean@1"]
+    (without,) = [one for one in stored if not one.edit]
+    assert without.unmade == "clean"
+    caveat = without.found.caveats[-1]
+    assert caveat.startswith("the edit clean was not made: there is an edit clean; ")
+    assert f"under a free name, with {without.name} as its evidence" in caveat
+    assert without.found.interventions == FOUND.interventions
+    assert {one.name for one in await removals.list()} == {one.name for one in stored}
+    assert await removals.get(without.name) == without
+    page = await removals.render(without.name)
+    assert "none: clean could not be made" in (await here.artifacts.read(page.sha256)).decode()
+    with pytest.raises(AlreadyExistsError):
+        await removals.run(_request(), _ignore, removal_id="c" * 32)
+
+
+async def test_a_repeated_run_makes_its_edit_once(tmp_path):
+    """The server may have ended between the edit and the report."""
+    here, removals = await _ready(tmp_path)
+    first = await removals.run(_request(), _ignore, removal_id=FIRST)
+    (tmp_path / "state" / "removals" / f"{FIRST}.json").unlink()
+    again = await removals.run(_request(), _ignore, removal_id=FIRST)
+    assert (again.edit, again.unmade, again.found.caveats) == (first.edit, "", first.found.caveats)
+    assert [edit.name for edit in await here.edits.list()] == ["clean"]
+
+
+async def _exported(here: House, edit: str, intervention: Intervention, operation_id: str) -> str:
+    await here.edits.create(edit, "tiny", [intervention], "by hand", "us")
+    request = ExportRequest(edit=edit, export_id=f"{edit}-out")
+    return (await here.exports.run(request, _ignore, operation_id=operation_id)).name
+
+
+async def test_an_edit_that_is_made_by_hand_carries_the_head(tmp_path):
+    """Of a report whose edit could not be made: one that does the same, and no other."""
+    hold = asyncio.Event()
+    here, removals = await _ready(tmp_path, Script(result=FOUND, hold=hold))
+    running = asyncio.create_task(removals.run(_request(), _ignore, removal_id=FIRST))
+    await _until_begun(here, 1)
+    other = await _exported(here, "clean", NEIGHBOUR, "1" * 32)
+    hold.set()
+    lost = await running
+    assert (lost.edit, lost.unmade) == ("", "clean")
+    by_hand = await _exported(here, "by-hand", replace(GONE, label=""), "2" * 32)
+    classifiers = Classifiers(
+        tmp_path / "state" / "classifiers-too",
+        export_root=tmp_path / "published",
+        models=here.models,
+        edits=here.edits,
+        exports=here.exports,
+        removals=removals,
+    )
+
+    def asked(export: str, removal: str = lost.name) -> ExportClassifierRequest:
+        return ExportClassifierRequest(
+            removal=removal, export=export, classifier_id="judge", texts=("abcdef",)
+        )
+
+    await classifiers.check(asked(by_hand), operation_id="d" * 32)
+    with pytest.raises(ParentChangedError, match=f"made of the interventions of {lost.name}; export that"):
+        await classifiers.check(asked(other), operation_id="d" * 32)
+    doubted = await removals.run(_request(edit_id=""), _ignore, removal_id="e" * 32)
+    with pytest.raises(InvalidRequestError, match="made no edit that could be exported"):
+        await classifiers.check(asked(by_hand, doubted.name), operation_id="d" * 32)
