@@ -73,7 +73,8 @@ class CircuitVerifications:
             ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
             ParentChangedError: If the model's weights, or its set, are not those that it was found with.
             ReplacementNotFoundError: If its set is not loaded, or was lost.
-            UnsupportedOptionError: If it came from a file: what it was found in is not known.
+            UnsupportedOptionError: If it came from a file, so that what it was found in is not known; or if
+                it was stored before targets were, and explains something else than one next token.
         """
         stored = await self._circuits.get(request.circuit)
         if stored.provenance.origin == "imported":
@@ -93,6 +94,7 @@ class CircuitVerifications:
             )
         if stored.circuit.replacement != NEURONS:
             self._require_set(stored.circuit, info.name)
+        stored.circuit.question()
         return stored, info
 
     async def predict(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, Cost]:

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.app.house import house, small_circuit
 from tests.unit.app.test_replacements import loaded
 from trephine.app.requests import VerifyRequest
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import Annotations, NodeGroup
 from trephine.domain.circuit_queries import Provenance
 from trephine.domain.errors import (
@@ -143,3 +144,18 @@ async def test_another_set_of_the_same_name_is_refused_before_any_work(tmp_path)
     with pytest.raises(ParentChangedError, match="other features than those of the set") as refused:
         await here.circuit_verifications.check(VerifyRequest(circuit="other"))
     assert refused.value.context == {"circuit_set": "d" * 64, "loaded_set": "c" * 64}
+
+
+async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tmp_path):
+    """Circuits that were stored before their targets were only tell a next token's."""
+    here, asked = await opened(tmp_path)
+    old = (await here.circuits.get("c1")).circuit
+    earlier = replace(old, tokens=(*old.tokens, *old.tokens))
+    assert earlier.positions == (0,)
+    await here.circuits.save(earlier, circuit_id="earlier")
+    with pytest.raises(UnsupportedOptionError, match="at the last position"):
+        await here.circuit_verifications.check(VerifyRequest(circuit="earlier"))
+    known = replace(earlier, asked=LogitTarget(token=" a"))
+    await here.circuits.save(known, circuit_id="known")
+    await here.circuit_verifications.check(VerifyRequest(circuit="known"))
+    assert not asked

@@ -128,9 +128,10 @@ def _examine(
 
 
 def _target(circuit: Circuit) -> str:
-    if len(circuit.targets) != 1 or circuit.targets[0].token is None:
+    one, last = circuit.targets[0], len(circuit.tokens) - 1
+    token, against = one.token, one.against
+    if len(circuit.targets) != 1 or token is None or one.position != last:
         return circuit.target_label
-    token, against = circuit.choice()
     return repr(token.display) if against is None else f"{token.display!r} against {against.display!r}"
 
 

@@ -13,10 +13,11 @@ import torch
 from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, reside, resident_set, sae
 from tests.unit.engine.graphs.test_target_laws import EVERY, PROMPT, direction
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.domain.targets import AttentionScore, FeatureValue, GraphTarget, TokenLogits
+from trephine.domain.targets import AttentionScore, FeatureValue, GraphTarget, TokenLogits, TopLogits
 from trephine.domain.verification import Predictor, VerificationOptions, VerifyCircuit
 from trephine.engine.discovery import Question, discover_circuit
 from trephine.engine.graphs.actives import activate
@@ -172,6 +173,29 @@ def test_every_kind_of_target_is_verified(kind, name):
     else:
         assert report.control is not None
         assert report.control.baseline == pytest.approx(given.baseline, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (LogitTarget(token=" Mary"), " Mary after position 3"),
+        (LogitTarget(token=" Mary", against=" John"), "' Mary' over ' John' after position 3"),
+        (TokenLogits(tokens=(" Mary",)), " Mary after position 3"),
+        (TopLogits(limit=1), " after position 3"),
+    ],
+)
+def test_a_logit_at_one_earlier_position_is_verified(target, said):
+    """It is told by its token and position; nothing about it is refused after the work is done."""
+    hosted = tiny_hosted("llama")
+    command = DiscoverCircuit(
+        prompt=PROMPT, target=target, positions=(3,), max_feature_nodes=30, verify_nodes=0
+    )
+    circuit = finish(discover_circuit(hosted, command))
+    features = tuple(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.FEATURE)
+    report = finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features, options=QUICK)))
+    assert report.target == circuit.target_label
+    assert report.target.endswith(said)
+    assert report.given.baseline == pytest.approx(circuit.figures.baseline, abs=1e-5)
 
 
 def test_a_feature_target_has_no_random_dictionary_beside_it():

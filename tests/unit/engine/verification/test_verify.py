@@ -236,9 +236,8 @@ def test_layers_that_a_circuit_was_told_to_leave_alone_are_never_ablated(kind):
     if kind != NEURONS:
         _, beside, _ = finish(control_circuit(hosted, circuit, (1,), 10, 0))
         assert {beside.nodes[number].layer for number in features(beside)} == {1}
-    edges = tuple(zip(*(_ints(one) for one in (circuit.edges.source, circuit.edges.target)), strict=True))[
-        :20
-    ]
+    ends = zip(_ints(circuit.edges.source), _ints(circuit.edges.target), strict=True)
+    edges = tuple(ends)[:20]
     for edge in finish(
         explain_edges(Session(hosted=hosted), ExplainEdges(circuit=circuit, edges=edges))
     ).edges:
