@@ -6,7 +6,7 @@ from trephine.domain.error_root import ErrorKind, TrephineError
 
 
 class SplitLeakageError(TrephineError):
-    """A text stands in two splits, or twice with different labels."""
+    """A text stands in two splits, or twice with different labels or attributes."""
 
     kind = ErrorKind.INVALID
     reason = "SPLIT_LEAKAGE"

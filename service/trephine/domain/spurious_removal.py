@@ -26,6 +26,7 @@ from trephine.domain.spurious_texts import (
     check_attributes,
     check_leakage,
     check_told_apart,
+    check_twins,
     labels_of,
 )
 
@@ -365,6 +366,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             total <= MAX_TEXTS, "training", f"and the other splits hold {total} texts; at most {MAX_TEXTS}"
         )
         splits, _ = self.splits, self.labels
+        check_twins(splits)
         check_leakage(splits, self.attribute_texts)
         check_pairs(splits, trained=isinstance(self.decision, ProbeHead) and self.decision.pairs)
         check_attributes(splits, self.attribute_texts)

@@ -120,6 +120,22 @@ def _as_named(named: Sequence[str], labels: list[str]) -> list[str]:
     return list(named)
 
 
+def check_twins(splits: Splits) -> None:
+    """Refuse a twin that is its text: it says that the attribute changes nothing.
+
+    Raises:
+        InvalidRequestError: Naming the text.
+    """
+    for name, split in splits.items():
+        for number, one in enumerate(split):
+            if one.twin is not None and one.twin.strip() == one.text.strip():
+                raise InvalidRequestError(
+                    f"{name} text {number} and its twin are the same: {one.text[:60]!r}. A twin is the text "
+                    "with the other attribute; leave it out of a text in which nothing is to be edited",
+                    field=f"{name}[{number}].twin",
+                )
+
+
 @dataclass(frozen=True, slots=True)
 class _Standing:
     """Where a text stands, as itself or as a twin."""
@@ -127,6 +143,8 @@ class _Standing:
     split: str
     number: int
     label: str | None
+    attribute: str | None
+    """None of a twin."""
     twin: bool
 
     def __str__(self) -> str:
@@ -138,7 +156,7 @@ def check_leakage(splits: Splits, examples: Sequence[AttributeText] = ()) -> Non
     """Refuse a text that two splits, or a split and the examples, share, as itself or as a twin.
 
     A twin is its text but for a word: who has trained on the one has seen the other. Within a split the same
-    text, or its twin, may stand again, but not with another label.
+    text, or its twin, may stand again, but not with another label or attribute.
 
     Raises:
         SplitLeakageError: Naming the text and both places.
@@ -146,27 +164,45 @@ def check_leakage(splits: Splits, examples: Sequence[AttributeText] = ()) -> Non
     seen: dict[str, _Standing] = {}
     for text, here in (*_standing(splits), *_examples_standing(examples)):
         known = seen.setdefault(text.strip(), here)
-        if known.split == here.split and known.label == here.label:
-            continue
-        what = " with another label" if known.split == here.split else ""
-        raise SplitLeakageError(
-            f"{here} is {known}{what}: {text[:60]!r}. Figures on texts that were trained on, or on their "
-            "twins, say nothing; drop duplicates before splitting, and keep a text and its twins together",
-            field=f"{here.split}[{here.number}].{'twin' if here.twin else 'text'}",
-        )
+        wrong = _shared_or_contradicted(known, here)
+        if wrong:
+            raise SplitLeakageError(
+                f"{here} is {known}{wrong[0]}: {text[:60]!r}. {wrong[1]}",
+                field=f"{here.split}[{here.number}].{'twin' if here.twin else 'text'}",
+            )
+        if known.attribute is None:
+            seen[text.strip()] = here
+
+
+_SHARED = (
+    "Figures on texts that were trained on, or on their twins, say nothing; drop duplicates before "
+    "splitting, and keep a text and its twins together"
+)
+_CONTRADICTED = "One of the two is wrong; correct it, or leave both out"
+
+
+def _shared_or_contradicted(known: _Standing, here: _Standing) -> tuple[str, str] | None:
+    """Say what is wrong with a text that stands in two places, and what to do; None: nothing is."""
+    if known.split != here.split:
+        return "", _SHARED
+    if known.label != here.label:
+        return " with another label", _CONTRADICTED
+    if None not in (known.attribute, here.attribute) and known.attribute != here.attribute:
+        return " with another attribute", _CONTRADICTED
+    return None
 
 
 def _standing(splits: Splits) -> Iterator[tuple[str, _Standing]]:
     for name, split in splits.items():
         for number, one in enumerate(split):
-            yield one.text, _Standing(name, number, one.label, twin=False)
+            yield one.text, _Standing(name, number, one.label, one.attribute, twin=False)
             if one.twin is not None:
-                yield one.twin, _Standing(name, number, one.label, twin=True)
+                yield one.twin, _Standing(name, number, one.label, None, twin=True)
 
 
 def _examples_standing(examples: Sequence[AttributeText]) -> Iterator[tuple[str, _Standing]]:
     for number, one in enumerate(examples):
-        yield one.text, _Standing(EXAMPLES, number, None, twin=False)
+        yield one.text, _Standing(EXAMPLES, number, None, one.attribute, twin=False)
 
 
 def check_told_apart(texts: Sequence[LabelledText]) -> None:

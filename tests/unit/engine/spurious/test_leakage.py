@@ -57,6 +57,30 @@ REFUSED = {
         "attribute_texts[60].text",
         "attribute example 60 is test text 5: ",
     ),
+    "an example of both values": (
+        {"attribute_texts": (*GIVEN["attribute_texts"], replace(GIVEN["attribute_texts"][3], attribute="Z"))},
+        SplitLeakageError,
+        r"attribute_texts[60].text",
+        "attribute example 60 is attribute example 3 with another attribute: .*correct it, or leave both out",
+    ),
+    "a test text of both values, and once of none": (
+        {
+            "test": (
+                replace(GIVEN["test"][5], attribute=None),
+                *GIVEN["test"],
+                replace(GIVEN["test"][5], attribute="Z"),
+            )
+        },
+        SplitLeakageError,
+        "test[49].text",
+        "test text 49 is test text 6 with another attribute: ",
+    ),
+    "a twin that is its text": (
+        {"training": (*PAIRED[:4], replace(PAIRED[4], twin=f"{PAIRED[4].text} "), *PAIRED[5:])},
+        InvalidRequestError,
+        "training[4].twin",
+        "training text 4 and its twin are the same: .* leave it out of a text in which nothing is to be",
+    ),
     "examples of one value": (
         {"attribute_texts": ONE_VALUE},
         TooFewItemsError,
@@ -91,6 +115,17 @@ def test_it_is_refused_before_any_work(name):
     with pytest.raises(error, match=said) as caught:
         RemoveSpuriousFeatures(**{**GIVEN, **changed})
     assert caught.value.context["field"] == field
+
+
+def test_a_text_may_stand_again_with_what_is_known_of_it(hosted):
+    """The same attribute or none, and as the twin of its twin."""
+    first, example = PAIRED[0], GIVEN["attribute_texts"][0]
+    back = replace(first, text=first.twin, twin=first.text, attribute="Z")
+    asked = RemoveSpuriousFeatures(
+        training=(*PAIRED, back, replace(first, attribute=None), first),
+        attribute_texts=(*GIVEN["attribute_texts"], example),
+    )
+    assert len(read_data(hosted, asked).attribute) == 61
 
 
 def test_a_twin_that_a_lexicon_makes_leaks_as_well(hosted):
