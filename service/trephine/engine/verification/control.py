@@ -36,6 +36,10 @@ NOT_APPLICABLE = (
     "changes nothing, a rotation is not what the non-linearity reads). The random circuits of necessity and "
     "sufficiency, with as many random neurons in every layer, are the control"
 )
+NOTHING_CHOSEN = (
+    "the random dictionary has no circuit to compare with: found under the same budget and threshold, "
+    "nothing of it is chosen at positions >= 1"
+)
 
 _KEPT: WeakKeyDictionary[Any, tuple[tuple[str, str, int], LayerSource]] = WeakKeyDictionary()
 """Per loaded model the last dictionary that was fitted, by weights, set and seed. Ends with the model."""
@@ -80,6 +84,9 @@ def control_circuit(
 ) -> Generator[Progress | None, None, tuple[HostedModel, Circuit, tuple[int, ...]]]:
     """Fit the dictionary, find the circuit with it under the same budget, and prune it to the same size.
 
+    Its features are chosen as the circuit's were: by influence, or by hierarchical attribution from the same
+    threshold on.
+
     Args:
         hosted: The model with the circuit's own set.
         circuit: What it stands beside.
@@ -88,7 +95,8 @@ def control_circuit(
         seed: Of the random dictionary.
 
     Returns:
-        A view of the model that has the dictionary, the circuit, and its `size` most influential features.
+        A view of the model that has the dictionary, the circuit, and its `size` most influential features:
+        none if nothing of the dictionary is chosen at positions >= 1.
 
     Raises:
         OverBudgetError: If the dictionary does not fit into half of the free memory.
@@ -103,11 +111,17 @@ def control_circuit(
         replacement=NAME,
         layers=tuple(layers),
         max_feature_nodes=budget,
+        min_attribution=_min_attribution(circuit),
         verify_nodes=0,
         seed=seed,
     )
     found = yield from discover_circuit(view, command)
     return view, found, _most_influential(found, size)
+
+
+def _min_attribution(circuit: Circuit) -> float | None:
+    hierarchy = circuit.figures.hierarchy
+    return None if hierarchy is None else hierarchy.asked_threshold
 
 
 def _most_influential(circuit: Circuit, size: int) -> tuple[int, ...]:
@@ -147,9 +161,11 @@ def _beside(hosted: HostedModel, name: str, source: LayerSource) -> HostedModel:
 
 def control_words(circuit: Circuit) -> str:
     """Say what the control is."""
+    least = _min_attribution(circuit)
+    chosen = "" if least is None else f" and by hierarchical attribution of at least {least:.3g}"
     return (
         f"a random dictionary beside {circuit.replacement!r}: random unit encoders on standardised inputs, "
         "random unit decoders with one factor each by least squares, of the same width per layer and of the "
-        f"same L0, fitted on {BUILT_IN}; the circuit is found under the same budget, cut to as many of its "
-        "most influential features, and examined by the same ablations"
+        f"same L0, fitted on {BUILT_IN}; the circuit is found under the same budget{chosen}, cut to as "
+        "many of its most influential features, and examined by the same ablations"
     )

@@ -22,7 +22,7 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
-from trephine.engine.verification.control import control_circuit, control_words, refusal
+from trephine.engine.verification.control import NOTHING_CHOSEN, control_circuit, control_words, refusal
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
@@ -65,7 +65,10 @@ def verify_on(
         beside = yield from control_circuit(
             hosted, circuit, opened_layers(hosted, circuit), len(subject.kept), options.seed
         )
-        control = yield from _control(beside, options, meter)
+        if beside[2]:
+            control = yield from _control(beside, options, meter)
+        else:
+            why = NOTHING_CHOSEN
     return VerificationReport(
         prompt=circuit.prompt,
         target=_target(circuit),

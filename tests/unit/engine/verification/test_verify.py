@@ -182,6 +182,33 @@ def test_random_dictionary_leaves_no_trace():
     assert set(hosted.replacements) == {circuit.replacement}
 
 
+def test_control_is_found_as_the_circuit_was():
+    """By hierarchical attribution from the same threshold on, and the note says so; or there is none."""
+    hosted = tiny_hosted("llama")
+    asked = DiscoverCircuit(
+        prompt=PROMPT,
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=resident_set(hosted, "relu"),
+        min_attribution=0.02,
+        max_feature_nodes=60,
+        verify_nodes=0,
+    )
+    circuit = finish(discover_circuit(hosted, asked))
+    _, beside, _ = finish(control_circuit(hosted, circuit, opened_layers(hosted, circuit), 10, 0))
+    assert beside.figures.hierarchy is not None
+    assert beside.figures.hierarchy.asked_threshold == 0.02
+    command = VerifyCircuit(circuit=circuit, kept=features(circuit), options=QUICK)
+    report = finish(verify_on(hosted, command))
+    assert report.control is not None
+    assert "hierarchical attribution of at least 0.02, cut" in report.control_note
+    assert "hierarchical" not in verified("relu").control_note
+    hierarchy = replace(circuit.figures.hierarchy, asked_threshold=1e6)
+    strict = replace(circuit, figures=replace(circuit.figures, hierarchy=hierarchy))
+    report = finish(verify_on(hosted, replace(command, circuit=strict)))
+    assert report.control is None
+    assert "nothing of it is chosen" in report.control_note
+
+
 def test_changed_weights_and_lost_sets_are_refused():
     """Each by the error that says what to do."""
     hosted, circuit = found("relu")
