@@ -44,7 +44,7 @@ def read_task(name: str, data: Path, tokens: Tokens) -> tuple[DatasetExample, ..
 
 
 def split_task(name: str, data: Path, tokens: Tokens, *, training: int, held_out: int, seed: int) -> Split:
-    """Divide a task; no text or twin is on both sides."""
+    """Divide a task; no text is on both sides, be it a context or the twin of one."""
     total = training + held_out
     usable = read_task(name, data, tokens)
     return split_examples(usable, held_out=held_out / total, seed=seed, limit=total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import combinations
 from typing import Any
 
 from trephine.domain.dataset_circuits import DiscoverDatasetCircuit, Discretion, Example, Subsampling
@@ -22,8 +22,13 @@ def example(first: str, second: str, verb: str = " went", *, paired: bool = True
 
 
 def examples(count: int, *, paired: bool = True) -> tuple[Example, ...]:
-    """Different contexts."""
-    found = [example(a, b, verb, paired=paired) for verb in _VERBS for a, b in permutations(_PEOPLE, 2)]
+    """Different contexts; one whose text is another's twin comes right behind it."""
+    found = [
+        example(*people, verb, paired=paired)
+        for verb in _VERBS
+        for a, b in combinations(_PEOPLE, 2)
+        for people in ((a, b), (b, a))
+    ]
     return tuple(found[:count])
 
 

@@ -63,8 +63,9 @@ def split_examples(
 ) -> Split:
     """Shuffle, drop duplicates and divide; the same seed divides in the same way.
 
-    Contexts that share their text or their twin's go to the same side: the same words with another verb
-    would not be held out.
+    Contexts that have a text in common, their own or their twin's, go to the same side, and so do those that
+    are joined through others: the same words with another verb, or another context of the same twin, would
+    not be held out.
 
     Args:
         examples: All contexts.
@@ -78,17 +79,19 @@ def split_examples(
     if not 0 < held_out < 1:
         raise InvalidRequestError(f"the held-out share must be above 0 and below 1, got {held_out}")
     unique = list(dict.fromkeys(examples))
-    groups: dict[frozenset[str | None], list[DatasetExample]] = {}
-    for example in unique:
-        groups.setdefault(frozenset((example.clean, example.corrupted)), []).append(example)
-    order = list(groups.values())
+    order = _joined(unique)
     random.Random(seed).shuffle(order)  # noqa: S311  a split, not a secret
     total = min(len(unique), limit or len(unique))
     kept_back = round(total * held_out)
     training: list[DatasetExample] = []
     measured: list[DatasetExample] = []
+    left = len(unique)
     for group in order:
-        (measured if len(measured) < kept_back else training).extend(group)
+        left -= len(group)
+        room = kept_back - len(measured)
+        others = left + len(training)  # who could be trained on if this group were held out
+        fits = len(group) <= room or others >= total - kept_back
+        (measured if room > 0 and fits else training).extend(group)
     split = Split(
         training=tuple(training[: total - kept_back]),
         held_out=tuple(measured[:kept_back]),
@@ -98,12 +101,32 @@ def split_examples(
     return split
 
 
+def _joined(examples: Sequence[DatasetExample]) -> list[list[DatasetExample]]:
+    """Group contexts that have a text in common, directly or through others, in order of appearance."""
+    above: dict[str, str] = {}
+
+    def first(text: str) -> str:
+        while above[text] != text:
+            above[text] = text = above[above[text]]
+        return text
+
+    for example in examples:
+        texts = [text for text in (example.clean, example.corrupted) if text is not None]
+        for text in texts:
+            above.setdefault(text, text)
+        above[first(texts[-1])] = first(texts[0])
+    groups: dict[str, list[DatasetExample]] = {}
+    for example in examples:
+        groups.setdefault(first(example.clean), []).append(example)
+    return list(groups.values())
+
+
 def _check_sides(split: Split, share: float) -> None:
     if min(len(split.training), len(split.held_out)) < 2:
         raise InvalidRequestError(
             f"{share:.0%} held out leave {len(split.training)} contexts to find a circuit on and "
-            f"{len(split.held_out)} to measure it on; both need at least two. Contexts with the same text go "
-            "to the same side. Give more rows"
+            f"{len(split.held_out)} to measure it on; both need at least two. Contexts with a text in "
+            "common, their own or their twin's, go to the same side. Give more rows, of other texts"
         )
 
 

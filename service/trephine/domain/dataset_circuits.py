@@ -295,19 +295,25 @@ def _check_split(training: tuple[Example, ...], held_out: tuple[Example, ...]) -
         _check(len(split) >= 2, name, "needs at least two contexts: one is no dataset, and no interval")
     total = len(training) + len(held_out)
     _check(total <= MAX_EXAMPLES, "training", f"and held_out hold {total} contexts; at most {MAX_EXAMPLES}")
-    seen = {_key(example): number for number, example in enumerate(training)}
+    seen: dict[str, int] = {}
+    for number, example in enumerate(training):
+        for text in _texts(example):
+            seen.setdefault(text, number)
     for number, example in enumerate(held_out):
-        twin = seen.get(_key(example))
-        if twin is not None:
-            raise InvalidRequestError(
-                f"held-out context {number} is training context {twin} again: {example.clean[:60]!r}. "
-                "Figures on contexts that it was found on say nothing; drop duplicates before splitting",
-                field=f"held_out[{number}]",
-            )
+        for text in _texts(example):
+            if text in seen:
+                raise InvalidRequestError(
+                    f"held-out context {number} has a text of training context {seen[text]} again: "
+                    f"{text[:60]!r}. Figures on contexts that it was found on say nothing: put contexts with "
+                    "a text in common, their own or their twin's, on one side, as the client's "
+                    "split_examples does",
+                    field=f"held_out[{number}]",
+                )
 
 
-def _key(example: Example) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    return example.clean, example.answers, example.wrong
+def _texts(example: Example) -> tuple[str, ...]:
+    """Return what the model reads of an example: its text, and its twin's."""
+    return (example.clean,) if example.corrupted is None else (example.clean, example.corrupted)
 
 
 def _check(holds: bool, name: str, what: str) -> None:

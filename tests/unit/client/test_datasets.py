@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,41 @@ def test_no_text_or_twin_is_on_both_sides():
     assert split.duplicates == 24
     left = {text for one in split.training for text in (one.clean, one.corrupted)}
     assert not left & {text for one in split.held_out for text in (one.clean, one.corrupted)}
+
+
+def texts_of(examples: Iterable[DatasetExample]) -> set[str | None]:
+    """Every text that the model reads."""
+    return {text for one in examples for text in (one.clean, one.corrupted)}
+
+
+def of_one_twin(count: int, of_each: int) -> list[DatasetExample]:
+    """Contexts of which as many have one twin, as the years of a century have its first."""
+    return [
+        DatasetExample(clean=f"year {k}, {n}", corrupted=f"year {k}, 01", answers=(f" a{n}",))
+        for k in range(count)
+        for n in range(2, of_each + 2)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_contexts_of_one_twin_are_on_one_side(seed: int):
+    """(A, B) and (A, C) are different pairs, and so are those that others join: A, B and C in a chain."""
+    chain = [
+        DatasetExample(clean=f"{a} {k}", corrupted=f"{b} {k}", answers=(" x",))
+        for a, b in ("ab", "cd", "bc")
+        for k in range(9)
+    ]
+    split = split_examples([*of_one_twin(12, 3), *chain], held_out=0.4, seed=seed)
+    assert len(split.held_out) >= 20
+    assert not texts_of(split.training) & texts_of(split.held_out)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_large_group_does_not_starve_a_side(seed: int):
+    """Eighty contexts of one twin: they are on one side, whichever comes first in the shuffle."""
+    split = split_examples([*of_one_twin(1, 80), *of_one_twin(20, 1)], held_out=0.5, seed=seed)
+    assert min(len(split.training), len(split.held_out)) >= 19
+    assert not texts_of(split.training) & texts_of(split.held_out)
 
 
 def test_a_seed_divides_in_one_way():

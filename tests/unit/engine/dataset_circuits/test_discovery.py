@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 
@@ -135,8 +135,9 @@ def test_nodes_that_the_patch_leaves_alone_are_told_of():
     """Twins share the verb in front: nodes there are ablated to means, but have no effect to be ranked by."""
     rows = [
         Example(clean=f"When{verb}{a}{b}", corrupted=f"When{verb}{b}{a}", answers=(a,), wrong=(b,))
-        for a, b in permutations((" Mary", " John", " cat", " dog"), 2)
+        for people in combinations((" Mary", " John", " cat", " dog"), 2)
         for verb in (" went", " gave")
+        for a, b in permutations(people)  # a context, and its twin as another: on one side
     ]
     size = Discretion(edge_nodes=0, random_circuits=0, bootstrap=10)
     options = {
@@ -230,6 +231,25 @@ def test_splits_must_not_overlap_nor_be_empty():
     assert caught.value.context["field"] == "held_out[0]"
     with pytest.raises(InvalidRequestError, match="at least two"):
         DiscoverDatasetCircuit(training=split[:4], held_out=())
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"clean": "When Mary John went"},
+        {"clean": "When John Mary went"},
+        {"corrupted": "When Mary John went"},
+        {"corrupted": "When John Mary went"},
+    ],
+)
+def test_no_text_may_be_on_both_sides(shared):
+    """A training context's text or twin, as a held-out context or as the twin of one."""
+    training, held_out = examples(2), (example(" cat", " dog"), example(" Paris", " France"))
+    assert DiscoverDatasetCircuit(training=training, held_out=held_out).held_out == held_out
+    leaking = (held_out[0], replace(held_out[1], **shared))
+    with pytest.raises(InvalidRequestError, match="text of training context 0 again") as caught:
+        DiscoverDatasetCircuit(training=training, held_out=leaking)
+    assert caught.value.context["field"] == "held_out[1]"
 
 
 def test_what_does_not_exist_is_told():
