@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trephine.app.circuits import Circuits, StoredCircuit
 from trephine.app.clock import Clock, SystemClock, timestamp
-from trephine.app.costs import Cost, predict
+from trephine.app.costs import Cost, Sets, feature_counts, predict_beside
 from trephine.app.models import Models
 from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
@@ -188,19 +188,20 @@ class CircuitVerifications:
         require_same_set(circuit, entry.info.content_hash)
 
 
-@predict.register
-def _(command: VerifyCircuit, info: ModelInfo) -> Cost:
+@predict_beside.register
+def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
     """Count rows of the prompt; masks are as large as all features of the covered layers, per row."""
     options, prompt = command.options, len(command.circuit.tokens)
     rows = options.nodes + options.depth_nodes + _GROUP_KINDS * options.groups
     rows += len(options.substitutes) * (2 * options.random_circuits + 3)
     rows += _STEP_PASSES * options.adversary_steps
     beside = options.control and command.circuit.replacement != NEURONS
-    features = info.n_layers * info.d_mlp
+    counts = feature_counts(command.circuit.replacement, info, sets, command.circuit.layers)
+    features, widest = sum(counts.values()), max((info.d_mlp, *counts.values()))
     masks = 3 * max(prompt, _BATCH_TOKENS) * features * _FLOAT
     dictionary = 2 * features * info.d_model * _HALF if beside else 0
     fitted = _FIT_TOKENS if beside else 0
     return Cost(
         tokens=rows * prompt * (2 if beside else 1) + _RETAIN_TOKENS + fitted,
-        memory_bytes=masks + dictionary + max(prompt, _BATCH_TOKENS) * info.d_mlp * 8 * _FLOAT,
+        memory_bytes=masks + dictionary + max(prompt, _BATCH_TOKENS) * widest * 8 * _FLOAT,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -10,7 +11,7 @@ from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
-from trephine.domain.dataset_circuits import DiscoverDatasetCircuit, Estimator, PositionRule
+from trephine.domain.dataset_circuits import ERRORS, HEADS, DiscoverDatasetCircuit, Estimator, PositionRule
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
 from trephine.domain.feature_index import bytes_per_feature
@@ -18,7 +19,16 @@ from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToke
 from trephine.domain.fitting import FitReplacementSet
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
-from trephine.domain.replacements import EvaluateReplacementSet, LayerKind, LoadReplacementSet
+from trephine.domain.replacements import (
+    EvaluateReplacementSet,
+    LayerKind,
+    LoadReplacementSet,
+    ReplacementLayerInfo,
+)
+from trephine.domain.sites import NEURONS
+
+Sets = Mapping[str, tuple[ReplacementLayerInfo, ...]]
+"""Layers of the sets that are loaded beside a model, by the set's name."""
 
 _BYTES_PER_TOKEN = 3
 """English text has about four bytes a token; a smaller figure errs on the side of more cost."""
@@ -66,6 +76,34 @@ def predict(command: Command[Any, Any], info: ModelInfo) -> Cost:
     return CHEAP
 
 
+@singledispatch
+def predict_beside(command: Command[Any, Any], info: ModelInfo, sets: Sets) -> Cost:
+    """Predict what a command costs on a model that has some sets beside it.
+
+    Commands whose work grows with the features of a set count those; to all others `predict` applies.
+    """
+    return predict(command, info)
+
+
+def feature_counts(
+    name: str, info: ModelInfo, sets: Sets, layers: Collection[int] | None = None
+) -> dict[int, int]:
+    """Count features by layer: of a set those of its layers, of anything unknown as many as neurons.
+
+    Args:
+        name: `neurons` or a set.
+        info: The loaded model.
+        sets: What is loaded beside it.
+        layers: Only these; None means all that there are.
+    """
+    known = sets.get(name)
+    if known is None:
+        counts = dict.fromkeys(range(info.n_layers), info.d_mlp)
+    else:
+        counts = {one.layer: one.d_sae for one in known}
+    return {layer: count for layer, count in counts.items() if layers is None or layer in layers}
+
+
 @predict.register
 def _(command: Generate, info: ModelInfo) -> Cost:
     return _rows([tokens_of(row.prompt) + command.max_new_tokens for row in command.rows], info)
@@ -93,9 +131,9 @@ def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
     return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=operators + adjoints + forward)
 
 
-@predict.register
-def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
-    layers = (len(command.layers) if command.layers else info.n_layers) * (1 + len(command.beside))
+@predict_beside.register
+def _(command: DiscoverDatasetCircuit, info: ModelInfo, sets: Sets) -> Cost:
+    layers, width, numbers = _nodes_of(command, info, sets)
     sweeps = {
         Estimator.INTEGRATED_GRADIENTS: 2 * command.steps * layers,
         Estimator.EXACT: command.exact_nodes + _SWEEP,
@@ -103,7 +141,7 @@ def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
     texts = [text for one in command.training for text in (one.clean, one.corrupted) if text]
     longest, training = max(map(tokens_of, texts)), sum(map(tokens_of, texts))
     held_out = sum(tokens_of(one.clean) for one in command.held_out)
-    nodes = layers * info.d_mlp * (longest if command.positions is PositionRule.KEPT else 1)
+    nodes = width * (longest if command.positions is PositionRule.KEPT else 1)
     curve = 2 * nodes.bit_length() if command.size.curve else 0
     measured = len(command.ablations) * (curve + command.size.random_circuits + 5)
     edges = command.size.edge_nodes * min(training, longest * command.size.edge_examples) // 2
@@ -111,8 +149,29 @@ def _(command: DiscoverDatasetCircuit, info: ModelInfo) -> Cost:
     parts = _FLOAT * nodes * (1 + command.stability.draws) * (1 if groups == 1 else 8)
     return Cost(
         tokens=groups * (training * (1 + sweeps) + held_out * measured + edges),
-        memory_bytes=parts + nodes * (curve + measured) + forward_bytes(max(longest, 256), 2, info),
+        memory_bytes=parts
+        + nodes * (curve + measured)
+        + 2 * longest * numbers * _FLOAT  # activations of a text and of its twin
+        + forward_bytes(max(longest, 256), 2, info),
     )
+
+
+def _nodes_of(command: DiscoverDatasetCircuit, info: ModelInfo, sets: Sets) -> tuple[int, int, int]:
+    """Layers of nodes of every name, nodes per position, and numbers that these have per position."""
+    only, layers, width, numbers, errors = command.layers or None, 0, 0, 0, 0
+    for name in (command.replacement, *command.beside):
+        if name == ERRORS:
+            layers, width, numbers = layers + errors, width + errors, numbers + errors * info.d_model
+            continue
+        if name == HEADS:
+            counts = dict.fromkeys(feature_counts(NEURONS, info, {}, only), info.n_heads)
+            numbers += len(counts) * info.d_model
+        else:
+            counts = feature_counts(name, info, sets, only)
+            numbers += sum(counts.values())
+            errors += 0 if name == NEURONS else len(counts)
+        layers, width = layers + len(counts), width + sum(counts.values())
+    return layers, width, numbers
 
 
 @predict.register

@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 
 from trephine.app.admission import Admission
-from trephine.app.costs import predict
+from trephine.app.costs import predict_beside
 from trephine.app.shelf import Shelf
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import (
@@ -162,7 +162,8 @@ class BerthedEngine:
             try:
                 async with asyncio.timeout(deadline_seconds):
                     engine, info = await self._berth.ready()
-                    await place.enter_async_context(gate.admit(predict(command, info)))
+                    cost = predict_beside(command, info, self._berth.shelf.layers)
+                    await place.enter_async_context(gate.admit(cost))
             except TimeoutError:
                 raise DeadlinePassedError("the deadline passed while the call waited its turn") from None
             if deadline_seconds is not None:

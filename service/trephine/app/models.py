@@ -13,7 +13,7 @@ import psutil
 
 from trephine.app.admission import Admission
 from trephine.app.checkpoints import count_parameters
-from trephine.app.costs import Cost, predict
+from trephine.app.costs import Cost, predict_beside
 from trephine.app.hosting import Berth, BerthedEngine
 from trephine.app.names import id_in
 from trephine.app.records import RecordFolder
@@ -188,7 +188,7 @@ class Models:
         """
         berth = self._berth(id_in("models", name))
         _, info = await berth.ready()
-        cost = predict(command, info)
+        cost = predict_beside(command, info, berth.shelf.layers)
         (berth.interactive if command.interactive else berth.batch).check(cost)
         return cost
 

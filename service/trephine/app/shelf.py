@@ -14,6 +14,7 @@ from trephine.domain.errors import EngineLostError, ReplacementNotFoundError, Tr
 from trephine.domain.ports import Engine
 from trephine.domain.replacements import (
     LoadReplacementSet,
+    ReplacementLayerInfo,
     ReplacementSetInfo,
     ReplacementSource,
     UnloadReplacementSet,
@@ -60,6 +61,11 @@ class Shelf:
     def sets(self) -> Mapping[str, ShelvedSet]:
         """Every set that was loaded and not unloaded, by name."""
         return MappingProxyType(self._sets)
+
+    @property
+    def layers(self) -> Mapping[str, tuple[ReplacementLayerInfo, ...]]:
+        """The layers of every such set, by the set's name."""
+        return {name: shelved.info.layers for name, shelved in self._sets.items()}
 
     @property
     def lost(self) -> Mapping[str, str]:
