@@ -13,18 +13,19 @@ from typing import Literal, overload
 from uuid import uuid4
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trephine.app.artifacts import ArtifactStore
+from trephine.app.circuit_columns import columns_of, with_columns, without_columns
 from trephine.app.circuit_pruning import kept_nodes
 from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep, write_whole
 from trephine.app.names import id_in, resource
 from trephine.app.pruning import numbers, prune
 from trephine.app.records import decode, encode
-from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance, Pruning
@@ -41,6 +42,7 @@ CircuitFormat = Literal["json", "html", "graphml"]
 _HEADER, _NUMBERS, _ANNOTATIONS = "circuit.json", "numbers.safetensors", "annotations.json"
 _KEPT_OPEN = 8
 """Circuits kept in memory for paging."""
+_log = structlog.get_logger("trephine.circuits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +156,13 @@ class Circuits:
         circuit_id = id_in("circuits", name)
         stored = self._open.get(circuit_id)
         if stored is None:
-            if not self.exists(circuit_id):
-                raise ResourceNotFoundError(
-                    f"there is no circuit {circuit_id}", name=f"circuits/{circuit_id}"
-                )
-            stored = await asyncio.to_thread(_read, self._folder / circuit_id)
+            self._require(circuit_id)
+            try:
+                stored = await asyncio.to_thread(_read, self._folder / circuit_id)
+            except (FileNotFoundError, CorruptRecordError):
+                self._require(circuit_id)  # it may have been deleted while it was read
+                raise
+            self._require(circuit_id)  # before it is kept: what is deleted must not come back
             self._open[circuit_id] = stored
             while len(self._open) > _KEPT_OPEN:
                 self._open.popitem(last=False)
@@ -166,9 +170,20 @@ class Circuits:
         return stored
 
     async def list(self, wanted: CircuitFilter = EVERY_CIRCUIT) -> tuple[StoredCircuit, ...]:
-        """Return every circuit that passes a filter, newest first."""
-        ids = [path.parent.name for path in self._folder.glob(f"*/{_HEADER}")]
-        stored = [await self.get(each) for each in ids if not each.startswith(TEMPORARY)]
+        """Return every circuit that passes a filter and can be read, newest first.
+
+        One that cannot is logged as an error and left out, and so is what is deleted meanwhile.
+        """
+        stored = []
+        for circuit_id in [path.parent.name for path in self._folder.glob(f"*/{_HEADER}")]:
+            if circuit_id.startswith(TEMPORARY):
+                continue
+            try:
+                stored.append(await self.get(circuit_id))
+            except ResourceNotFoundError:
+                continue
+            except CorruptRecordError as error:
+                _log.error("corrupt_record", record=circuit_id, folder="circuits", error=error.message)
         kept = (each for each in stored if _passes(each, wanted))
         return tuple(sorted(kept, key=lambda each: (each.create_time, each.name), reverse=True))
 
@@ -179,12 +194,12 @@ class Circuits:
             ResourceNotFoundError: If there is none of that name.
         """
         circuit_id = id_in("circuits", name)
-        if not self.exists(circuit_id):
-            raise ResourceNotFoundError(f"there is no circuit {circuit_id}", name=f"circuits/{circuit_id}")
-        self._open.pop(circuit_id, None)
-        # Out of sight by one rename; what a crash leaves of it is swept at the next start.
         hidden = self._folder / f"{TEMPORARY}{uuid4().hex}"
-        await asyncio.to_thread((self._folder / circuit_id).rename, hidden)
+        async with self._changing:
+            self._require(circuit_id)
+            # Out of sight by one rename; what a crash leaves of it is swept at the next start.
+            await asyncio.to_thread((self._folder / circuit_id).rename, hidden)
+            self._open.pop(circuit_id, None)  # after the rename: no reader can keep it from here on
         await asyncio.to_thread(shutil.rmtree, hidden, ignore_errors=True)
 
     async def annotations(self, name: str) -> Annotations:
@@ -213,6 +228,10 @@ class Circuits:
     def exists(self, circuit_id: str) -> bool:
         """True if a circuit of that id was published."""
         return (self._folder / circuit_id / _HEADER).is_file()
+
+    def _require(self, circuit_id: str) -> None:
+        if not self.exists(circuit_id):
+            raise ResourceNotFoundError(f"there is no circuit {circuit_id}", name=f"circuits/{circuit_id}")
 
     def nodes(
         self, stored: StoredCircuit, kind: NodeKind | None = None, min_influence: float | None = None
@@ -337,8 +356,9 @@ def _publish(final: Path, stored: StoredCircuit, said: Annotations) -> None:
     try:
         with full_disk_is_typed("a circuit"):
             temporary.mkdir(mode=0o700)
-            save_file(_columns(stored.circuit), temporary / _NUMBERS)
-            (temporary / _HEADER).write_bytes(encode(_without_numbers(stored)))
+            save_file(columns_of(stored.circuit), temporary / _NUMBERS)
+            header = replace(stored, circuit=without_columns(stored.circuit))
+            (temporary / _HEADER).write_bytes(encode(header))
             if said != NO_ANNOTATIONS:
                 (temporary / _ANNOTATIONS).write_bytes(encode(said))
             publish_folder(temporary, final)
@@ -349,14 +369,12 @@ def _publish(final: Path, stored: StoredCircuit, said: Annotations) -> None:
 def _read(folder: Path) -> StoredCircuit:
     stored = decode(StoredCircuit, (folder / _HEADER).read_bytes(), what=f"circuits/{folder.name}")
     try:
-        loaded = {name: _array(column) for name, column in load_file(folder / _NUMBERS).items()}
-        edges = Edges(**{name: loaded[f"edges.{name}"] for name in _EDGE_COLUMNS})
-        rows = Rows(**{name: loaded[f"rows.{name}"] for name in _ROW_COLUMNS})
+        circuit = with_columns(stored.circuit, load_file(folder / _NUMBERS))
     except (OSError, SafetensorError, KeyError) as error:
         raise CorruptRecordError(
             f"the numbers of circuits/{folder.name} cannot be read; discover it again"
         ) from error
-    return replace(stored, circuit=replace(stored.circuit, edges=edges, rows=rows))
+    return replace(stored, circuit=circuit)
 
 
 def _read_annotations(folder: Path) -> Annotations:
@@ -365,24 +383,3 @@ def _read_annotations(folder: Path) -> Annotations:
     except FileNotFoundError:
         return NO_ANNOTATIONS
     return decode(Annotations, data, what=f"the annotations of circuits/{folder.name}")
-
-
-_EDGE_COLUMNS = ("source", "target", "weight")
-_ROW_COLUMNS = ("target", "total", "bias", "remainder")
-
-
-def _columns(circuit: Circuit) -> dict[str, NDArray[np.generic]]:
-    edges = {f"edges.{name}": numbers(getattr(circuit.edges, name)) for name in _EDGE_COLUMNS}
-    rows = {f"rows.{name}": numbers(getattr(circuit.rows, name)) for name in _ROW_COLUMNS}
-    return {**edges, **rows}
-
-
-def _array(column: NDArray[np.generic]) -> Array:
-    return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]
-
-
-def _without_numbers(stored: StoredCircuit) -> StoredCircuit:
-    nothing = Array(dtype="float32", shape=(0,), data=b"")
-    edges = Edges(source=nothing, target=nothing, weight=nothing)
-    rows = Rows(target=nothing, total=nothing, bias=nothing, remainder=nothing)
-    return replace(stored, circuit=replace(stored.circuit, edges=edges, rows=rows))

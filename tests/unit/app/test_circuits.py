@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from dataclasses import replace
 from math import isnan
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.app.house import circuit, house, node, small_circuit
+from trephine.app import circuits as circuits_module
 from trephine.app.pruning import prune
 from trephine.app.records import decode
 from trephine.domain.circuits import Circuit, EstimateQuality, NodeKind
@@ -81,6 +85,66 @@ async def test_circuits_are_listed_newest_first(tmp_path):
         "circuits/a",
         "circuits/b",
     ]
+
+
+async def test_one_corrupt_circuit_does_not_hide_the_others(tmp_path):
+    """Listing skips, and logs, what cannot be read; reading it says why."""
+    here = house(tmp_path)
+    for name in ("a", "b", "c"):
+        await here.circuits.save(small_circuit(), circuit_id=name)
+    folder = tmp_path / "state" / "circuits"
+    (folder / "b" / "numbers.safetensors").write_bytes(b"xx")
+    (folder / "c" / "circuit.json").write_text("{")
+    again = house(tmp_path).circuits
+    with capture_logs() as logged:
+        assert [stored.name for stored in await again.list()] == ["circuits/a"]
+    assert {(line["event"], line["record"]) for line in logged} == {
+        ("corrupt_record", "b"),
+        ("corrupt_record", "c"),
+    }
+    with pytest.raises(CorruptRecordError):
+        await again.get("b")
+
+
+async def test_a_circuit_that_is_deleted_while_it_is_read_stays_deleted(tmp_path, monkeypatch):
+    """Whenever the read ends, before or after the rename or in between: nothing serves it afterwards."""
+    read = circuits_module._read
+
+    for place, moment in enumerate(("before", "after")):
+        here = house(tmp_path).circuits
+        await here.save(small_circuit(), circuit_id=f"c{place}")
+        here = house(tmp_path).circuits  # has nothing open
+        reached, go = threading.Event(), threading.Event()
+
+        def held(folder, moment=moment, reached=reached, go=go):
+            found = read(folder) if moment == "after" else None
+            reached.set()
+            go.wait()
+            return found or read(folder)
+
+        monkeypatch.setattr(circuits_module, "_read", held)
+        reading = asyncio.create_task(here.get(f"c{place}"))
+        await asyncio.to_thread(reached.wait)
+        await here.delete(f"c{place}")
+        go.set()
+        with pytest.raises(ResourceNotFoundError):
+            await reading
+        monkeypatch.setattr(circuits_module, "_read", read)
+        with pytest.raises(ResourceNotFoundError):
+            await here.get(f"c{place}")
+
+
+async def test_listing_goes_on_while_circuits_are_deleted(tmp_path):
+    """What goes meanwhile is left out, and of two deletions one finds nothing."""
+    names = [f"c{number}" for number in range(12)]
+    for name in names:
+        await house(tmp_path).circuits.save(small_circuit(), circuit_id=name)
+    here = house(tmp_path).circuits
+    listed, *_ = await asyncio.gather(here.list(), *(here.delete(name) for name in names[::2]))
+    assert {stored.name for stored in listed} >= {f"circuits/{name}" for name in names[1::2]}
+    assert {stored.name for stored in await here.list()} == {f"circuits/{name}" for name in names[1::2]}
+    twice = await asyncio.gather(here.delete("c1"), here.delete("c1"), return_exceptions=True)
+    assert [type(one) for one in twice] == [type(None), ResourceNotFoundError]
 
 
 async def test_nodes_come_by_influence_with_what_enters_them(tmp_path):
