@@ -237,8 +237,13 @@ def _described(change: TensorChange, *, drawn: bool) -> dict[str, Any]:
 
 
 def change_tensors(program: WeightProgram) -> dict[str, Any]:
-    """Collect the tensors of all changes by `part:name`."""
+    """Collect the tensors of all changes by `part:name`, each in memory of its own.
+
+    Two changes may be of one factor, as GPT-2's two embeddings are of one direction, and safetensors stores
+    no memory twice.
+    """
     found: dict[str, Any] = {}
+    taken: set[int] = set()
     for change in program.changes:
         left, right = change.low_rank or (None, None)
         parts = {
@@ -248,7 +253,12 @@ def change_tensors(program: WeightProgram) -> dict[str, Any]:
             "growth": None if change.growth is None else change.growth.values,
             "fresh": None if change.fresh is None else change.fresh.values,
         }
-        found |= {f"{part}:{change.name}": t.contiguous() for part, t in parts.items() if t is not None}
+        for part, tensor in parts.items():
+            if tensor is not None:
+                own = tensor.contiguous()
+                start = own.untyped_storage().data_ptr()
+                found[f"{part}:{change.name}"] = own.clone() if start in taken else own
+                taken.add(start)
     return found
 
 
