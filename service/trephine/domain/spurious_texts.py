@@ -206,26 +206,35 @@ def _examples_standing(examples: Sequence[AttributeText]) -> Iterator[tuple[str,
 
 
 def check_told_apart(texts: Sequence[LabelledText]) -> None:
-    """Refuse an attribute that is the label wherever it is known, with nothing to tell them apart.
+    """Refuse an attribute that is the label wherever it is known, or almost, with nothing to tell them apart.
 
     Raises:
         AttributeConfoundedError: Saying what data would help.
     """
-    pairs = {(one.label, one.attribute) for one in texts if one.attribute is not None}
+    groups = Counter((one.label, one.attribute) for one in texts if one.attribute is not None)
     twins = sum(one.twin is not None for one in texts)
-    if not pairs or twins >= FEWEST_JUDGED or len(_judged_environments(texts)) >= 2:
+    environments = len(_judged_environments(texts))
+    judged = sum(count >= FEWEST_JUDGED for count in groups.values()) == 4
+    if judged or twins >= FEWEST_JUDGED or environments >= 2 or len({label for label, _ in groups}) < 2:
         return
-    if len(pairs) == 2 and len({label for label, _ in pairs}) == 2:
-        held = "; ".join(f"{label}: {attribute}" for label, attribute in sorted(map(_words, pairs)))
-        raise AttributeConfoundedError(
-            f"the attribute is the label in every text that has one ({held}), so that nothing can tell a "
-            "feature of the one from a feature of the other. Any of these helps: a few texts of the other "
-            "two groups, in training or validation; `attribute_texts`, which may have any label or none; "
-            f"at least {FEWEST_JUDGED} twins (there are {twins}), or a lexicon of swaps that makes them; two "
-            f"environments or more, with {FEWEST_JUDGED} texts of either label in each (there are "
-            f"{len(_judged_environments(texts))})",
-            field="training.attribute",
-        )
+    raise AttributeConfoundedError(
+        f"{_confounded(groups)} tell a feature of the one from a feature of the other. Any of these helps: "
+        f"texts of the other two groups, in training or validation, at least {FEWEST_JUDGED} of every group; "
+        f"`attribute_texts`, which may have any label or none; at least {FEWEST_JUDGED} twins (there are "
+        f"{twins}), or a lexicon of swaps that makes so many; two environments or more, with {FEWEST_JUDGED} "
+        f"texts of either label in each (there are {environments})",
+        field="training.attribute",
+    )
+
+
+def _confounded(groups: Counter[tuple[str, str]]) -> str:
+    """Say how the attribute goes with the label, and that it cannot, or can hardly, be told from it."""
+    labels, values = (sorted(set(names)) for names in zip(*groups, strict=True))
+    if len(groups) == len(values) == 2:
+        held = "; ".join(f"{label}: {value}" for label, value in sorted(groups))
+        return f"the attribute is the label in every text that has one ({held}), so that nothing can"
+    held = ", ".join(f"{label}/{value}: {groups[label, value]}" for label in labels for value in values)
+    return f"label and attribute come apart in too few texts ({held}) to"
 
 
 def _judged_environments(texts: Sequence[LabelledText]) -> list[str]:
@@ -234,10 +243,6 @@ def _judged_environments(texts: Sequence[LabelledText]) -> list[str]:
     counts = Counter((one.environment, one.label) for one in texts)
     named = sorted({one.environment for one in texts if one.environment is not None})
     return [name for name in named if min(counts[name, label] for label in labels) >= FEWEST_JUDGED]
-
-
-def _words(pair: tuple[str, str | None]) -> tuple[str, str]:
-    return pair[0], pair[1] or ""
 
 
 def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:

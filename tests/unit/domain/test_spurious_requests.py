@@ -70,8 +70,13 @@ def _twinned(count: int) -> tuple[LabelledText, ...]:
     return tuple(one if place < count else replace(one, twin=None) for place, one in enumerate(texts))
 
 
+def _crossed(count: int) -> tuple[LabelledText, ...]:
+    """Enough texts of one other group, and so many of the other one."""
+    return (*ambiguous(), *labelled([(0, 1, FEWEST_JUDGED), (1, 0, count)], 9))
+
+
 def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
-    """One environment, environments that hold too few texts, and one twin less than a judge needs."""
+    """One environment, environments of few texts, one twin or crossed text less than a judge needs."""
     alone = {"test": (), "attribute_texts": ()}
     few = FEWEST_JUDGED * 2 - 2
     for training, found in (
@@ -79,6 +84,8 @@ def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
         (_in_environments(ambiguous(), 1), "there are 1"),
         (_in_environments(ambiguous(few // 2 + 2), 2), "there are 0"),
         (_twinned(1), r"8 twins \(there are 1\)"),
+        ((*ambiguous(), *labelled([(0, 1, 1)], 9)), "in too few texts .Q/X: 40, Q/Z: 1, W/X: 0, W/Z: 40. to"),
+        (_crossed(FEWEST_JUDGED - 1), "Q/Z: 8, W/X: 7, .* at least 8 of every group"),
         (_twinned(FEWEST_JUDGED - 1), r"8 twins \(there are 7\)"),
     ):
         with pytest.raises(AttributeConfoundedError, match=found) as refused:
@@ -87,10 +94,12 @@ def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
 
 
 def test_what_is_enough_to_tell_them_apart() -> None:
-    """Two environments with texts enough, as many twins as a judge needs, or one text of another group."""
+    """Two environments with texts enough, as many twins as a judge needs, or texts of the other groups."""
     check_told_apart(_in_environments(ambiguous(FEWEST_JUDGED * 2), 2))
     check_told_apart(_twinned(FEWEST_JUDGED))
-    check_told_apart((*ambiguous(), *labelled([(0, 1, 1)], 9)))
+    check_told_apart(_crossed(FEWEST_JUDGED))
+    few = FEWEST_JUDGED
+    RemoveSpuriousFeatures(training=ambiguous(), validation=balanced(few, seed=9), test=balanced())
 
 
 IGNORED: dict[str, dict[str, Any]] = {

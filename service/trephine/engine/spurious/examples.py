@@ -17,7 +17,13 @@ from trephine.domain.errors import (
     TrephineError,
 )
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_texts import LabelledText, Splits, check_leakage
+from trephine.domain.spurious_texts import (
+    FEWEST_JUDGED,
+    LabelledText,
+    Splits,
+    check_leakage,
+    check_told_apart,
+)
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
@@ -125,6 +131,8 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
     )
     if command.swaps or command.attribute_name:
         _require_twins(data)
+        if not command.attribute_texts:
+            check_told_apart((*reader.splits["training"], *reader.splits["validation"]))
     for name, split in (("validation", validation), ("test", data.test)):
         _require_groups(data, name, split)
     return data
@@ -294,11 +302,24 @@ def _require_held_out(names: tuple[str, str], held_out: Sequence[Example]) -> No
 
 
 def _require_twins(data: Data) -> None:
-    if not any(one.twin for one in data.training):
+    """Refuse a lexicon that does nothing, or too little where nothing else tells the attribute."""
+    twins = sum(one.twin is not None for one in data.training)
+    if not twins:
         raise InvalidRequestError(
-            "no word of the lexicon occurs in any ambiguous text, so that there is no counterfactual; give "
-            "`swaps` that fit, or attribute_texts",
+            "no word of the lexicon occurs in any ambiguous text that is not held out, so that there is no "
+            "counterfactual; give `swaps` that fit, or attribute_texts",
             field="swaps",
+        )
+    ambiguous = (*data.training, *data.held_out)
+    told = any(one.attribute != UNKNOWN or one.environment is not None for one in ambiguous)
+    if twins < FEWEST_JUDGED and not (told or data.attribute):
+        raise TooFewItemsError(
+            f"words of the lexicon occur in {twins} of {len(data.training)} ambiguous texts that are not "
+            f"held out, and no feature is judged by fewer than {FEWEST_JUDGED}; give `swaps` that fit, more "
+            "texts, or attribute_texts",
+            field="swaps",
+            needed=FEWEST_JUDGED,
+            got=twins,
         )
 
 

@@ -1,0 +1,61 @@
+"""A lexicon tells attribute and label apart only if it makes twins enough; one that edits a text does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous, attribute_texts, labelled
+from trephine.domain.errors import AttributeConfoundedError, InvalidRequestError, TooFewItemsError
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText, Swap
+from trephine.engine.spurious.examples import read_data
+
+SWAPS = (Swap(first="xw", second="vv"),)
+
+
+@pytest.fixture(scope="module")
+def hosted():
+    """A tiny Llama."""
+    return tiny_hosted("llama")
+
+
+def _worded(count: int, *, attribute: bool = True) -> tuple[LabelledText, ...]:
+    """Ambiguous texts of which so many hold a word of the lexicon."""
+    texts = ambiguous(attribute=attribute)
+    return tuple(
+        replace(one, text=f"{one.text} xw") if place < count else one for place, one in enumerate(texts)
+    )
+
+
+def _read(hosted, training: tuple[LabelledText, ...], **changed: Any):
+    return read_data(hosted, RemoveSpuriousFeatures(training=training, swaps=SWAPS, **changed))
+
+
+@pytest.mark.parametrize("count", [1, FEWEST_JUDGED - 1])
+@pytest.mark.parametrize("crossed", [0, 1])
+def test_a_lexicon_of_too_few_twins_does_not_tell_the_two_apart(hosted, count, crossed):
+    """As few as would be refused if they were given; a single text of another group changes nothing."""
+    texts = (*_worded(count), *labelled([(0, 1, crossed)], 9))
+    with pytest.raises(AttributeConfoundedError, match=rf"at least 8 twins \(there are {count}\)") as refused:
+        _read(hosted, texts)
+    assert refused.value.context["field"] == "training.attribute"
+
+
+def test_twins_enough_tell_them_apart(hosted):
+    """And so do examples, whatever the lexicon finds."""
+    assert sum(one.twin is not None for one in _read(hosted, _worded(20)).training) >= FEWEST_JUDGED
+    found = _read(hosted, _worded(1, attribute=False), attribute_texts=attribute_texts())
+    assert sum(one.twin is not None for one in (*found.training, *found.held_out)) == 1
+
+
+def test_a_lexicon_is_not_swapped_for_a_guess(hosted):
+    """Where the attribute is told by nothing else, too few twins leave clusters alone to judge by."""
+    with pytest.raises(TooFewItemsError, match=r"in \d of 64 ambiguous texts .* fewer than 8; give") as few:
+        _read(hosted, _worded(FEWEST_JUDGED - 1, attribute=False))
+    assert few.value.context["field"] == "swaps"
+    with pytest.raises(InvalidRequestError, match="no word of the lexicon occurs"):
+        _read(hosted, _worded(0))
