@@ -19,6 +19,7 @@ from trephine.app.circuits import StoredCircuit
 from trephine.app.models import Models
 from trephine.app.pruning import numbers
 from trephine.domain.circuit_annotations import AutomaticGroups, NodeGroup
+from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.directions import CompareFeatures
 from trephine.domain.errors import InvalidRequestError, NothingMatchedError
@@ -45,6 +46,7 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
     Raises:
         InvalidRequestError: If a bound is out of its domain, or directions of an imported circuit are asked.
         NothingMatchedError: If no two features are that similar.
+        ParentChangedError: If directions are asked of a set that is not the circuit's own.
     """
     _require(how)
     circuit = stored.circuit
@@ -137,6 +139,9 @@ def _most_influential(circuit: Circuit, count: int) -> list[int]:
 async def _pairs_by_direction(
     circuit: Circuit, chosen: Sequence[int], how: AutomaticGroups, models: Models
 ) -> Pairs:
+    shelved = models.shelf(circuit.model).sets.get(circuit.replacement)
+    if shelved is not None:
+        require_same_set(circuit, shelved.info.content_hash)
     nodes = [circuit.nodes[index] for index in chosen]
     keys = [(_feature(node), node.activation >= 0) for node in nodes]
     unique = list(dict.fromkeys(keys))

@@ -14,7 +14,7 @@ from trephine.app.labels import Labels
 from trephine.app.models import Models
 from trephine.domain.activations import RankActivity
 from trephine.domain.artifacts import ArtifactInfo
-from trephine.domain.errors import FeatureIndexNotFoundError
+from trephine.domain.errors import FeatureIndexNotFoundError, ParentChangedError
 from trephine.domain.feature_index import TOP_TOKENS
 from trephine.domain.features import (
     DecoderView,
@@ -40,6 +40,8 @@ class Question:
     replacement: str
     index: str = ""
     """Name of the index to use; empty: the newest one that fits."""
+    content_hash: str = ""
+    """Of the set, or the weights, whose features are meant; empty: whatever has the name."""
     deadline_seconds: float | None = None
 
 
@@ -78,8 +80,16 @@ class Features:
             ReplacementNotFoundError: If the set is not loaded.
             FeatureOutOfRangeError: If there is no such feature.
             FeatureIndexNotFoundError: If the named index does not cover it.
+            ParentChangedError: If what is loaded under the name has another content than is meant.
         """
         features = await self._sets.get(question.model, question.replacement)
+        if question.content_hash not in ("", features.content_hash):
+            raise ParentChangedError(
+                f"the {features.name} that are loaded beside {features.model.name} have content "
+                f"{features.content_hash[:12]}, not {question.content_hash[:12]}: their features are others; "
+                "load what is meant",
+                loaded_set=features.content_hash,
+            )
         feature = FeatureRef(replacement=features.name, layer=layer, index=index)
         features.require(feature, field="feature")
         command = ViewDecoder(feature=feature, tokens=tokens, neighbours=neighbours)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.unit.pages.circuits import hostile_circuit
 from tests.unit.pages.test_feature_page import described
 from trephine.app.circuit_cards import known_features
 from trephine.app.features import Question
 from trephine.domain.circuits import NodeKind
-from trephine.domain.errors import ModelNotReadyError, ReplacementNotFoundError
+from trephine.domain.errors import ModelNotReadyError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
 
@@ -43,3 +45,28 @@ async def test_a_model_that_is_not_there_is_no_reason_to_fail():
     """A page is drawn without cards then."""
     wanted = [FeatureRef(layer=0, index=7)]
     assert await known_features(NoModel(), hostile_circuit(), wanted) == ()
+
+
+class Strict(Features):
+    """Knows features of one content alone."""
+
+    content = "c" * 64
+
+    async def describe(self, question: Question, *asked: int, **how: int) -> FeatureDescription:
+        if question.content_hash not in ("", self.content):
+            raise ParentChangedError("another set of that name")
+        return await super().describe(question, *asked, **how)
+
+
+async def test_features_of_another_set_of_the_same_name_are_not_described():
+    """A panel says nothing rather than what another feature means; what does not say its set is described."""
+    circuit = replace(hostile_circuit(), replacement="sae", weight_hash="w" * 64)
+    node = next(node for node in circuit.nodes if node.kind is NodeKind.FEATURE)
+    sae, neuron = (
+        FeatureRef(replacement=name, layer=node.layer, index=node.feature) for name in ("sae", "neurons")
+    )
+    for content, told in (("c" * 64, [sae]), ("d" * 64, []), ("", [sae])):
+        known = await known_features(Strict(), replace(circuit, set_hash=content), [sae, neuron])
+        assert [one.view.feature for one in known] == told
+    known = await known_features(Strict(), replace(circuit, weight_hash="c" * 64), [neuron])
+    assert [one.view.feature for one in known] == [neuron]

@@ -11,7 +11,7 @@ from tests.unit.app.house import house, small_circuit
 from tests.unit.app.test_replacements import loaded
 from trephine.app.requests import VerifyRequest
 from trephine.domain.ablation import LogitTarget
-from trephine.domain.circuit_annotations import Annotations, NodeGroup
+from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, NodeGroup
 from trephine.domain.circuit_queries import Provenance
 from trephine.domain.errors import (
     ModelNotReadyError,
@@ -159,3 +159,12 @@ async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tm
     await here.circuits.save(known, circuit_id="known")
     await here.circuit_verifications.check(VerifyRequest(circuit="known"))
     assert not asked
+
+
+async def test_directions_of_another_set_of_the_same_name_group_nothing(tmp_path):
+    """Groups by direction are refused, too; the engine is not asked."""
+    here = await loaded(tmp_path)
+    circuit = replace(small_circuit(), model="tiny", replacement="small", set_hash="d" * 64)
+    await here.circuits.save(circuit, circuit_id="c1")
+    with pytest.raises(ParentChangedError, match="other features than those of the set"):
+        await here.circuit_annotations.group_automatically("c1", AutomaticGroups(), "")

@@ -24,6 +24,7 @@ from trephine.domain.errors import (
     FeatureOutOfRangeError,
     InvalidRequestError,
     LayerOutOfRangeError,
+    ParentChangedError,
     ReplacementNotFoundError,
     ResourceNotFoundError,
     TargetNotOneTokenError,
@@ -158,6 +159,15 @@ async def test_a_description_joins_weights_index_and_labels(place):
         assert len(context.tokens) == len(context.activations)
         assert abs(context.activations[context.peak]) == pytest.approx(max(map(abs, context.activations)))
     assert any("positions only" in caveat for caveat in found.caveats)
+
+
+async def test_features_of_another_content_are_not_described(place):
+    """Who means certain weights is not told of others."""
+    info = await place.models.info("tiny")
+    meant = replace(NEURONS, content_hash=info.weight_hash)
+    assert (await place.features.describe(meant, 1, 5)).view.feature.index == 5
+    with pytest.raises(ParentChangedError, match="their features are others"):
+        await place.features.describe(replace(NEURONS, content_hash="f" * 64), 1, 5)
 
 
 async def test_partners_are_ranked_by_jaccard(place):
