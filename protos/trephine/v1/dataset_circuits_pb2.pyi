@@ -434,7 +434,9 @@ class HeldOutFaithfulness(google.protobuf.message.Message):
     examples: builtins.int
     """Held-out contexts."""
     p_value: builtins.float
-    """(1 + random circuits at or above the circuit) / (random circuits + 1)."""
+    """(1 + random circuits at or above the circuit) / (random circuits + 1). Unset without random circuits, and
+    where shares are NaN, since ablating everything hardly moves the metric: inconclusive.
+    """
     nodes_for_80: builtins.int
     """Smallest budget of the curve with a faithfulness of at least 0.8; unset: none. Curves are not monotone."""
     @property

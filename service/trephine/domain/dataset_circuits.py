@@ -151,7 +151,8 @@ class CurvePoint:
 
     nodes: int
     faithfulness: Figure
-    """(m(C) - m(0)) / (m(M) - m(0)); 1 is the whole model, and values above 1 occur."""
+    """(m(C) - m(0)) / (m(M) - m(0)); 1 is the whole model, and values above 1 occur. NaN where m(0) is within
+    a hundredth of the metric's mean size of m(M): there is nothing to share out."""
     completeness: Figure
     """The same of the complement; 0 is ideal."""
     metric: float
@@ -175,7 +176,8 @@ class Faithfulness:
     random: tuple[float, ...]
     """Faithfulness of the random circuits: as many nodes at every layer (and position)."""
     p_value: float | None
-    """(1 + #{random >= circuit}) / (random circuits + 1)."""
+    """(1 + #{random >= circuit}) / (random circuits + 1); None without random circuits, and where shares are
+    NaN: inconclusive."""
     nodes_for_80: int | None
     """Smallest budget on the curve with a faithfulness of at least 0.8; None if none has. Not monotone."""
 
@@ -293,6 +295,13 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
 def _check_split(training: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
     for name, split in (("training", training), ("held_out", held_out)):
         _check(len(split) >= 2, name, "needs at least two contexts: one is no dataset, and no interval")
+        for number, example in enumerate(split):
+            if example.corrupted == example.clean:
+                raise InvalidRequestError(
+                    f"{name} context {number} is its own twin: {example.clean[:60]!r}. A twin is a text in "
+                    "which the answer would be the wrong one; give another, or none",
+                    field=f"{name}[{number}].corrupted",
+                )
     total = len(training) + len(held_out)
     _check(total <= MAX_EXAMPLES, "training", f"and held_out hold {total} contexts; at most {MAX_EXAMPLES}")
     seen: dict[str, int] = {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,27 @@ def test_what_stands_beside_is_asked_for_and_told(
     owners = {node.replacement for circuit in found().found.circuits for node in circuit.nodes}
     assert owners == {"neurons", "heads"}
     assert "heads:" in printed
+
+
+def test_a_share_of_nothing_is_shown_as_inconclusive(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """No p-value, no `not reached`: where ablating everything moves nothing, nothing is said."""
+    whole, (first, *others) = found(), found().found.circuits
+    measured = first.faithfulness[0]
+    share = replace(measured.circuit.faithfulness, value=nan, low=nan, high=nan)
+    nothing = replace(measured.circuit, faithfulness=share, completeness=share)
+    empty = replace(
+        measured, circuit=nothing, core=None, curve=(), random=(nan,), p_value=None, nodes_for_80=None
+    )
+    circuits = (replace(first, faithfulness=(empty,)), *(replace(one, faithfulness=()) for one in others))
+    stored = replace(whole, found=replace(whole.found, circuits=circuits))
+    monkeypatch.setattr(sys.modules[__name__], "found", lambda: stored)
+    assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
+    printed = capsys.readouterr().out
+    assert printed.count("inconclusive, since") == 2
+    assert "not reached" not in printed
+    assert "nan" not in printed.partition("mean ablation")[2].partition("cluster 1")[0]
 
 
 def test_what_was_found_before_is_listed_and_shown(

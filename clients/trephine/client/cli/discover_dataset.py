@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,7 @@ DISCOVER_DATASET_EXAMPLES = examples(
     "trephine discover-dataset agreement.jsonl --beside heads --layers 10-29 --ablation resample",
     "trephine discover-dataset texts.jsonl --corrupted '' --wrong '' --clusters auto",
 )
+INCONCLUSIVE = "inconclusive, since ablating everything hardly moves the metric"
 _OWN = ("neurons", "heads", "errors")
 _CHOICES = {
     "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
@@ -278,22 +280,28 @@ def _show_faithfulness(output: Output, measured: HeldOutFaithfulness) -> None:
                 f"all nodes ablated {shown(measured.empty)}",
             ),
             ("random circuits", _random(measured)),
-            (
-                "for 80 %",
-                "not reached" if measured.nodes_for_80 is None else f"{measured.nodes_for_80} nodes",
-            ),
+            ("for 80 %", _goal(measured)),
         ]
     )
     output.table(("", "NODES", "FAITHFULNESS", "COMPLETENESS"), [_point(name, point) for name, point in rows])
 
 
+def _goal(measured: HeldOutFaithfulness) -> str:
+    if measured.nodes_for_80 is not None:
+        return f"{measured.nodes_for_80} nodes"
+    return INCONCLUSIVE if isnan(measured.circuit.faithfulness.value) else "not reached"
+
+
 def _point(name: str, point: FaithfulnessPoint) -> tuple[str, ...]:
-    return name, str(point.nodes), shown(point.faithfulness), shown(point.completeness)
+    shares = (point.faithfulness, point.completeness)
+    return name, str(point.nodes), *("none" if isnan(share.value) else shown(share) for share in shares)
 
 
 def _random(measured: HeldOutFaithfulness) -> str:
     if not measured.random:
         return "none were drawn"
+    if measured.p_value is None:
+        return f"{len(measured.random)} of the same size and layers: {INCONCLUSIVE}"
     mean = sum(measured.random) / len(measured.random)
     return (
         f"{len(measured.random)} of the same size and layers: faithfulness {mean:.3f} on average, at most "

@@ -106,6 +106,8 @@ class HeldOutFaithfulness(WireValue):
     curve: tuple[FaithfulnessPoint, ...]
     random: tuple[float, ...]
     p_value: float | None
+    """None without random circuits, and where shares are NaN, since ablating everything hardly moves the
+    metric: inconclusive."""
     nodes_for_80: int | None
     """Smallest budget of the curve with a faithfulness of at least 0.8; curves are not monotone."""
 

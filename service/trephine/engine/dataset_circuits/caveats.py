@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 
 from trephine.domain.dataset_circuits import (
     ContextCircuit,
@@ -17,7 +18,7 @@ from trephine.domain.sites import SiteKind
 from trephine.engine.dataset_circuits.clustering import Clusters
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.edges import has_edges
-from trephine.engine.dataset_circuits.faithfulness import GOAL
+from trephine.engine.dataset_circuits.faithfulness import FLOOR, GOAL
 from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.selection import certified_edits, part_size
 from trephine.engine.dataset_circuits.space import NodeSpace
@@ -130,7 +131,13 @@ def _of_circuits(circuits: Sequence[ContextCircuit], clusters: Clusters | None) 
     for circuit in circuits:
         for measured in circuit.faithfulness:
             whole, empty = measured.whole, measured.empty
-            if None not in (whole.low, empty.high) and (empty.high or 0) >= (whole.low or 0):
+            if isnan(measured.circuit.faithfulness.value):
+                found.append(
+                    f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
+                    f"is {empty.value:.3g} against {whole.value:.3g}, the same within {FLOOR:.0%}: there is "
+                    "nothing that a circuit could have a share of. Inconclusive: ablate otherwise, or more."
+                )
+            elif None not in (whole.low, empty.high) and (empty.high or 0) >= (whole.low or 0):
                 found.append(
                     f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
                     f"is {empty.value:.2f} against {whole.value:.2f}; the intervals touch, so that shares "

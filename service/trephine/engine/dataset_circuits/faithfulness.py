@@ -2,13 +2,14 @@
 
 Faithfulness is (m(C) - m(0)) / (m(M) - m(0)) with everything outside C ablated, completeness the same of
 C's complement (Marks et al. 2025). Intervals are percentiles over resampled contexts, of ratios of means.
+Where ablating everything hardly moves m there is nothing to share out: shares are NaN, nothing is concluded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.hosted import HostedModel
 
 GOAL = 0.8
+FLOOR = 0.01
+"""Of the metric's mean size; m(M) - m(0) must be more for a share of it to mean anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +188,6 @@ def _result(
     curve = tuple(points.at(k, sizes[k]) for k in range(first_curve, measured.with_complement))
     random = tuple(points.ratio(row) for row in table.inside[measured.with_complement :])
     circuit = points.at(0, sizes[0])
-    beaten = sum(value >= circuit.faithfulness.value for value in random)
     return Faithfulness(
         ablation=ablation,
         examples=len(table.whole),
@@ -195,9 +197,16 @@ def _result(
         core=None if measured.core is None else points.at(1, sizes[1]),
         curve=curve,
         random=random,
-        p_value=(1 + beaten) / (len(random) + 1) if random else None,
+        p_value=_p_value(circuit.faithfulness.value, random),
         nodes_for_80=_reached(curve),
     )
+
+
+def _p_value(value: float, random: Sequence[float]) -> float | None:
+    """Count random circuits at or above the circuit; None without any, and where a share is not finite."""
+    if not random or not all(map(isfinite, (value, *random))):
+        return None
+    return (1 + sum(other >= value for other in random)) / (len(random) + 1)
 
 
 def _reached(curve: Sequence[CurvePoint]) -> int | None:
@@ -213,13 +222,15 @@ class _Points:
         generator = torch.Generator().manual_seed(seed)
         self._table = table
         self._draws = torch.randint(contexts, (resamples, contexts), generator=generator)
+        moved = abs(float(table.whole.mean() - table.empty.mean()))
+        self._moves = moved > FLOOR * float(torch.maximum(table.whole.abs().mean(), table.empty.abs().mean()))
 
     def mean(self, name: str, values: Tensor) -> Figure:
         """Mean over contexts, logits."""
         return _figure(name, float(values.mean()), values[self._draws].mean(1), "logits")
 
     def ratio(self, values: Tensor) -> float:
-        """Return (mean - empty) / (whole - empty)."""
+        """Return (mean - empty) / (whole - empty); NaN where the two hardly differ."""
         return float(self._ratios(values[None], slice(None))[0])
 
     def at(self, number: int, nodes: int) -> CurvePoint:
@@ -239,7 +250,7 @@ class _Points:
     def _ratios(self, values: Tensor, draws: Tensor | slice) -> Tensor:
         whole, empty = self._table.whole[draws], self._table.empty[draws]
         base = empty.mean(-1)
-        return (values.mean(-1) - base) / (whole.mean(-1) - base)
+        return (values.mean(-1) - base) / (whole.mean(-1) - base) if self._moves else values.mean(-1) * nan
 
 
 def _figure(name: str, value: float, drawn: Tensor, unit: str) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations, permutations
+from math import isnan
 
 import pytest
 
@@ -221,6 +222,31 @@ def test_kept_positions_need_equal_lengths():
     assert caught.value.context["field"] == "training[1].clean"
     found = discover(replace(command, positions=PositionRule.SUMMED))
     assert any("differ in length" in caveat for caveat in found.caveats)
+
+
+def test_a_share_of_nothing_is_inconclusive():
+    """Held-out contexts of one text resample from each other: m(0) is m(M), and no circuit beats another."""
+    good = request(paired=False, ablations=(NodeAblation.RESAMPLE,), patch=NodeAblation.ZERO)
+    same = (example(" cat", " dog", " the", paired=False), example(" Paris", " dog", " the", paired=False))
+    same = tuple(replace(one, clean="When cat dog the") for one in same)
+    found = discover(replace(good, held_out=same))
+    (measured,) = found.circuits[0].faithfulness
+    assert measured.whole.value == measured.empty.value
+    assert isnan(measured.circuit.faithfulness.value)
+    assert len(measured.random) == 3
+    assert (measured.p_value, measured.nodes_for_80) == (None, None)
+    assert any("Inconclusive" in caveat for caveat in found.caveats)
+    assert not any("Inconclusive" in caveat for caveat in discover(good).caveats)
+
+
+@pytest.mark.parametrize("side", ["training", "held_out"])
+def test_a_context_is_not_its_own_twin(side):
+    """Its patch would change nothing; told by place, before any work."""
+    good = request()
+    first, *others = getattr(good, side)
+    with pytest.raises(InvalidRequestError, match=f"{side} context 0 is its own twin") as caught:
+        replace(good, **{side: (replace(first, corrupted=first.clean), *others)})
+    assert caught.value.context["field"] == f"{side}[0].corrupted"
 
 
 def test_splits_must_not_overlap_nor_be_empty():
