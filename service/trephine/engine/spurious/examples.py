@@ -32,6 +32,7 @@ from trephine.engine.spurious.swaps import Swapper, lexicon_of
 MAX_TOKENS = 512
 """Of one text: attention of a pack is kept as one square."""
 UNKNOWN = -1
+AMBIGUOUS_SET = "the ambiguous set"
 _HELD_OUT = 5
 """One of so many ambiguous texts is held out where no validation split is given."""
 
@@ -58,6 +59,8 @@ class Data:
     labels: tuple[str, str]
     attributes: tuple[str, ...]
     """None, or two: the first goes with the first label in the ambiguous set."""
+    told_by: str
+    """What says so, in words: `AMBIGUOUS_SET`, or something else; empty: nothing has yet."""
     pairing: float
     """P(second attribute | second label) less P(second attribute | first label), in the ambiguous set; 1
     where the attribute is unknown there."""
@@ -67,24 +70,6 @@ class Data:
     test: tuple[Example, ...]
     attribute: tuple[Example, ...]
     """Examples of the attribute, without labels."""
-
-
-def swapped(data: Data) -> Data:
-    """Return the same data with the attribute's two values in the other order."""
-
-    def turned(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-        return tuple(
-            one if one.attribute == UNKNOWN else replace(one, attribute=1 - one.attribute) for one in examples
-        )
-
-    return replace(
-        data,
-        attributes=tuple(reversed(data.attributes)),
-        training=turned(data.training),
-        held_out=turned(data.held_out),
-        test=turned(data.test),
-        attribute=turned(data.attribute),
-    )
 
 
 def column(examples: Sequence[Example], read: Callable[[Example], int]) -> Tensor:
@@ -123,6 +108,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
     data = Data(
         labels=command.labels,
         attributes=reader.attributes,
+        told_by=reader.told_by,
         pairing=_pairing(training),
         training=training,
         held_out=held_out,
@@ -143,7 +129,7 @@ class _Reader:
         self._hosted, self._command, self._labels = hosted, command, command.labels
         lexicon = lexicon_of(command.attribute_name, command.swaps)
         self.splits = _with_twins(command.splits, Swapper(lexicon) if lexicon else None)
-        self.attributes = attribute_order(command)
+        self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
 
     def split(self, name: str) -> tuple[Example, ...]:
@@ -204,17 +190,34 @@ def _with_twins(splits: Splits, swap: Swapper | None) -> Splits:
     }
 
 
-def attribute_order(command: RemoveSpuriousFeatures) -> tuple[str, ...]:
-    """Return the attribute's two values so that the first goes with the first label; none if unknown."""
-    known = {one.attribute for split in command.splits.values() for one in split}
-    names = sorted({str(name) for name in known if name} | {one.attribute for one in command.attribute_texts})
+def attribute_order(command: RemoveSpuriousFeatures) -> tuple[tuple[str, ...], str]:
+    """Return the attribute's two values, if it is known at all, the one of the first label first.
+
+    The ambiguous set says which that is, or an ambiguous validation split.
+
+    Returns:
+        The values, and what says so (see `Data.told_by`); where nothing does, they are in the order in which
+        they appear, since names say nothing.
+    """
+    known = [one.attribute for split in command.splits.values() for one in split if one.attribute is not None]
+    names = tuple(dict.fromkeys([*known, *(one.attribute for one in command.attribute_texts)]))
     if not names:
-        return ()
-    first = command.labels[0]
-    counts = Counter((one.label == first, one.attribute) for one in command.training)
-    straight = counts[True, names[0]] + counts[False, names[1]]
-    crossed = counts[True, names[1]] + counts[False, names[0]]
-    return (names[0], names[1]) if straight >= crossed else (names[1], names[0])
+        return (), ""
+    leaning, told_by = _leaning(command, command.training, names[1]), AMBIGUOUS_SET
+    if not leaning:
+        leaning, told_by = _leaning(command, command.validation, names[1]), "the ambiguous validation split"
+        if abs(leaning) < 1:
+            return names, ""
+    return (names if leaning > 0 else names[::-1]), told_by
+
+
+def _leaning(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText], value: str) -> float:
+    """Return by how much more often the second label's texts have a value; 1/2 stands for what is unknown."""
+    rates = []
+    for label in command.labels:
+        known = [one.attribute == value for one in texts if one.label == label and one.attribute is not None]
+        rates.append(sum(known) / len(known) if known else 0.5)
+    return rates[1] - rates[0]
 
 
 def _pairing(training: Sequence[Example]) -> float:

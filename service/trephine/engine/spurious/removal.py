@@ -25,6 +25,7 @@ from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
+from trephine.engine.spurious.examples import AMBIGUOUS_SET
 from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.outcome import outcome_of
@@ -184,8 +185,8 @@ def _pairing(study: Study) -> str:
     if not data.attributes:
         return "the attribute is not known"
     pairs = ", ".join(f"{y} with {a}" for y, a in zip(data.labels, data.attributes, strict=True))
-    if all(one.attribute < 0 for one in data.training):
-        return f"taken as {pairs}: the ambiguous set does not tell the attribute"
+    if data.told_by != AMBIGUOUS_SET:
+        return f"taken as {pairs}: the ambiguous set does not tell which attribute goes with which label"
     return f"{pairs}; P({data.attributes[1]}) differs by {data.pairing:.2f} between the labels"
 
 
@@ -202,10 +203,10 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
         said.append("no judge had enough texts: every feature is undecided")
     if judged.judges == (Judge.COUNTERFACTUALS,):
         said.append("counterfactual edits show only what they change: cues that twins share are not seen")
-    if data.attributes and all(one.attribute < 0 for one in data.training) and data.attribute:
+    if data.attributes and data.told_by != AMBIGUOUS_SET:
         said.append(
-            "which attribute goes with which label is not told by the ambiguous set; it is taken from how "
-            "the head decides on the examples of the attribute"
+            "which attribute goes with which label is not told by the ambiguous set; it is taken from "
+            f"{data.told_by or 'the order in which they appear, as nothing tells it'}"
         )
     if judged.measured_texts < study.command.budget.effect_texts:
         said.append(f"effects rest on {judged.measured_texts} ambiguous texts")

@@ -18,17 +18,7 @@ from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import require_feature
 from trephine.engine.spurious.effects import feature_space
-from trephine.engine.spurious.examples import (
-    UNKNOWN,
-    Data,
-    Example,
-    attributes,
-    labels,
-    read_data,
-    sample,
-    sample_pairs,
-    swapped,
-)
+from trephine.engine.spurious.examples import Data, Example, labels, read_data, sample, sample_pairs
 from trephine.engine.spurious.heads import (
     LinearHead,
     fit_probe,
@@ -38,14 +28,12 @@ from trephine.engine.spurious.heads import (
     reward_head,
     token_head,
 )
-from trephine.engine.spurious.judgement import separation
+from trephine.engine.spurious.orienting import oriented_by_head, oriented_by_twins, orienting_texts
 from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
 
 ResultT = TypeVar("ResultT")
 Removed = Sequence[FeatureRef]
-_ORIENTING = 64
-"""Examples of the attribute that say which label it goes with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +112,8 @@ def open_study(
         require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
         _require_considered(space, override.feature, field=f"overrides[{number}].feature")
     draw = sample_pairs if _on_pairs(command) else sample
-    fitted = draw(data.training, command.budget.fit_texts, command.seed)
+    count = command.budget.fit_texts
+    fitted = draw(data.training, count, command.seed)
     yield Progress(stage="texts", done=1, total=1)
     head, doubts = yield from _head(hosted, command, data, readout, fitted)
     data = yield from _oriented(hosted, data, head)
@@ -134,7 +123,7 @@ def open_study(
         data=data,
         readout=readout,
         space=space,
-        fitted=fitted,
+        fitted=draw(data.training, count, command.seed),  # the same texts, as they are oriented now
         head=head,
         doubts=doubts,
     )
@@ -166,15 +155,14 @@ def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) ->
 
 
 def _oriented(hosted: HostedModel, data: Data, head: LinearHead) -> Generator[Progress | None, None, Data]:
-    """Where the ambiguous set does not tell the attribute, let the head say which goes with which label."""
-    told = any(one.attribute != UNKNOWN for one in data.training)
-    if told or not data.attribute:
+    """Say which value of the attribute goes with which label where counts of texts do not."""
+    data = oriented_by_twins(data)
+    known = orienting_texts(data)
+    if known is None:
         return data
-    chosen = sample(data.attribute, _ORIENTING, 0)
-    texts = [one.ids for one in chosen]
+    texts = [one.ids for one in known[1]]
     pooled = yield from counted(pool_texts(hosted, head.readout, texts), "attribute", len(texts))
-    follows = separation(head.margin(pooled)[:, None], attributes(chosen))
-    return data if float(follows) >= 0 else swapped(data)
+    return oriented_by_head(data, known, head.margin(pooled))
 
 
 def _head(

@@ -111,3 +111,29 @@ def test_the_two_neurons_are_found_and_removed(session):
     assert found.scores.scr > 0.7
     assert (found.outcome.verdict, found.outcome.ground) == (Verdict.PASS, Ground.TEST)
     assert found.outcome.after.value == pytest.approx(worst[Arm.REFITTED], abs=1e-6)
+
+
+@pytest.mark.parametrize("names", [{"soft": "a", "loud": "b"}, {"soft": "b", "loud": "a"}])
+def test_they_go_without_a_refit_whatever_the_attribute_is_called(session, names):
+    """Told by a validation split alone; the alphabet would have them work against the attribute, and stay."""
+    training = [LabelledText(text=t, label=y) for t, y, _ in _texts(120, 0, chosen=lambda y, a: y == a)]
+    known, splits = {one.text for one in training}, []
+    for seed in (1, 5):
+        drawn = [one for one in _texts(160, seed, chosen=lambda y, a: True) if one[0] not in known]
+        known |= {text for text, _, _ in drawn}
+        splits.append(tuple(LabelledText(text=t, label=y, attribute=names[a]) for t, y, a in drawn))
+    command = RemoveSpuriousFeatures(
+        training=tuple(training),
+        test=splits[0],
+        validation=splits[1],
+        decision=ProbeHead(penalty=0.1),
+        refit=False,
+        budget=RemovalBudget(exact=0, counts=(1, 2, 5, 20), effect_texts=96, fit_texts=120, random_sets=1),
+        estimator=Estimator.RELP,
+        resamples=50,
+    )
+    found = finish(remove_spurious_features(session, command))
+    assert found.attributes == (names["soft"], names["loud"])
+    assert {one.target.feature for one in found.interventions} >= PLANTED
+    assert found.arm(Arm.ORIGINAL).figure("attribute_agreement").value == 1
+    assert (found.outcome.verdict, found.outcome.ground) == (Verdict.PASS, Ground.TEST)
