@@ -16,7 +16,8 @@ from trephine.domain.sites import Site
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.capture import Windows, captured
-from trephine.engine.weights.operations import FeatureOp, MapOp
+from trephine.engine.weights.linear import MapOp
+from trephine.engine.weights.operations import FeatureOp
 
 Acting = FeatureOp | MapOp
 """What has firing tokens: all operations on a feature of a set, or one on a direction."""

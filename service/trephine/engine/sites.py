@@ -89,8 +89,9 @@ def touching(architecture: Architecture, touches: Mapping[Site, Touch]) -> Itera
     """
     handles: list[RemovableHandle] = []
     try:
-        for site, touch in touches.items():
-            handles.append(_install(architecture.blocks[site.layer], site.kind, touch))
+        # Two sites may be one module's input, `embed` and `resid_pre` 0: hooks run as they were installed.
+        for site in sorted(touches, key=place_in_pass):
+            handles.append(_install(architecture.blocks[site.layer], site.kind, touches[site]))
         yield
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import TensorEntry
 from trephine.engine.weights.drafts import ModuleDraft
 from trephine.engine.weights.grafting import Graft
-from trephine.engine.weights.linear import Affinity, composed
+from trephine.engine.weights.linear import Affinity, MapOp, When, later, when
 from trephine.engine.weights.mlp import (
     NearConstant,
     attention_bias_field,
@@ -25,7 +25,7 @@ from trephine.engine.weights.mlp import (
     stored_module,
     width_field,
 )
-from trephine.engine.weights.operations import MapOp, NeuronOp
+from trephine.engine.weights.operations import NeuronOp
 from trephine.engine.weights.ridge import FittedDelta, module_of
 from trephine.engine.weights.tensors import TensorChange, wide_product
 
@@ -207,7 +207,8 @@ class Assembly:
         """Append the units of every layer, and zeros in all others: layers share one width."""
         units: dict[int, list[tuple[Any, Tensor]]] = {}
         for each in grafts:
-            after = self._later(Site(kind=SiteKind.MLP_OUT, layer=each.layer), each.op.numbers[0], maps)
+            place = Site(kind=SiteKind.MLP_OUT, layer=each.layer)
+            after = self._later(place, when(place, each.op.arrives), maps)
             units.setdefault(each.layer, []).extend((u, after(u.down)) for u in each.fit.units)
             if each.constant:
                 draft = self.mlp(each.layer)[-1]
@@ -241,13 +242,13 @@ class Assembly:
     def write_deltas(self, deltas: Sequence[FittedDelta], maps: Sequence[MapOp]) -> None:
         """Add fitted deltas to the modules that they were fitted on; those that are zero change no tensor."""
         for delta in deltas:
-            if not bool(delta.right.any()):
-                continue
-            after = self._later(delta.place, min(delta.explained), maps)
-            left = torch.stack([after(column) for column in delta.left.T], dim=1)
-            self.draft(delta.module, delta.place.layer).add(left, delta.right)
+            left = delta.left
+            if delta.arrivals:
+                columns = zip(left.T, delta.arrivals, strict=True)
+                left = torch.stack([self._later(delta.place, m, maps)(c) for c, m in columns], dim=1)
+            if bool(left.any()) and bool(delta.right.any()):
+                self.draft(delta.module, delta.place.layer).add(left, delta.right)
 
-    def _later(self, site: Site, number: int, maps: Sequence[MapOp]) -> Affinity:
-        """Return what maps of the same output that come later in the edit do to a column."""
-        width = self.hosted.architecture.d_model
-        return composed(width, [op for op in maps if op.site == site and op.number > number])
+    def _later(self, site: Site, moment: When, maps: Sequence[MapOp]) -> Affinity:
+        """Return what maps of the same output that a forward pass reaches later do to a column."""
+        return later(self.hosted.architecture.d_model, maps, site, moment)

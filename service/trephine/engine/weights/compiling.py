@@ -19,7 +19,7 @@ from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.capture import Windows, captured, stacked
 from trephine.engine.weights.grafting import Graft, graft
 from trephine.engine.weights.held_out import Split, of_windows, split
-from trephine.engine.weights.linear import Affinity, composed
+from trephine.engine.weights.linear import Affinity, MapOp, composed
 from trephine.engine.weights.mlp import (
     NearConstant,
     StoredMlp,
@@ -30,7 +30,7 @@ from trephine.engine.weights.mlp import (
     stored_mlp,
 )
 from trephine.engine.weights.notes import Note, all_notes
-from trephine.engine.weights.operations import FeatureOp, MapOp, Operations, sort_operations
+from trephine.engine.weights.operations import FeatureOp, Operations, sort_operations
 from trephine.engine.weights.postnorm import Written, before_post_norm
 from trephine.engine.weights.ridge import fit_deltas
 from trephine.engine.weights.rounding import roundings
@@ -93,11 +93,12 @@ def compile_weights(
     """
     ops = sort_operations(hosted, edit.interventions, keep_shapes=keep_shapes)
     fitted_numbers = {n for op in ops.fits for n in ([op.number] if isinstance(op, MapOp) else op.numbers)}
-    kept = tuple(i for number, i in enumerate(edit.interventions) if number not in fitted_numbers)
+    unfitted = {number: i for number, i in enumerate(edit.interventions) if number not in fitted_numbers}
+    kept = tuple(unfitted.values())
     given = bias_field(hosted) is not None and kind is None
     grafts = yield from _grafts(hosted, entries, ops, windows, kept, has_biases(hosted) or given, kind)
-    biases = has_biases(hosted) or (given and _wants_bias(hosted, ops, grafts))
     affinities = _affinities(hosted, ops.maps)
+    biases = has_biases(hosted) or (given and _wants_bias(ops, grafts, affinities))
     unbiased = _constant_attention(hosted, affinities)
     fresh = bool(unbiased) and kind is None and attention_bias_field(hosted) is not None
     assembly = Assembly(hosted, entries, mlp_biases=biases, attention_biases=fresh)
@@ -108,7 +109,7 @@ def compile_weights(
     assembly.write_neurons(ops.neurons, constants)
     assembly.write_maps(affinities, constants)
     assembly.write_grafts(grafts, ops.maps, constants)
-    deltas = yield from fit_deltas(hosted, ops.fits, windows, kept)
+    deltas = yield from fit_deltas(hosted, ops, windows, unfitted)
     assembly.write_deltas(deltas, ops.maps)
     changes = assembly.changes()
     rounded = yield from roundings(hosted.folder, changes)
@@ -209,8 +210,10 @@ def _written(
     )
 
 
-def _wants_bias(hosted: HostedModel, ops: Operations, grafts: Sequence[Graft]) -> bool:
-    shifted = any(op.site.kind is SiteKind.MLP_OUT and float(op.change.shift) for op in ops.maps)
+def _wants_bias(ops: Operations, grafts: Sequence[Graft], affinities: dict[Site, Affinity]) -> bool:
+    shifted = any(
+        site.kind is SiteKind.MLP_OUT and bool(affinity.offset.any()) for site, affinity in affinities.items()
+    )
     return shifted or any(not g.does_nothing for g in grafts) or any(n.shift for n in ops.neurons)
 
 

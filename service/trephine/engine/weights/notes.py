@@ -10,7 +10,8 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.shards import DTYPES
 from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.grafting import Graft
-from trephine.engine.weights.operations import FeatureOp, MapOp, NeuronOp, Operations
+from trephine.engine.weights.linear import MapOp
+from trephine.engine.weights.operations import FeatureOp, NeuronOp, Operations
 from trephine.engine.weights.ridge import FittedDelta, module_of, number_of
 from trephine.engine.weights.rounding import Rounding
 from trephine.engine.weights.tensors import fades

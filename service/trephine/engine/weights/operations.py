@@ -11,7 +11,7 @@ Nothing else, and nothing that is bound to positions, tokens or other features: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 import torch
@@ -38,9 +38,10 @@ from trephine.engine.expressible import SERVED, refusal, require_everywhere, req
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import check_intervention
 from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.weights.linear import MapOp
+from trephine.engine.weights.placing import placed
 
 _KEPT_SHAPES = "every tensor is to keep its shape"
-_RESIDUAL = (SiteKind.EMBED, SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,32 +63,13 @@ class FeatureOp:
     numbers: list[int] = field(default_factory=list)
     changes: list[tuple[Affine, float | None]] = field(default_factory=list)
     """Each with the smallest activation of the feature itself at which it applies."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapOp:
-    """One component of what is at a site, or all of it (`unit` None): `factor * value + shift`."""
-
-    number: int
-    site: Site
-    unit: Tensor | None
-    """float64 `(width,)`."""
-    change: Affine
+    order: int | None = None
+    """First intervention on its layer of its set, whose features all arrive together; None: its own first."""
 
     @property
-    def is_affine(self) -> bool:
-        """True without bounds."""
-        return float(self.change.low) == -inf and float(self.change.high) == inf
-
-    @property
-    def is_shift(self) -> bool:
-        """True if it only adds a constant."""
-        return self.is_affine and float(self.change.factor) == 1.0
-
-    @property
-    def removes(self) -> bool:
-        """True if it takes the component away."""
-        return self.is_affine and float(self.change.factor) == 0.0 and float(self.change.shift) == 0.0
+    def arrives(self) -> int:
+        """Among what is done at one site, the intervention in whose place it is done."""
+        return self.numbers[0] if self.order is None else self.order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +79,8 @@ class Operations:
     neurons: tuple[NeuronOp, ...]
     grafts: tuple[FeatureOp, ...]
     maps: tuple[MapOp, ...]
-    """At sites where a linear module reads or writes; a residual site's is moved to its writer."""
+    """At sites where a linear module reads or writes, in the order of a forward pass; a residual site's is
+    moved to its writer."""
     fits: tuple[FeatureOp | MapOp, ...]
     reasons: dict[int, str]
     """Intervention -> why it can only be fitted."""
@@ -113,6 +96,7 @@ def sort_operations(
     """
     neurons: dict[tuple[int, int], NeuronOp] = {}
     features: dict[FeatureRef, FeatureOp] = {}
+    orders: dict[tuple[str, int], int] = {}
     maps: list[MapOp] = []
     for number, intervention in enumerate(interventions):
         where = f"interventions[{number}]"
@@ -129,7 +113,9 @@ def sort_operations(
             neuron.shift = neuron.shift * float(change.factor) + float(change.shift)
             neuron.factor *= float(change.factor)
         else:
-            op = features.setdefault(target.feature, FeatureOp(feature=target.feature))
+            of = target.feature
+            order = orders.setdefault((of.replacement, of.layer), number)
+            op = features.setdefault(of, FeatureOp(feature=of, order=order))
             op.numbers.append(number)
             condition = intervention.condition
             op.changes.append((change, None if condition is None else condition.at_least))
@@ -153,15 +139,24 @@ def _by_tier(
         (fits if why else grafts).append(op)
         reasons |= dict.fromkeys(op.numbers, why) if why else {}
     exact: list[MapOp] = []
-    for placed, why in _writable(hosted, maps):
-        reasons |= {placed.number: why} if why else {}
+    for moved, why in placed(hosted, maps, _written(hosted, features)):
+        reasons |= {moved.number: why} if why else {}
         if why:
-            fits.append(placed)
+            fits.append(moved)
         else:
-            exact.append(placed)
+            exact.append(moved)
     return Operations(
         neurons=neurons, grafts=tuple(grafts), maps=tuple(exact), fits=tuple(fits), reasons=reasons
     )
+
+
+def _written(hosted: HostedModel, features: Sequence[FeatureOp]) -> list[tuple[Site, int]]:
+    """List where features write, and in whose place among what is done there."""
+    return [
+        (site, op.arrives)
+        for op in features
+        for site in layer_info(hosted, op.feature.replacement, op.feature.layer).sites_out
+    ]
 
 
 def why_not_grafted(hosted: HostedModel, feature: FeatureRef) -> str:
@@ -282,82 +277,4 @@ def _map(hosted: HostedModel, number: int, intervention: Intervention) -> MapOp:
             f"interventions[{number}].operation",
             f"a whole site can be scaled or ablated only; do one of these, {SERVED}",
         )
-    return MapOp(number=number, site=site, unit=unit, change=change)
-
-
-# --- residual sites ------------------------------------------------------------------------------
-
-
-def writer_of(hosted: HostedModel, site: Site) -> Site:
-    """Return the output of the module whose sum makes a residual site; other sites are their own."""
-    parallel = hosted.architecture.blocks[site.layer].parallel
-    if site.kind is SiteKind.RESID_POST:
-        return Site(kind=SiteKind.MLP_OUT, layer=site.layer)
-    if site.kind is SiteKind.RESID_MID and not parallel:
-        return Site(kind=SiteKind.ATTN_OUT, layer=site.layer)
-    if site.kind is SiteKind.RESID_PRE and site.layer:
-        return Site(kind=SiteKind.MLP_OUT, layer=site.layer - 1)
-    if site.kind is SiteKind.RESID_PRE:
-        return Site(kind=SiteKind.EMBED, layer=0)
-    return site
-
-
-def post_normed(hosted: HostedModel, site: Site) -> bool:
-    """True if a norm stands between the module that writes a site and the site."""
-    block = hosted.architecture.blocks[site.layer]
-    norms = {SiteKind.MLP_OUT: block.mlp_post_norm, SiteKind.ATTN_OUT: block.attention_post_norm}
-    return norms.get(site.kind) is not None
-
-
-def _writable(hosted: HostedModel, maps: Sequence[MapOp]) -> list[tuple[MapOp, str]]:
-    """Move every map to the module that reads or writes there, or say why it can only be fitted."""
-    return [_placed(hosted, op, maps) for op in maps]
-
-
-def _placed(hosted: HostedModel, op: MapOp, maps: Sequence[MapOp]) -> tuple[MapOp, str]:
-    place = writer_of(hosted, op.site)
-    if not op.is_affine:
-        _require_bounded_writer(hosted, op, place)
-        return op, "a bound is no linear map of what its module reads"
-    if post_normed(hosted, place):
-        return op, "a norm behind the module rescales what its weights write"
-    if op.site.kind not in _RESIDUAL or place.kind is SiteKind.EMBED or op.is_shift:
-        return replace(op, site=place), ""
-    if op.removes and _free_before(hosted, place, op, maps):
-        return replace(op, site=place), ""
-    return op, "the residual stream carries what earlier writers wrote; change it at each of them as well"
-
-
-def _require_bounded_writer(hosted: HostedModel, op: MapOp, place: Site) -> None:
-    """Refuse bounds where no matrix stands that a fit of them could go into."""
-    where = f"interventions[{op.number}].operation"
-    if place.kind is SiteKind.EMBED:
-        raise refusal(where, f"the embeddings are a table of rows, not a map; bound a later site, {SERVED}")
-    if place.kind is SiteKind.ATTN_Z and hosted.architecture.blocks[op.site.layer].attention_post_norm:
-        raise refusal(
-            where, f"the norm behind attention rescales what reads attn_z; bound attn_out, {SERVED}"
-        )
-
-
-def _free_before(hosted: HostedModel, place: Site, op: MapOp, maps: Sequence[MapOp]) -> bool:
-    """True if every writer before a place has the same direction removed, so that this one alone adds it."""
-    removed = {
-        writer_of(hosted, other.site) for other in maps if other.removes and _same(other.unit, op.unit)
-    }
-    return all(writer in removed for writer in writers_before(hosted, place))
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.shape == b.shape and abs(float(a @ b)) > 1 - 1e-9
-
-
-def writers_before(hosted: HostedModel, place: Site) -> list[Site]:
-    """List the outputs that have been summed before a writer's own, in order."""
-    found = [Site(kind=SiteKind.EMBED, layer=0)]
-    for layer in range(hosted.architecture.n_layers):
-        for kind in (SiteKind.ATTN_OUT, SiteKind.MLP_OUT):
-            site = Site(kind=kind, layer=layer)
-            if site == place:
-                return found
-            found.append(site)
-    return found
+    return MapOp(number=number, site=site, origin=site, unit=unit, change=change)

@@ -10,7 +10,7 @@ chosen its ridge either (`held_out`).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,9 @@ from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
 from trephine.engine.weights.held_out import Split, best_ridge, split
-from trephine.engine.weights.operations import FeatureOp, MapOp, post_normed, writer_of, writers_before
+from trephine.engine.weights.linear import MapOp, When, later, when
+from trephine.engine.weights.operations import FeatureOp, Operations
+from trephine.engine.weights.placing import post_normed, writer_of, writers_before
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Of the mean diagonal of K'K. Long texts want the least, short ones more; windows kept back decide."""
@@ -49,6 +51,9 @@ class FittedDelta:
     """Those of them that change something on the calibration text."""
     floor: float = 0.0
     """Share of the change's square that no weights in front of a norm leave less of."""
+    arrivals: tuple[When, ...] = ()
+    """When each column of `left` arrives: maps of the same output that act later map it too. Empty behind a
+    norm, where there are none."""
 
     def carries(self, number: int) -> bool:
         """True if an operation, by its first intervention, changed something on the calibration text."""
@@ -64,17 +69,25 @@ class _Wanted:
     """float64 `(d_out,)`."""
     amounts: list[Tensor]
     """Per window, float64 `(n_pos,)`."""
+    arrives: When
 
 
 def fit_deltas(
     hosted: HostedModel,
-    fits: Sequence[FeatureOp | MapOp],
+    ops: Operations,
     windows: Windows,
-    interventions: tuple[Intervention, ...],
+    interventions: Mapping[int, Intervention],
 ) -> Generator[None, None, tuple[FittedDelta, ...]]:
-    """Fit every operation, output by output, from the first layer to the last."""
+    """Fit every operation, output by output, from the first layer to the last.
+
+    Args:
+        hosted: The model.
+        ops: All of the edit's.
+        windows: The calibration text.
+        interventions: By number, those that are not fitted.
+    """
     by_place: dict[Site, list[FeatureOp | MapOp]] = {}
-    for op in fits:
+    for op in ops.fits:
         for place in _places(hosted, op):
             by_place.setdefault(place, []).append(op)
     found: list[FittedDelta] = []
@@ -82,7 +95,7 @@ def fit_deltas(
         deltas: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         for done in found:
             deltas[done.module] = (done.left, done.right)
-        found.append((yield from _fit(hosted, place, by_place[place], windows, interventions, deltas)))
+        found.append((yield from _fit(hosted, place, by_place[place], ops, windows, interventions, deltas)))
     return tuple(found)
 
 
@@ -106,24 +119,25 @@ def module_of(hosted: HostedModel, place: Site) -> tuple[nn.Module, Site]:
 def _fit(
     hosted: HostedModel,
     place: Site,
-    ops: Sequence[FeatureOp | MapOp],
+    mine: Sequence[FeatureOp | MapOp],
+    ops: Operations,
     windows: Windows,
-    interventions: tuple[Intervention, ...],
+    interventions: Mapping[int, Intervention],
     deltas: Deltas,
 ) -> Generator[None, None, FittedDelta]:
     module, site_in = module_of(hosted, place)
-    sites = tuple(dict.fromkeys(_source(hosted, op) for op in ops))
-    values = yield from captured(hosted, windows, sites, interventions, deltas)
-    wanted = [each for op in ops for each in _wanted(hosted, op, place, values[_source(hosted, op)])]
+    values = yield from _found(hosted, mine, ops, windows, interventions, deltas)
+    wanted = [_wanted(hosted, op, place, ops.maps, x) for op, x in zip(mine, values, strict=True)]
     # The delta reads what reaches the module: neurons and heads are scaled by the matrix, not in front of it.
-    read = (yield from captured(hosted, windows, [site_in], interventions, deltas, before=True))[site_in]
+    kept = tuple(interventions.values())
+    read = (yield from captured(hosted, windows, [site_in], kept, deltas, before=True))[site_in]
     yield
     parts = split(len(windows))
-    floor = 0.0
+    floor, arrivals = 0.0, tuple(each.arrives for each in wanted)
     if post_normed(hosted, place):
         changes = [_together(wanted, window) for window in range(len(windows))]
         fit = fit_behind(behind(hosted, place), read, changes, parts)
-        left, right, floor = fit.left, fit.right, fit.floor
+        left, right, floor, arrivals = fit.left, fit.right, fit.floor, ()
         explained = {each.number: fit.explained for each in wanted}
     else:
         right = _solved(read, wanted, parts)
@@ -142,7 +156,49 @@ def _fit(
         parts=parts,
         acting=frozenset(acting),
         floor=floor,
+        arrivals=arrivals,
     )
+
+
+def _found(
+    hosted: HostedModel,
+    mine: Sequence[FeatureOp | MapOp],
+    ops: Operations,
+    windows: Windows,
+    interventions: Mapping[int, Intervention],
+    deltas: Deltas,
+) -> Generator[None, None, list[list[Tensor]]]:
+    """Return what each operation finds, per window `(n_pos, width)`; what acts later there has not acted."""
+    asked: dict[frozenset[int], list[Site]] = {}
+    for op in mine:
+        asked.setdefault(_still_to_come(hosted, op, ops), []).append(_source(hosted, op))
+    found: dict[frozenset[int], Mapping[Site, list[Tensor]]] = {}
+    for left_out, sites in asked.items():
+        rest = tuple(one for number, one in interventions.items() if number not in left_out)
+        found[left_out] = yield from captured(hosted, windows, tuple(dict.fromkeys(sites)), rest, deltas)
+    return [found[_still_to_come(hosted, op, ops)][_source(hosted, op)] for op in mine]
+
+
+def _still_to_come(hosted: HostedModel, op: FeatureOp | MapOp, ops: Operations) -> frozenset[int]:
+    """List what acts where an operation reads, and after it; a set that writes elsewhere reads last."""
+    source = _source(hosted, op)
+    if isinstance(op, FeatureOp):
+        ref = op.feature
+        if source not in layer_info(hosted, ref.replacement, ref.layer).sites_out:
+            return frozenset()
+    moment = _arrives(op, source)
+    later_maps = {one.number for one in ops.maps if one.origin == source and one.when > moment}
+    grafts = (
+        one
+        for one in ops.grafts
+        if source == Site(kind=SiteKind.MLP_OUT, layer=one.feature.layer) and _arrives(one, source) > moment
+    )
+    return frozenset(later_maps.union(*(one.numbers for one in grafts)))
+
+
+def _arrives(op: FeatureOp | MapOp, site: Site) -> When:
+    """Return when an operation acts at a site that it writes."""
+    return op.when if isinstance(op, MapOp) else when(site, op.arrives)
 
 
 def number_of(op: FeatureOp | MapOp) -> int:
@@ -157,8 +213,8 @@ def _source(hosted: HostedModel, op: FeatureOp | MapOp) -> Site:
 
 
 def _wanted(
-    hosted: HostedModel, op: FeatureOp | MapOp, place: Site, values: Sequence[Tensor]
-) -> Iterator[_Wanted]:
+    hosted: HostedModel, op: FeatureOp | MapOp, place: Site, maps: Sequence[MapOp], values: Sequence[Tensor]
+) -> _Wanted:
     if isinstance(op, MapOp):
         if op.unit is None:
             raise ValueError("a whole site is scaled exactly, never fitted")
@@ -167,9 +223,8 @@ def _wanted(
         amounts = [op.change(c[:, None], c, ())[:, 0] - c for c in coordinates]
         if op.site.kind is SiteKind.ATTN_Z:
             output = hosted.architecture.blocks[op.site.layer].attention.W_O
-            unit = output.flatten(1).to(torch.float64).cpu() @ unit
-        yield _Wanted(number=op.number, direction=unit, amounts=amounts)
-        return
+            unit = output.flatten(1).to(torch.float64).cpu() @ later(len(unit), maps, op.site, op.when)(unit)
+        return _Wanted(number=op.number, direction=unit, amounts=amounts, arrives=op.when)
     ref = op.feature
     info = layer_info(hosted, ref.replacement, ref.layer)
     site = next(s for s in info.sites_out if writer_of(hosted, s) == place)
@@ -187,7 +242,7 @@ def _wanted(
             scale = code.scale_out
             wide = scale.to(torch.float64)[:, 0] if isinstance(scale, Tensor) else scale
             amounts.append(((after - before) * wide).cpu())
-    yield _Wanted(number=op.numbers[0], direction=direction, amounts=amounts)
+    return _Wanted(number=op.numbers[0], direction=direction, amounts=amounts, arrives=_arrives(op, site))
 
 
 def _together(wanted: Sequence[_Wanted], window: int) -> Tensor:

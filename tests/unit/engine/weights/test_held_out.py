@@ -124,7 +124,7 @@ def test_gains_are_chosen_on_what_the_server_reads_and_judged_by_what_the_runtim
     op = compiling.sort_operations(hosted, (feature(1, 5, Ablate()),)).grafts[0]
     stored = stored_mlp(hosted, read_entries(hosted.folder), 1)
     made = grafting.graft(hosted, op, stored, x, narrow, biases=True)
-    assert (op, ref.layer) == (FeatureOp(feature=ref, numbers=[0], changes=op.changes), 1)
+    assert (op, ref.layer) == (FeatureOp(feature=ref, numbers=[0], changes=op.changes, order=0), 1)
     wanted = made.feature.difference(x.double() @ made.feature.w + made.feature.b)
 
     def error(read):

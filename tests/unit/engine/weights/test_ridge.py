@@ -133,7 +133,7 @@ def test_an_operation_that_is_silent_where_ridges_are_chosen_has_the_strongest()
     """Whatever another operation of the same place is given, which acts there."""
     direction = torch.ones(3, dtype=torch.float64)
     wanted = [
-        ridge._Wanted(number=n, direction=direction, amounts=acting(everywhere))
+        ridge._Wanted(number=n, direction=direction, amounts=acting(everywhere), arrives=((0, 0), n))
         for n, everywhere in enumerate((True, False))
     ]
     rows = ridge._solved(READ, wanted, PARTS)
