@@ -91,7 +91,7 @@ def _random(
     measure: Measure, judged: Judged, choice: Choice
 ) -> Generator[Progress | None, None, list[ArmOutcome]]:
     study = measure.study
-    small = Measure(study, sample(study.data.test, _CONTROL_TEXTS, study.command.seed + 5))
+    small = Measure(study, sample(measure.test, _CONTROL_TEXTS, study.command.seed + 5))
     spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS]
     kept: dict[Arm, list[ArmOutcome]] = {Arm.RANDOM: [], Arm.RANDOM_REFITTED: []}
     for number in range(study.command.budget.random_sets):

@@ -87,6 +87,12 @@ def attributes(examples: Sequence[Example]) -> Tensor:
     return column(examples, lambda one: one.attribute)
 
 
+def in_groups(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the texts whose attribute is known, if these are of all four groups; none otherwise."""
+    known = tuple(one for one in examples if one.attribute != UNKNOWN)
+    return known if len({(one.label, one.attribute) for one in known}) == 4 else ()
+
+
 def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
     """Tokenize everything, make twins, order the attribute by its pairing, hold out a validation part.
 

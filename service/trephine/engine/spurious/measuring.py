@@ -13,7 +13,7 @@ from trephine.domain.findings import Figure
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import Arm, ArmOutcome
 from trephine.engine.spurious.choosing import ambiguous
-from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
+from trephine.engine.spurious.examples import Example, attributes, in_groups, labels, sample
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.metrics import accuracy_figure, decision_figures, fresh_probe, pair_figures
 from trephine.engine.spurious.pairs import partners
@@ -44,7 +44,9 @@ class Measure:
     def __init__(self, study: Study, test: Sequence[Example] | None = None) -> None:
         data, budget = study.data, study.command.budget
         self.study = study
-        self.test = data.test if test is None else test
+        test = data.test if test is None else test
+        self.test = in_groups(test) or test
+        """Those alone whose attribute is known, where these are of all groups: no figure is of others."""
         usual = [
             one for one, kept in zip(data.held_out, ambiguous(data.held_out).tolist(), strict=True) if kept
         ]
@@ -104,4 +106,4 @@ class Measure:
     @property
     def grouped(self) -> bool:
         """True if the test split has all four groups."""
-        return len({(one.label, one.attribute) for one in self.test if one.attribute != UNKNOWN}) == 4
+        return bool(in_groups(self.test))

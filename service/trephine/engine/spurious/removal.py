@@ -25,7 +25,7 @@ from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
-from trephine.engine.spurious.examples import AMBIGUOUS_SET
+from trephine.engine.spurious.examples import AMBIGUOUS_SET, Example, in_groups
 from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.outcome import outcome_of
@@ -212,9 +212,21 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
         said.append(f"effects rest on {judged.measured_texts} ambiguous texts")
     if not data.test:
         said.append("without a test split there is no worst group")
+    said += _left_out(data.test, "test", "its figures")
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
     return tuple(dict.fromkeys(said))
+
+
+def _left_out(texts: Sequence[Example], split: str, what: str) -> list[str]:
+    """Say how many texts of a split are in no group, where others are."""
+    known = len(in_groups(texts))
+    if known in (0, len(texts)):
+        return []
+    return [
+        f"the attribute of {len(texts) - known} of {len(texts)} texts of the {split} split is not known: "
+        f"{what} are of the other {known}"
+    ]
 
 
 HANDLERS: dict[type, Handler] = {RemoveSpuriousFeatures: remove_spurious_features}
