@@ -3,11 +3,13 @@
 All work on contributions `(n_texts, n_features)` to one decision, in logits (second label less first), so
 that "tells labels apart" and "tells attributes apart" have one unit. A feature's confounded separation
 T = E[c | label 1] - E[c | label 0] in the ambiguous set is the label's part plus `pairing` times the
-attribute's part; the attribute's part is what each judge estimates where the two come apart.
+attribute's part; the attribute's part is what each judge estimates where the two come apart. P-values are of
+an attribute's part of nothing, and hold with eight texts (`tails`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, JudgingRules, Standing
 from trephine.domain.spurious_texts import FEWEST_JUDGED
+from trephine.engine.spurious.tails import contrast_tail, variances
 
 FEWEST = FEWEST_JUDGED
 """Texts of a group, pairs, or texts of a label in an environment, below which a judge is silent."""
@@ -66,10 +69,10 @@ def by_examples(confounded: Tensor, pairing: float, contributions: Tensor, attri
         attributes: 0 or 1.
     """
     wide = contributions.double()
-    one, other = wide[attributes == 1], wide[attributes == 0]
-    effect = one.mean(0) - other.mean(0)
-    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
-    return _verdicts(Judge.ATTRIBUTE_EXAMPLES, effect, error, confounded - pairing * effect)
+    sides = [wide[attributes == 1], wide[attributes == 0]]
+    effect = sides[0].mean(0) - sides[1].mean(0)
+    p = contrast_tail(sides, (1, -1))
+    return _verdicts(Judge.ATTRIBUTE_EXAMPLES, effect, confounded - pairing * effect, p)
 
 
 def by_counterfactuals(
@@ -86,19 +89,23 @@ def by_counterfactuals(
     """
     sign = (2 * attributes - 1).double()[:, None]
     change = sign * (originals.double() - twins.double())
-    effect, error = change.mean(0), change.std(0) / len(change) ** 0.5
-    return _verdicts(Judge.COUNTERFACTUALS, effect, error, confounded - pairing * effect)
+    effect = change.mean(0)
+    p = contrast_tail([change], (1,))
+    return _verdicts(Judge.COUNTERFACTUALS, effect, confounded - pairing * effect, p)
 
 
 def by_groups(contributions: Tensor, labels: Tensor, attributes: Tensor) -> Verdicts:
-    """Judge by labelled texts of all four groups: least squares on label and attribute."""
+    """Judge by labelled texts of all four groups, two or more of each: least squares on label and attribute.
+
+    The attribute's coefficient is a weighted sum of the groups' means, which are not taken to vary alike.
+    """
     design = torch.stack([torch.ones(len(labels)), labels.float(), attributes.float()], 1).double()
-    inverse = torch.linalg.inv(design.T @ design)
+    weights = torch.linalg.inv(design.T @ design) @ design.T  # (3, n_texts)
     wide = contributions.double()
-    found = inverse @ design.T @ wide  # (3, n_features)
-    residual = wide - design @ found
-    variance = residual.square().sum(0) / max(len(labels) - 3, 1)
-    return _verdicts(Judge.GROUPS, found[2], (inverse[2, 2] * variance).sqrt(), found[1])
+    found = weights @ wide  # (3, n_features)
+    inside = [(labels == y) & (attributes == a) for y in (0, 1) for a in (0, 1)]
+    p = contrast_tail([wide[rows] for rows in inside], [float(weights[2, rows].sum()) for rows in inside])
+    return _verdicts(Judge.GROUPS, found[2], found[1], p)
 
 
 def by_invariance(
@@ -106,7 +113,9 @@ def by_invariance(
 ) -> Verdicts | None:
     """Judge by whether T is the same everywhere: a random-effects model over environments.
 
-    The spread of the true effects is DerSimonian and Laird's tau, its p-value Cochran's Q.
+    The spread of the true effects is DerSimonian and Laird's tau. Its p-value is the smallest over
+    environments of "T is not that of the others" (their mean), times how many there are: Cochran's Q, whose
+    tail takes variances for known, calls noise unstable where an environment has few texts.
 
     Args:
         judge: Environments or clusters.
@@ -117,35 +126,40 @@ def by_invariance(
     Returns:
         None if fewer than two environments have enough texts of both labels.
     """
-    effects, weights = [], []
+    cells = list[Tensor]()  # of the second label and of the first, environment by environment
     for number in environments.unique().tolist():
         inside = environments == number
         one = contributions[inside & (labels == 1)].double()
         other = contributions[inside & (labels == 0)].double()
         if number >= 0 and min(len(one), len(other)) >= FEWEST:
-            effects.append(one.mean(0) - other.mean(0))
-            weights.append(1 / (one.var(0) / len(one) + other.var(0) / len(other)).clamp_min(1e-24))
-    if len(effects) < 2:
+            cells += [one, other]
+    count = len(cells) // 2
+    if count < 2:
         return None
-    effect, weight = torch.stack(effects), torch.stack(weights)  # (n_environments, n_features)
+    means = torch.stack([cell.mean(0) for cell in cells])
+    errors = variances(cells) / torch.tensor([[len(cell)] for cell in cells])
+    effect = means[::2] - means[1::2]  # (n_environments, n_features)
+    weight = 1 / (errors[::2] + errors[1::2]).clamp_min(1e-24)
     total = weight.sum(0)
     mean = (weight * effect).sum(0) / total
     q = (weight * (effect - mean).square()).sum(0)
-    freedom = len(effects) - 1
-    tau = ((q - freedom) / (total - weight.square().sum(0) / total).clamp_min(1e-24)).clamp_min(0).sqrt()
-    p = torch.special.gammaincc(torch.full_like(q, freedom / 2), q / 2)
-    return Verdicts(
-        judge=judge,
-        attribute_effect=tau,
-        label_effect=mean,
-        share=_share(tau, mean),
-        p_value=p,
-    )
+    spread = (q - (count - 1)) / (total - weight.square().sum(0) / total).clamp_min(1e-24)
+    return _verdicts(judge, spread.clamp_min(0).sqrt(), mean, _unlike_others(cells, count))
 
 
-def _verdicts(judge: Judge, effect: Tensor, error: Tensor, label: Tensor) -> Verdicts:
-    z = effect.abs() / error.clamp_min(1e-24)
-    p = torch.where(effect == 0, 1.0, torch.special.erfc(z / 2**0.5))
+def _unlike_others(cells: Sequence[Tensor], count: int) -> Tensor:
+    """Smallest p-value of an environment against the mean of the others, Bonferroni's, `(n_features,)`.
+
+    Two environments are one comparison.
+    """
+    found = []
+    for number in range(1 if count == 2 else count):
+        sides = [1.0 if place == number else -1 / (count - 1) for place in range(count)]
+        found.append(contrast_tail(cells, [sign * side for side in sides for sign in (1, -1)]))
+    return (torch.stack(found).amin(0) * len(found)).clamp_max(1.0)
+
+
+def _verdicts(judge: Judge, effect: Tensor, label: Tensor, p: Tensor) -> Verdicts:
     return Verdicts(
         judge=judge, attribute_effect=effect, label_effect=label, share=_share(effect, label), p_value=p
     )
