@@ -235,7 +235,9 @@ class Certificate:
 
     @property
     def fate(self) -> Fate:
-        """What may be said of the ablated behaviour."""
+        """What may be said of the ablated behaviour; where no tensor was changed, none was ablated."""
+        if self.removal is None and not self.changed_tensors:
+            return Fate(verdict="inconclusive", reason="no tensor was changed")
         return fate_of(self.removal)
 
 

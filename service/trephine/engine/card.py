@@ -163,6 +163,11 @@ def _promise(plan: ExportPlan, certificate: Certificate) -> str:
             "  what the intervention did."
         )
     if certificate.verdict == "inconclusive":
+        if not certificate.changed_tensors:
+            return (
+                "- **Inconclusive, and no pass**: no tensor was changed. This checkpoint does what its\n"
+                "  parent does, and the certificate says nothing of the intervention."
+            )
         return (
             "- **Inconclusive, and no pass**: the certificate cannot tell whether this checkpoint does what\n"
             "  the intervention did, for the reason that stands under `What was measured`."

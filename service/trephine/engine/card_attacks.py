@@ -11,6 +11,11 @@ from trephine.domain.removal import AttackFigure, Interval
 def removal_word(edit: Edit, certificate: Certificate) -> str:
     """Say the word, and what it means of an edit of this kind."""
     removal = certificate.removal
+    if not certificate.changed_tensors:
+        return (
+            f"**{certificate.fate.verdict.capitalize()}**: no tensor was changed, so that nothing was taken\n"
+            "  away that an attack could bring back."
+        )
     if removal is None:
         return _not_attacked(edit, certificate)
     meaning = {

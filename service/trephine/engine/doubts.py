@@ -24,7 +24,7 @@ def doubt_of(
         whole: Of exact edits, what was measured over all tokens; None: another, or one that changes nothing.
     """
     floors = [one.doubt for one in (firing, whole) if one is not None]
-    doubts = (_uncarried(program), *floors, _fitted_on_itself(program, texts))
+    doubts = (_unchanged(program), _uncarried(program), *floors, _fitted_on_itself(program, texts))
     return "; ".join(one for one in doubts if one)
 
 
@@ -55,6 +55,16 @@ def _fitted_on_itself(program: WeightProgram, texts: ExportTexts) -> str:
     return (
         "a part is fitted on the very text that is measured, for the built-in one is too short for both: "
         "nothing is certified about other texts; give one of your own, some thousands of tokens (--text)"
+    )
+
+
+def _unchanged(program: WeightProgram) -> str:
+    """A copy of the parent is as near to the runtime as anything can be, and shows nothing."""
+    if program.changes:
+        return ""
+    return (
+        "the edit changes no tensor, and the folder is a copy of its parent: nothing is certified about the "
+        "edit; the steps of the plan say why each changes nothing"
     )
 
 

@@ -70,3 +70,12 @@ def test_what_was_not_attacked_is_not_called_removed(capsys):
     captured = capsys.readouterr()
     assert captured.out == "behaviour: suppressed (not attacked)\n"
     assert "--attack" in captured.err
+
+
+def test_where_nothing_was_changed_no_attack_is_asked_for(capsys):
+    """The word has its reason, and nothing could be brought back."""
+    fate = Fate(verdict=RemovalVerdict.INCONCLUSIVE, reason="no tensor was changed")
+    show_removal(Output(json=False), replace(certificate(None), fate=fate))
+    captured = capsys.readouterr()
+    assert captured.out == "behaviour: inconclusive (no tensor was changed)\n"
+    assert captured.err == ""

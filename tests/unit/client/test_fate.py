@@ -22,11 +22,11 @@ REMOVED = Removal(
 GATE = {"gate": {"name": "kl", "limit": 1.0, "unit": "nats", "reason": ""}, "measured": 0.5, "passed": True}
 
 
-def written(folder, removal: Removal | None) -> dict:
+def written(folder, removal: Removal | None, changed: tuple[str, ...] = ("a",)) -> dict:
     """A certificate as an export writes it, with a gate for the reader."""
     certificate = Certificate(
         edit="e", edit_hash="", plan_hash="", parent_hash="", dtype="float32", measurements=(), gates=(),
-        changed_tensors=(), untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
+        changed_tensors=changed, untouched_tensors_verified=0, environment={}, text="", n_tokens=0,
         removal=removal,
     )  # fmt: skip
     write_certificate(folder, certificate)
@@ -51,6 +51,13 @@ def test_the_word_is_read_where_it_was_written(tmp_path, removal, word, reason, 
     else:
         assert certificate.word is not None
         assert (certificate.word.verdict, certificate.word.reason) == (word, reason)
+
+
+def test_what_changes_no_tensor_ablates_nothing(tmp_path):
+    """It is not called suppressed; what attacks say of it stands."""
+    word = {"verdict": "inconclusive", "reason": "no tensor was changed"}
+    assert written(tmp_path, None, ())["fate"] == word
+    assert written(tmp_path, REMOVED, ())["fate"] == {"verdict": "removed", "reason": ""}
 
 
 def test_no_client_decides_the_word():

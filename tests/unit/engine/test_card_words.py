@@ -97,6 +97,11 @@ CARDS = {
         replace(CERTIFICATE, gates=CERTIFICATE.gates[:1], doubt="it | is\nlittle"),
         "**Inconclusive: it | is little.**",
     ),
+    "unchanged": (
+        replace(PLAN, changed_tensors=()),
+        replace(CERTIFICATE, gates=CERTIFICATE.gates[:1], changed_tensors=(), doubt="it changes nothing"),
+        "**Inconclusive**: no tensor was changed",
+    ),
     "quantised": (PLAN, replace(CERTIFICATE, quantised=(COPY,)), "nothing to recover"),
     "undecided": (PLAN, replace(CERTIFICATE, removal=removal("inconclusive")), "## Attacks: inconclusive"),
 } | {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
@@ -12,12 +14,15 @@ from trephine.engine.noise import NoiseFloor, Spread
 from trephine.engine.retain import RetainText
 from trephine.engine.weights.compiling import WeightProgram
 from trephine.engine.weights.notes import Note
+from trephine.engine.weights.tensors import TensorChange
 
 OWN, OTHER = (RetainText(name=name, sha256=name, windows=((1, 2),)) for name in ("own", "other"))
 SAME, APART = ExportTexts(calibration=OWN, measured=OWN), ExportTexts(calibration=OTHER, measured=OWN)
-EXACT = WeightProgram(changes=(), config={})
-GRAFT = WeightProgram(changes=(), config={}, grafted=True, calibrated=True)
-FIT = WeightProgram(changes=(), config={}, fitted=True, calibrated=True)
+CHANGE = TensorChange(name="a", file="f", dtype="F32", layer=0, entry=None)
+NOTHING = WeightProgram(changes=(), config={})
+EXACT = WeightProgram(changes=(CHANGE,), config={})
+GRAFT = WeightProgram(changes=(CHANGE,), config={}, grafted=True, calibrated=True)
+FIT = WeightProgram(changes=(CHANGE,), config={}, fitted=True, calibrated=True)
 NONE = Spread(mean=0.0, p99=0.0)
 
 
@@ -40,7 +45,7 @@ def test_what_was_chosen_on_the_text_that_is_measured_is_said(program, texts, do
 def test_no_doubt_hides_another():
     """What is not carried, what never fires, and what was fitted on itself, in one line."""
     note = Note(tier="ridge", tensors=(), description="", carried=False)
-    program = WeightProgram(changes=(), config={}, fitted=True, calibrated=True, notes={2: note})
+    program = WeightProgram(changes=(CHANGE,), config={}, fitted=True, calibrated=True, notes={2: note})
     firing = FiringFloor(tokens=9, floor=0.0, edit=1.0, silent=("set:1:7",))
     said = doubt_of(program, SAME, firing)
     for part in ("interventions 2 of the edit", "about set:1:7", "fitted on the very text"):
@@ -56,3 +61,12 @@ def test_a_fit_in_narrower_files_says_that_how_it_runs_as_stored_is_not_judged()
     narrow = NoiseFloor(attention=NONE, dtype=NONE, stored=NONE)
     assert [len(stored_caveats(each, narrow)) for each in (EXACT, GRAFT, FIT)] == [0, 0, 1]
     assert stored_caveats(FIT, floor) == ()
+
+
+def test_an_edit_that_changes_no_tensor_is_doubted_beside_all_else():
+    """Exact or not: a copy of the parent is certified for nothing, whatever its distance."""
+    assert doubt_of(NOTHING, SAME, None).startswith("the edit changes no tensor")
+    note = Note(tier="ridge", tensors=(), description="", carried=False)
+    said = doubt_of(replace(NOTHING, fitted=True, notes={0: note}), SAME, None)
+    for part in ("changes no tensor", "interventions 0 of the edit", "fitted on the very text"):
+        assert part in said

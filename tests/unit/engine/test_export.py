@@ -157,7 +157,16 @@ def test_a_no_op_export_leaves_every_tensor_and_file_as_it_was(parent, root):
     assert {f["path"] for f in manifest["parent"]["files"]} >= {"pytorch_model.bin", "README.md"}
     assert made.certificate.untouched_tensors_verified == len(entries)
     assert measured(made.certificate)["kl_intervened_exported_mean"] < 1e-9
-    assert verify_folder(root / "same").passed
+    assert (made.certificate.verdict, made.certificate.passed) == ("inconclusive", False)
+    assert made.certificate.doubt.startswith("the edit changes no tensor")
+    assert (made.certificate.fate.verdict, made.certificate.fate.reason) == (
+        "inconclusive",
+        "no tensor was changed",
+    )
+    outcome = verify_folder(root / "same")
+    assert (outcome.passed, outcome.verdict) == (True, "inconclusive")
+    assert outcome.behaviour == "inconclusive (no tensor was changed)"
+    assert "suppressed" not in (root / "same" / "README.md").read_text()
 
 
 @pytest.mark.integration

@@ -6,7 +6,7 @@ from trephine.client.cli.certificate_text import NOTHING
 from trephine.client.cli.output import Output
 from trephine.client.terminal import printable
 from trephine.client.types import Certificate
-from trephine.client.types.removal import AttackFigure, ShareInterval, word_as_text
+from trephine.client.types.removal import AttackFigure, RemovalVerdict, ShareInterval, word_as_text
 
 
 def show_removal(output: Output, certificate: Certificate) -> None:
@@ -14,7 +14,8 @@ def show_removal(output: Output, certificate: Certificate) -> None:
     removal = certificate.removal
     if removal is None:
         output.line(f"behaviour: {word(certificate)}")
-        output.note("export with --attack to see whether it can be brought back")
+        if certificate.fate is None or certificate.fate.verdict is not RemovalVerdict.INCONCLUSIVE:
+            output.note("export with --attack to see whether it can be brought back")
         return
     output.line(f"{word_as_text(removal.verdict.value)}: {printable(removal.why)}")
     if removal.figures:
