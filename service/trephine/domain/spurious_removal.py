@@ -249,7 +249,7 @@ class BenchScores:
 
     scr: float | None
     """(A_removed - A_base) / (A_clean - A_base) on label accuracy; A_clean is a head trained on the balanced
-    split, cross-validated; 0 if the gap is below 0.001. None: no balanced split."""
+    split, cross-validated; 0 if the gap is below 0.001. None: no two texts of every group."""
     tpp: float | None
     """Mean over the two concepts of what its own features cost it, less what they cost the other."""
 

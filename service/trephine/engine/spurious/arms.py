@@ -18,11 +18,7 @@ from trephine.engine.spurious.examples import Example, attributes, labels, sampl
 from trephine.engine.spurious.judging import Judged
 from trephine.engine.spurious.logistic import fit_logistic
 from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
-from trephine.engine.spurious.metrics import (
-    fresh_probe,
-    scr,
-    tpp,
-)
+from trephine.engine.spurious.metrics import fresh_probe, scr, tpp
 from trephine.engine.spurious.study import Study
 
 _CONTROL_TEXTS = 512
@@ -132,6 +128,8 @@ def _scores(
     study, y, known = measure.study, labels(measure.test), attributes(measure.test)
     strata = 2 * y + known
     clean = fresh_probe(plain.test, y, strata, penalty=PROBE_PENALTY, seed=study.command.seed)
+    if clean is None:
+        return BenchScores(scr=None, tpp=None)
     accuracies = [_balanced(study.head.decide(p.test) == y, strata) for p in (plain, after)]
     found = scr(accuracies[0], _balanced(clean, strata), accuracies[1])
     return BenchScores(scr=found, tpp=(yield from _targeted(measure, judged, choice, plain, after)))
@@ -170,7 +168,7 @@ def _targeted(
 
 
 def _half(strata: Tensor) -> Tensor:
-    """Mark every other text of each stratum."""
+    """Mark every other text of each stratum; each has two."""
     seen = torch.zeros(len(strata), dtype=torch.bool)
     for stratum in strata.unique():
         seen[(strata == stratum).nonzero()[::2, 0]] = True

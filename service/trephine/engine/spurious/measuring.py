@@ -97,7 +97,7 @@ class Measure:
             return []
         command, strata = self.study.command, 2 * y + known
         right = fresh_probe(pooled.test, known, strata, penalty=PROBE_PENALTY, seed=command.seed)
-        if not len(right):
+        if right is None:
             return []
         return [
             accuracy_figure("attribute_probe", right, strata, resamples=command.resamples, seed=command.seed)

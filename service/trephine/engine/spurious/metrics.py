@@ -122,8 +122,15 @@ def worst_group(decided: Tensor, labels: Tensor, attributes: Tensor) -> float:
     return min(float((decided == labels)[groups == group].float().mean()) for group in groups.unique())
 
 
-def fresh_probe(pooled: Tensor, classes: Tensor, strata: Tensor, *, penalty: float, seed: int) -> Tensor:
-    """Return whether a probe that has not seen it gets each vector's class right, bool `(n,)`; two folds."""
+def fresh_probe(
+    pooled: Tensor, classes: Tensor, strata: Tensor, *, penalty: float, seed: int
+) -> Tensor | None:
+    """Return whether a probe that has not seen it gets each vector's class right, bool `(n,)`; two folds.
+
+    None where a stratum has fewer texts than there are folds: `halves` says so.
+    """
+    if not halves(strata):
+        return None
     order = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(seed))
     fold = torch.zeros(len(pooled), dtype=torch.long)
     for stratum in strata.unique():
@@ -132,11 +139,14 @@ def fresh_probe(pooled: Tensor, classes: Tensor, strata: Tensor, *, penalty: flo
     right = torch.zeros(len(pooled), dtype=torch.bool)
     for number in range(_FOLDS):
         seen, new = fold != number, fold == number
-        if len(classes[seen].unique()) < 2:
-            return torch.zeros(0, dtype=torch.bool)
         weight, bias = fit_logistic(pooled[seen], classes[seen], penalty=penalty)
         right[new] = ((pooled[new].double() @ weight + bias) > 0) == (classes[new] == 1)
     return right
+
+
+def halves(strata: Tensor) -> bool:
+    """True if texts of every one of `strata (n,)` can be trained on, and others of it measured."""
+    return int(strata.unique(return_counts=True)[1].min()) >= _FOLDS
 
 
 def scr(base: float, clean: float, removed: float) -> float:

@@ -25,9 +25,10 @@ from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
-from trephine.engine.spurious.examples import AMBIGUOUS_SET, Example, in_groups
+from trephine.engine.spurious.examples import AMBIGUOUS_SET, Example, attributes, in_groups, labels
 from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
+from trephine.engine.spurious.metrics import halves
 from trephine.engine.spurious.outcome import outcome_of
 from trephine.engine.spurious.study import Study, open_study
 
@@ -213,6 +214,13 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     if not data.test:
         said.append("without a test split there is no worst group")
     said += _left_out(data.test, "test", "its figures")
+    groups = in_groups(data.test)
+    if groups and not halves(2 * labels(groups) + attributes(groups)):
+        said.append(
+            "a group of the test split has one text, and a probe cannot be trained on one half of a group and "
+            "measured on the other: no fresh probe of the attribute, no SCR and no TPP; give two of every "
+            "group, better eight"
+        )
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
     return tuple(dict.fromkeys(said))

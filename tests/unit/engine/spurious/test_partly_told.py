@@ -1,4 +1,4 @@
-"""Splits in which the attribute of some texts is known, and of others is not."""
+"""Splits in which the attribute of some texts is not known, or a group has hardly any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.builders import tiny_hosted
-from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.spurious_texts import GROUPS, ambiguous, attribute_texts, balanced, labelled
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
@@ -56,3 +56,22 @@ def test_figures_of_a_test_split_are_of_the_texts_that_are_told(session):
     said = "the attribute of 12 of 36 texts of the test split is not known: its figures are of the other 24"
     assert said in found.caveats
     assert set(found.caveats) - set(alone.caveats) == {said}
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (1, 1, 6, 6), (1, 6, 6, 6)])
+def test_a_group_of_one_text_leaves_scores_out(session, counts):
+    """After all the work the rest of the report stands; a probe has no half of that group to learn from."""
+    sizes = [(*group, count) for group, count in zip(GROUPS, counts, strict=True)]
+    found = _run(session, test=labelled(sizes, 11))
+    assert found.chosen > 0
+    assert (found.scores.scr, found.scores.tpp) == (None, None)
+    assert all(one.figure("worst_group") and not one.figure("attribute_probe") for one in found.arms)
+    assert any("no SCR and no TPP" in caveat for caveat in found.caveats)
+
+
+def test_two_texts_of_every_group_are_enough_for_scores(session):
+    """One to train on, one to measure."""
+    found = _run(session, test=balanced(2, seed=11))
+    assert found.scores.scr is not None
+    assert all(one.figure("attribute_probe") for one in found.arms)
+    assert not any("no SCR" in caveat for caveat in found.caveats)
