@@ -539,6 +539,7 @@ class Node(google.protobuf.message.Message):
     GIVEN_LABEL_FIELD_NUMBER: builtins.int
     PINNED_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    ERROR_SITE_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Index in the circuit."""
     kind: global___NodeKind.ValueType
@@ -565,6 +566,10 @@ class Node(google.protobuf.message.Message):
     """True if pruning never drops it."""
     group: builtins.str
     """Name of the group that it is in; empty: none."""
+    error_site: builtins.str
+    """Of an error node: where the error is, e.g. `mlp_out` or `attn_out`. A layer has one node per site and
+    position. Empty for other nodes.
+    """
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """Set if the node is a feature."""
@@ -601,9 +606,10 @@ class Node(google.protobuf.message.Message):
         given_label: trephine.v1.circuit_queries_pb2.NodeLabel | None = ...,
         pinned: builtins.bool = ...,
         group: builtins.str = ...,
+        error_site: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_given_label", b"_given_label", "_remainder", b"_remainder", "_total", b"_total", "bias", b"bias", "feature", b"feature", "given_label", b"given_label", "remainder", b"remainder", "total", b"total"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_given_label", b"_given_label", "_remainder", b"_remainder", "_total", b"_total", "activation", b"activation", "bias", b"bias", "effect", b"effect", "feature", b"feature", "given_label", b"given_label", "group", b"group", "index", b"index", "influence", b"influence", "kind", b"kind", "label", b"label", "layer", b"layer", "pinned", b"pinned", "position", b"position", "promotes", b"promotes", "remainder", b"remainder", "suppresses", b"suppresses", "total", b"total"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_bias", b"_bias", "_feature", b"_feature", "_given_label", b"_given_label", "_remainder", b"_remainder", "_total", b"_total", "activation", b"activation", "bias", b"bias", "effect", b"effect", "error_site", b"error_site", "feature", b"feature", "given_label", b"given_label", "group", b"group", "index", b"index", "influence", b"influence", "kind", b"kind", "label", b"label", "layer", b"layer", "pinned", b"pinned", "position", b"position", "promotes", b"promotes", "remainder", b"remainder", "suppresses", b"suppresses", "total", b"total"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias", b"_bias"]) -> typing.Literal["bias"] | None: ...
     @typing.overload
@@ -877,6 +883,7 @@ class ComparedNode(google.protobuf.message.Message):
     LABEL_FIELD_NUMBER: builtins.int
     FIRST_FIELD_NUMBER: builtins.int
     SECOND_FIELD_NUMBER: builtins.int
+    ERROR_SITE_FIELD_NUMBER: builtins.int
     kind: global___NodeKind.ValueType
     """What it stands for."""
     layer: builtins.int
@@ -885,6 +892,8 @@ class ComparedNode(google.protobuf.message.Message):
     """Position in the prompt; unset where positions are summed."""
     label: builtins.str
     """For people."""
+    error_site: builtins.str
+    """Of an error node: where the error is, as in Node."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """Set if the node is a feature."""
@@ -907,9 +916,10 @@ class ComparedNode(google.protobuf.message.Message):
         label: builtins.str = ...,
         first: trephine.v1.circuit_queries_pb2.NodeSide | None = ...,
         second: trephine.v1.circuit_queries_pb2.NodeSide | None = ...,
+        error_site: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_feature", b"_feature", "_first", b"_first", "_position", b"_position", "_second", b"_second", "feature", b"feature", "first", b"first", "position", b"position", "second", b"second"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_feature", b"_feature", "_first", b"_first", "_position", b"_position", "_second", b"_second", "feature", b"feature", "first", b"first", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position", "second", b"second"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_feature", b"_feature", "_first", b"_first", "_position", b"_position", "_second", b"_second", "error_site", b"error_site", "feature", b"feature", "first", b"first", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position", "second", b"second"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_feature", b"_feature"]) -> typing.Literal["feature"] | None: ...
     @typing.overload

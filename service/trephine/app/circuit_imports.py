@@ -1,10 +1,10 @@
 """Graphs of other tools: files of the circuit-tracer / Neuronpedia schema as read-only circuits.
 
 Source of the schema: circuit-tracer 0.5.0, `frontend/graph_models.py`. Error nodes may have the older id
-`0_{layer}_{position}` or the newer `{layer}_-1_{position}`. The older one is also the id of a feature of
-layer 0; where a file has both, a link from that id is the feature's if its target lies too low for the error,
-or if it is the first of two to that target (files list features first), and the count of what stays open
-becomes a caveat.
+`0_{layer}_{position}` or the newer `{layer}_-1_{position}`; we write -2 and below for other sites of a layer
+than its MLP (`domain.error_sites`). The older one is also the id of a feature of layer 0; where a file has
+both, a link from that id is the feature's if its target lies too low for the error, or if it is the first of
+two to that target (files list features first), and the count of what stays open becomes a caveat.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
         # The file puts targets one layer above the model's last plus one.
         layer=layer - 1 if kind is NodeKind.LOGIT else layer,
         position=found.ctx_idx,
-        feature=-1 if kind is NodeKind.ERROR else _number(_middle(found), found),
+        feature=_error_number(found) if kind is NodeKind.ERROR else _number(_middle(found), found),
         replacement=_origin(metadata)[1] if kind is NodeKind.FEATURE else "",
         activation={NodeKind.FEATURE: activation, NodeKind.LOGIT: probability}.get(kind, 0.0),
         influence=0.0,
@@ -188,6 +188,12 @@ def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
 def _middle(found: _FileNode) -> str:
     parts = found.node_id.split("_")
     return parts[1] if len(parts) == 3 else ""
+
+
+def _error_number(found: _FileNode) -> int:
+    """Return -1 but where the id has a number of its own; the older id's middle is a layer."""
+    middle = _middle(found)
+    return int(middle) if re.fullmatch(r"-[1-9]", middle) else -1
 
 
 def _number(text: str, found: _FileNode) -> int:

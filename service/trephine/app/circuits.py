@@ -30,6 +30,7 @@ from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance, Pruning
 from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
+from trephine.domain.error_sites import numbered
 from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
 from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
@@ -374,7 +375,7 @@ def _read(folder: Path) -> StoredCircuit:
         raise CorruptRecordError(
             f"the numbers of circuits/{folder.name} cannot be read; discover it again"
         ) from error
-    return replace(stored, circuit=circuit)
+    return replace(stored, circuit=replace(circuit, nodes=numbered(circuit.nodes)))
 
 
 def _read_annotations(folder: Path) -> Annotations:

@@ -38,7 +38,7 @@ class Node:
     layer: int
     position: int
     feature: int
-    """Feature index, or the vocabulary id of a token or logit; -1 for errors."""
+    """Feature index, or the vocabulary id of a token or logit; of errors -1 or below, by `error_sites`."""
     replacement: str
     """The replacement set of a feature; empty otherwise."""
     activation: float

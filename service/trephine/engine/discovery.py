@@ -18,7 +18,7 @@ from trephine.domain.circuits import (
 )
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.domain.tokens import Tokens
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
@@ -192,7 +192,10 @@ def _facts(
         ),
         effect=totals.neurons.flatten()[order.features],
         directions=partial(neuron_directions, hosted),
-        errors=[(number, f"MLP {number} (opaque)") for number in range(len(operators.layers))],
+        errors=[
+            (Site(kind=SiteKind.MLP_OUT, layer=number), f"MLP {number} (opaque)")
+            for number in range(len(operators.layers))
+        ],
         error_effect=half_rule.errors.flatten(),
         token_effect=half_rule.tokens,
     )

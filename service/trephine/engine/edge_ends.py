@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, Node, NodeKind
+from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.architecture import Norm
@@ -120,11 +121,8 @@ class EdgeWork:
         if self.active is None:  # an MLP that is not opened, as a whole
             site = Site(kind=SiteKind.MLP_OUT, layer=node.layer)
             return {site: self.operators.layers[node.layer].mlp_out[node.position]}
-        sites = [site for site in self.active.error_sites if site.layer == node.layer]
-        named = [site for site in sites if site.kind.value in node.label] or [
-            site for site in sites if site.kind is SiteKind.MLP_OUT
-        ]
-        return {named[0]: self.active.errors[named[0]][node.position]}
+        site = Site(kind=error_site(node) or SiteKind.MLP_OUT, layer=node.layer)
+        return {site: self.active.errors[site][node.position]}
 
     def _neuron(self, node: Node) -> EdgeSource:
         layer = self.operators.layers[node.layer]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from trephine.domain.circuits import Node, NodeKind
+from trephine.domain.error_sites import error_number
+from trephine.domain.sites import Site
 from trephine.engine.assembly import NodeOrder
 from trephine.engine.expansion import Expansion
 from trephine.engine.hosted import HostedModel
@@ -45,8 +47,8 @@ class NodeFacts:
     """`(n_features,)`, logits."""
     directions: Callable[[Sequence[tuple[int, int]]], Tensor]
     """What features `(layer, index)` write into the residual stream, `(n, d_model)`."""
-    errors: Sequence[tuple[int, str]]
-    """Layer and name of every error site."""
+    errors: Sequence[tuple[Site, str]]
+    """Every error site, with its name."""
     error_effect: Tensor
     """`(n_errors,)`, logits."""
     token_effect: Tensor
@@ -134,12 +136,12 @@ def _feature(
 
 def _error(expansion: Expansion, facts: NodeFacts, displays: list[str], place: int) -> Node:
     site, position = divmod(place, expansion.cells.n_pos)
-    layer, name = facts.errors[site]
+    where, name = facts.errors[site]
     return _plain_node(
         NodeKind.ERROR,
-        layer=layer,
+        layer=where.layer,
         position=position,
-        feature=-1,
+        feature=error_number(where.kind),
         activation=0.0,
         influence=float(expansion.influence.errors[place]),
         effect=float(facts.error_effect[place]),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trephine.domain.circuit_annotations import Annotations, NodeGroup, NodeLabel, NodePin
-from trephine.domain.circuits import Circuit
+from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.pages.circuit_json import node_ids, view_of
 
@@ -19,13 +19,15 @@ Said = tuple[str, str]
 
 
 def identities(circuit: Circuit) -> dict[str, int]:
-    """Return a circuit's nodes by their ids; error nodes by their older ids too, where no feature has it."""
-    ids = node_ids(circuit)
-    known = {identity: node for node, identity in enumerate(ids)}
-    for node, identity in enumerate(ids):
-        layer, middle, position = identity.split("_")
-        if middle == "-1":
-            known.setdefault(f"0_{layer}_{position}", node)
+    """Return a circuit's nodes by their ids; error nodes by their older ids too, where no other node has it.
+
+    Older are `0_{layer}_{position}`, and `{layer}_-1_{position}` for errors of other sites than the MLP's.
+    """
+    known = {identity: node for node, identity in enumerate(node_ids(circuit))}
+    errors = [(index, node) for index, node in enumerate(circuit.nodes) if node.kind is NodeKind.ERROR]
+    for index, node in sorted(errors, key=lambda pair: -pair[1].feature):  # the MLP's first
+        known.setdefault(f"{node.layer}_-1_{node.position}", index)
+        known.setdefault(f"0_{node.layer}_{node.position}", index)
     return known
 
 

@@ -17,6 +17,7 @@ from math import nan
 from typing import Any
 
 from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, PrunedNodes
+from trephine.domain.error_sites import ERROR_SITES
 from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_json import circuit_json, kept_edges
@@ -57,6 +58,7 @@ def page_data(
         "replacement": printable(circuit.replacement),
         "tokens": [printable(token.display) for token in circuit.tokens],
         "kinds": _KINDS,
+        "sites": ERROR_SITES,
         "ids": [node["node_id"] for node in document["nodes"]],
         "nodes": _node_columns(circuit, kept, nodes, document["nodes"], texts),
         "edges": _edge_columns(circuit, kept),

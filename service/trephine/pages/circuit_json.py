@@ -2,7 +2,8 @@
 
 Source of the schema: circuit-tracer 0.5, `frontend/graph_models.py` (schema_version 1). Error nodes
 carry the later id `{layer}_-1_{position}`: the earlier `0_{layer}_{position}` collides with features of
-layer 0.
+layer 0. That is the id of an MLP's error, the only one that other tools have; the error of attention's output
+at the same place is `{layer}_-2_{position}`, and so on by site (`domain.error_sites`).
 """
 
 from __future__ import annotations
@@ -94,10 +95,8 @@ def node_ids(circuit: Circuit) -> list[str]:
 def node_id(node: Node) -> str:
     """Return the schema's id of a node. Targets lie one layer above the last (as in circuit-tracer)."""
     match node.kind:
-        case NodeKind.FEATURE:
+        case NodeKind.FEATURE | NodeKind.ERROR:
             return f"{node.layer}_{node.feature}_{node.position}"
-        case NodeKind.ERROR:
-            return f"{node.layer}_-1_{node.position}"
         case NodeKind.TOKEN:
             return f"E_{node.feature}_{node.position}"
         case NodeKind.LOGIT:
@@ -186,8 +185,10 @@ def _js_node_id(node: Node) -> str:
     match node.kind:
         case NodeKind.FEATURE:
             return f"{node.layer}_{node.feature}-0"
-        case NodeKind.ERROR:
+        case NodeKind.ERROR if node.feature == -1:
             return f"{node.layer}_{node.position}-0"
+        case NodeKind.ERROR:
+            return f"{node.layer}_{node.feature}_{node.position}-0"
         case NodeKind.TOKEN:
             return f"E_{node.feature}-{node.position}"
         case NodeKind.LOGIT:

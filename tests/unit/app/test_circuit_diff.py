@@ -11,6 +11,8 @@ from tests.layered_circuits import layered
 from tests.unit.app.test_circuit_queries import edges_of
 from trephine.app.circuit_diff import compare
 from trephine.domain.circuits import Circuit, NodeKind
+from trephine.domain.error_sites import error_number
+from trephine.domain.sites import SiteKind
 
 
 def keyed(graph: Circuit, summed: bool) -> tuple[Counter, Counter]:
@@ -62,6 +64,19 @@ def test_a_circuit_does_not_differ_from_itself():
     assert overlap["feature_jaccard"] == overlap["edge_overlap_by_weight"] == 1
     assert overlap["feature_overlap_by_influence"] == pytest.approx(1)
     assert all(one.change == 0 for one in found.nodes)
+
+
+def test_errors_of_two_sites_in_one_layer_are_two_nodes():
+    """The error of a layer's attention output is not added to that of its MLP."""
+    one = layered(3)
+    (index, error) = next((n, node) for n, node in enumerate(one.nodes) if node.kind is NodeKind.ERROR)
+    second = replace(error, feature=error_number(SiteKind.ATTN_OUT), influence=0.25)
+    both = replace(one, nodes=(*one.nodes[: index + 1], second, *one.nodes[index + 1 :]))
+    for summed in (False, True):
+        found = compare(both, both, sum_positions=summed)
+        errors = [each for each in found.nodes if each.node.kind is NodeKind.ERROR]
+        assert len(errors) == len({n for n in both.nodes if n.kind is NodeKind.ERROR})
+        assert all(each.first is not None and each.first.count == 1 for each in errors)
 
 
 def test_features_of_other_sets_never_match():

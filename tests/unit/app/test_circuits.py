@@ -54,6 +54,15 @@ async def test_a_circuit_that_was_stored_before_sets_were_recorded_is_read(tmp_p
     assert old.layers is None
 
 
+async def test_errors_that_were_stored_without_their_site_are_told_apart_by_their_labels(tmp_path):
+    """Two error nodes of one layer and position had one address; reading gives each its own."""
+    names = ("MLP 1 (not covered)", "error of attn_out 1", "error of mlp_out 1", "error of attn_out 2")
+    errors = [replace(node(NodeKind.ERROR, layer=1), feature=-1, label=f"{n} at 'x'") for n in names]
+    await house(tmp_path).circuits.save(circuit([*errors, node(NodeKind.LOGIT)], []), circuit_id="c1")
+    read = (await house(tmp_path).circuits.get("c1")).circuit
+    assert [one.feature for one in read.nodes[:4]] == [-1, -2, -1, -1]
+
+
 async def test_saving_again_changes_nothing(tmp_path):
     """A rerun of the operation that found it publishes nothing twice."""
     circuits = house(tmp_path).circuits

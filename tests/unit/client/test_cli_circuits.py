@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ Run = Callable[..., int]
 
 
 class FakeCircuits(FakeService):
-    """Adds a circuit of a neuron, an error, two tokens and a target; keeps what was asked."""
+    """Adds a circuit of a neuron, an error, a token and a target, and more; keeps what was asked."""
+
+    more: Sequence[pb.Node] = ()
+    compared: Sequence[pb.ComparedNode] = ()
 
     def ListNodes(self, request: Any, context: Any) -> pb.ListNodesResponse:
         self._note(request, context)
@@ -31,8 +34,9 @@ class FakeCircuits(FakeService):
             pb.Node(index=1, kind=2, layer=3, position=6),
             pb.Node(index=2, kind=3, layer=-1, position=2, label="store"),
             pb.Node(index=3, kind=4, layer=30, position=6, label=" Mary"),
+            *self.more,
         ]
-        return pb.ListNodesResponse(nodes=kinds, total_size=4)
+        return pb.ListNodesResponse(nodes=kinds, total_size=len(kinds))
 
     def QuerySubgraph(self, request: Any, context: Any) -> pb.QuerySubgraphResponse:
         self._note(request, context)
@@ -70,7 +74,7 @@ class FakeCircuits(FakeService):
         node.first.CopyFrom(side)
         edge = queries.ComparedEdge(source="12:345 @6", target="target", second=2.0)
         return pb.DiffCircuitsResponse(
-            nodes=[node], edges=[edge], n_nodes=1, n_edges=1, caveats=["other weights"]
+            nodes=[node, *self.compared], edges=[edge], n_nodes=1, n_edges=1, caveats=["other weights"]
         )
 
 
@@ -113,6 +117,31 @@ def test_nodes_are_written_by_address_or_index(
     assert "has no node 12:9@6" in capsys.readouterr().err
     assert run("circuits", "pin", "c1", "twelve") == 2
     assert "'twelve' is no node" in capsys.readouterr().err
+
+
+def test_errors_of_two_sites_in_one_layer_have_two_addresses(
+    fake: FakeCircuits, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """The MLP's is the layer's; the other names its site, in lists and differences too."""
+    sites = ("attn_out", "mlp_out")
+    fake.more = [
+        pb.Node(index=4 + n, kind=2, layer=9, position=6, error_site=site) for n, site in enumerate(sites)
+    ]
+    errors = ("error:9@6", "error:9:attn_out@6", "error:9:mlp_out@6")
+    assert run("circuits", "pin", "c1", *errors) == 0
+    assert list(asked(fake, queries.PinNodesRequest).nodes) == [5, 4, 5]
+    capsys.readouterr()
+    assert run("circuits", "nodes", "c1") == 0
+    printed = capsys.readouterr().out
+    assert errors[0] in printed
+    assert errors[1] in printed
+    assert run("circuits", "pin", "c1", "error:9:resid_post@6") == 2
+    assert "has no node error:9:resid_post@6" in capsys.readouterr().err
+    fake.compared = [pb.ComparedNode(kind=2, layer=9, position=6, error_site=site) for site in sites]
+    assert run("circuits", "diff", "c1", "c2") == 0
+    printed = capsys.readouterr().out
+    assert errors[0] in printed
+    assert errors[1] in printed
 
 
 def test_paths_are_printed_with_their_shares(

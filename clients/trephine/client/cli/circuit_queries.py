@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
-from trephine.client.cli.circuit_nodes import NodeArgument, address, called, node_indices, print_nodes
+from trephine.client.cli.circuit_nodes import (
+    NodeArgument,
+    address,
+    called,
+    error_of,
+    node_indices,
+    print_nodes,
+)
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -298,8 +305,10 @@ def _print_diff(output: Output, found: CircuitDiff, top: int) -> None:
 
 def _compared(one: ComparedNode) -> str:
     where = "" if one.position is None else f"@{one.position}"
+    if one.kind is NodeKind.ERROR:
+        return f"{error_of(one.layer, one.error_site)}{where}"
     what = f"{one.layer}:{one.feature.index}" if one.feature else one.kind.value
-    return f"{what}:{one.layer}{where}" if one.kind is NodeKind.ERROR else f"{what}{where}"
+    return f"{what}{where}"
 
 
 def _whose(first: bool, second: bool) -> str:

@@ -73,6 +73,8 @@ class ComparedNode(WireValue):
     label: str
     first: NodeSide | None
     second: NodeSide | None
+    error_site: str
+    """Of an error: where it is; empty otherwise."""
 
     @property
     def change(self) -> float:

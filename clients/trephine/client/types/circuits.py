@@ -45,6 +45,8 @@ class Node(WireValue):
     pinned: bool
     group: str
     """Name of the group that it is in; empty: none."""
+    error_site: str
+    """Of an error: where it is, e.g. `mlp_out` or `attn_out`; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,7 @@ def _facts(graph: _Graph) -> NodeFacts:
         activation=active.activation[features],
         effect=graph.gradient[features],
         directions=partial(_directions, graph.hosted, active.replacement),
-        errors=[(site.layer, _error_name(site, site in covered)) for site in active.error_sites],
+        errors=[(site, _error_name(site, site in covered)) for site in active.error_sites],
         error_effect=graph.paths.errors,
         token_effect=graph.paths.tokens,
     )

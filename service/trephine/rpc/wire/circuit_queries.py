@@ -19,6 +19,7 @@ from trephine.domain.circuit_queries import (
     Pruning,
 )
 from trephine.domain.circuits import NodeKind
+from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import FeatureRef
 from trephine.rpc.wire.circuits import KINDS, kind_from_wire, node_to_wire, share
@@ -264,6 +265,7 @@ def _compared_to_wire(one: ComparedNode, summed: bool) -> service_pb.ComparedNod
         label=clean(node.label),
         first=_side_to_wire(one.first),
         second=_side_to_wire(one.second),
+        error_site=error_site(node) or "",
     )
 
 
@@ -283,7 +285,7 @@ def _shown(one: ComparedNode, summed: bool) -> str:
     node = one.node
     address = {
         NodeKind.FEATURE: f"{node.layer}:{node.feature}",
-        NodeKind.ERROR: f"error {node.layer}",
+        NodeKind.ERROR: f"error {node.layer} {error_site(node) or ''}".rstrip(),
         NodeKind.TOKEN: f"token {node.label!r}",
         NodeKind.LOGIT: f"target {node.label!r}",
     }[node.kind]

@@ -12,6 +12,7 @@ from trephine.domain.circuits import (
     HierarchicalFigures,
     NodeKind,
 )
+from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
 from trephine.domain.models import ModelInfo
@@ -152,6 +153,7 @@ def node_to_wire(listed: ListedNode) -> pb.Node:
         bias=listed.bias,
         remainder=listed.remainder,
         total=listed.total,
+        error_site=error_site(node) or "",
     )
 
 

@@ -30,8 +30,9 @@ const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
 const KIND_WORDS = { feature: featureWord, error: "error term", token: "token", logit: "target" };
 const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
 // How commands and the client write a node.
+const site = i => graph.feature[i] < -1 ? `:${graph.sites[-1 - graph.feature[i]]}` : "";  // of an error that is not the MLP's
 const address = i => ({
-  feature: `${graph.layer[i]}:${graph.feature[i]}@${graph.position[i]}`, error: `error:${graph.layer[i]}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
+  feature: `${graph.layer[i]}:${graph.feature[i]}@${graph.position[i]}`, error: `error:${graph.layer[i]}${site(i)}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
 })[graph.kind[i]];
 const named = new Map();  // what nodes are called in this page, by number
 const title = vertex => {
