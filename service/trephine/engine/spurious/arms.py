@@ -99,8 +99,10 @@ def _random(
         pooled = yield from small.pooled(drawn, f"random {number + 1}")
         kept[Arm.RANDOM].append(small.arm(Arm.RANDOM, study.head, pooled))
         if study.trains:
-            head = yield from study.head_with(drawn, f"refit, random {number + 1}")
-            kept[Arm.RANDOM_REFITTED].append(small.arm(Arm.RANDOM_REFITTED, head, pooled))
+            texts = [one.ids for one in study.everything]
+            vectors = yield from study.pool(texts, drawn, f"refit, random {number + 1}")
+            head, validated = study.trained_twice(vectors)
+            kept[Arm.RANDOM_REFITTED].append(small.arm(Arm.RANDOM_REFITTED, head, pooled, validated))
     return [_mean(arm, found) for arm, found in kept.items() if found]
 
 

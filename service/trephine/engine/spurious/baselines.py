@@ -17,7 +17,6 @@ from trephine.domain.spurious_removal import Arm, ArmOutcome
 from trephine.engine.erasure.affine import fit_inlp, fit_leace
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes
-from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.measuring import Measure, Pooled
 from trephine.engine.spurious.pooling import Ids
@@ -63,7 +62,7 @@ def measure_baselines(measure: Measure, plain: Pooled) -> Generator[Progress | N
     arms = []
     for arm, fit in _FITS.items():
         erase = fit(vectors, told.sides)
-        head, validated = _heads(study, erase(everything))
+        head, validated = study.trained_twice(erase(everything))
         arms.append(measure.arm(arm, head, plain.changed(erase), validated))
         yield None
     return [*arms, *(yield from _token_deletion(measure, told))]
@@ -78,7 +77,7 @@ def _token_deletion(measure: Measure, told: _Told) -> Generator[Progress | None,
         return []
     edit = partial(_deleted, gone)
     texts = [edit(one.ids) for one in study.everything] if study.trains else []
-    head, validated = _heads(study, (yield from study.pool(texts, (), "tokens deleted")))
+    head, validated = study.trained_twice((yield from study.pool(texts, (), "tokens deleted")))
     pooled = yield from measure.pooled((), "tokens deleted", edit)
     return [measure.arm(Arm.TOKEN_DELETION, head, pooled, validated)]
 
@@ -87,14 +86,6 @@ def _deleted(gone: frozenset[int], ids: Ids) -> Ids:
     """Delete tokens; two stay in any case, since position 0 alone is an attention sink."""
     kept = tuple(without_tokens(ids, gone))
     return kept if len(kept) > 1 else tuple(ids[:2])
-
-
-def _heads(study: Study, everything: Tensor) -> tuple[LinearHead, LinearHead]:
-    """Return what decides, and the same without what is held out; vectors are of all ambiguous texts."""
-    if not study.trains:
-        return study.head, study.head
-    fitted = len(study.fitted)
-    return study.trained(everything, study.everything), study.trained(everything[:fitted], study.fitted)
 
 
 def _told(study: Study) -> _Told | None:

@@ -217,9 +217,9 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     groups = in_groups(data.test)
     if groups and not halves(2 * labels(groups) + attributes(groups)):
         said.append(
-            "a group of the test split has one text, and a probe cannot be trained on one half of a group and "
-            "measured on the other: no fresh probe of the attribute, no SCR and no TPP; give two of every "
-            "group, better eight"
+            "a group of the test split has one text, and probes there are trained on half of every group and "
+            "measured on the rest: there is no fresh probe of the attribute, no SCR and no TPP; give two of "
+            "every group, better eight"
         )
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)

@@ -76,6 +76,17 @@ class Study:
         probe = decision if isinstance(decision, ProbeHead) else ProbeHead()
         return fit_probe(probe, self.readout, pooled, labels(texts), self.pairs(texts))
 
+    def trained_twice(self, everything: Tensor) -> tuple[LinearHead, LinearHead]:
+        """Return what decides, and the same without what is held out; as it was where no head is trained.
+
+        Args:
+            everything: Vectors of `everything`, `(n_texts, d_model)`.
+        """
+        if not self.trains:
+            return self.head, self.head
+        fitted = everything[: len(self.fitted)]
+        return self.trained(everything, self.everything), self.trained(fitted, self.fitted)
+
     def pairs(self, texts: Sequence[Example]) -> Tensor | None:
         """Return the pairs `(n_pairs, 2)` that a head is trained on; None: on the texts."""
         return trained_pairs(self.command, texts)
