@@ -53,11 +53,22 @@ class AttackFigure:
     """Mean share of the unrelated behaviour that returned most; None: attacked before this was kept."""
     unrelated_behaviours: int = 0
     """How many unrelated behaviours it is held against; 0: attacked before this was kept."""
+    n_tokens: int = 0
+    """Tokens that it was measured on: perturbations on those of all windows, training on those of windows
+    that it did not see. 0: attacked before this was kept."""
+    n_contexts: int = 0
+    """Contexts that these stand in, over which its intervals are; 0: attacked before this was kept."""
 
     @property
     def succeeded(self) -> bool:
         """True if it brought the behaviour back beyond doubt."""
-        return self.excess.low > RETURNED
+        return self.excess.low > RETURNED and not self.too_narrow
+
+    @property
+    def too_narrow(self) -> bool:
+        """True if its tokens are too few, or in too few contexts, for its intervals to be worth anything."""
+        known = self.n_tokens > 0 and self.n_contexts > 0
+        return known and (self.n_tokens < LEAST_TOKENS or self.n_contexts < LEAST_CONTEXTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +80,9 @@ class Removal:
     """The decision in a sentence."""
     figures: tuple[AttackFigure, ...]
     n_tokens: int
-    """Tokens on which the behaviour was measured."""
+    """Tokens on which training was measured; of each attack, `AttackFigure.n_tokens`."""
     n_contexts: int
-    """Contexts that they stand in; intervals are over these."""
+    """Contexts that they stand in."""
     effect: float
     """Mean KL(original || edited) on them, nats."""
     unrelated_behaviours: int
@@ -141,6 +152,12 @@ def _unbroken(figures: tuple[AttackFigure, ...]) -> tuple[Verdict, str]:
     """Decide where no attack succeeded: withstood, or not shown."""
     if {figure.kind for figure in figures} != {"recovery", "benign", "few_shot"}:
         return "inconclusive", "not every attack was run"
+    narrow = next((figure for figure in figures if figure.too_narrow), None)
+    if narrow is not None:
+        return "inconclusive", (
+            f"{_named(narrow)} was measured on {narrow.n_tokens} tokens in {narrow.n_contexts} contexts; "
+            f"deciding needs {LEAST_TOKENS} in {LEAST_CONTEXTS}: give more text of the kind that it is about"
+        )
     recovery = [figure for figure in figures if figure.kind == "recovery"]
     strongest = max(recovery, key=lambda figure: figure.strength)
     if strongest.unrelated.high < LEAST_POWER:

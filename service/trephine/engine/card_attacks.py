@@ -58,13 +58,14 @@ def attack_table(certificate: Certificate) -> str:
     if removal is None:
         return ""
     rows = "\n".join(
-        f"| {f.kind.replace('_', '-')} | {f.strength:g} | {_interval(f.returned)} | {_interval(f.unrelated)} "
+        f"| {f.kind.replace('_', '-')} | {f.strength:g} | {_where(f)} | {_interval(f.returned)} "
+        f"| {_interval(f.unrelated)} "
         f"| {_most(f)} | {_interval(f.excess)} |"
         for f in removal.figures
     )
     table = (
-        "\n\n| attack | strength | behaviour back | unrelated ones | most of one | excess |\n"
-        "|---|---|---|---|---|---|\n" + rows
+        "\n\n| attack | strength | tokens in contexts | behaviour back | unrelated ones | most of one "
+        "| excess |\n|---|---|---|---|---|---|---|\n" + rows
         if rows
         else ""
     )
@@ -72,7 +73,7 @@ def attack_table(certificate: Certificate) -> str:
 
 {removal.why.capitalize()}.
 
-On {removal.n_tokens} tokens in {removal.n_contexts} contexts on which the edit acts, by
+On tokens on which the edit acts, those of training, {removal.n_tokens} in {removal.n_contexts} contexts, by
 {removal.effect:.2g} nats. Recovery perturbs the residual stream by a share of its norm, off the directions
 that the edited features read. Benign training is on the next tokens of natural text in which the behaviour
 occurs, few-shot training on a few contexts with the original's answers, each for a number of steps. Shares of
@@ -81,6 +82,11 @@ intervals are over several of them as well. Benign training is held against the 
 too; few-shot training is not run on it: those are its own answers, and its gradient is zero.{table}
 
 """
+
+
+def _where(figure: AttackFigure) -> str:
+    """Say on how many tokens in how many contexts it was measured."""
+    return f"{figure.n_tokens} in {figure.n_contexts}" if figure.n_tokens else "not kept"
 
 
 def _most(figure: AttackFigure) -> str:

@@ -56,6 +56,19 @@ def test_the_sentence_says_how_many_unrelated_behaviours_it_rests_on():
     assert "35% of unrelated ones (excess" in said[1]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(("tokens", "contexts"), [(16, 1), (4, 4)])
+def test_an_attack_on_too_few_contexts_decides_nothing_either_way(place, tokens, contexts):
+    """An interval over one context has no width, whatever was measured on other tokens."""
+    figures = [RECOVERY, BENIGN, SHOTS]
+    figures[place] = replace(figures[place], n_tokens=tokens, n_contexts=contexts)
+    assert word(*figures) == "inconclusive"
+    figures[place] = replace(figures[place], excess=interval(0.2, 0.2))
+    assert word(*figures) == "inconclusive"
+    figures[place] = replace(figures[place], n_tokens=16, n_contexts=4)
+    assert word(*figures) == "suppressed"
+
+
 def test_a_high_mean_with_a_wide_interval_decides_nothing():
     """Never a point estimate."""
     assert word(replace(RECOVERY, excess=interval(-0.1, 0.9)), BENIGN, SHOTS) == "inconclusive"

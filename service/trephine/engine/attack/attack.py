@@ -41,7 +41,7 @@ def attack(request: AttackRequest, say: Say) -> Removal:
         return behaviour(tokens, before, after, unembed, unrelated=request.unrelated, seed=request.seed)
 
     figures: list[AttackFigure] = []
-    enough = bool(taught) and len(tested) >= LEAST_TOKENS and len(_contexts(tested)) >= LEAST_CONTEXTS
+    enough = bool(taught) and _are_enough(tested) and _are_enough(attacked)
     if enough:
         figures += _recovered(request, edited, on(attacked), say)
     if enough and not (request.until_decided and any(figure.succeeded for figure in figures)):
@@ -94,6 +94,10 @@ def _orthonormal(directions: Tensor) -> Tensor:
     """Return an orthonormal basis of what directions `(k, d_model)` span, `(rank, d_model)`."""
     _, sizes, basis = torch.linalg.svd(directions.double(), full_matrices=False)
     return basis[sizes > 1e-6 * sizes.max()].float() if len(sizes) else directions
+
+
+def _are_enough(tokens: Sequence[Token]) -> bool:
+    return len(tokens) >= LEAST_TOKENS and len(_contexts(tokens)) >= LEAST_CONTEXTS
 
 
 def _contexts(tokens: Sequence[Token]) -> set[int]:

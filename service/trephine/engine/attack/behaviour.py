@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trephine.domain.removal import LEAST_CONTEXTS
 from trephine.engine.attack.answers import Token
 from trephine.engine.divergence import kl_divergence
 
@@ -64,7 +65,11 @@ def answers(model: Any, window: Sequence[int]) -> Answers:
 def choose(
     effects: Sequence[Tensor], firing: Sequence[Sequence[bool]], windows: Sequence[int], most: int
 ) -> tuple[Token, ...]:
-    """Choose the tokens of some windows on which the edit acts most, at most `most`, position 0 left out."""
+    """Choose the tokens of some windows on which the edit acts most, at most `most`, position 0 left out.
+
+    An interval over contexts says nothing of one window's tokens, be they the strongest: the strongest token
+    of each of the first few windows is always among them, as many as a decision needs.
+    """
     found = [
         (float(effects[number][position]), Token(window=number, position=position))
         for number in windows
@@ -72,7 +77,11 @@ def choose(
         if firing[number][position] and float(effects[number][position]) >= LEAST_KL
     ]
     found.sort(key=lambda pair: -pair[0])
-    return tuple(token for _, token in found[:most])
+    ranked = [token for _, token in found]
+    foremost = list({token.window: token for token in reversed(ranked)}.values())
+    spread = sorted(foremost, key=ranked.index)[:LEAST_CONTEXTS]
+    chosen = set([*spread, *(token for token in ranked if token not in spread)][:most])
+    return tuple(token for token in ranked if token in chosen)
 
 
 def behaviour(

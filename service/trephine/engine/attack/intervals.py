@@ -48,6 +48,8 @@ def figure(
         excess=_interval(float(returned.mean() - unrelated.mean()), own - others),
         unrelated_most=float(unrelated.mean(1).max()),
         unrelated_behaviours=len(unrelated),
+        n_tokens=len(tokens),
+        n_contexts=len(contexts.unique()),
     )
 
 

@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from tests.builders import tiny_model
-from tests.unit.engine.attack.organisms import LAYER, planted, removed, request, rotated
+from tests.unit.engine.attack.organisms import (
+    LAYER,
+    LENGTH,
+    TRIGGERS,
+    planted,
+    removed,
+    request,
+    rotated,
+)
 from trephine.domain.removal import AttackFigure
 from trephine.engine.attack.answers import Prefixes, Token, logits_of
 from trephine.engine.attack.attack import attack
-from trephine.engine.attack.behaviour import answers, behaviour, share_of_kl, share_of_step
+from trephine.engine.attack.behaviour import answers, behaviour, choose, share_of_kl, share_of_step
 from trephine.engine.attack.intervals import figure
 from trephine.engine.attack.recovery import _Attack
 from trephine.engine.attack.relearning import low_rank, stages
@@ -80,6 +88,37 @@ def test_an_interval_widens_with_what_unrelated_behaviours_differ_by():
     assert equal.excess.high - equal.excess.low == pytest.approx(0.0, abs=1e-6)
     assert apart.excess.high - apart.excess.low > 0.2
     assert (apart.unrelated_most, apart.unrelated_behaviours) == (pytest.approx(0.5), 3)
+
+
+def test_the_strongest_tokens_are_never_all_of_one_window():
+    """Where others have some: the strongest of each of four windows, then the strongest of all."""
+    effects = [torch.full((20,), strength) for strength in (9.0, 0.4, 0.3, 0.2, 0.1)]
+    firing = [[True] * 20 for _ in effects]
+    chosen = choose(effects, firing, range(5), 16)
+    assert [sum(token.window == n for token in chosen) for n in range(5)] == [13, 1, 1, 1, 0]
+    found = [effects[token.window][token.position].item() for token in chosen]
+    assert found == sorted(found, reverse=True)
+    assert {token.window for token in choose(effects, firing, range(2), 16)} == {0, 1}
+    # Where the strongest stand in enough windows they are taken as they come.
+    draw = torch.Generator().manual_seed(0)
+    mixed = [torch.rand(20, generator=draw) + 0.1 for _ in range(5)]
+    strongest = sorted((float(x) for each in mixed for x in each[1:]), reverse=True)[:16]
+    assert [float(mixed[t.window][t.position]) for t in choose(mixed, firing, range(5), 16)] == strongest
+
+
+def test_every_attack_says_on_how_much_it_was_measured(tmp_path):
+    """Perturbations and training are measured on tokens of their own, each in enough contexts."""
+    model, read = planted()
+    whole = request(model, removed(model), read, tmp_path)
+    window = tuple(int(TRIGGERS[n % len(TRIGGERS)]) for n in range(LENGTH))
+    windows = (window, *whole.windows[1:])
+    firing = ((True,) * LENGTH, *whole.firing[1:])
+    brief = replace(whole, windows=windows, firing=firing, training_steps=2, recovery_steps=2, most_tokens=8)
+    found = attack(brief, lambda _: None)
+    assert {figure.kind for figure in found.figures} == {"recovery", "benign", "few_shot"}
+    assert all(figure.n_tokens == 8 and figure.n_contexts >= 4 for figure in found.figures)
+    trained = next(figure for figure in found.figures if figure.kind == "benign")
+    assert (found.n_tokens, found.n_contexts) == (trained.n_tokens, trained.n_contexts)
 
 
 def test_too_few_tokens_decide_nothing(tmp_path):
