@@ -54,6 +54,7 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
 
     Raises:
         ExportTargetExistsError: If `out` exists.
+        ParentChangedError: If the parent's weights are not those that the export was compiled from.
         LocalFileError: If a folder or shard cannot be read, or `exported` is no export.
     """
     source, edited, target = model_folder(parent), Path(exported), Path(out)
@@ -64,6 +65,7 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
             f"{edited} holds no {MANIFEST}: give a folder that `trephine export` made, complete"
         )
     require_absent(target)
+    _require_compiled_from(edited, source)
     with temporary_folder(target) as folder:
         with (folder / CONTENT).open("wb") as content:
             files = [_described(source, edited, path, content) for path in _files(edited)]
@@ -76,6 +78,37 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
         (folder / DESCRIPTION).write_text(json.dumps(value, indent=1) + "\n", encoding="ascii")
         folder.rename(target)
     return target
+
+
+def _require_compiled_from(edited: Path, source: Path) -> None:
+    """Refuse another model than the export's own: its delta would be the whole export, of no parent."""
+    for name, digest in _parent_weights(edited).items():
+        path = source / name
+        if not path.is_file() or file_digest(path)[1] != digest:
+            raise ParentChangedError(
+                f"{name} of {source} is not the file that {edited} was compiled from, which its {MANIFEST} "
+                "names; give the export's own parent",
+                context={"file": name},
+            )
+
+
+def _parent_weights(edited: Path) -> dict[str, str]:
+    """Return sha256 of every shard of the parent by its path, from the manifest."""
+    try:
+        recorded = json.loads((edited / MANIFEST).read_text(encoding="utf-8"))["parent"]
+        weights: dict[str, str] = {
+            file["path"]: file["sha256"]
+            for file in recorded["files"]
+            if file["path"].endswith(_SHARD) and file["path"] not in recorded["left_out"]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LocalFileError(
+            f"{edited / MANIFEST} does not say what the export was compiled from ({error!r}): give a folder "
+            "that `trephine export` made, as it was published"
+        ) from error
+    if not weights:
+        raise LocalFileError(f"{edited / MANIFEST} names no {_SHARD} file of a parent: export the edit again")
+    return weights
 
 
 def _files(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from trephine.client import deltas
 from trephine.client.cli import main
 from trephine.client.deltas import apply_delta, laid_out, make_delta, xor
-from trephine.client.errors import HashMismatchError
+from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.local_errors import LocalFileError
 
 
@@ -63,7 +64,13 @@ def folders(tmp_path):
         )
     )
     (exported / "certificate.json").write_text('{"passed": true}')
-    (exported / "edit_manifest.json").write_text("{}")
+    weights = hashlib.sha256((parent / "model.safetensors").read_bytes()).hexdigest()
+    files = [
+        {"path": "model.safetensors", "sha256": weights},
+        {"path": "old.safetensors", "sha256": "0" * 64},
+    ]
+    recorded = {"files": files, "left_out": {"old.safetensors": "it is not loaded"}}
+    (exported / "edit_manifest.json").write_text(json.dumps({"parent": recorded}))
     return parent, exported, tmp_path
 
 
@@ -139,6 +146,35 @@ def test_only_an_export_has_a_delta(folders, run, capsys):
     assert run("make-delta", str(parent), str(root / "empty"), "--out", str(root / "delta")) == 2
     assert "trephine export" in capsys.readouterr().err
     assert sorted(path.name for path in root.iterdir()) == ["empty", "exported", "parent"]
+
+
+def test_another_model_than_the_exports_own_makes_no_delta(folders, run, capsys):
+    """Not a whole export called a delta; what was left out of the export, or is no weights, may differ."""
+    parent, exported, root = folders
+    other = root / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(shard({"unrelated": [[1.0]]}))
+    with pytest.raises(ParentChangedError, match="give the export's own parent") as caught:
+        make_delta(other, exported, root / "delta")
+    assert caught.value.context["file"] == "model.safetensors"
+    (other / "model.safetensors").rename(other / "renamed.safetensors")
+    with pytest.raises(ParentChangedError, match=r"model\.safetensors of"):
+        make_delta(other, exported, root / "delta")
+    assert run("make-delta", str(other), str(exported), "--out", str(root / "delta")) != 0
+    assert "own parent" in capsys.readouterr().err
+    assert sorted(path.name for path in root.iterdir()) == ["exported", "other", "parent"]
+    (parent / "tokenizer.json").write_text('{"another": 1}')
+    assert make_delta(parent, exported, root / "delta").is_dir()
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[", '{"parent": {"files": [], "left_out": {}}}'])
+def test_a_manifest_that_names_no_parent_is_refused(folders, manifest):
+    """What a delta is of must be known."""
+    parent, exported, root = folders
+    (exported / "edit_manifest.json").write_text(manifest)
+    with pytest.raises(LocalFileError, match=r"edit_manifest\.json"):
+        make_delta(parent, exported, root / "delta")
+    assert not (root / "delta").exists()
 
 
 def test_the_parent_may_be_a_fetched_model(folders, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.unit.engine.exporting import edit_of
 from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import FIT, MEASURED, feature, parent, written
 from trephine.client.deltas import apply_delta, make_delta
+from trephine.client.digests import file_digest
 from trephine.client.verification import MANIFEST
 from trephine.domain.interventions import Ablate, Add, Clamp, Intervention, ProjectOut, Scale
 from trephine.domain.sites import FeatureRef, Site, SiteKind
@@ -164,7 +166,11 @@ def outcome(scene: Scene, tier: str, folder: Path) -> Outcome:
 
 def through_delta(source: Path, folder: Path) -> Path:
     """Turn a folder into a delta of its parent and back."""
-    (folder / MANIFEST).write_text("{}")  # what makes a folder an export
+    files = [
+        {"path": path.name, "sha256": file_digest(path)[1]} for path in sorted(source.glob("*.safetensors"))
+    ]
+    recorded = {"parent": {"files": files, "left_out": {}}}
+    (folder / MANIFEST).write_text(json.dumps(recorded))  # what makes a folder an export
     delta = make_delta(source, folder, folder.with_suffix(".delta"))
     return apply_delta(delta, source, folder.with_suffix(".again"))
 
