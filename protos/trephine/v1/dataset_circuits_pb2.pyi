@@ -503,6 +503,7 @@ class ContextCircuit(google.protobuf.message.Message):
     EDGES_FIELD_NUMBER: builtins.int
     FAITHFULNESS_FIELD_NUMBER: builtins.int
     EFFECT_SHARE_FIELD_NUMBER: builtins.int
+    N_ABSTAINED_FIELD_NUMBER: builtins.int
     label: builtins.str
     """`all`, or `cluster 1`."""
     training: builtins.int
@@ -511,6 +512,8 @@ class ContextCircuit(google.protobuf.message.Message):
     """Held-out contexts."""
     effect_share: builtins.float
     """Of the summed absolute effects of all nodes, what the selected ones have."""
+    n_abstained: builtins.int
+    """How many nodes are abstained on, listed or not; unset in circuits that were found before this was counted."""
     @property
     def contexts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of a cluster: contexts nearest to its centre."""
@@ -521,7 +524,9 @@ class ContextCircuit(google.protobuf.message.Message):
 
     @property
     def abstained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DatasetNode]:
-        """Selected by all contexts or some parts of them, but not by enough: no claim is made about these."""
+        """Selected by all contexts or some parts of them, but not by enough: no claim is made about these. Of many
+        the likeliest are here; n_abstained counts all.
+        """
 
     @property
     def edges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DatasetEdge]:
@@ -543,8 +548,11 @@ class ContextCircuit(google.protobuf.message.Message):
         edges: collections.abc.Iterable[global___DatasetEdge] | None = ...,
         faithfulness: collections.abc.Iterable[global___HeldOutFaithfulness] | None = ...,
         effect_share: builtins.float = ...,
+        n_abstained: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "contexts", b"contexts", "edges", b"edges", "effect_share", b"effect_share", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "nodes", b"nodes", "training", b"training"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_n_abstained", b"_n_abstained", "n_abstained", b"n_abstained"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_n_abstained", b"_n_abstained", "abstained", b"abstained", "contexts", b"contexts", "edges", b"edges", "effect_share", b"effect_share", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "n_abstained", b"n_abstained", "nodes", b"nodes", "training", b"training"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_n_abstained", b"_n_abstained"]) -> typing.Literal["n_abstained"] | None: ...
 
 global___ContextCircuit = ContextCircuit
 

@@ -197,10 +197,13 @@ class ContextCircuit:
     nodes: tuple[DatasetNode, ...]
     """Strongest first."""
     abstained: tuple[DatasetNode, ...]
-    """Selected by some subsample or by all data, but not by enough subsamples."""
+    """Selected by some subsample or by all data, but not by enough subsamples; the likeliest, if there are
+    many."""
     edges: tuple[DatasetEdge, ...]
     """Heaviest first."""
     faithfulness: tuple[Faithfulness, ...]
+    n_abstained: int | None = None
+    """How many there are, listed or not; None in those that were stored before this was counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

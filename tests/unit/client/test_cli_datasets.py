@@ -221,6 +221,27 @@ def test_what_stands_beside_is_asked_for_and_told(
     assert "heads:" in printed
 
 
+def test_the_nodes_abstained_on_are_counted_and_not_the_listed_ones(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The true number, how many are listed if not all, and no number where a circuit does not say."""
+    whole, (first, *others) = found(), found().found.circuits
+    listed, number = first.abstained[:2], others[0].n_abstained
+    assert len(listed) == 2
+    for count, told in (
+        (3772, "3,772 nodes that too few parts of the data select; the likeliest 2 are listed"),
+        (2, "2 nodes that too few parts of the data select\n"),
+        (None, "at least 2 nodes that too few parts of the data select; more were not counted"),
+    ):
+        circuits = (replace(first, abstained=listed, n_abstained=count), *others)
+        stored = replace(whole, found=replace(whole.found, circuits=circuits))
+        monkeypatch.setattr(sys.modules[__name__], "found", lambda stored=stored: stored)
+        assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert f"{number} nodes that too few parts of the data select\n" in printed
+
+
 def test_a_share_of_nothing_is_shown_as_inconclusive(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -248,7 +248,7 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
                 f"{len(circuit.nodes)}, of which {sum(n.stable for n in circuit.nodes)} stable; they have "
                 f"{circuit.effect_share:.0%} of the summed absolute effects of all",
             ),
-            ("abstained", f"{len(circuit.abstained)} nodes that too few parts of the data select"),
+            ("abstained", _abstained(circuit)),
             ("edges", str(len(circuit.edges))),
         ]
     )
@@ -256,6 +256,15 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
     for measured in circuit.faithfulness:
         output.line()
         _show_faithfulness(output, measured)
+
+
+def _abstained(circuit: ContextCircuit) -> str:
+    """How many there are, which is not how many are listed."""
+    listed, there_are = len(circuit.abstained), circuit.n_abstained
+    if there_are is None:
+        return f"at least {listed:,} nodes that too few parts of the data select; more were not counted"
+    told = f"{there_are:,} nodes that too few parts of the data select"
+    return told if there_are == listed else f"{told}; the likeliest {listed} are listed"
 
 
 def _row(node: DatasetNode) -> tuple[str, ...]:

@@ -122,10 +122,13 @@ class ContextCircuit(WireValue):
     contexts: tuple[str, ...]
     nodes: tuple[DatasetNode, ...]
     abstained: tuple[DatasetNode, ...]
+    """The likeliest of those that too few parts of the data select; `n_abstained` counts all."""
     edges: tuple[DatasetEdge, ...]
     faithfulness: tuple[HeldOutFaithfulness, ...]
     effect_share: float
     """Of the summed absolute effects of all nodes, what the selected ones have."""
+    n_abstained: int | None
+    """None in circuits that were found before this was counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.session import Handler, Session
 
 _LISTED = 512
-"""Nodes abstained on that are listed."""
+"""Nodes abstained on that are listed, the likeliest; all are counted."""
 _SHOWN = 5
 """Contexts shown per cluster."""
 
@@ -262,6 +262,7 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
         abstained=() if stability is None else describe(stability.abstained[:_LISTED]),
         edges=edges,
         faithfulness=faithfulness,
+        n_abstained=0 if stability is None else len(stability.abstained),
     )
 
 

@@ -176,6 +176,7 @@ def _circuit_to_wire(circuit: domain.ContextCircuit) -> pb.ContextCircuit:
         effect_share=circuit.effect_share,
         nodes=[_node_to_wire(node) for node in circuit.nodes],
         abstained=[_node_to_wire(node) for node in circuit.abstained],
+        n_abstained=circuit.n_abstained,
         edges=[
             pb.DatasetEdge(source=edge.source, target=edge.target, weight=edge.weight)
             for edge in circuit.edges

@@ -30,6 +30,7 @@ from trephine.domain.errors import (
     UnsupportedOptionError,
 )
 from trephine.domain.interventions import ErrorTerm
+from trephine.engine.dataset_circuits import discovery
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
@@ -120,6 +121,17 @@ def test_stability_abstains_and_says_on_what():
     unmeasured = discover(request(stability=Subsampling(draws=0)))
     assert unmeasured.circuits[0].nodes[0].frequency is None
     assert unmeasured.certificate == "Stability was not measured."
+
+
+def test_nodes_abstained_on_are_counted_whatever_is_listed(monkeypatch):
+    """The list ends with the likeliest; its length is not the count."""
+    asked = request(20, stability=Subsampling(draws=6, keep=1.0))
+    whole = discover(asked).circuits[0]
+    assert whole.n_abstained == len(whole.abstained) > 2
+    monkeypatch.setattr(discovery, "_LISTED", 2)
+    cut = discover(asked).circuits[0]
+    assert (cut.n_abstained, cut.abstained) == (whole.n_abstained, whole.abstained[:2])
+    assert discover(request(stability=Subsampling(draws=0))).circuits[0].n_abstained == 0
 
 
 def test_clusters_have_circuits_of_their_own():
