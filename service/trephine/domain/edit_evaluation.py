@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil, floor
+from math import ceil, floor, isfinite, isnan, nan
 from typing import ClassVar
 
 from trephine.domain.ablation import UnmatchedFeature
@@ -60,7 +60,7 @@ class EditVerdict(StrEnum):
     """It changes its targets more than matched random features do, and more than those of another layer; it
     changes the rest no more than the bounds."""
     DAMAGING = "damaging"
-    """It changes the rest by more than a bound, whatever it does to its targets."""
+    """It changes the rest by more than a bound, or makes it overflow, whatever it does to its targets."""
     UNSPECIFIC = "unspecific"
     """Random features of its layer do as much, and the test would have seen an effect that matters."""
     INEFFECTIVE = "ineffective"
@@ -225,14 +225,34 @@ class ControlComparison:
         return reached(self.statistic, self.effect, self.values)
 
     @property
+    def finite_values(self) -> tuple[float, ...]:
+        """Of the control sets whose answers do not overflow; no other stands beside the edit."""
+        return tuple(value for value in self.values if isfinite(value))
+
+    @property
     def quantiles(self) -> tuple[float, ...]:
-        """Of `values` at `QUANTILES`, linear between neighbours; none of no values."""
-        ascending = sorted(self.values)
-        return tuple(_quantile(ascending, level) for level in QUANTILES) if ascending else ()
+        """Of `finite_values` at `QUANTILES`, linear between neighbours; none of no values.
+
+        NaN where there are values, and all of them overflow.
+        """
+        ascending = sorted(self.finite_values)
+        if not ascending:
+            return (nan,) * len(QUANTILES) if self.values else ()
+        return tuple(_quantile(ascending, level) for level in QUANTILES)
 
 
 def reached(statistic: str, effect: float, values: Sequence[float]) -> int:
-    """Count the control sets that do as much as the edit: in size, or, of damage, to the worse side."""
+    """Count the control sets that do as much as the edit: in size, or, of damage, to the worse side.
+
+    What is no number, the edit's or a control's, counts against the edit: it is not seen to do more.
+    """
+    if isnan(effect):
+        return len(values)
+    numbers = [value for value in values if not isnan(value)]
+    return len(values) - len(numbers) + _as_much(statistic, effect, numbers)
+
+
+def _as_much(statistic: str, effect: float, values: Sequence[float]) -> int:
     match statistic:
         case "log_odds_change":
             return sum(abs(value) >= abs(effect) for value in values)

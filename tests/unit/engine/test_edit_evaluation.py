@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isnan, nan
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ from trephine.domain.interventions import (
 )
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.engine.edit_evaluation.evaluate import evaluate_edit
-from trephine.engine.edit_evaluation.reading import Arm, read_units
+from trephine.engine.edit_evaluation.reading import Arm, _agreed, _chosen, read_units
 from trephine.engine.edit_evaluation.units import ItemUnit, TextUnit
 from trephine.engine.hosted import HostedModel
 from trephine.engine.quanta import finish
@@ -262,6 +263,30 @@ def test_no_control_runs_on_retain_sets_if_none_is_asked_for():
     assert any("0 matched random sets stand beside the damage" in one for one in found.caveats)
     with pytest.raises(InvalidRequestError, match="at least 0"):
         FeatureControls(retain_tokens=-1)
+
+
+def test_an_edit_that_overflows_is_damaging():
+    """Factors that float32 cannot hold: the figures are no numbers, and the word is none for a good edit."""
+    hosted = tiny_hosted("llama")
+    broken = [neuron(1, index, Scale(factor=3e38)) for index in (5, 6)]
+    texts = EvaluationSet(name="names", role=SetRole.TARGET, texts=TEXTS)
+    for target in (texts, TARGET):
+        found = evaluate(hosted, *broken, sets=(target, RETAIN), prompting=PromptingOptions(always=True))
+        assert isnan(figures(found, "texts", EvaluationArm.EDIT)["kl"].value)
+        assert found.verdict is EditVerdict.DAMAGING
+        assert "answers overflow on texts (kl" in found.why
+        assert all(one.reached == len(one.values) for one in found.sets[0].controls)
+        assert figures(found, "names", EvaluationArm.EDIT)["top1_agreement"].value == 0
+        assert found.prompting is not None
+        assert "answers overflow under the edit" in found.prompting.why
+
+
+def test_what_is_no_number_is_no_answer():
+    """Neither the first choice nor the first token is what a row of NaN has chosen."""
+    assert _chosen((nan, -1.0)) is None
+    assert _chosen((-2.0, -1.0)) == 1
+    plain, broken = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([[2.0, 0.0], [nan, nan]])
+    assert _agreed(plain, broken).tolist() == [True, False]
 
 
 def test_an_effect_that_another_layer_has_as_well_is_in_doubt():

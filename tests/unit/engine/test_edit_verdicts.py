@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf, isnan, nan
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from trephine.domain.edit_evaluation import (
     EvaluationBounds,
     SetResult,
     SetRole,
+    reached,
 )
 from trephine.domain.findings import Figure
 from trephine.domain.sites import FeatureRef
@@ -233,6 +235,72 @@ def test_missing_controls_are_caveats():
     for one, have in ((few, 98), (replace(HARMLESS, controls=()), 0)):
         found = judge([EFFECT, one], MATCHED, BOUNDS)
         assert f"{have} matched random sets stand beside the damage, and 99 are needed" in found.caveats[0]
+
+
+@pytest.mark.parametrize("broken", [kl(nan, nan, nan), kl(inf, 0.01, inf), kl(0.01, 0.01, nan)])
+def test_an_edit_under_which_answers_overflow_is_not_selective(broken):
+    """On retain sets it is damage beyond any bound; on targets alone no effect can be read."""
+    target = replace(EFFECT, arms=(ArmResult(arm=EvaluationArm.EDIT, figures=(broken,)),))
+    retain = measured(SetRole.RETAIN, broken, controls=(AS_OTHERS,))
+    for sets in ([EFFECT, retain], [target, retain]):
+        found = judge(sets, MATCHED, BOUNDS)
+        assert (found.verdict, found.would_decide) == (EditVerdict.DAMAGING, "")
+        assert found.why == "answers overflow on retain (kl), which no bound allows"
+    found = judge([target, HARMLESS], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert found.why == "answers overflow on target (kl), so that no effect can be read"
+    assert "weaker" in found.would_decide
+
+
+def test_a_figure_that_no_bound_is_on_may_not_overflow_either():
+    """A perplexity that is no number says as much as a KL that is none."""
+    broken = Figure(name="perplexity_ratio", value=inf, low=inf, high=inf)
+    found = judge([EFFECT, measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), broken)], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.DAMAGING
+    assert "answers overflow on retain (perplexity_ratio)" in found.why
+
+
+def test_a_model_that_overflows_unedited_does_not_damn_the_edit():
+    """The no-op has the same figures: nothing is known."""
+    arms = tuple(
+        ArmResult(arm=kind, figures=(kl(nan, nan, nan),))
+        for kind in (EvaluationArm.EDIT, EvaluationArm.NO_OP)
+    )
+    found = judge([EFFECT, replace(HARMLESS, arms=arms)], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert "do so without the edit as well" in found.why
+    assert "wider type" in found.would_decide
+
+
+def test_what_is_no_number_counts_against_the_edit():
+    """The edit's own is not seen to do more than any control, and a control's no less than the edit."""
+    for statistic in ("kl", "log_odds_change", "top1_agreement"):
+        assert reached(statistic, nan, (0.1, nan)) == 2
+        assert p_value(statistic, nan, QUIET) == 1.0
+    assert reached("kl", 0.2, (0.1, 0.3, nan, inf)) == 3
+    assert reached("top1_agreement", 0.2, (0.1, 0.3, nan)) == 2
+    one = compared(values=(nan, 0.5, inf))
+    assert one.finite_values == (0.5,)
+    assert one.quantiles == (0.5, 0.5, 0.5)
+    assert len(none := compared(values=(nan,)).quantiles) == len(QUANTILES)
+    assert all(map(isnan, none))
+
+
+def test_controls_that_overflow_are_none_of_those_that_are_needed():
+    """99 of which one is no number are 98; 99 beside one that is none are told, and enough."""
+    few = replace(EFFECT, controls=(compared(values=(*QUIET[1:], nan)), NOWHERE_ELSE))
+    found = judge([few, HARMLESS], MATCHED, BOUNDS)
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert "98 matched random sets for target, and 99 are needed" in found.why
+    enough = replace(EFFECT, controls=(compared(0.02, (*QUIET, nan)), elsewhere(*QUIET[:18], nan)))
+    found = judge([enough, HARMLESS], MATCHED, BOUNDS)
+    assert "1 of 19 sets of another layer do as much (p = 0.1)" in found.why
+    assert "1 of 100 matched random sets overflow on target" in found.caveats[0]
+    assert "1 of 19 wrong-layer sets overflow on target" in found.caveats[1]
+    assert "18 sets of another layer stand beside it" in found.caveats[2]
+    loud = replace(EFFECT, controls=(compared(0.5, (*LOUD, nan)),))
+    found = judge([loud, HARMLESS], MATCHED, BOUNDS)
+    assert "random features alone move it by up to 9.31" in found.why
 
 
 def test_what_speaks_against_an_edit_weighs_more_than_doubt():

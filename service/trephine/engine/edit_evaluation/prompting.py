@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import isfinite
 
 import torch
 
@@ -67,6 +68,8 @@ class Baseline:
         interventions = self.command.edit.interventions
         own = yield from self._behaviours([Arm(interventions=interventions)], "behaviour of the edit")
         change = own.arms[0] - own.plain
+        if not isfinite(change):
+            return _overflown(own), {}
         tried = self._prompts(upwards=change >= 0)
         found = yield from self._behaviours_of(tried)
         candidates = tuple(
@@ -164,6 +167,20 @@ class Baseline:
             damage[units.name] = (prompted,) if strength is None else (own, prompted)
             differences.append(_difference(units, readings, resamples))
         return damage, tuple(differences)
+
+
+def _overflown(own: _Behaviours) -> PromptingResult:
+    """Say that no prompt can have the behaviour of an edit under which it is no number."""
+    return PromptingResult(
+        candidates=(),
+        chosen="",
+        plain_behaviour=own.plain,
+        edit_behaviour=own.arms[0],
+        strength=None,
+        differences=(),
+        standing=Standing.INCONCLUSIVE,
+        why="answers overflow under the edit, so that it has no behaviour that a prompt could have",
+    )
 
 
 def baseline(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ def _read_text(
     for place, batch in enumerate(rows.batches(arms)):
         for logits in rows.run(batch, len(unit.ids), None if place else echo):
             row.kl.append(float(kl_divergence(plain, logits[1:]).sum()))
-            row.agreed.append(float((plain.argmax(-1) == logits[1:].argmax(-1)).sum()))
+            row.agreed.append(float(_agreed(plain, logits[1:]).sum()))
             row.nll.append(_nll(logits[1:], after))
         yield number
     return row
@@ -169,7 +170,7 @@ def _read_item(
                 changed_p[arm] += _choices(logits, unit, place)
                 if place == 0:
                     kl.append(float(kl_divergence(plain[:1], logits[:1])))
-                    agreed.append(float(plain[0].argmax() == logits[0].argmax()))
+                    agreed.append(float(_agreed(plain[0], logits[0])))
                 arm += 1
             yield number
     return _ItemRow(
@@ -235,8 +236,16 @@ def _log_odds(log_p: Sequence[float], answer: int) -> float:
     return log_p[answer] - float(others.logsumexp(0))
 
 
-def _chosen(log_p: Sequence[float]) -> int:
+def _chosen(log_p: Sequence[float]) -> int | None:
+    """Return the likeliest choice; None where they cannot be told apart, for one is no number."""
+    if any(map(isnan, log_p)):
+        return None
     return max(range(len(log_p)), key=lambda number: log_p[number])
+
+
+def _agreed(plain: Tensor, changed: Tensor) -> Tensor:
+    """Return where the likeliest token is the same, `(..., d_vocab) -> (...)`; what overflows has none."""
+    return (plain.argmax(-1) == changed.argmax(-1)) & ~changed.isnan().any(-1)
 
 
 def _nll(logits: Tensor, after: Tensor) -> float:

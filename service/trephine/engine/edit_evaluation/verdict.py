@@ -1,5 +1,8 @@
 """From figures to a word: doubt is INCONCLUSIVE, and says what would decide.
 
+What overflows is no figure: the edit is not called selective where one of its own is no number, and a control
+of which one is none speaks against it.
+
 An effect must be larger than that of matched random features of its layer, and than that of the same
 operation at another layer: what both have is no finding about this feature. Damage is held against bounds
 that were fixed before; what controls damage is told beside it, in the reason or as a caveat, and changes no
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil, inf, isfinite
 
 import torch
 
@@ -63,6 +66,9 @@ def _judged(sets: Sequence[SetResult], matching: ControlMatching, bounds: Evalua
 
 def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBounds) -> Judgement:
     """Judge the effect on one target set."""
+    overflow = _overflow(one)
+    if overflow is not None:
+        return overflow
     figure, least = _effect(one, bounds)
     told = f"{figure.name} on {one.name} is {_interval(figure)}"
     if max(abs(_low(figure)), abs(_high(figure))) < least:
@@ -70,7 +76,7 @@ def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBo
             verdict=EditVerdict.INEFFECTIVE, why=f"{told}, below the {least:g} {figure.unit} that matter"
         )
     random = _compared(one, EvaluationArm.RANDOM)
-    if random is None or len(random.values) < FEWEST_CONTROLS or matching.unmatched:
+    if random is None or len(random.finite_values) < FEWEST_CONTROLS or matching.unmatched:
         return _uncontrolled(one, random, matching)
     if random.adjusted_p_value > _LEVEL:
         return _unshown(one, random, least, told)
@@ -90,6 +96,9 @@ def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBo
 
 def judge_damage(one: SetResult, bounds: EvaluationBounds) -> Judgement:
     """Judge the damage on one retain set: KL, and the drop of accuracy where there are items."""
+    overflow = _overflow(one)
+    if overflow is not None:
+        return overflow
     worst: Judgement | None = None
     for name, statistic, figure, limit in _damages(one, bounds):
         told = f"{name} on {one.name} is {_interval(figure)}, at most {limit:g} is allowed"
@@ -102,6 +111,40 @@ def judge_damage(one: SetResult, bounds: EvaluationBounds) -> Judgement:
         return worst
     told = f"damage on {one.name} is {_interval(_figure(one, 'kl'))}{_beside(one, 'kl')}"
     return Judgement(verdict=EditVerdict.SELECTIVE, why=told)
+
+
+def _overflow(one: SetResult) -> Judgement | None:
+    """Judge an edit under which a figure is no number: damage on a retain set, and on a target no effect.
+
+    If the no-op has such a figure as well, it is the model's own answers that overflow.
+    """
+    names = _not_finite(one, EvaluationArm.EDIT)
+    if not names:
+        return None
+    told = f"answers overflow on {one.name} ({', '.join(names)})"
+    if _not_finite(one, EvaluationArm.NO_OP):
+        return Judgement(
+            verdict=EditVerdict.INCONCLUSIVE,
+            why=f"{told}, and do so without the edit as well",
+            would_decide=f"the model loaded in a wider type, or another set than {one.name}",
+        )
+    if one.role is SetRole.RETAIN:
+        return Judgement(verdict=EditVerdict.DAMAGING, why=f"{told}, which no bound allows")
+    return Judgement(
+        verdict=EditVerdict.INCONCLUSIVE,
+        why=f"{told}, so that no effect can be read",
+        would_decide="an edit that is weaker, or the model loaded in a wider type",
+    )
+
+
+def _not_finite(one: SetResult, kind: EvaluationArm) -> list[str]:
+    """Name the figures of an arm that are no finite numbers, ends of intervals included."""
+    arm = one.arm(kind)
+    return [
+        figure.name
+        for figure in (arm.figures if arm else ())
+        if not all(map(isfinite, (figure.value, _low(figure), _high(figure))))
+    ]
 
 
 def _beside(one: SetResult, statistic: str) -> str:
@@ -117,15 +160,22 @@ def _caveats(one: SetResult) -> list[str]:
     random = _compared(one, EvaluationArm.RANDOM)
     elsewhere = _compared(one, EvaluationArm.WRONG_LAYER)
     found: list[str] = []
+    for controls, kind in ((random, "matched random"), (elsewhere, "wrong-layer")):
+        lost = 0 if controls is None else len(controls.values) - len(controls.finite_values)
+        if controls is not None and lost:
+            found.append(
+                f"{lost} of {len(controls.values)} {kind} sets overflow on {one.name}; they count as doing "
+                "as much as the edit, and are not among the sets that are needed"
+            )
     if one.role is SetRole.TARGET and random is not None:
-        have = 0 if elsewhere is None else len(elsewhere.values)
+        have = 0 if elsewhere is None else len(elsewhere.finite_values)
         if have < FEWEST_ELSEWHERE:
             found.append(
                 f"whether other layers have the effect on {one.name} is hardly tested: {have} sets of "
                 f"another layer stand beside it, and {FEWEST_ELSEWHERE} are needed"
             )
     if one.role is SetRole.RETAIN:
-        have = 0 if random is None else len(random.values)
+        have = 0 if random is None else len(random.finite_values)
         if random is None or have < FEWEST_CONTROLS:
             found.append(
                 f"whether other features damage {one.name} as much is not tested: {have} matched random sets "
@@ -158,7 +208,7 @@ def _damages(one: SetResult, bounds: EvaluationBounds) -> list[tuple[str, str, F
 
 
 def _uncontrolled(one: SetResult, random: ControlComparison | None, matching: ControlMatching) -> Judgement:
-    have = 0 if random is None else len(random.values)
+    have = 0 if random is None else len(random.finite_values)
     if matching.unmatched:
         why = f"{len(matching.unmatched)} of the edit's targets have no matched random feature"
     else:
@@ -172,7 +222,7 @@ def _uncontrolled(one: SetResult, random: ControlComparison | None, matching: Co
 
 def _unshown(one: SetResult, random: ControlComparison, least: float, told: str) -> Judgement:
     """Random features do as much: is that a finding, or a test without power?"""
-    sizes = torch.tensor([abs(value) for value in random.values], dtype=torch.float64)
+    sizes = torch.tensor([abs(value) for value in random.finite_values], dtype=torch.float64)
     detectable = float(sizes.quantile(1 - _LEVEL))
     against = f"p = {random.adjusted_p_value:.3g} against {len(random.values)} matched random sets"
     if detectable <= least:
