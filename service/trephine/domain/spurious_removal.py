@@ -371,7 +371,7 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
         check_pairs(splits, trained=isinstance(self.decision, ProbeHead) and self.decision.pairs)
         check_attributes(splits, self.attribute_texts)
         if not (self.attribute_texts or self.attribute_name or self.swaps):
-            check_told_apart((*self.training, *self.validation))
+            check_told_apart(self.training, self.validation)
         features = [one.feature for one in self.overrides]
         _check(len(set(features)) == len(features), "overrides", "name a feature twice")
 

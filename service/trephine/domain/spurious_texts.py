@@ -18,6 +18,8 @@ FEWEST_TEXTS = 8
 can be estimated."""
 FEWEST_JUDGED = 8
 """Texts of a group, twins, or texts of a label in an environment, below which no feature is judged."""
+FEWEST_GIVEN = 10
+"""The same where no validation split is given: a fifth is held out, and features are judged on the others."""
 EXAMPLES = "attribute_texts"
 """The field of the attribute's examples."""
 
@@ -205,24 +207,46 @@ def _examples_standing(examples: Sequence[AttributeText]) -> Iterator[tuple[str,
         yield one.text, _Standing(EXAMPLES, number, None, one.attribute, twin=False)
 
 
-def check_told_apart(texts: Sequence[LabelledText]) -> None:
+def check_told_apart(training: Sequence[LabelledText], validation: Sequence[LabelledText] = ()) -> None:
     """Refuse an attribute that is the label wherever it is known, or almost, with nothing to tell them apart.
+
+    Twins and environments count in training, of which a fifth will be held out if there is no validation
+    split; groups count wherever they are.
 
     Raises:
         AttributeConfoundedError: Saying what data would help.
     """
-    groups = Counter((one.label, one.attribute) for one in texts if one.attribute is not None)
-    twins = sum(one.twin is not None for one in texts)
-    environments = len(_judged_environments(texts))
+    if validation:
+        _require_told_apart(training, validation, FEWEST_JUDGED, "")
+    else:
+        _require_told_apart(training, (), FEWEST_GIVEN, ", a fifth being held out")
+
+
+def check_left_apart(training: Sequence[LabelledText], held_out: Sequence[LabelledText]) -> None:
+    """Do the same once a fifth is held out: with a text stay its duplicates, so that it may have been more.
+
+    Raises:
+        AttributeConfoundedError: Saying what data would help.
+    """
+    out = " once a fifth is held out, with duplicates and pairs; a validation split leaves all of them"
+    _require_told_apart(training, held_out, FEWEST_JUDGED, out)
+
+
+def _require_told_apart(
+    training: Sequence[LabelledText], others: Sequence[LabelledText], needed: int, out: str
+) -> None:
+    groups = Counter((one.label, one.attribute) for one in (*training, *others) if one.attribute is not None)
+    twins = sum(one.twin is not None for one in training)
+    environments = len(_judged_environments(training, needed))
     judged = sum(count >= FEWEST_JUDGED for count in groups.values()) == 4
-    if judged or twins >= FEWEST_JUDGED or environments >= 2 or len({label for label, _ in groups}) < 2:
+    if judged or twins >= needed or environments >= 2 or len({label for label, _ in groups}) < 2:
         return
     raise AttributeConfoundedError(
         f"{_confounded(groups)} tell a feature of the one from a feature of the other. Any of these helps: "
         f"texts of the other two groups, in training or validation, at least {FEWEST_JUDGED} of every group; "
-        f"`attribute_texts`, which may have any label or none; at least {FEWEST_JUDGED} twins (there are "
-        f"{twins}), or a lexicon of swaps that makes so many; two environments or more, with {FEWEST_JUDGED} "
-        f"texts of either label in each (there are {environments})",
+        f"`attribute_texts`, which may have any label or none; at least {needed} twins in training (there "
+        f"are {twins}), or a lexicon of swaps that makes so many; two environments or more, with {needed} "
+        f"texts of either label in each (there are {environments}){out}",
         field="training.attribute",
     )
 
@@ -237,12 +261,12 @@ def _confounded(groups: Counter[tuple[str, str]]) -> str:
     return f"label and attribute come apart in too few texts ({held}) to"
 
 
-def _judged_environments(texts: Sequence[LabelledText]) -> list[str]:
-    """List the environments with texts enough of every label that there is."""
+def _judged_environments(texts: Sequence[LabelledText], needed: int) -> list[str]:
+    """List the environments with so many texts of every label that there is."""
     labels = {one.label for one in texts}
     counts = Counter((one.environment, one.label) for one in texts)
     named = sorted({one.environment for one in texts if one.environment is not None})
-    return [name for name in named if min(counts[name, label] for label in labels) >= FEWEST_JUDGED]
+    return [name for name in named if min(counts[name, label] for label in labels) >= needed]
 
 
 def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:

@@ -17,7 +17,14 @@ from trephine.domain.errors import (
 )
 from trephine.domain.spurious_heads import LabelToken, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText, Swap, check_told_apart
+from trephine.domain.spurious_texts import (
+    FEWEST_GIVEN,
+    FEWEST_JUDGED,
+    LabelledText,
+    Swap,
+    check_left_apart,
+    check_told_apart,
+)
 
 GIVEN: dict[str, Any] = {
     "training": ambiguous(),
@@ -78,15 +85,14 @@ def _crossed(count: int) -> tuple[LabelledText, ...]:
 def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
     """One environment, environments of few texts, one twin or crossed text less than a judge needs."""
     alone = {"test": (), "attribute_texts": ()}
-    few = FEWEST_JUDGED * 2 - 2
     for training, found in (
         (ambiguous(), "there are 0"),
         (_in_environments(ambiguous(), 1), "there are 1"),
-        (_in_environments(ambiguous(few // 2 + 2), 2), "there are 0"),
-        (_twinned(1), r"8 twins \(there are 1\)"),
+        (_in_environments(ambiguous(FEWEST_GIVEN * 2 - 1), 2), r"10 texts of .*\(there are 0\), a fifth"),
+        (_twinned(1), r"10 twins in training \(there are 1\)"),
         ((*ambiguous(), *labelled([(0, 1, 1)], 9)), "in too few texts .Q/X: 40, Q/Z: 1, W/X: 0, W/Z: 40. to"),
         (_crossed(FEWEST_JUDGED - 1), "Q/Z: 8, W/X: 7, .* at least 8 of every group"),
-        (_twinned(FEWEST_JUDGED - 1), r"8 twins \(there are 7\)"),
+        (_twinned(FEWEST_GIVEN - 1), r"10 twins in training \(there are 9\).*a fifth being held out"),
     ):
         with pytest.raises(AttributeConfoundedError, match=found) as refused:
             RemoveSpuriousFeatures(**{**GIVEN, **alone, "training": training})
@@ -95,11 +101,23 @@ def test_what_is_too_little_to_tell_attribute_and_label_apart() -> None:
 
 def test_what_is_enough_to_tell_them_apart() -> None:
     """Two environments with texts enough, as many twins as a judge needs, or texts of the other groups."""
-    check_told_apart(_in_environments(ambiguous(FEWEST_JUDGED * 2), 2))
-    check_told_apart(_twinned(FEWEST_JUDGED))
+    check_told_apart(_in_environments(ambiguous(FEWEST_GIVEN * 2), 2))
+    check_told_apart(_twinned(FEWEST_GIVEN))
     check_told_apart(_crossed(FEWEST_JUDGED))
     few = FEWEST_JUDGED
     RemoveSpuriousFeatures(training=ambiguous(), validation=balanced(few, seed=9), test=balanced())
+
+
+def test_twins_and_environments_count_where_features_are_judged() -> None:
+    """In training: those of a validation split judge nothing, but with one nothing is held out either."""
+    validation = ambiguous(12, seed=9)
+    check_told_apart(_twinned(FEWEST_JUDGED), validation)
+    check_told_apart(_in_environments(ambiguous(FEWEST_JUDGED * 2), 2), validation)
+    with pytest.raises(AttributeConfoundedError, match=r"8 twins in training \(there are 0\)"):
+        check_told_apart(ambiguous(), ambiguous(12, seed=9, twins=True))
+    check_left_apart(_twinned(FEWEST_JUDGED), ambiguous(12, seed=9))
+    with pytest.raises(AttributeConfoundedError, match=r"8 twins .*there are 7\).*once a fifth is held out"):
+        check_left_apart(_twinned(FEWEST_JUDGED - 1), ambiguous(12, seed=9, twins=True))
 
 
 IGNORED: dict[str, dict[str, Any]] = {

@@ -22,6 +22,7 @@ from trephine.domain.spurious_texts import (
     LabelledText,
     Splits,
     check_leakage,
+    check_left_apart,
     check_told_apart,
 )
 from trephine.engine.hosted import HostedModel
@@ -102,6 +103,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
         TooFewItemsError: If no text of a label can be held out without its duplicates or twins.
         PromptTooLongError: If a text is too long.
         EmptyGroupError: If validation or test lacks a group although the attribute is known there.
+        AttributeConfoundedError: If too little is left to tell the attribute from the label.
     """
     reader = _Reader(hosted, command)
     check_leakage(reader.splits, command.attribute_texts)
@@ -124,10 +126,26 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
     if command.swaps or command.attribute_name:
         _require_twins(data)
         if not command.attribute_texts:
-            check_told_apart((*reader.splits["training"], *reader.splits["validation"]))
+            check_told_apart(reader.splits["training"], reader.splits["validation"])
+    if not (command.validation or command.attribute_texts):
+        check_left_apart(_given(data, data.training), _given(data, data.held_out))
     for name, split in (("validation", validation), ("test", data.test)):
         _require_groups(data, name, split)
     return data
+
+
+def _given(data: Data, examples: Sequence[Example]) -> list[LabelledText]:
+    """Turn examples back into texts, a twin into any other text: only that there is one counts."""
+    return [
+        LabelledText(
+            text=one.text,
+            label=data.labels[one.label],
+            attribute=None if one.attribute == UNKNOWN else data.attributes[one.attribute],
+            twin=None if one.twin is None else "",
+            environment=one.environment,
+        )
+        for one in examples
+    ]
 
 
 class _Reader:
@@ -238,6 +256,11 @@ def _pairing(training: Sequence[Example]) -> float:
 
 def sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
     """Draw at most `count`, as many of every group (label and attribute) as there are, in their order."""
+    return tuple(examples[number] for number in sample_places(examples, count, seed))
+
+
+def sample_places(examples: Sequence[Example], count: int, seed: int) -> list[int]:
+    """Return where the texts of `sample` stand, ascending."""
     groups: dict[tuple[int, int], list[int]] = {}
     for number, one in enumerate(examples):
         groups.setdefault((one.label, one.attribute), []).append(number)
@@ -245,7 +268,7 @@ def sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example,
     for left, members in enumerate(sorted(groups.values(), key=len)):
         share = (count - len(chosen)) // (len(groups) - left)
         chosen += _drawn(members, share, generator)
-    return tuple(examples[number] for number in sorted(chosen))
+    return sorted(chosen)
 
 
 def sample_pairs(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
@@ -257,7 +280,8 @@ def sample_pairs(examples: Sequence[Example], count: int, seed: int) -> tuple[Ex
 def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Split off a fifth of every group; a text, its duplicates, its twins and its pair stay on one side.
 
-    The side is drawn for all of them together, so that it may be a few more than a fifth.
+    So of those that have a twin, and of every environment: of ten no more than two, so that eight are left
+    to judge by. The side is drawn for all that stay together, so that it may be a few more than a fifth.
     """
     groups: dict[tuple[int, int], list[list[int]]] = {}
     for together in alike(examples):
@@ -265,12 +289,24 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
         groups.setdefault((first.label, first.attribute), []).append(together)
     generator, out = torch.Generator().manual_seed(seed), set[int]()
     for members in groups.values():
-        wanted = len(out) + sum(map(len, members)) // _HELD_OUT
-        for place in torch.randperm(len(members), generator=generator)[: len(members) - 1].tolist():
-            if len(out) < wanted:
-                out |= set(members[place])
+        order = torch.randperm(len(members), generator=generator)[: len(members) - 1].tolist()
+        before, seen = len(out), 0
+        for stratum in _strata(examples, members):
+            seen += sum(len(members[place]) for place in stratum)
+            for place in [one for one in order if one in stratum]:
+                if len(out) < before + seen // _HELD_OUT:
+                    out |= set(members[place])
     kept = tuple(one for number, one in enumerate(examples) if number not in out)
     return kept, tuple(examples[number] for number in sorted(out))
+
+
+def _strata(examples: Sequence[Example], members: Sequence[Sequence[int]]) -> list[set[int]]:
+    """Part members by whether one has a twin, those first, and by their environment."""
+    strata: dict[tuple[bool, str], set[int]] = {}
+    for place, together in enumerate(members):
+        untwinned = all(examples[number].twin is None for number in together)
+        strata.setdefault((untwinned, examples[together[0]].environment or ""), set()).add(place)
+    return [strata[key] for key in sorted(strata)]
 
 
 def alike(examples: Sequence[Example]) -> list[list[int]]:

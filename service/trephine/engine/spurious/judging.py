@@ -15,6 +15,7 @@ from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, Standing
 from trephine.engine.dataset_circuits.clustering import cluster_contexts
 from trephine.engine.features.statistics import benjamini_hochberg
+from trephine.engine.spurious.drawing import draw_judged
 from trephine.engine.spurious.effects import Contributions, feature_of, texts_within
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, column, labels, sample
 from trephine.engine.spurious.judgement import (
@@ -86,7 +87,7 @@ def judge_features(study: Study) -> Generator[Progress | None, None, Judged]:
     command, hosted, budget = study.command, study.hosted, study.command.budget
     measure = Contributions(hosted, study.space, study.readout, command.estimator, command.gradient_steps)
     count = texts_within(study.space, budget.effect_texts)
-    ambiguous = sample(study.data.training, count, command.seed + 1)
+    ambiguous = draw_judged(study.data.training, count, command.seed + 1)
     (everything,) = yield from counted(
         measure.of([one.ids for one in ambiguous], [study.head.direction]), "effects", len(ambiguous)
     )
