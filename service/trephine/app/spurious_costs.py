@@ -76,10 +76,11 @@ def pooled_texts(command: RemoveSpuriousFeatures) -> int:
     telling = trains and command.erase
     final = sum(texts.everything) + texts.examples if telling else trains * texts.everything[0]
     fit = sum(texts.fitted) + texts.examples if telling else trains * texts.fitted[0]
-    opening = texts.fitted[0] + min(texts.examples, _ORIENTING) + command.neutral_examples * fit
+    orienting = min(texts.examples or len(command.validation) + test, _ORIENTING)
+    opening = texts.fitted[0] + orienting + command.neutral_examples * fit
     exact = _EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
     arms = 2 * (test + texts.measured) + control + telling * (fit + final)
-    random = command.budget.random_sets * (control + texts.measured + trains * texts.fitted[0])
+    random = command.budget.random_sets * (control + texts.measured + trains * texts.everything[0])
     told = texts.examples or 2 * texts.everything[1] or texts.everything[0]
     baselines = told + 2 * trains * texts.everything[0] + test + texts.measured
     outcome = 2 * len(command.validation)
@@ -132,6 +133,5 @@ def _edited(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText]) -> f
 
 
 def _grouped(texts: Sequence[LabelledText]) -> bool:
-    """True if the attribute is known of all, and no group is empty."""
-    groups = {(one.label, one.attribute) for one in texts}
-    return len(groups) == 4 and all(attribute is not None for _, attribute in groups)
+    """True if no group is empty."""
+    return len({(one.label, one.attribute) for one in texts if one.attribute is not None}) == 4

@@ -14,7 +14,7 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead, RewardHead
 from trephine.domain.spurious_removal import ChoicePoint, Standing
 from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
-from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels, sample
+from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, in_groups, labels, sample
 from trephine.engine.spurious.folds import Paired, Turns, decide_by_turns
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Candidate
@@ -44,6 +44,8 @@ class Choice:
     why: str
     by_twins: bool = False
     """True if the criterion was measured on texts and their twins."""
+    by_cost: bool = False
+    """True if it is the accuracy that is lost: no held-out text tells the attribute from the label."""
 
     @property
     def erased(self) -> bool:
@@ -114,6 +116,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         point=points[best],
         why=_why(points, best, forced, ours),
         by_twins=scale.by_twins,
+        by_cost=scale.by_cost,
     )
 
 
@@ -199,11 +202,10 @@ class _Scale:
     def __init__(self, study: Study) -> None:
         budget, data, seed = study.command.budget, study.data, study.command.seed + 4
         self._study = study
-        self._held_out = sample(data.held_out, budget.effect_texts, seed)
+        told = in_groups(data.held_out)
+        self._held_out = sample(told or data.held_out, budget.effect_texts, seed)
         self._examples = sample(data.attribute, budget.effect_texts, seed)
-        known = attributes(self._held_out)
-        pairs = {(one.label, one.attribute) for one in self._held_out}
-        self._grouped = bool((known != UNKNOWN).all()) and len(pairs) == 4
+        self._grouped = bool(told)
         settled = self._grouped or bool(self._examples)
         apart = _twinned(self._held_out) if study.command.validation else []
         self.by_turns = not (settled or apart) and study.trains and bool(_twinned(study.everything))
@@ -211,20 +213,24 @@ class _Scale:
         unseen = apart or _twinned(self._held_out if _trained_on_texts(study) else study.everything)
         self._paired = () if settled or self.by_turns else sample(unseen, budget.effect_texts, seed)
         self.by_twins = self.by_turns or bool(self._paired)
+        self.by_cost = not (settled or self.by_twins)
         self.words = self._worded()
 
     def _worded(self) -> str:
         if self._grouped:
-            return "accuracy of the worst group of the validation split"
+            data = self._study.data
+            few = len(in_groups(data.held_out)) < len(data.held_out)
+            known = ", of texts whose attribute is known" if few else ""
+            return f"accuracy of the worst group of the validation split{known}"
         if self._examples:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
         if self.by_twins:
             how = ", by heads that were trained without them" if self.by_turns else ""
             return f"accuracy of the worst label on texts or on their counterfactual twins{how}"
-        return (
-            f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: nothing is known of "
-            "the attribute"
-        )
+        texts = (*self._study.data.training, *self._study.data.held_out)
+        told = any(one.attribute != UNKNOWN for one in texts)
+        why = "of all four groups no text is held out" if told else "nothing is known of the attribute"
+        return f"as many as cost at most {TOLERATED:.0%} of held-out ambiguous accuracy: {why}"
 
     def pooled(
         self, removed: Sequence[FeatureRef], everything: Vectors | None

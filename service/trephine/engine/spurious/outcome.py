@@ -20,7 +20,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.spurious_outcomes import Ground, RemovalOutcome, Tally, outcome_on, unmeasured
 from trephine.engine.spurious.arms import Measured
 from trephine.engine.spurious.choosing import Choice
-from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, labels
+from trephine.engine.spurious.examples import Example, attributes, in_groups, labels
 from trephine.engine.spurious.study import Study
 
 _WOULD_REMOVE = (
@@ -36,14 +36,14 @@ def outcome_of(
     if not choice.removed:
         return unmeasured(f"nothing was removed: {choice.why}", _WOULD_REMOVE)
     plain, after = measured.plain, measured.after
-    if all_groups(measured.test):
+    if in_groups(measured.test):
         right = [
             head.decide(pooled.test) == labels(measured.test)
             for head, pooled in ((study.head, plain), (choice.head, after))
         ]
         return outcome_on(Ground.TEST, _by_group(study, measured.test, right[0], right[1]))
-    if all_groups(study.data.held_out):
-        return (yield from _on_validation(study, choice))
+    if told := in_groups(study.data.held_out):
+        return (yield from _on_validation(study, choice, told))
     if measured.paired:
         y = labels(measured.paired).repeat(2)
         has = torch.tensor([one.twin is not None for one in measured.held_out])
@@ -56,14 +56,10 @@ def outcome_of(
     return unmeasured(_told_by_examples(study, choice))
 
 
-def all_groups(texts: Sequence[Example]) -> bool:
-    """True if texts of all four groups are there, and none of an unknown one."""
-    known = {(one.label, one.attribute) for one in texts}
-    return len(known) == 4 and all(attribute != UNKNOWN for _, attribute in known)
-
-
-def _on_validation(study: Study, choice: Choice) -> Generator[Progress | None, None, RemovalOutcome]:
-    texts, y = study.data.held_out, labels(study.data.held_out)
+def _on_validation(
+    study: Study, choice: Choice, texts: Sequence[Example]
+) -> Generator[Progress | None, None, RemovalOutcome]:
+    y = labels(texts)
     ids, gone = [one.ids for one in texts], [one.feature for one in choice.removed]
     plain = yield from study.pool(ids, (), "validation, original")
     after = yield from study.pool(ids, gone, "validation, removed")

@@ -96,17 +96,36 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
             "attribute, rather than of the removal: the arm with every feature in place shows what they add",
         )
     if any(point.erased for point in choice.points):
-        return ()
+        if not choice.by_cost:
+            return ()
+        return (
+            "a head without the attribute was trained, too, and is not taken: no held-out texts tell whether "
+            "it follows the attribute less. Give a validation split of all four groups",
+        )
     twins = sum(one.twin is not None for one in study.everything)
     if choice.by_twins:
         return (
             f"the head was trained again as it is: of {twins} texts with a twin fewer than {FEWEST} are left "
             "once a part is held out, too few for a head without the attribute; give twice as many",
         )
-    return (
-        "the head was trained again as it is: nothing tells the attribute from the label at its site. Give "
-        "examples of the attribute or twins, and it is also trained without the attribute",
-    )
+    return (f"the head was trained again as it is: {_untold(study)}",)
+
+
+def _untold(study: Study) -> str:
+    """Say why no head without the attribute could be trained, and what would help."""
+    given = "Give examples of the attribute or twins, and it is also trained without the attribute"
+    if in_groups(study.fitted):
+        return (
+            f"of the texts that it is trained on fewer than {FEWEST} are of one of the four groups, too few "
+            f"for a head without the attribute. {given}; or more texts of that group"
+        )
+    if study.command.validation and in_groups(study.data.held_out):
+        return (
+            "the validation split alone tells the attribute from the label, and it chooses: a head that was "
+            f"trained by it would be compared with others on its own texts. {given}; or move {FEWEST} texts "
+            "or more of every group to the ambiguous set"
+        )
+    return f"nothing tells the attribute from the label at its site. {given}"
 
 
 def _as_good(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
@@ -213,7 +232,9 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
         said.append(f"effects rest on {judged.measured_texts} ambiguous texts")
     if not data.test:
         said.append("without a test split there is no worst group")
-    said += _left_out(data.test, "test", "its figures")
+    part = "validation split" if study.command.validation else "held-out part"
+    said += _left_out(data.held_out, part, "the worst group that was chosen by is")
+    said += _left_out(data.test, "test split", "its figures are")
     groups = in_groups(data.test)
     if groups and not halves(2 * labels(groups) + attributes(groups)):
         said.append(
@@ -232,8 +253,8 @@ def _left_out(texts: Sequence[Example], split: str, what: str) -> list[str]:
     if known in (0, len(texts)):
         return []
     return [
-        f"the attribute of {len(texts) - known} of {len(texts)} texts of the {split} split is not known: "
-        f"{what} are of the other {known}"
+        f"the attribute of {len(texts) - known} of {len(texts)} texts of the {split} is not known: "
+        f"{what} of the other {known}"
     ]
 
 

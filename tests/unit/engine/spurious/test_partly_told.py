@@ -11,6 +11,7 @@ from tests.builders import tiny_hosted
 from tests.spurious_texts import GROUPS, ambiguous, attribute_texts, balanced, labelled
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import Pooling, ProbeHead
+from trephine.domain.spurious_outcomes import Ground
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText
 from trephine.engine.quanta import finish
@@ -56,6 +57,52 @@ def test_figures_of_a_test_split_are_of_the_texts_that_are_told(session):
     said = "the attribute of 12 of 36 texts of the test split is not known: its figures are of the other 24"
     assert said in found.caveats
     assert set(found.caveats) - set(alone.caveats) == {said}
+
+
+def test_a_validation_split_chooses_by_the_texts_that_are_told(session):
+    """By their worst group, as if the others were not there; the outcome is of them, too."""
+    partly, told = _partly(balanced(12, seed=11))
+    given = {"training": ambiguous(attribute=False), "attribute_texts": ()}
+    found, alone = (_run(session, validation=validation, **given) for validation in (partly, told))
+    assert found.choices == alone.choices
+    assert all(one.leak is not None for one in found.choices)
+    assert found.outcome == alone.outcome
+    assert (found.outcome.ground, found.outcome.texts) == (Ground.VALIDATION, 8)
+    assert found.criterion.endswith("worst group of the validation split, of texts whose attribute is known")
+    said = "of 16 of 48 texts of the validation split is not known: the worst group that was chosen by is of"
+    assert sum(said in caveat for caveat in found.caveats) == 1
+    assert any(
+        "validation split alone tells" in caveat and "it chooses" in caveat for caveat in found.caveats
+    )
+    assert not any("nothing tells" in caveat for caveat in found.caveats)
+
+
+MIXED = labelled([(0, 0, 40), (1, 1, 40), (0, 1, 16), (1, 0, 16)], 0)
+
+
+def test_a_head_without_the_attribute_may_win_where_some_is_not_known(session):
+    """Texts of all groups tell it, and held-out ones of all groups choose by it, one unknown or more."""
+    partly, _ = _partly(MIXED)
+    found = _run(session, training=partly, attribute_texts=())
+    assert found.criterion.startswith("accuracy of the worst group")
+    assert any(one.erased for one in found.choices)
+    assert all(one.leak is not None and 0 <= one.criterion <= 1 for one in found.choices)
+    few = tuple(one for place, one in enumerate(MIXED) if place < 84 or 96 <= place < 104)
+    found = _run(
+        session, training=(*few, *balanced(2, seed=11)), validation=balanced(6, seed=12), attribute_texts=()
+    )
+    assert any("fewer than 8 are of one of the four groups" in caveat for caveat in found.caveats)
+
+
+@pytest.mark.parametrize("attribute", [True, False])
+def test_a_head_that_nothing_held_out_can_judge_is_not_taken(session, attribute):
+    """The report says so, and that the attribute is known, though of no held-out text that crosses it."""
+    validation = ambiguous(12, seed=9, attribute=attribute)
+    found = _run(session, training=MIXED, validation=validation, attribute_texts=())
+    assert found.criterion.endswith("of all four groups no text is held out")
+    assert any(one.erased for one in found.choices)
+    assert not any(one.taken and one.erased for one in found.choices)
+    assert any("not taken: no held-out texts tell" in caveat for caveat in found.caveats)
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1), (1, 1, 6, 6), (1, 6, 6, 6)])
