@@ -118,7 +118,7 @@ def test_eight_twins_are_said_to_be_too_few():
     """They make a head without the attribute, but none that has not seen one of them."""
     texts = tuple(
         replace(one, twin=one.twin if place < 8 else None)
-        for place, one in enumerate(ambiguous(40, twins=True))
+        for place, one in enumerate(ambiguous(40, twins=True, attribute=False))
     )
     command = RemoveSpuriousFeatures(training=texts, decision=ProbeHead(layer=0, pooling=Pooling.MEAN))
     study = finish(open_study(tiny_hosted("llama"), command))
