@@ -572,7 +572,9 @@ class ContextClustering(google.protobuf.message.Message):
     silhouette: builtins.float
     """Mean silhouette by cosine distance; NaN for one cluster."""
     null_silhouette: builtins.float
-    """The largest of 19 sets of vectors whose coordinates are shuffled between contexts."""
+    """The largest of 38 clouds without groups: Gaussian with the mean and covariance of the directions, or uniform
+    along their principal axes; each at its own best number of clusters.
+    """
     @property
     def sizes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Contexts per cluster."""

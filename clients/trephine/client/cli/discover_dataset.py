@@ -338,7 +338,7 @@ def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
             0,
             (
                 "clusters",
-                f"{one.clusters} of {sizes}: silhouette {one.silhouette:.3f}, shuffled at most "
+                f"{one.clusters} of {sizes}: silhouette {one.silhouette:.3f}, without groups at most "
                 f"{one.null_silhouette:.3f}",
             ),
         )

@@ -153,5 +153,5 @@ def _of_circuits(circuits: Sequence[ContextCircuit], clusters: Clusters | None) 
         if not circuit.faithfulness:
             found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")
     if clusters is not None and clusters.count == 1:
-        found.append("No grouping of the contexts beats shuffled effects: they are one cluster.")
+        found.append("No grouping of the contexts beats clouds without groups: they are one cluster.")
     return found

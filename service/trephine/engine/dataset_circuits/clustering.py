@@ -5,18 +5,18 @@ Dhillon and Modha 2001; seeding after k-means++ (Arthur and Vassilvitskii 2007) 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan, sqrt
 
 import torch
 from torch import Tensor
 
 from trephine.domain.dataset_circuits import AUTO_CLUSTERS
 
-_RESTARTS, _ROUNDS, _LARGEST, _SHUFFLES = 8, 100, 8, 19
+_RESTARTS, _ROUNDS, _LARGEST, _CLOUDS = 8, 100, 8, 19
 _SILHOUETTE_CONTEXTS = 1000
-"""Silhouettes need all pairs; larger splits are sampled."""
+"""Silhouettes and principal axes need all pairs; larger splits are sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Clusters:
     """`(k, n)`, of norm 1."""
     silhouette: float
     null_silhouette: float
-    """The largest of shuffled vectors."""
+    """The largest of clouds without groups, see `cluster_contexts`."""
 
     @property
     def count(self) -> int:
@@ -45,13 +45,12 @@ def cluster_contexts(vectors: Tensor, wanted: int, seed: int) -> Generator[None,
     """Group contexts by direction of their effect vectors; one k a quantum.
 
     With `AUTO_CLUSTERS` the k of 2 to 8 with the largest silhouette is taken, and one cluster if it does not
-    exceed that of every one of 19 shuffles (p = 0.05): coordinates are shuffled between contexts, each on
-    its own, which leaves no groups.
+    exceed that of every cloud without groups (`_null`), each at its own best k.
 
     Args:
         vectors: `(n_contexts, n)`.
         wanted: Number of clusters, or `AUTO_CLUSTERS`.
-        seed: Of seeding and shuffling.
+        seed: Of seeding and of the clouds.
     """
     directions, generator = normalised(vectors), torch.Generator().manual_seed(seed)
     counts = range(2, min(_LARGEST, len(vectors) - 1) + 1) if wanted == AUTO_CLUSTERS else (wanted,)
@@ -65,20 +64,52 @@ def cluster_contexts(vectors: Tensor, wanted: int, seed: int) -> Generator[None,
     if best is None:
         return _one(directions, nan)
     score, assignment, centres = best
-    null = yield from _null(vectors, len(centres), generator)
+    null = yield from _null(directions, counts, generator)
     if wanted == AUTO_CLUSTERS and not score > null:
         return _one(directions, null)
     return Clusters(assignment=assignment, centres=centres, silhouette=score, null_silhouette=null)
 
 
-def _null(vectors: Tensor, count: int, generator: torch.Generator) -> Generator[None, None, float]:
-    """Return the largest silhouette of shuffled vectors, one shuffle a quantum."""
+def _null(
+    directions: Tensor, counts: Iterable[int], generator: torch.Generator
+) -> Generator[None, None, float]:
+    """Return the largest silhouette of clouds without groups, at any of the counts; one k a quantum.
+
+    19 clouds are Gaussian with the mean and covariance of the directions, 19 uniform along their principal
+    axes (Tibshirani et al. 2001): effects go together without being groups, and may be a continuum. Beating
+    all of either kind is p = 0.05 against that kind. Coordinates that are shuffled on their own are no such
+    null: they do not go together at all, so that any correlation looks like groups.
+    """
+    mean, axes = _principal_axes(directions, generator)
     scores = []
-    for _ in range(_SHUFFLES):
-        shuffled = normalised(_shuffled(vectors, generator))
-        scores.append(silhouette(shuffled, spherical_k_means(shuffled, count, generator)[0], generator))
-        yield
-    return max(scores)
+    for draw in range(2 * _CLOUDS):
+        size = len(mean), len(axes)
+        uniform = draw % 2 == 1
+        spread = torch.rand(size, generator=generator) if uniform else torch.randn(size, generator=generator)
+        along = (2 * spread - 1) * sqrt(3) if uniform else spread  # variance 1 either way
+        cloud = normalised(mean + along @ axes)
+        for count in counts:
+            scores.append(silhouette(cloud, spherical_k_means(cloud, count, generator)[0], generator))
+            yield
+    return nan if any(map(isnan, scores)) else max(scores)
+
+
+def _principal_axes(directions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the mean, once for every context `(m, r)`, and principal axes as long as deviations `(r, r)`.
+
+    Both are in coordinates of the contexts' span, which keep every angle and are few where contexts are.
+    """
+    if len(directions) > _SILHOUETTE_CONTEXTS:
+        chosen = torch.randperm(len(directions), generator=generator)[:_SILHOUETTE_CONTEXTS]
+        directions = directions[chosen]
+    exact = directions.double()
+    sizes, turns = torch.linalg.eigh(exact @ exact.T)
+    kept = sizes > 1e-9 * sizes[-1].clamp_min(1e-12)
+    points = turns[:, kept] * sizes[kept].sqrt()
+    mean = points.mean(0, keepdim=True)
+    _, lengths, axes = torch.linalg.svd(points - mean, full_matrices=False)
+    scaled = lengths[:, None] * axes / sqrt(max(1, len(points) - 1))
+    return mean.expand(len(points), -1).to(directions.dtype), scaled.to(directions.dtype)
 
 
 def _one(directions: Tensor, null: float) -> Clusters:
@@ -140,9 +171,3 @@ def silhouette(directions: Tensor, assignment: Tensor, generator: torch.Generato
     others = (totals / sizes).masked_fill(members.bool(), torch.inf).amin(1)
     scores = (others - own) / torch.maximum(own, others).clamp_min(1e-12)
     return float(scores.masked_fill(sizes[place] == 1, 0).mean())
-
-
-def _shuffled(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle every coordinate between contexts on its own: margins stay, groups go."""
-    order = torch.rand(vectors.shape, generator=generator).argsort(0)
-    return vectors.gather(0, order)

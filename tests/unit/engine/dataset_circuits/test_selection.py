@@ -96,7 +96,7 @@ def test_planted_groups_are_found_and_counted():
 
 
 def test_noise_is_one_cluster():
-    """Nothing beats its own shuffled coordinates clearly, so nothing is grouped."""
+    """Nothing beats clouds of the same covariance, so nothing is grouped."""
     noise = torch.randn(60, 50, generator=torch.Generator().manual_seed(0)) + 3
     found = finish(cluster_contexts(noise, AUTO_CLUSTERS, 0))
     assert found.count == 1
