@@ -33,9 +33,10 @@ def feature_table(certificate: Certificate) -> str:
         cells = ("not measured" if value is None else form.format(value) for value, form in figures)
         rows.append([f"`{name}`", *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"""On the tokens on which each feature fires itself: what the whole edit moves, what is left of
-that, the share that is recovered, and `carried`, how much of what this feature alone does of the edit the
-checkpoint does (1: all, 0: nothing, whatever it makes of the others).
+    return f"""On the tokens on which each feature fires itself (neurons, heads and directions: on those on
+which they do most): what the whole edit moves, what is left of that, the share that is recovered, and
+`carried`, how much of what this feature alone does of the edit the checkpoint does (1: all, 0: nothing,
+whatever it makes of the others).
 
 {table}
 

@@ -179,7 +179,7 @@ def certify(
         "stored_dtype": STORED_NAMES.get(stored_dtype, compute),
         "changes": change_records(program),
         "config": program.config,
-        "features": names_apart(program.features, interventions),
+        "features": names_apart(program.apart, interventions),
         "threads": torch.get_num_threads(),
     }
     with full_disk_refused():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trephine.engine.edit_floor import EditFloor
 from trephine.engine.export_texts import ExportTexts
-from trephine.engine.firing_floor import FiringFloor
+from trephine.engine.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.noise import NoiseFloor
+from trephine.engine.part_floors import parts_doubt
 from trephine.engine.weights.compiling import WeightProgram
 
 
@@ -14,6 +17,7 @@ def doubt_of(
     texts: ExportTexts,
     firing: FiringFloor | None,
     whole: EditFloor | None = None,
+    parts: Sequence[FeatureFloor] = (),
 ) -> str:
     """Say what nothing is certified about, and what to do; empty if all of it can be told.
 
@@ -21,10 +25,14 @@ def doubt_of(
         program: What is written.
         texts: What is calibrated on and measured.
         firing: Of features, what was measured where they fire; None: there are none.
+        parts: Of neurons, heads and directions beside grafts and fits, what each does alone.
         whole: Of exact edits, what was measured over all tokens; None: another, or one that changes nothing.
     """
     floors = [one.doubt for one in (firing, whole) if one is not None]
-    doubts = (_unchanged(program), _uncarried(program), *floors, _fitted_on_itself(program, texts))
+    doubts = (
+        *(_unchanged(program), _uncarried(program), *floors),
+        *(parts_doubt(parts), _fitted_on_itself(program, texts)),
+    )
     return "; ".join(one for one in doubts if one)
 
 

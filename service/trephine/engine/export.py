@@ -132,7 +132,7 @@ def _prepare(
     _require_plan(command, program)
     growth = growth_bytes(hosted, entries, program, command.options)
     narrow = narrower(hosted, stored_dtype(entries))
-    needed = left_out_bytes(hosted, program.features, command.edit.interventions)
+    needed = left_out_bytes(hosted, program.apart, command.edit.interventions)
     needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts, narrow)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
@@ -175,7 +175,7 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
     if build.texts.retained is not None:
         yield from write_retained(build.hosted, build.texts.retained, interventions, build.staging.evidence)
     yield from write_left_out(
-        build.hosted, build.retain, build.program.features, interventions, build.staging.evidence
+        build.hosted, build.retain, build.program.apart, interventions, build.staging.evidence
     )
     findings = yield from certify(
         build.hosted,

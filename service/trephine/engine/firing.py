@@ -18,13 +18,17 @@ from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.capture import Windows, captured
 from trephine.engine.weights.linear import MapOp
 from trephine.engine.weights.operations import FeatureOp
+from trephine.engine.weights.parts import Part
 
-Acting = FeatureOp | MapOp
-"""What has firing tokens: all operations on a feature of a set, or one on a direction."""
+Acting = FeatureOp | MapOp | Part
+"""What has tokens of its own: all operations on a feature of a set, or a bound on a direction, where they
+change something; what acts everywhere, where it does most."""
 
 
 def name_of(op: Acting) -> str:
     """Name it as plans and certificates do: SET:LAYER:INDEX, or SITE:LAYER:interventions[N]."""
+    if isinstance(op, Part):
+        return op.name
     if isinstance(op, MapOp):
         return f"{op.site.kind.value}:{op.site.layer}:interventions[{op.number}]"
     return f"{op.feature.replacement}:{op.feature.layer}:{op.feature.index}"
@@ -66,21 +70,26 @@ def masks_by_feature(
     masks: dict[str, list[Tensor]] = {}
     if not features:
         return masks
-    sites = tuple(dict.fromkeys(_source(hosted, op) for op in features))
+    sites = tuple(dict.fromkeys(site for op in features for site in _sources(hosted, op)))
     values = yield from captured(hosted, windows, sites, interventions, before=True)
     for op in features:
-        masks[name_of(op)] = [_fires(hosted, op, x) for x in values[_source(hosted, op)]]
+        if isinstance(op, Part):
+            masks[name_of(op)] = op.masks(values)
+        else:
+            masks[name_of(op)] = [_fires(hosted, op, x) for x in values[_sources(hosted, op)[0]]]
         yield
     return masks
 
 
-def _source(hosted: HostedModel, op: Acting) -> Site:
+def _sources(hosted: HostedModel, op: Acting) -> tuple[Site, ...]:
+    if isinstance(op, Part):
+        return op.sites
     if isinstance(op, MapOp):
-        return op.site
-    return layer_info(hosted, op.feature.replacement, op.feature.layer).site_in
+        return (op.site,)
+    return (layer_info(hosted, op.feature.replacement, op.feature.layer).site_in,)
 
 
-def _fires(hosted: HostedModel, op: Acting, x: Tensor) -> Tensor:
+def _fires(hosted: HostedModel, op: FeatureOp | MapOp, x: Tensor) -> Tensor:
     """Return where one acts on what arrives, bool `(n_pos,)`, on the CPU."""
     if isinstance(op, MapOp):
         if op.unit is None:

@@ -186,7 +186,7 @@ def firing_floor(
         if floor.stored is not None and stored is not None:
             rounded += _served(hosted, retain, part, interventions, after, stored)
             yield
-    noise = _noise(floor, len(masks))
+    noise = noise_per_token(floor, len(masks))
     edit = torch.cat(moved)
     apart = []
     for op in among_others(features, interventions):
@@ -194,7 +194,7 @@ def firing_floor(
             places = places_of(alone[name_of(op)])
             effect = (yield from left_out(hosted, retain, op, places, interventions)).effect
             own = _larger(floor, rounded, fires[name_of(op)])
-            apart.append(_apart(op, fires[name_of(op)], edit, noise, effect, _at(places, retain), own))
+            apart.append(_apart(op, fires[name_of(op)], edit, noise, effect, tokens_at(places, retain), own))
     return FiringFloor(
         tokens=tokens,
         floor=float(noise[masks].mean()),
@@ -205,13 +205,13 @@ def firing_floor(
     )
 
 
-def _noise(floor: NoiseFloor, tokens: int) -> Tensor:
+def noise_per_token(floor: NoiseFloor, tokens: int) -> Tensor:
     """Sum both floors per token, `(n_tokens,)`."""
     spreads = [one.values for one in (floor.attention, floor.dtype) if one.values.numel()]
     return sum(spreads, torch.zeros(tokens, dtype=torch.float64))
 
 
-def _at(places: Places, retain: RetainText) -> Tensor:
+def tokens_at(places: Places, retain: RetainText) -> Tensor:
     """Return places as numbers of tokens of the whole text."""
     starts = [0, *accumulate(map(len, retain.windows))]
     return torch.cat([starts[number] + positions for number, positions in places.items()])

@@ -5,7 +5,7 @@ A gate is a bound from above. Every name here is the name of a measurement of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 
 from trephine.domain.exports import Gate, GateResult
@@ -64,6 +64,7 @@ def planned_gates(
     grafted: bool = False,
     firing: FiringFloor | None = None,
     whole: EditFloor | None = None,
+    parts: Sequence[FeatureFloor] = (),
     min_recovery: float = 0.9,
     retained: bool = False,
 ) -> tuple[Gate, ...]:
@@ -77,15 +78,17 @@ def planned_gates(
         firing: Of grafts and fits of features of sets, what was measured where these fire; None: there are
             none.
         whole: Of exact edits, what was measured over all tokens; None: nothing was, for nothing changes.
+        parts: Beside grafts and fits, what each neuron, head and direction does alone.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
         retained: Whether the built-in text is measured beside a caller's.
     """
     if fitted:
         left = min(_MOST_UNCARRIED, 1.0 - min_recovery)
-        shares = (_recovery_gate(min_recovery, left), *_share_gates(firing, left))
+        shares = (_recovery_gate(min_recovery, left), *_share_gates(firing, left), *_part_gates(parts, left))
         return (*shares, *_excess_gates(_FITTED_EXCESS, floor, retained), *_count_gates())
     if grafted:
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
+        gates = (*gates, *_part_gates(parts, _UNRECOVERED))
         return (*gates, *_excess_gates(_GRAFT_EXCESS, floor, retained), *_count_gates())
     excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
     return (
@@ -261,6 +264,11 @@ def _share_gate(suffix: str, share: float, edit: float, floor: float, why: str) 
     )
 
 
+def _part_gates(parts: Sequence[FeatureFloor], share: float) -> tuple[Gate, ...]:
+    """Bound what is missing of each part, of an edit whose KL allows for what is grafted or fitted."""
+    return tuple(_carried_gate(one, share) for one in parts if one.told)
+
+
 def _carried_gate(one: FeatureFloor, share: float) -> Gate:
     """Bound what is missing of one feature's own effect; in amplitude, whose square is a share of KL."""
     rounding = _FLOOR_FACTOR * one.floor_alone / one.alone
@@ -268,7 +276,7 @@ def _carried_gate(one: FeatureFloor, share: float) -> Gate:
         name=f"uncarried:{one.name}",
         limit=min(_MOST_UNCARRIED, sqrt(max(share, rounding))),
         unit="share",
-        reason="a checkpoint that leaves this feature alone leaves all that it alone does, "
+        reason="a checkpoint that leaves this alone leaves all that it alone does, "
         f"{one.alone:.2e} nats: what is missing of that, or too much, in logits, whose square is a share of "
         f"KL; at most the root of {max(share, rounding):.2g}, and never more than {_MOST_UNCARRIED:g}",
     )

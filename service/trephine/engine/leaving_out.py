@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +28,7 @@ MOST_TOKENS = 64
 """Of one feature: their answers are kept, and all logits of a token make a megabyte in large vocabularies."""
 _MOST_WINDOWS = 2
 
+Op = TypeVar("Op", bound=Acting)
 Places = Mapping[int, Tensor]
 """Window -> positions, ascending."""
 
@@ -43,7 +45,7 @@ class LeftOut:
     """KL(intervened || intervened without it), float64 `(n,)`, windows one after the other."""
 
 
-def among_others(features: Sequence[Acting], interventions: Sequence[Intervention]) -> list[Acting]:
+def among_others(features: Sequence[Op], interventions: Sequence[Intervention]) -> list[Op]:
     """List features beside which the edit does something else; of one alone, the edit is all that it does."""
     return [op for op in features if 0 < len(numbers_of(op)) < len(interventions)]
 

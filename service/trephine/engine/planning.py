@@ -22,6 +22,7 @@ from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
 from trephine.engine.hosted import HostedModel
 from trephine.engine.noise import noise_floor
+from trephine.engine.part_floors import part_floors
 from trephine.engine.quantised.conversion import gguf_bytes, require_convertible
 from trephine.engine.replacements.contexts import degraded_caveats, sets_of
 from trephine.engine.reshaping import grown_bytes
@@ -65,6 +66,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         firing = yield from firing_floor(
             hosted, texts.measured, program.features, command.edit.interventions, floor, narrow
         )
+    parts = yield from part_floors(hosted, texts.measured, program.parts, command.edit.interventions, floor)
     whole = None
     if program.exact and program.changes:
         whole = yield from edit_floor(hosted, texts.measured, command.edit.interventions, floor)
@@ -87,6 +89,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             grafted=program.grafted,
             firing=firing,
             whole=whole,
+            parts=parts,
             min_recovery=command.options.min_recovery,
             retained=texts.retained is not None,
         ),
@@ -99,7 +102,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
             *calibration_caveats(program, texts),
             *stored_caveats(program, floor),
         ),
-        doubt=doubt_of(program, texts, firing, whole),
+        doubt=doubt_of(program, texts, firing, whole, parts),
     )
     return replace(plan, plan_hash=plan_hash(plan))
 

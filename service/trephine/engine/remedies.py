@@ -52,8 +52,8 @@ REMEDIES: Mapping[str, str] = {
     "retain_excess": _GENTLER,
     "retain_builtin_excess": _GENTLER,
     "uncarried": (
-        "the folder does not do what one of the features does of the edit, whatever it does of the others: "
-        f"{_MORE_TEXT}, or leave this feature out of the edit"
+        "the folder does not do what one of the features, neurons, heads or directions does of the edit, "
+        f"whatever it does of the others: {_MORE_TEXT}, or leave this feature out of the edit"
     ),
     "unrecovered": (
         f"{_MORE_TEXT}; let features be grafted in place of fitted (without --keep-shapes); or accept a "

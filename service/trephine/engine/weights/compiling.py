@@ -31,6 +31,7 @@ from trephine.engine.weights.mlp import (
 )
 from trephine.engine.weights.notes import Note, all_notes
 from trephine.engine.weights.operations import FeatureOp, Operations, sort_operations
+from trephine.engine.weights.parts import Part, parts_of
 from trephine.engine.weights.postnorm import Written, before_post_norm
 from trephine.engine.weights.ridge import fit_deltas
 from trephine.engine.weights.rounding import roundings
@@ -55,11 +56,18 @@ class WeightProgram:
     """True if something depends on the calibration text."""
     features: tuple[FeatureOp | MapOp, ...] = ()
     """Whose firing tokens are measured apart: features of sets, and bounds on directions."""
+    parts: tuple[Part, ...] = ()
+    """What is done beside these where something is grafted or fitted: neurons, heads, directions."""
     calibration: dict[str, float] = field(default_factory=dict)
     """What stands in for biases, in figures of the calibration text: the worst of all, where it was fitted
     and, `_held_out`, where it was not."""
     drawn: tuple[str, ...] = ()
     """Tensors of which elements are rounded stochastically."""
+
+    @property
+    def apart(self) -> tuple[FeatureOp | MapOp | Part, ...]:
+        """All that is held against what it does alone, if it is not all that the edit does."""
+        return (*self.features, *self.parts)
 
     @property
     def exact(self) -> bool:
@@ -113,18 +121,21 @@ def compile_weights(
     assembly.write_deltas(deltas, ops.maps)
     changes = assembly.changes()
     rounded = yield from roundings(hosted.folder, changes)
+    fitted = bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts)
+    grafted = any(g.fit.units for g in grafts)
     return WeightProgram(
         changes=changes,
         config=assembly.config,
         notes=all_notes(ops, grafts, deltas, assembly, constants, rounded),
-        fitted=bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts),
-        grafted=any(g.fit.units for g in grafts),
+        fitted=fitted,
+        grafted=grafted,
         calibrated=bool(grafts or ops.fits or constants),
         calibration=_figures(grafts, constants),
         features=(
             *(each.op for each in grafts if not each.does_nothing),
             *(op for op in ops.fits if isinstance(op, FeatureOp) or not op.is_affine),
         ),
+        parts=parts_of(ops) if fitted or grafted else (),
         drawn=tuple(name for name, rounding in rounded.items() if rounding.drawn),
     )
 
