@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trephine/v1/removal.proto\x12\x0btrephine.v1\"D\n\x04\x46\x61te\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.trephine.v1.RemovalVerdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\rShareInterval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\x9e\x02\n\x0c\x41ttackFigure\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trephine.v1.AttackKind\x12\x10\n\x08strength\x18\x02 \x01(\x01\x12,\n\x08returned\x18\x03 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12-\n\tunrelated\x18\x04 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12*\n\x06\x65xcess\x18\x05 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12\x1b\n\x0eunrelated_most\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x14unrelated_behaviours\x18\x07 \x01(\x05\x42\x11\n\x0f_unrelated_most\"\xd2\x01\n\x07Removal\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.trephine.v1.RemovalVerdict\x12\x0b\n\x03why\x18\x02 \x01(\t\x12*\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x19.trephine.v1.AttackFigure\x12\x10\n\x08n_tokens\x18\x04 \x01(\x05\x12\x12\n\nn_contexts\x18\x05 \x01(\x05\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x01\x12\x1c\n\x14unrelated_behaviours\x18\x07 \x01(\x05\x12\x0c\n\x04seed\x18\x08 \x01(\x03*\x90\x01\n\x0eRemovalVerdict\x12\x1f\n\x1bREMOVAL_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17REMOVAL_VERDICT_REMOVED\x10\x01\x12\x1e\n\x1aREMOVAL_VERDICT_SUPPRESSED\x10\x02\x12 \n\x1cREMOVAL_VERDICT_INCONCLUSIVE\x10\x03*u\n\nAttackKind\x12\x1b\n\x17\x41TTACK_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTACK_KIND_RECOVERY\x10\x01\x12\x16\n\x12\x41TTACK_KIND_BENIGN\x10\x02\x12\x18\n\x14\x41TTACK_KIND_FEW_SHOT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trephine/v1/removal.proto\x12\x0btrephine.v1\"D\n\x04\x46\x61te\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.trephine.v1.RemovalVerdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\rShareInterval\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03low\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\"\xc4\x02\n\x0c\x41ttackFigure\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trephine.v1.AttackKind\x12\x10\n\x08strength\x18\x02 \x01(\x01\x12,\n\x08returned\x18\x03 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12-\n\tunrelated\x18\x04 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12*\n\x06\x65xcess\x18\x05 \x01(\x0b\x32\x1a.trephine.v1.ShareInterval\x12\x1b\n\x0eunrelated_most\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x14unrelated_behaviours\x18\x07 \x01(\x05\x12\x10\n\x08n_tokens\x18\x08 \x01(\x05\x12\x12\n\nn_contexts\x18\t \x01(\x05\x42\x11\n\x0f_unrelated_most\"\xd2\x01\n\x07Removal\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.trephine.v1.RemovalVerdict\x12\x0b\n\x03why\x18\x02 \x01(\t\x12*\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x19.trephine.v1.AttackFigure\x12\x10\n\x08n_tokens\x18\x04 \x01(\x05\x12\x12\n\nn_contexts\x18\x05 \x01(\x05\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x01\x12\x1c\n\x14unrelated_behaviours\x18\x07 \x01(\x05\x12\x0c\n\x04seed\x18\x08 \x01(\x03*\x90\x01\n\x0eRemovalVerdict\x12\x1f\n\x1bREMOVAL_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17REMOVAL_VERDICT_REMOVED\x10\x01\x12\x1e\n\x1aREMOVAL_VERDICT_SUPPRESSED\x10\x02\x12 \n\x1cREMOVAL_VERDICT_INCONCLUSIVE\x10\x03*u\n\nAttackKind\x12\x1b\n\x17\x41TTACK_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTACK_KIND_RECOVERY\x10\x01\x12\x16\n\x12\x41TTACK_KIND_BENIGN\x10\x02\x12\x18\n\x14\x41TTACK_KIND_FEW_SHOT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.removal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REMOVALVERDICT']._serialized_start=674
-  _globals['_REMOVALVERDICT']._serialized_end=818
-  _globals['_ATTACKKIND']._serialized_start=820
-  _globals['_ATTACKKIND']._serialized_end=937
+  _globals['_REMOVALVERDICT']._serialized_start=712
+  _globals['_REMOVALVERDICT']._serialized_end=856
+  _globals['_ATTACKKIND']._serialized_start=858
+  _globals['_ATTACKKIND']._serialized_end=975
   _globals['_FATE']._serialized_start=42
   _globals['_FATE']._serialized_end=110
   _globals['_SHAREINTERVAL']._serialized_start=112
   _globals['_SHAREINTERVAL']._serialized_end=169
   _globals['_ATTACKFIGURE']._serialized_start=172
-  _globals['_ATTACKFIGURE']._serialized_end=458
-  _globals['_REMOVAL']._serialized_start=461
-  _globals['_REMOVAL']._serialized_end=671
+  _globals['_ATTACKFIGURE']._serialized_end=496
+  _globals['_REMOVAL']._serialized_start=499
+  _globals['_REMOVAL']._serialized_end=709
 # @@protoc_insertion_point(module_scope)

@@ -139,6 +139,8 @@ class AttackFigure(google.protobuf.message.Message):
     EXCESS_FIELD_NUMBER: builtins.int
     UNRELATED_MOST_FIELD_NUMBER: builtins.int
     UNRELATED_BEHAVIOURS_FIELD_NUMBER: builtins.int
+    N_TOKENS_FIELD_NUMBER: builtins.int
+    N_CONTEXTS_FIELD_NUMBER: builtins.int
     kind: global___AttackKind.ValueType
     """Which."""
     strength: builtins.float
@@ -147,6 +149,10 @@ class AttackFigure(google.protobuf.message.Message):
     """Mean share of the unrelated behaviour that returned most. Unset: attacked before this was kept."""
     unrelated_behaviours: builtins.int
     """How many unrelated behaviours it is held against; 0: attacked before this was kept."""
+    n_tokens: builtins.int
+    """Tokens that it was measured on. 0: attacked before this was kept."""
+    n_contexts: builtins.int
+    """Contexts that they stand in, over which its intervals are. 0: attacked before this was kept."""
     @property
     def returned(self) -> global___ShareInterval:
         """Share of the behaviour that is back: 0 as edited, 1 as in the original."""
@@ -169,9 +175,11 @@ class AttackFigure(google.protobuf.message.Message):
         excess: global___ShareInterval | None = ...,
         unrelated_most: builtins.float | None = ...,
         unrelated_behaviours: builtins.int = ...,
+        n_tokens: builtins.int = ...,
+        n_contexts: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_unrelated_most", b"_unrelated_most", "excess", b"excess", "returned", b"returned", "unrelated", b"unrelated", "unrelated_most", b"unrelated_most"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_unrelated_most", b"_unrelated_most", "excess", b"excess", "kind", b"kind", "returned", b"returned", "strength", b"strength", "unrelated", b"unrelated", "unrelated_behaviours", b"unrelated_behaviours", "unrelated_most", b"unrelated_most"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_unrelated_most", b"_unrelated_most", "excess", b"excess", "kind", b"kind", "n_contexts", b"n_contexts", "n_tokens", b"n_tokens", "returned", b"returned", "strength", b"strength", "unrelated", b"unrelated", "unrelated_behaviours", b"unrelated_behaviours", "unrelated_most", b"unrelated_most"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_unrelated_most", b"_unrelated_most"]) -> typing.Literal["unrelated_most"] | None: ...
 
 global___AttackFigure = AttackFigure

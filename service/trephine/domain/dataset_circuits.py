@@ -214,8 +214,8 @@ class Clustering:
     silhouette: float
     """Mean over contexts, by cosine distance; NaN for one cluster."""
     null_silhouette: float
-    """The largest of 38 clouds without groups: Gaussian with the mean and covariance of the directions, or uniform
-    along their principal axes; each at its own best number of clusters."""
+    """The largest of 38 clouds without groups: Gaussian with the mean and covariance of the directions, or
+    uniform along their principal axes; each at its own best number of clusters."""
     sizes: tuple[int, ...]
     assignment: tuple[int, ...]
     """Cluster of every training context."""

@@ -28,6 +28,8 @@ def test_removal_there_and_back(verdict, kind):
         excess=interval,
         unrelated_most=0.0,
         unrelated_behaviours=3,
+        n_tokens=16,
+        n_contexts=4,
     )
     sent = Removal(
         verdict=verdict, why="why", figures=(figure, figure), n_tokens=9, n_contexts=5, effect=0.5,
@@ -40,6 +42,7 @@ def test_removal_there_and_back(verdict, kind):
     assert (found.why, found.n_tokens, found.n_contexts, found.seed) == ("why", 9, 5, 7)
     assert found.figures[0].excess.low == -0.5
     assert found.figures[0].strength == 0.03
+    assert (found.figures[0].n_tokens, found.figures[0].n_contexts) == (16, 4)
     assert (found.figures[0].unrelated_most, found.figures[0].unrelated_behaviours) == (0.0, 3)
     assert removal_to_wire(replace(sent, figures=(replace(figure, unrelated_most=None),))) is not None
 

@@ -69,6 +69,10 @@ class AttackFigure(WireValue):
     """Mean share of the unrelated behaviour that returned most; None: the attack is older than this."""
     unrelated_behaviours: int = 0
     """How many there were; 0: the attack is older than this."""
+    n_tokens: int = 0
+    """Tokens that it was measured on; 0: the attack is older than this."""
+    n_contexts: int = 0
+    """Contexts that they stand in, over which its intervals are; 0: the attack is older than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

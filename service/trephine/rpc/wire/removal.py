@@ -48,6 +48,8 @@ def _figure_to_wire(figure: domain.AttackFigure) -> pb.AttackFigure:
         excess=_interval_to_wire(figure.excess),
         unrelated_most=figure.unrelated_most,
         unrelated_behaviours=figure.unrelated_behaviours,
+        n_tokens=figure.n_tokens,
+        n_contexts=figure.n_contexts,
     )
 
 
