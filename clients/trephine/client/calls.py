@@ -3,7 +3,8 @@
 Ctrl-C comes between any two instructions of the main thread, also where gRPC has just taken a lock of its
 channel. That lock is then never released, and every later call, and closing the channel, waits without end.
 So the caller's thread runs none of gRPC's code: it hands over what is to be done and waits for the answer on
-a `queue.SimpleQueue`, which is written in C and leaves nothing locked when a wait is interrupted.
+a `queue.SimpleQueue`, which is written in C and leaves nothing locked when a wait is interrupted. It waits in
+slices: a signal that arrives just before a wait is noticed when that wait ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
@@ -25,6 +26,9 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 Step = Callable[[], object]
+
+_SLICE_SECONDS = 0.5
+"""The longest that a Ctrl-C can go unnoticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Calls:
 
         self._steps.put(partial(_reporting, begin, answers))
         try:
-            return _response(answers.get())
+            return _response(_awaited(answers))
         finally:
             self._steps.put(partial(_cancel, running))
 
@@ -104,7 +108,7 @@ class Calls:
         self._steps.put(partial(_reporting, begin, answers))
         try:
             wanted.put(True)
-            while not (answer := answers.get()).ended:
+            while not (answer := _awaited(answers)).ended:
                 yield _response(answer)
                 wanted.put(True)
         finally:
@@ -120,7 +124,7 @@ class Calls:
             answers.put(_Answer())
 
         self._steps.put(partial(_reporting, end, answers))
-        _response(answers.get())
+        _response(_awaited(answers))
 
 
 # --- on the other threads ------------------------------------------------------------------------
@@ -174,6 +178,14 @@ def _translated(failure: Exception) -> Exception:
 
 
 # --- on the caller's thread ----------------------------------------------------------------------
+
+
+def _awaited(answers: SimpleQueue[_Answer[ResponseT]]) -> _Answer[ResponseT]:
+    while True:
+        try:
+            return answers.get(timeout=_SLICE_SECONDS)
+        except Empty:
+            continue  # here a pending KeyboardInterrupt is raised
 
 
 def _response(answer: _Answer[ResponseT]) -> ResponseT:
