@@ -285,7 +285,7 @@ def removal(bench: Bench, replacement: str) -> dict[str, Margins]:
     random = matched_features(study.space, choice.removed, spurious, judged.use, bench.seed + 100)
     texts = bench.ids(bench.draw.test)
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
-    refit = finish(study.head_with(random, "random", study.everything))
+    refit = _trained_again(study, random)
     return {
         "removed": study.head.margin(without).tolist(),
         "removed, refitted": choice.final.plain.margin(without).tolist(),
@@ -296,6 +296,14 @@ def removal(bench: Bench, replacement: str) -> dict[str, Margins]:
     }
 
 
+def _trained_again(study: Study, removed: Sequence[FeatureRef]) -> LinearHead:
+    """Train the head on as many texts as what is removed by the product is; with nothing gone it stays."""
+    if not removed:
+        return study.head
+    texts = [one.ids for one in study.everything]
+    return study.trained(finish(study.pool(texts, removed, "trained again")), study.everything)
+
+
 def skyline(bench: Bench, replacement: str) -> dict[str, Margins]:
     """Features chosen by balanced texts, the head trained again: how far this dictionary can go."""
     study = finish(open_study(bench.hosted, command(bench, replacement)))
@@ -303,7 +311,7 @@ def skyline(bench: Bench, replacement: str) -> dict[str, Margins]:
     order = _skyline_order(study, bench, items)
     ranked = [feature_of(study.space, node) for node in order.tolist()]
     texts, tried = bench.ids(items), counts_up_to(len(ranked), COUNTS)
-    heads = [finish(study.head_with(ranked[:count], "skyline")) for count in tried]
+    heads = [_trained_again(study, ranked[:count]) for count in tried]
     worst = [
         worst_group(head.decide(bench.pool(texts, ranked[:count])), labels(items), attributes(items))
         for head, count in zip(heads, tried, strict=True)

@@ -69,7 +69,8 @@ class Baseline:
         own = yield from self._behaviours([Arm(interventions=interventions)], "behaviour of the edit")
         change = own.arms[0] - own.plain
         if not isfinite(change):
-            return _overflown(own), {}
+            why = "answers overflow under the edit, so that it has no behaviour that a prompt could have"
+            return _undecided(own, (), why), {}
         tried = self._prompts(upwards=change >= 0)
         found = yield from self._behaviours_of(tried)
         candidates = tuple(
@@ -77,16 +78,7 @@ class Baseline:
             for one, b in zip(tried, found, strict=True)
         )
         same_way = [i for i, b in enumerate(found) if (b - own.plain) * change > 0]
-        result = PromptingResult(
-            candidates=candidates,
-            chosen="",
-            plain_behaviour=own.plain,
-            edit_behaviour=own.arms[0],
-            strength=None,
-            differences=(),
-            standing=Standing.INCONCLUSIVE,
-            why="no prompt that was tried moves the behaviour the edit's way",
-        )
+        result = _undecided(own, candidates, "no prompt that was tried moves the behaviour the edit's way")
         if not same_way:
             return result, {}
         chosen = min(same_way, key=lambda i: abs(found[i] - own.arms[0]))
@@ -169,17 +161,16 @@ class Baseline:
         return damage, tuple(differences)
 
 
-def _overflown(own: _Behaviours) -> PromptingResult:
-    """Say that no prompt can have the behaviour of an edit under which it is no number."""
+def _undecided(own: _Behaviours, candidates: tuple[PromptCandidate, ...], why: str) -> PromptingResult:
     return PromptingResult(
-        candidates=(),
+        candidates=candidates,
         chosen="",
         plain_behaviour=own.plain,
         edit_behaviour=own.arms[0],
         strength=None,
         differences=(),
         standing=Standing.INCONCLUSIVE,
-        why="answers overflow under the edit, so that it has no behaviour that a prompt could have",
+        why=why,
     )
 
 

@@ -91,21 +91,6 @@ class Study:
         """Return the pairs `(n_pairs, 2)` that a head is trained on; None: on the texts."""
         return trained_pairs(self.command, texts)
 
-    def head_with(
-        self, removed: Removed, stage: str, texts: Sequence[Example] | None = None
-    ) -> Generator[Progress | None, None, LinearHead]:
-        """Return the head that decides once features are removed: trained again if that was asked for.
-
-        Args:
-            removed: Features that are gone.
-            stage: Name in the progress.
-            texts: What it is trained on; None: `fitted`.
-        """
-        if not self.trains or not removed:
-            return self.head
-        texts = self.fitted if texts is None else texts
-        return self.trained((yield from self.pool([one.ids for one in texts], removed, stage)), texts)
-
 
 def open_study(
     hosted: HostedModel, command: RemoveSpuriousFeatures
