@@ -121,6 +121,7 @@ class Model(
         against: str | None = None,
         positions: Sequence[int] = (),
         replacement: AnySet | None = None,
+        beside: Sequence[AnySet] = (),
         layers: Sequence[int] | None = None,
         max_feature_nodes: int | None = None,
         min_attribution: float | None = None,
@@ -140,7 +141,10 @@ class Model(
             positions: Where the target is read; -1 is the last. Empty: the last.
             replacement: Loaded replacement set whose features span the graph, by id, by name or as value;
                 unset: neurons.
-            layers: Layers that are opened; the other MLPs become error nodes. Unset: all.
+            beside: Further loaded sets whose features are nodes too, in the same layers; no two may
+                reconstruct the same site. `neurons`: those of the MLPs that no set reconstructs.
+            layers: Layers that are opened, as far as a set has them; the other MLPs become error nodes.
+                Unset: all.
             max_feature_nodes: Unset 512.
             min_attribution: Choose features by hierarchical attribution: those whose absolute attribution, in
                 units of what is explained, is at least this. Unset: by influence.
@@ -157,6 +161,7 @@ class Model(
             graph_target(target, against, positions),
             request_id,
             replacement=replacement,
+            beside=beside,
             layers=layers,
             max_feature_nodes=max_feature_nodes,
             min_attribution=min_attribution,

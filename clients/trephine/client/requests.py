@@ -106,6 +106,7 @@ def discover(
     given = _given(options)
     if "replacement" in given:
         given["replacement"] = set_id(given["replacement"], model)
+    given["beside"] = [set_id(name, model) for name in given.get("beside", ())]
     return circuit_service_pb2.DiscoverCircuitRequest(
         model=model, prompt=prompt, target=what, request_id=fresh_id(request_id), **given
     )

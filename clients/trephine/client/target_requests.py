@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trephine.client.errors import InvalidRequestError
 from trephine.client.sendable import sendable
+from trephine.client.set_ids import set_id
 from trephine.client.types.interventions import site_message
 from trephine.client.types.targets import (
     AttentionScore,
@@ -38,8 +39,9 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
             message = pb.GraphTarget(top_logits=pb.TopLogits(limit=limit, mass=mass))
         case TokenLogits(tokens=tokens):
             message = pb.GraphTarget(token_logits=pb.TokenLogits(tokens=tokens))
-        case FeatureValue(layer=layer, index=index):
-            message = pb.GraphTarget(feature=pb.FeatureValue(layer=layer, index=index))
+        case FeatureValue(layer=layer, index=index, replacement=replacement):
+            feature = pb.FeatureValue(layer=layer, index=index, replacement=set_id(replacement))
+            message = pb.GraphTarget(feature=feature)
         case DirectionValue(site=site, vector=vector, name=name):
             direction = pb.DirectionValue(site=site_message(site), vector=vector, name=name)
             message = pb.GraphTarget(direction=direction)

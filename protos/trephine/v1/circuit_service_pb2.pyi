@@ -31,7 +31,7 @@ class _NodeKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     NODE_KIND_UNSPECIFIED: _NodeKind.ValueType  # 0
     """Not set: any."""
     NODE_KIND_FEATURE: _NodeKind.ValueType  # 1
-    """A feature of the replacement set."""
+    """A feature of a replacement set."""
     NODE_KIND_ERROR: _NodeKind.ValueType  # 2
     """An uncovered or unreconstructed MLP output."""
     NODE_KIND_TOKEN: _NodeKind.ValueType  # 3
@@ -45,7 +45,7 @@ class NodeKind(_NodeKind, metaclass=_NodeKindEnumTypeWrapper):
 NODE_KIND_UNSPECIFIED: NodeKind.ValueType  # 0
 """Not set: any."""
 NODE_KIND_FEATURE: NodeKind.ValueType  # 1
-"""A feature of the replacement set."""
+"""A feature of a replacement set."""
 NODE_KIND_ERROR: NodeKind.ValueType  # 2
 """An uncovered or unreconstructed MLP output."""
 NODE_KIND_TOKEN: NodeKind.ValueType  # 3
@@ -101,6 +101,7 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: builtins.int
     MIN_ATTRIBUTION_FIELD_NUMBER: builtins.int
     PRUNING_FIELD_NUMBER: builtins.int
+    BESIDE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     prompt: builtins.str
@@ -130,11 +131,17 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
 
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Layers that the set covers; empty means all. The other MLPs become error nodes."""
+        """Layers that are opened; empty means all that a set covers. The other MLPs become error nodes."""
 
     @property
     def pruning(self) -> trephine.v1.circuit_queries_pb2.PruningBounds:
         """Store what is left after pruning. Unset: everything."""
+
+    @property
+    def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Further sets whose features are nodes too, in the same layers; no two may reconstruct the same site.
+        `neurons`: those of the MLPs that no set reconstructs.
+        """
 
     def __init__(
         self,
@@ -152,9 +159,10 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
         validate_only: builtins.bool = ...,
         min_attribution: builtins.float | None = ...,
         pruning: trephine.v1.circuit_queries_pb2.PruningBounds | None = ...,
+        beside: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_min_attribution", b"_min_attribution", "_pruning", b"_pruning", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "max_feature_nodes", b"max_feature_nodes", "min_attribution", b"min_attribution", "pruning", b"pruning", "seed", b"seed", "target", b"target", "verify_nodes", b"verify_nodes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_min_attribution", b"_min_attribution", "_pruning", b"_pruning", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "edge_mass", b"edge_mass", "layers", b"layers", "max_feature_nodes", b"max_feature_nodes", "min_attribution", b"min_attribution", "model", b"model", "prompt", b"prompt", "pruning", b"pruning", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "target", b"target", "validate_only", b"validate_only", "verify_nodes", b"verify_nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_edge_mass", b"_edge_mass", "_max_feature_nodes", b"_max_feature_nodes", "_min_attribution", b"_min_attribution", "_pruning", b"_pruning", "_seed", b"_seed", "_verify_nodes", b"_verify_nodes", "beside", b"beside", "edge_mass", b"edge_mass", "layers", b"layers", "max_feature_nodes", b"max_feature_nodes", "min_attribution", b"min_attribution", "model", b"model", "prompt", b"prompt", "pruning", b"pruning", "replacement", b"replacement", "request_id", b"request_id", "seed", b"seed", "target", b"target", "validate_only", b"validate_only", "verify_nodes", b"verify_nodes"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_edge_mass", b"_edge_mass"]) -> typing.Literal["edge_mass"] | None: ...
     @typing.overload
@@ -169,6 +177,28 @@ class DiscoverCircuitRequest(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_verify_nodes", b"_verify_nodes"]) -> typing.Literal["verify_nodes"] | None: ...
 
 global___DiscoverCircuitRequest = DiscoverCircuitRequest
+
+@typing.final
+class CircuitSet(google.protobuf.message.Message):
+    """A replacement set that a circuit spans."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CONTENT_HASH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What its features are addressed by."""
+    content_hash: builtins.str
+    """Of its weights. Empty for neurons, and where the circuit does not say: imported ones, and older ones."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        content_hash: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_hash", b"content_hash", "name", b"name"]) -> None: ...
+
+global___CircuitSet = CircuitSet
 
 @typing.final
 class EstimateQuality(google.protobuf.message.Message):
@@ -342,12 +372,14 @@ class Circuit(google.protobuf.message.Message):
     PROVENANCE_FIELD_NUMBER: builtins.int
     SCORES_FIELD_NUMBER: builtins.int
     HIERARCHY_FIELD_NUMBER: builtins.int
+    SETS_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuits/...`."""
     prompt: builtins.str
     """The prompt."""
     replacement: builtins.str
-    """Replacement set."""
+    """Replacement set; `sets` holds those beside it too."""
     edge_rule: builtins.str
     """`exact`, `relp_half` (an estimate), or `unknown` of an imported graph that does not say."""
     baseline: builtins.float
@@ -400,6 +432,16 @@ class Circuit(google.protobuf.message.Message):
     def hierarchy(self) -> global___HierarchicalAttribution:
         """Set if features were chosen by hierarchical attribution."""
 
+    @property
+    def sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CircuitSet]:
+        """Every set that it spans, first the one that `replacement` names."""
+
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers whose features it could choose from, ascending. Empty where the circuit does not say: imported
+        ones, and older ones.
+        """
+
     def __init__(
         self,
         *,
@@ -424,9 +466,11 @@ class Circuit(google.protobuf.message.Message):
         provenance: trephine.v1.circuit_queries_pb2.Provenance | None = ...,
         scores: global___GraphScores | None = ...,
         hierarchy: global___HierarchicalAttribution | None = ...,
+        sets: collections.abc.Iterable[global___CircuitSet] | None = ...,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "hierarchy", b"hierarchy", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "hierarchy", b"hierarchy", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "hierarchy", b"hierarchy", "layers", b"layers", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "sets", b"sets", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_hierarchy", b"_hierarchy"]) -> typing.Literal["hierarchy"] | None: ...
     @typing.overload
@@ -473,7 +517,7 @@ class ListCircuitsRequest(google.protobuf.message.Message):
     model: builtins.str
     """Only of this model, `models/smollm2`; empty: any."""
     replacement: builtins.str
-    """Only over this replacement set; empty: any."""
+    """Only those that span this replacement set, alone or beside others; empty: any."""
     prompt: builtins.str
     """Only of prompts that hold this text, whatever its case; empty: any."""
     parent: builtins.str

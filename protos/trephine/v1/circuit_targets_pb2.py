@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from trephine.v1 import common_pb2 as trephine_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!trephine/v1/circuit_targets.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\"\xc5\x02\n\x0bGraphTarget\x12)\n\x05logit\x18\x01 \x01(\x0b\x32\x18.trephine.v1.LogitTargetH\x00\x12,\n\ntop_logits\x18\x02 \x01(\x0b\x32\x16.trephine.v1.TopLogitsH\x00\x12\x30\n\x0ctoken_logits\x18\x03 \x01(\x0b\x32\x18.trephine.v1.TokenLogitsH\x00\x12,\n\x07\x66\x65\x61ture\x18\x04 \x01(\x0b\x32\x19.trephine.v1.FeatureValueH\x00\x12\x30\n\tdirection\x18\x05 \x01(\x0b\x32\x1b.trephine.v1.DirectionValueH\x00\x12\x30\n\tattention\x18\x06 \x01(\x0b\x32\x1b.trephine.v1.AttentionScoreH\x00\x12\x11\n\tpositions\x18\x07 \x03(\x05\x42\x06\n\x04kind\"E\n\tTopLogits\x12\x12\n\x05limit\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04mass\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_limitB\x07\n\x05_mass\"\x1d\n\x0bTokenLogits\x12\x0e\n\x06tokens\x18\x01 \x03(\t\",\n\x0c\x46\x65\x61tureValue\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\"O\n\x0e\x44irectionValue\x12\x1f\n\x04site\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Site\x12\x0e\n\x06vector\x18\x02 \x03(\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\":\n\x0e\x41ttentionScore\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04head\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x05\"\xf2\x01\n\x0f\x45xplainedTarget\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trephine.v1.TargetKind\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x05\x12\r\n\x05share\x18\x04 \x01(\x01\x12\r\n\x05value\x18\x05 \x01(\x01\x12\x11\n\testimated\x18\x06 \x01(\x08\x12&\n\x05token\x18\x07 \x01(\x0b\x32\x12.trephine.v1.TokenH\x00\x88\x01\x01\x12(\n\x07\x61gainst\x18\x08 \x01(\x0b\x32\x12.trephine.v1.TokenH\x01\x88\x01\x01\x42\x08\n\x06_tokenB\n\n\x08_against*\x8f\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11TARGET_KIND_LOGIT\x10\x01\x12\x17\n\x13TARGET_KIND_FEATURE\x10\x02\x12\x19\n\x15TARGET_KIND_DIRECTION\x10\x03\x12\x19\n\x15TARGET_KIND_ATTENTION\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!trephine/v1/circuit_targets.proto\x12\x0btrephine.v1\x1a\x18trephine/v1/common.proto\"\xc5\x02\n\x0bGraphTarget\x12)\n\x05logit\x18\x01 \x01(\x0b\x32\x18.trephine.v1.LogitTargetH\x00\x12,\n\ntop_logits\x18\x02 \x01(\x0b\x32\x16.trephine.v1.TopLogitsH\x00\x12\x30\n\x0ctoken_logits\x18\x03 \x01(\x0b\x32\x18.trephine.v1.TokenLogitsH\x00\x12,\n\x07\x66\x65\x61ture\x18\x04 \x01(\x0b\x32\x19.trephine.v1.FeatureValueH\x00\x12\x30\n\tdirection\x18\x05 \x01(\x0b\x32\x1b.trephine.v1.DirectionValueH\x00\x12\x30\n\tattention\x18\x06 \x01(\x0b\x32\x1b.trephine.v1.AttentionScoreH\x00\x12\x11\n\tpositions\x18\x07 \x03(\x05\x42\x06\n\x04kind\"E\n\tTopLogits\x12\x12\n\x05limit\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04mass\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_limitB\x07\n\x05_mass\"\x1d\n\x0bTokenLogits\x12\x0e\n\x06tokens\x18\x01 \x03(\t\"A\n\x0c\x46\x65\x61tureValue\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0breplacement\x18\x03 \x01(\t\"O\n\x0e\x44irectionValue\x12\x1f\n\x04site\x18\x01 \x01(\x0b\x32\x11.trephine.v1.Site\x12\x0e\n\x06vector\x18\x02 \x03(\x01\x12\x0c\n\x04name\x18\x03 \x01(\t\":\n\x0e\x41ttentionScore\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0c\n\x04head\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x05\"\xf2\x01\n\x0f\x45xplainedTarget\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.trephine.v1.TargetKind\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x05\x12\r\n\x05share\x18\x04 \x01(\x01\x12\r\n\x05value\x18\x05 \x01(\x01\x12\x11\n\testimated\x18\x06 \x01(\x08\x12&\n\x05token\x18\x07 \x01(\x0b\x32\x12.trephine.v1.TokenH\x00\x88\x01\x01\x12(\n\x07\x61gainst\x18\x08 \x01(\x0b\x32\x12.trephine.v1.TokenH\x01\x88\x01\x01\x42\x08\n\x06_tokenB\n\n\x08_against*\x8f\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11TARGET_KIND_LOGIT\x10\x01\x12\x17\n\x13TARGET_KIND_FEATURE\x10\x02\x12\x19\n\x15TARGET_KIND_DIRECTION\x10\x03\x12\x19\n\x15TARGET_KIND_ATTENTION\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trephine.v1.circuit_targets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TARGETKIND']._serialized_start=939
-  _globals['_TARGETKIND']._serialized_end=1082
+  _globals['_TARGETKIND']._serialized_start=960
+  _globals['_TARGETKIND']._serialized_end=1103
   _globals['_GRAPHTARGET']._serialized_start=77
   _globals['_GRAPHTARGET']._serialized_end=402
   _globals['_TOPLOGITS']._serialized_start=404
@@ -41,11 +41,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENLOGITS']._serialized_start=475
   _globals['_TOKENLOGITS']._serialized_end=504
   _globals['_FEATUREVALUE']._serialized_start=506
-  _globals['_FEATUREVALUE']._serialized_end=550
-  _globals['_DIRECTIONVALUE']._serialized_start=552
-  _globals['_DIRECTIONVALUE']._serialized_end=631
-  _globals['_ATTENTIONSCORE']._serialized_start=633
-  _globals['_ATTENTIONSCORE']._serialized_end=691
-  _globals['_EXPLAINEDTARGET']._serialized_start=694
-  _globals['_EXPLAINEDTARGET']._serialized_end=936
+  _globals['_FEATUREVALUE']._serialized_end=571
+  _globals['_DIRECTIONVALUE']._serialized_start=573
+  _globals['_DIRECTIONVALUE']._serialized_end=652
+  _globals['_ATTENTIONSCORE']._serialized_start=654
+  _globals['_ATTENTIONSCORE']._serialized_end=712
+  _globals['_EXPLAINEDTARGET']._serialized_start=715
+  _globals['_EXPLAINEDTARGET']._serialized_end=957
 # @@protoc_insertion_point(module_scope)

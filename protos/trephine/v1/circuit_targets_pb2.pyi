@@ -169,17 +169,21 @@ class FeatureValue(google.protobuf.message.Message):
 
     LAYER_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
+    REPLACEMENT_FIELD_NUMBER: builtins.int
     layer: builtins.int
     """Layer, from 0."""
     index: builtins.int
     """Index in its layer."""
+    replacement: builtins.str
+    """Its set, of those that the graph spans; empty: the first."""
     def __init__(
         self,
         *,
         layer: builtins.int = ...,
         index: builtins.int = ...,
+        replacement: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "layer", b"layer"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "layer", b"layer", "replacement", b"replacement"]) -> None: ...
 
 global___FeatureValue = FeatureValue
 

@@ -53,4 +53,4 @@ async def known_features(
 def _content_hash(circuit: Circuit, feature: FeatureRef) -> str:
     if feature.replacement == NEURONS:
         return circuit.weight_hash
-    return circuit.set_hash if feature.replacement == circuit.replacement else ""
+    return {each.name: each.content_hash for each in circuit.sets}.get(feature.replacement, "")

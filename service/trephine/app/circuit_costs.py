@@ -1,4 +1,4 @@
-"""What a discovery is predicted to take, from the exact token count and the set's description.
+"""What a discovery is predicted to take, from the exact token count and the sets' description.
 
 A discovery is a forward pass with its sweeps, per node a row (a sweep through its cone) and a look through
 the lens, per verified node another pass. The constants are fitted to processor time on SmolLM2 (neurons and
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
-from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import SiteKind
 from trephine.domain.sweeps import (
     SCORES_PER_SWEEP,
@@ -93,7 +93,8 @@ def discovery_cost(
         command: What is asked.
         info: The loaded model.
         n_tokens: Of the prompt.
-        layers: Layers of the set that are covered; none for the model's own neurons.
+        layers: Layers of all sets that are opened, neurons beside them included; none for the model's own
+            neurons alone.
     """
     on_gpu = bool(layers) and not info.device.startswith("cpu")
     return DiscoveryCost(
@@ -115,7 +116,8 @@ def _seconds(
     per_token = 2 * info.n_parameters
     encoders = 2 * sum(layer.d_in * layer.d_sae for layer in layers)
     blocks = per_token - 2 * info.d_vocab * info.d_model
-    cone = _CONE_OF_SETS if layers else _CONE
+    neurons = sum(layer.kind is LayerKind.NEURONS for layer in layers) / len(layers) if layers else 1.0
+    cone = neurons * _CONE + (1 - neurons) * _CONE_OF_SETS
     lens = 2 * info.d_vocab * info.d_model
     flops = float(n_tokens) * (_PASSES * per_token + encoders)
     flops += command.max_feature_nodes * (lens + cone * n_tokens * blocks)
@@ -141,8 +143,10 @@ def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLay
         else min(TARGETS_PER_ROUND, neuron_targets_per_sweep(n_tokens))
     )
     rows = per_sweep * n_tokens
-    width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
-    return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
+    widths = [6 * info.d_model] if layers else []
+    if not layers or any(layer.kind is LayerKind.NEURONS for layer in layers):
+        widths.append(_SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp))
+    return max(rows * max(widths), _LENS_ROWS * info.d_vocab) * _FLOAT
 
 
 def _on_gpu(

@@ -2,8 +2,8 @@
 
 Nodes are the same if they have the same kind, layer, feature (of the same set) and position; or the same
 without the position, when positions are summed, as is needed for prompts that do not line up. Edges are the
-same if their ends are. Sets are the same if their contents are; their names alone count where a circuit does
-not say more.
+same if their ends are. Sets are the same if their contents are; the name alone counts where either circuit
+does not say what the set of that name held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trephine.app.pruning import numbers
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.findings import Figure
+from trephine.domain.sites import NEURONS
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -77,7 +78,7 @@ class CircuitDiff:
 def compare(first: Circuit, second: Circuit, *, sum_positions: bool) -> CircuitDiff:
     """Return the difference of two circuits."""
     numbering: dict[tuple[object, ...], int] = {}
-    by_name = first.set_is_unknown or second.set_is_unknown
+    by_name = frozenset(by_name_alone(first, second))
     sides = [_Side(circuit, numbering, sum_positions, by_name=by_name) for circuit in (first, second)]
     a, b = (side.nodes(len(numbering)) for side in sides)
     compared = [_compared(sides, x, y) for x, y in zip(a, b, strict=True)]
@@ -91,6 +92,17 @@ def compare(first: Circuit, second: Circuit, *, sum_positions: bool) -> CircuitD
         figures=_figures(first, second),
         overlap=_overlap(compared, edges),
     )
+
+
+def by_name_alone(first: Circuit, second: Circuit) -> tuple[str, ...]:
+    """Return names of sets that both circuits span, without both saying what these held."""
+    unknown = {
+        each.name
+        for circuit in (first, second)
+        for each in circuit.sets
+        if each.name != NEURONS and not each.content_hash
+    }
+    return tuple(name for name in first.set_names if name in unknown and name in second.set_names)
 
 
 class EdgeChanges(Sequence[ComparedEdge]):
@@ -125,13 +137,16 @@ class _Side:
     """One circuit with its nodes' keys."""
 
     def __init__(
-        self, circuit: Circuit, numbering: dict[tuple[object, ...], int], summed: bool, *, by_name: bool
+        self,
+        circuit: Circuit,
+        numbering: dict[tuple[object, ...], int],
+        summed: bool,
+        *,
+        by_name: frozenset[str],
     ) -> None:
         self.circuit = circuit
-        content = "" if by_name else circuit.set_hash
-        keys = (
-            (*_key(node, summed), content if node.kind is NodeKind.FEATURE else "") for node in circuit.nodes
-        )
+        content = {each.name: each.content_hash for each in circuit.sets if each.name not in by_name}
+        keys = ((*_key(node, summed), content.get(node.replacement, "")) for node in circuit.nodes)
         self.keys: Indices = np.array([numbering.setdefault(key, len(numbering)) for key in keys], np.int64)
 
     def nodes(self, count: int) -> list[NodeSide | None]:

@@ -1,7 +1,8 @@
 """Supernodes found by themselves: features that are alike and close, merged by average linkage.
 
-Similarity is the mean cosine of what two features read and of what they write (from the engine), or the
-cosine of their edges (from the graph alone). Only pairs within some layers and positions are candidates.
+Similarity is the mean cosine of what two features read and of what they write (from the engine; all of them
+are directions of the one residual stream, whichever set they are of), or the cosine of their edges (from the
+graph alone). Only pairs within some layers and positions are candidates.
 Average linkage (Sokal & Michener 1958) keeps chains of pairwise neighbours from growing into one group.
 """
 
@@ -139,9 +140,10 @@ def _most_influential(circuit: Circuit, count: int) -> list[int]:
 async def _pairs_by_direction(
     circuit: Circuit, chosen: Sequence[int], how: AutomaticGroups, models: Models
 ) -> Pairs:
-    shelved = models.shelf(circuit.model).sets.get(circuit.replacement)
-    if shelved is not None:
-        require_same_set(circuit, shelved.info.content_hash)
+    shelved = models.shelf(circuit.model).sets
+    for each in circuit.sets:
+        if each.name in shelved:
+            require_same_set(each, shelved[each.name].info.content_hash)
     nodes = [circuit.nodes[index] for index in chosen]
     keys = [(_feature(node), node.activation >= 0) for node in nodes]
     unique = list(dict.fromkeys(keys))

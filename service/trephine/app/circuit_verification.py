@@ -10,6 +10,7 @@ from pathlib import Path
 from trephine.app.circuits import Circuits, StoredCircuit
 from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.costs import Cost, Sets, feature_counts, predict_beside
+from trephine.app.graph_sets import loaded_set, spanned_layers
 from trephine.app.models import Models
 from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
@@ -20,7 +21,6 @@ from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ParentChangedError,
-    ReplacementNotFoundError,
     ResourceNotFoundError,
     UnsupportedOptionError,
 )
@@ -71,8 +71,8 @@ class CircuitVerifications:
         Raises:
             ResourceNotFoundError: If there is no such circuit.
             ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
-            ParentChangedError: If the model's weights, or its set, are not those that it was found with.
-            ReplacementNotFoundError: If its set is not loaded, or was lost.
+            ParentChangedError: If the model's weights, or a set, are not those that it was found with.
+            ReplacementNotFoundError: If one of its sets is not loaded, or was lost.
             UnsupportedOptionError: If it came from a file, so that what it was found in is not known; or if
                 it was stored before targets were, and explains something else than one next token.
         """
@@ -92,8 +92,10 @@ class CircuitVerifications:
                 circuit_weights=stored.circuit.weight_hash,
                 model_weights=info.weight_hash,
             )
-        if stored.circuit.replacement != NEURONS:
-            self._require_set(stored.circuit, info.name)
+        for each in stored.circuit.sets:
+            if each.name != NEURONS:
+                loaded = loaded_set(self._replacements, each.name, info.name)
+                require_same_set(each, loaded.content_hash)
         stored.circuit.question()
         return stored, info
 
@@ -177,16 +179,6 @@ class CircuitVerifications:
     def _model(self, request: VerifyRequest, stored: StoredCircuit) -> str:
         return request.model or stored.circuit.model
 
-    def _require_set(self, circuit: Circuit, model: str) -> None:
-        entry = self._replacements.entry(circuit.replacement, model)
-        if entry.info is None or entry.state != "loaded":
-            raise ReplacementNotFoundError(
-                f"replacement set {entry.name} could not be loaded again: {entry.why}. "
-                "Unload it, or load it again",
-                replacement=entry.name,
-            )
-        require_same_set(circuit, entry.info.content_hash)
-
 
 @predict_beside.register
 def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
@@ -195,9 +187,9 @@ def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
     rows = options.nodes + options.depth_nodes + _GROUP_KINDS * options.groups
     rows += len(options.substitutes) * (2 * options.random_circuits + 3)
     rows += _STEP_PASSES * options.adversary_steps
-    beside = options.control and command.circuit.replacement != NEURONS
-    counts = feature_counts(command.circuit.replacement, info, sets, command.circuit.layers)
-    features, widest = sum(counts.values()), max((info.d_mlp, *counts.values()))
+    beside = options.control and command.circuit.set_names != (NEURONS,)
+    counts = _features(command.circuit, info, sets)
+    features, widest = sum(counts), max(info.d_mlp, *counts)
     masks = 3 * max(prompt, _BATCH_TOKENS) * features * _FLOAT
     dictionary = 2 * features * info.d_model * _HALF if beside else 0
     fitted = _FIT_TOKENS if beside else 0
@@ -205,3 +197,11 @@ def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
         tokens=rows * prompt * (2 if beside else 1) + _RETAIN_TOKENS + fitted,
         memory_bytes=masks + dictionary + max(prompt, _BATCH_TOKENS) * widest * 8 * _FLOAT,
     )
+
+
+def _features(circuit: Circuit, info: ModelInfo, sets: Sets) -> list[int]:
+    """Count the features of every layer of every set; of a set that is not known as many as neurons."""
+    spanned = spanned_layers(circuit.set_names, info, sets, circuit.layers)
+    unknown = (name for name in circuit.set_names if name != NEURONS and name not in sets)
+    guessed = (feature_counts(name, info, sets, circuit.layers).values() for name in unknown)
+    return [one.d_sae for one in spanned] + [count for counts in guessed for count in counts]

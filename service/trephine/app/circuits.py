@@ -333,7 +333,7 @@ def _passes(stored: StoredCircuit, wanted: CircuitFilter) -> bool:
     circuit = stored.circuit
     return (
         wanted.model in ("", circuit.model)
-        and wanted.replacement in ("", circuit.replacement)
+        and wanted.replacement in ("", *circuit.set_names)
         and wanted.parent in ("", stored.provenance.parent)
         and wanted.prompt.casefold() in circuit.prompt.casefold()
     )

@@ -21,6 +21,7 @@ from trephine.app.evaluations import Evaluations
 from trephine.app.exports import Exports
 from trephine.app.feature_indexes import FeatureIndexes
 from trephine.app.fits import Fits
+from trephine.app.graph_sets import loaded_sets, opened_layers
 from trephine.app.models import Models
 from trephine.app.names import resource
 from trephine.app.proposals import Proposals
@@ -45,6 +46,7 @@ from trephine.app.requests import (
 from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.commands import Progress
+from trephine.domain.sites import NEURONS
 
 Report = Callable[[Progress], None]
 
@@ -77,7 +79,9 @@ class Work:
         match request:
             case LoadRequest():
                 await self.models.check(request.source)
-            case DiscoverRequest() | ProposeRequest():
+            case DiscoverRequest():
+                await self._check_sets(request)
+            case ProposeRequest():
                 self.models.engine(request.model)
             case DatasetCircuitRequest():
                 await self.dataset_circuits.check(request)
@@ -145,6 +149,13 @@ class Work:
             case VerifyRequest():
                 verified = await self.circuit_verifications.run(request, report, verification_id=operation_id)
                 return verified.name
+
+    async def _check_sets(self, request: DiscoverRequest) -> None:
+        self.models.engine(request.model)
+        if request.command.sets == (NEURONS,):
+            return
+        loaded = loaded_sets(self.replacements, request.model, request.command)
+        opened_layers(request.command, await self.models.info(request.model), loaded)
 
     async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
         if not self.circuits.exists(operation_id):

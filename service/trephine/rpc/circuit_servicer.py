@@ -8,12 +8,10 @@ from google.longrunning.operations_pb2 import Operation
 
 from trephine.app.circuit_cards import known_features
 from trephine.app.circuit_costs import discovery_cost
+from trephine.app.graph_sets import loaded_sets, opened_layers
 from trephine.app.requests import DiscoverRequest
 from trephine.app.service import Service
 from trephine.domain import circuits as domain
-from trephine.domain.errors import LayerOutOfRangeError
-from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import NEURONS
 from trephine.domain.tokens import ResolveTarget
 from trephine.rpc.calls import Context
 from trephine.rpc.circuit_query_servicer import CircuitQueries
@@ -131,12 +129,8 @@ class CircuitServicer(
     async def _predicted(self, model: str, command: domain.DiscoverCircuit) -> pb.Circuit:
         """Everything that can be known without finding anything: tokens and predicted cost."""
         info = await self._models.info(model)
-        for index, layer in enumerate(command.layers or ()):
-            if layer >= info.n_layers:
-                raise LayerOutOfRangeError(
-                    f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
-                )
-        layers = self._layers(model, command)
+        loaded = loaded_sets(self._replacements, model, command)
+        layers = opened_layers(command, info, loaded)
         await self._models.predict_command(model, command)
         engine = self._models.engine(model)
         for field, text in tokens_named(command.target):
@@ -145,12 +139,6 @@ class CircuitServicer(
         with checked_target(command.target):
             split = await engine.run(domain.CheckDiscovery(command=command))
         cost = discovery_cost(command, info, len(split.tokens), layers)
-        return checked_to_wire(command, info, split.tokens, cost)
-
-    def _layers(self, model: str, command: domain.DiscoverCircuit) -> tuple[ReplacementLayerInfo, ...]:
-        """The layers of the set that a discovery covers; none for neurons."""
-        if command.replacement == NEURONS:
-            return ()
-        loaded = self._replacements.entry(command.replacement, model).info
-        layers = () if loaded is None else loaded.layers
-        return tuple(one for one in layers if command.layers is None or one.layer in command.layers)
+        hashes = {name: found.content_hash for name, found in loaded.items()}
+        sets = [domain.GraphSet(name=name, content_hash=hashes.get(name, "")) for name in command.sets]
+        return checked_to_wire(command, info, split.tokens, cost, sets)

@@ -52,6 +52,7 @@ from trephine.client.types.circuit_views import (
 )
 from trephine.client.types.circuits import (
     CircuitInfo,
+    CircuitSet,
     CurvePoint,
     Edge,
     EstimateQuality,
@@ -100,6 +101,7 @@ __all__ = [
     "CircuitExamination",
     "CircuitFaithfulness",
     "CircuitInfo",
+    "CircuitSet",
     "CircuitPath",
     "CircuitVerification",
     "ComparedEdge",

@@ -125,6 +125,15 @@ class Pruning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitSet(WireValue):
+    """A replacement set that a circuit spans."""
+
+    name: str
+    content_hash: str
+    """Of its weights; empty for neurons, and where the circuit does not say (imported ones, and older ones)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitInfo(WireValue):
     """A circuit without its nodes and edges."""
 
@@ -154,6 +163,20 @@ class CircuitInfo(WireValue):
     """None for neurons, whose reconstruction has no error."""
     hierarchy: HierarchicalAttribution | None
     """None where features were chosen by influence."""
+    sets: tuple[CircuitSet, ...]
+    """Every set that it spans, first the one that `replacement` names."""
+    layers: tuple[int, ...]
+    """Layers whose features it could choose from; empty where it does not say (imported and older ones)."""
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """Names of the sets that it spans."""
+        return tuple(each.name for each in self.sets) or (self.replacement,)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the sets beside the first."""
+        return self.set_names[1:]
 
     @property
     def target_label(self) -> str:
@@ -163,7 +186,7 @@ class CircuitInfo(WireValue):
     @property
     def noun(self) -> str:
         """What its feature nodes are: `neuron`, or `feature` of a replacement set."""
-        return "neuron" if self.replacement in ("", "neurons") else "feature"
+        return "neuron" if self.set_names in (("",), ("neurons",)) else "feature"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,10 +29,12 @@ class TokenLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureValue:
-    """A feature of the replacement set: its pre-activation; of a neuron its activation."""
+    """A feature of a replacement set: its pre-activation; of a neuron its activation."""
 
     layer: int
     index: int
+    replacement: str = ""
+    """Its set, of those that the graph spans; empty: the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

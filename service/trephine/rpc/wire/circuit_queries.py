@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trephine.app.circuit_diff import CircuitDiff, ComparedNode, NodeSide
+from trephine.app.circuit_diff import CircuitDiff, ComparedNode, NodeSide, by_name_alone
 from trephine.app.circuits import ListedNode, StoredCircuit
 from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, GroupingBasis, NodeLabel
 from trephine.domain.circuit_queries import (
@@ -18,7 +18,7 @@ from trephine.domain.circuit_queries import (
     NodeSort,
     Pruning,
 )
-from trephine.domain.circuits import NodeKind
+from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import FeatureRef
@@ -200,7 +200,8 @@ def diff_to_wire(
     sides: Sequence[StoredCircuit], diff: CircuitDiff, summed: bool, n_nodes: int, n_edges: int
 ) -> service_pb.DiffCircuitsResponse:
     """Write the most changed nodes and edges of a difference."""
-    names = [_shown(one, summed) for one in diff.nodes]
+    several = len({name for side in sides for name in side.circuit.set_names}) > 1
+    names = [_shown(one, summed, of_sets=several) for one in diff.nodes]
     return service_pb.DiffCircuitsResponse(
         nodes=[_compared_to_wire(one, summed) for one in diff.nodes[:n_nodes]],
         edges=[
@@ -227,27 +228,40 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
     caveats = []
     if first.weight_hash != second.weight_hash:
         caveats.append("The circuits are of different weights.")
-    if first.replacement != second.replacement:
-        caveats.append(
-            f"They span different features ({first.replacement}, {second.replacement}): only tokens, errors "
-            "and targets can match."
-        )
-    elif first.set_is_unknown or second.set_is_unknown:
-        caveats.append(
-            "Not both circuits say what their set held (they are imported, or were stored before that was "
-            f"recorded): features of {first.replacement} are matched by that name alone."
-        )
-    elif first.set_hash != second.set_hash:
-        caveats.append(
-            f"They were found with different sets of the name {first.replacement}: only tokens, errors and "
-            "targets can match."
-        )
+    caveats += _set_caveats(first, second)
     if [one.id for one in first.tokens] != [one.id for one in second.tokens] and not summed:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
     if first.target_label != second.target_label:
         caveats.append("They explain different targets.")
     if any(side.provenance.origin == "imported" for side in sides):
         caveats.append("Nothing about an imported circuit was verified.")
+    return caveats
+
+
+def _set_caveats(first: Circuit, second: Circuit) -> list[str]:
+    """Say which features can match, where not all can: sets may stand in any order."""
+    both = [name for name in first.set_names if name in second.set_names]
+    by_name, hashes = (
+        by_name_alone(first, second),
+        [{s.name: s.content_hash for s in c.sets} for c in (first, second)],
+    )
+    changed = [name for name in both if name not in by_name and hashes[0][name] != hashes[1][name]]
+    alike = [name for name in both if name not in changed]
+    rest = f"only features of {', '.join(alike)}, tokens" if alike else "only tokens"
+    caveats = []
+    if len(both) < max(len(first.sets), len(second.sets)):
+        spans = ", ".join("+".join(side.set_names) for side in (first, second))
+        caveats.append(f"They span different features ({spans}): {rest}, errors and targets can match.")
+    if by_name:
+        caveats.append(
+            "Not both circuits say what their set held (they are imported, or were stored before that was "
+            f"recorded): features of {', '.join(by_name)} are matched by that name alone."
+        )
+    if changed:
+        caveats.append(
+            f"They were found with different sets of the name {', '.join(changed)}: {rest}, errors and "
+            "targets can match."
+        )
     return caveats
 
 
@@ -281,10 +295,11 @@ def _side_to_wire(side: NodeSide | None) -> pb.NodeSide | None:
     )
 
 
-def _shown(one: ComparedNode, summed: bool) -> str:
+def _shown(one: ComparedNode, summed: bool, *, of_sets: bool) -> str:
     node = one.node
+    set_name = f"{node.replacement}:" if of_sets else ""
     address = {
-        NodeKind.FEATURE: f"{node.layer}:{node.feature}",
+        NodeKind.FEATURE: f"{set_name}{node.layer}:{node.feature}",
         NodeKind.ERROR: f"error {node.layer} {error_site(node) or ''}".rstrip(),
         NodeKind.TOKEN: f"token {node.label!r}",
         NodeKind.LOGIT: f"target {node.label!r}",

@@ -60,6 +60,7 @@ def graph_target_from_wire(message: pb.GraphTarget) -> GraphTarget:
             return FeatureValue(
                 layer=at_least(message.feature.layer, 0, "feature.layer"),
                 index=at_least(message.feature.index, 0, "feature.index"),
+                replacement=message.feature.replacement,
             )
         case "direction":
             return _direction(message.direction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trephine.app.circuit_costs import DiscoveryCost
 from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
 from trephine.domain.circuit_queries import Provenance
@@ -9,6 +11,7 @@ from trephine.domain.circuits import (
     DiscoverCircuit,
     EstimateQuality,
     GraphScores,
+    GraphSet,
     HierarchicalFigures,
     NodeKind,
 )
@@ -65,6 +68,7 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         positions=tuple(request.target.positions),
         replacement=request.replacement or NEURONS,
         layers=tuple(request.layers) or None,
+        beside=named_beside(request.beside),
         max_feature_nodes=nodes,
         min_attribution=finite(request.min_attribution, "min_attribution")
         if _has(request, "min_attribution")
@@ -75,6 +79,20 @@ def discover_from_wire(request: pb.DiscoverCircuitRequest) -> DiscoverCircuit:
         else 128,
         seed=request.seed,
     )
+
+
+def named_beside(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of further sets.
+
+    Raises:
+        InvalidRequestError: If one is empty; it names the field.
+    """
+    for index, name in enumerate(names):
+        if not name:
+            raise InvalidRequestError(
+                f"beside[{index}] is empty; name a set, or neurons", field=f"beside[{index}]"
+            )
+    return tuple(names)
 
 
 def share(value: float, field: str) -> float:
@@ -113,6 +131,8 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         provenance=provenance_to_wire(stored.provenance),
         scores=None if figures.scores is None else _scores_to_wire(figures.scores),
         hierarchy=None if figures.hierarchy is None else _hierarchy_to_wire(figures.hierarchy),
+        sets=[_set_to_wire(each) for each in circuit.sets],
+        layers=circuit.layers or (),
     )
 
 
@@ -121,6 +141,7 @@ def checked_to_wire(
     info: ModelInfo,
     tokens: tuple[Token, ...],
     cost: DiscoveryCost,
+    sets: Sequence[GraphSet],
 ) -> pb.Circuit:
     """Write what is known of a circuit before it is found; time and memory are predictions."""
     return pb.Circuit(
@@ -130,6 +151,7 @@ def checked_to_wire(
         version=version_to_wire(info.name, info.weight_hash),
         seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
+        sets=[_set_to_wire(each) for each in sets],
     )
 
 
@@ -177,6 +199,10 @@ def kind_from_wire(kind: pb.NodeKind.ValueType) -> NodeKind | None:
 def format_from_wire(number: pb.CircuitFormat.ValueType) -> CircuitFormat:
     """Read a format; unspecified is refused."""
     return one_of(number, _FORMATS, "format")
+
+
+def _set_to_wire(each: GraphSet) -> pb.CircuitSet:
+    return pb.CircuitSet(name=clean(each.name), content_hash=clean(each.content_hash))
 
 
 def _has(request: pb.DiscoverCircuitRequest, field: str) -> bool:

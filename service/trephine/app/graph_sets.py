@@ -1,0 +1,127 @@
+"""The replacement sets that a graph spans, as they are loaded beside a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from trephine.app.replacements import Replacements
+from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError, TrephineError
+from trephine.domain.models import ModelInfo
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, ReplacementSetInfo, SupportRule
+from trephine.domain.sites import NEURONS, Site, SiteKind
+
+
+def loaded_set(replacements: Replacements, name: str, model: str) -> ReplacementSetInfo:
+    """Return a set that is loaded beside a model.
+
+    Raises:
+        ReplacementNotFoundError: If it is not, or was lost.
+    """
+    entry = replacements.entry(name, model)
+    if entry.info is None or entry.state != "loaded":
+        raise ReplacementNotFoundError(
+            f"replacement set {entry.name} could not be loaded again: {entry.why}. "
+            "Unload it, or load it again",
+            replacement=entry.name,
+        )
+    return entry.info
+
+
+def loaded_sets(
+    replacements: Replacements, model: str, command: DiscoverCircuit
+) -> dict[str, ReplacementSetInfo]:
+    """Return the sets of a discovery by name; neurons are no set.
+
+    Raises:
+        ReplacementNotFoundError: If one is not loaded, or was lost; it names the field.
+    """
+    found = {}
+    for index, name in enumerate(command.sets):
+        if name == NEURONS:
+            continue
+        try:
+            found[name] = loaded_set(replacements, name, model)
+        except TrephineError as error:
+            raise error.with_field(f"beside[{index - 1}]" if index else "replacement") from None
+    return found
+
+
+def opened_layers(
+    command: DiscoverCircuit, info: ModelInfo, loaded: Mapping[str, ReplacementSetInfo]
+) -> tuple[ReplacementLayerInfo, ...]:
+    """Return the layers of the sets that a discovery opens, neurons beside them included.
+
+    Of a discovery in neurons alone there are none.
+
+    Raises:
+        LayerOutOfRangeError: If the model, or every set, lacks a layer that is asked for.
+    """
+    for index, layer in enumerate(command.layers or ()):
+        if layer >= info.n_layers:
+            raise LayerOutOfRangeError(
+                f"the model has layers 0 to {info.n_layers - 1}, got {layer}", field=f"layers[{index}]"
+            )
+    if command.sets == (NEURONS,):
+        return ()
+    sets = {name: found.layers for name, found in loaded.items()}
+    opened = spanned_layers(command.sets, info, sets, command.layers)
+    known = {one.layer for one in opened}
+    for index, layer in enumerate(command.layers or ()):
+        if layer not in known:
+            covered = sorted({one.layer for one in spanned_layers(command.sets, info, sets)})
+            raise LayerOutOfRangeError(
+                f"{', '.join(command.sets)}: none covers layer {layer} of {info.name}; they have "
+                f"{', '.join(map(str, covered))}. Name some of these, or add a set that has it",
+                field=f"layers[{index}]",
+                layer=layer,
+            )
+    return opened
+
+
+def spanned_layers(
+    names: Sequence[str],
+    info: ModelInfo,
+    sets: Mapping[str, Sequence[ReplacementLayerInfo]],
+    only: Collection[int] | None = None,
+) -> tuple[ReplacementLayerInfo, ...]:
+    """Return layers of sets; neurons beside them are those of the MLPs that none of these reconstructs.
+
+    Args:
+        names: Of sets, and `neurons`.
+        info: The loaded model.
+        sets: Layers of what is loaded beside it; of a set that is not there, there are none.
+        only: Only these layers; None means all.
+    """
+    spanned = [
+        one
+        for name in names
+        if name != NEURONS
+        for one in sets.get(name, ())
+        if only is None or one.layer in only
+    ]
+    if NEURONS in names:
+        written = {site for one in spanned for site in one.sites_out}
+        every = range(info.n_layers) if only is None else sorted(set(only))
+        free = [layer for layer in every if Site(kind=SiteKind.MLP_OUT, layer=layer) not in written]
+        spanned += [_neurons(layer, info) for layer in free]
+    return tuple(spanned)
+
+
+def _neurons(layer: int, info: ModelInfo) -> ReplacementLayerInfo:
+    """A layer's neurons as a dictionary: all are active, and their weights are the model's own."""
+    return ReplacementLayerInfo(
+        layer=layer,
+        kind=LayerKind.NEURONS,
+        support=SupportRule.DENSE,
+        site_in=Site(kind=SiteKind.MLP_IN, layer=layer),
+        sites_out=(Site(kind=SiteKind.MLP_OUT, layer=layer),),
+        d_in=info.d_model,
+        d_out=info.d_model,
+        d_sae=info.d_mlp,
+        normalisation="none",
+        has_skip=False,
+        claimed_l0=float(info.d_mlp),
+        memory_bytes=0,
+        content_hash="",
+    )
