@@ -25,7 +25,7 @@ def circuit_of_sets() -> Circuit:
         feature(MLPS, 0, 5, influence=0.5),
         feature(ATTENTION, 0, 5, influence=0.75),
         feature(MLPS, 1, 2),
-        node(NodeKind.ERROR, influence=0.125),
+        replace(node(NodeKind.ERROR, influence=0.125), feature=-1),
         replace(node(NodeKind.TOKEN, influence=0.5), layer=-1),
         replace(node(NodeKind.LOGIT, activation=0.75, influence=1.0), layer=2),
     ]

@@ -2,9 +2,11 @@
 
 Source of the schema: circuit-tracer 0.5.0, `frontend/graph_models.py`. Error nodes may have the older id
 `0_{layer}_{position}` or the newer `{layer}_-1_{position}`; we write -2 and below for other sites of a layer
-than its MLP (`domain.error_sites`). The older one is also the id of a feature of layer 0; where a file has
-both, a link from that id is the feature's if its target lies too low for the error, or if it is the first of
-two to that target (files list features first), and the count of what stays open becomes a caveat.
+than its MLP (`domain.error_sites`), and `{layer}_{feature}_{position}_{n}` for features of a further set, by
+its place in the scan, `MODEL/SET+SET` (`pages.circuit_json`). The older one is also the id of a feature of
+layer 0; where a file has both, a link from that id is the feature's if its target lies too low for the
+error, or if it is the first of two to that target (files list features first), and the count of what stays
+open becomes a caveat.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from trephine.app.circuit_queries import Wiring, influence_of
 from trephine.domain.arrays import Array
-from trephine.domain.circuits import Circuit, CircuitFigures, EdgeRule, Edges, Node, NodeKind, Rows
+from trephine.domain.circuits import (
+    Circuit,
+    CircuitFigures,
+    EdgeRule,
+    Edges,
+    GraphSet,
+    Node,
+    NodeKind,
+    Rows,
+)
 from trephine.domain.errors import CorruptRecordError, InvalidRequestError
 from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
@@ -94,7 +105,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     document, file = _parsed(data)
     nodes, places = _nodes(file)
     edges, doubtful = _edges(file, nodes, places)
-    model, replacement = _origin(file.metadata)
+    model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
     caveats = ["Imported from a file: nothing about it was verified here; influences follow from its edges."]
     if doubtful:
         caveats.append(
@@ -106,6 +117,7 @@ def read_graph(data: bytes) -> ImportedGraph:
         tokens=_tokens(file.metadata, nodes),
         targets=_targets(nodes),
         replacement=replacement,
+        beside=tuple(GraphSet(name=name) for name in beside),
         edge_rule=_edge_rule(file.metadata),
         nodes=tuple(nodes),
         edges=edges,
@@ -155,8 +167,8 @@ def _nodes(file: _File) -> tuple[list[Node], dict[str, list[int]]]:
     return nodes, places
 
 
-def _address(node: Node) -> tuple[int, ...]:
-    return _ORDER.index(node.kind), node.layer, node.position, node.feature
+def _address(node: Node) -> tuple[int | str, ...]:
+    return _ORDER.index(node.kind), node.layer, node.position, node.feature, node.replacement
 
 
 def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
@@ -175,7 +187,7 @@ def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
         layer=layer - 1 if kind is NodeKind.LOGIT else layer,
         position=found.ctx_idx,
         feature=_error_number(found) if kind is NodeKind.ERROR else _number(_middle(found), found),
-        replacement=_origin(metadata)[1] if kind is NodeKind.FEATURE else "",
+        replacement=_set_of(found, _sets(metadata)) if kind is NodeKind.FEATURE else "",
         activation={NodeKind.FEATURE: activation, NodeKind.LOGIT: probability}.get(kind, 0.0),
         influence=0.0,
         effect=nan,
@@ -187,7 +199,21 @@ def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
 
 def _middle(found: _FileNode) -> str:
     parts = found.node_id.split("_")
-    return parts[1] if len(parts) == 3 else ""
+    return parts[1] if len(parts) in (3, 4) else ""
+
+
+def _set_of(found: _FileNode, sets: Sequence[str]) -> str:
+    """Return the set that a feature's id names: the first where it names none."""
+    parts = found.node_id.split("_")
+    if len(parts) != 4:
+        return sets[0]
+    place = _number(parts[3], found)
+    if not 0 < place < len(sets):
+        raise InvalidRequestError(
+            f"node {found.node_id!r} is of set {place}, and the scan names {len(sets)}, from 0",
+            field="artifact",
+        )
+    return sets[place]
 
 
 def _error_number(found: _FileNode) -> int:
@@ -264,12 +290,20 @@ def _array(values: Sequence[float], kind: str) -> Array:
 # --- the rest -------------------------------------------------------------------------------------
 
 
-def _origin(metadata: _FileMetadata) -> tuple[str, str]:
-    """Return model and set. Foreign files name both at once by their scan."""
-    if _generator(metadata) == "trephine" and "/" in metadata.scan:
-        model, _, replacement = metadata.scan.partition("/")
-        return model, replacement
-    return metadata.scan, metadata.scan
+def _model(metadata: _FileMetadata) -> str:
+    """Return the model. Foreign files name it and the set at once by their scan."""
+    return metadata.scan.partition("/")[0] if _is_ours(metadata) else metadata.scan
+
+
+def _sets(metadata: _FileMetadata) -> list[str]:
+    """Return the names of the sets, of which there is at least one. What they held stays unverified."""
+    if not _is_ours(metadata):
+        return [metadata.scan]
+    return metadata.scan.partition("/")[2].split("+")
+
+
+def _is_ours(metadata: _FileMetadata) -> bool:
+    return _generator(metadata) == "trephine" and "/" in metadata.scan
 
 
 def _generator(metadata: _FileMetadata) -> str:

@@ -20,7 +20,7 @@ from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, P
 from trephine.domain.error_sites import ERROR_SITES
 from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
-from trephine.pages.circuit_json import circuit_json, kept_edges
+from trephine.pages.circuit_json import circuit_json, kept_edges, set_places
 from trephine.pages.embed import printable
 from trephine.pages.feature_card import feature_card
 from trephine.pages.feature_page import feature_file
@@ -55,7 +55,7 @@ def page_data(
         "model": circuit.model,
         "weights": circuit.weight_hash,
         "rule": circuit.edge_rule,
-        "replacement": printable(circuit.replacement),
+        "sets": [printable(name) for name in circuit.set_names],
         "tokens": [printable(token.display) for token in circuit.tokens],
         "kinds": _KINDS,
         "sites": ERROR_SITES,
@@ -116,7 +116,7 @@ def _node_columns(
     documented: Sequence[Mapping[str, Any]],
     texts: _Texts,
 ) -> dict[str, Any]:
-    rows, nothing = _rows(circuit), (nan, nan, nan)
+    rows, nothing, places = _rows(circuit), (nan, nan, nan), set_places(circuit)
     entering = [rows.get(index, nothing) for index in kept.nodes]
     return {
         "count": len(nodes),
@@ -124,6 +124,7 @@ def _node_columns(
         "layer": _integers(node.layer for node in nodes),
         "position": _integers(node.position for node in nodes),
         "feature": _integers(node.feature for node in nodes),
+        "set": _integers(places[index] for index in kept.nodes),
         "activation": _floats(node.activation for node in nodes),
         "influence": _floats(node.influence for node in nodes),
         "effect": _floats(node.effect for node in nodes),

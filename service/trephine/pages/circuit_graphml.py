@@ -49,6 +49,8 @@ def circuit_graphml(
 ) -> bytes:
     """Return the document. Nodes have the ids of the JSON schema; numbers that are not finite are left out.
 
+    The graph's `replacement` names every set that it spans, with `+` between them; a node's is its own.
+
     Args:
         circuit: What was discovered.
         kept: Which nodes and edges survive pruning.
@@ -76,7 +78,7 @@ def _graph_values(circuit: Circuit, name: str) -> dict[str, Value]:
     return {
         "name": name,
         "model": circuit.model,
-        "replacement": circuit.replacement,
+        "replacement": "+".join(circuit.set_names),
         "edge_rule": circuit.edge_rule,
         "prompt": circuit.prompt,
         "weight_hash": circuit.weight_hash,

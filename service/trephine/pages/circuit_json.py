@@ -4,6 +4,12 @@ Source of the schema: circuit-tracer 0.5, `frontend/graph_models.py` (schema_ver
 carry the later id `{layer}_-1_{position}`: the earlier `0_{layer}_{position}` collides with features of
 layer 0. That is the id of an MLP's error, the only one that other tools have; the error of attention's output
 at the same place is `{layer}_-2_{position}`, and so on by site (`domain.error_sites`).
+
+Other tools know one set a graph, and their ids name none: `{layer}_{feature}_{position}` is a feature of the
+circuit's first set. Of a further one it is `{layer}_{feature}_{position}_{n}` with the set's place, from 1,
+in `metadata.info.sets` and in the scan, `MODEL/SET+SET`; what reads the first three parts reads them as
+before. Its `feature`, which tells features apart whatever their position, is below -1: no tool takes it for
+one of the first set.
 """
 
 from __future__ import annotations
@@ -39,12 +45,12 @@ def circuit_json(
         slug: Name of the graph in a viewer.
         annotations: Pins and groups go into `qParams`, labels there and into the nodes' `clerp`.
     """
-    nodes, ids, texts = circuit.nodes, node_ids(circuit), annotations.texts
+    nodes, ids, texts, places = circuit.nodes, node_ids(circuit), annotations.texts, set_places(circuit)
     main = next((index for index, node in enumerate(nodes) if node.kind is NodeKind.LOGIT), -1)
     return {
         "metadata": {
             "slug": slug,
-            "scan": f"{circuit.model}/{circuit.replacement}",
+            "scan": f"{circuit.model}/{'+'.join(circuit.set_names)}",
             "transcoder_list": [],
             "prompt_tokens": [printable(token.display) for token in circuit.tokens],
             "prompt": printable(circuit.prompt),
@@ -54,6 +60,7 @@ def circuit_json(
                 "creator_name": "trephine",
                 "generator": {"name": "trephine", "edge_rule": circuit.edge_rule},
                 "weight_hash": circuit.weight_hash,
+                "sets": [asdict(each) for each in circuit.sets],
                 "caveats": list(circuit.caveats),
                 **_hierarchy(circuit),
             },
@@ -67,6 +74,7 @@ def circuit_json(
             _node(
                 nodes[index],
                 ids[index],
+                (places[index], len(circuit.sets)),
                 cumulative,
                 texts.get(index, nodes[index].label),
                 index == main,
@@ -87,14 +95,22 @@ def _hierarchy(circuit: Circuit) -> dict[str, Any]:
     return {} if found is None else {"hierarchical_attribution": asdict(found)}
 
 
+def set_places(circuit: Circuit) -> list[int]:
+    """Return of every node the place of its set among the circuit's; 0 for what is no feature."""
+    places = {name: place for place, name in enumerate(circuit.set_names)}
+    return [places.get(node.replacement, 0) for node in circuit.nodes]
+
+
 def node_ids(circuit: Circuit) -> list[str]:
     """Return the schema's id of every node."""
-    return [node_id(node) for node in circuit.nodes]
+    return [_node_id(node, place) for node, place in zip(circuit.nodes, set_places(circuit), strict=True)]
 
 
-def node_id(node: Node) -> str:
+def _node_id(node: Node, place: int) -> str:
     """Return the schema's id of a node. Targets lie one layer above the last (as in circuit-tracer)."""
     match node.kind:
+        case NodeKind.FEATURE if place:
+            return f"{node.layer}_{node.feature}_{node.position}_{place}"
         case NodeKind.FEATURE | NodeKind.ERROR:
             return f"{node.layer}_{node.feature}_{node.position}"
         case NodeKind.TOKEN:
@@ -149,12 +165,19 @@ def _cumulative(circuit: Circuit, kept: PrunedNodes) -> list[float]:
 
 
 def _node(
-    node: Node, identity: str, cumulative: float, label: str, is_target: bool, of_logits: bool
+    node: Node,
+    identity: str,
+    of_sets: tuple[int, int],
+    cumulative: float,
+    label: str,
+    is_target: bool,
+    of_logits: bool,
 ) -> dict[str, Any]:
+    """Write a node; `of_sets` is the place of its set, and how many there are."""
     is_feature, is_logit = node.kind is NodeKind.FEATURE, node.kind is NodeKind.LOGIT
     return {
         "node_id": identity,
-        "feature": _feature_number(node),
+        "feature": _feature_number(node, *of_sets),
         "layer": "E" if node.kind is NodeKind.TOKEN else str(node.layer + is_logit),
         "ctx_idx": node.position,
         "feature_type": _FEATURE_TYPES[node.kind],
@@ -162,15 +185,17 @@ def _node(
         "is_target_logit": is_target,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "jsNodeId": _js_node_id(node),
+        "jsNodeId": _js_node_id(node, of_sets[0]),
         "clerp": printable(label),
         "influence": cumulative,
         "activation": node.activation if is_feature and isfinite(node.activation) else None,
     }
 
 
-def _feature_number(node: Node) -> int:
+def _feature_number(node: Node, place: int, sets: int) -> int:
     match node.kind:
+        case NodeKind.FEATURE if place:
+            return -2 - _cantor(node.layer * (sets - 1) + place - 1, node.feature)
         case NodeKind.FEATURE:
             return _cantor(node.layer, node.feature)
         case NodeKind.ERROR:
@@ -181,8 +206,10 @@ def _feature_number(node: Node) -> int:
             return node.feature
 
 
-def _js_node_id(node: Node) -> str:
+def _js_node_id(node: Node, place: int) -> str:
     match node.kind:
+        case NodeKind.FEATURE if place:
+            return f"{node.layer}_{node.feature}_{place}-0"
         case NodeKind.FEATURE:
             return f"{node.layer}_{node.feature}-0"
         case NodeKind.ERROR if node.feature == -1:

@@ -130,7 +130,7 @@ class CircuitSet(WireValue):
 
     name: str
     content_hash: str
-    """Of its weights; empty for neurons, and where the circuit does not say (imported ones, and older ones)."""
+    """Of its weights; empty for neurons, and where it is not known (imported and older circuits)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ const graph = (() => {
   for (const [id, text] of Object.entries(island.view.labels)) if (indexOf.has(id)) label[indexOf.get(id)] = text;
   return {
     ...island, tokens: island.tokens.length ? island.tokens : [""], size, kind, label, source, target, weight, share, entering, indexOf,
-    layer: integers(nodes.layer), position: integers(nodes.position), feature: integers(nodes.feature),
+    layer: integers(nodes.layer), position: integers(nodes.position), feature: integers(nodes.feature), set: integers(nodes.set),
     activation: floats(nodes.activation), influence: orZero(nodes.influence), effect: floats(nodes.effect),
     cumulative: orZero(nodes.cumulative), total: floats(nodes.total), bias: floats(nodes.bias), remainder: floats(nodes.remainder),
     promotes: lists(nodes.promotes), suppresses: lists(nodes.suppresses),

@@ -57,7 +57,7 @@ const drawAxis = pen => {
     const y = rowY(layout.bandTop[b] + layout.bandHeight[b] / 2);
     if (last - y < 13 || y < 6 || y > view.height - view.foot) continue;
     last = y;
-    pen.fillText(b === 0 ? "emb" : b === layout.top ? "out" : `L${layout.layers[b - 1]}`, AXIS - 6, y);
+    pen.fillText(b === 0 ? "emb" : b === layout.top ? "out" : layout.names[b - 1], AXIS - 6, y);
   }
 };
 

@@ -3,6 +3,7 @@
 const vertexOf = id => graph.indexOf.get(id) ?? (/^group \d+$/.test(id) ? graph.size + +id.slice(6) : -1);
 const lowest = byInfluence.filter(graph.inner).reduce((least, i) => Math.min(least, graph.cumulative[i]), 1);
 document.getElementById("legend").open = innerWidth > 860;
+if (several) document.querySelector("#legend ul").append(...layout.key.map(([letter, name]) => el("li", { class: "set" }, el("i", {}, letter), name)));
 nodeSlider.min = Math.floor(lowest * 100) / 100;
 groupsButton.hidden = !graph.groups.length;
 nameEdges();
@@ -67,7 +68,7 @@ window.trephine = Object.freeze({
   spot(id) { const box = over.getBoundingClientRect(), vertex = vertexOf(id); return { x: box.left + screenX(vertex), y: box.top + screenY(vertex) }; },
   node(id) {
     const i = graph.indexOf.get(id);
-    return { id, kind: graph.kind[i], layer: graph.layer[i], position: graph.position[i], feature: graph.feature[i], activation: graph.activation[i], influence: graph.influence[i],
+    return { id, kind: graph.kind[i], layer: graph.layer[i], position: graph.position[i], feature: graph.feature[i], set: graph.kind[i] === "feature" ? setOf(i) : null, activation: graph.activation[i], influence: graph.influence[i],
       cumulative: graph.cumulative[i], effect: graph.effect[i], label: title(i), total: graph.total[i], bias: graph.bias[i], remainder: graph.remainder[i] };
   },
   into(id) { return listedEdges(vertexOf(id), true); },

@@ -47,7 +47,7 @@ const nodePanel = i => {
   return [
     el("h2", {}, el("bdi", {}, visible(title(i)))),
     facts([
-      ["kind", kindWord(i)], ["where", where(i)],
+      ["kind", kindWord(i)], several && kind === "feature" ? ["set", setOf(i)] : null, ["where", where(i)],
       at >= 0 && kind !== "token" ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
       kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [graph.units ? "probability" : "value", number(graph.activation[i])] : null,
@@ -56,7 +56,7 @@ const nodePanel = i => {
       address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
       ["id", el("span", { class: "mono" }, graph.ids[i])],
     ]),
-    el("p", { class: "actions" }, pinButton(i), nameField(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${featureWord}`) : null,
+    el("p", { class: "actions" }, pinButton(i), nameField(i), graph.pages[i] ? el("a", { href: graph.pages[i] }, `Page of this ${kindWord(i)}`) : null,
       group >= 0 ? el("button", { type: "button", onclick: () => { collapse(group, true); select(graph.size + group, true); } }, "Close its supernode") : null),
     ...card(cardOf(i)),
     ...words(i),
@@ -97,7 +97,7 @@ const groupPanel = vertex => {
 const interval = ([value, low, high]) => `${number(value, 2)} (${number(low, 2)} to ${number(high, 2)})`;
 const overview = () => [
   el("h2", {}, "This circuit"), facts([
-    ["target on this prompt", inUnits(number(graph.figures.baseline))],
+    ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
     ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
     ["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)],
   ]),

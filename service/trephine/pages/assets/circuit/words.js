@@ -14,6 +14,10 @@ const sign = value => value >= 0 ? "plus" : "minus";
 // Spaces at the ends, several in a row and line ends are part of a token and must be seen.
 const visible = text => text.replace(/^ | $| (?= )|(?<= ) /g, "␣").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
+// Of a feature its set; where a graph spans several, an index alone does not name a feature.
+const setOf = i => graph.sets[graph.set[i]], several = graph.sets.length > 1;
+const indexed = i => `${several ? `${setOf(i)}:` : ""}${graph.layer[i]}:${graph.feature[i]}`;
+
 // A vertex is a node by its number, or a supernode by `graph.size` and its number.
 const groupOf = vertex => vertex >= graph.size ? graph.groups[vertex - graph.size] : null;
 const idOf = vertex => groupOf(vertex) ? `group ${vertex - graph.size}` : graph.ids[vertex];
@@ -23,23 +27,23 @@ const where = vertex => {
   const at = graph.position[vertex];
   if (graph.kind[vertex] === "token") return `position ${at}`;
   if (graph.kind[vertex] === "logit") return at < 0 ? "target" : `target at position ${at}`;
-  return at < 0 ? `L${graph.layer[vertex]}, all positions` : `L${graph.layer[vertex]}, position ${at}`;
+  const place = `L${graph.layer[vertex]}${several && graph.kind[vertex] === "feature" ? ` of ${setOf(vertex)}` : ""}`;
+  return at < 0 ? `${place}, all positions` : `${place}, position ${at}`;
 };
 const cardOf = i => graph.cards[graph.card[i]];
-const featureWord = graph.replacement === "neurons" ? "neuron" : "feature";
-const KIND_WORDS = { feature: featureWord, error: "error term", token: "token", logit: "target" };
-const kindWord = i => KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
+const KIND_WORDS = { error: "error term", token: "token", logit: "target" };
+const kindWord = i => graph.kind[i] === "feature" ? setOf(i) === "neurons" ? "neuron" : "feature" : KIND_WORDS[graph.kind[i]] ?? graph.kind[i];
 // How commands and the client write a node.
 const site = i => graph.feature[i] < -1 ? `:${graph.sites[-1 - graph.feature[i]]}` : "";  // of an error that is not the MLP's
 const address = i => ({
-  feature: `${graph.layer[i]}:${graph.feature[i]}@${graph.position[i]}`, error: `error:${graph.layer[i]}${site(i)}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
+  feature: `${indexed(i)}@${graph.position[i]}`, error: `error:${graph.layer[i]}${site(i)}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
 })[graph.kind[i]];
 const named = new Map();  // what nodes are called in this page, by number
 const title = vertex => {
   const group = groupOf(vertex);
   if (group) return group.label || "supernode";
   if (named.has(vertex)) return named.get(vertex);
-  return graph.label[vertex] || (graph.kind[vertex] === "feature" ? `${featureWord} ${graph.layer[vertex]}:${graph.feature[vertex]}` :
+  return graph.label[vertex] || (graph.kind[vertex] === "feature" ? `${kindWord(vertex)} ${indexed(vertex)}` :
     graph.kind[vertex] === "token" ? graph.tokens[graph.position[vertex]] ?? "token" : kindWord(vertex));
 };
 
