@@ -26,6 +26,7 @@ from trephine.engine.assembly import order_nodes
 from trephine.engine.expansion import Expansion, expand
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT
 from trephine.engine.loading import load_model
@@ -102,7 +103,7 @@ def discover(
     """Grow a graph from some logits, weighted by their probability."""
     operators = capture(hosted.model, hosted.architecture, ids)
     covered = hosted.replacements[SET].covered
-    active = finish(activate(hosted, operators, SET, covered))
+    active = finish(activate(hosted, operators, layers_of(SET, covered)))
     readouts = [logit_readout(hosted, token) for token in logits]
     last = operators.n_pos - 1
     with torch.inference_mode():

@@ -15,7 +15,7 @@ VerifyCircuit draws them (five quantiles of the shown effect, and features that 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.discovery_cell import SET, load
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.verification import VerificationOptions
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.graphs.actives import activate
@@ -62,16 +62,16 @@ def discovered(hosted: HostedModel, prompt: str, target: str, against: str, kind
 def all_paths(subject: Subject, cells: Sequence[Cell]) -> Tensor:
     """Sum over every path of the frozen graph, no feature left out, `(n,)`."""
     prompt = subject.prompt
-    if prompt.replacement == NEURONS:
+    if prompt.is_of_neurons:
         totals = finish(sweep_paths(prompt.operators, prompt.explained.cotangents(live=False))).neurons
-        return at(dict(enumerate(totals)), cells)
-    active = finish(activate(prompt.hosted, prompt.operators, prompt.replacement, prompt.layers))
+        return at({LayerRef(layer=layer): found for layer, found in enumerate(totals)}, cells)
+    active = finish(activate(prompt.hosted, prompt.operators, prompt.layers))
     found = finish(through_features(prompt.hosted, prompt.operators, active, prompt.explained, 0.0))
-    totals_of = {layer: torch.zeros_like(values) for layer, values in subject.effect.items()}
-    for layer, position, index, value in zip(
-        *(column.tolist() for column in active.split(found.cells)), found.attribution.tolist(), strict=True
-    ):
-        totals_of[layer][position, index] = value
+    totals_of = {ref: torch.zeros_like(values) for ref, values in subject.effect.items()}
+    _, positions, indices = (column.tolist() for column in active.split(found.cells))
+    owners, values = active.owner[found.cells].tolist(), found.attribution.tolist()
+    for owner, position, index, value in zip(owners, positions, indices, values, strict=True):
+        totals_of[active.layers[owner].ref][position, index] = value
     return at(totals_of, cells)
 
 
@@ -89,9 +89,9 @@ def averaged_gradient(subject: Subject, cells: Sequence[Cell]) -> Tensor:
     return at(mean, cells)
 
 
-def at(values: dict[int, Tensor], cells: Sequence[Cell]) -> Tensor:
-    """Read `(n_pos, width)` by layer at some cells, float64 `(n,)`."""
-    return torch.tensor([float(values[c.layer][c.position, c.index]) for c in cells], dtype=torch.float64)
+def at(values: Mapping[LayerRef, Tensor], cells: Sequence[Cell]) -> Tensor:
+    """Read `(n_pos, width)` by layer of a set at some cells, float64 `(n,)`."""
+    return torch.tensor([float(values[c.ref][c.position, c.index]) for c in cells], dtype=torch.float64)
 
 
 def compare(hosted: HostedModel, kind: str, prompt: str, target: str, against: str) -> None:

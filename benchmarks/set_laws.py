@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.set_oracle import Move, SetOracle  # noqa: TID251
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer, activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.sweeping import FeatureSums, sweep_features
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets
 from trephine.engine.hosted import HostedModel
@@ -110,7 +111,7 @@ def _prepare(
 ) -> _Prompt:
     operators = capture(hosted.model, hosted.architecture, ids)
     covered = hosted.replacements[name].covered
-    active = finish(activate(hosted, operators, name, covered))
+    active = finish(activate(hosted, operators, layers_of(name, covered)))
     skips: dict[int, Tensor] = {}
     for layer in covered:
         with opened(hosted, name, [layer]) as resident:
@@ -147,7 +148,7 @@ def _rows(prompt: _Prompt, count: int) -> Iterator[tuple[FeatureTargets, Feature
         position, index = int(layer.position[own]), int(layer.index[own])
         targets = feature_targets(hosted, operators, active, torch.tensor([layer.start + own]))
         sums = finish(sweep_features(hosted, operators, active, targets))
-        with opened(hosted, active.replacement, [layer.info.layer]) as resident:
+        with opened(hosted, layer.ref.replacement, [layer.info.layer]) as resident:
             direction = resident[layer.info.layer].encoders([index])[0]
         direction = direction / layer.read_scale[position]
         yield targets, sums, partial(_read, prompt.oracle, layer.info.site_in, position, direction)
@@ -195,7 +196,7 @@ def _writes(prompt: _Prompt, cell: int) -> list[Move]:
     layer: ActiveLayer = next(x for x in prompt.active.layers if x.start <= cell < x.start + x.count)
     own = cell - layer.start
     position, index = int(layer.position[own]), int(layer.index[own])
-    with opened(prompt.hosted, prompt.active.replacement, [layer.info.layer]) as resident:
+    with opened(prompt.hosted, layer.ref.replacement, [layer.info.layer]) as resident:
         found = resident[layer.info.layer]
         return [
             (site, position, found.decoders([index], site)[0].double() * float(layer.written[own]))

@@ -312,7 +312,7 @@ def test_laws_2_to_4_hold_on_the_device(family: str, kind: str):
     """Parts sum to the clean value; rows sum to what they explain; edges are interventions."""
     on, operators, active = laws.prepared(family, kind, device="cuda")
     for layer in active.layers:
-        with opened(on, NAME, [layer.info.layer]) as resident:
+        with opened(on, layer.ref.replacement, [layer.info.layer]) as resident:
             found = resident[layer.info.layer]
         code = found.encode(clean_value(operators, layer.info.site_in))
         assert torch.equal(code.active[layer.position, layer.index], torch.ones_like(layer.index).bool())
@@ -331,7 +331,7 @@ def check_sums(on: HostedModel, operators: Any, active: Any) -> None:
     for site in active.error_sites:
         parts = active.errors[site] + active.constants[site]
         for layer in active.writers(site):
-            with opened(on, NAME, [layer.info.layer]) as resident:
+            with opened(on, layer.ref.replacement, [layer.info.layer]) as resident:
                 found = resident[layer.info.layer]
             decoders = found.decoders(layer.index.tolist(), site).to(parts.dtype)
             parts = parts.index_add(0, layer.position, decoders * layer.written[:, None].to(parts.dtype))

@@ -164,6 +164,16 @@ class CircuitFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSet:
+    """A replacement set that a circuit spans."""
+
+    name: str
+    content_hash: str = ""
+    """Of its weights; empty for neurons, and in circuits that do not say: imported ones, and those stored
+    before this was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Circuit:
     """A discovered circuit. Node order: features (layer, position, index), errors, tokens, logits."""
 
@@ -189,6 +199,18 @@ class Circuit:
     and those stored before this was."""
     layers: tuple[int, ...] | None = None
     """Layers whose features it could choose from, ascending; None in circuits that do not say."""
+    beside: tuple[GraphSet, ...] = ()
+    """Further sets whose features it could choose from, in the same layers."""
+
+    @property
+    def sets(self) -> tuple[GraphSet, ...]:
+        """Every set that it spans."""
+        return (GraphSet(name=self.replacement, content_hash=self.set_hash), *self.beside)
+
+    @property
+    def set_names(self) -> tuple[str, ...]:
+        """Names of the sets that it spans."""
+        return tuple(each.name for each in self.sets)
 
     @property
     def target_label(self) -> str:
@@ -197,8 +219,8 @@ class Circuit:
 
     @property
     def set_is_unknown(self) -> bool:
-        """True if only the name of its set is known: another set of that name cannot be told apart."""
-        return self.replacement != NEURONS and not self.set_hash
+        """True if only the name of a set is known: another set of that name cannot be told apart."""
+        return any(each.name != NEURONS and not each.content_hash for each in self.sets)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -250,7 +272,10 @@ class DiscoverCircuit(Command[Circuit, Progress]):
     """Where the target is read, each with equal weight; -1 is the last. None: the last."""
     replacement: str = NEURONS
     layers: tuple[int, ...] | None = None
-    """Layers that the replacement covers; the other MLPs become error nodes. None means all."""
+    """Layers that are opened; the other MLPs become error nodes. None means all that a set covers."""
+    beside: tuple[str, ...] = ()
+    """Further sets whose features are nodes too, in the same layers; no two may reconstruct the same site.
+    `neurons`: those of the MLPs that no set reconstructs."""
     max_feature_nodes: int = 512
     min_attribution: float | None = None
     """Choose features by hierarchical attribution: those whose absolute attribution, in units of what is
@@ -262,7 +287,21 @@ class DiscoverCircuit(Command[Circuit, Progress]):
     """Nodes ablated one at a time to measure the estimates; 0 skips it."""
     seed: int = 0
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Every set that is asked for."""
+        return (self.replacement, *self.beside)
+
     def __post_init__(self) -> None:
+        twice = sorted({name for name in self.sets if self.sets.count(name) > 1})
+        if twice:
+            raise InvalidRequestError(f"{', '.join(twice)} is named twice; name it once", field="beside")
+        if self.beside and self.replacement == NEURONS:
+            raise InvalidRequestError(
+                "neurons are what is left where no set reconstructs an MLP: name a set as the replacement, "
+                "and neurons beside it",
+                field="replacement",
+            )
         if self.max_feature_nodes < 1:
             raise InvalidRequestError("max_feature_nodes must be at least 1", field="max_feature_nodes")
         if not 0 < self.edge_mass <= 1:

@@ -44,3 +44,11 @@ class FeatureRef:
     replacement: str = NEURONS
     layer: int
     index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class LayerRef:
+    """The address of one layer of a replacement set: two sets may have dictionaries in the same block."""
+
+    layer: int
+    replacement: str = NEURONS

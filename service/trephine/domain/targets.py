@@ -57,11 +57,13 @@ class TokenLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureValue:
-    """A feature of the set: its pre-activation without the encoder's bias; of a neuron its activation."""
+    """A feature of a set: its pre-activation without the encoder's bias; of a neuron its activation."""
 
     kind: Literal["feature"] = "feature"
     layer: int
     index: int
+    replacement: str = ""
+    """Its set; empty: the first one that the graph spans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,27 +93,31 @@ def patience_for(parameters: int) -> float:
 
 def _start(arguments: Sequence[str], work: Path, output: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start it elsewhere, in its own process group, without a network."""
+    with full_disk_refused(), output.open("wb") as out, errors.open("wb") as err:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=work,
+            env=clean_environment(work),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Return what such a process sees of the environment: how it computes, no tokens or proxies, no hub."""
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(work),
-        "HF_HOME": str(work / "hf"),
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    with full_disk_refused(), output.open("wb") as out, errors.open("wb") as err:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=work,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
+    return environment | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

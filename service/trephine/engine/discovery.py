@@ -1,4 +1,4 @@
-"""DiscoverCircuit: from a prompt and a target to a circuit, over neurons or a loaded set."""
+"""DiscoverCircuit: from a prompt and a target to a circuit, over neurons or loaded sets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from trephine.domain.circuits import (
 )
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
-from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
 from trephine.domain.tokens import Tokens
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
 from trephine.engine.expansion import Expansion, NeuronBasis
-from trephine.engine.graphs.actives import check_layers
-from trephine.engine.graphs.discovery import discover_with_set
+from trephine.engine.graphs.discovery import discover_with_sets
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats
 from trephine.engine.graphs.hierarchical_neurons import through_neurons
+from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
-from trephine.engine.nodes import NodeFacts, describe_nodes, neuron_directions
+from trephine.engine.nodes import NodeFacts, describe_nodes, directions_of
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.replacements.sets import covered_layers
 from trephine.engine.session import Handler, Session
@@ -64,7 +64,7 @@ def discover_circuit(
     """Do the work of `discover` on a hosted model."""
     started, question = monotonic(), validate(hosted, command)
     if command.replacement != NEURONS:
-        return (yield from discover_with_set(hosted, question))
+        return (yield from discover_with_sets(hosted, question))
     yield Progress(stage="forward", done=0, total=1)
     operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
@@ -133,9 +133,7 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
     """
     _check_limits(hosted, command)
     if command.replacement != NEURONS:
-        check_layers(
-            hosted, command.replacement, command.layers or covered_layers(hosted, command.replacement)
-        )
+        open_layers(hosted, command.sets, command.layers)
     ids = hosted.encode(command.prompt)
     if len(ids) < _FEWEST_TOKENS:
         raise InvalidRequestError(
@@ -148,7 +146,8 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
 
 
 def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
-    n_layers, covered = hosted.architecture.n_layers, covered_layers(hosted, command.replacement)
+    n_layers = hosted.architecture.n_layers
+    covered = sorted({n for name in command.sets for n in covered_layers(hosted, name)})
     if command.layers == ():
         raise InvalidRequestError("an empty list covers no layer; leave it out to cover all", field="layers")
     for layer in command.layers or ():
@@ -160,7 +159,7 @@ def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:
             )
         if layer not in covered:
             raise LayerOutOfRangeError(
-                f"replacement set {command.replacement} does not cover layer {layer}; it has "
+                f"replacement set {' and '.join(command.sets)} does not cover layer {layer}; it has "
                 f"{', '.join(map(str, covered))}. Name one of these, leave layers out to take all, or load a "
                 "set that covers it",
                 field="layers",
@@ -184,14 +183,14 @@ def _facts(
 ) -> NodeFacts:
     """Take neurons by the exact gradient, and what is too large for a first-order step by shares."""
     places = zip(*(column.tolist() for column in expansion.cells.split(order.features)), strict=True)
+    layer, _, index = (column.tolist() for column in expansion.cells.split(order.features))
     return NodeFacts(
-        replacement=NEURONS,
-        noun="neuron",
+        features=[FeatureRef(layer=x, index=i) for x, i in zip(layer, index, strict=True)],
         activation=torch.tensor(
             [float(operators.layers[layer].activation[position, index]) for layer, position, index in places]
         ),
         effect=totals.neurons.flatten()[order.features],
-        directions=partial(neuron_directions, hosted),
+        directions=partial(directions_of, hosted),
         errors=[
             (Site(kind=SiteKind.MLP_OUT, layer=number), f"MLP {number} (opaque)")
             for number in range(len(operators.layers))
@@ -215,7 +214,9 @@ def _verify(
     columns = [column.tolist() for column in expansion.cells.split(order.features)]
     estimates = [t.neurons.flatten()[order.features].tolist() for t in both]
     nodes = [
-        Predicted(layer=layer, position=position, index=index, effect=effect, by_half_rule=half)
+        Predicted(
+            feature=FeatureRef(layer=layer, index=index), position=position, effect=effect, by_half_rule=half
+        )
         for layer, position, index, effect, half in zip(*columns, *estimates, strict=True)
     ]
     return (

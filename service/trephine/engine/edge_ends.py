@@ -14,7 +14,7 @@ from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.engine.architecture import Norm
 from trephine.engine.deembedding import Ends, excitations, extreme_tokens
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
@@ -91,8 +91,8 @@ class EdgeWork:
         found = {}
         for layer in () if self.active is None else self.active.layers:
             if layer.info.has_skip:
-                with opened(self.hosted, self.circuit.replacement, [layer.info.layer]) as resident:
-                    matrix = resident[layer.info.layer].skip_matrix()
+                with opened(self.hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
+                    matrix = resident[layer.ref.layer].skip_matrix()
                 if matrix is not None:
                     found[layer.info.layer] = matrix
         return found
@@ -115,7 +115,9 @@ class EdgeWork:
             return EdgeSource(writes=writes, position=position, amount=1.0, invariant=True)
         if node.kind is NodeKind.ERROR:
             return EdgeSource(writes=self._error(node), position=position, amount=1.0, invariant=False)
-        return self._neuron(node) if self.active is None else self._feature(node, self.active)
+        if self.active is None or node.replacement == NEURONS:
+            return self._neuron(node)
+        return self._feature(node, self.active)
 
     def _error(self, node: Node) -> dict[Site, Tensor]:
         if self.active is None:  # an MLP that is not opened, as a whole
@@ -136,7 +138,7 @@ class EdgeWork:
 
     def _feature(self, node: Node, active: ActiveFeatures) -> EdgeSource:
         layer, cell = _cell(active, node)
-        with opened(self.hosted, active.replacement, [node.layer]) as resident:
+        with opened(self.hosted, node.replacement, [node.layer]) as resident:
             found = resident[node.layer]
             writes = {
                 site: found.decoders([node.feature], site)[0].to(self.operators.dtype)
@@ -152,7 +154,9 @@ class EdgeWork:
         found = self.circuit.nodes[node]
         if found.kind is NodeKind.LOGIT:
             return self._logit(node)
-        return self._neuron_target(found) if self.active is None else self._feature_target(found, self.active)
+        if self.active is None or found.replacement == NEURONS:
+            return self._neuron_target(found)
+        return self._feature_target(found, self.active)
 
     def _logit(self, node: int) -> EdgeTarget:
         operators = self.operators
@@ -200,7 +204,7 @@ class EdgeWork:
     def _feature_target(self, node: Node, active: ActiveFeatures) -> EdgeTarget:
         layer, _ = _cell(active, node)
         site, dtype = layer.info.site_in, self.operators.dtype
-        with opened(self.hosted, active.replacement, [node.layer]) as resident:
+        with opened(self.hosted, node.replacement, [node.layer]) as resident:
             direction = resident[node.layer].encoders([node.feature]).to(dtype)
         scale = 1 / layer.read_scale[[node.position]].to(dtype)
         at = torch.tensor([node.position], device=direction.device)
@@ -250,11 +254,11 @@ class EdgeWork:
 
 def _cell(active: ActiveFeatures, node: Node) -> tuple[ActiveLayer, int]:
     """Find a feature node among the active features: its layer, and its place in it."""
-    for layer in active.layers:
-        if layer.info.layer == node.layer:
-            here = (layer.position == node.position) & (layer.index == node.feature)
-            if here.any():
-                return layer, int(here.nonzero()[0, 0])
+    layer = active.layer_of(LayerRef(replacement=node.replacement, layer=node.layer))
+    if layer is not None:
+        here = (layer.position == node.position) & (layer.index == node.feature)
+        if here.any():
+            return layer, int(here.nonzero()[0, 0])
     raise InvalidRequestError(
         f"feature {node.layer}:{node.feature} is not active at position {node.position} any more: the loaded "
         "set is another one than the circuit was found with",

@@ -48,8 +48,7 @@ def explain_edges(
     yield Progress(stage="forward", done=1, total=1)
     active: ActiveFeatures | None = None
     if circuit.replacement != NEURONS:
-        layers = opened_layers(hosted, circuit)
-        active = yield from activate(hosted, operators, circuit.replacement, layers)
+        active = yield from activate(hosted, operators, opened_layers(hosted, circuit))
     work = EdgeWork(hosted, circuit, operators, active)
     tangents: dict[int, tuple[EdgeSource, Tangent, Tangent]] = {}
     explained: dict[tuple[int, int], ExplainedEdge] = {}
@@ -66,7 +65,7 @@ def explain_edges(
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         caveats=(
-            *degraded_caveats(hosted, [circuit.replacement]),
+            *degraded_caveats(hosted, circuit.set_names),
             *unknown_set_caveats(circuit),
             *_caveats(circuit),
         ),
@@ -152,7 +151,7 @@ def _caveats(circuit: Circuit) -> tuple[str, ...]:
         "decides (activation, patterns, norm scales). Paths are found greedily, heaviest hop first; what is "
         "not listed is in the remainder, exactly.",
     ]
-    if circuit.replacement == NEURONS:
+    if NEURONS in circuit.set_names:
         caveats.append(
             "Edges into neurons follow the half rule (relp_half), an estimate: its two coefficients belong "
             "to the input-dependent factors."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trephine.domain.circuits import EstimateQuality
 from trephine.domain.commands import Progress
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import FeatureRef
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import Hosted
 from trephine.engine.resumption import CleanRun, clean_run, resumed
@@ -31,12 +31,16 @@ _FEWEST = 3
 class Predicted:
     """A feature at a position, and how much the target should fall without it, in logits."""
 
-    layer: int
+    feature: FeatureRef
     position: int
-    index: int
     effect: float
     by_half_rule: float
     """The same by the rule of the shown edges, summed over all paths."""
+
+    @property
+    def layer(self) -> int:
+        """The feature's."""
+        return self.feature.layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Ablation:
 
 def neuron_ablation(hosted: HostedModel, ids: Sequence[int], explained: Explained) -> Ablation:
     """Set neurons to zero."""
-    measure = partial(_rows_measured, hosted, ids, explained, NEURONS)
+    measure = partial(_rows_measured, hosted, ids, explained)
     if explained.last_logits_only:
         clean = clean_run(hosted.model, hosted.architecture, ids)
         measure = partial(_logits_measured, hosted, ids, explained, clean)
@@ -64,13 +68,11 @@ def neuron_ablation(hosted: HostedModel, ids: Sequence[int], explained: Explaine
     )
 
 
-def feature_ablation(
-    hosted: HostedModel, ids: Sequence[int], explained: Explained, replacement: str
-) -> Ablation:
-    """Set features of a set to zero."""
+def feature_ablation(hosted: HostedModel, ids: Sequence[int], explained: Explained) -> Ablation:
+    """Set features of sets to zero."""
     return Ablation(
         noun="features",
-        measure=partial(_rows_measured, hosted, ids, explained, replacement),
+        measure=partial(_rows_measured, hosted, ids, explained),
         how="each set to zero at its own position with the error term live",
         edge_rule="the paths of the shown graph",
     )
@@ -111,10 +113,9 @@ def _rows_measured(
     hosted: HostedModel,
     ids: Sequence[int],
     explained: Explained,
-    replacement: str,
     nodes: Sequence[Predicted],
 ) -> Tensor:
-    removed = [removing(replacement, node.layer, node.position, node.index) for node in nodes]
+    removed = [removing(node.feature, node.position) for node in nodes]
     rows = [RowInput(ids, (intervention,)) for intervention in removed] or [RowInput(ids)]
     return explained.on_rows(hosted, rows)
 
@@ -147,7 +148,7 @@ def _last_logits(
     handles = []
     try:
         for layer in {node.layer for node in ablated}:
-            cells = [(row, n.position, n.index) for row, n in enumerate(ablated) if n.layer == layer]
+            cells = [(row, n.position, n.feature.index) for row, n in enumerate(ablated) if n.layer == layer]
             down = hosted.architecture.blocks[layer].mlp.down
             handles.append(down.register_forward_pre_hook(_zeroing(torch.tensor(cells).T)))
         with resumed(hosted.architecture, clean, min((node.layer for node in ablated), default=0)):

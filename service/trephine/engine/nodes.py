@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -11,18 +12,19 @@ from torch import Tensor
 
 from trephine.domain.circuits import Node, NodeKind
 from trephine.domain.error_sites import error_number
-from trephine.domain.sites import Site
+from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.engine.assembly import NodeOrder
 from trephine.engine.expansion import Expansion
 from trephine.engine.hosted import HostedModel
 from trephine.engine.lens import decoder_directions, extreme_tokens
+from trephine.engine.replacements.sets import opened
 from trephine.engine.targets import Explained, TargetReadout
 
 _LENS_TOKENS = 5
 _LENS_BATCH = 48
 """Decoders per quantum."""
 
-Lens = dict[tuple[int, int], tuple[tuple[str, ...], tuple[str, ...]]]
+Lens = dict[FeatureRef, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
 class Asked(Protocol):
@@ -38,15 +40,14 @@ class Asked(Protocol):
 class NodeFacts:
     """What nodes show beside their place in the graph."""
 
-    replacement: str
-    noun: str
-    """`neuron` or `feature`."""
+    features: Sequence[FeatureRef]
+    """`n_features` addresses, in the circuit's order."""
     activation: Tensor
     """`(n_features,)`, in the circuit's order."""
     effect: Tensor
     """`(n_features,)`, logits."""
-    directions: Callable[[Sequence[tuple[int, int]]], Tensor]
-    """What features `(layer, index)` write into the residual stream, `(n, d_model)`."""
+    directions: Callable[[Sequence[FeatureRef]], Tensor]
+    """What features, sorted, write into the residual stream, `(n, d_model)`."""
     errors: Sequence[tuple[Site, str]]
     """Every error site, with its name."""
     error_effect: Tensor
@@ -64,14 +65,12 @@ def describe_nodes(
     facts: NodeFacts,
 ) -> Generator[None, None, tuple[Node, ...]]:
     """Describe every node in the circuit's order; a batch of decoders per quantum."""
-    layer, position, index = expansion.cells.split(order.features)
-    lens = yield from _read_lens(hosted, facts, layer, index)
+    _, position, _ = expansion.cells.split(order.features)
+    lens = yield from _read_lens(hosted, facts)
     displays = [token.display for token in hosted.tokens(asked.ids)]
     features = [
-        _feature(expansion, facts, displays, lens, number, cell, *address)
-        for number, (cell, *address) in enumerate(
-            zip(order.features.tolist(), layer.tolist(), position.tolist(), index.tolist(), strict=True)
-        )
+        _feature(expansion, facts, displays, lens, number, cell, at)
+        for number, (cell, at) in enumerate(zip(order.features.tolist(), position.tolist(), strict=True))
     ]
     errors = [_error(expansion, facts, displays, place) for place in order.errors.tolist()]
     tokens = [_token(expansion, facts, displays, place, token_id) for place, token_id in enumerate(asked.ids)]
@@ -79,11 +78,9 @@ def describe_nodes(
     return (*features, *errors, *tokens, *targets)
 
 
-def _read_lens(
-    hosted: HostedModel, facts: NodeFacts, layer: Tensor, index: Tensor
-) -> Generator[None, None, Lens]:
+def _read_lens(hosted: HostedModel, facts: NodeFacts) -> Generator[None, None, Lens]:
     lens: Lens = {}
-    unique = sorted(set(zip(layer.tolist(), index.tolist(), strict=True)))
+    unique = sorted(set(facts.features))
     for start in range(0, len(unique), _LENS_BATCH):
         batch = unique[start : start + _LENS_BATCH]
         promoted, suppressed = extreme_tokens(hosted.architecture, facts.directions(batch), _LENS_TOKENS)
@@ -93,14 +90,18 @@ def _read_lens(
     return lens
 
 
-def neuron_directions(hosted: HostedModel, batch: Sequence[tuple[int, int]]) -> Tensor:
-    """Return what neurons `(layer, index)` write, sorted by layer, `(n, d_model)`."""
-    architecture = hosted.architecture
-    by_layer = [
-        decoder_directions(architecture, layer, torch.tensor([i for x, i in batch if x == layer]))
-        for layer in sorted({layer for layer, _ in batch})
-    ]
-    return torch.cat(by_layer)
+def directions_of(hosted: HostedModel, batch: Sequence[FeatureRef]) -> Tensor:
+    """Return what features, sorted, write in all, summed over their sites, `(n, d_model)`."""
+    parts = []
+    for (name, layer), group in groupby(batch, key=lambda each: (each.replacement, each.layer)):
+        indices = [each.index for each in group]
+        if name == NEURONS:
+            parts.append(decoder_directions(hosted.architecture, layer, torch.tensor(indices)))
+            continue
+        with opened(hosted, name, [layer]) as resident, torch.inference_mode():
+            found = resident[layer]
+            parts.append(torch.stack([found.decoders(indices, s) for s in found.info.sites_out]).sum(0))
+    return torch.cat(parts)
 
 
 def _displays(hosted: HostedModel, ids: list[int]) -> tuple[str, ...]:
@@ -114,21 +115,21 @@ def _feature(
     lens: Lens,
     number: int,
     cell: int,
-    layer: int,
     position: int,
-    index: int,
 ) -> Node:
-    promotes, suppresses = lens[layer, index]
+    feature = facts.features[number]
+    promotes, suppresses = lens[feature]
+    noun = "neuron" if feature.replacement == NEURONS else "feature"
     return Node(
         kind=NodeKind.FEATURE,
-        layer=layer,
+        layer=feature.layer,
         position=position,
-        feature=index,
-        replacement=facts.replacement,
+        feature=feature.index,
+        replacement=feature.replacement,
         activation=float(facts.activation[number]),
         influence=float(expansion.influence.neurons[cell]),
         effect=float(facts.effect[number]),
-        label=f"{facts.noun} {layer}:{index} at {displays[position]!r}",
+        label=f"{noun} {feature.layer}:{feature.index} at {displays[position]!r}",
         promotes=promotes,
         suppresses=suppresses,
     )

@@ -22,9 +22,10 @@ from trephine.domain.targets import (
     TokenLogits,
     TopLogits,
 )
+from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.hosted import HostedModel
 from trephine.engine.readouts import logit_readout
-from trephine.engine.replacements.sets import covered_layers, layer_info
+from trephine.engine.replacements.sets import layer_info
 from trephine.engine.sites import require_site, site_width
 
 
@@ -111,19 +112,24 @@ def _check_layer(hosted: HostedModel, layer: int) -> None:
 
 def _check_feature(hosted: HostedModel, command: DiscoverCircuit, wanted: FeatureValue) -> None:
     _check_layer(hosted, wanted.layer)
-    open_layers = command.layers or covered_layers(hosted, command.replacement)
-    if command.replacement != NEURONS and wanted.layer not in open_layers:
-        raise LayerOutOfRangeError(
-            f"the graph covers layers {', '.join(map(str, open_layers))}, and the target is a feature of "
-            f"layer {wanted.layer}: name it among the layers, or explain a feature of one of them",
-            field="target.layer",
-            layer=wanted.layer,
+    name = wanted.replacement or command.replacement
+    if name not in command.sets:
+        raise InvalidRequestError(
+            f"the graph spans {', '.join(command.sets)}, and the target is a feature of {name}: name that "
+            "set beside them, or explain a feature of one of them",
+            field="target.replacement",
         )
-    width = (
-        hosted.architecture.d_mlp
-        if command.replacement == NEURONS
-        else layer_info(hosted, command.replacement, wanted.layer).d_sae
-    )
+    if command.sets != (NEURONS,):
+        opened = [ref for ref in open_layers(hosted, command.sets, command.layers) if ref.replacement == name]
+        if wanted.layer not in {ref.layer for ref in opened}:
+            raise LayerOutOfRangeError(
+                f"of {name} the graph opens layers {', '.join(str(ref.layer) for ref in opened)}, and the "
+                f"target is a feature of layer {wanted.layer}: name it among the layers, or explain a "
+                "feature of one of them",
+                field="target.layer",
+                layer=wanted.layer,
+            )
+    width = layer_info(hosted, name, wanted.layer).d_sae
     if not 0 <= wanted.index < width:
         raise FeatureOutOfRangeError(
             f"layer {wanted.layer} has features 0 to {width - 1}, got {wanted.index}",

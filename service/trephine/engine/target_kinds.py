@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.targets import (
     AttentionScore,
     DirectionValue,
@@ -20,7 +20,7 @@ from trephine.domain.targets import (
     TokenLogits,
     TopLogits,
 )
-from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.linearised import (
     is_linearised,
     live_output_adjoint,
@@ -61,7 +61,7 @@ def explained(
         hosted: The model with its sets.
         operators: Its clean pass over the prompt.
         asked: The request, checked by `trephine.engine.target_checks`.
-        active: The active features of the set; None: the graph is over neurons.
+        active: The active features of the sets; None: the graph is over neurons.
     """
     positions = asked_positions(asked.command.positions, len(asked.ids))
     with torch.inference_mode():
@@ -83,9 +83,11 @@ def _at(
 ) -> list[TargetReadout]:
     match command.target:
         case FeatureValue() as wanted:
-            if active is None:
+            ref = LayerRef(replacement=wanted.replacement or command.replacement, layer=wanted.layer)
+            layer = None if active is None or ref.replacement == NEURONS else active.layer_of(ref)
+            if layer is None:
                 return [_neuron(operators, wanted, position, share)]
-            return [_feature(hosted, operators, active, wanted, position, share)]
+            return [_feature(hosted, operators, layer, wanted, position, share)]
         case DirectionValue() as wanted:
             return [_direction(operators, wanted, position, share)]
         case AttentionScore() as wanted:
@@ -204,15 +206,14 @@ def _logit(
 def _feature(
     hosted: HostedModel,
     operators: FrozenOperators,
-    active: ActiveFeatures,
+    layer: ActiveLayer,
     wanted: FeatureValue,
     position: int,
     share: float,
 ) -> TargetReadout:
-    """Explain the pre-activation of a feature of the set, active or not."""
-    layer = next(layer for layer in active.layers if layer.info.layer == wanted.layer)
+    """Explain the pre-activation of a feature of a set, active or not."""
     at, index = (torch.tensor([n], device=operators.device) for n in (position, wanted.index))
-    direction = encoder_directions(hosted, operators, active, layer, at, index)[0]
+    direction = encoder_directions(hosted, operators, layer, at, index)[0]
     site = layer.info.site_in
     total = float(direction @ clean_value(operators, site)[position])
     adjoint, live, constant = direction, direction, 0.0

@@ -229,10 +229,10 @@ def _block_of(place: int, n_layers: int) -> tuple[int, StreamRead]:
     return (layer + 1, StreamRead.BEFORE) if within == AFTER else (layer, StreamRead.MIDDLE)
 
 
-def removing(replacement: str, layer: int, position: int, index: int) -> Intervention:
+def removing(feature: FeatureRef, position: int) -> Intervention:
     """Set one feature to zero at one position."""
     return Intervention(
-        target=FeatureTarget(feature=FeatureRef(replacement=replacement, layer=layer, index=index)),
+        target=FeatureTarget(feature=feature),
         operation=Ablate(),
         selector=Selector(positions=(position,)),
     )

@@ -14,6 +14,7 @@ from trephine.domain.sites import NEURONS
 from trephine.engine.attention_scores import check_pattern, head_scores
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures, activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.stream import StreamPart, StreamSources
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators, capture
@@ -83,7 +84,7 @@ def _activate(
     if command.replacement == NEURONS:
         return None
     below = [n for n in covered_layers(hosted, command.replacement) if n <= command.layer]
-    return (yield from activate(hosted, operators, command.replacement, below))
+    return (yield from activate(hosted, operators, layers_of(command.replacement, below)))
 
 
 def _entry(operators: FrozenOperators, command: TraceAttention, n_pos: int) -> Entry:

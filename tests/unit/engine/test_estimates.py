@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trephine.domain.sites import FeatureRef
 from trephine.engine.estimates import Predicted, slope_through_zero, spearman, stratified
 
 
 def nodes(count):
     """Nodes whose effects are -count/2 ... count/2."""
     return [
-        Predicted(layer=0, position=0, index=k, effect=k - count / 2, by_half_rule=0.0) for k in range(count)
+        Predicted(feature=FeatureRef(layer=0, index=k), position=0, effect=k - count / 2, by_half_rule=0.0)
+        for k in range(count)
     ]
 
 

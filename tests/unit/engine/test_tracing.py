@@ -19,6 +19,7 @@ from trephine.domain.errors import (
 )
 from trephine.engine.attention import IMPLEMENTATION, attention_forward, register_attention
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.stream import StreamSources
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
@@ -153,7 +154,7 @@ def test_what_falls_without_a_source_is_what_the_model_does(family):
     ids = [token.id for token in trace.tokens]
     with torch.inference_mode():
         operators = capture(hosted.model, hosted.architecture, ids)
-        active = finish(activate(hosted, operators, name, (0, 1, 2)))
+        active = finish(activate(hosted, operators, layers_of(name, (0, 1, 2))))
         sources = StreamSources(hosted=hosted, operators=operators, active=active, layer=2)
         parts = list(sources.parts(range(len(ids))))
     vectors = {

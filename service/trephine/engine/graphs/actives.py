@@ -1,7 +1,7 @@
-"""The active features of one prompt under a replacement set, and what the set does not explain.
+"""The active features of one prompt under replacement sets, and what the sets do not explain.
 
-At every site that the set writes, the clean activation is a sum: active features, constants, a linear skip
-path, and the error term, which is explicit (DESIGN 2). MLPs that the set does not cover are error as a whole.
+At every site that a set writes, the clean activation is a sum: active features, constants, a linear skip
+path, and the error term, which is explicit (DESIGN 2). MLPs that no set covers are error as a whole.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import Site, SiteKind
-from trephine.engine.graphs.linearised import read_place
-from trephine.engine.graphs.places import check_attributable, clean_value, is_cut, place_of
+from trephine.domain.sites import NEURONS, FeatureRef, LayerRef, Site, SiteKind
+from trephine.engine.architecture import Architecture
+from trephine.engine.graphs.linearised import is_estimated, read_place
+from trephine.engine.graphs.open_layers import checked
+from trephine.engine.graphs.places import clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.neurons import decoders
+from trephine.engine.operators import FrozenNorm, FrozenOperators
 from trephine.engine.replacements.layer import ReplacementLayer
-from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.replacements.sets import opened
 
 _LISTED_BYTES = 256 << 20
 """Dense activations that are listed together on a GPU."""
@@ -30,8 +32,9 @@ _LISTED_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveLayer:
-    """Active features of one layer, by position, then index."""
+    """Active features of one layer of a set, by position, then index."""
 
+    ref: LayerRef
     info: ReplacementLayerInfo
     start: int
     """Cell of the first one."""
@@ -63,15 +66,16 @@ class ActiveLayer:
 class ActiveFeatures:
     """All active features of a prompt; a *cell* is a feature's number."""
 
-    replacement: str
     layers: tuple[ActiveLayer, ...]
-    """Ascending by layer."""
+    """From the bottom up by what they read."""
     error_sites: tuple[Site, ...]
     errors: dict[Site, Tensor]
     """`(n_pos, d_model)`, what is there beside features, constants and skip path."""
     constants: dict[Site, Tensor]
     """`(n_pos, d_model)`, decoder biases and what input normalisation puts back."""
     n_pos: int
+    owner: Tensor
+    """int64 `(n_cells,)`, which of `layers` has it."""
     layer: Tensor
     """int64 `(n_cells,)`."""
     position: Tensor
@@ -104,9 +108,27 @@ class ActiveFeatures:
         """List the layers that write a site."""
         return tuple(layer for layer in self.layers if site in layer.info.sites_out)
 
-    def place_by_layer(self) -> dict[int, int]:
-        """Return the place at which each layer's features read."""
-        return {layer.info.layer: read_place(layer.info) for layer in self.layers}
+    def places(self, cells: Tensor) -> Tensor:
+        """Return the place at which each of `cells (n,)` reads, `(n,)`."""
+        by_layer = torch.tensor([read_place(layer.info) for layer in self.layers], dtype=torch.int64)
+        return by_layer[self.owner[cells]]
+
+    def refs(self, cells: Tensor) -> list[FeatureRef]:
+        """Return the addresses of `cells (n,)`."""
+        names = [layer.ref.replacement for layer in self.layers]
+        columns = (self.owner[cells], self.layer[cells], self.index[cells])
+        return [
+            FeatureRef(replacement=names[owner], layer=layer, index=index)
+            for owner, layer, index in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def layer_of(self, ref: LayerRef) -> ActiveLayer | None:
+        """Return one layer of a set; None if it is not open."""
+        return next((layer for layer in self.layers if layer.ref == ref), None)
+
+    def is_estimated(self) -> bool:
+        """True if edges into some features are estimates, by the half rule."""
+        return any(is_estimated(layer.info) for layer in self.layers)
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -117,45 +139,50 @@ class ActiveFeatures:
 def activate(
     hosted: HostedModel,
     operators: FrozenOperators,
-    name: str,
-    layers: Sequence[int],
+    layers: Sequence[LayerRef],
     *,
     keep_first: bool = False,
 ) -> Generator[None, None, ActiveFeatures]:
-    """Encode a prompt with a set, one layer a quantum.
+    """Encode a prompt with sets, one layer a quantum.
 
     Args:
         hosted: The model.
         operators: Its clean pass over the prompt.
-        name: A loaded set.
-        layers: Layers that are opened; the set must cover them.
+        layers: Layers of loaded sets that are opened, and of neurons.
         keep_first: Have features at position 0 too. It is an attention sink that sets are not trained on:
             what they say there is worth nothing, so that by default it is error as a whole.
 
     Raises:
-        UnsupportedOptionError: If no attribution law holds for a layer of the set.
+        UnsupportedOptionError: If no attribution law holds for a layer, or two reconstruct one site.
     """
-    infos = check_layers(hosted, name, layers)
-    written = _sites_written(infos, operators)
+    found = checked(hosted, layers)
+    written = _sites_written([info for _, info in found], operators)
     errors = {site: clean_value(operators, site).clone() for site in written}
     constants = {site: torch.zeros_like(value) for site, value in errors.items()}
     active: list[ActiveLayer] = []
     first = 0 if keep_first else 1
-    for group in _groups(infos, operators):
+    for group in _groups(found, operators):
         encoded: list[_Encoded] = []
-        for info in group:
-            with opened(hosted, name, [info.layer]) as resident, torch.inference_mode():
-                encoded.append(_encode(resident[info.layer], operators, errors, constants, first))
+        for ref, info in group:
+            with torch.inference_mode():
+                if ref.replacement == NEURONS:
+                    encoded.append(
+                        _encode_neurons(hosted.architecture, ref, info, operators, errors, constants, first)
+                    )
+                else:
+                    with opened(hosted, ref.replacement, [ref.layer]) as resident:
+                        layer = resident[ref.layer]
+                        encoded.append(_encode(ref, layer, operators, errors, constants, first))
             yield
         with torch.inference_mode():
             active += _listed(encoded, start=sum(layer.count for layer in active), first=first)
     return ActiveFeatures(
-        replacement=name,
         layers=tuple(active),
         error_sites=tuple(sorted(errors, key=lambda site: (site.layer, site.kind.value))),
         errors=errors,
         constants=constants,
         n_pos=operators.n_pos,
+        owner=_joined(torch.full((a.count,), number) for number, a in enumerate(active)),
         layer=_joined(torch.full((a.count,), a.info.layer) for a in active),
         position=_joined(a.position for a in active).cpu(),
         index=_joined(a.index for a in active).cpu(),
@@ -163,36 +190,23 @@ def activate(
     )
 
 
-def check_layers(hosted: HostedModel, name: str, layers: Sequence[int]) -> list[ReplacementLayerInfo]:
-    """Return what layers of a set are, ascending.
-
-    Raises:
-        UnsupportedOptionError: If no attribution law holds for one of them, or two reconstruct one place.
-    """
-    infos = [layer_info(hosted, name, layer) for layer in sorted(layers)]
-    for info in infos:
-        check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
-    _check_cuts(infos)
-    return infos
-
-
 def _sites_written(infos: Sequence[ReplacementLayerInfo], operators: FrozenOperators) -> list[Site]:
-    """List every site with an error term: those of the set, and the MLPs that it leaves alone."""
+    """List every site with an error term: those of the sets, and the MLPs that they leave alone."""
     sites = {site for info in infos for site in info.sites_out}
     sites |= {Site(kind=SiteKind.MLP_OUT, layer=layer) for layer in range(len(operators.layers))}
     return sorted(sites)
 
 
 def _groups(
-    infos: Sequence[ReplacementLayerInfo], operators: FrozenOperators
-) -> Iterator[Sequence[ReplacementLayerInfo]]:
+    found: Sequence[tuple[LayerRef, ReplacementLayerInfo]], operators: FrozenOperators
+) -> Iterator[Sequence[tuple[LayerRef, ReplacementLayerInfo]]]:
     """Divide layers into those whose active features are listed together, all of one width.
 
     On a GPU a list ends in a wait for the device, so that there are few; elsewhere dense activations are not
     kept longer than they are needed.
     """
     room = 0 if operators.device.type == "cpu" else _LISTED_BYTES
-    for d_sae, group in groupby(infos, key=lambda info: info.d_sae):
+    for d_sae, group in groupby(found, key=lambda each: each[1].d_sae):
         layers = list(group)
         together = max(1, room // (operators.n_pos * d_sae * operators.embedding.element_size()))
         yield from (layers[first : first + together] for first in range(0, len(layers), together))
@@ -202,6 +216,7 @@ def _groups(
 class _Encoded:
     """One layer's features before they are listed."""
 
+    ref: LayerRef
     info: ReplacementLayerInfo
     active: Tensor
     """bool `(n_pos - first, d_sae)`."""
@@ -214,6 +229,7 @@ class _Encoded:
 
 
 def _encode(
+    ref: LayerRef,
     layer: ReplacementLayer,
     operators: FrozenOperators,
     errors: dict[Site, Tensor],
@@ -232,12 +248,50 @@ def _encode(
         errors[info.sites_out[0]] -= skipped
         constants[info.sites_out[0]] += skipped - x @ matrix.T.to(x.dtype)
     return _Encoded(
+        ref=ref,
         info=info,
         active=code.active[first:],
         activations=code.activations[first:],
         scale=code.scale,
         scale_out=code.scale_out,
     )
+
+
+def _encode_neurons(
+    architecture: Architecture,
+    ref: LayerRef,
+    info: ReplacementLayerInfo,
+    operators: FrozenOperators,
+    errors: dict[Site, Tensor],
+    constants: dict[Site, Tensor],
+    first: int,
+) -> _Encoded:
+    """Take neurons as they are in the clean pass, through a post-norm of its clean scale."""
+    layer, (site,) = operators.layers[info.layer], info.sites_out
+    mlp, post = layer.block.mlp, layer.mlp_post_norm
+    scale: Tensor | float = 1.0 if post is None else post.scale
+    written = layer.activation @ decoders(architecture, info.layer, range(info.d_sae)).to(operators.dtype)
+    constant = torch.zeros_like(written)
+    if mlp.b_down is not None:
+        constant += _through(post, mlp.b_down.to(operators.dtype).expand_as(written))
+    if post is not None and post.bias is not None:
+        constant += post.bias
+    errors[site][first:].sub_((written * scale + constant)[first:])
+    constants[site][first:].add_(constant[first:])
+    active = torch.ones_like(layer.activation, dtype=torch.bool)
+    return _Encoded(
+        ref=ref,
+        info=info,
+        active=active[first:],
+        activations=layer.activation[first:],
+        scale=1.0,
+        scale_out=scale,
+    )
+
+
+def _through(norm: FrozenNorm | None, vectors: Tensor) -> Tensor:
+    """Carry summands `(n_pos, d_model)` through a post-norm of frozen scale, without its bias."""
+    return vectors if norm is None else norm.push(vectors, slice(None))
 
 
 def _listed(encoded: Sequence[_Encoded], *, start: int, first: int) -> Iterator[ActiveLayer]:
@@ -258,6 +312,7 @@ def _listed(encoded: Sequence[_Encoded], *, start: int, first: int) -> Iterator[
     columns = (each.split(sizes) for each in (position, index, activation, written))
     for one, size, starts, scale, *own in zip(encoded, sizes, offsets, read_scale, *columns, strict=True):
         yield ActiveLayer(
+            ref=one.ref,
             info=one.info,
             start=start,
             offsets=tuple(starts),
@@ -284,16 +339,6 @@ def _per_position(scales: Sequence[Tensor | float], like: Tensor, n_pos: int) ->
             for scale in scales
         ]
     )
-
-
-def _check_cuts(infos: Sequence[ReplacementLayerInfo]) -> None:
-    places = [place_of(info.site_in) for info in infos if is_cut(info)]
-    if len(set(places)) < len(places):
-        raise UnsupportedOptionError(
-            "two layers of the set reconstruct the same place of the residual stream; choose one with "
-            "`layers`",
-            field="layers",
-        )
 
 
 def _joined(parts: Iterable[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A graph over a replacement set, as `trephine.engine.expansion` grows it."""
+"""A graph over replacement sets, as `trephine.engine.expansion` grows it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureBasis:
-    """The active features of one prompt under a loaded set."""
+    """The active features of one prompt under loaded sets."""
 
     hosted: HostedModel
     operators: FrozenOperators
@@ -110,12 +110,12 @@ class FeatureBasis:
         return blocks
 
     def _order(self, cells: Tensor) -> Tensor:
-        """Sort as `feature_targets` does: from the top layer down, as given within a layer."""
-        return self.active.layer[cells].argsort(descending=True, stable=True)
+        """Sort as `feature_targets` does: from the top down, as given within a layer of a set."""
+        return self.active.owner[cells].argsort(descending=True, stable=True)
 
     def _batches(self, cells: Tensor) -> Iterator[Tensor]:
         """Split by segment, then by position, so that cones pad little, then by size."""
-        segments = segment_of(self.active, self._places(cells))
+        segments = segment_of(self.active, self.active.places(cells))
         size = self._targets_per_sweep()
         for segment in segments.unique().tolist():
             own = cells[segments == segment]
@@ -127,10 +127,6 @@ class FeatureBasis:
         most = feature_targets_per_sweep(self.operators.n_pos, tabled=tabled is not None)
         width = self.active.count if tabled is None else tabled.sweep.width
         return max(1, min(most, SCORES_PER_SWEEP // max(1, width)))
-
-    def _places(self, cells: Tensor) -> Tensor:
-        by_layer = self.active.place_by_layer()
-        return torch.tensor([by_layer[layer] for layer in self.active.layer[cells].tolist()])
 
     def _attribute(self, targets: FeatureTargets, cells: list[int]) -> Generator[None, None, RowBlock]:
         sums = yield from self._swept(targets)

@@ -1,14 +1,13 @@
-"""From a prompt and a target to a circuit over a loaded replacement set."""
+"""From a prompt and a target to a circuit over loaded replacement sets."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from trephine.domain.circuits import (
@@ -16,10 +15,11 @@ from trephine.domain.circuits import (
     CircuitFigures,
     DiscoverCircuit,
     EstimateQuality,
+    GraphSet,
     HierarchicalFigures,
 )
 from trephine.domain.commands import Progress
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, feature_ablation, verify_estimates
 from trephine.engine.expansion import Expansion
@@ -28,13 +28,14 @@ from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats, through_features
 from trephine.engine.graphs.linearised import is_linearised
+from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.graphs.scores import graph_scores
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
-from trephine.engine.nodes import NodeFacts, describe_nodes
+from trephine.engine.nodes import NodeFacts, describe_nodes, directions_of
 from trephine.engine.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
-from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
+from trephine.engine.replacements.sets import require_set
 from trephine.engine.target_kinds import explained
 from trephine.engine.targets import Explained, target_caveats
 
@@ -70,8 +71,8 @@ class _Graph:
     paths: PathEffects
 
 
-def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Progress | None, None, Circuit]:
-    """Find a circuit over a set's features; one block of a sweep, or one batch of ablations, per quantum.
+def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Progress | None, None, Circuit]:
+    """Find a circuit over sets' features; one block of a sweep, or one batch of ablations, per quantum.
 
     Raises:
         UnsupportedOptionError: If no attribution law holds for a layer of the set.
@@ -81,8 +82,8 @@ def discover_with_set(hosted: HostedModel, question: Question) -> Generator[Prog
     operators = capture(hosted.model, hosted.architecture, question.ids)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
     yield Progress(stage="forward", done=1, total=1)
-    layers = covered_layers(hosted, command.replacement) if command.layers is None else command.layers
-    active = yield from activate(hosted, operators, command.replacement, layers)
+    layers = open_layers(hosted, command.sets, command.layers)
+    active = yield from activate(hosted, operators, layers)
     what = explained(hosted, operators, question, active)
     gradient = yield from effects_on(hosted, operators, active, what.cotangents(live=True))
     basis = FeatureBasis(
@@ -128,7 +129,7 @@ def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Pro
         targets=tuple(target.about for target in graph.explained.targets),
         asked=command.target,
         replacement=command.replacement,
-        edge_rule="relp_half" if any(is_linearised(each.info) for each in graph.active.layers) else "exact",
+        edge_rule="relp_half" if graph.active.is_estimated() else "exact",
         nodes=nodes,
         edges=edges,
         rows=rows,
@@ -136,21 +137,27 @@ def _circuit(graph: _Graph, meter: MemoryMeter, started: float) -> Generator[Pro
         figures=_figures(graph, monotonic() - started, meter.extra_bytes),
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        layers=tuple(layer.info.layer for layer in graph.active.layers),
-        set_hash=require_set(hosted, command.replacement).admitted.content_hash,
+        layers=tuple(sorted({layer.ref.layer for layer in graph.active.layers})),
+        set_hash=_content_hash(hosted, command.replacement),
+        beside=tuple(
+            GraphSet(name=name, content_hash=_content_hash(hosted, name)) for name in command.beside
+        ),
         caveats=_caveats(graph, quality),
     )
+
+
+def _content_hash(hosted: HostedModel, name: str) -> str:
+    return "" if name == NEURONS else require_set(hosted, name).admitted.content_hash
 
 
 def _facts(graph: _Graph) -> NodeFacts:
     features, active = graph.order.features, graph.active
     covered = {site for layer in active.layers for site in layer.info.sites_out}
     return NodeFacts(
-        replacement=active.replacement,
-        noun="feature",
+        features=active.refs(features),
         activation=active.activation[features],
         effect=graph.gradient[features],
-        directions=partial(_directions, graph.hosted, active.replacement),
+        directions=partial(directions_of, graph.hosted),
         errors=[(site, _error_name(site, site in covered)) for site in active.error_sites],
         error_effect=graph.paths.errors,
         token_effect=graph.paths.tokens,
@@ -163,30 +170,19 @@ def _error_name(site: Site, covered: bool) -> str:
     return f"error of {site.kind.value} {site.layer}"
 
 
-def _directions(hosted: HostedModel, name: str, batch: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the sum of each feature's decoders over the sites that it writes, `(n, d_model)`."""
-    parts = []
-    for layer in sorted({layer for layer, _ in batch}):
-        indices = [index for x, index in batch if x == layer]
-        with opened(hosted, name, [layer]) as resident, torch.inference_mode():
-            found = resident[layer]
-            parts.append(torch.stack([found.decoders(indices, s) for s in found.info.sites_out]).sum(0))
-    return torch.cat(parts)
-
-
 def _verify(graph: _Graph) -> Generator[Progress | None, None, EstimateQuality | None]:
     command, question = graph.question.command, graph.question
     if not command.verify_nodes:
         return None
     cells = graph.order.features
-    columns = [column.tolist() for column in graph.active.split(cells)]
+    columns = (graph.active.position[cells], graph.gradient[cells], graph.paths.features[cells])
     nodes = [
-        Predicted(layer=layer, position=position, index=index, effect=effect, by_half_rule=path)
-        for layer, position, index, effect, path in zip(
-            *columns, graph.gradient[cells].tolist(), graph.paths.features[cells].tolist(), strict=True
+        Predicted(feature=feature, position=position, effect=effect, by_half_rule=path)
+        for feature, position, effect, path in zip(
+            graph.active.refs(cells), *(column.tolist() for column in columns), strict=True
         )
     ]
-    ablation = feature_ablation(graph.hosted, question.ids, graph.explained, command.replacement)
+    ablation = feature_ablation(graph.hosted, question.ids, graph.explained)
     return (
         yield from verify_estimates(
             nodes, ablation, n_tokens=len(question.ids), count=command.verify_nodes, seed=command.seed
@@ -213,8 +209,8 @@ def _figures(graph: _Graph, seconds: float, extra_bytes: int) -> CircuitFigures:
 def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
     influence = graph.expansion.influence
     caveats = [
-        f"{float(influence.errors.sum()):.0%} of the influence enters through error nodes: what the set does "
-        "not reconstruct, and MLPs that it does not cover. No path is followed through them.",
+        f"{float(influence.errors.sum()):.0%} of the influence enters through error nodes: what sets do "
+        "not reconstruct, and MLPs that none covers. No path is followed through them.",
         f"Position 0 is an attention sink that sets are not trained on: it has no features, and "
         f"{_share_at_start(graph):.0%} of the influence enters through its error nodes.",
         "Edges are direct effects with attention patterns and norm scales frozen and active features held "
@@ -222,9 +218,14 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
         "gradient of the real model." + ("" if quality else " Neither was measured against ablations here."),
         "Promoted and suppressed tokens are the decoder's, summed over the sites that it writes.",
     ]
-    info = require_set(graph.hosted, graph.active.replacement).admitted
-    caveats = [*degraded_caveats(graph.hosted, [info.name]), *caveats]
-    caveats += beginning_caveats(graph.hosted, [info.name], graph.question.ids)
+    sets = [name for name in graph.question.command.sets if name != NEURONS]
+    caveats = [*degraded_caveats(graph.hosted, sets), *caveats]
+    caveats += beginning_caveats(graph.hosted, sets, graph.question.ids)
+    if NEURONS in graph.question.command.sets:
+        caveats.append(
+            "Neurons stand where no set reconstructs an MLP: they leave no error, and edges into them follow "
+            "relp_half and are estimates. At position 0 these MLPs are error as a whole, as everywhere there."
+        )
     if any(is_linearised(each.info) for each in graph.active.layers):
         caveats.append(
             "Edges into features of MLP outputs go through the MLP linearised by the half rule: they sum to "
@@ -232,7 +233,7 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
         )
     if graph.active.cuts:
         caveats.append("Paths end at dictionaries on the residual stream: what they read below is not shown.")
-    if any(layer_info(graph.hosted, info.name, n).has_skip for n in covered_layers(graph.hosted, info.name)):
+    if any(each.info.has_skip for each in graph.active.layers):
         caveats.append("Skip paths are followed as part of the network, not as features.")
     caveats += [*target_caveats(graph.explained), *hierarchy_caveats(graph.hierarchy)]
     if graph.explained.softcap:

@@ -9,7 +9,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.replacements import LayerKind
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.writes import blocks
@@ -76,6 +77,7 @@ def effects_on(
         _add(effects, hosted, active, Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
         written = adjoint if post is None else post.pull_back_live(adjoint)
         by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        _add_neurons(effects, active, number, by_neuron)
         middle = adjoint + live_mlp_adjoint(layer, by_neuron) + explained.get(first + MLP, nothing)
         if not layer.block.parallel:
             _add(effects, hosted, active, Site(kind=SiteKind.RESID_MID, layer=number), middle)
@@ -94,9 +96,17 @@ def effects_on(
 def _add(effects: Tensor, hosted: HostedModel, active: ActiveFeatures, site: Site, adjoint: Tensor) -> None:
     """Add what the features that write a site do through it."""
     for layer in active.writers(site):
-        if not layer.count:
+        if not layer.count or layer.info.kind is LayerKind.NEURONS:
             continue
         with torch.inference_mode():
-            for block in blocks(hosted, active.replacement, layer, site, adjoint.dtype):
+            for block in blocks(hosted, layer, site, adjoint.dtype):
                 cells, found = block.score(adjoint[:, None])
                 effects[layer.start : layer.start + layer.count][cells] += found[0].float().cpu()
+
+
+def _add_neurons(effects: Tensor, active: ActiveFeatures, number: int, by_neuron: Tensor) -> None:
+    """Add what a layer's neurons do, given the derivative by them `(n_pos, d_mlp)`, a post-norm followed."""
+    layer = active.layer_of(LayerRef(replacement=NEURONS, layer=number))
+    if layer is not None:
+        found = layer.activation * by_neuron[layer.position, layer.index]
+        effects[layer.start : layer.end] += found.float().cpu()

@@ -183,7 +183,7 @@ def through_features(
     explained: Explained,
     threshold: float,
 ) -> Generator[None, None, Hierarchy]:
-    """Do the pass over the features of a set, one block a quantum."""
+    """Do the pass over the features of sets, one block a quantum."""
     with torch.inference_mode():
         state = _Pass(hosted, operators, active, explained, threshold)
         adjoint = state.enter(top_place(operators))
@@ -210,7 +210,7 @@ class _Pass:
         self._roots = explained.cotangents(live=False)
         zeros = operators.embedding.new_zeros
         self._bias = zeros(1)
-        self._by_feature = {layer.info.layer: zeros(layer.count) for layer in active.layers}
+        self._by_feature = {layer.ref: zeros(layer.count) for layer in active.layers}
         self._constants, self._errors = root_constants(explained), 0.0
         self._stopped: list[Tensor] = []
         self._cells: list[Tensor] = []
@@ -257,13 +257,13 @@ class _Pass:
         return read
 
     def _score(self, layer: ActiveLayer, site: Site, adjoint: Tensor) -> None:
-        for block in blocks(self.hosted, self.active.replacement, layer, site, adjoint.dtype):
+        for block in blocks(self.hosted, layer, site, adjoint.dtype):
             cells, found = block.score(adjoint[:, None])
-            self._by_feature[layer.info.layer][cells] += found[0]
+            self._by_feature[layer.ref][cells] += found[0]
 
     def _pass_on(self, layer: ActiveLayer) -> Tensor:
         """Stop small features; return what the others read, `(n_pos, d_model)`, at their place."""
-        attribution = self._by_feature.pop(layer.info.layer)
+        attribution = self._by_feature.pop(layer.ref)
         large = (attribution.abs() >= self.threshold) & (attribution != 0) & (layer.activation != 0)
         self._stopped.append(attribution[~large])
         own = large.nonzero().flatten()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import SiteKind
 from trephine.engine.graphs.places import MLP, PER_BLOCK, place_of
 from trephine.engine.live import live_mlp_adjoint
@@ -18,8 +18,13 @@ from trephine.engine.readouts import half_rule
 
 
 def is_linearised(info: ReplacementLayerInfo) -> bool:
-    """True for a dictionary that reads an MLP's output: edges into it are estimates."""
+    """True for a dictionary that reads an MLP's output, and so the MLP itself."""
     return info.site_in.kind is SiteKind.MLP_OUT
+
+
+def is_estimated(info: ReplacementLayerInfo) -> bool:
+    """True if edges into a layer's features go by the half rule: dictionaries on MLP outputs, and neurons."""
+    return is_linearised(info) or info.kind is LayerKind.NEURONS
 
 
 def read_place(info: ReplacementLayerInfo) -> int:

@@ -26,11 +26,11 @@ class SkipRead:
 def read_through_skip(
     hosted: HostedModel, active: ActiveFeatures, layer: FrozenLayer, adjoint: Tensor
 ) -> SkipRead | None:
-    """Carry adjoints of an MLP's output through the skip path of the set, if it has one there.
+    """Carry adjoints of an MLP's output through the skip path of a set, if one has such there.
 
     Args:
         hosted: The model with its sets.
-        active: The prompt's active features, and with them the set.
+        active: The prompt's active features, and with them the sets.
         layer: The block.
         adjoint: `(..., n_pos, d_model)`, on the MLP's output.
     """
@@ -46,7 +46,8 @@ def skip_of(hosted: HostedModel, active: ActiveFeatures, layer: FrozenLayer) -> 
     """Return the skip path beside a block's MLP, `(d_model, d_model)` on what the MLP reads; None without."""
     number = layer.block.layer
     writers = active.writers(Site(kind=SiteKind.MLP_OUT, layer=number))
-    if not any(one.info.has_skip and one.info.layer == number for one in writers):
+    own = next((one for one in writers if one.info.has_skip and one.info.layer == number), None)
+    if own is None:
         return None
-    with opened(hosted, active.replacement, [number]) as resident:
+    with opened(hosted, own.ref.replacement, [number]) as resident:
         return resident[number].skip_matrix()

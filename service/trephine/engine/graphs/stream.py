@@ -127,8 +127,8 @@ class StreamSources:
         if not len(chosen):
             return
         unique, place = layer.index[chosen].unique(return_inverse=True)
-        with opened(self.hosted, self._set, [layer.info.layer]) as resident:
-            decoders = resident[layer.info.layer].decoders(unique.tolist(), site)
+        with opened(self.hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
+            decoders = resident[layer.ref.layer].decoders(unique.tolist(), site)
         yield StreamPart(
             kind=SourceKind.FEATURE,
             layer=layer.info.layer,
@@ -138,15 +138,11 @@ class StreamSources:
         )
 
     def _skip(self, layer: ActiveLayer, at: Tensor) -> Iterator[StreamPart]:
-        with opened(self.hosted, self._set, [layer.info.layer]) as resident:
-            matrix = resident[layer.info.layer].skip_matrix()
+        with opened(self.hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
+            matrix = resident[layer.ref.layer].skip_matrix()
         if matrix is not None:
             read = clean_value(self.operators, layer.info.site_in)[at]
             yield self._part(SourceKind.SKIP, layer.info.layer, at, read @ matrix.T.to(read.dtype))
-
-    @property
-    def _set(self) -> str:
-        return "" if self.active is None else self.active.replacement
 
     def _part(
         self, kind: SourceKind, layer: int, at: Tensor, vectors: Tensor, *, index: int = -1

@@ -17,12 +17,10 @@ from trephine.engine.replacements.sets import opened
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabledReads:
-    """What features of one prompt read, layers of the set stacked in their order."""
+    """What features of one prompt read, layers of the sets stacked in their order."""
 
     hosted: HostedModel
     active: ActiveFeatures
-    place: dict[int, int]
-    """Where each layer stands."""
     position: Tensor
     """int64 `(n_cells,)`, on the rows' device."""
     index: Tensor
@@ -45,16 +43,17 @@ class TabledReads:
         Returns:
             Them, from the top down, as given within a layer.
         """
-        order = self.active.layer[cells].argsort(descending=True, stable=True)
+        order = self.active.owner[cells].argsort(descending=True, stable=True)
         cells = cells[order]
-        layers, counts = self.active.layer[cells].unique_consecutive(return_counts=True)
-        rows = torch.tensor([self.place[layer] for layer in layers.tolist()]).repeat_interleave(counts)
+        rows = self.active.owner[cells]
+        owners, counts = rows.unique_consecutive(return_counts=True)
         cell, row = torch.stack([cells, rows]).to(self.read.device)
         position, index = self.position[cell], self.index[cell]
         parts = []
-        for layer, own in zip(layers.tolist(), index.split(counts.tolist()), strict=True):
-            with opened(self.hosted, self.active.replacement, [layer]) as resident:
-                parts.append(resident[layer].encoders(own).to(self.read.dtype))
+        for owner, own in zip(owners.tolist(), index.split(counts.tolist()), strict=True):
+            ref = self.active.layers[owner].ref
+            with opened(self.hosted, ref.replacement, [ref.layer]) as resident:
+                parts.append(resident[ref.layer].encoders(own).to(self.read.dtype))
         direction = torch.cat(parts) / self.read_scale[row, position, None]  # (n, d_model)
         adjoint = direction * self.gain[row] * self.scale[row, position]
         if self.centred:
@@ -70,7 +69,7 @@ class TabledReads:
 
 
 def tabled_reads(hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures) -> TabledReads:
-    """Stack what the layers of a set read, which must all read what MLPs read."""
+    """Stack what the layers of sets read, which must all read what MLPs read."""
     norms = [operators.layers[layer.info.layer].mlp_norm for layer in active.layers]
     biases = [norm.bias for norm in norms if norm.bias is not None]
     gain, bias = torch.stack([norm.gain for norm in norms]), torch.stack(biases) if biases else None
@@ -78,7 +77,6 @@ def tabled_reads(hosted: HostedModel, operators: FrozenOperators, active: Active
     return TabledReads(
         hosted=hosted,
         active=active,
-        place={layer.info.layer: number for number, layer in enumerate(active.layers)},
         position=torch.cat([layer.position for layer in active.layers]),
         index=torch.cat([layer.index for layer in active.layers]),
         read=read if bias is None else read.add_(bias[:, None]),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import Site, SiteKind
 from trephine.domain.sweeps import TABLED_BYTES
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
@@ -120,9 +121,10 @@ def is_tabled(active: ActiveFeatures, operators: FrozenOperators) -> bool:
 
 
 def can_be_tabled(active: ActiveFeatures) -> bool:
-    """True if all layers of a set read and write at MLPs: between their outputs a sweep is linear algebra."""
+    """True if all layers read and write at MLPs: between their outputs a sweep is linear algebra."""
     return all(
-        layer.info.site_in.kind is SiteKind.MLP_IN
+        layer.info.kind is not LayerKind.NEURONS
+        and layer.info.site_in.kind is SiteKind.MLP_IN
         and all(site.kind is SiteKind.MLP_OUT for site in layer.info.sites_out)
         for layer in active.layers
     )
@@ -162,8 +164,9 @@ def sweep_tables(
         vectors[errors] = torch.cat([active.errors[site] for site in sites])
         vectors[constants] = torch.cat([_constants(hosted, operators, active, site) for site in sites])
     for (layer, site), places in zip(writings.parts, columns.split(writings.counts), strict=True):
-        with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
-            vectors[places] = resident[layer.info.layer].decoders(layer.index, site).to(vectors.dtype)
+        ref = layer.ref
+        with opened(hosted, ref.replacement, [ref.layer]) as resident, torch.inference_mode():
+            vectors[places] = resident[ref.layer].decoders(layer.index, site).to(vectors.dtype)
         yield
     with torch.inference_mode():
         return SweepTables(

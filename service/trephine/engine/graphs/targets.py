@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.places import PER_BLOCK, clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators
-from trephine.engine.readouts import LogitReadout
+from trephine.engine.readouts import LogitReadout, neuron_targets
 from trephine.engine.replacements.sets import opened
 from trephine.engine.targets import ReadPart
 
@@ -76,7 +77,7 @@ def feature_targets(
     for layer in reversed(active.layers):
         own = cells[(cells >= layer.start) & (cells < layer.start + layer.count)] - layer.start
         if len(own):
-            parts.append((read_place(layer.info), *_read(hosted, operators, active, layer, own)))
+            parts.append((read_place(layer.info), *_read(hosted, operators, layer, own)))
     place = torch.cat([torch.full((len(position),), at) for at, position, *_ in parts])
     position, adjoint, constant, total = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:])
     return FeatureTargets(
@@ -87,7 +88,6 @@ def feature_targets(
 def _read(
     hosted: HostedModel,
     operators: FrozenOperators,
-    active: ActiveFeatures,
     layer: ActiveLayer,
     own: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,7 +95,9 @@ def _read(
     info = layer.info
     own = own.to(layer.index.device)
     position, index = layer.position[own], layer.index[own]
-    direction = encoder_directions(hosted, operators, active, layer, position, index)
+    if info.kind is LayerKind.NEURONS:
+        return position, *_read_neurons(operators, info.layer, position, index)
+    direction = encoder_directions(hosted, operators, layer, position, index)
     total = (direction * clean_value(operators, info.site_in)[position]).sum(-1)
     constant, norm = torch.zeros_like(total), operators.layers[info.layer].mlp_norm
     if is_linearised(info):
@@ -106,10 +108,20 @@ def _read(
     return position, norm.pull_back(direction, position), constant, total
 
 
+def _read_neurons(
+    operators: FrozenOperators, layer: int, position: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return adjoint, constant and total of neurons, whose activations the half rule takes apart."""
+    rows = torch.full((len(index),), layer)
+    targets = neuron_targets(operators, rows, position, index, "relp_half")
+    norm, constant = operators.layers[layer].mlp_norm, targets.constant
+    constant = constant if norm.bias is None else constant + targets.direction @ norm.bias
+    return norm.pull_back(targets.direction, position), constant, targets.total
+
+
 def encoder_directions(
     hosted: HostedModel,
     operators: FrozenOperators,
-    active: ActiveFeatures,
     layer: ActiveLayer,
     position: Tensor,
     index: Tensor,
@@ -119,11 +131,10 @@ def encoder_directions(
     Args:
         hosted: The model with its sets.
         operators: The frozen network.
-        active: The prompt's active features.
-        layer: One of its layers.
+        layer: A layer of a set, with what it divides its input by.
         position: int64 `(n,)`; a scale of the input is that of the clean prompt there.
         index: int64 `(n,)`.
     """
-    with opened(hosted, active.replacement, [layer.info.layer]) as resident, torch.inference_mode():
-        direction = resident[layer.info.layer].encoders(index.tolist()).to(operators.dtype)
+    with opened(hosted, layer.ref.replacement, [layer.ref.layer]) as resident, torch.inference_mode():
+        direction = resident[layer.ref.layer].encoders(index.tolist()).to(operators.dtype)
     return direction / layer.read_scale[position, None].to(operators.dtype)

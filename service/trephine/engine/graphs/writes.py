@@ -15,7 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from trephine.domain.sites import Site
+from trephine.domain.sites import LayerRef, Site
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
@@ -80,8 +80,8 @@ class Block:
 class Writes:
     """Blocks of one prompt's features; those of a short prompt are kept."""
 
-    _kept: dict[tuple[int, Site, torch.dtype], tuple[Block, ...]] = field(default_factory=dict)
-    _spans: dict[int, tuple[Span, ...]] = field(default_factory=dict)
+    _kept: dict[tuple[LayerRef, Site, torch.dtype], tuple[Block, ...]] = field(default_factory=dict)
+    _spans: dict[LayerRef, tuple[Span, ...]] = field(default_factory=dict)
 
     def of(
         self, hosted: HostedModel, active: ActiveFeatures, layer: ActiveLayer, site: Site, dtype: torch.dtype
@@ -95,13 +95,13 @@ class Writes:
             site: A site that it writes.
             dtype: Of the adjoints.
         """
-        key, number = (layer.info.layer, site, dtype), layer.info.layer
+        key, ref = (layer.ref, site, dtype), layer.ref
         if key in self._kept:
             yield from self._kept[key]
             return
-        if number not in self._spans:
-            self._spans[number] = _spans(layer)
-        found = blocks(hosted, active.replacement, layer, site, dtype, self._spans[number])
+        if ref not in self._spans:
+            self._spans[ref] = _spans(layer)
+        found = blocks(hosted, layer, site, dtype, self._spans[ref])
         width = active.errors[site].shape[1] * dtype.itemsize
         room = KEPT_BYTES if _on_cpu(layer) else KEPT_BYTES_ON_GPU
         if PADDING * width * _written_vectors(active.layers) > room:
@@ -141,7 +141,6 @@ def spans_of(offsets: Sequence[int], most: int) -> Iterator[Span]:
 
 def blocks(
     hosted: HostedModel,
-    name: str,
     layer: ActiveLayer,
     site: Site,
     dtype: torch.dtype,
@@ -151,15 +150,14 @@ def blocks(
 
     Args:
         hosted: The model with its sets.
-        name: The set.
-        layer: One of its layers.
+        layer: A layer of a set.
         site: A site that it writes.
         dtype: Of the decoders.
         spans: Of the layer, by `spans_of`, where they are known.
     """
     unique, decoder = layer.index.unique(return_inverse=True)
-    with opened(hosted, name, [layer.info.layer]) as resident:
-        decoders = resident[layer.info.layer].decoders(unique.tolist(), site).to(dtype)
+    with opened(hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
+        decoders = resident[layer.ref.layer].decoders(unique.tolist(), site).to(dtype)
     for span in _spans(layer) if spans is None else spans:
         positions = span.positions
         offsets = layer.offsets[positions.start : positions.stop + 1]

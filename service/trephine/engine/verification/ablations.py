@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, LayerRef
 from trephine.engine.replacements.sets import opened
 from trephine.engine.verification.choosing import Cell, Removal
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
@@ -17,12 +17,12 @@ from trephine.engine.verification.subject import Subject
 
 def mask_of(prompt: MaskedPrompt, cells: Sequence[Cell]) -> Mask:
     """Return the mask that removes some features at their own positions."""
-    mask: dict[int, Tensor] = {}
-    for layer in sorted({cell.layer for cell in cells}):
-        own = [cell for cell in cells if cell.layer == layer]
-        kept = torch.ones(len(prompt.ids), prompt.width(layer), device=prompt.operators.device)
+    mask: dict[LayerRef, Tensor] = {}
+    for ref in sorted({cell.ref for cell in cells}):
+        own = [cell for cell in cells if cell.ref == ref]
+        kept = torch.ones(len(prompt.ids), prompt.width(ref), device=prompt.operators.device)
         kept[[cell.position for cell in own], [cell.index for cell in own]] = 0
-        mask[layer] = kept
+        mask[ref] = kept
     return mask
 
 
@@ -55,24 +55,24 @@ def measured_changes(subject: Subject, removals: Sequence[Removal]) -> Generator
     for start in range(0, len(upwards), prompt.batch_rows):
         places = upwards[start : start + prompt.batch_rows]
         lowest = min(removals[place].first_layer for place in places)
-        above = sorted({x for x in graph.layer[graph.is_feature].tolist() if x > lowest})
+        above = {number: ref for number, ref in enumerate(graph.refs) if ref.layer > lowest}
         masks = [mask_of(prompt, removals[place].cells) for place in places]
-        reads = [prompt.site_in(layer) for layer in above]
+        reads = [prompt.site_in(ref) for ref in above.values()]
         _, tape = prompt.values(masks, reads=list(dict.fromkeys(reads)))
-        for layer in above:
-            nodes = (graph.is_feature & (graph.layer == layer) & (graph.position > 0)).nonzero().flatten()
-            found = _read(prompt, tape, layer)[:, graph.position[nodes], graph.index[nodes]]
-            clean = subject.activation[layer][graph.position[nodes], graph.index[nodes]]
-            below = torch.tensor([removals[place].first_layer < layer for place in places])
+        for number, ref in above.items():
+            nodes = (graph.is_feature & (graph.owner == number) & (graph.position > 0)).nonzero().flatten()
+            found = _read(prompt, tape, ref)[:, graph.position[nodes], graph.index[nodes]]
+            clean = subject.activation[ref][graph.position[nodes], graph.index[nodes]]
+            below = torch.tensor([removals[place].first_layer < ref.layer for place in places])
             difference = (found.cpu() - clean.cpu()).double() * below[:, None]
             changes[torch.tensor(places)[:, None], nodes] = difference
         yield Progress(stage="change by depth", done=start + len(places), total=len(removals))
     return changes
 
 
-def _read(prompt: MaskedPrompt, tape: Tape, layer: int) -> Tensor:
-    x = tape.values[prompt.site_in(layer)]
-    if prompt.replacement == NEURONS:
+def _read(prompt: MaskedPrompt, tape: Tape, ref: LayerRef) -> Tensor:
+    x = tape.values[prompt.site_in(ref)]
+    if ref.replacement == NEURONS:
         return x
-    with opened(prompt.hosted, prompt.replacement, [layer]) as resident, torch.inference_mode():
-        return resident[layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations
+    with opened(prompt.hosted, ref.replacement, [ref.layer]) as resident, torch.inference_mode():
+        return resident[ref.layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations

@@ -59,7 +59,7 @@ def ablate(
         *singles(subject.graph, outside, count=options.nodes, seed=options.seed),
         *groups(subject.graph, supernodes, count=options.groups, seed=options.seed),
     ]
-    shown = [sum(float(subject.effect[c.layer][c.position, c.index]) for c in one.cells) for one in chosen]
+    shown = [sum(float(subject.effect[c.ref][c.position, c.index]) for c in one.cells) for one in chosen]
     paths = drops(subject.graph, [one.nodes for one in chosen])
     measured = yield from measured_drops(subject.prompt, chosen, None, "single and group ablations")
     return Ablated(
@@ -136,7 +136,7 @@ def comparisons(
     places = found.of_kind("single nodes")
     removals = [found.removals[place] for place in places.tolist()]
     cells = [one.cells[0] for one in removals]
-    magnitude = [float(subject.activation[c.layer][c.position, c.index].abs()) for c in cells]
+    magnitude = [float(subject.activation[c.ref][c.position, c.index].abs()) for c in cells]
     dealt = []
     for n in range(PERMUTATIONS):
         dealt.append(drops(permuted(subject.graph, seed + n), [one.nodes for one in removals]))

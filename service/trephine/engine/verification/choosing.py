@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trephine.domain.sites import LayerRef
 from trephine.engine.verification.paths import Graph
 
 STRATA = 5
@@ -23,11 +24,16 @@ _SMALL, _LARGE = 2, 16
 class Cell:
     """A feature at a position."""
 
-    layer: int
+    ref: LayerRef
     position: int
     index: int
     node: int = -1
     """Its node in the graph; -1 outside."""
+
+    @property
+    def layer(self) -> int:
+        """Its layer in the model."""
+        return self.ref.layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +58,7 @@ class Removal:
 def cell_of(graph: Graph, node: int) -> Cell:
     """Return the address of a feature node."""
     return Cell(
-        layer=int(graph.layer[node]),
+        ref=graph.refs[int(graph.owner[node])],
         position=int(graph.position[node]),
         index=int(graph.index[node]),
         node=node,
@@ -131,7 +137,7 @@ def _supernodes(
     if not given:
         by_feature: dict[tuple[int, int], list[int]] = {}
         for node in ranked:
-            by_feature.setdefault((int(graph.layer[node]), int(graph.index[node])), []).append(node)
+            by_feature.setdefault((int(graph.owner[node]), int(graph.index[node])), []).append(node)
         named = [nodes for nodes in by_feature.values() if len(nodes) >= _SMALL]
     found = [
         _removal(graph, "supernodes", "supernode" if given else "one feature, all positions", nodes)
@@ -166,11 +172,11 @@ def _removal(graph: Graph, kind: str, stratum: str, nodes: Sequence[int]) -> Rem
     return Removal(kind=kind, stratum=stratum, cells=tuple(cell_of(graph, node) for node in nodes))
 
 
-def outside_cells(active: dict[int, Tensor], graph: Graph, *, count: int, seed: int) -> list[Cell]:
+def outside_cells(active: Mapping[LayerRef, Tensor], graph: Graph, *, count: int, seed: int) -> list[Cell]:
     """Sample active features at positions >= 1 that the graph leaves out.
 
     Args:
-        active: By layer bool `(n_pos, width)`.
+        active: By layer of a set bool `(n_pos, width)`.
         graph: The graph.
         count: How many at most.
         seed: Of the sample.
@@ -178,12 +184,13 @@ def outside_cells(active: dict[int, Tensor], graph: Graph, *, count: int, seed: 
     generator = torch.Generator().manual_seed(seed + 2)
     found: list[Cell] = []
     per_layer = -(-count // max(1, len(active)))
-    for layer, is_active in active.items():
+    owners = {ref: number for number, ref in enumerate(graph.refs)}
+    for ref, is_active in active.items():
         free = is_active.cpu().clone()
         free[0] = False
-        own = (graph.is_feature & (graph.layer == layer)).nonzero().flatten()
+        own = (graph.is_feature & (graph.owner == owners.get(ref, -1))).nonzero().flatten()
         free[graph.position[own], graph.index[own]] = False
         places = free.nonzero()
         chosen = places[torch.randperm(len(places), generator=generator)[:per_layer]]
-        found += [Cell(layer=layer, position=p, index=i) for p, i in chosen.tolist()]
+        found += [Cell(ref=ref, position=p, index=i) for p, i in chosen.tolist()]
     return found

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.commands import Progress
 from trephine.domain.replacements import Dictionary, LayerKind, Residency
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.targets import TargetKind
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.hosted import HostedModel
@@ -41,8 +41,10 @@ NOTHING_CHOSEN = (
     "nothing of it is chosen at positions >= 1"
 )
 
-_KEPT: WeakKeyDictionary[Any, tuple[tuple[str, str, int], LayerSource]] = WeakKeyDictionary()
-"""Per loaded model the last dictionary that was fitted, by weights, set and seed. Ends with the model."""
+Sources = dict[str, LayerSource]
+"""By set the random dictionary that stands beside it."""
+_KEPT: WeakKeyDictionary[Any, tuple[tuple[str, str, int], Sources]] = WeakKeyDictionary()
+"""Per loaded model the last dictionaries that were fitted, by weights, sets and seed. Ends with the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +66,15 @@ class _Resident:
 
 def refusal(hosted: HostedModel, circuit: Circuit) -> str | None:
     """Say why there is no random dictionary beside a circuit, if there is none."""
-    if circuit.replacement == NEURONS:
+    sets = [name for name in circuit.set_names if name != NEURONS]
+    if not sets:
         return NOT_APPLICABLE
     if any(target.kind is TargetKind.FEATURE for target in circuit.targets):
         return (
             "not applicable: the circuit explains a feature of the set, and a random dictionary has no such"
         )
-    admitted = require_set(hosted, circuit.replacement).admitted
-    if any(layer.kind is LayerKind.CROSS_LAYER_TRANSCODER for layer in admitted.layers):
+    layers = [layer for name in sets for layer in require_set(hosted, name).admitted.layers]
+    if any(layer.kind is LayerKind.CROSS_LAYER_TRANSCODER for layer in layers):
         return (
             "not applicable: random dictionaries of one layer are no equal of a cross-layer transcoder, "
             "whose features write several layers"
@@ -80,17 +83,17 @@ def refusal(hosted: HostedModel, circuit: Circuit) -> str | None:
 
 
 def control_circuit(
-    hosted: HostedModel, circuit: Circuit, layers: Sequence[int], size: int, seed: int
+    hosted: HostedModel, circuit: Circuit, layers: Sequence[LayerRef], size: int, seed: int
 ) -> Generator[Progress | None, None, tuple[HostedModel, Circuit, tuple[int, ...]]]:
-    """Fit the dictionary, find the circuit with it under the same budget, and prune it to the same size.
+    """Fit a dictionary per set, find the circuit with them under the same budget, prune it to the same size.
 
-    Its features are chosen as the circuit's were: by influence, or by hierarchical attribution from the same
-    threshold on.
+    Neurons beside sets stay what they are. Features are chosen as the circuit's were: by influence, or by
+    hierarchical attribution from the same threshold on.
 
     Args:
         hosted: The model with the circuit's own set.
         circuit: What it stands beside.
-        layers: Layers that the circuit covers.
+        layers: Layers of sets that the circuit covers.
         size: Features that the pruned circuit has at positions >= 1.
         seed: Of the random dictionary.
 
@@ -101,15 +104,18 @@ def control_circuit(
     Raises:
         OverBudgetError: If the dictionary does not fit into half of the free memory.
     """
-    source = yield from _fitted(hosted, circuit.replacement, layers, seed)
-    view = _beside(hosted, circuit.replacement, source)
+    sources = yield from _fitted(hosted, layers, seed)
+    names = {name: NAME if number == 0 else f"{NAME}-{number + 1}" for number, name in enumerate(sources)}
+    view = _beside(hosted, sources, names)
+    asked = [names.get(name, name) for name in circuit.set_names if name == NEURONS or name in names]
     budget = sum(node.kind is NodeKind.FEATURE for node in circuit.nodes)
     command = DiscoverCircuit(
         prompt=circuit.prompt,
         target=circuit.question(),
         positions=circuit.positions,
-        replacement=NAME,
-        layers=tuple(layers),
+        replacement=asked[0],
+        beside=tuple(asked[1:]),
+        layers=tuple(sorted({ref.layer for ref in layers})),
         max_feature_nodes=budget,
         min_attribution=_min_attribution(circuit),
         verify_nodes=0,
@@ -130,13 +136,32 @@ def _most_influential(circuit: Circuit, size: int) -> tuple[int, ...]:
 
 
 def _fitted(
-    hosted: HostedModel, name: str, layers: Sequence[int], seed: int
-) -> Generator[Progress | None, None, LayerSource]:
-    found = require_set(hosted, name)
-    key = (hosted.info.weight_hash, f"{found.admitted.content_hash}:{sorted(layers)}", seed)
+    hosted: HostedModel, layers: Sequence[LayerRef], seed: int
+) -> Generator[Progress | None, None, Sources]:
+    """Fit a random dictionary beside every set; those that were fitted last are kept."""
+    by_set: dict[str, list[int]] = {}
+    for ref in layers:
+        if ref.replacement != NEURONS:
+            by_set.setdefault(ref.replacement, []).append(ref.layer)
+    contents = [
+        f"{name}:{require_set(hosted, name).admitted.content_hash}:{sorted(own)}"
+        for name, own in by_set.items()
+    ]
+    key = (hosted.info.weight_hash, " ".join(contents), seed)
     kept = _KEPT.get(hosted.model)
     if kept is not None and kept[0] == key:
         return kept[1]
+    sources: Sources = {}
+    for name, own in by_set.items():
+        sources[name] = yield from _fitted_beside(hosted, name, own, seed)
+    _KEPT[hosted.model] = (key, sources)
+    return sources
+
+
+def _fitted_beside(
+    hosted: HostedModel, name: str, layers: Sequence[int], seed: int
+) -> Generator[Progress | None, None, LayerSource]:
+    found = require_set(hosted, name)
     begin = beginning(hosted, bool(found.admitted.admission.begins_with))
     scope = found.trained_on.scope(hosted)
     contexts = contexts_of(hosted, built_in_text(), size=_CONTEXT, begin=begin)
@@ -144,27 +169,35 @@ def _fitted(
     sources = yield from fitted_controls(
         hosted, loaded_source(hosted, name, layers), contexts, [Dictionary.RANDOM], seed=seed, scope=scope
     )
-    source = sources[Dictionary.RANDOM]
-    _KEPT[hosted.model] = (key, source)
-    return source
+    return sources[Dictionary.RANDOM]
 
 
-def _beside(hosted: HostedModel, name: str, source: LayerSource) -> HostedModel:
-    admitted = require_set(hosted, name).admitted
-    own = ReplacementSet(
-        admitted=replace(admitted, name=NAME, content_hash="", layers=source.infos, residency=_NO_BYTES),
-        pager=_Resident(source=source),
-        trained_on=require_set(hosted, name).trained_on,
-    )
-    return replace(hosted, replacements={**hosted.replacements, NAME: own})
+def _beside(hosted: HostedModel, sources: Sources, names: Mapping[str, str]) -> HostedModel:
+    """Return a view of the model that has the dictionaries, by other names."""
+    added = {}
+    for name, source in sources.items():
+        given = require_set(hosted, name)
+        added[names[name]] = ReplacementSet(
+            admitted=replace(
+                given.admitted,
+                name=names[name],
+                content_hash="",
+                layers=source.infos,
+                residency=_NO_BYTES,
+            ),
+            pager=_Resident(source=source),
+            trained_on=given.trained_on,
+        )
+    return replace(hosted, replacements={**hosted.replacements, **added})
 
 
 def control_words(circuit: Circuit) -> str:
     """Say what the control is."""
     least = _min_attribution(circuit)
+    sets = " and ".join(repr(name) for name in circuit.set_names if name != NEURONS)
     chosen = "" if least is None else f" and by hierarchical attribution of at least {least:.3g}"
     return (
-        f"a random dictionary beside {circuit.replacement!r}: random unit encoders on standardised inputs, "
+        f"a random dictionary beside {sets}: random unit encoders on standardised inputs, "
         "random unit decoders with one factor each by least squares, of the same width per layer and of the "
         f"same L0, fitted on {BUILT_IN}; the circuit is found under the same budget{chosen}, cut to as "
         "many of its most influential features, and examined by the same ablations"

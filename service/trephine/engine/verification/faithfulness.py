@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import LayerRef
 from trephine.domain.verification import Faithfulness, Substitute, VerificationOptions, WorstCase
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes
 from trephine.engine.verification.slopes import mask_slopes
@@ -27,44 +28,52 @@ _PASSES_PER_STEP = 4
 """A step of the search is a pass, its adjoint (about two more) and its rounded mask's pass."""
 
 
-def circuit_mask(prompt: MaskedPrompt, cells: Tensor) -> dict[int, Tensor]:
-    """Return the mask that keeps position 0 and the features `cells (n, 3)`: layer, position, index."""
-    mask = {layer: torch.zeros_like(ones) for layer, ones in prompt.ones().items()}
-    for layer, kept in mask.items():
+def circuit_mask(prompt: MaskedPrompt, cells: Tensor) -> dict[LayerRef, Tensor]:
+    """Return the mask that keeps position 0 and the features `cells (n, 3)`.
+
+    Args:
+        prompt: The prompt.
+        cells: int64, which of the prompt's layers, position, index.
+    """
+    mask = {ref: torch.zeros_like(ones) for ref, ones in prompt.ones().items()}
+    for number, ref in enumerate(prompt.layers):
+        kept = mask[ref]
         kept[0] = 1  # an attention sink, never ablated
-        own = cells[cells[:, 0] == layer]
+        own = cells[cells[:, 0] == number]
         kept[own[:, 1], own[:, 2]] = 1
     return mask
 
 
-def complement(mask: Mask) -> dict[int, Tensor]:
+def complement(mask: Mask) -> dict[LayerRef, Tensor]:
     """Return the mask that removes what this one keeps; position 0 is kept by both."""
-    turned = {layer: 1 - kept for layer, kept in mask.items()}
+    turned = {ref: 1 - kept for ref, kept in mask.items()}
     for kept in turned.values():
         kept[0] = 1
     return turned
 
 
 def circuit_cells(subject: Subject) -> Tensor:
-    """Return the features of the pruned circuit at positions >= 1, int64 `(n, 3)`."""
+    """Return the features of the pruned circuit at positions >= 1, as `circuit_mask` takes them."""
     graph, nodes = subject.graph, torch.tensor(subject.kept)
-    return torch.stack([graph.layer[nodes], graph.position[nodes], graph.index[nodes]], 1)
+    number = {ref: place for place, ref in enumerate(subject.prompt.layers)}
+    place = torch.tensor([number.get(ref, -1) for ref in graph.refs])[graph.owner[nodes]]
+    return torch.stack([place, graph.position[nodes], graph.index[nodes]], 1)
 
 
 def random_cells(subject: Subject, cells: Tensor, count: int, seed: int) -> list[Tensor]:
     """Draw circuits with as many features in every layer, of those active at positions >= 1."""
     generator = torch.Generator().manual_seed(seed + 3)
     pools = {}
-    for layer, active in subject.active.items():
-        free = active.cpu().clone()
+    for number, ref in enumerate(subject.prompt.layers):
+        free = subject.active[ref].cpu().clone()
         free[0] = False
-        pools[layer] = free.nonzero()
+        pools[number] = free.nonzero()
     drawn = []
     for _ in range(count):
         parts = []
-        for layer, size in zip(*(x.tolist() for x in cells[:, 0].unique(return_counts=True)), strict=True):
-            places = pools[layer][torch.randperm(len(pools[layer]), generator=generator)[:size]]
-            parts.append(torch.cat([torch.full((len(places), 1), layer), places], 1))
+        for number, size in zip(*(x.tolist() for x in cells[:, 0].unique(return_counts=True)), strict=True):
+            places = pools[number][torch.randperm(len(pools[number]), generator=generator)[:size]]
+            parts.append(torch.cat([torch.full((len(places), 1), number), places], 1))
         drawn.append(torch.cat(parts))
     return drawn
 
@@ -211,7 +220,7 @@ def _random_masks(
     return torch.cat(found)
 
 
-def _random_mask(fixed: Mask, generator: torch.Generator) -> dict[int, Tensor]:
+def _random_mask(fixed: Mask, generator: torch.Generator) -> dict[LayerRef, Tensor]:
     share = float(torch.rand((), generator=generator))
     return {
         layer: torch.where(kept == 1, 1.0, (torch.rand(kept.shape, generator=generator) < share).to(kept))

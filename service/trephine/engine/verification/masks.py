@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.sites import NEURONS, Site
+from trephine.domain.sites import NEURONS, LayerRef, Site
+from trephine.engine.graphs.open_layers import info_of
 from trephine.engine.graphs.places import clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
 from trephine.engine.operators import FrozenOperators, capture
 from trephine.engine.replacements.layer import Code, ReplacementLayer
-from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.replacements.sets import opened
 from trephine.engine.resumption import CleanRun, clean_run, resumed, stream_bytes
 from trephine.engine.sites import Touch, touching
 from trephine.engine.targets import Explained
 
-Mask = Mapping[int, Tensor]
-"""By layer `(n_pos, width)`, 1 keeps; layers that are not named stay as they are."""
-Substitutes = Mapping[int, Tensor]
-"""By layer `(n_pos, width)` or `(width,)`: what ablated activations become."""
+Mask = Mapping[LayerRef, Tensor]
+"""By layer of a set `(n_pos, width)`, 1 keeps; layers that are not named stay as they are."""
+Substitutes = Mapping[LayerRef, Tensor]
+"""By layer of a set `(n_pos, width)` or `(width,)`: what ablated activations become."""
 
 BATCH_TOKENS = 256
 """Tokens of one forward pass, which is a quantum."""
@@ -44,7 +45,7 @@ _CLEAN_BYTES = 1 << 28
 class Tape:
     """What a pass met on its way: codes of the masked layers, sites that were read, those of targets."""
 
-    codes: dict[int, Code] = field(default_factory=dict)
+    codes: dict[LayerRef, Code] = field(default_factory=dict)
     values: dict[Site, Tensor] = field(default_factory=dict)
     gauged: dict[Site, Tensor] = field(default_factory=dict)
 
@@ -55,9 +56,8 @@ class MaskedPrompt:
 
     hosted: HostedModel
     ids: tuple[int, ...]
-    replacement: str
-    layers: tuple[int, ...]
-    """Layers whose features can be masked, ascending."""
+    layers: tuple[LayerRef, ...]
+    """Layers of sets whose features can be masked, from the bottom up."""
     operators: FrozenOperators
     """The clean run."""
     explained: Explained
@@ -80,17 +80,22 @@ class MaskedPrompt:
         """What is explained, on the plain prompt."""
         return self.explained.baseline
 
-    def width(self, layer: int) -> int:
+    @property
+    def is_of_neurons(self) -> bool:
+        """True if there are no features but neurons: nothing has an error term."""
+        return all(ref.replacement == NEURONS for ref in self.layers)
+
+    def width(self, ref: LayerRef) -> int:
         """Features of a layer."""
-        return layer_info(self.hosted, self.replacement, layer).d_sae
+        return info_of(self.hosted, ref).d_sae
 
-    def site_in(self, layer: int) -> Site:
+    def site_in(self, ref: LayerRef) -> Site:
         """Where a layer's features are read."""
-        if self.replacement == NEURONS:
-            return neuron_site(layer)
-        return layer_info(self.hosted, self.replacement, layer).site_in
+        if ref.replacement == NEURONS:
+            return neuron_site(ref.layer)
+        return info_of(self.hosted, ref).site_in
 
-    def ones(self) -> dict[int, Tensor]:
+    def ones(self) -> dict[LayerRef, Tensor]:
         """A mask that keeps everything."""
         device = self.operators.device
         return {x: torch.ones(len(self.ids), self.width(x), device=device) for x in self.layers}
@@ -155,35 +160,35 @@ class MaskedPrompt:
     def _touches(
         self, masks: Sequence[Mask], substitutes: Substitutes | None, tape: Tape, reads: Sequence[Site]
     ) -> dict[Site, Touch]:
-        layers = sorted({layer for mask in masks for layer in mask})
-        if self.error_term is not ErrorTerm.LIVE and self.replacement != NEURONS:
-            layers = list(self.layers)  # the reconstruction replaces every layer, masked or not
+        layers = {ref for mask in masks for ref in mask}
+        if self.error_term is not ErrorTerm.LIVE:  # the reconstruction replaces every layer, masked or not
+            layers |= {ref for ref in self.layers if ref.replacement != NEURONS}
         # Targets are read before anything is changed where they stand.
         gauged = {target.gauge.site for target in self.explained.targets} - {None}
         acts: dict[Site, list[Touch]] = {
             site: [partial(_keep, tape.gauged, site)] for site in gauged if site is not None
         }
-        for layer in layers:
-            kept = torch.stack([mask.get(layer, self._whole(layer)) for mask in masks])
-            substitute = None if substitutes is None else substitutes[layer]
-            for site, act in self._layer_touches(layer, kept, substitute, tape).items():
+        for ref in sorted(layers):
+            kept = torch.stack([mask.get(ref, self._whole(ref)) for mask in masks])
+            substitute = None if substitutes is None else substitutes[ref]
+            for site, act in self._layer_touches(ref, kept, substitute, tape).items():
                 acts.setdefault(site, []).append(act)
         for site in reads:
             acts.setdefault(site, []).append(partial(_keep, tape.values, site))
         return {site: partial(_each, of_site) for site, of_site in acts.items()}
 
-    def _whole(self, layer: int) -> Tensor:
-        return torch.ones(len(self.ids), self.width(layer), device=self.operators.device)
+    def _whole(self, ref: LayerRef) -> Tensor:
+        return torch.ones(len(self.ids), self.width(ref), device=self.operators.device)
 
     def _layer_touches(
-        self, layer: int, kept: Tensor, substitute: Tensor | None, tape: Tape
+        self, ref: LayerRef, kept: Tensor, substitute: Tensor | None, tape: Tape
     ) -> dict[Site, Touch]:
-        if self.replacement == NEURONS:
-            return {neuron_site(layer): partial(_mix_in_place, kept, substitute)}
-        info = layer_info(self.hosted, self.replacement, layer)
+        if ref.replacement == NEURONS:
+            return {neuron_site(ref.layer): partial(_mix_in_place, kept, substitute)}
+        info = info_of(self.hosted, ref)
         arriving: dict[Site, Tensor] = {}
         touches: dict[Site, Touch] = {
-            info.site_in: partial(self._read, layer, kept, substitute, arriving, tape)
+            info.site_in: partial(self._read, ref, kept, substitute, arriving, tape)
         }
         for site in info.sites_out:
             write = partial(self._write, site, arriving)
@@ -193,18 +198,18 @@ class MaskedPrompt:
 
     def _read(
         self,
-        layer: int,
+        ref: LayerRef,
         kept: Tensor,
         substitute: Tensor | None,
         arriving: dict[Site, Tensor],
         tape: Tape,
         x: Tensor,
     ) -> None:
-        with opened(self.hosted, self.replacement, [layer]) as resident:
-            found = resident[layer]
+        with opened(self.hosted, ref.replacement, [ref.layer]) as resident:
+            found = resident[ref.layer]
             code = found.encode(x.to(torch.promote_types(x.dtype, torch.float32)))
             changed = replace(code, activations=_mixed(code.activations, kept, substitute))
-            tape.codes[layer] = code
+            tape.codes[ref] = code
             if self.error_term is ErrorTerm.LIVE:
                 difference = changed.activations - code.activations
                 for site in found.info.sites_out:

@@ -7,14 +7,15 @@ that are removed together stay removed: none is counted along another's path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trephine.domain.arrays import Array
-from trephine.domain.circuits import Circuit, NodeKind
+from trephine.domain.circuits import Circuit, Node, NodeKind
+from trephine.domain.sites import LayerRef
 from trephine.domain.targets import TargetKind
 
 _DTYPES = {
@@ -31,6 +32,10 @@ _CELLS = 1 << 24
 class Graph:
     """A circuit's nodes and edges as tensors, on the CPU."""
 
+    refs: tuple[LayerRef, ...]
+    """Layers of sets that have features in it, from the bottom up."""
+    owner: Tensor
+    """int64 `(n_nodes,)`, which of `refs` a feature is of; logits are above all, what is no target is -1."""
     layer: Tensor
     """int64 `(n_nodes,)`; logits are above all layers, tokens below."""
     position: Tensor
@@ -68,7 +73,11 @@ def graph_of(circuit: Circuit) -> Graph:
     kinds = [node.kind for node in circuit.nodes]
     top = 1 + max(node.layer for node in circuit.nodes)
     is_feature = torch.tensor([kind is NodeKind.FEATURE for kind in kinds])
+    refs = _refs(circuit)
+    number = {ref: place for place, ref in enumerate(refs)}
     return Graph(
+        refs=refs,
+        owner=torch.tensor([_owner(node, number) for node in circuit.nodes]),
         layer=torch.tensor([top if n.kind is NodeKind.LOGIT else n.layer for n in circuit.nodes]),
         position=torch.tensor([node.position for node in circuit.nodes]),
         index=torch.tensor([n.feature if n.kind is NodeKind.FEATURE else -1 for n in circuit.nodes]),
@@ -85,6 +94,22 @@ def graph_of(circuit: Circuit) -> Graph:
             dtype=torch.float64,
         ),
     )
+
+
+def _refs(circuit: Circuit) -> tuple[LayerRef, ...]:
+    """List layers of sets from the bottom up: within a block as nodes are listed, by what they read."""
+    found = dict.fromkeys(_ref(node) for node in circuit.nodes if node.kind is NodeKind.FEATURE)
+    return tuple(sorted(found, key=lambda ref: ref.layer))
+
+
+def _ref(node: Node) -> LayerRef:
+    return LayerRef(replacement=node.replacement, layer=node.layer)
+
+
+def _owner(node: Node, number: Mapping[LayerRef, int]) -> int:
+    if node.kind is NodeKind.FEATURE:
+        return number[_ref(node)]
+    return len(number) if node.kind is NodeKind.LOGIT else -1
 
 
 def _tensor(array: Array) -> Tensor:
@@ -125,8 +150,8 @@ def _follow(graph: Graph, removed: Sequence[Sequence[int]]) -> Tensor:
         clamped[row, list(nodes)] = True
     change = torch.where(clamped, -graph.activation, 0.0)
     inverse = torch.where(graph.is_feature & (graph.activation != 0), 1 / graph.activation, 0.0)
-    for layer in graph.layer[graph.target].unique().tolist():
-        edges = (graph.layer[graph.target] == layer).nonzero().flatten()
+    for owner in graph.owner[graph.target].unique().tolist():
+        edges = (graph.owner[graph.target] == owner).nonzero().flatten()
         source, target = graph.source[edges], graph.target[edges]
         shares = change[:, source] * inverse[source]  # (n_ablations, n_edges)
         arriving = torch.zeros_like(change).index_add_(1, target, shares * graph.weight[edges])

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.engine.graphs.open_layers import info_of
 from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenLayer
 from trephine.engine.replacements.layer import Code
-from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.replacements.sets import opened
 from trephine.engine.targets import Cotangents, top_place
 from trephine.engine.verification.derivatives import live_cotangents, measured
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
@@ -33,7 +33,7 @@ from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, 
 
 def mask_slopes(
     prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None
-) -> Generator[None, None, tuple[float, dict[int, Tensor]]]:
+) -> Generator[None, None, tuple[float, dict[LayerRef, Tensor]]]:
     """Differentiate the target by the mask; the pass and every block down are a quantum each.
 
     Args:
@@ -42,7 +42,7 @@ def mask_slopes(
         substitutes: What ablated activations become; None: zero.
 
     Returns:
-        What is explained, and its derivative `(n_pos, width)` by layer.
+        What is explained, and its derivative `(n_pos, width)` by layer of a set.
 
     Raises:
         UnsupportedOptionError: With another error term: what is replaced passes no derivative on.
@@ -54,8 +54,7 @@ def mask_slopes(
         )
     operators, tape = prompt.captured(mask, substitutes)
     yield None
-    sweep = _NeuronSlopes if prompt.replacement == NEURONS else _FeatureSlopes
-    state = sweep(prompt, mask, substitutes, tape)
+    state = _Slopes(prompt, mask, substitutes, tape)
     with torch.inference_mode():
         state.roots = live_cotangents(prompt.explained, operators)
         adjoint = state.enter(torch.zeros_like(operators.embedding), top_place(operators))
@@ -67,108 +66,88 @@ def mask_slopes(
         return measured(prompt.explained, operators, values), state.slopes
 
 
-class _NeuronSlopes:
-    """Derivatives by the masks of neurons."""
+class _Slopes:
+    """Derivatives by the masks of features of sets, and of neurons."""
 
     def __init__(self, prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None, tape: Tape) -> None:
         self.prompt, self.mask, self.substitutes, self.tape = prompt, mask, substitutes, tape
-        self.slopes: dict[int, Tensor] = {}
+        self.slopes: dict[LayerRef, Tensor] = {}
         self.roots: Cotangents = {}
+        self._infos = {ref: info_of(prompt.hosted, ref) for ref in mask if ref.replacement != NEURONS}
+        self._by_feature: dict[LayerRef, Tensor] = {}
 
     def enter(self, adjoint: Tensor, *places: int) -> Tensor:
         """Add what the targets read at places."""
         return adjoint + sum(self.roots[place] for place in places if place in self.roots)
 
     def meet(self, site: Site, adjoint: Tensor) -> Tensor:
-        """Neurons are met inside the MLP alone."""
-        return adjoint
-
-    def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
-        """Carry the adjoint `(n_pos, d_model)` of the stream through one block down."""
-        number, post = layer.block.layer, layer.mlp_post_norm
-        first = PER_BLOCK * number
-        adjoint = self.enter(adjoint, first + AFTER)
-        written = adjoint if post is None else post.pull_back_live(adjoint)
-        passed = written @ layer.block.mlp.W_down.to(adjoint.dtype)
-        if number in self.mask:
-            value = _activation(layer)
-            if self.substitutes is not None:
-                value = value - self.substitutes[number]
-            self.slopes[number] = passed * value
-            passed = passed * self.mask[number]
-        middle = self.enter(adjoint + live_mlp_adjoint(layer, passed), first + MLP, first + MIDDLE)
-        return middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
-
-
-def _activation(layer: FrozenLayer) -> Tensor:
-    """Recompute the neurons: what the tape of operators holds is masked already."""
-    phi = layer.block.mlp.activation
-    return phi(layer.read) if layer.gate is None else phi(layer.gate) * layer.read
-
-
-class _FeatureSlopes(_NeuronSlopes):
-    """Derivatives by the masks of a set's features."""
-
-    def __init__(self, prompt: MaskedPrompt, mask: Mask, substitutes: Substitutes | None, tape: Tape) -> None:
-        super().__init__(prompt, mask, substitutes, tape)
-        self._infos = [layer_info(prompt.hosted, prompt.replacement, layer) for layer in mask]
-        self._by_feature: dict[int, Tensor] = {}
-
-    def meet(self, site: Site, adjoint: Tensor) -> Tensor:
         """Score what is written at a site, then add what is read there; `(n_pos, d_model)`."""
-        for info in self._infos:
+        for ref, info in self._infos.items():
             if site in info.sites_out:
-                self._score(info, site, adjoint)
+                self._score(ref, site, adjoint)
         return adjoint + self._read(site, adjoint)
 
     def block(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
-        """Carry the adjoint of the stream through one block down."""
+        """Carry the adjoint `(n_pos, d_model)` of the stream through one block down."""
         number, post = layer.block.layer, layer.mlp_post_norm
         first = PER_BLOCK * number
         adjoint = self.meet(Site(kind=SiteKind.RESID_POST, layer=number), adjoint)
         adjoint = self.enter(adjoint, first + AFTER)
         heard = self.meet(Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
         written = heard if post is None else post.pull_back_live(heard)
-        middle = adjoint + live_mlp_adjoint(layer, written @ layer.block.mlp.W_down.to(adjoint.dtype))
+        passed = self._neurons(layer, written @ layer.block.mlp.W_down.to(adjoint.dtype))
+        middle = adjoint + live_mlp_adjoint(layer, passed)
         read = self._read(Site(kind=SiteKind.MLP_IN, layer=number), adjoint)
         middle = self.enter(middle + layer.mlp_norm.pull_back_live(read), first + MLP)
-        heard = adjoint if layer.block.parallel else middle
+        heard = adjoint
         if not layer.block.parallel:
             middle = self.meet(Site(kind=SiteKind.RESID_MID, layer=number), middle)
-            middle = self.enter(middle, first + MIDDLE)
+        middle = self.enter(middle, first + MIDDLE)
+        if not layer.block.parallel:
             heard = self.meet(Site(kind=SiteKind.ATTN_OUT, layer=number), middle)
         heard = self.enter(heard, first + ATTENTION)
         below = middle + live_attention_adjoint(layer, heard)
         return self.meet(Site(kind=SiteKind.RESID_PRE, layer=number), below)
 
-    def _score(self, info: ReplacementLayerInfo, site: Site, adjoint: Tensor) -> None:
-        code = self._code(info.layer)
-        with opened(self.prompt.hosted, self.prompt.replacement, [info.layer]) as resident:
-            decoders = resident[info.layer].decoders(range(info.d_sae), site).to(adjoint.dtype)
+    def _neurons(self, layer: FrozenLayer, passed: Tensor) -> Tensor:
+        """Score neurons where they are masked; return what the mask lets through, `(n_pos, d_mlp)`."""
+        ref = LayerRef(replacement=NEURONS, layer=layer.block.layer)
+        if ref not in self.mask:
+            return passed
+        value = _activation(layer)
+        if self.substitutes is not None:
+            value = value - self.substitutes[ref]
+        self.slopes[ref] = passed * value
+        return passed * self.mask[ref]
+
+    def _score(self, ref: LayerRef, site: Site, adjoint: Tensor) -> None:
+        code, d_sae = self._code(ref), self._infos[ref].d_sae
+        with opened(self.prompt.hosted, ref.replacement, [ref.layer]) as resident:
+            decoders = resident[ref.layer].decoders(range(d_sae), site).to(adjoint.dtype)
         found = (adjoint * code.scale_out) @ decoders.T  # (n_pos, d_sae)
-        before = self._by_feature.get(info.layer)
-        self._by_feature[info.layer] = found if before is None else before + found
+        before = self._by_feature.get(ref)
+        self._by_feature[ref] = found if before is None else before + found
 
     def _read(self, site: Site, adjoint: Tensor) -> Tensor:
         """Return what reaches a site through encoders that read it."""
         total = torch.zeros_like(adjoint)
-        for info in self._infos:
-            if info.site_in != site or info.layer not in self._by_feature:
+        for ref, info in self._infos.items():
+            if info.site_in != site or ref not in self._by_feature:
                 continue
-            code, by_feature = self._code(info.layer), self._by_feature.pop(info.layer)
+            code, by_feature = self._code(ref), self._by_feature.pop(ref)
             value = code.activations
             if self.substitutes is not None:
-                value = value - self.substitutes[info.layer]
-            self.slopes[info.layer] = by_feature * value
-            through = by_feature * (self.mask[info.layer] - 1) * code.active
-            with opened(self.prompt.hosted, self.prompt.replacement, [info.layer]) as resident:
-                encoders = resident[info.layer].encoders(range(info.d_sae)).to(adjoint.dtype)
+                value = value - self.substitutes[ref]
+            self.slopes[ref] = by_feature * value
+            through = by_feature * (self.mask[ref] - 1) * code.active
+            with opened(self.prompt.hosted, ref.replacement, [ref.layer]) as resident:
+                encoders = resident[ref.layer].encoders(range(info.d_sae)).to(adjoint.dtype)
             total = total + (through @ encoders) / code.scale
         return total
 
-    def _code(self, layer: int) -> Code:
+    def _code(self, ref: LayerRef) -> Code:
         """The one row's code, without its batch dimension."""
-        code = self.tape.codes[layer]
+        code = self.tape.codes[ref]
         scales = [s[0] if isinstance(s, Tensor) and s.dim() == 3 else s for s in (code.scale, code.scale_out)]
         return Code(
             pre=code.pre[0],
@@ -177,3 +156,9 @@ class _FeatureSlopes(_NeuronSlopes):
             scale=scales[0],
             scale_out=scales[1],
         )
+
+
+def _activation(layer: FrozenLayer) -> Tensor:
+    """Recompute the neurons: what the tape of operators holds is masked already."""
+    phi = layer.block.mlp.activation
+    return phi(layer.read) if layer.gate is None else phi(layer.gate) * layer.read

@@ -12,12 +12,13 @@ from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
 from trephine.domain.interventions import ErrorTerm
-from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.effects import effects_on
 from trephine.engine.graphs.linearised import read_place
-from trephine.engine.graphs.places import MLP, PER_BLOCK, clean_value
+from trephine.engine.graphs.open_layers import info_of, layers_of, open_layers
+from trephine.engine.graphs.places import clean_value
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators, capture
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
@@ -40,12 +41,12 @@ class Subject:
     """Feature nodes of the pruned circuit at positions >= 1."""
     first_position: int
     """Feature nodes of it at position 0."""
-    activation: dict[int, Tensor]
-    """By layer `(n_pos, width)`, clean activations."""
-    active: dict[int, Tensor]
-    """By layer bool `(n_pos, width)`, the clean support up to the last target; of neurons all."""
-    effect: dict[int, Tensor]
-    """By layer `(n_pos, width)`: activation times the exact gradient, in units of what is explained."""
+    activation: dict[LayerRef, Tensor]
+    """By layer of a set `(n_pos, width)`, clean activations."""
+    active: dict[LayerRef, Tensor]
+    """By layer of a set bool `(n_pos, width)`, the clean support up to the last target; of neurons all."""
+    effect: dict[LayerRef, Tensor]
+    """By layer of a set `(n_pos, width)`: activation times the exact gradient, of what is explained."""
 
 
 def open_subject(
@@ -75,13 +76,12 @@ def open_subject(
         operators = capture(hosted.model, hosted.architecture, ids)
     yield None
     if circuit.replacement != NEURONS:
-        found = yield from activate(hosted, operators, circuit.replacement, layers)
+        found = yield from activate(hosted, operators, layers)
     what = explained(hosted, operators, _Question(command=_asked(circuit), ids=ids), found)
     prompt = MaskedPrompt(
         hosted=hosted,
         ids=tuple(ids),
-        replacement=circuit.replacement,
-        layers=_below(hosted, circuit.replacement, layers, what),
+        layers=_below(hosted, layers, what),
         operators=operators,
         explained=what,
         error_term=options.error_term,
@@ -117,17 +117,14 @@ def _asked(circuit: Circuit) -> DiscoverCircuit:
         target=circuit.question(),
         positions=circuit.positions,
         replacement=circuit.replacement,
+        beside=circuit.set_names[1:],
     )
 
 
-def _below(hosted: HostedModel, name: str, layers: Sequence[int], what: Explained) -> tuple[int, ...]:
+def _below(hosted: HostedModel, layers: Sequence[LayerRef], what: Explained) -> tuple[LayerRef, ...]:
     """Return the layers that a target can depend on: features above it change nothing."""
     highest = max(part.place for target in what.targets for part in target.parts)
-    reads = {
-        layer: PER_BLOCK * layer + MLP if name == NEURONS else read_place(layer_info(hosted, name, layer))
-        for layer in layers
-    }
-    return tuple(layer for layer in layers if reads[layer] < highest)
+    return tuple(ref for ref in layers if read_place(info_of(hosted, ref)) < highest)
 
 
 def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
@@ -145,16 +142,19 @@ def check_circuit(hosted: HostedModel, circuit: Circuit) -> None:
             circuit_weights=circuit.weight_hash,
             model_weights=hosted.info.weight_hash,
         )
-    if circuit.replacement != NEURONS:
-        loaded = require_set(hosted, circuit.replacement)
-        require_same_set(circuit, loaded.admitted.content_hash)
-        covered = loaded.covered
-        missing = {n.layer for n in circuit.nodes if n.kind is NodeKind.FEATURE} - set(covered)
+    for each in circuit.sets:
+        if each.name == NEURONS:
+            continue
+        loaded = require_set(hosted, each.name)
+        require_same_set(each, loaded.admitted.content_hash)
+        missing = {node.layer for node in circuit.nodes if node.replacement == each.name} - set(
+            loaded.covered
+        )
         if missing:
             raise ReplacementNotFoundError(
-                f"the loaded set {circuit.replacement!r} does not cover layer {min(missing)} of the circuit: "
+                f"the loaded set {each.name!r} does not cover layer {min(missing)} of the circuit: "
                 "it is another set; load the one that the circuit was found with",
-                replacement=circuit.replacement,
+                replacement=each.name,
             )
 
 
@@ -162,29 +162,31 @@ def unknown_set_caveats(circuit: Circuit) -> list[str]:
     """Say so if nothing tells the set that a circuit was found with from another of the same name."""
     if not circuit.set_is_unknown:
         return []
+    unknown = [each.name for each in circuit.sets if each.name != NEURONS and not each.content_hash]
     return [
         f"The circuit was stored before circuits recorded the content of their set: that "
-        f"{circuit.replacement!r} as it is loaded now is the set that it was found with is assumed, not "
-        "checked. Discover it again to be sure."
+        f"{', '.join(map(repr, unknown))} as it is loaded now is the set that it was found with is assumed, "
+        "not checked. Discover it again to be sure."
     ]
 
 
-def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[int, ...]:
+def opened_layers(hosted: HostedModel, circuit: Circuit) -> tuple[LayerRef, ...]:
     """Return the layers whose features the circuit could choose from; those of others are never ablated.
 
     Circuits that were stored before this was recorded show it by their error nodes, as far as these are MLPs
     as a whole: dictionaries elsewhere count as open in every layer that the set covers.
     """
     if circuit.layers is not None:
-        return circuit.layers
+        return open_layers(hosted, circuit.set_names, circuit.layers)
     closed = {
         node.layer for node in circuit.nodes if node.kind is NodeKind.ERROR and node.label.startswith("MLP ")
     }
-    return tuple(
+    layers = [
         layer
         for layer in covered_layers(hosted, circuit.replacement)
         if layer not in closed or not _writes_mlp(hosted, circuit.replacement, layer)
-    )
+    ]
+    return layers_of(circuit.replacement, layers)
 
 
 def _writes_mlp(hosted: HostedModel, name: str, layer: int) -> bool:
@@ -193,17 +195,17 @@ def _writes_mlp(hosted: HostedModel, name: str, layer: int) -> bool:
     return name == NEURONS or site in layer_info(hosted, name, layer).sites_out
 
 
-Read = tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]
+Read = tuple[dict[LayerRef, Tensor], dict[LayerRef, Tensor], dict[LayerRef, Tensor]]
 
 
 def _neurons(prompt: MaskedPrompt) -> Generator[None, None, Read]:
     operators = prompt.operators
     totals = yield from sweep_gradient(operators, prompt.explained.cotangents(live=True))
-    activation = {layer: operators.layers[layer].activation for layer in prompt.layers}
+    activation = {ref: operators.layers[ref.layer].activation for ref in prompt.layers}
     return (
         activation,
-        {layer: torch.ones_like(value, dtype=torch.bool) for layer, value in activation.items()},
-        {layer: totals.neurons[layer] for layer in prompt.layers},
+        {ref: torch.ones_like(value, dtype=torch.bool) for ref, value in activation.items()},
+        {ref: totals.neurons[ref.layer] for ref in prompt.layers},
     )
 
 
@@ -211,15 +213,15 @@ def _features(prompt: MaskedPrompt, found: ActiveFeatures) -> Generator[None, No
     what = prompt.explained.cotangents(live=True)
     effects = yield from effects_on(prompt.hosted, prompt.operators, found, what)
     activation, active, effect = {}, {}, {}
-    for layer in (one for one in found.layers if one.info.layer in prompt.layers):
-        number, end = layer.info.layer, layer.start + layer.count
+    for layer in (one for one in found.layers if one.ref in prompt.layers):
+        ref, end = layer.ref, layer.end
         shape = (len(prompt.ids), layer.info.d_sae)
         place = (layer.position.cpu(), layer.index.cpu())
-        activation[number], effect[number] = torch.zeros(shape), torch.zeros(shape)
-        active[number] = torch.zeros(shape, dtype=torch.bool)
-        activation[number][place] = found.activation[layer.start : end]
-        effect[number][place] = effects[layer.start : end]
-        active[number][place] = True
+        activation[ref], effect[ref] = torch.zeros(shape), torch.zeros(shape)
+        active[ref] = torch.zeros(shape, dtype=torch.bool)
+        activation[ref][place] = found.activation[layer.start : end]
+        effect[ref][place] = effects[layer.start : end]
+        active[ref][place] = True
     return activation, active, effect
 
 
@@ -249,41 +251,40 @@ def substitutes(
     operators = capture(hosted.model, hosted.architecture, ids)
     yield None
     found = {}
-    for layer in prompt.layers:
-        found[layer] = _read(prompt, layer, operators)
+    for ref in prompt.layers:
+        found[ref] = _read(prompt, ref, operators)
         yield None
     return found
 
 
-def _read(prompt: MaskedPrompt, layer: int, operators: FrozenOperators) -> Tensor:
-    if prompt.replacement == NEURONS:
-        return operators.layers[layer].activation
-    site = layer_info(prompt.hosted, prompt.replacement, layer).site_in
-    return _encoded(prompt, layer, clean_value(operators, site))
+def _read(prompt: MaskedPrompt, ref: LayerRef, operators: FrozenOperators) -> Tensor:
+    if ref.replacement == NEURONS:
+        return operators.layers[ref.layer].activation
+    return _encoded(prompt, ref, clean_value(operators, prompt.site_in(ref)))
 
 
-def _encoded(prompt: MaskedPrompt, layer: int, x: Tensor) -> Tensor:
-    with opened(prompt.hosted, prompt.replacement, [layer]) as resident, torch.inference_mode():
-        return resident[layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations
+def _encoded(prompt: MaskedPrompt, ref: LayerRef, x: Tensor) -> Tensor:
+    with opened(prompt.hosted, ref.replacement, [ref.layer]) as resident, torch.inference_mode():
+        return resident[ref.layer].encode(x.to(torch.promote_types(x.dtype, torch.float32))).activations
 
 
 def _means(prompt: MaskedPrompt) -> Generator[None, None, Substitutes]:
     """Average over positions >= 1 of every window of the built-in text, float32 `(width,)` by layer."""
     hosted, retain = prompt.hosted, retain_text(prompt.hosted)
-    sites = {layer: prompt.site_in(layer) for layer in prompt.layers}
-    sums = {layer: torch.zeros(prompt.width(layer), dtype=torch.float64) for layer in prompt.layers}
+    sites = {ref: prompt.site_in(ref) for ref in prompt.layers}
+    sums = {ref: torch.zeros(prompt.width(ref), dtype=torch.float64) for ref in prompt.layers}
     count = 0
     for output in plain_runs(hosted, retain, sorted(set(sites.values()))):
         yield None
         for values in output.values:
             count += len(next(iter(values.values()))) - 1
-            for layer, site in sites.items():
+            for ref, site in sites.items():
                 x = values[site][1:]
-                read = x if prompt.replacement == NEURONS else _encoded(prompt, layer, x)
-                sums[layer] += read.double().sum(0).cpu()
+                read = x if ref.replacement == NEURONS else _encoded(prompt, ref, x)
+                sums[ref] += read.double().sum(0).cpu()
             yield None
     device = prompt.operators.device
-    return {layer: (total / count).float().to(device) for layer, total in sums.items()}
+    return {ref: (total / count).float().to(device) for ref, total in sums.items()}
 
 
 def ablation_words(prompt: MaskedPrompt, kind: Substitute) -> str:
@@ -295,7 +296,7 @@ def ablation_words(prompt: MaskedPrompt, kind: Substitute) -> str:
     }[kind]
     error = (
         "neurons have no error term"
-        if prompt.replacement == NEURONS
+        if prompt.is_of_neurons
         else {
             ErrorTerm.LIVE: "error term live: the true output moves by (f' - f) W_dec",
             ErrorTerm.FROZEN: "error term frozen at the clean run's; position 0 keeps its true output",

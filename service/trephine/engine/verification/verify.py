@@ -116,7 +116,7 @@ def _examine(
     meter.sample()
     return Examination(
         title=title,
-        replacement=subject.circuit.replacement,
+        replacement=" + ".join(subject.circuit.set_names),
         graph_features=int(subject.graph.is_feature.sum()),
         circuit_features=len(subject.kept),
         first_position=subject.first_position,
@@ -140,7 +140,7 @@ def _target(circuit: Circuit) -> str:
 
 def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:
     said = [
-        *degraded_caveats(hosted, [subject.circuit.replacement]),
+        *degraded_caveats(hosted, subject.circuit.set_names),
         *unknown_set_caveats(subject.circuit),
         "A node's shown effect is its activation times the exact gradient of the real model. It is therefore "
         "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
@@ -161,7 +161,7 @@ def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions
     if subject.prompt.explained.softcap:
         said.append("Logits are read before the model's soft cap.")
     if subject.circuit.replacement != NEURONS:
-        said += beginning_caveats(hosted, [subject.circuit.replacement], list(subject.prompt.ids))
+        said += beginning_caveats(hosted, subject.circuit.set_names, list(subject.prompt.ids))
     return tuple(said)
 
 

@@ -22,6 +22,7 @@ from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import path_effects
 from trephine.engine.graphs.hierarchical import Hierarchy, through_features
 from trephine.engine.graphs.hierarchical_neurons import through_neurons
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators, capture
@@ -48,7 +49,7 @@ def read(
     active = None
     if replacement != NEURONS:
         covered = hosted.replacements[replacement].covered
-        active = finish(activate(hosted, operators, replacement, covered))
+        active = finish(activate(hosted, operators, layers_of(replacement, covered)))
     command = DiscoverCircuit(prompt=PROMPT, target=target, positions=positions, replacement=replacement)
     return operators, explained(hosted, operators, Question(command=command, ids=ids), active), active
 

@@ -13,6 +13,7 @@ from tests.set_oracle import SetOracle
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.places import clean_value, is_cut
 from trephine.engine.graphs.sweeping import segment_of, sweep_features
 from trephine.engine.graphs.targets import feature_targets, logit_targets
@@ -41,7 +42,7 @@ def prepared(family, kind, dtype=torch.float32, layers=None, device="cpu"):
     resident_set(hosted, kind, layers=layers)
     operators = capture(hosted.model, hosted.architecture, IDS)
     covered = hosted.replacements[NAME].covered
-    return hosted, operators, finish(activate(hosted, operators, NAME, covered, keep_first=True))
+    return hosted, operators, finish(activate(hosted, operators, layers_of(NAME, covered), keep_first=True))
 
 
 def some_cells(active, count, seed=0):
@@ -56,7 +57,7 @@ def some_cells(active, count, seed=0):
 
 def swept(hosted, operators, active, cells):
     """Targets and sums of cells, one sweep per stretch of the stream."""
-    places = torch.tensor([active.place_by_layer()[x] for x in active.layer[cells].tolist()])
+    places = active.places(cells)
     segments = segment_of(active, places)
     for segment in segments.unique().tolist():
         own = cells[segments == segment]
@@ -97,7 +98,7 @@ def test_pre_activations_are_those_of_the_encoder(kind):
     for layer in active.layers:
         cells = torch.arange(layer.start, layer.start + layer.count)
         targets = feature_targets(hosted, operators, active, cells)
-        with opened(hosted, NAME, [layer.info.layer]) as resident:
+        with opened(hosted, layer.ref.replacement, [layer.info.layer]) as resident:
             found = resident[layer.info.layer]
         code = found.encode(clean_value(operators, layer.info.site_in))
         direction = found.encoders(layer.index.tolist())
@@ -127,7 +128,7 @@ def oracle_of(hosted, active):
     """The frozen model with the set's skip paths live and its attention dictionaries held."""
     skips, held = {}, []
     for layer in active.layers:
-        with opened(hosted, NAME, [layer.info.layer]) as resident:
+        with opened(hosted, layer.ref.replacement, [layer.info.layer]) as resident:
             matrix = resident[layer.info.layer].skip_matrix()
         if matrix is not None:
             skips[layer.info.layer] = matrix
@@ -141,7 +142,7 @@ def check_row(hosted, operators, active, oracle, targets, sums, number, cell, to
     layer = next(x for x in active.layers if x.start <= cell < x.start + x.count)
     position, site = int(targets.position[number]), layer.info.site_in
     index = int(layer.index[cell - layer.start])
-    with opened(hosted, NAME, [layer.info.layer]) as resident:
+    with opened(hosted, layer.ref.replacement, [layer.info.layer]) as resident:
         direction = resident[layer.info.layer].encoders([index])[0].to(oracle.embedding.dtype)
     direction = direction / layer.read_scale[position]
     edges, moves = sampled(hosted, operators, active, sums, number)
@@ -194,7 +195,7 @@ def writes_of(hosted, active, cell):
     """Where and what a feature writes."""
     layer = next(x for x in active.layers if x.start <= cell < x.start + x.count)
     own = cell - layer.start
-    with opened(hosted, NAME, [layer.info.layer]) as resident:
+    with opened(hosted, layer.ref.replacement, [layer.info.layer]) as resident:
         found = resident[layer.info.layer]
         return [
             (
@@ -209,7 +210,7 @@ def writes_of(hosted, active, cell):
 def test_position_zero_is_error_as_a_whole():
     """Sets are not trained on the sink: by default they have no feature there, and rows still sum."""
     hosted, operators, _ = prepared("llama", "skip")
-    active = finish(activate(hosted, operators, NAME, (0, 1, 2)))
+    active = finish(activate(hosted, operators, layers_of(NAME, (0, 1, 2))))
     assert int(active.position.min()) == 1
     site = Site(kind=SiteKind.MLP_OUT, layer=1)
     with opened(hosted, NAME, [1]) as resident:
@@ -248,7 +249,7 @@ def test_sites_without_a_law_are_refused(kind):
     reside(hosted, [sae(hosted, Site(kind=kind, layer=1))])
     operators = capture(hosted.model, hosted.architecture, IDS)
     with pytest.raises(UnsupportedOptionError, match=f"from {kind.value} to {kind.value}"):
-        finish(activate(hosted, operators, NAME, [1]))
+        finish(activate(hosted, operators, layers_of(NAME, [1])))
 
 
 def test_attention_dictionaries_of_parallel_blocks_are_refused():
@@ -257,4 +258,4 @@ def test_attention_dictionaries_of_parallel_blocks_are_refused():
     resident_set(hosted, "attn_out")
     operators = capture(hosted.model, hosted.architecture, IDS)
     with pytest.raises(UnsupportedOptionError, match="parallel blocks"):
-        finish(activate(hosted, operators, NAME, [0]))
+        finish(activate(hosted, operators, layers_of(NAME, [0])))

@@ -17,6 +17,7 @@ from trephine.domain.targets import FeatureValue
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.edges import explain_edges
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.places import clean_value
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.targets import feature_targets, logit_targets
@@ -47,7 +48,7 @@ def prepared(family, mixture, dtype=torch.float32):
     kinds = enumerate(MIXTURES[mixture])
     reside(hosted, [sae(hosted, Site(kind=kind, layer=layer)) for layer, kind in kinds])
     operators = capture(hosted.model, hosted.architecture, IDS)
-    return hosted, operators, finish(activate(hosted, operators, NAME, (0, 1, 2), keep_first=True))
+    return hosted, operators, finish(activate(hosted, operators, layers_of(NAME, (0, 1, 2)), keep_first=True))
 
 
 @pytest.mark.parametrize(("family", "mixture"), CASES)

@@ -15,6 +15,7 @@ from trephine.domain.circuits import DiscoverCircuit
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.graphs import actives, basis, tabled_sweep
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
@@ -114,9 +115,9 @@ def test_layers_are_listed_together_as_apart(kind, keep_first, monkeypatch):
     """On a GPU one list is made of all layers, here of two at a time."""
     hosted, operators, _ = prepared("llama", kind)
     covered = hosted.replacements[NAME].covered
-    apart = finish(activate(hosted, operators, NAME, covered, keep_first=keep_first))
+    apart = finish(activate(hosted, operators, layers_of(NAME, covered), keep_first=keep_first))
     monkeypatch.setattr(actives, "_groups", lambda infos, operators: [infos[:2], infos[2:]])
-    together = finish(activate(hosted, operators, NAME, covered, keep_first=keep_first))
+    together = finish(activate(hosted, operators, layers_of(NAME, covered), keep_first=keep_first))
     assert len(apart.layers) > 2
     for part in ("layer", "position", "index", "activation"):
         assert torch.equal(getattr(together, part), getattr(apart, part))

@@ -37,6 +37,7 @@ from trephine.engine.attention_scores import head_scores
 from trephine.engine.attribution import DenseCollector, sweep
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
 from trephine.engine.graphs.targets import read_targets
 from trephine.engine.operators import capture
@@ -94,7 +95,8 @@ def _inference():
 
 def read(hosted, operators, target, positions, active=None):
     """What a target is on a captured prompt."""
-    command = DiscoverCircuit(prompt=PROMPT, target=target, positions=positions)
+    name = NEURONS if active is None else NAME
+    command = DiscoverCircuit(prompt=PROMPT, target=target, positions=positions, replacement=name)
     return explained(hosted, operators, Asked(command, [0] * operators.n_pos), active)
 
 
@@ -242,7 +244,7 @@ def test_an_effect_is_what_a_small_change_does(kind, target, positions):
     operators = capture(hosted.model, hosted.architecture, ids)
     active = None
     if kind is not None:
-        active = finish(activate(hosted, operators, NAME, hosted.replacements[NAME].covered))
+        active = finish(activate(hosted, operators, layers_of(NAME, hosted.replacements[NAME].covered)))
     what = explained(hosted, operators, Asked(command, ids), active)
     plain, scaled = what.on_rows(hosted, [RowInput(ids), RowInput(ids, (change,))]).tolist()
     assert plain == pytest.approx(circuit.figures.baseline, abs=1e-4)

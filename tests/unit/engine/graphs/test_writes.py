@@ -16,7 +16,7 @@ from trephine.engine.quanta import finish
 def sums_of(hosted, operators, active, kept):
     """Contributions to some features of every stretch, all sweeps sharing what is kept."""
     cells = some_cells(active, 4)
-    places = torch.tensor([active.place_by_layer()[x] for x in active.layer[cells].tolist()])
+    places = active.places(cells)
     segments = segment_of(active, places)
     for segment in segments.unique().tolist():
         targets = feature_targets(hosted, operators, active, cells[segments == segment])

@@ -13,6 +13,7 @@ from tests.resident_sets import resident_set
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import Ablate, ErrorTerm, FeatureTarget, Intervention, Selector, SetTo
 from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
 from trephine.engine.readouts import logit_readout
@@ -44,8 +45,9 @@ def masked(family: str, kind: str, error_term: ErrorTerm = ErrorTerm.LIVE) -> Ma
     return MaskedPrompt(
         hosted=hosted,
         ids=IDS,
-        replacement=NEURONS if kind == NEURONS else resident_set(hosted, kind),
-        layers=tuple(range(hosted.architecture.n_layers)),
+        layers=layers_of(
+            NEURONS if kind == NEURONS else resident_set(hosted, kind), range(hosted.architecture.n_layers)
+        ),
         operators=operators,
         explained=Explained(targets=tuple(targets), n_pos=len(IDS)),
         error_term=error_term,
@@ -61,11 +63,12 @@ def plain(prompt: MaskedPrompt, interventions: tuple[Intervention, ...]) -> floa
 
 def strongest(prompt: MaskedPrompt, layer: int, position: int) -> Cell:
     """The most active feature there; any neuron is active."""
-    if prompt.replacement == NEURONS:
-        return Cell(layer=layer, position=position, index=3)
+    ref = prompt.layers[layer]
+    if prompt.is_of_neurons:
+        return Cell(ref=ref, position=position, index=3)
     _, tape = prompt.values([prompt.ones()])
     return Cell(
-        layer=layer, position=position, index=int(tape.codes[layer].activations[0, position].abs().argmax())
+        ref=ref, position=position, index=int(tape.codes[ref].activations[0, position].abs().argmax())
     )
 
 
@@ -90,7 +93,7 @@ def test_masked_features_are_those_of_interventions(kind, substitute):
     wanted = tuple(
         Intervention(
             target=FeatureTarget(
-                feature=FeatureRef(replacement=prompt.replacement, layer=cell.layer, index=cell.index)
+                feature=FeatureRef(replacement=cell.ref.replacement, layer=cell.layer, index=cell.index)
             ),
             operation=operation,
             selector=Selector(positions=(cell.position,)),

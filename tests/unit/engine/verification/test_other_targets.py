@@ -16,11 +16,12 @@ from tests.unit.engine.graphs.test_target_laws import EVERY, PROMPT, direction
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
-from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
+from trephine.domain.sites import NEURONS, FeatureRef, LayerRef, Site, SiteKind
 from trephine.domain.targets import AttentionScore, FeatureValue, GraphTarget, TokenLogits, TopLogits
 from trephine.domain.verification import Predictor, VerificationOptions, VerifyCircuit
 from trephine.engine.discovery import Question, discover_circuit
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
@@ -81,7 +82,7 @@ def read(hosted: HostedModel, name: str, target: Any, positions: tuple[int, ...]
     ids = hosted.encode(PROMPT)
     operators, active = capture(hosted.model, hosted.architecture, ids), None
     if name != NEURONS:
-        active = finish(activate(hosted, operators, name, hosted.replacements[name].covered))
+        active = finish(activate(hosted, operators, layers_of(name, hosted.replacements[name].covered)))
     command = DiscoverCircuit(prompt=PROMPT, target=target, positions=positions, replacement=name)
     return operators, explained(hosted, operators, Question(command=command, ids=ids), active)
 
@@ -144,7 +145,11 @@ def test_what_is_measured_is_the_target_under_interventions(kind, name):
         selector=Selector(positions=(node.position,)),
     )
     expected = what.on_rows(hosted, [RowInput(list(prompt.ids)), RowInput(list(prompt.ids), (ablated,))])
-    cell = Cell(layer=node.layer, position=node.position, index=node.feature)
+    cell = Cell(
+        ref=LayerRef(replacement=node.replacement, layer=node.layer),
+        position=node.position,
+        index=node.feature,
+    )
     values, _ = prompt.values([{}, mask_of(prompt, [cell])])
     assert values.tolist() == pytest.approx(expected.tolist(), abs=5e-5)
     assert abs(float(values[0] - values[1])) > 1e-5
@@ -211,7 +216,7 @@ def test_layers_and_positions_that_cannot_matter_are_left_out():
     """Only features below the target, and none after it, are drawn for comparison."""
     hosted, circuit = found("relu", "direction")
     subject = finish(open_subject(hosted, QUICK, circuit, range(len(circuit.nodes))))
-    assert subject.prompt.layers == (0, 1)
+    assert [ref.layer for ref in subject.prompt.layers] == [0, 1]
     last = max(circuit.positions)
     assert last == len(circuit.tokens) - 2
     assert not any(bool(active[last + 1 :].any()) for active in subject.active.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,19 @@ def test_a_removal_is_followed_along_every_path():
     # feature 1 loses 3 of 4, so that its edge of 8 loses 6; with the direct edge of 5 that is 11
     assert change[0].tolist() == [-2.0, -3.0, 0.0, -11.0]
     assert change[1].tolist() == [0.0, -4.0, 0.0, -8.0]
+
+
+def test_what_is_lost_goes_on_within_a_layer():
+    """A set on attention's output feeds one on the MLP of the same block: both lose, the lower one first."""
+    nodes = [
+        node(FEATURE, layer=0, activation=2.0),
+        replace(node(FEATURE, layer=1, activation=5.0), replacement="attention"),
+        replace(node(FEATURE, layer=1, activation=4.0), replacement="mlp"),
+        node(LOGIT, layer=2),
+    ]
+    graph = graph_of(circuit(nodes, [(0, 1, 5.0), (1, 2, 3.0), (2, 3, 8.0)]))
+    # all of feature 1 goes, with it 3 of feature 2's 4, and with these 6 of its edge of 8
+    assert follow(graph, [[0]])[0].tolist() == [-2.0, -5.0, -3.0, -6.0]
 
 
 def test_features_removed_together_are_counted_once():

@@ -257,11 +257,12 @@ def test_layers_that_a_circuit_was_told_to_leave_alone_are_never_ablated(kind):
         verify_nodes=0,
     )
     circuit = finish(discover_circuit(hosted, asked))
-    assert circuit.layers == opened_layers(hosted, circuit) == (1,)
+    opened = opened_layers(hosted, circuit)
+    assert circuit.layers == tuple(ref.layer for ref in opened) == (1,)
     subject = finish(open_subject(hosted, QUICK, circuit, features(circuit)))
-    assert set(subject.active) == set(subject.prompt.layers) == {1}
+    assert set(subject.active) == set(subject.prompt.layers) == set(opened)
     if kind != NEURONS:
-        _, beside, _ = finish(control_circuit(hosted, circuit, (1,), 10, 0))
+        _, beside, _ = finish(control_circuit(hosted, circuit, opened, 10, 0))
         assert {beside.nodes[number].layer for number in features(beside)} == {1}
     ends = zip(_ints(circuit.edges.source), _ints(circuit.edges.target), strict=True)
     edges = tuple(ends)[:20]
@@ -281,7 +282,8 @@ def test_which_layers_were_open_is_read_off_the_nodes_where_it_was_not_recorded(
         layers=(1,),
     )
     circuit = finish(discover_circuit(hosted, replace(asked, verify_nodes=0)))
-    assert opened_layers(hosted, replace(circuit, layers=None)) == (1,)
+    opened = opened_layers(hosted, replace(circuit, layers=None))
+    assert [ref.layer for ref in opened] == [1]
 
 
 def _ints(column):

@@ -1,0 +1,88 @@
+"""Which layers of which sets a graph opens: every site is reconstructed by one set at most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trephine.domain.errors import UnsupportedOptionError
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.engine.graphs.linearised import read_place
+from trephine.engine.graphs.places import check_attributable, is_cut, place_of
+from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import covered_layers, layer_info
+
+
+def layers_of(name: str, layers: Sequence[int]) -> tuple[LayerRef, ...]:
+    """Name layers of one set."""
+    return tuple(LayerRef(replacement=name, layer=layer) for layer in layers)
+
+
+def open_layers(
+    hosted: HostedModel, sets: Sequence[str], layers: Sequence[int] | None = None
+) -> tuple[LayerRef, ...]:
+    """List the layers of sets that a graph opens, from the bottom up by what they read.
+
+    Args:
+        hosted: The model.
+        sets: Names, each once. Neurons are opened in the MLPs that no other set reconstructs.
+        layers: Those that are opened, as far as a set has them; None: all.
+
+    Raises:
+        ReplacementNotFoundError: If a set is not loaded.
+        UnsupportedOptionError: If no attribution law holds for a layer, or two sets reconstruct one site.
+    """
+    covered = ((name, covered_layers(hosted, name)) for name in sets if name != NEURONS)
+    found = [
+        ref
+        for name, own in covered
+        for ref in layers_of(name, own if layers is None else [n for n in own if n in layers])
+    ]
+    if NEURONS in sets:
+        written = {site for ref in found for site in info_of(hosted, ref).sites_out}
+        every = range(hosted.info.n_layers) if layers is None else sorted(set(layers))
+        found += layers_of(NEURONS, [n for n in every if Site(kind=SiteKind.MLP_OUT, layer=n) not in written])
+    return tuple(ref for ref, _ in checked(hosted, found))
+
+
+def info_of(hosted: HostedModel, ref: LayerRef) -> ReplacementLayerInfo:
+    """Describe one layer of a set."""
+    return layer_info(hosted, ref.replacement, ref.layer)
+
+
+def checked(hosted: HostedModel, refs: Sequence[LayerRef]) -> list[tuple[LayerRef, ReplacementLayerInfo]]:
+    """Sort layers from the bottom up by what they read.
+
+    Raises:
+        UnsupportedOptionError: If no attribution law holds for one of them, or two reconstruct one place.
+    """
+    found = [(ref, info_of(hosted, ref)) for ref in refs]
+    for _, info in found:
+        check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
+    _check_apart(found)
+    _check_cuts(found)
+    return sorted(found, key=lambda each: read_place(each[1]))
+
+
+def _check_apart(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]]) -> None:
+    writers: dict[Site, str] = {}
+    for ref, info in found:
+        for site in info.sites_out:
+            other = writers.setdefault(site, ref.replacement)
+            if other != ref.replacement:
+                raise UnsupportedOptionError(
+                    f"{other} and {ref.replacement} both reconstruct {site.kind.value} of layer "
+                    f"{site.layer}: what is one's could be the other's as well. Leave one of them out, or "
+                    "choose layers with `layers` that only one of them has",
+                    field="beside",
+                    layer=site.layer,
+                )
+
+
+def _check_cuts(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]]) -> None:
+    places = [place_of(info.site_in) for _, info in found if is_cut(info)]
+    if len(set(places)) < len(places):
+        raise UnsupportedOptionError(
+            "two layers reconstruct the same place of the residual stream; choose one with `layers`",
+            field="layers",
+        )
