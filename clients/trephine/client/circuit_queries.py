@@ -9,6 +9,7 @@ from typing import Any
 
 from trephine.client import circuit_requests as build
 from trephine.client.decoding import decode
+from trephine.client.node_addresses import found_nodes
 from trephine.client.paging import pages
 from trephine.client.requests import resource
 from trephine.client.types import (
@@ -63,6 +64,14 @@ class StoredCircuit:
         request = build.nodes(self.name, kind, min_influence, layers, positions, token, pinned, order)
         found = pages(self._wire, self._wire.circuits.ListNodes, request)
         return tuple(decode(Node, node) for page in found for node in page.nodes)
+
+    def find(self, *addresses: str) -> tuple[int, ...]:
+        """Indices of nodes by their addresses, as `12:345@6`, `my-set:12:345@6`, `error:3@6` or `token@2`.
+
+        Raises:
+            InvalidRequestError: If a text is no address, the circuit has no such node, or several sets have.
+        """
+        return found_nodes(self.info, self.nodes(), addresses)
 
     def edges(
         self, *, source: int | None = None, target: int | None = None, min_weight: float | None = None

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
-from trephine.client.cli.circuit_nodes import NodeArgument, NodesArgument, address, node_indices
+from trephine.client.cli.circuit_nodes import NodeArgument, NodesArgument, node_indices
 from trephine.client.cli.circuit_queries import NameArgument
 from trephine.client.cli.feature_labels import AuthorOption, whoami
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.downloads import write_file
 from trephine.client.errors import InvalidRequestError
+from trephine.client.node_addresses import address
 from trephine.client.types import CircuitAnnotations
 
 
@@ -126,7 +127,7 @@ def _show(output: Output, circuit: Circuit, said: CircuitAnnotations) -> None:
     if output.json:
         output.document(said.to_json())
         return
-    named = {node.index: address(node) for node in circuit.nodes()}
+    named = {node.index: address(node, circuit.info.set_names) for node in circuit.nodes()}
     rows = [("pin", named[one.node], "", one.author, one.create_time) for one in said.pins]
     rows += [("label", named[one.node], one.text, one.author, one.create_time) for one in said.labels]
     for one in said.groups:

@@ -12,9 +12,7 @@ import typer
 from trephine.client.circuit import Circuit
 from trephine.client.cli.circuit_nodes import (
     NodeArgument,
-    address,
     called,
-    error_of,
     node_indices,
     print_nodes,
 )
@@ -22,6 +20,7 @@ from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
+from trephine.client.node_addresses import address, error_of
 from trephine.client.types import CircuitDiff, ComparedNode, Edge, Node, NodeKind, NodeSort, Subgraph
 from trephine.v1 import circuit_service_pb2
 
@@ -45,7 +44,8 @@ def nodes(
     """Print nodes of a circuit."""
     given = invocation(context)
     with given.connect() as trephine:
-        found = trephine.circuits.get(name).nodes(
+        circuit = trephine.circuits.get(name)
+        found = circuit.nodes(
             kind=kind,
             min_influence=min_influence,
             layers=layer or (),
@@ -59,7 +59,7 @@ def nodes(
         response = circuit_service_pb2.ListNodesResponse(nodes=messages, total_size=len(found))  # type: ignore[arg-type]
         given.output.document(message_json(response))
         return
-    print_nodes(given.output, found[:top])
+    print_nodes(given.output, found[:top], circuit.info.set_names)
     given.output.note(f"{min(top, len(found))} of {len(found)} nodes")
 
 
@@ -81,7 +81,7 @@ def edges(
             if text is not None
         }
         found = circuit.edges(min_weight=min_weight, **ends)
-        named = {} if given.output.json else _by_index(circuit)
+        named = {} if given.output.json else _named(circuit.nodes(), circuit)
     if given.output.json:
         messages = [edge.message for edge in found]
         response = circuit_service_pb2.ListEdgesResponse(edges=messages, total_size=len(found))  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def around(
             min_weight=min_weight,
             max_nodes=max_nodes,
         )
-    _print_part(given.output, part, top)
+    _print_part(given.output, part, circuit, top)
 
 
 def between(
@@ -131,7 +131,7 @@ def between(
         circuit = trephine.circuits.get(name)
         start, end = node_indices(circuit, [source, target])
         part = circuit.between(start, end, paths=paths, min_weight=min_weight, max_nodes=max_nodes)
-        named = {} if given.output.json else _by_index(circuit)
+        written = {} if given.output.json else _addresses(circuit.nodes(), circuit)
     if not given.output.json:
         given.output.line(
             f"{part.n_paths:.6g} paths; their shares sum to {part.share:+.4g}, "
@@ -143,13 +143,13 @@ def between(
                 (
                     f"{path.share:+.3g}",
                     "" if path.contribution is None else f"{path.contribution:+.3g}",
-                    " > ".join(address(named[index]) for index in path.nodes),
+                    " > ".join(written[index] for index in path.nodes),
                 )
                 for path in part.paths
             ),
         )
         given.output.line()
-    _print_part(given.output, part, top)
+    _print_part(given.output, part, circuit, top)
 
 
 def prune(
@@ -214,7 +214,8 @@ def diff(
     if given.output.json:
         given.output.document(found.to_json())
         return
-    _print_diff(given.output, found, top)
+    sets = {*one.info.set_names, *other.info.set_names}
+    _print_diff(given.output, found, top, of_sets=len(sets) > 1)
 
 
 def import_graph(
@@ -236,36 +237,34 @@ def delete(context: typer.Context, name: NameArgument) -> None:
         given.output.note(f"deleted {circuit.name}")
 
 
-def _by_index(circuit: Circuit) -> dict[int, Node]:
-    return {node.index: node for node in circuit.nodes()}
+def _addresses(found: Sequence[Node], circuit: Circuit) -> dict[int, str]:
+    return {node.index: address(node, circuit.info.set_names) for node in found}
 
 
-def _print_part(output: Output, part: Subgraph, top: int) -> None:
+def _named(found: Sequence[Node], circuit: Circuit) -> dict[int, str]:
+    written = _addresses(found, circuit)
+    return {node.index: f"{written[node.index]} {called(node)}" for node in found}
+
+
+def _print_part(output: Output, part: Subgraph, circuit: Circuit, top: int) -> None:
     if output.json:
         output.document(part.to_json())
         return
-    print_nodes(output, part.nodes[:top])
+    print_nodes(output, part.nodes[:top], circuit.info.set_names)
     output.line()
-    _print_edges(output, part.edges[:top], {node.index: node for node in part.nodes})
+    _print_edges(output, part.edges[:top], _named(part.nodes, circuit))
     output.note(
         f"{min(top, len(part.nodes))} of {part.n_nodes} nodes, "
         f"{min(top, len(part.edges))} of {part.n_edges} edges"
     )
 
 
-def _print_edges(output: Output, found: Sequence[Edge], named: Mapping[int, Node]) -> None:
-    rows = (
-        (f"{edge.weight:+.4g}", *(_named(named, index) for index in (edge.source, edge.target)))
-        for edge in found
-    )
+def _print_edges(output: Output, found: Sequence[Edge], named: Mapping[int, str]) -> None:
+    rows = ((f"{edge.weight:+.4g}", named[edge.source], named[edge.target]) for edge in found)
     output.table(("WEIGHT", "FROM", "TO"), rows)
 
 
-def _named(named: Mapping[int, Node], index: int) -> str:
-    return f"{address(named[index])} {called(named[index])}"
-
-
-def _print_diff(output: Output, found: CircuitDiff, top: int) -> None:
+def _print_diff(output: Output, found: CircuitDiff, top: int, *, of_sets: bool) -> None:
     for caveat in found.caveats:
         output.line(f"note: {caveat}")
     figures = [(one.first.name, _number(one.first.value), _number(one.second.value)) for one in found.figures]
@@ -276,7 +275,7 @@ def _print_diff(output: Output, found: CircuitDiff, top: int) -> None:
         ("NODE", "IN", "FIRST", "SECOND", "CHANGE", "CALLED"),
         (
             (
-                _compared(one),
+                _compared(one, of_sets=of_sets),
                 _whose(one.first is not None, one.second is not None),
                 f"{one.first.influence:.4f}" if one.first else "",
                 f"{one.second.influence:.4f}" if one.second else "",
@@ -303,12 +302,14 @@ def _print_diff(output: Output, found: CircuitDiff, top: int) -> None:
     output.note(f"the most changed of {found.n_nodes} nodes and {found.n_edges} edges")
 
 
-def _compared(one: ComparedNode) -> str:
+def _compared(one: ComparedNode, *, of_sets: bool) -> str:
     where = "" if one.position is None else f"@{one.position}"
     if one.kind is NodeKind.ERROR:
         return f"{error_of(one.layer, one.error_site)}{where}"
-    what = f"{one.layer}:{one.feature.index}" if one.feature else one.kind.value
-    return f"{what}{where}"
+    if one.feature is None:
+        return f"{one.kind.value}{where}"
+    set_name = f"{one.feature.replacement or 'neurons'}:" if of_sets else ""
+    return f"{set_name}{one.layer}:{one.feature.index}{where}"
 
 
 def _whose(first: bool, second: bool) -> str:

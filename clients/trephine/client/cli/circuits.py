@@ -25,7 +25,9 @@ NameArgument = Annotated[str, typer.Argument(help="circuits/..., as `trephine ci
 def list_circuits(
     context: typer.Context,
     model: Annotated[str, typer.Option("--model", "-m", help="Only of this model.")] = "",
-    replacements: Annotated[str, typer.Option("--replacements", "-r", help="Only over this set.")] = "",
+    replacements: Annotated[
+        str, typer.Option("--replacements", "-r", help="Only over this set, alone or beside others.")
+    ] = "",
     prompt: Annotated[str, typer.Option(help="Only of prompts that hold this text.")] = "",
     parent: Annotated[str, typer.Option(help="Only what was pruned from this circuit.")] = "",
 ) -> None:
@@ -43,7 +45,7 @@ def list_circuits(
             one.name,
             one.create_time,
             one.version.model,
-            one.replacement,
+            ", ".join(one.set_names),
             one.provenance.origin,
             f"{one.n_nodes}, {one.n_edges}",
             one.target_label,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from trephine.client.cli.arguments import (
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import open_set
+from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.cli.targets import (
     MassOption,
     PositionsOption,
@@ -45,6 +46,7 @@ DISCOVER_EXAMPLES = examples(
     'trephine discover "When Mary and John went to the store, John gave a drink to" \\',
     '    --target " Mary" --against " John" --out out/circuit',
     'trephine discover "The capital of France is" --target " Paris" --replacements smollm2-135m-tc',
+    'trephine discover "The capital of France is" --target " Paris" -r mlp-transcoders --beside attn-saes',
     'trephine discover "The capital of France is" --top-logits 10 --mass 0.95 -r smollm2-135m-tc',
     'trephine discover "The capital of France is" --target-feature 20:311@4 -r smollm2-135m-tc',
     'trephine discover "The capital of France is" --target-direction probe.npy --site resid_post:12',
@@ -76,6 +78,17 @@ def discover(
             metavar="SET",
             help="Replacement set, or folder, whose features span the graph; unset: neurons.",
         ),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET",
+            help="Features too: a further set or folder, or neurons (of MLPs that no set reconstructs). "
+            "Repeatable.",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Open only these, as in 0,5,10-12; unset: all of the sets.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="At most this many features; unset 512.")] = None,
     min_attribution: Annotated[
@@ -126,12 +139,14 @@ def discover(
         loaded = given.load(trephine, model)
         chosen = None
         if replacements is not None:
-            chosen = open_set(given, trephine, loaded, replacements).set_id
+            chosen = opened_name(given, trephine, loaded, replacements)
         options: dict[str, Any] = {
             "target": wanted.target,
             "against": against,
             "positions": wanted.positions,
             "replacement": chosen,
+            "beside": [opened_name(given, trephine, loaded, name) for name in beside or ()],
+            "layers": read_layers(layers),
             "max_feature_nodes": nodes,
             "min_attribution": min_attribution,
             "prune": None if bounds == Pruning() else bounds,
@@ -184,6 +199,7 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ("circuit", info.name),
         ("prompt", repr(info.prompt)),
         ("target", _targets(info)),
+        ("features of", sets_words(info)),
         ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({info.edge_rule})"),
         (
             "inside",
@@ -193,14 +209,33 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
     ]
     if info.scores is not None:
-        facts[5:5] = scores_facts(info.scores)
+        facts[6:6] = scores_facts(info.scores)
     if info.provenance.origin == "discovered" and info.provenance.how:
-        facts[4:4] = [("pruned", info.provenance.how)]
+        facts[5:5] = [("pruned", info.provenance.how)]
     if info.hierarchy is not None:
-        facts[4:4] = [("chosen", hierarchy_words(info.hierarchy))]
+        facts[5:5] = [("chosen", hierarchy_words(info.hierarchy))]
     if info.quality is not None:
-        facts[4:4] = quality_facts(info.quality, info.edge_rule)
+        facts[5:5] = quality_facts(info.quality, info.edge_rule)
     return facts
+
+
+def sets_words(info: CircuitInfo) -> str:
+    """What a circuit spans: its sets with the beginning of their contents' hashes, and its layers."""
+    hashes = {each.name: each.content_hash for each in info.sets}
+    named = [f"{name} {hashes.get(name, '')[:12]}".rstrip() for name in info.set_names]
+    layers = f"; layers {layers_words(info.layers)}" if info.layers else ""
+    return printable(", ".join(named)) + layers
+
+
+def layers_words(layers: Sequence[int]) -> str:
+    """Ascending layers as `0-5, 8`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _targets(info: CircuitInfo) -> str:

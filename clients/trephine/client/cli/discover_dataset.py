@@ -9,14 +9,12 @@ import typer
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
-from trephine.client.cli.invocation import Invocation, invocation
+from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import open_set, read_layers
+from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.datasets import Columns, Split, read_examples, split_examples
 from trephine.client.downloads import write_file
 from trephine.client.errors import InvalidRequestError
-from trephine.client.model import Model
-from trephine.client.trephine import Trephine
 from trephine.client.types import (
     ContextCircuit,
     DatasetCircuit,
@@ -149,7 +147,8 @@ def discover_dataset(
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         names = [
-            _opened(given, trephine, loaded, name) for name in (replacements or "neurons", *(beside or ()))
+            opened_name(given, trephine, loaded, name, own=_OWN)
+            for name in (replacements or "neurons", *(beside or ()))
         ]
         options["replacement"], options["beside"] = names[0], names[1:]
         if predict:
@@ -162,11 +161,6 @@ def discover_dataset(
     show_dataset_circuit(given.output, found, top)
     if out is not None:
         given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
-
-
-def _opened(given: Invocation, trephine: Trephine, model: Model, name: str) -> str:
-    """Load a set if need be; what every model has is taken by its name."""
-    return name if name in _OWN else open_set(given, trephine, model, name).set_id
 
 
 def _split(

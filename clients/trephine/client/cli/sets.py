@@ -74,6 +74,13 @@ def open_set(
     return given.complete(trephine, started, f"load {name_or_folder}")
 
 
+def opened_name(
+    given: Invocation, trephine: Trephine, model: Model, name: str, *, own: Sequence[str] = ("neurons",)
+) -> str:
+    """Load a set if need be and return what it is called; what every model has is taken by its name."""
+    return name if name in own else open_set(given, trephine, model, name).set_id
+
+
 def note_degraded(output: Output, degraded: bool) -> None:
     """Say beside a result that it comes from a set that failed admission; JSON holds the flag itself."""
     if degraded and not output.json:

@@ -42,7 +42,7 @@ MassOption = Annotated[
 ]
 TargetFeatureOption = Annotated[
     str | None,
-    typer.Option(metavar="LAYER:INDEX[@POSITION]", help="Explain a feature of the set, or a neuron."),
+    typer.Option(metavar="[SET:]LAYER:INDEX[@POSITION]", help="Explain a feature of a set, or a neuron."),
 ]
 TargetDirectionOption = Annotated[
     Path | None,
@@ -65,7 +65,9 @@ PositionsOption = Annotated[
     typer.Option("--position", help="Where the target is read; -1 is the last. Repeatable; unset: the last."),
 ]
 
-_FEATURE = re.compile(r"(?P<layer>\d+):(?P<index>\d+)(?:@(?P<position>-?\d+))?")
+_FEATURE = re.compile(
+    r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)(?:@(?P<position>-?\d+))?"
+)
 _SCORE = re.compile(r"(?P<layer>\d+)\.(?P<head>\d+):(?P<query>-?\d+):(?P<key>\d+)")
 _SITE = re.compile(r"(?:(?P<kind>resid_pre|resid_mid|resid_post):)?(?P<layer>\d+)")
 _MAGIC = b"\x93NUMPY"
@@ -131,11 +133,14 @@ def _feature(text: str, positions: tuple[int, ...]) -> Wanted:
     found = _FEATURE.fullmatch(text)
     if found is None:
         raise InvalidRequestError(
-            f"--target-feature is LAYER:INDEX or LAYER:INDEX@POSITION, got {text!r}", field="target"
+            f"--target-feature is [SET:]LAYER:INDEX or [SET:]LAYER:INDEX@POSITION, got {text!r}",
+            field="target",
         )
     if found["position"] is not None:
         positions = (*positions, int(found["position"]))
-    target = FeatureValue(layer=int(found["layer"]), index=int(found["index"]))
+    target = FeatureValue(
+        layer=int(found["layer"]), index=int(found["index"]), replacement=found["set"] or ""
+    )
     return Wanted(target=target, positions=positions)
 
 
