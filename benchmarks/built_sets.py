@@ -40,19 +40,23 @@ def build_set(
     d_sae: int = 256,
     l0: int = 16,
     seed: int = 0,
+    sae_site: SiteKind = SiteKind.RESID_POST,
+    name: str = "",
 ) -> str:
     """Fit a set to a text and put it beside the model; return its name.
 
     Args:
         hosted: The model.
-        kind: `TRANSCODER`, `SAE` (on `resid_post`) or `CLT`.
+        kind: `TRANSCODER`, `SAE` or `CLT`.
         layers: Those that are covered; a CLT's write all of these from their own on.
         ids: The text that thresholds and decoders are fitted on; position 0 is left out.
         d_sae: Features per layer.
         l0: Features that are active per token, on average.
         seed: Of the encoders.
+        sae_site: What SAEs reconstruct.
+        name: Of the set; empty: its kind.
     """
-    read, write = (SiteKind.RESID_POST,) * 2 if kind is SAE else (SiteKind.MLP_IN, SiteKind.MLP_OUT)
+    read, write = (sae_site,) * 2 if kind is SAE else (SiteKind.MLP_IN, SiteKind.MLP_OUT)
     sites = {Site(kind=k, layer=n) for n in layers for k in (read, write)}
     with torch.inference_mode():
         _, values = run_context(
@@ -72,7 +76,7 @@ def build_set(
                 if kind is CLT:  # the next layers write what this one left
                     rest[site] = rest[site] - codes @ decoders[-1]
             built.append(_layer(kind, source, targets, encoder, decoders))
-    return reside(hosted, built, name=kind.value)
+    return reside(hosted, built, name=name or kind.value)
 
 
 def _encoder(x: Tensor, d_sae: int, l0: int, seed: int) -> Encoder:

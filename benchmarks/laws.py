@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.set_laws import HEADER, measure_set_laws
 from tests.laws import NEURON, measure_edges, sample_sources  # noqa: TID251
 from tests.oracles import FrozenOracle, forbidden_mlps  # noqa: TID251
 from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
+from trephine.domain.sites import NEURONS, SiteKind
 from trephine.engine.attribution import DenseCollector, sweep
 from trephine.engine.hosted import HostedModel, host
 from trephine.engine.operators import FrozenOperators, capture
@@ -197,7 +199,7 @@ def table(figures: LawFigures) -> str:
 def print_set_laws(
     hosted: HostedModel, precise: HostedModel, prompt: str, readout: LogitReadout, transcoders: Path
 ) -> None:
-    """Print a line per set: released transcoders, and transcoders, an SAE and a CLT that are built here."""
+    """Print a line per set, released or built here, and per graph that spans several."""
     ids, text, depth = hosted.encode(prompt), hosted.encode(FITTED_ON), hosted.architecture.n_layers
     print(f"\n{HEADER}")
     if transcoders.is_dir():
@@ -205,13 +207,18 @@ def print_set_laws(
             name=transcoders.name, folder=str(transcoders), memory_budget_bytes=1 << 40
         )
         finish(load_replacement_set(Session(hosted=hosted), LoadReplacementSet(source=source)))
-        print(measure_set_laws(hosted, precise, source.name, ids, readout), flush=True)
+        print(measure_set_laws(hosted, precise, [source.name], ids, readout), flush=True)
     else:
         print(f"{transcoders} is absent: its line is left out")
     spread = range(depth // 10, depth, max(1, depth // 6))
     for kind, layers in ((TRANSCODER, range(depth)), (SAE, spread), (CLT, spread)):
         name = build_set(hosted, kind, layers, text)
-        print(measure_set_laws(hosted, precise, name, ids, readout), flush=True)
+        print(measure_set_laws(hosted, precise, [name], ids, readout), flush=True)
+    on_attention = partial(build_set, hosted, SAE, ids=text, sae_site=SiteKind.ATTN_OUT)
+    on_attention(range(depth), name="attention")
+    build_set(hosted, TRANSCODER, spread, text, name="some transcoders")
+    for sets in ((TRANSCODER.value, "attention"), ("some transcoders", "attention", NEURONS)):
+        print(measure_set_laws(hosted, precise, sets, ids, readout), flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Laws 2, 3 and 4 for a replacement set on a real model, against hooks on a float64 forward pass."""
+"""Laws 2, 3 and 4 for replacement sets on a real model, against hooks on a float64 forward pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 # The oracle belongs to the tests; this measures what they assert.
 from tests.set_oracle import Move, SetOracle  # noqa: TID251
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer, activate
-from trephine.engine.graphs.open_layers import layers_of
+from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.graphs.sweeping import FeatureSums, sweep_features
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets
 from trephine.engine.hosted import HostedModel
@@ -26,21 +26,22 @@ from trephine.engine.replacements.splice import loaded_source, reconstructions, 
 
 DECILES = 10
 HEADER = (
-    f"{'set':<24} {'layers':>6} {'active':>7} {'law 2':>8} {'law 3':>8} {'rows':>5} {'edges':>6} "
+    f"{'set':<40} {'layers':>6} {'active':>7} {'law 2':>8} {'law 3':>8} {'rows':>5} {'edges':>6} "
     f"{'law 4':>8} {'median':>8} {'Pearson':>12}"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetLaws:
-    """What the laws measured for a set on one prompt."""
+    """What the laws measured for sets on one prompt."""
 
     name: str
     layers: int
     active: int
     """Active features of the prompt."""
     law2: float
-    """Largest change of a logit when the model runs on reconstructions and frozen errors, of the largest."""
+    """Largest change of a logit when the model runs on one set's reconstructions and frozen errors, of the
+    largest logit."""
     law3: float
     """Largest deviation of a row's sum from its target, over the row's mass, constants among it."""
     rows: int
@@ -54,14 +55,14 @@ class SetLaws:
 
     def __str__(self) -> str:
         return (
-            f"{self.name:<24} {self.layers:>6} {self.active:>7} {self.law2:>8.1e} {self.law3:>8.1e} "
+            f"{self.name:<40} {self.layers:>6} {self.active:>7} {self.law2:>8.1e} {self.law3:>8.1e} "
             f"{self.rows:>5} {self.edges:>6} {self.worst:>8.1e} {self.relative:>8.1e} {self.pearson:>12.9f}"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prompt:
-    """A prompt under a set, in the engine's dtype and in the oracle's."""
+    """A prompt under sets, in the engine's dtype and in the oracle's."""
 
     hosted: HostedModel
     operators: FrozenOperators
@@ -73,7 +74,7 @@ class _Prompt:
 def measure_set_laws(
     hosted: HostedModel,
     precise: HostedModel,
-    name: str,
+    sets: Sequence[str],
     ids: Sequence[int],
     readout: LogitReadout,
     *,
@@ -84,9 +85,9 @@ def measure_set_laws(
     """Check laws 2 to 4: for the logit, and for strong features at some depths.
 
     Args:
-        hosted: The model whose attribution is checked, with the set.
+        hosted: The model whose attribution is checked, with the sets.
         precise: The same weights in float64, for the oracle.
-        name: The set.
+        sets: One, or several that the graph spans together; neurons are explained by an estimate.
         ids: The prompt.
         readout: The logit target.
         targets: Features that are explained beside the logit, spread over the covered layers.
@@ -94,7 +95,7 @@ def measure_set_laws(
         seed: Of the sampling.
     """
     with torch.inference_mode():
-        prompt = _prepare(hosted, precise, name, ids, readout)
+        prompt = _prepare(hosted, precise, sets, ids, readout)
         claimed, measured, law3 = [], [], 0.0
         for row, (found, sums, read) in enumerate(_rows(prompt, targets)):
             law3 = max(law3, float(((sums.total - found.total).abs() / (sums.mass + sums.bias.abs())).max()))
@@ -102,22 +103,26 @@ def measure_set_laws(
             largest = sums.features.abs().max()
             claimed.append(edges / largest)
             measured.append(_removed(moves, read) / largest)
-        law2 = _law2(hosted, name, ids)
-    return _figures(prompt.active, name, law2, law3, claimed, measured)
+        law2 = max(_law2(hosted, name, ids) for name in sets if name != NEURONS)
+    return _figures(prompt.active, " + ".join(sets), law2, law3, claimed, measured)
 
 
 def _prepare(
-    hosted: HostedModel, precise: HostedModel, name: str, ids: Sequence[int], readout: LogitReadout
+    hosted: HostedModel,
+    precise: HostedModel,
+    sets: Sequence[str],
+    ids: Sequence[int],
+    readout: LogitReadout,
 ) -> _Prompt:
     operators = capture(hosted.model, hosted.architecture, ids)
-    covered = hosted.replacements[name].covered
-    active = finish(activate(hosted, operators, layers_of(name, covered)))
+    layers = open_layers(hosted, sets)
+    active = finish(activate(hosted, operators, layers))
     skips: dict[int, Tensor] = {}
-    for layer in covered:
-        with opened(hosted, name, [layer]) as resident:
-            matrix = resident[layer].skip_matrix()
+    for ref in layers:
+        with opened(hosted, ref.replacement, [ref.layer]) as resident:
+            matrix = resident[ref.layer].skip_matrix()
         if matrix is not None:
-            skips[layer] = matrix
+            skips[ref.layer] = matrix
     held = [layer.info.site_in for layer in active.layers if layer.info.site_in.kind is SiteKind.ATTN_OUT]
     oracle = SetOracle(precise, ids, skips=skips, held=held)
     return _Prompt(hosted=hosted, operators=operators, active=active, oracle=oracle, readout=readout)
@@ -141,7 +146,7 @@ def _rows(prompt: _Prompt, count: int) -> Iterator[tuple[FeatureTargets, Feature
     targets = logit_targets(operators, [prompt.readout])
     sums = finish(sweep_features(hosted, operators, active, targets))
     yield targets, sums, partial(_read, prompt.oracle, None, -1, prompt.readout.direction)
-    readers = [layer for layer in active.layers[1:] if layer.count]
+    readers = [x for x in active.layers[1:] if x.count and x.ref.replacement != NEURONS]
     for number in range(count):
         layer = readers[(len(readers) - 1) * number // max(1, count - 1)]
         own = int(layer.activation.argmax())
