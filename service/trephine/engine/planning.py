@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,12 +34,26 @@ from trephine.engine.weights.replicas import coarsest
 from trephine.engine.weights.widening import widened_layers
 
 _PLAN = TypeAdapter(ExportPlan)
-_KEPT: WeakKeyDictionary[Any, tuple[Any, WeightProgram]] = WeakKeyDictionary()
-"""Per loaded model its last program and what it was made of. Ends with the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A program, what it was made of, and the last plan that was made with it, by what was asked."""
+
+    key: Any
+    program: WeightProgram
+    plans: dict[Any, ExportPlan] = field(default_factory=dict)
+
+
+_KEPT: WeakKeyDictionary[Any, _Compiled] = WeakKeyDictionary()
+"""Per loaded model what was compiled last. Ends with the model."""
 
 
 def plan_export(session: Session, command: PlanExport) -> Generator[Progress | None, None, ExportPlan]:
     """Plan the export of an edit of the loaded model.
+
+    An export is planned when it is asked for, again when it is checked, and when it is carried out: what was
+    measured for the first plan, passes over a whole text, is not measured anew for the same edit and options.
 
     Raises:
         ParentChangedError: If the edit was made for other weights.
@@ -57,6 +71,23 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         require_convertible(hosted)
     texts = export_texts(hosted, command.options.text)
     program = yield from program_of(hosted, entries, command.edit, texts, command.options)
+    caveats = degraded_caveats(hosted, sets_of(command.edit.interventions))
+    plans, key = _KEPT[hosted.model].plans, (command, texts.measured.sha256, stored_dtype(entries), caveats)
+    if key not in plans:
+        plan = yield from _measured(hosted, entries, command, texts, program)
+        plans.clear()
+        plans[key] = plan
+    return plans[key]
+
+
+def _measured(
+    hosted: HostedModel,
+    entries: dict[str, TensorEntry],
+    command: PlanExport,
+    texts: ExportTexts,
+    program: WeightProgram,
+) -> Generator[Progress | None, None, ExportPlan]:
+    """Measure the floors that a program's bounds come from, and plan."""
     stored = DTYPES.get(stored_dtype(entries))
     floor = yield from noise_floor(hosted, texts.measured, stored)
     firing = None
@@ -125,7 +156,7 @@ def program_of(
         *(texts.calibration.sha256, sets),
     )
     kept = _KEPT.get(hosted.model)
-    if kept is None or kept[0] != key:
+    if kept is None or kept.key != key:
         program = yield from compile_weights(
             hosted,
             entries,
@@ -134,9 +165,9 @@ def program_of(
             keep_shapes=options.keep_shapes,
             kind=coarsest(options.gguf),
         )
-        kept = (key, program)
+        kept = _Compiled(key, program)
         _KEPT[hosted.model] = kept
-    return kept[1]
+    return kept.program
 
 
 def growth_bytes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from trephine.domain.errors import (
     UnsupportedOptionError,
 )
 from trephine.domain.interventions import Ablate, Scale
+from trephine.engine import planning
+from trephine.engine.edit_floor import edit_floor
 from trephine.engine.planning import plan_hash
 from trephine.engine.shards import overwrite, read_entries, read_tensor
 from trephine.engine.weights.mlp import stored_mlp
@@ -46,6 +49,26 @@ def test_the_plan_names_every_tensor_that_changes(hosted):
     assert "0.5" in plan.steps[2].description
     assert (plan.config_changes, plan.size_growth_bytes) == ((), 0)
     assert plan.parent_hash == hosted.info.weight_hash
+
+
+def test_a_plan_is_measured_once_for_the_same_edit_and_options(hosted, monkeypatch):
+    """An export is planned three times on its way; what differs in anything gets a plan of its own."""
+    passes = []
+
+    def counted(*given: Any) -> Any:
+        passes.append(given)
+        return edit_floor(*given)
+
+    monkeypatch.setattr(planning, "edit_floor", counted)
+    edit = edit_of(hosted, neuron(0, 3, Ablate()))
+    first = planned(hosted, edit)
+    assert planned(hosted, edit) == first
+    assert len(passes) == 1
+    renamed = planned(hosted, replace(edit, name="other"))
+    assert (renamed.edit, len(passes)) == ("other", 2)
+    stronger = planned(hosted, edit_of(hosted, neuron(0, 3, Ablate()), neuron(1, 3, Ablate())))
+    assert (len(stronger.changed_tensors), len(passes)) == (2, 3)
+    assert planned(hosted, edit) == first
 
 
 def test_what_would_change_nothing_is_no_step_of_the_export(hosted):
