@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
-from tests.unit.app.house import House, model_info, small_circuit
+from tests.unit.app.house import House, house, model_info, small_circuit
 from tests.unit.app.test_replacements import SETS, ignore, loaded
 from tests.unit.replacement_values import layer_info, set_info, write_set
 from trephine.app.circuit_cards import known_features
@@ -167,6 +167,25 @@ async def test_a_set_beside_has_to_be_the_one_that_a_circuit_was_found_with(tmp_
     await here.replacements.unload("tiny", ATTENTION)
     with pytest.raises(ReplacementNotFoundError, match=ATTENTION):
         await here.circuit_verifications.check(VerifyRequest(circuit="own"))
+
+
+async def test_a_set_beside_that_was_lost_is_told_with_its_reason(tmp_path):
+    """As it is told of a set that stands alone; the field is its own."""
+    await two_sets(tmp_path)
+
+    def load(command: LoadReplacementSet) -> ReplacementSetInfo:
+        found = attention() if command.source.name == ATTENTION else set_info(command.source.name)
+        return replace(found, content_hash="e" * 64) if command.source.name == ATTENTION else found
+
+    again = house(tmp_path, {**SETS, LoadReplacementSet: load})
+    await again.operations.open()
+    await again.models.info("tiny")
+    request = DiscoverRequest(model="tiny", command=asked("small", ATTENTION))
+    with pytest.raises(
+        ReplacementNotFoundError, match="could not be loaded again: its files have"
+    ) as refused:
+        await again.operations.start("DiscoverCircuit", request, request_id="")
+    assert refused.value.context["field"] == "beside[0]"
 
 
 async def test_circuits_are_listed_by_any_of_their_sets(tmp_path):
