@@ -28,6 +28,7 @@ from trephine.client.errors import (
 )
 from trephine.client.node_addresses import address
 from trephine.client.types import FeatureValue, Node, NodeKind, Standing
+from trephine.client.types.circuit_views import StreamSourceKind
 from trephine.domain.sites import SiteKind
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 
@@ -201,3 +202,16 @@ async def test_it_is_verified(circuit: AsyncCircuit):
     )
     assert {one.standing for one in found.given.comparisons} <= set(Standing) - {Standing.UNSPECIFIED}
     assert "attn" in found.given.replacement
+
+
+async def test_attention_is_traced_through_several_sets(model: AsyncModel):
+    """Every source says whose it is; a set that is not there is named by its field."""
+    trace = await model.trace_attention(PROMPT, layer=2, head=0, top=200, **SETS)
+    assert (trace.replacement, trace.beside) == ("tc", ("attn", "neurons"))
+    sources = [term.source for term in (*trace.query_side, *trace.key_side)]
+    of_sets = {source.replacement for source in sources if source.kind is StreamSourceKind.FEATURE}
+    assert "attn" in of_sets
+    assert not any(source.replacement for source in sources if source.kind is StreamSourceKind.ERROR)
+    with pytest.raises(ReplacementNotFoundError) as refused:
+        await model.trace_attention(PROMPT, layer=1, head=0, replacement="tc", beside=["gone"])
+    assert refused.value.field == "beside[0]"

@@ -57,6 +57,7 @@ class TraceableModel:
         query: int | None = None,
         key: int | None = None,
         replacement: str = "",
+        beside: Sequence[str] = (),
         top: int | None = None,
     ) -> AttentionTrace:
         """Explain why a head looked where it looked.
@@ -68,9 +69,10 @@ class TraceableModel:
             query: Position that looks; unset: the last.
             key: Position that is looked at; unset: the one with the largest weight.
             replacement: Loaded set whose features span the stream; unset: neurons.
+            beside: Further sets, no two of which reconstruct the same site; `neurons`: of MLPs that are left.
             top: Sources of each side, and pairs; unset 20.
         """
-        request = trace_request(self.info.name, prompt, layer, head, query, key, replacement, top)
+        request = trace_request(self.info.name, prompt, layer, head, query, key, replacement, beside, top)
         return decode(AttentionTrace, self._wire.call(self._wire.circuits.TraceAttention, request))
 
 
@@ -107,6 +109,7 @@ def trace_request(
     query: int | None,
     key: int | None,
     replacement: str,
+    beside: Sequence[str],
     top: int | None,
 ) -> pb.TraceAttentionRequest:
     """Explain a pattern entry."""
@@ -118,5 +121,6 @@ def trace_request(
         query=query,
         key=key,
         replacement=replacement,
+        beside=beside,
         top=top,
     )

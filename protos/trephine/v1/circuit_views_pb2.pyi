@@ -446,6 +446,7 @@ class TraceAttentionRequest(google.protobuf.message.Message):
     KEY_FIELD_NUMBER: builtins.int
     REPLACEMENT_FIELD_NUMBER: builtins.int
     TOP_FIELD_NUMBER: builtins.int
+    BESIDE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of a loaded model."""
     prompt: builtins.str
@@ -462,6 +463,12 @@ class TraceAttentionRequest(google.protobuf.message.Message):
     """Replacement set whose features span the stream; empty: `neurons`."""
     top: builtins.int
     """Sources of each side, and pairs, from 1 to 1000. Unset: 20."""
+    @property
+    def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Further sets whose features span the stream; no two may reconstruct the same site. `neurons`: those of the
+        MLPs that no set reconstructs.
+        """
+
     def __init__(
         self,
         *,
@@ -473,9 +480,10 @@ class TraceAttentionRequest(google.protobuf.message.Message):
         key: builtins.int | None = ...,
         replacement: builtins.str = ...,
         top: builtins.int | None = ...,
+        beside: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_key", b"_key", "_query", b"_query", "_top", b"_top", "key", b"key", "query", b"query", "top", b"top"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_key", b"_key", "_query", b"_query", "_top", b"_top", "head", b"head", "key", b"key", "layer", b"layer", "model", b"model", "prompt", b"prompt", "query", b"query", "replacement", b"replacement", "top", b"top"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_key", b"_key", "_query", b"_query", "_top", b"_top", "beside", b"beside", "head", b"head", "key", b"key", "layer", b"layer", "model", b"model", "prompt", b"prompt", "query", b"query", "replacement", b"replacement", "top", b"top"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_key", b"_key"]) -> typing.Literal["key"] | None: ...
     @typing.overload
@@ -496,6 +504,7 @@ class StreamSource(google.protobuf.message.Message):
     LAYER_FIELD_NUMBER: builtins.int
     INDEX_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
+    REPLACEMENT_FIELD_NUMBER: builtins.int
     kind: global___StreamSourceKind.ValueType
     """What it is."""
     position: builtins.int
@@ -503,9 +512,13 @@ class StreamSource(google.protobuf.message.Message):
     layer: builtins.int
     """Layer; -1 for tokens and constants."""
     index: builtins.int
-    """Index of a feature or head, vocabulary id of a token; -1 otherwise."""
+    """Index of a feature or head, vocabulary id of a token; of an error -1 at the MLP's output, -2 at
+    attention's, and so on, as in ids of error nodes; -1 otherwise.
+    """
     label: builtins.str
     """For people."""
+    replacement: builtins.str
+    """Set of a feature or a skip path; empty otherwise."""
     def __init__(
         self,
         *,
@@ -514,8 +527,9 @@ class StreamSource(google.protobuf.message.Message):
         layer: builtins.int = ...,
         index: builtins.int = ...,
         label: builtins.str = ...,
+        replacement: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "kind", b"kind", "label", b"label", "layer", b"layer", "position", b"position", "replacement", b"replacement"]) -> None: ...
 
 global___StreamSource = StreamSource
 
@@ -680,6 +694,7 @@ class TraceAttentionResponse(google.protobuf.message.Message):
     REPLACEMENT_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     CAVEATS_FIELD_NUMBER: builtins.int
+    BESIDE_FIELD_NUMBER: builtins.int
     layer: builtins.int
     """Layer."""
     head: builtins.int
@@ -742,6 +757,10 @@ class TraceAttentionResponse(google.protobuf.message.Message):
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What a reader must know."""
 
+    @property
+    def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Further sets."""
+
     def __init__(
         self,
         *,
@@ -768,9 +787,10 @@ class TraceAttentionResponse(google.protobuf.message.Message):
         replacement: builtins.str = ...,
         version: trephine.v1.common_pb2.ModelVersion | None = ...,
         caveats: collections.abc.Iterable[builtins.str] | None = ...,
+        beside: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_runner_up", b"_runner_up", "_softcap", b"_softcap", "runner_up", b"runner_up", "softcap", b"softcap", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_runner_up", b"_runner_up", "_softcap", b"_softcap", "caveats", b"caveats", "change", b"change", "even", b"even", "head", b"head", "key", b"key", "key_side", b"key_side", "keys", b"keys", "kinds", b"kinds", "layer", b"layer", "nodes", b"nodes", "pairs", b"pairs", "query", b"query", "query_side", b"query_side", "replacement", b"replacement", "residual", b"residual", "runner_up", b"runner_up", "score", b"score", "shares_sum", b"shares_sum", "softcap", b"softcap", "terms_sum", b"terms_sum", "tokens", b"tokens", "version", b"version", "weight", b"weight"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_runner_up", b"_runner_up", "_softcap", b"_softcap", "beside", b"beside", "caveats", b"caveats", "change", b"change", "even", b"even", "head", b"head", "key", b"key", "key_side", b"key_side", "keys", b"keys", "kinds", b"kinds", "layer", b"layer", "nodes", b"nodes", "pairs", b"pairs", "query", b"query", "query_side", b"query_side", "replacement", b"replacement", "residual", b"residual", "runner_up", b"runner_up", "score", b"score", "shares_sum", b"shares_sum", "softcap", b"softcap", "terms_sum", b"terms_sum", "tokens", b"tokens", "version", b"version", "weight", b"weight"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_runner_up", b"_runner_up"]) -> typing.Literal["runner_up"] | None: ...
     @typing.overload

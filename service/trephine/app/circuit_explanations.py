@@ -109,7 +109,7 @@ def _(command: ExplainEdges, info: ModelInfo) -> Cost:
 def _(command: TraceAttention, info: ModelInfo) -> Cost:
     """A pass, and every neuron's decoder at every position: as much as another."""
     prompt = tokens_of(command.prompt)
-    width = info.d_mlp * info.d_model if command.replacement == NEURONS else prompt * info.d_mlp
+    width = info.d_mlp * info.d_model if NEURONS in command.sets else prompt * info.d_mlp
     return Cost(tokens=2 * prompt, memory_bytes=3 * width * _FLOAT + _operators(prompt, info))
 
 

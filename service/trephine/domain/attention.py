@@ -8,6 +8,7 @@ from enum import StrEnum
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import NEURONS
+from trephine.domain.spanned_sets import check_spanned_sets
 from trephine.domain.tokens import Token
 
 MOST_TERMS = 1000
@@ -40,8 +41,11 @@ class Source:
     layer: int
     """-1 for tokens and biases."""
     index: int
-    """Of a feature or head; the vocabulary id of a token; -1 otherwise."""
+    """Of a feature or head; the vocabulary id of a token; of errors by their site, as in graphs
+    (`error_sites`); -1 otherwise."""
     label: str
+    replacement: str = ""
+    """The set of a feature or a skip path; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +136,7 @@ class AttentionTrace:
     model: str
     weight_hash: str
     replacement: str
+    beside: tuple[str, ...]
     caveats: tuple[str, ...] = ()
 
 
@@ -149,8 +154,17 @@ class TraceAttention(Command[AttentionTrace, Progress]):
     replacement: str = NEURONS
     top: int = 20
     """Sources of each side, and pairs, that are returned."""
+    beside: tuple[str, ...] = ()
+    """Further sets whose features span the stream; no two may reconstruct the same site. `neurons`: those of
+    the MLPs that no set reconstructs."""
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Every set that is asked for."""
+        return (self.replacement, *self.beside)
 
     def __post_init__(self) -> None:
+        check_spanned_sets(self.replacement, self.beside)
         for name in ("layer", "head"):
             if getattr(self, name) < 0:
                 raise InvalidRequestError(f"{name} must not be negative", field=name)

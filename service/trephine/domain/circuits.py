@@ -12,6 +12,7 @@ from trephine.domain.arrays import Array
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.sites import NEURONS
+from trephine.domain.spanned_sets import check_spanned_sets
 from trephine.domain.targets import ExplainedTarget, GraphTarget, TargetKind
 from trephine.domain.tokens import Token, Tokens
 
@@ -293,15 +294,7 @@ class DiscoverCircuit(Command[Circuit, Progress]):
         return (self.replacement, *self.beside)
 
     def __post_init__(self) -> None:
-        twice = sorted({name for name in self.sets if self.sets.count(name) > 1})
-        if twice:
-            raise InvalidRequestError(f"{', '.join(twice)} is named twice; name it once", field="beside")
-        if self.beside and self.replacement == NEURONS:
-            raise InvalidRequestError(
-                "neurons are what is left where no set reconstructs an MLP: name a set as the replacement, "
-                "and neurons beside it",
-                field="replacement",
-            )
+        check_spanned_sets(self.replacement, self.beside)
         if self.max_feature_nodes < 1:
             raise InvalidRequestError("max_feature_nodes must be at least 1", field="max_feature_nodes")
         if not 0 < self.edge_mass <= 1:

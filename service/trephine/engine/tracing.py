@@ -9,12 +9,17 @@ from torch import Tensor
 
 from trephine.domain.attention import AttentionTrace, SourceKind, TraceAttention
 from trephine.domain.commands import Progress
-from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, PositionOutOfRangeError
+from trephine.domain.errors import (
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    PositionOutOfRangeError,
+    TrephineError,
+)
 from trephine.domain.sites import NEURONS
 from trephine.engine.attention_scores import check_pattern, head_scores
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures, activate
-from trephine.engine.graphs.open_layers import layers_of
+from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.graphs.stream import StreamPart, StreamSources
 from trephine.engine.hosted import HostedModel
 from trephine.engine.operators import FrozenOperators, capture
@@ -47,7 +52,7 @@ def trace_attention(
     active = yield from _activate(hosted, operators, command)
     with torch.inference_mode():
         entry = _entry(operators, command, len(ids))
-    sums = yield from _walk(hosted, operators, active, entry, command.top)
+    sums = yield from _walk(hosted, operators, active, entry, command)
     with torch.inference_mode():
         return trace_of(hosted, operators, command, hosted.tokens(ids), entry, sums)
 
@@ -65,7 +70,12 @@ def _validate(hosted: HostedModel, command: TraceAttention) -> list[int]:
             f"head {command.head} does not exist: a layer has heads 0 to {architecture.n_heads - 1}",
             field="head",
         )
-    covered_layers(hosted, command.replacement)
+    for number, name in enumerate(command.sets):
+        try:
+            covered_layers(hosted, name)
+        except TrephineError as error:
+            raise error.with_field(f"beside[{number - 1}]" if number else "replacement") from None
+    open_layers(hosted, command.sets)
     ids = hosted.encode(command.prompt)
     for name in ("query", "key"):
         position = getattr(command, name)
@@ -83,8 +93,8 @@ def _activate(
 ) -> Generator[None, None, ActiveFeatures | None]:
     if command.replacement == NEURONS:
         return None
-    below = [n for n in covered_layers(hosted, command.replacement) if n <= command.layer]
-    return (yield from activate(hosted, operators, layers_of(command.replacement, below)))
+    below = open_layers(hosted, command.sets, range(command.layer + 1))
+    return (yield from activate(hosted, operators, below))
 
 
 def _entry(operators: FrozenOperators, command: TraceAttention, n_pos: int) -> Entry:
@@ -122,17 +132,17 @@ def _walk(
     operators: FrozenOperators,
     active: ActiveFeatures | None,
     entry: Entry,
-    top: int,
+    command: TraceAttention,
 ) -> Generator[Progress | None, None, Sums]:
     """Meet every summand of the stream at the query and at all visible keys, once."""
-    like, n_keys = operators.embedding, len(entry.visible)
-    paired, room = max(top, _PAIRED), max(top, 1)
+    like, n_keys, sets = operators.embedding, len(entry.visible), command.sets
+    paired, room = max(command.top, _PAIRED), max(command.top, 1)
     kinds = like.new_zeros(len(KINDS), like.shape[1])
     sums = Sums(
-        query_side=empty_ranking(room, n_keys, like, vectors=False),
-        key_side=empty_ranking(room, 1, like, vectors=False),
-        query_pairs=empty_ranking(paired, n_keys, like, vectors=True),
-        key_pairs=empty_ranking(paired, 1, like, vectors=True),
+        query_side=empty_ranking(room, n_keys, like, sets, vectors=False),
+        key_side=empty_ranking(room, 1, like, sets, vectors=False),
+        query_pairs=empty_ranking(paired, n_keys, like, sets, vectors=True),
+        key_pairs=empty_ranking(paired, 1, like, sets, vectors=True),
         query_kinds=kinds.clone(),
         key_kinds=kinds.clone(),
     )

@@ -18,7 +18,8 @@ from trephine.domain.attention import (
     SourceKind,
     TraceAttention,
 )
-from trephine.domain.sites import NEURONS
+from trephine.domain.error_sites import ERROR_SITES, error_number
+from trephine.domain.sites import NEURONS, SiteKind
 from trephine.domain.tokens import Token
 from trephine.engine.expansion import check_sums
 from trephine.engine.hosted import HostedModel
@@ -40,7 +41,7 @@ def trace_of(
     column, path = entry.column(entry.key), entry.path
     kinds = _kind_terms(entry, sums)
     weights = weights_of(entry.row.double(), entry.scores.softcap)
-    naming = _Naming(hosted, command.replacement, tokens)
+    naming = _Naming(hosted, command.sets, tokens)
     trace = AttentionTrace(
         tokens=tokens,
         layer=entry.layer,
@@ -74,7 +75,8 @@ def trace_of(
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         replacement=command.replacement,
-        caveats=(*degraded_caveats(hosted, [command.replacement]), *_caveats(command, entry)),
+        beside=command.beside,
+        caveats=(*degraded_caveats(hosted, command.sets), *_caveats(command, entry)),
     )
     scale = torch.tensor([sum(abs(term.score) for term in kinds)])
     check_sums(operators, torch.tensor([trace.terms_sum]), torch.tensor([trace.score]), scale)
@@ -86,21 +88,23 @@ class _Naming:
     """Turns rows of a ranking into sources with labels."""
 
     hosted: HostedModel
-    replacement: str
+    sets: Sequence[str]
     tokens: Sequence[Token]
 
     def sources(self, ranking: Ranking) -> list[Source]:
         """Name every row."""
-        columns = (ranking.kind, ranking.position, ranking.layer, ranking.index)
+        columns = (ranking.kind, ranking.position, ranking.layer, ranking.index, ranking.owner)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [self._source(KINDS[kind], *row) for kind, *row in rows]
 
-    def _source(self, kind: SourceKind, position: int, layer: int, index: int) -> Source:
-        token = self.tokens[position]
-        noun = "neuron" if self.replacement == NEURONS else "feature"
+    def _source(self, kind: SourceKind, position: int, layer: int, index: int, owner: int) -> Source:
+        token, name = self.tokens[position], self.sets[owner] if owner >= 0 else ""
+        noun = "neuron" if name == NEURONS else "feature"
+        of_set = f"{name}:" if len(self.sets) > 1 and name != NEURONS else ""
+        place = _place(index) if kind is SourceKind.ERROR else ""
         labels = {
-            SourceKind.FEATURE: f"{noun} {layer}:{index}",
-            SourceKind.ERROR: f"error of layer {layer}",
+            SourceKind.FEATURE: f"{noun} {of_set}{layer}:{index}",
+            SourceKind.ERROR: f"error of {place} {layer}",
             SourceKind.HEAD: f"head {layer}.{index}",
             SourceKind.SKIP: f"skip path of layer {layer}",
             SourceKind.TOKEN: f"embedding of {token.display!r}",
@@ -109,8 +113,18 @@ class _Naming:
         if kind is SourceKind.TOKEN:
             index = token.id
         return Source(
-            kind=kind, position=position, layer=layer, index=index, label=f"{labels[kind]} @{position}"
+            kind=kind,
+            position=position,
+            layer=layer,
+            index=index,
+            label=f"{labels[kind]} @{position}",
+            replacement=name,
         )
+
+
+def _place(index: int) -> str:
+    """Say where an error is: the MLP's, of which every layer has one, by the layer alone."""
+    return "layer" if index == error_number(SiteKind.MLP_OUT) else ERROR_SITES[-1 - index].value
 
 
 def _query_terms(entry: Entry, ranking: Ranking, naming: _Naming) -> tuple[SideTerm, ...]:
@@ -232,6 +246,7 @@ def _caveats(command: TraceAttention, entry: Entry) -> tuple[str, ...]:
         )
     if command.replacement != NEURONS:
         caveats.append(
-            "The set has no features at position 0; what its MLPs write there is error as a whole."
+            "Sets have no features at position 0, nor have neurons beside them; what is written there at "
+            "their sites is error as a whole."
         )
     return tuple(caveats)

@@ -52,6 +52,9 @@ class Ranking:
     layer: Tensor
     index: Tensor
     position: Tensor
+    owner: Tensor
+    """int64 `(n,)`, which of `sets` a feature or a skip path is of; -1 for all else."""
+    sets: tuple[str, ...]
     vectors: Tensor | None
     """`(n, d_model)`, kept only for pairs."""
 
@@ -59,19 +62,21 @@ class Ranking:
         """Offer some summands of a part, `chosen (n,)`, with their values `(n,)`."""
         kind = torch.full((len(chosen),), KINDS.index(part.kind))
         layer = torch.full((len(chosen),), part.layer)
-        columns = (kind, layer, part.index[chosen].cpu(), part.position[chosen].cpu())
+        number = self.sets.index(part.replacement) if part.replacement else -1
+        owner = torch.full((len(chosen),), number)
+        columns = (kind, layer, part.index[chosen].cpu(), part.position[chosen].cpu(), owner)
         self.value = torch.cat([self.value, value.double().cpu()])
         keep = self.value.abs().topk(min(self.room, len(self.value))).indices
         self.value = self.value[keep]
         self.scores = torch.cat([self.scores, scores.cpu()])[keep]
-        for name, column in zip(("kind", "layer", "index", "position"), columns, strict=True):
+        for name, column in zip(("kind", "layer", "index", "position", "owner"), columns, strict=True):
             setattr(self, name, torch.cat([getattr(self, name), column])[keep])
         if self.vectors is not None:
             self.vectors = torch.cat([self.vectors, part.vectors[chosen]])[keep.to(self.vectors.device)]
 
 
-def empty_ranking(room: int, columns: int, like: Tensor, *, vectors: bool) -> Ranking:
-    """Begin a ranking of `room` sources whose scores have so many columns."""
+def empty_ranking(room: int, columns: int, like: Tensor, sets: tuple[str, ...], *, vectors: bool) -> Ranking:
+    """Begin a ranking of `room` sources, features among them of `sets`, whose scores have so many columns."""
     numbers = torch.zeros(0, dtype=torch.int64)
     return Ranking(
         room=room,
@@ -81,6 +86,8 @@ def empty_ranking(room: int, columns: int, like: Tensor, *, vectors: bool) -> Ra
         layer=numbers,
         index=numbers,
         position=numbers,
+        owner=numbers,
+        sets=sets,
         vectors=like.new_zeros(0, like.shape[-1]) if vectors else None,
     )
 

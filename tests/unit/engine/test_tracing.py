@@ -16,10 +16,12 @@ from trephine.domain.errors import (
     LayerOutOfRangeError,
     PositionOutOfRangeError,
     ReplacementNotFoundError,
+    UnsupportedOptionError,
 )
+from trephine.domain.sites import NEURONS
 from trephine.engine.attention import IMPLEMENTATION, attention_forward, register_attention
 from trephine.engine.graphs.actives import activate
-from trephine.engine.graphs.open_layers import layers_of
+from trephine.engine.graphs.open_layers import layers_of, open_layers
 from trephine.engine.graphs.stream import StreamSources
 from trephine.engine.operators import capture
 from trephine.engine.quanta import finish
@@ -209,3 +211,60 @@ def test_what_is_not_there_is_refused_by_name(options, error):
     hosted, _ = prepared("llama", None)
     with pytest.raises(error):
         traced(hosted, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "gpt2"])
+def test_several_sets_take_the_stream_apart(family):
+    """Attention's dictionaries, one MLP's transcoder and neurons: terms add up, each says whose it is."""
+    hosted = tiny_hosted(family)
+    sets = (resident_set(hosted, "skip", layers=(1,)), resident_set(hosted, "attn_out", name="attention"))
+    trace = traced(hosted, replacement=sets[0], beside=(sets[1], NEURONS), top=1000)
+    assert trace.terms_sum == pytest.approx(trace.score, rel=1e-4)
+    assert (trace.replacement, trace.beside) == (sets[0], (sets[1], NEURONS))
+    every = [term.source for term in (*trace.query_side, *trace.key_side)]
+    features = [source for source in every if source.kind is SourceKind.FEATURE]
+    assert {source.replacement for source in features} == {*sets, NEURONS}
+    assert any(source.label.startswith("feature attention:") for source in features)
+    assert any(source.label.startswith("neuron 0:") for source in features)
+    assert not [source for source in every if source.kind is SourceKind.HEAD]  # all are reconstructed
+    errors = {source.label.split(" @")[0] for source in every if source.kind is SourceKind.ERROR}
+    assert errors >= {"error of attn_out 0", "error of attn_out 1", "error of layer 1"}
+    assert {source.replacement for source in every if source.kind is SourceKind.SKIP} == {sets[0]}
+    ids = [token.id for token in trace.tokens]
+    with torch.inference_mode():
+        operators = capture(hosted.model, hosted.architecture, ids)
+        active = finish(activate(hosted, operators, open_layers(hosted, (*sets, NEURONS), (0, 1))))
+        parts = list(
+            StreamSources(hosted=hosted, operators=operators, active=active, layer=2).parts(range(len(ids)))
+        )
+        whole = torch.zeros_like(operators.embedding)
+        for part in parts:
+            whole.index_add_(0, part.position, part.vectors)
+        torch.testing.assert_close(whole, operators.layers[2].resid_pre, rtol=0, atol=1e-5)
+    vectors = {
+        (part.replacement, part.layer, int(part.index[n]), int(part.position[n])): part.vectors[n].clone()
+        for part in parts
+        if part.kind is SourceKind.FEATURE
+        for n in range(len(part.index))
+    }
+    for name in (*sets, NEURONS):
+        term = next(
+            t
+            for t in trace.query_side
+            if t.source.replacement == name and t.source.kind is SourceKind.FEATURE
+        )
+        source = term.source
+        moved = vectors[name, source.layer, source.index, source.position]
+        (q, k, *how), (q2, *_) = without(hosted, ids, 2, source.position, moved)
+        rows = [pattern_row(*qk, *how, 3, trace.query) for qk in ((q, k), (q2, k))]
+        assert term.alone == pytest.approx(float(rows[0][trace.key] - rows[1][trace.key]), abs=2e-6)
+
+
+def test_sets_that_cannot_be_spanned_together_are_refused():
+    """Two at one site, and neurons first."""
+    hosted = tiny_hosted("llama")
+    sets = (resident_set(hosted, "skip"), resident_set(hosted, "relu", name="other"))
+    with pytest.raises(UnsupportedOptionError, match="both reconstruct mlp_out"):
+        traced(hosted, replacement=sets[0], beside=sets[1:])
+    with pytest.raises(InvalidRequestError, match="name a set as the replacement"):
+        traced(hosted, beside=sets[:1])

@@ -45,8 +45,9 @@ class AsyncTraceableModel:
         query: int | None = None,
         key: int | None = None,
         replacement: str = "",
+        beside: Sequence[str] = (),
         top: int | None = None,
     ) -> AttentionTrace:
         """Explain why a head looked where it looked; the arguments are those of the sync client."""
-        request = trace_request(self.info.name, prompt, layer, head, query, key, replacement, top)
+        request = trace_request(self.info.name, prompt, layer, head, query, key, replacement, beside, top)
         return decode(AttentionTrace, await self._wire.call(self._wire.circuits.TraceAttention, request))

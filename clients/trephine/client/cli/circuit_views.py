@@ -12,7 +12,7 @@ from trephine.client.cli.circuit_nodes import NODE_HELP, NodeArgument, node_indi
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.sets import note_caveats, open_set
+from trephine.client.cli.sets import note_caveats, open_set, opened_name
 from trephine.client.terminal import printable
 from trephine.client.types import (
     AttentionSideTerm,
@@ -127,6 +127,13 @@ def trace_attention(
         str | None,
         typer.Option("--set", "-s", metavar="SET", help="Replacement set, or folder; unset: neurons."),
     ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET",
+            help="A further set or folder, or neurons (of MLPs that no set reconstructs). Repeatable.",
+        ),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     top: Annotated[int, typer.Option(help="Rows of each table.")] = 12,
 ) -> None:
@@ -136,7 +143,14 @@ def trace_attention(
         loaded = given.load(trephine, model)
         chosen = "" if replacement is None else open_set(given, trephine, loaded, replacement).set_id
         trace = loaded.trace_attention(
-            prompt, layer=layer, head=head, query=query, key=key, replacement=chosen, top=top
+            prompt,
+            layer=layer,
+            head=head,
+            query=query,
+            key=key,
+            replacement=chosen,
+            beside=[opened_name(given, trephine, loaded, name) for name in beside or ()],
+            top=top,
         )
     if given.output.json:
         given.output.document(trace.to_json())

@@ -132,7 +132,10 @@ class StreamSource(WireValue):
     position: int
     layer: int
     index: int
+    """Of a feature or head; the vocabulary id of a token; of errors by their site; -1 otherwise."""
     label: str
+    replacement: str
+    """The set of a feature or a skip path; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,5 +207,7 @@ class AttentionTrace(WireValue):
     pairs: tuple[AttentionPairTerm, ...]
     kinds: tuple[AttentionKindTerm, ...]
     replacement: str
+    beside: tuple[str, ...]
+    """Further sets."""
     version: Version
     caveats: tuple[str, ...]

@@ -7,13 +7,14 @@ dictionary on the stream is its whole beginning: nothing below it is listed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trephine.domain.attention import SourceKind
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.error_sites import error_number
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import EMBEDDING, PER_BLOCK, clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
@@ -28,11 +29,13 @@ class StreamPart:
     kind: SourceKind
     layer: int
     index: Tensor
-    """int64 `(n,)`."""
+    """int64 `(n,)`, of features and heads; of errors the number of their site; -1 otherwise."""
     position: Tensor
     """int64 `(n,)`."""
     vectors: Tensor
     """`(n, d_model)`, as added to the stream."""
+    replacement: str = ""
+    """The set of features and skip paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,7 @@ class StreamSources:
                 index=torch.arange(len(decoders), device=at.device),
                 position=here,
                 vectors=written,
+                replacement=NEURONS,
             )
 
     def _dictionary(self, site: Site, at: Tensor, constants: Tensor) -> Iterator[StreamPart]:
@@ -120,7 +124,8 @@ class StreamSources:
             if layer.info.has_skip and layer.info.layer == site.layer:
                 yield from self._skip(layer, at)
         constants += active.constants[site][at]
-        yield self._part(SourceKind.ERROR, site.layer, at, active.errors[site][at])
+        errors, number = active.errors[site][at], error_number(site.kind)
+        yield self._part(SourceKind.ERROR, site.layer, at, errors, index=number)
 
     def _features(self, layer: ActiveLayer, site: Site, at: Tensor) -> Iterator[StreamPart]:
         chosen = torch.isin(layer.position, at).nonzero().flatten()
@@ -135,6 +140,7 @@ class StreamSources:
             index=layer.index[chosen],
             position=layer.position[chosen],
             vectors=decoders.to(self.operators.dtype)[place] * layer.written[chosen, None],
+            replacement=layer.ref.replacement,
         )
 
     def _skip(self, layer: ActiveLayer, at: Tensor) -> Iterator[StreamPart]:
@@ -142,7 +148,8 @@ class StreamSources:
             matrix = resident[layer.ref.layer].skip_matrix()
         if matrix is not None:
             read = clean_value(self.operators, layer.info.site_in)[at]
-            yield self._part(SourceKind.SKIP, layer.info.layer, at, read @ matrix.T.to(read.dtype))
+            part = self._part(SourceKind.SKIP, layer.info.layer, at, read @ matrix.T.to(read.dtype))
+            yield replace(part, replacement=layer.ref.replacement)
 
     def _part(
         self, kind: SourceKind, layer: int, at: Tensor, vectors: Tensor, *, index: int = -1

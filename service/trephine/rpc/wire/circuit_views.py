@@ -75,6 +75,7 @@ def trace_from_wire(request: pb.TraceAttentionRequest) -> TraceAttention:
         key=at_least(request.key, 0, "key") if request.HasField("key") else None,
         replacement=request.replacement or NEURONS,
         top=at_least(request.top, 1, "top") if request.HasField("top") else 20,
+        beside=tuple(request.beside),
     )
 
 
@@ -169,6 +170,7 @@ def trace_to_wire(trace: AttentionTrace) -> pb.TraceAttentionResponse:
         replacement=clean(trace.replacement),
         version=version_to_wire(trace.model, trace.weight_hash),
         caveats=[clean(caveat) for caveat in trace.caveats],
+        beside=[clean(name) for name in trace.beside],
     )
 
 
@@ -185,6 +187,7 @@ def _source(source: Source) -> pb.StreamSource:
         layer=source.layer,
         index=source.index,
         label=clean(source.label),
+        replacement=clean(source.replacement),
     )
 
 
