@@ -971,6 +971,7 @@ class PartialNode(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     FEATURE_FIELD_NUMBER: builtins.int
     INFLUENCE_FIELD_NUMBER: builtins.int
+    REPLACEMENT_FIELD_NUMBER: builtins.int
     layer: builtins.int
     """Layer."""
     position: builtins.int
@@ -979,6 +980,8 @@ class PartialNode(google.protobuf.message.Message):
     """Index in its set."""
     influence: builtins.float
     """Share of the path mass, so far."""
+    replacement: builtins.str
+    """Its replacement set."""
     def __init__(
         self,
         *,
@@ -986,8 +989,9 @@ class PartialNode(google.protobuf.message.Message):
         position: builtins.int = ...,
         feature: builtins.int = ...,
         influence: builtins.float = ...,
+        replacement: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["feature", b"feature", "influence", b"influence", "layer", b"layer", "position", b"position"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["feature", b"feature", "influence", b"influence", "layer", b"layer", "position", b"position", "replacement", b"replacement"]) -> None: ...
 
 global___PartialNode = PartialNode
 

@@ -17,6 +17,8 @@ class PartialNode:
     feature: int
     influence: float
     """Share of the path mass over the rows so far."""
+    replacement: str
+    """Its set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

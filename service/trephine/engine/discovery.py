@@ -183,9 +183,8 @@ def _facts(
 ) -> NodeFacts:
     """Take neurons by the exact gradient, and what is too large for a first-order step by shares."""
     places = zip(*(column.tolist() for column in expansion.cells.split(order.features)), strict=True)
-    layer, _, index = (column.tolist() for column in expansion.cells.split(order.features))
     return NodeFacts(
-        features=[FeatureRef(layer=x, index=i) for x, i in zip(layer, index, strict=True)],
+        features=expansion.cells.refs(order.features),
         activation=torch.tensor(
             [float(operators.layers[layer].activation[position, index]) for layer, position, index in places]
         ),

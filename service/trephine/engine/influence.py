@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trephine.domain.sites import FeatureRef
 from trephine.engine.attribution import RowSums
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
@@ -46,6 +47,10 @@ class Space(Protocol):
         """Return layer, position and index of `cells (n,)`."""
         ...
 
+    def refs(self, cells: Tensor) -> list[FeatureRef]:
+        """Return the addresses of the features of `cells (n,)`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
@@ -68,6 +73,11 @@ class Cells:
     def split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return layer, position and index of `cells (n,)`."""
         return cells // (self.n_pos * self.d_mlp), cells // self.d_mlp % self.n_pos, cells % self.d_mlp
+
+    def refs(self, cells: Tensor) -> list[FeatureRef]:
+        """Return the addresses of `cells (n,)`: of neurons."""
+        layer, _, index = (column.tolist() for column in self.split(cells))
+        return [FeatureRef(layer=x, index=i) for x, i in zip(layer, index, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,10 +31,17 @@ def partial_circuit(graph: GrowingGraph, ranking: Ranking) -> PartialCircuit:
 
 
 def _nodes(shown: Tensor, influence: Tensor, graph: GrowingGraph) -> tuple[PartialNode, ...]:
-    columns = [column.tolist() for column in (*graph.space.split(shown), influence)]
+    _, position, _ = graph.space.split(shown)
+    columns = (graph.space.refs(shown), position.tolist(), influence.tolist())
     return tuple(
-        PartialNode(layer=layer, position=position, feature=index, influence=share)
-        for layer, position, index, share in zip(*columns, strict=True)
+        PartialNode(
+            layer=ref.layer,
+            position=place,
+            feature=ref.index,
+            influence=share,
+            replacement=ref.replacement,
+        )
+        for ref, place, share in zip(*columns, strict=True)
     )
 
 

@@ -121,6 +121,8 @@ class PartialNode(WireValue):
     position: int
     feature: int
     influence: float
+    replacement: str
+    """Its set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,11 @@ def partial_to_wire(record: OperationRecord) -> queries_pb.PartialCircuit | None
     return queries_pb.PartialCircuit(
         nodes=[
             queries_pb.PartialNode(
-                layer=one.layer, position=one.position, feature=one.feature, influence=one.influence
+                layer=one.layer,
+                position=one.position,
+                feature=one.feature,
+                influence=one.influence,
+                replacement=clean(one.replacement),
             )
             for one in partial.nodes
         ],

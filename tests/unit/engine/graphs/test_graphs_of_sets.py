@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -336,3 +337,21 @@ def test_what_cannot_be_spanned_is_refused():
     refused(InvalidRequestError, "target.replacement", replacement=TRANSCODERS, target=elsewhere)
     closed = FeatureValue(layer=1, index=3, replacement=NEURONS)
     refused(LayerOutOfRangeError, "target.layer", replacement=TRANSCODERS, beside=(NEURONS,), target=closed)
+
+
+def test_a_growing_graph_says_whose_its_nodes_are():
+    """What is watched says it as what is stored does: two sets may have the same feature of a layer."""
+    hosted, (first, *others) = hosting("llama", "neurons"), MIXTURES["neurons"]
+    command = DiscoverCircuit(
+        prompt=PROMPT, target=CHOICE, replacement=first, beside=tuple(others), max_feature_nodes=150
+    )
+    work = discover_circuit(hosted, command)
+    seen = set()
+    with suppress(StopIteration):
+        while True:
+            progress = next(work)
+            if progress is not None and progress.partial is not None:
+                seen |= {(node.replacement, node.layer) for node in progress.partial.nodes}
+    assert {name for name, _ in seen} == set(MIXTURES["neurons"])
+    assert {layer for name, layer in seen if name == TRANSCODERS} == {1}
+    assert {layer for name, layer in seen if name == NEURONS} <= {0, 2}
