@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import hypot, sqrt
 
 from trephine.domain.findings import Figure, Verdict
+from trephine.domain.shares import Interval, difference, least, share
 
-_Z = 1.959963984540054
-"""Of two-sided intervals of 95 %."""
 CHANCE = 0.5
 """Below it a group is decided by its attribute rather than by its label."""
 SETTLES = "a test or validation split with texts of all four groups"
@@ -57,11 +55,12 @@ class RemovalOutcome:
     texts: int
     """Of the smallest group; 0 on no ground."""
     before: Figure | None
-    """Accuracy of the worst group as the original decides, with Wilson's interval."""
+    """Accuracy of the worst group as the original decides. Its interval is that of the least of all groups,
+    each with Wilson's: a group of few texts is not forgotten where these are right."""
     after: Figure | None
     """The same of what ships."""
     gain: Figure | None
-    """Their difference, with Newcombe's interval of unpaired shares, which is wider than a paired one."""
+    """Their difference, with Newcombe's interval of unpaired shares."""
     why: str
     settles: str
     """What would settle a doubt; empty where there is none."""
@@ -89,13 +88,20 @@ def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool =
         groups: Decisions by the name of their group; none is empty.
         chosen_by: False: of held-out texts and twins only the texts took part in the choice.
     """
-    before = _worst({name: (one.before, one.texts) for name, one in groups.items()})
-    after = _worst({name: (one.after, one.texts) for name, one in groups.items()})
-    gain, texts = _newcombe(before, after), min(one.texts for one in groups.values())
+    befores = {name: share(one.before, one.texts) for name, one in groups.items()}
+    afters = {name: share(one.after, one.texts) for name, one in groups.items()}
+    before, after = (_worst(groups, shares) for shares in (befores, afters))
+    change = difference(least(list(afters.values())), least(list(befores.values())))
+    gain = Figure(name="gain", value=change.value, low=change.low, high=change.high, unit="share")
+    texts = min(one.texts for one in groups.values())
     measured = _verdict(after, gain)
     short = ground is Ground.TWINS and measured is Verdict.PASS
     verdict = Verdict.INCONCLUSIVE if short else measured
     place = _PLACES[ground] if chosen_by or ground is not Ground.TWINS else _APART
+    limiting = _limiting(measured, after, afters)
+    why = _why(measured, place, texts, before, after, gain)
+    if limiting:
+        why += f": {_little(measured, limiting, groups[limiting], afters[limiting])}"
     return RemovalOutcome(
         verdict=verdict,
         ground=ground,
@@ -103,38 +109,38 @@ def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool =
         before=before,
         after=after,
         gain=gain,
-        why=_why(measured, place, texts, before, after, gain) + (f", {UNSEEN}" if short else ""),
-        settles=_settles(ground, texts) if verdict is Verdict.INCONCLUSIVE else "",
+        why=f"{why}, {UNSEEN}" if short else why,
+        settles=_settles(ground, texts, limiting) if verdict is Verdict.INCONCLUSIVE else "",
     )
 
 
-def wilson(hits: int, texts: int) -> tuple[float, float]:
-    """Return Wilson's (1927) interval of a share; it does not close where every text is right."""
-    share, spread = hits / texts, _Z * _Z / texts
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z * sqrt(share * (1 - share) / texts + spread / (4 * texts)) / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+def _worst(groups: Mapping[str, Tally], shares: Mapping[str, Interval]) -> Figure:
+    """Return the least accurate group under its name, of ties the one with the fewest texts.
+
+    Its bounds are those of the least of all groups.
+    """
+    name = min(shares, key=lambda one: (shares[one].value, groups[one].texts))
+    bounds = least(list(shares.values()))
+    return Figure(name=name, value=bounds.value, low=bounds.low, high=bounds.high, unit="share")
 
 
-def _worst(shares: Mapping[str, tuple[int, int]]) -> Figure:
-    """Return the least accurate group under its own name; of ties the one with the fewest texts."""
-    name = min(shares, key=lambda one: (shares[one][0] / shares[one][1], shares[one][1]))
-    hits, texts = shares[name]
-    low, high = wilson(hits, texts)
-    return Figure(name=name, value=hits / texts, low=low, high=high, unit="share")
+def _limiting(measured: Verdict, worst: Figure, afters: Mapping[str, Interval]) -> str:
+    """Return the group that bounds the worst one where that is another one, or else nothing.
+
+    A failure is bounded from above, a doubt from below; at a pass no group is in question.
+    """
+    if measured is Verdict.PASS:
+        return ""
+    bound = {name: one.high if measured is Verdict.FAIL else one.low for name, one in afters.items()}
+    name = min(bound, key=lambda one: (bound[one], one != worst.name))
+    return "" if name == worst.name else name
 
 
-def _newcombe(before: Figure, after: Figure) -> Figure:
-    """Return `after` less `before`, with Newcombe's (1998) hybrid score interval of two shares."""
-    (low, high), (first, last) = _bounds(after), _bounds(before)
-    gain = after.value - before.value
-    return Figure(
-        name="gain",
-        value=gain,
-        low=gain - hypot(after.value - low, last - before.value),
-        high=gain + hypot(high - after.value, before.value - first),
-        unit="share",
-    )
+def _little(measured: Verdict, name: str, group: Tally, after: Interval) -> str:
+    """Say what the group may be at that limits the worst one, where that is another one."""
+    bound = f"at most {after.high:.1%}" if measured is Verdict.FAIL else f"as low as {after.low:.1%}"
+    may = "is at" if measured is Verdict.FAIL else "may be"
+    return f"{name}, with {group.after} of {group.texts} right, {may} {bound}"
 
 
 def _bounds(figure: Figure) -> tuple[float, float]:
@@ -151,15 +157,18 @@ def _verdict(after: Figure, gain: Figure) -> Verdict:
     return Verdict.INCONCLUSIVE
 
 
-def _settles(ground: Ground, texts: int) -> str:
+def _settles(ground: Ground, texts: int, weakest: str) -> str:
     """Say what is missing; of twins no number would do."""
-    return SETTLES if ground is Ground.TWINS else f"more texts of every group than {texts}"
+    if ground is Ground.TWINS:
+        return SETTLES
+    of = f", above all of {weakest}" if weakest else ""
+    return f"more texts of every group than {texts}{of}"
 
 
 def _why(verdict: Verdict, place: str, texts: int, before: Figure, after: Figure, gain: Figure) -> str:
     lost, gained = _bounds(gain)
     said = (
-        f"{place}, with {texts} texts or more per group, the worst group goes from "
+        f"{place}, with {texts} text{'' if texts == 1 else 's'} or more per group, the worst group goes from "
         f"{before.value:.1%} to {after.value:.1%} "
         f"({100 * gain.value:+.1f} points, {100 * lost:+.1f} to {100 * gained:+.1f})"
     )

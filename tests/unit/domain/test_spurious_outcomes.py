@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from trephine.domain.findings import Verdict
-from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on, unmeasured, wilson
+from trephine.domain.shares import wilson
+from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on, unmeasured
 
 
 def _outcome(before: int, after: int, texts: int):
@@ -48,6 +49,29 @@ def test_doubt_is_inconclusive(before, after, texts, verdict, said):
     assert said in found.why
     assert bool(found.settles) is (verdict is Verdict.INCONCLUSIVE)
     assert (found.before.name, found.texts) == ("nurse/male", texts)
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_a_group_of_few_lucky_texts_is_a_doubt(few):
+    """One or two texts that are right now may be the worst group all the same: no pass, and it is named."""
+    large = {"nurse/female": Tally(texts=1000, before=990, after=960)}
+    hard = {"physician/female": Tally(texts=1000, before=300, after=950)}
+    assert outcome_on(Ground.TEST, large | hard).verdict is Verdict.PASS
+    found = outcome_on(Ground.TEST, {**large, **hard, "nurse/male": Tally(texts=few, before=0, after=few)})
+    assert (found.verdict, found.texts) == (Verdict.INCONCLUSIVE, few)
+    assert (found.after.value, found.after.low) == (0.95, pytest.approx(wilson(few, few)[0]))
+    assert f"nurse/male, with {few} of {few} right, may be as low as {wilson(few, few)[0]:.1%}" in found.why
+    assert found.settles.endswith("above all of nurse/male")
+
+
+def test_a_worst_group_is_no_better_than_any_group():
+    """Bounds of the least share: its lowest low and its lowest high, before and after alike."""
+    groups = {"few": Tally(texts=4, before=1, after=1), "many": Tally(texts=400, before=120, after=120)}
+    found = outcome_on(Ground.TEST, groups)
+    for figure in (found.before, found.after):
+        assert (figure.name, figure.value) == ("few", 0.25)
+        assert (figure.low, figure.high) == (wilson(1, 4)[0], wilson(120, 400)[1])
+    assert found.verdict is Verdict.FAIL, "four texts alone could be at 70 %, but the others are below chance"
 
 
 def test_the_worst_group_after_counts_whichever_it_is():
