@@ -10,6 +10,9 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from tests.warm_processes import WarmHost
+from trephine.engine.clean_process import clean_environment
+
 
 def model_folder(name: str) -> Path:
     """Return where `trephine models fetch NAME` puts a model."""
@@ -19,19 +22,27 @@ def model_folder(name: str) -> Path:
 
 LONGEST = (
     "e2e/test_demo.py",
-    "integration/test_export_real.py",
     "e2e/test_faults.py",
-    "unit/engine/test_export.py",
-    "integration/test_attribution_real.py",
-    "integration/test_organisms.py",
-    "e2e/test_cli_process.py",
-    "integration/test_engine_model.py",
-    "integration/test_engine_laws_real.py",
-    "e2e/test_bad_input.py",
     "e2e/test_cli_audit.py",
+    "integration/test_export_real.py",
+    "e2e/test_bad_sets.py",
+    "e2e/test_cli_process.py",
+    "integration/test_organisms.py",
+    "integration/test_server_spurious_removal.py",
+    "integration/test_server_replacements.py",
+    "e2e/test_bad_input.py",
     "integration/test_server_process.py",
-    "integration/test_jobs.py",
+    "integration/test_engine_model.py",
+    "integration/test_fitting.py",
+    "unit/engine/test_export.py",
+    "integration/test_shift_real.py",
+    "integration/test_attribution_real.py",
+    "unit/benchmarks/test_export_features.py",
+    "unit/engine/quantised/test_quantised_export.py",
+    "unit/engine/weights/test_memory.py",
     "integration/test_server_engine.py",
+    "integration/test_engine_laws_real.py",
+    "integration/test_jobs.py",
 )
 """Files that take longest, longest first. A file stays on one worker, so one of these must not come last."""
 
@@ -58,6 +69,15 @@ def smollm2() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clean_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmHost]:
+    """What clean processes are forked off where the point is not how they start; started with the first."""
+    folder = tmp_path_factory.mktemp("clean")
+    host = WarmHost(folder, "-I", clean_environment(folder))
+    yield host
+    host.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,9 @@
 
 A request comes over the Unix socket: JSON `{"arguments": [...], "folder": ..., "environment": {...}}`,
 where the arguments are an interpreter's, a script's path or `-m MODULE` first, and descriptors: first the
-one to which its number and then its exit status are written, then its standard input, output and errors. It
-imports nothing of Trephine but what it is told to, and a fork begins with nothing but what was imported.
+one to which its number and then its exit status are written, then those that it shall have, from its
+standard input on. It imports nothing of Trephine but what it is told to, and a fork begins with nothing
+but what was imported.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         os.chdir(request["folder"])
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
-        os.closerange(3, max(streams) + 1)
+        os.closerange(len(streams), max(streams) + 1)
         os.environ.clear()
         os.environ.update(request["environment"])
         _run(request["arguments"])

@@ -1,9 +1,9 @@
-"""Clean processes whose libraries are imported already: a start takes milliseconds and not seconds.
+"""Processes whose libraries are imported already: a start takes milliseconds and not seconds.
 
-What certifies or attacks an export runs in a process of its own, and importing torch and transformers is
-nearly all that this costs on a tiny model. `WarmHost.start` stands for `clean_process._start`: the same
-arguments, folder, environment, streams, session and end, in a fork of a process that has imported these
-libraries and nothing else.
+What certifies or attacks an export, and an engine, run in processes of their own, and importing torch and
+transformers is nearly all that this costs on a tiny model. `WarmHost` forks them off a process that has
+imported modules and done nothing else. `WarmCleanProcesses.start` stands for `clean_process._start`: the
+same arguments, folder, environment, streams, session and end.
 """
 
 from __future__ import annotations
@@ -14,15 +14,92 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trephine.engine.clean_process import clean_environment
+from trephine.engine import clean_process
 
 HOST = Path(__file__).with_name("warm_host.py")
 LIBRARIES = ("torch", "safetensors.torch", "transformers.models.llama.modeling_llama")
 """Other families' modules add little to what Llama's import."""
+COLD = clean_process._start
+
+
+class WarmHost:
+    """Forks processes off one that is ready; that one is started for the first."""
+
+    def __init__(
+        self, folder: Path, flag: str, environment: Mapping[str, str], modules: Sequence[str] = LIBRARIES
+    ) -> None:
+        """Take a folder to run in, how its interpreter is started, and what it imports."""
+        self._folder, self._environment = folder, dict(environment)
+        self._words = (flag, modules)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    @classmethod
+    def sharing(cls, requests: socket.socket) -> WarmHost:
+        """Use a host that another process has started."""
+        host = cls(Path(), "", {})
+        host._requests = requests
+        return host
+
+    @property
+    def requests(self) -> socket.socket:
+        """Where it takes requests, by whoever has this socket."""
+        if self._requests is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            flag, modules = self._words
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, flag, str(HOST), str(theirs.fileno()), *modules],
+                    cwd=self._folder,
+                    env=self._environment,
+                    pass_fds=[theirs.fileno()],
+                )
+            self._requests = ours
+        return self._requests
+
+    def fork(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]
+    ) -> int:
+        """Start a process; return where its number and, once it has ended, its exit status can be read.
+
+        Args:
+            arguments: A script's path or `-m MODULE`, and what it is given.
+            folder: To run in.
+            environment: All of it.
+            streams: Descriptors that it gets, as 0, 1, 2 and further.
+        """
+        request = {"arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
+        status, told = os.pipe()
+        try:
+            socket.send_fds(self.requests, [json.dumps(request).encode()], [told, *streams])
+        finally:
+            os.close(told)
+        return status
+
+    def close(self) -> None:
+        """End it, if it was started."""
+        if self._requests is not None and self._process is not None:
+            self._requests.close()
+            self._process.wait()
+
+
+def next_number(status: int) -> int:
+    """Read a line of what a host tells of a process.
+
+    Raises:
+        RuntimeError: If the host has ended.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(status, 1)
+        if not byte:
+            raise RuntimeError("the host of warm processes has ended")
+        line += byte
+    return int(line)
 
 
 class WarmProcess:
@@ -30,10 +107,9 @@ class WarmProcess:
 
     def __init__(self, status: int, stdin: BinaryIO) -> None:
         self._status = status
-        self._said = b""
         self.stdin = stdin
         self.returncode: int | None = None
-        self.pid = self._next()
+        self.pid = next_number(status)
 
     def poll(self) -> int | None:
         """Its exit status, or None while it runs."""
@@ -44,60 +120,25 @@ class WarmProcess:
     def wait(self) -> int:
         """Wait for its end."""
         if self.returncode is None:
-            self.returncode = self._next()
+            self.returncode = next_number(self._status)
             os.close(self._status)
         return self.returncode
 
-    def _next(self) -> int:
-        while b"\n" not in self._said:
-            more = os.read(self._status, 64)
-            if not more:
-                raise RuntimeError("the host of warm processes has ended")
-            self._said += more
-        line, _, self._said = self._said.partition(b"\n")
-        return int(line)
 
+class WarmCleanProcesses:
+    """Starts clean processes by a host."""
 
-class WarmHost:
-    """Starts clean processes by forking one that is ready; that one is started at the first."""
-
-    def __init__(self, folder: Path, cold: Callable[..., Any]) -> None:
-        """Take a folder to run in, and what starts all that is not isolated."""
-        self._folder, self._cold = folder, cold
-        self._requests: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, host: WarmHost) -> None:
+        self._host = host
 
     def start(self, arguments: Sequence[str], work: Path, output: Path, errors: Path) -> Any:
         """Start one: what `clean_process._start` does."""
         if arguments[0] != "-I":
-            return self._cold(arguments, work, output, errors)
-        requests = self._ready()
-        request = {"arguments": list(arguments[1:]), "folder": str(work)}
-        request |= {"environment": clean_environment(work)}
+            return COLD(arguments, work, output, errors)
         theirs, ours = os.pipe()
-        status, told = os.pipe()
         with output.open("wb") as out, errors.open("wb") as err:
-            descriptors = [told, theirs, out.fileno(), err.fileno()]
-            socket.send_fds(requests, [json.dumps(request).encode()], descriptors)
+            streams = [theirs, out.fileno(), err.fileno()]
+            environment = clean_process.clean_environment(work)
+            status = self._host.fork(arguments[1:], work, environment, streams)
         os.close(theirs)
-        os.close(told)
         return WarmProcess(status, os.fdopen(ours, "wb"))
-
-    def _ready(self) -> socket.socket:
-        if self._requests is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", str(HOST), str(theirs.fileno()), *LIBRARIES],
-                    cwd=self._folder,
-                    env=clean_environment(self._folder),
-                    pass_fds=[theirs.fileno()],
-                )
-            self._requests = ours
-        return self._requests
-
-    def close(self) -> None:
-        """End the host."""
-        if self._requests is not None and self._process is not None:
-            self._requests.close()
-            self._process.wait()

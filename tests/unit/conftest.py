@@ -6,19 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.warm_processes import WarmHost
+from tests.warm_processes import COLD, WarmCleanProcesses, WarmHost
 from trephine.engine import clean_process
 
 
-@pytest.fixture(scope="session", autouse=True)
-def warm_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def warm_clean_processes(clean_host: WarmHost) -> Iterator[None]:
     """Let clean processes be forks of one that has imported torch and transformers.
 
     Integration and e2e tests start them as users do, the real model's exports among them.
     """
-    cold = clean_process._start
-    host = WarmHost(tmp_path_factory.mktemp("warm"), cold)
-    clean_process._start = host.start
+    clean_process._start = WarmCleanProcesses(clean_host).start
     yield
-    clean_process._start = cold
-    host.close()
+    clean_process._start = COLD

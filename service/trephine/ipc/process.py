@@ -52,6 +52,19 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**inherited, **_OFFLINE, **(extra or {})}
 
 
+async def _spawn(module: str, fd: int, arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
+    """Start an interpreter in a session of its own that inherits one socket and writes its log to a pipe."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", module, "--fd", str(fd), *arguments),
+        pass_fds=(fd,),
+        start_new_session=True,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+        env=environment,
+    )
+
+
 def log_record(record: Mapping[str, Any]) -> None:
     """Pass a child's log record on to our own log."""
     fields = {key: value for key, value in record.items() if key not in ("event", "level")}
@@ -88,15 +101,7 @@ class Child:
         ours, theirs = socket.socketpair()
         fd = theirs.fileno()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", module, "--fd", str(fd), *arguments),
-                pass_fds=(fd,),
-                start_new_session=True,
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=PIPE,
-                env=child_environment(environment),
-            )
+            process = await _spawn(module, fd, arguments, child_environment(environment))
         except BaseException:
             ours.close()
             raise
