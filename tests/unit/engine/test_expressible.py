@@ -14,8 +14,10 @@ from trephine.domain.interventions import (
     AddNormScaled,
     Clamp,
     Condition,
+    ErrorTerm,
     FeatureTarget,
     HeadInput,
+    Intervention,
     MeanAblate,
     Mode,
     PatternMode,
@@ -29,6 +31,8 @@ from trephine.domain.sites import FeatureRef, SiteKind
 from trephine.engine.weights.operations import sort_operations
 
 PLAIN = neuron(1, 4, Ablate())
+OWN = FeatureRef(replacement="transcoders", layer=1, index=5)
+PROJECTED = Intervention(target=FeatureTarget(feature=OWN), operation=ProjectOut())
 FOREIGN = FeatureTarget(feature=FeatureRef(replacement="transcoders", layer=0, index=1))
 
 REFUSED = [
@@ -41,6 +45,23 @@ REFUSED = [
     (replace(PLAIN, mode=Mode(patterns=PatternMode.FROZEN)), "mode.patterns"),
     (replace(PLAIN, mode=Mode(heads=(HeadInput(layer=2, head=0, role="q"),))), "mode.heads"),
     (replace(PLAIN, condition=Condition(feature=FeatureRef(layer=0, index=1), at_least=0.5)), "condition"),
+    (replace(PROJECTED, condition=Condition(feature=OWN, at_least=0.5)), "condition"),
+    (replace(PROJECTED, selector=Selector(tokens=(3,))), "selector.tokens"),
+    (replace(PROJECTED, mode=Mode(last_layer=2)), "mode.last_layer"),
+    (replace(PROJECTED, error_term=ErrorTerm.DROP), "error_term"),
+    (
+        replace(
+            PLAIN, operation=ProjectOut(), condition=Condition(feature=PLAIN.target.feature, at_least=0.5)
+        ),
+        "condition",
+    ),
+    (
+        replace(
+            direction(SiteKind.ATTN_OUT, 1, [1.0] * 32, ProjectOut()),
+            condition=Condition(feature=OWN, at_least=0.5),
+        ),
+        "condition",
+    ),
     (direction(SiteKind.MLP_IN, 1, [1.0] * 32, ProjectOut()), "target.site"),
     (direction(SiteKind.RESID_POST, 1, [1.0] * 32, AddNormScaled(fraction=0.1)), "operation"),
     (whole(SiteKind.RESID_POST, 1, Ablate()), "target.site"),

@@ -205,10 +205,16 @@ def _require_expressible(hosted: HostedModel, intervention: Intervention, where:
             "weights act on every input; they cannot ask for another feature's activation first; drop the "
             f"condition or ask for the feature itself (not for neurons), {SERVED}",
         )
+    if condition is not None and isinstance(operation, ProjectOut):
+        raise refusal(
+            f"{where}.condition",
+            "a direction is projected out of every position, by a matrix that knows no feature's activation; "
+            f"drop the condition, or ablate the feature under it, {SERVED}",
+        )
     if intervention.error_term is not ErrorTerm.LIVE and not _is_neuron(intervention):
         raise refusal(
             f"{where}.error_term",
-            "what the set does not explain stays in an MLP that is kept; leave it `live`",
+            f"what the set does not explain stays in an MLP that is kept; leave it `live`, {SERVED}",
         )
     try:
         check_intervention(hosted, intervention)
