@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import sqrt
 
 _Z = 1.959963984540054
 """Of two-sided intervals of 95 %."""
@@ -45,11 +45,42 @@ def least(shares: Sequence[Interval]) -> Interval:
     )
 
 
-def difference(after: Interval, before: Interval) -> Interval:
-    """Return `after` less `before`, with Newcombe's (1998) hybrid score interval of unpaired shares."""
+def difference(after: Interval, before: Interval, correlation: float = 0) -> Interval:
+    """Return `after` less `before`, with Newcombe's (1998) hybrid score interval.
+
+    Args:
+        after: The share that is subtracted from.
+        before: The one that is subtracted.
+        correlation: Of the two on the same texts, `against`; 0: of unpaired shares.
+    """
     gain = after.value - before.value
+    down, up = after.value - after.low, after.high - after.value
+    over, under = before.high - before.value, before.value - before.low
     return Interval(
         value=gain,
-        low=gain - hypot(after.value - after.low, before.high - before.value),
-        high=gain + hypot(after.high - after.value, before.value - before.low),
+        low=gain - _spread(down, over, correlation),
+        high=gain + _spread(up, under, correlation),
     )
+
+
+def against(texts: int, before: int, after: int, both: int) -> float:
+    """Return how far two decisions on the same texts go against each other: their correlation, 0 at most.
+
+    Where what was right is wrong now, and the other way round, their difference varies more than that of
+    shares of different texts, and a paired interval is the wider one. Where they agree it is the narrower
+    one, which is not taken.
+
+    Args:
+        texts: Of the group.
+        before: Right before.
+        after: Right after.
+        both: Right both times.
+    """
+    margins = before * (texts - before) * after * (texts - after)
+    neither = texts - before - after + both
+    apart = both * neither - (before - both) * (after - both)
+    return min(apart / sqrt(margins), 0.0) if margins else 0.0
+
+
+def _spread(first: float, second: float, correlation: float) -> float:
+    return sqrt(max(first * first + second * second - 2 * correlation * first * second, 0.0))

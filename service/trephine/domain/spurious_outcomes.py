@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trephine.domain.findings import Figure, Verdict
-from trephine.domain.shares import Interval, difference, least, share
+from trephine.domain.shares import Interval, against, difference, least, share
 
 CHANCE = 0.5
 """Below it a group is decided by its attribute rather than by its label."""
@@ -41,6 +41,14 @@ class Tally:
     texts: int
     before: int
     after: int
+    both: int | None = None
+    """Right before and after; None: not kept, and taken for as few as there can be."""
+
+    @property
+    def against(self) -> float:
+        """How far the two go against each other, -1 to 0: by it a difference varies more than by chance."""
+        fewest = max(self.before + self.after - self.texts, 0)
+        return against(self.texts, self.before, self.after, fewest if self.both is None else self.both)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +68,8 @@ class RemovalOutcome:
     after: Figure | None
     """The same of what ships."""
     gain: Figure | None
-    """Their difference, with Newcombe's interval of unpaired shares."""
+    """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares, by the
+    groups that may be the worst both times."""
     why: str
     settles: str
     """What would settle a doubt; empty where there is none."""
@@ -91,7 +100,13 @@ def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool =
     befores = {name: share(one.before, one.texts) for name, one in groups.items()}
     afters = {name: share(one.after, one.texts) for name, one in groups.items()}
     before, after = (_worst(groups, shares) for shares in (befores, afters))
-    change = difference(least(list(afters.values())), least(list(befores.values())))
+    lowest = least(list(befores.values())), least(list(afters.values()))
+    opposed = [
+        one.against
+        for name, one in groups.items()
+        if befores[name].low <= lowest[0].high and afters[name].low <= lowest[1].high
+    ]
+    change = difference(lowest[1], lowest[0], min(opposed, default=0.0))
     gain = Figure(name="gain", value=change.value, low=change.low, high=change.high, unit="share")
     texts = min(one.texts for one in groups.values())
     measured = _verdict(after, gain)

@@ -74,6 +74,30 @@ def test_a_worst_group_is_no_better_than_any_group():
     assert found.verdict is Verdict.FAIL, "four texts alone could be at 70 %, but the others are below chance"
 
 
+def test_a_gain_counts_texts_that_turned_either_way():
+    """39 texts only before, 54 only after, 7 both: McNemar's exact p is 0.146, and it is no gain for sure.
+
+    Without the texts that were right both times as few of them are taken as there can be.
+    """
+    easy = {"nurse/female": Tally(texts=1000, before=990, after=990, both=985)}
+    for both, verdict in ((7, Verdict.INCONCLUSIVE), (40, Verdict.PASS), (None, Verdict.INCONCLUSIVE)):
+        hard = {"nurse/male": Tally(texts=100, before=46, after=61, both=both)}
+        found = outcome_on(Ground.TEST, easy | hard)
+        assert found.verdict is verdict, both
+        assert found.gain.value == pytest.approx(0.15)
+    # By hand: Wilson's 0.5121 to 0.6998 and 0.3656 to 0.5574, correlation -2106 / sqrt(46 * 54 * 61 * 39).
+    against = outcome_on(Ground.TEST, {"a": Tally(texts=100, before=46, after=61, both=7)}).gain
+    assert (against.low, against.high) == (pytest.approx(-0.0391, abs=1e-3), pytest.approx(0.3289, abs=1e-3))
+
+
+def test_groups_that_cannot_be_the_worst_one_widen_nothing():
+    """A group that turns either way, but is far above the worst one before, says nothing of the gain."""
+    hard = {"nurse/male": Tally(texts=200, before=40, after=150, both=40)}
+    turning = {"nurse/female": Tally(texts=200, before=140, after=150, both=90)}
+    gains = [outcome_on(Ground.TEST, groups).gain for groups in (hard, hard | turning)]
+    assert (gains[1].low, gains[1].high) == (pytest.approx(gains[0].low), pytest.approx(gains[0].high))
+
+
 def test_the_worst_group_after_counts_whichever_it_is():
     """A group that was right and is wrong now is no gain."""
     turned = {

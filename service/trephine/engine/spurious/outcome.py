@@ -71,7 +71,7 @@ def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Ten
     """Count right decisions `(n,)` per label and attribute."""
     data, group = study.data, 2 * labels(texts) + attributes(texts)
     return {
-        f"{data.labels[one // 2]}/{data.attributes[one % 2]}": _tally(group == one, before, after)
+        f"{data.labels[one // 2]}/{data.attributes[one % 2]}": tally(group == one, before, after)
         for one in range(4)
     }
 
@@ -80,15 +80,21 @@ def _by_side(study: Study, y: Tensor, before: Tensor, after: Tensor) -> dict[str
     """Count them per label, of texts (the first half) and of twins apart."""
     twin = torch.arange(len(y)) >= len(y) // 2
     return {
-        f"{study.data.labels[label]}, {name}": _tally(inside, before, after)
+        f"{study.data.labels[label]}, {name}": tally(inside, before, after)
         for label in (0, 1)
         for name, side in (("as it was", ~twin), ("edited", twin))
         if bool((inside := (y == label) & side).any())
     }
 
 
-def _tally(inside: Tensor, before: Tensor, after: Tensor) -> Tally:
-    return Tally(texts=int(inside.sum()), before=int(before[inside].sum()), after=int(after[inside].sum()))
+def tally(inside: Tensor, before: Tensor, after: Tensor) -> Tally:
+    """Count right decisions, bool `(n,)` before and after, of the texts that are inside."""
+    return Tally(
+        texts=int(inside.sum()),
+        before=int(before[inside].sum()),
+        after=int(after[inside].sum()),
+        both=int((before & after)[inside].sum()),
+    )
 
 
 def _told_by_examples(study: Study, choice: Choice) -> str:
