@@ -134,3 +134,6 @@ class HeadWeights:
     layer: int | None
     """None: the final norm's output."""
     pooling: Pooling
+    special_tokens: bool = False
+    """True if it was measured on texts with the special tokens that the tokenizer adds by itself, as stock
+    classifiers read them; reports from before it was told are without."""

@@ -40,12 +40,13 @@ class HostedModel:
     replacements: dict[str, ReplacementSet] = field(default_factory=dict)
     """Loaded replacement sets by name; the model's own neurons are not among them."""
 
-    def encode(self, text: str, *, room: int = 0) -> list[int]:
-        """Split a text into token ids; no token is added.
+    def encode(self, text: str, *, room: int = 0, special_tokens: bool = False) -> list[int]:
+        """Split a text into token ids; no token is added unless that is asked for.
 
         Args:
             text: Any text; special tokens may be spelled out in it.
             room: Tokens that must still fit into the context after it.
+            special_tokens: Whether the tokenizer adds what it adds by itself, a first token for example.
 
         Raises:
             EmptyPromptError: If the text has no token.
@@ -54,6 +55,8 @@ class HostedModel:
         ids = self._split(text)
         if not ids:
             raise EmptyPromptError("the prompt has no token; write some text")
+        if special_tokens:
+            ids = self._split(text, special_tokens=True)
         limit = self.info.context_length
         if len(ids) + room > limit:
             raise PromptTooLongError(
@@ -64,6 +67,17 @@ class HostedModel:
                 limit=limit,
             )
         return ids
+
+    def added_tokens(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids that the tokenizer by itself puts in front of a text, and behind it.
+
+        A tokenizer that changes the text's own tokens besides is said to put all of them in front.
+        """
+        plain, own = self._split(text), self._split(text, special_tokens=True)
+        for front in range(len(own) - len(plain) + 1):
+            if own[front : front + len(plain)] == plain:
+                return tuple(own[:front]), tuple(own[front + len(plain) :])
+        return tuple(own), ()
 
     def token(self, token_id: int) -> Token:
         """Describe a token.
@@ -117,8 +131,8 @@ class HostedModel:
             )
         return token_id
 
-    def _split(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def _split(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"])
 
 
 def host(

@@ -26,8 +26,8 @@ from trephine.domain.spurious_texts import (
     check_told_apart,
 )
 from trephine.engine.hosted import HostedModel
-from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
+from trephine.engine.spurious.reading import read_text
 from trephine.engine.spurious.swaps import Swapper, lexicon_of
 
 MAX_TOKENS = 512
@@ -185,7 +185,7 @@ class _Reader:
 
     def _encode(self, text: str, field: str) -> Ids:
         try:
-            ids = tuple(self._hosted.encode(worded(self._command.decision, text)))
+            ids = read_text(self._hosted, self._command.decision, text)
         except TrephineError as error:
             raise error.with_field(field) from None
         if len(ids) < 2:

@@ -61,14 +61,15 @@ class LinearHead:
         """Return the label's number, int64 `(n,)`."""
         return (self.margin(pooled) > 0).long()
 
-    def weights(self, labels: tuple[str, str]) -> HeadWeights:
-        """Write it as a value."""
+    def weights(self, labels: tuple[str, str], *, special_tokens: bool) -> HeadWeights:
+        """Write it as a value, with how the texts were read that it was measured on."""
         return HeadWeights(
             labels=labels,
             weight=tuple(tuple(row) for row in self.weight.float().tolist()),
             bias=tuple(float(b) for b in self.bias),
             layer=self.readout.layer,
             pooling=self.readout.pooling,
+            special_tokens=special_tokens,
         )
 
 

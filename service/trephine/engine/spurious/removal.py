@@ -30,6 +30,7 @@ from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.metrics import halves
 from trephine.engine.spurious.outcome import outcome_of
+from trephine.engine.spurious.reading import reading_caveats, with_special_tokens
 from trephine.engine.spurious.study import Study, open_study
 
 _ILLUSTRATED = 24
@@ -57,6 +58,7 @@ def remove_spurious_features(
     features = yield from _features(study, judged)
     measured = yield from measure_arms(study, judged, choice)
     outcome = yield from outcome_of(study, choice, measured)
+    special_tokens = with_special_tokens(hosted, command.decision)
     return SpuriousRemoval(
         labels=study.data.labels,
         attributes=study.data.attributes,
@@ -74,8 +76,8 @@ def remove_spurious_features(
         arms=measured.arms,
         scores=measured.scores,
         interventions=_interventions(choice),
-        head=choice.head.weights(study.data.labels),
-        original_head=study.head.weights(study.data.labels),
+        head=choice.head.weights(study.data.labels, special_tokens=special_tokens),
+        original_head=study.head.weights(study.data.labels, special_tokens=special_tokens),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
         caveats=(*_caveats(study, judged), *_of_the_head(study, choice), *_as_good(measured.arms)),
         seconds=monotonic() - started,
@@ -242,6 +244,8 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
             "measured on the rest: there is no fresh probe of the attribute, no SCR and no TPP; give two of "
             "every group, better eight"
         )
+    first = [example.text for example in data.training[:64]]
+    said += reading_caveats(study.hosted, study.command.decision, first)
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
     return tuple(dict.fromkeys(said))

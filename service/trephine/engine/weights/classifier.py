@@ -181,11 +181,12 @@ def _compare(
     hosted: HostedModel, command: ExportClassifier, target: Path, score: Tensor
 ) -> Generator[Progress | None, None, tuple[float, int, int]]:
     """Return the largest difference of a logit, decisions that agree, and texts."""
-    texts = [tuple(hosted.encode(text)) for text in command.texts[:MAX_CHECKED]]
+    given, special_tokens = command.texts[:MAX_CHECKED], command.head.special_tokens
+    texts = [tuple(hosted.encode(text, special_tokens=special_tokens)) for text in given]
     expected = yield from _expected(hosted, command, texts, score)
     with TemporaryDirectory(prefix="trephine-classifier-") as folder:
         work = Path(folder)
-        request: dict[str, Any] = {"folder": str(target), "texts": [list(ids) for ids in texts]}
+        request: dict[str, Any] = {"folder": str(target), "texts": list(given)}
         request |= {"dtype": hosted.info.dtype, "threads": torch.get_num_threads()}
         path = work / "request.json"
         with full_disk_refused():
@@ -198,9 +199,30 @@ def _compare(
             "published. Free memory for a second model and try again; report it with what follows",
             patience=patience_for(hosted.info.n_parameters),
         )
+    _require_same_tokens(hosted, texts, [tuple(ids) for ids in found["ids"]])
     logits = torch.tensor(found["logits"])
     agreeing = int((decisions(command, logits) == decisions(command, expected)).sum())
     return float((logits - expected).abs().max()), agreeing, len(texts)
+
+
+def _require_same_tokens(
+    hosted: HostedModel, measured: Sequence[tuple[int, ...]], read: Sequence[tuple[int, ...]]
+) -> None:
+    """Refuse a folder whose tokenizer makes other tokens of a text than those that were measured.
+
+    Raises:
+        GateMissedError: Naming the first such text, and what to do.
+    """
+    other = [number for number, ids in enumerate(read) if ids != measured[number]]
+    if other:
+        number = other[0]
+        own, stock = (repr(hosted.decode(ids[number])[:60]) for ids in (measured, read))
+        raise GateMissedError(
+            f"the folder's tokenizer reads {len(other)} of {len(read)} texts otherwise than they were "
+            f"measured; texts[{number}] as {stock}, and measured was {own}: the classifier would decide on "
+            "what nobody measured. Remove again by this version (a stock probe, or "
+            "the classifier's folder), which reads texts as the tokenizer does, and export that"
+        )
 
 
 def _expected(
