@@ -102,9 +102,9 @@ def report() -> SpuriousRemoval:
         seed=7,
         outcome=outcome_on(
             Ground.TEST,
-            {
-                "nurse/male": Tally(texts=200, before=25, after=180),
-                "physician/male": Tally(texts=240, before=240, after=238),
-            },
+            (
+                Tally(name="nurse/male", texts=200, before=25, after=180),
+                Tally(name="physician/male", texts=240, before=240, after=238),
+            ),
         ),
     )

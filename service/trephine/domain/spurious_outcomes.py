@@ -7,7 +7,7 @@ cross what their edit reaches and nothing else: they can show that a removal fai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,6 +38,8 @@ class Ground(StrEnum):
 class Tally:
     """Right decisions on the texts of one group, of the original and of what ships."""
 
+    name: str
+    """As it is shown."""
     texts: int
     before: int
     after: int
@@ -89,34 +91,26 @@ def unmeasured(why: str, settles: str = SETTLES) -> RemovalOutcome:
     )
 
 
-def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool = True) -> RemovalOutcome:
+def outcome_on(ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = True) -> RemovalOutcome:
     """Judge by the worst group before and the worst one after.
 
     Args:
         ground: Where it was measured.
-        groups: Decisions by the name of their group; none is empty.
+        groups: Decisions per group, one or more; none is empty.
         chosen_by: False: of held-out texts and twins only the texts took part in the choice.
     """
-    befores = {name: share(one.before, one.texts) for name, one in groups.items()}
-    afters = {name: share(one.after, one.texts) for name, one in groups.items()}
-    before, after = (_worst(groups, shares) for shares in (befores, afters))
-    lowest = least(list(befores.values())), least(list(afters.values()))
-    opposed = [
-        one.against
-        for name, one in groups.items()
-        if befores[name].low <= lowest[0].high and afters[name].low <= lowest[1].high
-    ]
-    change = difference(lowest[1], lowest[0], min(opposed, default=0.0))
-    gain = Figure(name="gain", value=change.value, low=change.low, high=change.high, unit="share")
-    texts = min(one.texts for one in groups.values())
+    befores = [share(one.before, one.texts) for one in groups]
+    afters = [share(one.after, one.texts) for one in groups]
+    before, after = _worst(groups, befores), _worst(groups, afters)
+    gain, texts = _gain(groups, befores, afters), min(one.texts for one in groups)
     measured = _verdict(after, gain)
     short = ground is Ground.TWINS and measured is Verdict.PASS
     verdict = Verdict.INCONCLUSIVE if short else measured
     place = _PLACES[ground] if chosen_by or ground is not Ground.TWINS else _APART
-    limiting = _limiting(measured, after, afters)
+    limiting = _limiting(measured, groups, afters)
     why = _why(measured, place, texts, before, after, gain)
     if limiting:
-        why += f": {_little(measured, limiting, groups[limiting], afters[limiting])}"
+        why += f": {_little(measured, limiting)}"
     return RemovalOutcome(
         verdict=verdict,
         ground=ground,
@@ -129,33 +123,49 @@ def outcome_on(ground: Ground, groups: Mapping[str, Tally], *, chosen_by: bool =
     )
 
 
-def _worst(groups: Mapping[str, Tally], shares: Mapping[str, Interval]) -> Figure:
-    """Return the least accurate group under its name, of ties the one with the fewest texts.
-
-    Its bounds are those of the least of all groups.
-    """
-    name = min(shares, key=lambda one: (shares[one].value, groups[one].texts))
-    bounds = least(list(shares.values()))
+def _worst(groups: Sequence[Tally], shares: Sequence[Interval]) -> Figure:
+    """Return the least accurate group under its name, with the bounds of the least of all groups."""
+    bounds = least(shares)
+    name = groups[_place(groups, shares)].name
     return Figure(name=name, value=bounds.value, low=bounds.low, high=bounds.high, unit="share")
 
 
-def _limiting(measured: Verdict, worst: Figure, afters: Mapping[str, Interval]) -> str:
-    """Return the group that bounds the worst one where that is another one, or else nothing.
+def _place(groups: Sequence[Tally], shares: Sequence[Interval]) -> int:
+    """Return the place of the least accurate group, of ties the one with the fewest texts."""
+    return min(range(len(groups)), key=lambda place: (shares[place].value, groups[place].texts))
+
+
+def _gain(groups: Sequence[Tally], befores: Sequence[Interval], afters: Sequence[Interval]) -> Figure:
+    before, after = least(befores), least(afters)
+    opposed = [
+        one.against
+        for one, then, now in zip(groups, befores, afters, strict=True)
+        if then.low <= before.high and now.low <= after.high  # it may be the worst one both times
+    ]
+    found = difference(after, before, min(opposed, default=0.0))
+    return Figure(name="gain", value=found.value, low=found.low, high=found.high, unit="share")
+
+
+def _limiting(measured: Verdict, groups: Sequence[Tally], afters: Sequence[Interval]) -> Tally | None:
+    """Return the group that bounds the worst one, where that is another one.
 
     A failure is bounded from above, a doubt from below; at a pass no group is in question.
     """
     if measured is Verdict.PASS:
-        return ""
-    bound = {name: one.high if measured is Verdict.FAIL else one.low for name, one in afters.items()}
-    name = min(bound, key=lambda one: (bound[one], one != worst.name))
-    return "" if name == worst.name else name
+        return None
+    worst = _place(groups, afters)
+    bounds = [one.high if measured is Verdict.FAIL else one.low for one in afters]
+    place = min(range(len(bounds)), key=lambda one: (bounds[one], one != worst))
+    return None if place == worst else groups[place]
 
 
-def _little(measured: Verdict, name: str, group: Tally, after: Interval) -> str:
+def _little(measured: Verdict, group: Tally) -> str:
     """Say what the group may be at that limits the worst one, where that is another one."""
-    bound = f"at most {after.high:.1%}" if measured is Verdict.FAIL else f"as low as {after.low:.1%}"
-    may = "is at" if measured is Verdict.FAIL else "may be"
-    return f"{name}, with {group.after} of {group.texts} right, {may} {bound}"
+    after = share(group.after, group.texts)
+    bound = (
+        f"is at most at {after.high:.1%}" if measured is Verdict.FAIL else f"may be as low as {after.low:.1%}"
+    )
+    return f"{group.name}, with {group.after} of {group.texts} right, {bound}"
 
 
 def _bounds(figure: Figure) -> tuple[float, float]:
@@ -172,11 +182,11 @@ def _verdict(after: Figure, gain: Figure) -> Verdict:
     return Verdict.INCONCLUSIVE
 
 
-def _settles(ground: Ground, texts: int, weakest: str) -> str:
+def _settles(ground: Ground, texts: int, weakest: Tally | None) -> str:
     """Say what is missing; of twins no number would do."""
     if ground is Ground.TWINS:
         return SETTLES
-    of = f", above all of {weakest}" if weakest else ""
+    of = f", above all of {weakest.name}" if weakest else ""
     return f"more texts of every group than {texts}{of}"
 
 

@@ -6,24 +6,25 @@ import pytest
 
 from trephine.domain.findings import Verdict
 from trephine.domain.shares import wilson
+from trephine.domain.spurious_groups import group_name
 from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on, unmeasured
 
 
 def _outcome(before: int, after: int, texts: int):
     """One hard group beside three that are right throughout."""
-    easy = {str(one): Tally(texts=texts, before=texts, after=texts) for one in range(3)}
-    hard = {"nurse/male": Tally(texts=texts, before=before, after=after)}
-    return outcome_on(Ground.TEST, easy | hard)
+    easy = [Tally(name=str(one), texts=texts, before=texts, after=texts) for one in range(3)]
+    hard = [Tally(name="nurse/male", texts=texts, before=before, after=after)]
+    return outcome_on(Ground.TEST, easy + hard)
 
 
 def test_intervals_are_those_of_the_book():
     """Newcombe (1998), table II, (a) by method 10: 56 of 70 less 48 of 80; and Wilson's of 15 of 148."""
     low, high = wilson(15, 148)
     assert (low, high) == (pytest.approx(0.0624, abs=1e-4), pytest.approx(0.1605, abs=1e-4))
-    groups = {
-        "before": Tally(texts=80, before=48, after=80),
-        "after": Tally(texts=70, before=70, after=56),
-    }
+    groups = [
+        Tally(name="before", texts=80, before=48, after=80),
+        Tally(name="after", texts=70, before=70, after=56),
+    ]
     gain = outcome_on(Ground.TEST, groups).gain
     assert (gain.value, gain.low, gain.high) == tuple(
         pytest.approx(one, abs=1e-4) for one in (0.2, 0.0524, 0.3339)
@@ -54,10 +55,10 @@ def test_doubt_is_inconclusive(before, after, texts, verdict, said):
 @pytest.mark.parametrize("few", [1, 2])
 def test_a_group_of_few_lucky_texts_is_a_doubt(few):
     """One or two texts that are right now may be the worst group all the same: no pass, and it is named."""
-    large = {"nurse/female": Tally(texts=1000, before=990, after=960)}
-    hard = {"physician/female": Tally(texts=1000, before=300, after=950)}
-    assert outcome_on(Ground.TEST, large | hard).verdict is Verdict.PASS
-    found = outcome_on(Ground.TEST, {**large, **hard, "nurse/male": Tally(texts=few, before=0, after=few)})
+    large = [Tally(name="nurse/female", texts=1000, before=990, after=960)]
+    hard = [Tally(name="physician/female", texts=1000, before=300, after=950)]
+    assert outcome_on(Ground.TEST, large + hard).verdict is Verdict.PASS
+    found = outcome_on(Ground.TEST, [*large, *hard, Tally(name="nurse/male", texts=few, before=0, after=few)])
     assert (found.verdict, found.texts) == (Verdict.INCONCLUSIVE, few)
     assert (found.after.value, found.after.low) == (0.95, pytest.approx(wilson(few, few)[0]))
     assert f"nurse/male, with {few} of {few} right, may be as low as {wilson(few, few)[0]:.1%}" in found.why
@@ -66,7 +67,10 @@ def test_a_group_of_few_lucky_texts_is_a_doubt(few):
 
 def test_a_worst_group_is_no_better_than_any_group():
     """Bounds of the least share: its lowest low and its lowest high, before and after alike."""
-    groups = {"few": Tally(texts=4, before=1, after=1), "many": Tally(texts=400, before=120, after=120)}
+    groups = [
+        Tally(name="few", texts=4, before=1, after=1),
+        Tally(name="many", texts=400, before=120, after=120),
+    ]
     found = outcome_on(Ground.TEST, groups)
     for figure in (found.before, found.after):
         assert (figure.name, figure.value) == ("few", 0.25)
@@ -79,35 +83,52 @@ def test_a_gain_counts_texts_that_turned_either_way():
 
     Without the texts that were right both times as few of them are taken as there can be.
     """
-    easy = {"nurse/female": Tally(texts=1000, before=990, after=990, both=985)}
+    easy = [Tally(name="nurse/female", texts=1000, before=990, after=990, both=985)]
     for both, verdict in ((7, Verdict.INCONCLUSIVE), (40, Verdict.PASS), (None, Verdict.INCONCLUSIVE)):
-        hard = {"nurse/male": Tally(texts=100, before=46, after=61, both=both)}
-        found = outcome_on(Ground.TEST, easy | hard)
+        hard = [Tally(name="nurse/male", texts=100, before=46, after=61, both=both)]
+        found = outcome_on(Ground.TEST, easy + hard)
         assert found.verdict is verdict, both
         assert found.gain.value == pytest.approx(0.15)
     # By hand: Wilson's 0.5121 to 0.6998 and 0.3656 to 0.5574, correlation -2106 / sqrt(46 * 54 * 61 * 39).
-    against = outcome_on(Ground.TEST, {"a": Tally(texts=100, before=46, after=61, both=7)}).gain
+    against = outcome_on(Ground.TEST, [Tally(name="a", texts=100, before=46, after=61, both=7)]).gain
     assert (against.low, against.high) == (pytest.approx(-0.0391, abs=1e-3), pytest.approx(0.3289, abs=1e-3))
 
 
 def test_groups_that_cannot_be_the_worst_one_widen_nothing():
     """A group that turns either way, but is far above the worst one before, says nothing of the gain."""
-    hard = {"nurse/male": Tally(texts=200, before=40, after=150, both=40)}
-    turning = {"nurse/female": Tally(texts=200, before=140, after=150, both=90)}
-    gains = [outcome_on(Ground.TEST, groups).gain for groups in (hard, hard | turning)]
+    hard = [Tally(name="nurse/male", texts=200, before=40, after=150, both=40)]
+    turning = [Tally(name="nurse/female", texts=200, before=140, after=150, both=90)]
+    gains = [outcome_on(Ground.TEST, groups).gain for groups in (hard, hard + turning)]
     assert (gains[1].low, gains[1].high) == (pytest.approx(gains[0].low), pytest.approx(gains[0].high))
 
 
 def test_the_worst_group_after_counts_whichever_it_is():
     """A group that was right and is wrong now is no gain."""
-    turned = {
-        "nurse/female": Tally(texts=100, before=100, after=0),
-        "nurse/male": Tally(texts=100, before=0, after=100),
-    }
+    turned = [
+        Tally(name="nurse/female", texts=100, before=100, after=0),
+        Tally(name="nurse/male", texts=100, before=0, after=100),
+    ]
     found = outcome_on(Ground.VALIDATION, turned)
     assert found.verdict is Verdict.FAIL
     assert (found.before.name, found.after.name, found.gain.value) == ("nurse/male", "nurse/female", 0)
     assert "chosen by" in found.why
+
+
+def test_groups_of_one_name_stay_apart():
+    """Nothing is keyed by what is shown: a failing group is not overwritten by another one."""
+    good, bad = (Tally(name="a/b/c", texts=200, before=20, after=after) for after in (180, 20))
+    easy = Tally(name="a/c", texts=200, before=190, after=180)
+    assert outcome_on(Ground.TEST, [good, easy]).verdict is Verdict.PASS
+    for groups in ([easy, bad, good], [good, bad, easy]):
+        assert outcome_on(Ground.TEST, groups).verdict is Verdict.FAIL
+
+
+def test_no_two_groups_have_one_name():
+    """Parts that hold a slash are quoted, and so are those that look quoted."""
+    assert group_name("nurse", "male") == "nurse/male"
+    assert (group_name("a", "b/c"), group_name("a/b", "c")) == ('a/"b/c"', '"a/b"/c')
+    parts = ["a", "b", "a/b", '"a/b"', '"a', 'a"', "", "/", '"/"', '\\"/', '"a"']
+    assert len({group_name(one, other) for one in parts for other in parts}) == len(parts) ** 2
 
 
 def test_what_was_not_measured_is_inconclusive():
@@ -119,7 +140,7 @@ def test_what_was_not_measured_is_inconclusive():
 
 def test_twins_alone_are_no_pass():
     """What would pass on a test split is a doubt that more twins do not settle; a failure stays one."""
-    good, bad = ({"edited": Tally(texts=200, before=0, after=after)} for after in (195, 0))
+    good, bad = ([Tally(name="edited", texts=200, before=0, after=after)] for after in (195, 0))
     assert outcome_on(Ground.TEST, good).verdict is Verdict.PASS
     found = outcome_on(Ground.TWINS, good)
     assert found.verdict is Verdict.INCONCLUSIVE
@@ -127,7 +148,7 @@ def test_twins_alone_are_no_pass():
     assert "twins, among those that the number of features and the head were chosen by" in found.why
     assert found.settles == "a test or validation split with texts of all four groups"
     assert outcome_on(Ground.TWINS, bad).verdict is Verdict.FAIL
-    doubt = outcome_on(Ground.TWINS, {"edited": Tally(texts=3, before=0, after=3)})
+    doubt = outcome_on(Ground.TWINS, [Tally(name="edited", texts=3, before=0, after=3)])
     assert (doubt.verdict, doubt.settles) == (Verdict.INCONCLUSIVE, found.settles)
     apart = outcome_on(Ground.TWINS, good, chosen_by=False).why
     assert "texts, which the number of features and the head were chosen by, and on their twins" in apart

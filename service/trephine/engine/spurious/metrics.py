@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.findings import Figure
+from trephine.domain.spurious_groups import group_name
 from trephine.engine.spurious.examples import UNKNOWN
 from trephine.engine.spurious.logistic import fit_logistic
 
@@ -80,7 +81,7 @@ def decision_figures(
     found.append(intervals.figure("attribute_agreement", mean_of(agrees)))
     found.append(intervals.figure("worst_group", lambda rows: of_groups(right)(rows).amin(-1)))
     for place, group in enumerate(present):
-        name = f"group {names[0][group // 2]}/{names[1][group % 2]}"
+        name = f"group {group_name(names[0][group // 2], names[1][group % 2])}"
         found.append(intervals.figure(name, one_group(place)))
     return found
 

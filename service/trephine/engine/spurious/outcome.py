@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
+from trephine.domain.spurious_groups import group_name
 from trephine.domain.spurious_outcomes import Ground, RemovalOutcome, Tally, outcome_on, unmeasured
 from trephine.engine.spurious.arms import Measured
 from trephine.engine.spurious.choosing import Choice
@@ -67,29 +68,31 @@ def _on_validation(
     return outcome_on(Ground.VALIDATION, _by_group(study, texts, *right))
 
 
-def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> dict[str, Tally]:
+def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> list[Tally]:
     """Count right decisions `(n,)` per label and attribute."""
     data, group = study.data, 2 * labels(texts) + attributes(texts)
-    return {
-        f"{data.labels[one // 2]}/{data.attributes[one % 2]}": tally(group == one, before, after)
-        for one in range(4)
-    }
+    return [
+        tally(group_name(label, attribute), group == 2 * y + a, before, after)
+        for y, label in enumerate(data.labels)
+        for a, attribute in enumerate(data.attributes)
+    ]
 
 
-def _by_side(study: Study, y: Tensor, before: Tensor, after: Tensor) -> dict[str, Tally]:
+def _by_side(study: Study, y: Tensor, before: Tensor, after: Tensor) -> list[Tally]:
     """Count them per label, of texts (the first half) and of twins apart."""
     twin = torch.arange(len(y)) >= len(y) // 2
-    return {
-        f"{study.data.labels[label]}, {name}": tally(inside, before, after)
-        for label in (0, 1)
-        for name, side in (("as it was", ~twin), ("edited", twin))
-        if bool((inside := (y == label) & side).any())
-    }
+    return [
+        tally(f"{name}, {side}", inside, before, after)
+        for label, name in enumerate(study.data.labels)
+        for side, there in (("as it was", ~twin), ("edited", twin))
+        if bool((inside := (y == label) & there).any())
+    ]
 
 
-def tally(inside: Tensor, before: Tensor, after: Tensor) -> Tally:
+def tally(name: str, inside: Tensor, before: Tensor, after: Tensor) -> Tally:
     """Count right decisions, bool `(n,)` before and after, of the texts that are inside."""
     return Tally(
+        name=name,
         texts=int(inside.sum()),
         before=int(before[inside].sum()),
         after=int(after[inside].sum()),
