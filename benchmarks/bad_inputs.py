@@ -20,6 +20,8 @@ from trephine.client import Model, Trephine, TrephineError, Where, connect, feat
 from trephine.client.server_process import default_state
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
+SHORT_TEXT = " ".join([PROMPT] * 20)
+"""Enough to measure an export on where it comes to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _full_disk(bench: Bench) -> object:
     edit = bench.trephine.edits.create("too-large", [feature(3, 7).ablate()], model=bench.model.name)
     try:
         with _no_room(bench.state):
-            return bench.trephine.exports.start(edit, "too-large").result()
+            return bench.trephine.exports.start(edit, "too-large", text=SHORT_TEXT).result()
     finally:
         bench.trephine.edits.delete("too-large")
 
