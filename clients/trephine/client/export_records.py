@@ -66,6 +66,13 @@ class FateRecord(Record):
     reason: str = ""
 
 
+class SetRecord(Record):
+    """A replacement set and what was in it."""
+
+    name: str
+    content_hash: str
+
+
 class CertificateRecord(Record):
     """`certificate.json`."""
 
@@ -83,6 +90,8 @@ class CertificateRecord(Record):
     verdict: str | None = None
     """None: written before the word stood in it."""
     doubt: str = ""
+    sets: tuple[SetRecord, ...] | None = None
+    """As they were loaded; None: written before they stood in it."""
 
     @property
     def due_verdict(self) -> str:
@@ -113,6 +122,7 @@ class EditRecord(Record):
 
     content_hash: str
     weight_hash: str
+    sets: tuple[SetRecord, ...] = ()
 
 
 class PlanRecord(Record):
@@ -131,5 +141,7 @@ class ManifestRecord(Record):
 
     edit: EditRecord
     plan: PlanRecord
+    sets: tuple[SetRecord, ...] | None = None
+    """As they were loaded; None: written before they stood in it."""
     tensors: dict[str, TensorRecord]
     files: tuple[FileRecord, ...]

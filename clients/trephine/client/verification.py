@@ -166,6 +166,7 @@ def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iter
     yield from _check_files(manifest, found)
     yield from _check_tensors(root, manifest)
     yield from _check_chain(raw["plan"], manifest, certificate)
+    yield from _check_sets(manifest, certificate, notes)
     yield from _check_gates(manifest, certificate)
     yield from check_signature(root, names, notes, trust)
 
@@ -252,6 +253,24 @@ def _check_chain(
         yield f"{CERTIFICATE}: names other changed tensors than the plan"
     if certificate.untouched_tensors_verified != len(manifest.tensors) - len(manifest.plan.changed_tensors):
         yield f"{CERTIFICATE}: its count of untouched tensors is wrong"
+
+
+def _check_sets(manifest: ManifestRecord, certificate: CertificateRecord, notes: list[str]) -> Iterator[str]:
+    """Hold the sets that were loaded against those that the edit was made for."""
+    if manifest.sets is None and certificate.sets is None:
+        if manifest.edit.sets:
+            notes.append(
+                "published before the loaded sets went on record: whether the features are those of the edit "
+                "was not checked"
+            )
+        return
+    if manifest.sets != certificate.sets:
+        yield f"{CERTIFICATE}: names other sets than {MANIFEST}"
+    made_for = {one.name: one.content_hash for one in manifest.edit.sets}
+    loaded = {one.name: one.content_hash for one in manifest.sets or ()}
+    for name in sorted(made_for.keys() | loaded.keys()):
+        if made_for.get(name) != loaded.get(name):
+            yield f"{MANIFEST}: the set {name} that was loaded is not the one that the edit was made for"
 
 
 def _check_gates(manifest: ManifestRecord, certificate: CertificateRecord) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from trephine.domain.commands import Command, Progress
-from trephine.domain.edits import Edit
+from trephine.domain.edits import Edit, EditSet
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.removal import FEWEST_STEPS, MOST_STEPS, Fate, Removal, Verdict, fate_of
 from trephine.domain.signing import SignedBy
@@ -215,6 +215,8 @@ class Certificate:
     """The plan's."""
     doubt: str = ""
     """The plan's."""
+    sets: tuple[EditSet, ...] = ()
+    """The sets whose features were compiled, as they were loaded."""
 
     @property
     def verdict(self) -> ExportVerdict:

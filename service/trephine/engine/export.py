@@ -31,6 +31,7 @@ from trephine.engine.certification import (
     write_evidence,
     write_retained,
 )
+from trephine.engine.edit_sets import loaded_sets
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.fingerprint import weight_hash
 from trephine.engine.gates import judge
@@ -314,6 +315,7 @@ def _certificate(build: Build, findings: Findings) -> Certificate:
         n_tokens=build.retain.n_tokens,
         caveats=command.plan.caveats,
         doubt=command.plan.doubt,
+        sets=loaded_sets(build.hosted, command.edit),
     )
 
 
@@ -337,6 +339,7 @@ def _document(
             hosted=build.hosted,
             edit=command.edit,
             plan=command.plan,
+            sets=certificate.sets,
             parent=parent,
             entries=tuple(build.exported.values()),
             after=build.after,

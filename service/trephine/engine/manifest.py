@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from trephine.domain.edits import Edit
+from trephine.domain.edits import Edit, EditSet
 from trephine.domain.exports import Certificate, ExportedFile, ExportPlan
 from trephine.engine.hosted import HostedModel
 from trephine.engine.shards import TensorEntry
@@ -62,6 +62,7 @@ def write_manifest(
     hosted: HostedModel,
     edit: Edit,
     plan: ExportPlan,
+    sets: Sequence[EditSet],
     parent: ParentRecord,
     entries: Sequence[TensorEntry],
     after: Mapping[str, str],
@@ -75,6 +76,7 @@ def write_manifest(
         hosted: The model that it was compiled from.
         edit: What was compiled.
         plan: The plan that fixed the gates.
+        sets: The sets whose features were compiled, as they were loaded.
         parent: The parent as it was read.
         entries: All tensors.
         after: Name -> sha256 of the raw bytes in this folder.
@@ -86,6 +88,7 @@ def write_manifest(
         "create_time": datetime.now(UTC).isoformat(timespec="seconds"),
         "edit": TypeAdapter(Edit).dump_python(edit, mode="json"),
         "plan": TypeAdapter(ExportPlan).dump_python(plan, mode="json"),
+        "sets": [asdict(one) for one in sets],
         "parent": {
             "name": hosted.info.name,
             "architecture": hosted.info.architecture,

@@ -17,6 +17,7 @@ from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
 from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
 from trephine.engine.edit_floor import edit_floor
+from trephine.engine.edit_sets import require_same_sets
 from trephine.engine.export_texts import ExportTexts, export_texts
 from trephine.engine.firing_floor import firing_floor
 from trephine.engine.gates import planned_gates
@@ -56,7 +57,8 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
     measured for the first plan, passes over a whole text, is not measured anew for the same edit and options.
 
     Raises:
-        ParentChangedError: If the edit was made for other weights.
+        ParentChangedError: If the edit was made for other weights, or for another set of that name.
+        ReplacementNotFoundError: If a set is not loaded.
         EditNotExpressibleError: If an intervention cannot be written into weights; the field is named.
         UnsupportedOptionError: If the model carries an adapter, so that its files are not its weights, or
             cannot be converted to the GGUF that is asked for.
@@ -188,10 +190,11 @@ def plan_hash(plan: ExportPlan) -> str:
 
 
 def require_parent(hosted: HostedModel, edit: Edit) -> None:
-    """Refuse an edit of other weights, and a model whose files are not its weights.
+    """Refuse an edit of other weights or other sets, and a model whose files are not its weights.
 
     Raises:
         ParentChangedError: If the hashes differ.
+        ReplacementNotFoundError: If a set is not loaded.
         UnsupportedOptionError: If an adapter was merged in memory.
     """
     info = hosted.info
@@ -202,6 +205,7 @@ def require_parent(hosted: HostedModel, edit: Edit) -> None:
             expected=edit.weight_hash,
             found=info.weight_hash,
         )
+    require_same_sets(hosted, edit)
     if info.parent_hash != info.weight_hash:
         raise UnsupportedOptionError(
             "the model carries an adapter that was merged in memory; merge it into a folder and load that",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trephine.domain.edits import Edit
 from trephine.domain.exports import CompileExport, Export, ExportPlan, PlanExport
 from trephine.domain.interventions import Intervention
+from trephine.domain.sites import NEURONS
+from trephine.engine.edit_sets import loaded_sets
 from trephine.engine.export import compile_export
 from trephine.engine.hosted import HostedModel, host
 from trephine.engine.planning import plan_export
 from trephine.engine.quanta import finish
+from trephine.engine.replacements.contexts import sets_of
 from trephine.engine.session import Session
 
 
@@ -28,7 +32,7 @@ def hosted_in(folder: Path, dtype: torch.dtype = torch.float32, device: str = "c
 
 
 def edit_of(hosted: HostedModel, *interventions: Intervention, **fields: Any) -> Edit:
-    """Make an edit of a hosted model."""
+    """Make an edit of a hosted model; unless told otherwise, of the sets that are loaded."""
     values: dict[str, Any] = {
         "name": "no-mary",
         "version": 1,
@@ -41,7 +45,9 @@ def edit_of(hosted: HostedModel, *interventions: Intervention, **fields: Any) ->
         "evidence": ("circuits/one",),
         "create_time": "2026-01-01T00:00:00Z",
     }
-    return Edit(**(values | fields))
+    edit = Edit(**(values | fields))
+    known = hosted.replacements.keys() >= set(sets_of(interventions)) - {NEURONS}
+    return edit if "sets" in fields or not known else replace(edit, sets=loaded_sets(hosted, edit))
 
 
 @torch.inference_mode()

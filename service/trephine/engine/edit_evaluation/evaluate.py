@@ -28,10 +28,10 @@ from trephine.engine.edit_evaluation.standins import no_op
 from trephine.engine.edit_evaluation.telling import told
 from trephine.engine.edit_evaluation.units import ItemUnit, UnitSet, encode_set, retain_set
 from trephine.engine.edit_evaluation.verdict import judge
+from trephine.engine.edit_sets import require_same_sets
 from trephine.engine.hosted import HostedModel
 from trephine.engine.refusals import check_intervention
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats, sets_of
-from trephine.engine.replacements.sets import require_set
 from trephine.engine.retain import retain_text
 from trephine.engine.session import Handler, Session
 
@@ -99,15 +99,7 @@ def require_made_for(hosted: HostedModel, edit: Edit) -> None:
             edit_weights=edit.weight_hash,
             model_weights=hosted.info.weight_hash,
         )
-    for named in edit.sets:
-        found = require_set(hosted, named.name).admitted.content_hash
-        if found != named.content_hash:
-            raise ParentChangedError(
-                f"the edit {edit.name} was made for other features than those of the set {named.name} that "
-                "is loaded; load that one, or create the edit again",
-                edit_set=named.content_hash,
-                loaded_set=found,
-            )
+    require_same_sets(hosted, edit)
 
 
 def _measured(
