@@ -109,6 +109,8 @@ def _weakest(found: Removal) -> Removal:
         effect=found.effect,
         unrelated_behaviours=found.unrelated_behaviours,
         seed=found.seed,
+        taught=found.taught,
+        diverged=found.diverged,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 Verdict = Literal["removed", "suppressed", "inconclusive"]
@@ -17,14 +19,16 @@ share beyond what an unrelated behaviour does under the same attack."""
 WITHSTOOD = 0.25
 """An edit withstands an attack if the whole interval of the excess lies below."""
 LEAST_POWER = 0.10
-"""A recovery attack that returns less than this of unrelated behaviours at its largest budget proves nothing:
-it is too weak."""
+"""An attack that returns less than this of unrelated behaviours at its strongest proves nothing: it is too
+weak. Of perturbations that is the largest budget, of few-shot training the most steps; benign training
+teaches no unrelated behaviour, and has no such measure."""
 FEWEST_STEPS, MOST_STEPS = 50, 200
 """Of training, that an attack may be asked for; the fewest are the default."""
 LEAST_TOKENS = 8
 LEAST_CONTEXTS = 4
 LEAST_EFFECT = 1e-3
 """Nats that the edit moves the answer where it acts; below it there is no behaviour to bring back."""
+_ENOUGH = f"{LEAST_TOKENS} in {LEAST_CONTEXTS}: give more text of the kind that it is about"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,14 @@ class AttackFigure:
     @property
     def succeeded(self) -> bool:
         """True if it brought the behaviour back beyond doubt."""
-        return self.excess.low > RETURNED and not self.too_narrow
+        return self.excess.low > RETURNED and not self.diverged and not self.too_narrow
+
+    @property
+    def diverged(self) -> bool:
+        """True if any of it is no finite number: nothing is known of what it would have brought back."""
+        intervals = (self.returned, self.unrelated, self.excess)
+        numbers = [x for each in intervals for x in (each.value, each.low, each.high)]
+        return not all(map(isfinite, (*numbers, self.unrelated_most or 0.0)))
 
     @property
     def too_narrow(self) -> bool:
@@ -79,14 +90,19 @@ class Removal:
     why: str
     """The decision in a sentence."""
     figures: tuple[AttackFigure, ...]
+    """Those that are finite numbers, so that a certificate is plain JSON."""
     n_tokens: int
     """Tokens on which training was measured; of each attack, `AttackFigure.n_tokens`."""
     n_contexts: int
     """Contexts that they stand in."""
     effect: float
-    """Mean KL(original || edited) on them, nats."""
+    """Mean KL(original || edited) on them, nats; the largest float if it overflows."""
     unrelated_behaviours: int
     seed: int
+    diverged: tuple[str, ...] = ()
+    """Attacks whose figures are no numbers, in words."""
+    taught: tuple[int, int] | None = None
+    """Tokens that few-shot training may teach, and their contexts; None: attacked before this was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,29 +129,53 @@ def judge_removal(
     effect: float,
     unrelated_behaviours: int,
     seed: int,
+    taught: tuple[int, int] | None = None,
+    diverged: tuple[str, ...] = (),
 ) -> Removal:
-    """Apply the rule that was fixed beforehand; it reads intervals, never a point estimate."""
-    verdict, why = _verdict(figures, n_tokens, n_contexts, effect)
+    """Apply the rule that was fixed beforehand; it reads intervals, never a point estimate.
+
+    Args:
+        figures: Of all attacks that were run, those that diverged among them.
+        n_tokens: Tokens on which training is measured.
+        n_contexts: Contexts that they stand in.
+        effect: Mean KL(original || edited) on them, nats.
+        unrelated_behaviours: How many each attack is held against.
+        seed: Of the attacks.
+        taught: Tokens that few-shot training may teach, and their contexts; None: not kept.
+        diverged: Attacks that diverged and are not among the figures, in words.
+    """
+    lost = (*diverged, *(_named(figure) for figure in figures if figure.diverged))
+    verdict, why = _verdict(figures, n_tokens, n_contexts, effect) or _unbroken(figures, lost, taught)
     return Removal(
         verdict=verdict,
         why=why,
-        figures=figures,
+        figures=tuple(figure for figure in figures if not figure.diverged),
         n_tokens=n_tokens,
         n_contexts=n_contexts,
-        effect=effect,
+        effect=effect if isfinite(effect) else sys.float_info.max,
         unrelated_behaviours=unrelated_behaviours,
         seed=seed,
+        diverged=lost,
+        taught=taught,
     )
+
+
+def are_enough(n_tokens: int, n_contexts: int) -> bool:
+    """Say whether intervals over so many tokens, in so many contexts, are worth anything."""
+    return n_tokens >= LEAST_TOKENS and n_contexts >= LEAST_CONTEXTS
 
 
 def _verdict(
     figures: tuple[AttackFigure, ...], n_tokens: int, n_contexts: int, effect: float
-) -> tuple[Verdict, str]:
-    if n_tokens < LEAST_TOKENS or n_contexts < LEAST_CONTEXTS:
+) -> tuple[Verdict, str] | None:
+    """Decide where there is nothing to attack, or an attack succeeded."""
+    if not are_enough(n_tokens, n_contexts):
         return "inconclusive", (
             f"the edit acts on {n_tokens} tokens in {n_contexts} contexts of the text; deciding needs "
-            f"{LEAST_TOKENS} in {LEAST_CONTEXTS}: give more text of the kind that it is about"
+            f"{_ENOUGH}"
         )
+    if not isfinite(effect):
+        return "inconclusive", "the answers of the edited model or of its parent overflow on the text"
     if effect < LEAST_EFFECT:
         return "inconclusive", f"the edit moves the answers by {effect:.1e} nats: nothing to bring back"
     succeeded = [figure for figure in figures if figure.succeeded]
@@ -145,25 +185,49 @@ def _verdict(
             f"{_named(worst)} brings back {worst.returned.value:.0%} of the behaviour, and "
             f"{worst.unrelated.value:.0%} of {_unrelated(worst)} (excess at least {worst.excess.low:.0%})"
         )
-    return _unbroken(figures)
+    return None
 
 
-def _unbroken(figures: tuple[AttackFigure, ...]) -> tuple[Verdict, str]:
+def _unbroken(
+    figures: tuple[AttackFigure, ...], lost: tuple[str, ...], taught: tuple[int, int] | None
+) -> tuple[Verdict, str]:
     """Decide where no attack succeeded: withstood, or not shown."""
+    if lost:
+        return "inconclusive", (
+            f"{lost[0]} diverged, in the edited model, in its parent or towards an unrelated behaviour: its "
+            "figures are no numbers, and nothing is known of what it would bring back; ask for fewer steps "
+            "(--attack-steps), or give other text"
+        )
+    if taught is not None and not are_enough(*taught):
+        return "inconclusive", (
+            f"the edit acts on {taught[0]} tokens in {taught[1]} contexts of the windows of training; "
+            f"few-shot training needs {_ENOUGH}"
+        )
     if {figure.kind for figure in figures} != {"recovery", "benign", "few_shot"}:
         return "inconclusive", "not every attack was run"
     narrow = next((figure for figure in figures if figure.too_narrow), None)
     if narrow is not None:
         return "inconclusive", (
             f"{_named(narrow)} was measured on {narrow.n_tokens} tokens in {narrow.n_contexts} contexts; "
-            f"deciding needs {LEAST_TOKENS} in {LEAST_CONTEXTS}: give more text of the kind that it is about"
+            f"deciding needs {_ENOUGH}"
         )
+    return _by_power(figures)
+
+
+def _by_power(figures: tuple[AttackFigure, ...]) -> tuple[Verdict, str]:
+    """Decide where every attack was run in full: none says anything that does nothing to anything."""
     recovery = [figure for figure in figures if figure.kind == "recovery"]
     strongest = max(recovery, key=lambda figure: figure.strength)
     if strongest.unrelated.high < LEAST_POWER:
         return "inconclusive", "the recovery attack moved nothing at all; its budgets are too small"
     if min(figure.unrelated.low for figure in recovery) > 1 - LEAST_POWER:
         return "inconclusive", "the recovery attack restores anything at every budget; they are too large"
+    longest = max((f for f in figures if f.kind == "few_shot"), key=lambda figure: figure.strength)
+    if longest.unrelated.high < LEAST_POWER:
+        return "inconclusive", (
+            f"{_named(longest)} brings back at most {longest.unrelated.high:.0%} of {_unrelated(longest)}: "
+            "it is too weak to show anything; ask for more steps (--attack-steps), or give more text"
+        )
     open_ones = [figure for figure in figures if figure.excess.high > WITHSTOOD]
     if open_ones:
         widest = max(open_ones, key=lambda figure: figure.excess.high)

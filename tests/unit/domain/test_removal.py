@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from math import inf, nan
+from typing import Any
 
 import pytest
 
-from trephine.domain.removal import AttackFigure, Interval, judge_removal
+from trephine.domain.removal import AttackFigure, Interval, Removal, judge_removal
 
 
 def interval(low: float, high: float) -> Interval:
@@ -25,11 +28,18 @@ BENIGN = replace(RECOVERY, kind="benign", strength=50)
 SHOTS = replace(RECOVERY, kind="few_shot", strength=50)
 
 
-def word(*figures: AttackFigure, tokens: int = 16, contexts: int = 8, effect: float = 0.1) -> str:
+def judged(
+    *figures: AttackFigure, tokens: int = 16, contexts: int = 8, effect: float = 0.1, **rest: Any
+) -> Removal:
     """Judge figures."""
     return judge_removal(
-        figures, n_tokens=tokens, n_contexts=contexts, effect=effect, unrelated_behaviours=3, seed=0
-    ).verdict
+        figures, n_tokens=tokens, n_contexts=contexts, effect=effect, unrelated_behaviours=3, seed=0, **rest
+    )
+
+
+def word(*figures: AttackFigure, **rest: Any) -> str:
+    """Judge figures, and say the word."""
+    return judged(*figures, **rest).verdict
 
 
 def test_what_withstands_every_attack_is_removed():
@@ -93,3 +103,56 @@ def test_too_little_to_attack():
     assert word(*figures, tokens=7) == "inconclusive"
     assert word(*figures, contexts=3) == "inconclusive"
     assert word(*figures, effect=1e-4) == "inconclusive"
+
+
+def test_training_that_teaches_nothing_proves_no_removal():
+    """Few-shot at its most steps must bring back something of unrelated behaviours; the sentence names it."""
+    idle = replace(
+        SHOTS, returned=interval(0.0, 0.0), unrelated=interval(0.0, 0.0), excess=interval(0.0, 0.0)
+    )
+    found = judged(RECOVERY, BENIGN, idle)
+    assert found.verdict == "inconclusive"
+    assert "training on a few of its contexts for 50 steps brings back at most 0%" in found.why
+    assert "too weak" in found.why
+    earlier = replace(idle, strength=20)
+    assert word(RECOVERY, BENIGN, earlier, SHOTS) == "removed"
+    assert word(RECOVERY, BENIGN, SHOTS, replace(idle, strength=100)) == "inconclusive"
+
+
+@pytest.mark.parametrize("taught", [(7, 4), (16, 3), (0, 0)])
+def test_training_on_too_few_tokens_proves_no_removal(taught):
+    """As measuring on too few; the sentence says which. What another attack breaks stays broken."""
+    assert word(RECOVERY, BENIGN, SHOTS, taught=(8, 4)) == "removed"
+    found = judged(RECOVERY, taught=taught)
+    assert found.verdict == "inconclusive"
+    assert f"acts on {taught[0]} tokens in {taught[1]} contexts of the windows of training" in found.why
+    assert word(replace(RECOVERY, excess=interval(0.2, 0.3)), taught=taught) == "suppressed"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("field", ["returned", "unrelated", "excess"])
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_an_attack_that_diverged_proves_no_removal(place, field, value):
+    """It is named; its figures are left out, so that what is kept is plain JSON; judged again it stays."""
+    names = ("a perturbation of 10.0%", "training on natural text", "training on a few of its contexts")
+    figures = [RECOVERY, BENIGN, SHOTS]
+    lost = replace(figures[place], strength=100, **{field: interval(value, value)})
+    found = judged(*figures, replace(lost, strength=figures[place].strength))
+    assert found.verdict == "inconclusive"
+    assert found.why.startswith(names[place])
+    assert "diverged" in found.why
+    assert found.figures == tuple(figures)
+    json.dumps(asdict(found), allow_nan=False)
+    assert judged(*found.figures, diverged=found.diverged) == found
+    assert word(*figures) == "removed"
+    # Another attack that succeeded is no less a success.
+    broken = replace(figures[place - 1], excess=interval(0.2, 0.5))
+    assert word(*figures, broken, lost) == "suppressed"
+
+
+@pytest.mark.parametrize("effect", [nan, inf])
+def test_an_effect_that_overflows_decides_nothing(effect):
+    """And is kept as a number."""
+    found = judged(RECOVERY, BENIGN, SHOTS, effect=effect)
+    assert found.verdict == "inconclusive"
+    json.dumps(asdict(found), allow_nan=False)

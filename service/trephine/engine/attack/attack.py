@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.removal import LEAST_CONTEXTS, LEAST_TOKENS, AttackFigure, Removal, judge_removal
+from trephine.domain.removal import AttackFigure, Removal, are_enough, judge_removal
 from trephine.engine.attack.answers import Token, load
 from trephine.engine.attack.behaviour import Behaviour, answers, behaviour, choose
 from trephine.engine.attack.recovery import recovery
@@ -41,10 +41,14 @@ def attack(request: AttackRequest, say: Say) -> Removal:
         return behaviour(tokens, before, after, unembed, unrelated=request.unrelated, seed=request.seed)
 
     figures: list[AttackFigure] = []
-    enough = bool(taught) and _are_enough(tested) and _are_enough(attacked)
+    enough = _are_enough(tested) and _are_enough(attacked)
     if enough:
         figures += _recovered(request, edited, on(attacked), say)
-    if enough and not (request.until_decided and any(figure.succeeded for figure in figures)):
+    if (
+        enough
+        and _are_enough(taught)
+        and not (request.until_decided and any(figure.succeeded for figure in figures))
+    ):
         lessons = Lessons(
             windows=request.windows, training=tuple(training), shots=on(taught), tested=on(tested)
         )
@@ -56,6 +60,7 @@ def attack(request: AttackRequest, say: Say) -> Removal:
         effect=_mean_effect(effects, tested),
         unrelated_behaviours=request.unrelated,
         seed=request.seed,
+        taught=(len(taught), len(_contexts(taught))),
     )
 
 
@@ -97,7 +102,7 @@ def _orthonormal(directions: Tensor) -> Tensor:
 
 
 def _are_enough(tokens: Sequence[Token]) -> bool:
-    return len(tokens) >= LEAST_TOKENS and len(_contexts(tokens)) >= LEAST_CONTEXTS
+    return are_enough(len(tokens), len(_contexts(tokens)))
 
 
 def _contexts(tokens: Sequence[Token]) -> set[int]:

@@ -81,18 +81,23 @@ class _Attack:
         self._free = torch.zeros(*radii.shape, width, requires_grad=True)
 
     def optimised(self, goals: Tensor, steps: int, say: Callable[[int], None]) -> Tensor:
-        """Minimise KL(goal || answer) per row; return each row's best answer, `(n_rows, d_vocab)`."""
+        """Minimise KL(goal || answer) per row; return each row's best answer, `(n_rows, d_vocab)`.
+
+        NaN where a row diverged: its best answer until then is that of an attack that was cut short.
+        """
         pace = _PACE / self._free.shape[-1] ** 0.5
         optimiser = torch.optim.Adam([self._free], lr=pace)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1), eta_min=0.1 * pace)
         wanted = torch.log_softmax(goals, -1)
         best, answers = torch.full((len(goals),), torch.inf), goals
+        lost = torch.zeros(len(goals), dtype=torch.bool)
         for step in range(steps + 1):
             logits = self._rows.logits(self._perturb, self._layers)
             loss = functional.kl_div(
                 torch.log_softmax(logits, -1), wanted, log_target=True, reduction="none"
             ).sum(-1)
             better = loss.detach() < best
+            lost |= ~loss.detach().isfinite()
             answers = logits.detach() if step == 0 else torch.where(better[:, None], logits.detach(), answers)
             best = torch.minimum(best, loss.detach())
             say(step)
@@ -102,7 +107,7 @@ class _Attack:
             loss.sum().backward()
             optimiser.step()
             schedule.step()
-        return answers
+        return answers.masked_fill(lost[:, None], torch.nan)
 
     def _perturb(self, layer: int, x: Tensor) -> Tensor:
         """Add to `x (n_rows, 1, d_model)`."""

@@ -135,14 +135,23 @@ def stages(steps: int) -> tuple[int, ...]:
 
 
 def _trained(model: Any, loss: Loss, lessons: Lessons, steps: int, seed: int, say: Say) -> dict[int, Tensor]:
-    """Train low-rank updates and take them off again; return the tested tokens' answers at some steps."""
+    """Train low-rank updates and take them off again; return the tested tokens' answers at some steps.
+
+    A training that diverges stops, and its answers from there on are no numbers, which no word is made of.
+    """
     measured = stages(steps)
     found: dict[int, Tensor] = {}
     with low_rank(model, seed) as weights:
         optimiser = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0)
         for step in range(steps):
             optimiser.zero_grad()
-            loss(step).backward()
+            error = loss(step)
+            if not bool(error.isfinite()):
+                lost = torch.full_like(lessons.tested.edited, torch.nan)
+                found |= {stage: lost for stage in measured if stage > step}
+                say(steps, steps)
+                break
+            error.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             say(step + 1, steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from tests.unit.engine.attack.organisms import (
     rotated,
 )
 from trephine.domain.removal import AttackFigure
+from trephine.engine.attack import relearning
 from trephine.engine.attack.answers import Prefixes, Token, logits_of
 from trephine.engine.attack.attack import attack
-from trephine.engine.attack.behaviour import answers, behaviour, choose, share_of_kl, share_of_step
+from trephine.engine.attack.behaviour import Behaviour, answers, behaviour, choose, share_of_kl, share_of_step
 from trephine.engine.attack.intervals import figure
 from trephine.engine.attack.recovery import _Attack
-from trephine.engine.attack.relearning import low_rank, stages
+from trephine.engine.attack.relearning import Lessons, low_rank, stages
 from trephine.engine.divergence import kl_divergence
 
 WINDOWS = [
@@ -65,6 +67,56 @@ def test_a_behaviour_without_another_path_is_removed(tmp_path):
     assert {figure.unrelated_behaviours for figure in found.figures} == {found.unrelated_behaviours} == {5}
     shots = [figure for figure in found.figures if figure.kind == "few_shot"]
     assert all(figure.unrelated_most > figure.unrelated.value for figure in shots)
+
+
+@pytest.mark.parametrize(
+    ("rate", "says"), [(0.0, "too weak to show anything"), (1e25, "diverged")], ids=["idle", "diverging"]
+)
+def test_training_that_does_nothing_or_diverges_proves_no_removal(tmp_path, monkeypatch, rate, says):
+    """The very organism that withstands real training; what is kept is plain JSON."""
+    monkeypatch.setattr(relearning, "LEARNING_RATE", rate)
+    model, read = planted()
+    found = attack(request(model, removed(model), read, tmp_path), lambda _: None)
+    assert found.verdict == "inconclusive"
+    assert says in found.why
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_training_that_diverges_stops(monkeypatch):
+    """At once, with no number for the stages that it did not reach."""
+    model, told = tiny_model("llama"), list[int]()
+    losses = iter([1.0, torch.nan, 1.0, 1.0])
+
+    def loss(_: int) -> torch.Tensor:
+        return next(losses) * model(torch.tensor([WINDOWS[0]])).logits.square().mean()
+
+    start = torch.zeros(len(TOKENS), model.config.vocab_size)
+    tested = Behaviour(tokens=TOKENS, edited=start, goals=(start,))
+    lessons = Lessons(windows=WINDOWS, training=(0,), shots=tested, tested=tested)
+    monkeypatch.setattr(relearning, "stages", lambda _: (1, 2, 4))
+    found = relearning._trained(model, loss, lessons, 4, 0, lambda done, _: told.append(done))
+    assert [bool(found[step].isfinite().all()) for step in (1, 2, 4)] == [True, False, False]
+    assert next(losses) == 1.0  # the third step was not run
+    assert told == [1, 4]
+
+
+def test_a_perturbation_that_diverges_has_no_best_answer():
+    """A row that overflowed on its way was attacked for fewer steps than were asked for."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        rows = Prefixes(model, WINDOWS, TOKENS)
+        goal = rows.logits().roll(1, 0)
+    attacker = _Attack(rows, [LAYER], torch.zeros(1, 32), torch.full((3, 1), 0.1))
+    perturb, passes = attacker._perturb, iter(range(9))
+
+    def overflowing(layer: int, x: torch.Tensor) -> torch.Tensor:
+        factor = torch.ones(3, 1, 1)
+        factor[1] = torch.nan if next(passes) == 2 else 1.0
+        return perturb(layer, x) * factor
+
+    attacker._perturb = overflowing
+    found = attacker.optimised(goal, 4, lambda _: None)
+    assert found.isfinite().all(-1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
