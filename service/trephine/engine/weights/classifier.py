@@ -40,6 +40,8 @@ SCRIPT = Path(__file__).with_name("classifier_check.py")
 CLASSIFIER_NAME = "classifier.json"
 _REWARD = "reward"
 """What the one output is called: it stands for no label by itself."""
+_BATCH = 8
+"""Texts of one padded batch of the check."""
 _HEAD_FILE = "score.safetensors"
 _BODY_FILE = "body.safetensors"
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
@@ -64,13 +66,8 @@ def export_classifier(
     yield from _copy(source, target)
     with full_disk_refused():
         _write_head(hosted, source, target, command, score, architecture)
-    difference, agreeing, checked = yield from _compare(hosted, command, target, score)
-    if agreeing < FEWEST_AGREEING * checked:
-        raise GateMissedError(
-            f"the reloaded classifier agrees with the measured decision on {agreeing} of {checked} texts, "
-            f"and must on {FEWEST_AGREEING:.0%}; the export's weights are not those that were measured: "
-            "export the removal's edit again, and name that export"
-        )
+    difference, alone, agreeing, checked = yield from _compare(hosted, command, target, score)
+    _require_agreement(alone, agreeing, checked)
     with full_disk_refused():
         told: dict[str, Any] = {"removal": command.removal, "export": command.export}
         told["parent"] = hosted.info.weight_hash
@@ -165,22 +162,25 @@ def _write_head(
         # Pipelines give the output of a regression as it is, as the threshold needs it.
         "problem_type": "single_label_classification" if command.threshold is None else "regression",
     }
-    if config.get("pad_token_id") is None:  # else a batch of unequal texts cannot be pooled
-        config["pad_token_id"] = _padding(hosted)
+    config["pad_token_id"] = _padding(hosted, config.get("pad_token_id"))
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _padding(hosted: HostedModel) -> int:
+def _padding(hosted: HostedModel, configured: int | None) -> int:
+    """Return the id that the last token of a text is told from: what its tokenizer pads with, if anything.
+
+    A stock classifier pools at the last token that is not it; with another one a shorter text of a batch is
+    decided by its padding.
+    """
     pad = hosted.tokenizer.pad_token_id
-    if pad is not None:
-        return int(pad)
-    return next(iter(hosted.info.eos_token_ids), 0)
+    pad = configured if pad is None else pad
+    return next(iter(hosted.info.eos_token_ids), 0) if pad is None else int(pad)
 
 
 def _compare(
     hosted: HostedModel, command: ExportClassifier, target: Path, score: Tensor
-) -> Generator[Progress | None, None, tuple[float, int, int]]:
-    """Return the largest difference of a logit, decisions that agree, and texts."""
+) -> Generator[Progress | None, None, tuple[float, int, int, int]]:
+    """Return the largest difference of a logit, texts that agree one by one, in batches as well, and all."""
     given, special_tokens = command.texts[:MAX_CHECKED], command.head.special_tokens
     texts = [tuple(hosted.encode(text, special_tokens=special_tokens)) for text in given]
     expected = yield from _expected(hosted, command, texts, score)
@@ -188,6 +188,7 @@ def _compare(
         work = Path(folder)
         request: dict[str, Any] = {"folder": str(target), "texts": list(given)}
         request |= {"dtype": hosted.info.dtype, "threads": torch.get_num_threads()}
+        request |= {"batch": _BATCH, "context": hosted.info.context_length}
         path = work / "request.json"
         with full_disk_refused():
             path.write_text(json.dumps(request), encoding="utf-8")
@@ -200,9 +201,39 @@ def _compare(
             patience=patience_for(hosted.info.n_parameters),
         )
     _require_same_tokens(hosted, texts, [tuple(ids) for ids in found["ids"]])
-    logits = torch.tensor(found["logits"])
-    agreeing = int((decisions(command, logits) == decisions(command, expected)).sum())
-    return float((logits - expected).abs().max()), agreeing, len(texts)
+    wanted = decisions(command, expected)
+    alone, padded = (torch.tensor(found[name]) for name in ("logits", "padded_logits"))
+    right = decisions(command, alone) == wanted
+    both = right & (decisions(command, padded) == wanted)
+    difference = float((torch.stack([alone, padded]) - expected).abs().max())
+    return difference, int(right.sum()), int(both.sum()), len(texts)
+
+
+def _require_agreement(alone: int, agreeing: int, checked: int) -> None:
+    """Refuse a folder that decides otherwise than what was measured.
+
+    Args:
+        alone: Texts that agree one by one.
+        agreeing: Those that agree in padded batches, too.
+        checked: All.
+
+    Raises:
+        GateMissedError: Saying which of the two it is, and what to do.
+    """
+    if alone < FEWEST_AGREEING * checked:
+        raise GateMissedError(
+            f"the reloaded classifier agrees with the measured decision on {alone} of {checked} texts, "
+            f"and must on {FEWEST_AGREEING:.0%}; the export's weights are not those that were measured: "
+            "export the removal's edit again, and name that export. If they are, texts end with the token "
+            "that the tokenizer pads with, which stock classifiers take for padding: give it one of its own"
+        )
+    if agreeing < FEWEST_AGREEING * checked:
+        raise GateMissedError(
+            f"the reloaded classifier agrees with the measured decision on {alone} of {checked} texts one by "
+            f"one, but on {agreeing} in padded batches as well, and must on {FEWEST_AGREEING:.0%}; nobody "
+            "could use it in batches. Give the model's tokenizer a pad token that is in no text, and "
+            "`padding_side` right where positions are absolute; load the model again and export"
+        )
 
 
 def _require_same_tokens(
@@ -220,8 +251,8 @@ def _require_same_tokens(
         raise GateMissedError(
             f"the folder's tokenizer reads {len(other)} of {len(read)} texts otherwise than they were "
             f"measured; texts[{number}] as {stock}, and measured was {own}: the classifier would decide on "
-            "what nobody measured. Remove again by this version (a stock probe, or "
-            "the classifier's folder), which reads texts as the tokenizer does, and export that"
+            "what nobody measured. Remove again by this version (a stock probe, or the classifier's folder), "
+            "which reads texts as the tokenizer does, and export that"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,21 @@ from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.spurious.reading import read_text
 from trephine.engine.spurious.removal import remove_spurious_features
+from trephine.engine.weights import classifier
 from trephine.engine.weights.classifier import export_classifier
 
 START = 2
 TEST = balanced(15, seed=77)
 WORDS = tuple(LabelToken(label=label, token=f"#{ord(label) - 30}") for label in "QW")
+HEAD = HeadWeights(
+    labels=("Q", "W"),
+    weight=tuple(
+        tuple(row) for row in torch.randn(2, 32, generator=torch.Generator().manual_seed(5)).tolist()
+    ),
+    bias=(0.0, 0.0),
+    layer=None,
+    pooling=Pooling.LAST,
+)
 
 
 def _hosted(folder: Path, single: str = "<|start|> $A") -> HostedModel:
@@ -132,6 +143,34 @@ def test_a_folder_that_reads_other_tokens_than_were_measured_is_not_published(
     head = replace(_removal(hosted, ProbeHead()).original_head, special_tokens=False)
     with pytest.raises(GateMissedError, match="reads 60 of 60 texts otherwise than they were measured"):
         _export(hosted, head, tmp_path / "judge")
+
+
+def test_a_classifier_decides_in_batches_as_one_by_one(tmp_path: Path):
+    """Though the model's configuration pads with another token than its tokenizer."""
+    folder = tmp_path / "base"
+    _hosted(folder, "$A")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    hosted = host(loaded, AutoTokenizer.from_pretrained(folder), name="tiny", folder=folder)
+    _export(hosted, HEAD, tmp_path / "judge")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "judge")
+    texts = [one.text + "abc" * (number % 4) for number, one in enumerate(TEST)]
+    rows = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        together = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+        alone = torch.cat([model(torch.tensor([hosted.encode(text)])).logits for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_what_differs_in_batches_is_not_published(
+    hosted: HostedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The reload is of padded batches as well, so that a wrong padding token is seen."""
+    monkeypatch.setattr(classifier, "_padding", lambda *_: 0)
+    with pytest.raises(GateMissedError, match=r"60 of 60 texts one by one, but on \d+ in padded batches"):
+        _export(hosted, replace(HEAD, special_tokens=True), tmp_path / "judge")
 
 
 def test_what_is_no_stock_classifier_says_what_it_reads_without(hosted: HostedModel):
