@@ -1,6 +1,8 @@
 """The whole main job as a newcomer runs it: by the demo, and by the README's ten lines.
 
-One file, so that the two never run at once: each needs a few gigabytes.
+The ten lines run on the demo's own server, which is kept for them with its model: they find the circuit,
+choose the edit and export it for themselves, and only what the engine still knows (the model, its answers
+to the retain text, the damage of an edit) is not computed twice.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from tests.unit.engine.interventions import neuron
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.circuits import Circuits
 from trephine.app.pruning import numbers
+from trephine.client import connect
 from trephine.client.verification import verify_folder
 from trephine.domain.circuits import NodeKind
 from trephine.domain.interventions import Ablate
@@ -38,10 +43,21 @@ pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(2700)]
 
 
 @pytest.fixture(scope="module")
-def told(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def kept() -> Iterator[ExitStack]:
+    """What keeps the demo's server after the demo; closing it lets the server go."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def told(smollm2: Path, kept: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's folder and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "out" / "demo"
-    code, out, err = finish(start(folder / "unused", "demo", "--out", str(folder)), seconds=2400)
+    demo = start(folder / "unused", "demo", "--out", str(folder))
+    wait_for(lambda: (folder / "state" / "server.json").exists() or demo.poll() is not None)
+    if demo.poll() is None:
+        kept.enter_context(connect(state=folder / "state"))
+    code, out, err = finish(demo, seconds=2400)
     assert code == 0, f"{out[-3000:]}\n{err[-3000:]}"
     return folder, out
 
@@ -174,15 +190,16 @@ def test_the_audit_is_honest_and_reported(summary: dict[str, Any], told: tuple[P
     assert len(list((told[0] / "audit").iterdir())) == 4
 
 
-def test_nothing_is_left_running(told: tuple[Path, str]):
-    """The demo's server ended with it."""
-    wait_for(lambda: not processes_of(told[0] / "state"))
-
-
-def test_python_code_runs_as_printed(smollm2: Path, tmp_path: Path):
+def test_python_code_runs_as_printed(told: tuple[Path, str], tmp_path: Path):
     """The client's ten lines open the model, find the circuit, store the edit and bring the weights home."""
+    state = told[0] / "state"
+    for published in (state / "published").glob("edited-*"):
+        shutil.rmtree(published)  # or the export would be taken as it is
+    with connect(state=state) as trephine:
+        trephine.edits.delete("no-mary")
+        before = {one.name for one in trephine.circuits.list()}
     [code] = blocks("python")
-    environment = os.environ | {"TREPHINE_STATE": str(tmp_path / "state")}
+    environment = os.environ | {"TREPHINE_STATE": str(state)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -192,9 +209,18 @@ def test_python_code_runs_as_printed(smollm2: Path, tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    with connect(state=state) as trephine:
+        [circuit] = {one.name for one in trephine.circuits.list()} - before
+        assert trephine.edits.get("no-mary").evidence[0] == circuit
     assert (tmp_path / "out" / "edited" / "model.safetensors").is_file()
     commands = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     [verify] = [line for line in commands if line.startswith("trephine verify")]
     words = [sys.executable, "-m", "trephine.client", *shlex.split(verify)[1:]]
     verified = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_nothing_is_left_running(told: tuple[Path, str], kept: ExitStack):
+    """The demo's server ends with the last who uses it."""
+    kept.close()
+    wait_for(lambda: not processes_of(told[0] / "state"))
