@@ -36,7 +36,7 @@ def draw_judged(examples: Sequence[Example], count: int, seed: int) -> tuple[Exa
 def _of_environments(examples: Sequence[Example], count: int, seed: int) -> list[int]:
     """As many of either label in each environment, those with a twin first; none where nothing is judged."""
     sizes = Counter((one.environment, one.label) for one in examples)
-    names = sorted({one.environment for one in examples if one.environment is not None})
+    names = dict.fromkeys(one.environment for one in examples if one.environment is not None)
     usable = [name for name in names if min(sizes[name, label] for label in (0, 1)) >= FEWEST]
     if len(usable) < 2:
         return []

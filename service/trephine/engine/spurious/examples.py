@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from trephine.domain.errors import (
     TrephineError,
 )
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_repeats import distinct, first_rows, first_texts, left_out
 from trephine.domain.spurious_texts import (
     FEWEST_JUDGED,
     LabelledText,
-    Splits,
     check_leakage,
     check_left_apart,
     check_told_apart,
@@ -28,7 +28,7 @@ from trephine.domain.spurious_texts import (
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
 from trephine.engine.spurious.reading import read_text
-from trephine.engine.spurious.swaps import Swapper, lexicon_of
+from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins
 
 MAX_TOKENS = 512
 """Of one text: attention of a pack is kept as one square."""
@@ -71,6 +71,8 @@ class Data:
     test: tuple[Example, ...]
     attribute: tuple[Example, ...]
     """Examples of the attribute, without labels."""
+    repeated: tuple[str, ...] = ()
+    """How many rows were left out for saying what another one says, in words, per split."""
 
 
 def column(examples: Sequence[Example], read: Callable[[Example], int]) -> Tensor:
@@ -122,6 +124,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
         held_out=held_out,
         test=reader.split("test"),
         attribute=reader.unlabelled(),
+        repeated=reader.repeated(),
     )
     if command.swaps or command.attribute_name:
         _require_twins(data)
@@ -152,12 +155,19 @@ class _Reader:
     def __init__(self, hosted: HostedModel, command: RemoveSpuriousFeatures) -> None:
         self._hosted, self._command, self._labels = hosted, command, command.labels
         lexicon = lexicon_of(command.attribute_name, command.swaps)
-        self.splits = _with_twins(command.splits, Swapper(lexicon) if lexicon else None)
+        self.splits = with_twins(command.splits, Swapper(lexicon) if lexicon else None)
         self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
 
     def split(self, name: str) -> tuple[Example, ...]:
-        return tuple(self._example(f"{name}[{number}]", one) for number, one in enumerate(self.splits[name]))
+        rows = self.splits[name]
+        return tuple(self._example(f"{name}[{number}]", rows[number]) for number in first_rows(rows))
+
+    def repeated(self) -> tuple[str, ...]:
+        examples = self._command.attribute_texts
+        found = [(f"{name} texts", len(rows), len(first_rows(rows))) for name, rows in self.splits.items()]
+        found.append(("examples of the attribute", len(examples), len(first_texts(examples))))
+        return tuple(said for split in found for said in left_out(*split))
 
     def unlabelled(self) -> tuple[Example, ...]:
         return tuple(
@@ -169,7 +179,7 @@ class _Reader:
                 twin=None,
                 environment=None,
             )
-            for number, one in enumerate(self._command.attribute_texts)
+            for number, one in first_texts(self._command.attribute_texts)
         )
 
     def _example(self, place: str, one: LabelledText) -> Example:
@@ -204,24 +214,14 @@ class _Reader:
         return ids
 
 
-def _with_twins(splits: Splits, swap: Swapper | None) -> Splits:
-    """Give a twin by the lexicon to every text that has none."""
-    if swap is None:
-        return splits
-    return {
-        name: [one if one.twin is not None else replace(one, twin=swap(one.text)) for one in split]
-        for name, split in splits.items()
-    }
-
-
 def attribute_order(command: RemoveSpuriousFeatures) -> tuple[tuple[str, ...], str]:
     """Return the attribute's two values, if it is known at all, the one of the first label first.
 
     The ambiguous set says which that is, or an ambiguous validation split.
 
     Returns:
-        The values, and what says so (see `Data.told_by`); where nothing does, they are in the order in which
-        they appear, since names say nothing.
+        The values, and what says so (see `Data.told_by`); where nothing does, the one that appears first goes
+        with the label that does, since names say nothing.
     """
     known = [one.attribute for split in command.splits.values() for one in split if one.attribute is not None]
     names = tuple(dict.fromkeys([*known, *(one.attribute for one in command.attribute_texts)]))
@@ -231,13 +231,13 @@ def attribute_order(command: RemoveSpuriousFeatures) -> tuple[tuple[str, ...], s
     if not leaning:
         leaning, told_by = _leaning(command, command.validation, names[1]), "the ambiguous validation split"
         if abs(leaning) < 1:
-            return names, ""
+            return (names if command.training[0].label == command.labels[0] else names[::-1]), ""
     return (names if leaning > 0 else names[::-1]), told_by
 
 
 def _leaning(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText], value: str) -> float:
     """Return by how much more often the second label's texts have a value; 1/2 stands for what is unknown."""
-    rates = []
+    rates, texts = [], distinct(texts)
     for label in command.labels:
         known = [one.attribute == value for one in texts if one.label == label and one.attribute is not None]
         rates.append(sum(known) / len(known) if known else 0.5)
@@ -265,6 +265,7 @@ def sample_places(examples: Sequence[Example], count: int, seed: int) -> list[in
     for number, one in enumerate(examples):
         groups.setdefault((one.label, one.attribute), []).append(number)
     generator, chosen = torch.Generator().manual_seed(seed), list[int]()
+    # Of groups of one size the one that appears first: what they are called draws nothing.
     for left, members in enumerate(sorted(groups.values(), key=len)):
         share = (count - len(chosen)) // (len(groups) - left)
         chosen += _drawn(members, share, generator)
@@ -272,8 +273,12 @@ def sample_places(examples: Sequence[Example], count: int, seed: int) -> list[in
 
 
 def sample_pairs(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
-    """Draw at most `count` texts as whole pairs, in their order; each text is in a pair."""
-    drawn = {one.pair for one in sample([one for one in examples if one.label == 0], count // 2, seed)}
+    """Draw at most `count` texts as whole pairs, in their order; each text is in a pair.
+
+    As many of every group of the texts whose label appears first.
+    """
+    of_one_label = [one for one in examples if one.label == examples[0].label]
+    drawn = {one.pair for one in sample(of_one_label, count // 2, seed)}
     return tuple(one for one in examples if one.pair in drawn)
 
 
@@ -301,12 +306,12 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
 
 
 def _strata(examples: Sequence[Example], members: Sequence[Sequence[int]]) -> list[set[int]]:
-    """Part members by whether one has a twin, those first, and by their environment."""
-    strata: dict[tuple[bool, str], set[int]] = {}
+    """Part members by whether one has a twin, those first, and by their environment as these appear."""
+    strata: dict[tuple[bool, str | None], set[int]] = {}
     for place, together in enumerate(members):
         untwinned = all(examples[number].twin is None for number in together)
-        strata.setdefault((untwinned, examples[together[0]].environment or ""), set()).add(place)
-    return [strata[key] for key in sorted(strata)]
+        strata.setdefault((untwinned, examples[together[0]].environment), set()).add(place)
+    return [strata[key] for key in sorted(strata, key=lambda key: key[0])]
 
 
 def alike(examples: Sequence[Example]) -> list[list[int]]:

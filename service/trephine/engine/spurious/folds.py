@@ -47,15 +47,17 @@ class Turns:
 def folds_of(texts: Sequence[Example], seed: int) -> list[list[int]]:
     """Deal places of texts out into parts; what shares a text, a twin or a pair stays together.
 
-    Texts of a label, and those that have a twin, are spread as evenly as that allows.
+    Texts of a label, and those that have a twin, are spread as evenly as that allows. Labels count in the
+    order in which they appear, so that their names deal nothing.
     """
     twins = sum(one.twin is not None for one in texts)
     parts = FOLDS if twins - -(-twins // FOLDS) >= FEWEST else max(FOLDS, twins)
     strata: defaultdict[tuple[int, bool], list[list[int]]] = defaultdict(list)
     for together in alike(texts):
         first = texts[together[0]]
+        later = int(first.label != texts[0].label)
         # In this order a label's texts stand in a row, and so do those with twins: rows are dealt out evenly.
-        strata[first.label, (first.twin is not None) != (first.label == 1)].append(together)
+        strata[later, (first.twin is not None) != bool(later)].append(together)
     generator = torch.Generator().manual_seed(seed)
     dealt = [
         members[place]

@@ -24,7 +24,7 @@ class Intervals:
         """Draw resamples of `groups (n,)`: int64 `(resamples, n)`."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.empty(resamples, len(groups), dtype=torch.long)
-        for group in groups.unique():
+        for group in dict.fromkeys(groups.tolist()):  # as they appear: their numbers follow names
             members = (groups == group).nonzero()[:, 0]
             places = torch.randint(len(members), (resamples, len(members)), generator=generator)
             drawn[:, members] = members[places]

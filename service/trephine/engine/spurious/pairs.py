@@ -26,14 +26,14 @@ class Compared(Protocol):
 def partners(texts: Sequence[Compared]) -> Tensor:
     """Return places of the first label's text and of the second's, int64 `(n_pairs, 2)`.
 
-    Only pairs that are there whole; in the order of their second text.
+    Only pairs that are there whole; in the order in which they become so.
     """
     first, second = dict[str, int](), dict[str, int]()
     for place, one in enumerate(texts):
         if one.pair is not None:
             (second if one.label else first)[one.pair] = place
     found = [(first[pair], place) for pair, place in second.items() if pair in first]
-    return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
+    return torch.tensor(sorted(found, key=max), dtype=torch.long).reshape(-1, 2)
 
 
 def threshold(rewards: Tensor, pairs: Tensor) -> float:
