@@ -6,13 +6,12 @@ so that greater-than asks for the tens digit: every larger one is right, every s
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from trephine.client.datasets import Split, read_examples, split_examples
+from trephine.client.datasets import Split, read_examples, rows_of, split_examples
 from trephine.client.types import DatasetExample
 
 BEGIN = "<|im_start|>"
@@ -55,13 +54,9 @@ def _is_usable(one: DatasetExample, tokens: Tokens) -> bool:
     return answers and (one.corrupted is None or tokens(one.clean) == tokens(one.corrupted))
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-
-
 def _greater_than(file: Path) -> tuple[DatasetExample, ...]:
     found = []
-    for row in _rows(file):
+    for row in rows_of(file):
         tens = int(row["label"].zfill(2)[0])
         if 2 <= tens <= 7:  # with few digits on a side there is little to prefer
             found.append(
@@ -77,7 +72,7 @@ def _greater_than(file: Path) -> tuple[DatasetExample, ...]:
 
 def _indirect_objects(file: Path) -> tuple[DatasetExample, ...]:
     found = []
-    for row in _rows(file):
+    for row in rows_of(file):
         names = Counter(re.findall(r"\b[A-Z][a-z]+\b", row["clean"]))
         subjects = [name for name, count in names.items() if count == 2]
         others = [name for name, count in names.items() if count == 1 and name not in _NO_NAMES]

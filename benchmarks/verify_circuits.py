@@ -9,11 +9,10 @@ figure as JSON, and what it holds already is not measured again.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from benchmarks.discovery_cell import SET, load
 from trephine.app.pruning import prune
 from trephine.app.records import decode, encode
+from trephine.client.datasets import rows_of
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.findings import Figure
@@ -85,7 +85,7 @@ def agreement(data: Path) -> Iterator[Item]:
 
 def indirect_objects(data: Path) -> Iterator[Item]:
     """Yield indirect objects; the counterfactual's giver is the other name."""
-    for row in held_back(list(csv.DictReader((data / "ioi.csv").open()))):
+    for row in held_back(list(rows_of(data / "ioi.csv"))):
         names = row["clean"].replace("Then, ", "").replace("After ", "").split(" and ")
         first, second = names[0].split()[-1].strip(","), names[1].split()[0].strip(",")
         giver = second if row["clean"].count(second) > 1 else first
@@ -96,7 +96,7 @@ def indirect_objects(data: Path) -> Iterator[Item]:
 
 def greater_than(data: Path) -> Iterator[Item]:
     """Yield greater-than: digits are tokens of their own, so that the tens digit decides."""
-    for row in held_back(list(csv.DictReader((data / "greater_than.csv").open()))):
+    for row in held_back(list(rows_of(data / "greater_than.csv"))):
         tens = int(row["label"]) // 10
         if 0 < tens < 9:
             more, less = str(tens + 1), str(tens - 1)
@@ -105,7 +105,7 @@ def greater_than(data: Path) -> Iterator[Item]:
             )
 
 
-def held_back(rows: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+def held_back(rows: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
     """Return the last fifth."""
     return rows[int(len(rows) * _HELD_BACK) :]
 

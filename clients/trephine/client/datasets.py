@@ -16,6 +16,11 @@ from trephine.client.types import DatasetExample
 
 SEVERAL = "|"
 """Separates several right or wrong answers in one cell."""
+_QUOTE = (
+    "write a cell that holds a comma, a quote or an end of line in quotes, and a quote in it twice: "
+    '"He said ""no"", and left"'
+)
+_FILL = "write an empty cell where there is nothing, and close every quote"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +139,8 @@ def rows_of(file: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a `.jsonl` or `.csv` file.
 
     Raises:
-        LocalFileError: If the file cannot be read as such.
+        LocalFileError: If the file cannot be read as such; of a table also if a row has more or fewer cells
+            than there are columns, a quote is not closed, or a column has no name or another one's.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:  # ends of lines within cells stay
@@ -149,11 +155,56 @@ def rows_of(file: Path) -> Iterator[Mapping[str, Any]]:
         raise LocalFileError(f"{file} is neither .jsonl nor .csv; rename or convert it")
 
 
-def _csv_rows(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        yield from csv.DictReader(io.StringIO(text, newline=""))
-    except csv.Error as failure:
-        raise LocalFileError(f"{file} is no CSV: {failure}") from failure
+def _csv_rows(file: Path, text: str) -> Iterator[Mapping[str, str]]:
+    """Yield rows that have a cell for every column, and no other: what is not quoted would lose its end."""
+    names: list[str] = []
+    for number, (line, cells) in enumerate(_csv_cells(file, text)):
+        if not number:
+            names = cells
+            _check_names(file, names)
+            continue
+        if len(cells) != len(names):
+            raise LocalFileError(
+                f"{file}, row {number} (line {line}) has {len(cells)} cells, the first line names "
+                f"{len(names)} ({', '.join(names)}): {_QUOTE if len(cells) > len(names) else _FILL}"
+            )
+        if not (names[0].strip() or cells[0].isdecimal()):
+            raise LocalFileError(
+                f"{file}, row {number} (line {line}) begins with {cells[0]!r} in a column without a name, "
+                "which may hold row numbers alone; name the column in the first line, or leave it out"
+            )
+        yield dict(zip(names, cells, strict=True))
+
+
+def _csv_cells(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield what is not blank, with the number of the line that it begins on."""
+    reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as failure:
+            place = f"row {number} (line {line})" if number else "the first line"
+            raise LocalFileError(f"{file}, {place} is no CSV: {failure}; {_QUOTE}") from failure
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+            number += 1
+
+
+def _check_names(file: Path, names: Sequence[str]) -> None:
+    """Refuse a name that is missing or there twice; the first column may be one of row numbers."""
+    for number, name in enumerate(names, 1):
+        if not name.strip() and number > 1:
+            raise LocalFileError(
+                f"{file}: column {number} has no name in the first line; name it, or leave it out"
+            )
+        if name in names[: number - 1]:
+            raise LocalFileError(
+                f"{file}: the first line names {name!r} twice, columns {names.index(name) + 1} and {number}, "
+                "and one would hide the other; rename one or leave it out"
+            )
 
 
 def _json_lines(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
@@ -161,12 +212,21 @@ def _json_lines(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_named_once)
         except ValueError as failure:
             raise LocalFileError(f"{file}, line {number} is no JSON: {failure}") from failure
         if not isinstance(row, dict):
             raise LocalFileError(f"{file}, line {number} is no JSON object")
         yield row
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, and refuse a name that is there twice: the first value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        again = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"it names {again!r} twice; leave one of the two out")
+    return found
 
 
 def _example(row: Mapping[str, Any], columns: Columns, prefix: str, place: str) -> DatasetExample:

@@ -25,13 +25,59 @@ def test_lines_end_where_the_format_says(tmp_path: Path):
         read_texts(table)
 
 
-def test_an_empty_cell_of_a_csv_is_none(tmp_path: Path):
-    """And so is one that a short row does not have."""
+def test_a_table_may_begin_with_row_numbers(tmp_path: Path):
+    """As tables are saved that count their rows: no text is lost by it."""
     file = tmp_path / "rows.csv"
-    file.write_text("text,label,gender,twin\na b,x,f,c d\na c,y, ,\na d,y\n")
+    file.write_text(",text,label\n0,a b,x\n1,a c,y\n")
+    assert [(one.text, one.label) for one in read_texts(file)] == [("a b", "x"), ("a c", "y")]
+
+
+def test_a_line_that_names_a_column_twice_is_refused(tmp_path: Path):
+    """The first value would be lost."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "label": "x"}\n{"text": "a", "label": "x", "label": "y"}\n')
+    with pytest.raises(LocalFileError, match="line 2 is no JSON: it names 'label' twice"):
+        read_texts(file)
+
+
+def test_an_empty_cell_of_a_csv_is_none(tmp_path: Path):
+    """Or of blanks; blank lines are no rows."""
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label,gender,twin\na b,x,f,c d\na c,y, ,\n\na d,y,,\n")
     found = read_texts(file, TextColumns(attribute="gender", twin="twin"))
     assert [(one.attribute, one.twin) for one in found] == [("f", "c d"), (None, None), (None, None)]
     assert read_attribute_texts(file, text="text", attribute="label")[2].attribute == "y"
+
+
+UNSAFE = {
+    "a comma that is not quoted": (
+        "label,text\nneg,Dull\npos,Great, not a bad word in it\n",
+        r"row 2 \(line 3\) has 3 cells, the first line names 2 \(label, text\): write a cell that holds",
+    ),
+    "a row that ends early": ("text,label\nabc\n", r"row 1 \(line 2\) has 1 cells, .*write an empty cell"),
+    "a quote that is not closed": (
+        'label,text\nneg,"two\nlines"\npos,"Hello\nneg,fine\npos,good\n',
+        r"row 2 \(line 4\) is no CSV: unexpected end of data; write a cell .* in quotes",
+    ),
+    "words behind a quoted cell": ('text,label\n"a" b,x\n', r"row 1 \(line 2\) is no CSV: .* expected after"),
+    "a quote in the first line": ('text,"label\nabc,x\n', "the first line is no CSV"),
+    "a column named twice": ("text,label,label\na,x,y\n", "names 'label' twice, columns 2 and 3"),
+    "a column without a name": ("text,label,\na,x,\n", "column 3 has no name in the first line"),
+    "a column without a name that counts nothing": (
+        ",text,label\n0,a,x\nHello, world,y\n",
+        r"row 2 \(line 3\) begins with 'Hello' in a column without a name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_table_that_would_lose_text_is_refused(tmp_path: Path, name: str):
+    """By its row and line, and with what to do; nothing is cut, swallowed or hidden by another column."""
+    written, said = UNSAFE[name]
+    file = tmp_path / "rows.csv"
+    file.write_text(written)
+    with pytest.raises(LocalFileError, match=said):
+        read_texts(file)
 
 
 @pytest.mark.parametrize(
