@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,27 +160,57 @@ def read_overrides(path: str | Path) -> tuple[FeatureOverride, ...]:
 
     Raises:
         LocalFileError: If it is no such file.
-        InvalidRequestError: If an entry is not as above; the message names it.
+        InvalidRequestError: If an entry is not as above, or names its feature, its word or its reason twice,
+            however a feature is written; the message names it.
     """
     file = Path(path).expanduser()
     try:
-        said = json.loads(file.read_text(encoding="utf-8-sig"))
+        said = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, UnicodeDecodeError, ValueError) as failure:
         raise LocalFileError(f"cannot read {file} as JSON: {failure}") from failure
-    if not isinstance(said, dict):
+    if not isinstance(said, _Pairs):
         raise InvalidRequestError(f"{file.name} must hold one object, feature by feature", field="overrides")
-    return tuple(_said(name, word, file.name) for name, word in said.items())
+    named, found = dict[str, str](), list[FeatureOverride]()
+    for name, word in said.entries:
+        override = _said(name, word, file.name)
+        address = str(override.feature)
+        if address in named:
+            also = "" if named[address] == name else f", as {named[address]!r} and as {name!r}"
+            raise InvalidRequestError(
+                f"{file.name} names the feature {address} twice{also}: leave one of the two out",
+                field="overrides",
+            )
+        named[address] = name
+        found.append(override)
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """A JSON object as it stands, a name that is written twice included."""
+
+    entries: list[tuple[str, Any]]
 
 
 def _said(name: str, word: Any, file: str) -> FeatureOverride:
     parts = name.rsplit(":", 2)
     *owner, layer, index = parts if len(parts) > 1 else (name, "", "")
-    numbers = layer.isdecimal() and index.isdecimal()
-    if not numbers or not isinstance(word, dict) or not isinstance(word.get("remove"), bool):
-        raise InvalidRequestError(
-            f'{file}: {name!r} must be LAYER:INDEX or SET:LAYER:INDEX, with {{"remove": true or false, '
-            '"reason": "..."}}',
-            field="overrides",
-        )
+    if not (layer.isdecimal() and index.isdecimal() and isinstance(word, _Pairs)):
+        raise _unlike(file, name, "must be LAYER:INDEX or SET:LAYER:INDEX, with")
+    keys = [key for key, _ in word.entries]
+    if (again := next((key for key in keys if keys.count(key) > 1), None)) is not None:
+        raise _unlike(file, name, f"says {again!r} twice; leave one of the two out:")
+    told = dict(word.entries)
+    remove, reason = told.get("remove"), told.get("reason")
+    if not isinstance(remove, bool):
+        raise _unlike(file, name, "must say in `remove` whether it goes, as true or false without quotes:")
+    if not isinstance(reason, str) or not reason.strip():
+        raise _unlike(file, name, "must say why in `reason`, as text:")
     feature = FeatureRef(layer=int(layer), index=int(index), replacement=owner[0] if owner else "")
-    return FeatureOverride(feature=feature, remove=word["remove"], reason=str(word.get("reason", "")))
+    return FeatureOverride(feature=feature, remove=remove, reason=reason)
+
+
+def _unlike(file: str, name: str, what: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f'{file}: {name!r} {what} {{"remove": true or false, "reason": "..."}}', field="overrides"
+    )

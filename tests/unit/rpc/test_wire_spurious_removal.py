@@ -210,3 +210,36 @@ def test_overrides_are_read_from_a_file(tmp_path):
     file.write_text('{"3": {"remove": true, "reason": "r"}}')
     with pytest.raises(ClientInvalid, match="'3' must be LAYER:INDEX"):
         read_overrides(file)
+
+
+DOUBTFUL = {
+    "a feature that is named twice": (
+        '{"1:2": {"remove": true, "reason": "a"}, "1:2": {"remove": false, "reason": "b"}}',
+        "names the feature 1:2 twice: leave one",
+    ),
+    "a feature that is named in two ways": (
+        '{"1:2": {"remove": true, "reason": "a"}, "neurons:01:2": {"remove": false, "reason": "b"}}',
+        "names the feature 1:2 twice, as '1:2' and as 'neurons:01:2'",
+    ),
+    "a word that is said twice": (
+        '{"1:2": {"remove": true, "reason": "a", "remove": false}}',
+        "'1:2' says 'remove' twice; leave one",
+    ),
+    "no word": ('{"1:2": {"reason": "a"}}', "'1:2' must say in `remove` whether"),
+    "a word in quotes": ('{"1:2": {"remove": "false", "reason": "a"}}', "'1:2' must say in `remove` whether"),
+    "no reason": ('{"1:2": {"remove": true}}', "'1:2' must say why in `reason`"),
+    "a reason that is null": ('{"1:2": {"remove": true, "reason": null}}', "'1:2' must say why in `reason`"),
+    "a reason that is a list": ('{"1:2": {"remove": true, "reason": ["a"]}}', "'1:2' must say why in"),
+    "no object": ('[{"1:2": {"remove": true, "reason": "a"}}]', "must hold one object"),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_overrides_that_say_two_things_or_nothing_are_refused(tmp_path, name):
+    """By the feature's address: nobody's word is dropped, and no reason is made up."""
+    written, said = DOUBTFUL[name]
+    file = tmp_path / "words.json"
+    file.write_text(written)
+    with pytest.raises(ClientInvalid, match=said) as refused:
+        read_overrides(file)
+    assert refused.value.field == "overrides"
