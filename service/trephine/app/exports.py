@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +17,10 @@ from trephine.app.files import TEMPORARY, sync_folder
 from trephine.app.identity_signing import IdentitySigning
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.published_files import file_chunks
+from trephine.app.published_files import altered_files, file_chunks
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportRequest
+from trephine.app.signing_key import public_half_of
 from trephine.app.verification import verify_folder
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
@@ -37,7 +40,9 @@ from trephine.domain.exports import (
     PlanExport,
     VerifiedExport,
 )
-from trephine.domain.signing import IdentitySigner, SignedBy
+from trephine.domain.signing import PUBLIC_KEY_NAME, SIGNATURE_NAME, IdentitySigner, SignedBy
+
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,7 @@ class Exports:
         self._identity = IdentitySigning(identity_signer)
         self._trust_config = sigstore_trust_config
         self._clock = clock or SystemClock()
+        self._publishing = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
 
     def sweep(self, operations: Container[str]) -> None:
@@ -185,7 +191,10 @@ class Exports:
         return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
 
     async def verify(self, name: str, signer: SignedBy | None = None) -> VerifiedExport:
-        """Check a published folder with the offline verifier, in a process of its own.
+        """Check a published folder with the offline verifier, and hold it against the server's own record.
+
+        A whole folder of somebody else's verifies by itself: it must be the one that was published here, file
+        by file, and signed with the key that it was published with.
 
         Args:
             name: Of the export.
@@ -196,7 +205,18 @@ class Exports:
             SignatureKindError: If it is signed with a key, and an identity is asked for.
         """
         export = await self.get(name)
-        return await verify_folder(Path(export.folder), signer=signer, trust_config=self._trust_config)
+        folder = Path(export.folder)
+        altered = await asyncio.to_thread(altered_files, folder, export.files)
+        key = None
+        if signer is None and _has_key_of_record(export, altered):
+            key = folder / PUBLIC_KEY_NAME
+        outcome = await verify_folder(folder, signer=signer, trust_config=self._trust_config, public_key=key)
+        notes = outcome.notes
+        if key is not None and not await asyncio.to_thread(self._is_own_key, key):
+            notes = (*notes, "the key is the one that it was published with, and not this server's of today")
+        problems = tuple(f"{path}: is not the file that this server published" for path in altered)
+        passed = outcome.passed and not problems
+        return replace(outcome, passed=passed, problems=(*problems, *outcome.problems), notes=notes)
 
     async def file_chunks(self, name: str, path: str, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
         """Read a listed file in pieces of at most 512 KiB, each with where it begins.
@@ -243,14 +263,23 @@ class Exports:
         return await self._models.engine(model).run(command, on_event=forward)
 
     def _publish(self, request: ExportRequest, export: Export, staging: Path, operation_id: str) -> Export:
-        self._require_free(request)
-        final = self._target(request.export_id)
-        now = timestamp(self._clock.now())
-        export = replace(export, name=request.export_id, folder=str(final), create_time=now)
-        self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
-        os.rename(staging / request.export_id, final)
-        sync_folder(self._root)
-        return export
+        """Enter the record and rename; two that end together are one after the other, and one is refused."""
+        with self._publishing:
+            self._require_free(request)
+            final = self._target(request.export_id)
+            now = timestamp(self._clock.now())
+            export = replace(export, name=request.export_id, folder=str(final), create_time=now)
+            self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
+            try:
+                _rename(staging / request.export_id, final)
+            except ExportTargetExistsError:
+                self._records.delete(request.export_id)  # it would speak of a folder that somebody else made
+                raise
+            sync_folder(self._root)
+            return export
+
+    def _is_own_key(self, public: Path) -> bool:
+        return self._signing_key is not None and public.read_bytes() == public_half_of(self._signing_key)
 
     def _published_by(self, export_id: str, operation_id: str) -> Export | None:
         stored = self._records.read(export_id)
@@ -265,9 +294,7 @@ class Exports:
             names[f"{request.export_id}.rejected"] = rejected
         for name, advice in names.items():
             if os.path.lexists(self._target(name)):
-                raise ExportTargetExistsError(
-                    f"{name} exists in the export root, nothing is overwritten; {advice}", field="export_id"
-                )
+                raise _taken(name, advice)
 
     def _require_writable(self) -> None:
         if not os.access(self._root, os.W_OK | os.X_OK):
@@ -279,11 +306,34 @@ class Exports:
     def _keep_rejected(self, request: ExportRequest, staging: Path) -> None:
         name = f"{request.export_id}.rejected"
         if request.keep_rejected and (staging / name).is_dir():
-            os.rename(staging / name, self._target(name))
+            _rename(staging / name, self._target(name))
             sync_folder(self._root)
 
     def _target(self, export_id: str) -> Path:
         return self._root / export_id
+
+
+def _has_key_of_record(export: Export, altered: Container[str]) -> bool:
+    """True if the folder's key and signature are those of the record, which says that a key signed."""
+    listed = {file.path for file in export.files} >= {SIGNATURE_NAME, PUBLIC_KEY_NAME}
+    by_key = export.signed and (export.signed_by is None or export.signed_by.kind == "key")
+    return listed and by_key and SIGNATURE_NAME not in altered and PUBLIC_KEY_NAME not in altered
+
+
+def _rename(built: Path, final: Path) -> None:
+    """Rename a folder to a name that was free a moment ago."""
+    try:
+        os.rename(built, final)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise _taken(final.name) from error
+
+
+def _taken(name: str, advice: str = "choose another name") -> ExportTargetExistsError:
+    return ExportTargetExistsError(
+        f"{name} exists in the export root, nothing is overwritten; {advice}", field="export_id"
+    )
 
 
 def _is_of(export: Export, edit: str, content_hash: str | None) -> bool:

@@ -1,14 +1,17 @@
-"""Reading files of published folders in pieces."""
+"""Reading files of published folders in pieces, and holding them against what was published."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+import stat
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from trephine.domain.errors import CheckpointUnverifiedError, InvalidRequestError, ResourceNotFoundError
+from trephine.domain.exports import ExportedFile
 
 _CHUNK = 512 << 10
 
@@ -43,9 +46,28 @@ async def file_chunks(
             offset += len(data)
 
 
-def _opened(folder: Path, path: str) -> BinaryIO:
+def altered_files(folder: Path, files: Iterable[ExportedFile]) -> list[str]:
+    """List the files of a record that are not in the folder byte for byte; hashes all that are."""
+    return [file.path for file in files if not _is_whole(folder, file)]
+
+
+def _is_whole(folder: Path, file: ExportedFile) -> bool:
     try:
-        return os.fdopen(os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+        with _opened(folder, file.path) as found:
+            digest = hashlib.file_digest(found, "sha256").hexdigest()
+            return (found.tell(), digest) == (file.size, file.sha256)
+    except (CheckpointUnverifiedError, OSError):
+        return False
+
+
+def _opened(folder: Path, path: str) -> BinaryIO:
+    """Open a regular file; a pipe in its place is not waited for."""
+    try:
+        file = os.fdopen(os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+        raise OSError(f"{path} is no regular file")
     except OSError as error:
         raise CheckpointUnverifiedError(
             f"{path} of the export {folder.name} is not the file that was published; export the edit again",

@@ -18,7 +18,11 @@ _TIMEOUT_SECONDS = 600.0
 
 
 async def verify_folder(
-    folder: Path, *, signer: SignedBy | None = None, trust_config: Path | None = None
+    folder: Path,
+    *,
+    signer: SignedBy | None = None,
+    trust_config: Path | None = None,
+    public_key: Path | None = None,
 ) -> VerifiedExport:
     """Check hashes, manifest, certificate, gates and signature of a folder.
 
@@ -28,6 +32,7 @@ async def verify_folder(
         folder: The folder.
         signer: Identity that must have signed with Sigstore; None: the signature alone is checked.
         trust_config: Of another Sigstore than the public one.
+        public_key: PEM file of the key that must have signed; None: the one inside the folder will do.
 
     Raises:
         SignatureKindError: If the folder is signed with a key, and an identity is asked for.
@@ -41,6 +46,7 @@ async def verify_folder(
         str(folder),
         "--json",
         *_signer_arguments(signer, trust_config),
+        *([] if public_key is None else [f"--public-key={public_key}"]),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
