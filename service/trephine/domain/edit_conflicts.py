@@ -13,20 +13,22 @@ Equal operations that change nothing the second time are no conflict: they are c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import sqrt
 
-from trephine.domain.edit_order import Places, is_same_target, shares_layer, where_order_matters
+from trephine.domain.edit_order import Places, is_same_target, opposed, shares_layer, where_order_matters
 from trephine.domain.edits import Edit
 from trephine.domain.interventions import (
     Ablate,
     Add,
+    AddNormScaled,
     Clamp,
     DirectionTarget,
     FeatureTarget,
     Intervention,
     MeanAblate,
+    Operation,
     ProjectOut,
     Resample,
     SetTo,
@@ -186,8 +188,10 @@ def _clash(one: Intervention, other: Intervention, places: Places) -> tuple[Conf
 def _same_target(one: Intervention, other: Intervention) -> tuple[ConflictKind, str] | None:
     if not is_same_target(one.target, other.target):
         return None
-    if _does(one) != _does(other):
-        return ConflictKind.VALUES, f"one does {_operation(one)}, the other one {_operation(other)}"
+    turned = opposed(one.target, other.target)
+    if _does(one) != _does(replace(other, operation=_turned(other.operation)) if turned else other):
+        way = " along the opposite direction" if turned else ""
+        return ConflictKind.VALUES, f"one does {_operation(one)}, the other one {_operation(other)}{way}"
     if not _is_idempotent(one):
         return ConflictKind.TWICE, f"{_operation(one)} would be done twice"
     return None
@@ -216,6 +220,21 @@ def _same_site(one: Intervention, other: Intervention, places: Places) -> tuple[
     if site is None:
         return None
     return ConflictKind.ORDER, f"what comes of {site.kind.value} {site.layer} depends on which acts first"
+
+
+def _turned(operation: Operation) -> Operation:
+    """Return what does the same along the opposite direction; what removes or scales asks for no sign."""
+    match operation:
+        case SetTo(value=value):
+            return SetTo(value=-value)
+        case Clamp(low=low, high=high):
+            return Clamp(low=None if high is None else -high, high=None if low is None else -low)
+        case Add(amount=amount):
+            return Add(amount=-amount)
+        case AddNormScaled(fraction=fraction):
+            return AddNormScaled(fraction=-fraction)
+        case _:
+            return operation
 
 
 def _does(one: Intervention) -> tuple[object, ...]:

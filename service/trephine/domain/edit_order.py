@@ -64,10 +64,17 @@ def shares_layer(one: Intervention, other: Intervention) -> bool:
 
 
 def is_same_target(one: Target, other: Target) -> bool:
-    """True if two targets are the same coordinates; parallel directions are."""
+    """True if two targets are the same coordinates; parallel directions are, opposite ones too."""
     if isinstance(one, DirectionTarget) and isinstance(other, DirectionTarget):
         return _canonical(one.site) == _canonical(other.site) and 1 - _cosine(one, other) < _ORTHOGONAL
     return one == other
+
+
+def opposed(one: Target, other: Target) -> bool:
+    """True if two targets are directions that point opposite ways: each component is minus the other's."""
+    if not isinstance(one, DirectionTarget) or not isinstance(other, DirectionTarget):
+        return False
+    return is_same_target(one, other) and _dot(one, other) < 0
 
 
 def _commute(one: Intervention, other: Intervention) -> bool:
@@ -156,6 +163,9 @@ def _cosine(one: DirectionTarget, other: DirectionTarget) -> float:
     """Absolute cosine; 0 where widths differ, which an engine refuses anyway."""
     if len(one.vector) != len(other.vector):
         return 0.0
-    dot = sum(a * b for a, b in zip(one.vector, other.vector, strict=True))
-    norms = sum(a * a for a in one.vector) * sum(b * b for b in other.vector)
-    return abs(dot) / sqrt(norms) if norms > 0 else 0.0
+    norms = _dot(one, one) * _dot(other, other)
+    return abs(_dot(one, other)) / sqrt(norms) if norms > 0 else 0.0
+
+
+def _dot(one: DirectionTarget, other: DirectionTarget) -> float:
+    return sum(a * b for a, b in zip(one.vector, other.vector, strict=True))

@@ -81,6 +81,15 @@ FOUND = [
     (feature(3), feature(3, mode=Mode(strength=0.5)), ConflictKind.VALUES),
     (feature(3, condition=when(NEURONS, 4)), feature(3), ConflictKind.VALUES),
     (along((1.0, 0.0), Add(amount=1.0)), along((2.0, 0.0), Add(amount=1.0)), ConflictKind.VALUES),
+    *(
+        (along((1.0, 2.0), operation), along((-2.0, -4.0), operation), ConflictKind.VALUES)
+        for operation in (
+            SetTo(value=3.0), Clamp(low=1.0), Clamp(high=1.0), Clamp(low=-1.0, high=2.0),
+            Add(amount=1.0), AddNormScaled(fraction=0.5),
+        )
+    ),
+    (along((1.0, 0.0), Add(amount=1.0)), along((-1.0, 0.0), Add(amount=-1.0)), ConflictKind.TWICE),
+    (along((1.0, 0.0), Scale(factor=2.0)), along((-1.0, 0.0), Scale(factor=2.0)), ConflictKind.TWICE),
     (feature(3, Scale(factor=2.0)), feature(3, Scale(factor=2.0)), ConflictKind.TWICE),
     (along((1.0, 0.0), Add(amount=1.0)), along((1.0, 0.0), Add(amount=1.0)), ConflictKind.TWICE),
     (feature(3, SetTo(value=1.0), mode=Mode(strength=0.5)),) * 2 + (ConflictKind.TWICE,),
@@ -120,6 +129,18 @@ def test_every_kind_is_found_in_either_order(one, other, kind):
         (feature(3), feature(4, Scale(factor=2.0))),
         (feature(3), replace(feature(3), target=feature(4, name="tc").target)),
         (along((1.0, 0.0), Ablate()), along((0.0, 3.0), Ablate())),
+        *(
+            (along((1.0, 0.0), one), along((-2.0, 0.0), other))
+            for one, other in (
+                (Ablate(), Ablate()),
+                (ProjectOut(), ProjectOut()),
+                (SetTo(value=0.0), SetTo(value=0.0)),
+                (SetTo(value=3.0), SetTo(value=-3.0)),
+                (Clamp(low=1.0), Clamp(high=-1.0)),
+                (Clamp(low=-1.0, high=1.0), Clamp(low=-1.0, high=1.0)),
+                (Clamp(low=-1.0, high=2.0), Clamp(low=-2.0, high=1.0)),
+            )
+        ),
         (along((1.0, 0.0), Add(amount=1.0)), along((1.0, 1.0), Add(amount=1.0))),
         (along((1.0, 0.0), Ablate()), along((1.0, 1.0), Ablate(), SiteKind.MLP_OUT)),
         (feature(3, name="tc"), feature(4, name="tc")),
@@ -181,6 +202,12 @@ def test_every_two_of_several_are_compared():
     assert [(one.first, one.second, one.second_intervention) for one in found] == [("a@1", "c@1", 1)]
     assert found[0].target == "neurons:1:3"
     assert found[0].why == "one does ablate, the other one set(value=1.0)"
+
+
+def test_opposite_directions_are_said_to_be():
+    """Equal words for what is unequal would be no help."""
+    (found,) = conflicts(along((1.0, 0.0), SetTo(value=3.0)), along((-1.0, 0.0), SetTo(value=3.0)))
+    assert found.why == "one does set(value=3.0), the other one set(value=3.0) along the opposite direction"
 
 
 def test_strength_decides_whether_values_differ():
