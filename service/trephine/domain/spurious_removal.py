@@ -289,7 +289,7 @@ class SpuriousRemoval:
     """As it decides in the end."""
     original_head: HeadWeights
     texts: tuple[int, int, int]
-    """Training, validation, test."""
+    """Training, validation, test; rows that say the same count once."""
     caveats: tuple[str, ...]
     seconds: float
     model: str

@@ -12,6 +12,7 @@ from trephine.domain.errors import (
     SplitLeakageError,
     TooFewItemsError,
 )
+from trephine.domain.spurious_repeats import distinct
 
 FEWEST_TEXTS = 8
 """Of every label in the ambiguous set, and of every value among the attribute's examples: with fewer nothing
@@ -217,9 +218,9 @@ def check_told_apart(training: Sequence[LabelledText], validation: Sequence[Labe
         AttributeConfoundedError: Saying what data would help.
     """
     if validation:
-        _require_told_apart(training, validation, FEWEST_JUDGED, "")
+        _require_told_apart(distinct(training), distinct(validation), FEWEST_JUDGED, "")
     else:
-        _require_told_apart(training, (), FEWEST_GIVEN, ", a fifth being held out")
+        _require_told_apart(distinct(training), (), FEWEST_GIVEN, ", a fifth being held out")
 
 
 def check_left_apart(training: Sequence[LabelledText], held_out: Sequence[LabelledText]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from trephine.domain.errors import (
     TrephineError,
 )
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_repeats import distinct, first_rows, first_texts, left_out
 from trephine.domain.spurious_texts import (
     FEWEST_JUDGED,
     LabelledText,
-    Splits,
     check_leakage,
     check_left_apart,
     check_told_apart,
@@ -28,7 +28,7 @@ from trephine.domain.spurious_texts import (
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
 from trephine.engine.spurious.reading import read_text
-from trephine.engine.spurious.swaps import Swapper, lexicon_of
+from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins
 
 MAX_TOKENS = 512
 """Of one text: attention of a pack is kept as one square."""
@@ -71,6 +71,8 @@ class Data:
     test: tuple[Example, ...]
     attribute: tuple[Example, ...]
     """Examples of the attribute, without labels."""
+    repeated: tuple[str, ...] = ()
+    """How many rows were left out for saying what another one says, in words, per split."""
 
 
 def column(examples: Sequence[Example], read: Callable[[Example], int]) -> Tensor:
@@ -122,6 +124,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
         held_out=held_out,
         test=reader.split("test"),
         attribute=reader.unlabelled(),
+        repeated=reader.repeated(),
     )
     if command.swaps or command.attribute_name:
         _require_twins(data)
@@ -152,12 +155,19 @@ class _Reader:
     def __init__(self, hosted: HostedModel, command: RemoveSpuriousFeatures) -> None:
         self._hosted, self._command, self._labels = hosted, command, command.labels
         lexicon = lexicon_of(command.attribute_name, command.swaps)
-        self.splits = _with_twins(command.splits, Swapper(lexicon) if lexicon else None)
+        self.splits = with_twins(command.splits, Swapper(lexicon) if lexicon else None)
         self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
 
     def split(self, name: str) -> tuple[Example, ...]:
-        return tuple(self._example(f"{name}[{number}]", one) for number, one in enumerate(self.splits[name]))
+        rows = self.splits[name]
+        return tuple(self._example(f"{name}[{number}]", rows[number]) for number in first_rows(rows))
+
+    def repeated(self) -> tuple[str, ...]:
+        examples = self._command.attribute_texts
+        found = [(f"{name} texts", len(rows), len(first_rows(rows))) for name, rows in self.splits.items()]
+        found.append(("examples of the attribute", len(examples), len(first_texts(examples))))
+        return tuple(said for split in found for said in left_out(*split))
 
     def unlabelled(self) -> tuple[Example, ...]:
         return tuple(
@@ -169,7 +179,7 @@ class _Reader:
                 twin=None,
                 environment=None,
             )
-            for number, one in enumerate(self._command.attribute_texts)
+            for number, one in first_texts(self._command.attribute_texts)
         )
 
     def _example(self, place: str, one: LabelledText) -> Example:
@@ -204,16 +214,6 @@ class _Reader:
         return ids
 
 
-def _with_twins(splits: Splits, swap: Swapper | None) -> Splits:
-    """Give a twin by the lexicon to every text that has none."""
-    if swap is None:
-        return splits
-    return {
-        name: [one if one.twin is not None else replace(one, twin=swap(one.text)) for one in split]
-        for name, split in splits.items()
-    }
-
-
 def attribute_order(command: RemoveSpuriousFeatures) -> tuple[tuple[str, ...], str]:
     """Return the attribute's two values, if it is known at all, the one of the first label first.
 
@@ -237,7 +237,7 @@ def attribute_order(command: RemoveSpuriousFeatures) -> tuple[tuple[str, ...], s
 
 def _leaning(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText], value: str) -> float:
     """Return by how much more often the second label's texts have a value; 1/2 stands for what is unknown."""
-    rates = []
+    rates, texts = [], distinct(texts)
     for label in command.labels:
         known = [one.attribute == value for one in texts if one.label == label and one.attribute is not None]
         rates.append(sum(known) / len(known) if known else 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from trephine.engine.spurious.judgement import (
     separation,
 )
 from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.spurious.repeats import once, once_edited, once_there
 from trephine.engine.spurious.study import Study, counted
 
 Steps = Generator[Progress | None, None, None]
@@ -159,7 +161,8 @@ def _attribute_direction(study: Study, pooled: Tensor, known: Tensor) -> Tensor:
 
 def _by_counterfactuals(work: _Work) -> Steps:
     study = work.study
-    paired = [number for number, one in enumerate(work.ambiguous) if one.twin is not None]
+    first = once_edited(work.ambiguous).tolist()
+    paired = [number for number, one in enumerate(work.ambiguous) if one.twin is not None and first[number]]
     if len(paired) < FEWEST:
         return
     chosen = [work.ambiguous[number] for number in paired]
@@ -181,6 +184,7 @@ def _by_counterfactuals(work: _Work) -> Steps:
 def _by_groups(work: _Work) -> Steps:
     data, budget = work.study.data, work.study.command.budget
     known = [one for one in (*data.training, *data.held_out) if one.attribute != UNKNOWN]
+    known = list(compress(known, once([one.ids for one in known]).tolist()))
     counts = Counter((one.label, one.attribute) for one in known)
     if min(counts[group] for group in ((0, 0), (0, 1), (1, 0), (1, 1))) < FEWEST:
         return
@@ -194,6 +198,7 @@ def _by_invariance(work: _Work) -> Steps:
     if names:
         numbers = {name: number for number, name in enumerate(names)}
         environment = column(work.ambiguous, lambda one: numbers.get(one.environment or "", -1))
+        environment[~once_there(work.ambiguous)] = -1
         verdicts = by_invariance(Judge.ENVIRONMENTS, work.contributions, labels(work.ambiguous), environment)
         work.found += [] if verdicts is None else [verdicts]
     clusters = work.study.command.judging.clusters
@@ -204,7 +209,8 @@ def _by_invariance(work: _Work) -> Steps:
     for label in (0, 1):
         centred[y == label] -= centred[y == label].mean(0)
     groups = yield from cluster_contexts(centred, min(clusters, len(y)), work.study.command.seed)
-    verdicts = by_invariance(Judge.CLUSTERS, work.contributions, y, groups.assignment)
+    assignment = groups.assignment.where(once_there(work.ambiguous), -1)
+    verdicts = by_invariance(Judge.CLUSTERS, work.contributions, y, assignment)
     work.found += [] if verdicts is None else [verdicts]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.metrics import accuracy_figure, decision_figures, fresh_probe, pair_figures
 from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids
+from trephine.engine.spurious.repeats import once
 from trephine.engine.spurious.study import Study
 
 PROBE_PENALTY = 1e-2
@@ -51,6 +53,7 @@ class Measure:
             one for one, kept in zip(data.held_out, ambiguous(data.held_out).tolist(), strict=True) if kept
         ]
         self.held_out = sample(usual, budget.effect_texts, study.command.seed + 4)
+        self.held_out = tuple(compress(self.held_out, once([one.ids for one in self.held_out]).tolist()))
         self.paired = [one for one in self.held_out if one.twin is not None]
 
     def pooled(
@@ -85,18 +88,19 @@ class Measure:
             figures.append(accuracy_figure("flip_rate", flipped, y, **common))
         if self.test:
             y, known = labels(self.test), attributes(self.test)
-            names = (data.labels, data.attributes)
-            figures += decision_figures(head.decide(pooled.test), y, known, names, **common)
+            names, first = (data.labels, data.attributes), once([one.ids for one in self.test])
+            decided = head.decide(pooled.test)
+            figures += decision_figures(decided[first], y[first], known[first], names, **common)
             if len(pairs := partners(self.test)):
                 figures += pair_figures(head.margin(pooled.test), pairs, known, **common)
-            figures += self._probe(pooled, y, known)
+            figures += self._probe(pooled.test[first], y[first], known[first])
         return ArmOutcome(arm=arm, figures=tuple(figures))
 
-    def _probe(self, pooled: Pooled, y: Tensor, known: Tensor) -> list[Figure]:
+    def _probe(self, pooled: Tensor, y: Tensor, known: Tensor) -> list[Figure]:
         if not self.grouped:
             return []
         command, strata = self.study.command, 2 * y + known
-        right = fresh_probe(pooled.test, known, strata, penalty=PROBE_PENALTY, seed=command.seed)
+        right = fresh_probe(pooled, known, strata, penalty=PROBE_PENALTY, seed=command.seed)
         if right is None:
             return []
         return [

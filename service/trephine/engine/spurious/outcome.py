@@ -11,6 +11,7 @@ make no PASS.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from itertools import compress
 from math import asin, degrees, sqrt
 
 import torch
@@ -22,6 +23,7 @@ from trephine.domain.spurious_outcomes import Ground, RemovalOutcome, Tally, out
 from trephine.engine.spurious.arms import Measured
 from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.examples import Example, attributes, in_groups, labels
+from trephine.engine.spurious.repeats import once
 from trephine.engine.spurious.study import Study
 
 _WOULD_REMOVE = (
@@ -42,9 +44,12 @@ def outcome_of(
             head.decide(pooled.test) == labels(measured.test)
             for head, pooled in ((study.head, plain), (choice.head, after))
         ]
-        return outcome_on(Ground.TEST, _by_group(study, measured.test, right[0], right[1]))
+        first = once([one.ids for one in measured.test])
+        texts = list(compress(measured.test, first.tolist()))
+        return outcome_on(Ground.TEST, _by_group(study, texts, right[0][first], right[1][first]))
     if told := in_groups(study.data.held_out):
-        return (yield from _on_validation(study, choice, told))
+        texts = list(compress(told, once([one.ids for one in told]).tolist()))
+        return (yield from _on_validation(study, choice, texts))
     if measured.paired:
         y = labels(measured.paired).repeat(2)
         has = torch.tensor([one.twin is not None for one in measured.held_out])
@@ -52,7 +57,8 @@ def outcome_of(
             head.decide(torch.cat([pooled.held_out[has], pooled.twins])) == y
             for head, pooled in ((study.head, plain), (choice.validated, after))
         )
-        sides = _by_side(study, y, before, now)
+        apart = [[one.ids for one in measured.paired], [one.twin or one.ids for one in measured.paired]]
+        sides = _by_side(study, y, torch.cat([once(side) for side in apart]), before, now)
         return outcome_on(Ground.TWINS, sides, chosen_by=choice.by_twins)
     return unmeasured(_told_by_examples(study, choice))
 
@@ -78,14 +84,14 @@ def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Ten
     ]
 
 
-def _by_side(study: Study, y: Tensor, before: Tensor, after: Tensor) -> list[Tally]:
-    """Count them per label, of texts (the first half) and of twins apart."""
+def _by_side(study: Study, y: Tensor, first: Tensor, before: Tensor, after: Tensor) -> list[Tally]:
+    """Count them per label, of texts (the first half) and of twins apart, each as it first stands there."""
     twin = torch.arange(len(y)) >= len(y) // 2
     return [
         tally(f"{name}, {side}", inside, before, after)
         for label, name in enumerate(study.data.labels)
         for side, there in (("as it was", ~twin), ("edited", twin))
-        if bool((inside := (y == label) & there).any())
+        if bool((inside := first & (y == label) & there).any())
     ]
 
 

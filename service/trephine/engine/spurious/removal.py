@@ -213,7 +213,11 @@ def _pairing(study: Study) -> str:
 
 
 def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
-    said = [*study.doubts, *degraded_caveats(study.hosted, (study.command.replacement,))]
+    said = [
+        *study.doubts,
+        *study.data.repeated,
+        *degraded_caveats(study.hosted, (study.command.replacement,)),
+    ]
     data = study.data
     if judged.judges == (Judge.CLUSTERS,):
         said.append(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.spurious_texts import Swap
+from trephine.domain.spurious_texts import Splits, Swap
 
 _GENDER = (
     "he she", "him her", "his her", "himself herself", "mr ms", "mr. ms.", "sir madam", "man woman",
@@ -62,6 +63,16 @@ class Swapper:
             if other is not None:
                 return _cased(other, spelled) + end
         return word
+
+
+def with_twins(splits: Splits, swap: Swapper | None) -> Splits:
+    """Give a twin by the lexicon to every text that has none."""
+    if swap is None:
+        return splits
+    return {
+        name: [one if one.twin is not None else replace(one, twin=swap(one.text)) for one in split]
+        for name, split in splits.items()
+    }
 
 
 def _cased(word: str, like: str) -> str:
