@@ -20,10 +20,11 @@ from benchmarks.shift_arms import Bench, attributes, command, labels
 from benchmarks.shift_tasks import Sizes, tasks
 from trephine.domain.sites import NEURONS
 from trephine.engine.quanta import finish
-from trephine.engine.spurious.choosing import choose, in_order
+from trephine.engine.spurious.choosing import choose, in_order, twins_criterion
 from trephine.engine.spurious.erasing import heads_on
 from trephine.engine.spurious.examples import Example
 from trephine.engine.spurious.examples import labels as labels_of
+from trephine.engine.spurious.folds import Paired
 from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.metrics import worst_group
@@ -74,9 +75,14 @@ def on_twins(head: LinearHead, vectors: Vectors) -> float:
     """Return the accuracy of the worst label, on texts that have a twin or on the twins."""
     rows = vectors.twins.rows
     paired: Sequence[Example] = [vectors.texts[row] for row in rows.tolist()]
-    decided = torch.cat([head.decide(vectors.pooled[rows]), head.decide(vectors.twins.vectors)])
-    side = torch.arange(2).repeat_interleave(len(paired))
-    return worst_group(decided, labels_of(paired).repeat(2), side)
+    worst, _, _ = twins_criterion(
+        Paired(
+            labels=labels_of(paired),
+            texts=head.decide(vectors.pooled[rows]),
+            twins=head.decide(vectors.twins.vectors),
+        )
+    )
+    return worst
 
 
 def say(line: str) -> None:

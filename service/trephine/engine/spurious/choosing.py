@@ -276,7 +276,7 @@ class _Scale:
             criterion = accuracy - leak
             error = math.hypot(error, *(_error(told[sides == side] == 1) for side in (0, 1)))
         elif self.by_twins:
-            criterion, error, leak = _with_twins(by_turns or self._decided(head, pooled))
+            criterion, error, leak = twins_criterion(by_turns or self._decided(head, pooled))
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
             criterion = float(count) if accuracy >= first - TOLERATED else -1.0
@@ -306,7 +306,7 @@ def _trained_on_texts(study: Study) -> bool:
     return own or isinstance(decision, ProbeHead)
 
 
-def _with_twins(decided: Paired) -> tuple[float, float, float]:
+def twins_criterion(decided: Paired) -> tuple[float, float, float]:
     """Return the worst cell's accuracy, the largest standard error of a cell, and the share of flips."""
     y = decided.labels.repeat(2)
     side = torch.arange(2).repeat_interleave(len(decided.labels))  # 0: a text, 1: its twin

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous
@@ -18,7 +19,8 @@ from trephine.domain.spurious_removal import (
     Standing,
 )
 from trephine.engine.quanta import finish
-from trephine.engine.spurious.choosing import _why, choose, in_order
+from trephine.engine.spurious.choosing import _why, choose, in_order, twins_criterion
+from trephine.engine.spurious.folds import Paired
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.removal import _of_the_head
 from trephine.engine.spurious.study import Study, open_study
@@ -127,3 +129,12 @@ def test_eight_twins_are_said_to_be_too_few():
     assert not any(point.erased for point in choice.points)
     said = " ".join(_of_the_head(study, replace(choice, removed=(one,))))
     assert "of 8 texts with a twin fewer than 8 are left once a part is held out" in said
+
+
+def test_twins_count_by_their_worst_cell():
+    """Texts and twins of either label apart: all texts are right, and of one label's twins a quarter."""
+    y = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    decided = Paired(labels=y, texts=y, twins=torch.tensor([0, 0, 0, 0, 1, 0, 0, 0]))
+    worst, error, flips = twins_criterion(decided)
+    assert (worst, flips) == (0.25, 3 / 8)
+    assert error == pytest.approx((2 / 6 * 4 / 6 / 6) ** 0.5)
