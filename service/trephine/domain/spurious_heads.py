@@ -102,6 +102,10 @@ class RewardHead:
     positive_label: str = ""
     """That a high reward stands for; empty only in reports from before it was asked for."""
 
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            require_finite("decision.reward.threshold", self.threshold)
+
     def ordered(self, labels: tuple[str, str]) -> tuple[str, str]:
         """Put the positive label second, where a decision above 0 goes.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trephine.domain.errors import HeadNotStockError, ParentChangedError, TrephineError
+from trephine.domain.errors import HeadNotStockError, NonFiniteValueError, ParentChangedError, TrephineError
 from trephine.domain.spurious_heads import (
     TEXT,
     ClassifierHead,
@@ -54,8 +54,19 @@ class LinearHead:
         return self.weight[1] - self.weight[0]
 
     def margin(self, pooled: Tensor) -> Tensor:
-        """Second logit less the first, `(n,)`; above 0 is the second label."""
-        return pooled @ self.direction + (self.bias[1] - self.bias[0])
+        """Second logit less the first, `(n,)`; above 0 is the second label.
+
+        Raises:
+            NonFiniteValueError: If one is NaN or infinite, which would be taken for a decision.
+        """
+        found = pooled @ self.direction + (self.bias[1] - self.bias[0])
+        if not (finite := torch.isfinite(found)).all():
+            raise NonFiniteValueError(
+                f"the decision on {int((~finite).sum())} of {len(found)} texts is no number: weights or the "
+                "threshold of the head, or products with what it reads, are not finite. Give another head",
+                field="decision",
+            )
+        return found
 
     def decide(self, pooled: Tensor) -> Tensor:
         """Return the label's number, int64 `(n,)`."""
@@ -169,6 +180,12 @@ def given_head(
         raise HeadNotStockError(
             f"{SCORE} of {folder.name} has shape {tuple(score.shape)}; {wanted} x {hosted.info.d_model} is "
             "needed",
+            field="decision.folder",
+        )
+    if not (finite := torch.isfinite(score)).all():
+        raise HeadNotStockError(
+            f"{SCORE} of {folder.name} holds {int((~finite).sum())} numbers of {score.numel()} that are NaN "
+            "or infinite: it decides nothing. Give the folder of a training that did not diverge",
             field="decision.folder",
         )
     yield

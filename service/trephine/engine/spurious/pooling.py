@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.domain.errors import NonFiniteValueError
 from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.domain.spurious_heads import Pooling
 from trephine.engine.dataset_circuits.packs import Layout, lay_out
@@ -78,6 +79,9 @@ def pool_texts(
 
     Returns:
         float32 `(n_texts, d_model)`, on the CPU.
+
+    Raises:
+        NonFiniteValueError: If a vector holds NaN or infinity, saying of which text, and where.
     """
     parts: list[Tensor] = []
     for chosen in batches(texts):
@@ -85,8 +89,24 @@ def pool_texts(
         with removing(hosted, removed):
             rows = _run(hosted, readout.layer, layout)
         parts.append(readout.pool(rows, layout).cpu())
+        _require_numbers(hosted, readout, parts[-1], chosen.start, removed)
         yield chosen.stop
     return torch.cat(parts) if parts else torch.zeros(0, hosted.info.d_model)
+
+
+def _require_numbers(
+    hosted: HostedModel, readout: Readout, pooled: Tensor, start: int, removed: Sequence[FeatureRef]
+) -> None:
+    wrong = (~torch.isfinite(pooled).all(1)).nonzero()
+    if len(wrong):
+        where = "the final norm's output" if readout.layer is None else f"resid_post of layer {readout.layer}"
+        without = f" with {len(removed)} features removed" if removed else ""
+        raise NonFiniteValueError(
+            f"{where} is NaN or infinite{without} on text {start + int(wrong[0])} (from 0) of those that are "
+            f"read: the model overflows in {hosted.info.dtype}, or its weights are broken; nothing can be "
+            "decided there. Load it in a wider dtype, or mend its weights",
+            field="decision",
+        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trephine.domain import spurious_heads as domain
-from trephine.rpc.wire.fields import at_least, clean, one_of, required, within
+from trephine.rpc.wire.fields import at_least, clean, finite, one_of, required, within
 from trephine.v1 import spurious_removal_pb2 as pb
 
 _POOLINGS: dict[int, domain.Pooling] = {
@@ -23,7 +23,7 @@ def decision_from_wire(message: pb.DecisionHead) -> domain.DecisionHead:
     """Read a head; unset is a probe in the stock form.
 
     Raises:
-        InvalidRequestError: Naming the field.
+        InvalidRequestError: Naming the field; where a number is not finite, `NonFiniteValueError`.
     """
     kind = message.WhichOneof("kind")
     with within("decision"):
@@ -33,9 +33,14 @@ def decision_from_wire(message: pb.DecisionHead) -> domain.DecisionHead:
             case "classifier":
                 return domain.ClassifierHead(folder=required(message.classifier.source, "classifier.source"))
             case "reward":
+                threshold = (
+                    finite(message.reward.threshold, "reward.threshold")
+                    if message.reward.HasField("threshold")
+                    else None
+                )
                 return domain.RewardHead(
                     folder=required(message.reward.source, "reward.source"),
-                    threshold=message.reward.threshold if message.reward.HasField("threshold") else None,
+                    threshold=threshold,
                     positive_label=required(message.reward.positive_label, "reward.positive_label"),
                 )
             case _:
