@@ -98,7 +98,7 @@ def signature_kind(signature: Path) -> Literal["key", "sigstore"] | None:
         if "publicKey" in material:
             return "key"
         return "sigstore" if "certificate" in material else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

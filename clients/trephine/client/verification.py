@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -102,11 +104,13 @@ def verify_folder(
     trust.require_usable()
     root, notes = Path(folder), list[str]()
     if not root.is_dir():
-        return Verification(passed=False, problems=(f"{root} is no folder",))
-    require_kind(root, trust)
+        return Verification(passed=False, problems=(f"{_printable(root)} is no folder",))
     names = sorted(
         p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
     )
+    if strange := (*_strange(root, names),):
+        return Verification(passed=False, problems=(*_missing(names), *strange), files=len(names))
+    require_kind(root, trust)
     problems = tuple(dict.fromkeys(_found(root, names, notes, trust)))
     certificate = _certificate(root)
     fate = None if certificate is None else certificate.word
@@ -120,6 +124,29 @@ def verify_folder(
         doubt="" if certificate is None else certificate.doubt,
         notes=tuple(notes),
     )
+
+
+def _missing(names: list[str]) -> Iterator[str]:
+    """What no export is without."""
+    if missing := [name for name in (SUMS, MANIFEST, CERTIFICATE) if name not in names]:
+        yield f"{', '.join(missing)} missing: this is no folder that Trephine published"
+
+
+def _strange(root: Path, names: list[str]) -> Iterator[str]:
+    """What must not even be opened: pipes never end, and links show today what is elsewhere tomorrow."""
+    for name in names:
+        said, mode = _printable(name), (root / name).lstat().st_mode
+        if said != name:
+            yield f"{said}: a name that is no UTF-8 was not published"
+        if stat.S_ISLNK(mode):
+            yield f"{said}: links are never published"
+        elif not stat.S_ISREG(mode):
+            yield f"{said}: is no regular file, and was not opened"
+
+
+def _printable(name: object) -> str:
+    r"""Spell a path out: bytes of it that are no UTF-8 as `\xff`."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
 def _found(root: Path, names: list[str], notes: list[str], trust: Trust) -> list[str]:
@@ -144,23 +171,23 @@ def _certificate(root: Path) -> CertificateRecord | None:
 
 
 def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iterator[str]:
-    missing = [name for name in (SUMS, MANIFEST, CERTIFICATE) if name not in names]
-    if missing:
-        yield f"{', '.join(missing)} missing: this is no folder that Trephine published"
-        return
-    if links := [name for name in names if (root / name).is_symlink()]:
-        yield f"{', '.join(links)}: links are never published"
+    if missing := (*_missing(names),):
+        yield from missing
         return
     found = {name: FileRecord(path=name, size=0, sha256="") for name in names}
     for name in names:
-        size, digest = file_digest(root / name)
+        try:
+            size, digest = file_digest(root / name)
+        except OSError as error:
+            yield f"{name}: cannot be read: {error.strerror}"
+            return
         found[name] = FileRecord(path=name, size=size, sha256=digest)
     yield from _check_sums(root, found)
     try:
         raw = json.loads((root / MANIFEST).read_bytes())
         manifest = ManifestRecord.model_validate(raw)
         certificate = CertificateRecord.model_validate_json((root / CERTIFICATE).read_bytes())
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         yield f"{MANIFEST} or {CERTIFICATE} cannot be read: {str(error).splitlines()[0]}"
         return
     yield from _check_files(manifest, found)
@@ -225,7 +252,7 @@ def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
                     yield f"{file}: tensor {tensor.name} was not published"
                 elif (tensor.dtype, tensor.shape, tensor.sha256) != (known.dtype, known.shape, known.after):
                     yield f"{file}: tensor {tensor.name} is not the one that was published"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             unread.add(file)
             yield f"{file}: no readable safetensors file ({error})"
     for name, known in manifest.tensors.items():
@@ -319,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
-        lines.append(f"{given.folder}: {state}, {outcome.files} files; behaviour: {outcome.behaviour}")
+        lines.append(
+            f"{_printable(given.folder)}: {state}, {outcome.files} files; behaviour: {outcome.behaviour}"
+        )
         lines += [f"certificate: {outcome.verdict}{outcome.doubt and ': '}{outcome.doubt}"]
         lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
         sys.stdout.write("\n".join(lines) + "\n")

@@ -335,7 +335,7 @@ def test_without_a_signature_only_who_asks_for_one_is_refused(installed, folder,
     assert asked.problems == ("trephine.sig: missing, and a public key was given",)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', "\x00", "{" * 5000])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', "\x00", "{" * 5000, "[" * 100_000])
 @pytest.mark.parametrize("name", ["certificate.json", "edit_manifest.json"])
 def test_unreadable_papers_are_a_problem_and_no_crash(folder, name, content):
     """Whatever lies there instead of JSON of the right shape."""

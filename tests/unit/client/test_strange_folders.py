@@ -1,0 +1,54 @@
+"""Offline verification of folders that hold what nobody may open or name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trephine.client.verification import verify_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the papers of an export, by name."""
+    (tmp_path / "edited").mkdir()
+    for name in ("trephine.sha256", "edit_manifest.json", "certificate.json", "trephine.sig"):
+        (tmp_path / "edited" / name).write_text("{}")
+    return tmp_path / "edited"
+
+
+def test_what_is_no_regular_file_is_named_and_not_opened(folder: Path):
+    """A pipe that nobody writes into would be waited for without end; so would one in a paper's place."""
+    os.mkfifo(folder / "pipe")
+    (folder / "trephine.sig").unlink()
+    os.mkfifo(folder / "trephine.sig")
+    command = [sys.executable, "-m", "trephine.client.verification", str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 3
+    for name in (b"pipe", b"trephine.sig"):
+        assert b"PROBLEM " + name + b": is no regular file" in done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_name_that_is_no_utf8_is_a_problem_and_no_crash(folder: Path, words: list[str]):
+    """Its bytes are spelled out, in JSON as well; the folder's own name does no harm."""
+    folder = folder.rename(os.fsdecode(os.fsencode(folder) + b"\xfe"))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("x")
+    command = [sys.executable, "-m", "trephine.client.verification", folder, *words]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert b"xff.txt: a name that is no UTF-8 was not published" in done.stdout
+
+
+def test_links_are_named_one_by_one_and_a_checkpoint_is_still_no_export(folder: Path):
+    """Into folders as well; what is missing is said first."""
+    (folder / "sub").symlink_to(folder.parent)
+    (folder / "config.json").symlink_to("/etc/hostname")
+    said = ("config.json: links are never published", "sub: links are never published")
+    assert verify_folder(folder).problems == said
+    (folder / "certificate.json").unlink()
+    assert verify_folder(folder).problems[0].startswith("certificate.json missing: this is no folder")
