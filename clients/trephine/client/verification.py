@@ -32,6 +32,7 @@ from trephine.client.types.removal import word_as_text
 
 CERTIFICATE = "certificate.json"
 MANIFEST = "edit_manifest.json"
+INDEX = "model.safetensors.index.json"
 NEXT_STEP = (
     "fetch the folder again and verify the copy; if that fails as well, ask whoever published it, "
     "and do not load it"
@@ -235,19 +236,24 @@ def _check_files(manifest: ManifestRecord, found: dict[str, FileRecord]) -> Iter
 def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
     """Recompute every tensor's digest; unplanned tensors must have their parent's.
 
+    A shard may hold an older copy of a tensor that is published from another one. It does no harm where the
+    index names that other one and stock transformers, which takes the last, loads it.
+
     A file that is missing (said by `_check_files`) or unreadable is one problem, not one per tensor.
     """
     planned, seen = set(manifest.plan.changed_tensors), set[str]()
     known_files = {file.path for file in manifest.files}
-    unread = set[str]()
+    unread, weight_map = set[str](), _weight_map(root)
     for file in sorted({tensor.file for tensor in manifest.tensors.values()} & known_files):
         if not (root / file).is_file():
             unread.add(file)
             continue
         try:
             for tensor in tensor_digests(root / file):
-                seen.add(tensor.name)
                 known = manifest.tensors.get(tensor.name)
+                if known is not None and file < known.file == weight_map.get(tensor.name):
+                    continue
+                seen.add(tensor.name)
                 if known is None:
                     yield f"{file}: tensor {tensor.name} was not published"
                 elif (tensor.dtype, tensor.shape, tensor.sha256) != (known.dtype, known.shape, known.after):
@@ -260,6 +266,15 @@ def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
             yield f"{known.file}: tensor {name} is missing"
         if (known.before != known.after) != (name in planned):
             yield f"{MANIFEST}: tensor {name} changed without being planned, or was planned and did not"
+
+
+def _weight_map(root: Path) -> dict[str, Any]:
+    """Which shard each tensor is in, as the folder's index has it; nothing where it has none."""
+    try:
+        found = json.loads((root / INDEX).read_bytes())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_chain(

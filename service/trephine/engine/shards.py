@@ -50,10 +50,31 @@ class TensorEntry:
 def read_entries(folder: Path) -> dict[str, TensorEntry]:
     """List every tensor of the shards that stock transformers loads, by name.
 
+    A name may stand in several shards, where a tool left an older copy. The index says which one counts;
+    stock transformers does not ask it and takes the last. Where the two differ, readers of the folder do.
+
     Raises:
-        BrokenCheckpointError: If there are none, or a header cannot be read.
+        BrokenCheckpointError: If there are none, a header cannot be read, or a tensor stands in several
+            shards and the index does not name the one that stock transformers loads.
     """
-    return {entry.name: entry for file in shard_names(folder) for entry in _read_shard(folder, file)}
+    entries: dict[str, TensorEntry] = {}
+    copies: dict[str, list[str]] = {}
+    for file in shard_names(folder):
+        for entry in _read_shard(folder, file):
+            entries[entry.name] = entry
+            copies.setdefault(entry.name, []).append(file)
+    several = {name: files for name, files in copies.items() if len(files) > 1}
+    weight_map = _weight_map(folder) if several else {}
+    for name, files in several.items():
+        if weight_map.get(name) != files[-1]:
+            raise BrokenCheckpointError(
+                f"the tensor {name} stands in {' and '.join(files)}; {INDEX_NAME} names "
+                f"{weight_map.get(name, 'none of them')}, and stock transformers loads the last: which "
+                "one counts would depend on the reader. Load the model with transformers, write it anew with "
+                "`save_pretrained`, and make the edit for that",
+                tensor=name,
+            )
+    return entries
 
 
 def stored_dtype(entries: Mapping[str, TensorEntry]) -> str:
@@ -69,6 +90,14 @@ def shard_names(folder: Path) -> tuple[str, ...]:
     """
     if (folder / SINGLE_NAME).is_file():
         return (SINGLE_NAME,)
+    names = tuple(sorted(set(_weight_map(folder).values())))
+    if any(Path(name).name != name for name in names):
+        raise BrokenCheckpointError(f"{INDEX_NAME} names shards outside the folder")
+    return names
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Read which shard each tensor is in, as the index has it."""
     index = folder / INDEX_NAME
     if not index.is_file():
         raise BrokenCheckpointError(
@@ -76,12 +105,9 @@ def shard_names(folder: Path) -> tuple[str, ...]:
         )
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError) as error:
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpointError(f"{INDEX_NAME} cannot be read: {error}") from error
-    names = tuple(sorted(set(map(str, weight_map.values()))))
-    if any(Path(name).name != name for name in names):
-        raise BrokenCheckpointError(f"{INDEX_NAME} names shards outside the folder")
-    return names
 
 
 def _read_shard(folder: Path, file: str) -> Iterator[TensorEntry]:

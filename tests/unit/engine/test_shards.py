@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.builders import tiny_folder
 from trephine.domain.errors import BrokenCheckpointError
@@ -132,3 +133,41 @@ def test_types_that_cannot_be_edited_are_refused(tmp_path):
     save_file({"x": torch.arange(4)}, tmp_path / "model.safetensors")
     with pytest.raises(BrokenCheckpointError, match="I64"):
         read_tensor(tmp_path, read_entries(tmp_path)["x"])
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+def with_older_copies(folder, *, named):
+    """Leave copies of a tensor in every shard, older ones but in the last; the index names one, or none."""
+    index = json.loads((folder / INDEX_NAME).read_text())
+    tensor = load_file(folder / index["weight_map"][DOWN])[DOWN]
+    files = shard_names(folder)
+    for file in files:
+        held = load_file(folder / file) | {DOWN: tensor if file == files[-1] else torch.zeros_like(tensor)}
+        save_file(held, folder / file, metadata={"format": "pt"})
+    if named is None:
+        del index["weight_map"][DOWN]
+    else:
+        index["weight_map"][DOWN] = files[named]
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+
+
+def test_of_several_copies_the_one_counts_that_the_index_names_and_transformers_loads(folder):
+    """The last: both agree on it."""
+    before = {name: read_tensor(folder, entry) for name, entry in read_entries(folder).items()}
+    with_older_copies(folder, named=-1)
+    entries = read_entries(folder)
+    assert entries[DOWN].file == shard_names(folder)[-1]
+    for name, tensor in before.items():
+        assert torch.equal(read_tensor(folder, entries[name]), tensor)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert torch.equal(loaded[DOWN], before[DOWN])
+
+
+@pytest.mark.parametrize("named", [0, None])
+def test_copies_that_readers_would_choose_between_are_refused(folder, named):
+    """The index names the first, which transformers does not load; or none."""
+    with_older_copies(folder, named=named)
+    with pytest.raises(BrokenCheckpointError, match=rf"{DOWN} stands in .*save_pretrained"):
+        read_entries(folder)
