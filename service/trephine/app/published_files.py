@@ -7,8 +7,8 @@ import hashlib
 import os
 import stat
 from collections.abc import AsyncIterator, Iterable, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from trephine.domain.errors import CheckpointUnverifiedError, InvalidRequestError, ResourceNotFoundError
 from trephine.domain.exports import ExportedFile
@@ -60,7 +60,7 @@ def _is_whole(folder: Path, file: ExportedFile) -> bool:
         return False
 
 
-def _opened(folder: Path, path: str) -> BinaryIO:
+def _opened(folder: Path, path: str) -> BufferedReader:
     """Open a regular file; a pipe in its place is not waited for."""
     try:
         file = os.fdopen(os.open(folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
