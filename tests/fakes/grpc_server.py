@@ -273,7 +273,11 @@ class FakeService(
         )
         word = "EXPORT_VERDICT_PASSED" if self.gates_passed else "EXPORT_VERDICT_FAILED"
         certificate = edit_service_pb2.Certificate(
-            edit_hash="c" * 64, passed=self.gates_passed, gates=[gate], verdict=word
+            edit="edits/no-mary",
+            edit_hash="c" * 64,
+            passed=self.gates_passed,
+            gates=[gate],
+            verdict=word,
         )
         return edit_service_pb2.Export(name=name, certificate=certificate, files=files)
 

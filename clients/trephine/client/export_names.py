@@ -34,8 +34,10 @@ def export_id_for(
 ) -> str:
     """A name on the server for a folder here: what the folder is called, the edit's digest, the options'.
 
-    The same edit with the same options into the same folder finds the same export again, so that nothing is
-    compiled twice. Any option that changes what is written, measured or signed gives a name of its own.
+    The edit's is of all that the export's card says of it: name, version, content, author, reason. Two edits
+    that do the same have exports of their own, as each is signed with what its author wrote. The same edit with
+    the same options into the same folder finds the same export again, so that nothing is compiled twice. Any
+    option that changes what is written, measured or signed gives a name of its own.
 
     Args:
         folder: Where the export is to lie; only its name counts.
@@ -64,7 +66,7 @@ def export_id_for(
     }
     words = (("attacked", attack), ("gguf", bool(gguf)), ("sigstore", keyless))
     told = "".join(f"-{word}" for word, said in words if said)
-    rest = f"-{edit.content_hash.removeprefix('sha256:')[:12]}{told}{_digest(options)}"
+    rest = f"-{_edit_digest(edit)}{told}{_digest(options)}"
     slug = re.sub(r"[^a-z0-9.-]+", "-", Path(folder).name.lower()).strip("-.") or "export"
     return slug[: min(_SLUG, _LONGEST - len(rest))] + rest
 
@@ -72,6 +74,12 @@ def export_id_for(
 def _other_model(model: str | None, edit: Edit) -> str | None:
     named, own = ((name or "").removeprefix("models/") for name in (model, edit.made_for.model))
     return named if named and named != own else None
+
+
+def _edit_digest(edit: Edit) -> str:
+    """Twelve digits of what an export's card says of its edit."""
+    told = [edit.name, edit.version, edit.content_hash, edit.author, edit.reason]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def _digest(options: dict[str, Any]) -> str:

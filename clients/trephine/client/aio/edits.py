@@ -113,12 +113,14 @@ class AsyncExports:
         return decode(Export, await self._wire.call(self._wire.edits.GetExport, request))
 
     async def published(self, export_id: str, edit: Edit) -> Export | None:
-        """The export of that name if it exists and was made from this edit."""
+        """The export of that name if it exists and was made from this edit: of its name, as it does."""
         try:
             export = await self.get(export_id)
         except ResourceNotFoundError:
             return None
-        return export if export.certificate.edit_hash == edit.content_hash else None
+        certificate = export.certificate
+        same = (certificate.edit, certificate.edit_hash) == (edit.name, edit.content_hash)
+        return export if same else None
 
     async def list(self, *, edit: Edit | str | None = None) -> tuple[Export, ...]:
         """Published exports, newest first, without files, measurements and tensors: `get` has all of one.
