@@ -363,6 +363,32 @@ def test_directions_have_directions_as_controls():
     assert of_site.verdict is EditVerdict.INCONCLUSIVE
 
 
+def repeated(n_layers: int) -> tuple[Intervention, ...]:
+    """Remove one direction behind every layer."""
+    return tuple(
+        direction(SiteKind.RESID_POST, n, [1.0, 2.0] + [0.0] * 30, Ablate()) for n in range(n_layers)
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "edited", "says"),
+    [
+        (2, (direction(SiteKind.EMBED, 0, [1.0, 2.0] + [0.0] * 30, Ablate()),), "before the first layer"),
+        (1, (direction(SiteKind.RESID_POST, 0, [1.0, 2.0] + [0.0] * 30, Ablate()),), "has one layer"),
+        (2, repeated(2), "the same directions in every layer"),
+    ],
+    ids=["embedding", "one layer", "every layer"],
+)
+def test_directions_that_have_no_other_layer_are_not_held_against_themselves(n_layers, edited, says):
+    """No wrong layer stands beside them, and why is said; random directions do."""
+    hosted = hosted_from(tiny_model("llama", n_layers=n_layers))
+    found = evaluate(hosted, *edited)
+    assert {control.arm for one in found.sets for control in one.controls} == {EvaluationArm.RANDOM}
+    (note,) = (note for note in found.matching.notes if note.startswith("no other layer: "))
+    assert says in note
+    assert any("0 sets of another layer stand beside it" in caveat for caveat in found.caveats)
+
+
 def test_several_target_sets_are_adjusted_for():
     """Holm: the smallest p-value is multiplied by the number of sets."""
     second = replace(TARGET, name="again", items=ITEMS[::-1])

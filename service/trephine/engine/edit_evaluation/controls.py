@@ -24,7 +24,7 @@ from trephine.domain.edit_evaluation import (
     reached,
 )
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
-from trephine.domain.sites import Site
+from trephine.domain.sites import Site, SiteKind
 from trephine.engine.edit_evaluation.figures import damages, statistic_name, statistics
 from trephine.engine.edit_evaluation.matching import (
     Draws,
@@ -234,6 +234,9 @@ def _elsewhere(
     fewest = min(map(len, covered.values()), default=0)
     if fewest == 1:
         return Elsewhere(layers=(), notes=("no other layer: a set covers one layer only",))
+    nowhere = _no_place_for_directions(hosted, interventions)
+    if nowhere:
+        return Elsewhere(layers=(), notes=(f"no other layer: {nowhere}",))
     shifts = dict.fromkeys(max(1, fewest // part) for part in _PARTS_OF_DEPTH)
     return Elsewhere(
         layers=tuple(
@@ -243,6 +246,25 @@ def _elsewhere(
             if fewest
         )
     )
+
+
+def _no_place_for_directions(hosted: HostedModel, interventions: Sequence[Intervention]) -> str:
+    """Say why directions cannot be moved to another layer; empty if they can, or there are none."""
+    own = {one.target for one in interventions if isinstance(one.target, DirectionTarget)}
+    if any(target.site.kind is SiteKind.EMBED for target in own):
+        return "a direction is at the embedding, which is before the first layer and nowhere else"
+    if own and hosted.info.n_layers == 1:
+        return "the model has one layer"
+    if own and {_in_another_layer(hosted, target) for target in own} <= own:
+        return "the edit has the same directions in every layer that they would be moved to"
+    return ""
+
+
+def _in_another_layer(hosted: HostedModel, target: DirectionTarget) -> DirectionTarget:
+    """Return a direction at the same site half of the depth away, round the end."""
+    n_layers = hosted.info.n_layers
+    layer = (target.site.layer + n_layers // 2) % n_layers
+    return replace(target, site=replace(target.site, layer=layer))
 
 
 def _reads_another(one: Intervention) -> bool:
@@ -282,14 +304,11 @@ def _moved(
     own = {one.target.site: one.target for one in interventions if isinstance(one.target, DirectionTarget)}
     if not own or not arms:
         return tuple(arms)
-    n_layers = hosted.info.n_layers
 
     def moved(one: Intervention, given: Intervention) -> Intervention:
         if not isinstance(given.target, DirectionTarget):
             return one
-        layer = (given.target.site.layer + n_layers // 2) % n_layers
-        target = replace(given.target, site=replace(given.target.site, layer=layer))
-        return replace(one, target=target)
+        return replace(one, target=_in_another_layer(hosted, given.target))
 
     return tuple(
         Arm(
