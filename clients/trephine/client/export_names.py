@@ -35,9 +35,9 @@ def export_id_for(
     """A name on the server for a folder here: what the folder is called, the edit's digest, the options'.
 
     The edit's is of all that the export's card says of it: name, version, content, author, reason. Two edits
-    that do the same have exports of their own, as each is signed with what its author wrote. The same edit with
-    the same options into the same folder finds the same export again, so that nothing is compiled twice. Any
-    option that changes what is written, measured or signed gives a name of its own.
+    that do the same have exports of their own, as each is signed with what its author wrote. The same edit
+    with the same options into the same folder finds the same export again, so that nothing is compiled twice.
+    Any option that changes what is written, measured or signed gives a name of its own.
 
     Args:
         folder: Where the export is to lie; only its name counts.
