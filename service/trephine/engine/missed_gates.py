@@ -33,7 +33,8 @@ def missed_gates(certificate: Certificate, *, kept: bool, name: str, exact: bool
     missed = [result for result in certificate.gates if not result.passed]
     figures = "; ".join(map(_figure, missed))
     fate = f"kept as {name}.rejected" if kept else "nothing was published"
-    advice = ". ".join(remedies(missed, exact=exact))
+    runtime = certificate.environment.get("compute_dtype", "")
+    advice = ". ".join(remedies(missed, exact=exact, files=certificate.dtype, runtime=runtime))
     return GateMissedError(
         f"{figures}; {fate}. What to do: {advice}", gates=", ".join(r.gate.name for r in missed)
     )

@@ -72,23 +72,62 @@ REMEDIES: Mapping[str, str] = {
     ),
 }
 """By gate: what to do about an export that missed it."""
-EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(
-    (
-        "kl_intervened_exported_mean",
-        "kl_intervened_exported_p99",
-        "kl_intervened_exported_after_first_mean",
-        "kl_intervened_exported_same_attention_mean",
-        "retain_excess",
-        "retain_builtin_excess",
-        "unrecovered",
-    ),
-    _ROUNDED,
+_OF_ROUNDING = (
+    "kl_intervened_exported_mean",
+    "kl_intervened_exported_p99",
+    "kl_intervened_exported_after_first_mean",
+    "kl_intervened_exported_same_attention_mean",
+    "retain_excess",
+    "retain_builtin_excess",
+    "unrecovered",
 )
+EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(_OF_ROUNDING, _ROUNDED)
 """The same of exports of which all is exact: no text calibrates them, and no feature of a set fires."""
+_WIDE = ("float32", "float64")
+_RUNTIME_ROUNDS = (
+    "what is written exactly stays as it is in the files, which are float32, and is rounded where the "
+    "runtime computes: load the model in float32, or make the edit stronger, of which rounding is a smaller share"
+)
+_NOTHING_ROUNDS = (
+    "files and runtime are float32 already, so that little is rounded: make the edit stronger, of which "
+    "rounding is a smaller share, and report it if it is missed then, too"
+)
+_LOST_IN_FLOAT32 = (
+    "nothing of a planned change is left once it is rounded to float32: make the edit stronger. Of a change "
+    "that is not small, check the disk of the export root, export again, and report it"
+)
+_CLOSER_IN_FLOAT32 = _CLOSER.partition(";")[0]
 
 
-def remedies(results: Iterable[GateResult], *, exact: bool = False) -> tuple[str, ...]:
-    """Say what to do about the gates that were missed, each advice once, in their order."""
-    advice = EXACT_REMEDIES if exact else REMEDIES
+def remedies(
+    results: Iterable[GateResult], *, exact: bool = False, files: str = "", runtime: str = ""
+) -> tuple[str, ...]:
+    """Say what to do about the gates that were missed, each advice once, in their order.
+
+    Args:
+        results: Of all gates.
+        exact: Whether all of the edit is compiled exactly.
+        files: Type of the parent's files; empty: unknown.
+        runtime: Type that the model is loaded in; empty: unknown.
+    """
+    advice = _advice(exact=exact, wide_files=files in _WIDE, wide_runtime=runtime in _WIDE)
     missed = (advice[kind_of(result.gate)] for result in results if not result.passed)
     return tuple(dict.fromkeys(missed))
+
+
+def _advice(*, exact: bool, wide_files: bool, wide_runtime: bool) -> Mapping[str, str]:
+    """Leave out what is done already: what is float32 cannot be made wider."""
+    advice = dict(EXACT_REMEDIES if exact else REMEDIES)
+    if wide_files:
+        advice["planned_tensors_unchanged"] = _LOST_IN_FLOAT32
+    if exact and wide_files:
+        advice |= dict.fromkeys(_OF_ROUNDING, _NOTHING_ROUNDS if wide_runtime else _RUNTIME_ROUNDS)
+    if exact and not wide_files and wide_runtime:
+        advice |= dict.fromkeys(_OF_ROUNDING, _ROUNDED.partition("; and load")[0])
+    if not exact and wide_runtime:
+        wider = {gate: told for gate, told in advice.items() if _WIDER in told}
+        advice |= {
+            gate: _CLOSER_IN_FLOAT32 if told == _WIDER else told.replace(f"; without grafts, {_WIDER}", "")
+            for gate, told in wider.items()
+        }
+    return advice

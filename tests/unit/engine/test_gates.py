@@ -185,6 +185,22 @@ def test_exact_edits_are_not_told_to_give_text_in_which_features_fire():
     assert lost != REMEDIES["elements_off_plan"] == EXACT_REMEDIES["elements_off_plan"]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("files", ["float32", "bfloat16"])
+@pytest.mark.parametrize("runtime", ["float32", "bfloat16"])
+def test_nobody_is_told_to_do_what_is_done_already(exact, files, runtime):
+    """Files and runtimes of float32 are not to be made float32; where they are narrower that is said."""
+    whole = EditFloor(tokens=1024, floor=0.0, edit=1e-3)
+    kind = {"whole": whole} if exact else {"grafted": True, "firing": FIRING}
+    missed = judge(planned_gates(runtime, floor(0, 0), **kind), {})
+    told = ". ".join(remedies(missed, exact=exact, files=files, runtime=runtime))
+    assert ("parent whose files are float32" in told) == (files != "float32")
+    assert ("load the model in float32" in told) == (runtime != "float32")
+    assert "make the edit stronger" in told
+    for one in remedies(missed, exact=exact, files=files, runtime=runtime):
+        assert len(one) > 40
+
+
 def test_figures_that_differ_do_not_look_equal():
     """Three digits where they tell a measurement from its limit, more where they do not."""
     assert told_apart(0.12345, 0.01) == ("0.123", "0.01")
