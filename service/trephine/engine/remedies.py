@@ -86,7 +86,8 @@ EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(_OF_ROUNDING, _
 _WIDE = ("float32", "float64")
 _RUNTIME_ROUNDS = (
     "what is written exactly stays as it is in the files, which are float32, and is rounded where the "
-    "runtime computes: load the model in float32, or make the edit stronger, of which rounding is a smaller share"
+    "runtime computes: load the model in float32, or make the edit stronger, of which rounding is a "
+    "smaller share"
 )
 _NOTHING_ROUNDS = (
     "files and runtime are float32 already, so that little is rounded: make the edit stronger, of which "
