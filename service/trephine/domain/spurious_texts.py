@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import category, normalize
 
 from trephine.domain.errors import (
     AttributeConfoundedError,
@@ -154,27 +155,53 @@ class _Standing:
         name = "attribute example" if self.split == EXAMPLES else f"{self.split} text"
         return f"{'the twin of ' if self.twin else ''}{name} {self.number}"
 
+    @property
+    def field(self) -> str:
+        """As errors name it."""
+        return f"{self.split}[{self.number}].{'twin' if self.twin else 'text'}"
+
 
 def check_leakage(splits: Splits, examples: Sequence[AttributeText] = ()) -> None:
     """Refuse a text that two splits, or a split and the examples, share, as itself or as a twin.
 
-    A twin is its text but for a word: who has trained on the one has seen the other. Within a split the same
-    text, or its twin, may stand again, but not with another label or attribute.
+    A twin is its text but for a word: who has trained on the one has seen the other; a text that is another
+    one but for how it is written (`as_written`) is a copy of it. Within a split the same text, or its twin,
+    may stand again, but not with another label or attribute.
 
     Raises:
         SplitLeakageError: Naming the text and both places.
     """
     seen: dict[str, _Standing] = {}
+    written: dict[str, tuple[_Standing, str]] = {}
     for text, here in (*_standing(splits), *_examples_standing(examples)):
         known = seen.setdefault(text.strip(), here)
         wrong = _shared_or_contradicted(known, here)
         if wrong:
             raise SplitLeakageError(
                 f"{here} is {known}{wrong[0]}: {text[:60]!r}. {wrong[1]}",
-                field=f"{here.split}[{here.number}].{'twin' if here.twin else 'text'}",
+                field=here.field,
             )
         if known.attribute is None:
             seen[text.strip()] = here
+        other, spelled = written.setdefault(as_written(text), (here, text))
+        if other.split != here.split:
+            raise SplitLeakageError(
+                f"{here} is {other} but for spaces, invisible characters or how letters are composed: "
+                f"{text[:60]!a} and {spelled[:60]!a}. {_SHARED}",
+                field=here.field,
+            )
+
+
+def as_written(text: str) -> str:
+    """Return a text without what differs between copies of it, for comparison alone.
+
+    Compatibility composed (NFKC), format characters (zero-width spaces, soft hyphens, marks of direction)
+    left out, every run of white space one space. Letters keep their case, as they do within a split.
+    """
+    if not text.isascii():
+        unseen = [ord(one) for one in set(text) if category(one) == "Cf"]
+        text = normalize("NFKC", text.translate(dict.fromkeys(unseen)))
+    return " ".join(text.split())
 
 
 _SHARED = (

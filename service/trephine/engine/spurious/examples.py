@@ -21,13 +21,14 @@ from trephine.domain.spurious_repeats import distinct, first_rows, first_texts, 
 from trephine.domain.spurious_texts import (
     FEWEST_JUDGED,
     LabelledText,
+    as_written,
     check_leakage,
     check_left_apart,
     check_told_apart,
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
-from trephine.engine.spurious.reading import read_text
+from trephine.engine.spurious.reading import read_text, refuse_shared
 from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins
 
 MAX_TOKENS = 512
@@ -101,7 +102,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
 
     Raises:
         InvalidRequestError: If a text has one token, or no twin could be made.
-        SplitLeakageError: If a twin that the lexicon makes stands in another split.
+        SplitLeakageError: If a twin that the lexicon makes, or the same tokens, stand in another split.
         TooFewItemsError: If no text of a label can be held out without its duplicates or twins.
         PromptTooLongError: If a text is too long.
         EmptyGroupError: If validation or test lacks a group although the attribute is known there.
@@ -158,6 +159,7 @@ class _Reader:
         self.splits = with_twins(command.splits, Swapper(lexicon) if lexicon else None)
         self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
+        self._places: dict[Ids, str] = {}
 
     def split(self, name: str) -> tuple[Example, ...]:
         rows = self.splits[name]
@@ -211,6 +213,7 @@ class _Reader:
                 room=0,
                 limit=MAX_TOKENS,
             )
+        refuse_shared(self._places, ids, field)
         return ids
 
 
@@ -317,20 +320,19 @@ def _strata(examples: Sequence[Example], members: Sequence[Sequence[int]]) -> li
 def alike(examples: Sequence[Example]) -> list[list[int]]:
     """Return places of texts that are joined by a text, a twin or a pair that they share, in their order."""
     joined: dict[int, list[int]] = {}
-    holder: dict[Ids | str, int] = {}
-    for number, one in enumerate(examples):
-        keys = _shared(one)
-        met = sorted({holder[ids] for ids in keys if ids in holder})
+    shared, holder = list(map(_shared, examples)), dict[Ids | str | tuple[str], int]()
+    for number, keys in enumerate(shared):
+        met = sorted({holder[key] for key in keys if key in holder})
         mine = [place for first in met for place in joined.pop(first)]
         joined[number] = [*mine, number]
         for place in joined[number]:
-            holder |= dict.fromkeys(_shared(examples[place]), number)
+            holder |= dict.fromkeys(shared[place], number)
     return sorted(map(sorted, joined.values()))
 
 
-def _shared(one: Example) -> list[Ids | str]:
-    """What two texts that must not be parted have in common."""
-    return [key for key in (one.ids, one.twin, one.pair) if key is not None]
+def _shared(one: Example) -> list[Ids | str | tuple[str]]:
+    """What two texts that must not be parted have in common; copies need not have the same tokens."""
+    return [key for key in (one.ids, (as_written(one.text),), one.twin, one.pair) if key is not None]
 
 
 def _drawn(members: Sequence[int], count: int, generator: torch.Generator) -> list[int]:

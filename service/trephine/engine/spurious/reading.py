@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from trephine.domain.errors import SplitLeakageError
 from trephine.domain.spurious_heads import TEXT, DecisionHead, Pooling, ProbeHead, TokenHead
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
@@ -32,6 +33,26 @@ def read_text(hosted: HostedModel, decision: DecisionHead, text: str) -> Ids:
     """
     special_tokens = with_special_tokens(hosted, decision)
     return tuple(hosted.encode(worded(decision, text), special_tokens=special_tokens))
+
+
+def refuse_shared(places: dict[Ids, str], ids: Ids, field: str) -> None:
+    """Refuse tokens that stand in another split, and note where they stand first.
+
+    Args:
+        places: First fields of all that was read, `training[3].twin` for example; it grows.
+        ids: What a text became.
+        field: Where it stands.
+
+    Raises:
+        SplitLeakageError: Naming both places.
+    """
+    known = places.setdefault(ids, field)
+    if known.partition("[")[0] != field.partition("[")[0]:
+        raise SplitLeakageError(
+            f"{field} and {known} become the same tokens, so that they are one text to the model, whatever "
+            "else they differ in. Figures on texts that were trained on say nothing: leave one of them out",
+            field=field,
+        )
 
 
 def reading_caveats(hosted: HostedModel, decision: DecisionHead, texts: Iterable[str]) -> tuple[str, ...]:
