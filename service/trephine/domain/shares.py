@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 
 _Z = 1.959963984540054
 """Of two-sided intervals of 95 %."""
@@ -42,6 +42,20 @@ def least(shares: Sequence[Interval]) -> Interval:
         value=min(one.value for one in shares),
         low=min(one.low for one in shares),
         high=min(one.high for one in shares),
+    )
+
+
+def mean(shares: Sequence[Interval]) -> Interval:
+    """Return the mean of shares of different texts, each weighing the same, with its interval.
+
+    Bounds are recovered from those of the shares (Zou and Donner 2008).
+    """
+    count = len(shares)
+    value = sum(one.value for one in shares) / count
+    return Interval(
+        value=value,
+        low=value - hypot(*(one.value - one.low for one in shares)) / count,
+        high=value + hypot(*(one.high - one.value for one in shares)) / count,
     )
 
 

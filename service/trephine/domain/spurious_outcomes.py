@@ -26,7 +26,8 @@ class Ground(StrEnum):
     TEST = "test"
     """The test split, with all four groups; nothing was chosen by it."""
     VALIDATION = "validation"
-    """The validation split, with all four groups; the number of features and the head were chosen by it."""
+    """The validation split, or where none was given what is held out of the ambiguous set, with all four
+    groups; the number of features and the head were chosen by it."""
     TWINS = "twins"
     """Held-out ambiguous texts and their twins: per label, either side. Never a PASS: where a cue besides the
     edited one goes with the attribute, the decision may follow that."""
@@ -91,13 +92,16 @@ def unmeasured(why: str, settles: str = SETTLES) -> RemovalOutcome:
     )
 
 
-def outcome_on(ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = True) -> RemovalOutcome:
+def outcome_on(
+    ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = True, given: bool = True
+) -> RemovalOutcome:
     """Judge by the worst group before and the worst one after.
 
     Args:
         ground: Where it was measured.
         groups: Decisions per group, one or more; none is empty.
         chosen_by: False: of held-out texts and twins only the texts took part in the choice.
+        given: False: there is no validation split, and texts of the ambiguous set are held out for one.
     """
     befores = [share(one.before, one.texts) for one in groups]
     afters = [share(one.after, one.texts) for one in groups]
@@ -106,7 +110,11 @@ def outcome_on(ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = Tru
     measured = _verdict(after, gain)
     short = ground is Ground.TWINS and measured is Verdict.PASS
     verdict = Verdict.INCONCLUSIVE if short else measured
-    place = _PLACES[ground] if chosen_by or ground is not Ground.TWINS else _APART
+    place = _PLACES[ground]
+    if ground is Ground.TWINS and not chosen_by:
+        place = _APART
+    if ground is Ground.VALIDATION and not given:
+        place = _HELD_OUT
     limiting = _limiting(measured, groups, afters)
     why = _why(measured, place, texts, before, after, gain)
     if limiting:
@@ -214,4 +222,5 @@ _PLACES = {
     Ground.VALIDATION: f"on the validation split, {_CHOSEN}",
     Ground.TWINS: f"on held-out texts and their twins, {_CHOSEN_AMONG}",
 }
+_HELD_OUT = f"on the held-out part of the ambiguous set, {_CHOSEN}"
 _APART = f"on held-out texts, {_CHOSEN}, and on their twins"

@@ -223,7 +223,7 @@ BASELINES = {Arm.LEACE: "LEACE", Arm.INLP: "INLP", Arm.TOKEN_DELETION: "deleting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmOutcome:
-    """One arm. Shares of 1, with percentile bootstrap intervals of 95 % over texts."""
+    """One arm. Shares of 1, with intervals of 95 % over texts: the wider of bootstrap and score intervals."""
 
     arm: Arm
     figures: tuple[Figure, ...]

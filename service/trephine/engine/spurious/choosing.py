@@ -114,7 +114,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         final=final,
         tried=tried[points[best].count].heads,
         point=points[best],
-        why=_why(points, best, forced, ours),
+        why=_why(points, best, forced, ours, study.part),
         by_twins=scale.by_twins,
         by_cost=scale.by_cost,
     )
@@ -221,7 +221,7 @@ class _Scale:
             data = self._study.data
             few = len(in_groups(data.held_out)) < len(data.held_out)
             known = ", of texts whose attribute is known" if few else ""
-            return f"accuracy of the worst group of the validation split{known}"
+            return f"accuracy of the worst group of the {self._study.part}{known}"
         if self._examples:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
         if self.by_twins:
@@ -335,7 +335,11 @@ def _error(hits: Tensor) -> float:
 
 
 def _why(
-    points: Sequence[ChoicePoint], best: int, forced: Sequence[Candidate], ours: Sequence[Candidate]
+    points: Sequence[ChoicePoint],
+    best: int,
+    forced: Sequence[Candidate],
+    ours: Sequence[Candidate],
+    part: str,
 ) -> str:
     by_hand = f", beside {len(forced)} that a person named" if forced else ""
     if not ours:
@@ -344,7 +348,7 @@ def _why(
     if found.count == 0 and not found.erased:
         return (
             f"{len(ours)} features were judged spurious, but no number of them does better on the "
-            f"validation split than none (criterion {first.criterion:.3f}){by_hand}"
+            f"{part} than none (criterion {first.criterion:.3f}){by_hand}"
         )
     beside = ", with a head that has no weight along what was told of the attribute" if found.erased else ""
     gone = f"the first {found.count}" if found.count else "none"

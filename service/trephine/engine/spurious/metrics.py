@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.findings import Figure
+from trephine.domain.shares import Interval, least, mean, share
 from trephine.domain.spurious_groups import group_name
 from trephine.engine.spurious.examples import UNKNOWN
 from trephine.engine.spurious.logistic import fit_logistic
@@ -18,7 +19,11 @@ _SMALLEST_GAP = 1e-3
 
 
 class Intervals:
-    """Percentile bootstrap of 95 % over texts, within groups, so that every resample has all of them."""
+    """Percentile bootstrap of 95 % over texts, within groups, so that every resample has all of them.
+
+    It closes where all texts of a group are right, or wrong, be it one alone, so that it is never taken for
+    narrower than a score interval.
+    """
 
     def __init__(self, groups: Tensor, *, resamples: int, seed: int) -> None:
         """Draw resamples of `groups (n,)`: int64 `(resamples, n)`."""
@@ -30,19 +35,23 @@ class Intervals:
             drawn[:, members] = members[places]
         self._drawn = drawn
 
-    def figure(self, name: str, statistic: Callable[[Tensor], Tensor]) -> Figure:
-        """Measure `statistic(rows (..., n)) -> (...,)`, given indices of texts."""
+    def figure(self, name: str, statistic: Callable[[Tensor], Tensor], score: Interval) -> Figure:
+        """Measure `statistic(rows (..., n)) -> (...,)`, given indices of texts.
+
+        `score` is the same by counts: what is told is as wide as that at least.
+        """
         n = self._drawn.shape[1]
         value = float(statistic(torch.arange(n)))
         spread = statistic(self._drawn).double()
         low, high = torch.quantile(spread, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = min(low, score.low, value), max(high, score.high, value)
         return Figure(name=name, value=value, low=low, high=high, unit="share")
 
 
 def accuracy_figure(name: str, right: Tensor, groups: Tensor, *, resamples: int, seed: int) -> Figure:
     """Return the share of `right (n,)`, with its interval."""
-    hit = right.float()
-    return Intervals(groups, resamples=resamples, seed=seed).figure(name, lambda rows: hit[rows].mean(-1))
+    hit, intervals = right.float(), Intervals(groups, resamples=resamples, seed=seed)
+    return intervals.figure(name, lambda rows: hit[rows].mean(-1), _share(hit))
 
 
 def decision_figures(
@@ -75,14 +84,15 @@ def decision_figures(
     def one_group(place: int) -> Callable[[Tensor], Tensor]:
         return lambda rows: of_groups(right)(rows)[..., place]
 
-    found = [intervals.figure("label_accuracy", mean_of(right))]
+    rights, agreeing = ([_share(hits[inside]) for inside in members] for hits in (right, agrees))
+    found = [intervals.figure("label_accuracy", mean_of(right), mean(rights))]
     if not known:
         return found
-    found.append(intervals.figure("attribute_agreement", mean_of(agrees)))
-    found.append(intervals.figure("worst_group", lambda rows: of_groups(right)(rows).amin(-1)))
+    found.append(intervals.figure("attribute_agreement", mean_of(agrees), mean(agreeing)))
+    found.append(intervals.figure("worst_group", lambda rows: of_groups(right)(rows).amin(-1), least(rights)))
     for place, group in enumerate(present):
         name = f"group {group_name(names[0][group // 2], names[1][group % 2])}"
-        found.append(intervals.figure(name, one_group(place)))
+        found.append(intervals.figure(name, one_group(place), rights[place]))
     return found
 
 
@@ -105,16 +115,22 @@ def pair_figures(
     known = bool((attributes[pairs] != UNKNOWN).all())
     kinds = 2 * attributes[first] + attributes[second] if known else torch.zeros_like(first)
     intervals = Intervals(kinds, resamples=resamples, seed=seed)
-    found = [intervals.figure("pair_accuracy", lambda rows: right[rows].mean(-1))]
+    found = [intervals.figure("pair_accuracy", lambda rows: right[rows].mean(-1), _share(right))]
     members = [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
     if len(members) > 1:
         found.append(
             intervals.figure(
                 "worst_pairs",
                 lambda rows: torch.stack([right[rows][..., one].mean(-1) for one in members], -1).amin(-1),
+                least([_share(right[one]) for one in members]),
             )
         )
     return found
+
+
+def _share(hits: Tensor) -> Interval:
+    """Return the share of hits, 0 or 1, `(n,)`."""
+    return share(int(hits.sum()), len(hits))
 
 
 def worst_group(decided: Tensor, labels: Tensor, attributes: Tensor) -> float:

@@ -71,7 +71,8 @@ def _on_validation(
     plain = yield from study.pool(ids, (), "validation, original")
     after = yield from study.pool(ids, gone, "validation, removed")
     right = study.head.decide(plain) == y, choice.validated.decide(after) == y
-    return outcome_on(Ground.VALIDATION, _by_group(study, texts, *right))
+    groups = _by_group(study, texts, *right)
+    return outcome_on(Ground.VALIDATION, groups, given=bool(study.command.validation))
 
 
 def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> list[Tally]:

@@ -238,8 +238,7 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
         said.append(f"effects rest on {judged.measured_texts} ambiguous texts")
     if not data.test:
         said.append("without a test split there is no worst group")
-    part = "validation split" if study.command.validation else "held-out part"
-    said += _left_out(data.held_out, part, "the worst group that was chosen by is")
+    said += _left_out(data.held_out, study.part, "the worst group that was chosen by is")
     said += _left_out(data.test, "test split", "its figures are")
     groups = in_groups(data.test)
     if groups and not halves(2 * labels(groups) + attributes(groups)):

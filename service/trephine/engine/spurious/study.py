@@ -56,6 +56,11 @@ class Study:
         """True if the head is trained again after a removal."""
         return self.command.refit
 
+    @property
+    def part(self) -> str:
+        """What counts are compared on, in words."""
+        return "validation split" if self.command.validation else "held-out part"
+
     def pool(
         self, texts: Sequence[Ids], removed: Removed, stage: str
     ) -> Generator[Progress | None, None, Tensor]:

@@ -66,9 +66,9 @@ def test_why_says_what_was_taken_beside_a_persons_word():
         ChoicePoint(count=count, criterion=criterion, ambiguous_accuracy=1.0, leak=None, erased=erased)
         for count, criterion, erased in ((0, 0.0, False), (0, 0.8, True), (1, 0.9, False))
     ]
-    free, head, removed = (_why(points, best, [named], [ours]) for best in range(3))
-    of_two = _why(points, 2, [], [ours, ours])
-    assert "no number of them does better" in free
+    free, head, removed = (_why(points, best, [named], [ours], "held-out part") for best in range(3))
+    of_two = _why(points, 2, [], [ours, ours], "held-out part")
+    assert "no number of them does better on the held-out part than none" in free
     assert head.startswith("removing none of 1 spurious features, beside 1 that a person named, with a head")
     assert head.endswith("from 0.000 to 0.800")
     assert removed.startswith("removing the first 1 of 1 spurious features, beside 1 that")

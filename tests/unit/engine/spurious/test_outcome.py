@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.builders import tiny_hosted
-from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
@@ -75,6 +75,17 @@ def test_a_validation_split_says_that_it_was_chosen_by(session):
     taken = next(one for one in found.choices if one.taken)
     assert found.outcome.after.value == pytest.approx(taken.criterion, abs=1e-6)
     assert "chosen by" in found.outcome.why
+
+
+def test_what_is_held_out_is_not_called_a_split_that_was_given(session):
+    """Without a validation split a fifth of all four groups is the ground, called the held-out part."""
+    crossed = labelled([(0, 1, 20), (1, 0, 20)], seed=9)
+    found = _run(session, training=(*ambiguous(), *crossed), attribute_texts=())
+    assert (found.outcome.ground, found.outcome.texts) == (Ground.VALIDATION, 4)
+    assert found.criterion == "accuracy of the worst group of the held-out part"
+    assert found.outcome.why.startswith("on the held-out part of the ambiguous set, which the number of")
+    said = " ".join((found.why, found.criterion, found.outcome.why, *found.caveats))
+    assert "validation split" not in said
 
 
 def test_twins_are_a_ground_where_there_is_no_other(session):
