@@ -204,7 +204,7 @@ def test_a_missed_gate_leaves_nothing(published, root, monkeypatch):
         finish(compiling(hosted, edit, plan, root / "edited"))
     assert "kl_intervened_exported_mean = " in caught.value.message
     assert "planned at most -1" in caught.value.message
-    assert "What to do: what is written exactly is rounded to the type of the files" in caught.value.message
+    assert "What to do: files and runtime are float32 already" in caught.value.message
     assert list(root.iterdir()) == []
 
 
