@@ -133,7 +133,7 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
     """
     _check_limits(hosted, command)
     if command.replacement != NEURONS:
-        open_layers(hosted, command.sets, command.layers)
+        open_layers(hosted, command.sets, command.layers, choosable=True)
     ids = hosted.encode(command.prompt)
     if len(ids) < _FEWEST_TOKENS:
         raise InvalidRequestError(

@@ -15,7 +15,7 @@ from trephine.domain.errors import (
     PositionOutOfRangeError,
     TrephineError,
 )
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, LayerRef
 from trephine.engine.attention_scores import check_pattern, head_scores
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures, activate
@@ -44,7 +44,7 @@ def trace_attention(
         UnsupportedOptionError: If no attribution law holds for a layer of the set.
         NotConvergedError: If contributions through the softmax do not add up to the exact change.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     ids = _validate(hosted, command)
     yield Progress(stage="forward", done=0, total=1)
     operators = capture(hosted.model, hosted.architecture, ids)
@@ -75,7 +75,7 @@ def _validate(hosted: HostedModel, command: TraceAttention) -> list[int]:
             covered_layers(hosted, name)
         except TrephineError as error:
             raise error.with_field(f"beside[{number - 1}]" if number else "replacement") from None
-    open_layers(hosted, command.sets)
+    _layers_below(hosted, command)
     ids = hosted.encode(command.prompt)
     for name in ("query", "key"):
         position = getattr(command, name)
@@ -93,8 +93,12 @@ def _activate(
 ) -> Generator[None, None, ActiveFeatures | None]:
     if command.replacement == NEURONS:
         return None
-    below = open_layers(hosted, command.sets, range(command.layer + 1))
-    return (yield from activate(hosted, operators, below))
+    return (yield from activate(hosted, operators, _layers_below(hosted, command)))
+
+
+def _layers_below(hosted: HostedModel, command: TraceAttention) -> tuple[LayerRef, ...]:
+    """List what is opened: what lies above the pattern's layer does not write what it reads."""
+    return open_layers(hosted, command.sets, range(command.layer + 1))
 
 
 def _entry(operators: FrozenOperators, command: TraceAttention, n_pos: int) -> Entry:

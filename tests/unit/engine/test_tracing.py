@@ -9,7 +9,7 @@ import torch
 from transformers import AttentionInterface
 
 from tests.builders import FAMILIES, tiny_hosted
-from tests.resident_sets import resident_set
+from tests.resident_sets import reside, resident_set, sae
 from trephine.domain.attention import SourceKind, TraceAttention
 from trephine.domain.errors import (
     InvalidRequestError,
@@ -18,7 +18,7 @@ from trephine.domain.errors import (
     ReplacementNotFoundError,
     UnsupportedOptionError,
 )
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.attention import IMPLEMENTATION, attention_forward, register_attention
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.open_layers import layers_of, open_layers
@@ -264,7 +264,26 @@ def test_sets_that_cannot_be_spanned_together_are_refused():
     """Two at one site, and neurons first."""
     hosted = tiny_hosted("llama")
     sets = (resident_set(hosted, "skip"), resident_set(hosted, "relu", name="other"))
-    with pytest.raises(UnsupportedOptionError, match="both reconstruct mlp_out"):
+    with pytest.raises(UnsupportedOptionError, match="both reconstruct mlp_out") as refused:
         traced(hosted, replacement=sets[0], beside=sets[1:])
+    assert refused.value.context["field"] == "beside"
+    assert "`layers`" not in str(refused.value)  # this command has no such option
     with pytest.raises(InvalidRequestError, match="name a set as the replacement"):
         traced(hosted, beside=sets[:1])
+
+
+def test_sets_that_meet_only_above_the_pattern_are_spanned():
+    """What is never opened cannot be in the way: below, nothing is reconstructed twice."""
+    hosted = tiny_hosted("llama")
+    sets = (
+        resident_set(hosted, "relu", layers=(0, 2)),
+        resident_set(hosted, "skip", layers=(2,), name="other"),
+        resident_set(hosted, "resid_post", layers=(1,), name="lower"),
+        reside(hosted, [sae(hosted, Site(kind=SiteKind.RESID_PRE, layer=2))], "upper"),
+    )
+    for pair in (sets[:2], sets[2:]):
+        trace = traced(hosted, layer=1, replacement=pair[0], beside=pair[1:])
+        assert trace.terms_sum == pytest.approx(trace.score, rel=1e-4)
+        with pytest.raises(UnsupportedOptionError) as refused:
+            traced(hosted, layer=2, replacement=pair[0], beside=pair[1:])
+        assert "`layers`" not in str(refused.value)

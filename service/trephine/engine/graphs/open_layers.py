@@ -19,7 +19,11 @@ def layers_of(name: str, layers: Sequence[int]) -> tuple[LayerRef, ...]:
 
 
 def open_layers(
-    hosted: HostedModel, sets: Sequence[str], layers: Sequence[int] | None = None
+    hosted: HostedModel,
+    sets: Sequence[str],
+    layers: Sequence[int] | None = None,
+    *,
+    choosable: bool = False,
 ) -> tuple[LayerRef, ...]:
     """List the layers of sets that a graph opens, from the bottom up by what they read.
 
@@ -27,6 +31,7 @@ def open_layers(
         hosted: The model.
         sets: Names, each once. Neurons are opened in the MLPs that no other set reconstructs.
         layers: Those that are opened, as far as a set has them; None: all.
+        choosable: Whether whoever asked has an option `layers`, which a refusal may point to.
 
     Raises:
         ReplacementNotFoundError: If a set is not loaded.
@@ -42,7 +47,7 @@ def open_layers(
         written = {site for ref in found for site in info_of(hosted, ref).sites_out}
         every = range(hosted.info.n_layers) if layers is None else sorted(set(layers))
         found += layers_of(NEURONS, [n for n in every if Site(kind=SiteKind.MLP_OUT, layer=n) not in written])
-    return tuple(ref for ref, _ in checked(hosted, found))
+    return tuple(ref for ref, _ in checked(hosted, found, choosable=choosable))
 
 
 def info_of(hosted: HostedModel, ref: LayerRef) -> ReplacementLayerInfo:
@@ -50,8 +55,15 @@ def info_of(hosted: HostedModel, ref: LayerRef) -> ReplacementLayerInfo:
     return layer_info(hosted, ref.replacement, ref.layer)
 
 
-def checked(hosted: HostedModel, refs: Sequence[LayerRef]) -> list[tuple[LayerRef, ReplacementLayerInfo]]:
+def checked(
+    hosted: HostedModel, refs: Sequence[LayerRef], *, choosable: bool = False
+) -> list[tuple[LayerRef, ReplacementLayerInfo]]:
     """Sort layers from the bottom up by what they read.
+
+    Args:
+        hosted: The model.
+        refs: Layers of sets.
+        choosable: As for `open_layers`.
 
     Raises:
         UnsupportedOptionError: If no attribution law holds for one of them, or two reconstruct one place.
@@ -59,30 +71,32 @@ def checked(hosted: HostedModel, refs: Sequence[LayerRef]) -> list[tuple[LayerRe
     found = [(ref, info_of(hosted, ref)) for ref in refs]
     for _, info in found:
         check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
-    _check_apart(found)
-    _check_cuts(found)
+    _check_apart(found, choosable)
+    _check_cuts(found, choosable)
     return sorted(found, key=lambda each: read_place(each[1]))
 
 
-def _check_apart(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]]) -> None:
+def _check_apart(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]], choosable: bool) -> None:
     writers: dict[Site, str] = {}
+    choice = ", or choose layers with `layers` that only one of them has" if choosable else ""
     for ref, info in found:
         for site in info.sites_out:
             other = writers.setdefault(site, ref.replacement)
             if other != ref.replacement:
                 raise UnsupportedOptionError(
                     f"{other} and {ref.replacement} both reconstruct {site.kind.value} of layer "
-                    f"{site.layer}: what is one's could be the other's as well. Leave one of them out, or "
-                    "choose layers with `layers` that only one of them has",
+                    f"{site.layer}: what is one's could be the other's as well. Leave one of them "
+                    f"out{choice}",
                     field="beside",
                     layer=site.layer,
                 )
 
 
-def _check_cuts(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]]) -> None:
+def _check_cuts(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]], choosable: bool) -> None:
     places = [place_of(info.site_in) for _, info in found if is_cut(info)]
     if len(set(places)) < len(places):
+        choice = "choose one with `layers`" if choosable else "name sets of which only one does"
         raise UnsupportedOptionError(
-            "two layers reconstruct the same place of the residual stream; choose one with `layers`",
-            field="layers",
+            f"two layers reconstruct the same place of the residual stream; {choice}",
+            field="layers" if choosable else "beside",
         )

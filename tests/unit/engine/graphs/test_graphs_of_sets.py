@@ -325,12 +325,14 @@ def test_what_cannot_be_spanned_is_refused():
     hosted = hosting("llama", "attention")
     resident_set(hosted, "relu", name="other")
 
-    def refused(error: type[Exception], field: str, **asked: Any) -> None:
-        with pytest.raises(error) as raised:
+    def refused(error: type[Exception], field: str, told: str = ".", **asked: Any) -> None:
+        with pytest.raises(error, match=told) as raised:
             finish(discover_circuit(hosted, DiscoverCircuit(prompt=PROMPT, **{"target": CHOICE, **asked})))
         assert raised.value.context["field"] == field  # type: ignore[attr-defined]  # a TrephineError
 
-    refused(UnsupportedOptionError, "beside", replacement=TRANSCODERS, beside=("other",))
+    refused(
+        UnsupportedOptionError, "beside", "choose .* `layers`", replacement=TRANSCODERS, beside=("other",)
+    )
     refused(InvalidRequestError, "beside", replacement=TRANSCODERS, beside=(TRANSCODERS,))
     refused(InvalidRequestError, "replacement", replacement=NEURONS, beside=(TRANSCODERS,))
     elsewhere = FeatureValue(layer=1, index=3, replacement="other")
