@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import expect
 
-from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
+from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets, feature
 from tests.e2e.circuit_pages import spot, state
 from tests.e2e.conftest import Open
+from tests.unit.app.house import circuit
+from trephine.domain.circuits import NodeKind
 
 pytestmark = pytest.mark.e2e
 FIRST, OTHER = "0_5_0", "0_5_0_1"
@@ -23,6 +25,26 @@ def test_edges_inside_a_layer_go_upwards(opened: Open):
         page, document = opened(graph)
         for link in document["links"]:
             assert spot(page, link["source"])[1] > spot(page, link["target"])[1] + 5
+
+
+def test_sets_that_change_places_between_layers_lie_as_they_feed_in_each(opened: Open):
+    """One set is attention's in layer 0 and the MLP's above, the other the reverse; letters stay a set's."""
+    plain = circuit_of_sets()
+    crossing = [
+        (feature(ATTENTION, 0, 5), feature(MLPS, 0, 6)),
+        (feature(MLPS, 1, 2), feature(ATTENTION, 1, 3)),
+        (feature(MLPS, 2, 7), feature(ATTENTION, 2, 8)),
+    ]
+    # What lies above comes first, so that edges alone can tell.
+    features = [each for pair in crossing for each in reversed(pair)]
+    rest = [each for each in plain.nodes if each.kind is not NodeKind.FEATURE]
+    edges = [(1, 0, 2.0), (0, 3, 1.0), (3, 2, 0.5), (2, 5, 1.0), (5, 4, 0.25)]
+    drawn = circuit([], edges)
+    page, document = opened(replace(plain, nodes=(*features, *rest), edges=drawn.edges, rows=drawn.rows))
+    assert len(document["links"]) == len(edges)
+    for link in document["links"]:
+        assert spot(page, link["source"])[1] > spot(page, link["target"])[1] + 5
+    assert state(page, "bands") == ["L0b", "L0a", "L1a", "L1b", "L2a", "L2b"]
 
 
 def test_a_node_says_its_set_and_is_found_by_it(opened: Open):

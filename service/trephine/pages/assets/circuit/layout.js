@@ -1,17 +1,21 @@
 // --- layout: one band a layer that is used, one column a position; units are pixels at scale 1 -----
-// A layer has a band for each of its sets, those that feed the others below, so that every edge goes upwards.
+// A layer has a band for each of its sets, those that feed the others there below, so that every edge goes upwards.
 
 const layout = (() => {
   const STEP = 15, ROW = 14, BAND = 26, GAP = 14, EMPTY = 12, NARROWEST = 34;
-  const inner = byInfluence.filter(graph.inner), features = inner.filter(i => graph.kind[i] === "feature"), ranks = ranksOfSets();
+  const inner = byInfluence.filter(graph.inner), features = inner.filter(i => graph.kind[i] === "feature"), orders = ordersOfSets();
+  const rankInLayer = i => orders.inLayer(graph.layer[i])[graph.set[i]];
   const lowest = new Map();  // rank in a layer: errors, which nothing enters, lie with the set below all others
-  for (const i of features) lowest.set(graph.layer[i], Math.min(lowest.get(graph.layer[i]) ?? Infinity, ranks[graph.set[i]]));
-  const rankOf = i => graph.kind[i] === "feature" ? ranks[graph.set[i]] : lowest.get(graph.layer[i]) ?? 0;
-  const levelOf = i => graph.layer[i] * ranks.length + rankOf(i), levels = [...new Set(inner.map(levelOf))].sort((a, b) => a - b);
+  for (const i of features) lowest.set(graph.layer[i], Math.min(lowest.get(graph.layer[i]) ?? Infinity, rankInLayer(i)));
+  const rankOf = i => graph.kind[i] === "feature" ? rankInLayer(i) : lowest.get(graph.layer[i]) ?? 0;
+  const levelOf = i => graph.layer[i] * graph.sets.length + rankOf(i), levels = [...new Set(inner.map(levelOf))].sort((a, b) => a - b);
   const bandOf = new Map(levels.map((level, n) => [level, n + 1])), top = levels.length + 1;
   const band = i => graph.kind[i] === "token" ? 0 : graph.kind[i] === "logit" ? top : bandOf.get(levelOf(i));
-  const letter = n => several && n >= 0 ? String.fromCharCode(97 + n) : "";
-  const names = levels.map(level => { const layer = Math.floor(level / ranks.length); return `L${layer}${letter(lowest.has(layer) ? level % ranks.length : -1)}`; });
+  const letter = set => several && set >= 0 ? String.fromCharCode(97 + orders.overall[set]) : "";
+  const names = levels.map(level => {
+    const layer = Math.floor(level / graph.sets.length), set = orders.inLayer(layer).indexOf(level % graph.sets.length);
+    return `L${layer}${letter(lowest.has(layer) ? set : -1)}`;
+  });
   const last = graph.tokens.length - 1;
   const column = i => Math.max(0, Math.min(last, graph.position[i] < 0 ? last : graph.position[i]));
 
@@ -48,19 +52,31 @@ const layout = (() => {
     x[graph.size + g] = mean(x);
     y[graph.size + g] = mean(y);
   });
-  return { names, key: graph.sets.map((name, n) => [letter(ranks[n]), name]).sort(), top, band, column, x, y, start, bandTop, bandHeight: height, width: start[width.length], height: bandTop[0] + height[0], STEP };
+  return { names, key: graph.sets.map((name, n) => [letter(n), name]).sort(), top, band, column, x, y, start, bandTop, bandHeight: height, width: start[width.length], height: bandTop[0] + height[0], STEP };
 })();
 
-// The rank of every set: whoever feeds another inside a layer is below it; else as they are named.
-function ranksOfSets() {
-  const feeds = graph.sets.map(() => graph.sets.map(() => 0)), depth = graph.sets.map(() => 0);
+// The rank of every set in each layer: whoever feeds another there is below it; else as over all layers, which is how
+// their letters go. A set may be attention's in one layer and the MLP's in another.
+function ordersOfSets() {
+  const unfed = () => graph.sets.map(() => graph.sets.map(() => 0)), whole = unfed(), feeds = new Map();
   for (let e = 0; e < graph.edgeCount; e++) {
-    const a = graph.source[e], b = graph.target[e];
-    if (graph.kind[a] === "feature" && graph.kind[b] === "feature" && graph.layer[a] === graph.layer[b]) feeds[graph.set[a]][graph.set[b]]++;
+    const a = graph.source[e], b = graph.target[e], layer = graph.layer[a];
+    if (graph.kind[a] !== "feature" || graph.kind[b] !== "feature" || graph.layer[b] !== layer) continue;
+    if (!feeds.has(layer)) feeds.set(layer, unfed());
+    whole[graph.set[a]][graph.set[b]]++;
+    feeds.get(layer)[graph.set[a]][graph.set[b]]++;
   }
-  for (const _ of graph.sets) graph.sets.forEach((_, b) => graph.sets.forEach((_, a) => {
-    if (feeds[a][b] > feeds[b][a]) depth[b] = Math.max(depth[b], Math.min(depth[a] + 1, graph.sets.length));
+  const overall = ranksBy(whole, graph.sets.map((_, n) => n));
+  const byLayer = new Map([...feeds].map(([layer, counts]) => [layer, ranksBy(counts, overall)]));
+  return { overall, inLayer: layer => byLayer.get(layer) ?? overall };
+}
+
+// Ranks from counts of edges between sets; those that no edge puts in order keep the one before.
+function ranksBy(feeds, before) {
+  const depth = feeds.map(() => 0);
+  for (const _ of feeds) feeds.forEach((_, b) => feeds.forEach((_, a) => {
+    if (feeds[a][b] > feeds[b][a]) depth[b] = Math.max(depth[b], Math.min(depth[a] + 1, feeds.length));
   }));
-  const order = [...depth.keys()].sort((a, b) => depth[a] - depth[b] || a - b);
+  const order = [...depth.keys()].sort((a, b) => depth[a] - depth[b] || before[a] - before[b]);
   return depth.map((_, n) => order.indexOf(n));
 }

@@ -64,6 +64,8 @@ window.trephine = Object.freeze({
   get edgesAtRest() { return { which: state.atRest, drawn: state.atRest === "none" ? 0 : resting.from.length }; },
   get theme() { return isDark() ? "dark" : "light"; },
   get drawing() { return { milliseconds: [...draws], edgesReady: state.atRest === "none" || (sameAs(weave.at) && !weave.stale) }; },
+  /** Names of the bands between tokens and targets, from below. */
+  get bands() { return [...layout.names]; },
   /** Where a node or supernode is, in pixels of the page. */
   spot(id) { const box = over.getBoundingClientRect(), vertex = vertexOf(id); return { x: box.left + screenX(vertex), y: box.top + screenY(vertex) }; },
   node(id) {
