@@ -303,7 +303,7 @@ class VerificationDepth(google.protobuf.message.Message):
     ABLATIONS_FIELD_NUMBER: builtins.int
     HOW_FIELD_NUMBER: builtins.int
     nearest: builtins.int
-    """Layers above, at least."""
+    """Layers above, at least. 0: features of another set that read above it in its own block."""
     farthest: builtins.int
     """Layers above, at most."""
     ablations: builtins.int

@@ -79,7 +79,7 @@ class DepthAgreement:
     """Predicted against real change of the graph's own features some layers above an ablated one."""
 
     nearest: int
-    """Layers above, at least."""
+    """Layers above, at least; 0: features of another set that read above it in its own block."""
     farthest: int
     """Layers above, at most."""
     cosine: Figure

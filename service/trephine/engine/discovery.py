@@ -62,7 +62,8 @@ def discover_circuit(
     hosted: HostedModel, command: DiscoverCircuit
 ) -> Generator[Progress | None, None, Circuit]:
     """Do the work of `discover` on a hosted model."""
-    started, question = monotonic(), validate(hosted, command)
+    started, hosted = monotonic(), hosted.pinned()
+    question = validate(hosted, command)
     if command.replacement != NEURONS:
         return (yield from discover_with_sets(hosted, question))
     yield Progress(stage="forward", done=0, total=1)

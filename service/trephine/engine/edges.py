@@ -40,7 +40,7 @@ def explain_edges(
         InvalidRequestError: If a node does not exist, or is no source or no target.
         UnsupportedOptionError: If the target is none that is read off the stream linearly.
     """
-    hosted, circuit = session.require_model(), command.circuit
+    hosted, circuit = session.require_model().pinned(), command.circuit
     check_circuit(hosted, circuit)
     _check_nodes(circuit, command.edges)
     ids = [token.id for token in circuit.tokens]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +39,10 @@ class HostedModel:
     spelling: Spelling
     replacements: dict[str, ReplacementSet] = field(default_factory=dict)
     """Loaded replacement sets by name; the model's own neurons are not among them."""
+
+    def pinned(self) -> HostedModel:
+        """Return a view whose sets stay what they are, whatever is loaded or unloaded meanwhile."""
+        return replace(self, replacements=dict(self.replacements))
 
     def encode(self, text: str, *, room: int = 0, special_tokens: bool = False) -> list[int]:
         """Split a text into token ids; no token is added unless that is asked for.

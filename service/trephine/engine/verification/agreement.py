@@ -28,7 +28,7 @@ from trephine.engine.verification.subject import Subject, ablation_words
 FEWEST = 3
 """Ablations of a kind with fewer than these are not summed up."""
 PERMUTATIONS = 10
-DEPTHS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 1_000))
+DEPTHS = ((0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 1_000))
 _SAME = (
     "a node's shown effect is its activation times the exact gradient, so that it is this baseline itself: "
     "it cannot beat it"
@@ -190,8 +190,11 @@ def _comparison(
 
 def depths(
     subject: Subject, options: VerificationOptions, found: Ablated, bootstrap: Bootstrap
-) -> Generator[Progress, None, tuple[DepthAgreement, ...]]:
-    """Compare predicted and real changes of the graph's features, by layers above the ablation."""
+) -> Generator[Progress | None, None, tuple[DepthAgreement, ...]]:
+    """Compare predicted and real changes of the graph's features, by layers above the ablation.
+
+    0 layers above: features that read above the ablated one in its own block.
+    """
     chosen = [one for one in found.removals if one.kind == "single nodes" and one.stratum != ZERO]
     chosen = chosen[: options.depth_nodes]
     if not chosen:
@@ -199,7 +202,9 @@ def depths(
     real = yield from measured_changes(subject, chosen)
     predicted = follow(subject.graph, [one.nodes for one in chosen])
     gap = subject.graph.layer[None] - torch.tensor([one.first_layer for one in chosen])[:, None]
-    usable = (subject.graph.is_feature & (subject.graph.position > 0))[None]
+    lowest = torch.tensor([min(int(subject.graph.owner[node]) for node in one.nodes) for one in chosen])
+    later = subject.graph.is_feature & (subject.graph.position > 0)
+    usable = later[None] & (subject.graph.owner[None] > lowest[:, None])
     rows = [
         _depth(subject, *limits, predicted, real, usable & (gap >= limits[0]) & (gap <= limits[1]), bootstrap)
         for limits in DEPTHS

@@ -17,7 +17,7 @@ from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.commands import Progress
 from trephine.domain.replacements import Dictionary, LayerKind, Residency
 from trephine.domain.sites import NEURONS, LayerRef
-from trephine.domain.targets import TargetKind
+from trephine.domain.targets import FeatureValue, TargetKind
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning, contexts_of
@@ -64,17 +64,34 @@ class _Resident:
         return _NO_BYTES
 
 
-def refusal(hosted: HostedModel, circuit: Circuit) -> str | None:
-    """Say why there is no random dictionary beside a circuit, if there is none."""
-    sets = [name for name in circuit.set_names if name != NEURONS]
-    if not sets:
+NOTHING_REPLACED = (
+    "not applicable: what is verified are neurons alone, none of them a feature of the sets beside them, so "
+    "that a random dictionary would replace nothing"
+)
+
+
+def refusal(
+    hosted: HostedModel, circuit: Circuit, layers: Sequence[LayerRef], kept: Sequence[int]
+) -> str | None:
+    """Say why there is no random dictionary beside a circuit, if there is none.
+
+    Args:
+        hosted: The model with the circuit's own sets.
+        circuit: What it would stand beside.
+        layers: Layers of sets that what is explained can depend on.
+        kept: Feature nodes of the pruned circuit.
+    """
+    if all(name == NEURONS for name in circuit.set_names):
         return NOT_APPLICABLE
-    if any(target.kind is TargetKind.FEATURE for target in circuit.targets):
+    sets = sorted({ref.replacement for ref in layers} - {NEURONS})
+    if not sets or all(circuit.nodes[node].replacement == NEURONS for node in kept):
+        return NOTHING_REPLACED
+    if any(target.kind is TargetKind.FEATURE for target in circuit.targets) and not _of_neuron(circuit):
         return (
             "not applicable: the circuit explains a feature of the set, and a random dictionary has no such"
         )
-    layers = [layer for name in sets for layer in require_set(hosted, name).admitted.layers]
-    if any(layer.kind is LayerKind.CROSS_LAYER_TRANSCODER for layer in layers):
+    infos = [info for name in sets for info in require_set(hosted, name).admitted.layers]
+    if any(info.kind is LayerKind.CROSS_LAYER_TRANSCODER for info in infos):
         return (
             "not applicable: random dictionaries of one layer are no equal of a cross-layer transcoder, "
             "whose features write several layers"
@@ -191,14 +208,27 @@ def _beside(hosted: HostedModel, sources: Sources, names: Mapping[str, str]) -> 
     return replace(hosted, replacements={**hosted.replacements, **added})
 
 
-def control_words(circuit: Circuit) -> str:
-    """Say what the control is."""
+def is_random(circuit: Circuit, kept: Sequence[int]) -> bool:
+    """True if anything of a random dictionary is among some nodes: neurons beside sets are no control."""
+    return any(circuit.nodes[node].replacement != NEURONS for node in kept)
+
+
+def _of_neuron(circuit: Circuit) -> bool:
+    """True if a neuron is explained: neurons beside sets stay in the control."""
+    asked = circuit.asked
+    return isinstance(asked, FeatureValue) and (asked.replacement or circuit.replacement) == NEURONS
+
+
+def control_words(circuit: Circuit, layers: Sequence[LayerRef]) -> str:
+    """Say what the control is, given the layers of sets that were opened."""
     least = _min_attribution(circuit)
-    sets = " and ".join(repr(name) for name in circuit.set_names if name != NEURONS)
+    opened = {ref.replacement for ref in layers} - {NEURONS}
+    sets = " and ".join(repr(name) for name in circuit.set_names if name in opened)
+    beside = "; neurons beside sets stay what they are" if NEURONS in circuit.set_names else ""
     chosen = "" if least is None else f" and by hierarchical attribution of at least {least:.3g}"
     return (
         f"a random dictionary beside {sets}: random unit encoders on standardised inputs, "
         "random unit decoders with one factor each by least squares, of the same width per layer and of the "
         f"same L0, fitted on {BUILT_IN}; the circuit is found under the same budget{chosen}, cut to as "
-        "many of its most influential features, and examined by the same ablations"
+        f"many of its most influential features, and examined by the same ablations{beside}"
     )

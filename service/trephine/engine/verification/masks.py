@@ -85,6 +85,13 @@ class MaskedPrompt:
         """True if there are no features but neurons: nothing has an error term."""
         return all(ref.replacement == NEURONS for ref in self.layers)
 
+    @cached_property
+    def unablated(self) -> float:
+        """What is explained where nothing is ablated: the baseline, unless the error term is not live."""
+        if self.error_term is ErrorTerm.LIVE or self.is_of_neurons:
+            return self.baseline
+        return float(self.values([{}])[0][0])
+
     def width(self, ref: LayerRef) -> int:
         """Features of a layer."""
         return info_of(self.hosted, ref).d_sae

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
-from trephine.domain.errors import InvalidRequestError, ParentChangedError, ReplacementNotFoundError
+from trephine.domain.errors import (
+    InvalidRequestError,
+    ParentChangedError,
+    ReplacementNotFoundError,
+    UnsupportedOptionError,
+)
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
@@ -57,10 +62,13 @@ def open_subject(
     Raises:
         ParentChangedError: If the model's weights, or its set, are not those that the circuit was found with.
         ReplacementNotFoundError: If its set is not loaded any more.
-        UnsupportedOptionError: If what it explains is not known.
+        UnsupportedOptionError: If what it explains is not known, or a feature writes several layers while the
+            error term is not live.
         InvalidRequestError: If its pruned form has no feature at positions >= 1.
     """
     check_circuit(hosted, circuit)
+    layers, found = opened_layers(hosted, circuit), None
+    _check_error_term(hosted, layers, options.error_term)
     graph = graph_of(circuit)
     features = [node for node in kept if bool(graph.is_feature[node])]
     later = tuple(node for node in features if int(graph.position[node]) > 0)
@@ -71,7 +79,6 @@ def open_subject(
             field="node_threshold",
         )
     ids = [token.id for token in circuit.tokens]
-    layers, found = opened_layers(hosted, circuit), None
     with torch.inference_mode():
         operators = capture(hosted.model, hosted.architecture, ids)
     yield None
@@ -101,6 +108,16 @@ def open_subject(
         active=active,
         effect=effect,
     )
+
+
+def _check_error_term(hosted: HostedModel, layers: Sequence[LayerRef], error_term: ErrorTerm) -> None:
+    several = [ref for ref in layers if len(info_of(hosted, ref).sites_out) > 1]
+    if several and error_term is not ErrorTerm.LIVE:
+        raise UnsupportedOptionError(
+            f"features of {several[0].replacement} write several layers, so that no layer has a "
+            "reconstruction of its own to stand in for it: verify with the error term live",
+            field="error_term",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +317,7 @@ def ablation_words(prompt: MaskedPrompt, kind: Substitute) -> str:
         else {
             ErrorTerm.LIVE: "error term live: the true output moves by (f' - f) W_dec",
             ErrorTerm.FROZEN: "error term frozen at the clean run's; position 0 keeps its true output",
-            ErrorTerm.DROP: "error term dropped; position 0 keeps its true output",
+            ErrorTerm.DROP: "error term dropped, also where nothing is ablated; position 0 keeps its output",
         }[prompt.error_term]
     )
     return (

@@ -22,7 +22,13 @@ from trephine.engine.memory import MemoryMeter
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.session import Handler, Session
 from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
-from trephine.engine.verification.control import NOTHING_CHOSEN, control_circuit, control_words, refusal
+from trephine.engine.verification.control import (
+    NOTHING_CHOSEN,
+    control_circuit,
+    control_words,
+    is_random,
+    refusal,
+)
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
@@ -52,20 +58,19 @@ def verify_on(
     hosted: HostedModel, command: VerifyCircuit
 ) -> Generator[Progress | None, None, VerificationReport]:
     """Do the work of `verify_circuit` on a hosted model."""
-    started, circuit = monotonic(), command.circuit
+    started, circuit, hosted = monotonic(), command.circuit, hosted.pinned()
     check_circuit(hosted, circuit)
     options, meter = command.options, MemoryMeter(hosted.architecture.W_U.device)
     subject = yield from open_subject(hosted, options, circuit, command.kept)
     given = yield from _examine(subject, options, meter, "the circuit", command.supernodes)
-    why = refusal(hosted, circuit)
+    layers = opened_layers(hosted, circuit)
+    why = refusal(hosted, circuit, subject.prompt.layers, subject.kept)
     control = None
     if why is None and not options.control:
         why = "not asked for"
     if why is None:
-        beside = yield from control_circuit(
-            hosted, circuit, opened_layers(hosted, circuit), len(subject.kept), options.seed
-        )
-        if beside[2]:
+        beside = yield from control_circuit(hosted, circuit, layers, len(subject.kept), options.seed)
+        if is_random(beside[1], beside[2]):
             control = yield from _control(beside, options, meter)
         else:
             why = NOTHING_CHOSEN
@@ -76,7 +81,7 @@ def verify_on(
         weight_hash=hosted.info.weight_hash,
         given=given,
         control=control,
-        control_note=control_words(circuit) if why is None else why,
+        control_note=control_words(circuit, layers) if why is None else why,
         caveats=_caveats(hosted, subject, options),
         seed=options.seed,
         seconds=monotonic() - started,
