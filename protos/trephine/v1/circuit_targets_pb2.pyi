@@ -258,6 +258,7 @@ class ExplainedTarget(google.protobuf.message.Message):
     ESTIMATED_FIELD_NUMBER: builtins.int
     TOKEN_FIELD_NUMBER: builtins.int
     AGAINST_FIELD_NUMBER: builtins.int
+    REPLACEMENT_FIELD_NUMBER: builtins.int
     kind: global___TargetKind.ValueType
     """What it stands for."""
     label: builtins.str
@@ -270,6 +271,8 @@ class ExplainedTarget(google.protobuf.message.Message):
     """On the clean prompt: logits, or units of the read-out."""
     estimated: builtins.bool
     """True if what enters it is an estimate: attention scores, gated neurons."""
+    replacement: builtins.str
+    """The set of a feature, `neurons` of a neuron; empty if it is neither, or the circuit does not say."""
     @property
     def token(self) -> trephine.v1.common_pb2.Token:
         """Set if it is a logit."""
@@ -289,9 +292,10 @@ class ExplainedTarget(google.protobuf.message.Message):
         estimated: builtins.bool = ...,
         token: trephine.v1.common_pb2.Token | None = ...,
         against: trephine.v1.common_pb2.Token | None = ...,
+        replacement: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_against", b"_against", "_token", b"_token", "against", b"against", "token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_token", b"_token", "against", b"against", "estimated", b"estimated", "kind", b"kind", "label", b"label", "position", b"position", "share", b"share", "token", b"token", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_against", b"_against", "_token", b"_token", "against", b"against", "estimated", b"estimated", "kind", b"kind", "label", b"label", "position", b"position", "replacement", b"replacement", "share", b"share", "token", b"token", "value", b"value"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_against", b"_against"]) -> typing.Literal["against"] | None: ...
     @typing.overload

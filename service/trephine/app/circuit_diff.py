@@ -2,8 +2,9 @@
 
 Nodes are the same if they have the same kind, layer, feature (of the same set) and position; or the same
 without the position, when positions are summed, as is needed for prompts that do not line up. Edges are the
-same if their ends are. Sets are the same if their contents are; the name alone counts where either circuit
-does not say what the set of that name held.
+same if their ends are. Sets are the same if both their names and their contents are; the name alone counts
+where either circuit does not say what the set of that name held. So it is with the set of a feature that is
+explained, where both circuits say what they explain.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trephine.app.pruning import numbers
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.findings import Figure
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import FeatureValue, TargetKind
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -78,8 +80,10 @@ class CircuitDiff:
 def compare(first: Circuit, second: Circuit, *, sum_positions: bool) -> CircuitDiff:
     """Return the difference of two circuits."""
     numbering: dict[tuple[object, ...], int] = {}
-    by_name = frozenset(by_name_alone(first, second))
-    sides = [_Side(circuit, numbering, sum_positions, by_name=by_name) for circuit in (first, second)]
+    by_name, told = frozenset(by_name_alone(first, second)), _both_say(first, second)
+    sides = [
+        _Side(circuit, numbering, sum_positions, by_name=by_name, told=told) for circuit in (first, second)
+    ]
     a, b = (side.nodes(len(numbering)) for side in sides)
     compared = [_compared(sides, x, y) for x, y in zip(a, b, strict=True)]
     order = sorted(range(len(compared)), key=lambda key: (-abs(compared[key].change), key))
@@ -103,6 +107,38 @@ def by_name_alone(first: Circuit, second: Circuit) -> tuple[str, ...]:
         if each.name != NEURONS and not each.content_hash
     }
     return tuple(name for name in first.set_names if name in unknown and name in second.set_names)
+
+
+def same_targets(first: Circuit, second: Circuit) -> bool:
+    """Say whether both explain the same; by what people are told where either does not say what was asked."""
+    if not _both_say(first, second):
+        return first.target_label == second.target_label
+    by_name = frozenset(by_name_alone(first, second))
+    one, other = (
+        [
+            (read, target.position if target.kind is TargetKind.FEATURE else target.label)
+            for read, target in zip(_reads(circuit, by_name), circuit.targets, strict=True)
+        ]
+        for circuit in (first, second)
+    )
+    return one == other
+
+
+def _both_say(first: Circuit, second: Circuit) -> bool:
+    return first.asked is not None and second.asked is not None
+
+
+def _contents(circuit: Circuit, by_name: frozenset[str]) -> dict[str, str]:
+    return {each.name: each.content_hash for each in circuit.sets if each.name not in by_name}
+
+
+def _reads(circuit: Circuit, by_name: frozenset[str]) -> list[tuple[object, ...]]:
+    """Say what targets are, beside what their nodes say: of a feature its layer and whose it is."""
+    asked, content = circuit.asked, _contents(circuit, by_name)
+    if not isinstance(asked, FeatureValue):
+        return [(target.kind,) for target in circuit.targets]
+    names = [target.replacement or asked.replacement or circuit.replacement for target in circuit.targets]
+    return [(TargetKind.FEATURE, asked.layer, asked.index, name, content.get(name, "")) for name in names]
 
 
 class EdgeChanges(Sequence[ComparedEdge]):
@@ -143,10 +179,16 @@ class _Side:
         summed: bool,
         *,
         by_name: frozenset[str],
+        told: bool,
     ) -> None:
         self.circuit = circuit
-        content = {each.name: each.content_hash for each in circuit.sets if each.name not in by_name}
-        keys = ((*_key(node, summed), content.get(node.replacement, "")) for node in circuit.nodes)
+        content = _contents(circuit, by_name)
+        targets = [place for place, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT]
+        read = dict(zip(targets, _reads(circuit, by_name), strict=True)) if told else {}
+        keys = (
+            (*_key(node, summed), content.get(node.replacement, ""), read.get(place))
+            for place, node in enumerate(circuit.nodes)
+        )
         self.keys: Indices = np.array([numbering.setdefault(key, len(numbering)) for key in keys], np.int64)
 
     def nodes(self, count: int) -> list[NodeSide | None]:

@@ -132,3 +132,5 @@ class ExplainedTarget:
     token: Token | None = None
     against: Token | None = None
     """The other token of a difference; None: the logit less the mean logit."""
+    replacement: str = ""
+    """The set of a feature, `neurons` of a neuron; empty: it is neither, or was stored before this was."""

@@ -87,7 +87,9 @@ def _at(
             layer = None if active is None or ref.replacement == NEURONS else active.layer_of(ref)
             if layer is None:
                 return [_neuron(operators, wanted, position, share)]
-            return [_feature(hosted, operators, layer, wanted, position, share)]
+            told = f"{ref.replacement}:" if len(command.sets) > 1 else ""
+            label = f"feature {told}{wanted.layer}:{wanted.index} at position {position}"
+            return [_feature(hosted, operators, layer, wanted.index, label, position, share)]
         case DirectionValue() as wanted:
             return [_direction(operators, wanted, position, share)]
         case AttentionScore() as wanted:
@@ -207,22 +209,23 @@ def _feature(
     hosted: HostedModel,
     operators: FrozenOperators,
     layer: ActiveLayer,
-    wanted: FeatureValue,
+    feature: int,
+    label: str,
     position: int,
     share: float,
 ) -> TargetReadout:
     """Explain the pre-activation of a feature of a set, active or not."""
-    at, index = (torch.tensor([n], device=operators.device) for n in (position, wanted.index))
+    at, index = (torch.tensor([n], device=operators.device) for n in (position, feature))
     direction = encoder_directions(hosted, operators, layer, at, index)[0]
     site = layer.info.site_in
     total = float(direction @ clean_value(operators, site)[position])
     adjoint, live, constant = direction, direction, 0.0
     if site.kind is SiteKind.MLP_IN:
-        norm = operators.layers[wanted.layer].mlp_norm
+        norm = operators.layers[layer.ref.layer].mlp_norm
         adjoint, constant = _pulled(norm, direction, position), _norm_constant(norm, direction)
         live = _pulled_live(norm, direction, position, operators.n_pos)
     if is_linearised(layer.info):
-        frozen = operators.layers[wanted.layer]
+        frozen = operators.layers[layer.ref.layer]
         read, added = through_mlp(frozen, direction[None], at)
         adjoint, norm = _pulled(frozen.mlp_norm, read[0], position), frozen.mlp_norm
         constant = float(added[0]) + _norm_constant(norm, read[0])
@@ -235,9 +238,9 @@ def _feature(
         total=total,
         live=live,
     )
-    label = f"feature {wanted.layer}:{wanted.index} at position {position}"
     gauge = SiteGauge(site=site, position=position, vector=direction)
-    return _value(TargetKind.FEATURE, label, part, gauge, share, feature=wanted.index)
+    name = layer.ref.replacement
+    return _value(TargetKind.FEATURE, label, part, gauge, share, feature=feature, replacement=name)
 
 
 def _neuron(operators: FrozenOperators, wanted: FeatureValue, position: int, share: float) -> TargetReadout:
@@ -260,7 +263,16 @@ def _neuron(operators: FrozenOperators, wanted: FeatureValue, position: int, sha
     label = f"neuron {wanted.layer}:{wanted.index} at position {position}"
     gauge = SiteGauge(site=Site(kind=SiteKind.NEURONS, layer=wanted.layer), position=position, vector=chosen)
     gated = layer.gate is not None
-    return _value(TargetKind.FEATURE, label, part, gauge, share, feature=wanted.index, estimated=gated)
+    return _value(
+        TargetKind.FEATURE,
+        label,
+        part,
+        gauge,
+        share,
+        feature=wanted.index,
+        replacement=NEURONS,
+        estimated=gated,
+    )
 
 
 # --- directions ---------------------------------------------------------------------------------------
@@ -293,6 +305,7 @@ def _value(
     share: float,
     *,
     feature: int = -1,
+    replacement: str = "",
     estimated: bool = False,
 ) -> TargetReadout:
     return TargetReadout(
@@ -303,6 +316,7 @@ def _value(
             share=share,
             value=part.total,
             estimated=estimated,
+            replacement=replacement,
         ),
         parts=(part,),
         gauge=gauge,

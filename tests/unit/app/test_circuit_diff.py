@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
 from tests.layered_circuits import layered
 from tests.unit.app.test_circuit_queries import edges_of
-from trephine.app.circuit_diff import compare
+from trephine.app.circuit_diff import compare, same_targets
 from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.error_sites import error_number
 from trephine.domain.sites import SiteKind
+from trephine.domain.targets import ExplainedTarget, FeatureValue, TargetKind
 
 
 def keyed(graph: Circuit, summed: bool) -> tuple[Counter, Counter]:
@@ -107,3 +109,45 @@ def test_sets_of_one_name_are_told_apart_by_their_content():
     assert NodeKind.FEATURE in in_both(one, one)
     assert NodeKind.FEATURE in in_both(one, old)
     assert NodeKind.FEATURE in in_both(old, other)
+
+
+def explaining(name: str, layer: int = 1, told: str | None = None, **changes: object) -> Circuit:
+    """A circuit over two sets that explains feature 5 of one; `told` is what its target says of the set."""
+    plain = circuit_of_sets()
+    target = ExplainedTarget(
+        kind=TargetKind.FEATURE,
+        label=f"feature {layer}:5 at position 0",
+        position=0,
+        share=1.0,
+        value=1.0,
+        replacement=name if told is None else told,
+    )
+    nodes = tuple(replace(node, feature=5) if node.kind is NodeKind.LOGIT else node for node in plain.nodes)
+    asked = FeatureValue(layer=layer, index=5, replacement=name)
+    return replace(plain, nodes=nodes, targets=(target,), **{"asked": asked, **changes})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        (explaining(MLPS), explaining(MLPS), True),
+        (explaining(MLPS), explaining(ATTENTION), False),
+        (explaining(MLPS), explaining(MLPS, layer=0), False),
+        (explaining(MLPS), explaining(MLPS, set_hash="d" * 64), False),  # another set of that name
+        (explaining(MLPS), explaining(MLPS, set_hash=""), True),
+        (explaining(MLPS), explaining(MLPS, told=""), True),  # stored before targets said it
+        (explaining(MLPS, told=""), explaining(ATTENTION, told=""), False),
+        (explaining(MLPS), explaining("", told=""), True),  # the first set was asked by no name
+        (explaining(MLPS), explaining(ATTENTION, asked=None), True),  # by what people are told
+        (explaining(MLPS), circuit_of_sets(), False),
+    ],
+)
+@pytest.mark.parametrize("summed", [False, True])
+def test_features_that_are_explained_are_matched_by_their_set(first, second, alike, summed):
+    """The same index of another set, layer or content is another target, whatever is shown of it."""
+    assert same_targets(first, second) == same_targets(second, first) == alike
+    found = compare(first, second, sum_positions=summed)
+    targets = [each for each in found.nodes if each.node.kind is NodeKind.LOGIT]
+    assert [each.first is not None and each.second is not None for each in targets] == (
+        [True] if alike else [False, False]
+    )

@@ -12,9 +12,11 @@ from tests.unit.client.test_cli import Run
 from tests.unit.client.test_cli import run as run  # a fixture
 from trephine.client import Trephine, aio
 from trephine.client.cli.discover import layers_words
+from trephine.client.cli.output import Output
+from trephine.client.cli.progress import ProgressView
 from trephine.client.cli.targets import wanted_target
 from trephine.client.errors import InvalidRequestError
-from trephine.client.types import FeatureValue
+from trephine.client.types import FeatureValue, PartialCircuit, PartialNode
 from trephine.v1 import circuit_queries_pb2 as queries
 from trephine.v1 import circuit_service_pb2 as pb
 from trephine.v1 import common_pb2 as common
@@ -149,3 +151,23 @@ def test_a_target_may_be_a_feature_of_any_set():
 def test_layers_are_printed_as_runs(layers: tuple[int, ...], words: str):
     """Neighbours together."""
     assert layers_words(layers) == words
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("tc", "attn-sae"), "strongest tc:0:5 @1, attn-sae:0:5 @1"),
+        (("tc", "tc"), "strongest 0:5 @1, 0:5 @1"),
+    ],
+)
+def test_a_growing_graph_names_sets_where_there_are_several(
+    names: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+):
+    """Two sets have a feature 0:5; the line that is shown meanwhile tells them apart."""
+    nodes = tuple(
+        PartialNode(layer=0, position=1, feature=5, influence=0.5, replacement=name) for name in names
+    )
+    graph = PartialCircuit(nodes=nodes, edges=(), inside=0.5, expanded=2)
+    with ProgressView(Output(json=False), "discover") as view:
+        view.partial(graph)
+    assert told in capsys.readouterr().err

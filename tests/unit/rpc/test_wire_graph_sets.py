@@ -11,7 +11,7 @@ from trephine.app.circuit_diff import compare
 from trephine.app.circuits import StoredCircuit
 from trephine.domain.circuits import Circuit, GraphSet
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.targets import FeatureValue
+from trephine.domain.targets import ExplainedTarget, FeatureValue, TargetKind
 from trephine.rpc.wire.circuit_queries import diff_to_wire
 from trephine.rpc.wire.circuits import circuit_to_wire, discover_from_wire
 from trephine.v1 import circuit_service_pb2 as pb
@@ -76,6 +76,26 @@ def test_a_difference_compares_sets_whatever_their_order():
     (unknown,) = notes(one, replace(turned, beside=(mlps,)))
     assert f"features of {MLPS} are matched by that name alone" in unknown
     assert attention in one.beside
+
+
+def test_targets_of_other_sets_are_told_apart():
+    """The set of an explained feature is on the wire, and a difference says that another was explained."""
+    one, other = (
+        replace(
+            circuit_of_sets(),
+            targets=(
+                ExplainedTarget(
+                    kind=TargetKind.FEATURE, label="f", position=0, share=1.0, value=1.0, replacement=name
+                ),
+            ),
+            asked=FeatureValue(layer=1, index=0, replacement=name),
+        )
+        for name in (MLPS, ATTENTION)
+    )
+    for circuit, name in ((one, MLPS), (other, ATTENTION)):
+        assert circuit_to_wire(stored(circuit)).targets[0].replacement == name
+    assert notes(one, one) == []
+    assert notes(one, other) == ["They explain different targets."]
 
 
 def test_ends_of_edges_say_their_set_where_there_are_several():

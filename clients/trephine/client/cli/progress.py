@@ -60,7 +60,11 @@ class ProgressView:
 
     def partial(self, graph: PartialCircuit) -> None:
         """Take a graph that is still growing: what it holds, and its strongest nodes."""
-        strongest = ", ".join(f"{one.layer}:{one.feature} @{one.position}" for one in graph.nodes[:3])
+        several = len({one.replacement for one in graph.nodes}) > 1
+        strongest = ", ".join(
+            f"{f'{one.replacement}:' if several else ''}{one.layer}:{one.feature} @{one.position}"
+            for one in graph.nodes[:3]
+        )
         found = f"{graph.expanded} features hold {graph.inside:.0%}; strongest {strongest}"
         self.show(Progress(stage="so far", done=0, total=0, detail=found))
 

@@ -85,3 +85,5 @@ class ExplainedTarget(WireValue):
     """True if what enters it is an estimate."""
     token: Token | None
     against: Token | None
+    replacement: str
+    """The set of a feature, `neurons` of a neuron; empty: it is neither, or the circuit does not say."""

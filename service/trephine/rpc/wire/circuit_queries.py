@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trephine.app.circuit_diff import CircuitDiff, ComparedNode, NodeSide, by_name_alone
+from trephine.app.circuit_diff import CircuitDiff, ComparedNode, NodeSide, by_name_alone, same_targets
 from trephine.app.circuits import ListedNode, StoredCircuit
 from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, GroupingBasis, NodeLabel
 from trephine.domain.circuit_queries import (
@@ -231,7 +231,7 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
     caveats += _set_caveats(first, second)
     if [one.id for one in first.tokens] != [one.id for one in second.tokens] and not summed:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
-    if first.target_label != second.target_label:
+    if not same_targets(first, second):
         caveats.append("They explain different targets.")
     if any(side.provenance.origin == "imported" for side in sides):
         caveats.append("Nothing about an imported circuit was verified.")

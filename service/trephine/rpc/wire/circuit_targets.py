@@ -100,6 +100,7 @@ def explained_to_wire(target: ExplainedTarget) -> pb.ExplainedTarget:
         estimated=target.estimated,
         token=None if target.token is None else token_to_wire(target.token),
         against=None if target.against is None else token_to_wire(target.against),
+        replacement=clean(target.replacement),
     )
 
 

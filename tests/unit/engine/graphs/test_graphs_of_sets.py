@@ -281,7 +281,11 @@ def test_a_feature_of_any_set_can_be_the_target(target):
         with opened(hosted, ATTENTION, [2]) as resident:
             encoder = resident[2].encoders([5])[0]
         expected = clean_value(operators, Site(kind=SiteKind.ATTN_OUT, layer=2))[-1] @ encoder
-    assert circuit.targets[0].value == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    (explained,) = circuit.targets
+    assert explained.value == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    assert explained.replacement == target.replacement
+    told = "neuron 2:7" if target.replacement == NEURONS else f"feature {ATTENTION}:2:5"
+    assert explained.label == f"{told} at position {len(circuit.tokens) - 1}"
     assert circuit.quality is not None
     assert circuit.quality.spearman > 0.5
 
