@@ -35,8 +35,8 @@ def test_rank_correlation_averages_ties():
 def test_every_decile_is_sampled_alike():
     """Of 200 nodes 30 are chosen, 3 per decile, without repetition, the same for the same seed."""
     chosen = stratified(nodes(200), 30, seed=4)
-    assert [sum(20 * d <= n.index < 20 * (d + 1) for n in chosen) for d in range(10)] == [3] * 10
-    assert len({n.index for n in chosen}) == 30
+    assert [sum(20 * d <= n.feature.index < 20 * (d + 1) for n in chosen) for d in range(10)] == [3] * 10
+    assert len({n.feature.index for n in chosen}) == 30
     assert chosen == stratified(nodes(200), 30, seed=4)
     assert chosen != stratified(nodes(200), 30, seed=5)
 
