@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from trephine.app.replacements import Replacements
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError, TrephineError
 from trephine.domain.models import ModelInfo
-from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, ReplacementSetInfo, SupportRule
-from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.neuron_layers import free_mlps, neurons_of
+from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo
+from trephine.domain.sites import NEURONS
 
 
 def loaded_set(replacements: Replacements, name: str, model: str) -> ReplacementSetInfo:
@@ -101,27 +103,7 @@ def spanned_layers(
         if only is None or one.layer in only
     ]
     if NEURONS in names:
-        written = {site for one in spanned for site in one.sites_out}
-        every = range(info.n_layers) if only is None else sorted(set(only))
-        free = [layer for layer in every if Site(kind=SiteKind.MLP_OUT, layer=layer) not in written]
-        spanned += [_neurons(layer, info) for layer in free]
+        free = free_mlps(spanned, info.n_layers, only)
+        neurons = (neurons_of(layer, d_model=info.d_model, d_mlp=info.d_mlp) for layer in free)
+        spanned += [replace(one, claimed_l0=float(info.d_mlp)) for one in neurons]  # all are active
     return tuple(spanned)
-
-
-def _neurons(layer: int, info: ModelInfo) -> ReplacementLayerInfo:
-    """A layer's neurons as a dictionary: all are active, and their weights are the model's own."""
-    return ReplacementLayerInfo(
-        layer=layer,
-        kind=LayerKind.NEURONS,
-        support=SupportRule.DENSE,
-        site_in=Site(kind=SiteKind.MLP_IN, layer=layer),
-        sites_out=(Site(kind=SiteKind.MLP_OUT, layer=layer),),
-        d_in=info.d_model,
-        d_out=info.d_model,
-        d_sae=info.d_mlp,
-        normalisation="none",
-        has_skip=False,
-        claimed_l0=float(info.d_mlp),
-        memory_bytes=0,
-        content_hash="",
-    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trephine.domain.errors import UnsupportedOptionError
+from trephine.domain.neuron_layers import free_mlps
 from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.domain.sites import NEURONS, LayerRef, Site
 from trephine.engine.graphs.linearised import read_place
 from trephine.engine.graphs.places import check_attributable, is_cut, place_of
 from trephine.engine.hosted import HostedModel
@@ -44,9 +45,8 @@ def open_layers(
         for ref in layers_of(name, own if layers is None else [n for n in own if n in layers])
     ]
     if NEURONS in sets:
-        written = {site for ref in found for site in info_of(hosted, ref).sites_out}
-        every = range(hosted.info.n_layers) if layers is None else sorted(set(layers))
-        found += layers_of(NEURONS, [n for n in every if Site(kind=SiteKind.MLP_OUT, layer=n) not in written])
+        infos = [info_of(hosted, ref) for ref in found]
+        found += layers_of(NEURONS, free_mlps(infos, hosted.info.n_layers, layers))
     return tuple(ref for ref, _ in checked(hosted, found, choosable=choosable))
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.neuron_layers import neurons_of
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import Site
 from trephine.engine.architecture import Architecture, Block
 from trephine.engine.indices import Indices, chosen
 from trephine.engine.neurons import decoder_norms, decoders
@@ -25,21 +26,7 @@ def neuron_layer_info(architecture: Architecture, layer: int) -> ReplacementLaye
         LayerOutOfRangeError: If the model has no such layer.
     """
     require_layer(architecture, layer)
-    return ReplacementLayerInfo(
-        layer=layer,
-        kind=LayerKind.NEURONS,
-        support=SupportRule.DENSE,
-        site_in=Site(kind=SiteKind.MLP_IN, layer=layer),
-        sites_out=(Site(kind=SiteKind.MLP_OUT, layer=layer),),
-        d_in=architecture.d_model,
-        d_out=architecture.d_model,
-        d_sae=architecture.d_mlp,
-        normalisation="none",
-        has_skip=False,
-        claimed_l0=None,
-        memory_bytes=0,
-        content_hash="",
-    )
+    return neurons_of(layer, d_model=architecture.d_model, d_mlp=architecture.d_mlp)
 
 
 def neuron_layer(architecture: Architecture, layer: int) -> NeuronLayer:
