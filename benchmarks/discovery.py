@@ -3,7 +3,8 @@
 Same model, transcoders, token ids, logit targets, dtype and threads; a fresh process per cell. It counts as
 faster only where edges agree and replacement and completeness, by circuit-tracer's definitions at equal
 node count, are not below its own minus 0.005. Every process that ended is kept in a file (`--keep`), so that
-an interrupted run goes on where it stopped. Without `--full` no new cell starts once the minutes are over.
+an interrupted run goes on where it stopped. Without `--full` long runs of the peer are sampled, and no new
+cell starts once the minutes are over.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Bench:
     kept: KeptRuns
     settings: Sequence[dict[str, Any]]
     """The peer's backends and batches that are tried."""
+    whole: bool = False
+    """True if the peer is never sampled, however long it takes."""
 
     def ours(self, tokens: int, nodes: int, *, graph: bool = True) -> dict[str, Any]:
         """Run a cell of ours."""
@@ -144,7 +147,7 @@ def peer_cell(
 ) -> tuple[dict[str, Any], bool]:
     """Run the peer whole where that is quick, else sample it; return its figures and whether it ran whole."""
     choice, setup, per_node = setting
-    if setup + per_node * nodes < WHOLE_SECONDS or nodes == NODES[0]:
+    if bench.whole or setup + per_node * nodes < WHOLE_SECONDS or nodes == NODES[0]:
         return bench.theirs(tokens, nodes, ours, sampled=None, **choice), True
     return extrapolated(bench, tokens, nodes, ours, choice), False
 
@@ -302,7 +305,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--nodes", type=int, nargs="*", default=NODES)
-    parser.add_argument("--full", action="store_true", help="run every cell, however long it takes")
+    parser.add_argument("--full", action="store_true", help="run every cell whole, however long it takes")
     parser.add_argument("--minutes", type=float, default=32.0, help="after these no new cell starts")
     parser.add_argument("--keep", type=Path, help="file of finished runs; unset: OUT/kept.json")
     parser.add_argument("--growth", type=int, nargs="*", default=GROWTH, help="lengths of the growth fit")
@@ -328,6 +331,7 @@ def main() -> None:
             for backend in ([options.backend] if options.backend else BACKENDS)
             for batch in ([options.batch] if options.batch else BATCHES)
         ],
+        whole=options.full,
     )
     peer_model(options.model, options.out)
     until = math.inf if options.full else time.monotonic() + 60 * options.minutes
