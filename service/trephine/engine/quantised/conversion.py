@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ class Stored:
     name: str
     """GGUF's."""
     kind: GGMLQuantizationType
+
+
+class _Written(np.ndarray[Any, np.dtype[Any]]):
+    """Values that the file itself writes.
+
+    Of a full disk numpy's own writer says neither which error it was nor, of the last few kilobytes,
+    that there was one.
+    """
+
+    def tofile(self, fid: Any, /, sep: str = "", format: str = "%s") -> None:
+        """Write the bytes; the arguments are numpy's.
+
+        Raises:
+            OSError: With its number.
+        """
+        fid.write(self.data.cast("B"))
 
 
 class Layout:
@@ -108,10 +125,13 @@ def convert(
             writer.write_ti_data_to_file()
         for tensor in layout.tensors:
             with full_disk_refused():
-                writer.write_tensor_data(layout.quantised(tensor))
+                writer.write_tensor_data(np.ascontiguousarray(layout.quantised(tensor)).view(_Written))
             yield tensor.name
+        with full_disk_refused():
+            writer.close()
     finally:
-        writer.close()
+        with suppress(OSError):  # what found no room above finds none here either
+            writer.close()
 
 
 def require_convertible(hosted: HostedModel) -> None:

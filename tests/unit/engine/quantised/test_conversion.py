@@ -11,8 +11,9 @@ import torch
 from tokenizers import decoders
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.file_limits import files_end_at
 from tests.unit.engine.weights.folders import parent
-from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
+from trephine.domain.errors import DiskFullError, InvalidRequestError, UnsupportedOptionError
 from trephine.domain.exports import GGUF_TYPES, ExportOptions
 from trephine.engine.quanta import finish
 from trephine.engine.quantised.conversion import Layout, convert, require_convertible
@@ -53,6 +54,20 @@ def test_the_tokenizer_is_in_the_file(family, pre, tmp_path):
     rebuilt = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     text = "When Mary and John went to the store, an émigré paid 12 euros.<|end|>"
     assert rebuilt(text, add_special_tokens=False)["input_ids"] == hosted.encode(text)
+
+
+def test_a_disk_that_fills_up_under_a_file_is_a_typed_error(tmp_path):
+    """In its header, in the midst of a tensor, and under the very last bytes, which wait in a buffer."""
+    hosted = parent("llama", tmp_path / "parent", biases=False)
+    whole, again = tmp_path / "whole.gguf", tmp_path / "again.gguf"
+    list(convert(hosted, hosted.folder, "q8_0", whole, "a title"))
+    size = whole.stat().st_size
+    for room in (100, size // 2, size - 1):
+        with pytest.raises(DiskFullError, match="make room"), files_end_at(room):
+            list(convert(hosted, hosted.folder, "q8_0", tmp_path / f"{room}.gguf", "a title"))
+    with files_end_at(size):
+        list(convert(hosted, hosted.folder, "q8_0", again, "a title"))
+    assert again.read_bytes() == whole.read_bytes()
 
 
 def test_a_tied_unembedding_is_not_written_twice(tmp_path):
