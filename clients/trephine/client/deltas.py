@@ -9,10 +9,12 @@ what a killed run left beside it goes with the next.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, BinaryIO
 
 from trephine.client.digests import file_digest
 from trephine.client.downloads import require_absent
-from trephine.client.errors import HashMismatchError, ParentChangedError
+from trephine.client.errors import DiskFullError, HashMismatchError, ParentChangedError
 from trephine.client.fetched_models import model_folder
 from trephine.client.local_errors import LocalFileError
 from trephine.client.temporary_siblings import temporary_folder
@@ -30,6 +32,12 @@ SCHEMA = "trephine.delta/1"
 DESCRIPTION, CONTENT = "delta.json", "delta.bin"
 _PIECE = 1 << 20
 _SHARD = ".safetensors"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DAMAGED = (
+    *(zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError),
+    *(MemoryError, OverflowError, RecursionError),
+)
+"""What comes of a delta that somebody has altered; of a size that it makes up, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
         ExportTargetExistsError: If `out` exists.
         ParentChangedError: If the parent's weights are not those that the export was compiled from.
         LocalFileError: If a folder or shard cannot be read, or `exported` is no export.
+        DiskFullError: If there is no room; nothing is left behind.
     """
     source, edited, target = model_folder(parent), Path(exported), Path(out)
     if not edited.is_dir():
@@ -66,7 +75,7 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
         )
     require_absent(target)
     _require_compiled_from(edited, source)
-    with temporary_folder(target) as folder:
+    with _written_whole(target) as folder:
         with (folder / CONTENT).open("wb") as content:
             files = [_described(source, edited, path, content) for path in _files(edited)]
         needed = sorted({file["parent"] for file in files if "parent" in file})
@@ -76,7 +85,6 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
             "files": files,
         }
         (folder / DESCRIPTION).write_text(json.dumps(value, indent=1) + "\n", encoding="ascii")
-        folder.rename(target)
     return target
 
 
@@ -84,7 +92,7 @@ def _require_compiled_from(edited: Path, source: Path) -> None:
     """Refuse another model than the export's own: its delta would be the whole export, of no parent."""
     for name, digest in _parent_weights(edited).items():
         path = source / name
-        if not path.is_file() or file_digest(path)[1] != digest:
+        if not path.is_file() or _digest(path) != digest:
             raise ParentChangedError(
                 f"{name} of {source} is not the file that {edited} was compiled from, which its {MANIFEST} "
                 "names; give the export's own parent",
@@ -178,19 +186,22 @@ def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
         ExportTargetExistsError: If `out` exists.
         ParentChangedError: If the parent's files are not those that the delta was made from.
         HashMismatchError: If the delta does not give the announced bytes; nothing is left behind.
-        LocalFileError: If the delta cannot be read.
+        LocalFileError: If the delta cannot be read, or was altered.
+        DiskFullError: If there is no room; nothing is left behind.
     """
     root, source, target = Path(delta), model_folder(parent), Path(out)
     description = _description(root)
     _require_parent(description, source)
     require_absent(target)
-    try:
-        with temporary_folder(target) as folder, (root / CONTENT).open("rb") as content:
-            for file in description["files"]:
-                _write(file, source, folder, content)
-            folder.rename(target)
-    except (OSError, zlib.error, KeyError, TypeError) as error:
-        raise LocalFileError(f"{root} cannot be applied: {error}") from error
+    with _written_whole(target) as folder:
+        try:
+            with (root / CONTENT).open("rb") as content:
+                for file in description["files"]:
+                    _write(file, source, folder, content)
+        except _DAMAGED as error:
+            raise LocalFileError(
+                f"{root} cannot be applied: {error!r}; it was altered or cut short: fetch it again"
+            ) from error
     return target
 
 
@@ -202,7 +213,10 @@ def _description(root: Path) -> dict[str, Any]:
         paths = [Path(file["path"]) for file in value["files"]] + [Path(name) for name in value["parent"]]
         if any(path.is_absolute() or ".." in path.parts for path in paths):
             raise ValueError("a path leads out of the folder")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        made_of = [file["parent"] for file in value["files"] if file["kind"] != "whole"]
+        if any(name not in value["parent"] for name in made_of):
+            raise ValueError("a file is made of one whose digest it does not name")
+    except (OSError, *_DAMAGED) as error:
         raise LocalFileError(f"{root} is no delta: {error}") from error
     return value
 
@@ -210,7 +224,7 @@ def _description(root: Path) -> dict[str, Any]:
 def _require_parent(description: dict[str, Any], source: Path) -> None:
     for name, digest in description["parent"].items():
         path = source / name
-        if not path.is_file() or file_digest(path)[1] != digest:
+        if not path.is_file() or _digest(path) != digest:
             raise ParentChangedError(
                 f"{name} of {source} is not the file that the delta was made from; give its own parent",
                 context={"file": name},
@@ -227,26 +241,74 @@ def _write(file: dict[str, Any], source: Path, folder: Path, content: BinaryIO) 
             for data in _rebuilt(file, source, content):
                 written.write(data)
     if file_digest(target) != (file["size"], file["sha256"]):
-        raise HashMismatchError(f"{file['path']} does not come out as it was published")
+        raise HashMismatchError(
+            f"{file['path']} does not come out as the delta announces: it was altered or cut short; nothing "
+            "was kept; fetch it again"
+        )
 
 
 def _rebuilt(file: dict[str, Any], source: Path, content: BinaryIO) -> Iterator[bytes]:
     """Yield a file's bytes, one tensor at a time."""
     if file["kind"] == "whole":
-        yield zlib.decompress(content.read(file["parts"][0]["bytes"]))
+        yield _unpacked(content.read(file["parts"][0]["bytes"]), file["size"])
         return
     known, _ = read_header(source / file["parent"])
     with (source / file["parent"]).open("rb") as old:
         for part in file["parts"]:
             packed = content.read(part["bytes"])
             if "tensor" not in part:
-                yield zlib.decompress(packed)
+                yield _unpacked(packed, file["size"])
                 continue
             tensor = known[part["tensor"]]
+            if prod(part["shape"]) > file["size"]:
+                raise ValueError(f"{part['tensor']} would be larger than its file")
             base = laid_out(_read(old, tensor.start, tensor.end), tensor.shape, tuple(part["shape"]))
             if base is None:
                 raise KeyError(part["tensor"])
-            yield base if not packed else xor(base, zlib.decompress(packed))
+            yield base if not packed else xor(base, _unpacked(packed, len(base)))
+
+
+def _digest(path: Path) -> str:
+    """Hash a file.
+
+    Raises:
+        LocalFileError: If it cannot be read.
+    """
+    try:
+        return file_digest(path)[1]
+    except OSError as failure:
+        raise LocalFileError(f"{path} cannot be read: {failure.strerror}") from failure
+
+
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """Decompress no more than is announced: a few bytes may stand for any number of them."""
+    engine = zlib.decompressobj()
+    data = engine.decompress(packed, most + 1)  # one more, so that the end is seen
+    if len(data) > most or not engine.eof:
+        raise ValueError("compressed bytes that are not as many as announced")
+    return data
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Give a folder that becomes the target once all of it is written, and is gone otherwise.
+
+    Raises:
+        ExportTargetExistsError: If something has the name by then.
+        DiskFullError: If there is no room.
+        LocalFileError: If something cannot be read or written.
+    """
+    try:
+        with temporary_folder(target) as folder:
+            yield folder
+            require_absent(target)
+            folder.rename(target)
+    except OSError as failure:
+        if failure.errno not in _NO_ROOM:
+            raise LocalFileError(f"{target} cannot be made: {failure}") from failure
+        raise DiskFullError(
+            f"no room for {target}: {failure.strerror}; nothing was kept, make room and try again"
+        ) from failure
 
 
 # --- bytes ---------------------------------------------------------------------------------------

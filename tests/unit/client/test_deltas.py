@@ -207,5 +207,5 @@ def test_the_command_line_makes_and_applies(folders, run, capsys):
     parent, exported, root = folders
     assert run("make-delta", str(parent), str(exported), "--out", str(root / "d")) == 0
     assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) == 0
-    assert "published sha256" in capsys.readouterr().out
+    assert "sha256 that the delta names" in capsys.readouterr().out
     assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) != 0

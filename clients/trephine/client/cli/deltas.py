@@ -41,4 +41,7 @@ def apply(
     """Rebuild an exported folder from its parent and a delta, every byte checked."""
     output = invocation(context).output
     made = apply_delta(delta, parent, out)
-    output.line(f"{made}: every file has the published sha256; check it with: trephine verify {made}")
+    output.line(
+        f"{made}: every file has the sha256 that the delta names; whose it is, and if it is whole, says: "
+        f"trephine verify {made}"
+    )
