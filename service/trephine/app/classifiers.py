@@ -11,9 +11,10 @@ from pathlib import Path
 
 from trephine.app.edits import Edits
 from trephine.app.exports import Exports
+from trephine.app.files import TEMPORARY, carried_through, sync_folder
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.published_files import file_chunks
+from trephine.app.published_files import file_chunks, name_taken, rename_free
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
@@ -27,7 +28,6 @@ from trephine.domain.classifier_exports import (
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
-    ExportTargetExistsError,
     InvalidRequestError,
     ParentChangedError,
     ResourceNotFoundError,
@@ -35,7 +35,6 @@ from trephine.domain.errors import (
 from trephine.domain.interventions import FeatureTarget
 
 COLLECTION = "classifiers"
-_TEMPORARY = ".trephine-classifier-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,17 +94,12 @@ class Classifiers:
         if done is not None:
             return done
         self._require_free(request.classifier_id)
-        staging = self._root / f"{_TEMPORARY}{operation_id}"
+        staging = self._root / f"{TEMPORARY}{operation_id}"
         await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
         try:
             stored, command = await self._command(request, staging)
             made = await self._models.engine(stored.found.model).run(command, on_event=forward)
-            self._require_free(request.classifier_id)
-            self._records.write(
-                request.classifier_id, StoredClassifier(operation_id=operation_id, classifier=made)
-            )
-            os.rename(staging, self._root / request.classifier_id)
-            return made
+            return await carried_through(self._publish, request.classifier_id, made, staging, operation_id)
         finally:
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
 
@@ -183,6 +177,21 @@ class Classifiers:
             )
         return found.folder
 
+    def _publish(
+        self, identifier: str, made: ClassifierExport, staging: Path, operation_id: str
+    ) -> ClassifierExport:
+        """Enter the record and rename, while nothing else is published into the root."""
+        with self._exports.publishing:
+            self._require_free(identifier)
+            self._records.write(identifier, StoredClassifier(operation_id=operation_id, classifier=made))
+            try:
+                rename_free(staging, self._root / identifier, field="classifier_id")
+            except Exception:
+                self._records.delete(identifier)  # it would speak of a folder that somebody else made
+                raise
+            sync_folder(self._root)
+            return made
+
     def _published_by(self, identifier: str, operation_id: str) -> ClassifierExport | None:
         stored = self._records.read(identifier)
         if stored is None or stored.operation_id != operation_id or not (self._root / identifier).is_dir():
@@ -191,10 +200,7 @@ class Classifiers:
 
     def _require_free(self, identifier: str) -> None:
         if os.path.lexists(self._root / identifier):
-            raise ExportTargetExistsError(
-                f"{identifier} exists in the export root, nothing is overwritten; choose another name",
-                field="classifier_id",
-            )
+            raise name_taken(identifier, field="classifier_id")
 
 
 def _removes_the_same(stored: StoredRemoval, edit: Edit) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trephine.app.files import carried_through
 from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
 from trephine.domain.edits import Edit
@@ -143,11 +144,11 @@ class EditStore:
 
     async def write(self, stored: StoredEdit) -> None:
         """Store an edit in the place of what its id held."""
-        await asyncio.to_thread(self._records.write, stored.edit.name, stored)
+        await carried_through(self._records.write, stored.edit.name, stored)
 
     async def delete(self, edit_id: str) -> bool:
         """Forget an edit with all versions; return whether there was one."""
-        return await asyncio.to_thread(self._records.delete, edit_id)
+        return await carried_through(self._records.delete, edit_id)
 
     def exists(self, edit_id: str) -> bool:
         """True if there is an edit of that id."""

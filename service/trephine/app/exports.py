@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 import threading
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.edits import Edits
-from trephine.app.files import TEMPORARY, sync_folder
+from trephine.app.files import TEMPORARY, carried_through, full_disk_is_typed, sync_folder
 from trephine.app.identity_signing import IdentitySigning
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.published_files import altered_files, file_chunks
+from trephine.app.published_files import altered_files, file_chunks, name_taken, rename_free
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportRequest
 from trephine.app.signing_key import public_half_of
@@ -26,7 +25,6 @@ from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
     EngineLostError,
-    ExportTargetExistsError,
     GateMissedError,
     ParentChangedError,
     PathDeniedError,
@@ -41,8 +39,6 @@ from trephine.domain.exports import (
     VerifiedExport,
 )
 from trephine.domain.signing import PUBLIC_KEY_NAME, SIGNATURE_NAME, IdentitySigner, SignedBy
-
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +76,9 @@ class Exports:
         self._identity = IdentitySigning(identity_signer)
         self._trust_config = sigstore_trust_config
         self._clock = clock or SystemClock()
-        self._publishing = threading.Lock()
+        self.publishing = threading.Lock()
+        """Held from looking whether a name of the export root is free until something has it; classifiers,
+        which are published beside exports, hold it as well."""
         self._root.mkdir(parents=True, exist_ok=True)
 
     def sweep(self, operations: Container[str]) -> None:
@@ -154,7 +152,7 @@ class Exports:
             export = await self._compile(request, staging, on_progress)
             built = staging / request.export_id
             export = await self._identity.sign(request, export, built, operation_id)
-            return await asyncio.to_thread(self._publish, request, export, staging, operation_id)
+            return await carried_through(self._publish, request, export, staging, operation_id)
         except GateMissedError:
             self._keep_rejected(request, staging)
             raise
@@ -264,15 +262,15 @@ class Exports:
 
     def _publish(self, request: ExportRequest, export: Export, staging: Path, operation_id: str) -> Export:
         """Enter the record and rename; two that end together are one after the other, and one is refused."""
-        with self._publishing:
+        with self.publishing:
             self._require_free(request)
             final = self._target(request.export_id)
             now = timestamp(self._clock.now())
             export = replace(export, name=request.export_id, folder=str(final), create_time=now)
             self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
             try:
-                _rename(staging / request.export_id, final)
-            except ExportTargetExistsError:
+                rename_free(staging / request.export_id, final, field="export_id")
+            except Exception:
                 self._records.delete(request.export_id)  # it would speak of a folder that somebody else made
                 raise
             sync_folder(self._root)
@@ -294,7 +292,7 @@ class Exports:
             names[f"{request.export_id}.rejected"] = rejected
         for name, advice in names.items():
             if os.path.lexists(self._target(name)):
-                raise _taken(name, advice)
+                raise name_taken(name, field="export_id", advice=advice)
 
     def _require_writable(self) -> None:
         if not os.access(self._root, os.W_OK | os.X_OK):
@@ -306,7 +304,7 @@ class Exports:
     def _keep_rejected(self, request: ExportRequest, staging: Path) -> None:
         name = f"{request.export_id}.rejected"
         if request.keep_rejected and (staging / name).is_dir():
-            _rename(staging / name, self._target(name))
+            rename_free(staging / name, self._target(name), field="export_id")
             sync_folder(self._root)
 
     def _target(self, export_id: str) -> Path:
@@ -320,22 +318,6 @@ def _has_key_of_record(export: Export, altered: Container[str]) -> bool:
     return listed and by_key and SIGNATURE_NAME not in altered and PUBLIC_KEY_NAME not in altered
 
 
-def _rename(built: Path, final: Path) -> None:
-    """Rename a folder to a name that was free a moment ago."""
-    try:
-        os.rename(built, final)
-    except OSError as error:
-        if error.errno not in _TAKEN:
-            raise
-        raise _taken(final.name) from error
-
-
-def _taken(name: str, advice: str = "choose another name") -> ExportTargetExistsError:
-    return ExportTargetExistsError(
-        f"{name} exists in the export root, nothing is overwritten; {advice}", field="export_id"
-    )
-
-
 def _is_of(export: Export, edit: str, content_hash: str | None) -> bool:
     certificate = export.certificate
     if certificate.edit.removeprefix("edits/") != edit:
@@ -345,4 +327,5 @@ def _is_of(export: Export, edit: str, content_hash: str | None) -> bool:
 
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o755)
+    with full_disk_is_typed("an export"):
+        folder.mkdir(mode=0o755)

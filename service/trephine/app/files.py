@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from uuid import uuid4
 
 from trephine.domain.disk import why_no_room
 from trephine.domain.errors import DiskFullError
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 TEMPORARY = ".trephine-tmp-"
 """Every temporary file and folder begins so; a leftover may be removed at any start."""
@@ -87,3 +94,21 @@ def sweep(folder: Path) -> int:
         else:
             leftover.unlink(missing_ok=True)
     return len(leftovers)
+
+
+async def carried_through(
+    work: Callable[Given, Result], *args: Given.args, **options: Given.kwargs
+) -> Result:
+    """Run work in a thread to its end; a cancellation that comes meanwhile comes too late.
+
+    A thread cannot be stopped. Whoever went on as if it had been would clean up what it is about to publish,
+    or let the next one read what it is about to write over.
+    """
+    bound = partial(copy_context().run, work, *args, **options)
+    running = asyncio.get_running_loop().run_in_executor(None, bound)
+    while True:
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if running.cancelled():
+                raise

@@ -1,8 +1,9 @@
-"""Reading files of published folders in pieces, and holding them against what was published."""
+"""Published folders: given their names, read in pieces, held against what was published."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -10,10 +11,45 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
 
-from trephine.domain.errors import CheckpointUnverifiedError, InvalidRequestError, ResourceNotFoundError
+from trephine.app.files import full_disk_is_typed
+from trephine.domain.errors import (
+    CheckpointUnverifiedError,
+    ExportTargetExistsError,
+    InvalidRequestError,
+    ResourceNotFoundError,
+)
 from trephine.domain.exports import ExportedFile
 
 _CHUNK = 512 << 10
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+def rename_free(built: Path, final: Path, *, field: str) -> None:
+    """Give a finished folder a name that was free a moment ago, by one rename.
+
+    Args:
+        built: The folder.
+        final: Its name.
+        field: Of the request, which chose it.
+
+    Raises:
+        ExportTargetExistsError: If somebody took it meanwhile.
+        DiskFullError: If there is no room for a name.
+    """
+    try:
+        with full_disk_is_typed(final.name):
+            os.rename(built, final)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        raise name_taken(final.name, field=field) from error
+
+
+def name_taken(name: str, *, field: str, advice: str = "choose another name") -> ExportTargetExistsError:
+    """Return the refusal of a name that something has already."""
+    return ExportTargetExistsError(
+        f"{name} exists in the export root, nothing is overwritten; {advice}", field=field
+    )
 
 
 async def file_chunks(
