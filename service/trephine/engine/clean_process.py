@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ _PASSED_ON = (
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"),
 )
 """How the process computes, never what."""
+_LEAST_ROOM = 1 << 20
+"""Bytes; with fewer free, what fails has failed for want of them, for its own last words lie on that disk."""
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
@@ -76,7 +79,7 @@ def run_clean(
     line = _last_line(output)
     if process.returncode != 0 or "result" not in line:
         tail = " | ".join(errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:])
-        if any(why in tail for why in _NO_ROOM):
+        if _found_no_room(tail, work):
             raise DiskFullError(
                 f"{what} in a clean process found no room on the disk, and nothing was published; make room, "
                 "or choose another export root, and export again"
@@ -84,6 +87,11 @@ def run_clean(
         raise GateMissedError(f"{failure} (exit {process.returncode}): {tail[-600:]}")
     found: dict[str, Any] = line["result"]
     return found
+
+
+def _found_no_room(last_words: str, work: Path) -> bool:
+    """Say whether a process ended because its disk is full; then it may not even have been able to say so."""
+    return any(why in last_words for why in _NO_ROOM) or shutil.disk_usage(work).free < _LEAST_ROOM
 
 
 def patience_for(parameters: int) -> float:
