@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from trephine.domain.exports import ServerSupport
@@ -20,19 +21,22 @@ _LLAMA_ATTENTION_BIAS = {
 }
 _REFUSED = {
     ("GPT2LMHeadModel", "n_inner", "llama.cpp"): (
-        "its GPT-2 converter writes four times the model's width as the MLP's, whatever `n_inner` says; "
-        "plan with --keep-shapes for a form without new neurons"
+        "its GPT-2 converter writes four times the model's width as the MLP's, whatever `n_inner` says",
+        "plan with --keep-shapes for a form without new neurons",
     ),
     ("Gemma2ForCausalLM", "tie_word_embeddings", "vllm"): (
-        "its Gemma-2 asserts that embedding and unembedding are one; edit what blocks write instead"
+        "its Gemma-2 asserts that embedding and unembedding are one",
+        "edit what blocks write instead",
     ),
     ("Gemma2ForCausalLM", "tie_word_embeddings", "llama.cpp"): (
         "its Gemma converter leaves `lm_head.weight` out, so that the unembedding would be the edited "
-        "embedding; edit what blocks write instead"
+        "embedding",
+        "edit what blocks write instead",
     ),
 }
-"""(architecture, changed field, server) -> why that server cannot load it. All as read in their sources; a
-changed release is not noticed here."""
+"""(architecture, field of the config, server) -> why that server cannot load what has it otherwise than
+the architecture has by itself, and what to do about a change. All as read in their sources; a changed release
+is not noticed here."""
 
 
 def supporting_servers(architecture: str, config: Any, program: WeightProgram) -> tuple[ServerSupport, ...]:
@@ -46,7 +50,7 @@ def supporting_servers(architecture: str, config: Any, program: WeightProgram) -
     transformers = ServerSupport(
         server="transformers", loads=True, note="reloaded in a clean process before publishing"
     )
-    others = (_other(server, architecture, program) for server in ("vllm", "llama.cpp"))
+    others = (_other(server, architecture, config, program) for server in ("vllm", "llama.cpp"))
     return (transformers, *others, _from_gguf(architecture, config, program))
 
 
@@ -65,19 +69,37 @@ def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> Server
     return ServerSupport(server=_FROM_GGUF, loads=True, note=note)
 
 
-def _other(server: str, architecture: str, program: WeightProgram) -> ServerSupport:
+def _other(server: str, architecture: str, config: Any, program: WeightProgram) -> ServerSupport:
+    refused = [_REFUSED[key] for key in _keys(architecture, program.config, server)]
+    inherited = [_REFUSED[key] for key in _keys(architecture, _own(architecture, config), server)]
+    if refused:
+        return ServerSupport(server=server, loads=False, note="; ".join(map("; ".join, refused)))
+    if inherited:
+        whys = "; ".join(why for why, _ in inherited)
+        return ServerSupport(server=server, loads=False, note=f"nor does it load the parent as it is: {whys}")
     verb = "converts" if server == "llama.cpp" else "loads"
     if not program.config:
         same = "same architecture, tensor names, shapes and config as the parent"
         return ServerSupport(
             server=server, loads=True, note=f"wherever the parent {verb}: {same}; not run here"
         )
-    fields = sorted(program.config.items())
-    keys = ((architecture, name, server) for name, _ in fields)
-    if refused := [_REFUSED[key] for key in keys if key in _REFUSED]:
-        return ServerSupport(server=server, loads=False, note="; ".join(refused))
-    reasons = [_reason(server, name, value) for name, value in fields]
+    reasons = [_reason(server, name, value) for name, value in sorted(program.config.items())]
     return ServerSupport(server=server, loads=True, note=f"{'; '.join(reasons)}; not run here")
+
+
+def _keys(architecture: str, fields: Iterable[str], server: str) -> list[tuple[str, str, str]]:
+    """List what is refused of these fields."""
+    keys = [(architecture, name, server) for name in sorted(fields)]
+    return [key for key in keys if key in _REFUSED]
+
+
+def _own(architecture: str, config: Any) -> list[str]:
+    """List the fields that the parent has otherwise than its architecture by itself: an export may be one."""
+    if architecture == "GPT2LMHeadModel" and config.n_inner not in (None, 4 * config.n_embd):
+        return ["n_inner"]
+    if architecture == "Gemma2ForCausalLM" and not config.tie_word_embeddings:
+        return ["tie_word_embeddings"]
+    return []
 
 
 def _reason(server: str, name: str, value: Any) -> str:

@@ -29,6 +29,8 @@ def config_of(family):
     config = tiny_config(family)
     if family == "llama":
         config.mlp_bias = config.attention_bias = False
+    if family == "gpt2":
+        config.n_inner = None
     if family == "qwen3":
         config.head_dim, config.attention_bias = 128, False
     return config
@@ -113,3 +115,19 @@ def test_a_real_graft_of_gpt2_changes_the_refused_field(tmp_path):
     program = compiled(hosted, (feature(0, 3, Ablate()),))
     found = supporting_servers(hosted.info.architecture, hosted.model.config, program)
     assert [s.server for s in found if not s.loads] == ["llama.cpp", "transformers, from GGUF"]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "refusing"),
+    [("gpt2", {"n_inner": 96}, {"llama.cpp"}), ("gemma2", UNTIED, {"vllm", "llama.cpp"})],
+)
+@pytest.mark.parametrize("changed", [{}, {"intermediate_size": 160}])
+def test_what_an_earlier_export_changed_is_still_there(family, fields, refusing, changed):
+    """An export of an export is loaded by none that refuses its parent, whatever this one changes."""
+    config = config_of(family)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    found = support(family, changed, config)
+    assert {name for name in ("vllm", "llama.cpp") if not found[name].loads} == refusing
+    assert all(found[name].note.startswith("nor does it load the parent") for name in refusing)
+    assert support(family, {}, config_of(family))["llama.cpp"].loads
