@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trephine.client.digests import file_digest, tensor_digests
 from trephine.client.errors import SignatureUncheckedError, TrephineError
 from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
+from trephine.client.folder_contents import contents_of, printable_path
 from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
+from trephine.client.terminal import printable
 from trephine.client.types.removal import word_as_text
 
 CERTIFICATE = "certificate.json"
@@ -105,11 +105,9 @@ def verify_folder(
     trust.require_usable()
     root, notes = Path(folder), list[str]()
     if not root.is_dir():
-        return Verification(passed=False, problems=(f"{_printable(root)} is no folder",))
-    names = sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_symlink() or not p.is_dir()
-    )
-    if strange := (*_strange(root, names),):
+        return Verification(passed=False, problems=(f"{printable_path(root)} is no folder",))
+    names, strange = contents_of(root)
+    if strange:
         return Verification(passed=False, problems=(*_missing(names), *strange), files=len(names))
     require_kind(root, trust)
     problems = tuple(dict.fromkeys(_found(root, names, notes, trust)))
@@ -131,23 +129,6 @@ def _missing(names: list[str]) -> Iterator[str]:
     """What no export is without."""
     if missing := [name for name in (SUMS, MANIFEST, CERTIFICATE) if name not in names]:
         yield f"{', '.join(missing)} missing: this is no folder that Trephine published"
-
-
-def _strange(root: Path, names: list[str]) -> Iterator[str]:
-    """What must not even be opened: pipes never end, and links show today what is elsewhere tomorrow."""
-    for name in names:
-        said, mode = _printable(name), (root / name).lstat().st_mode
-        if said != name:
-            yield f"{said}: a name that is no UTF-8 was not published"
-        if stat.S_ISLNK(mode):
-            yield f"{said}: links are never published"
-        elif not stat.S_ISREG(mode):
-            yield f"{said}: is no regular file, and was not opened"
-
-
-def _printable(name: object) -> str:
-    r"""Spell a path out: bytes of it that are no UTF-8 as `\xff`."""
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
 def _found(root: Path, names: list[str], notes: list[str], trust: Trust) -> list[str]:
@@ -361,12 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = [*(f"PROBLEM {p}" for p in outcome.problems), *(f"note: {n}" for n in outcome.notes)]
         state = "verified" if outcome.passed else "NOT VERIFIED"
-        lines.append(
-            f"{_printable(given.folder)}: {state}, {outcome.files} files; behaviour: {outcome.behaviour}"
-        )
-        lines += [f"certificate: {outcome.verdict}{outcome.doubt and ': '}{outcome.doubt}"]
-        lines += [] if outcome.passed else [f"next: {NEXT_STEP}"]
-        sys.stdout.write("\n".join(lines) + "\n")
+        lines += [f"{printable_path(given.folder)}: {state}, {outcome.files} files"]
+        # What a folder says of itself that is not as it was published is not repeated.
+        said = [f"certificate: {outcome.verdict}{outcome.doubt and ': '}{outcome.doubt}"]
+        said += [f"behaviour: {outcome.behaviour}"]
+        lines += said if outcome.passed else [f"next: {NEXT_STEP}"]
+        sys.stdout.write("\n".join(map(printable, lines)) + "\n")
     if not outcome.passed:
         return 3
     return 0 if outcome.verdict == "passed" else 4

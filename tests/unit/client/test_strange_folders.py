@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -52,3 +53,50 @@ def test_links_are_named_one_by_one_and_a_checkpoint_is_still_no_export(folder: 
     assert verify_folder(folder).problems == said
     (folder / "certificate.json").unlink()
     assert verify_folder(folder).problems[0].startswith("certificate.json missing: this is no folder")
+
+
+def test_a_folder_inside_that_cannot_be_looked_into_is_a_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What lies there was not checked, and a loader with other rights may well read it."""
+    (folder / "sub").mkdir()
+    (folder / "sub" / "hidden.txt").write_text("x")
+    (folder / "trephine.sig").unlink()
+    scan = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert outcome.problems == (
+        "sub: cannot be looked into: Permission denied; what lies there was not checked",
+    )
+
+
+def test_an_empty_folder_is_no_export_and_a_file_is_no_folder(tmp_path: Path):
+    """Both are told, and neither is a pass; a folder that is a link is looked into."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    missing = "trephine.sha256, edit_manifest.json, certificate.json missing: this is no folder that Trephine"
+    for name in ("empty", "link"):
+        outcome = verify_folder(tmp_path / name)
+        assert (outcome.passed, outcome.verdict, outcome.files) == (False, "unspecified", 0)
+        assert [problem.startswith(missing) for problem in outcome.problems] == [True]
+    assert verify_folder(tmp_path / "file").problems == (f"{tmp_path / 'file'} is no folder",)
+
+
+def test_a_folder_that_does_not_verify_is_not_quoted(folder: Path):
+    """Its certificate may say `removed`; whoever altered it could have written that."""
+    (folder / "trephine.sig").unlink()
+    said = '{"verdict": "passed", "fate": {"verdict": "removed"}}'
+    (folder / "certificate.json").write_text(said)
+    command = [sys.executable, "-m", "trephine.client.verification", str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 3
+    assert "NOT VERIFIED" in done.stdout
+    assert not any(word in done.stdout for word in ("removed", "behaviour", "certificate: passed"))
