@@ -105,7 +105,7 @@ class EvaluationSet:
         return len(self.texts) or len(self.items)
 
 
-def require_enough(name: str, units: int) -> None:
+def require_enough(name: str, units: int, *, kind: str = "texts or items") -> None:
     """Refuse a set with which nothing could be decided.
 
     Raises:
@@ -113,7 +113,7 @@ def require_enough(name: str, units: int) -> None:
     """
     if units < FEWEST_UNITS:
         raise TooFewItemsError(
-            f"the set {name} has {units} texts or items; an interval needs at least {FEWEST_UNITS}",
+            f"the set {name} has {units} {kind}; an interval needs at least {FEWEST_UNITS}",
             field="texts",
             needed=FEWEST_UNITS,
             got=units,
@@ -275,7 +275,7 @@ class SetResult:
     name: str
     role: SetRole
     units: int
-    """Texts or items."""
+    """Texts or items that differ as tokens: repeats count once."""
     tokens: int
     sha256: str
     """Of texts and items as given."""

@@ -134,6 +134,18 @@ HARMLESS = measured(SetRole.RETAIN, kl(0.02, 0.01, 0.03), controls=(AS_OTHERS,))
             "which holds 0",
         ),
         (
+            measured(SetRole.TARGET, odds(-0.55, -0.65, -0.44), controls=(compared(), NOWHERE_ELSE)),
+            HARMLESS,
+            EditVerdict.INCONCLUSIVE,
+            "which may be below the 0.5 nats that matter",
+        ),
+        (
+            measured(SetRole.TARGET, kl(0.02, 0.008, 0.03), controls=(compared(), NOWHERE_ELSE)),
+            HARMLESS,
+            EditVerdict.INCONCLUSIVE,
+            "which may be below the 0.01 nats/token that matter",
+        ),
+        (
             EFFECT,
             measured(SetRole.RETAIN, kl(0.08, 0.05, 0.12)),
             EditVerdict.INCONCLUSIVE,

@@ -167,10 +167,19 @@ def _caveats(hosted: HostedModel, sets: Sequence[UnitSet], edit: Edit) -> tuple[
     names = sets_of(edit.interventions)
     said: dict[str, None] = dict.fromkeys(degraded_caveats(hosted, names))
     for units in sets:
+        if units.repeated:
+            said[_repeats(units)] = None
         for unit in units.units:
             ids = unit.prompt if isinstance(unit, ItemUnit) else unit.ids
             said |= dict.fromkeys(beginning_caveats(hosted, names, ids))
     return tuple(said)
+
+
+def _repeats(units: UnitSet) -> str:
+    return (
+        f"{units.repeated} of {units.repeated + len(units.units)} texts or items of {units.name} are the "
+        "same tokens as others: each counts once, for a repeat says nothing new"
+    )
 
 
 HANDLERS: dict[type, Handler] = {EvaluateEdit: evaluate_edit}

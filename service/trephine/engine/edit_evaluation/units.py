@@ -59,6 +59,8 @@ class UnitSet:
     role: SetRole
     units: tuple[Unit, ...]
     sha256: str
+    repeated: int = 0
+    """Texts or items that were given beside these and are the same tokens as one of them."""
 
     @property
     def has_items(self) -> bool:
@@ -72,11 +74,12 @@ class UnitSet:
 
 
 def encode_set(hosted: HostedModel, given: EvaluationSet, *, field: str) -> UnitSet:
-    """Split a set into tokens.
+    """Split a set into tokens; what becomes the same tokens counts once: a repeat narrows no interval.
 
     Raises:
         EmptyPromptError: If a text, prompt or choice has no token.
         PromptTooLongError: If one does not fit into the context.
+        TooFewItemsError: If too few of them differ.
         InvalidRequestError: If a text is too short to measure, or choices of an item begin alike.
     """
     units: list[Unit] = []
@@ -84,7 +87,15 @@ def encode_set(hosted: HostedModel, given: EvaluationSet, *, field: str) -> Unit
         units.append(_text(hosted, text, f"{field}.texts[{index}]"))
     for index, item in enumerate(given.items):
         units.append(_item(hosted, item, f"{field}.items[{index}]"))
-    return UnitSet(name=given.name, role=given.role, units=tuple(units), sha256=_digest(given))
+    distinct = tuple(dict.fromkeys(units))
+    require_enough(given.name, len(distinct), kind="texts or items that differ as tokens")
+    return UnitSet(
+        name=given.name,
+        role=given.role,
+        units=distinct,
+        sha256=_digest(given),
+        repeated=len(units) - len(distinct),
+    )
 
 
 def retain_set(retain: RetainText) -> UnitSet:

@@ -82,6 +82,9 @@ def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBo
         return _unshown(one, random, least, told)
     if _low(figure) <= 0 <= _high(figure):
         return _undecided(f"{told}, which holds 0", figure, 0.0, one.units)
+    if min(abs(_low(figure)), abs(_high(figure))) < least:
+        some = f"{told}, which may be below the {least:g} {figure.unit} that matter"
+        return _undecided(some, figure, least if figure.value > 0 else -least, one.units)
     told = f"{told}, p = {random.adjusted_p_value:.3g} against {len(random.values)} matched random sets"
     elsewhere = _compared(one, EvaluationArm.WRONG_LAYER)
     if elsewhere is None:
