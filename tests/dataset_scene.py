@@ -24,12 +24,18 @@ class Scene:
     """One pack of a tiny model, patched."""
 
     def __init__(
-        self, hosted, *names: str, rule=PositionRule.KEPT, ablation=NodeAblation.RESAMPLE, n=3
+        self,
+        hosted,
+        *names: str,
+        rule=PositionRule.KEPT,
+        ablation=NodeAblation.RESAMPLE,
+        n=3,
+        layers=None,
     ) -> None:
         self.hosted = hosted
         self.contexts = read_contexts(hosted, examples(n), rule, split="training")
         length, names = len(self.contexts[0].ids), names or (NEURONS,)
-        self.space = node_space(hosted, names, None, rule, length, ErrorTerm.LIVE)
+        self.space = node_space(hosted, names, layers, rule, length, ErrorTerm.LIVE)
         (pack,) = packs(
             self.contexts, donor_ids(self.contexts, seed=0, same_length=False), hosted.model.device
         )

@@ -39,7 +39,8 @@ RESIDENCY = Residency(total_bytes=0, resident_bytes=0, peak_bytes=0, budget_byte
 KINDS = (
     "relu", "jumprelu", "topk", "abs_topk", "skip", "normalised", "clt", "resid_post", "attn_out", "mixed",
 )  # fmt: skip
-"""What `resident_set` can build."""
+"""What `resident_set` can build and every law knows. Beside them there are `of_stream`, transcoders that read
+the stream in front of the MLP's norm, and `denormalised`, whose outputs are scaled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ def _layer(hosted: HostedModel, kind: str, number: int) -> ReplacementLayer:
         return _cross_layer(hosted, number)
     if kind in ("resid_post", "attn_out"):
         return sae(hosted, Site(kind=SiteKind(kind), layer=number))
-    source, target = (Site(kind=k, layer=number) for k in (SiteKind.MLP_IN, SiteKind.MLP_OUT))
+    reads = SiteKind.RESID_MID if kind == "of_stream" else SiteKind.MLP_IN
+    source, target = (Site(kind=k, layer=number) for k in (reads, SiteKind.MLP_OUT))
     supports: dict[str, SupportOf] = {"relu": Threshold(), "topk": TopK(k=6), "abs_topk": AbsTopK(k=6)}
     return _dictionary(
         hosted,
@@ -113,8 +115,8 @@ def _layer(hosted: HostedModel, kind: str, number: int) -> ReplacementLayer:
         LayerKind.SKIP_TRANSCODER if kind == "skip" else LayerKind.TRANSCODER,
         support=supports.get(kind),
         skip=kind == "skip",
-        normalisation=Normalisation(rule=NormalisationRule.LAYER_NORM, undone=False)
-        if kind == "normalised"
+        normalisation=Normalisation(rule=NormalisationRule.LAYER_NORM, undone=kind == "denormalised")
+        if kind in ("normalised", "denormalised")
         else Normalisation(),
     )
 

@@ -14,6 +14,7 @@ from trephine.engine.dataset_circuits.estimators import EffectEstimator, Patched
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
 from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.finite_runs import require_finite
 from trephine.engine.hosted import HostedModel
 
 SKETCH = 4096
@@ -41,6 +42,7 @@ def patched(
 ) -> PatchedPack:
     """Run a pack clean, up to block `top` or through, and work out what its nodes are patched with."""
     operators = capture_layout(hosted, pack.clean, top)
+    require_finite(operators)
     clean = states_of(hosted, space, operators, errors=False)
     twins = None
     if ablation is NodeAblation.RESAMPLE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan
+from math import isfinite, isnan
 
 from trephine.domain.dataset_circuits import (
     ContextCircuit,
@@ -56,7 +56,7 @@ def caveats(
     hosted: HostedModel,
     command: DiscoverDatasetCircuit,
     space: NodeSpace,
-    training: Sequence[Context],
+    contexts: Sequence[Context],
     circuits: Sequence[ContextCircuit],
     clusters: Clusters | None,
 ) -> tuple[str, ...]:
@@ -65,8 +65,9 @@ def caveats(
         f"Nodes are {', '.join(dict.fromkeys(place.owner for place in space.places))}; {_never(space)} and "
         "position 0 are never ablated. Faithfulness is of what remains when all other nodes are.",
         *_of_sets(hosted, command, space),
-        *_of_data(command, training),
-        *_of_circuits(circuits, clusters),
+        *_of_data(command, contexts),
+        *_of_circuits(circuits, space.count, command.error_term),
+        *_of_clusters(command, clusters),
         *(
             ()
             if has_edges(space)
@@ -104,21 +105,21 @@ def _of_sets(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSp
     return found
 
 
-def _of_data(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> list[str]:
+def _of_data(command: DiscoverDatasetCircuit, contexts: Sequence[Context]) -> list[str]:
     found = []
     if command.estimator is Estimator.EXACT:
         found.append(
             f"Exact patching measured the {command.exact_nodes} nodes that attribution patching ranks "
             "highest; the others count as 0."
         )
-    uneven = sum(c.twin is not None and len(c.twin) != len(c.ids) for c in training)
+    uneven = sum(c.twin is not None and len(c.twin) != len(c.ids) for c in contexts)
     if uneven:
         found.append(
             f"{uneven} pairs differ in length; their activations are aligned from the end of the contexts."
         )
     if command.positions is PositionRule.SUMMED and NodeAblation.MEAN in (command.patch, *command.ablations):
         found.append("Means are over all positions but the first, since positions are summed.")
-    first = sum(c.twin is not None and c.twin[0] != c.ids[0] for c in training)
+    first = sum(c.twin is not None and c.twin[0] != c.ids[0] for c in contexts)
     if first:
         found.append(
             f"{first} pairs differ in their first token, where no node lies: begin with a common token."
@@ -126,32 +127,62 @@ def _of_data(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> li
     return found
 
 
-def _of_circuits(circuits: Sequence[ContextCircuit], clusters: Clusters | None) -> list[str]:
+def _of_circuits(circuits: Sequence[ContextCircuit], nodes: int, error_term: ErrorTerm) -> list[str]:
     found = []
     for circuit in circuits:
         for measured in circuit.faithfulness:
             whole, empty = measured.whole, measured.empty
-            if isnan(measured.circuit.faithfulness.value):
+            told = f"{circuit.label}, {measured.ablation.value} ablation"
+            if not all(map(isfinite, (whole.value, empty.value, measured.circuit.metric))):
                 found.append(
-                    f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
-                    f"is {empty.value:.3g} against {whole.value:.3g}, the same within {FLOOR:.0%}: there is "
-                    "nothing that a circuit could have a share of. Inconclusive: ablate otherwise, or more."
+                    f"{told}: the metric is {whole.value:.3g}, {empty.value:.3g} with all nodes ablated and "
+                    f"{measured.circuit.metric:.3g} with the circuit alone. What is no number says nothing: "
+                    "inconclusive. The ablated model overflows its dtype; load it as float32, or ablate "
+                    "otherwise."
+                )
+            elif isnan(measured.circuit.faithfulness.value):
+                found.append(
+                    f"{told}: with all nodes ablated the metric is {empty.value:.3g} against "
+                    f"{whole.value:.3g}, the same within {FLOOR:.0%}: there is nothing that a circuit could "
+                    "have a share of. Inconclusive: ablate otherwise, or more."
                 )
             elif None not in (whole.low, empty.high) and (empty.high or 0) >= (whole.low or 0):
                 found.append(
-                    f"{circuit.label}, {measured.ablation.value} ablation: with all nodes ablated the metric "
-                    f"is {empty.value:.2f} against {whole.value:.2f}; the intervals touch, so that shares "
-                    "mean little."
+                    f"{told}: with all nodes ablated the metric is {empty.value:.2f} against "
+                    f"{whole.value:.2f}; the intervals touch, so that shares mean little."
                 )
             last = measured.curve[-1] if measured.curve else None
             if last is not None and last.faithfulness.value < GOAL:
                 found.append(
-                    f"{circuit.label}, {measured.ablation.value} ablation: all {last.nodes} nodes with an "
-                    f"effect reach {last.faithfulness.value:.2f}. The others are ablated too, but the patch "
-                    "leaves them as they are, so that none is ranked: patch with what is ablated with."
+                    f"{told}: all {last.nodes} nodes with an effect reach {last.faithfulness.value:.2f}."
+                    + _short(last.nodes, nodes, error_term)
                 )
         if not circuit.faithfulness:
             found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")
-    if clusters is not None and clusters.count == 1:
-        found.append("No grouping of the contexts beats clouds without groups: they are one cluster.")
     return found
+
+
+def _short(kept: int, nodes: int, error_term: ErrorTerm) -> str:
+    """Say what the strongest nodes leave out, all together."""
+    why = ""
+    if kept < nodes:
+        why += (
+            " The others are ablated too, but the patch leaves them as they are, so that none is ranked: "
+            "patch with what is ablated with."
+        )
+    if error_term is not ErrorTerm.LIVE:
+        why += f" Error terms are not the model's own (`{error_term.value}`), whatever is kept."
+    return why
+
+
+def _of_clusters(command: DiscoverDatasetCircuit, clusters: Clusters | None) -> list[str]:
+    if clusters is None:
+        return []
+    if clusters.count < command.clusters:
+        return [
+            f"{command.clusters} clusters were asked for and {clusters.count} found: the effects of the "
+            "contexts point in no more directions."
+        ]
+    if clusters.count == 1:
+        return ["No grouping of the contexts beats clouds without groups: they are one cluster."]
+    return []

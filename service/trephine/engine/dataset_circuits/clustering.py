@@ -44,8 +44,9 @@ class Clusters:
 def cluster_contexts(vectors: Tensor, wanted: int, seed: int) -> Generator[None, None, Clusters]:
     """Group contexts by direction of their effect vectors; one k a quantum.
 
-    With `AUTO_CLUSTERS` the k of 2 to 8 with the largest silhouette is taken, and one cluster if it does not
-    exceed that of every cloud without groups (`_null`), each at its own best k.
+    A cluster has at least one context, so that there may be fewer than are wanted. With `AUTO_CLUSTERS` the k
+    of 2 to 8 with the largest silhouette is taken, and one cluster if it does not exceed that of every cloud
+    without groups (`_null`), each at its own best k.
 
     Args:
         vectors: `(n_contexts, n)`.
@@ -58,7 +59,7 @@ def cluster_contexts(vectors: Tensor, wanted: int, seed: int) -> Generator[None,
     for count in counts:
         assignment, centres = spherical_k_means(directions, count, generator)
         score = silhouette(directions, assignment, generator)
-        if best is None or score > best[0]:
+        if best is None or isnan(best[0]) or score > best[0]:
             best = score, assignment, centres
         yield
     if best is None:
@@ -124,14 +125,16 @@ def normalised(vectors: Tensor) -> Tensor:
 
 
 def spherical_k_means(directions: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return assignment and centres of the best of several starts, the largest cluster first."""
+    """Return assignment and centres of the best of several starts, the largest cluster first, none empty."""
     best = max(
         (_descend(directions, _seeds(directions, count, generator)) for _ in range(_RESTARTS)),
         key=lambda found: float((directions * found[1][found[0]]).sum()),
     )
     assignment, centres = best
-    order = torch.bincount(assignment, minlength=count).argsort(descending=True, stable=True)
-    return order.argsort()[assignment], centres[order]
+    sizes = torch.bincount(assignment, minlength=count)
+    order = sizes.argsort(descending=True, stable=True)
+    kept = int((sizes > 0).sum())  # contexts may point in fewer directions than groups are asked for
+    return order.argsort()[assignment], centres[order[:kept]]
 
 
 def _seeds(directions: Tensor, count: int, generator: torch.Generator) -> Tensor:

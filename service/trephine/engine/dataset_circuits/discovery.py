@@ -66,11 +66,13 @@ class _Study:
     patch: NodeAblation
     means: States
 
-    def packs(self, contexts: Sequence[Context]) -> list[Pack]:
-        """Pack contexts with what they resample from."""
+    def packs(self, contexts: Sequence[Context], only: Sequence[int] | None = None) -> list[Pack]:
+        """Pack contexts, or `only` some of them, with what they resample from among all of them."""
         kept = self.command.positions is PositionRule.KEPT
         donors = donor_ids(contexts, seed=self.command.seed, same_length=kept)
-        return list(packs(contexts, donors, self.hosted.model.device))
+        chosen = range(len(contexts)) if only is None else only
+        rows = [(contexts[i], donors[i]) for i in chosen]
+        return list(packs([c for c, _ in rows], [d for _, d in rows], self.hosted.model.device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,12 +274,12 @@ def _edges(
     size = study.command.size
     if not size.edge_nodes or not len(nodes) or not has_edges(study.space):
         return ()
-    members = [study.training[i] for i in part.members.nonzero()[:, 0].tolist()][: size.edge_examples]
+    members = part.members.nonzero()[:, 0].tolist()[: size.edge_examples]
     return (
         yield from find_edges(
             study.hosted,
             study.space,
-            study.packs(members),
+            study.packs(study.training, members),  # patched as they were for their effects
             nodes[: size.edge_nodes],
             patch=study.patch,
             means=study.means,
@@ -349,6 +351,7 @@ def _result(
     study: _Study, circuits: Sequence[ContextCircuit], clusters: Clusters | None, seconds: float
 ) -> DatasetCircuit:
     command, info = study.command, study.hosted.info
+    contexts = (*study.training, *study.held_out)
     clustering = None
     if clusters is not None:
         clustering = Clustering(
@@ -371,7 +374,7 @@ def _result(
         circuits=tuple(circuits),
         clustering=clustering,
         certificate=certificate(command.stability, len(study.training)),
-        caveats=caveats(study.hosted, command, study.space, study.training, circuits, clusters),
+        caveats=caveats(study.hosted, command, study.space, contexts, circuits, clusters),
         seconds=seconds,
         model=info.name,
         weight_hash=info.weight_hash,

@@ -1,13 +1,13 @@
 """Edges between the nodes of a circuit: what a source's patch does through one target and nothing between.
 
 Marks et al. 2025: grad_d m * grad_u d (everything between stopped) * (u_patch - u_clean), summed over rows,
-mean over contexts. Between are all MLPs, which are nodes or error terms, and attention in layers where it has
-nodes; other attention follows exactly, queries and keys included.
+mean over contexts. Between are the MLPs and the attention of layers where they have nodes, which stop, error
+terms included. What has no nodes is part of the model and follows exactly, queries and keys included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +25,17 @@ from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.dataset_circuits.sweeping import Gradient, metric_cotangent
 from trephine.engine.hosted import HostedModel
-from trephine.engine.live import by_heads, live_attention_adjoint
+from trephine.engine.live import by_heads, live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenLayer
 
 METRIC = -1
-
+Scales = Mapping[int, Tensor | float]
+"""By place of features, what denormalisation multiplies their outputs with in the clean run."""
 
 _OF_MLP = {SiteKind.NEURONS, SiteKind.MLP_OUT}
 _OF_ATTENTION = {SiteKind.ATTN_Z, SiteKind.ATTN_OUT}
+_BEFORE_BLOCK = {SiteKind.ATTN_Z, SiteKind.RESID_PRE, SiteKind.EMBED}
+"""Where nodes read the stream before their block; heads through values, queries and keys."""
 
 
 def has_edges(space: NodeSpace) -> bool:
@@ -76,12 +79,14 @@ def find_edges(
         yield Progress(stage=stage, done=number, total=len(packed))
         run = patched(hosted, space, pack, patch, means)
         gradients = yield from node_gradients(hosted, space, run, Gradient())
-        weights[METRIC] += _Descent(run, space, sources).from_metric()
+        scales = _scales(hosted, space, run, sources)
+        weights[METRIC] += _Descent(run, space, sources, scales).from_metric()
         yield None
         for group in sources:
             for k, target in enumerate(group.numbers.tolist()):
                 read = _read_by(hosted, space, run, group, k, gradients[group.place])
-                weights[target] += _Descent(run, space, sources).from_node(space.places[group.place], read)
+                descent = _Descent(run, space, sources, scales)
+                weights[target] += descent.from_node(space.places[group.place], read)
                 yield None
     return _listed(weights / max(1, sum(pack.count for pack in packed)))
 
@@ -113,6 +118,15 @@ def _directions(hosted: HostedModel, space: NodeSpace, place: int, index: Tensor
     return {}
 
 
+def _scales(hosted: HostedModel, space: NodeSpace, run: PatchedPack, sources: Sequence[_Sources]) -> Scales:
+    found = {}
+    for group in sources:
+        with node_layer(hosted, space, group.place) as layer, torch.inference_mode():
+            if isinstance(layer, Features):
+                found[group.place] = layer.encode(run.operators).scale_out
+    return found
+
+
 def _read_by(
     hosted: HostedModel, space: NodeSpace, run: PatchedPack, group: _Sources, k: int, gradient: Tensor
 ) -> Tensor:
@@ -132,14 +146,15 @@ def _rows_of(pack: Pack, position: int) -> Tensor:
 
 
 class _Descent:
-    """One adjoint's way down the stream: MLPs stopped, attention too in layers where it has nodes."""
+    """One adjoint's way down the stream: MLPs and attention stop in layers where they have nodes."""
 
-    def __init__(self, run: PatchedPack, space: NodeSpace, sources: Sequence[_Sources]) -> None:
-        self._run, self._space, self._sources = run, space, sources
+    def __init__(
+        self, run: PatchedPack, space: NodeSpace, sources: Sequence[_Sources], scales: Scales
+    ) -> None:
+        self._run, self._space, self._sources, self._scales = run, space, sources, scales
         self._found = torch.zeros(sum(len(group.numbers) for group in sources))  # (n_nodes,)
-        self._stopped = {
-            site.layer for place in space.places for site in place.outputs if site.kind in _OF_ATTENTION
-        }
+        self._stopped_mlps = _layers_written(space, _OF_MLP)
+        self._stopped = _layers_written(space, _OF_ATTENTION)
 
     def from_metric(self) -> Tensor:
         """Return what every source brings to the metric directly."""
@@ -152,27 +167,37 @@ class _Descent:
         layer = self._run.operators.layers[place.layer]
         if place.kind is NodeKind.ERROR:
             return self._found
-        if place.source.kind is SiteKind.ATTN_Z:
+        if place.source.kind in _BEFORE_BLOCK:
             return self._below(read, place.layer)
+        if place.source.kind is SiteKind.RESID_POST:
+            return self._below(read, place.layer + 1)
         if place.source.kind is SiteKind.ATTN_OUT:
             return self._below(live_attention_adjoint(layer, read), place.layer)
-        adjoint = layer.mlp_norm.pull_back_live(read)
+        in_stream = place.source.kind is SiteKind.RESID_MID
+        adjoint = read if in_stream else layer.mlp_norm.pull_back_live(read)
         if not layer.block.parallel:
-            adjoint = self._past_attention(layer, adjoint)
+            adjoint = adjoint + self._through_attention(layer, adjoint)
         return self._below(adjoint, place.layer)
 
     def _below(self, adjoint: Tensor, number: int) -> Tensor:
         lowest = min(self._space.layers)
         for layer in reversed(self._run.operators.layers[lowest:number]):
             self._collect(layer, adjoint, _OF_MLP)
-            adjoint = self._past_attention(layer, adjoint)
+            middle = adjoint + self._through_mlp(layer, adjoint)
+            heard = adjoint if layer.block.parallel else middle
+            adjoint = middle + self._through_attention(layer, heard)
         return self._found
 
-    def _past_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+    def _through_mlp(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+        if layer.block.layer in self._stopped_mlps:
+            return torch.zeros_like(adjoint)
+        return live_mlp_adjoint(layer, _to_neurons(layer, adjoint) @ layer.block.mlp.W_down.to(adjoint.dtype))
+
+    def _through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         self._collect(layer, adjoint, _OF_ATTENTION)
         if layer.block.layer in self._stopped:
-            return adjoint
-        return adjoint + live_attention_adjoint(layer, adjoint)
+            return torch.zeros_like(adjoint)
+        return live_attention_adjoint(layer, adjoint)
 
     def _collect(self, layer: FrozenLayer, adjoint: Tensor, kinds: set[SiteKind]) -> None:
         for group in self._sources:
@@ -184,8 +209,10 @@ class _Descent:
         difference = self._run.difference(group.place)  # (n_rows, width * unit)
         index = group.index.to(adjoint.device)
         if site in group.directions:
-            through = _to_neurons(layer, site, adjoint) @ group.directions[site].to(adjoint.dtype).T
-            brought = through * difference[:, index]  # (n_rows, n)
+            arriving = _to_neurons(layer, adjoint) if site.kind is SiteKind.NEURONS else adjoint
+            through = arriving @ group.directions[site].to(adjoint.dtype).T
+            written = difference[:, index] * self._scales.get(group.place, 1.0)
+            brought = through * written  # (n_rows, n)
         else:
             by_mixed = by_heads(layer, adjoint) if site.kind is SiteKind.ATTN_Z else adjoint
             unit = self._space.places[group.place].unit
@@ -196,9 +223,14 @@ class _Descent:
         return (brought * chosen).sum(0).float().cpu()
 
 
-def _to_neurons(layer: FrozenLayer, site: Site, adjoint: Tensor) -> Tensor:
+def _layers_written(space: NodeSpace, kinds: set[SiteKind]) -> frozenset[int]:
+    return frozenset(site.layer for place in space.places for site in place.outputs if site.kind in kinds)
+
+
+def _to_neurons(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
+    """Carry `(n_rows, d_model)` of what the MLP adds to what its down projection gives."""
     post = layer.mlp_post_norm
-    return adjoint if site.kind is not SiteKind.NEURONS or post is None else post.pull_back_live(adjoint)
+    return adjoint if post is None else post.pull_back_live(adjoint)
 
 
 def _listed(weights: Tensor) -> tuple[DatasetEdge, ...]:

@@ -23,6 +23,7 @@ from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
 from trephine.engine.dataset_circuits.selection import random_like, ranked
 from trephine.engine.dataset_circuits.space import NodeSpace
+from trephine.engine.finite_runs import require_finite
 from trephine.engine.hosted import HostedModel
 
 GOAL = 0.8
@@ -127,6 +128,7 @@ def _runs(
 ) -> Generator[None, None, _Runs]:
     errors = error_term is not ErrorTerm.LIVE and space.has_sets
     operators = capture_layout(hosted, pack.clean)
+    require_finite(operators)
     clean = states_of(hosted, space, operators, errors=errors)
     with torch.inference_mode():
         whole = pack.metric(operators.final).float().cpu()

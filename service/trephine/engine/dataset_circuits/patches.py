@@ -105,12 +105,14 @@ class MeanStates:
 def dataset_means(
     hosted: HostedModel, space: NodeSpace, packed: Sequence[Pack], *, errors: bool
 ) -> Generator[None, None, States]:
-    """Average states over clean contexts and their corrupted twins (both sides weigh the same)."""
+    """Average states over clean contexts and their corrupted twins (both sides weigh the same).
+
+    Where some have no twin, twins are left out: one side of some contexts would weigh more than the other.
+    """
     found = MeanStates(space)
+    paired = all(context.twin is not None for pack in packed for context in pack.contexts)
     for pack in packed:
-        layouts = [pack.clean]
-        if all(context.twin is not None for context in pack.contexts):
-            layouts.append(pack.twins)
+        layouts = [pack.clean, pack.twins] if paired else [pack.clean]
         for layout in layouts:
             found.add(states_of(hosted, space, capture_layout(hosted, layout), errors=errors), layout)
             yield

@@ -73,3 +73,21 @@ def test_many_nodes_and_few_contexts_take_the_span_only():
 def test_contexts_that_are_all_the_same_are_one_cluster():
     """Nothing to divide, and no exception."""
     assert finish(cluster_contexts(torch.ones(6, 4), AUTO_CLUSTERS, 0)).count == 1
+
+
+@pytest.mark.parametrize("wanted", [2, 4, 6])
+def test_no_cluster_is_empty(wanted):
+    """Contexts of two directions are two clusters, and of one direction one, however many are wanted."""
+    of = torch.arange(6) % 2
+    found = finish(cluster_contexts(noise(3, 2, NODES)[of], wanted, 0))
+    assert found.count == 2
+    assert torch.bincount(found.assignment).tolist() == [3, 3]
+    alike = finish(cluster_contexts(noise(3, 1, NODES).expand(6, -1), wanted, 0))
+    assert (alike.count, alike.assignment.tolist()) == (1, [0] * 6)
+    assert alike.assign(noise(4, 3, NODES)).tolist() == [0, 0, 0]
+
+
+def test_every_context_can_be_a_cluster():
+    """As many clusters as contexts, of one each."""
+    found = finish(cluster_contexts(noise(3, 4, NODES), 4, 0))
+    assert sorted(found.assignment.tolist()) == [0, 1, 2, 3]

@@ -7,6 +7,7 @@ from itertools import combinations, permutations
 from math import isnan
 
 import pytest
+import torch
 
 from tests.builders import tiny_hosted
 from tests.dataset_examples import example, examples, request
@@ -25,13 +26,21 @@ from trephine.domain.dataset_circuits import (
 from trephine.domain.errors import (
     InvalidRequestError,
     LayerOutOfRangeError,
+    NonFiniteValueError,
     ReplacementNotFoundError,
     TargetNotOneTokenError,
     UnsupportedOptionError,
 )
 from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import NEURONS
 from trephine.engine.dataset_circuits import discovery
+from trephine.engine.dataset_circuits import packs as packing
+from trephine.engine.dataset_circuits.ablated import AblatedModel
+from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
+from trephine.engine.dataset_circuits.packs import donor_ids, packs
+from trephine.engine.dataset_circuits.patches import dataset_means
+from trephine.engine.dataset_circuits.space import node_space
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.ipc.codec import command_from_tree, from_tree, to_tree
@@ -296,3 +305,79 @@ def test_what_does_not_exist_is_told():
         discover(request(replacement="nothing"))
     with pytest.raises(LayerOutOfRangeError):
         discover(request(layers=(0, 99)))
+
+
+def test_clusters_that_are_wanted_and_not_there_are_told():
+    """Three wanted of one context twice over: those with contexts have circuits, and the rest is said."""
+    good = request(8)
+    first = good.training[0]
+    same = replace(good, training=(first, first, first, first), clusters=3)
+    found = discover(same)
+    assert found.clustering.clusters == 1
+    assert [circuit.label for circuit in found.circuits] == ["all"]
+    assert any(caveat.startswith("3 clusters were asked for and 1 found") for caveat in found.caveats)
+
+
+def test_a_model_that_computes_no_numbers_is_refused():
+    """NaN in a weight: no effects, no figures, and the message says where it begins."""
+    hosted = tiny_hosted("llama")
+    hosted.model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteValueError, match="first in what block 2 reads") as caught:
+        discover(request(), hosted)
+    assert caught.value.context["field"] == "model"
+
+
+def test_an_ablation_that_overflows_is_inconclusive(monkeypatch):
+    """It gives no number, no share, no p; the words say so, and do not say that nothing is moved."""
+    monkeypatch.setattr(
+        AblatedModel, "metric", lambda self, pack, *_, **__: torch.full((pack.count,), float("nan"))
+    )
+    found = discover(request(patch=NodeAblation.ZERO))
+    for measured in found.circuits[0].faithfulness:
+        assert isnan(measured.circuit.faithfulness.value)
+        assert (measured.p_value, measured.nodes_for_80) == (None, None)
+    assert sum("What is no number says nothing" in caveat for caveat in found.caveats) == 2
+    assert not any("the same within" in caveat for caveat in found.caveats)
+
+
+def test_lengths_that_differ_are_told_of_held_out_pairs_too():
+    """Their activations are aligned from the end, wherever the pair is."""
+    good = request()
+    last = good.held_out[-1]
+    longer = replace(last, corrupted="The" + last.corrupted)
+    found = discover(replace(good, held_out=(*good.held_out[:-1], longer)))
+    assert any(caveat.startswith("1 pairs differ in length") for caveat in found.caveats)
+
+
+def test_means_do_not_depend_on_how_contexts_are_packed(monkeypatch):
+    """Where some contexts have no twin, no twin is averaged over: packs of any size give the same means."""
+    some = (*examples(3), *examples(6, paired=False)[3:])
+    hosted = tiny_hosted("llama")
+    rule = PositionRule.SUMMED
+    space = node_space(hosted, (NEURONS,), None, rule, 4, ErrorTerm.LIVE)
+    contexts = read_contexts(hosted, some, rule, split="training")
+    found = []
+    for tokens in (256, 8):
+        monkeypatch.setattr(packing, "PACK_TOKENS", tokens)
+        packed = list(packs(contexts, donor_ids(contexts, seed=0, same_length=False), hosted.model.device))
+        found.append(finish(dataset_means(hosted, space, packed, errors=False)))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one.activations, other.activations, atol=1e-6)
+
+
+def test_error_terms_that_are_not_the_models_own_are_named_where_circuits_fall_short():
+    """All nodes kept with the error dropped is not the model: the caveat does not blame the patch for it."""
+    hosted = tiny_hosted("llama")
+    size = Discretion(nodes=200, edge_nodes=0, random_circuits=0, bootstrap=10)
+    command = request(
+        8,
+        replacement=resident_set(hosted, "jumprelu"),
+        error_term=ErrorTerm.DROP,
+        ablations=(NodeAblation.ZERO,),
+        patch=NodeAblation.ZERO,
+        size=size,
+    )
+    found = discover(command, hosted)
+    (measured,) = found.circuits[0].faithfulness
+    assert measured.curve[-1].faithfulness.value < 0.8
+    assert any("Error terms are not the model's own (`drop`)" in caveat for caveat in found.caveats)
