@@ -112,7 +112,8 @@ class Faithfulness:
     """Mean over random circuits of the same size."""
     random_removed: float
     p_sufficient: float
-    """(1 + #{random kept >= kept}) / (R + 1) for a positive target, mirrored for a negative one."""
+    """(1 + #{random kept >= kept}) / (R + 1) for a positive target, mirrored for a negative one. NaN,
+    inconclusive, where a run gave no number."""
     p_necessary: float
     """(1 + #{random removed <= removed}) / (R + 1), mirrored likewise."""
     how: str

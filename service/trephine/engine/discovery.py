@@ -23,6 +23,7 @@ from trephine.domain.tokens import Tokens
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, neuron_ablation, verify_estimates
 from trephine.engine.expansion import Expansion, NeuronBasis
+from trephine.engine.finite_runs import require_finite
 from trephine.engine.graphs.discovery import discover_with_sets
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats
 from trephine.engine.graphs.hierarchical_neurons import through_neurons
@@ -68,6 +69,7 @@ def discover_circuit(
         return (yield from discover_with_sets(hosted, question))
     yield Progress(stage="forward", done=0, total=1)
     operators = capture(hosted.model, hosted.architecture, question.ids, command.layers)
+    require_finite(operators)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
     yield Progress(stage="forward", done=1, total=1)
     what = explained(hosted, operators, question)

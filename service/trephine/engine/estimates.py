@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from typing import Any
 
 import torch
@@ -228,7 +229,12 @@ def slope_through_zero(x: Tensor, y: Tensor) -> float:
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
-    """Return Spearman's rank correlation of `x (n,)` and `y (n,)`, ties averaged; 0 if one is constant."""
+    """Return Spearman's rank correlation of `x (n,)` and `y (n,)`, ties averaged.
+
+    0 if one is constant, NaN if anything is no number.
+    """
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        return nan
     a, b = _ranks(x), _ranks(y)
     a, b = a - a.mean(), b - b.mean()
     norm = float(a.norm() * b.norm())

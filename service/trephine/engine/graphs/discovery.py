@@ -23,6 +23,7 @@ from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
 from trephine.engine.estimates import Predicted, feature_ablation, verify_estimates
 from trephine.engine.expansion import Expansion
+from trephine.engine.finite_runs import require_finite
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
@@ -80,6 +81,7 @@ def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Pro
     started, command = monotonic(), question.command
     yield Progress(stage="forward", done=0, total=1)
     operators = capture(hosted.model, hosted.architecture, question.ids)
+    require_finite(operators)
     meter = MemoryMeter(operators.device, held=stored_bytes(operators))
     yield Progress(stage="forward", done=1, total=1)
     layers = open_layers(hosted, command.sets, command.layers)

@@ -124,7 +124,9 @@ def control_circuit(
     sources = yield from _fitted(hosted, layers, seed)
     names = {name: NAME if number == 0 else f"{NAME}-{number + 1}" for number, name in enumerate(sources)}
     view = _beside(hosted, sources, names)
-    asked = [names.get(name, name) for name in circuit.set_names if name == NEURONS or name in names]
+    # A set of which no layer is opened has no dictionary; neurons stand beside sets, never first.
+    asked = [names[name] for name in circuit.set_names if name in names]
+    asked += [NEURONS] if NEURONS in circuit.set_names else []
     budget = sum(node.kind is NodeKind.FEATURE for node in circuit.nodes)
     command = DiscoverCircuit(
         prompt=circuit.prompt,

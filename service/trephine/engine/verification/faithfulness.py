@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
@@ -105,8 +106,8 @@ def measure_faithfulness(
         random_circuits=len(drawn),
         random_kept=float(random_kept.mean()),
         random_removed=float(removed[1:].mean()),
-        p_sufficient=_p(sign * random_kept >= sign * kept),
-        p_necessary=_p(sign * removed[1:] <= sign * removed[0]),
+        p_sufficient=p_value(sign * random_kept, sign * kept),
+        p_necessary=p_value(-sign * removed[1:], -sign * float(removed[0])),
         how=f"ablated features {ablation_words(prompt, kind)}; all features of {len(prompt.layers)} layers, "
         f"active or not; the circuit keeps {len(cells)}, {subject.first_position} more of it at position 0 "
         f"never ablated; {len(drawn)} random circuits with as many features in every layer, drawn from those "
@@ -124,8 +125,11 @@ def _overlap(cells: Tensor, drawn: Sequence[Tensor]) -> float:
     return sum(counts) / max(1, sum(map(len, drawn)))
 
 
-def _p(at_least_as_extreme: Tensor) -> float:
-    return (1 + int(at_least_as_extreme.sum())) / (1 + len(at_least_as_extreme))
+def p_value(random: Tensor, own: float) -> float:
+    """Count random circuits that are at least as extreme; NaN, which passes nothing, if any is no number."""
+    if not (isfinite(own) and bool(random.isfinite().all())):
+        return nan
+    return (1 + int((random >= own).sum())) / (1 + len(random))
 
 
 def _run(

@@ -19,7 +19,7 @@ _AT_ONCE = 1 << 22
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Rank along the last dimension, ties averaged: float64 of the same shape."""
+    """Rank along the last dimension, ties averaged: float64 of the same shape, NaN where any is no number."""
     flat = values.reshape(-1, values.shape[-1])
     size = max(1, _AT_ONCE // values.shape[-1] ** 2)
     parts = [
@@ -27,7 +27,8 @@ def ranks(values: Tensor) -> Tensor:
         + (part[:, :, None] == part[:, None, :]).sum(-1).double() / 2
         for part in flat.split(size)
     ]
-    return torch.cat(parts).reshape(values.shape)
+    known = values.isfinite().all(-1, keepdim=True)  # comparing with NaN is always false, and would rank it
+    return torch.where(known, torch.cat(parts).reshape(values.shape), torch.nan)
 
 
 def spearman(x: Tensor, y: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Correlation along the last dimension; 0 where one side is constant."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     norm = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where(norm > 0, (a * b).sum(-1) / norm.clamp_min(1e-300), 0.0)
+    return torch.where(norm == 0, 0.0, (a * b).sum(-1) / norm.clamp_min(1e-300))
 
 
 def slope(x: Tensor, y: Tensor) -> Tensor:

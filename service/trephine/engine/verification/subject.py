@@ -19,6 +19,7 @@ from trephine.domain.errors import (
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
+from trephine.engine.finite_runs import require_finite
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.effects import effects_on
 from trephine.engine.graphs.linearised import read_place
@@ -81,6 +82,7 @@ def open_subject(
     ids = [token.id for token in circuit.tokens]
     with torch.inference_mode():
         operators = capture(hosted.model, hosted.architecture, ids)
+    require_finite(operators)
     yield None
     if circuit.replacement != NEURONS:
         found = yield from activate(hosted, operators, layers)

@@ -143,6 +143,9 @@ def test_the_control_names_what_was_fitted():
     assert report.control is not None
     assert "beside 'attention':" in report.control_note
     assert "neurons beside sets stay" in report.control_note
+    first = verified(hosted, found(hosted, NEURONS, "attention", layers=(0, 1)))  # named before a set
+    assert first.control is not None
+    assert first.control_note == report.control_note
     target = FeatureValue(layer=2, index=5, replacement=NEURONS)
     hosted = both(layers=(0,))
     report = verified(hosted, found(hosted, "attention", NEURONS, target=target))

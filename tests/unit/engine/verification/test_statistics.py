@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from trephine.domain.findings import Figure
 from trephine.domain.verification import Standing
 from trephine.engine import estimates
+from trephine.engine.verification.faithfulness import p_value
 from trephine.engine.verification.statistics import Bootstrap, Paired, ranks, slope, spearman, standing
 
 
@@ -74,3 +77,22 @@ def test_unsigned_comparison_forgets_signs():
 def test_doubt_is_never_a_pass(low, high, verdict):
     """Only an interval above zero beats; one that touches it does not."""
     assert standing(Figure(name="d", value=0.1, low=low, high=high)) is verdict
+
+
+def test_what_is_no_number_ranks_nowhere_and_wins_nothing():
+    """An ablation that overflows gives no correlation, no interval, no p and no verdict."""
+    y = torch.randn(60, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    broken = y.clone()
+    broken[7] = float("nan")
+    assert float(spearman(y, y)) == pytest.approx(1.0)
+    for hole in (float("nan"), float("inf")):
+        broken[7] = hole
+        assert math.isnan(float(spearman(y, broken)))
+        assert math.isnan(estimates.spearman(y, broken))
+        good, bad = Paired(versions=y[None]), Paired(versions=-y[None])
+        found = Bootstrap(samples=50, seed=0).difference("d", good, bad, broken)
+        assert standing(found) is Standing.INCONCLUSIVE
+        assert math.isnan(p_value(torch.zeros(20), hole))
+        assert math.isnan(p_value(broken, 9.0))
+    assert p_value(torch.zeros(20), 1.0) == pytest.approx(1 / 21)
+    assert p_value(torch.ones(20), 1.0) == 1.0
