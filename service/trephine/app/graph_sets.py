@@ -12,6 +12,7 @@ from trephine.domain.models import ModelInfo
 from trephine.domain.neuron_layers import free_mlps, neurons_of
 from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo
 from trephine.domain.sites import NEURONS
+from trephine.domain.spanned_sets import check_sites_apart
 
 
 def loaded_set(replacements: Replacements, name: str, model: str) -> ReplacementSetInfo:
@@ -58,6 +59,7 @@ def opened_layers(
 
     Raises:
         LayerOutOfRangeError: If the model, or every set, lacks a layer that is asked for.
+        UnsupportedOptionError: If two sets reconstruct one site.
     """
     for index, layer in enumerate(command.layers or ()):
         if layer >= info.n_layers:
@@ -67,7 +69,8 @@ def opened_layers(
     if command.sets == (NEURONS,):
         return ()
     sets = {name: found.layers for name, found in loaded.items()}
-    opened = spanned_layers(command.sets, info, sets, command.layers)
+    named = _named_layers(command.sets, info, sets, command.layers)
+    opened = tuple(one for _, one in named)
     known = {one.layer for one in opened}
     for index, layer in enumerate(command.layers or ()):
         if layer not in known:
@@ -78,6 +81,7 @@ def opened_layers(
                 field=f"layers[{index}]",
                 layer=layer,
             )
+    check_sites_apart(named)
     return opened
 
 
@@ -95,15 +99,27 @@ def spanned_layers(
         sets: Layers of what is loaded beside it; of a set that is not there, there are none.
         only: Only these layers; None means all.
     """
+    return tuple(one for _, one in _named_layers(names, info, sets, only))
+
+
+def _named_layers(
+    names: Sequence[str],
+    info: ModelInfo,
+    sets: Mapping[str, Sequence[ReplacementLayerInfo]],
+    only: Collection[int] | None,
+) -> list[tuple[str, ReplacementLayerInfo]]:
+    """Return `spanned_layers`, each with the name of its set."""
     spanned = [
-        one
+        (name, one)
         for name in names
         if name != NEURONS
         for one in sets.get(name, ())
         if only is None or one.layer in only
     ]
     if NEURONS in names:
-        free = free_mlps(spanned, info.n_layers, only)
+        free = free_mlps((one for _, one in spanned), info.n_layers, only)
         neurons = (neurons_of(layer, d_model=info.d_model, d_mlp=info.d_mlp) for layer in free)
-        spanned += [replace(one, claimed_l0=float(info.d_mlp)) for one in neurons]  # all are active
-    return tuple(spanned)
+        spanned += [
+            (NEURONS, replace(one, claimed_l0=float(info.d_mlp))) for one in neurons
+        ]  # all are active
+    return spanned

@@ -1,11 +1,12 @@
-"""Which replacement sets an explanation may span together."""
+"""Which replacement sets, and layers of sets, an explanation may span together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from trephine.domain.errors import InvalidRequestError
-from trephine.domain.sites import NEURONS
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
+from trephine.domain.replacements import ReplacementLayerInfo
+from trephine.domain.sites import NEURONS, Site, SiteKind
 
 
 def check_spanned_sets(replacement: str, beside: Sequence[str]) -> None:
@@ -24,3 +25,54 @@ def check_spanned_sets(replacement: str, beside: Sequence[str]) -> None:
             "neurons beside it",
             field="replacement",
         )
+
+
+def check_sites_apart(layers: Iterable[tuple[str, ReplacementLayerInfo]], *, choosable: bool = True) -> None:
+    """Refuse layers that reconstruct one site, or one place of the residual stream: no site has two owners.
+
+    Args:
+        layers: Those that are opened, each with the name of its set.
+        choosable: Whether whoever asked has an option `layers`, which a refusal may point to.
+
+    Raises:
+        UnsupportedOptionError: Naming the field.
+    """
+    found = list(layers)
+    writers: dict[Site, str] = {}
+    choice = ", or choose layers with `layers` that only one of them has" if choosable else ""
+    for name, info in found:
+        for site in info.sites_out:
+            other = writers.setdefault(site, name)
+            if other != name:
+                raise UnsupportedOptionError(
+                    f"{other} and {name} both reconstruct {site.kind.value} of layer {site.layer}: what is "
+                    f"one's could be the other's as well. Leave one of them out{choice}",
+                    field="beside",
+                    layer=site.layer,
+                )
+    places = (stream_place(site) for _, info in found for site in info.sites_out)
+    cuts = [place for place in places if place is not None]
+    if len(set(cuts)) < len(cuts):
+        choice = "choose one with `layers`" if choosable else "name sets of which only one does"
+        raise UnsupportedOptionError(
+            f"two layers reconstruct the same place of the residual stream; {choice}",
+            field="layers" if choosable else "beside",
+        )
+
+
+def stream_place(site: Site) -> int | None:
+    """Return which place of the residual stream a site is, from the bottom up; None: it is none.
+
+    The stream before a block is the stream after the one below it.
+    """
+    match site.kind:
+        case SiteKind.EMBED:
+            return -1
+        case SiteKind.RESID_PRE:
+            return 2 * site.layer - 1
+        case SiteKind.RESID_MID:
+            return 2 * site.layer
+        case SiteKind.RESID_POST:
+            return 2 * site.layer + 1
+        case _:
+            return None

@@ -27,9 +27,16 @@ from trephine.domain.errors import (
     ParentChangedError,
     ReplacementNotFoundError,
     TrephineError,
+    UnsupportedOptionError,
 )
-from trephine.domain.replacements import LayerKind, LoadReplacementSet, ReplacementSetInfo
+from trephine.domain.replacements import (
+    LayerKind,
+    LoadReplacementSet,
+    ReplacementLayerInfo,
+    ReplacementSetInfo,
+)
 from trephine.domain.sites import FeatureRef, Site, SiteKind
+from trephine.domain.spanned_sets import check_sites_apart
 from trephine.domain.verification import VerificationOptions, VerifyCircuit
 
 
@@ -87,6 +94,41 @@ async def test_every_set_and_layer_is_checked_before_an_operation_is_made(tmp_pa
         )
     assert refused.value.context["field"] == field
     assert not here.operations.list()
+
+
+async def test_two_sets_at_one_site_make_no_operation(tmp_path):
+    """As `validate_only` refuses it; in the layers that one of them has alone they go together."""
+    write_set(tmp_path / "replacements", "other")
+    here = await two_sets(tmp_path)
+    await here.replacements.load("tiny", here.replacements.resolve("other"), ignore)
+    await here.operations.open()
+    for command in (asked("small", "other"), asked(ATTENTION, "small", "other", layers=(0,))):
+        with pytest.raises(UnsupportedOptionError, match="small and other both reconstruct mlp_out") as no:
+            await here.operations.start(
+                "DiscoverCircuit", DiscoverRequest(model="tiny", command=command), request_id=""
+            )
+        assert no.value.context["field"] == "beside"
+    assert not here.operations.list()
+    info, apart = await here.models.info("tiny"), asked(ATTENTION, "small", "other", layers=(1,))
+    assert len(opened_layers(apart, info, loaded_sets(here.replacements, "tiny", apart))) == 1
+
+
+def test_a_place_of_the_stream_has_one_owner_by_whatever_name():
+    """The stream before a block is the one after the block below."""
+
+    def on(kind: SiteKind, layer: int) -> tuple[str, ReplacementLayerInfo]:
+        site = Site(kind=kind, layer=layer)
+        return f"{kind}{layer}", replace(
+            layer_info(layer), kind=LayerKind.SAE, site_in=site, sites_out=(site,)
+        )
+
+    for same in (
+        (on(SiteKind.RESID_PRE, 1), on(SiteKind.RESID_POST, 0)),
+        (on(SiteKind.EMBED, 0), on(SiteKind.RESID_PRE, 0)),
+    ):
+        with pytest.raises(UnsupportedOptionError, match="same place of the residual stream"):
+            check_sites_apart(same)
+    check_sites_apart([on(SiteKind.RESID_PRE, 1), on(SiteKind.RESID_MID, 1), on(SiteKind.RESID_POST, 1)])
 
 
 async def test_a_layer_has_to_be_in_one_of_the_sets_alone(tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.neuron_layers import free_mlps
 from trephine.domain.replacements import ReplacementLayerInfo
-from trephine.domain.sites import NEURONS, LayerRef, Site
+from trephine.domain.sites import NEURONS, LayerRef
+from trephine.domain.spanned_sets import check_sites_apart
 from trephine.engine.graphs.linearised import read_place
-from trephine.engine.graphs.places import check_attributable, is_cut, place_of
+from trephine.engine.graphs.places import check_attributable
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers, layer_info
 
@@ -71,32 +71,5 @@ def checked(
     found = [(ref, info_of(hosted, ref)) for ref in refs]
     for _, info in found:
         check_attributable(info, parallel=hosted.architecture.blocks[info.layer].parallel)
-    _check_apart(found, choosable)
-    _check_cuts(found, choosable)
+    check_sites_apart(((ref.replacement, info) for ref, info in found), choosable=choosable)
     return sorted(found, key=lambda each: read_place(each[1]))
-
-
-def _check_apart(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]], choosable: bool) -> None:
-    writers: dict[Site, str] = {}
-    choice = ", or choose layers with `layers` that only one of them has" if choosable else ""
-    for ref, info in found:
-        for site in info.sites_out:
-            other = writers.setdefault(site, ref.replacement)
-            if other != ref.replacement:
-                raise UnsupportedOptionError(
-                    f"{other} and {ref.replacement} both reconstruct {site.kind.value} of layer "
-                    f"{site.layer}: what is one's could be the other's as well. Leave one of them "
-                    f"out{choice}",
-                    field="beside",
-                    layer=site.layer,
-                )
-
-
-def _check_cuts(found: Sequence[tuple[LayerRef, ReplacementLayerInfo]], choosable: bool) -> None:
-    places = [place_of(info.site_in) for _, info in found if is_cut(info)]
-    if len(set(places)) < len(places):
-        choice = "choose one with `layers`" if choosable else "name sets of which only one does"
-        raise UnsupportedOptionError(
-            f"two layers reconstruct the same place of the residual stream; {choice}",
-            field="layers" if choosable else "beside",
-        )
