@@ -3,13 +3,15 @@
 Nodes are the same if they have the same kind, layer, feature (of the same set) and position; or the same
 without the position, when positions are summed, as is needed for prompts that do not line up. Edges are the
 same if their ends are. Sets are the same if both their names and their contents are; the name alone counts
-where either circuit does not say what the set of that name held. So it is with the set of a feature that is
-explained, where both circuits say what they explain.
+where either circuit does not say what the set of that name held. Targets are the same if they are one token
+held against one other; one feature of the same layer and set; one direction, to the last number, at the same
+place; or the score of one head (and key, where positions are not summed). Where a circuit does not say what
+was asked, as those of other tools, tokens have to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -20,7 +22,7 @@ from trephine.app.pruning import numbers
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.findings import Figure
 from trephine.domain.sites import NEURONS
-from trephine.domain.targets import FeatureValue, TargetKind
+from trephine.domain.targets import AttentionScore, DirectionValue, ExplainedTarget, FeatureValue
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -115,10 +117,10 @@ def same_targets(first: Circuit, second: Circuit) -> bool:
         return first.target_label == second.target_label
     by_name = frozenset(by_name_alone(first, second))
     one, other = (
-        [
-            (read, target.position if target.kind is TargetKind.FEATURE else target.label)
-            for read, target in zip(_reads(circuit, by_name), circuit.targets, strict=True)
-        ]
+        {
+            (read, target.position)
+            for read, target in zip(_reads(circuit, by_name, told=True), circuit.targets, strict=True)
+        }
         for circuit in (first, second)
     )
     return one == other
@@ -132,13 +134,38 @@ def _contents(circuit: Circuit, by_name: frozenset[str]) -> dict[str, str]:
     return {each.name: each.content_hash for each in circuit.sets if each.name not in by_name}
 
 
-def _reads(circuit: Circuit, by_name: frozenset[str]) -> list[tuple[object, ...]]:
-    """Say what targets are, beside what their nodes say: of a feature its layer and whose it is."""
-    asked, content = circuit.asked, _contents(circuit, by_name)
-    if not isinstance(asked, FeatureValue):
-        return [(target.kind,) for target in circuit.targets]
-    names = [target.replacement or asked.replacement or circuit.replacement for target in circuit.targets]
-    return [(TargetKind.FEATURE, asked.layer, asked.index, name, content.get(name, "")) for name in names]
+def _reads(
+    circuit: Circuit, by_name: frozenset[str], *, told: bool, summed: bool = False
+) -> list[tuple[object, ...]]:
+    """Say what targets are, beside their positions.
+
+    Args:
+        circuit: The circuit.
+        by_name: Sets that are told apart by their names alone.
+        told: Whether what was asked may count: not where the other circuit does not say it.
+        summed: Whether positions are summed; a head's key is one.
+    """
+    content, found = _contents(circuit, by_name), []
+    for target in circuit.targets:
+        tokens = [None if token is None else token.id for token in (target.token, target.against)]
+        detail = _detail(circuit, target, content, summed) if told else ()
+        found.append((target.kind, *tokens, *detail))
+    return found
+
+
+def _detail(
+    circuit: Circuit, target: ExplainedTarget, content: Mapping[str, str], summed: bool
+) -> tuple[object, ...]:
+    match circuit.asked:
+        case FeatureValue() as asked:
+            name = target.replacement or asked.replacement or circuit.replacement
+            return asked.layer, asked.index, name, content.get(name, "")
+        case DirectionValue() as asked:
+            return asked.site.kind, asked.site.layer, asked.vector
+        case AttentionScore() as asked:
+            return asked.layer, asked.head, None if summed else asked.key
+        case _:
+            return ()
 
 
 class EdgeChanges(Sequence[ComparedEdge]):
@@ -184,7 +211,7 @@ class _Side:
         self.circuit = circuit
         content = _contents(circuit, by_name)
         targets = [place for place, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT]
-        read = dict(zip(targets, _reads(circuit, by_name), strict=True)) if told else {}
+        read = dict(zip(targets, _reads(circuit, by_name, told=told, summed=summed), strict=True))
         keys = (
             (*_key(node, summed), content.get(node.replacement, ""), read.get(place))
             for place, node in enumerate(circuit.nodes)

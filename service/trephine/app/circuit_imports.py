@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from trephine.app.circuit_queries import Wiring, influence_of
+from trephine.app.imported_targets import imported_targets
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
     Circuit,
@@ -35,7 +36,6 @@ from trephine.domain.circuits import (
     Rows,
 )
 from trephine.domain.errors import CorruptRecordError, InvalidRequestError
-from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.domain.tokens import Token
 
 LARGEST_FILE = 512 << 20
@@ -49,8 +49,6 @@ _KINDS = {
 """By `feature_type`; every other type is some kind of feature."""
 _ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
 _LAST = _ORDER.index(NodeKind.LOGIT)
-_OUTPUT = re.compile(r'Output "(?P<token>.*)" \(p=[0-9.]+\)', re.DOTALL)
-"""How circuit-tracer labels a target."""
 
 
 class _FileNode(BaseModel):
@@ -106,6 +104,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     nodes, places = _nodes(file)
     edges, doubtful = _edges(file, nodes, places)
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
+    targets, asked = imported_targets(nodes, _told(file.metadata))
     caveats = ["Imported from a file: nothing about it was verified here; influences follow from its edges."]
     if doubtful:
         caveats.append(
@@ -115,7 +114,8 @@ def read_graph(data: bytes) -> ImportedGraph:
     circuit = Circuit(
         prompt=file.metadata.prompt,
         tokens=_tokens(file.metadata, nodes),
-        targets=_targets(nodes),
+        targets=targets,
+        asked=asked,
         replacement=replacement,
         beside=tuple(GraphSet(name=name) for name in beside),
         edge_rule=_edge_rule(file.metadata),
@@ -274,8 +274,9 @@ def _with_influence(circuit: Circuit) -> Circuit:
         influence = influence_of(Wiring(circuit))
     except CorruptRecordError as error:
         raise InvalidRequestError("the graph's links form a cycle", field="artifact") from error
+    shares = iter([target.share for target in circuit.targets])
     nodes = tuple(
-        replace(node, influence=1.0 if node.kind is NodeKind.LOGIT else share)
+        replace(node, influence=next(shares) if node.kind is NodeKind.LOGIT else share)
         for node, share in zip(circuit.nodes, influence.tolist(), strict=True)
     )
     errors = sum(node.influence for node in nodes if node.kind is NodeKind.ERROR)
@@ -306,6 +307,11 @@ def _is_ours(metadata: _FileMetadata) -> bool:
     return _generator(metadata) == "trephine" and "/" in metadata.scan
 
 
+def _told(metadata: _FileMetadata) -> Mapping[str, Any]:
+    """Return what a file of ours says beyond the schema."""
+    return (metadata.info or {}) if _is_ours(metadata) else {}
+
+
 def _generator(metadata: _FileMetadata) -> str:
     generator = (metadata.info or {}).get("generator")
     name = generator.get("name") if isinstance(generator, Mapping) else generator
@@ -324,29 +330,6 @@ def _tokens(metadata: _FileMetadata, nodes: Sequence[Node]) -> tuple[Token, ...]
         Token(id=ids.get(place, -1), raw=text.encode("utf-8", "replace"), display=text)
         for place, text in enumerate(metadata.prompt_tokens)
     )
-
-
-def _targets(nodes: Sequence[Node]) -> tuple[ExplainedTarget, ...]:
-    """Take what the file calls logits for targets, weighted by their probability."""
-    logits = [node for node in nodes if node.kind is NodeKind.LOGIT]
-    mass = sum(abs(node.activation) for node in logits)
-    return tuple(
-        ExplainedTarget(
-            kind=TargetKind.LOGIT,
-            label=token.display,
-            position=node.position,
-            share=abs(node.activation) / mass if mass > 0 else 1 / len(logits),
-            value=nan,
-            token=token,
-        )
-        for node, token in ((node, _output(node)) for node in logits)
-    )
-
-
-def _output(node: Node) -> Token:
-    told = _OUTPUT.fullmatch(node.label)
-    text = told["token"] if told else node.label
-    return Token(id=node.feature, raw=text.encode("utf-8", "replace"), display=text)
 
 
 def _no_rows() -> Rows:

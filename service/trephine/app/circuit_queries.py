@@ -147,15 +147,15 @@ class Wiring:
 def influence_of(graph: Wiring) -> Floats:
     """Share of path mass that each node sends to the targets over kept edges `(n_nodes,)`.
 
-    Targets weigh as their probabilities do, or all the same where none is known (Ameisen et al. 2025).
+    Targets weigh by their shares (Ameisen et al. 2025).
 
     Raises:
         CorruptRecordError: If the edges form a cycle.
     """
+    through: Floats = np.zeros(graph.size)
     is_target = np.array([node.kind is NodeKind.LOGIT for node in graph.circuit.nodes])
-    weight = np.nan_to_num(np.abs([node.activation for node in graph.circuit.nodes])) * is_target
-    through = weight if weight.any() else is_target.astype(np.float64)
-    through = through / max(through.sum(), 1e-30)
+    through[is_target] = [target.share for target in graph.circuit.targets]
+    through /= max(through.sum(), 1e-30)
     start = through.copy()
     every = np.ones(len(graph.weight), np.bool_)
     level = graph.levels(every)[graph.target]

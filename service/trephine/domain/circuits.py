@@ -181,7 +181,7 @@ class Circuit:
     prompt: str
     tokens: tuple[Token, ...]
     targets: tuple[ExplainedTarget, ...]
-    """In the order of the target nodes. Of an imported graph one that is known by its label."""
+    """In the order of the target nodes. Of another tool's file those that are known by their labels."""
     replacement: str
     edge_rule: EdgeRule
     nodes: tuple[Node, ...]
@@ -194,7 +194,7 @@ class Circuit:
     caveats: tuple[str, ...] = ()
     """What a reader must know: position 0 is a sink, edges are estimates, ..."""
     asked: GraphTarget | None = None
-    """What was to be explained; None in imported circuits, and in those stored before this was."""
+    """What was to be explained; None in circuits that do not say: of other tools, or stored earlier."""
     set_hash: str = ""
     """Content hash of the replacement set; empty for neurons, and in circuits that do not say: imported ones,
     and those stored before this was."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
+from trephine.pages.circuit_targets import told_targets
 from trephine.pages.embed import printable
 
 _FEATURE_TYPES = {
@@ -62,6 +63,7 @@ def circuit_json(
                 "weight_hash": circuit.weight_hash,
                 "sets": [asdict(each) for each in circuit.sets],
                 "caveats": list(circuit.caveats),
+                **told_targets(circuit),
                 **_hierarchy(circuit),
             },
             "pruning_settings": {

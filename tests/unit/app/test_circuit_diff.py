@@ -9,12 +9,22 @@ import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
 from tests.layered_circuits import layered
+from tests.unit.app.house import TOKEN
 from tests.unit.app.test_circuit_queries import edges_of
 from trephine.app.circuit_diff import compare, same_targets
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.error_sites import error_number
-from trephine.domain.sites import SiteKind
-from trephine.domain.targets import ExplainedTarget, FeatureValue, TargetKind
+from trephine.domain.sites import Site, SiteKind
+from trephine.domain.targets import (
+    AttentionScore,
+    DirectionValue,
+    ExplainedTarget,
+    FeatureValue,
+    GraphTarget,
+    TargetKind,
+    TokenLogits,
+)
 
 
 def keyed(graph: Circuit, summed: bool) -> tuple[Counter, Counter]:
@@ -151,3 +161,65 @@ def test_features_that_are_explained_are_matched_by_their_set(first, second, ali
     assert [each.first is not None and each.second is not None for each in targets] == (
         [True] if alike else [False, False]
     )
+
+
+def behind(asked: GraphTarget, *, shown: int = 7, name: str = "", tokens: tuple[int, ...] = ()) -> Circuit:
+    """A circuit that explains one target, whose node shows a number; at the last position."""
+    plain = layered(3)
+    kind = {FeatureValue: TargetKind.FEATURE, DirectionValue: TargetKind.DIRECTION}.get(type(asked))
+    kind = TargetKind.ATTENTION if isinstance(asked, AttentionScore) else kind or TargetKind.LOGIT
+    token, against = (*(replace(TOKEN, id=n) for n in tokens), None, None)[:2]
+    target = ExplainedTarget(
+        kind=kind, label=name or kind.value, position=2, share=1.0, value=1.0, token=token, against=against
+    )
+    nodes = tuple(
+        replace(node, feature=shown) if node.kind is NodeKind.LOGIT else node for node in plain.nodes
+    )
+    return replace(plain, nodes=nodes, targets=(target,), asked=asked)
+
+
+def choice(*tokens: int) -> Circuit:
+    """A logit, or the difference of two."""
+    asked = LogitTarget(token=f"#{tokens[0]}", against=f"#{tokens[1]}" if len(tokens) > 1 else None)
+    return behind(asked, shown=tokens[0], tokens=tokens)
+
+
+def along(*vector: float, kind: SiteKind = SiteKind.RESID_POST, layer: int = 1, name: str = "x") -> Circuit:
+    """A direction of the stream."""
+    return behind(DirectionValue(site=Site(kind=kind, layer=layer), vector=vector), shown=-1, name=name)
+
+
+def score(layer: int, head: int, key: int) -> Circuit:
+    """A head's score of a key."""
+    return behind(AttentionScore(layer=layer, head=head, key=key), shown=head)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike", "alike_summed"),
+    [
+        (choice(7), choice(7), True, True),
+        (choice(7, 9), choice(7, 9), True, True),
+        (choice(7, 9), choice(7), False, False),
+        (choice(7, 9), choice(7, 8), False, False),
+        (choice(7), behind(TokenLogits(tokens=("#7",)), tokens=(7,)), True, True),  # asked another way
+        (along(1.0, 2.0), along(1.0, 2.0, name="y"), True, True),  # called something else
+        (along(1.0, 2.0), along(1.0, 2.5), False, False),
+        (along(1.0, 2.0), along(1.0, 2.0, layer=2), False, False),
+        (along(1.0, 2.0), along(1.0, 2.0, kind=SiteKind.RESID_MID), False, False),
+        (score(1, 3, 0), score(1, 3, 0), True, True),
+        (score(1, 3, 0), score(2, 3, 0), False, False),
+        (score(1, 3, 0), score(1, 3, 1), False, True),  # a key is a position
+        (score(1, 7, 0), choice(7), False, False),
+        (choice(7, 9), replace(choice(7), asked=None), False, False),  # its tokens say so
+    ],
+)
+def test_targets_of_other_kinds_are_matched_by_what_they_are(first, second, alike, alike_summed):
+    """By tokens, direction and place, head and key: never by the number that their nodes show alone."""
+    if second.asked is not None:
+        assert same_targets(first, second) == same_targets(second, first) == alike
+    for summed, expected in ((False, alike), (True, alike_summed)):
+        found = compare(first, second, sum_positions=summed)
+        targets = [each for each in found.nodes if each.node.kind is NodeKind.LOGIT]
+        assert [each.first is not None and each.second is not None for each in targets] == (
+            [True] if expected else [False, False]
+        )

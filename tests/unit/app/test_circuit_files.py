@@ -8,6 +8,7 @@ layers, five tokens, two targets); its features `0_1_3` and `0_2_4` have the ids
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,24 @@ import pytest
 
 from tests.layered_circuits import layered
 from tests.unit.app.house import house
+from tests.unit.app.test_circuit_diff import behind
 from tests.unit.app.test_circuit_queries import edges_of
 from tests.unit.pages.circuits import HOSTILE, hostile_circuit
+from trephine.app.circuit_diff import same_targets
 from trephine.app.circuit_imports import read_graph
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS
 from trephine.domain.circuits import Circuit, NodeKind, PrunedNodes
 from trephine.domain.errors import InvalidRequestError
+from trephine.domain.sites import Site, SiteKind
+from trephine.domain.targets import (
+    AttentionScore,
+    DirectionValue,
+    FeatureValue,
+    GraphTarget,
+    TokenLogits,
+    TopLogits,
+)
 from trephine.pages.circuit_graphml import circuit_graphml
 from trephine.pages.circuit_json import circuit_json, node_ids
 
@@ -204,3 +217,73 @@ def test_hostile_texts_and_missing_numbers_survive_graphml():
     read = networkx.read_graphml(BytesIO(circuit_graphml(imported, everything(imported), name="x")))
     assert not [one for one in read.nodes.values() if "effect" in one]
     assert sum(one["kind"] == NodeKind.ERROR for one in read.nodes.values()) == 15
+
+
+ASKED: tuple[tuple[GraphTarget, tuple[int, ...]], ...] = (
+    (LogitTarget(token="#7"), (7,)),
+    (LogitTarget(token="#7", against="#9"), (7, 9)),
+    (TokenLogits(tokens=("#7",)), (7,)),
+    (TopLogits(limit=3, mass=0.5), (7,)),
+    (FeatureValue(layer=1, index=7, replacement="sae"), ()),
+    (
+        DirectionValue(
+            site=Site(kind=SiteKind.RESID_MID, layer=1), vector=(0.1, -1 / 3, 1e-30), name="probe \ud800"
+        ),
+        (),
+    ),
+    (AttentionScore(layer=2, head=7, key=1), ()),
+)
+
+
+@pytest.mark.parametrize(("asked", "tokens"), ASKED, ids=lambda one: getattr(one, "kind", ""))
+def test_what_is_explained_survives_a_file(asked, tokens):
+    """Every kind of target comes back as what it was: unit, share, tokens, the question to its last digit."""
+    graph = behind(asked, tokens=tokens)
+    graph = replace(graph, targets=(replace(graph.targets[0], estimated=True, value=-2.5),))
+    document = document_of(graph)
+    jsonschema.validate(document, json.loads((FOLDER / "schema.json").read_text()))
+    again = read_graph(json.dumps(document).encode()).circuit
+    assert again.units == graph.units
+    (one,), (other,) = graph.targets, again.targets
+    shown = [None if one is None else (one.id, one.display) for one in (one.token, one.against)]
+    assert [None if t is None else (t.id, t.display) for t in (other.token, other.against)] == shown
+    raw = {"token": None, "against": None, "position": 0}
+    assert replace(one, **raw) == replace(other, **raw)
+    if isinstance(asked, DirectionValue):
+        assert again.asked == replace(asked, name="probe \\ud800")
+    else:
+        assert again.asked == asked
+        assert same_targets(again, read_graph(json.dumps(document_of(again)).encode()).circuit)
+    assert document_of(again)["metadata"]["info"]["targets"] == document["metadata"]["info"]["targets"]
+
+
+def test_targets_keep_their_shares_and_weigh_by_them():
+    """Two positions count evenly, however likely their tokens are; influences follow from that."""
+    graph = layered(3)
+    last = graph.nodes[-1]
+    nodes = (*graph.nodes[:-1], last, replace(last, position=0, activation=0.01))
+    targets = tuple(replace(graph.targets[0], share=0.5, position=n.position) for n in nodes[-2:])
+    several = replace(graph, nodes=nodes, targets=targets, asked=TopLogits())
+    again = read_graph(json.dumps(document_of(several)).encode()).circuit
+    assert [target.share for target in again.targets] == [0.5, 0.5]
+    assert [node.influence for node in again.nodes[-2:]] == [0.5, 0.5]
+    alone = read_graph(json.dumps(document_of(graph)).encode()).circuit
+    first = [node.influence for node in again.nodes[:-2]]
+    assert first == pytest.approx([node.influence / 2 for node in alone.nodes[:-1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda info: info.update(targets=[]), "tells of 0 targets, and its graph has 1"),
+        (lambda info: info.update(targets=[{"kind": "poem"}]), "does not say what the graph explains"),
+        (lambda info: info.update(asked={"kind": "attention", "layer": 1}), "does not say what"),
+        (lambda info: info["targets"][0].update(share=float("inf")), "does not say what"),
+    ],
+)
+def test_a_file_that_contradicts_itself_about_its_targets_is_refused(change, said):
+    """In words that name the place."""
+    document = document_of(layered(3))
+    change(document["metadata"]["info"])
+    with pytest.raises(InvalidRequestError, match=said):
+        read_graph(json.dumps(document).encode())
