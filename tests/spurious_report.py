@@ -6,12 +6,10 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores
 from trephine.domain.spurious_heads import HeadWeights, Pooling, ProbeHead
 from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on
 from trephine.domain.spurious_removal import (
-    Arm,
-    ArmOutcome,
-    BenchScores,
     ChoicePoint,
     Firing,
     Judge,

@@ -10,8 +10,9 @@ def group_name(label: str, attribute: str) -> str:
 
     So `a` with `b/c` is `a/"b/c"` and `a/b` with `c` is `"a/b"/c`.
     """
-    return f"{_part(label)}/{_part(attribute)}"
+    return f"{group_part(label)}/{group_part(attribute)}"
 
 
-def _part(name: str) -> str:
+def group_part(name: str) -> str:
+    """Return a label or an attribute as it stands in a group's name."""
     return json.dumps(name, ensure_ascii=False) if "/" in name or name.startswith('"') else name

@@ -10,15 +10,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from trephine.domain.findings import Figure, Verdict
-from trephine.domain.spurious_removal import (
-    BASELINES,
-    Arm,
-    ArmOutcome,
-    Firing,
-    JudgedFeature,
-    SpuriousRemoval,
-    Standing,
-)
+from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome
+from trephine.domain.spurious_groups import group_name, group_part
+from trephine.domain.spurious_removal import ChoicePoint, Firing, JudgedFeature, SpuriousRemoval, Standing
 from trephine.pages.embed import asset, content_policy, printable
 
 ARMS = {
@@ -55,7 +49,7 @@ VERDICTS = {
     Verdict.NOT_APPLICABLE: "nothing to hold",
 }
 _LISTED = 400
-"""Features in the list; the rest are counted."""
+"""Features in the list, and all that go or that a person named; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +57,8 @@ class ArmRow:
     """One figure, a cell per arm."""
 
     title: str
+    group: tuple[str, ...]
+    """Label and attribute, of the figure of a group; each is shown by itself, whatever way it is written."""
     cells: tuple[Figure | None, ...]
 
 
@@ -87,18 +83,19 @@ def spurious_html(
         create_time: Of the report.
         unmade: An edit that could not be made of it, as a caveat says; empty: none.
     """
+    listed = max(_LISTED, sum(one.removed or bool(one.override) for one in removal.features))
     return _TEMPLATES.from_string(asset("spurious.html")).render(
         removal=removal,
         name=name,
         edit=edit,
         unmade=unmade,
         create_time=create_time,
-        features=removal.features[:_LISTED],
-        left_out=len(removal.features) - _LISTED,
+        features=removal.features[:listed],
+        left_out=len(removal.features) - listed,
         counts=[(STANDINGS[one], _count(removal, one)) for one in Standing],
         tables=_tables(removal),
         verdict=VERDICTS[removal.outcome.verdict],
-        by_hand=any(one.removed and one.override for one in removal.features),
+        choices=[(one, _head(removal, one)) for one in removal.choices],
         standings=STANDINGS,
         policy=content_policy(),
         style=Markup(asset("look.css") + asset("audit.css") + asset("spurious.css")),  # noqa: S704  our own files
@@ -119,16 +116,36 @@ def _tables(removal: SpuriousRemoval) -> list[ArmTable]:
 def _table(title: str, removal: SpuriousRemoval, arms: Sequence[ArmOutcome]) -> ArmTable:
     ships = removal.ships if removal.chosen else None
     titles = tuple(ARMS[one.arm] + (" (ships)" if one.arm is ships else "") for one in arms)
-    return ArmTable(title=title, arms=titles, rows=tuple(_rows(arms)))
+    return ArmTable(title=title, arms=titles, rows=tuple(_rows(removal, arms)))
 
 
-def _rows(arms: Sequence[ArmOutcome]) -> Sequence[ArmRow]:
+def _rows(removal: SpuriousRemoval, arms: Sequence[ArmOutcome]) -> Sequence[ArmRow]:
+    groups = {
+        f"group {group_name(label, attribute)}": (group_part(label), group_part(attribute))
+        for label in removal.labels
+        for attribute in removal.attributes
+    }
     names = dict.fromkeys(figure.name for one in arms for figure in one.figures)
     ordered = [*(name for name in FIGURES if name in names), *(name for name in names if name not in FIGURES)]
     return [
-        ArmRow(title=FIGURES.get(name, name), cells=tuple(one.figure(name) for one in arms))
+        ArmRow(
+            title=FIGURES.get(name, name),
+            group=groups.get(name, ()),
+            cells=tuple(one.figure(name) for one in arms),
+        )
         for name in ordered
     ]
+
+
+def _head(removal: SpuriousRemoval, point: ChoicePoint) -> str:
+    """Say which head so many features were tried with."""
+    if point.erased:
+        return "without the attribute"
+    trained = point.trained
+    if trained is None:  # an older report: where nothing was taken, it does not tell
+        gone = point.count or any(one.removed and one.override for one in removal.features)
+        trained = bool(gone) and removal.original_head != removal.head
+    return "free" if trained else "as it was"
 
 
 def _number(value: float | None) -> str:
@@ -144,8 +161,8 @@ def _address(feature: JudgedFeature) -> str:
     return printable(f"{one.replacement} {one.layer}:{one.index}")
 
 
-def _tokens(feature: JudgedFeature) -> str:
-    return "  ".join(dict.fromkeys(printable(firing.token.strip() or "␣") for firing in feature.firings))
+def _tokens(feature: JudgedFeature) -> list[str]:
+    return list(dict.fromkeys(printable(firing.token.strip() or "␣") for firing in feature.firings))
 
 
 def _before(firing: Firing) -> str:

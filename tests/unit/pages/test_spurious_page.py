@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from tests.spurious_report import judged, report
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_outcomes import unmeasured
-from trephine.domain.spurious_removal import Arm, Standing
+from trephine.domain.spurious_removal import Standing
 from trephine.pages.spurious_page import spurious_html
 
 
@@ -79,3 +80,38 @@ def test_a_long_list_is_cut_and_says_so():
     """The report has the rest."""
     many = tuple(judged(Standing.TASK, index) for index in range(450))
     assert "50 more are in the report" in _page(features=many)
+
+
+def test_whatever_goes_is_listed():
+    """However many: who writes an override has to see it, and of the others the report has the rest."""
+    gone = tuple(judged(Standing.SPURIOUS, index, removed=True) for index in range(420))
+    others = tuple(judged(Standing.TASK, index) for index in range(1000, 1030))
+    page = _page(features=gone + others)
+    assert page.count('class="removed"') == 420
+    assert "30 more are in the report" in page
+
+
+def test_texts_that_run_from_right_to_left_stay_apart():
+    """A place, a label and an attribute are each shown by themselves, so that none changes sides."""
+    found = report()
+    nurse, female = "\u05d0\u05d7\u05d5\u05ea", "\u05e0\u05e7\u05d1\u05d4"
+    group = replace(found.arms[0].figures[0], name=f"group {nurse}/{female}")
+    (one, *others) = found.features
+    firing = replace(one.firings[0], text=f"{female} {nurse}", token=nurse, label=nurse, attribute=female)
+    page = _page(
+        labels=(nurse, "physician"),
+        attributes=(female, "male"),
+        arms=(replace(found.arms[0], figures=(group,)),),
+        features=(replace(one, firings=(firing,)), *others),
+    )
+    assert f"<td>group <bdi>{nurse}</bdi>/<bdi>{female}</bdi></td>" in page
+    assert f"<li><bdi>{female} <mark>{nurse}</mark></bdi> <small>2.5, <bdi>{nurse}</bdi>" in page
+    assert f"<bdi>{nurse}</bdi> or <bdi>physician</bdi>" in page
+
+
+def test_heads_that_were_tried_are_named_though_none_was_taken():
+    """Where nothing went, the head that decides is the original one; the others were trained all the same."""
+    point = report().choices[0]
+    tried = (replace(point, trained=False, taken=True), replace(point, count=1, trained=True))
+    page = _page(choices=tried, chosen=0)
+    assert page.count("<td>free</td>") == page.count("<td>as it was</td>") == 1

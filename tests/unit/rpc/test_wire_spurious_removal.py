@@ -116,6 +116,10 @@ def test_bad_fields_are_named():
     with pytest.raises(EmptyPromptError) as empty:
         remove_from_wire(request)
     assert empty.value.context["field"] == "training[3].text"
+    request = _sent()
+    request.training[3].environment = ""
+    with pytest.raises(InvalidRequestError, match="environment is required"):
+        remove_from_wire(request)
     with pytest.raises(InvalidRequestError, match="exactly once"):
         decision_from_wire(
             _sent(decision=LabelTokens(tokens={"Q": " a"}, template="no"), refit=False).decision

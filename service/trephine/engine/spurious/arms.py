@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.spurious_removal import Arm, ArmOutcome, BenchScores, Standing
+from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores
+from trephine.domain.spurious_removal import Standing
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.controls import matched_features
@@ -38,6 +39,8 @@ class Measured:
     """Of these, the ones with a twin."""
     plain: Pooled
     after: Pooled
+    unmatched: int = 0
+    """Removed features that no random one stands for, since too few of their layer are left."""
 
 
 def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Progress | None, None, Measured]:
@@ -45,12 +48,13 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
     measure, gone = Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
     arms = [measure.arm(Arm.ORIGINAL, study.head, plain)]
-    after = plain
+    after, unmatched = plain, 0
     if gone:
         after = yield from measure.pooled(gone, "removed")
         arms.append(measure.arm(Arm.REMOVED, study.head, after))
         arms += yield from _trained_again(measure, choice, plain, after)
-        arms += yield from _random(measure, judged, choice)
+        random, unmatched = yield from _random(measure, judged, choice)
+        arms += random
     arms += yield from measure_baselines(measure, plain)
     scores = yield from _scores(measure, judged, choice, plain, after)
     return Measured(
@@ -61,6 +65,7 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
         paired=measure.paired,
         plain=plain,
         after=after,
+        unmatched=unmatched,
     )
 
 
@@ -85,8 +90,9 @@ def _trained_again(
 
 def _random(
     measure: Measure, judged: Judged, choice: Choice
-) -> Generator[Progress | None, None, list[ArmOutcome]]:
-    study = measure.study
+) -> Generator[Progress | None, None, tuple[list[ArmOutcome], int]]:
+    """Measure random sets; return their arms, and how many removed features have no match."""
+    study, unmatched = measure.study, 0
     small = Measure(study, sample(measure.test, _CONTROL_TEXTS, study.command.seed + 5))
     spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS]
     kept: dict[Arm, list[ArmOutcome]] = {Arm.RANDOM: [], Arm.RANDOM_REFITTED: []}
@@ -94,6 +100,7 @@ def _random(
         drawn = matched_features(
             study.space, choice.removed, spurious, judged.use, study.command.seed + 100 + number
         )
+        unmatched = max(unmatched, len(choice.removed) - len(drawn))
         if not drawn:
             break
         pooled = yield from small.pooled(drawn, f"random {number + 1}")
@@ -103,7 +110,7 @@ def _random(
             vectors = yield from study.pool(texts, drawn, f"refit, random {number + 1}")
             head, validated = study.trained_twice(vectors)
             kept[Arm.RANDOM_REFITTED].append(small.arm(Arm.RANDOM_REFITTED, head, pooled, validated))
-    return [_mean(arm, found) for arm, found in kept.items() if found]
+    return [_mean(arm, found) for arm, found in kept.items() if found], unmatched
 
 
 def _mean(arm: Arm, outcomes: Sequence[ArmOutcome]) -> ArmOutcome:
@@ -144,18 +151,26 @@ def _balanced(right: Tensor, strata: Tensor) -> float:
 def _targeted(
     measure: Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
 ) -> Generator[Progress | None, None, float | None]:
-    """TPP of the two concepts, attribute and label, each with as many of its own features removed."""
+    """TPP of the two concepts, attribute and label, each with as many of its own features removed.
+
+    As many as were removed; fewer, the first of them, where fewer are of the task: what more features cost a
+    concept is not for being its own.
+    """
     study = measure.study
     task = [one for one in judged.candidates if one.standing is Standing.TASK]
     task = sorted(task, key=lambda one: -abs(one.effect))[: len(choice.removed)]
     if not task:
         return None
+    own = [one.feature for one in choice.removed[: len(task)]]
     chosen = sample(measure.test, _CONTROL_TEXTS, study.command.seed + 6)
     number = {id(one): place for place, one in enumerate(measure.test)}
     rows = torch.tensor([number[id(one)] for one in chosen])
     texts = [one.ids for one in chosen]
     without_task = yield from study.pool(texts, [one.feature for one in task], "test, task features removed")
-    states = (plain.test[rows], after.test[rows], without_task)
+    without_own = after.test[rows]
+    if len(own) < len(choice.removed):
+        without_own = yield from study.pool(texts, own, "test, as many of the attribute removed")
+    states = (plain.test[rows], without_own, without_task)
     classes = (attributes(chosen), labels(chosen))
     strata = 2 * classes[1] + classes[0]
     seen = _half(strata)

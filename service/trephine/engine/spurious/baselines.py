@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.spurious_removal import Arm, ArmOutcome
+from trephine.domain.spurious_arms import Arm, ArmOutcome
 from trephine.engine.erasure.affine import fit_inlp, fit_leace
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, in_groups, labels, sample
 from trephine.engine.spurious.folds import Paired, Turns, decide_by_turns
 from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.judgement import combined
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
@@ -103,7 +104,8 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         tried[count] = attempt
         for erased, (head, told) in enumerate(attempt.compared):
             if head is not None:
-                points.append(scale.measure(head, pooled, count, points, told, erased=bool(erased)))
+                point = scale.measure(head, pooled, count, points, told, erased=bool(erased))
+                points.append(replace(point, trained=study.trains and bool(removed)))
     best = _best(points)
     taken, erased = (*forced, *ours[: points[best].count]), points[best].erased
     final = yield from _final(study, tried[points[best].count], [one.feature for one in taken], erased)
@@ -114,7 +116,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         final=final,
         tried=tried[points[best].count].heads,
         point=points[best],
-        why=_why(points, best, forced, ours, study.part),
+        why=_why(points, best, forced, ours, study.part, candidates),
         by_twins=scale.by_twins,
         by_cost=scale.by_cost,
     )
@@ -340,10 +342,11 @@ def _why(
     forced: Sequence[Candidate],
     ours: Sequence[Candidate],
     part: str,
+    candidates: Sequence[Candidate] = (),
 ) -> str:
     by_hand = f", beside {len(forced)} that a person named" if forced else ""
     if not ours:
-        return f"no feature was judged spurious{by_hand}: nothing undecided is removed"
+        return _none_goes(candidates, by_hand)
     first, found = points[0], points[best]
     if found.count == 0 and not found.erased:
         return (
@@ -357,3 +360,18 @@ def _why(
         f"removing {gone} of {len(ours)} spurious features{order}{by_hand}{beside} takes the criterion "
         f"from {first.criterion:.3f} to {found.criterion:.3f}"
     )
+
+
+def _none_goes(candidates: Sequence[Candidate], by_hand: str) -> str:
+    """Say why nothing of ours goes; all that was judged spurious may have to stay."""
+    spurious = [one for one in candidates if one.standing is Standing.SPURIOUS and not one.override]
+    if spurious:
+        return (
+            f"all {len(spurious)} features that were judged spurious work against the attribute, and stay, "
+            f"as nothing is trained again{by_hand}"
+        )
+    kept = [one for one in candidates if one.override and one.standing is Standing.TASK]
+    kept = [one for one in kept if combined(one.evidence)[0] is Standing.SPURIOUS]
+    if kept:
+        return f"all {len(kept)} features that were judged spurious are kept by a person's word{by_hand}"
+    return f"no feature was judged spurious{by_hand}: nothing undecided is removed"

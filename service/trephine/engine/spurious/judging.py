@@ -197,7 +197,9 @@ def _by_invariance(work: _Work) -> Steps:
     names = dict.fromkeys(one.environment for one in work.ambiguous if one.environment is not None)
     if names:
         numbers = {name: number for number, name in enumerate(names)}
-        environment = column(work.ambiguous, lambda one: numbers.get(one.environment or "", -1))
+        environment = column(
+            work.ambiguous, lambda one: -1 if one.environment is None else numbers[one.environment]
+        )
         environment[~once_there(work.ambiguous)] = -1
         verdicts = by_invariance(Judge.ENVIRONMENTS, work.contributions, labels(work.ambiguous), environment)
         work.found += [] if verdicts is None else [verdicts]

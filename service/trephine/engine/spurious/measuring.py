@@ -12,7 +12,7 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.findings import Figure
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_removal import Arm, ArmOutcome
+from trephine.domain.spurious_arms import Arm, ArmOutcome
 from trephine.engine.spurious.choosing import ambiguous
 from trephine.engine.spurious.examples import Example, attributes, in_groups, labels, sample
 from trephine.engine.spurious.heads import LinearHead

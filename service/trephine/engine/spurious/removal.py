@@ -8,18 +8,18 @@ from time import monotonic
 
 from trephine.domain.commands import Progress
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
+from trephine.domain.sites import NEURONS
+from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome, shipped
 from trephine.domain.spurious_removal import (
-    BASELINES,
-    Arm,
-    ArmOutcome,
     Judge,
     JudgedFeature,
     RemoveSpuriousFeatures,
     SpuriousRemoval,
     Standing,
-    shipped,
 )
+from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
+from trephine.engine.replacements.sets import require_set
 from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
@@ -46,7 +46,7 @@ def remove_spurious_features(
     Raises:
         TrephineError: Naming the text, the label or the option that cannot be used.
     """
-    started, hosted = monotonic(), session.require_model()
+    started, hosted = monotonic(), session.require_model().pinned()
     study = yield from open_study(hosted, command)
     yield from refuse_labelled_examples(study)
     judged = yield from judge_features(study)
@@ -65,6 +65,7 @@ def remove_spurious_features(
         pairing=_pairing(study),
         decision=command.decision,
         replacement=command.replacement,
+        set_hash=_set_hash(hosted, command.replacement),
         estimator=command.estimator,
         judges=judged.judges,
         considered=study.space.count,
@@ -79,13 +80,22 @@ def remove_spurious_features(
         head=choice.head.weights(study.data.labels, special_tokens=special_tokens),
         original_head=study.head.weights(study.data.labels, special_tokens=special_tokens),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
-        caveats=(*_caveats(study, judged), *_of_the_head(study, choice), *_as_good(measured.arms)),
+        caveats=(
+            *_caveats(study, judged),
+            *_of_the_head(study, choice),
+            *_as_good(measured.arms),
+            *_unmatched(measured.unmatched, len(choice.removed)),
+        ),
         seconds=monotonic() - started,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
         seed=command.seed,
         outcome=outcome,
     )
+
+
+def _set_hash(hosted: HostedModel, name: str) -> str:
+    return "" if name == NEURONS else require_set(hosted, name).admitted.content_hash
 
 
 def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
@@ -146,6 +156,15 @@ def _as_good(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
     return (
         f"without any feature removed the worst group is decided as well by {' and '.join(names)} as by what "
         f"ships ({ships.value:.1%}): where the head is all that must be fair, that is simpler",
+    )
+
+
+def _unmatched(count: int, removed: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (
+        f"{count} of {removed} removed features have no random one beside them, since too few of their "
+        "layers are neither removed nor judged spurious: the random arms are of fewer and show less",
     )
 
 

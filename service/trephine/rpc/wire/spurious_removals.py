@@ -14,6 +14,7 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_texts import AttributeText, LabelledText, Swap
 from trephine.rpc.wire.common import feature_from_wire, feature_to_wire, figure_to_wire, version_to_wire
 from trephine.rpc.wire.dataset_circuits import ESTIMATORS
@@ -26,7 +27,7 @@ from trephine.v1 import spurious_removal_pb2 as pb
 _ESTIMATOR_NUMBERS = {one: number for number, one in ESTIMATORS.items() if number}
 _STANDINGS = {one: pb.FeatureStanding.Value(f"FEATURE_STANDING_{one.name}") for one in domain.Standing}
 _JUDGES = {one: pb.FeatureJudge.Value(f"FEATURE_JUDGE_{one.name}") for one in domain.Judge}
-_ARMS = {one: pb.RemovalArm.Value(f"REMOVAL_ARM_{one.name}") for one in domain.Arm}
+_ARMS = {one: pb.RemovalArm.Value(f"REMOVAL_ARM_{one.name}") for one in Arm}
 _BUDGET = ("candidates", "exact", "effect_texts", "fit_texts", "random_sets")
 _RULES = ("spurious_above", "task_below", "false_discoveries", "clusters")
 
@@ -84,12 +85,13 @@ def _texts(messages: Iterable[pb.LabelledText], split: str) -> tuple[LabelledTex
 
 def _text(message: pb.LabelledText, field: str) -> LabelledText:
     with within(field):
+        environment = required(message.environment, "environment") if _has(message, "environment") else None
         return LabelledText(
             text=prompt(message.text, "text"),
             label=required(message.label, "label"),
             attribute=required(message.attribute, "attribute") if _has(message, "attribute") else None,
             twin=prompt(message.twin, "twin") if _has(message, "twin") else None,
-            environment=message.environment if _has(message, "environment") else None,
+            environment=environment,
             pair=required(message.pair, "pair") if _has(message, "pair") else None,
         )
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.spurious import arms
 from trephine.engine.spurious.examples import labels
+from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.measuring import Measure
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.study import open_study
@@ -58,3 +63,56 @@ def test_the_random_control_is_trained_on_as_many_texts_as_what_ships(monkeypatc
         assert found.figure(name).value == pytest.approx(float(right), abs=1e-6)
     of_fewer = (apart.decide(vectors["test"]) == labels(study.data.test)).float().mean()
     assert found.figure("label_accuracy").value != pytest.approx(float(of_fewer), abs=1e-6), "it would tell"
+
+
+def _removal_of(count: int) -> RemoveSpuriousFeatures:
+    """Ask for so many of the 64 neurons of a layer to go, whatever is judged."""
+    return RemoveSpuriousFeatures(
+        training=ambiguous(),
+        test=balanced(),
+        attribute_texts=attribute_texts(),
+        decision=ProbeHead(layer=0, pooling=Pooling.MEAN),
+        budget=RemovalBudget(candidates=1, exact=0, counts=(1,), effect_texts=8, random_sets=1),
+        overrides=tuple(
+            Override(feature=FeatureRef(layer=0, index=index), remove=True, reason="it goes")
+            for index in range(count)
+        ),
+        resamples=10,
+    )
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_a_control_of_fewer_features_is_not_called_one_of_as_many(count):
+    """Four neurons of the layer are left beside sixty that go: a report says how many stand alone."""
+    hosted = tiny_hosted("llama")
+    found = finish(remove_spurious_features(Session(hosted=hosted), _removal_of(count)))
+    said = [one for one in found.caveats if "have no random one beside them" in one]
+    assert found.arm(Arm.RANDOM) is not None
+    if count == 20:
+        assert not said
+    else:
+        assert said[0].startswith(f"{found.chosen - (64 - found.chosen)} of {found.chosen} removed features")
+
+
+def test_both_concepts_lose_as_many_features_in_tpp():
+    """Two of the task beside sixty of the attribute are compared with the first two of these."""
+    hosted = tiny_hosted("llama")
+    study = finish(open_study(hosted, _removal_of(1)))
+    measure = Measure(study)
+    plain = finish(measure.pooled((), "plain"))
+    gone = [_candidate(index, Standing.SPURIOUS) for index in range(60)]
+    judged: Any = SimpleNamespace(candidates=[_candidate(index, Standing.TASK) for index in (62, 63)])
+
+    def scored(removed: list[Candidate]) -> float | None:
+        after = finish(measure.pooled([one.feature for one in removed], "removed"))
+        choice: Any = SimpleNamespace(removed=tuple(removed))
+        return finish(arms._targeted(measure, judged, choice, plain, after))
+
+    assert scored(gone) == scored(gone[:2])
+
+
+def _candidate(index: int, standing: Standing) -> Candidate:
+    return Candidate(
+        feature=FeatureRef(layer=0, index=index), node=index, effect=1.0, standing=standing, score=0.9,
+        why="", evidence=(), attribute_probe=None,
+    )  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.findings import Figure
+from trephine.domain.spurious_arms import Arm, ArmOutcome
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_removal import Arm, ArmOutcome, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.erasure.affine import fit_leace
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.quanta import finish

@@ -138,3 +138,20 @@ def test_twins_count_by_their_worst_cell():
     worst, error, flips = twins_criterion(decided)
     assert (worst, flips) == (0.25, 3 / 8)
     assert error == pytest.approx((2 / 6 * 4 / 6 / 6) ** 0.5)
+
+
+def test_why_nothing_goes_is_told_as_it_is():
+    """What was judged spurious and stays, by a person's word or for its sign, was judged spurious."""
+    point = [ChoicePoint(count=0, criterion=0.0, ambiguous_accuracy=1.0, leak=None)]
+    against = spurious(1, attribute_effect=-1.0, score=0.9)
+    kept = replace(spurious(2, attribute_effect=1.0, score=0.9), standing=Standing.TASK, override="a word")
+    task = replace(kept, evidence=())
+
+    def why(*candidates: Candidate) -> str:
+        return _why(point, 0, [], [], "held-out part", candidates)
+
+    assert why(task, against).startswith(
+        "all 1 features that were judged spurious work against the attribute"
+    )
+    assert why(task, kept) == "all 1 features that were judged spurious are kept by a person's word"
+    assert why(task) == "no feature was judged spurious: nothing undecided is removed"

@@ -10,13 +10,9 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled, paired
 from trephine.domain.findings import Figure
+from trephine.domain.spurious_arms import ArmOutcome
 from trephine.domain.spurious_heads import Pooling, ProbeHead
-from trephine.domain.spurious_removal import (
-    ArmOutcome,
-    RemovalBudget,
-    RemoveSpuriousFeatures,
-    SpuriousRemoval,
-)
+from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.domain.spurious_texts import AttributeText, LabelledText
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session

@@ -13,8 +13,9 @@ from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, paired
 from trephine.domain.errors import InvalidRequestError, SplitLeakageError
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
-from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.spurious.erasing import erased_head, fit_erased

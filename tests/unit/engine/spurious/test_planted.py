@@ -16,9 +16,10 @@ from tests.builders import hosted_from, tiny_model
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_outcomes import Ground
-from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures, Standing
+from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import AttributeText, LabelledText
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session

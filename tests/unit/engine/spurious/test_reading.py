@@ -21,6 +21,7 @@ from tests.builders import tiny_folder, tiny_tokenizer
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.classifier_exports import ExportClassifier
 from trephine.domain.errors import GateMissedError
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import (
     ClassifierHead,
     DecisionHead,
@@ -30,7 +31,7 @@ from trephine.domain.spurious_heads import (
     ProbeHead,
     TokenHead,
 )
-from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures, SpuriousRemoval
+from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.engine.hosted import HostedModel, host
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session

@@ -22,15 +22,9 @@ from trephine.domain.errors import (
     TooFewItemsError,
 )
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
-from trephine.domain.spurious_removal import (
-    Arm,
-    Judge,
-    Override,
-    RemovalBudget,
-    RemoveSpuriousFeatures,
-    Standing,
-)
+from trephine.domain.spurious_removal import Judge, Override, RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import LabelledText, Swap
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
