@@ -28,7 +28,7 @@ from trephine.domain.spurious_texts import (
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
-from trephine.engine.spurious.reading import read_text, refuse_shared
+from trephine.engine.spurious.reading import padding_of, read_text, refuse_shared, without_padding
 from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins
 
 MAX_TOKENS = 512
@@ -160,6 +160,7 @@ class _Reader:
         self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
         self._places: dict[Ids, str] = {}
+        self._pad = padding_of(command.decision)
 
     def split(self, name: str) -> tuple[Example, ...]:
         rows = self.splits[name]
@@ -197,7 +198,7 @@ class _Reader:
 
     def _encode(self, text: str, field: str) -> Ids:
         try:
-            ids = read_text(self._hosted, self._command.decision, text)
+            ids = without_padding(read_text(self._hosted, self._command.decision, text), self._pad)
         except TrephineError as error:
             raise error.with_field(field) from None
         if len(ids) < 2:

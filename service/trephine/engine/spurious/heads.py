@@ -179,7 +179,7 @@ def given_head(
     if tuple(score.shape) != (wanted, hosted.info.d_model):
         raise HeadNotStockError(
             f"{SCORE} of {folder.name} has shape {tuple(score.shape)}; {wanted} x {hosted.info.d_model} is "
-            "needed",
+            f"needed: {_other_outputs(score, wanted)}",
             field="decision.folder",
         )
     if not (finite := torch.isfinite(score)).all():
@@ -191,6 +191,16 @@ def given_head(
     yield
     yield from _same_weights(hosted, folder, entries)
     return score if wanted == 1 else score[_order(folder, labels)]
+
+
+def _other_outputs(score: Tensor, wanted: int) -> str:
+    """Say what to do with a head of another shape than is wanted, by what it is."""
+    outputs = score.shape[0] if score.ndim == 2 else 0
+    if outputs == 1:
+        return "one output is a reward; name it as one, with its positive label"
+    if outputs == 2 and wanted == 1:
+        return "two outputs are a classifier; name it as one, or give a model with one output, the reward"
+    return f"a decision is between two labels; give a head of {wanted} on this model, or train a probe"
 
 
 def _same_weights(

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import dropwhile
+from pathlib import Path
 
-from trephine.domain.errors import SplitLeakageError
-from trephine.domain.spurious_heads import TEXT, DecisionHead, Pooling, ProbeHead, TokenHead
+from transformers import AutoConfig
+
+from trephine.domain.errors import HeadNotStockError, SplitLeakageError
+from trephine.domain.spurious_heads import (
+    TEXT,
+    ClassifierHead,
+    DecisionHead,
+    Pooling,
+    ProbeHead,
+    RewardHead,
+    TokenHead,
+)
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
@@ -35,6 +47,33 @@ def read_text(hosted: HostedModel, decision: DecisionHead, text: str) -> Ids:
     return tuple(hosted.encode(worded(decision, text), special_tokens=special_tokens))
 
 
+def padding_of(decision: DecisionHead) -> int | None:
+    """Return the token that a given head's folder pads with; None: the head is not given, or pads with none.
+
+    Stock transformers reads such a head at the last token that is another one, wherever the text ends.
+
+    Raises:
+        HeadNotStockError: If its configuration cannot be read.
+    """
+    if not isinstance(decision, ClassifierHead | RewardHead):
+        return None
+    try:
+        config = AutoConfig.from_pretrained(decision.folder, local_files_only=True)
+    except (OSError, ValueError) as failure:
+        raise HeadNotStockError(
+            f"the configuration of {Path(decision.folder).name} cannot be read: it is no stock sequence "
+            "classifier; give the whole folder as `save_pretrained` writes it",
+            field="decision.folder",
+        ) from failure
+    pad = config.get_text_config().pad_token_id
+    return None if pad is None else int(pad)
+
+
+def without_padding(ids: Ids, pad: int | None) -> Ids:
+    """Return the tokens up to the last one that is no padding; what follows it changes nothing before."""
+    return ids if pad is None else tuple(dropwhile(lambda one: one == pad, reversed(ids)))[::-1]
+
+
 def refuse_shared(places: dict[Ids, str], ids: Ids, field: str) -> None:
     """Refuse tokens that stand in another split, and note where they stand first.
 
@@ -56,7 +95,23 @@ def refuse_shared(places: dict[Ids, str], ids: Ids, field: str) -> None:
 
 
 def reading_caveats(hosted: HostedModel, decision: DecisionHead, texts: Iterable[str]) -> tuple[str, ...]:
-    """Say with which special tokens texts were read, or without which; nothing where there are none."""
+    """Say with which special tokens texts were read, or without which, and where they end."""
+    texts = tuple(texts)
+    return (*_special_tokens(hosted, decision, texts), *_padding(hosted, decision, texts))
+
+
+def _padding(hosted: HostedModel, decision: DecisionHead, texts: Iterable[str]) -> tuple[str, ...]:
+    pad = padding_of(decision)
+    if pad is None or not any(read_text(hosted, decision, text)[-1] == pad for text in texts):
+        return ()
+    (token,) = hosted.tokens([pad])
+    return (
+        f"texts end with {token.display}, which the given head's folder pads with: they are decided at the "
+        "token before it, as stock transformers does",
+    )
+
+
+def _special_tokens(hosted: HostedModel, decision: DecisionHead, texts: Iterable[str]) -> tuple[str, ...]:
     added = dict.fromkeys(hosted.added_tokens(worded(decision, text)) for text in texts)
     found = [token for front, behind in added for token in (*front, *behind)]
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 from tests.builders import FAMILIES, tiny_folder, tiny_hosted, tiny_tokenizer
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.errors import HeadNotStockError, ParentChangedError
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
-from trephine.domain.spurious_removal import Arm, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.shards import SINGLE_NAME
@@ -38,10 +40,13 @@ def _saved(path: Path, outputs: int, *, seed: int = 0) -> tuple[Path, LlamaForSe
     return path / "head", model
 
 
-def _run(hosted, decision):
+def _run(hosted, decision, ending=""):
+    training, test = (
+        tuple(replace(one, text=one.text + ending) for one in texts) for texts in (ambiguous(16), TEST)
+    )
     command = RemoveSpuriousFeatures(
-        training=ambiguous(16),
-        test=TEST,
+        training=training,
+        test=test,
         attribute_texts=attribute_texts(8),
         decision=decision,
         refit=False,
@@ -66,6 +71,26 @@ def test_a_stock_classifier_decides_as_stock_transformers_do(tmp_path):
     decided = [model.config.id2label[int(k)] for k in _stock(hosted, model).argmax(1)]
     right = sum(d == one.label for d, one in zip(decided, TEST, strict=True)) / len(TEST)
     assert found.arm(Arm.ORIGINAL).figure("label_accuracy").value == pytest.approx(right, abs=1e-6)
+
+
+def test_a_given_head_reads_what_stands_before_its_padding(tmp_path):
+    """As stock transformers do, wherever a text ends: with padding behind it the report is the same."""
+    hosted = tiny_hosted("llama")
+    folder, model = _saved(tmp_path, 2)
+    (model.config.pad_token_id,) = hosted.encode("k")
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        for one in TEST[:4]:
+            ids = hosted.encode(one.text.rstrip("k"))
+            behind = model(torch.tensor([[*ids, *hosted.encode("kk")]])).logits
+            torch.testing.assert_close(model(torch.tensor([ids])).logits, behind, atol=1e-5, rtol=0)
+    plain, ended = (_run(hosted, ClassifierHead(folder=str(folder)), ending) for ending in ("", "kk"))
+    assert ended.arms == plain.arms
+    assert any(one.startswith("texts end with k, which the given head") for one in ended.caveats)
+    folder, _ = _saved(tmp_path / "unreadable", 2)
+    (folder / "config.json").unlink()
+    with pytest.raises(HeadNotStockError, match="the configuration of head cannot be read"):
+        _run(hosted, ClassifierHead(folder=str(folder)))
 
 
 def test_a_reward_decides_by_its_threshold(tmp_path):
@@ -179,3 +204,19 @@ def test_the_best_threshold_is_between_two_values():
     assert best_threshold(values, labels) == 2.5
     assert best_threshold(values, torch.ones(4)) < 1
     assert best_threshold(values, torch.zeros(4)) > 5
+
+
+@pytest.mark.parametrize(
+    ("outputs", "head", "said"),
+    [
+        (1, ClassifierHead, "2 x 32 is needed: one output is a reward; name it as one"),
+        (2, RewardHead, "1 x 32 is needed: two outputs are a classifier"),
+        (3, ClassifierHead, r"has shape \(3, 32\); 2 x 32 is needed: a decision is between two labels"),
+        (3, RewardHead, "1 x 32 is needed: a decision is between two labels"),
+    ],
+)
+def test_a_head_of_another_kind_says_what_it_is(tmp_path, outputs, head, said):
+    """Whoever names a reward as a classifier is told so, and so is one of three labels."""
+    folder, _ = _saved(tmp_path, outputs)
+    with pytest.raises(HeadNotStockError, match=said):
+        finish(given_head(tiny_hosted("llama"), head(folder=str(folder)), LABELS))
