@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
+from statistics import NormalDist
 
 _Z = 1.959963984540054
 """Of two-sided intervals of 95 %."""
@@ -19,17 +20,26 @@ class Interval:
     high: float
 
 
-def wilson(hits: int, texts: int) -> tuple[float, float]:
+def wilson(hits: int, texts: int, z: float = _Z) -> tuple[float, float]:
     """Return Wilson's (1927) interval of a share; it does not close where every text is right."""
-    share, spread = hits / texts, _Z * _Z / texts
+    share, spread = hits / texts, z * z / texts
     middle = (share + spread / 2) / (1 + spread)
-    half = _Z * sqrt(share * (1 - share) / texts + spread / (4 * texts)) / (1 + spread)
+    half = z * sqrt(share * (1 - share) / texts + spread / (4 * texts)) / (1 + spread)
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def share(hits: int, texts: int) -> Interval:
-    """Return a share with Wilson's interval; of one text or more."""
+def share(hits: int, texts: int, *, best_of: int = 1) -> Interval:
+    """Return a share with Wilson's interval; of one text or more.
+
+    Args:
+        hits: Texts that are right.
+        texts: All of them.
+        best_of: It is the best of so many on these texts, and as good as it is by luck in part: the lower
+            bound is one that holds for all of them at once (Bonferroni). Luck makes no share look worse.
+    """
     low, high = wilson(hits, texts)
+    if best_of > 1:
+        low, _ = wilson(hits, texts, NormalDist().inv_cdf(1 - 0.025 / best_of))
     return Interval(value=hits / texts, low=low, high=high)
 
 

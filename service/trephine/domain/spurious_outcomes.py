@@ -72,7 +72,8 @@ class RemovalOutcome:
     """The same of what ships."""
     gain: Figure | None
     """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares, by the
-    groups that may be the worst both times."""
+    groups that may be the worst both times. On texts that chose, its lower bound and that of `after` are of
+    the best of all that were compared."""
     why: str
     settles: str
     """What would settle a doubt; empty where there is none."""
@@ -93,7 +94,7 @@ def unmeasured(why: str, settles: str = SETTLES) -> RemovalOutcome:
 
 
 def outcome_on(
-    ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = True, given: bool = True
+    ground: Ground, groups: Sequence[Tally], *, chosen_by: bool = True, given: bool = True, tried: int = 1
 ) -> RemovalOutcome:
     """Judge by the worst group before and the worst one after.
 
@@ -102,9 +103,11 @@ def outcome_on(
         groups: Decisions per group, one or more; none is empty.
         chosen_by: False: of held-out texts and twins only the texts took part in the choice.
         given: False: there is no validation split, and texts of the ambiguous set are held out for one.
+        tried: Numbers of features and heads that were compared on these very texts, of which this is the
+            best: that is luck in part, and the lower bounds are of the best of so many.
     """
     befores = [share(one.before, one.texts) for one in groups]
-    afters = [share(one.after, one.texts) for one in groups]
+    afters = [share(one.after, one.texts, best_of=tried) for one in groups]
     before, after = _worst(groups, befores), _worst(groups, afters)
     gain, texts = _gain(groups, befores, afters), min(one.texts for one in groups)
     measured = _verdict(after, gain)
@@ -115,10 +118,13 @@ def outcome_on(
         place = _APART
     if ground is Ground.VALIDATION and not given:
         place = _HELD_OUT
+    if tried > 1:
+        place = f"{place} ({tried} in all, and lower bounds are of the best of so many)"
     limiting = _limiting(measured, groups, afters)
     why = _why(measured, place, texts, before, after, gain)
-    if limiting:
-        why += f": {_little(measured, limiting)}"
+    if limiting is not None:
+        why += f": {_little(measured, groups[limiting], afters[limiting])}"
+    limited = None if limiting is None else groups[limiting]
     return RemovalOutcome(
         verdict=verdict,
         ground=ground,
@@ -127,7 +133,7 @@ def outcome_on(
         after=after,
         gain=gain,
         why=f"{why}, {UNSEEN}" if short else why,
-        settles=_settles(ground, texts, limiting) if verdict is Verdict.INCONCLUSIVE else "",
+        settles=_settles(ground, texts, limited) if verdict is Verdict.INCONCLUSIVE else "",
     )
 
 
@@ -154,8 +160,8 @@ def _gain(groups: Sequence[Tally], befores: Sequence[Interval], afters: Sequence
     return Figure(name="gain", value=found.value, low=found.low, high=found.high, unit="share")
 
 
-def _limiting(measured: Verdict, groups: Sequence[Tally], afters: Sequence[Interval]) -> Tally | None:
-    """Return the group that bounds the worst one, where that is another one.
+def _limiting(measured: Verdict, groups: Sequence[Tally], afters: Sequence[Interval]) -> int | None:
+    """Return the place of the group that bounds the worst one, where that is another one.
 
     A failure is bounded from above, a doubt from below; at a pass no group is in question.
     """
@@ -164,12 +170,11 @@ def _limiting(measured: Verdict, groups: Sequence[Tally], afters: Sequence[Inter
     worst = _place(groups, afters)
     bounds = [one.high if measured is Verdict.FAIL else one.low for one in afters]
     place = min(range(len(bounds)), key=lambda one: (bounds[one], one != worst))
-    return None if place == worst else groups[place]
+    return None if place == worst else place
 
 
-def _little(measured: Verdict, group: Tally) -> str:
+def _little(measured: Verdict, group: Tally, after: Interval) -> str:
     """Say what the group may be at that limits the worst one, where that is another one."""
-    after = share(group.after, group.texts)
     bound = (
         f"is at most at {after.high:.1%}" if measured is Verdict.FAIL else f"may be as low as {after.low:.1%}"
     )
@@ -195,7 +200,8 @@ def _settles(ground: Ground, texts: int, weakest: Tally | None) -> str:
     if ground is Ground.TWINS:
         return SETTLES
     of = f", above all of {weakest.name}" if weakest else ""
-    return f"more texts of every group than {texts}{of}"
+    apart = ", best in a test split, which nothing is chosen by" if ground is Ground.VALIDATION else ""
+    return f"more texts of every group than {texts}{of}{apart}"
 
 
 def _why(verdict: Verdict, place: str, texts: int, before: Figure, after: Figure, gain: Figure) -> str:

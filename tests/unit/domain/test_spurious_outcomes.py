@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from trephine.domain.findings import Verdict
 from trephine.domain.shares import wilson
 from trephine.domain.spurious_groups import group_name
-from trephine.domain.spurious_outcomes import Ground, Tally, outcome_on, unmeasured
+from trephine.domain.spurious_outcomes import CHANCE, Ground, Tally, outcome_on, unmeasured
 
 
 def _outcome(before: int, after: int, texts: int):
@@ -152,3 +154,39 @@ def test_twins_alone_are_no_pass():
     assert (doubt.verdict, doubt.settles) == (Verdict.INCONCLUSIVE, found.settles)
     apart = outcome_on(Ground.TWINS, good, chosen_by=False).why
     assert "texts, which the number of features and the head were chosen by, and on their twins" in apart
+
+
+def _lucky(draw: Random, tried: int, texts: int) -> int:
+    """Texts of one group that the best of so many heads has right, each by tossing a coin."""
+    return max(sum(draw.random() < CHANCE for _ in range(texts)) for _ in range(tried))
+
+
+def test_the_best_of_many_is_no_pass_for_being_lucky():
+    """Heads that decide a group by a coin pass one time in six by the best of 17, and one in fifty beyond it.
+
+    What luck cannot do, looking worse, is told as before: failures and upper bounds stay.
+    """
+    draw, easy, runs = Random(0), Tally(name="easy", texts=10, before=10, after=10), 400
+    passed = {1: 0, 17: 0}
+    for _ in range(runs):
+        hard = Tally(name="hard", texts=10, before=0, after=_lucky(draw, 17, 10))
+        for tried in passed:
+            found = outcome_on(Ground.VALIDATION, [easy, hard], tried=tried)
+            passed[tried] += found.verdict is Verdict.PASS
+    assert passed[1] > 0.1 * runs
+    assert passed[17] < 0.05 * runs
+    bad = [easy, Tally(name="hard", texts=200, before=100, after=60)]
+    for tried in passed:
+        found = outcome_on(Ground.VALIDATION, bad, tried=tried)
+        assert (found.verdict, found.after.high) == (Verdict.FAIL, wilson(60, 200)[1])
+
+
+def test_a_choice_says_of_how_many_it_is_the_best():
+    """A doubt is named by the bound that it has, and a test split would settle it, too."""
+    groups = [Tally(name="easy", texts=8, before=8, after=8), Tally(name="hard", texts=8, before=0, after=8)]
+    assert outcome_on(Ground.TEST, groups).verdict is Verdict.PASS
+    found = outcome_on(Ground.VALIDATION, groups, tried=17)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "chosen by (17 in all, and lower bounds are of the best of so many)" in found.why
+    assert found.after.low == pytest.approx(0.4749, abs=1e-3), "by hand: 8 / (8 + 2.974 squared)"
+    assert found.settles.endswith("best in a test split, which nothing is chosen by")

@@ -72,7 +72,8 @@ def _on_validation(
     after = yield from study.pool(ids, gone, "validation, removed")
     right = study.head.decide(plain) == y, choice.validated.decide(after) == y
     groups = _by_group(study, texts, *right)
-    return outcome_on(Ground.VALIDATION, groups, given=bool(study.command.validation))
+    given, tried = bool(study.command.validation), len(choice.points)
+    return outcome_on(Ground.VALIDATION, groups, given=given, tried=tried)
 
 
 def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> list[Tally]:
