@@ -143,14 +143,20 @@ def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) ->
     """Refuse a word on a feature that is not among those that may go: it would change nothing, silently.
 
     Raises:
-        InvalidRequestError: Naming the layers that are.
+        InvalidRequestError: Naming the set whose features are, or its layers.
     """
     layers = [one.layer for one in space.places if one.owner == feature.replacement]
     if feature.layer not in layers:
-        covered = f"layers {min(layers)} to {max(layers)}" if layers else "none"
+        owner = space.places[0].owner
+        if feature.replacement != owner:
+            raise InvalidRequestError(
+                f"{field}: {feature.layer}:{feature.index} is of {feature.replacement}, and features of "
+                f"{owner} are what may go; write {owner}:LAYER:INDEX, or choose {feature.replacement}",
+                field=field,
+            )
         raise InvalidRequestError(
-            f"{field}: {feature.layer}:{feature.index} is not among the features that may go (of "
-            f"{feature.replacement}: {covered}); the head reads before it, or `layers` leaves it out",
+            f"{field}: {feature.layer}:{feature.index} is not among the features that may go (of {owner}: "
+            f"layers {min(layers)} to {max(layers)}); the head reads before it, or `layers` leaves it out",
             field=field,
         )
 

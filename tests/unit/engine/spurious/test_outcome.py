@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from tests.builders import tiny_hosted
+from tests.resident_sets import resident_set
 from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_outcomes import UNSEEN, Ground
-from trephine.domain.spurious_removal import Arm, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
@@ -142,6 +144,10 @@ def test_a_word_on_a_feature_that_cannot_go_is_refused(session):
     with pytest.raises(InvalidRequestError, match="neurons: layers 0 to 0") as refused:
         _run(session, overrides=(*GONE, behind))
     assert refused.value.context["field"] == "overrides[1].feature"
+    of_set = FeatureRef(replacement=resident_set(session.require_model(), "relu"), layer=0, index=0)
+    other = Override(feature=of_set, remove=True, reason="of a set")
+    with pytest.raises(InvalidRequestError, match="is of set, and features of neurons are what may go"):
+        _run(session, overrides=(other,))
 
 
 def test_what_is_left_is_the_squared_sine_to_what_is_forbidden():
