@@ -19,7 +19,12 @@ from trephine.app.requests import RemoveSpuriousRequest
 from trephine.app.spurious_costs import removal_cost
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError, TrephineError
+from trephine.domain.errors import (
+    AlreadyExistsError,
+    ParentChangedError,
+    ResourceNotFoundError,
+    TrephineError,
+)
 from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
@@ -40,6 +45,8 @@ class StoredRemoval:
     found: SpuriousRemoval
     unmade: str = ""
     """Name of an edit that was to be made of it and could not be; empty: none."""
+    awaited: str = ""
+    """Name of an edit that is to be made of it and was not yet when this was written; empty: none."""
 
 
 class SpuriousRemovals:
@@ -96,9 +103,10 @@ class SpuriousRemovals:
     async def run(
         self, request: RemoveSpuriousRequest, on_progress: Callable[[Progress], None], *, removal_id: str
     ) -> StoredRemoval:
-        """Judge, remove, measure, and store report and edit; what is stored already is not done again.
+        """Judge, remove, measure, and store the report, then the edit; what is stored is not done again.
 
-        An edit that cannot be made any more is a caveat of the report.
+        An edit that cannot be made any more is a caveat of the report. The report comes first, so that
+        whatever ends the work between the two leaves no edit whose evidence is not there.
 
         Raises:
             TrephineError: Whatever the work raised.
@@ -107,20 +115,23 @@ class SpuriousRemovals:
         async def forward(progress: Progress) -> None:
             on_progress(progress)
 
-        known = await asyncio.to_thread(self._records.read, removal_id)
-        if known is not None:
-            return known
-        command, info = await self.check(request, operation_id=removal_id)
-        found = await self._models.engine(info.name).run(command, on_event=forward)
-        stored = await self._with_edit(
-            request,
-            StoredRemoval(
+        stored = await asyncio.to_thread(self._records.read, removal_id)
+        if stored is None:
+            command, info = await self.check(request, operation_id=removal_id)
+            found = await self._models.engine(info.name).run(command, on_event=forward)
+            stored = StoredRemoval(
                 name=resource(COLLECTION, removal_id),
                 create_time=timestamp(self._clock.now()),
                 edit="",
                 found=found,
-            ),
-        )
+                awaited=request.edit_id if _makes_edit(request, found) else "",
+            )
+            await asyncio.to_thread(self._records.write, removal_id, stored)
+        if not stored.awaited:
+            return stored
+        stored = await self._settled(stored)
+        if stored.awaited:
+            stored = await self._with_edit(request, stored)
         await asyncio.to_thread(self._records.write, removal_id, stored)
         return stored
 
@@ -136,11 +147,11 @@ class SpuriousRemovals:
             raise ResourceNotFoundError(
                 f"there is no removal {removal_id}", name=resource(COLLECTION, removal_id)
             )
-        return stored
+        return await self._settled(stored)
 
     async def list(self) -> tuple[StoredRemoval, ...]:
         """Return every report, newest first."""
-        stored = (await asyncio.to_thread(self._records.all)).values()
+        stored = [await self._settled(one) for one in (await asyncio.to_thread(self._records.all)).values()]
         return tuple(sorted(stored, key=lambda one: (one.create_time, one.name), reverse=True))
 
     async def render(self, name: str) -> ArtifactInfo:
@@ -161,16 +172,13 @@ class SpuriousRemovals:
         return await self._artifacts.put(page.encode(), media_type="text/html; charset=utf-8")
 
     async def _with_edit(self, request: RemoveSpuriousRequest, stored: StoredRemoval) -> StoredRemoval:
-        """Make the edit; a second run of the operation finds the first one's by its request id.
+        """Make the edit.
 
-        None is made of a removal that was not shown to hold, unless that was asked for. Where it cannot be
-        made, since its name was taken while the work went on, say, the report is worth what it was.
+        Where its name was taken while the work went on, say, the report is worth what it was.
         """
         found = stored.found
-        held = found.outcome.verdict is Verdict.PASS
-        if not request.edit_id or not found.interventions or not (held or request.unproven):
-            return stored
         try:
+            await self._require_measured(request.model, found)
             edit = await self._edits.create(
                 request.edit_id,
                 request.model,
@@ -183,8 +191,39 @@ class SpuriousRemovals:
             )
         except TrephineError as error:
             told = replace(found, caveats=(*found.caveats, _unmade(request.edit_id, stored.name, error)))
-            return replace(stored, found=told, unmade=request.edit_id)
-        return replace(stored, edit=edit.reference)
+            return replace(stored, found=told, unmade=request.edit_id, awaited="")
+        return replace(stored, edit=edit.reference, awaited="")
+
+    async def _require_measured(self, model: str, found: SpuriousRemoval) -> None:
+        """Refuse an edit where other weights, or another set of that name, are loaded than were measured.
+
+        Raises:
+            ParentChangedError: With both hashes.
+        """
+        loaded = await self._sets.get(model, found.replacement)
+        if loaded.model.weight_hash != found.weight_hash:
+            raise ParentChangedError(
+                f"{model} has other weights now than those that were measured",
+                measured_weights=found.weight_hash,
+                model_weights=loaded.model.weight_hash,
+            )
+        if found.set_hash and loaded.content_hash != found.set_hash:
+            raise ParentChangedError(
+                f"the set {found.replacement} that is loaded now is another one than was measured, and its "
+                "features are others",
+                measured_set=found.set_hash,
+                loaded_set=loaded.content_hash,
+            )
+
+    async def _settled(self, stored: StoredRemoval) -> StoredRemoval:
+        """Return a report with its edit, though the work ended before that was written into it."""
+        if not stored.awaited:
+            return stored
+        try:
+            edit = await self._edits.get(f"{stored.awaited}@1")
+        except ResourceNotFoundError:
+            return stored
+        return replace(stored, edit=edit.reference, awaited="") if stored.name in edit.evidence else stored
 
     async def _require_free(self, edit_id: str, operation_id: str) -> None:
         require_new_id(edit_id, field="edit_id")
@@ -205,11 +244,19 @@ class SpuriousRemovals:
         return replace(command, decision=replace(decision, folder=folder))
 
 
+def _makes_edit(request: RemoveSpuriousRequest, found: SpuriousRemoval) -> bool:
+    """None is made of a removal that was not shown to hold, unless that was asked for."""
+    held = found.outcome.verdict is Verdict.PASS
+    return bool(request.edit_id and found.interventions and (held or request.unproven))
+
+
 def _unmade(edit_id: str, name: str, error: TrephineError) -> str:
+    """Say why there is none, and what to do."""
+    first = "load what was measured, and " if isinstance(error, ParentChangedError) else ""
     return (
-        f"the edit {edit_id} was not made: {error.message}. Nothing else is lost: create an edit of this "
-        f"report's interventions under a free name, with {name} as its evidence, and an export of it can "
-        "carry the head"
+        f"the edit {edit_id} was not made: {error.message}. Nothing else is lost: {first}create an edit of "
+        f"this report's interventions under a free name, with {name} as its evidence, and an export of it "
+        "can carry the head"
     )
 
 

@@ -14,10 +14,16 @@ from tests.spurious_report import report
 from tests.spurious_texts import ambiguous, attribute_texts
 from tests.unit.app.house import House, house
 from trephine.app.classifiers import Classifiers
+from trephine.app.feature_sets import FeatureSet
 from trephine.app.requests import ExportClassifierRequest, ExportRequest, RemoveSpuriousRequest
 from trephine.app.spurious_removals import SpuriousRemovals
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AlreadyExistsError, InvalidRequestError, ParentChangedError
+from trephine.domain.errors import (
+    AlreadyExistsError,
+    DiskFullError,
+    InvalidRequestError,
+    ParentChangedError,
+)
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
@@ -98,6 +104,75 @@ async def test_a_repeated_run_makes_its_edit_once(tmp_path):
     again = await removals.run(_request(), _ignore, removal_id=FIRST)
     assert (again.edit, again.unmade, again.found.caveats) == (first.edit, "", first.found.caveats)
     assert [edit.name for edit in await here.edits.list()] == ["clean"]
+
+
+def _ended_by(making: Any, *, first: bool) -> Any:
+    """Make an edit, or do not, and end as a server that is killed there does: nothing else is written."""
+
+    async def create(*given: Any) -> Any:
+        if not first:
+            await making(*given)
+        raise asyncio.CancelledError
+
+    return create
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_work_that_ends_beside_its_edit_leaves_report_and_edit_together(
+    tmp_path, monkeypatch, first: bool
+):
+    """Before the edit or behind it: the report is there, names what was made, and is not worked out again."""
+    here, removals = await _ready(tmp_path)
+    monkeypatch.setattr(here.edits, "create", _ended_by(here.edits.create, first=first))
+    with pytest.raises(asyncio.CancelledError):
+        await removals.run(_request(), _ignore, removal_id=FIRST)
+    monkeypatch.undo()
+    left = await removals.get(FIRST)
+    assert left.found == FOUND
+    assert left.edit == ("" if first else "clean@1")
+    assert [one.edit for one in await removals.list()] == [left.edit]
+    assert [edit.evidence for edit in await here.edits.list()] == ([] if first else [(left.name,)])
+    again = await removals.run(_request(), _ignore, removal_id=FIRST)
+    assert (again.edit, again.unmade, again.awaited) == ("clean@1", "", "")
+    assert await removals.get(FIRST) == again
+    assert len(await here.edits.list()) == 1
+    asked = [one for one in here.launcher.latest.commands if isinstance(one, RemoveSpuriousFeatures)]
+    assert len(asked) == 1, "an hour's work is not done twice"
+
+
+async def test_a_report_that_cannot_be_stored_leaves_no_edit(tmp_path, monkeypatch):
+    """Its evidence would be of a report that there is not."""
+    here, removals = await _ready(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise DiskFullError("no room")
+
+    monkeypatch.setattr(removals._records, "write", full)
+    with pytest.raises(DiskFullError):
+        await removals.run(_request(), _ignore, removal_id=FIRST)
+    assert await here.edits.list() == ()
+
+
+async def test_no_edit_is_made_for_what_was_not_measured(tmp_path, monkeypatch):
+    """Other weights under the model's name, or another set under the set's, while the work went on."""
+    here, removals = await _ready(tmp_path, replace(FOUND, weight_hash="v" * 64))
+    found = await removals.run(_request(), _ignore, removal_id=FIRST)
+    assert (found.edit, found.unmade) == ("", "clean")
+    said = found.found.caveats[-1]
+    assert "tiny has other weights now than those that were measured" in said
+    assert "load what was measured, and create an edit" in said
+    measured = replace(FOUND, replacement="words", set_hash="before")
+    here, removals = await _ready(tmp_path / "sets", measured)
+
+    async def exchanged(model: str, name: str) -> FeatureSet:
+        info = await here.models.info(model)
+        return FeatureSet(name=name, content_hash="after", model=info, sizes={1: 8})
+
+    monkeypatch.setattr(here.feature_sets, "get", exchanged)
+    found = await removals.run(_request(), _ignore, removal_id=FIRST)
+    assert found.unmade == "clean"
+    assert "the set words that is loaded now is another one than was measured" in found.found.caveats[-1]
+    assert await here.edits.list() == ()
 
 
 async def _exported(here: House, edit: str, intervention: Intervention, operation_id: str) -> str:
