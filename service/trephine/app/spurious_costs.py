@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trephine.app.costs import Cost, forward_bytes, tokens_of
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
-from trephine.domain.spurious_heads import ProbeHead, RewardHead
+from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText
 
@@ -26,7 +26,9 @@ def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     budget = command.budget
     splits = (command.training, command.validation, command.test, command.attribute_texts)
     lengths = [tokens_of(one.text) for split in splits for one in split]
-    mean, longest = sum(lengths) / len(lengths), min(max(lengths), info.context_length)
+    around = _template_tokens(command.decision)
+    mean = sum(lengths) / len(lengths) + around
+    longest = min(max(lengths) + around, info.context_length)
     depth = 1.0
     if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
         depth = (command.decision.layer + 1) / info.n_layers
@@ -37,6 +39,12 @@ def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
         tokens=int(mean * (_effects(command, sample) + depth * pooled_texts(command))),
         memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
     )
+
+
+def _template_tokens(decision: DecisionHead) -> int:
+    """Guess what a template of label tokens adds to every text."""
+    around = decision.template.replace(TEXT, "") if isinstance(decision, TokenHead) else ""
+    return tokens_of(around) if around else 0
 
 
 def _effects(command: RemoveSpuriousFeatures, sample: int) -> int:
@@ -79,7 +87,7 @@ def pooled_texts(command: RemoveSpuriousFeatures) -> int:
     orienting = min(texts.examples or len(command.validation) + test, _ORIENTING)
     opening = texts.fitted[0] + orienting + command.neutral_examples * fit
     exact = _EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
-    arms = 2 * (test + texts.measured) + control + telling * (fit + final)
+    arms = 2 * (test + texts.measured) + 2 * control + telling * (fit + final)
     random = command.budget.random_sets * (control + texts.measured + trains * texts.everything[0])
     told = texts.examples or 2 * texts.everything[1] or texts.everything[0]
     baselines = told + 2 * trains * texts.everything[0] + test + texts.measured

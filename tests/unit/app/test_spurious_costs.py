@@ -15,12 +15,7 @@ from trephine.app.spurious_costs import pooled_texts
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
-from trephine.domain.spurious_removal import (
-    JudgingRules,
-    Override,
-    RemovalBudget,
-    RemoveSpuriousFeatures,
-)
+from trephine.domain.spurious_removal import JudgingRules, Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 from trephine.engine.spurious import study
@@ -92,3 +87,13 @@ def test_the_price_follows_twins_and_options():
     plain = RemoveSpuriousFeatures(**GIVEN)
     gradients = replace(plain, estimator=Estimator.INTEGRATED_GRADIENTS, steps=20)
     assert predict(gradients, info).tokens > 2 * predict(plain, info).tokens
+
+
+def test_a_template_is_read_with_every_text():
+    """A prompt of many words around a few letters is most of what is run."""
+    info = model_info("tiny")
+    bare, shots = (
+        predict(RemoveSpuriousFeatures(**{**GIVEN, "decision": decision, "refit": False}), info)
+        for decision in (TOKENS, replace(TOKENS, template="one more example. " * 50 + "{text}"))
+    )
+    assert shots.tokens > 10 * bare.tokens
