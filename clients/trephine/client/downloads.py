@@ -154,3 +154,18 @@ def write_file(path: Path, data: bytes) -> Path:
     except OSError as failure:
         raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a target of `write_file` that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        LocalFileError: If it is a folder, or nothing can be written beside it.
+    """
+    if path.is_dir():
+        raise LocalFileError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        with temporary_file(path):
+            pass
+    except OSError as failure:
+        raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure

@@ -119,6 +119,7 @@ def test_what_is_not_trained_is_not_refitted_unless_asked(
         ({"reward": "judge"}, "--reward needs --positive-label"),
         ({"layer": 0, "classifier": "judge"}, "one of --layer"),
         ({"tokens": ["1"]}, "LABEL=TOKEN"),
+        ({"tokens": ["a= b", "a= c", "d= e"]}, "names a label twice"),
         ({"pooling": "max"}, "must be last or mean"),
         ({"pairs": True, "reward": "judge", "positive_label": "a"}, "--pairs is of a probe"),
     ],
@@ -195,3 +196,18 @@ def test_a_column_may_tell_the_pair(fake: FakeService, run: Run, texts: str, tmp
     assert request.decision.probe.pairs
     assert [one.pair for one in request.training] == ["m"] * 3
     assert not any(one.HasField("pair") for one in request.test)
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    fake: FakeService, run: Run, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """An hour's report is not lost to a folder where a file was meant."""
+    words = ("remove-spurious", texts, "--model", "tiny")
+    for option in ("--out", "--page"):
+        assert run(*words, option, str(tmp_path)) == ExitCode.USAGE
+        assert "it is a folder; name a file" in capsys.readouterr().err
+        assert run(*words, option, f"{texts}/report") != ExitCode.INCONCLUSIVE
+        assert "cannot write" in capsys.readouterr().err
+    assert not fake.requests
+    assert run(*words, "--out", str(tmp_path / "new" / "report.json")) == ExitCode.INCONCLUSIVE
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]

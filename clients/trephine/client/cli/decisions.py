@@ -76,4 +76,6 @@ def _tokens(tokens: Sequence[str], template: str | None) -> LabelTokens:
     if any(not label or not token for label, _, token in pairs):
         raise InvalidRequestError("--token is written as LABEL=TOKEN, mind the leading space", field="token")
     named = {label: token for label, _, token in pairs}
+    if len(named) < len(pairs):
+        raise InvalidRequestError("--token names a label twice; each has one token", field="token")
     return LabelTokens(tokens=named) if template is None else LabelTokens(tokens=named, template=template)

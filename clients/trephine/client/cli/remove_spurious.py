@@ -14,7 +14,7 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set, read_layers
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.client.errors import InvalidRequestError
 from trephine.client.labelled_files import OPTIONAL, TextColumns, read_attribute_texts, read_texts
 from trephine.client.spurious_requests import check_counts, read_overrides
@@ -147,6 +147,8 @@ def remove_spurious(
     attribute come apart tell whether it held. Status 3: it did not; 4: it cannot be told, or nothing went.
     """
     given = invocation(context)
+    for target in filter(None, (page, out)):
+        require_writable(target)
     columns = TextColumns(
         text=text_column,
         label=label_column,
@@ -201,11 +203,11 @@ def remove_spurious(
             return
         started = loaded.start_remove_spurious(training, **options)
         found = given.complete(trephine, started, "remove spurious features", detach=detach)
+        show_removal(given.output, found, top)  # first: files may fail, and this is what was waited for
+        if out is not None:
+            given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
         if page is not None:
             _write_page(given, trephine, found, page)
-    show_removal(given.output, found, top)
-    if out is not None:
-        given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
     raise typer.Exit(_STATUS.get(found.outcome.verdict, ExitCode.INCONCLUSIVE))
 
 
