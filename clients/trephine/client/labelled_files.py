@@ -6,6 +6,7 @@ A row is a text with its label, or a comparison of two texts in the usual form o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.saved_datasets import is_saved, saved_rows
 from trephine.client.types import AttributeText, LabelledText
 
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+"""What names of files call splits."""
 Rows = list[tuple[str, Mapping[str, Any]]]
 """Every row after the words that name its place."""
 OPTIONAL = ("attribute", "twin", "environment", "pair")
@@ -42,7 +48,7 @@ def read_texts(
     """Read labelled texts from a `.jsonl` or `.csv` file, or from a folder.
 
     A folder holds such files, read in order of name, or is one that `datasets` saved: there a column of class
-    numbers reads as its classes' names. A saved folder of several splits is not read whole: name a split's.
+    numbers reads as its classes' names. A folder of several splits is not read whole: name one split's.
 
     A row without the column of the text, but with `chosen` and `rejected`, is a comparison: two texts with
     these labels, in one pair, each behind the `prompt` if there is one (with a space between, where neither
@@ -136,7 +142,18 @@ def _rows(path: Path) -> Rows:
             f"{path} holds no .jsonl or .csv file, and is no folder that `datasets` saved; save the data set "
             "as JSON lines into it"
         )
+    splits = sorted({split for file in files if (split := _split_of(file)) is not None})
+    if len(splits) > 1:
+        raise LocalFileError(
+            f"{path} holds the splits {', '.join(splits)}; give the file of one of them, or a folder of "
+            "its files alone"
+        )
     return [(f"{file.name}, row {n}", row) for file in files for n, row in enumerate(rows_of(file), 1)]
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name begins with, as `train-00000-of-00002` does; None: it names none."""
+    return _SPLITS.get(re.split(r"[^a-z]", file.stem.lower(), maxsplit=1)[0])
 
 
 def _optional(row: Mapping[str, Any], name: str | None, place: str) -> str | None:

@@ -167,3 +167,15 @@ def test_a_misspelt_column_of_comparisons_is_refused(tmp_path: Path):
     file = _written(tmp_path / "pairs.jsonl", PAIRS)
     with pytest.raises(InvalidRequestError, match="has no column 'tune'"):
         read_texts(file, TextColumns(attribute="tune"))
+
+
+@pytest.mark.parametrize("names", [("train.jsonl", "test.jsonl"), ("train-00000-of-1.csv", "Validation.csv")])
+def test_a_folder_of_several_splits_is_not_read_as_one_set(tmp_path: Path, names: tuple[str, str]):
+    """Texts to test on would be learnt from, and nobody told."""
+    for name in names:
+        body = "text,label\na b,x\n" if name.endswith("csv") else '{"text": "a b", "label": "x"}\n'
+        (tmp_path / name).write_text(body)
+    with pytest.raises(LocalFileError, match=r"holds the splits t.*; give the file of one of them"):
+        read_texts(tmp_path)
+    (tmp_path / names[1]).rename(tmp_path / f"train-{names[1]}")
+    assert len(read_texts(tmp_path)) == 2
