@@ -489,3 +489,18 @@ def test_sets_that_decide_nothing_are_refused():
     twice = ChoiceItem(prompt="a", choices=(" Mary", " Mary"), answer=0)
     with pytest.raises(InvalidRequestError, match="same choice twice"):
         evaluate(hosted, neuron(1, 7, Ablate()), sets=(replace(TARGET, items=(*ITEMS, twice)),))
+
+
+def test_a_text_that_is_given_again_counts_once():
+    """Eight times one text have no interval; a repeat beside eight others narrows none, and is told."""
+    hosted = tiny_hosted("llama")
+    with pytest.raises(
+        TooFewItemsError, match="has 1 texts or items that differ as tokens; an interval needs"
+    ):
+        evaluate(hosted, neuron(1, 7, Ablate()), sets=(replace(TARGET, items=ITEMS[:1] * 8), RETAIN))
+    once = evaluate(hosted, neuron(1, 7, Ablate()), sets=(TARGET, RETAIN))
+    twice = evaluate(hosted, neuron(1, 7, Ablate()), sets=(replace(TARGET, items=ITEMS * 2), RETAIN))
+    assert twice.sets[0].arms == once.sets[0].arms
+    assert [one.units for one in twice.sets] == [8, 8]
+    assert "8 of 16 texts or items of names are the same tokens as others" in " ".join(twice.caveats)
+    assert not any("same tokens" in one for one in once.caveats)
