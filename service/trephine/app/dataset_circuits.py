@@ -23,7 +23,8 @@ from trephine.domain.errors import (
     TrephineError,
 )
 from trephine.domain.models import ModelInfo
-from trephine.domain.sites import NEURONS
+from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.spanned_sets import check_parts_apart
 from trephine.domain.tokens import ResolveTarget, Tokenize
 
 COLLECTION = "datasetCircuits"
@@ -57,12 +58,22 @@ class DatasetCircuits:
         Raises:
             ReplacementNotFoundError: If the set is not loaded, or was lost.
             LayerOutOfRangeError: If the model or the set does not have a layer.
+            UnsupportedOptionError: If two names stand for one part of the stream.
         """
         info, command = await self._models.info(request.model), request.command
         covered: set[int] = set()
+        owners: list[tuple[str, Site]] = []
         for index, name in enumerate((command.replacement, *command.beside)):
             try:
-                covered |= self._covered(request.model, name, info)
+                written = self._written(request.model, name, info)
+                covered |= written.keys()
+                owners += (
+                    (name, site)
+                    for layer, sites in written.items()
+                    if command.layers is None or layer in command.layers
+                    for site in sites
+                )
+                check_parts_apart((owner, (site,)) for owner, site in owners)
             except TrephineError as error:
                 raise error.with_field(f"beside[{index - 1}]" if index else "replacement") from None
         for index, layer in enumerate(command.layers or ()):
@@ -136,11 +147,13 @@ class DatasetCircuits:
         stored = (await asyncio.to_thread(self._records.all)).values()
         return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
 
-    def _covered(self, model: str, name: str, info: ModelInfo) -> frozenset[int]:
+    def _written(self, model: str, name: str, info: ModelInfo) -> dict[int, tuple[Site, ...]]:
+        """Return what nodes of a name write, by the layer that they are of."""
         if name in (NEURONS, HEADS):
-            return frozenset(range(info.n_layers))
+            kind = SiteKind.NEURONS if name == NEURONS else SiteKind.ATTN_Z
+            return {layer: (Site(kind=kind, layer=layer),) for layer in range(info.n_layers)}
         if name == ERRORS:
-            return frozenset()
+            return {}
         entry = self._replacements.entry(name, model)
         if entry.info is None or entry.state != "loaded":
             raise ReplacementNotFoundError(
@@ -148,7 +161,7 @@ class DatasetCircuits:
                 "Unload it, or load it again",
                 replacement=entry.name,
             )
-        return frozenset(layer.layer for layer in entry.info.layers)
+        return {layer.layer: layer.sites_out for layer in entry.info.layers}
 
     async def _check_example(self, model: str, example: Example, place: str) -> None:
         engine = self._models.engine(model)

@@ -76,3 +76,32 @@ def stream_place(site: Site) -> int | None:
             return 2 * site.layer + 1
         case _:
             return None
+
+
+_WRITTEN_BY = {SiteKind.NEURONS: SiteKind.MLP_OUT, SiteKind.ATTN_Z: SiteKind.ATTN_OUT}
+
+
+def written_site(site: Site) -> Site:
+    """Return where what stands at a site is written: neurons are their MLP's output, heads attention's."""
+    return Site(kind=_WRITTEN_BY.get(site.kind, site.kind), layer=site.layer)
+
+
+def check_parts_apart(owners: Iterable[tuple[str, Iterable[Site]]]) -> None:
+    """Refuse two owners of one part of the stream: to ablate both would take it out twice.
+
+    Args:
+        owners: Names, each with the sites that its nodes write; a name may come several times.
+
+    Raises:
+        UnsupportedOptionError: Naming both.
+    """
+    known: dict[object, str] = {}
+    for name, sites in owners:
+        for site in map(written_site, sites):
+            place = stream_place(site)
+            other = known.setdefault(site if place is None else place, name)
+            if other != name:
+                raise UnsupportedOptionError(
+                    f"{name} and {other} both stand for {site.kind.value} of layer {site.layer}, which would "
+                    "be replaced twice. Name one of them"
+                )

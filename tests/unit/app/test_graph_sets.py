@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
+from tests.dataset_examples import request
 from tests.unit.app.house import House, house, model_info, small_circuit
 from tests.unit.app.test_replacements import SETS, ignore, loaded
 from tests.unit.replacement_values import layer_info, set_info, write_set
@@ -16,7 +17,7 @@ from trephine.app.circuit_costs import discovery_cost
 from trephine.app.circuit_diff import compare
 from trephine.app.costs import predict_beside
 from trephine.app.graph_sets import loaded_sets, opened_layers, spanned_layers
-from trephine.app.requests import DiscoverRequest, VerifyRequest
+from trephine.app.requests import DatasetCircuitRequest, DiscoverRequest, VerifyRequest
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import AutomaticGroups
 from trephine.domain.circuit_queries import CircuitFilter
@@ -36,7 +37,7 @@ from trephine.domain.replacements import (
     ReplacementSetInfo,
 )
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.domain.spanned_sets import check_sites_apart
+from trephine.domain.spanned_sets import check_parts_apart, check_sites_apart
 from trephine.domain.verification import VerificationOptions, VerifyCircuit
 
 
@@ -286,3 +287,44 @@ def test_sets_that_make_no_graph_are_refused(sets, field):
         asked(*sets)
     assert isinstance(refused.value, TrephineError)
     assert refused.value.context["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("names", "field"),
+    [
+        (("neurons", "small"), "beside[0]"),
+        (("small", ATTENTION, "heads"), "beside[1]"),
+    ],
+)
+async def test_two_names_for_one_part_make_no_dataset_operation(tmp_path, names, field):
+    """To ablate both would take it out twice: told before the work, and only of layers that are asked for."""
+    here = await two_sets(tmp_path)
+    await here.operations.open()
+    first, *beside = names
+    asked = request(replacement=first, beside=tuple(beside))
+    with pytest.raises(UnsupportedOptionError, match="replaced twice") as refused:
+        await here.operations.start(
+            "DiscoverDatasetCircuit", DatasetCircuitRequest(model="tiny", command=asked), request_id=""
+        )
+    assert refused.value.context["field"] == field
+    assert not here.operations.list()
+    apart = request(replacement="neurons", beside=("small",), layers=(1,))
+    await here.dataset_circuits.check(DatasetCircuitRequest(model="tiny", command=apart))
+
+
+def test_a_place_of_the_stream_is_one_part_by_whatever_name():
+    """Neurons are their MLP, heads their attention, and a block begins where the one below ends."""
+
+    def of(*kinds: SiteKind, layer: int = 1) -> tuple[Site, ...]:
+        return tuple(Site(kind=kind, layer=layer) for kind in kinds)
+
+    check_parts_apart(
+        [("a", of(SiteKind.RESID_PRE)), ("b", of(SiteKind.RESID_POST)), ("a", of(SiteKind.RESID_PRE))]
+    )
+    for one, other in (
+        (of(SiteKind.RESID_PRE), of(SiteKind.RESID_POST, layer=0)),
+        (of(SiteKind.NEURONS), of(SiteKind.MLP_OUT)),
+        (of(SiteKind.ATTN_OUT), of(SiteKind.ATTN_Z)),
+    ):
+        with pytest.raises(UnsupportedOptionError, match="b and a both stand for"):
+            check_parts_apart([("a", one), ("b", other)])

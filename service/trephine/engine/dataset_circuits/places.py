@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +16,7 @@ from trephine.domain.errors import (
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.domain.spanned_sets import check_parts_apart, written_site
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import neuron_site
 from trephine.engine.replacements.sets import covered_layers, layer_info
@@ -27,7 +28,6 @@ _KNOWN = {
 }  # fmt: skip
 _BETWEEN = {SiteKind.ATTN_OUT, SiteKind.RESID_MID}
 """What parallel blocks do not have, or do not add on its own."""
-_WRITTEN_BY = {SiteKind.NEURONS: SiteKind.MLP_OUT, SiteKind.ATTN_Z: SiteKind.ATTN_OUT}
 
 
 class NodeKind(StrEnum):
@@ -64,9 +64,7 @@ class Place:
     @property
     def written(self) -> frozenset[Site]:
         """What nodes write to the stream: two owners of one part would be replaced twice."""
-        return frozenset(
-            Site(kind=_WRITTEN_BY.get(site.kind, site.kind), layer=site.layer) for site in self.outputs
-        )
+        return frozenset(map(written_site, self.outputs))
 
 
 def lay_places(
@@ -91,7 +89,7 @@ def lay_places(
     for number, name in enumerate(names):
         try:
             added = _errors(hosted, found, error_term) if name == ERRORS else _of_name(hosted, name, layers)
-            _check_apart(found, added)
+            check_parts_apart(_owners([*found, *added]))
         except TrephineError as error:
             raise error.with_field(f"beside[{number - 1}]" if number else "replacement") from None
         found += added
@@ -199,17 +197,9 @@ def _check_one_output(found: Sequence[Place], what: str) -> None:
         )
 
 
-def _check_apart(found: Sequence[Place], added: Sequence[Place]) -> None:
-    """Refuse two names that write the same part of the stream: ablating both would remove it twice."""
-    owners = {site: place for place in found for site in place.written}
-    for place in added:
-        for site in place.written:
-            other = owners.get(site)
-            if other is not None and NodeKind.ERROR is not place.kind:
-                raise UnsupportedOptionError(
-                    f"{place.owner} and {other.owner} both stand for {site.kind.value} of layer {site.layer}"
-                    ", which would be replaced twice. Name one of them"
-                )
+def _owners(places: Sequence[Place]) -> Iterator[tuple[str, tuple[Site, ...]]]:
+    """List who writes what; error terms go with the features of their set."""
+    yield from ((place.owner, place.outputs) for place in places if place.kind is not NodeKind.ERROR)
 
 
 def _check_covered(names: Sequence[str], layers: Sequence[int] | None, found: Sequence[Place]) -> None:
