@@ -60,6 +60,7 @@ class CircuitQueries:
             token=request.page_token,
             question=("ListNodes", request.circuit, *_told(wanted)),
             rule=_NODES,
+            key=lambda listed: str(listed.index),  # pins and labels, which it may be filtered by, can change
         )
         said = await self._circuits.annotations(stored.name)
         return service_pb.ListNodesResponse(

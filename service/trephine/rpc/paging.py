@@ -14,6 +14,8 @@ from trephine.domain.errors import InvalidRequestError
 
 ItemT = TypeVar("ItemT")
 _CHECK_BYTES = 12
+_ANCHORS = 4
+"""Last items, the last first, by which the next page is found: some may be gone by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,25 +62,29 @@ def page(
     start = _start(items, token, question, key) if token else 0
     kept = items[start : start + count]
     end = start + len(kept)
-    following = _seal(end, key(kept[-1]), question) if kept and end < len(items) else ""
+    following = ""
+    if kept and end < len(items):
+        anchors = [key(item) for item in reversed(items[max(0, end - _ANCHORS) : end])]
+        following = _seal(end, anchors if all(anchors) else [], question)
     return Page(items=kept, next_token=following)
 
 
 def _start(
     items: Sequence[ItemT], token: str, question: tuple[object, ...], key: Callable[[ItemT], str]
 ) -> int:
-    offset, last = _open(token, question)
-    if last and not (0 < offset <= len(items) and key(items[offset - 1]) == last):
-        return next((index + 1 for index, item in enumerate(items) if key(item) == last), offset)
-    return offset
+    offset, anchors = _open(token, question)
+    if not anchors or (0 < offset <= len(items) and key(items[offset - 1]) == anchors[0]):
+        return offset
+    places = {key(item): place for place, item in enumerate(items)}
+    return next((places[anchor] + 1 for anchor in anchors if anchor in places), offset)
 
 
-def _seal(offset: int, last: str, question: tuple[object, ...]) -> str:
-    body = json.dumps([offset, last]).encode()
+def _seal(offset: int, anchors: list[str], question: tuple[object, ...]) -> str:
+    body = json.dumps([offset, *anchors]).encode()
     return urlsafe_b64encode(_check(body, question) + body).decode().rstrip("=")
 
 
-def _open(token: str, question: tuple[object, ...]) -> tuple[int, str]:
+def _open(token: str, question: tuple[object, ...]) -> tuple[int, list[str]]:
     try:
         data = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
     except (UnicodeEncodeError, binascii.Error):
@@ -88,8 +94,8 @@ def _open(token: str, question: tuple[object, ...]) -> tuple[int, str]:
         raise InvalidRequestError(
             "page_token is not one that this question returned; start again without it", field="page_token"
         )
-    offset, last = json.loads(body)
-    return int(offset), str(last)
+    offset, *anchors = json.loads(body)
+    return int(offset), [str(anchor) for anchor in anchors if anchor]
 
 
 def _check(body: bytes, question: tuple[object, ...]) -> bytes:

@@ -79,3 +79,17 @@ def test_shrinking_lists_do_not_skip():
     """An item deleted from an earlier page does not hide one of the next page."""
     token = cut(size=10).next_token
     assert cut(NAMES[1:], size=10, token=token).items == NAMES[10:20]
+
+
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("gone", [1, 3])
+def test_the_last_items_of_a_page_may_go(size: int, gone: int):
+    """The next page begins behind those that are left; nothing that was not seen yet is skipped."""
+    seen, token = [], ""
+    while len(seen) < 20:
+        found = cut(size=size, token=token)
+        seen += found.items
+        token = found.next_token
+    left = NAMES[: 20 - gone] + NAMES[20:]
+    assert cut(left, size=size, token=token).items == NAMES[20 : 20 + size]
+    assert cut(["new", *left], size=size, token=token).items == NAMES[20 : 20 + size]
