@@ -124,7 +124,8 @@ class ExportPlan:
     untouched_tensors: int
     config_changes: tuple[str, ...]
     size_growth_bytes: int
-    """Beyond the parent's bytes: of tensors exactly, of GGUF files that were asked for at most."""
+    """Beyond the parent's bytes: of tensors and adapter exactly, of GGUF files that were asked for at most;
+    certificate, card and other papers are not counted."""
     servers: tuple[ServerSupport, ...]
     gates: tuple[Gate, ...]
     plan_hash: str

@@ -28,7 +28,7 @@ def write_adapter(hosted: HostedModel, program: WeightProgram, folder: Path) -> 
 
     Factors are float32 and their product is added as it is: the scale `alpha / r` is 1 for every module.
     """
-    if not program.changes or program.config or not all(map(_is_low_rank, program.changes)):
+    if not _has_form(program):
         return False
     factors = {_module(hosted, change): _factors(hosted, change) for change in program.changes}
     target = folder / FOLDER
@@ -44,6 +44,21 @@ def write_adapter(hosted: HostedModel, program: WeightProgram, folder: Path) -> 
     return True
 
 
+def adapter_bytes(program: WeightProgram) -> int:
+    """Return the size of the adapter's factors; 0: the edit has not that form."""
+    if not _has_form(program):
+        return 0
+    return sum(4 * _rank(change) * sum(change.shape) for change in program.changes)
+
+
+def _has_form(program: WeightProgram) -> bool:
+    return bool(program.changes) and not program.config and all(map(_is_low_rank, program.changes))
+
+
+def _rank(change: TensorChange) -> int:
+    return len(change.factors) + (0 if change.low_rank is None else change.low_rank[0].shape[1])
+
+
 def _is_low_rank(change: TensorChange) -> bool:
     entry = change.entry
     if entry is None or change.growth is not None or change.added is not None or len(entry.shape) != 2:
@@ -54,8 +69,7 @@ def _is_low_rank(change: TensorChange) -> bool:
         or change.name.startswith(("wte", "wpe", "transformer.w"))
     ):
         return False
-    rank = len(change.factors) + (0 if change.low_rank is None else change.low_rank[0].shape[1])
-    return 0 < rank <= min(_LARGEST_RANK, *entry.shape)
+    return 0 < _rank(change) <= min(_LARGEST_RANK, *entry.shape)
 
 
 def _module(hosted: HostedModel, change: TensorChange) -> str:

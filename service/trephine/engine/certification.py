@@ -134,14 +134,17 @@ def floor_dtype(hosted: HostedModel, stored_dtype: str) -> str:
     return "bfloat16" if hosted.info.dtype == "float32" else "float32"
 
 
-def evidence_bytes(hosted: HostedModel, texts: ExportTexts, stored: torch.dtype | None = None) -> int:
+def evidence_bytes(
+    hosted: HostedModel, texts: ExportTexts, stored: torch.dtype | None = None, *, quantised: bool = False
+) -> int:
     """Predict the size of the evidence: three answers to every token, the clean process's own among them.
 
-    Two more in the type of the files where that is narrower; two of a text that is to be left alone.
+    Two more in the type of the files where that is narrower; two more of the quantised parent, one kind of
+    file after the other; two of a text that is to be left alone.
     """
-    narrow = 0 if stored is None else 2 * stored.itemsize
+    more = (0 if stored is None else 2 * stored.itemsize) + (2 * 4 if quantised else 0)
     retained = 0 if texts.retained is None else 2 * 4 * texts.retained.n_tokens
-    return ((3 * 4 + narrow) * texts.measured.n_tokens + retained) * hosted.info.d_vocab
+    return ((3 * 4 + more) * texts.measured.n_tokens + retained) * hosted.info.d_vocab
 
 
 def certify(

@@ -134,7 +134,8 @@ def _prepare(
     growth = growth_bytes(hosted, entries, program, command.options)
     narrow = narrower(hosted, stored_dtype(entries))
     needed = left_out_bytes(hosted, program.apart, command.edit.interventions)
-    needed += parents.copied_bytes(hosted.folder, entries) + evidence_bytes(hosted, texts, narrow)
+    needed += parents.copied_bytes(hosted.folder, entries)
+    needed += evidence_bytes(hosted, texts, narrow, quantised=bool(command.options.gguf))
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,

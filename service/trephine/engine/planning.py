@@ -15,6 +15,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
+from trephine.engine.adapter import adapter_bytes
 from trephine.engine.doubts import calibration_caveats, doubt_of, stored_caveats
 from trephine.engine.edit_floor import edit_floor
 from trephine.engine.edit_sets import require_same_sets
@@ -175,10 +176,11 @@ def program_of(
 def growth_bytes(
     hosted: HostedModel, entries: dict[str, TensorEntry], program: WeightProgram, options: ExportOptions
 ) -> int:
-    """Bound what an export takes beyond its parent's bytes: of tensors exact, of GGUF files at most."""
+    """Bound what an export takes beyond its parent: of tensors and adapter exact, of GGUF files at most."""
     tensors = grown_bytes(program.changes)
     stored = DTYPES.get(stored_dtype(entries))
-    return tensors + gguf_bytes(hosted, options.gguf, tensors // (stored.itemsize if stored else 1))
+    files = gguf_bytes(hosted, options.gguf, tensors // (stored.itemsize if stored else 1))
+    return tensors + adapter_bytes(program) + files
 
 
 def plan_hash(plan: ExportPlan) -> str:

@@ -29,10 +29,14 @@ def first(tmp_path_factory):
     return folder
 
 
+def made_of(folder):
+    """The manifest of an export."""
+    return json.loads((folder / "edit_manifest.json").read_text(encoding="utf-8"))
+
+
 def left_out(folder):
     """What the manifest says of files of the parent that were not copied."""
-    manifest = json.loads((folder / "edit_manifest.json").read_text(encoding="utf-8"))
-    return manifest["parent"]["left_out"]
+    return made_of(folder)["parent"]["left_out"]
 
 
 @pytest.mark.integration
@@ -44,6 +48,8 @@ def test_an_export_of_low_rank_is_exported_again_with_an_adapter_of_its_own(firs
     assert made.certificate.passed
     assert verify_folder(folder).passed
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(left_out(folder))
+    planned = made_of(folder)["plan"]["size_growth_bytes"]
+    assert planned < (folder / "adapter" / "adapter_model.safetensors").stat().st_size < planned + 4096
     ids = torch.arange(5, 45)[None]
     with torch.inference_mode():
         plain = AutoModelForCausalLM.from_pretrained(first).eval()

@@ -29,7 +29,7 @@ def show_plan(output: Output, plan: ExportPlan) -> None:
             ("tensors", f"{changed} change, {plan.untouched_tensors} keep their bytes"),
             ("config", "; ".join(plan.config_changes) or "unchanged"),
             ("widened", _widened(plan)),
-            ("growth", f"at most {plan.size_growth_bytes / 2**20:.1f} MiB, GGUF files included"),
+            ("growth", f"at most {plan.size_growth_bytes / 2**20:.1f} MiB, GGUF files and adapter included"),
             (
                 "promise",
                 "approximation, of which a share is promised" if plan.fitted else "the runtime itself",

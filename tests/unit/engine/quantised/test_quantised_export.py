@@ -14,6 +14,7 @@ from trephine.client.verification import verify_folder
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, PlanExport
 from trephine.domain.interventions import Ablate
+from trephine.engine import export as export_module
 from trephine.engine.planning import plan_export
 from trephine.engine.quanta import finish
 from trephine.engine.quantised import families
@@ -122,3 +123,17 @@ def test_what_cannot_be_converted_is_refused_by_the_plan(tmp_path):
     with pytest.raises(UnsupportedOptionError) as refused:
         planned(hosted, GGUF)
     assert refused.value.context["field"] == "gguf"
+
+
+@pytest.mark.integration
+def test_the_room_that_is_asked_for_holds_all_that_is_written(made, tmp_path, monkeypatch):
+    """What the quantised parent answers lies beside what the parent answers: more than papers take."""
+    hosted, plan, *_ = made
+    asked, most = [], 0
+    monkeypatch.setattr(export_module, "require_space", lambda folder, needed: asked.append(needed))
+    with torch.inference_mode():
+        command = compiling(hosted, edit_of(hosted, *ABLATIONS), plan, tmp_path / "edited", options=GGUF)
+        for _ in command:
+            sizes = [each.lstat().st_size for each in tmp_path.rglob("*") if each.is_file()]
+            most = max(most, sum(sizes))
+    assert most <= asked[0] - export_module._SLACK_BYTES + (1 << 20)
