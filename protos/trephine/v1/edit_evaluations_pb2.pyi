@@ -95,8 +95,8 @@ class _EditVerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     EDIT_VERDICT_UNSPECIFIED: _EditVerdict.ValueType  # 0
     """Not set."""
     EDIT_VERDICT_SELECTIVE: _EditVerdict.ValueType  # 1
-    """It changes its targets more than matched random features do, and more than those of another layer; it changes
-    the rest no more than the bounds.
+    """It changes its targets by what matters, more than matched random features do, and more than those of another
+    layer; it changes the rest no more than the bounds.
     """
     EDIT_VERDICT_DAMAGING: _EditVerdict.ValueType  # 2
     """It changes the rest by more than a bound, whatever it does to its targets."""
@@ -113,8 +113,8 @@ class EditVerdict(_EditVerdict, metaclass=_EditVerdictEnumTypeWrapper):
 EDIT_VERDICT_UNSPECIFIED: EditVerdict.ValueType  # 0
 """Not set."""
 EDIT_VERDICT_SELECTIVE: EditVerdict.ValueType  # 1
-"""It changes its targets more than matched random features do, and more than those of another layer; it changes
-the rest no more than the bounds.
+"""It changes its targets by what matters, more than matched random features do, and more than those of another
+layer; it changes the rest no more than the bounds.
 """
 EDIT_VERDICT_DAMAGING: EditVerdict.ValueType  # 2
 """It changes the rest by more than a bound, whatever it does to its targets."""

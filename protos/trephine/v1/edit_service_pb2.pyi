@@ -684,7 +684,9 @@ class ExportPlan(google.protobuf.message.Message):
     untouched_tensors: builtins.int
     """How many do not."""
     size_growth_bytes: builtins.int
-    """Bytes beyond the parent's: of tensors exactly, of GGUF files that were asked for at most."""
+    """Bytes beyond the parent's: of tensors and adapter exactly, of GGUF files that were asked for at most; not of
+    certificate, card and other papers.
+    """
     plan_hash: builtins.str
     """Over all other fields."""
     fitted: builtins.bool
@@ -924,6 +926,7 @@ class Certificate(google.protobuf.message.Message):
     FATE_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
     DOUBT_FIELD_NUMBER: builtins.int
+    SETS_FIELD_NUMBER: builtins.int
     edit: builtins.str
     """Resource name of the edit."""
     edit_hash: builtins.str
@@ -978,6 +981,12 @@ class Certificate(google.protobuf.message.Message):
     def fate(self) -> trephine.v1.removal_pb2.Fate:
         """What may be said of the ablated behaviour, attacked or not."""
 
+    @property
+    def sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.edit_history_pb2.EditSet]:
+        """Replacement sets whose features were compiled, as they were loaded. Empty: it names neurons and directions
+        alone, or was published before this was kept.
+        """
+
     def __init__(
         self,
         *,
@@ -1000,9 +1009,10 @@ class Certificate(google.protobuf.message.Message):
         fate: trephine.v1.removal_pb2.Fate | None = ...,
         verdict: trephine.v1.export_verdict_pb2.ExportVerdict.ValueType = ...,
         doubt: builtins.str = ...,
+        sets: collections.abc.Iterable[trephine.v1.edit_history_pb2.EditSet] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["fate", b"fate", "removal", b"removal"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "doubt", b"doubt", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "fate", b"fate", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caveats", b"caveats", "changed_tensors", b"changed_tensors", "doubt", b"doubt", "dtype", b"dtype", "edit", b"edit", "edit_hash", b"edit_hash", "environment", b"environment", "fate", b"fate", "gates", b"gates", "measurements", b"measurements", "n_tokens", b"n_tokens", "parent_hash", b"parent_hash", "passed", b"passed", "plan_hash", b"plan_hash", "quantised", b"quantised", "removal", b"removal", "sets", b"sets", "text", b"text", "untouched_tensors_verified", b"untouched_tensors_verified", "verdict", b"verdict"]) -> None: ...
 
 global___Certificate = Certificate
 

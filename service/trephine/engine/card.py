@@ -97,7 +97,7 @@ changed. All others have their parent's bytes. It is a plain checkpoint: stock t
 - Edit: `{_plain(edit.name)}`, version {edit.version}, content `{edit.content_hash}`
 - Reason, in its author's words: `{_plain(edit.reason) or "none given"}`
 - Author, as given: `{_plain(edit.author) or "none given"}`
-- Parent weights: `{info.weight_hash}`
+- Parent weights: `{info.weight_hash}`{_sets(certificate)}
 - Stored as: {certificate.dtype}; the runtime computed in {certificate.environment.get("compute_dtype", "it")}
 
 ## What was changed
@@ -138,6 +138,13 @@ change, which is named in `edit_manifest.json`, and on the figures here.
 
 Check this folder with `trephine verify DIR`; `sha256sum --check trephine.sha256` checks the bytes alone.
 """
+
+
+def _sets(certificate: Certificate) -> str:
+    """Name the sets whose features were compiled; whole lines behind another one."""
+    return "".join(
+        f"\n- Features of: `{_plain(one.name)}`, content `{one.content_hash}`" for one in certificate.sets
+    )
 
 
 def _more(certificate: Certificate) -> str:
@@ -272,7 +279,7 @@ def _form(architecture: str, plan: ExportPlan) -> str:
         f"- Fields of `config.json` that changed: {fields or 'none'}.",
         f"- Neurons added to MLPs: {_widening(plan.widened) or 'none; every tensor keeps its shape'}.",
         f"- Size: at most {plan.size_growth_bytes / 2**20:.1f} MiB more than the parent, "
-        "GGUF files included.",
+        "GGUF files and adapter included, certificate and other papers not.",
     ]
     lines += [
         f"- {_plain(one.server)}: {'loads it' if one.loads else '**does not load it**'}; {_plain(one.note)}."

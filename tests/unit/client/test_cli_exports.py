@@ -16,9 +16,9 @@ from trephine.client.cli.certificate_text import stored_floor
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.decoding import decode
 from trephine.client.types import Certificate
+from trephine.v1 import edit_history_pb2, removal_pb2
 from trephine.v1 import edit_service_pb2 as pb
 from trephine.v1 import export_signing_pb2 as signing
-from trephine.v1 import removal_pb2
 
 Run = Callable[..., int]
 ME = signing.SignedBy(
@@ -45,6 +45,7 @@ FIGURES = [
 
 
 DOUBT = "the edit moves less than rounding"
+SET = edit_history_pb2.EditSet(name="measured", content_hash="c" * 64)
 
 
 def stored(name: str, verdict: str = "PASSED", **fields: object) -> pb.Export:
@@ -53,7 +54,7 @@ def stored(name: str, verdict: str = "PASSED", **fields: object) -> pb.Export:
     certificate = pb.Certificate(
         edit="edits/quiet", passed=verdict == "PASSED", gates=[GATE], measurements=FIGURES, fate=fate,
         verdict=f"EXPORT_VERDICT_{verdict}", doubt=DOUBT * (verdict == "INCONCLUSIVE"), dtype="bfloat16",
-        environment={"compute_dtype": "float32"},
+        environment={"compute_dtype": "float32"}, sets=[SET],
     )  # fmt: skip
     return pb.Export(name=f"exports/{name}", certificate=certificate, signed=True, **fields)
 
@@ -178,6 +179,7 @@ def test_one_export_is_shown(run: Run, capsys: pytest.CaptureFixture[str]):
     assert "recovery\t0.999\tshare" in out
     assert "behaviour: suppressed (not attacked)" in out
     assert "folder" not in out
+    assert f"set          measured, content {SET.content_hash}" in out
     assert "verdict      PASSED" in out
     assert set(out.splitlines()) >= MAIN
     assert run("exports", "show", "nobody") == ExitCode.USAGE

@@ -47,6 +47,8 @@ def test_the_sets_that_were_loaded_are_on_record_and_held_against_the_edits(tmp_
     loaded = [{"name": NAME, "content_hash": hosted.replacements[NAME].admitted.content_hash}]
     assert json.loads(manifest.read_text())["sets"] == loaded
     assert json.loads(certificate.read_text())["sets"] == loaded
+    card = (tmp_path / "edited" / "README.md").read_text()
+    assert f"- Features of: `{NAME}`, content `{loaded[0]['content_hash']}`" in card
     assert verify_folder(tmp_path / "edited").problems == ()
 
     other = [{"name": NAME, "content_hash": "a" * 64}]

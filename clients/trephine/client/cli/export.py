@@ -209,7 +209,8 @@ def verify(
     """
     output = invocation(context).output
     if not folder.is_dir():
-        raise LocalFileError(f"there is no folder {folder}")
+        found = "is a file, and no folder: give" if folder.exists() else "is not there; give"
+        raise LocalFileError(f"{folder} {found} the folder that `trephine export` made")
     outcome = verify_folder(
         folder,
         public_key=public_key,
@@ -252,6 +253,7 @@ def show_export(output: Output, made: Export, folder: Path | None = None) -> Non
             ("signed by", _signer(made)),
             *((("published", made.create_time),) if made.create_time else ()),
             ("edit", certificate.edit),
+            *(("set", f"{one.name}, content {one.content_hash}") for one in certificate.sets),
             ("dtype", dtypes(certificate)),
             ("measured on", f"{certificate.n_tokens} tokens of {certificate.text}"),
             (

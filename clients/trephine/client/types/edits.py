@@ -123,7 +123,8 @@ class ExportPlan(WireValue):
     untouched_tensors: int
     config_changes: tuple[str, ...]
     size_growth_bytes: int
-    """Beyond the parent's bytes: of tensors exactly, of GGUF files that were asked for at most."""
+    """Beyond the parent's bytes: of tensors and adapter exactly, of GGUF files that were asked for at
+    most."""
     servers: tuple[ServerSupport, ...]
     gates: tuple[Gate, ...]
     plan_hash: str
@@ -185,6 +186,8 @@ class Certificate(WireValue):
     """What gates and doubt come to."""
     doubt: str = ""
     """The plan's: why it is inconclusive."""
+    sets: tuple[EditSet, ...] = ()
+    """Replacement sets whose features were compiled, as they were loaded; empty also if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,7 +124,7 @@ def edit_to_wire(edit: Edit) -> pb.Edit:
         made_for=version_to_wire(edit.model, edit.weight_hash),
         update_time=clean(edit.update_time or edit.create_time),
         etag=etag_of(edit),
-        sets=[_set_to_wire(one) for one in edit.sets],
+        sets=[edit_set_to_wire(one) for one in edit.sets],
         reverted_from=edit.reverted_from,
         parts=[_part_to_wire(part) for part in edit.parts],
     )
@@ -188,7 +188,8 @@ def _expected(request: history.UpdateEditRequest | history.RevertEditRequest) ->
     return at_least(request.expected_version, 1, "expected_version")
 
 
-def _set_to_wire(named: EditSet) -> history.EditSet:
+def edit_set_to_wire(named: EditSet) -> history.EditSet:
+    """Write a set with what was in it."""
     return history.EditSet(name=clean(named.name), content_hash=clean(named.content_hash))
 
 

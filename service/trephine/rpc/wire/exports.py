@@ -5,6 +5,7 @@ from __future__ import annotations
 from trephine.domain import exports as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.removal import Fate
+from trephine.rpc.wire.edits import edit_set_to_wire
 from trephine.rpc.wire.export_signing import signed_by_to_wire
 from trephine.rpc.wire.export_verdict import verdict_to_wire
 from trephine.rpc.wire.fields import clean, qualified
@@ -108,6 +109,7 @@ def certificate_to_wire(certificate: domain.Certificate) -> pb.Certificate:
         fate=fate_to_wire(certificate.fate),
         quantised=[quantised_to_wire(copy) for copy in certificate.quantised],
         caveats=[clean(one) for one in certificate.caveats],
+        sets=[edit_set_to_wire(one) for one in certificate.sets],
         verdict=verdict_to_wire(certificate.verdict),
         doubt=clean(certificate.doubt),
     )
