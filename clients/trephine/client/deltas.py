@@ -9,7 +9,6 @@ what a killed run left beside it goes with the next.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import zlib
@@ -22,8 +21,9 @@ from typing import Any, BinaryIO
 
 from trephine.client.digests import file_digest
 from trephine.client.downloads import require_absent
-from trephine.client.errors import DiskFullError, HashMismatchError, ParentChangedError
+from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.fetched_models import model_folder
+from trephine.client.local_disk import unwritten
 from trephine.client.local_errors import LocalFileError
 from trephine.client.temporary_siblings import temporary_folder
 from trephine.client.verification import MANIFEST
@@ -32,7 +32,6 @@ SCHEMA = "trephine.delta/1"
 DESCRIPTION, CONTENT = "delta.json", "delta.bin"
 _PIECE = 1 << 20
 _SHARD = ".safetensors"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DAMAGED = (
     *(zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError),
     *(MemoryError, OverflowError, RecursionError),
@@ -304,11 +303,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
             require_absent(target)
             folder.rename(target)
     except OSError as failure:
-        if failure.errno not in _NO_ROOM:
-            raise LocalFileError(f"{target} cannot be made: {failure}") from failure
-        raise DiskFullError(
-            f"no room for {target}: {failure.strerror}; nothing was kept, make room and try again"
-        ) from failure
+        raise unwritten(target, failure) from failure
 
 
 # --- bytes ---------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trephine.client.errors import (
-    DiskFullError,
     ExportTargetExistsError,
     HashMismatchError,
     LocalFileError,
 )
+from trephine.client.local_disk import unwritten
 from trephine.client.temporary_siblings import temporary_file, temporary_folder
 from trephine.client.types import ExportedFile
 
@@ -41,8 +41,11 @@ class IncomingFile:
 
     def __init__(self, expected: ExportedFile, path: Path) -> None:
         self._expected = expected
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("xb")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("xb")
+        except OSError as failure:
+            raise unwritten(expected.path, failure) from failure
         self._digest = hashlib.sha256()
         self.size = 0
 
@@ -80,10 +83,7 @@ class IncomingFile:
         except OSError as failure:
             with suppress(OSError):  # what is left in the buffer finds no room either
                 self._file.close()
-            raise DiskFullError(
-                f"cannot write {self._expected.path}: {failure.strerror}; nothing was kept, make room "
-                "and try again"
-            ) from failure
+            raise unwritten(self._expected.path, failure) from failure
 
 
 class IncomingFolder:
@@ -127,7 +127,10 @@ class IncomingFolder:
             ExportTargetExistsError: If something appeared there meanwhile.
         """
         require_absent(self._target)
-        os.rename(self._temporary, self._target)
+        try:
+            os.rename(self._temporary, self._target)
+        except OSError as failure:
+            raise unwritten(self._target, failure) from failure
         _sync(self._target.parent)
         return self._target
 

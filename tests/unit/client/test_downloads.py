@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,21 @@ async def test_the_async_client_brings_it_home_too(fake: FakeService, address: s
         await trephine.export("no-mary", tmp_path / "edited")
     assert (tmp_path / "edited" / "weights" / "model.safetensors").read_bytes() == FILE
     assert fake.read_offsets == [0, len(FILE) // 2]
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, DiskFullError), (errno.EIO, LocalFileError)])
+@pytest.mark.parametrize("place", ["open", "rename"])
+def test_what_cannot_be_begun_or_named_is_typed(
+    trephine: Trephine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, error: type
+):
+    """A disk without room for one more file, or for a name; what is broken is not told to make room."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Path, "open") if place == "open" else (os, "rename")), refuse)
+        with pytest.raises(error, match="nothing was kept") as caught:
+            trephine.export("no-mary", tmp_path / "edited")
+    assert ("make room" in caught.value.message) == (number == errno.ENOSPC)
+    assert list(tmp_path.iterdir()) == []
