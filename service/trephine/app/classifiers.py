@@ -207,8 +207,11 @@ def _removes_the_same(stored: StoredRemoval, edit: Edit) -> bool:
     """True of the report's own edit; where that could not be made, of any that does the same."""
     if stored.edit:
         return True
-    removed, made = ({replace(one, label="") for one in of.interventions} for of in (stored.found, edit))
-    return removed == made and edit.weight_hash == stored.found.weight_hash
+    found = stored.found
+    removed, made = ({replace(one, label="") for one in of.interventions} for of in (found, edit))
+    # Of another set under that name the same addresses are other features.
+    same_set = not found.set_hash or {one.content_hash for one in edit.sets} == {found.set_hash}
+    return removed == made and same_set and edit.weight_hash == found.weight_hash
 
 
 def _no_edit(stored: StoredRemoval) -> str:

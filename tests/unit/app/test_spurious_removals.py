@@ -13,11 +13,12 @@ from tests.fakes.engine import Script
 from tests.spurious_report import report
 from tests.spurious_texts import ambiguous, attribute_texts
 from tests.unit.app.house import House, house
-from trephine.app.classifiers import Classifiers
+from trephine.app.classifiers import Classifiers, _removes_the_same
 from trephine.app.feature_sets import FeatureSet
 from trephine.app.requests import ExportClassifierRequest, ExportRequest, RemoveSpuriousRequest
-from trephine.app.spurious_removals import SpuriousRemovals
+from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
 from trephine.domain.commands import Progress
+from trephine.domain.edits import Edit, EditSet
 from trephine.domain.errors import (
     AlreadyExistsError,
     DiskFullError,
@@ -212,3 +213,15 @@ async def test_an_edit_that_is_made_by_hand_carries_the_head(tmp_path):
     doubted = await removals.run(_request(edit_id=""), _ignore, removal_id="e" * 32)
     with pytest.raises(InvalidRequestError, match="made no edit that could be exported"):
         await classifiers.check(asked(by_hand, doubted.name), operation_id="d" * 32)
+
+
+def test_an_edit_by_hand_is_of_the_set_that_was_measured():
+    """The same addresses in another set are other features; a report from before sets were kept has any."""
+    stored = StoredRemoval(name="spuriousRemovals/a", create_time="", edit="", found=FOUND, unmade="clean")
+    edit = Edit(
+        name="by-hand", version=1, content_hash="", interventions=(GONE,), reason="", author="", model="tiny",
+        weight_hash=FOUND.weight_hash, evidence=(), create_time="", update_time="",
+        sets=(EditSet(name="words", content_hash="after"),),
+    )  # fmt: skip
+    for measured, same in (("", True), ("after", True), ("before", False)):
+        assert _removes_the_same(replace(stored, found=replace(FOUND, set_hash=measured)), edit) is same
