@@ -28,9 +28,12 @@ class _OutcomeGroundEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     OUTCOME_GROUND_UNSPECIFIED: _OutcomeGround.ValueType  # 0
     """Not set: a report from before outcomes were told."""
     OUTCOME_GROUND_TEST: _OutcomeGround.ValueType  # 1
-    """The test split, with all four groups; nothing was chosen by it."""
+    """The texts of the test split whose attribute is known, of all four groups; nothing was chosen by them."""
     OUTCOME_GROUND_VALIDATION: _OutcomeGround.ValueType  # 2
-    """The validation split, with all four groups; the number of features and the head were chosen by it."""
+    """The validation split with all four groups, or, where none was given, such a part that is held out of the
+    ambiguous set; the number of features and the head were chosen by it, so that lower bounds are of the best
+    of all that were compared.
+    """
     OUTCOME_GROUND_TWINS: _OutcomeGround.ValueType  # 3
     """Held-out ambiguous texts and their twins. Never a PASS: cues that twins share are not seen."""
     OUTCOME_GROUND_NOTHING: _OutcomeGround.ValueType  # 4
@@ -45,9 +48,12 @@ class OutcomeGround(_OutcomeGround, metaclass=_OutcomeGroundEnumTypeWrapper):
 OUTCOME_GROUND_UNSPECIFIED: OutcomeGround.ValueType  # 0
 """Not set: a report from before outcomes were told."""
 OUTCOME_GROUND_TEST: OutcomeGround.ValueType  # 1
-"""The test split, with all four groups; nothing was chosen by it."""
+"""The texts of the test split whose attribute is known, of all four groups; nothing was chosen by them."""
 OUTCOME_GROUND_VALIDATION: OutcomeGround.ValueType  # 2
-"""The validation split, with all four groups; the number of features and the head were chosen by it."""
+"""The validation split with all four groups, or, where none was given, such a part that is held out of the
+ambiguous set; the number of features and the head were chosen by it, so that lower bounds are of the best
+of all that were compared.
+"""
 OUTCOME_GROUND_TWINS: OutcomeGround.ValueType  # 3
 """Held-out ambiguous texts and their twins. Never a PASS: cues that twins share are not seen."""
 OUTCOME_GROUND_NOTHING: OutcomeGround.ValueType  # 4
@@ -76,22 +82,24 @@ class RemovalOutcome(google.protobuf.message.Message):
     ground: global___OutcomeGround.ValueType
     """Where it was measured."""
     texts: builtins.int
-    """Of the smallest group; 0 on no ground."""
+    """Different texts of the smallest group; 0 on no ground."""
     why: builtins.str
     """In a sentence."""
     settles: builtins.str
     """What would settle a doubt; empty where there is none."""
     @property
     def before(self) -> trephine.v1.common_pb2.Figure:
-        """Accuracy of the worst group as the original decides, under its name, with Wilson's interval."""
+        """Accuracy of the worst group as the original decides, under its name. It may be any group: the interval is
+        from the lowest lower to the lowest upper bound of all groups, each by Wilson, 95 %. Unset on no ground.
+        """
 
     @property
     def after(self) -> trephine.v1.common_pb2.Figure:
-        """The same of what ships."""
+        """The same of what ships; of a validation split the lower bounds hold for all that were compared at once."""
 
     @property
     def gain(self) -> trephine.v1.common_pb2.Figure:
-        """Their difference, with Newcombe's interval."""
+        """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares."""
 
     def __init__(
         self,

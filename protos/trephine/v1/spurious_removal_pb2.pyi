@@ -126,7 +126,9 @@ class _RemovalArmEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     REMOVAL_ARM_REFITTED: _RemovalArm.ValueType  # 3
     """Removed, and the head trained again on the same ambiguous texts."""
     REMOVAL_ARM_RANDOM: _RemovalArm.ValueType  # 4
-    """As many random features of the same layers, of like use; mean over the sets."""
+    """As many random features of the same layers, of like use, or fewer, as a caveat then says; mean over the
+    sets.
+    """
     REMOVAL_ARM_RANDOM_REFITTED: _RemovalArm.ValueType  # 5
     """The same with the head trained again."""
     REMOVAL_ARM_ERASED: _RemovalArm.ValueType  # 6
@@ -152,7 +154,9 @@ REMOVAL_ARM_REMOVED: RemovalArm.ValueType  # 2
 REMOVAL_ARM_REFITTED: RemovalArm.ValueType  # 3
 """Removed, and the head trained again on the same ambiguous texts."""
 REMOVAL_ARM_RANDOM: RemovalArm.ValueType  # 4
-"""As many random features of the same layers, of like use; mean over the sets."""
+"""As many random features of the same layers, of like use, or fewer, as a caveat then says; mean over the
+sets.
+"""
 REMOVAL_ARM_RANDOM_REFITTED: RemovalArm.ValueType  # 5
 """The same with the head trained again."""
 REMOVAL_ARM_ERASED: RemovalArm.ValueType  # 6
@@ -191,7 +195,7 @@ class LabelledText(google.protobuf.message.Message):
     twin: builtins.str
     """The same text with the other attribute and the same label."""
     environment: builtins.str
-    """Where it comes from: the task holds in every environment, a shortcut need not."""
+    """Where it comes from: the task holds in every environment, a shortcut need not. Not empty."""
     pair: builtins.str
     """The comparison that it stands in, with one text of the other label in the same split."""
     def __init__(
@@ -354,7 +358,9 @@ class ClassifierHead(google.protobuf.message.Message):
 
     SOURCE_FIELD_NUMBER: builtins.int
     source: builtins.str
-    """A model of the server by name or folder; its `id2label` names the labels."""
+    """A model of the server by name or folder; its `id2label` names the labels. It reads a text at the last token
+    that its configuration does not pad with.
+    """
     def __init__(
         self,
         *,
@@ -609,9 +615,9 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     validate_only: builtins.bool
     """Only check and predict `seconds` and `peak_extra_bytes`; the operation is done at once."""
     without_erasure: builtins.bool
-    """True: a head that is trained again may read the attribute's direction at its site. Otherwise it is trained
-    with no weight along it where removal alone leaves the decision following the attribute, and examples,
-    twins or groups tell the attribute from the label.
+    """True: a head that is trained again may read the attribute's direction at its site. Otherwise one with no
+    weight along it is tried as well, where examples, twins or groups tell the attribute from the label, and
+    ships where it gains more than the criterion's standard error over removal alone.
     """
     neutral_examples: builtins.bool
     """`attribute_texts` hold neither label, so that what varies among them is none of the label's: a head that is
@@ -637,7 +643,7 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
 
     @property
     def swaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WordSwap]:
-        """A lexicon of one's own."""
+        """A lexicon of one's own; refused beside a built-in one."""
 
     @property
     def decision(self) -> global___DecisionHead:
@@ -954,7 +960,8 @@ class SpuriousRemoval(google.protobuf.message.Message):
     """Resource name, `spuriousRemovals/...`."""
     edit: builtins.str
     """Resource name of the edit with its version; empty: none was asked for, nothing was removed, the removal
-    was not shown to hold, or the edit could not be made any more, as a caveat then says.
+    was not shown to hold, the work ended in front of it, or the edit could not be made any more, as a caveat
+    then says.
     """
     pairing: builtins.str
     """How label and attribute go together in the ambiguous set."""
@@ -973,7 +980,7 @@ class SpuriousRemoval(google.protobuf.message.Message):
     scr: builtins.float
     """SAEBench: the share of the gap between the biased and a clean head that the removal closes."""
     tpp: builtins.float
-    """SAEBench: what a concept's own features cost it, less what they cost the other."""
+    """SAEBench: what a concept's own features cost it, less what they cost the other; as many of either concept."""
     seconds: builtins.float
     """That it took, or, of a prediction, may take."""
     peak_extra_bytes: builtins.int
@@ -1020,7 +1027,9 @@ class SpuriousRemoval(google.protobuf.message.Message):
 
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Texts of training, validation and test."""
+        """Texts of training, validation (or held out) and test; rows that say the same count once. Of a prediction
+        those that were sent.
+        """
 
     @property
     def caveats(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
