@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from time import process_time
 
@@ -42,8 +44,15 @@ DECIDERS = (
     "benchmarks.shift_random",
     "trephine.domain.spurious_heads",
     "trephine.domain.spurious_removal",
+    "trephine.domain.spurious_repeats",
+    "trephine.domain.spurious_texts",
+    "trephine.engine.adjoints",
     "trephine.engine.dataset_circuits",
     "trephine.engine.erasure",
+    "trephine.engine.features.statistics",
+    "trephine.engine.hosted",
+    "trephine.engine.operators",
+    "trephine.engine.partial_passes",
     "trephine.engine.replacements",
     "trephine.engine.spurious",
 )
@@ -213,6 +222,15 @@ def texts_digest(draw: Draw, *told: object) -> str:
     return hashlib.sha256(repr((asdict(draw), told)).encode()).hexdigest()
 
 
+def distinct_texts(tests: Iterable[Sequence[Item]]) -> tuple[int, int]:
+    """Return how many different texts the group of fewest has, and that of most, over all seeds."""
+    found = defaultdict[tuple[int, int], set[str]](set)
+    for one in chain.from_iterable(tests):
+        found[one.label, one.attribute].add(one.text)
+    counts = [len(texts) for texts in found.values()]
+    return min(counts), max(counts)
+
+
 def seeds_of(task: Task, given: argparse.Namespace) -> range:
     """Return the seeds that were asked for, or those that a task is reported over."""
     first = task.first_seed if given.first_seed is None else given.first_seed
@@ -228,6 +246,8 @@ def report(task: Task, runs: Runs, given: argparse.Namespace) -> None:
         return
     everything = runs.table(task, plain)
     _print_table(task, everything)
+    least, most = distinct_texts([runs.test(task, seed) for seed in plain])
+    say(f"of the test texts of a group {least} to {most} are different ones, over all seeds")
     if task.pairs:
         _print_pairs(task, runs.pair_table(task, plain))
     _print_gates("counts as a data set", data_gates(everything))

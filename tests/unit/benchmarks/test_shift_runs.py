@@ -13,6 +13,11 @@ from benchmarks.shift import DECIDERS, Runs, report, seeds_of
 from benchmarks.shift_arms import PLAIN_ARMS
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task
 from trephine.domain.spurious_heads import Pooling
+from trephine.domain.spurious_repeats import distinct
+from trephine.engine.features.statistics import benjamini_hochberg
+from trephine.engine.hosted import HostedModel
+from trephine.engine.operators import FrozenOperators
+from trephine.engine.partial_passes import ending_at
 from trephine.engine.spurious.removal import remove_spurious_features
 
 ANSWER = {"original": [0, 1]}
@@ -72,8 +77,11 @@ def test_other_code_is_another_run(given, monkeypatch):
 
 
 def test_what_decides_is_among_the_deciders():
-    """Arms of the bench and the product's removal."""
+    """Arms of the bench, the product's removal, and what that reads texts and adjusts p-values by."""
     modules = {run.__module__ for run in PLAIN_ARMS.values()} | {remove_spurious_features.__module__}
+    modules |= {
+        one.__module__ for one in (benjamini_hochberg, distinct, ending_at, FrozenOperators, HostedModel)
+    }
     assert all(any(name.startswith(decider) for decider in DECIDERS) for name in modules)
 
 
@@ -104,6 +112,7 @@ def test_a_finished_task_of_pairs_is_printed_with_how_they_are_ranked(given, cap
     report(paired, Runs(given), given)
     said = capsys.readouterr().out
     assert "| original | 0.0 [0.0, 0.0] | 50.0" in said
+    assert "of the test texts of a group 6 to 6 are different ones, over all seeds" in said
     assert "pairs of b and a, 3 of every kind (c or d, of either) over 1 seeds" in said
     assert "| original | 25.0 [25.0, 25.0] | 0.0 [0.0, 0.0] |" in said
     assert "| oracle | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |" in said
