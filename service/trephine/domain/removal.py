@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
@@ -158,6 +158,19 @@ def judge_removal(
         diverged=lost,
         taught=taught,
     )
+
+
+def certified_only(removal: Removal, doubt: str) -> Removal:
+    """Take `removed` back where the certificate is inconclusive: what withstood need not be the edit.
+
+    Args:
+        removal: What the attacks came to.
+        doubt: Of the certificate; empty: it has none.
+    """
+    if not doubt or removal.verdict != "removed":
+        return removal
+    why = f"{removal.why}, but the certificate is inconclusive: what was attacked may not be all of the edit"
+    return replace(removal, verdict="inconclusive", why=why)
 
 
 def are_enough(n_tokens: int, n_contexts: int) -> bool:

@@ -17,6 +17,7 @@ from trephine.domain.exports import (
     Export,
     ExportedFile,
 )
+from trephine.domain.removal import certified_only
 from trephine.domain.signing import SignedBy
 from trephine.engine import manifest, parents, signing
 from trephine.engine.adapter import write_adapter
@@ -275,7 +276,7 @@ def _attacked(build: Build, certificate: Certificate) -> Generator[Progress | No
         work,
         training_steps=build.command.options.attack_steps,
     )
-    return replace(certificate, removal=removal)
+    return replace(certificate, removal=certified_only(removal, certificate.doubt))
 
 
 def _quantised(build: Build, certificate: Certificate) -> Generator[Progress | None, None, Certificate]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trephine.domain.removal import AttackFigure, Interval, Removal, judge_removal
+from trephine.domain.removal import AttackFigure, Interval, Removal, certified_only, judge_removal
 
 
 def interval(low: float, high: float) -> Interval:
@@ -156,3 +156,14 @@ def test_an_effect_that_overflows_decides_nothing(effect):
     found = judged(RECOVERY, BENIGN, SHOTS, effect=effect)
     assert found.verdict == "inconclusive"
     json.dumps(asdict(found), allow_nan=False)
+
+
+def test_removed_needs_a_certificate_that_is_not_in_doubt():
+    """What withstood may not be all of the edit; an attack that succeeded has succeeded all the same."""
+    removed = judged(RECOVERY, BENIGN, SHOTS)
+    assert certified_only(removed, "") == removed
+    doubted = certified_only(removed, "nothing is certified about one of two")
+    assert (doubted.verdict, doubted.figures) == ("inconclusive", removed.figures)
+    assert doubted.why.startswith(removed.why)
+    broken = judged(replace(RECOVERY, excess=interval(0.11, 0.5)), BENIGN, SHOTS)
+    assert certified_only(broken, "nothing is certified about one of two") == broken
