@@ -120,6 +120,19 @@ def test_bad_fields_are_named():
     request.training[3].environment = ""
     with pytest.raises(InvalidRequestError, match="environment is required"):
         remove_from_wire(request)
+    for changed, field in (
+        ({"decision": Probe(penalty=0.0)}, "decision.penalty"),
+        (
+            {"decision": LabelTokens(tokens={"Q": " a", "W": " a"}), "refit": False},
+            "decision.tokens[1].token",
+        ),
+        ({"decision": LabelTokens(tokens={"Q": ""}), "refit": False}, "decision.tokens[0].token"),
+        ({"spurious_above": 2.0}, "judging"),
+        ({"random_sets": 101}, "budget.random_sets"),
+    ):
+        with pytest.raises(InvalidRequestError) as refused:
+            remove_from_wire(_sent(**changed))
+        assert refused.value.context["field"] == field
     with pytest.raises(InvalidRequestError, match="exactly once"):
         decision_from_wire(
             _sent(decision=LabelTokens(tokens={"Q": " a"}, template="no"), refit=False).decision

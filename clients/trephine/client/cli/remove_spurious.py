@@ -134,7 +134,7 @@ def remove_spurious(
     ] = None,
     unproven: Annotated[bool, typer.Option("--unproven", help="Store it even where it is not.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of every draw; unset 0.")] = None,
-    top: Annotated[int, typer.Option(help="Features to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Features to print.")] = 15,
     page: Annotated[Path | None, typer.Option(help="Write the decision list into this .html file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Check, and say what it would take.")] = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trephine.domain import spurious_heads as domain
-from trephine.rpc.wire.fields import at_least, clean, finite, one_of, required, within
+from trephine.rpc.wire.fields import at_least, clean, finite, one_of, required
 from trephine.v1 import spurious_removal_pb2 as pb
 
 _POOLINGS: dict[int, domain.Pooling] = {
@@ -25,26 +25,25 @@ def decision_from_wire(message: pb.DecisionHead) -> domain.DecisionHead:
     Raises:
         InvalidRequestError: Naming the field; where a number is not finite, `NonFiniteValueError`.
     """
-    kind = message.WhichOneof("kind")
-    with within("decision"):
-        match kind:
-            case "tokens":
-                return _tokens(message.tokens)
-            case "classifier":
-                return domain.ClassifierHead(folder=required(message.classifier.source, "classifier.source"))
-            case "reward":
-                threshold = (
-                    finite(message.reward.threshold, "reward.threshold")
-                    if message.reward.HasField("threshold")
-                    else None
-                )
-                return domain.RewardHead(
-                    folder=required(message.reward.source, "reward.source"),
-                    threshold=threshold,
-                    positive_label=required(message.reward.positive_label, "reward.positive_label"),
-                )
-            case _:
-                return _probe(message.probe)
+    match message.WhichOneof("kind"):
+        case "tokens":
+            return _tokens(message.tokens)
+        case "classifier":
+            source = required(message.classifier.source, "decision.classifier.source")
+            return domain.ClassifierHead(folder=source)
+        case "reward":
+            return _reward(message.reward)
+        case _:
+            return _probe(message.probe)
+
+
+def _reward(message: pb.RewardHead) -> domain.RewardHead:
+    threshold = finite(message.threshold, "decision.reward.threshold")
+    return domain.RewardHead(
+        folder=required(message.source, "decision.reward.source"),
+        threshold=threshold if message.HasField("threshold") else None,
+        positive_label=required(message.positive_label, "decision.reward.positive_label"),
+    )
 
 
 def decision_to_wire(head: domain.DecisionHead) -> pb.DecisionHead:
@@ -74,11 +73,11 @@ def decision_to_wire(head: domain.DecisionHead) -> pb.DecisionHead:
 
 def _probe(message: pb.ProbeHead) -> domain.ProbeHead:
     given: dict[str, Any] = {
-        "pooling": one_of(message.pooling, _POOLINGS, "probe.pooling"),
+        "pooling": one_of(message.pooling, _POOLINGS, "decision.probe.pooling"),
         "pairs": message.pairs,
     }
     if message.HasField("layer"):
-        given["layer"] = at_least(message.layer, 0, "probe.layer")
+        given["layer"] = at_least(message.layer, 0, "decision.probe.layer")
     if message.HasField("penalty"):
         given["penalty"] = message.penalty
     return domain.ProbeHead(**given)
@@ -87,8 +86,8 @@ def _probe(message: pb.ProbeHead) -> domain.ProbeHead:
 def _tokens(message: pb.TokenHead) -> domain.TokenHead:
     tokens = tuple(
         domain.LabelToken(
-            label=required(one.label, f"tokens.tokens[{place}].label"),
-            token=required(one.token, f"tokens.tokens[{place}].token"),
+            label=required(one.label, f"decision.tokens[{place}].label"),
+            token=required(one.token, f"decision.tokens[{place}].token"),
         )
         for place, one in enumerate(message.tokens)
     )

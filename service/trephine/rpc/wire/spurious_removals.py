@@ -52,12 +52,10 @@ def _command(request: pb.RemoveSpuriousFeaturesRequest) -> domain.RemoveSpurious
     given: dict[str, Any] = {
         name: getattr(request, name) for name in ("steps", "resamples", "seed") if _has(request, name)
     }
-    with within("judging"):
-        judging = domain.JudgingRules(**_given(request.judging, _RULES))
-    with within("budget"):
-        budget = _given(request.budget, _BUDGET)
-        if request.budget.counts:
-            budget["counts"] = tuple(request.budget.counts)
+    judging = domain.JudgingRules(**_given(request.judging, _RULES))
+    budget = _given(request.budget, _BUDGET)
+    if request.budget.counts:
+        budget["counts"] = tuple(request.budget.counts)
     return domain.RemoveSpuriousFeatures(
         training=_texts(request.training, "training"),
         validation=_texts(request.validation, "validation"),
@@ -110,7 +108,7 @@ def _override(message: pb.FeatureOverride, place: int) -> domain.Override:
         return domain.Override(
             feature=feature_from_wire(message.feature),
             remove=message.remove,
-            reason=required(message.reason, "reason"),
+            reason=required(message.reason.strip(), "reason"),
         )
 
 
