@@ -355,6 +355,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
+def push_through(norm: FrozenNorm | None, vectors: Tensor, positions: Tensor | slice) -> Tensor:
+    """Carry summands `(n, d_model)` through a post-norm of frozen scale, if there is one, without its bias."""
+    return vectors if norm is None else norm.push(vectors, positions)
+
+
 def freeze_norm(norm: Norm, clean_input: Tensor, dtype: torch.dtype) -> FrozenNorm:
     """Hold a norm at the scales that it has on `clean_input (n_pos, d_model)`."""
     wide = clean_input.to(dtype)

@@ -22,7 +22,7 @@ from trephine.engine.graphs.open_layers import checked
 from trephine.engine.graphs.places import clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
 from trephine.engine.neurons import decoders
-from trephine.engine.operators import FrozenNorm, FrozenOperators
+from trephine.engine.operators import FrozenOperators, push_through
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import opened
 
@@ -273,7 +273,7 @@ def _encode_neurons(
     written = layer.activation @ decoders(architecture, info.layer, range(info.d_sae)).to(operators.dtype)
     constant = torch.zeros_like(written)
     if mlp.b_down is not None:
-        constant += _through(post, mlp.b_down.to(operators.dtype).expand_as(written))
+        constant += push_through(post, mlp.b_down.to(operators.dtype).expand_as(written), slice(None))
     if post is not None and post.bias is not None:
         constant += post.bias
     errors[site][first:].sub_((written * scale + constant)[first:])
@@ -287,11 +287,6 @@ def _encode_neurons(
         scale=1.0,
         scale_out=scale,
     )
-
-
-def _through(norm: FrozenNorm | None, vectors: Tensor) -> Tensor:
-    """Carry summands `(n_pos, d_model)` through a post-norm of frozen scale, without its bias."""
-    return vectors if norm is None else norm.push(vectors, slice(None))
 
 
 def _listed(encoded: Sequence[_Encoded], *, start: int, first: int) -> Iterator[ActiveLayer]:

@@ -18,7 +18,7 @@ from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.places import EMBEDDING, PER_BLOCK, clean_value, is_cut, place_of
 from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
+from trephine.engine.operators import FrozenLayer, FrozenOperators, push_through
 from trephine.engine.replacements.sets import opened
 
 
@@ -85,11 +85,11 @@ class StreamSources:
         heads = head_outputs(layer, at)  # (n, n_heads, d_model)
         b_O = layer.block.attention.b_O
         if b_O is not None:
-            constants += through(post, b_O.to(constants.dtype).expand(len(at), -1), at)
+            constants += push_through(post, b_O.to(constants.dtype).expand(len(at), -1), at)
         if post is not None and post.bias is not None:
             constants += post.bias
         for head in range(heads.shape[1]):
-            yield self._part(SourceKind.HEAD, number, at, through(post, heads[:, head], at), index=head)
+            yield self._part(SourceKind.HEAD, number, at, push_through(post, heads[:, head], at), index=head)
 
     def _mlp(self, layer: FrozenLayer, at: Tensor, constants: Tensor) -> Iterator[StreamPart]:
         site = Site(kind=SiteKind.MLP_OUT, layer=layer.block.layer)
@@ -98,13 +98,13 @@ class StreamSources:
             return
         mlp, post = layer.block.mlp, layer.mlp_post_norm
         if mlp.b_down is not None:
-            constants += through(post, mlp.b_down.to(constants.dtype).expand(len(at), -1), at)
+            constants += push_through(post, mlp.b_down.to(constants.dtype).expand(len(at), -1), at)
         if post is not None and post.bias is not None:
             constants += post.bias
         decoders = mlp.W_down.T.to(constants.dtype)
         for position in at.tolist():
             here = torch.full((len(decoders),), position, device=at.device)
-            written = through(post, layer.activation[position, :, None] * decoders, here)
+            written = push_through(post, layer.activation[position, :, None] * decoders, here)
             yield StreamPart(
                 kind=SourceKind.FEATURE,
                 layer=site.layer,
@@ -156,11 +156,6 @@ class StreamSources:
     ) -> StreamPart:
         numbers = torch.full((len(at),), index, device=at.device)
         return StreamPart(kind=kind, layer=layer, index=numbers, position=at, vectors=vectors)
-
-
-def through(norm: FrozenNorm | None, vectors: Tensor, positions: Tensor) -> Tensor:
-    """Carry summands `(n, d_model)` through a post-norm of frozen scale, without its bias."""
-    return vectors if norm is None else norm.push(vectors, positions)
 
 
 def head_outputs(layer: FrozenLayer, positions: Tensor) -> Tensor:

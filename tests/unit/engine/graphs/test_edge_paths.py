@@ -17,8 +17,8 @@ from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError
 from trephine.engine.discovery import discover_circuit
 from trephine.engine.edges import explain_edges
-from trephine.engine.graphs.stream import head_outputs, through
-from trephine.engine.operators import capture
+from trephine.engine.graphs.stream import head_outputs
+from trephine.engine.operators import capture, push_through
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
 
@@ -124,10 +124,10 @@ def test_a_head_carries_what_its_output_changes(family):
         before = head_outputs(layer, torch.tensor([hop.query]))[0, hop.head]
         layer.resid_pre[hop.key] -= operators.embedding[1].clone()
         after = head_outputs(layer, torch.tensor([hop.query]))[0, hop.head]
-        change = through(layer.attention_post_norm, (before - after)[None], torch.tensor([hop.query]))
+        change = push_through(layer.attention_post_norm, (before - after)[None], torch.tensor([hop.query]))
         direction = torch.sub(*(hosted.architecture.W_U[token.id] for token in circuit.choice()))
         last = torch.tensor([operators.n_pos - 1])
-        expected = float(through(operators.final_norm, change, last)[0] @ direction)
+        expected = float(push_through(operators.final_norm, change, last)[0] @ direction)
     assert hop.query == operators.n_pos - 1
     assert path.weight == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
