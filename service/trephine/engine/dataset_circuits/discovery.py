@@ -249,7 +249,7 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
     nodes = selected(mean, command.size)
     stability = None
     if len(effects) > 1:
-        stability = stability_of(mean, effects[1:], command.size, command.stability)
+        stability = yield from stability_of(mean, effects[1:], command.size, command.stability)
     edges = yield from _edges(study, part, nodes)
     faithfulness = yield from _faithfulness(study, part, mean, nodes, stability)
     size = part_size(int(part.members.sum()), command.stability)

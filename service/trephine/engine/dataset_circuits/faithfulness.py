@@ -57,15 +57,21 @@ def to_measure(
     """Lay out what is measured: budgets are 1, 2, 4, ... and all nodes with an effect."""
     order, generator = ranked(effects), torch.Generator().manual_seed(seed)
     budgets = [2**k for k in range(len(order).bit_length()) if 2**k < len(order)] + [len(order)]
-    groups = space.groups(torch.arange(space.count)) if size.random_circuits else torch.zeros(0)
     return Measured(
         circuit=circuit,
         core=core,
         curve=tuple(order[:budget] for budget in budgets) if size.curve else (),
-        random=tuple(
-            random_like(circuit, groups, effects != 0, generator) for _ in range(size.random_circuits)
-        ),
+        random=_random(space, effects, circuit, size.random_circuits, generator),
     )
+
+
+def _random(
+    space: NodeSpace, effects: Tensor, circuit: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    if not count:
+        return ()
+    groups = space.groups(torch.arange(space.count))
+    return random_like(circuit, groups, effects != 0, count=count, generator=generator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from math import comb
 
@@ -52,8 +53,10 @@ class Stability:
     """int64 `(n,)`, nodes that all data or some subsamples select, but not enough; likeliest first."""
 
 
-def stability_of(mean: Tensor, parts: Tensor, size: Discretion, rule: Subsampling) -> Stability:
-    """Count selections.
+def stability_of(
+    mean: Tensor, parts: Tensor, size: Discretion, rule: Subsampling
+) -> Generator[None, None, Stability]:
+    """Count selections, one part a quantum: sorting all nodes is work where there are many.
 
     Args:
         mean: `(n_nodes,)`, effects over all contexts.
@@ -64,6 +67,7 @@ def stability_of(mean: Tensor, parts: Tensor, size: Discretion, rule: Subsamplin
     counts = torch.zeros(len(mean))
     for part in parts:
         counts[selected(part, size)] += 1
+        yield
     frequency = counts / len(parts)
     chosen = torch.zeros(len(mean), dtype=torch.bool)
     chosen[selected(mean, size)] = True
@@ -111,20 +115,26 @@ def clopper_pearson_low(successes: int, draws: int) -> float:
     return low
 
 
-def random_like(nodes: Tensor, groups: Tensor, allowed: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw as many nodes of every group as a circuit has, among the allowed ones if they suffice.
+def random_like(
+    nodes: Tensor, groups: Tensor, allowed: Tensor, *, count: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Draw circuits with as many nodes of every group as one has, among the allowed ones if they suffice.
 
     Args:
         nodes: int64 `(n,)`, the circuit.
         groups: int64 `(n_nodes,)`, layer and position of every node.
         allowed: bool `(n_nodes,)`, nodes with an effect at all: a dead one would be no control.
-        generator: Of the draw.
+        count: How many circuits.
+        generator: Of the draws.
     """
-    drawn = []
-    for group, count in zip(*groups[nodes].unique(return_counts=True), strict=True):
+    pools = []
+    for group, size in zip(*groups[nodes].unique(return_counts=True), strict=True):
         inside = groups == group
         pool = (inside & allowed).nonzero()[:, 0]
-        if len(pool) < int(count):
-            pool = inside.nonzero()[:, 0]
-        drawn.append(pool[torch.randperm(len(pool), generator=generator)[: int(count)]])
-    return torch.cat(drawn) if drawn else nodes
+        pools.append((pool if len(pool) >= int(size) else inside.nonzero()[:, 0], int(size)))
+
+    def drawn() -> Tensor:
+        parts = [pool[torch.randperm(len(pool), generator=generator)[:size]] for pool, size in pools]
+        return torch.cat(parts) if parts else nodes
+
+    return tuple(drawn() for _ in range(count))

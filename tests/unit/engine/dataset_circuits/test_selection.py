@@ -34,7 +34,8 @@ def test_stable_nodes_are_those_that_enough_parts_select():
     parts[:, 0] = 5
     parts[:9, 1] = 1
     parts[9, 2] = 1
-    found = stability_of(parts.mean(0), parts, Discretion(nodes=2), Subsampling(draws=10, keep=0.9))
+    quanta = stability_of(parts.mean(0), parts, Discretion(nodes=2), Subsampling(draws=10, keep=0.9))
+    found = finish(quanta)
     assert found.stable.tolist() == [0, 1]
     assert found.abstained.tolist() == [2]
     assert found.frequency.tolist() == pytest.approx([1.0, 0.9, 0.1, 0.0])
@@ -70,7 +71,9 @@ def test_random_circuits_have_the_layers_of_the_circuit():
     groups = torch.arange(40) // 10
     allowed = torch.arange(40) % 2 == 0
     generator = torch.Generator().manual_seed(0)
-    draws = [random_like(torch.tensor([1, 2, 31]), groups, allowed, generator) for _ in range(5)]
+    circuit = torch.tensor([1, 2, 31])
+    draws = random_like(circuit, groups, allowed, count=5, generator=generator)
+    assert len(draws) == 5
     assert all(sorted((draw // 10).tolist()) == [0, 0, 3] for draw in draws)
     assert all(bool(allowed[draw].all()) and len(set(draw.tolist())) == 3 for draw in draws)
     assert len({tuple(draw.tolist()) for draw in draws}) > 1
