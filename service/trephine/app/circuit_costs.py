@@ -20,6 +20,7 @@ from trephine.domain.sweeps import (
     STORED_EDGES,
     TABLED_BYTES,
     TARGETS_PER_ROUND,
+    WHOLE_EDGES,
     WHOLE_EDGES_ON_GPU,
     feature_targets_per_sweep,
     neuron_targets_per_sweep,
@@ -40,6 +41,9 @@ _PASSES = 3
 _CONE, _CONE_OF_SETS = 0.07, 0.03
 """Share of all blocks and positions that a node's sweep touches on average, its scores included. Influential
 nodes are low or early; features of a set are scored where they are active, neurons everywhere."""
+
+_NEURON_SCORE_SECONDS = 1e-7
+"""Of a node and a neuron beside sets at a position: all are active, and every row is scored against all."""
 
 _SCORES_ALIVE = 3
 """Copies of a block's scores of neurons that are alive at once: of gates, of values, their mixture."""
@@ -66,6 +70,10 @@ _STORED_SHARE = 0.2
 
 _SOLVED = 2
 """Copies of the matrix of nodes by nodes that ranks them."""
+
+_CELL_BYTES, _ROWS_ALIVE, _KEPT_SHARE = 70, 2, 0.4
+"""With neurons beside sets, on a CPU: what is listed of an active feature; copies of a sweep's dense rows
+that are alive at once; share of them that is stored."""
 
 _L0_SHARE = 0.02
 """Of a dictionary's features, those that are active where it does not say how many."""
@@ -103,7 +111,9 @@ def discovery_cost(
         + (
             _on_gpu(command, info, n_tokens, layers)
             if on_gpu
-            else _temporaries(info, n_tokens, layers) + _results(command, info, n_tokens)
+            else _temporaries(info, n_tokens, layers)
+            + _results(command, info, n_tokens)
+            + _dense_rows(command, n_tokens, layers)
         )
         + _SOLVED * command.max_feature_nodes**2 * _FLOAT
         + int(_PAGED_SHARE * sum(layer.memory_bytes for layer in layers)),
@@ -121,10 +131,12 @@ def _seconds(
     lens = 2 * info.d_vocab * info.d_model
     flops = float(n_tokens) * (_PASSES * per_token + encoders)
     flops += command.max_feature_nodes * (lens + cone * n_tokens * blocks)
+    beside = n_tokens * sum(layer.d_sae for layer in layers if layer.kind is LayerKind.NEURONS)
     # Ablations of neurons resume at the ablated layer, half-way up on average; a set's encode at every layer.
     flops += command.verify_nodes * n_tokens * (blocks if layers else blocks // 2)
     overhead = _OVERHEAD_SECONDS + command.max_feature_nodes * _NODE_SECONDS
     overhead += command.verify_nodes * _ABLATION_SECONDS
+    overhead += command.max_feature_nodes * beside * _NEURON_SCORE_SECONDS
     return overhead + flops / _FLOPS_PER_SECOND
 
 
@@ -143,17 +155,31 @@ def _temporaries(info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLay
         else min(TARGETS_PER_ROUND, neuron_targets_per_sweep(n_tokens))
     )
     rows = per_sweep * n_tokens
-    widths = [6 * info.d_model] if layers else []
-    if not layers or any(layer.kind is LayerKind.NEURONS for layer in layers):
-        widths.append(_SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp))
-    return max(rows * max(widths), _LENS_ROWS * info.d_vocab) * _FLOAT
+    width = 6 * info.d_model if layers else _SCORES_ALIVE * (4 * info.d_model + 3 * info.d_mlp)
+    return max(rows * width, _LENS_ROWS * info.d_vocab) * _FLOAT
+
+
+def _dense_rows(command: DiscoverCircuit, n_tokens: int, layers: Sequence[ReplacementLayerInfo]) -> int:
+    """Rows over neurons beside sets, as they come and as they are stored: there are no sparse ones."""
+    if all(layer.kind is not LayerKind.NEURONS for layer in layers):
+        return 0
+    cells = int(sum(_active(layer, n_tokens) for layer in layers))
+    targets = min(feature_targets_per_sweep(n_tokens), max(TARGETS_PER_ROUND, command.max_feature_nodes // 3))
+    dense = min(targets * cells, SCORES_PER_SWEEP)
+    stored = min(WHOLE_EDGES, _KEPT_SHARE * command.max_feature_nodes * cells)
+    return int(cells * _CELL_BYTES + dense * _ROWS_ALIVE * _FLOAT + stored * 2 * _FLOAT)
+
+
+def _active(layer: ReplacementLayerInfo, n_tokens: int) -> float:
+    """Active features of a layer over the prompt."""
+    return n_tokens * (layer.claimed_l0 or _L0_SHARE * layer.d_sae)
 
 
 def _on_gpu(
     command: DiscoverCircuit, info: ModelInfo, n_tokens: int, layers: Sequence[ReplacementLayerInfo]
 ) -> int:
     """What a GPU holds: tables of the prompt where they are made, a sweep's scores, and the growing rows."""
-    active = [n_tokens * (layer.claimed_l0 or _L0_SHARE * layer.d_sae) for layer in layers]
+    active = [_active(layer, n_tokens) for layer in layers]
     written = sum(count * len(layer.sites_out) for count, layer in zip(active, layers, strict=True))
     cells, nodes = sum(active), command.max_feature_nodes
     matrices = info.n_layers * (2 * info.d_model**2 + 2 * info.n_heads * n_tokens**2)

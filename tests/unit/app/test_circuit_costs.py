@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.app.house import model_info
 from trephine.app.circuit_costs import discovery_cost
+from trephine.app.graph_sets import spanned_layers
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
@@ -116,3 +117,24 @@ def test_more_of_anything_costs_more():
     assert discovery_cost(asked(128, 0), smollm2(), 16).seconds > least.seconds
     assert discovery_cost(asked(64, 0), smollm2(), 32).seconds > least.seconds
     assert discovery_cost(asked(64, 16), smollm2(), 16).seconds > least.seconds
+
+
+# Six transcoders, and the neurons of the other 24 MLPs: `benchmarks.discovery_costs --beside neurons`.
+BESIDE = (
+    (5, 64, 0, 2.96, 334),
+    (5, 256, 64, 12.3, 544),
+    (25, 256, 0, 33.9, 1430),
+    (25, 256, 32, 41.1, 1700),
+)
+
+
+@pytest.mark.parametrize("row", BESIDE, ids=lambda row: "-".join(map(str, row)))
+def test_neurons_beside_sets_are_predicted_within_a_factor_of_two(row):
+    """All of them are active at every position: it takes ten times the time of a set, and is told so."""
+    tokens, nodes, verified, seconds, megabytes = row
+    some = [layer for layer in transcoders() if layer.layer % 6 == 0 or layer.layer == 29]
+    opened = spanned_layers(("some", "neurons"), smollm2(), {"some": some})
+    assert sum(layer.kind is LayerKind.NEURONS for layer in opened) == 24
+    cost = discovery_cost(asked(nodes, verified), smollm2(), tokens, opened)
+    assert 0.5 <= cost.seconds / seconds <= 2
+    assert 0.5 <= cost.memory_bytes / 1e6 / megabytes <= 2
