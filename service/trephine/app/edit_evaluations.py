@@ -125,15 +125,20 @@ class EditEvaluations:
     async def list(self, edit: str) -> tuple[StoredEditEvaluation, ...]:
         """Return an edit's evaluations, or those of one version, newest first.
 
+        Of another edit that had the name before there are none, though one ended after it was deleted.
+
         Raises:
             ResourceNotFoundError: If there is no such edit or version.
         """
         named = await self._edits.get(edit)
         _, version = split_version(edit)
+        contents = {one.version: one.content_hash for one in await self._edits.versions(named.name)}
         found = [
             one
             for one in (await asyncio.to_thread(self._records.all)).values()
-            if one.evaluation.edit == named.name and version in (None, one.evaluation.version)
+            if one.evaluation.edit == named.name
+            and version in (None, one.evaluation.version)
+            and contents.get(one.evaluation.version) == one.evaluation.content_hash
         ]
         return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
 
