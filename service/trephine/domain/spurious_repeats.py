@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeVar
+from unicodedata import category, normalize
+
+
+def as_written(text: str) -> str:
+    """Return a text without what differs between copies of it, for comparison alone.
+
+    Compatibility composed (NFKC), format characters (zero-width spaces, soft hyphens, marks of direction)
+    left out, every run of white space one space. Letters keep their case.
+    """
+    if not text.isascii():
+        unseen = [ord(one) for one in set(text) if category(one) == "Cf"]
+        text = normalize("NFKC", text.translate(dict.fromkeys(unseen)))
+    return " ".join(text.split())
 
 
 class Row(Protocol):
@@ -40,8 +53,8 @@ RowT = TypeVar("RowT", bound=Row)
 def first_rows(rows: Sequence[Row]) -> list[int]:
     """Return places of the rows that repeat none before them, ascending.
 
-    A row repeats another one if text, label, attribute, twin and environment are the same, but for space at
-    the ends of texts. A pair does as a whole, whatever its name: never is one text of it left alone.
+    A row repeats another one if text, label, attribute, twin and environment are the same, but for how texts
+    are written (`as_written`). A pair does as a whole, whatever its name: never is one text of it left alone.
     """
     pairs: dict[str, list[Hashable]] = {}
     for row in rows:
@@ -74,10 +87,10 @@ WrittenT = TypeVar("WrittenT", bound=Written)
 
 
 def first_texts(texts: Sequence[WrittenT]) -> list[tuple[int, WrittenT]]:
-    """Return texts that stand nowhere before, each with its place; space at their ends does not count."""
+    """Return texts that stand nowhere before, however they are written, each with its place."""
     first = dict[str, tuple[int, WrittenT]]()
     for place, one in enumerate(texts):
-        first.setdefault(one.text.strip(), (place, one))
+        first.setdefault(as_written(one.text), (place, one))
     return list(first.values())
 
 
@@ -97,5 +110,5 @@ def left_out(name: str, rows: int, kept: int) -> tuple[str, ...]:
 
 
 def _said(row: Row) -> Hashable:
-    twin = None if row.twin is None else row.twin.strip()
-    return row.text.strip(), row.label, row.attribute, twin, row.environment
+    twin = None if row.twin is None else as_written(row.twin)
+    return as_written(row.text), row.label, row.attribute, twin, row.environment

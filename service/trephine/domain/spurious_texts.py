@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from unicodedata import category, normalize
 
 from trephine.domain.errors import (
     AttributeConfoundedError,
@@ -13,7 +12,7 @@ from trephine.domain.errors import (
     SplitLeakageError,
     TooFewItemsError,
 )
-from trephine.domain.spurious_repeats import distinct
+from trephine.domain.spurious_repeats import as_written, distinct
 
 FEWEST_TEXTS = 8
 """Of every label in the ambiguous set, and of every value among the attribute's examples: with fewer nothing
@@ -69,7 +68,7 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
         InvalidRequestError: If there are not two, or others are named, or another split has others.
         TooFewItemsError: If a label has too few texts, or none in another split that is given.
     """
-    counts = Counter(label for label, _ in {(one.label, one.text.strip()) for one in splits["training"]})
+    counts = Counter(label for label, _ in {(one.label, as_written(one.text)) for one in splits["training"]})
     if len(counts) != 2:
         raise InvalidRequestError(
             f"the ambiguous set has {len(counts)} label(s), {', '.join(sorted(counts)) or 'none'}; a "
@@ -192,18 +191,6 @@ def check_leakage(splits: Splits, examples: Sequence[AttributeText] = ()) -> Non
             )
 
 
-def as_written(text: str) -> str:
-    """Return a text without what differs between copies of it, for comparison alone.
-
-    Compatibility composed (NFKC), format characters (zero-width spaces, soft hyphens, marks of direction)
-    left out, every run of white space one space. Letters keep their case, as they do within a split.
-    """
-    if not text.isascii():
-        unseen = [ord(one) for one in set(text) if category(one) == "Cf"]
-        text = normalize("NFKC", text.translate(dict.fromkeys(unseen)))
-    return " ".join(text.split())
-
-
 _SHARED = (
     "Figures on texts that were trained on, or on their twins, say nothing; drop duplicates before "
     "splitting, and keep a text and its twins together"
@@ -311,7 +298,7 @@ def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:
             f"the attribute has {len(found)} value(s), {', '.join(sorted(map(str, found)))}; two are needed",
             field="attribute",
         )
-    counts = Counter(value for value, _ in {(one.attribute, one.text.strip()) for one in examples})
+    counts = Counter(value for value, _ in {(one.attribute, as_written(one.text)) for one in examples})
     for value in sorted(map(str, found)) if examples else ():
         if counts[value] < FEWEST_TEXTS:
             raise TooFewItemsError(

@@ -17,11 +17,10 @@ from trephine.domain.errors import (
     TrephineError,
 )
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_repeats import distinct, first_rows, first_texts, left_out
+from trephine.domain.spurious_repeats import as_written, distinct, first_rows, first_texts, left_out
 from trephine.domain.spurious_texts import (
     FEWEST_JUDGED,
     LabelledText,
-    as_written,
     check_leakage,
     check_left_apart,
     check_told_apart,

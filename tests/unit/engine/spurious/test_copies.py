@@ -13,7 +13,8 @@ from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.errors import SplitLeakageError
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_texts import AttributeText, LabelledText, as_written
+from trephine.domain.spurious_repeats import as_written
+from trephine.domain.spurious_texts import AttributeText, LabelledText
 from trephine.engine.spurious.examples import read_data
 
 TRAINING = tuple(replace(one, text=f"café {one.text}") for one in ambiguous())
@@ -56,12 +57,31 @@ def test_texts_that_differ_in_what_is_read_are_no_copies():
 
 def test_copies_are_held_out_together():
     """Of every text one that is written otherwise stands beside it, and none of them is trained on."""
-    spaced = [replace(one, text=f"{one.text}\u200b") for one in TRAINING]
+    spaced = [replace(one, text=f"{one.text}\u200b", attribute=None) for one in TRAINING]
     asked = RemoveSpuriousFeatures(training=(*TRAINING, *spaced), attribute_texts=attribute_texts())
     data = read_data(tiny_hosted("llama"), asked)
     fitted, held_out = ({as_written(one.text) for one in texts} for texts in (data.training, data.held_out))
     assert len(data.held_out) == 32, "a fifth of either label"
     assert not fitted & held_out
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_within_a_split_is_no_more_evidence(name: str):
+    """Test texts and an example, written otherwise once more: what is read is what it was, and is told."""
+    test = tuple(replace(one, text=f"caf\u00e9 {one.text}") for one in balanced())
+    examples = tuple(replace(one, text=f"caf\u00e9 {one.text}") for one in attribute_texts())
+    asked = RemoveSpuriousFeatures(
+        training=TRAINING,
+        test=(*test, *(replace(one, text=COPIES[name](one.text)) for one in test)),
+        attribute_texts=(*examples, replace(examples[0], text=COPIES[name](examples[0].text))),
+    )
+    data = read_data(tiny_hosted("llama"), asked)
+    assert [one.text for one in data.test] == [one.text for one in test]
+    assert [one.text for one in data.attribute] == [one.text for one in examples]
+    assert [said.split(" repeat")[0] for said in data.repeated] == [
+        "48 of 96 test texts",
+        "1 of 61 examples of the attribute",
+    ]
 
 
 def test_texts_that_become_the_same_tokens_leak():
