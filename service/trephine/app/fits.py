@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trephine.app.artifacts import ArtifactStore
 from trephine.app.clock import Clock, SystemClock, timestamp
-from trephine.app.files import TEMPORARY, full_disk_is_typed, publish_folder
+from trephine.app.files import TEMPORARY, carried_through, full_disk_is_typed, publish_folder
 from trephine.app.models import Models
 from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder, encode
@@ -127,7 +127,7 @@ class Fits:
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
             try:
                 report, kept = await self._fit(request, staging, on_progress)
-                stored = await asyncio.to_thread(self._publish, request, report, staging, fit_id)
+                stored = await carried_through(self._publish, request, report, staging, fit_id)
             finally:
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
             await asyncio.to_thread(shutil.rmtree, kept, ignore_errors=True)

@@ -14,10 +14,14 @@ import pytest
 from tests.fakes.engine import Script
 from tests.unit.app.house import House
 from tests.unit.app.test_edits_and_exports import OPERATION, REQUEST, ignore, leftovers, ready
+from tests.unit.app.test_evaluations_and_fits import FITS, in_root
+from tests.unit.app.test_evaluations_and_fits import REQUEST as FIT
+from tests.unit.app.test_replacements import loaded
 from tests.unit.app.test_spurious_removals import FIRST, _ready, _request
 from trephine.app import exports as exports_module
 from trephine.app.classifiers import Classifiers
 from trephine.app.exports import StoredExport
+from trephine.app.fits import StoredFit
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest, ExportRequest
 from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier
@@ -215,3 +219,30 @@ def _refusing(number: int) -> Any:
         raise OSError(number, "refused")
 
     return refuse
+
+
+async def test_a_cancellation_while_a_fitted_set_is_published_comes_too_late_as_well(tmp_path, monkeypatch):
+    """A set of which files were swept under its rename would be loaded by nobody."""
+    here = await loaded(tmp_path, FITS)
+    write, inside, go_on = RecordFolder.write, threading.Event(), threading.Event()
+
+    def slow(self: Any, key: str, value: Any) -> None:
+        write(self, key, value)
+        if isinstance(value, StoredFit):
+            inside.set()
+            go_on.wait(30)
+
+    monkeypatch.setattr(RecordFolder, "write", slow)
+    running = asyncio.create_task(here.fits.run(FIT, ignore, fit_id=FIRST))
+    while not inside.is_set():
+        await asyncio.sleep(0.001)
+    running.cancel()
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+    go_on.set()
+    assert (await running).set_id == "mine"
+    assert in_root(here) == ["mine", "small"]
+    names = [
+        sorted(path.name for path in (tmp_path / "replacements" / one).iterdir()) for one in in_root(here)
+    ]
+    assert names[0] == names[1]

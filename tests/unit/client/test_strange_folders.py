@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.client.test_deltas import run
 from trephine.client.verification import verify_folder
+
+__all__ = ["run"]
+"""A fixture of another module."""
 
 
 @pytest.fixture
@@ -100,3 +104,13 @@ def test_a_folder_that_does_not_verify_is_not_quoted(folder: Path):
     assert done.returncode == 3
     assert "NOT VERIFIED" in done.stdout
     assert not any(word in done.stdout for word in ("removed", "behaviour", "certificate: passed"))
+
+
+def test_the_command_line_tells_a_file_from_a_folder_that_is_not_there(
+    tmp_path: Path, run, capsys: pytest.CaptureFixture[str]
+):
+    """Both are mistakes of the command, and no findings."""
+    (tmp_path / "file").write_text("x")
+    for name, says in (("file", "is a file, and no folder"), ("nowhere", "is not there")):
+        assert run("verify", str(tmp_path / name)) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
