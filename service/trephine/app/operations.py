@@ -18,9 +18,11 @@ from trephine.app.names import id_in
 from trephine.app.records import decode, encode
 from trephine.app.requests import REQUEST_TYPES, OperationRequest
 from trephine.app.work import Work
+from trephine.domain.disk import why_no_room
 from trephine.domain.errors import (
     CancelledByCallerError,
     CorruptRecordError,
+    DiskFullError,
     DrainingError,
     EngineLostError,
     InternalError,
@@ -280,7 +282,7 @@ class Operations:
             return
         if not isinstance(error, TrephineError):
             _log.error("operation_broke", operation=operation_id, exc_info=error)
-            error = InternalError("an internal error ended the operation; the server's log has the details")
+            error = _told(error)
         await self._journal.finish(operation_id, OperationState.FAILED, failure=_failure(error))
 
     def _cancel_requested(self, operation_id: str) -> bool:
@@ -289,6 +291,14 @@ class Operations:
 
     def _refused(self, operation_id: str, error: CorruptRecordError) -> None:
         self._journal.finish_at_start(operation_id, _failure(error))
+
+
+def _told(error: Exception) -> TrephineError:
+    """Say what may be said of an error that nobody expected: that the disk is full, or where to look."""
+    why = why_no_room(error) if isinstance(error, OSError) else None
+    if why is not None:
+        return DiskFullError(f"{why} where the server writes; make room there and start the operation again")
+    return InternalError("an internal error ended the operation; the server's log has the details")
 
 
 def _operation_id(tenant: str, method: str, request_id: str) -> str:

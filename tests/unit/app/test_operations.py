@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from dataclasses import replace
 
 import pytest
@@ -116,6 +118,16 @@ async def test_failure_is_kept_with_its_reason_and_context(tmp_path):
     assert record.state is OperationState.FAILED
     assert record.failure.reason == "PROMPT_TOO_LONG"
     assert record.failure.context == {"field": "prompt", "tokens": 99}
+
+
+async def test_a_full_disk_is_told_wherever_nobody_expected_it(tmp_path):
+    """Its own error, which says what to do, and none of a defect; other errors of the system are defects."""
+    for number, reason in ((errno.ENOSPC, "DISK_FULL"), (errno.EIO, "INTERNAL")):
+        here = await ready(tmp_path / reason, OSError(number, os.strerror(number)))
+        record = await here.operations.start("DiscoverCircuit", REQUEST, request_id="r")
+        record = await here.operations.wait(record.id)
+        assert record.failure.reason == reason
+        assert ("make room" in record.failure.message) == (reason == "DISK_FULL")
 
 
 async def test_defect_fails_without_leaking(tmp_path):
