@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.spurious_report import report
+from tests.spurious_report import judged, report
 from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.app.spurious_removals import StoredRemoval
 from trephine.client.cli.output import Output
@@ -35,9 +35,10 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import EmptyPromptError, InvalidRequestError
 from trephine.domain.spurious_heads import ClassifierHead, Pooling, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_outcomes import unmeasured
-from trephine.domain.spurious_removal import RemovalBudget
+from trephine.domain.spurious_removal import RemovalBudget, Standing
 from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
 from trephine.rpc.wire.spurious_removals import removal_to_wire, remove_from_wire
+from trephine.server.listener import MESSAGE_BYTES
 
 TEXTS = [LabelledText(text=one.text, label=one.label, attribute=one.attribute) for one in ambiguous(10)]
 EXAMPLES = [AttributeText(text=one.text, attribute=one.attribute) for one in attribute_texts()]
@@ -260,3 +261,19 @@ def test_overrides_that_say_two_things_or_nothing_are_refused(tmp_path, name):
     with pytest.raises(ClientInvalid, match=said) as refused:
         read_overrides(file)
     assert refused.value.field == "overrides"
+
+
+def test_a_report_of_many_features_fits_into_an_answer():
+    """As many as may be judged, by two judges: what goes stands first and is there, the others are counted."""
+    one = judged(Standing.UNDECIDED, 0)
+    kept = replace(one, evidence=one.evidence * 2, firings=(), why="neither is clear " * 4)
+    many = (judged(Standing.SPURIOUS, 7, removed=True), *(kept for _ in range(65_535)))
+    stored = StoredRemoval(
+        name="spuriousRemovals/a", create_time="", edit="", found=replace(report(), features=many)
+    )
+    message = removal_to_wire(stored)
+    assert message.ByteSize() < MESSAGE_BYTES
+    assert message.features[0].removed
+    left = len(many) - len(message.features)
+    assert 0 < left < len(many)
+    assert message.caveats[-1].startswith(f"{left} judged features of the smallest effects are not listed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trephine.app.costs import Cost, predicted_seconds
@@ -29,6 +29,8 @@ _STANDINGS = {one: pb.FeatureStanding.Value(f"FEATURE_STANDING_{one.name}") for 
 _JUDGES = {one: pb.FeatureJudge.Value(f"FEATURE_JUDGE_{one.name}") for one in domain.Judge}
 _ARMS = {one: pb.RemovalArm.Value(f"REMOVAL_ARM_{one.name}") for one in Arm}
 _BUDGET = ("candidates", "exact", "effect_texts", "fit_texts", "random_sets")
+_FEATURE_BYTES = 6 << 20
+"""Of the features of one report: an answer that the transport refuses would lose the work of an hour."""
 _RULES = ("spurious_above", "task_below", "false_discoveries", "clusters")
 
 
@@ -113,8 +115,13 @@ def _override(message: pb.FeatureOverride, place: int) -> domain.Override:
 
 
 def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.SpuriousRemoval:
-    """Write a report; without its features where several are listed."""
+    """Write a report; without its features where several are listed.
+
+    Of more features than an answer holds the last ones, which did the least and stay, are left out, and a
+    caveat counts them.
+    """
     one = stored.found
+    features, left = _features(one.features) if whole else ([], 0)
     return pb.SpuriousRemoval(
         name=clean(stored.name),
         edit=qualified("edits", stored.edit) if stored.edit else "",
@@ -126,7 +133,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
         estimator=_ESTIMATOR_NUMBERS[one.estimator],
         judges=[_JUDGES[judge] for judge in one.judges],
         considered=one.considered,
-        features=[_feature_to_wire(feature) for feature in one.features] if whole else [],
+        features=features,
         choices=[
             pb.RemovalChoice(
                 count=point.count,
@@ -152,13 +159,34 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
         tpp=one.scores.tpp,
         interventions=[intervention_to_wire(each) for each in one.interventions] if whole else [],
         texts=one.texts,
-        caveats=[clean(caveat) for caveat in one.caveats],
+        caveats=[clean(caveat) for caveat in (*one.caveats, *_left_out(left))],
         seconds=one.seconds,
         version=version_to_wire(one.model, one.weight_hash),
         seed=one.seed,
         create_time=clean(stored.create_time),
         outcome=outcome_to_wire(one.outcome),
         ships=_ARMS[one.ships],
+    )
+
+
+def _features(found: Sequence[domain.JudgedFeature]) -> tuple[list[pb.JudgedFeature], int]:
+    """Write features as long as there is room; return how many are left."""
+    written, size = list[pb.JudgedFeature](), 0
+    for feature in found:
+        message = _feature_to_wire(feature)
+        size += message.ByteSize()
+        if size > _FEATURE_BYTES:
+            break
+        written.append(message)
+    return written, len(found) - len(written)
+
+
+def _left_out(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (
+        f"{count} judged features of the smallest effects are not listed: an answer holds no more. Judge fewer "
+        "candidates to see all of them",
     )
 
 
