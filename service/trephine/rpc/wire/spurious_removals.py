@@ -185,8 +185,8 @@ def _left_out(count: int) -> tuple[str, ...]:
     if not count:
         return ()
     return (
-        f"{count} judged features of the smallest effects are not listed: an answer holds no more. Judge fewer "
-        "candidates to see all of them",
+        f"{count} judged features of the smallest effects are not listed: an answer holds no more. Judge "
+        "fewer candidates to see all of them",
     )
 
 
