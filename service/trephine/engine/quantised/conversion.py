@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,11 +147,22 @@ def require_convertible(hosted: HostedModel) -> None:
 
 def gguf_bytes(hosted: HostedModel, kinds: tuple[GgufType, ...], added: int = 0) -> int:
     """Bound the size of the files of an export that has `added` more parameters than its parent."""
-    return sum(_BITS[kind] * (hosted.info.n_parameters + added) // 8 for kind in kinds)
+    weights = list(hosted.model.parameters())
+    widest = {
+        kind: max(_bits(weight.shape, kind) for weight in weights if weight.dim() > 1) for kind in kinds
+    }
+    return sum(
+        (sum(_bits(weight.shape, kind) * weight.numel() for weight in weights) + widest[kind] * added) // 8
+        for kind in kinds
+    )
 
 
-_BITS = {"q8_0": 9, "q5_1": 8, "q5_0": 8, "q4_1": 8, "q4_0": 8}
-"""Per weight, embeddings at eight bits included."""
+def _bits(shape: Sequence[int], kind: GgufType) -> int:
+    """Bound what a weight takes; embeddings take eight bits in every file, and scales are counted."""
+    stored = stored_type("", tuple(shape), kind)
+    if stored in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        return 8 * gguf.GGML_QUANT_SIZES[stored][1]
+    return 9 if kind == "q8_0" else 8
 
 
 def _bytes(tensor: Stored) -> int:

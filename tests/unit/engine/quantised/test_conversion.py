@@ -11,12 +11,14 @@ import torch
 from tokenizers import decoders
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.builders import tiny_folder
 from tests.file_limits import files_end_at
+from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.weights.folders import parent
 from trephine.domain.errors import DiskFullError, InvalidRequestError, UnsupportedOptionError
 from trephine.domain.exports import GGUF_TYPES, ExportOptions
 from trephine.engine.quanta import finish
-from trephine.engine.quantised.conversion import Layout, convert, require_convertible
+from trephine.engine.quantised.conversion import Layout, convert, gguf_bytes, require_convertible
 from trephine.engine.quantised.families import FAMILIES, laid_out, restored, stored_type
 from trephine.engine.quantised.twin import quantised_twin
 from trephine.engine.retain import windows_logits
@@ -125,3 +127,12 @@ def test_types_are_named_once():
     for wrong in (("q3_k",), ("q8_0", "q8_0")):
         with pytest.raises(InvalidRequestError):
             ExportOptions(gguf=wrong)
+
+
+@pytest.mark.parametrize(("d_model", "kind"), [(48, "q8_0"), (48, "q4_0"), (64, "q8_0"), (64, "q4_0")])
+def test_no_file_is_larger_than_was_planned(d_model, kind, tmp_path):
+    """Rows that do not divide into blocks stay wider, and vectors do: 48 is no multiple of 32."""
+    hosted = hosted_in(tiny_folder("qwen2", tmp_path / "parent", d_model=d_model))
+    list(convert(hosted, hosted.folder, kind, tmp_path / "a.gguf", "a title"))
+    tensors = gguf.GGUFReader(tmp_path / "a.gguf").tensors
+    assert sum(tensor.n_bytes for tensor in tensors) <= gguf_bytes(hosted, (kind,))
