@@ -31,6 +31,8 @@ from trephine.domain.spurious_texts import (
 
 MAX_TEXTS = 16_384
 """Of one request, all splits together."""
+MAX_CANDIDATES = 16_384
+"""Each has its evidence in the report: with every judge that is 16 MB between engine and server, of 32."""
 
 # --- what is given -------------------------------------------------------------------------------
 
@@ -78,7 +80,8 @@ class RemovalBudget:
     """Size- and layer-matched random feature sets beside the removed one; 0 draws none."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.candidates <= 65_536, "budget.candidates", "must be 1 to 65536")
+        most = f"must be 1 to {MAX_CANDIDATES}: of more no report could be answered"
+        _check(1 <= self.candidates <= MAX_CANDIDATES, "budget.candidates", most)
         _check(0 <= self.exact <= 4096, "budget.exact", "must be 0 to 4096")
         ascending = tuple(sorted(set(self.counts)))
         _check(bool(self.counts) and ascending == self.counts, "budget.counts", "must ascend, and hold one")

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.fakes.engine import Script
-from tests.spurious_report import report
+from tests.spurious_report import judged, report
 from tests.spurious_texts import ambiguous, attribute_texts
 from tests.unit.app.house import House, house
 from trephine.app.classifiers import Classifiers, _removes_the_same
 from trephine.app.feature_sets import FeatureSet
+from trephine.app.records import encode
 from trephine.app.requests import ExportClassifierRequest, ExportRequest, RemoveSpuriousRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
 from trephine.domain.commands import Progress
@@ -27,7 +28,14 @@ from trephine.domain.errors import (
 )
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
-from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import (
+    MAX_CANDIDATES,
+    Judge,
+    RemovalBudget,
+    RemoveSpuriousFeatures,
+    Standing,
+)
+from trephine.ipc.frames import DEFAULT_LIMITS
 
 FIRST, SECOND = "a" * 32, "b" * 32
 GONE = Intervention(
@@ -225,3 +233,24 @@ def test_an_edit_by_hand_is_of_the_set_that_was_measured():
     )  # fmt: skip
     for measured, same in (("", True), ("after", True), ("before", False)):
         assert _removes_the_same(replace(stored, found=replace(FOUND, set_hash=measured)), edit) is same
+
+
+def test_no_more_is_judged_than_a_report_can_hold():
+    """Every judge's word on every feature fits into a frame between engine and server, and more is refused."""
+    said = judged(Standing.UNDECIDED, 12345)
+    evidence = replace(
+        said.evidence[0], share=1 / 3, attribute_effect=-1e-3 / 3, label_effect=1e-3 / 7, p_value=1e-5 / 3
+    )
+    one = replace(
+        said,
+        score=1 / 3,
+        effect=-1e-3 / 3,
+        firings=(),
+        why="neither is clear " * 6,
+        evidence=(evidence,) * len(Judge),
+    )
+    size = len(encode(replace(report(), features=(one,) * 1024))) * MAX_CANDIDATES / 1024
+    assert size < 0.75 * DEFAULT_LIMITS.json_bytes
+    assert RemovalBudget(candidates=MAX_CANDIDATES).candidates == MAX_CANDIDATES
+    with pytest.raises(InvalidRequestError, match="must be 1 to 16384"):
+        RemovalBudget(candidates=MAX_CANDIDATES + 1)

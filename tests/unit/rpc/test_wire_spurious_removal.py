@@ -264,7 +264,7 @@ def test_overrides_that_say_two_things_or_nothing_are_refused(tmp_path, name):
 
 
 def test_a_report_of_many_features_fits_into_an_answer():
-    """As many as may be judged, by two judges: what goes stands first and is there, others are counted."""
+    """Of however many, by two judges: what goes stands first and is there, others are counted."""
     one = judged(Standing.UNDECIDED, 0)
     kept = replace(one, evidence=one.evidence * 2, firings=(), why="neither is clear " * 4)
     many = (judged(Standing.SPURIOUS, 7, removed=True), *(kept for _ in range(65_535)))
