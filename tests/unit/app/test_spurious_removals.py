@@ -236,7 +236,7 @@ def test_an_edit_by_hand_is_of_the_set_that_was_measured():
 
 
 def test_no_more_is_judged_than_a_report_can_hold():
-    """Every judge's word on every feature fits into a frame between engine and server, and more is refused."""
+    """Every judge's word on every feature fits between engine and server, and more is refused."""
     said = judged(Standing.UNDECIDED, 12345)
     evidence = replace(
         said.evidence[0], share=1 / 3, attribute_effect=-1e-3 / 3, label_effect=1e-3 / 7, p_value=1e-5 / 3
