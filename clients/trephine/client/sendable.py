@@ -1,4 +1,4 @@
-"""Text that the contract can carry: half an emoji has no UTF-8, so it is refused before it is sent."""
+"""What the contract can carry: half an emoji has no UTF-8, and a number may be larger than its field."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from trephine.client.errors import InvalidRequestError
 RequestT = TypeVar("RequestT")
 ArgumentsP = ParamSpec("ArgumentsP")
 
+_TOO_LARGE = "out of range"
+"""In the words of protobuf."""
 _SHOWN = 20
 """Characters around the broken one that the error quotes."""
 
 
 def sendable(build: Callable[ArgumentsP, RequestT]) -> Callable[ArgumentsP, RequestT]:
-    """Let a builder of requests refuse text with half a character by a typed error.
+    """Let a builder refuse text with half a character, and numbers that do not fit, by a typed error.
 
-    The builder then raises InvalidRequestError, which quotes the place; without this it would be the
-    UnicodeEncodeError of protobuf.
+    The builder then raises InvalidRequestError, which quotes them; without this it would be the
+    UnicodeEncodeError or ValueError of protobuf.
     """
 
     @wraps(build)
@@ -28,6 +30,12 @@ def sendable(build: Callable[ArgumentsP, RequestT]) -> Callable[ArgumentsP, Requ
             return build(*args, **kwargs)
         except UnicodeEncodeError as failure:
             raise _refusal(failure) from None
+        except ValueError as failure:
+            if _TOO_LARGE not in str(failure):
+                raise
+            raise InvalidRequestError(
+                f"a number does not fit into its field of the request: {failure}"
+            ) from None
 
     return checked
 

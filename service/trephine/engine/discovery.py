@@ -17,7 +17,7 @@ from trephine.domain.circuits import (
     EstimateQuality,
 )
 from trephine.domain.commands import Progress
-from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
+from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, TrephineError
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
 from trephine.domain.tokens import Tokens
 from trephine.engine.assembly import NodeOrder, assemble, order_nodes
@@ -137,7 +137,7 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
     _check_limits(hosted, command)
     if command.replacement != NEURONS:
         open_layers(hosted, command.sets, command.layers, choosable=True)
-    ids = hosted.encode(command.prompt)
+    ids = _encoded(hosted, command.prompt)
     if len(ids) < _FEWEST_TOKENS:
         raise InvalidRequestError(
             "the prompt is one token long: position 0 is an attention sink and explains nothing on its own; "
@@ -146,6 +146,13 @@ def validate(hosted: HostedModel, command: DiscoverCircuit) -> Question:
         )
     check_target(hosted, command, len(ids))
     return Question(command=command, ids=ids)
+
+
+def _encoded(hosted: HostedModel, prompt: str) -> list[int]:
+    try:
+        return hosted.encode(prompt)
+    except TrephineError as error:
+        raise error.with_field("prompt") from None
 
 
 def _check_limits(hosted: HostedModel, command: DiscoverCircuit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from time import monotonic
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
-from trephine.domain.errors import InternalError
+from trephine.domain.errors import InternalError, NonFiniteValueError
 from trephine.domain.sweeps import TARGETS_PER_ROUND, neuron_targets_per_sweep
 from trephine.engine.attribution import RowSums, sweep
 from trephine.engine.growing import GrowingGraph, Ranking
@@ -220,10 +221,16 @@ def check_sums(operators: FrozenOperators, found: Tensor, expected: Tensor, scal
     """Hold rows to law 3.
 
     Raises:
+        NonFiniteValueError: If a row is no number.
         InternalError: If a row's sum misses its target by more than rounding explains.
     """
     tolerance = _TOLERANCE.get(operators.architecture.W_U.dtype, 0.1)
     worst = float(((found - expected).abs() / scale.clamp_min(1e-12)).max())
+    if not isfinite(worst):
+        raise NonFiniteValueError(
+            "what enters a target adds up to no number: it, or what is explained, is larger than the dtype "
+            "holds. Load the model as float32, or scale a direction down"
+        )
     if not worst <= tolerance:
         raise InternalError(
             f"attribution rows miss their targets by {worst:.2e} of their mass; this model's layers do not "

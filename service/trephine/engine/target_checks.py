@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.errors import (
     FeatureOutOfRangeError,
     InvalidRequestError,
     LayerOutOfRangeError,
+    NonFiniteValueError,
     PositionOutOfRangeError,
     ShapeMismatchError,
+    TrephineError,
 )
 from trephine.domain.sites import NEURONS
 from trephine.domain.targets import (
@@ -36,6 +40,7 @@ def check_target(hosted: HostedModel, command: DiscoverCircuit, n_pos: int) -> N
         TargetNotOneTokenError, TokenOutOfRangeError: For tokens.
         LayerOutOfRangeError, FeatureOutOfRangeError, PositionOutOfRangeError: For addresses.
         ShapeMismatchError: For a direction of another length than the stream.
+        NonFiniteValueError: For a direction that float32 does not hold.
         UnsupportedOptionError: For a site that the architecture does not have.
         InvalidRequestError: If there are too many read-outs.
     """
@@ -49,8 +54,8 @@ def check_target(hosted: HostedModel, command: DiscoverCircuit, n_pos: int) -> N
         )
     match command.target:
         case LogitTarget(token=token, against=against):
-            other = None if against is None else hosted.resolve_target(against)
-            logit_readout(hosted, hosted.resolve_target(token), other)
+            other = None if against is None else _resolved(hosted, against, "target.against")
+            logit_readout(hosted, _resolved(hosted, token, "target.token"), other)
         case TokenLogits(tokens=tokens):
             _check_tokens(hosted, tokens)
         case FeatureValue() as wanted:
@@ -94,8 +99,15 @@ def _per_position(command: DiscoverCircuit) -> int:
             return 1
 
 
+def _resolved(hosted: HostedModel, token: str, field: str) -> int:
+    try:
+        return hosted.resolve_target(token)
+    except TrephineError as error:
+        raise error.with_field(field) from None
+
+
 def _check_tokens(hosted: HostedModel, tokens: Sequence[str]) -> None:
-    ids = [hosted.resolve_target(token) for token in tokens]
+    ids = [_resolved(hosted, token, f"target.tokens[{n}]") for n, token in enumerate(tokens)]
     if len(set(ids)) < len(ids):
         raise InvalidRequestError("a token is named twice", field="target.tokens")
 
@@ -146,6 +158,11 @@ def _check_direction(hosted: HostedModel, wanted: DirectionValue) -> None:
             field="target.vector",
             got=len(wanted.vector),
             expected=width,
+        )
+    if not bool(torch.tensor(wanted.vector, dtype=torch.float32).isfinite().all()):
+        raise NonFiniteValueError(
+            "the direction has numbers that are larger than float32 holds; scale it down",
+            field="target.vector",
         )
 
 

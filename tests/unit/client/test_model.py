@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.fakes.grpc_server import FakeService
@@ -8,7 +10,7 @@ from trephine.client.aio import connect as connect_async
 from trephine.client.errors import InvalidRequestError, ModelNotFoundError, NothingToShipError
 from trephine.client.models import source_of
 from trephine.client.selection import Selection
-from trephine.client.types import Proposal, Version
+from trephine.client.types import FeatureValue, Proposal, Version
 
 
 def test_a_loaded_model_is_used_as_it_is(fake: FakeService, trephine: Trephine):
@@ -138,3 +140,13 @@ def test_notebook_views_escape_what_they_show(fake: FakeService, trephine: Treph
     page = trephine.model("tiny").discover("Mary", target=" Mary")._repr_html_()
     assert "<img" not in page
     assert "&lt;img" in page
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_feature_nodes": 2**40}, {"target": FeatureValue(layer=1, index=2**40)}, {"layers": [-(2**40)]}],
+)
+def test_a_number_that_fits_no_field_is_refused_by_a_typed_error(trephine: Trephine, options: dict[str, Any]):
+    """Before it is sent; it says which number."""
+    with pytest.raises(InvalidRequestError, match=r"does not fit into its field.*1099511627776"):
+        trephine.load_model("tiny").discover("x", **{"target": " a", **options})
