@@ -27,7 +27,7 @@ from trephine.domain.spurious_texts import (
 )
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
-from trephine.engine.spurious.reading import padding_of, read_text, refuse_shared, without_padding
+from trephine.engine.spurious.reading import reader_of, refuse_shared, require_same_reading
 from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins
 
 MAX_TOKENS = 512
@@ -109,6 +109,7 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
     """
     reader = _Reader(hosted, command)
     check_leakage(reader.splits, command.attribute_texts)
+    require_same_reading(hosted, command.decision, [one.text for one in command.training])
     training = reader.split("training")
     validation = reader.split("validation")
     held_out = validation
@@ -159,7 +160,7 @@ class _Reader:
         self.attributes, self.told_by = attribute_order(command)
         self._number = {name: number for number, name in enumerate(self.attributes)}
         self._places: dict[Ids, str] = {}
-        self._pad = padding_of(command.decision)
+        self._read = reader_of(hosted, command.decision)
 
     def split(self, name: str) -> tuple[Example, ...]:
         rows = self.splits[name]
@@ -197,7 +198,7 @@ class _Reader:
 
     def _encode(self, text: str, field: str) -> Ids:
         try:
-            ids = without_padding(read_text(self._hosted, self._command.decision, text), self._pad)
+            ids = self._read(text)
         except TrephineError as error:
             raise error.with_field(field) from None
         if len(ids) < 2:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from trephine.domain.errors import HeadNotStockError, SplitLeakageError
 from trephine.domain.spurious_heads import (
@@ -21,6 +21,9 @@ from trephine.domain.spurious_heads import (
 from trephine.engine.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
+
+_ASKED = 64
+"""Texts that a given head's own tokenizer is asked to read."""
 
 
 def with_special_tokens(hosted: HostedModel, decision: DecisionHead) -> bool:
@@ -45,6 +48,16 @@ def read_text(hosted: HostedModel, decision: DecisionHead, text: str) -> Ids:
     """
     special_tokens = with_special_tokens(hosted, decision)
     return tuple(hosted.encode(worded(decision, text), special_tokens=special_tokens))
+
+
+def reader_of(hosted: HostedModel, decision: DecisionHead) -> Callable[[str], Ids]:
+    """Return what reads texts for a decision: to the last token that its head is read at.
+
+    Raises:
+        HeadNotStockError: If a given head's configuration cannot be read.
+    """
+    pad = padding_of(decision)
+    return lambda text: without_padding(read_text(hosted, decision, text), pad)
 
 
 def padding_of(decision: DecisionHead) -> int | None:
@@ -72,6 +85,32 @@ def padding_of(decision: DecisionHead) -> int | None:
 def without_padding(ids: Ids, pad: int | None) -> Ids:
     """Return the tokens up to the last one that is no padding; what follows it changes nothing before."""
     return ids if pad is None else tuple(dropwhile(lambda one: one == pad, reversed(ids)))[::-1]
+
+
+def require_same_reading(hosted: HostedModel, decision: DecisionHead, texts: Sequence[str]) -> None:
+    """Refuse a given head whose folder has a tokenizer that reads texts otherwise than the hosted model's.
+
+    What it decides on is not what would be measured: with a first token more it may decide the other way.
+
+    Raises:
+        HeadNotStockError: Showing a text both ways.
+    """
+    if not isinstance(decision, ClassifierHead | RewardHead):
+        return
+    folder = Path(decision.folder)
+    if not (folder / "tokenizer.json").is_file():
+        return  # it has none of its own
+    own, asked = AutoTokenizer.from_pretrained(folder, local_files_only=True), texts[:_ASKED]
+    read = [(tuple(own(one, verbose=False)["input_ids"]), read_text(hosted, decision, one)) for one in asked]
+    other = [pair for pair in read if pair[0] != pair[1]]
+    if other:
+        its, ours = (f"{hosted.decode(ids)[:60]!r} ({len(ids)} tokens)" for ids in other[0])
+        raise HeadNotStockError(
+            f"the tokenizer of {folder.name} reads {len(other)} of {len(asked)} texts otherwise than the "
+            f"hosted model's, one of them as {its} and not as {ours}: what it decides on would not be "
+            "what is measured. Load the model with that folder's tokenizer",
+            field="decision.folder",
+        )
 
 
 def refuse_shared(places: dict[Ids, str], ids: Ids, field: str) -> None:

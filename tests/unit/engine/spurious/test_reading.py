@@ -20,7 +20,7 @@ from transformers import (
 from tests.builders import tiny_folder, tiny_tokenizer
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.classifier_exports import ExportClassifier
-from trephine.domain.errors import GateMissedError
+from trephine.domain.errors import GateMissedError, HeadNotStockError
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import (
     ClassifierHead,
@@ -135,6 +135,20 @@ def test_a_given_classifier_is_measured_on_what_it_reads(hosted: HostedModel, tm
     hosted.tokenizer.save_pretrained(tmp_path)
     found = _removal(hosted, ClassifierHead(folder=str(tmp_path)))
     assert _accuracy(found) == pytest.approx(_stock_accuracy(tmp_path), abs=1e-6)
+
+
+def test_a_given_head_whose_tokenizer_reads_otherwise_is_refused(hosted: HostedModel, tmp_path: Path):
+    """The hosted model's adds a first token, the folder's does not: another decision would be measured."""
+    names: dict[str, Any] = {"id2label": {0: "Q", 1: "W"}, "label2id": {"Q": 0, "W": 1}}
+    model = LlamaForSequenceClassification.from_pretrained(hosted.folder, num_labels=2, **names)
+    model.save_pretrained(tmp_path)
+    plain = _hosted(tmp_path / "plain", "$A")
+    plain.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(HeadNotStockError, match=r"reads 48 of 48 texts otherwise .* \(8 tokens\) and not as"):
+        _removal(hosted, ClassifierHead(folder=str(tmp_path)))
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    assert _removal(hosted, ClassifierHead(folder=str(tmp_path))).arm(Arm.ORIGINAL) is not None
 
 
 def test_a_folder_that_reads_other_tokens_than_were_measured_is_not_published(
