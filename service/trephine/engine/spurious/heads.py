@@ -221,10 +221,16 @@ def _same_weights(
             continue
         known = name if name in loaded else f"{prefix}.{name}"
         own = loaded.get(known)
-        if own is None or not torch.equal(read_tensor(folder, entry).to(own.dtype), own.cpu()):
-            what = "has no counterpart in the hosted model" if own is None else "is not the hosted model's"
+        if own is None:
             raise ParentChangedError(
-                f"{name} of {folder.name} {what}; load the base that it was made for", tensor=name
+                f"{name} of {folder.name} has no counterpart in the hosted model; load the base that it was "
+                "made for",
+                tensor=name,
+            )
+        stored, held = read_tensor(folder, entry), own.cpu()
+        if not torch.equal(stored.to(held.dtype), held):
+            raise ParentChangedError(
+                f"{name} of {folder.name} is not the hosted model's{_rounded(stored, held)}", tensor=name
             )
         compared.add(known)
         yield
@@ -237,6 +243,18 @@ def _same_weights(
             "writes it",
             tensor=missing[0],
         )
+
+
+def _rounded(stored: Tensor, held: Tensor) -> str:
+    """Say what to do: of weights that differ by their precision alone, how to have them agree."""
+    if stored.shape == held.shape and torch.equal(held.to(stored.dtype), stored):
+        kept, loaded = (str(one.dtype).removeprefix("torch.") for one in (stored, held))
+        how = f"load the model as {kept}, or save" if stored.dtype == torch.bfloat16 else "save"
+        return (
+            f", but that rounded to {kept}, and it is loaded as {loaded}: {how} the classifier with the "
+            "weights of its base as they are"
+        )
+    return "; load the base that it was made for"
 
 
 def _parameters(model: Any) -> list[list[str]]:

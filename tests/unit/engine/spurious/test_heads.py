@@ -220,3 +220,15 @@ def test_a_head_of_another_kind_says_what_it_is(tmp_path, outputs, head, said):
     folder, _ = _saved(tmp_path, outputs)
     with pytest.raises(HeadNotStockError, match=said):
         finish(given_head(tiny_hosted("llama"), head(folder=str(folder)), LABELS))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_differ_by_their_precision_alone_are_told_so(tmp_path, dtype):
+    """Of a folder that was saved in half: on its own weights it decides otherwise, if by little."""
+    folder, _ = _saved(tmp_path, 2)
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / SINGLE_NAME).items()}
+    save_file(tensors, folder / SINGLE_NAME)
+    said = "but that rounded to .*float16, and it is loaded as float32: .* with the weights of its base"
+    with pytest.raises(ParentChangedError, match=said) as refused:
+        finish(given_head(tiny_hosted("llama"), ClassifierHead(folder=str(folder)), LABELS))
+    assert ("load the model as bfloat16" in refused.value.message) is (dtype is torch.bfloat16)
