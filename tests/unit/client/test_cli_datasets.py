@@ -242,14 +242,17 @@ def test_the_nodes_abstained_on_are_counted_and_not_the_listed_ones(
         assert f"{number} nodes that too few parts of the data select\n" in printed
 
 
+@pytest.mark.parametrize(
+    ("metric", "why"), [(1.5, "ablating everything hardly moves"), (nan, "an ablated run gave no number")]
+)
 def test_a_share_of_nothing_is_shown_as_inconclusive(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], metric: float, why: str
 ):
     """No p-value, no `not reached`: where ablating everything moves nothing, nothing is said."""
     whole, (first, *others) = found(), found().found.circuits
     measured = first.faithfulness[0]
     share = replace(measured.circuit.faithfulness, value=nan, low=nan, high=nan)
-    nothing = replace(measured.circuit, faithfulness=share, completeness=share)
+    nothing = replace(measured.circuit, faithfulness=share, completeness=share, metric=metric)
     empty = replace(
         measured, circuit=nothing, core=None, curve=(), random=(nan,), p_value=None, nodes_for_80=None
     )
@@ -258,7 +261,7 @@ def test_a_share_of_nothing_is_shown_as_inconclusive(
     monkeypatch.setattr(sys.modules[__name__], "found", lambda: stored)
     assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
     printed = capsys.readouterr().out
-    assert printed.count("inconclusive, since") == 2
+    assert printed.count(f"inconclusive, since {why}") == printed.count("inconclusive, since") == 2
     assert "not reached" not in printed
     assert "nan" not in printed.partition("mean ablation")[2].partition("cluster 1")[0]
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,7 @@ DISCOVER_DATASET_EXAMPLES = examples(
     "trephine discover-dataset texts.jsonl --corrupted '' --wrong '' --clusters auto",
 )
 INCONCLUSIVE = "inconclusive, since ablating everything hardly moves the metric"
+NO_NUMBER = "inconclusive, since an ablated run gave no number"
 _OWN = ("neurons", "heads", "errors")
 _CHOICES = {
     "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
@@ -292,7 +293,14 @@ def _show_faithfulness(output: Output, measured: HeldOutFaithfulness) -> None:
 def _goal(measured: HeldOutFaithfulness) -> str:
     if measured.nodes_for_80 is not None:
         return f"{measured.nodes_for_80} nodes"
-    return INCONCLUSIVE if isnan(measured.circuit.faithfulness.value) else "not reached"
+    return _inconclusive(measured) if isnan(measured.circuit.faithfulness.value) else "not reached"
+
+
+def _inconclusive(measured: HeldOutFaithfulness) -> str:
+    """Say why there is no share: there is nothing to share out, or something overflowed."""
+    numbers = (measured.whole.value, measured.empty.value, measured.circuit.metric)
+    none = isnan(measured.circuit.faithfulness.value) and all(map(isfinite, numbers))
+    return INCONCLUSIVE if none else NO_NUMBER
 
 
 def _point(name: str, point: FaithfulnessPoint) -> tuple[str, ...]:
@@ -304,7 +312,7 @@ def _random(measured: HeldOutFaithfulness) -> str:
     if not measured.random:
         return "none were drawn"
     if measured.p_value is None:
-        return f"{len(measured.random)} of the same size and layers: {INCONCLUSIVE}"
+        return f"{len(measured.random)} of the same size and layers: {_inconclusive(measured)}"
     mean = sum(measured.random) / len(measured.random)
     return (
         f"{len(measured.random)} of the same size and layers: faithfulness {mean:.3f} on average, at most "
