@@ -84,6 +84,7 @@ def remove_spurious_features(
             *_caveats(study, judged),
             *_of_the_head(study, choice),
             *_as_good(measured.arms),
+            *_as_controlled(measured.arms),
             *_unmatched(measured.unmatched, len(choice.removed)),
         ),
         seconds=monotonic() - started,
@@ -156,6 +157,29 @@ def _as_good(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
     return (
         f"without any feature removed the worst group is decided as well by {' and '.join(names)} as by what "
         f"ships ({ships.value:.1%}): where the head is all that must be fair, that is simpler",
+    )
+
+
+_CONTROLS = {
+    Arm.REMOVED: (Arm.RANDOM, "with as many random features removed"),
+    Arm.REFITTED: (Arm.RANDOM_REFITTED, "with as many random features removed and the head trained again"),
+    Arm.ERASED: (Arm.ERASED_ALONE, "by such a head with every feature in place"),
+}
+"""What ships, and the arm that is the same but for the features that went, in words."""
+
+
+def _as_controlled(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
+    """Say so where the same without the features that went does as well: no gain is their work then."""
+    if shipped(arms) not in _CONTROLS:
+        return ()
+    control, words = _CONTROLS[shipped(arms)]
+    worst = {one.arm: one.figure("worst_group") for one in arms}
+    ships, other = worst.get(shipped(arms)), worst.get(control)
+    if ships is None or other is None or other.value < ships.value:
+        return ()
+    return (
+        f"the worst group is decided as well {words} ({other.value:.1%}) as by what ships "
+        f"({ships.value:.1%}): that the features that went add anything to it was not seen",
     )
 
 

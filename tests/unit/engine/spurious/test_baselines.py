@@ -19,7 +19,7 @@ from trephine.engine.quanta import finish
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.examples import attributes, labels
 from trephine.engine.spurious.measuring import Measure
-from trephine.engine.spurious.removal import _as_good
+from trephine.engine.spurious.removal import _as_controlled, _as_good
 from trephine.engine.spurious.study import Study, open_study
 
 BASELINES = [Arm.LEACE, Arm.INLP, Arm.TOKEN_DELETION]
@@ -121,3 +121,22 @@ def test_what_is_simpler_and_as_good_is_named():
     assert _as_good([outcome(Arm.REFITTED, 0.95), *arms[2:]]) == ()
     assert _as_good([arms[0], *arms[2:]]) == ()
     assert _as_good([ArmOutcome(arm=Arm.REFITTED, figures=()), *arms[2:]]) == ()
+
+
+@pytest.mark.parametrize(
+    ("ships", "control", "words"),
+    [
+        (Arm.REMOVED, Arm.RANDOM, "with as many random features removed (80.0%)"),
+        (Arm.REFITTED, Arm.RANDOM_REFITTED, "removed and the head trained again (80.0%)"),
+        (Arm.ERASED, Arm.ERASED_ALONE, "by such a head with every feature in place (80.0%)"),
+    ],
+)
+def test_what_random_features_do_as_well_is_not_the_work_of_those_that_went(ships, control, words):
+    """A given head that is trained again gains by that alone; where the control does less nothing is said."""
+    arms = [outcome(Arm.ORIGINAL, 0.0), outcome(ships, 0.8), outcome(control, 0.8)]
+    (said,) = _as_controlled(arms)
+    assert words in said
+    assert "was not seen" in said
+    assert _as_controlled([arms[0], outcome(ships, 0.81), arms[2]]) == ()
+    assert _as_controlled(arms[:2]) == ()
+    assert _as_controlled([arms[0], arms[2]]) == ()
