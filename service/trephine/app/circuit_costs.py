@@ -17,7 +17,6 @@ from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import SiteKind
 from trephine.domain.sweeps import (
     SCORES_PER_SWEEP,
-    STORED_EDGES,
     TABLED_BYTES,
     TARGETS_PER_ROUND,
     WHOLE_EDGES,
@@ -189,9 +188,7 @@ def _on_gpu(
     targets = min(feature_targets_per_sweep(n_tokens, tabled=tabled), max(TARGETS_PER_ROUND, nodes // 3))
     scores = min(targets * written, SCORES_PER_SWEEP) * _DENSE_ALIVE * _FLOAT
     stored = nodes * cells
-    kept = (
-        stored * _STORED_SHARE if stored <= WHOLE_EDGES_ON_GPU else min(STORED_EDGES, stored * _STORED_SHARE)
-    )
+    kept = min(WHOLE_EDGES_ON_GPU, stored * _STORED_SHARE)
     rows = kept * 2 * _FLOAT + nodes * (1 + info.n_layers) * n_tokens * _FLOAT
     return int((tables if tabled else 0) + scores + rows)
 

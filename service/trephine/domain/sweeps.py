@@ -15,11 +15,11 @@ more than the ranking (scores of graphs move by less than 0.001; doubling every 
 SCORES_PER_SWEEP = 3 << 25
 """Contributions held dense during a sweep: targets times what is scored; 384 MiB in float32."""
 
-WHOLE_EDGES, WHOLE_EDGES_ON_GPU = 7 << 25, 1 << 30
-"""Edges of a graph that is stored whole but for negligible ones: at most 1.75 GiB, on a GPU 8."""
+WHOLE_EDGES, WHOLE_EDGES_ON_GPU = 5 << 25, 1 << 30
+"""Edges that a growing graph may store: 1.25 GiB, on a GPU 8. Where they fit, all but negligible ones are."""
 
 STORED_EDGES = 1 << 27
-"""Edges stored of a larger one, 1 GiB; a row's smallest are not."""
+"""Of these, what is shared out equally between rows, 1 GiB; where a row has more, its smallest may go."""
 
 TABLED_BYTES = 3 << 30
 """Tables of a prompt on a GPU are not made larger: a long prompt has work enough."""

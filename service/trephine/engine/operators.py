@@ -356,7 +356,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def push_through(norm: FrozenNorm | None, vectors: Tensor, positions: Tensor | slice) -> Tensor:
-    """Carry summands `(n, d_model)` through a post-norm of frozen scale, if there is one, without its bias."""
+    """Carry summands `(n, d_model)` through a post-norm of frozen scale, if there is one, unbiased."""
     return vectors if norm is None else norm.push(vectors, positions)
 
 

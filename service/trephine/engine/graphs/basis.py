@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from trephine.domain.sweeps import (
-    SCORES_PER_SWEEP,
-    STORED_EDGES,
-    WHOLE_EDGES,
-    WHOLE_EDGES_ON_GPU,
-    feature_targets_per_sweep,
-)
+from trephine.domain.sweeps import SCORES_PER_SWEEP, feature_targets_per_sweep
 from trephine.engine.expansion import check_sums
 from trephine.engine.graphs.actives import ActiveFeatures
+from trephine.engine.graphs.edge_room import EdgeRoom, edge_room
 from trephine.engine.graphs.stored_edges import stored_rows
 from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
 from trephine.engine.graphs.tabled_sweep import reads_attention, sweep_over_tables
@@ -26,13 +22,11 @@ from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read
 from trephine.engine.graphs.writes import Writes
 from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
-from trephine.engine.memory import MemoryMeter, free_bytes
+from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import FrozenOperators
 from trephine.engine.row_blocks import RowBlock
 from trephine.engine.target_rows import joined_rows, parts_from_the_top
 from trephine.engine.targets import Explained
-
-_EDGE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Layout:
     tabled: _Tabled | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureBasis:
     """The active features of one prompt under loaded sets."""
 
@@ -61,10 +55,15 @@ class FeatureBasis:
     """The targets."""
     meter: MemoryMeter
     max_nodes: int
-    """Features that will be expanded at most; decides how much of a row can be stored."""
+    """Features that will be expanded at most; decides how much of a row is sure to be stored."""
     writes: Writes = field(default_factory=Writes)
     """What the features write, gathered once where it is little."""
     layout: Layout = field(default_factory=Layout)
+
+    @cached_property
+    def room(self) -> EdgeRoom:
+        """For the edges of all rows."""
+        return edge_room(self.max_nodes + len(self.explained.targets), self.device)
 
     @property
     def cells(self) -> ActiveFeatures:
@@ -134,18 +133,10 @@ class FeatureBasis:
             mass = sums.mass
             check_sums(self.operators, sums.total, targets.total, mass + sums.bias.abs())
             self.meter.sample()
-            return stored_rows(targets, cells, sums, mass, self._room())
+            return stored_rows(targets, cells, sums, mass, self.room)
 
     def _swept(self, targets: FeatureTargets) -> Generator[None, None, FeatureSums]:
         tabled = self.layout.tabled
         if tabled is not None and not reads_attention(tabled.sweep, targets):
             return sweep_over_tables(tabled.sweep, targets)
         return sweep_features(self.hosted, self.operators, self.active, targets, self.writes)
-
-    def _room(self) -> int:
-        """Edges that a row may store."""
-        rows = self.max_nodes + len(self.explained.targets)
-        whole = WHOLE_EDGES
-        if self.device.type == "cuda":
-            whole = min(WHOLE_EDGES_ON_GPU, free_bytes(self.device) // _EDGE_BYTES)
-        return self.active.count if self.active.count * rows <= whole else max(1, STORED_EDGES // rows)

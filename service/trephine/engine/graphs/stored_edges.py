@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trephine.engine.graphs.edge_room import EdgeRoom
 from trephine.engine.graphs.sweeping import FeatureSums
 from trephine.engine.graphs.targets import FeatureTargets
 from trephine.engine.influence import FLOOR
@@ -17,16 +18,16 @@ NEGLIGIBLE = 4e-5
 
 
 def stored_rows(
-    targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor, room: int
+    targets: FeatureTargets, cells: list[int], sums: FeatureSums, mass: Tensor, room: EdgeRoom
 ) -> RowBlock:
-    """Keep, per target, up to `room` features that are not negligible beside the row's largest edge.
+    """Keep, per target, the features that are not negligible beside the row's largest edge, where they fit.
 
     Args:
         targets: What was explained.
         cells: The row's cell of each target.
         sums: Their contributions.
         mass: `(n_targets,)`, absolute sum over all sources.
-        room: Edges to features that a row may store.
+        room: For edges to features.
 
     Returns:
         The rows, in the targets' order, on their device.
@@ -63,7 +64,7 @@ def _joined(parts: list[Entries]) -> Entries:
 
 
 def kept_edges(
-    features: Tensor, errors: Tensor, tokens: Tensor, mass: Tensor, room: int
+    features: Tensor, errors: Tensor, tokens: Tensor, mass: Tensor, room: EdgeRoom
 ) -> tuple[Entries, Entries]:
     """Return what is kept of each row: what influences follow, and what else could be seen.
 
@@ -72,13 +73,16 @@ def kept_edges(
         errors: `(n, n_error_sites, n_pos)`.
         tokens: `(n, n_pos)`.
         mass: `(n,)`.
-        room: Edges of a row at most, of both kinds together.
+        room: For edges of both kinds together; the largest are kept.
     """
     sizes = features.abs()  # (n, n_cells)
     large = sizes > FLOOR * mass[:, None]
     small = (sizes > NEGLIGIBLE * largest_shown(sizes, errors, tokens)[:, None]) & ~large
-    ranked = _limited(_by_row(large, features), [room] * len(features))
-    return ranked, _limited(_by_row(small, features), [room - count for count in ranked.counts])
+    ranked, rest = _by_row(large, features), _by_row(small, features)
+    granted = room.grant([a + b for a, b in zip(ranked.counts, rest.counts, strict=True)])
+    ranked = _limited(ranked, granted)
+    left = [most - count for most, count in zip(granted, ranked.counts, strict=True)]
+    return ranked, _limited(rest, left)
 
 
 def _by_row(chosen: Tensor, features: Tensor) -> Entries:

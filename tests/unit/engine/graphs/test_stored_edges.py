@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from trephine.engine.graphs.edge_room import EdgeRoom
 from trephine.engine.graphs.stored_edges import kept_edges, largest_shown
 
 SIZES = torch.tensor([[1.0, 2e-3, 5e-5, 5e-7, 1e-9]])
@@ -19,9 +20,16 @@ def tokens(value=0.0):
     return torch.tensor([[0.0, value, 0.0]])
 
 
+def room_of(rows, edges):
+    """For all edges of so many rows."""
+    return EdgeRoom(rows=rows, edges=edges, shared=edges)
+
+
 def kept(mass, room=100, error=0.0, token=0.0, features=SIZES):
     """Cells kept of one row, and how many of them influences follow."""
-    ranked, rest = kept_edges(features, errors(0.0, error), tokens(token), torch.tensor([mass]), room)
+    ranked, rest = kept_edges(
+        features, errors(0.0, error), tokens(token), torch.tensor([mass]), room_of(1, room)
+    )
     cells = torch.cat([ranked.sources, rest.sources])
     assert torch.equal(torch.cat([ranked.weights, rest.weights]), features[0, cells])
     assert (ranked.counts, rest.counts) == ((len(ranked.sources),), (len(rest.sources),))
@@ -64,7 +72,9 @@ def test_rows_are_cut_one_by_one():
     """Two rows of different mass keep each what they keep alone."""
     pair = torch.cat([SIZES, SIZES.flip(1)])
     mass = torch.tensor([1e3, 1e6])
-    ranked, rest = kept_edges(pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), mass, 100)
+    ranked, rest = kept_edges(
+        pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), mass, room_of(2, 200)
+    )
     assert ranked.counts == (1, 0)
     assert rest.counts == (2, 3)
     assert sorted([*ranked.sources.tolist(), *rest.sources[:2].tolist()]) == [0, 1, 2]
@@ -75,7 +85,11 @@ def test_only_the_row_without_room_is_cut():
     """Two rows, one of which has more than there is room for."""
     pair = torch.cat([SIZES, SIZES * torch.tensor([1.0, 0, 0, 0, 0])])
     ranked, rest = kept_edges(
-        pair, errors(0.0, 0.0).repeat(2, 1, 1), tokens().repeat(2, 1), torch.tensor([1e3, 1e3]), 2
+        pair,
+        errors(0.0, 0.0).repeat(2, 1, 1),
+        tokens().repeat(2, 1),
+        torch.tensor([1e3, 1e3]),
+        room_of(2, 3),
     )
     assert ranked.counts == (1, 1)
     assert rest.counts == (1, 0)
