@@ -206,6 +206,8 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(
     for option in ("--out", "--page"):
         assert run(*words, option, str(tmp_path)) == ExitCode.USAGE
         assert "it is a folder; name a file" in capsys.readouterr().err
+        assert run(*words, option, str(tmp_path / "report"), "--detach") == ExitCode.USAGE
+        assert "does not wait for that" in capsys.readouterr().err
         assert run(*words, option, f"{texts}/report") != ExitCode.INCONCLUSIVE
         assert "cannot write" in capsys.readouterr().err
     assert not fake.requests

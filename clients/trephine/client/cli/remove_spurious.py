@@ -147,7 +147,14 @@ def remove_spurious(
     attribute come apart tell whether it held. Status 3: it did not; 4: it cannot be told, or nothing went.
     """
     given = invocation(context)
-    for target in filter(None, (page, out)):
+    targets = [target for target in (page, out) if target is not None]
+    if targets and detach:
+        raise InvalidRequestError(
+            "--page and --out are written once the work has ended, and --detach does not wait for that; leave "
+            "it out, or the files",
+            field="detach",
+        )
+    for target in targets:
         require_writable(target)
     columns = TextColumns(
         text=text_column,
