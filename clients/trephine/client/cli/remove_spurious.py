@@ -150,8 +150,8 @@ def remove_spurious(
     targets = [target for target in (page, out) if target is not None]
     if targets and detach:
         raise InvalidRequestError(
-            "--page and --out are written once the work has ended, and --detach does not wait for that; leave "
-            "it out, or the files",
+            "--page and --out are written once the work has ended, and --detach does not wait for that; "
+            "leave it out, or the files",
             field="detach",
         )
     for target in targets:
