@@ -299,7 +299,16 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
 def _check_split(training: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
     for name, split in (("training", training), ("held_out", held_out)):
         _check(len(split) >= 2, name, "needs at least two contexts: one is no dataset, and no interval")
+        known: dict[Example, int] = {}
         for number, example in enumerate(split):
+            first = known.setdefault(example, number)
+            if first != number:
+                raise InvalidRequestError(
+                    f"{name} context {number} is context {first} again: {example.clean[:60]!r}. What is "
+                    "repeated narrows intervals and makes nodes look stable, and is no further evidence: "
+                    "leave it out, as the client's split_examples does",
+                    field=f"{name}[{number}]",
+                )
             if example.corrupted == example.clean:
                 raise InvalidRequestError(
                     f"{name} context {number} is its own twin: {example.clean[:60]!r}. A twin is a text in "

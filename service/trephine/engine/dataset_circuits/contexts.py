@@ -26,6 +26,8 @@ class Context:
     direction: Tensor
     """`(d_model,)`, the metric on the final norm's output: mean right less mean wrong row of W_U."""
     bias: float
+    answers: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    """Right and wrong next tokens, ascending."""
 
 
 def read_contexts(
@@ -50,6 +52,48 @@ def read_contexts(
     return contexts
 
 
+def check_apart(training: Sequence[Context], held_out: Sequence[Context]) -> None:
+    """Refuse texts of both splits, and contexts, that become the same tokens however they are written.
+
+    Raises:
+        InvalidRequestError: With `split[number]` as its field.
+    """
+    seen = {ids: number for number, context in enumerate(training) for ids in _texts(context)}
+    for number, context in enumerate(held_out):
+        for ids in _texts(context):
+            if ids in seen:
+                raise InvalidRequestError(
+                    f"held-out context {number} has the tokens of a text of training context {seen[ids]}, "
+                    "though it is written otherwise: the model reads the same. Put both on one side, or "
+                    "leave one out",
+                    field=f"held_out[{number}]",
+                )
+    for split, contexts in (("training", training), ("held_out", held_out)):
+        _check_own(split, contexts)
+
+
+def _check_own(split: str, contexts: Sequence[Context]) -> None:
+    known: dict[object, int] = {}
+    for number, context in enumerate(contexts):
+        if context.twin == context.ids:
+            raise InvalidRequestError(
+                f"{split} context {number} and its twin are the same tokens: {context.text[:60]!r}. Give "
+                "another twin, or none",
+                field=f"{split}[{number}].corrupted",
+            )
+        key = (context.ids, context.twin, context.answers)
+        if known.setdefault(key, number) != number:
+            raise InvalidRequestError(
+                f"{split} context {number} becomes the same tokens as context {known[key]}: what is repeated "
+                "is no further evidence. Leave it out",
+                field=f"{split}[{number}]",
+            )
+
+
+def _texts(context: Context) -> tuple[tuple[int, ...], ...]:
+    return (context.ids,) if context.twin is None else (context.ids, context.twin)
+
+
 def check_same_length(training: Sequence[Context], held_out: Sequence[Context]) -> None:
     """Refuse splits of different lengths where positions are kept."""
     if len(training[0].ids) != len(held_out[0].ids):
@@ -63,11 +107,13 @@ def check_same_length(training: Sequence[Context], held_out: Sequence[Context]) 
 def _read(hosted: HostedModel, example: Example) -> Context:
     if not example.answers:
         raise InvalidRequestError("an answer is missing", field="answers")
-    direction, bias = _readout(hosted, example)
+    right, wrong = _answers(hosted, example)
+    direction, bias = _readout(hosted, right, wrong)
     return Context(
         text=example.clean,
         ids=_encode(hosted, example.clean, "clean"),
         twin=None if example.corrupted is None else _encode(hosted, example.corrupted, "corrupted"),
+        answers=(tuple(sorted(right)), tuple(sorted(wrong))),
         direction=direction,
         bias=bias,
     )
@@ -95,13 +141,17 @@ def _encode(hosted: HostedModel, text: str, field: str) -> tuple[int, ...]:
     return ids
 
 
-def _readout(hosted: HostedModel, example: Example) -> tuple[Tensor, float]:
+def _answers(hosted: HostedModel, example: Example) -> tuple[list[int], list[int]]:
     right = _resolve(hosted, example.answers, "answers")
     wrong = _resolve(hosted, example.wrong, "wrong")
     if both := set(right) & set(wrong):
         raise InvalidRequestError(
             f"token {both.pop()} is both a right and a wrong answer; name another one", field="wrong"
         )
+    return right, wrong
+
+
+def _readout(hosted: HostedModel, right: Sequence[int], wrong: Sequence[int]) -> tuple[Tensor, float]:
     architecture = hosted.architecture
     direction = _mean(architecture.W_U, right) - _mean(architecture.W_U, wrong)
     if architecture.b_U is None:

@@ -26,7 +26,7 @@ from trephine.domain.interventions import ErrorTerm
 from trephine.engine.dataset_circuits.averaging import Averages, average_effects
 from trephine.engine.dataset_circuits.caveats import caveats, certificate
 from trephine.engine.dataset_circuits.clustering import Clusters, cluster_contexts
-from trephine.engine.dataset_circuits.contexts import Context, check_same_length, read_contexts
+from trephine.engine.dataset_circuits.contexts import Context, check_apart, check_same_length, read_contexts
 from trephine.engine.dataset_circuits.edges import find_edges, has_edges
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
 from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
@@ -120,6 +120,7 @@ def _prepare(
     yield Progress(stage="contexts", done=0, total=1)
     training = read_contexts(hosted, command.training, command.positions, split="training")
     held_out = read_contexts(hosted, command.held_out, command.positions, split="held_out")
+    check_apart(training, held_out)
     if command.positions is PositionRule.KEPT:
         check_same_length(training, held_out)
     yield Progress(stage="contexts", done=1, total=1)

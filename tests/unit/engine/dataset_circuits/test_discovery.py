@@ -36,6 +36,7 @@ from trephine.domain.sites import NEURONS
 from trephine.engine.dataset_circuits import discovery
 from trephine.engine.dataset_circuits import packs as packing
 from trephine.engine.dataset_circuits.ablated import AblatedModel
+from trephine.engine.dataset_circuits.clustering import cluster_contexts
 from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.dataset_circuits.packs import donor_ids, packs
@@ -307,12 +308,12 @@ def test_what_does_not_exist_is_told():
         discover(request(layers=(0, 99)))
 
 
-def test_clusters_that_are_wanted_and_not_there_are_told():
-    """Three wanted of one context twice over: those with contexts have circuits, and the rest is said."""
-    good = request(8)
-    first = good.training[0]
-    same = replace(good, training=(first, first, first, first), clusters=3)
-    found = discover(same)
+def test_clusters_that_are_wanted_and_not_there_are_told(monkeypatch):
+    """Three wanted of contexts whose effects all point one way: there is one, and the rest is said."""
+    monkeypatch.setattr(
+        discovery, "cluster_contexts", lambda sketches, *how: cluster_contexts(sketches * 0 + 1, *how)
+    )
+    found = discover(request(8, clusters=3))
     assert found.clustering.clusters == 1
     assert [circuit.label for circuit in found.circuits] == ["all"]
     assert any(caveat.startswith("3 clusters were asked for and 1 found") for caveat in found.caveats)
