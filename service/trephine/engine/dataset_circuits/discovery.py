@@ -96,7 +96,7 @@ def discover_dataset_circuit(
         TrephineError: Naming the context and column that cannot be used, or the option.
     """
     started = monotonic()
-    study = yield from _prepare(session.require_model(), command)
+    study = yield from _prepare(session.require_model().pinned(), command)
     everything = _Part(
         label="all",
         members=torch.ones(len(study.training), dtype=torch.bool),

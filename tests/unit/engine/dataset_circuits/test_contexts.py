@@ -1,4 +1,4 @@
-"""Which contexts there are: each counts once, on one side, by what the model reads."""
+"""What a dataset circuit is found on: contexts that count once, by what the model reads, and one set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.builders import tiny_hosted
 from tests.dataset_examples import request
+from tests.resident_sets import resident_set
 from trephine.domain.errors import InvalidRequestError
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.quanta import finish
@@ -68,3 +69,16 @@ def test_texts_that_become_the_same_tokens_are_one_text(change, said, field):
     with pytest.raises(InvalidRequestError, match=said) as caught:
         finish(discover_dataset_circuit(Session(hosted=hosted), command))
     assert caught.value.context["field"] == field
+
+
+def test_a_set_that_is_exchanged_meanwhile_changes_nothing():
+    """The work goes on with the set that it began with."""
+    calm, hosted = tiny_hosted("llama"), tiny_hosted("llama")
+    command = request(8, replacement=resident_set(calm, "relu"))
+    resident_set(hosted, "relu")
+    expected = finish(discover_dataset_circuit(Session(hosted=calm), command))
+    work = discover_dataset_circuit(Session(hosted=hosted), command)
+    for _ in range(8):
+        next(work)
+    resident_set(hosted, "jumprelu")
+    assert finish(work).circuits == expected.circuits
