@@ -57,7 +57,7 @@ def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
     size = min(WINDOW_TOKENS, hosted.info.context_length)
     windows = [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
     windows = [window for window in windows if len(window) > 1]
-    measured = max(1, min(MEASURED_TOKENS // size, len(windows) // 3))
+    measured = _measured(windows, size)
     digest = hashlib.sha256(text.encode()).hexdigest()
 
     def part(name: str, chosen: list[tuple[int, ...]]) -> RetainText:
@@ -70,3 +70,14 @@ def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
         measured=part("measured part", windows[-measured:]),
         retained=retain_text(hosted),
     )
+
+
+def _measured(windows: list[tuple[int, ...]], size: int) -> int:
+    """Return how many of the last windows are measured: a third at most, and as many tokens as one whole window.
+
+    The very last one is what the text leaves over, down to two tokens, on which nothing could be told.
+    """
+    count = max(1, min(MEASURED_TOKENS // size, len(windows) // 3))
+    while sum(map(len, windows[-count:])) < size and count < len(windows) - 1:
+        count += 1
+    return count
