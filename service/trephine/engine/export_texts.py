@@ -73,7 +73,7 @@ def export_texts(hosted: HostedModel, text: str | None) -> ExportTexts:
 
 
 def _measured(windows: list[tuple[int, ...]], size: int) -> int:
-    """Return how many of the last windows are measured: a third at most, and as many tokens as one whole window.
+    """Return how many of the last windows are measured: a third at most, but no fewer tokens than a window.
 
     The very last one is what the text leaves over, down to two tokens, on which nothing could be told.
     """
