@@ -38,12 +38,15 @@ def doubt_of(
 
 def calibration_caveats(program: WeightProgram, texts: ExportTexts) -> tuple[str, ...]:
     """Say that gains were chosen on what is measured; of a fit that is a doubt, and said there."""
-    if not program.calibrated or program.fitted or texts.calibration is not texts.measured:
+    if not program.calibrated or program.fitted or texts.apart:
         return ()
-    return (
-        "The gains of grafted neurons were chosen on the very text that is measured here, the built-in one; "
-        "give a text of your own (--text), of which what is measured is kept apart",
-    )
+    advice = "give a text of your own (--text), of which what is measured is kept apart"
+    if texts.calibration is texts.measured:
+        return (
+            "The gains of grafted neurons were chosen on the very text that is measured here, the built-in "
+            f"one; {advice}",
+        )
+    return (f"The gains of grafted neurons were chosen on {_again(texts)}; give one that does not (--text)",)
 
 
 def stored_caveats(program: WeightProgram, floor: NoiseFloor) -> tuple[str, ...]:
@@ -58,12 +61,21 @@ def stored_caveats(program: WeightProgram, floor: NoiseFloor) -> tuple[str, ...]
 
 def _fitted_on_itself(program: WeightProgram, texts: ExportTexts) -> str:
     """A fit's share of an edit, on the text that it was fitted on, is no share of it on any other."""
-    if not program.fitted or texts.calibration is not texts.measured:
+    if not program.fitted or texts.apart:
         return ""
+    if texts.calibration is texts.measured:
+        return (
+            "a part is fitted on the very text that is measured, for the built-in one is too short for both: "
+            "nothing is certified about other texts; give one of your own, some thousands of tokens (--text)"
+        )
     return (
-        "a part is fitted on the very text that is measured, for the built-in one is too short for both: "
-        "nothing is certified about other texts; give one of your own, some thousands of tokens (--text)"
+        f"a part is fitted on {_again(texts)}: nothing is certified about other texts; give one that does "
+        "not (--text)"
     )
+
+
+def _again(texts: ExportTexts) -> str:
+    return f"what is measured again, for the text repeats itself ({texts.repeated:.0%} of the measured part)"
 
 
 def _unchanged(program: WeightProgram) -> str:

@@ -9,6 +9,7 @@ everything else is measured on the built-in text beside it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trephine.domain.errors import InvalidRequestError
@@ -18,6 +19,9 @@ from trephine.engine.retain import WINDOW_TOKENS, RetainText, retain_text
 MEASURED_TOKENS = 1024
 CALIBRATION_TOKENS = 8192
 _LEAST = 2 * WINDOW_TOKENS
+_RUN = 16
+"""Tokens in a row that ordinary prose hardly ever has twice."""
+_MOST_REPEATED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,20 @@ class ExportTexts:
     measured: RetainText
     retained: RetainText | None = None
     """The built-in text where another one is measured: what the edit must leave alone."""
+
+    @property
+    def repeated(self) -> float:
+        """Share of what is measured that stands word for word in what is calibrated on; 1 if they are one."""
+        if self.calibration is self.measured:
+            return 1.0
+        known = {run for window in self.calibration.windows for run in _runs(window)}
+        met = [run in known for window in self.measured.windows for run in _runs(window)]
+        return sum(met) / len(met) if met else 0.0
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is measured is another text than what is calibrated on."""
+        return self.repeated < _MOST_REPEATED
 
     @property
     def on_record(self) -> dict[str, str]:
@@ -81,3 +99,8 @@ def _measured(windows: list[tuple[int, ...]], size: int) -> int:
     while sum(map(len, windows[-count:])) < size and count < len(windows) - 1:
         count += 1
     return count
+
+
+def _runs(window: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield every run of so many tokens."""
+    return (window[start : start + _RUN] for start in range(len(window) - _RUN + 1))

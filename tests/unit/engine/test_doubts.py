@@ -70,3 +70,16 @@ def test_an_edit_that_changes_no_tensor_is_doubted_beside_all_else():
     said = doubt_of(replace(NOTHING, fitted=True, notes={0: note}), SAME, None)
     for part in ("changes no tensor", "interventions 0 of the edit", "fitted on the very text"):
         assert part in said
+
+
+@pytest.mark.parametrize(("shared", "apart"), [(0, True), (40, True), (100, False), (128, False)])
+def test_a_text_that_repeats_itself_is_not_kept_apart(shared, apart):
+    """What is measured stands in what was fitted on: of a fit a doubt, of gains a caveat."""
+    first, second = tuple(range(128)), tuple(range(500, 628))
+    measured = replace(OWN, windows=(first[:shared] + second[shared:],))
+    texts = ExportTexts(calibration=replace(OTHER, windows=(second[::-1], first)), measured=measured)
+    assert texts.apart == apart
+    assert ("for the text repeats itself" in doubt_of(FIT, texts, None)) != apart
+    assert bool(calibration_caveats(GRAFT, texts)) != apart
+    assert calibration_caveats(FIT, texts) == ()
+    assert doubt_of(GRAFT, texts, None) == doubt_of(EXACT, texts, None) == ""
