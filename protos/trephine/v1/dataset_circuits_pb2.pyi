@@ -597,6 +597,28 @@ class ContextClustering(google.protobuf.message.Message):
 global___ContextClustering = ContextClustering
 
 @typing.final
+class DatasetCircuitSet(google.protobuf.message.Message):
+    """A set, with what it held."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CONTENT_HASH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What its features are addressed by."""
+    content_hash: builtins.str
+    """Of its weights."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        content_hash: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_hash", b"content_hash", "name", b"name"]) -> None: ...
+
+global___DatasetCircuitSet = DatasetCircuitSet
+
+@typing.final
 class DatasetCircuit(google.protobuf.message.Message):
     """What was found over a dataset."""
 
@@ -621,6 +643,8 @@ class DatasetCircuit(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     BESIDE_FIELD_NUMBER: builtins.int
+    SETS_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `datasetCircuits/...`."""
     replacement: builtins.str
@@ -669,6 +693,14 @@ class DatasetCircuit(google.protobuf.message.Message):
     def beside(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What were nodes too."""
 
+    @property
+    def sets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DatasetCircuitSet]:
+        """Sets that features and error terms were of. Empty of neurons and heads alone, and in those stored before this was."""
+
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers that had nodes, ascending; empty in those stored before this was."""
+
     def __init__(
         self,
         *,
@@ -691,9 +723,11 @@ class DatasetCircuit(google.protobuf.message.Message):
         seed: builtins.int = ...,
         create_time: builtins.str = ...,
         beside: collections.abc.Iterable[builtins.str] | None = ...,
+        sets: collections.abc.Iterable[global___DatasetCircuitSet] | None = ...,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_clustering", b"_clustering", "clustering", b"clustering", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clustering", b"_clustering", "beside", b"beside", "candidates", b"candidates", "caveats", b"caveats", "certificate", b"certificate", "circuits", b"circuits", "clustering", b"clustering", "create_time", b"create_time", "error_term", b"error_term", "estimator", b"estimator", "held_out", b"held_out", "name", b"name", "patch", b"patch", "peak_extra_bytes", b"peak_extra_bytes", "positions", b"positions", "replacement", b"replacement", "seconds", b"seconds", "seed", b"seed", "training", b"training", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_clustering", b"_clustering", "beside", b"beside", "candidates", b"candidates", "caveats", b"caveats", "certificate", b"certificate", "circuits", b"circuits", "clustering", b"clustering", "create_time", b"create_time", "error_term", b"error_term", "estimator", b"estimator", "held_out", b"held_out", "layers", b"layers", "name", b"name", "patch", b"patch", "peak_extra_bytes", b"peak_extra_bytes", "positions", b"positions", "replacement", b"replacement", "seconds", b"seconds", "seed", b"seed", "sets", b"sets", "training", b"training", "version", b"version"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_clustering", b"_clustering"]) -> typing.Literal["clustering"] | None: ...
 
 global___DatasetCircuit = DatasetCircuit

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
+from trephine.domain.circuits import GraphSet
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
@@ -245,6 +246,10 @@ class DatasetCircuit:
     model: str
     weight_hash: str
     seed: int
+    sets: tuple[GraphSet, ...] = ()
+    """Sets that features and error terms were of; empty in those stored before this was."""
+    layers: tuple[int, ...] = ()
+    """Layers that had nodes, ascending; empty in those stored before this was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

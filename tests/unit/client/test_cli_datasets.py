@@ -21,6 +21,7 @@ from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.decoding import decode
 from trephine.client.types import DatasetCircuit
+from trephine.domain.circuits import GraphSet
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
@@ -282,3 +283,21 @@ def test_what_was_found_before_is_listed_and_shown(
     assert json.loads(capsys.readouterr().out)["beside"] == ["heads"]
     assert run("--json", "dataset-circuits", "list") == ExitCode.PASS
     assert "circuits" not in json.loads(capsys.readouterr().out)["datasetCircuits"][0]
+
+
+def test_the_sets_and_layers_that_figures_are_of_are_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """By the content of the set; one that was found before this was recorded is shown by names alone."""
+    whole = found()
+    known = replace(
+        whole.found, replacement="tc", sets=(GraphSet(name="tc", content_hash="c" * 64),), layers=(0, 1, 2)
+    )
+    for circuit, told in (
+        (known, f"nodes of tc {'c' * 12}, heads; layers 0-2\n"),
+        (replace(known, sets=(), layers=()), "nodes of tc, heads\n"),
+    ):
+        stored = replace(whole, found=circuit)
+        monkeypatch.setattr(sys.modules[__name__], "found", lambda stored=stored: stored)
+        assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
+        assert told in capsys.readouterr().out

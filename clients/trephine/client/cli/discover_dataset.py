@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.discover import layers_words
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -320,13 +321,20 @@ def _random(measured: HeldOutFaithfulness) -> str:
     )
 
 
+def _named(found: DatasetCircuit) -> str:
+    """What nodes are of, sets with the beginning of their contents' hashes, and the layers."""
+    hashes = {each.name: each.content_hash for each in found.sets}
+    names = [f"{name} {hashes.get(name, '')[:12]}".rstrip() for name in (found.replacement, *found.beside)]
+    return ", ".join(names) + (f"; layers {layers_words(found.layers)}" if found.layers else "")
+
+
 def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
     facts = [
         (
             "found by",
             f"{found.estimator.value}, patched with {found.patch.value}, positions {found.positions.value}",
         ),
-        ("among", f"{found.candidates} nodes of {', '.join((found.replacement, *found.beside))}"),
+        ("among", f"{found.candidates} nodes of {_named(found)}"),
         ("error terms", found.error_term.value),
         ("stability", found.certificate),
         ("model", f"{found.version.model}, weights {found.version.weight_hash}"),

@@ -143,6 +143,15 @@ class ContextClustering(WireValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCircuitSet(WireValue):
+    """A set that features and error terms were of."""
+
+    name: str
+    content_hash: str
+    """Of its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetCircuit(WireValue):
     """What was found over a dataset, stored on the server."""
 
@@ -168,3 +177,7 @@ class DatasetCircuit(WireValue):
     version: Version
     seed: int
     create_time: str
+    sets: tuple[DatasetCircuitSet, ...]
+    """Sets that features and error terms were of; empty in those that were found before this was told."""
+    layers: tuple[int, ...]
+    """Layers that had nodes, ascending; empty likewise."""

@@ -9,6 +9,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from trephine.domain.circuits import GraphSet
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import (
     Clustering,
@@ -44,6 +45,7 @@ from trephine.engine.dataset_circuits.selection import (
 )
 from trephine.engine.dataset_circuits.space import NodeSpace, node_space
 from trephine.engine.hosted import HostedModel
+from trephine.engine.replacements.sets import require_set
 from trephine.engine.session import Handler, Session
 
 _LISTED = 512
@@ -380,6 +382,16 @@ def _result(
         model=info.name,
         weight_hash=info.weight_hash,
         seed=command.seed,
+        sets=_sets(study),
+        layers=tuple(sorted(set(study.space.layers))),
+    )
+
+
+def _sets(study: _Study) -> tuple[GraphSet, ...]:
+    names = dict.fromkeys(place.set_name for place in study.space.places if place.is_of_set)
+    return tuple(
+        GraphSet(name=name, content_hash=require_set(study.hosted, name).admitted.content_hash)
+        for name in names
     )
 
 

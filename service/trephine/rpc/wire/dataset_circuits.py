@@ -146,6 +146,10 @@ def dataset_circuit_to_wire(stored: StoredDatasetCircuit, *, whole: bool = True)
         version=version_to_wire(found.model, found.weight_hash),
         seed=found.seed,
         create_time=clean(stored.create_time),
+        sets=[
+            pb.DatasetCircuitSet(name=clean(each.name), content_hash=each.content_hash) for each in found.sets
+        ],
+        layers=found.layers,
     )
 
 

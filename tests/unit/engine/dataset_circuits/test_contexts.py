@@ -9,6 +9,7 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.dataset_examples import request
 from tests.resident_sets import resident_set
+from trephine.domain.circuits import GraphSet
 from trephine.domain.errors import InvalidRequestError
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.quanta import finish
@@ -72,7 +73,7 @@ def test_texts_that_become_the_same_tokens_are_one_text(change, said, field):
 
 
 def test_a_set_that_is_exchanged_meanwhile_changes_nothing():
-    """The work goes on with the set that it began with."""
+    """The work goes on with the set that it began with, and says which that was, and in which layers."""
     calm, hosted = tiny_hosted("llama"), tiny_hosted("llama")
     command = request(8, replacement=resident_set(calm, "relu"))
     resident_set(hosted, "relu")
@@ -82,3 +83,7 @@ def test_a_set_that_is_exchanged_meanwhile_changes_nothing():
         next(work)
     resident_set(hosted, "jumprelu")
     assert finish(work).circuits == expected.circuits
+    assert expected.sets == (GraphSet(name=command.replacement, content_hash="set"),)
+    assert expected.layers == (0, 1, 2)
+    heads = finish(discover_dataset_circuit(Session(hosted=calm), request(8, layers=(2, 1))))
+    assert (heads.sets, heads.layers) == ((), (1, 2))
