@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from trephine.app.edit_evaluations import EditEvaluations
 from trephine.app.edits import Edits
 from trephine.app.exports import Exports
@@ -49,9 +51,13 @@ class EditRemoval:
                 name=resource("edits", edit.name),
                 dependants=len(resting),
             )
+        # A caller that leaves in between must not leave a model behind that serves what is gone.
+        await asyncio.shield(self._forget(name, edit.name, etag))
+
+    async def _forget(self, name: str, edit_id: str, etag: str) -> None:
         await self._edits.delete(name, etag=etag)
-        await self._live.drop(edit.name)
-        await self._evaluations.delete_of(edit.name)
+        await self._live.drop(edit_id)
+        await self._evaluations.delete_of(edit_id)
 
     async def dependants(self, edit: Edit) -> tuple[str, ...]:
         """List the resources that rest on an edit."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from trephine.app.clock import Clock, SystemClock, timestamp
 from trephine.app.edit_stacks import EditStacks
-from trephine.app.names import id_in
+from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
 from trephine.domain.edit_conflicts import EditInUse
+from trephine.domain.errors import ResourceNotFoundError
 from trephine.domain.live_edits import EditUse, LiveSetting
 
 
@@ -54,8 +55,20 @@ class LiveEdits:
             TrephineError: As `EditStacks.for_model` does.
         """
         name = id_in("models", model)
-        chosen = uses or (() if plain else (await self.get(name)).uses)
-        return await self._stacks.for_model(chosen, name, field=field) if chosen else ()
+        if uses:
+            return await self._stacks.for_model(uses, name, field=field)
+        return () if plain else await self._default(name, field)
+
+    async def _default(self, model: str, field: str) -> tuple[EditInUse, ...]:
+        uses = (await self.get(model)).uses
+        try:
+            return await self._stacks.for_model(uses, model, field=field) if uses else ()
+        except ResourceNotFoundError as error:
+            raise ResourceNotFoundError(
+                f"{resource('models', model)} is set to serve an edit to requests that name none, and that is "
+                f"gone ({error.message}); let it serve another one, or none: `trephine edits serve --none`",
+                **error.context,
+            ) from error
 
     async def models_serving(self, edit_id: str) -> tuple[str, ...]:
         """List the models that serve an edit by default, in any version."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import AsyncMock
@@ -213,3 +214,44 @@ async def test_sets_must_be_those_that_the_edit_was_made_for(tmp_path, monkeypat
         await here.live_edits.stack("tiny", (EditUse(edit="warm"),))
     entry.info.content_hash = "a" * 64
     assert await here.live_edits.stack("tiny", (EditUse(edit="warm"),))
+
+
+async def test_a_default_that_is_gone_says_how_to_end_it(tmp_path):
+    """A server that was killed after deleting an edit, before its models were told, serves no plain answer."""
+    here = await with_warm(tmp_path)
+    await here.live_edits.set("tiny", (QUIET,))
+    await here.edits.delete("no-mary")
+    with pytest.raises(
+        ResourceNotFoundError, match=r"models/tiny is set to serve .* `trephine edits serve --none`"
+    ):
+        await here.live_edits.stack("tiny", ())
+    with pytest.raises(ResourceNotFoundError, match=r"^there is no edit no-mary"):
+        await here.live_edits.stack("tiny", (QUIET,))
+    assert await here.live_edits.stack("tiny", (), plain=True) == ()
+    await here.live_edits.set("tiny", ())
+    assert await here.live_edits.stack("tiny", ()) == ()
+
+
+async def test_a_caller_that_leaves_while_an_edit_is_deleted_leaves_nothing_half(tmp_path, monkeypatch):
+    """The models that serve it are told all the same."""
+    here = await with_warm(tmp_path)
+    await here.live_edits.set("tiny", (QUIET, EditUse(edit="warm")))
+    removal = EditRemoval(
+        here.edits, exports=here.exports, evaluations=here.edit_evaluations, live=here.live_edits
+    )
+    drop, inside, go_on = here.live_edits.drop, asyncio.Event(), asyncio.Event()
+
+    async def slow(edit_id: str) -> None:
+        inside.set()
+        await go_on.wait()
+        await drop(edit_id)
+
+    monkeypatch.setattr(here.live_edits, "drop", slow)
+    deleting = asyncio.create_task(removal.delete("no-mary", force=True))
+    await inside.wait()
+    deleting.cancel()
+    await asyncio.gather(deleting, return_exceptions=True)
+    go_on.set()
+    while len((await here.live_edits.get("tiny")).uses) > 1:
+        await asyncio.sleep(0.001)
+    assert [use.edit for use in (await here.live_edits.get("tiny")).uses] == ["warm"]
