@@ -65,7 +65,7 @@ class LiveEdits:
             return await self._stacks.for_model(uses, model, field=field) if uses else ()
         except ResourceNotFoundError as error:
             raise ResourceNotFoundError(
-                f"{resource('models', model)} is set to serve an edit to requests that name none, and that is "
+                f"{resource('models', model)} is set to serve an edit to requests that name none, and it is "
                 f"gone ({error.message}); let it serve another one, or none: `trephine edits serve --none`",
                 **error.context,
             ) from error

@@ -217,7 +217,7 @@ async def test_sets_must_be_those_that_the_edit_was_made_for(tmp_path, monkeypat
 
 
 async def test_a_default_that_is_gone_says_how_to_end_it(tmp_path):
-    """A server that was killed after deleting an edit, before its models were told, serves no plain answer."""
+    """A server that was killed after deleting an edit, before its models were told, answers nothing else."""
     here = await with_warm(tmp_path)
     await here.live_edits.set("tiny", (QUIET,))
     await here.edits.delete("no-mary")
