@@ -367,11 +367,11 @@ def _none_goes(candidates: Sequence[Candidate], by_hand: str) -> str:
     spurious = [one for one in candidates if one.standing is Standing.SPURIOUS and not one.override]
     if spurious:
         return (
-            f"all {len(spurious)} features that were judged spurious work against the attribute, and stay, "
-            f"as nothing is trained again{by_hand}"
+            f"everything that was judged spurious ({len(spurious)}) works against the attribute, and stays, as "
+            f"nothing is trained again{by_hand}"
         )
     kept = [one for one in candidates if one.override and one.standing is Standing.TASK]
     kept = [one for one in kept if combined(one.evidence)[0] is Standing.SPURIOUS]
     if kept:
-        return f"all {len(kept)} features that were judged spurious are kept by a person's word{by_hand}"
+        return f"everything that was judged spurious ({len(kept)}) is kept by a person's word{by_hand}"
     return f"no feature was judged spurious{by_hand}: nothing undecided is removed"

@@ -153,5 +153,5 @@ def test_why_nothing_goes_is_told_as_it_is():
     assert why(task, against).startswith(
         "all 1 features that were judged spurious work against the attribute"
     )
-    assert why(task, kept) == "all 1 features that were judged spurious are kept by a person's word"
+    assert why(task, kept) == "everything that was judged spurious (1) is kept by a person's word"
     assert why(task) == "no feature was judged spurious: nothing undecided is removed"
