@@ -367,8 +367,8 @@ def _none_goes(candidates: Sequence[Candidate], by_hand: str) -> str:
     spurious = [one for one in candidates if one.standing is Standing.SPURIOUS and not one.override]
     if spurious:
         return (
-            f"everything that was judged spurious ({len(spurious)}) works against the attribute, and stays, as "
-            f"nothing is trained again{by_hand}"
+            f"everything that was judged spurious ({len(spurious)}) works against the attribute, and stays, "
+            f"as nothing is trained again{by_hand}"
         )
     kept = [one for one in candidates if one.override and one.standing is Standing.TASK]
     kept = [one for one in kept if combined(one.evidence)[0] is Standing.SPURIOUS]
