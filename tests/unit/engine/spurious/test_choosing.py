@@ -151,7 +151,7 @@ def test_why_nothing_goes_is_told_as_it_is():
         return _why(point, 0, [], [], "held-out part", candidates)
 
     assert why(task, against).startswith(
-        "all 1 features that were judged spurious work against the attribute"
+        "everything that was judged spurious (1) works against the attribute"
     )
     assert why(task, kept) == "everything that was judged spurious (1) is kept by a person's word"
     assert why(task) == "no feature was judged spurious: nothing undecided is removed"
