@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,6 +132,7 @@ async def test_a_prediction_finds_nothing(wire: AsyncWire, model: AsyncModel):
     )
     assert 0 < cheap.seconds < dear.seconds
     assert cheap.peak_extra_bytes > 0
+    assert (cheap.candidates, cheap.patch) == (3 * 64, NodeAblation.RESAMPLE)
     assert not cheap.circuits
     assert await AsyncDatasetCircuits(wire).list() == before
 
@@ -193,6 +195,15 @@ async def test_bad_contexts_fail_the_operation_by_place(model: AsyncModel):
     with pytest.raises(TargetNotOneTokenError) as caught:
         await model.predict_discover_dataset(bad, HELD_OUT)
     assert caught.value.context["field"] == "training[3].answers"
+
+
+async def test_a_prediction_refuses_what_the_work_would(model: AsyncModel):
+    """Twins of another length where positions are kept, and tokens that leak: no model is run for that."""
+    longer = replace(HELD_OUT[-1], corrupted=f"The{HELD_OUT[-1].corrupted}")
+    with pytest.raises(InvalidRequestError, match="summed") as caught:
+        await model.predict_discover_dataset(TRAINING, [*HELD_OUT[:-1], longer], positions="kept")
+    assert caught.value.context["field"] == f"held_out[{len(HELD_OUT) - 1}].corrupted"
+    assert (await model.predict_discover_dataset(TRAINING, [*HELD_OUT[:-1], longer])).candidates
 
 
 async def test_what_is_not_there(wire: AsyncWire):

@@ -15,7 +15,13 @@ from trephine.app.records import RecordFolder
 from trephine.app.replacements import Replacements
 from trephine.app.requests import DatasetCircuitRequest
 from trephine.domain.commands import Progress
-from trephine.domain.dataset_circuits import ERRORS, HEADS, DatasetCircuit, Example
+from trephine.domain.dataset_circuits import (
+    ERRORS,
+    HEADS,
+    CheckDatasetCircuit,
+    CheckedDatasetCircuit,
+    DatasetCircuit,
+)
 from trephine.domain.errors import (
     LayerOutOfRangeError,
     ReplacementNotFoundError,
@@ -25,11 +31,8 @@ from trephine.domain.errors import (
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.domain.spanned_sets import check_parts_apart
-from trephine.domain.tokens import ResolveTarget, Tokenize
 
 COLLECTION = "datasetCircuits"
-_CHECKED = 64
-"""Examples whose tokens `validate_only` looks at; the work itself checks all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +90,8 @@ class DatasetCircuits:
                 )
         return info
 
-    async def predict(self, request: DatasetCircuitRequest) -> tuple[ModelInfo, Cost]:
-        """Check a request, tokens of its first examples included, and predict its cost.
+    async def predict(self, request: DatasetCircuitRequest) -> tuple[ModelInfo, Cost, CheckedDatasetCircuit]:
+        """Check a request as the work itself would, run nothing, and predict its cost.
 
         Raises:
             OverBudgetError: If it would be refused.
@@ -96,12 +99,8 @@ class DatasetCircuits:
         """
         info = await self.check(request)
         cost = await self._models.predict_command(request.model, request.command)
-        for split, examples in (
-            ("training", request.command.training), ("held_out", request.command.held_out),
-        ):  # fmt: skip
-            for number, example in enumerate(examples[:_CHECKED]):
-                await self._check_example(request.model, example, f"{split}[{number}]")
-        return info, cost
+        engine = self._models.engine(request.model)
+        return info, cost, await engine.run(CheckDatasetCircuit(command=request.command))
 
     async def run(
         self, request: DatasetCircuitRequest, on_progress: Callable[[Progress], None], *, circuit_id: str
@@ -162,18 +161,3 @@ class DatasetCircuits:
                 replacement=entry.name,
             )
         return {layer.layer: layer.sites_out for layer in entry.info.layers}
-
-    async def _check_example(self, model: str, example: Example, place: str) -> None:
-        engine = self._models.engine(model)
-        try:
-            await engine.run(Tokenize(text=example.clean))
-            for column, texts in (("answers", example.answers), ("wrong", example.wrong)):
-                for text in texts:
-                    try:
-                        await engine.run(ResolveTarget(text=text))
-                    except TrephineError as error:
-                        error.context["field"] = column
-                        raise
-        except TrephineError as error:
-            error.context["field"] = f"{place}.{error.context.pop('field', 'clean')}"
-            raise

@@ -301,6 +301,23 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedDatasetCircuit:
+    """What is known of a dataset circuit before any work."""
+
+    candidates: int
+    """Nodes that can be selected."""
+    patch: NodeAblation
+    """What effects would be estimated with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckDatasetCircuit(Command[CheckedDatasetCircuit, Progress]):
+    """Refuse whatever finding a dataset circuit would be refused for once it runs; no forward pass is run."""
+
+    command: DiscoverDatasetCircuit
+
+
 def _check_split(training: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
     for name, split in (("training", training), ("held_out", held_out)):
         _check(len(split) >= 2, name, "needs at least two contexts: one is no dataset, and no interval")

@@ -20,6 +20,7 @@ from trephine.engine import (
     text,
     tracing,
 )
+from trephine.engine.dataset_circuits import checking as dataset_circuit_checks
 from trephine.engine.dataset_circuits import discovery as dataset_circuits
 from trephine.engine.edit_evaluation import evaluate as edit_evaluation
 from trephine.engine.features import handlers as features
@@ -62,6 +63,7 @@ HANDLERS = merge(
         edges,
         tracing,
         circuit_verification,
+        dataset_circuit_checks,
         dataset_circuits,
         spurious_removal,
         directions,

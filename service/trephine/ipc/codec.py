@@ -19,7 +19,7 @@ from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import CheckDiscovery, DiscoverCircuit
 from trephine.domain.classifier_exports import ExportClassifier
 from trephine.domain.commands import Command
-from trephine.domain.dataset_circuits import DiscoverDatasetCircuit
+from trephine.domain.dataset_circuits import CheckDatasetCircuit, DiscoverDatasetCircuit
 from trephine.domain.directions import CompareFeatures
 from trephine.domain.edit_evaluation import EvaluateEdit
 from trephine.domain.edits import ProposeEdit
@@ -66,6 +66,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     ExplainEdges,
     TraceAttention,
     VerifyCircuit,
+    CheckDatasetCircuit,
     DiscoverDatasetCircuit,
     RemoveSpuriousFeatures,
     CompareFeatures,

@@ -33,8 +33,8 @@ class DatasetCircuitCalls:
         """Find the circuit of a behaviour, or only check and predict."""
         wanted = discover_dataset_from_wire(request)
         if request.validate_only:
-            info, cost = await self._found.predict(wanted)
-            return validated(_METHOD, checked_to_wire(wanted, info, cost))
+            info, cost, checked = await self._found.predict(wanted)
+            return validated(_METHOD, checked_to_wire(wanted, info, cost, checked))
         return await self._starter.start(_METHOD, wanted, request.request_id)
 
     async def GetDatasetCircuit(

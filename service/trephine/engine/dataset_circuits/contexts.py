@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trephine.domain.dataset_circuits import Example, PositionRule
+from trephine.domain.dataset_circuits import (
+    DiscoverDatasetCircuit,
+    Example,
+    NodeAblation,
+    PositionRule,
+)
 from trephine.domain.errors import InvalidRequestError, PromptTooLongError, TrephineError
 from trephine.engine.hosted import HostedModel
 
@@ -50,6 +55,26 @@ def read_contexts(
     if positions is PositionRule.KEPT:
         _check_aligned(contexts, split)
     return contexts
+
+
+def read_splits(hosted: HostedModel, command: DiscoverDatasetCircuit) -> tuple[list[Context], list[Context]]:
+    """Read both splits and hold them against each other.
+
+    Raises:
+        TrephineError: As `read_contexts`, `check_apart` and `check_same_length`.
+    """
+    training = read_contexts(hosted, command.training, command.positions, split="training")
+    held_out = read_contexts(hosted, command.held_out, command.positions, split="held_out")
+    check_apart(training, held_out)
+    if command.positions is PositionRule.KEPT:
+        check_same_length(training, held_out)
+    return training, held_out
+
+
+def patch_of(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> NodeAblation:
+    """Return what effects are estimated with, where that is not said: twins, if every context has one."""
+    paired = all(context.twin is not None for context in training)
+    return command.patch or (NodeAblation.RESAMPLE if paired else NodeAblation.ZERO)
 
 
 def check_apart(training: Sequence[Context], held_out: Sequence[Context]) -> None:

@@ -26,8 +26,9 @@ from trephine.domain.dataset_circuits import (
 from trephine.domain.interventions import ErrorTerm
 from trephine.engine.dataset_circuits.averaging import Averages, average_effects
 from trephine.engine.dataset_circuits.caveats import caveats, certificate
+from trephine.engine.dataset_circuits.checking import space_of
 from trephine.engine.dataset_circuits.clustering import Clusters, cluster_contexts
-from trephine.engine.dataset_circuits.contexts import Context, check_apart, check_same_length, read_contexts
+from trephine.engine.dataset_circuits.contexts import Context, patch_of, read_splits
 from trephine.engine.dataset_circuits.edges import find_edges, has_edges
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
 from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
@@ -43,7 +44,7 @@ from trephine.engine.dataset_circuits.selection import (
     stability_of,
     subsamples,
 )
-from trephine.engine.dataset_circuits.space import NodeSpace, node_space
+from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.sets import require_set
 from trephine.engine.session import Handler, Session
@@ -120,22 +121,9 @@ def _prepare(
     hosted: HostedModel, command: DiscoverDatasetCircuit
 ) -> Generator[Progress | None, None, _Study]:
     yield Progress(stage="contexts", done=0, total=1)
-    training = read_contexts(hosted, command.training, command.positions, split="training")
-    held_out = read_contexts(hosted, command.held_out, command.positions, split="held_out")
-    check_apart(training, held_out)
-    if command.positions is PositionRule.KEPT:
-        check_same_length(training, held_out)
+    training, held_out = read_splits(hosted, command)
     yield Progress(stage="contexts", done=1, total=1)
-    space = node_space(
-        hosted,
-        (command.replacement, *command.beside),
-        command.layers,
-        command.positions,
-        len(training[0].ids),
-        command.error_term,
-    )
-    paired = all(context.twin is not None for context in training)
-    patch = command.patch or (NodeAblation.RESAMPLE if paired else NodeAblation.ZERO)
+    space, patch = space_of(hosted, command, training), patch_of(command, training)
     study = _Study(
         hosted=hosted,
         command=command,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,32 +19,6 @@ from trephine.engine.operators import FrozenLayer, FrozenOperators
 from trephine.engine.readouts import half_rule
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
-
-
-class NodeLayer(Protocol):
-    """One layer's nodes with their weights at hand."""
-
-    @property
-    def source(self) -> Site:
-        """Where activations are read."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[Site, ...]:
-        """Where they write."""
-        ...
-
-    def captured(self, operators: FrozenOperators) -> Tensor:
-        """Return activations `(n_rows, width)` of a run."""
-        ...
-
-    def gradient(self, operators: FrozenOperators, site: Site, adjoint: Tensor) -> Tensor:
-        """Carry an output site's adjoint `(n_rows, d_site)` to the activations `(n_rows, width)`."""
-        ...
-
-    def seed(self, operators: FrozenOperators, cotangent: Tensor) -> Tensor:
-        """Carry cotangents `(n_rows, width)` of activations to what the layer reads, `(n_rows, d_model)`."""
-        ...
 
 
 class Heads:

@@ -153,7 +153,9 @@ def dataset_circuit_to_wire(stored: StoredDatasetCircuit, *, whole: bool = True)
     )
 
 
-def checked_to_wire(request: DatasetCircuitRequest, info: ModelInfo, cost: Cost) -> pb.DatasetCircuit:
+def checked_to_wire(
+    request: DatasetCircuitRequest, info: ModelInfo, cost: Cost, checked: domain.CheckedDatasetCircuit
+) -> pb.DatasetCircuit:
     """Write what is known before anything is found; time and memory are predictions."""
     command = request.command
     return pb.DatasetCircuit(
@@ -164,6 +166,8 @@ def checked_to_wire(request: DatasetCircuitRequest, info: ModelInfo, cost: Cost)
         error_term=ERROR_TERM_NUMBERS[command.error_term],
         training=len(command.training),
         held_out=len(command.held_out),
+        patch=_ABLATION_NUMBERS[checked.patch],
+        candidates=checked.candidates,
         seconds=predicted_seconds(cost, info),
         peak_extra_bytes=cost.memory_bytes,
         version=version_to_wire(info.name, info.weight_hash),
