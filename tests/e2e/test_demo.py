@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 from tests.e2e.servers import wait_for
 from tests.e2e.test_cli_process import finish, processes_of, start
 from tests.e2e.test_readme import blocks
+from tests.retained import retain_ids
 from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.interventions import neuron
 from trephine.app.artifacts import ArtifactStore
@@ -37,7 +38,7 @@ from trephine.client.verification import verify_folder
 from trephine.domain.circuits import NodeKind
 from trephine.domain.interventions import Ablate
 from trephine.engine.divergence import kl_divergence
-from trephine.engine.retain import retain_ids, window_logits
+from trephine.engine.retain import window_logits
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(2700)]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.retained import retain_ids
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, planned
 from tests.unit.engine.interventions import neuron
 from trephine.client.verification import verify_folder
@@ -16,7 +17,7 @@ from trephine.domain.interventions import Ablate, Scale
 from trephine.engine import certification, export, planning
 from trephine.engine.divergence import kl_divergence
 from trephine.engine.export_texts import ExportTexts
-from trephine.engine.retain import built_in_text, retain_ids, retain_text, window_logits
+from trephine.engine.retain import built_in_text, retain_text, window_logits
 from trephine.engine.shards import read_entries, sha256_of
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]

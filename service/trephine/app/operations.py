@@ -83,11 +83,6 @@ class Operations:
         await self._journal.settle()
         await self._jobs.close()
 
-    async def drained(self) -> None:
-        """Return once every operation has ended."""
-        for operation_id in self._journal.unfinished():
-            await self.wait(operation_id)
-
     async def start(
         self, method: str, request: OperationRequest, *, request_id: str, tenant: str = "local"
     ) -> OperationRecord:

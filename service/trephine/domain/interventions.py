@@ -112,11 +112,6 @@ class Selector:
                 "an empty list selects nothing; leave it out to select all", field="selector"
             )
 
-    @property
-    def is_everywhere(self) -> bool:
-        """True if it touches every position of every phase, as weights would."""
-        return self == Selector()
-
 
 # --- how -----------------------------------------------------------------------------------------
 

@@ -99,11 +99,6 @@ def retain_text(hosted: HostedModel, text: str | None = None) -> RetainText:
     )
 
 
-def retain_ids(hosted: HostedModel, text: str | None = None) -> list[list[int]]:
-    """Return the windows of the retain text as token ids."""
-    return [list(window) for window in retain_text(hosted, text).windows]
-
-
 def plain_logits(hosted: HostedModel, retain: RetainText) -> Generator[None, None, list[Tensor]]:
     """Return the model's own logits per window, float32 `(n_pos, d_vocab)`; one batch a quantum.
 

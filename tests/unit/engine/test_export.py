@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.builders import FAMILIES, tiny_folder
 from tests.file_limits import files_end_at
+from tests.retained import retain_ids
 from tests.unit.engine.exporting import compiling, edit_of, exported, hosted_in, planned, write_key
 from tests.unit.engine.interventions import neuron
 from trephine.client.verification import verify_folder
@@ -38,7 +39,7 @@ from trephine.engine.divergence import kl_divergence
 from trephine.engine.hosted import HostedModel
 from trephine.engine.planning import plan_hash
 from trephine.engine.quanta import finish
-from trephine.engine.retain import retain_ids, window_logits
+from trephine.engine.retain import window_logits
 from trephine.engine.shards import overwrite, read_entries, read_tensor, sha256_of
 
 PLAN = (

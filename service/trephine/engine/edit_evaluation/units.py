@@ -63,11 +63,6 @@ class UnitSet:
     """Texts or items that were given beside these and are the same tokens as one of them."""
 
     @property
-    def has_items(self) -> bool:
-        """True for items, false for texts."""
-        return isinstance(self.units[0], ItemUnit)
-
-    @property
     def tokens(self) -> int:
         """Tokens of all rows."""
         return sum(unit.tokens for unit in self.units)

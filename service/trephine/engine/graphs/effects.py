@@ -18,8 +18,7 @@ from trephine.engine.hosted import HostedModel
 from trephine.engine.influence import LOGIT, Row
 from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.operators import FrozenOperators
-from trephine.engine.readouts import LogitReadout
-from trephine.engine.targets import Cotangents, cotangents_of, top_place
+from trephine.engine.targets import Cotangents, top_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +49,6 @@ def path_effects(rows: Sequence[Row], active: ActiveFeatures) -> PathEffects:
 
 def _gain(row: Row, features: Tensor, activation: Tensor) -> float:
     return row.share if row.cell <= LOGIT else float(features[row.cell] / activation[row.cell])
-
-
-def gradient_effects(
-    hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, readout: LogitReadout
-) -> Generator[None, None, Tensor]:
-    """Do what `effects_on` does for a logit read-out at the last position."""
-    return effects_on(hosted, operators, active, cotangents_of(operators, readout))
 
 
 def effects_on(

@@ -35,7 +35,6 @@ from trephine.engine.retain import BUILT_IN, built_in_text
 from trephine.engine.session import Handler, Session
 
 _LEAST_CONTEXTS = 2
-_LEAST_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

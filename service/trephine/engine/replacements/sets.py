@@ -14,7 +14,6 @@ from trephine.domain.errors import (
 )
 from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo, Residency
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.architecture import Architecture
 from trephine.engine.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.neurons import neuron_layer, neuron_layer_info
@@ -138,16 +137,6 @@ def require_feature(hosted: HostedModel, feature: FeatureRef, *, field: str) -> 
         raise
     _require_index(info, feature, field)
     return info
-
-
-def require_neuron(architecture: Architecture, feature: FeatureRef, *, field: str) -> None:
-    """Refuse a neuron that the model does not have.
-
-    Raises:
-        LayerOutOfRangeError: If its layer does not exist.
-        FeatureOutOfRangeError: If its index does not.
-    """
-    _require_index(neuron_layer_info(architecture, feature.layer), feature, field)
 
 
 def _require_index(info: ReplacementLayerInfo, feature: FeatureRef, field: str) -> None:

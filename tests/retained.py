@@ -1,0 +1,11 @@
+"""The retain text of a model, as token ids."""
+
+from __future__ import annotations
+
+from trephine.engine.hosted import HostedModel
+from trephine.engine.retain import retain_text
+
+
+def retain_ids(hosted: HostedModel) -> list[list[int]]:
+    """Return the windows of the built-in text."""
+    return [list(window) for window in retain_text(hosted).windows]
