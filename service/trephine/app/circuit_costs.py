@@ -9,7 +9,7 @@ everything else scales with the model. On machines of another speed the time is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
@@ -103,6 +103,8 @@ def discovery_cost(
         layers: Layers of all sets that are opened, neurons beside them included; none for the model's own
             neurons alone.
     """
+    features = sum(layer.d_sae for layer in layers) if layers else info.n_layers * info.d_mlp
+    command = replace(command, max_feature_nodes=min(command.max_feature_nodes, n_tokens * features))
     on_gpu = bool(layers) and not info.device.startswith("cpu")
     return DiscoveryCost(
         seconds=_seconds(command, info, n_tokens, layers),

@@ -138,3 +138,11 @@ def test_neurons_beside_sets_are_predicted_within_a_factor_of_two(row):
     cost = discovery_cost(asked(nodes, verified), smollm2(), tokens, opened)
     assert 0.5 <= cost.seconds / seconds <= 2
     assert 0.5 <= cost.memory_bytes / 1e6 / megabytes <= 2
+
+
+@pytest.mark.parametrize("layers", [(), transcoders()], ids=["neurons", "transcoders"])
+def test_no_more_nodes_are_predicted_than_there_are(layers):
+    """Whoever asks for all of them by a large number gets what all of them cost."""
+    features = sum(layer.d_sae for layer in layers) or 30 * 1536
+    every, more = (discovery_cost(asked(n, 0), smollm2(), 3, layers) for n in (3 * features, 2 * 10**9))
+    assert every == more

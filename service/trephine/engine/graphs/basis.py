@@ -63,7 +63,8 @@ class FeatureBasis:
     @cached_property
     def room(self) -> EdgeRoom:
         """For the edges of all rows."""
-        return edge_room(self.max_nodes + len(self.explained.targets), self.device)
+        rows = min(self.max_nodes, self.active.count) + len(self.explained.targets)
+        return edge_room(rows, self.device)
 
     @property
     def cells(self) -> ActiveFeatures:

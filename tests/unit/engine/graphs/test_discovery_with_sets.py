@@ -36,8 +36,7 @@ def found(kind, family="llama", **changes: Any):
         prompt=PROMPT,
         target=LogitTarget(token=" Mary", against=" John"),
         replacement=NAME,
-        max_feature_nodes=60,
-        **{"verify_nodes": 0, **changes},
+        **{"max_feature_nodes": 60, "verify_nodes": 0, **changes},
     )
     return hosted, finish(discover_circuit(hosted, command))
 
@@ -129,3 +128,10 @@ def test_an_ablated_node_is_gone():
     (applied,) = run_rows(hosted, [RowInput(hosted.encode(PROMPT), (change,))]).applied[0]
     assert applied.positions == 1
     assert applied.max_change == pytest.approx(node.activation, rel=1e-4)
+
+
+def test_more_nodes_than_there_are_features_are_all_of_them():
+    """However many are asked for, no edge is lost to rows that never come."""
+    (_, every), (_, more) = (found("relu", max_feature_nodes=n) for n in (5000, 2 * 10**9))
+    assert sum(node.kind is NodeKind.FEATURE for node in every.nodes) > 300
+    assert (more.nodes, more.edges, more.rows) == (every.nodes, every.edges, every.rows)
