@@ -27,7 +27,7 @@ def compare(session: Session, command: CompareFeatures) -> Generator[Progress | 
         InvalidRequestError: If there are no features, or a sign is missing.
         ReplacementNotFoundError, LayerOutOfRangeError, FeatureOutOfRangeError: For what does not exist.
     """
-    hosted, features = session.require_model(), command.features
+    hosted, features = session.require_model().pinned(), command.features
     if not features or len(command.positive) != len(features):
         raise InvalidRequestError("every feature needs its sign, and there must be one", field="features")
     for feature in features:

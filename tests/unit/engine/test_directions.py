@@ -132,3 +132,15 @@ def test_partial_graphs_grow_towards_the_circuit(kind):
     for edge in last.edges:
         target = logit if edge.target < 0 else indices[edge.target]
         assert weights[indices[edge.source], target] == pytest.approx(edge.weight, rel=1e-5)
+
+
+def test_a_set_that_is_exchanged_meanwhile_changes_nothing():
+    """Directions of two sets are not compared under one name."""
+    calm, hosted = tiny_hosted("llama"), tiny_hosted("llama")
+    resident_set(calm, "relu")
+    resident_set(hosted, "relu")
+    command = asked(NAME, PLACES)
+    work = compare(Session(hosted=hosted), command)
+    next(work)
+    resident_set(hosted, "clt")
+    assert finish(work) == finish(compare(Session(hosted=calm), command))

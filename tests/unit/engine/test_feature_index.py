@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.builders import tiny_hosted
+from tests.resident_sets import resident_set
 from trephine.domain.errors import (
     BrokenCorpusError,
     CorruptRecordError,
@@ -285,3 +286,17 @@ def test_documents_can_be_read_on_from_any_place(tmp_path):
             assert list(documents(path, everything[place].following)) == everything[place + 1 :]
     assert "".join(one.text for one in documents(text, Place())).count("ü") == 100_000
     assert [one.text for one in documents(records, Place())] == ["one", "two\n\nstill two"]
+
+
+def test_a_set_that_is_exchanged_meanwhile_changes_nothing(corpus, tmp_path):
+    """An index is of the set that it began with, and of no mixture of two."""
+    calm, hosted = tiny_hosted("llama"), tiny_hosted("llama")
+    name = resident_set(calm, "relu")
+    resident_set(hosted, "relu")
+    build(calm, command(corpus, tmp_path / "calm", replacement=name))
+    work = index_features(Session(hosted=hosted), command(corpus, tmp_path / "exchanged", replacement=name))
+    for _ in range(14):
+        next(work)
+    resident_set(hosted, "clt")
+    finish(work)
+    assert content(tmp_path / "exchanged") == content(tmp_path / "calm")

@@ -79,7 +79,7 @@ def index_features(
         DiskFullError: If there is no room; what was committed is gone on with.
         CorruptRecordError: If the file at the path was begun for something else.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     corpus = corpus_path(command.corpus)
     layers = chosen_layers(hosted, command.replacement, command.layers)
     if command.context_tokens > hosted.info.context_length:
