@@ -104,7 +104,8 @@ def discovery_cost(
             neurons alone.
     """
     features = sum(layer.d_sae for layer in layers) if layers else info.n_layers * info.d_mlp
-    command = replace(command, max_feature_nodes=min(command.max_feature_nodes, n_tokens * features))
+    nodes = min(command.max_feature_nodes, n_tokens * features)
+    command = replace(command, max_feature_nodes=nodes, verify_nodes=min(command.verify_nodes, nodes))
     on_gpu = bool(layers) and not info.device.startswith("cpu")
     return DiscoveryCost(
         seconds=_seconds(command, info, n_tokens, layers),
