@@ -28,7 +28,7 @@ def wilson(hits: int, texts: int, z: float = _Z) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def share(hits: int, texts: int, *, best_of: int = 1) -> Interval:
+def share(hits: int, texts: int, *, best_of: int = 1, against_best_of: int = 1) -> Interval:
     """Return a share with Wilson's interval; of one text or more.
 
     Args:
@@ -36,11 +36,19 @@ def share(hits: int, texts: int, *, best_of: int = 1) -> Interval:
         texts: All of them.
         best_of: It is the best of so many on these texts, and as good as it is by luck in part: the lower
             bound is one that holds for all of them at once (Bonferroni). Luck makes no share look worse.
+        against_best_of: The best of so many on these texts is held against it, and may be so far ahead by
+            the luck of either: the upper bound is as wide as the other's lower one.
     """
-    low, high = wilson(hits, texts)
-    if best_of > 1:
-        low, _ = wilson(hits, texts, NormalDist().inv_cdf(1 - 0.025 / best_of))
-    return Interval(value=hits / texts, low=low, high=high)
+    return Interval(
+        value=hits / texts,
+        low=wilson(hits, texts, _at_once(best_of))[0],
+        high=wilson(hits, texts, _at_once(against_best_of))[1],
+    )
+
+
+def _at_once(count: int) -> float:
+    """Return the normal quantile of a bound that holds for so many shares at once."""
+    return _Z if count == 1 else NormalDist().inv_cdf(1 - 0.025 / count)
 
 
 def least(shares: Sequence[Interval]) -> Interval:

@@ -72,8 +72,8 @@ class RemovalOutcome:
     """The same of what ships."""
     gain: Figure | None
     """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares, by the
-    groups that may be the worst both times. On texts that chose, its lower bound and that of `after` are of
-    the best of all that were compared."""
+    groups that may be the worst both times. On a validation split, or what is held out for one, its lower
+    bound and that of `after` are of the best of all that were compared."""
     why: str
     settles: str
     """What would settle a doubt; empty where there is none."""
@@ -109,7 +109,8 @@ def outcome_on(
     befores = [share(one.before, one.texts) for one in groups]
     afters = [share(one.after, one.texts, best_of=tried) for one in groups]
     before, after = _worst(groups, befores), _worst(groups, afters)
-    gain, texts = _gain(groups, befores, afters), min(one.texts for one in groups)
+    beaten = [share(one.before, one.texts, against_best_of=tried) for one in groups]
+    gain, texts = _gain(groups, beaten, afters), min(one.texts for one in groups)
     measured = _verdict(after, gain)
     short = ground is Ground.TWINS and measured is Verdict.PASS
     verdict = Verdict.INCONCLUSIVE if short else measured

@@ -181,6 +181,33 @@ def test_the_best_of_many_is_no_pass_for_being_lucky():
         assert (found.verdict, found.after.high) == (Verdict.FAIL, wilson(60, 200)[1])
 
 
+def test_the_best_of_many_that_are_no_better_has_gained_nothing():
+    """Heads that decide a group as well as the original, no better, gain one time in forty at most.
+
+    Where only the bound of what ships held for all at once, and not that of the original beside it, three
+    in a hundred of these passed; of one head that nothing chose one in forty does.
+    """
+    draw, texts, right, runs = Random(0), 100, 0.8, 1000
+    passed = 0
+    for _ in range(runs):
+        before, *others = (sum(draw.random() < right for _ in range(texts)) for _ in range(18))
+        after = max(others)
+        apart = round(before * after / texts)
+        group = Tally(name="hard", texts=texts, before=before, after=after, both=apart)
+        passed += outcome_on(Ground.VALIDATION, [group], tried=17).verdict is Verdict.PASS
+    assert passed <= runs / 40
+
+
+def test_bounds_of_a_gain_are_as_sure_on_either_side():
+    """By hand, of one group: the lower one by Wilson's bounds at 1 - 0.025 / 17, the upper one as ever."""
+    group = Tally(name="hard", texts=100, before=40, after=80, both=32)
+    found = outcome_on(Ground.VALIDATION, [group], tried=17)
+    (low, _), (_, high) = wilson(80, 100, 2.9738), wilson(40, 100, 2.9738)
+    assert found.gain.low == pytest.approx(0.4 - ((0.8 - low) ** 2 + (high - 0.4) ** 2) ** 0.5, abs=1e-4)
+    plain = outcome_on(Ground.TEST, [group])
+    assert (found.gain.high, found.before) == (plain.gain.high, plain.before)
+
+
 def test_a_choice_says_of_how_many_it_is_the_best():
     """A doubt is named by the bound that it has, and a test split would settle it, too."""
     groups = [Tally(name="easy", texts=8, before=8, after=8), Tally(name="hard", texts=8, before=0, after=8)]
