@@ -11,7 +11,7 @@ from trephine.app.edit_stacks import EditStacks
 from trephine.app.names import id_in, resource
 from trephine.app.records import RecordFolder
 from trephine.domain.edit_conflicts import EditInUse
-from trephine.domain.errors import ResourceNotFoundError
+from trephine.domain.errors import ModelNotFoundError, ReplacementNotFoundError, ResourceNotFoundError
 from trephine.domain.live_edits import EditUse, LiveSetting
 
 
@@ -63,6 +63,8 @@ class LiveEdits:
         uses = (await self.get(model)).uses
         try:
             return await self._stacks.for_model(uses, model, field=field) if uses else ()
+        except (ModelNotFoundError, ReplacementNotFoundError):
+            raise  # the edit is there; what it acts on is not
         except ResourceNotFoundError as error:
             raise ResourceNotFoundError(
                 f"{resource('models', model)} is set to serve an edit to requests that name none, and it is "

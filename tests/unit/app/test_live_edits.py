@@ -214,6 +214,10 @@ async def test_sets_must_be_those_that_the_edit_was_made_for(tmp_path, monkeypat
         await here.live_edits.stack("tiny", (EditUse(edit="warm"),))
     entry.info.content_hash = "a" * 64
     assert await here.live_edits.stack("tiny", (EditUse(edit="warm"),))
+    await here.live_edits.set("tiny", (EditUse(edit="warm"),))
+    entry.state, entry.info = "failed", None
+    with pytest.raises(ReplacementNotFoundError, match=r"^the edit warm needs the set mine"):
+        await here.live_edits.stack("tiny", ())  # by default: the edit is not gone
 
 
 async def test_a_default_that_is_gone_says_how_to_end_it(tmp_path):
