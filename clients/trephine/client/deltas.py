@@ -215,6 +215,10 @@ def _description(root: Path) -> dict[str, Any]:
         made_of = [file["parent"] for file in value["files"] if file["kind"] != "whole"]
         if any(name not in value["parent"] for name in made_of):
             raise ValueError("a file is made of one whose digest it does not name")
+        if any(file["size"] < 0 for file in value["files"]):
+            raise ValueError("a file of fewer than no bytes")
+        if not (root / CONTENT).is_file():
+            raise ValueError(f"{CONTENT} is missing")
     except (OSError, *_DAMAGED) as error:
         raise LocalFileError(f"{root} is no delta: {error}") from error
     return value

@@ -76,16 +76,21 @@ def test_an_altered_description_is_a_typed_error_and_leaves_nothing(
     assert sorted(path.name for path in root.iterdir()) == ["delta", "exported", "parent"]
 
 
-def test_a_few_bytes_do_not_become_many(folders: tuple[Path, Path, Path]) -> None:
-    """What decompresses to more than the file's size is not decompressed."""
+@pytest.mark.parametrize(("size", "says"), [(None, "as many as announced"), (-1, "fewer than no bytes")])
+def test_a_few_bytes_do_not_become_many(
+    folders: tuple[Path, Path, Path], size: int | None, says: str
+) -> None:
+    """What decompresses to more than the file's size is not decompressed; -1 would be without a bound."""
     parent, exported, root = folders
     delta = make_delta(parent, exported, root / "delta")
     description = json.loads((delta / "delta.json").read_text())
     packed = zlib.compress(bytes(1 << 24), 9)
-    entry(description, "certificate.json")["parts"][0]["bytes"] = len(packed)
+    certificate = entry(description, "certificate.json")
+    certificate["parts"][0]["bytes"] = len(packed)
+    certificate["size"] = certificate["size"] if size is None else size
     (delta / "delta.bin").write_bytes(packed)
     (delta / "delta.json").write_text(json.dumps(description))
-    with pytest.raises(LocalFileError, match="as many as announced"):
+    with pytest.raises(LocalFileError, match=says):
         apply_delta(delta, parent, root / "rebuilt")
 
 
@@ -132,6 +137,6 @@ def test_an_export_without_its_files_is_told(folders: tuple[Path, Path, Path]) -
     parent, exported, root = folders
     delta = make_delta(parent, exported, root / "delta")
     (delta / "delta.bin").unlink()
-    with pytest.raises(LocalFileError, match=r"delta\.bin"):
+    with pytest.raises(LocalFileError, match=r"delta is no delta: delta\.bin is missing"):
         apply_delta(delta, parent, root / "rebuilt")
     assert sorted(path.name for path in root.iterdir()) == ["delta", "exported", "parent"]
