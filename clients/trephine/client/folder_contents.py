@@ -39,9 +39,14 @@ def _unread(root: Path, error: OSError) -> str:
 def _strange(root: Path, names: list[str]) -> Iterator[str]:
     """What must not even be opened: pipes never end, and links show today what is elsewhere tomorrow."""
     for name in names:
-        said, mode = printable_path(name), (root / name).lstat().st_mode
+        said = printable_path(name)
         if said != name:
             yield f"{said}: a name that is no UTF-8 was not published"
+        try:
+            mode = (root / name).lstat().st_mode
+        except OSError as error:  # its folder may be listed and not entered, or somebody removed it
+            yield f"{said}: cannot be looked at: {error.strerror}"
+            continue
         if stat.S_ISLNK(mode):
             yield f"{said}: links are never published"
         elif not stat.S_ISREG(mode):

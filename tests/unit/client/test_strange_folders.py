@@ -81,6 +81,25 @@ def test_a_folder_inside_that_cannot_be_looked_into_is_a_problem(
     )
 
 
+def test_a_file_that_may_be_listed_and_not_looked_at_is_a_problem_and_no_crash(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As in a folder that may be read and not entered."""
+    (folder / "sub").mkdir()
+    (folder / "sub" / "hidden.txt").write_text("x")
+    look = Path.lstat
+
+    def refusing(path: Path) -> os.stat_result:
+        if path.name == "hidden.txt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", refusing)
+    outcome = verify_folder(folder)
+    assert not outcome.passed
+    assert outcome.problems == ("sub/hidden.txt: cannot be looked at: Permission denied",)
+
+
 def test_an_empty_folder_is_no_export_and_a_file_is_no_folder(tmp_path: Path):
     """Both are told, and neither is a pass; a folder that is a link is looked into."""
     (tmp_path / "empty").mkdir()
