@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -93,14 +94,14 @@ def require_same_reading(hosted: HostedModel, decision: DecisionHead, texts: Seq
     What it decides on is not what would be measured: with a first token more it may decide the other way.
 
     Raises:
-        HeadNotStockError: Showing a text both ways.
+        HeadNotStockError: Showing a text both ways, or if the folder's tokenizer cannot be loaded.
     """
     if not isinstance(decision, ClassifierHead | RewardHead):
         return
     folder = Path(decision.folder)
     if not (folder / "tokenizer.json").is_file():
         return  # it has none of its own
-    own, asked = AutoTokenizer.from_pretrained(folder, local_files_only=True), texts[:_ASKED]
+    own, asked = _tokenizer(folder), texts[:_ASKED]
     read = [(tuple(own(one, verbose=False)["input_ids"]), read_text(hosted, decision, one)) for one in asked]
     other = [pair for pair in read if pair[0] != pair[1]]
     if other:
@@ -111,6 +112,17 @@ def require_same_reading(hosted: HostedModel, decision: DecisionHead, texts: Seq
             "what is measured. Load the model with that folder's tokenizer",
             field="decision.folder",
         )
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as failure:  # of a file that it cannot parse the library raises a bare one
+        raise HeadNotStockError(
+            f"the tokenizer of {folder.name} cannot be loaded: {failure}. Save it again beside the head, or "
+            "take its files away: texts are then read by the hosted model's",
+            field="decision.folder",
+        ) from failure
 
 
 def refuse_shared(places: dict[Ids, str], ids: Ids, field: str) -> None:

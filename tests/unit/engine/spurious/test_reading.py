@@ -146,6 +146,9 @@ def test_a_given_head_whose_tokenizer_reads_otherwise_is_refused(hosted: HostedM
     plain.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(HeadNotStockError, match=r"reads 48 of 48 texts otherwise .* \(8 tokens\) and not as"):
         _removal(hosted, ClassifierHead(folder=str(tmp_path)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(HeadNotStockError, match=r"tokenizer of .* cannot be loaded: .* Save it again"):
+        _removal(hosted, ClassifierHead(folder=str(tmp_path)))
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     assert _removal(hosted, ClassifierHead(folder=str(tmp_path))).arm(Arm.ORIGINAL) is not None
