@@ -54,6 +54,7 @@ class IncomingFile:
 
         Raises:
             DiskFullError: If there is no room.
+            LocalFileError: If it cannot be written for another reason.
         """
         with self._written():
             self._file.write(data)
@@ -65,6 +66,7 @@ class IncomingFile:
 
         Raises:
             DiskFullError: If there is no room.
+            LocalFileError: If it cannot be written for another reason.
             HashMismatchError: If these are not the announced bytes.
         """
         with self._written(), self._file:
@@ -114,6 +116,7 @@ class IncomingFolder:
 
         Raises:
             HashMismatchError: If its path leads out of the folder.
+            DiskFullError, LocalFileError: If it cannot be begun.
         """
         path = PurePosixPath(expected.path)
         if path.is_absolute() or not path.parts or ".." in path.parts:
@@ -125,6 +128,7 @@ class IncomingFolder:
 
         Raises:
             ExportTargetExistsError: If something appeared there meanwhile.
+            DiskFullError, LocalFileError: If it cannot be given its name.
         """
         require_absent(self._target)
         try:

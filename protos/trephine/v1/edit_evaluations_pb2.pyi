@@ -432,7 +432,7 @@ class ControlComparison(google.protobuf.message.Message):
     adjusted_p_value: builtins.float
     """After Holm over the sets of the role."""
     units: builtins.int
-    """Texts or items."""
+    """Texts or items that differ as tokens: repeats count once."""
     tokens: builtins.int
     """Of all rows; 0 in evaluations from before they were kept."""
     reached: builtins.int
@@ -481,7 +481,7 @@ class EvaluatedSet(google.protobuf.message.Message):
     role: global___EvaluationRole.ValueType
     """What it was there for."""
     units: builtins.int
-    """Texts or items."""
+    """Texts or items that differ as tokens: repeats count once."""
     tokens: builtins.int
     """Of all rows."""
     sha256: builtins.str
