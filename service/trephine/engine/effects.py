@@ -103,7 +103,7 @@ def measure_ablation(
     Raises:
         UnsupportedInterventionError: If controls are asked for and an intervention is not on a feature.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     measured = measured_prompt(hosted, command.prompt, command.target.token, command.target.against)
     features = _features(command.interventions) if command.controls else ()
     effects = measure_effects(measured, _named_plans(command))

@@ -115,7 +115,7 @@ def compile_export(session: Session, command: CompileExport) -> Generator[Progre
     if command.keep_rejected:
         require_free(_rejected(target))
     sweep_leftovers(target.parent)
-    build = yield from _prepare(session.require_model(), command, target)
+    build = yield from _prepare(session.require_model().pinned(), command, target)
     try:
         with full_disk_refused():
             build.staging.open()

@@ -42,7 +42,7 @@ def generate(session: Session, command: Generate) -> Generator[TokenEvent | None
         NothingMatchedError: If an intervention wrote nothing in its row.
         TrephineError: If a prompt is empty or an intervention is refused.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     check_row_count(len(command.rows))
     rows = [_prompt(hosted, command, index) for index in range(len(command.rows))]
     caveats = [beginning_caveats(hosted, sets_of(row.interventions), row.ids) for row in rows]

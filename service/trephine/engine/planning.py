@@ -66,7 +66,7 @@ def plan_export(session: Session, command: PlanExport) -> Generator[Progress | N
         BrokenCheckpointError: If the parent's files do not hold what was loaded.
         InvalidRequestError: If the text is too short.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     require_parent(hosted, command.edit)
     entries = read_entries(hosted.folder)
     yield None

@@ -59,7 +59,7 @@ def propose_edit(session: Session, command: ProposeEdit) -> Generator[Progress |
         InvalidRequestError: If the target is not preferred in the first place, or bounds make no sense.
     """
     _check(command)
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     measured = measured_prompt(hosted, command.prompt, command.target.token, command.target.against)
     retain = retain_text(hosted, command.retain_text)
     yield Progress(stage="use on the retain text", done=0, total=len(retain.windows))

@@ -35,7 +35,7 @@ def score(session: Session, command: Score) -> Generator[Progress | None, None, 
         PromptTooLongError: If together they exceed the context.
         NothingMatchedError: If an intervention wrote nothing in its row.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     check_row_count(len(command.rows))
     rows = [_encode(hosted, command, index) for index in range(len(command.rows))]
     caveats = [beginning_caveats(hosted, sets_of(row.interventions), row.ids) for row in rows]

@@ -46,7 +46,7 @@ def evaluate_edit(session: Session, command: EvaluateEdit) -> Generator[Progress
         PromptTooLongError: If a text does not fit into the context.
         NothingMatchedError: If an intervention of the edit matches no position of any text.
     """
-    started, hosted = monotonic(), session.require_model()
+    started, hosted = monotonic(), session.require_model().pinned()
     require_made_for(hosted, command.edit)
     for intervention in command.edit.interventions:
         check_intervention(hosted, intervention)

@@ -50,7 +50,7 @@ def contrast_features(
         InvalidRequestError: If a text is one token long.
         OverBudgetError: If texts times features are too many.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     layers = chosen_layers(hosted, command.replacement, command.layers)
     rows = [*_encoded(hosted, command.first, "first"), *_encoded(hosted, command.second, "second")]
     _require_room(len(rows), layers)

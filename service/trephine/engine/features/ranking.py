@@ -34,7 +34,7 @@ def rank_by_token(session: Session, command: RankByToken) -> Generator[None, Non
         LayerOutOfRangeError: If it does not cover a layer.
         InvalidRequestError: If the text is one token long.
     """
-    hosted = session.require_model()
+    hosted = session.require_model().pinned()
     ids = hosted.encode(command.text)
     require_positions(ids, field="text")
     layers = chosen_layers(hosted, command.replacement, command.layers)

@@ -58,7 +58,7 @@ def evaluate_replacement_set(
         BrokenCorpusError: If the text has fewer than two contexts.
         OverBudgetError: If the controls do not fit into memory.
     """
-    started, hosted = time.perf_counter(), session.require_model()
+    started, hosted = time.perf_counter(), session.require_model().pinned()
     info = require_set(hosted, command.name).info
     if Dictionary.GIVEN in command.controls:
         raise InvalidRequestError("the set is no control of itself", field="controls")
