@@ -70,13 +70,13 @@ def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> Server
 
 
 def _other(server: str, architecture: str, config: Any, program: WeightProgram) -> ServerSupport:
-    refused = [_REFUSED[key] for key in _keys(architecture, program.config, server)]
     inherited = [_REFUSED[key] for key in _keys(architecture, _own(architecture, config), server)]
-    if refused:
-        return ServerSupport(server=server, loads=False, note="; ".join(map("; ".join, refused)))
-    if inherited:
+    if inherited:  # first: no other form of this edit would help
         whys = "; ".join(why for why, _ in inherited)
         return ServerSupport(server=server, loads=False, note=f"nor does it load the parent as it is: {whys}")
+    refused = [_REFUSED[key] for key in _keys(architecture, program.config, server)]
+    if refused:
+        return ServerSupport(server=server, loads=False, note="; ".join(map("; ".join, refused)))
     verb = "converts" if server == "llama.cpp" else "loads"
     if not program.config:
         same = "same architecture, tensor names, shapes and config as the parent"

@@ -121,7 +121,7 @@ def test_a_real_graft_of_gpt2_changes_the_refused_field(tmp_path):
     ("family", "fields", "refusing"),
     [("gpt2", {"n_inner": 96}, {"llama.cpp"}), ("gemma2", UNTIED, {"vllm", "llama.cpp"})],
 )
-@pytest.mark.parametrize("changed", [{}, {"intermediate_size": 160}])
+@pytest.mark.parametrize("changed", [{}, {"intermediate_size": 160}, {"n_inner": 160}])
 def test_what_an_earlier_export_changed_is_still_there(family, fields, refusing, changed):
     """An export of an export is loaded by none that refuses its parent, whatever this one changes."""
     config = config_of(family)
