@@ -196,7 +196,7 @@ def given_head(
 def _other_outputs(score: Tensor, wanted: int) -> str:
     """Say what to do with a head of another shape than is wanted, by what it is."""
     outputs = score.shape[0] if score.ndim == 2 else 0
-    if outputs == 1:
+    if outputs == 1 and wanted == 2:
         return "one output is a reward; name it as one, with its positive label"
     if outputs == 2 and wanted == 1:
         return "two outputs are a classifier; name it as one, or give a model with one output, the reward"

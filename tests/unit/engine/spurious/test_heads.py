@@ -222,6 +222,19 @@ def test_a_head_of_another_kind_says_what_it_is(tmp_path, outputs, head, said):
         finish(given_head(tiny_hosted("llama"), head(folder=str(folder)), LABELS))
 
 
+@pytest.mark.parametrize(("outputs", "head"), [(1, RewardHead), (2, ClassifierHead)])
+def test_a_head_of_another_width_is_not_told_to_be_called_otherwise(tmp_path, outputs, head):
+    """Its kind is right; what it reads is another model's."""
+    folder, _ = _saved(tmp_path, outputs)
+    save_file(
+        {**load_file(folder / SINGLE_NAME), "score.weight": torch.ones(outputs, 8)}, folder / SINGLE_NAME
+    )
+    with pytest.raises(
+        HeadNotStockError, match=f"{outputs} x 32 is needed: .* give a head of {outputs} on this"
+    ):
+        finish(given_head(tiny_hosted("llama"), head(folder=str(folder)), LABELS))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_that_differ_by_their_precision_alone_are_told_so(tmp_path, dtype):
     """Of a folder that was saved in half: on its own weights it decides otherwise, if by little."""
