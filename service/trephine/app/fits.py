@@ -174,7 +174,14 @@ class Fits:
         )
         self._require_free(request.set_id)
         self._records.write(fit_id, stored)
-        publish_folder(staging, self._target(request.set_id))
+        try:
+            with full_disk_is_typed(request.set_id):
+                publish_folder(staging, self._target(request.set_id))
+        except Exception:
+            if staging.is_dir():  # it got no name: the record would tell of a fit that did not end
+                self._records.delete(fit_id)
+                self._require_free(request.set_id)  # did somebody take it meanwhile?
+            raise
         return stored
 
     async def _key(self, request: FitSetRequest) -> str:

@@ -19,13 +19,19 @@ from tests.unit.app.test_evaluations_and_fits import REQUEST as FIT
 from tests.unit.app.test_replacements import loaded
 from tests.unit.app.test_spurious_removals import FIRST, _ready, _request
 from trephine.app import exports as exports_module
+from trephine.app import fits as fits_module
 from trephine.app.classifiers import Classifiers
 from trephine.app.exports import StoredExport
 from trephine.app.fits import StoredFit
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest, ExportRequest
 from trephine.domain.classifier_exports import ClassifierExport, ExportClassifier
-from trephine.domain.errors import DiskFullError, ExportTargetExistsError, ResourceNotFoundError
+from trephine.domain.errors import (
+    AlreadyExistsError,
+    DiskFullError,
+    ExportTargetExistsError,
+    ResourceNotFoundError,
+)
 from trephine.domain.operations import OperationState
 
 SECOND = "d" * 32
@@ -246,3 +252,22 @@ async def test_a_cancellation_while_a_fitted_set_is_published_comes_too_late_as_
         sorted(path.name for path in (tmp_path / "replacements" / one).iterdir()) for one in in_root(here)
     ]
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_fitted_set_that_gets_no_name_is_not_on_record(tmp_path, monkeypatch, taken):
+    """Neither where the disk has no room for one nor where somebody took it: no fit is told to have ended."""
+    here = await loaded(tmp_path, FITS)
+
+    def refuse(built: Path, final: Path) -> None:
+        if taken:
+            final.mkdir()
+            (final / "theirs.txt").write_text("theirs")
+        raise OSError(errno.ENOTEMPTY if taken else errno.ENOSPC, "refused")
+
+    monkeypatch.setattr(fits_module, "publish_folder", refuse)
+    with pytest.raises(AlreadyExistsError if taken else DiskFullError):
+        await here.fits.run(FIT, ignore, fit_id=FIRST)
+    with pytest.raises(ResourceNotFoundError, match="there is no fit"):
+        await here.fits.get(FIRST)
+    assert in_root(here) == (["mine", "small"] if taken else ["small"])
