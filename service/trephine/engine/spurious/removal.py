@@ -10,6 +10,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome, shipped
+from trephine.domain.spurious_outcomes import Ground, RemovalOutcome
 from trephine.domain.spurious_removal import (
     Judge,
     JudgedFeature,
@@ -82,6 +83,7 @@ def remove_spurious_features(
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
         caveats=(
             *_caveats(study, judged),
+            *_judged_by_its_ground(study, judged, outcome),
             *_of_the_head(study, choice),
             *_as_good(measured.arms),
             *_as_controlled(measured.arms),
@@ -97,6 +99,16 @@ def remove_spurious_features(
 
 def _set_hash(hosted: HostedModel, name: str) -> str:
     return "" if name == NEURONS else require_set(hosted, name).admitted.content_hash
+
+
+def _judged_by_its_ground(study: Study, judged: Judged, outcome: RemovalOutcome) -> tuple[str, ...]:
+    """Say so where texts that judged features tell whether these were the right ones."""
+    if outcome.ground is not Ground.VALIDATION or Judge.GROUPS not in judged.judges:
+        return ()
+    return (
+        f"features were judged by texts of the {study.part}, too, which the outcome is measured on: its "
+        "bounds count the heads that were compared there, not the features. A test split is free of that",
+    )
 
 
 def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:

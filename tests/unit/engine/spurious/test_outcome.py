@@ -36,6 +36,7 @@ GIVEN: dict[str, Any] = {
     "resamples": 10,
 }
 TWINS = ambiguous(twins=True)
+_JUDGED = "features were judged by texts of"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def test_the_test_split_comes_before_all_else(session):
     for figure, arm in ((outcome.before, Arm.ORIGINAL), (outcome.after, found.ships)):
         assert figure.value == pytest.approx(found.arm(arm).figure("worst_group").value, abs=1e-6)
     assert found.ships in (Arm.ERASED, Arm.REFITTED)
+    assert not any(_JUDGED in one for one in found.caveats), "though the validation split judged features"
 
 
 def test_a_validation_split_says_that_it_was_chosen_by(session):
@@ -76,7 +78,11 @@ def test_a_validation_split_says_that_it_was_chosen_by(session):
     assert (found.outcome.ground, found.outcome.texts) == (Ground.VALIDATION, 10)
     taken = next(one for one in found.choices if one.taken)
     assert found.outcome.after.value == pytest.approx(taken.criterion, abs=1e-6)
-    assert "chosen by" in found.outcome.why
+    assert f"chosen by ({len(found.choices)} in all" in found.outcome.why
+    assert any(f"{_JUDGED} the validation split, too" in one for one in found.caveats)
+    few = _run(session, validation=balanced(4, seed=5))
+    assert few.outcome.ground is Ground.VALIDATION
+    assert not any(_JUDGED in one for one in few.caveats), "four of a group judge nothing"
 
 
 def test_what_is_held_out_is_not_called_a_split_that_was_given(session):
