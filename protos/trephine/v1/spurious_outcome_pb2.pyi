@@ -99,7 +99,9 @@ class RemovalOutcome(google.protobuf.message.Message):
 
     @property
     def gain(self) -> trephine.v1.common_pb2.Figure:
-        """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares."""
+        """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares; of a validation
+        split its lower bound holds for all that were compared at once, too.
+        """
 
     def __init__(
         self,
