@@ -106,11 +106,12 @@ def read_data(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Data:
         PromptTooLongError: If a text is too long.
         EmptyGroupError: If validation or test lacks a group although the attribute is known there.
         AttributeConfoundedError: If too little is left to tell the attribute from the label.
+        HeadNotStockError: If a given head's folder reads texts otherwise, or cannot be read.
     """
     reader = _Reader(hosted, command)
     check_leakage(reader.splits, command.attribute_texts)
-    require_same_reading(hosted, command.decision, [one.text for one in command.training])
     training = reader.split("training")
+    require_same_reading(hosted, command.decision, [one.text for one in training])
     validation = reader.split("validation")
     held_out = validation
     if not validation:

@@ -20,7 +20,7 @@ from transformers import (
 from tests.builders import tiny_folder, tiny_tokenizer
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.classifier_exports import ExportClassifier
-from trephine.domain.errors import GateMissedError, HeadNotStockError
+from trephine.domain.errors import GateMissedError, HeadNotStockError, PromptTooLongError
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import (
     ClassifierHead,
@@ -35,6 +35,7 @@ from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatur
 from trephine.engine.hosted import HostedModel, host
 from trephine.engine.quanta import finish
 from trephine.engine.session import Session
+from trephine.engine.spurious.examples import read_data
 from trephine.engine.spurious.reading import read_text
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.weights import classifier
@@ -152,6 +153,25 @@ def test_a_given_head_whose_tokenizer_reads_otherwise_is_refused(hosted: HostedM
     for file in tmp_path.glob("tokenizer*"):
         file.unlink()
     assert _removal(hosted, ClassifierHead(folder=str(tmp_path))).arm(Arm.ORIGINAL) is not None
+
+
+def test_a_text_that_is_too_long_is_named_though_a_head_is_given(hosted: HostedModel, tmp_path: Path):
+    """It is read before the folder's tokenizer is asked, and by its place."""
+    model = LlamaForSequenceClassification.from_pretrained(hosted.folder, num_labels=2)
+    model.save_pretrained(tmp_path)
+    hosted.tokenizer.save_pretrained(tmp_path)
+    texts = ambiguous(24, seed=5)
+    long = replace(texts[3], text=texts[3].text * 400)
+    with pytest.raises(PromptTooLongError) as refused:
+        read_data(
+            hosted,
+            RemoveSpuriousFeatures(
+                training=(*texts[:3], long, *texts[4:]),
+                attribute_texts=attribute_texts(8),
+                decision=ClassifierHead(folder=str(tmp_path)),
+            ),
+        )
+    assert refused.value.context["field"] == "training[3].text"
 
 
 def test_a_folder_that_reads_other_tokens_than_were_measured_is_not_published(
