@@ -21,6 +21,9 @@ WHOLE_EDGES, WHOLE_EDGES_ON_GPU = 5 << 25, 1 << 30
 STORED_EDGES = 1 << 27
 """Of these, what is shared out equally between rows, 1 GiB; where a row has more, its smallest may go."""
 
+LENDING_PAIRS = 1 << 30
+"""Rows times active features up to which a row may store more than its share."""
+
 TABLED_BYTES = 3 << 30
 """Tables of a prompt on a GPU are not made larger: a long prompt has work enough."""
 

@@ -64,7 +64,7 @@ class FeatureBasis:
     def room(self) -> EdgeRoom:
         """For the edges of all rows."""
         rows = min(self.max_nodes, self.active.count) + len(self.explained.targets)
-        return edge_room(rows, self.device)
+        return edge_room(rows, self.active.count, self.device)
 
     @property
     def cells(self) -> ActiveFeatures:

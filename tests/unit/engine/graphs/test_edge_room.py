@@ -8,9 +8,10 @@ import torch
 from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, resident_set
 from tests.unit.engine.graphs.test_target_laws import PROMPT
+from trephine.domain.sweeps import STORED_EDGES
 from trephine.engine.graphs import basis
 from trephine.engine.graphs.actives import activate
-from trephine.engine.graphs.edge_room import EdgeRoom
+from trephine.engine.graphs.edge_room import EdgeRoom, edge_room
 from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.memory import MemoryMeter
 from trephine.engine.operators import capture
@@ -56,6 +57,20 @@ def test_a_row_may_always_store_an_edge():
     assert EdgeRoom(rows=1000, edges=100, shared=50).grant([7]) == [1]
 
 
+def test_without_lending_a_row_has_its_share():
+    """However little the others take."""
+    room = EdgeRoom(rows=5, edges=100, shared=50, lends=False)
+    assert room.grant([1, 1, 90]) == [1, 1, 10]
+    assert room.grant([90, 90]) == [10, 10]
+
+
+@pytest.mark.parametrize(("cells", "lends"), [(65_873, True), (207_355, True), (1_159_293, False)])
+def test_a_long_prompt_lends_nothing(cells, lends):
+    """Of 4,096 nodes over 64, 192 and 1,024 tokens: the longest prompt's sweeps need what would be lent."""
+    most = edge_room(4099, cells, torch.device("cpu")).grant([cells])[0]
+    assert most == (cells if lends else STORED_EDGES // 4099)
+
+
 def stored(hosted):
     """What is stored of the rows of a prompt's last sixty active features: sizes, largest first, by cell."""
     operators = capture(hosted.model, hosted.architecture, hosted.encode(PROMPT))
@@ -85,7 +100,9 @@ def test_a_graph_is_whole_where_what_it_stores_fits(monkeypatch, fits):
     edges = sum(map(len, whole.values()))
     room = edges if fits else edges // 2
     assert 0 < edges < len(whole) * max(map(len, whole.values()))
-    monkeypatch.setattr(basis, "edge_room", lambda rows, _: EdgeRoom(rows=rows, edges=room, shared=room // 2))
+    monkeypatch.setattr(
+        basis, "edge_room", lambda rows, *_: EdgeRoom(rows=rows, edges=room, shared=room // 2)
+    )
     found = stored(hosted)
     assert found.keys() == whole.keys()
     assert all(torch.equal(sizes, whole[cell][: len(sizes)]) for cell, sizes in found.items())
