@@ -11,10 +11,10 @@ from pathlib import Path
 
 from trephine.app.edits import Edits
 from trephine.app.exports import Exports
-from trephine.app.files import TEMPORARY, carried_through, sync_folder
+from trephine.app.files import TEMPORARY, carried_through
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.published_files import file_chunks, name_taken, rename_free
+from trephine.app.published_files import file_chunks, name_taken, publish_recorded
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportClassifierRequest
 from trephine.app.spurious_removals import SpuriousRemovals, StoredRemoval
@@ -183,13 +183,8 @@ class Classifiers:
         """Enter the record and rename, while nothing else is published into the root."""
         with self._exports.publishing:
             self._require_free(identifier)
-            self._records.write(identifier, StoredClassifier(operation_id=operation_id, classifier=made))
-            try:
-                rename_free(staging, self._root / identifier, field="classifier_id")
-            except Exception:
-                self._records.delete(identifier)  # it would speak of a folder that somebody else made
-                raise
-            sync_folder(self._root)
+            stored = StoredClassifier(operation_id=operation_id, classifier=made)
+            publish_recorded(self._records, stored, staging, self._root / identifier, field="classifier_id")
             return made
 
     def _published_by(self, identifier: str, operation_id: str) -> ClassifierExport | None:

@@ -16,7 +16,13 @@ from trephine.app.files import TEMPORARY, carried_through, full_disk_is_typed, s
 from trephine.app.identity_signing import IdentitySigning
 from trephine.app.models import Models
 from trephine.app.names import id_in, require_new_id, resource
-from trephine.app.published_files import altered_files, file_chunks, name_taken, rename_free
+from trephine.app.published_files import (
+    altered_files,
+    file_chunks,
+    name_taken,
+    publish_recorded,
+    rename_free,
+)
 from trephine.app.records import RecordFolder
 from trephine.app.requests import ExportRequest
 from trephine.app.signing_key import public_half_of
@@ -267,13 +273,8 @@ class Exports:
             final = self._target(request.export_id)
             now = timestamp(self._clock.now())
             export = replace(export, name=request.export_id, folder=str(final), create_time=now)
-            self._records.write(request.export_id, StoredExport(export=export, operation_id=operation_id))
-            try:
-                rename_free(staging / request.export_id, final, field="export_id")
-            except Exception:
-                self._records.delete(request.export_id)  # it would speak of a folder that somebody else made
-                raise
-            sync_folder(self._root)
+            stored = StoredExport(export=export, operation_id=operation_id)
+            publish_recorded(self._records, stored, staging / request.export_id, final, field="export_id")
             return export
 
     def _is_own_key(self, public: Path) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from io import BufferedReader
 from pathlib import Path
 
-from trephine.app.files import full_disk_is_typed
+from trephine.app.files import full_disk_is_typed, sync_folder
+from trephine.app.records import RecordFolder, ValueT
 from trephine.domain.errors import (
     CheckpointUnverifiedError,
     ExportTargetExistsError,
@@ -43,6 +44,24 @@ def rename_free(built: Path, final: Path, *, field: str) -> None:
         if error.errno not in _TAKEN:
             raise
         raise name_taken(final.name, field=field) from error
+
+
+def publish_recorded(
+    records: RecordFolder[ValueT], value: ValueT, built: Path, final: Path, *, field: str
+) -> None:
+    """Enter a record under a folder's name and give the folder that name, or leave neither.
+
+    Raises:
+        ExportTargetExistsError: If somebody took the name meanwhile.
+        DiskFullError: If there is no room.
+    """
+    records.write(final.name, value)
+    try:
+        rename_free(built, final, field=field)
+    except Exception:
+        records.delete(final.name)  # it would speak of a folder that somebody else made
+        raise
+    sync_folder(final.parent)
 
 
 def name_taken(name: str, *, field: str, advice: str = "choose another name") -> ExportTargetExistsError:
