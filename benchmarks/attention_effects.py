@@ -31,12 +31,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config
 
 from tests.builders import hosted_from  # noqa: TID251
-from trephine.engine.attention import IMPLEMENTATION, attention_forward, register_attention
-from trephine.engine.attention_scores import HeadScores, head_scores
+from trephine.engine.attribution.attention_scores import HeadScores, head_scores
+from trephine.engine.attribution.operators import FrozenOperators, capture
 from trephine.engine.graphs.stream import head_outputs
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.softmax_paths import allocate, integrate, tilted
+from trephine.engine.models.attention import IMPLEMENTATION, attention_forward, register_attention
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.tracing.softmax_paths import allocate, integrate, tilted
 
 D_VOCAB, LENGTH, HEADS = 34, 32, 4
 SOURCES = ("embedding", *(f"head 0.{head}" for head in range(HEADS)), "mlp 0")

@@ -14,12 +14,12 @@ from torch import Tensor
 from tests.resident_sets import reside  # noqa: TID251
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.admission.splice import run_context
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.dictionary import DictionaryLayer
 from trephine.engine.replacements.encoder import Encoder
 from trephine.engine.replacements.layer import ReplacementLayer
-from trephine.engine.replacements.splice import run_context
 from trephine.engine.replacements.support import Threshold
 
 TRANSCODER, SAE, CLT = (

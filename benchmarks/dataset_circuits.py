@@ -42,6 +42,7 @@ from trephine.domain.dataset_circuits import (
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS
+from trephine.engine.attribution.estimates import spearman
 from trephine.engine.dataset_circuits.averaging import average_effects
 from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
@@ -49,10 +50,9 @@ from trephine.engine.dataset_circuits.estimators import estimator_of
 from trephine.engine.dataset_circuits.packs import donor_ids, packs
 from trephine.engine.dataset_circuits.selection import ranked
 from trephine.engine.dataset_circuits.space import NodeSpace, node_space
-from trephine.engine.estimates import spearman
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.ipc.codec import from_tree, to_tree
 from trephine.server.places import default_cache
 

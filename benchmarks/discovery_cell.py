@@ -22,22 +22,22 @@ import torch
 
 from trephine.domain.models import LoadModel, ModelSource
 from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
-from trephine.engine.assembly import order_nodes
-from trephine.engine.expansion import Expansion, expand
+from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.attribution.assembly import order_nodes
+from trephine.engine.attribution.expansion import Expansion, expand
+from trephine.engine.attribution.influence import LOGIT
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.readouts import logit_readout
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.influence import LOGIT
-from trephine.engine.loading import load_model
-from trephine.engine.memory import MemoryMeter
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
-from trephine.engine.replacements.loading import load_replacement_set
-from trephine.engine.session import Session
-from trephine.engine.target_kinds import logit_targets_at
-from trephine.engine.targets import Explained
+from trephine.engine.graphs.target_kinds import logit_targets_at
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.loading import load_model
+from trephine.engine.models.memory import MemoryMeter
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 SET = "bench"
 WARM_UP_NODES = 256

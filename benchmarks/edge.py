@@ -32,8 +32,9 @@ from trephine.domain.commands import Command
 from trephine.domain.generation import Generate, Row
 from trephine.domain.models import LoadModel, ModelSource
 from trephine.domain.tokens import Tokenize
-from trephine.engine import generation, loading, text
-from trephine.engine.session import Session
+from trephine.engine.models import loading, text
+from trephine.engine.models.session import Session
+from trephine.engine.runs import generation
 from trephine.ipc.engine_proxy import EngineProxy, SubprocessEngineLauncher
 
 PROMPT = " When Mary and John went to the store John gave a drink to"

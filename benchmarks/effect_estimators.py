@@ -26,12 +26,12 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit
 from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.verification import VerificationOptions
-from trephine.engine.discovery import discover_circuit
+from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.hierarchical import through_features
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.totals import sweep_paths
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.verification.ablations import measured_drops
 from trephine.engine.verification.choosing import Cell, outside_cells, singles
 from trephine.engine.verification.paths import drops

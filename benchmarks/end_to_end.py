@@ -43,7 +43,7 @@ from trephine.engine.fitting.local import local_source, local_trainee, starting_
 from trephine.engine.fitting.measures import measure_layers, measure_spliced
 from trephine.engine.fitting.stage import Source, Stage
 from trephine.engine.fitting.trainee import Trainee
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 RECIPE = FitRecipe(
     d_sae=768,

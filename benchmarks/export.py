@@ -34,8 +34,8 @@ from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import load_set
 from trephine.domain.sites import FeatureRef
-from trephine.engine.hosted import HostedModel
-from trephine.engine.session import Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Session
 from trephine.server.places import default_cache
 
 

@@ -14,7 +14,7 @@ from benchmarks.export_features import Drawn, Texts, draw
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.replacements import NAME
 from trephine.domain.sites import FeatureRef
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 def feature_of(word: str) -> FeatureRef:

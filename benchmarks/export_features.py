@@ -19,11 +19,11 @@ from torch import Tensor
 from benchmarks.replacements import NAME
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Operation
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 
 LEAST_KL = 1e-2

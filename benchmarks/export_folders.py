@@ -21,13 +21,13 @@ from benchmarks.laws import load_model
 from trephine.domain.edits import Edit
 from trephine.domain.interventions import Ablate, Intervention, Operation, ProjectOut
 from trephine.domain.sites import FeatureRef
-from trephine.engine import narrow_products
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.reshaping import reshaped_files, write_weights
-from trephine.engine.retain import windows_logits
-from trephine.engine.shards import read_entries
+from trephine.engine.exports.reshaping import reshaped_files, write_weights
+from trephine.engine.models import narrow_products
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.compiling import compile_weights
 
 CELL = Path(__file__).with_name("export_cell.py")

@@ -30,14 +30,14 @@ from benchmarks.replacements import load_set
 from trephine.domain.edits import Edit
 from trephine.domain.exports import GGUF_TYPES
 from trephine.domain.interventions import Ablate
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.quanta import finish
+from trephine.engine.exports.reshaping import reshaped_files, write_weights
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.models.shards import read_entries
 from trephine.engine.quantised.conversion import convert
 from trephine.engine.quantised.twin import quantised_twin
-from trephine.engine.reshaping import reshaped_files, write_weights
-from trephine.engine.retain import windows_logits
-from trephine.engine.session import Session
-from trephine.engine.shards import read_entries
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
 from trephine.server.places import default_cache
 

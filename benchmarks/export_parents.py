@@ -18,7 +18,7 @@ from benchmarks.export_features import Texts, Windows, heard, intervention
 from benchmarks.export_folders import bfloat16_models, divergence, logits, measured, saved, write
 from trephine.domain.interventions import Ablate
 from trephine.domain.sites import FeatureRef
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 TIERS = ("graft", "ridge", "projection", "no-op")
 PART = 12

@@ -22,8 +22,8 @@ from benchmarks.text_models import TOY, text_model
 from trephine.domain.errors import FitFailedError
 from trephine.domain.fitting import EndToEnd, FitRecipe, FitReplacementSet, FitReport, PredictFit
 from trephine.engine.fitting.command import fit_replacement_set, predict
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 RECIPE = FitRecipe(
     d_sae=512,

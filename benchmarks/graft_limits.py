@@ -19,10 +19,10 @@ from torch import Tensor
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.sets import opened
-from trephine.engine.session import Session
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.mlp import near_constant
 from trephine.server.places import default_cache

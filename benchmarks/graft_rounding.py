@@ -24,11 +24,11 @@ from benchmarks.graft_limits import say
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.changes import affine
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
-from trephine.engine.shards import read_entries
+from trephine.engine.interventions.changes import affine
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.models.shards import read_entries
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.grafting import Graft, graft
 from trephine.engine.weights.mlp import stored_mlp

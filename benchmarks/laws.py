@@ -24,13 +24,19 @@ from tests.laws import NEURON, measure_edges, sample_sources  # noqa: TID251
 from tests.oracles import FrozenOracle, forbidden_mlps  # noqa: TID251
 from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
 from trephine.domain.sites import NEURONS, SiteKind
-from trephine.engine.attribution import DenseCollector, sweep
-from trephine.engine.hosted import HostedModel, host
-from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import LogitReadout, Targets, logit_readout, logit_target, neuron_targets
-from trephine.engine.replacements.loading import load_replacement_set
-from trephine.engine.session import Session
+from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.attribution.backward import DenseCollector, sweep
+from trephine.engine.attribution.operators import FrozenOperators, capture
+from trephine.engine.attribution.readouts import (
+    LogitReadout,
+    Targets,
+    logit_readout,
+    logit_target,
+    neuron_targets,
+)
+from trephine.engine.models.hosted import HostedModel, host
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.server.places import default_cache
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.admission.splice import resumed
 from trephine.engine.fitting.activations import read_sites
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.reconstruction import SplicedPass, calibrated, plain_logits
-from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.splice import resumed
-from trephine.engine.sites import touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 CONTEXTS = 32
 """Run at once."""

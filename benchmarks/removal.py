@@ -32,11 +32,11 @@ from trephine.domain.removal import AttackFigure, Interval, Removal, judge_remov
 from trephine.domain.sites import FeatureRef
 from trephine.engine.attack.request import BUDGETS
 from trephine.engine.attack.running import WINDOW, attacked
-from trephine.engine.export_texts import ExportTexts
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.retain import RetainText
-from trephine.engine.session import Session
+from trephine.engine.certificates.export_texts import ExportTexts
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.runs.retain import RetainText
 from trephine.engine.weights.operations import FeatureOp
 from trephine.server.places import default_cache
 

@@ -26,14 +26,14 @@ from trephine.domain.replacements import (
     ReplacementSetInfo,
     ReplacementSource,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.replacements.evaluation import evaluate_replacement_set
-from trephine.engine.replacements.loading import load_replacement_set
+from trephine.engine.admission.evaluation import evaluate_replacement_set
+from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.admission.splice import run_context
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.residency import return_freed_memory
 from trephine.engine.replacements.sets import opened
-from trephine.engine.replacements.splice import run_context
-from trephine.engine.session import Session
 
 ResultT = TypeVar("ResultT")
 NAME = "measured"

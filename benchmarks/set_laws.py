@@ -13,16 +13,16 @@ from torch import Tensor
 # The oracle belongs to the tests; this measures what they assert.
 from tests.set_oracle import Move, SetOracle  # noqa: TID251
 from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.engine.admission.splice import loaded_source, reconstructions, run_context, run_spliced
+from trephine.engine.attribution.operators import FrozenOperators, capture
+from trephine.engine.attribution.readouts import LogitReadout
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer, activate
 from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.graphs.sweeping import FeatureSums, sweep_features
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import LogitReadout
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
-from trephine.engine.replacements.splice import loaded_source, reconstructions, run_context, run_spliced
 
 DECILES = 10
 HEADER = (

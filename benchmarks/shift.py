@@ -30,7 +30,7 @@ from benchmarks.shift_random import NAME as RANDOM
 from benchmarks.shift_random import reside_random
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task, tasks
 from trephine.domain.sites import NEURONS
-from trephine.engine.session import Session
+from trephine.engine.models.session import Session
 from trephine.server.places import default_cache
 
 DICTIONARIES = {"neurons": NEURONS, "transcoders": NAME, "random": RANDOM}
@@ -46,13 +46,13 @@ DECIDERS = (
     "trephine.domain.spurious_removal",
     "trephine.domain.spurious_repeats",
     "trephine.domain.spurious_texts",
-    "trephine.engine.adjoints",
+    "trephine.engine.attribution.adjoints",
     "trephine.engine.dataset_circuits",
     "trephine.engine.erasure",
     "trephine.engine.features.statistics",
-    "trephine.engine.hosted",
-    "trephine.engine.operators",
-    "trephine.engine.partial_passes",
+    "trephine.engine.models.hosted",
+    "trephine.engine.attribution.operators",
+    "trephine.engine.runs.partial_passes",
     "trephine.engine.replacements",
     "trephine.engine.spurious",
 )

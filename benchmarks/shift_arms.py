@@ -27,8 +27,8 @@ from trephine.engine.erasure.tokens import (
     token_associations,
     without_tokens,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.baselines import INLP_ROUNDS, MOST_TOKENS, SURE
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features

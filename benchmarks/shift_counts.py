@@ -19,7 +19,7 @@ from benchmarks.laws import load_model
 from benchmarks.shift_arms import Bench, attributes, command, labels
 from benchmarks.shift_tasks import Sizes, tasks
 from trephine.domain.sites import NEURONS
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.choosing import choose, in_order, twins_criterion
 from trephine.engine.spurious.erasing import heads_on
 from trephine.engine.spurious.examples import Example

@@ -34,8 +34,8 @@ from trephine.client.trephine import Trephine
 from trephine.client.types import AttributeText, LabelledText, Probe, SpuriousRemoval
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import Pooling
-from trephine.engine.clean_process import run_clean
-from trephine.engine.quanta import finish
+from trephine.engine.certificates.clean_process import run_clean
+from trephine.engine.models.quanta import finish
 from trephine.server.places import default_cache
 
 CELL = Path(__file__).with_name("shift_export_cell.py")

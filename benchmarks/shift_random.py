@@ -14,10 +14,10 @@ from tests.resident_sets import reside  # noqa: TID251
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.erasure.dictionaries import RandomDictionary, random_dictionary
+from trephine.engine.models.sites import touching
 from trephine.engine.replacements.dictionary import DictionaryLayer
 from trephine.engine.replacements.encoder import Encoder
 from trephine.engine.replacements.support import Threshold
-from trephine.engine.sites import touching
 
 NAME = "random"
 D_SAE, L0 = 2048, 32

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from trephine.engine.hosted import HostedModel, host
+from trephine.engine.models.hosted import HostedModel, host
 
 RECIPE = 1
 """Counts up when training changes, so that kept models are trained anew."""

@@ -34,10 +34,10 @@ from trephine.domain.verification import (
     VerificationReport,
     VerifyCircuit,
 )
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import baseline, logit_readout
+from trephine.engine.attribution.readouts import baseline, logit_readout
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.verification.verify import verify_on
 
 _HELD_BACK = 0.8

@@ -24,7 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from trephine.engine.hosted import HostedModel, host
+from trephine.engine.models.hosted import HostedModel, host
 
 FAMILIES: Final = ("llama", "gpt2", "gemma2", "qwen2", "qwen3", "gpt_neox", "gpt_neox_sequential")
 """`gpt_neox` has parallel blocks (both branches read the same residual), `gpt_neox_sequential` has not."""

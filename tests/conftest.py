@@ -11,7 +11,7 @@ import platformdirs
 import pytest
 
 from tests.warm_processes import WarmHost
-from trephine.engine.clean_process import clean_environment
+from trephine.engine.certificates.clean_process import clean_environment
 
 
 def model_folder(name: str) -> Path:

@@ -17,7 +17,7 @@ from trephine.engine.dataset_circuits.estimators import PatchedPack, estimator_o
 from trephine.engine.dataset_circuits.packs import donor_ids, packs
 from trephine.engine.dataset_circuits.patches import LayerState
 from trephine.engine.dataset_circuits.space import node_space
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 
 
 class Scene:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import FrozenOracle, Write
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
 
 TOKEN, ERROR, NEURON = "token", "error", "neuron"
 

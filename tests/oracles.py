@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trephine.engine.architecture import Architecture, Norm
-from trephine.engine.attention import PatternTape, pattern_tape
+from trephine.engine.models.architecture import Architecture, Norm
+from trephine.engine.models.attention import PatternTape, pattern_tape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.builders import tiny_hosted
 from trephine.domain.replacements import SetFormat
 from trephine.domain.sites import Site
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.formats.opening import open_set
 from trephine.engine.replacements.layer import ReadSet
 

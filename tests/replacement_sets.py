@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tests.builders import WORDS
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import site_width, touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import site_width, touching
 
 LENS_HOOKS = {
     SiteKind.RESID_PRE: "hook_resid_pre",

@@ -23,7 +23,8 @@ from trephine.domain.replacements import (
     SupportRule,
 )
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import site_width
 from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.dictionary import DictionaryLayer
 from trephine.engine.replacements.encoder import Encoder
@@ -31,7 +32,6 @@ from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.normalisation import Normalisation, NormalisationRule
 from trephine.engine.replacements.sets import ReplacementSet
 from trephine.engine.replacements.support import AbsTopK, SupportOf, Threshold, TopK
-from trephine.engine.sites import site_width
 
 NAME = "set"
 D_SAE = 40

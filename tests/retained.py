@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trephine.engine.hosted import HostedModel
-from trephine.engine.retain import retain_text
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.retain import retain_text
 
 
 def retain_ids(hosted: HostedModel) -> list[list[int]]:

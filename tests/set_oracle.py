@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tests.oracles import FrozenOracle
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.attention import PatternTape, pattern_tape
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import touching
+from trephine.engine.models.attention import PatternTape, pattern_tape
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 Move = tuple[Site, int, Tensor]
 """Add a vector at a site and position."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from trephine.domain.models import LoadModel
-from trephine.engine import activations, text
 from trephine.engine.features import handlers as features
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.session import Handler, Session
+from trephine.engine.models import text
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Handler, Session
+from trephine.engine.runs import activations
 
 
 def thinking_scripts(hosted: HostedModel) -> Mapping[type, Any]:

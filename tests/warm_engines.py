@@ -21,10 +21,10 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.warm_processes import LIBRARIES, WarmCleanProcesses, WarmHost, next_number
-from trephine.engine import clean_process
+from trephine.engine.certificates import clean_process
 from trephine.ipc import process
 
-MODULES = (*LIBRARIES, "trephine.engine.handlers")
+MODULES = (*LIBRARIES, "trephine.engine.process.handlers")
 COLD = process._spawn
 
 

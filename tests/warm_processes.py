@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trephine.engine import clean_process
+from trephine.engine.certificates import clean_process
 
 HOST = Path(__file__).with_name("warm_host.py")
 LIBRARIES = ("torch", "safetensors.torch", "transformers.models.llama.modeling_llama")

@@ -37,8 +37,8 @@ from trephine.client import connect
 from trephine.client.verification import verify_folder
 from trephine.domain.circuits import NodeKind
 from trephine.domain.interventions import Ablate
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.retain import window_logits
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import window_logits
 
 pytestmark = [pytest.mark.e2e, pytest.mark.real, pytest.mark.timeout(2700)]
 

@@ -17,7 +17,7 @@ from trephine.domain.edits import ProposeEdit
 from trephine.domain.generation import Generate, Generation, TokenEvent
 from trephine.domain.models import AskStatus
 from trephine.domain.tokens import RenderChat, ResolveTarget, Text, Token, Tokenize, Tokens
-from trephine.engine.session import Session, ask_status
+from trephine.engine.models.session import Session, ask_status
 
 QUANTUM_SECONDS = 0.002
 

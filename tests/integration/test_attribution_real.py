@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.laws import AGAINST, PROMPT, TARGET, load_model, measure_laws
-from trephine.engine.readouts import logit_readout
+from trephine.engine.attribution.readouts import logit_readout
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 

@@ -11,11 +11,11 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.attention import TraceAttention
 from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import DiscoverCircuit
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.edges import explain_edges
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
-from trephine.engine.tracing import trace_attention
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.tracing.edges import explain_edges
+from trephine.engine.tracing.tracing import trace_attention
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 

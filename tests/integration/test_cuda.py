@@ -39,13 +39,13 @@ from trephine.domain.models import LoadModel, ModelSource
 from trephine.domain.replacements import EvaluateReplacementSet, LoadReplacementSet, ReplacementSource
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.verification import VerificationOptions, VerifyCircuit
-from trephine.engine.graphs.places import clean_value
-from trephine.engine.handlers import HANDLERS
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.process.handlers import HANDLERS
 from trephine.engine.replacements.sets import opened
-from trephine.engine.rows import RowInput, RowsOutput, run_rows
-from trephine.engine.session import Session
+from trephine.engine.runs.rows import RowInput, RowsOutput, run_rows
 
 pytestmark = [
     pytest.mark.gpu,

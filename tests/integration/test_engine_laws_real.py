@@ -24,16 +24,16 @@ from trephine.domain.interventions import (
 )
 from trephine.domain.models import ModelSource
 from trephine.domain.sites import SiteKind
-from trephine.engine.activations import rank_activity
-from trephine.engine.fingerprint import hash_now
-from trephine.engine.forward import Batch, Pass, forward, left_padded
-from trephine.engine.generation import generate
-from trephine.engine.loading import load_hosted
-from trephine.engine.quanta import finish
-from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.scoring import score
-from trephine.engine.selection import Span
-from trephine.engine.session import Session
+from trephine.engine.interventions.selection import Span
+from trephine.engine.models.fingerprint import hash_now
+from trephine.engine.models.loading import load_hosted
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.runs.activations import rank_activity
+from trephine.engine.runs.forward import Batch, Pass, forward, left_padded
+from trephine.engine.runs.generation import generate
+from trephine.engine.runs.rows import RowInput, run_rows
+from trephine.engine.runs.scoring import score
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 

@@ -14,11 +14,12 @@ from tests.unit.engine.exporting import edit_of, exported, hosted_in, planned
 from tests.unit.engine.interventions import neuron
 from trephine.client.verification import verify_folder
 from trephine.domain.interventions import Ablate, Scale
-from trephine.engine import certification, export, planning
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.export_texts import ExportTexts
-from trephine.engine.retain import built_in_text, retain_text, window_logits
-from trephine.engine.shards import read_entries, sha256_of
+from trephine.engine.certificates import certification
+from trephine.engine.certificates.export_texts import ExportTexts
+from trephine.engine.exports import export, planning
+from trephine.engine.models.shards import read_entries, sha256_of
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import built_in_text, retain_text, window_logits
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 

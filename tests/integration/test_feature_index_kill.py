@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import tiny_folder
-from tests.unit.engine.test_feature_index import content
+from tests.unit.engine.features.test_feature_index import content
 from trephine.domain.commands import Progress
 from trephine.domain.errors import EngineLostError
 from trephine.domain.features import IndexFeatures

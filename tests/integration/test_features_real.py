@@ -11,8 +11,8 @@ from benchmarks.laws import load_model
 from trephine.app.index_reading import IndexReader
 from trephine.domain.features import ContrastFeatures, IndexFeatures, ViewDecoder
 from trephine.engine.features.handlers import HANDLERS
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 LAYER = 20

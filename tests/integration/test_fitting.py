@@ -20,8 +20,8 @@ from trephine.domain.fitting import FitReplacementSet, FitReport
 from trephine.engine.fitting import process as fitting_process
 from trephine.engine.fitting.__main__ import load_unchanged
 from trephine.engine.fitting.command import fit_replacement_set
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 RECIPE = replace(SMALL, tokens=120_000)
 

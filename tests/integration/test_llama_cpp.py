@@ -11,10 +11,10 @@ from tests.resident_sets import resident_set
 from tests.unit.engine.exporting import edit_of
 from tests.unit.engine.weights.folders import FIT, feature, parent, written
 from trephine.domain.interventions import Ablate
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
 from trephine.engine.quantised.conversion import convert
-from trephine.engine.shards import read_entries
+from trephine.engine.runs.divergence import kl_divergence
 from trephine.engine.weights.compiling import compile_weights
 
 llama_cpp = pytest.importorskip("llama_cpp")

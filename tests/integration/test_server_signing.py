@@ -31,11 +31,11 @@ from trephine.client.types import SignatureKind
 from trephine.client.verification import verify_folder
 from trephine.domain.exports import CompileExport, Export, PlanExport
 from trephine.domain.signing import SignedBy
-from trephine.engine.export import compile_export
-from trephine.engine.planning import plan_export
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
-from trephine.engine.signing import sign_folder, write_public_key
+from trephine.engine.exports.export import compile_export
+from trephine.engine.exports.planning import plan_export
+from trephine.engine.exports.signing import sign_folder, write_public_key
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.v1 import edit_service_pb2 as pb
 from trephine.v1.edit_service_pb2_grpc import EditServiceStub
 

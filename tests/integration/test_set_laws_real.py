@@ -9,7 +9,7 @@ from benchmarks.built_sets import SAE, TRANSCODER, build_set
 from benchmarks.laws import load_model
 from benchmarks.set_laws import measure_set_laws
 from trephine.domain.sites import NEURONS, SiteKind
-from trephine.engine.readouts import logit_readout
+from trephine.engine.attribution.readouts import logit_readout
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]
 

@@ -10,8 +10,8 @@ from trephine.app.pruning import prune
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.verification import Predictor, Standing, Substitute, VerificationOptions, VerifyCircuit
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.quanta import finish
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
 from trephine.engine.verification.verify import verify_on
 
 pytestmark = [pytest.mark.real, pytest.mark.integration]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.warm_processes import COLD, WarmCleanProcesses, WarmHost
-from trephine.engine import clean_process
+from trephine.engine.certificates import clean_process
 
 
 @pytest.fixture(scope="module", autouse=True)

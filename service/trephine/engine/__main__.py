@@ -13,9 +13,9 @@ import threading
 import time
 from importlib import import_module
 
-from trephine.engine import logs
-from trephine.engine.loop import Equipment, Loop
-from trephine.engine.session import Session
+from trephine.engine.models.session import Session
+from trephine.engine.process import logs
+from trephine.engine.process.loop import Equipment, Loop
 
 HANG_SECONDS = 10.0
 """How long a quantum may still run once the service is gone; then the whole process group is killed."""
@@ -60,7 +60,7 @@ def _equipment(options: argparse.Namespace) -> Equipment:
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    from trephine.engine.handlers import HANDLERS
+    from trephine.engine.process.handlers import HANDLERS
 
     return Equipment(handlers=HANDLERS, quantum=torch.inference_mode)
 

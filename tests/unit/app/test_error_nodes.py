@@ -18,8 +18,8 @@ from trephine.domain.circuit_annotations import Annotations, NodeLabel, NodePin
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.error_sites import ERROR_SITES, error_number, error_site, numbered
 from trephine.domain.sites import SiteKind
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.quanta import finish
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
 from trephine.pages.circuit_annotations import annotations_document, identities, read_document
 from trephine.pages.circuit_json import circuit_json, node_ids
 

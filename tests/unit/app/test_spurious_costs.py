@@ -16,8 +16,8 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import JudgingRules, Override, RemovalBudget, RemoveSpuriousFeatures
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious import study
 from trephine.engine.spurious.pooling import pool_texts
 from trephine.engine.spurious.removal import remove_spurious_features

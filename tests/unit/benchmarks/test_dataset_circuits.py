@@ -16,7 +16,7 @@ from benchmarks.dataset_tasks import split_task
 from benchmarks.kept_runs import KeptRuns
 from tests.builders import tiny_hosted
 from trephine.domain.dataset_circuits import HEADS
-from trephine.engine.session import Session
+from trephine.engine.models.session import Session
 
 SIZES = Sizes(training=6, held_out=4, nodes=6, random=2, draws=2, first_layer=1)
 

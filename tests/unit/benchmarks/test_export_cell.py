@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.export_folders import measured
 from tests.builders import tiny_folder
-from trephine.engine import certifier
+from trephine.engine.certificates import certifier
 
 WINDOWS = [[(7 * n + 3 * k) % 350 + 5 for n in range(24)] for k in range(3)]
 

@@ -19,7 +19,7 @@ from benchmarks.replacements import NAME
 from tests.builders import tiny_folder, tiny_hosted
 from tests.resident_sets import resident_set
 from trephine.domain.interventions import Ablate
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.retain import windows_logits
 
 
 @pytest.fixture(scope="module")

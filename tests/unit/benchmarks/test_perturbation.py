@@ -16,8 +16,8 @@ from tests.unit.engine.fitting.fits import random_dictionary
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.dictionary import Dictionary
 from trephine.engine.fitting.reconstruction import SplicedPass, calibrated, plain_logits
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 ROWS = torch.randint(3, 200, (4, 12), generator=torch.Generator().manual_seed(0))
 

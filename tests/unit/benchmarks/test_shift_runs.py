@@ -14,10 +14,10 @@ from benchmarks.shift_arms import PLAIN_ARMS
 from benchmarks.shift_tasks import Draw, Item, Sizes, Task
 from trephine.domain.spurious_heads import Pooling
 from trephine.domain.spurious_repeats import distinct
+from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.features.statistics import benjamini_hochberg
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.partial_passes import ending_at
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.partial_passes import ending_at
 from trephine.engine.spurious.removal import remove_spurious_features
 
 ANSWER = {"original": [0, 1]}

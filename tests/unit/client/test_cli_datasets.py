@@ -23,8 +23,8 @@ from trephine.client.decoding import decode
 from trephine.client.types import DatasetCircuit
 from trephine.domain.circuits import GraphSet
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.rpc.wire.dataset_circuits import dataset_circuit_to_wire
 from trephine.v1 import dataset_circuits_pb2 as pb
 

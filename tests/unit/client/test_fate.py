@@ -13,7 +13,7 @@ from trephine.client.export_records import CertificateRecord, ManifestRecord
 from trephine.client.verification import _certificate, _check_gates
 from trephine.domain.exports import Certificate
 from trephine.domain.removal import Removal
-from trephine.engine.manifest import write_certificate
+from trephine.engine.exports.manifest import write_certificate
 
 REMOVED = Removal(
     verdict="removed", why="nothing came back", figures=(), n_tokens=9, n_contexts=5, effect=0.1,

@@ -228,7 +228,7 @@ def test_a_whole_forgery_fails_at_the_signature(folder, tmp_path):
 
 def test_a_trusted_key_proves_who_signed(published, tmp_path):
     """The published key's owner passes, anybody else's key does not."""
-    from trephine.engine.signing import write_public_key
+    from trephine.engine.exports.signing import write_public_key
 
     write_public_key(published.parent / "key.pem", tmp_path)
     outcome = verify_folder(published, public_key=tmp_path / "public_key.pem")

@@ -16,13 +16,13 @@ from trephine.domain.edits import Edit
 from trephine.domain.exports import CompileExport, Export, ExportPlan, PlanExport
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import NEURONS
-from trephine.engine.edit_sets import loaded_sets
-from trephine.engine.export import compile_export
-from trephine.engine.hosted import HostedModel, host
-from trephine.engine.planning import plan_export
-from trephine.engine.quanta import finish
+from trephine.engine.edits.edit_sets import loaded_sets
+from trephine.engine.exports.export import compile_export
+from trephine.engine.exports.planning import plan_export
+from trephine.engine.models.hosted import HostedModel, host
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.contexts import sets_of
-from trephine.engine.session import Session
 
 
 def hosted_in(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HostedModel:

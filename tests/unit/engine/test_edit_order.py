@@ -31,8 +31,8 @@ from trephine.domain.interventions import (
     SetTo,
 )
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.rows import RowInput, run_rows
 
 IDS = [5, 17, 44, 9, 9, 301]
 DONOR = " Paris is the capital of France and a store"

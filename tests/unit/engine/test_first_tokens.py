@@ -13,10 +13,10 @@ from trephine.domain.features import ContrastFeatures
 from trephine.domain.generation import Generate, Row, Score, ScoredRow
 from trephine.domain.interventions import FeatureTarget, Intervention, Scale
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.handlers import HANDLERS
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.process.handlers import HANDLERS
 
 BEGINS = "<|end|>"
 PLAIN = " Mary and John went to the store"

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tests.builders import FAMILIES, tiny_hosted, tiny_model
-from trephine.engine.forward import Batch, Pass, forward, left_padded
-from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.selection import Span
+from trephine.engine.interventions.selection import Span
+from trephine.engine.runs.forward import Batch, Pass, forward, left_padded
+from trephine.engine.runs.rows import RowInput, run_rows
 
 PROMPTS = ("When Mary and John went to the store, John gave", " the cat", "A dog🙂 drinks")
 SAME_KERNEL_TOLERANCE = 3e-4

@@ -7,7 +7,7 @@ import torch
 
 from tests.builders import FAMILIES, tiny_hosted
 from tests.oracles import forbidden_mlps
-from trephine.engine.operators import capture
+from trephine.engine.attribution.operators import capture
 
 IDS = [5, 17, 44, 9, 9, 301, 23, 120, 77]
 RTOL = 2e-6

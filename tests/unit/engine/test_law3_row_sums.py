@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
-from trephine.engine.attribution import DenseCollector, sweep
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout, logit_target, neuron_targets
+from trephine.engine.attribution.backward import DenseCollector, sweep
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.readouts import logit_readout, logit_target, neuron_targets
+from trephine.engine.models.quanta import finish
 
 IDS = [5, 17, 44, 9, 9, 301, 23, 120, 77]
 FLOAT32 = 2e-5

@@ -8,10 +8,10 @@ import torch
 from tests.builders import FAMILIES, tiny_hosted
 from tests.laws import NEURON, TOKEN, measure_edges, sample_sources
 from tests.oracles import FrozenOracle
-from trephine.engine.attribution import DenseCollector, sweep
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import half_rule, logit_readout, logit_target, neuron_targets
+from trephine.engine.attribution.backward import DenseCollector, sweep
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.readouts import half_rule, logit_readout, logit_target, neuron_targets
+from trephine.engine.models.quanta import finish
 
 IDS = [5, 17, 44, 9, 9, 301, 23, 120, 77]
 LIMIT = {torch.float32: 1e-4, torch.float64: 1e-9}

@@ -20,9 +20,9 @@ from trephine.domain.interventions import (
     SetTo,
 )
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.fingerprint import hash_now
-from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.sites import touching
+from trephine.engine.models.fingerprint import hash_now
+from trephine.engine.models.sites import touching
+from trephine.engine.runs.rows import RowInput, run_rows
 
 PROMPT = "When Mary and John went to the store"
 

@@ -19,7 +19,7 @@ from trephine.domain.interventions import (
     SetTo,
 )
 from trephine.domain.sites import SiteKind
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.runs.rows import RowInput, run_rows
 
 FROZEN = Mode(patterns=PatternMode.FROZEN)
 DONOR = " Paris is the capital of France and a store"

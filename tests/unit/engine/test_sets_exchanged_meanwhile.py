@@ -12,7 +12,7 @@ import torch
 
 from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, resident_set
-from tests.unit.engine.test_edit_evaluation import FEW, RETAIN, TARGET, TEXTS, edit_of
+from tests.unit.engine.edit_evaluation.test_edit_evaluation import FEW, RETAIN, TARGET, TEXTS, edit_of
 from trephine.domain.ablation import LogitTarget, MatchedControls, MeasureAblation
 from trephine.domain.edit_evaluation import EvaluateEdit
 from trephine.domain.edits import EditSet
@@ -21,12 +21,12 @@ from trephine.domain.generation import Generate, Row, Score, ScoredRow
 from trephine.domain.interventions import Add, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.engine.edit_evaluation.evaluate import evaluate_edit
-from trephine.engine.effects import measure_ablation
+from trephine.engine.edits.effects import measure_ablation
 from trephine.engine.features.contrast import contrast_features
-from trephine.engine.generation import generate
-from trephine.engine.hosted import HostedModel
-from trephine.engine.scoring import score
-from trephine.engine.session import Handler, Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
+from trephine.engine.runs.generation import generate
+from trephine.engine.runs.scoring import score
 
 PROMPT = "When Mary and John went to the store"
 RAISED = Intervention(

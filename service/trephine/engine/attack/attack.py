@@ -16,7 +16,7 @@ from trephine.engine.attack.behaviour import Behaviour, answers, behaviour, choo
 from trephine.engine.attack.recovery import recovery
 from trephine.engine.attack.relearning import Lessons, benign, few_shot
 from trephine.engine.attack.request import AttackRequest
-from trephine.engine.divergence import kl_divergence
+from trephine.engine.runs.divergence import kl_divergence
 
 Say = Callable[[Progress], None]
 

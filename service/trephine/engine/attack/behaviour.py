@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trephine.domain.removal import LEAST_CONTEXTS
 from trephine.engine.attack.answers import Token
-from trephine.engine.divergence import kl_divergence
+from trephine.engine.runs.divergence import kl_divergence
 
 LEAST_KL = 1e-4
 """Nats; where an edit moves the answer less, there is nothing of the behaviour."""

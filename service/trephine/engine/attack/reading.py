@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 
 _RESIDUAL = (

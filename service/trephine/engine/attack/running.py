@@ -17,12 +17,12 @@ from trephine.domain.interventions import Intervention
 from trephine.domain.removal import FEWEST_STEPS, Removal
 from trephine.engine.attack.reading import edited_layers, read_directions
 from trephine.engine.attack.request import BUDGETS, TRAINING_STEPS, AttackRequest
-from trephine.engine.clean_process import patience_for, run_clean
-from trephine.engine.export_texts import ExportTexts
-from trephine.engine.firing import Acting, firing_masks
-from trephine.engine.hosted import HostedModel
-from trephine.engine.noise import stock_attention
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.certificates.clean_process import patience_for, run_clean
+from trephine.engine.certificates.export_texts import ExportTexts
+from trephine.engine.certificates.firing import Acting, firing_masks
+from trephine.engine.certificates.noise import stock_attention
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.staging import full_disk_refused
 
 MODULE = "trephine.engine.attack"
 WINDOW = 64

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import Site
+from trephine.engine.admission.splice import resumed
+from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.dataset_circuits.nodes import reconstruction
 from trephine.engine.dataset_circuits.packs import Pack
 from trephine.engine.dataset_circuits.patches import States
 from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import Touch, touching
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
-from trephine.engine.replacements.splice import resumed
-from trephine.engine.sites import Touch, touching
 
 Change = Callable[[int, Tensor], Tensor]
 """Given the place of a layer and its live activations `(n_rows, width)`, return the new ones."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import NodeAblation
+from trephine.engine.attribution.finite_runs import require_finite
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, PatchedPack
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.finite_runs import require_finite
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 SKETCH = 4096
 """Coordinates of a context's effect vector: buckets of a count sketch, which keeps inner products."""

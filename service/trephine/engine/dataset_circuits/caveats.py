@@ -22,7 +22,7 @@ from trephine.engine.dataset_circuits.faithfulness import FLOOR, GOAL
 from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.selection import certified_edits, part_size
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 
 _STREAM = {SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST, SiteKind.EMBED}

@@ -12,8 +12,8 @@ from trephine.domain.dataset_circuits import (
 )
 from trephine.engine.dataset_circuits.contexts import Context, patch_of, read_splits
 from trephine.engine.dataset_circuits.space import NodeSpace, node_space
-from trephine.engine.hosted import HostedModel
-from trephine.engine.session import Handler, Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 
 
 def check_dataset_circuit(

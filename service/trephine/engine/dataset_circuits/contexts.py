@@ -15,7 +15,7 @@ from trephine.domain.dataset_circuits import (
     PositionRule,
 )
 from trephine.domain.errors import InvalidRequestError, PromptTooLongError, TrephineError
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 MAX_TOKENS = 512
 """Of one context: attention of a pack is kept as one square."""

@@ -45,9 +45,9 @@ from trephine.engine.dataset_circuits.selection import (
     subsamples,
 )
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.sets import require_set
-from trephine.engine.session import Handler, Session
 
 _LISTED = 512
 """Nodes abstained on that are listed, the likeliest; all are counted."""

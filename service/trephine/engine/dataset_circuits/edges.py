@@ -16,6 +16,8 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import DatasetEdge, NodeAblation
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.attribution.live import by_heads, live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.attribution.operators import FrozenLayer
 from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.estimators import PatchedPack, node_gradients
 from trephine.engine.dataset_circuits.nodes import Features, Neurons, node_layer
@@ -24,9 +26,7 @@ from trephine.engine.dataset_circuits.patches import States
 from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.dataset_circuits.sweeping import Gradient, metric_cotangent
-from trephine.engine.hosted import HostedModel
-from trephine.engine.live import by_heads, live_attention_adjoint, live_mlp_adjoint
-from trephine.engine.operators import FrozenLayer
+from trephine.engine.models.hosted import HostedModel
 
 METRIC = -1
 Scales = Mapping[int, Tensor | float]

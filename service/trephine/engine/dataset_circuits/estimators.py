@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.interventions import ErrorTerm
+from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.dataset_circuits.ablated import AblatedModel, Change, start_at
 from trephine.engine.dataset_circuits.nodes import node_layer
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
@@ -27,8 +28,7 @@ from trephine.engine.dataset_circuits.sweeping import (
     metric_cotangent,
     sweep_blocks,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

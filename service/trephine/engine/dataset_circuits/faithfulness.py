@@ -18,13 +18,13 @@ from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import CurvePoint, Discretion, Faithfulness, NodeAblation
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import ErrorTerm
+from trephine.engine.attribution.finite_runs import require_finite
 from trephine.engine.dataset_circuits.ablated import AblatedModel, Start, keeping, start_at
 from trephine.engine.dataset_circuits.packs import Pack, capture_layout
 from trephine.engine.dataset_circuits.patches import States, baseline, states_of, twin_states
 from trephine.engine.dataset_circuits.selection import random_like, ranked
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.finite_runs import require_finite
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 GOAL = 0.8
 FLOOR = 0.01

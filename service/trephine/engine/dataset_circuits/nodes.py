@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.attribution.live import live_heads_adjoint
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.attribution.readouts import half_rule
 from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.graphs.places import clean_value
-from trephine.engine.hosted import HostedModel
-from trephine.engine.live import live_heads_adjoint
-from trephine.engine.neurons import neuron_site
-from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.readouts import half_rule
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.engine.attribution.operators import FrozenOperators, capture
 from trephine.engine.dataset_circuits.contexts import Context
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.models.hosted import HostedModel
 
 PACK_TOKENS = 256
 """Tokens of one pass; a longer context is a pack of its own."""

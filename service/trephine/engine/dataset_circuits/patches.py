@@ -10,12 +10,12 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import NodeAblation
 from trephine.domain.sites import Site
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import clean_value
 from trephine.engine.dataset_circuits.nodes import Features, node_layer, reconstruction
 from trephine.engine.dataset_circuits.packs import Layout, Pack, capture_layout
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
-from trephine.engine.graphs.places import clean_value
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from trephine.domain.interventions import ErrorTerm
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.domain.spanned_sets import check_parts_apart, written_site
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import neuron_site
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
+from trephine.engine.models.sites import place_in_pass, require_layer, site_width
 from trephine.engine.replacements.sets import covered_layers, layer_info
-from trephine.engine.sites import place_in_pass, require_layer, site_width
 
 _KNOWN = {
     SiteKind.MLP_IN, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.RESID_PRE, SiteKind.RESID_MID,

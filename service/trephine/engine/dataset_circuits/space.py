@@ -13,7 +13,7 @@ from trephine.domain.dataset_circuits import PositionRule
 from trephine.domain.interventions import ErrorTerm
 from trephine.engine.dataset_circuits.packs import Pack
 from trephine.engine.dataset_circuits.places import NodeKind, Place, lay_places
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 FIRST = 1
 """Nodes lie at positions from here on: position 0 is an attention sink, which sets are not trained on."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import attention_adjoint
+from trephine.engine.attribution.adjoints import attention_adjoint
+from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm, FrozenOperators
 from trephine.engine.dataset_circuits.nodes import mlp_half_adjoint
 from trephine.engine.dataset_circuits.packs import Pack
-from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
-from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
 
 
 class SweepRule(Protocol):

@@ -39,9 +39,9 @@ from trephine.engine.edit_evaluation.standins import stand_in
 from trephine.engine.edit_evaluation.telling import told
 from trephine.engine.edit_evaluation.units import TextUnit, Unit, UnitSet
 from trephine.engine.edit_evaluation.uses import Place, Uses, measure_uses
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers
-from trephine.engine.retain import RetainText
+from trephine.engine.runs.retain import RetainText
 
 _FEWEST_UNITS = 8
 _PARTS_OF_DEPTH = (2, 3, 5, 10, 30)

@@ -28,12 +28,12 @@ from trephine.engine.edit_evaluation.standins import no_op
 from trephine.engine.edit_evaluation.telling import told
 from trephine.engine.edit_evaluation.units import ItemUnit, UnitSet, encode_set, retain_set
 from trephine.engine.edit_evaluation.verdict import judge
-from trephine.engine.edit_sets import require_same_sets
-from trephine.engine.hosted import HostedModel
-from trephine.engine.refusals import check_intervention
+from trephine.engine.edits.edit_sets import require_same_sets
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats, sets_of
-from trephine.engine.retain import retain_text
-from trephine.engine.session import Handler, Session
+from trephine.engine.runs.refusals import check_intervention
+from trephine.engine.runs.retain import retain_text
 
 
 def evaluate_edit(session: Session, command: EvaluateEdit) -> Generator[Progress, None, EditEvaluation]:

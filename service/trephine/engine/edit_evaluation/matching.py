@@ -18,8 +18,8 @@ from trephine.domain.ablation import MatchedControls, UnmatchedFeature
 from trephine.domain.edit_evaluation import FeatureControls
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef, Site
-from trephine.engine.controls import draw_sets, enough_candidates
 from trephine.engine.edit_evaluation.uses import Place, Uses
+from trephine.engine.edits.controls import draw_sets, enough_candidates
 
 _WIDENINGS = (1.0, 1.5, 2.0)
 

@@ -34,7 +34,7 @@ from trephine.engine.edit_evaluation.prompts import Prompt, prompts
 from trephine.engine.edit_evaluation.reading import Arm, Readings, TextReadings, read_units
 from trephine.engine.edit_evaluation.telling import told
 from trephine.engine.edit_evaluation.units import UnitSet
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 _STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5, 2.0, 3.0, 4.0)
 _REFINED, _ROUNDS = 5, 2

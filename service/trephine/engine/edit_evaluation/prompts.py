@@ -12,7 +12,7 @@ from trephine.domain.edit_evaluation import PromptingOptions
 from trephine.domain.errors import TrephineError
 from trephine.engine.edit_evaluation.reading import Arm, Ids
 from trephine.engine.edit_evaluation.units import TextUnit, Unit, UnitSet
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Applied, Intervention
-from trephine.engine.divergence import kl_divergence
 from trephine.engine.edit_evaluation.units import ItemUnit, TextUnit, Unit
-from trephine.engine.hosted import HostedModel
-from trephine.engine.resumption import CleanRun, clean_run, stream_bytes
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.resumption import CleanRun, clean_run, stream_bytes
+from trephine.engine.runs.rows import RowInput, run_rows
 
 _BATCH_TOKENS = 384
 """Tokens of one forward pass, a quantum."""

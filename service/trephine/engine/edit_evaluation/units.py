@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from trephine.domain.edit_evaluation import ChoiceItem, EvaluationSet, SetRole, require_enough
 from trephine.domain.errors import InvalidRequestError, TrephineError
-from trephine.engine.hosted import HostedModel
-from trephine.engine.retain import RetainText
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.retain import RetainText
 
 _FEWEST_TOKENS = 3
 """Positions from 1 on are measured, and one of them must predict a token."""

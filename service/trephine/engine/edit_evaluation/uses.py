@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import NEURONS, Site
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import neuron_site
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
 from trephine.engine.replacements.sets import layer_info, opened
-from trephine.engine.retain import RetainText, plain_runs
+from trephine.engine.runs.retain import RetainText, plain_runs
 
 Place = tuple[str, int]
 """Replacement set and layer."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.errors import InvalidRequestError
-from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.erasure.logistic import fit_logistic
 
 _RANK = 1e-10
 """Directions with less than this share of the largest variance are constant: their whitening is noise."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trephine.engine.features.corpus import Place, documents
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

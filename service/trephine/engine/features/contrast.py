@@ -13,12 +13,12 @@ from trephine.domain.errors import OverBudgetError, TrephineError
 from trephine.domain.features import Contrast, ContrastFeatures, FeatureContrast
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import FeatureRef
-from trephine.engine.batches import batches
 from trephine.engine.features.reading import chosen_layers, encode_rows, read_inputs, require_positions
 from trephine.engine.features.statistics import auroc, benjamini_hochberg, permutation_p
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats
-from trephine.engine.session import Handler, Session
+from trephine.engine.runs.batches import batches
 
 _PASS_TOKENS, _PASS_ROWS = 512, 64
 _MAX_CELLS = 1 << 28

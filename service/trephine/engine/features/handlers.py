@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trephine.engine.features import contrast, index, ranking, view
-from trephine.engine.session import Handler
+from trephine.engine.models.session import Handler
 
 HANDLERS: dict[type, Handler] = {
     **index.HANDLERS,

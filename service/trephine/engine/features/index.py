@@ -17,16 +17,16 @@ from trephine.domain.feature_index import DENSE_FIRING, bytes_per_feature
 from trephine.domain.features import FeatureIndexInfo, IndexFeatures
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS
-from trephine.engine.batches import batches
 from trephine.engine.features.contexts import Block, Context, ContextRule, blocks
 from trephine.engine.features.corpus import Place, check_corpus, corpus_path
 from trephine.engine.features.file import IndexFile
 from trephine.engine.features.reading import chosen_layers, encode_rows, first_tokens, read_inputs
 from trephine.engine.features.tally import Firings, LayerTally
-from trephine.engine.fingerprint import file_hash
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.fingerprint import file_hash
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.sets import require_set
-from trephine.engine.session import Handler, Session
+from trephine.engine.runs.batches import batches
 
 _PASS_TOKENS = 512
 _PASS_ROWS = 64

@@ -16,10 +16,10 @@ from trephine.engine.features.reading import (
     read_inputs,
     require_positions,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats
 from trephine.engine.replacements.sets import opened
-from trephine.engine.session import Handler, Session
 
 Ranked = list[tuple[FeatureRef, float, float]]
 

@@ -15,10 +15,10 @@ from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError
 from trephine.domain.feature_index import DENSE_FIRING
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.runs.rows import RowInput, run_rows
 
 _CODE_FLOATS = 1 << 23
 """Activations of a layer that are held at a time, 32 MiB."""

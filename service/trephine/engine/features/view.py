@@ -11,13 +11,13 @@ from trephine.domain.features import DecoderView, ViewDecoder
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.domain.tokens import Token
-from trephine.engine.architecture import Architecture
-from trephine.engine.deembedding import extreme_tokens, feature_reads
-from trephine.engine.hosted import HostedModel
-from trephine.engine.lens import lens_logits
+from trephine.engine.features.deembedding import extreme_tokens, feature_reads
+from trephine.engine.models.architecture import Architecture
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.lens import lens_logits
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import opened, require_feature
-from trephine.engine.session import Handler, Session
 
 _ROWS = 4096
 """Decoders that are compared per quantum."""

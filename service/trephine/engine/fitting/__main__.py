@@ -23,9 +23,9 @@ from trephine.domain.errors import FitFailedError, ParentChangedError, TrephineE
 from trephine.domain.models import ModelSource
 from trephine.engine.fitting.fit import Fit
 from trephine.engine.fitting.request import FitRequest, Workspace, read_request
-from trephine.engine.hosted import HostedModel
-from trephine.engine.loading import load_hosted
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.loading import load_hosted
+from trephine.engine.models.quanta import finish
 from trephine.ipc.codec import error_to_tree
 
 NICENESS = 10

@@ -18,8 +18,8 @@ from torch import Tensor
 from trephine.domain.sites import Site
 from trephine.engine.fitting.reconstruction import plain_logits
 from trephine.engine.fitting.sizes import CHUNK_BYTES
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import site_width, touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import site_width, touching
 
 FORWARD_TOKENS = 4096
 BATCHES_PER_CHUNK = 8

@@ -17,7 +17,7 @@ from trephine.domain.errors import FitFailedError
 from trephine.engine.fitting.activations import FORWARD_TOKENS, read_sites
 from trephine.engine.fitting.dictionary import Dictionary, jump_relu
 from trephine.engine.fitting.reconstruction import SplicedPass, calibrated
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 TOLERANCE = 0.02
 """Relative; the quantile is exact up to ties."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.admission.splice import resumed
 from trephine.engine.fitting.reconstruction import SplicedPass, plain_logits
-from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.splice import resumed
-from trephine.engine.sites import touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 POSITIONS = 4
 """One in so many positions is changed."""

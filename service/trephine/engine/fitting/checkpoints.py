@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trephine.engine.fitting.files import publish
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.models.staging import full_disk_refused
 
 CHUNKS = "chunk-*"
 """Names of whole checkpoints."""

@@ -24,8 +24,8 @@ from trephine.engine.fitting.request import (
     same_work,
 )
 from trephine.engine.fitting.sizes import fitted_layers, groups
-from trephine.engine.hosted import HostedModel
-from trephine.engine.session import Handler, Session
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 
 
 def fit_replacement_set(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trephine.domain.errors import BrokenCorpusError
 from trephine.engine.fitting.files import write_tensors
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 HELD_OUT_SHARE = 0.08
 MIN_CONTEXTS = 16

@@ -33,8 +33,8 @@ from trephine.engine.fitting.reconstruction import (
     sites_of,
     unexplained,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 LOGIT_BYTES = 256 << 20
 """A step is cut so that one of its logit tensors takes no more than that."""

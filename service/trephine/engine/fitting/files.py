@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.models.staging import full_disk_refused
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from trephine.engine.fitting.samples import sample_rows
 from trephine.engine.fitting.sizes import fitted_layers, groups
 from trephine.engine.fitting.stage import Say, Source, Stage
 from trephine.engine.fitting.trainee import Trainee
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(slots=True, kw_only=True)

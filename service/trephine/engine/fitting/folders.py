@@ -16,9 +16,9 @@ from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.dictionary import Dictionary, Folded
 from trephine.engine.fitting.files import publish, write_tensors, write_text
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import hook_point
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import hook_point
+from trephine.engine.models.staging import full_disk_refused
 
 _LENS = {
     SiteKind.RESID_PRE: "hook_resid_pre",

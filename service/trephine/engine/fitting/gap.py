@@ -26,7 +26,7 @@ from trephine.engine.fitting.optimiser import Rate
 from trephine.engine.fitting.reconstruction import sites_of
 from trephine.engine.fitting.stage import Source, Stage
 from trephine.engine.fitting.trainee import Trainee
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 RunStage = Callable[[str, Trainee[Any], Source], Stage]
 """Runs a stage to its end; its name is the phase's."""

@@ -20,7 +20,7 @@ from trephine.engine.fitting.joint import JointTrainee
 from trephine.engine.fitting.optimiser import Rate
 from trephine.engine.fitting.start import places, started
 from trephine.engine.fitting.trainee import Side, Trainee
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 SAMPLE_TOKENS = 8192
 """Positions that units, means and the warm start are taken from."""

@@ -20,7 +20,7 @@ from trephine.engine.fitting.reconstruction import (
     reconstruct,
     sites_of,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(slots=True)

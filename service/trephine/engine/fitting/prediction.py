@@ -21,9 +21,9 @@ from trephine.engine.fitting.sizes import (
     layer_bytes,
     weights_of,
 )
-from trephine.engine.forward import Pass, forward, left_padded
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import site_width
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import site_width
+from trephine.engine.runs.forward import Pass, forward, left_padded
 
 PRODUCTS = 3
 """Of encoder and decoder each: forward, and two for the gradients."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from trephine.domain.sites import Site
 from trephine.engine.fitting.dictionary import Dictionary, batch_topk, jump_relu, smallest
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import Touch, touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import Touch, touching
 
 Support = Callable[[Dictionary, Tensor], Tensor]
 """Turns pre-activations into activations."""

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from trephine.domain.commands import Progress
 from trephine.engine.fitting.contexts import MAX_HELD_OUT, bos_of, load_rows, save_rows
 from trephine.engine.fitting.sizes import MAX_SAMPLED_TOKENS, SAMPLED_ROWS
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 
 def sample_rows(

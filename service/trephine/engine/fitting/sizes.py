@@ -11,8 +11,8 @@ from trephine.domain.errors import InvalidRequestError, OverBudgetError, Unsuppo
 from trephine.domain.fitting import FitRecipe
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import require_layer, require_site, site_width
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import require_layer, require_site, site_width
 
 FLOAT = 4
 CHUNK_BYTES = 1 << 30

@@ -19,9 +19,9 @@ from trephine.domain.fitting import FitRecipe
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.dictionary import Dictionary, Place
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import decoders
-from trephine.engine.sites import site_width
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import decoders
+from trephine.engine.models.sites import site_width
 
 TRANSCODERS = (LayerKind.TRANSCODER, LayerKind.SKIP_TRANSCODER)
 _DECODER_NORM = 0.1

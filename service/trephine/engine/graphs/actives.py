@@ -16,13 +16,13 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, FeatureRef, LayerRef, Site, SiteKind
-from trephine.engine.architecture import Architecture
+from trephine.engine.attribution.operators import FrozenOperators, push_through
+from trephine.engine.attribution.places import clean_value, is_cut, place_of
 from trephine.engine.graphs.linearised import is_estimated, read_place
 from trephine.engine.graphs.open_layers import checked
-from trephine.engine.graphs.places import clean_value, is_cut, place_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import decoders
-from trephine.engine.operators import FrozenOperators, push_through
+from trephine.engine.models.architecture import Architecture
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import decoders
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import opened
 

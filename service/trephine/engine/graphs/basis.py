@@ -1,4 +1,4 @@
-"""A graph over replacement sets, as `trephine.engine.expansion` grows it."""
+"""A graph over replacement sets, as `trephine.engine.attribution.expansion` grows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sweeps import SCORES_PER_SWEEP, feature_targets_per_sweep
-from trephine.engine.expansion import check_sums
+from trephine.engine.attribution.expansion import check_sums
+from trephine.engine.attribution.influence import LOGIT, Row
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.row_blocks import RowBlock
+from trephine.engine.attribution.target_rows import joined_rows, parts_from_the_top
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.edge_room import EdgeRoom, edge_room
 from trephine.engine.graphs.stored_edges import stored_rows
@@ -20,13 +25,8 @@ from trephine.engine.graphs.tabled_targets import TabledReads, tabled_reads
 from trephine.engine.graphs.tables import SweepTables, is_tabled, sweep_tables
 from trephine.engine.graphs.targets import FeatureTargets, feature_targets, read_targets
 from trephine.engine.graphs.writes import Writes
-from trephine.engine.hosted import HostedModel
-from trephine.engine.influence import LOGIT, Row
-from trephine.engine.memory import MemoryMeter
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.row_blocks import RowBlock
-from trephine.engine.target_rows import joined_rows, parts_from_the_top
-from trephine.engine.targets import Explained
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.memory import MemoryMeter
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,13 @@ from trephine.domain.circuits import (
 )
 from trephine.domain.commands import Progress
 from trephine.domain.sites import NEURONS, Site, SiteKind
-from trephine.engine.assembly import NodeOrder, assemble, order_nodes
-from trephine.engine.estimates import Predicted, feature_ablation, verify_estimates
-from trephine.engine.expansion import Expansion
-from trephine.engine.finite_runs import require_finite
+from trephine.engine.attribution.assembly import NodeOrder, assemble, order_nodes
+from trephine.engine.attribution.estimates import Predicted, feature_ablation, verify_estimates
+from trephine.engine.attribution.expansion import Expansion
+from trephine.engine.attribution.finite_runs import require_finite
+from trephine.engine.attribution.nodes import NodeFacts, describe_nodes, directions_of
+from trephine.engine.attribution.operators import FrozenOperators, capture, stored_bytes
+from trephine.engine.attribution.targets import Explained, target_caveats
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
@@ -31,14 +34,11 @@ from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats, through
 from trephine.engine.graphs.linearised import is_linearised
 from trephine.engine.graphs.open_layers import open_layers
 from trephine.engine.graphs.scores import graph_scores
-from trephine.engine.hosted import HostedModel
-from trephine.engine.memory import MemoryMeter
-from trephine.engine.nodes import NodeFacts, describe_nodes, directions_of
-from trephine.engine.operators import FrozenOperators, capture, stored_bytes
+from trephine.engine.graphs.target_kinds import explained
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.memory import MemoryMeter
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.replacements.sets import require_set
-from trephine.engine.target_kinds import explained
-from trephine.engine.targets import Explained, target_caveats
 
 
 class Question(Protocol):

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from trephine.domain.circuit_edges import Hop, HopKind
-from trephine.engine.graphs.places import PER_BLOCK
+from trephine.engine.attribution.operators import FrozenLayer
+from trephine.engine.attribution.places import PER_BLOCK
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, value_change
-from trephine.engine.operators import FrozenLayer
 
 _CHILDREN = 64
 """Hops of one probe that are followed up at most; the rest stays in the remainder."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from trephine.domain.sweeps import LENDING_PAIRS, STORED_EDGES, WHOLE_EDGES, WHOLE_EDGES_ON_GPU
-from trephine.engine.memory import free_bytes
+from trephine.engine.models.memory import free_bytes
 
 _EDGE_BYTES = 8
 _FREE_SHARE = 2

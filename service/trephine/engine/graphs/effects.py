@@ -11,14 +11,14 @@ from torch import Tensor
 
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.engine.attribution.influence import LOGIT, Row
+from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.targets import Cotangents, top_place
 from trephine.engine.graphs.actives import ActiveFeatures
-from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.writes import blocks
-from trephine.engine.hosted import HostedModel
-from trephine.engine.influence import LOGIT, Row
-from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.targets import Cotangents, top_place
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,16 +18,16 @@ from torch import Tensor
 from trephine.domain.circuits import DiscoverCircuit, HierarchicalFigures
 from trephine.domain.commands import Progress
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import attention_adjoint
-from trephine.engine.expansion import Basis, Expansion, check_sums, expand, expand_chosen
+from trephine.engine.attribution.adjoints import attention_adjoint
+from trephine.engine.attribution.expansion import Basis, Expansion, check_sums, expand, expand_chosen
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
+from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
+from trephine.engine.attribution.targets import Explained, top_place
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
 from trephine.engine.graphs.skips import read_through_skip
 from trephine.engine.graphs.targets import feature_targets
 from trephine.engine.graphs.writes import blocks
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.targets import Explained, top_place
+from trephine.engine.models.hosted import HostedModel
 
 _STEP = 1e-6
 """By which a threshold exceeds the largest attribution that it stops, relatively, at first."""

@@ -7,12 +7,12 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from trephine.engine.adjoints import attention_adjoint, mlp_write_adjoint
+from trephine.engine.attribution.adjoints import attention_adjoint, mlp_write_adjoint
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
+from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.readouts import half_rule
+from trephine.engine.attribution.targets import Explained, top_place
 from trephine.engine.graphs.hierarchical import Hierarchy, hierarchy, root_constants
-from trephine.engine.graphs.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
-from trephine.engine.operators import FrozenLayer, FrozenOperators
-from trephine.engine.readouts import half_rule
-from trephine.engine.targets import Explained, top_place
 
 
 def through_neurons(

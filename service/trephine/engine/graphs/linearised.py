@@ -11,10 +11,10 @@ from torch import Tensor
 
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import SiteKind
-from trephine.engine.graphs.places import MLP, PER_BLOCK, place_of
-from trephine.engine.live import live_mlp_adjoint
-from trephine.engine.operators import FrozenLayer
-from trephine.engine.readouts import half_rule
+from trephine.engine.attribution.live import live_mlp_adjoint
+from trephine.engine.attribution.operators import FrozenLayer
+from trephine.engine.attribution.places import MLP, PER_BLOCK, place_of
+from trephine.engine.attribution.readouts import half_rule
 
 
 def is_linearised(info: ReplacementLayerInfo) -> bool:

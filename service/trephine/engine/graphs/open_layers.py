@@ -8,9 +8,9 @@ from trephine.domain.neuron_layers import free_mlps
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.spanned_sets import check_sites_apart
+from trephine.engine.attribution.places import check_attributable
 from trephine.engine.graphs.linearised import read_place
-from trephine.engine.graphs.places import check_attributable
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers, layer_info
 
 

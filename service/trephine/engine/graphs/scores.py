@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from trephine.domain.circuits import GraphScores
-from trephine.engine.assembly import NodeOrder
-from trephine.engine.influence import LOGIT, Row
+from trephine.engine.attribution.assembly import NodeOrder
+from trephine.engine.attribution.influence import LOGIT, Row
 
 _NOTHING = 1e-10
 """Rows of less mass have no inputs, as in circuit-tracer."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.attribution.operators import FrozenLayer
 from trephine.engine.graphs.actives import ActiveFeatures
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenLayer
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trephine.engine.attribution.influence import FLOOR
+from trephine.engine.attribution.row_blocks import Entries, RowBlock
 from trephine.engine.graphs.edge_room import EdgeRoom
 from trephine.engine.graphs.sweeping import FeatureSums
 from trephine.engine.graphs.targets import FeatureTargets
-from trephine.engine.influence import FLOOR
-from trephine.engine.row_blocks import Entries, RowBlock
 
 _SIZES_AT_ONCE, _SIZES_AT_ONCE_ON_GPU = 1 << 22, 1 << 26
 """Contributions whose sizes are compared at once; 16 MiB in float32, on a GPU 256."""

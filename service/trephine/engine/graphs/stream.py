@@ -15,10 +15,10 @@ from torch import Tensor
 from trephine.domain.attention import SourceKind
 from trephine.domain.error_sites import error_number
 from trephine.domain.sites import NEURONS, Site, SiteKind
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators, push_through
+from trephine.engine.attribution.places import EMBEDDING, PER_BLOCK, clean_value, is_cut, place_of
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.graphs.places import EMBEDDING, PER_BLOCK, clean_value, is_cut, place_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenLayer, FrozenOperators, push_through
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.adjoints import attention_adjoint, new_adjoint
+from trephine.engine.attribution.adjoints import attention_adjoint, new_adjoint
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
+from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.skips import read_through_skip
 from trephine.engine.graphs.targets import FeatureTargets
 from trephine.engine.graphs.writes import Writes
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenLayer, FrozenOperators
+from trephine.engine.models.hosted import HostedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from trephine.engine.graphs.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.sweeping import FeatureSums
 from trephine.engine.graphs.tables import FoldedAttention, LayerTable, SweepTables, Written
 from trephine.engine.graphs.targets import FeatureTargets

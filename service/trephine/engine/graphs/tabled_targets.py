@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import MLP, PER_BLOCK
 from trephine.engine.graphs.actives import ActiveFeatures
-from trephine.engine.graphs.places import MLP, PER_BLOCK
 from trephine.engine.graphs.targets import FeatureTargets
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import Site, SiteKind
 from trephine.domain.sweeps import TABLED_BYTES
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import skip_of
 from trephine.engine.graphs.writes import PADDING, Span, spans_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.memory import free_bytes
-from trephine.engine.operators import FrozenLayer, FrozenOperators
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.memory import free_bytes
 from trephine.engine.replacements.sets import opened
 
 _SHARE = 3

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.operators import FrozenLayer, FrozenNorm, FrozenOperators
+from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm, FrozenOperators
 
 
 class Reading(Enum):

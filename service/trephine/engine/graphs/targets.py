@@ -10,14 +10,14 @@ from torch import Tensor
 
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import SiteKind
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import PER_BLOCK, clean_value
+from trephine.engine.attribution.readouts import LogitReadout, neuron_targets
+from trephine.engine.attribution.targets import ReadPart
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
-from trephine.engine.graphs.places import PER_BLOCK, clean_value
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.readouts import LogitReadout, neuron_targets
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
-from trephine.engine.targets import ReadPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

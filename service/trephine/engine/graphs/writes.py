@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trephine.domain.sites import LayerRef, Site
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 KEPT_BYTES, KEPT_BYTES_ON_GPU = 64 << 20, 2 << 30

@@ -18,17 +18,17 @@ import torch
 from trephine.domain.commands import Progress
 from trephine.domain.exports import GgufType, QuantisedCopy
 from trephine.domain.interventions import Intervention
-from trephine.engine.certification import write_evidence
-from trephine.engine.clean_process import patience_for, run_clean
-from trephine.engine.firing import Acting
-from trephine.engine.hosted import HostedModel
-from trephine.engine.noise import stock_attention
+from trephine.engine.certificates.certification import write_evidence
+from trephine.engine.certificates.clean_process import patience_for, run_clean
+from trephine.engine.certificates.firing import Acting
+from trephine.engine.certificates.noise import stock_attention
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.staging import full_disk_refused
 from trephine.engine.quantised.conversion import FOLDER, convert, title_of
 from trephine.engine.quantised.twin import quantised_twin
-from trephine.engine.retain import RetainText, window_batches
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.runs.retain import RetainText, window_batches
 
-SCRIPT = Path(__file__).parents[1] / "certifier_gguf.py"
+SCRIPT = Path(__file__).parents[1] / "certificates" / "certifier_gguf.py"
 _UNLOADABLE = (
     "stock transformers could not load or run the export's GGUF file in a clean process, and nothing was "
     "published. Export without --gguf, or with another type; free memory for a second model; and report it "

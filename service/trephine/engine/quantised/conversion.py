@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from trephine.domain.exports import GgufType
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quantised.families import Family, TensorNames, family_of, laid_out, restored, stored_type
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.shards import TensorEntry, read_entries, read_tensor
+from trephine.engine.models.staging import full_disk_refused
 from trephine.engine.quantised.metadata import write_shape, write_tokenizer
-from trephine.engine.shards import TensorEntry, read_entries, read_tensor
-from trephine.engine.staging import full_disk_refused
+from trephine.engine.weights.gguf_families import (
+    Family,
+    TensorNames,
+    family_of,
+    laid_out,
+    restored,
+    stored_type,
+)
 
 FOLDER = "gguf"
 """Inside an exported folder."""

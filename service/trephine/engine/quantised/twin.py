@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from trephine.domain.exports import GgufType
-from trephine.engine.architecture import describe_architecture
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.architecture import describe_architecture
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.quantised.conversion import Layout
 
 

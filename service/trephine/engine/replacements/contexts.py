@@ -9,7 +9,7 @@ from importlib import resources
 
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import is_degraded, require_set
 
 PROBE = "probe-1"

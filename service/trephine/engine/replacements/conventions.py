@@ -14,7 +14,7 @@ import torch
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import SiteKind
-from trephine.engine.architecture import Architecture, Norm
+from trephine.engine.models.architecture import Architecture, Norm
 from trephine.engine.replacements.folding import with_input_gain
 from trephine.engine.replacements.layer import LayerReader, ReadSet, ReplacementLayer
 

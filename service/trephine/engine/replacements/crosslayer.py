@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
-from trephine.engine.indices import Indices, chosen
+from trephine.engine.models.indices import Indices, chosen
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.precision import wide

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trephine.engine.indices import Indices, chosen
+from trephine.engine.models.indices import Indices, chosen
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.normalisation import Normalisation, Normalised
 from trephine.engine.replacements.precision import wide

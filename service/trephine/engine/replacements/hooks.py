@@ -15,7 +15,7 @@ from torch import nn
 
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Architecture, Block
+from trephine.engine.models.architecture import Architecture, Block
 
 _HUGGING_FACE = re.compile(
     r"^(?:\w+\.)*?(?:layers|h|blocks)\.(?P<layer>\d+)(?:\.(?P<module>[\w.]+?))??(?:\.(?P<end>input|output))?$"

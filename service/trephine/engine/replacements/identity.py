@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from trephine.domain.errors import BrokenReplacementError, TrephineError
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
-from trephine.engine.hosted import HostedModel
-from trephine.engine.sites import require_site, site_width
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import require_site, site_width
 
 _FAMILIES = (
     ("gpt2", "GPT2"),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trephine.domain.replacements import ReplacementLayerInfo, SetFormat
 from trephine.domain.sites import Site
-from trephine.engine.indices import Indices
+from trephine.engine.models.indices import Indices
 from trephine.engine.replacements.positions import TrainedTokens
 
 

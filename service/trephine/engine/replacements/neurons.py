@@ -12,11 +12,11 @@ from torch.nn import functional
 from trephine.domain.neuron_layers import neurons_of
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
-from trephine.engine.architecture import Architecture, Block
-from trephine.engine.indices import Indices, chosen
-from trephine.engine.neurons import decoder_norms, decoders
+from trephine.engine.models.architecture import Architecture, Block
+from trephine.engine.models.indices import Indices, chosen
+from trephine.engine.models.neurons import decoder_norms, decoders
+from trephine.engine.models.sites import require_layer
 from trephine.engine.replacements.layer import Code
-from trephine.engine.sites import require_layer
 
 
 def neuron_layer_info(architecture: Architecture, layer: int) -> ReplacementLayerInfo:

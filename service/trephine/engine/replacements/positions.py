@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.errors import UnsupportedReplacementError
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 Rows = slice | Tensor
 """Positions of a context as an index: a slice where they are all, which copies nothing."""

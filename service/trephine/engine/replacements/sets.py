@@ -14,7 +14,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo, Residency
 from trephine.domain.sites import NEURONS, FeatureRef
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.neurons import neuron_layer, neuron_layer_info
 from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens

@@ -18,12 +18,12 @@ from torch import Tensor
 from trephine.domain.interventions import Condition, ErrorTerm, Selector
 from trephine.domain.replacements import SupportRule
 from trephine.domain.sites import Site
-from trephine.engine.changes import Change
-from trephine.engine.hosted import HostedModel
+from trephine.engine.interventions.changes import Change
+from trephine.engine.interventions.selection import Span, selected_positions
+from trephine.engine.interventions.tallies import Tally
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
-from trephine.engine.selection import Span, selected_positions
-from trephine.engine.tallies import Tally
 
 Holds = Callable[[Condition, Tensor], Tensor]
 """Says where, among some columns of a row, a condition holds: bool `(len(columns),)`."""

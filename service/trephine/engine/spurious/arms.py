@@ -11,13 +11,13 @@ from torch import Tensor
 from trephine.domain.commands import Progress
 from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores
 from trephine.domain.spurious_removal import Standing
+from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.examples import Example, attributes, labels, sample
 from trephine.engine.spurious.judging import Judged
-from trephine.engine.spurious.logistic import fit_logistic
 from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
 from trephine.engine.spurious.metrics import fresh_probe, scr, tpp
 from trephine.engine.spurious.study import Study

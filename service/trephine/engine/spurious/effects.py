@@ -16,6 +16,7 @@ from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRu
 from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import FeatureRef
+from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
@@ -23,10 +24,9 @@ from trephine.engine.dataset_circuits.packs import Pack, packs
 from trephine.engine.dataset_circuits.places import Place
 from trephine.engine.dataset_circuits.space import NodeSpace, node_space
 from trephine.engine.dataset_circuits.sweeping import SweepRule
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import place_in_pass
 from trephine.engine.replacements.sets import covered_layers
-from trephine.engine.sites import place_in_pass
 from trephine.engine.spurious.pooling import Ids, Readout
 
 MATRIX_BYTES = 1 << 29

@@ -25,7 +25,7 @@ from trephine.domain.spurious_texts import (
     check_left_apart,
     check_told_apart,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.spurious.pooling import Ids
 from trephine.engine.spurious.reading import reader_of, refuse_shared, require_same_reading
 from trephine.engine.spurious.swaps import Swapper, lexicon_of, with_twins

@@ -23,10 +23,10 @@ from trephine.domain.spurious_heads import (
     TokenHead,
     same_token,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.shards import TensorEntry, read_entries, read_tensor
-from trephine.engine.sites import require_layer
-from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.erasure.logistic import fit_logistic
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.shards import TensorEntry, read_entries, read_tensor
+from trephine.engine.models.sites import require_layer
 from trephine.engine.spurious.pairs import fit_reward
 from trephine.engine.spurious.pooling import Readout
 

@@ -15,6 +15,7 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import Judge, JudgeEvidence, Standing
 from trephine.engine.dataset_circuits.clustering import cluster_contexts
+from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.features.statistics import benjamini_hochberg
 from trephine.engine.spurious.drawing import draw_judged
 from trephine.engine.spurious.effects import Contributions, feature_of, texts_within
@@ -29,7 +30,6 @@ from trephine.engine.spurious.judgement import (
     combined,
     separation,
 )
-from trephine.engine.spurious.logistic import fit_logistic
 from trephine.engine.spurious.repeats import once, once_edited, once_there
 from trephine.engine.spurious.study import Study, counted
 

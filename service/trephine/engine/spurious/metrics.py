@@ -10,8 +10,8 @@ from torch import Tensor
 from trephine.domain.findings import Figure
 from trephine.domain.shares import Interval, least, mean, share
 from trephine.domain.spurious_groups import group_name
+from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.spurious.examples import UNKNOWN
-from trephine.engine.spurious.logistic import fit_logistic
 
 _FOLDS = 2
 _SMALLEST_GAP = 1e-3

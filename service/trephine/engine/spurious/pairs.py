@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.erasure.logistic import fit_logistic
 
 
 class Compared(Protocol):

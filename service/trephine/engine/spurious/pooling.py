@@ -13,11 +13,11 @@ from trephine.domain.errors import NonFiniteValueError
 from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.domain.spurious_heads import Pooling
 from trephine.engine.dataset_circuits.packs import Layout, lay_out
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import neuron_site
-from trephine.engine.partial_passes import ending_at
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
+from trephine.engine.models.sites import Touch, touching
 from trephine.engine.replacements.sets import layer_info, opened
-from trephine.engine.sites import Touch, touching
+from trephine.engine.runs.partial_passes import ending_at
 
 QUANTUM_TOKENS = 384
 """Tokens of one forward pass; a longer text is a pass of its own."""

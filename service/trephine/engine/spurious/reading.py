@@ -19,7 +19,7 @@ from trephine.domain.spurious_heads import (
     RewardHead,
     TokenHead,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.spurious.heads import worded
 from trephine.engine.spurious.pooling import Ids
 

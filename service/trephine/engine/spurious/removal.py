@@ -18,10 +18,10 @@ from trephine.domain.spurious_removal import (
     SpuriousRemoval,
     Standing,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.replacements.sets import require_set
-from trephine.engine.session import Handler, Session
 from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples

@@ -15,7 +15,7 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.dataset_circuits.space import NodeSpace
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import require_feature
 from trephine.engine.spurious.effects import feature_space
 from trephine.engine.spurious.examples import Data, Example, labels, read_data, sample, sample_pairs

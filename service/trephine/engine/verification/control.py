@@ -18,14 +18,14 @@ from trephine.domain.commands import Progress
 from trephine.domain.replacements import Dictionary, LayerKind, Residency
 from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.targets import FeatureValue, TargetKind
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.hosted import HostedModel
+from trephine.engine.admission.controls_fit import FIT_TOKENS, fitted_controls
+from trephine.engine.admission.splice import LayerSource, loaded_source
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning, contexts_of
-from trephine.engine.replacements.controls_fit import FIT_TOKENS, fitted_controls
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import ReplacementSet, require_set
-from trephine.engine.replacements.splice import LayerSource, loaded_source
-from trephine.engine.retain import BUILT_IN, built_in_text
+from trephine.engine.runs.retain import BUILT_IN, built_in_text
 
 NAME = "random-dictionary"
 _CONTEXT = 128

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.attribution.live import live_mlp_adjoint, score_gradient
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import MLP, PER_BLOCK, place_of
+from trephine.engine.attribution.targets import Cotangents, Explained, Gauge, LogitGauge, SiteGauge, top_place
 from trephine.engine.graphs.linearised import live_output_adjoint
-from trephine.engine.graphs.places import MLP, PER_BLOCK, place_of
-from trephine.engine.live import live_mlp_adjoint, score_gradient
-from trephine.engine.operators import FrozenOperators
-from trephine.engine.target_attention import ScoreGauge
-from trephine.engine.target_kinds import logits_at
-from trephine.engine.targets import Cotangents, Explained, Gauge, LogitGauge, SiteGauge, top_place
+from trephine.engine.graphs.target_attention import ScoreGauge
+from trephine.engine.graphs.target_kinds import logits_at
 
 
 def live_cotangents(explained: Explained, operators: FrozenOperators) -> Cotangents:

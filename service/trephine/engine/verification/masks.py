@@ -20,16 +20,16 @@ from torch import Tensor
 
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site
+from trephine.engine.attribution.operators import FrozenOperators, capture
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.open_layers import info_of
-from trephine.engine.graphs.places import clean_value
-from trephine.engine.hosted import HostedModel
-from trephine.engine.neurons import neuron_site
-from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
+from trephine.engine.models.sites import Touch, touching
 from trephine.engine.replacements.layer import Code, ReplacementLayer
 from trephine.engine.replacements.sets import opened
-from trephine.engine.resumption import CleanRun, clean_run, resumed, stream_bytes
-from trephine.engine.sites import Touch, touching
-from trephine.engine.targets import Explained
+from trephine.engine.runs.resumption import CleanRun, clean_run, resumed, stream_bytes
 
 Mask = Mapping[LayerRef, Tensor]
 """By layer of a set `(n_pos, width)`, 1 keeps; layers that are not named stay as they are."""

@@ -1,7 +1,8 @@
 """The exact derivative of the target by every mask value, at a masked state, without autograd.
 
 The model is run under the mask and its clean-looking operators are those of that state, so that the live
-adjoints of `trephine.engine.live` apply: nothing is frozen. On the way down a masked layer contributes twice:
+adjoints of `trephine.engine.attribution.live` apply: nothing is frozen. On the way down a masked layer
+contributes twice:
 its features' own derivative, and what the mask lets through to the layer's input,
 
     neurons: adjoint by a is m times the adjoint by a';     set: (m - 1) times it, through the encoder,
@@ -20,13 +21,13 @@ from torch import Tensor
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
+from trephine.engine.attribution.operators import FrozenLayer
+from trephine.engine.attribution.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.targets import Cotangents, top_place
 from trephine.engine.graphs.open_layers import info_of
-from trephine.engine.graphs.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
-from trephine.engine.live import live_attention_adjoint, live_mlp_adjoint
-from trephine.engine.operators import FrozenLayer
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.sets import opened
-from trephine.engine.targets import Cotangents, top_place
 from trephine.engine.verification.derivatives import live_cotangents, measured
 from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes, Tape
 

@@ -19,19 +19,19 @@ from trephine.domain.errors import (
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.verification import Substitute, VerificationOptions
-from trephine.engine.finite_runs import require_finite
+from trephine.engine.attribution.finite_runs import require_finite
+from trephine.engine.attribution.operators import FrozenOperators, capture
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.attribution.targets import Explained
+from trephine.engine.attribution.totals import sweep_gradient
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.effects import effects_on
 from trephine.engine.graphs.linearised import read_place
 from trephine.engine.graphs.open_layers import info_of, layers_of, open_layers
-from trephine.engine.graphs.places import clean_value
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import FrozenOperators, capture
+from trephine.engine.graphs.target_kinds import explained
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers, layer_info, opened, require_set
-from trephine.engine.retain import plain_runs, retain_text
-from trephine.engine.target_kinds import explained
-from trephine.engine.targets import Explained
-from trephine.engine.totals import sweep_gradient
+from trephine.engine.runs.retain import plain_runs, retain_text
 from trephine.engine.verification.masks import MaskedPrompt, Substitutes
 from trephine.engine.verification.paths import Graph, graph_of
 

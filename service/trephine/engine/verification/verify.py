@@ -17,10 +17,10 @@ from trephine.domain.verification import (
     VerificationReport,
     VerifyCircuit,
 )
-from trephine.engine.hosted import HostedModel
-from trephine.engine.memory import MemoryMeter
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.memory import MemoryMeter
+from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
-from trephine.engine.session import Handler, Session
 from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
 from trephine.engine.verification.control import (
     NOTHING_CHOSEN,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.shards import TensorEntry
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.shards import TensorEntry
 from trephine.engine.weights.drafts import ModuleDraft
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.linear import Affinity, MapOp, When, later, when

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Norm
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.architecture import Norm
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.weights.capture import stacked
 from trephine.engine.weights.held_out import Split, best_ridge
 from trephine.engine.weights.postnorm import nearest, rank_of

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import Site
-from trephine.engine.hosted import HostedModel
-from trephine.engine.retain import window_batches
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.retain import window_batches
+from trephine.engine.runs.rows import RowInput, run_rows
 
 Windows = Sequence[Sequence[int]]
 Deltas = Mapping[nn.Module, tuple[Tensor, Tensor]]

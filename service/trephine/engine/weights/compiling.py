@@ -12,9 +12,9 @@ from torch import Tensor
 from trephine.domain.edits import Edit
 from trephine.domain.exports import GgufType
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
-from trephine.engine.shards import TensorEntry
-from trephine.engine.sites import site_width
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.shards import TensorEntry
+from trephine.engine.models.sites import site_width
 from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.capture import Windows, captured, stacked
 from trephine.engine.weights.grafting import Graft, graft

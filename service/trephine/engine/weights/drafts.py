@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trephine.engine.shards import TensorEntry
+from trephine.engine.models.shards import TensorEntry
 from trephine.engine.weights.mlp import StoredModule
 from trephine.engine.weights.tensors import Fresh, Growth, TensorChange
 

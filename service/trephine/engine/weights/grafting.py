@@ -10,7 +10,7 @@ from torch import Tensor
 from trephine.domain.errors import UnsupportedReplacementError
 from trephine.domain.exports import GgufType
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 from trephine.engine.weights.mlp import NearConstant, StoredMlp, near_constant
 from trephine.engine.weights.operations import FeatureOp

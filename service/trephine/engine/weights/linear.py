@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site
-from trephine.engine.changes import Affine
-from trephine.engine.sites import place_in_pass
+from trephine.engine.interventions.changes import Affine
+from trephine.engine.models.sites import place_in_pass
 
 When = tuple[tuple[int, int], int]
 """Sorts what is done in a forward pass: when it reaches the site, then the order of the request there."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trephine.domain.errors import BrokenCheckpointError
-from trephine.engine.architecture import VERIFIED
-from trephine.engine.hosted import HostedModel
-from trephine.engine.shards import TensorEntry
+from trephine.engine.models.architecture import VERIFIED
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.shards import TensorEntry
 
 _BIAS_FIELDS = {"LlamaForCausalLM": "mlp_bias"}
 """Architectures whose MLP has biases if the config says so."""

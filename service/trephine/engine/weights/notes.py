@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from trephine.domain.exports import Tier
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.shards import DTYPES
+from trephine.engine.models.shards import DTYPES
 from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.linear import MapOp

@@ -33,11 +33,11 @@ from trephine.domain.interventions import (
 )
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.engine.changes import Affine, change_of
-from trephine.engine.expressible import SERVED, refusal, require_everywhere, require_unlimited
-from trephine.engine.hosted import HostedModel
-from trephine.engine.refusals import check_intervention
+from trephine.engine.interventions.changes import Affine, change_of
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.runs.refusals import check_intervention
+from trephine.engine.weights.expressible import SERVED, refusal, require_everywhere, require_unlimited
 from trephine.engine.weights.linear import MapOp
 from trephine.engine.weights.placing import placed
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.changes import Affine, affine
+from trephine.engine.interventions.changes import Affine, affine
 from trephine.engine.weights.linear import MapOp
 from trephine.engine.weights.operations import NeuronOp, Operations
 

@@ -16,7 +16,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from trephine.engine.changes import Affine
+from trephine.engine.interventions.changes import Affine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.expressible import SERVED, refusal
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.weights.expressible import SERVED, refusal
 from trephine.engine.weights.linear import MapOp, When, composed, when
 
 _RESIDUAL = (SiteKind.EMBED, SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST)

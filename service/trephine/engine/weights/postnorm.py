@@ -22,7 +22,7 @@ from math import inf, log2
 import torch
 from torch import Tensor
 
-from trephine.engine.architecture import Norm
+from trephine.engine.models.architecture import Norm
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.mlp import near_constant
 from trephine.engine.weights.units import Fit, Trial, Unit

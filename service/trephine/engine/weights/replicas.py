@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.exports import GGUF_TYPES, GgufType
-from trephine.engine.quantised.families import stored_type
+from trephine.engine.weights.gguf_families import stored_type
 
 _COPIES = {"q8_0": 8}
 _MOST_COPIES = 32

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trephine.engine.shards import DTYPES, read_tensor
+from trephine.engine.models.shards import DTYPES, read_tensor
 from trephine.engine.weights.tensors import (
     NARROW,
     ROUNDING_SEED,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trephine.engine.shards import TensorEntry, scale_slices
+from trephine.engine.models.shards import TensorEntry, scale_slices
 
 VANISHING = 3e-3
 """Relative size of a delta below which nearest rounding to bfloat16 would lose part of it."""

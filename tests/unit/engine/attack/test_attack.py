@@ -26,7 +26,7 @@ from trephine.engine.attack.behaviour import Behaviour, answers, behaviour, choo
 from trephine.engine.attack.intervals import figure
 from trephine.engine.attack.recovery import _Attack
 from trephine.engine.attack.relearning import Lessons, low_rank, stages
-from trephine.engine.divergence import kl_divergence
+from trephine.engine.runs.divergence import kl_divergence
 
 WINDOWS = [
     tuple(torch.randint(3, 400, (20,), generator=torch.Generator().manual_seed(seed)).tolist())

@@ -13,12 +13,12 @@ from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.interventions import neuron
 from trephine.domain.errors import DeadlinePassedError, DiskFullError
 from trephine.domain.interventions import Ablate
-from trephine.engine import clean_process
 from trephine.engine.attack import running
 from trephine.engine.attack.running import attacked
-from trephine.engine.clean_process import patience_for
-from trephine.engine.export_texts import export_texts
-from trephine.engine.quanta import finish
+from trephine.engine.certificates import clean_process
+from trephine.engine.certificates.clean_process import patience_for
+from trephine.engine.certificates.export_texts import export_texts
+from trephine.engine.models.quanta import finish
 
 EDIT = (neuron(0, 3, Ablate()),)
 

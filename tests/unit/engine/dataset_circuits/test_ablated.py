@@ -16,9 +16,9 @@ from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.packs import capture_layout, donor_ids, packs
 from trephine.engine.dataset_circuits.patches import baseline, dataset_means, states_of
 from trephine.engine.dataset_circuits.space import node_space
-from trephine.engine.neurons import neuron_site
-from trephine.engine.quanta import finish
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.models.neurons import neuron_site
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput, run_rows
 
 CASES = [
     (NEURONS, ErrorTerm.LIVE), ("relu", ErrorTerm.LIVE), ("topk", ErrorTerm.LIVE), ("clt", ErrorTerm.LIVE),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import AUTO_CLUSTERS
 from trephine.engine.dataset_circuits.clustering import cluster_contexts
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 
 SEEDS = (0, 1, 2)
 CONTEXTS, NODES = 24, 30

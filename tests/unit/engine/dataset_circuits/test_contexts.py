@@ -12,8 +12,8 @@ from tests.resident_sets import resident_set
 from trephine.domain.circuits import GraphSet
 from trephine.domain.errors import InvalidRequestError
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 
 @pytest.mark.parametrize("side", ["training", "held_out"])

@@ -42,8 +42,8 @@ from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
 from trephine.engine.dataset_circuits.packs import donor_ids, packs
 from trephine.engine.dataset_circuits.patches import dataset_means
 from trephine.engine.dataset_circuits.space import node_space
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.ipc.codec import command_from_tree, from_tree, to_tree
 
 

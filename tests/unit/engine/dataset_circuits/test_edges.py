@@ -18,8 +18,8 @@ from trephine.engine.dataset_circuits.edges import METRIC, find_edges
 from trephine.engine.dataset_circuits.estimators import node_gradients
 from trephine.engine.dataset_circuits.patches import states_of
 from trephine.engine.dataset_circuits.sweeping import Gradient
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 
 def edges_between(scene, nodes):

@@ -12,11 +12,11 @@ from tests.dataset_scene import Scene, plain_metric, some_nodes
 from tests.resident_sets import resident_set
 from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRule
 from trephine.domain.interventions import ErrorTerm
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.readouts import logit_readout
+from trephine.engine.attribution.totals import sweep_half_rule
 from trephine.engine.dataset_circuits.ablated import AblatedModel
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
-from trephine.engine.totals import sweep_half_rule
+from trephine.engine.models.quanta import finish
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -19,15 +19,15 @@ from trephine.domain.errors import (
 )
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, Site, SiteKind
-from trephine.engine.attention import PatternTape, pattern_tape
 from trephine.engine.dataset_circuits.ablated import AblatedModel, keeping
 from trephine.engine.dataset_circuits.edges import find_edges
 from trephine.engine.dataset_circuits.estimators import node_gradients
 from trephine.engine.dataset_circuits.patches import baseline
 from trephine.engine.dataset_circuits.space import node_space
 from trephine.engine.dataset_circuits.sweeping import Gradient
-from trephine.engine.quanta import finish
-from trephine.engine.sites import touching
+from trephine.engine.models.attention import PatternTape, pattern_tape
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.sites import touching
 
 
 def heads_of(hosted, ids):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
+from trephine.engine.attribution.operators import capture
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.packs import capture_layout, donor_ids, lay_out, packs
-from trephine.engine.operators import capture
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51]]
 CPU = torch.device("cpu")

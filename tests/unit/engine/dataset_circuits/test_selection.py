@@ -17,7 +17,7 @@ from trephine.engine.dataset_circuits.selection import (
     stability_of,
     subsamples,
 )
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 
 
 def test_selection_is_by_size_within_budget_and_threshold():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trephine.domain.errors import InvalidRequestError
 from trephine.engine.erasure.affine import fit_inlp, fit_leace
-from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.erasure.logistic import fit_logistic
 
 ROWS, WIDTH = 400, 12
 

@@ -18,9 +18,9 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.dictionary import Dictionary, Place
 from trephine.engine.fitting.fit import Fit
 from trephine.engine.fitting.request import FitRequest, Workspace, request_text
-from trephine.engine.hosted import HostedModel
-from trephine.engine.loading import load_hosted
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.loading import load_hosted
+from trephine.engine.models.quanta import finish
 
 SMALL = FitRecipe(
     kind=LayerKind.CROSS_LAYER_TRANSCODER,

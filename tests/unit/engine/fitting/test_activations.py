@@ -9,7 +9,7 @@ from trephine.engine.fitting.activations import (
     plan,
     read_sites,
 )
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.runs.rows import RowInput, run_rows
 
 SITES = (Site(kind=SiteKind.MLP_IN, layer=0), Site(kind=SiteKind.MLP_OUT, layer=1))
 ROWS = torch.randint(3, 200, (40, 12), generator=torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ from tests.builders import tiny_hosted
 from tests.unit.engine.fitting.fits import copying, random_dictionary
 from trephine.domain.fitting import EndToEnd, FitRecipe
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.admission.splice import resumed
 from trephine.engine.fitting import end_to_end
 from trephine.engine.fitting.activations import ContextStream, seeded
 from trephine.engine.fitting.changes import Change, drawn, streams_behind
@@ -18,9 +19,8 @@ from trephine.engine.fitting.gap import Tuning
 from trephine.engine.fitting.optimiser import Rate
 from trephine.engine.fitting.reconstruction import SplicedPass, batchwise, plain_logits
 from trephine.engine.fitting.stage import Stage
-from trephine.engine.hosted import HostedModel
-from trephine.engine.replacements.splice import resumed
-from trephine.engine.sites import touching
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.sites import touching
 
 ROWS = torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0))
 LAYERS = 3

@@ -18,8 +18,8 @@ from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import SiteKind
 from trephine.engine.fitting import command, prediction, sizes
 from trephine.engine.fitting.request import FitRequest, same_work
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from trephine.engine.fitting.reconstruction import (
     sites_of,
     unexplained,
 )
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 
 ROWS = torch.randint(3, 200, (8, 24), generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.fitting.activations import read_sites
 from trephine.engine.fitting.contexts import cut, split
 from trephine.engine.fitting.request import read_report
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.formats.opening import open_set
 
 TUNED = EndToEnd(tokens=6000, lr=1e-3)

@@ -11,7 +11,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.fitting import EndToEnd
 from trephine.domain.replacements import LayerKind, SetFormat
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.hosted import HostedModel
+from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.formats.opening import open_set
 
 sae_lens = pytest.importorskip("sae_lens", reason="trephine[fit] is not installed")

@@ -15,10 +15,10 @@ from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Scale, Selector
 from trephine.domain.sites import FeatureRef
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.attribution.readouts import logit_readout
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput, run_rows
 
 PROMPT = "When Mary went to the store John gave a drink to"
 

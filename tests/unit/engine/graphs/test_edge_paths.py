@@ -15,12 +15,12 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_edges import ExplainEdges, HopKind
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.edges import explain_edges
+from trephine.engine.attribution.operators import capture, push_through
+from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.stream import head_outputs
-from trephine.engine.operators import capture, push_through
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.tracing.edges import explain_edges
 
 PROMPT = "When Mary and John went"
 KINDS = (None, "skip", "clt", "resid_post", "attn_out", "mixed", "normalised")

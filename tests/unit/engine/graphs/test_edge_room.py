@@ -9,14 +9,14 @@ from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, resident_set
 from tests.unit.engine.graphs.test_target_laws import PROMPT
 from trephine.domain.sweeps import STORED_EDGES
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs import basis
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.edge_room import EdgeRoom, edge_room
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.memory import MemoryMeter
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.targets import Explained
+from trephine.engine.models.memory import MemoryMeter
+from trephine.engine.models.quanta import finish
 
 
 def test_rows_that_need_little_leave_the_rest_to_others():

@@ -27,22 +27,22 @@ from trephine.domain.errors import InvalidRequestError, LayerOutOfRangeError, Un
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.domain.targets import FeatureValue
 from trephine.domain.verification import Substitute, VerificationOptions, VerifyCircuit
-from trephine.engine.discovery import Question, discover_circuit
-from trephine.engine.edges import explain_edges
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.attribution.readouts import logit_readout
+from trephine.engine.attribution.totals import sweep_gradient
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import Question, discover_circuit
 from trephine.engine.graphs.effects import effects_on
 from trephine.engine.graphs.hierarchical import through_features
 from trephine.engine.graphs.open_layers import open_layers
-from trephine.engine.graphs.places import clean_value
 from trephine.engine.graphs.sweeping import sweep_features
+from trephine.engine.graphs.target_kinds import explained
 from trephine.engine.graphs.targets import logit_targets
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.sets import opened
-from trephine.engine.session import Session
-from trephine.engine.target_kinds import explained
-from trephine.engine.totals import sweep_gradient
+from trephine.engine.tracing.edges import explain_edges
 from trephine.engine.verification.paths import graph_of
 from trephine.engine.verification.verify import verify_on
 

@@ -15,20 +15,20 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import NEURONS
-from trephine.engine.discovery import Question, discover_circuit
-from trephine.engine.expansion import NeuronBasis, expand_chosen
+from trephine.engine.attribution.expansion import NeuronBasis, expand_chosen
+from trephine.engine.attribution.operators import FrozenOperators, capture
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.basis import FeatureBasis
+from trephine.engine.graphs.discover import Question, discover_circuit
 from trephine.engine.graphs.effects import path_effects
 from trephine.engine.graphs.hierarchical import Hierarchy, through_features
 from trephine.engine.graphs.hierarchical_neurons import through_neurons
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.memory import MemoryMeter
-from trephine.engine.operators import FrozenOperators, capture
-from trephine.engine.quanta import finish
-from trephine.engine.target_kinds import explained
-from trephine.engine.targets import Explained
+from trephine.engine.graphs.target_kinds import explained
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.memory import MemoryMeter
+from trephine.engine.models.quanta import finish
 
 CHOICE = LogitTarget(token=" Mary", against=" John")
 SUMS = 1e-4

@@ -12,14 +12,14 @@ from tests.resident_sets import KINDS, NAME, reside, resident_set, sae
 from tests.set_oracle import SetOracle
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.places import clean_value, is_cut
+from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.graphs.places import clean_value, is_cut
 from trephine.engine.graphs.sweeping import segment_of, sweep_features
 from trephine.engine.graphs.targets import feature_targets, logit_targets
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
 
 IDS = [5, 17, 44, 9, 9, 301, 23, 120, 77]

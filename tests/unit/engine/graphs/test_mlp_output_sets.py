@@ -14,18 +14,18 @@ from trephine.domain.circuit_edges import ExplainEdges
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.sites import Site, SiteKind
 from trephine.domain.targets import FeatureValue
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.edges import explain_edges
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.places import clean_value
+from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.graphs.places import clean_value
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.targets import feature_targets, logit_targets
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.sets import opened
-from trephine.engine.session import Session
+from trephine.engine.tracing.edges import explain_edges
 
 MIXTURES = {
     "mlp_out": (SiteKind.MLP_OUT,) * 3,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trephine.engine.assembly import NodeOrder
+from trephine.engine.attribution.assembly import NodeOrder
+from trephine.engine.attribution.influence import LOGIT, Row
 from trephine.engine.graphs.scores import graph_scores
-from trephine.engine.influence import LOGIT, Row
 
 
 def _row(cell: int, layer: int, features: dict[int, float], tokens: list[float], errors: list[float]) -> Row:

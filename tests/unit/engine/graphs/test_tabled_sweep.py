@@ -12,18 +12,18 @@ from tests.resident_sets import KINDS, NAME, resident_set
 from tests.unit.engine.graphs.test_laws_of_sets import prepared, some_cells
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
-from trephine.engine.discovery import discover_circuit
+from trephine.engine.attribution.places import ATTENTION, EMBEDDING, PER_BLOCK
+from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.graphs import actives, basis, tabled_sweep
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.graphs.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
 from trephine.engine.graphs.tabled_targets import tabled_reads
 from trephine.engine.graphs.tables import can_be_tabled, is_tabled, sweep_tables
 from trephine.engine.graphs.targets import feature_targets, logit_targets
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
+from trephine.engine.models.quanta import finish
 
 WITHOUT = {"resid_post", "attn_out", "mixed"}
 """Kinds of sets that are swept without tables."""

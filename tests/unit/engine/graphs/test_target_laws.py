@@ -33,19 +33,19 @@ from trephine.domain.targets import (
     TopLogits,
 )
 from trephine.domain.verification import VerificationOptions
-from trephine.engine.attention_scores import head_scores
-from trephine.engine.attribution import DenseCollector, sweep
-from trephine.engine.discovery import discover_circuit
+from trephine.engine.attribution.attention_scores import head_scores
+from trephine.engine.attribution.backward import DenseCollector, sweep
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.target_rows import parts_from_the_top
+from trephine.engine.attribution.targets import neuron_targets_of
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.sweeping import FeatureSums, segment_of, sweep_features
+from trephine.engine.graphs.target_kinds import explained
 from trephine.engine.graphs.targets import read_targets
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.rows import RowInput
-from trephine.engine.target_kinds import explained
-from trephine.engine.target_rows import parts_from_the_top
-from trephine.engine.targets import neuron_targets_of
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput
 from trephine.engine.verification.subject import open_subject
 
 FIVE = ("llama", "gpt2", "gemma2", "qwen3", "gpt_neox")

@@ -10,7 +10,7 @@ from tests.unit.engine.graphs.test_laws_of_sets import prepared, some_cells
 from trephine.engine.graphs import writes
 from trephine.engine.graphs.sweeping import segment_of, sweep_features
 from trephine.engine.graphs.targets import feature_targets
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 
 
 def sums_of(hosted, operators, active, kept):

@@ -17,11 +17,11 @@ from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.weights.folders import parent
 from trephine.domain.errors import DiskFullError, InvalidRequestError, UnsupportedOptionError
 from trephine.domain.exports import GGUF_TYPES, ExportOptions
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.quantised.conversion import Layout, convert, gguf_bytes, require_convertible
-from trephine.engine.quantised.families import FAMILIES, laid_out, restored, stored_type
 from trephine.engine.quantised.twin import quantised_twin
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.retain import windows_logits
+from trephine.engine.weights.gguf_families import FAMILIES, laid_out, restored, stored_type
 
 WINDOW = [tuple(range(5, 45))]
 

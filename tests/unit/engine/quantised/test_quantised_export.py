@@ -14,12 +14,12 @@ from trephine.client.verification import verify_folder
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, PlanExport
 from trephine.domain.interventions import Ablate
-from trephine.engine import export as export_module
-from trephine.engine.planning import plan_export
-from trephine.engine.quanta import finish
-from trephine.engine.quantised import families
+from trephine.engine.exports import export as export_module
+from trephine.engine.exports.planning import plan_export
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.quantised.conversion import Layout, convert
-from trephine.engine.session import Session
+from trephine.engine.weights import gguf_families as families
 
 ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
 GGUF = ExportOptions(gguf=("q8_0", "q4_0"))

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.laws import load_model
 from tests.replacement_fixtures import Fixture
 from trephine.domain.replacements import LoadReplacementSet, ReplacementSource, SetFormat
-from trephine.engine.architecture import Architecture, describe_architecture
-from trephine.engine.quanta import finish
+from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.models.architecture import Architecture, describe_architecture
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.formats.opening import open_set
-from trephine.engine.replacements.loading import load_replacement_set
 from trephine.engine.replacements.sets import opened
-from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.session import Session
+from trephine.engine.runs.rows import RowInput, run_rows
 
 SHARED = Path(__file__).parents[5] / "shared" / "replacements" / "smollm2-135m-tc"
 TEXT = "The capital of France is Paris, and when it rains in the north farmers wait for the river to rise."

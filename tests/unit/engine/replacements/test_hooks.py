@@ -10,8 +10,8 @@ import torch
 from tests.builders import tiny_hosted
 from trephine.domain.errors import UnsupportedReplacementError
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.models.sites import touching
 from trephine.engine.replacements.hooks import resolve_hook
-from trephine.engine.sites import touching
 
 hosted_as = cache(tiny_hosted)
 """One model per family for all names; nothing here changes it."""

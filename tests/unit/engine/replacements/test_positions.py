@@ -18,14 +18,14 @@ from trephine.domain.replacements import (
     ReplacementSource,
 )
 from trephine.domain.sites import NEURONS
-from trephine.engine.quanta import finish
-from trephine.engine.replacements.evaluation import evaluate_replacement_set, measure
+from trephine.engine.admission.evaluation import evaluate_replacement_set, measure
+from trephine.engine.admission.loading import load_replacement_set
+from trephine.engine.admission.splice import LayerSource, loaded_source
+from trephine.engine.admission.verdicts import Verdicts
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.replacements.formats.saelens_config import parse_config
-from trephine.engine.replacements.loading import load_replacement_set
 from trephine.engine.replacements.positions import Scope, TrainedTokens
-from trephine.engine.replacements.splice import LayerSource, loaded_source
-from trephine.engine.replacements.verdicts import Verdicts
-from trephine.engine.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from tests.unit.engine.replacements.fakes import layer_info
 from trephine.domain.replacements import Dictionary, LayerKind
-from trephine.engine.replacements.fidelity import unexplained
+from trephine.engine.admission.fidelity import unexplained
 from trephine.engine.replacements.random_dictionaries import LayerControls, pursue
 
 KINDS = (Dictionary.RANDOM, Dictionary.FROZEN_DECODER, Dictionary.FROZEN_ENCODER)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from trephine.engine.divergence import kl_divergence
 from trephine.engine.replacements.scores import Bootstrap, PlainRun, Ratio, mean_of
+from trephine.engine.runs.divergence import kl_divergence
 
 
 def ratio(numerator, denominator):

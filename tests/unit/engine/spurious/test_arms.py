@@ -13,8 +13,8 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures, Standing
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious import arms
 from trephine.engine.spurious.examples import labels
 from trephine.engine.spurious.judging import Candidate

@@ -15,7 +15,7 @@ from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.erasure.affine import fit_leace
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.examples import attributes, labels
 from trephine.engine.spurious.measuring import Measure

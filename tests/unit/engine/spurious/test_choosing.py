@@ -18,7 +18,7 @@ from trephine.domain.spurious_removal import (
     RemoveSpuriousFeatures,
     Standing,
 )
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.choosing import _why, choose, in_order, twins_criterion
 from trephine.engine.spurious.folds import Paired
 from trephine.engine.spurious.judging import Candidate

@@ -14,7 +14,7 @@ from trephine.domain.errors import AttributeConfoundedError
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import Judge, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import FEWEST_GIVEN, FEWEST_JUDGED, LabelledText
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.drawing import draw_judged
 from trephine.engine.spurious.examples import Example, hold_out, sample
 from trephine.engine.spurious.judging import judge_features

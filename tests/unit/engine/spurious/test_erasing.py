@@ -9,7 +9,7 @@ from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.covariances import shrunk_covariance
 from trephine.engine.spurious.erasing import (
     changed_directions,

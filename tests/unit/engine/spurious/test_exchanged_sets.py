@@ -17,7 +17,7 @@ from trephine.domain.spurious_removal import (
     RemoveSpuriousFeatures,
     SpuriousRemoval,
 )
-from trephine.engine.session import Session
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.removal import remove_spurious_features
 
 NAME = "exchanged"

@@ -12,7 +12,7 @@ from tests.spurious_texts import ambiguous
 from trephine.domain.errors import TooFewItemsError
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.engine.quanta import finish
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.erasing import erased_on
 from trephine.engine.spurious.folds import FOLDS, decide_by_turns, folds_of
 from trephine.engine.spurious.study import Study, open_study

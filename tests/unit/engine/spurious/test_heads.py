@@ -16,9 +16,9 @@ from trephine.domain.errors import HeadNotStockError, ParentChangedError
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
-from trephine.engine.shards import SINGLE_NAME
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.models.shards import SINGLE_NAME
 from trephine.engine.spurious.heads import SCORE, best_threshold, given_head, reward_doubt
 from trephine.engine.spurious.removal import remove_spurious_features
 

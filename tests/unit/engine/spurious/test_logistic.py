@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trephine.engine.spurious.logistic import fit_logistic
+from trephine.engine.erasure.logistic import fit_logistic
 
 
 def _data(n=60, d=5, seed=0):

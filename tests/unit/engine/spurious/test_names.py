@@ -14,8 +14,8 @@ from trephine.domain.spurious_arms import ArmOutcome
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.domain.spurious_texts import AttributeText, LabelledText
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.examples import attribute_order, read_data
 from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.removal import remove_spurious_features

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tests.builders import hosted_from, tiny_model
 from trephine.domain.errors import HeadNotStockError, NonFiniteValueError
 from trephine.domain.spurious_heads import ClassifierHead, Pooling, RewardHead
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.heads import SCORE, STOCK, given_head, two_sided
 from trephine.engine.spurious.pooling import Readout, pool_texts
 from trephine.rpc.wire.spurious_heads import decision_from_wire

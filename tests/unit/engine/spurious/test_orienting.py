@@ -13,8 +13,8 @@ from trephine.domain.errors import EmptyGroupError
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText, Swap
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.examples import AMBIGUOUS_SET
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.study import open_study

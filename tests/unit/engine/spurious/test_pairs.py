@@ -16,8 +16,8 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.erasing import erased_head, fit_erased
 from trephine.engine.spurious.examples import attributes, read_data, sample_pairs
 from trephine.engine.spurious.heads import STOCK, fit_probe

@@ -14,8 +14,8 @@ from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_outcomes import Ground
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.removal import remove_spurious_features
 
 GONE = (Override(feature=FeatureRef(layer=0, index=3), remove=True, reason="so that something goes"),)

@@ -21,8 +21,8 @@ from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_outcomes import Ground
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import AttributeText, LabelledText
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.removal import remove_spurious_features
 
 PLANTED = {FeatureRef(layer=0, index=5), FeatureRef(layer=0, index=40)}

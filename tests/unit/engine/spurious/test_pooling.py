@@ -21,8 +21,8 @@ from trephine.engine.dataset_circuits.averaging import patched
 from trephine.engine.dataset_circuits.contexts import Context
 from trephine.engine.dataset_circuits.estimators import estimator_of
 from trephine.engine.dataset_circuits.packs import capture_layout, packs
-from trephine.engine.quanta import finish
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput, run_rows
 from trephine.engine.spurious.effects import Contributions, HeadReadOff, feature_space
 from trephine.engine.spurious.evidence import firings_of
 from trephine.engine.spurious.judging import judge_features

@@ -32,14 +32,14 @@ from trephine.domain.spurious_heads import (
     TokenHead,
 )
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, SpuriousRemoval
-from trephine.engine.hosted import HostedModel, host
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.exports import classifier
+from trephine.engine.exports.classifier import export_classifier
+from trephine.engine.models.hosted import HostedModel, host
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.examples import read_data
 from trephine.engine.spurious.reading import read_text
 from trephine.engine.spurious.removal import remove_spurious_features
-from trephine.engine.weights import classifier
-from trephine.engine.weights.classifier import export_classifier
 
 START = 2
 TEST = balanced(15, seed=77)

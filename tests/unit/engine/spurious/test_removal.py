@@ -26,8 +26,8 @@ from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
 from trephine.domain.spurious_removal import Judge, Override, RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import LabelledText, Swap
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.erasing import centred
 from trephine.engine.spurious.pooling import Readout, pool_texts
 from trephine.engine.spurious.removal import remove_spurious_features

@@ -16,8 +16,8 @@ from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_repeats import distinct, first_rows
 from trephine.domain.spurious_texts import LabelledText
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
 from trephine.engine.spurious.examples import Example, read_data
 from trephine.engine.spurious.removal import remove_spurious_features
 from trephine.engine.spurious.repeats import once, once_edited, once_there

@@ -13,13 +13,13 @@ from tests.resident_sets import resident_set
 from trephine.domain.errors import UnsupportedOptionError
 from trephine.domain.interventions import Ablate, ErrorTerm, FeatureTarget, Intervention, Selector, SetTo
 from trephine.domain.sites import NEURONS, FeatureRef
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.readouts import logit_readout
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.readouts import logit_readout
-from trephine.engine.rows import RowInput, run_rows
-from trephine.engine.target_kinds import logit_targets_at
-from trephine.engine.targets import Explained
+from trephine.engine.graphs.target_kinds import logit_targets_at
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput, run_rows
 from trephine.engine.verification.ablations import mask_of
 from trephine.engine.verification.choosing import Cell
 from trephine.engine.verification.masks import MaskedPrompt

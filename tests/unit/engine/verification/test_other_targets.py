@@ -19,15 +19,15 @@ from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, S
 from trephine.domain.sites import NEURONS, FeatureRef, LayerRef, Site, SiteKind
 from trephine.domain.targets import AttentionScore, FeatureValue, GraphTarget, TokenLogits, TopLogits
 from trephine.domain.verification import Predictor, VerificationOptions, VerifyCircuit
-from trephine.engine.discovery import Question, discover_circuit
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.targets import Explained
 from trephine.engine.graphs.actives import activate
+from trephine.engine.graphs.discover import Question, discover_circuit
 from trephine.engine.graphs.open_layers import layers_of
-from trephine.engine.hosted import HostedModel
-from trephine.engine.operators import capture
-from trephine.engine.quanta import finish
-from trephine.engine.rows import RowInput
-from trephine.engine.target_kinds import explained
-from trephine.engine.targets import Explained
+from trephine.engine.graphs.target_kinds import explained
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.rows import RowInput
 from trephine.engine.verification.ablations import mask_of
 from trephine.engine.verification.choosing import Cell
 from trephine.engine.verification.derivatives import live_cotangents

@@ -16,9 +16,9 @@ from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.targets import AttentionScore, FeatureValue
 from trephine.domain.verification import VerificationOptions, VerificationReport, VerifyCircuit
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
 from trephine.engine.verification.ablations import mask_of, measured_changes, measured_drops
 from trephine.engine.verification.choosing import Cell, Removal, cell_of

@@ -9,7 +9,7 @@ import torch
 
 from trephine.domain.findings import Figure
 from trephine.domain.verification import Standing
-from trephine.engine import estimates
+from trephine.engine.attribution import estimates
 from trephine.engine.verification.faithfulness import p_value
 from trephine.engine.verification.statistics import Bootstrap, Paired, ranks, slope, spearman, standing
 

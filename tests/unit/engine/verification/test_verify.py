@@ -25,10 +25,10 @@ from trephine.domain.verification import (
     VerificationOptions,
     VerifyCircuit,
 )
-from trephine.engine.discovery import discover_circuit
-from trephine.engine.edges import explain_edges
-from trephine.engine.quanta import finish
-from trephine.engine.session import Session
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.tracing.edges import explain_edges
 from trephine.engine.verification.control import control_circuit
 from trephine.engine.verification.subject import open_subject, opened_layers
 from trephine.engine.verification.verify import verify_on

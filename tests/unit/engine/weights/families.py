@@ -21,12 +21,12 @@ from trephine.client.digests import file_digest
 from trephine.client.verification import MANIFEST
 from trephine.domain.interventions import Ablate, Add, Clamp, Intervention, ProjectOut, Scale
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
 from trephine.engine.replacements.sets import opened
-from trephine.engine.retain import windows_logits
-from trephine.engine.shards import read_entries
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
 

@@ -15,12 +15,12 @@ from tests.builders import randomise, tiny_config, tiny_model, tiny_tokenizer
 from tests.unit.engine.exporting import edit_of, hosted_in
 from trephine.domain.interventions import Condition, FeatureTarget, Intervention, Operation
 from trephine.domain.sites import FeatureRef
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.reshaping import reshaped_files, write_weights
-from trephine.engine.retain import windows_logits
-from trephine.engine.shards import read_entries
+from trephine.engine.exports.reshaping import reshaped_files, write_weights
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.compiling import WeightProgram, compile_weights
 
 Windows = list[tuple[int, ...]]

@@ -23,11 +23,11 @@ from tests.unit.engine.weights.folders import FIT, compiled, feature, parent, wi
 from tests.unit.engine.weights.reach import best_answers
 from trephine.domain.interventions import Ablate, Clamp, Intervention
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.firing import masks_by_feature
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.certificates.firing import masks_by_feature
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.compiling import WeightProgram
 from trephine.engine.weights.operations import sort_operations

@@ -22,11 +22,11 @@ from tests.unit.engine.exporting import edit_of
 from tests.unit.engine.weights.folders import MEASURED, Windows, windows
 from trephine.domain.interventions import Intervention
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.architecture import Norm
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
-from trephine.engine.retain import windows_logits
+from trephine.engine.models.architecture import Norm
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.grafting import read_feature
 from trephine.engine.weights.mlp import has_biases

@@ -19,8 +19,8 @@ from tests.unit.engine.weights.families import (
 from tests.unit.engine.weights.folders import compiled, feature
 from tests.unit.engine.weights.reach import reach
 from trephine.domain.interventions import Scale
-from trephine.engine.gates import judge, planned_gates
-from trephine.engine.noise import NoiseFloor, Spread
+from trephine.engine.certificates.gates import judge, planned_gates
+from trephine.engine.certificates.noise import NoiseFloor, Spread
 from trephine.engine.weights.mlp import near_constant
 
 NEAR, POST, OTHER, OWN = "nearly constant", "a norm behind the module", "reads resid_post", "reads mlp_out"

@@ -11,8 +11,8 @@ from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.weights.folders import compiled, feature, parent, windows, written
 from tests.unit.engine.weights.narrow import fires_on, strongest
 from trephine.domain.interventions import Ablate
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.units import LARGEST, LARGEST_BIAS
 
 TEXTS = windows(48, seed=2)

@@ -11,7 +11,7 @@ from tests.resident_sets import resident_set
 from tests.unit.engine.weights.folders import compiled, distances, feature, parent, written
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Ablate, Add, Clamp, ErrorTerm, Intervention, Scale, SetTo
-from trephine.engine.shards import read_entries, sha256_of
+from trephine.engine.models.shards import read_entries, sha256_of
 from trephine.engine.weights.mlp import padded
 from trephine.engine.weights.postnorm import nearest
 

@@ -14,9 +14,9 @@ from tests.unit.engine.weights.folders import compiled, distances, feature, pare
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Ablate, Add, Clamp, Scale
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.measurements import measurements_of
-from trephine.engine.quanta import finish
-from trephine.engine.shards import read_entries
+from trephine.engine.certificates.measurements import measurements_of
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
 from trephine.engine.weights import compiling, grafting
 from trephine.engine.weights.capture import captured, stacked
 from trephine.engine.weights.compiling import compile_weights

@@ -19,10 +19,11 @@ from tests.unit.engine.interventions import direction, neuron
 from tests.unit.engine.weights.folders import compiled, feature, written
 from trephine.domain.interventions import Ablate, ProjectOut, Scale
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine import certifier, reshaping
-from trephine.engine.certification import change_records, change_tensors
-from trephine.engine.reshaping import write_weights
-from trephine.engine.shards import TensorEntry, read_entries
+from trephine.engine.certificates import certifier
+from trephine.engine.certificates.certification import change_records, change_tensors
+from trephine.engine.exports import reshaping
+from trephine.engine.exports.reshaping import write_weights
+from trephine.engine.models.shards import TensorEntry, read_entries
 from trephine.engine.weights import tensors
 from trephine.engine.weights.assembly import Assembly
 from trephine.engine.weights.linear import Affinity

@@ -11,7 +11,7 @@ from tests.unit.engine.interventions import direction, neuron, whole
 from tests.unit.engine.weights.folders import MEASURED, compiled, distances, feature, parent, written
 from trephine.domain.interventions import Add, Clamp, Intervention, ProjectOut, Scale, SetTo
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.rows import RowInput, run_rows
+from trephine.engine.runs.rows import RowInput, run_rows
 
 V, U, W = (torch.randn(32, generator=torch.Generator().manual_seed(n)).tolist() for n in (3, 4, 5))
 RESIDUAL = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trephine.engine.changes import affine
+from trephine.engine.interventions.changes import affine
 from trephine.engine.weights.piecewise import changed, difference, feature_curve
 
 P = torch.linspace(-3, 6, 4001, dtype=torch.float64) + 1e-4

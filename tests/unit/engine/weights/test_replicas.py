@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trephine.domain.exports import GGUF_TYPES
-from trephine.engine.quantised.families import stored_type
+from trephine.engine.weights.gguf_families import stored_type
 from trephine.engine.weights.replicas import coarsest, copies_for, spread_rows
 
 ROW = torch.randn(96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

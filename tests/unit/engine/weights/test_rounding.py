@@ -12,11 +12,11 @@ from tests.resident_sets import resident_set
 from tests.unit.engine.weights.folders import MEASURED, compiled, feature, parent, written
 from trephine.domain.interventions import Ablate
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.divergence import kl_divergence
-from trephine.engine.hosted import HostedModel
-from trephine.engine.quanta import finish
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.quanta import finish
 from trephine.engine.replacements.sets import opened
-from trephine.engine.retain import windows_logits
+from trephine.engine.runs.divergence import kl_divergence
+from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.capture import captured, stacked
 
 ABLATED = (feature(0, 3, Ablate()), feature(1, 5, Ablate()), feature(1, 8, Ablate()))

@@ -11,8 +11,8 @@ from tests.unit.engine.interventions import neuron, whole
 from tests.unit.engine.weights.folders import compiled, parent
 from trephine.domain.interventions import Scale
 from trephine.domain.sites import SiteKind
-from trephine.engine.reshaping import changed_tensor
-from trephine.engine.shards import TensorEntry, read_tensor
+from trephine.engine.exports.reshaping import changed_tensor
+from trephine.engine.models.shards import TensorEntry, read_tensor
 from trephine.engine.weights.tensors import TensorChange, carried_out, fades, rounding_error
 
 ENTRY = TensorEntry(name="w", file="f", dtype="BF16", shape=(300, 200), start=0, end=120_000)

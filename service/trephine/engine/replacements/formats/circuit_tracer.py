@@ -18,7 +18,7 @@ import torch
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SetFormat, SupportRule
 from trephine.domain.sites import Site
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
 from trephine.engine.replacements.dictionary import DictionaryLayer
 from trephine.engine.replacements.encoder import Encoder
 from trephine.engine.replacements.formats.folders import (

@@ -16,12 +16,12 @@ import yaml
 from trephine.domain.errors import BrokenReplacementError
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SetFormat, SupportRule
 from trephine.domain.sites import Site
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
+from trephine.engine.models.sites import site_width
 from trephine.engine.replacements.formats.tensors import TensorFile, content_hash
 from trephine.engine.replacements.hooks import HookPoint
 from trephine.engine.replacements.layer import LayerReader, ReplacementLayer
 from trephine.engine.replacements.positions import EVERYTHING, TrainedTokens
-from trephine.engine.sites import site_width
 
 Build = Callable[[ReplacementLayerInfo, torch.device | str], ReplacementLayer]
 """Reads the weights of a described layer onto a device."""

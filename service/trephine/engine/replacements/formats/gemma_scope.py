@@ -18,7 +18,7 @@ import torch
 from trephine.domain.errors import BrokenReplacementError
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SetFormat, SupportRule
 from trephine.domain.sites import Site
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
 from trephine.engine.replacements.crosslayer import CrossLayerDictionary
 from trephine.engine.replacements.encoder import Encoder
 from trephine.engine.replacements.formats.circuit_tracer_clt import written_sites

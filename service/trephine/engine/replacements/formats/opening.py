@@ -15,7 +15,7 @@ from trephine.domain.errors import (
     UnsupportedReplacementError,
 )
 from trephine.domain.replacements import SetFormat
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
 from trephine.engine.replacements.formats import (
     circuit_tracer,
     circuit_tracer_clt,

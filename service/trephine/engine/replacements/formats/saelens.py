@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trephine.domain.errors import BrokenReplacementError, UnsupportedReplacementError
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo, SetFormat, SupportRule
-from trephine.engine.architecture import Architecture
+from trephine.engine.models.architecture import Architecture
 from trephine.engine.replacements.dictionary import DictionaryLayer
 from trephine.engine.replacements.encoder import Encoder
 from trephine.engine.replacements.formats.folders import (

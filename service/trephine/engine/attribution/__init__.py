@@ -1,0 +1,1 @@
+"""Attribution with everything but the chosen parts frozen: operators, adjoints, rows, estimates."""

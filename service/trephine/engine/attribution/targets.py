@@ -1,0 +1,238 @@
+"""What a graph explains, on one prompt: weighted read-outs of the residual stream, and how to measure them.
+
+Each read-out enters the stream at one place (an attention score at two). The graph follows its derivative
+with norm scales frozen; effects follow the exact one; ablations measure the quantity itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
+from trephine.domain.sites import FeatureRef, Site
+from trephine.domain.targets import ExplainedTarget, TargetKind
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import AFTER, PER_BLOCK
+from trephine.engine.attribution.readouts import LogitReadout, StreamRead, Targets
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.runs.rows import RowInput, run_rows
+
+Cotangents = Mapping[int, Tensor]
+"""Derivative of a quantity by the stream, `(n_pos, d_model)`, by the place that it is read at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPart:
+    """Where a read-out enters the stream."""
+
+    place: int
+    """As in `trephine.engine.attribution.places`."""
+    position: int
+    adjoint: Tensor
+    """`(d_model,)`, the derivative by the stream with norm scales frozen."""
+    constant: float
+    """What constants between stream and read-out add."""
+    total: float
+    """What everything that enters must sum to."""
+    live: Tensor
+    """`(d_model,)`, the exact derivative, nothing frozen."""
+
+
+class Gauge(Protocol):
+    """Measures a read-out on a run of the model."""
+
+    @property
+    def site(self) -> Site | None:
+        """What is read; None: the logits."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """Where."""
+        ...
+
+    def measure(self, values: Tensor) -> Tensor:
+        """Return the quantity, a scalar, for what stands at the site, `(n_pos, width)`, or `(d_vocab,)`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitGauge:
+    """Reads a logit, or a difference, at a position."""
+
+    readout: LogitReadout
+    position: int
+
+    @property
+    def site(self) -> None:
+        """The logits."""
+        return
+
+    def measure(self, values: Tensor) -> Tensor:
+        """Undo a soft cap and read."""
+        return self.readout.measure(values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteGauge:
+    """Multiplies what stands at a site by a vector."""
+
+    site: Site
+    position: int
+    vector: Tensor
+    """`(width,)`."""
+
+    def measure(self, values: Tensor) -> Tensor:
+        """Read."""
+        return values[self.position].to(self.vector.dtype) @ self.vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReadout:
+    """One target node."""
+
+    about: ExplainedTarget
+    parts: tuple[ReadPart, ...]
+    gauge: Gauge
+    feature: int
+    """Vocabulary id of a logit, index of a feature; -1 otherwise."""
+    activation: float
+    """What its node shows: a logit's (difference of) probability, else its value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """Everything that a graph explains; the quantity is the sum of its targets, each times its share."""
+
+    targets: tuple[TargetReadout, ...]
+    n_pos: int
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weights, in the order of the targets."""
+        return tuple(target.about.share for target in self.targets)
+
+    @property
+    def baseline(self) -> float:
+        """The quantity on the clean prompt."""
+        return sum(target.about.share * target.about.value for target in self.targets)
+
+    @property
+    def softcap(self) -> bool:
+        """True if a logit is read before the model's soft cap."""
+        gauges = [target.gauge for target in self.targets]
+        return any(isinstance(g, LogitGauge) and g.readout.softcap is not None for g in gauges)
+
+    @property
+    def last_logits_only(self) -> bool:
+        """True if logits at the last position decide the quantity."""
+        return all(t.gauge.site is None and t.gauge.position == self.n_pos - 1 for t in self.targets)
+
+    def cotangents(self, *, live: bool) -> Cotangents:
+        """Return the derivative of the quantity, exact or with norm scales frozen."""
+        found: dict[int, Tensor] = {}
+        for target in self.targets:
+            for part in target.parts:
+                vector = part.live if live else part.adjoint
+                if part.place not in found:
+                    found[part.place] = vector.new_zeros(self.n_pos, len(vector))
+                found[part.place][part.position] += target.about.share * vector
+        return found
+
+    def of_last_logits(self, logits: Tensor) -> Tensor:
+        """Measure the quantity on last logits `(rows, d_vocab)`: `(rows,)`."""
+        parts = [target.about.share * target.gauge.measure(logits) for target in self.targets]
+        return torch.stack(parts).sum(0)
+
+    def on_rows(self, hosted: HostedModel, rows: Sequence[RowInput]) -> Tensor:
+        """Run rows of the prompt and measure the quantity in each, float64 `(rows,)`, on the CPU."""
+        gauges = [target.gauge for target in self.targets]
+        sites = sorted({gauge.site for gauge in gauges if gauge.site is not None})
+        first = min((g.position for g in gauges if g.site is None), default=self.n_pos - 1)
+        output = run_rows(hosted, rows, reads=sites, keep_last=self.n_pos - first)
+        found = torch.zeros(len(rows), dtype=torch.float64)
+        for row in range(len(rows)):
+            for gauge, share in zip(gauges, self.shares, strict=True):
+                values = (
+                    output.logits[row][gauge.position - first]
+                    if gauge.site is None
+                    else output.values[row][gauge.site]
+                )
+                found[row] += share * float(gauge.measure(values))
+        return found
+
+
+def target_caveats(explained: Explained) -> list[str]:
+    """Say what a reader must know of the targets."""
+    kinds = {target.about.kind for target in explained.targets}
+    said = []
+    if len(explained.targets) > 1:
+        said.append(
+            f"{len(explained.targets)} targets are explained together: figures, influences and effects are "
+            "of their sum, each times its share."
+        )
+    if TargetKind.ATTENTION in kinds:
+        said.append(
+            "The attention score's row is an estimate: half of what each source adds to the query's side and "
+            "half of what it adds to the key's; norm scales are held, and the row sums to the score. "
+            "Effects of nodes are by the exact gradient of the score, before soft cap and softmax."
+        )
+    if any(t.about.estimated and t.about.kind is TargetKind.FEATURE for t in explained.targets):
+        said.append("The target neuron is gated: its row follows relp_half, as the edges do.")
+    return said
+
+
+def cotangents_of(operators: FrozenOperators, readout: LogitReadout) -> Cotangents:
+    """Return the exact derivative of a logit read-out at the last position."""
+    cotangent = torch.zeros_like(operators.embedding)
+    cotangent[-1] = readout.direction.to(cotangent.dtype)
+    return {top_place(operators): operators.final_norm.pull_back_live(cotangent)}
+
+
+def frozen_cotangents_of(operators: FrozenOperators, readout: LogitReadout) -> Cotangents:
+    """Return the derivative of a logit read-out at the last position with the final norm's scale frozen."""
+    cotangent = torch.zeros_like(operators.embedding)
+    last = torch.tensor([operators.n_pos - 1], device=operators.device)
+    cotangent[-1] = operators.final_norm.pull_back(readout.direction.to(cotangent.dtype)[None], last)[0]
+    return {top_place(operators): cotangent}
+
+
+def top_place(operators: FrozenOperators) -> int:
+    """Return the place above all blocks, which the final norm reads."""
+    return PER_BLOCK * len(operators.layers)
+
+
+def neuron_targets_of(operators: FrozenOperators, parts: Sequence[ReadPart]) -> Targets:
+    """Make read-outs, sorted from the top down, the targets of a sweep over neurons."""
+    where = [_block_of(part.place, len(operators.layers)) for part in parts]
+    dtype, device = operators.dtype, operators.device
+    return Targets(
+        layer=torch.tensor([layer for layer, _ in where]),
+        position=torch.tensor([part.position for part in parts]),
+        direction=torch.stack([part.adjoint for part in parts]),
+        constant=torch.tensor([part.constant for part in parts], dtype=dtype, device=device),
+        total=torch.tensor([part.total for part in parts], dtype=dtype, device=device),
+        reads=tuple(read for _, read in where),
+    )
+
+
+def _block_of(place: int, n_layers: int) -> tuple[int, StreamRead]:
+    """Return the block in which a sweep over neurons starts a read-out, and before what."""
+    if place >= PER_BLOCK * n_layers - 1:
+        return n_layers, StreamRead.BEFORE
+    layer, within = divmod(place, PER_BLOCK)
+    return (layer + 1, StreamRead.BEFORE) if within == AFTER else (layer, StreamRead.MIDDLE)
+
+
+def removing(feature: FeatureRef, position: int) -> Intervention:
+    """Set one feature to zero at one position."""
+    return Intervention(
+        target=FeatureTarget(feature=feature),
+        operation=Ablate(),
+        selector=Selector(positions=(position,)),
+    )

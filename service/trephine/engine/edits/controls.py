@@ -1,0 +1,200 @@
+"""Random control features, matched per feature on layer and on how much they usually write.
+
+A feature's *contribution norm* is the rms of its activation over positions >= 1 of the retain text times
+the norm of its decoder. Position 0 is left out: it is an attention sink whose activations are a hundred
+times the others' and would decide the match on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from random import Random
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from trephine.domain.ablation import MatchedControls, UnmatchedFeature
+from trephine.domain.sites import NEURONS, FeatureRef, Site
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.neurons import neuron_site
+from trephine.engine.replacements.sets import layer_info, opened
+from trephine.engine.runs.retain import RetainText, plain_runs
+
+_TRIES_PER_SET = 50
+
+_KEPT: WeakKeyDictionary[Any, dict[tuple[str, str, str], Tensor]] = WeakKeyDictionary()
+"""Per loaded model: (weight hash, text hash, layer of a set) -> contribution norms. Ends with the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlDraws:
+    """Which features stand in for which."""
+
+    matched: tuple[FeatureRef, ...]
+    sets: tuple[tuple[FeatureRef, ...], ...]
+    """Each in the order of `matched`; all different. Fewer than asked for where no more exist."""
+    unmatched: tuple[UnmatchedFeature, ...]
+
+
+Norms = Mapping[tuple[str, int], Tensor]
+"""Contribution norms `(d_sae,)` by replacement set and layer."""
+
+
+def contribution_norms(hosted: HostedModel, retain: RetainText) -> Generator[None, None, Tensor]:
+    """Measure rms activation x decoder norm of every neuron, float32 `(n_layers, d_mlp)`.
+
+    One batch of windows a quantum; kept for the next command on the same weights and text.
+    """
+    layers = [(NEURONS, layer) for layer in range(hosted.info.n_layers)]
+    norms = yield from norms_of(hosted, retain, layers)
+    return torch.stack([norms[layer] for layer in layers])
+
+
+def norms_of(
+    hosted: HostedModel, retain: RetainText, layers: Iterable[tuple[str, int]]
+) -> Generator[None, None, Norms]:
+    """Measure rms activation x decoder norm of every feature of some layers, float32 `(d_sae,)` each.
+
+    One batch of windows a quantum; kept for the next command on the same weights, sets and text.
+    """
+    kept = _KEPT.setdefault(hosted.model, {})
+    keys = {layer: (hosted.info.weight_hash, retain.sha256, _version(hosted, layer)) for layer in layers}
+    missing = [layer for layer, key in keys.items() if key not in kept]
+    if missing:
+        measured = yield from _measure_norms(hosted, retain, missing)
+        kept |= {keys[layer]: norms for layer, norms in measured.items()}
+    return {layer: kept[key] for layer, key in keys.items()}
+
+
+def _version(hosted: HostedModel, layer: tuple[str, int]) -> str:
+    return f"{layer[0]}:{layer[1]}:{layer_info(hosted, *layer).content_hash}"
+
+
+def _measure_norms(
+    hosted: HostedModel, retain: RetainText, layers: Sequence[tuple[str, int]]
+) -> Generator[None, None, dict[tuple[str, int], Tensor]]:
+    squares = {
+        (name, layer): torch.zeros(layer_info(hosted, name, layer).d_sae, dtype=torch.float64)
+        for name, layer in layers
+    }
+    sites = sorted({_site_read(hosted, *layer) for layer in layers})
+    for output in plain_runs(hosted, retain, sites):
+        for values, (name, layer) in product(output.values, layers):
+            x = values[_site_read(hosted, name, layer)][1:]
+            squares[name, layer] += _written(hosted, name, layer, x).pow(2).sum(0).cpu()
+        yield
+    count = retain.n_tokens - len(retain.windows)
+    found: dict[tuple[str, int], Tensor] = {}
+    for name, layer in layers:
+        with opened(hosted, name, [layer]) as resident:
+            norms = resident[layer].decoder_norms().double().cpu()
+        found[name, layer] = ((squares[name, layer] / count).sqrt() * norms).float()
+    return found
+
+
+def _site_read(hosted: HostedModel, name: str, layer: int) -> Site:
+    return neuron_site(layer) if name == NEURONS else layer_info(hosted, name, layer).site_in
+
+
+def _written(hosted: HostedModel, name: str, layer: int, x: Tensor) -> Tensor:
+    """Return float64 activations `(n, d_sae)` in units of the output site."""
+    if name == NEURONS:
+        return x.double()
+    with opened(hosted, name, [layer]) as resident, torch.inference_mode():
+        code = resident[layer].encode(x)
+        return (code.activations * code.scale_out).double()
+
+
+def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: MatchedControls) -> ControlDraws:
+    """Draw random sets; per feature a candidate of its layer whose norm is within the factor.
+
+    No set holds a feature twice, none holds one of `features`, no two sets are equal.
+
+    Args:
+        norms: Contribution norms of every layer that a feature is of.
+        features: The intervened features, each once.
+        controls: How many sets, the factor and the seed.
+    """
+    pools = {feature: _candidates(norms, feature, features, controls.norm_factor) for feature in features}
+    matched = enough_candidates(features, pools)
+    return ControlDraws(
+        matched=matched,
+        sets=draw_sets([pools[feature] for feature in matched], matched, controls),
+        unmatched=tuple(
+            UnmatchedFeature(feature=feature, candidates=len(pools[feature]))
+            for feature in features
+            if feature not in matched
+        ),
+    )
+
+
+def _candidates(
+    norms: Norms, feature: FeatureRef, taken: Sequence[FeatureRef], factor: float
+) -> tuple[int, ...]:
+    """List features of the layer whose norm is within the factor, the intervened ones left out."""
+    row = norms[_place(feature)]
+    own = float(row[feature.index])
+    if own == 0.0:  # a feature that never fires on the text has no scale to match
+        return ()
+    near = (row >= own / factor) & (row <= own * factor)
+    for other in taken:
+        if _place(other) == _place(feature):
+            near[other.index] = False
+    return tuple(near.nonzero().flatten().tolist())
+
+
+def _place(feature: FeatureRef) -> tuple[str, int]:
+    return feature.replacement, feature.layer
+
+
+def enough_candidates(
+    features: Sequence[FeatureRef], pools: dict[FeatureRef, tuple[int, ...]]
+) -> tuple[FeatureRef, ...]:
+    """Keep features that can all be given a different stand-in at once; the scarcest are dropped first.
+
+    Features of a layer compete for its candidates. Served from the smallest pool up, the n-th of a layer
+    needs at least n candidates; pools are intervals of the same norm, so this is enough in practice and
+    a draw that fails nevertheless is drawn again.
+    """
+    kept: set[FeatureRef] = set()
+    served: dict[tuple[str, int], int] = {}
+    for feature in sorted(features, key=lambda f: (len(pools[f]), f)):
+        if len(pools[feature]) > served.get(_place(feature), 0):
+            served[_place(feature)] = served.get(_place(feature), 0) + 1
+            kept.add(feature)
+    return tuple(feature for feature in features if feature in kept)
+
+
+def draw_sets(
+    pools: Sequence[tuple[int, ...]], matched: Sequence[FeatureRef], controls: MatchedControls
+) -> tuple[tuple[FeatureRef, ...], ...]:
+    """Draw different sets, each with one feature out of every pool, in its layer and set of features."""
+    random = Random(controls.seed)  # noqa: S311  reproducible draws, not secrets
+    sets: dict[frozenset[FeatureRef], tuple[FeatureRef, ...]] = {}
+    for _ in range(controls.sets * _TRIES_PER_SET if matched else 0):
+        if len(sets) == controls.sets:
+            break
+        drawn = _draw_one(pools, matched, random)
+        if len(set(drawn)) == len(matched):
+            sets.setdefault(frozenset(drawn), drawn)
+    return tuple(sets.values())
+
+
+def _draw_one(
+    pools: Sequence[tuple[int, ...]], matched: Sequence[FeatureRef], random: Random
+) -> tuple[FeatureRef, ...]:
+    """Draw a stand-in per feature, scarce ones first, so that a full set is found when there is one."""
+    taken: dict[tuple[str, int], set[int]] = {}
+    chosen: dict[int, FeatureRef] = {}
+    for number in sorted(range(len(matched)), key=lambda i: len(pools[i])):
+        of_layer = taken.setdefault(_place(matched[number]), set())
+        free = [index for index in pools[number] if index not in of_layer]
+        if not free:
+            return ()
+        chosen[number] = replace(matched[number], index=random.choice(free))
+        of_layer.add(chosen[number].index)
+    return tuple(chosen[i] for i in range(len(matched)))

@@ -1,0 +1,1 @@
+"""Exports: planned, compiled into a folder, certified, signed; and classifiers beside them."""

@@ -1,0 +1,1 @@
+"""What interventions do to values: where they apply, in which order, and what they are counted by."""

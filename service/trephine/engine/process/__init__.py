@@ -1,0 +1,1 @@
+"""The engine process: its loop, its schedule, what it sends and what it logs."""

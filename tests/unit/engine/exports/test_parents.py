@@ -1,0 +1,86 @@
+"""What of a parent belongs into its edited copy."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import tiny_folder
+from trephine.engine.exports.parents import copied_bytes, sort_files
+from trephine.engine.models.shards import read_entries
+
+
+@pytest.fixture
+def parent(tmp_path):
+    """A parent with all kinds of files."""
+    folder = tiny_folder("llama", tmp_path / "parent", max_shard_size="40KB")
+    extra = (
+        *(
+            "README.md",
+            "LICENSE",
+            "pytorch_model.bin",
+            "model.gguf",
+            "onnx/model.onnx",
+            "original/consolidated.pth",
+        ),
+        *("adapter_model.safetensors", ".gitattributes", ".cache/x", "edit_manifest.json", "trephine.sig"),
+        *("pytorch_model.bin.index.json", "notes/usage.md"),
+    )
+    for name in extra:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_unedited_weights_are_never_copied(parent):
+    """Pickles, GGUF, ONNX and foreign shards would ship the model without the edit."""
+    copied, left_out = sort_files(parent, read_entries(parent))
+    for name in ("pytorch_model.bin", "model.gguf", "onnx/model.onnx", "original/consolidated.pth"):
+        assert "unedited" in left_out[name]
+    assert "adapter_model.safetensors" in left_out
+    assert "pytorch_model.bin.index.json" in left_out
+    assert not set(copied) & set(left_out)
+
+
+def test_everything_else_is_copied_under_its_name(parent):
+    """Config, tokenizer, shards, index, licence and folders; the card is kept as the parent's."""
+    copied, _ = sort_files(parent, read_entries(parent))
+    shards = {entry.file for entry in read_entries(parent).values()}
+    for name in (
+        *shards,
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        "LICENSE",
+        "notes/usage.md",
+    ):
+        assert copied[name] == name
+    assert copied["README.md"] == "README.parent.md"
+
+
+def test_hidden_files_and_an_earlier_exports_papers_are_left_out(parent):
+    """A certificate of an earlier edit must not lie beside a later one."""
+    _, left_out = sort_files(parent, read_entries(parent))
+    assert left_out[".gitattributes"] == left_out[".cache/x"] == "hidden"
+    assert "earlier export" in left_out["edit_manifest.json"]
+    assert "earlier export" in left_out["trephine.sig"]
+
+
+def test_an_earlier_exports_adapter_is_left_out_whole(parent):
+    """Its configuration without its weights is no adapter, and with them it makes another model."""
+    (parent / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (parent / "adapter" / name).write_text(name)
+    (parent / "adapters.md").write_text("a file of the parent's own")
+    copied, left_out = sort_files(parent, read_entries(parent))
+    assert not [path for path in copied if path.startswith("adapter/")]
+    assert sum("adapter that makes" in reason for reason in left_out.values()) == 3
+    assert "adapters.md" in copied
+
+
+def test_the_size_is_that_of_what_is_copied(parent):
+    """The prediction counts no file that is left out."""
+    before = copied_bytes(parent, read_entries(parent))
+    (parent / "model.gguf").write_bytes(b"x" * 100_000)
+    assert copied_bytes(parent, read_entries(parent)) == before
+    (parent / "LICENSE").write_bytes(b"x" * 100)
+    assert copied_bytes(parent, read_entries(parent)) == before + 100 - len("LICENSE")
