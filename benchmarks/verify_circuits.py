@@ -18,8 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.discovery_cell import SET, load
-from trephine.app.pruning import prune
-from trephine.app.records import decode, encode
+from trephine.app.circuits.pruning import prune
+from trephine.app.storage.records import decode, encode
 from trephine.client.datasets import rows_of
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit

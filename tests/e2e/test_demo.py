@@ -30,9 +30,9 @@ from tests.e2e.test_readme import blocks
 from tests.retained import retain_ids
 from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.interventions import neuron
-from trephine.app.artifacts import ArtifactStore
-from trephine.app.circuits import Circuits
-from trephine.app.pruning import numbers
+from trephine.app.circuits.circuits import Circuits
+from trephine.app.circuits.pruning import numbers
+from trephine.app.storage.artifacts import ArtifactStore
 from trephine.client import connect
 from trephine.client.verification import verify_folder
 from trephine.domain.circuits import NodeKind

@@ -16,8 +16,8 @@ from typing import Any
 
 from tests.fakes.engine import Script
 from tests.unit.app.house import House, discover_command, house, small_circuit
-from trephine.app.jobs import Jobs
-from trephine.app.requests import DiscoverRequest
+from trephine.app.jobs.jobs import Jobs
+from trephine.app.jobs.requests import DiscoverRequest
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Progress
 

@@ -21,7 +21,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from tests.fakes.engine import FakeEngine, FakeLauncher
-from trephine.app.state import StateFolder
+from trephine.app.storage.state import StateFolder
 from trephine.domain.circuits import CheckDiscovery
 from trephine.domain.findings import AuditorInfo, Rule
 from trephine.domain.models import LoadModel, ModelInfo

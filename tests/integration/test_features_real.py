@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.laws import load_model
-from trephine.app.index_reading import IndexReader
+from trephine.app.features.index_reading import IndexReader
 from trephine.domain.features import ContrastFeatures, IndexFeatures, ViewDecoder
 from trephine.engine.features.handlers import HANDLERS
 from trephine.engine.models.quanta import finish

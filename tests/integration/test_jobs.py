@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from tests.unit.app.house import discover_command, house, small_circuit
-from trephine.app.jobs import APPLICATION_VERSION, Jobs
-from trephine.app.requests import DiscoverRequest
+from trephine.app.jobs.jobs import APPLICATION_VERSION, Jobs
+from trephine.app.jobs.requests import DiscoverRequest
 from trephine.domain.errors import CorruptRecordError
 from trephine.domain.operations import OperationState
 
@@ -125,7 +125,7 @@ def test_job_outlives_an_upgrade_of_the_code(tmp_path, corpse):
         (APPLICATION_VERSION, "portable_json")
     ]
     upgraded = (
-        "import sys, runpy, trephine.app.jobs as jobs\n"
+        "import sys, runpy, trephine.app.jobs.jobs as jobs\n"
         "original = jobs._Bridge.call\n"
         "def call(self, operation_id):\n"
         "    'A body that an earlier version had not.'\n"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.laws import load_model
-from trephine.app.pruning import prune
+from trephine.app.circuits.pruning import prune
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.verification import Predictor, Standing, Substitute, VerificationOptions, VerifyCircuit

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from trephine.app.artifacts import ArtifactStore
-from trephine.app.clock import Clock, SystemClock, timestamp
-from trephine.app.models import Models
-from trephine.app.names import id_in
-from trephine.app.records import RecordFolder
-from trephine.app.requests import AuditRequest
+from trephine.app.jobs.requests import AuditRequest
+from trephine.app.models.models import Models
+from trephine.app.storage.artifacts import ArtifactStore
+from trephine.app.storage.clock import Clock, SystemClock, timestamp
+from trephine.app.storage.names import id_in
+from trephine.app.storage.records import RecordFolder
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
 from trephine.domain.errors import AuditorNotFoundError, ResourceNotFoundError

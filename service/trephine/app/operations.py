@@ -10,13 +10,13 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from trephine.app.artifacts import ArtifactStore
-from trephine.app.clock import Clock, SystemClock
-from trephine.app.jobs import Jobs
-from trephine.app.journal import Journal, StoredOperation
-from trephine.app.names import id_in
-from trephine.app.records import decode, encode
-from trephine.app.requests import REQUEST_TYPES, OperationRequest
+from trephine.app.jobs.jobs import Jobs
+from trephine.app.jobs.journal import Journal, StoredOperation
+from trephine.app.jobs.requests import REQUEST_TYPES, OperationRequest
+from trephine.app.storage.artifacts import ArtifactStore
+from trephine.app.storage.clock import Clock, SystemClock
+from trephine.app.storage.names import id_in
+from trephine.app.storage.records import decode, encode
 from trephine.app.work import Work
 from trephine.domain.disk import why_no_room
 from trephine.domain.errors import (

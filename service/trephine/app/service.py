@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trephine.app.artifacts import ArtifactStore
 from trephine.app.audits import Audits
-from trephine.app.circuit_annotations import CircuitAnnotations
-from trephine.app.circuit_explanations import CircuitExplanations
-from trephine.app.circuit_verification import CircuitVerifications
-from trephine.app.circuit_views import CircuitViews
-from trephine.app.circuits import Circuits
-from trephine.app.classifiers import Classifiers
-from trephine.app.dataset_circuits import DatasetCircuits
-from trephine.app.edit_composition import EditComposition
-from trephine.app.edit_evaluations import EditEvaluations
-from trephine.app.edit_evidence import EditEvidence
-from trephine.app.edit_removal import EditRemoval
-from trephine.app.edits import Edits
-from trephine.app.evaluations import Evaluations
-from trephine.app.exports import Exports
-from trephine.app.feature_indexes import FeatureIndexes
-from trephine.app.feature_sets import FeatureSets
-from trephine.app.features import Features
-from trephine.app.fits import Fits
-from trephine.app.labels import Labels
-from trephine.app.live_edits import LiveEdits
-from trephine.app.models import Models
+from trephine.app.circuits.circuit_annotations import CircuitAnnotations
+from trephine.app.circuits.circuit_explanations import CircuitExplanations
+from trephine.app.circuits.circuit_verification import CircuitVerifications
+from trephine.app.circuits.circuit_views import CircuitViews
+from trephine.app.circuits.circuits import Circuits
+from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.edits.edit_composition import EditComposition
+from trephine.app.edits.edit_evaluations import EditEvaluations
+from trephine.app.edits.edit_evidence import EditEvidence
+from trephine.app.edits.edits import Edits
+from trephine.app.edits.live_edits import LiveEdits
+from trephine.app.edits.proposals import Proposals
+from trephine.app.exports.classifiers import Classifiers
+from trephine.app.exports.edit_removal import EditRemoval
+from trephine.app.exports.exports import Exports
+from trephine.app.features.feature_indexes import FeatureIndexes
+from trephine.app.features.feature_sets import FeatureSets
+from trephine.app.features.features import Features
+from trephine.app.features.labels import Labels
+from trephine.app.models.models import Models
 from trephine.app.operations import Operations
-from trephine.app.proposals import Proposals
-from trephine.app.replacements import Replacements
-from trephine.app.spurious_removals import SpuriousRemovals
-from trephine.app.uploads import Uploads
+from trephine.app.sets.evaluations import Evaluations
+from trephine.app.sets.fits import Fits
+from trephine.app.sets.replacements import Replacements
+from trephine.app.spurious.spurious_removals import SpuriousRemovals
+from trephine.app.storage.artifacts import ArtifactStore
+from trephine.app.storage.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

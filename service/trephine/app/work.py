@@ -11,22 +11,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from trephine.app.audits import Audits
-from trephine.app.circuit_pruning import in_words, pruned_at_once
-from trephine.app.circuit_verification import CircuitVerifications
-from trephine.app.circuits import Circuits
-from trephine.app.classifiers import Classifiers
-from trephine.app.dataset_circuits import DatasetCircuits
-from trephine.app.edit_evaluations import EditEvaluations
-from trephine.app.evaluations import Evaluations
-from trephine.app.exports import Exports
-from trephine.app.feature_indexes import FeatureIndexes
-from trephine.app.fits import Fits
-from trephine.app.graph_sets import loaded_sets, opened_layers
-from trephine.app.models import Models
-from trephine.app.names import resource
-from trephine.app.proposals import Proposals
-from trephine.app.replacements import Replacements
-from trephine.app.requests import (
+from trephine.app.circuits.circuit_pruning import in_words, pruned_at_once
+from trephine.app.circuits.circuit_verification import CircuitVerifications
+from trephine.app.circuits.circuits import Circuits
+from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.circuits.graph_sets import loaded_sets, opened_layers
+from trephine.app.edits.edit_evaluations import EditEvaluations
+from trephine.app.edits.proposals import Proposals
+from trephine.app.exports.classifiers import Classifiers
+from trephine.app.exports.exports import Exports
+from trephine.app.features.feature_indexes import FeatureIndexes
+from trephine.app.jobs.requests import (
     AuditRequest,
     DatasetCircuitRequest,
     DiscoverRequest,
@@ -43,7 +38,12 @@ from trephine.app.requests import (
     RemoveSpuriousRequest,
     VerifyRequest,
 )
-from trephine.app.spurious_removals import SpuriousRemovals
+from trephine.app.models.models import Models
+from trephine.app.sets.evaluations import Evaluations
+from trephine.app.sets.fits import Fits
+from trephine.app.sets.replacements import Replacements
+from trephine.app.spurious.spurious_removals import SpuriousRemovals
+from trephine.app.storage.names import resource
 from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.commands import Progress
 from trephine.domain.sites import NEURONS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.longrunning.operations_pb2 import Operation
 
-from trephine.app.requests import AuditRequest
+from trephine.app.jobs.requests import AuditRequest
 from trephine.app.service import Service
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import page

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from google.protobuf.empty_pb2 import Empty
 
-from trephine.app.circuit_pruning import in_words
-from trephine.app.circuits import EdgeList
+from trephine.app.circuits.circuit_pruning import in_words
+from trephine.app.circuits.circuits import EdgeList
 from trephine.app.service import Service
 from trephine.domain.circuit_queries import Between, NodeFilter
 from trephine.domain.errors import InvalidRequestError

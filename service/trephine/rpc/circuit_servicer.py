@@ -6,10 +6,10 @@ import asyncio
 
 from google.longrunning.operations_pb2 import Operation
 
-from trephine.app.circuit_cards import known_features
-from trephine.app.circuit_costs import discovery_cost
-from trephine.app.graph_sets import loaded_sets, opened_layers
-from trephine.app.requests import DiscoverRequest
+from trephine.app.circuits.circuit_cards import known_features
+from trephine.app.circuits.circuit_costs import discovery_cost
+from trephine.app.circuits.graph_sets import loaded_sets, opened_layers
+from trephine.app.jobs.requests import DiscoverRequest
 from trephine.app.service import Service
 from trephine.domain import circuits as domain
 from trephine.domain.tokens import ResolveTarget

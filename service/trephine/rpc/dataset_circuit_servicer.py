@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.longrunning.operations_pb2 import Operation
 
-from trephine.app.dataset_circuits import COLLECTION
+from trephine.app.circuits.dataset_circuits import COLLECTION
 from trephine.app.service import Service
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import page

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
-from trephine.app.requests import ExportRequest, ProposeRequest
+from trephine.app.jobs.requests import ExportRequest, ProposeRequest
 from trephine.app.service import Service
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trephine.app.edit_evidence import EditEvidence
+from trephine.app.edits.edit_evidence import EditEvidence
 from trephine.domain.edits import Edit
 from trephine.rpc.wire.edits import edit_to_wire
 from trephine.rpc.wire.fields import clean

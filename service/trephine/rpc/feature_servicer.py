@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
-from trephine.app.feature_indexes import COLLECTION
-from trephine.app.features import Hits, Question
+from trephine.app.features.feature_indexes import COLLECTION
+from trephine.app.features.features import Hits, Question
 from trephine.app.service import Service
 from trephine.domain.activations import StrongestFeatures
 from trephine.domain.errors import InvalidRequestError

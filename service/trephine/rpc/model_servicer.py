@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
-from trephine.app.requests import LoadRequest
+from trephine.app.jobs.requests import LoadRequest
 from trephine.app.service import Service
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import DescribeCapabilities, ModelSource

@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
-from trephine.app.requests import LoadSetRequest
+from trephine.app.jobs.requests import LoadSetRequest
 from trephine.app.service import Service
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import page

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
-from trephine.app.requests import OperationRequest
+from trephine.app.jobs.requests import OperationRequest
 from trephine.app.service import Service
 from trephine.domain.errors import InternalError, ModelNotReadyError, ResourceNotFoundError
 from trephine.domain.operations import OperationRecord, OperationState

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from trephine.app.live_edits import LiveEdits
+from trephine.app.edits.live_edits import LiveEdits
 from trephine.domain.edit_conflicts import EditInUse
 from trephine.domain.errors import TrephineError
 from trephine.domain.generation import Row, ScoredRow

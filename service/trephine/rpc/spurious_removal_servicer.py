@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 from google.longrunning.operations_pb2 import Operation
 
-from trephine.app.classifiers import COLLECTION as CLASSIFIERS
-from trephine.app.names import resource
+from trephine.app.exports.classifiers import COLLECTION as CLASSIFIERS
 from trephine.app.service import Service
-from trephine.app.spurious_removals import COLLECTION
+from trephine.app.spurious.spurious_removals import COLLECTION
+from trephine.app.storage.names import resource
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from trephine.app.state import StateFolder
+from trephine.app.storage.state import StateFolder
 from trephine.domain.errors import StateFolderBusyError
 from trephine.rpc.registration import announce
 from trephine.server import address

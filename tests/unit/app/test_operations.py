@@ -11,8 +11,8 @@ import pytest
 
 from tests.fakes.engine import FakeEngine, Script
 from tests.unit.app.house import House, discover_command, house, small_circuit
-from trephine.app.records import encode
-from trephine.app.requests import AuditRequest, DiscoverRequest, LoadRequest
+from trephine.app.jobs.requests import AuditRequest, DiscoverRequest, LoadRequest
+from trephine.app.storage.records import encode
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (

@@ -16,7 +16,7 @@ import pytest
 from tests.builders import tiny_hosted
 from tests.dataset_examples import request as small_request
 from tests.fakes.grpc_server import FakeService, serve
-from trephine.app.dataset_circuits import StoredDatasetCircuit
+from trephine.app.circuits.dataset_circuits import StoredDatasetCircuit
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.decoding import decode

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.app.house import small_circuit
-from trephine.app.circuit_diff import compare
-from trephine.app.circuits import StoredCircuit
+from trephine.app.circuits.circuit_diff import compare
+from trephine.app.circuits.circuits import StoredCircuit
 from trephine.rpc.wire.circuit_queries import diff_to_wire
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
-from trephine.app.circuit_diff import compare
-from trephine.app.circuits import StoredCircuit
+from trephine.app.circuits.circuit_diff import compare
+from trephine.app.circuits.circuits import StoredCircuit
 from trephine.domain.circuits import Circuit, GraphSet
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.targets import ExplainedTarget, FeatureValue, TargetKind

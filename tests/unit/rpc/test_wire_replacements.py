@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.rpc.test_wire_results import nasty_values as nasty_values  # a fixture
-from trephine.app.evaluations import StoredEvaluation
-from trephine.app.fits import StoredFit
-from trephine.app.replacements import SetEntry
-from trephine.app.requests import EvaluateSetRequest, FitSetRequest
+from trephine.app.jobs.requests import EvaluateSetRequest, FitSetRequest
+from trephine.app.sets.evaluations import StoredEvaluation
+from trephine.app.sets.fits import StoredFit
+from trephine.app.sets.replacements import SetEntry
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.fitting import EndToEnd, FitRecipe
 from trephine.domain.replacements import Dictionary, EvaluateReplacementSet, LayerKind

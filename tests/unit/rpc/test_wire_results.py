@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trephine.app.circuits import ListedNode, StoredCircuit
-from trephine.app.edit_evaluations import StoredEditEvaluation
+from trephine.app.circuits.circuits import ListedNode, StoredCircuit
+from trephine.app.edits.edit_evaluations import StoredEditEvaluation
 from trephine.domain.ablation import AblationReport
 from trephine.domain.arrays import Array
 from trephine.domain.artifacts import ArtifactInfo

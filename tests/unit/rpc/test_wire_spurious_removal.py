@@ -9,7 +9,7 @@ import pytest
 
 from tests.spurious_report import judged, report
 from tests.spurious_texts import ambiguous, attribute_texts
-from trephine.app.spurious_removals import StoredRemoval
+from trephine.app.spurious.spurious_removals import StoredRemoval
 from trephine.client.cli.output import Output
 from trephine.client.cli.remove_spurious import show_removal
 from trephine.client.errors import InvalidRequestError as ClientInvalid

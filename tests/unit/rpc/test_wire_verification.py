@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trephine.app.circuit_verification import StoredVerification
-from trephine.app.requests import VerifyRequest
+from trephine.app.circuits.circuit_verification import StoredVerification
+from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain import verification as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure

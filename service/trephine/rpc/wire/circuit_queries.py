@@ -6,8 +6,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trephine.app.circuit_diff import CircuitDiff, ComparedNode, NodeSide, by_name_alone, same_targets
-from trephine.app.circuits import ListedNode, StoredCircuit
+from trephine.app.circuits.circuit_diff import (
+    CircuitDiff,
+    ComparedNode,
+    NodeSide,
+    by_name_alone,
+    same_targets,
+)
+from trephine.app.circuits.circuits import ListedNode, StoredCircuit
 from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, GroupingBasis, NodeLabel
 from trephine.domain.circuit_queries import (
     Around,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from trephine.app.circuit_verification import COLLECTION, StoredVerification
-from trephine.app.circuits import StoredCircuit
-from trephine.app.costs import Cost, predicted_seconds
-from trephine.app.requests import VerifyRequest
+from trephine.app.circuits.circuit_verification import COLLECTION, StoredVerification
+from trephine.app.circuits.circuits import StoredCircuit
+from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain import verification as domain
 from trephine.domain.models import ModelInfo
 from trephine.rpc.wire.circuits import share

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trephine.app.circuit_explanations import EdgeQuestion
-from trephine.app.circuits import StoredCircuit
+from trephine.app.circuits.circuit_explanations import EdgeQuestion
+from trephine.app.circuits.circuits import StoredCircuit
 from trephine.domain.attention import (
     AttentionTrace,
     KeyWeight,

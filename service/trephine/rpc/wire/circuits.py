@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trephine.app.circuit_costs import DiscoveryCost
-from trephine.app.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
+from trephine.app.circuits.circuit_costs import DiscoveryCost
+from trephine.app.circuits.circuits import CircuitFormat, ListedEdge, ListedNode, StoredCircuit
 from trephine.domain.circuit_queries import Provenance
 from trephine.domain.circuits import (
     DiscoverCircuit,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trephine.app.costs import Cost, predicted_seconds
-from trephine.app.dataset_circuits import COLLECTION, StoredDatasetCircuit
-from trephine.app.requests import DatasetCircuitRequest
+from trephine.app.circuits.dataset_circuits import COLLECTION, StoredDatasetCircuit
+from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.requests import DatasetCircuitRequest
 from trephine.domain import dataset_circuits as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import ModelInfo

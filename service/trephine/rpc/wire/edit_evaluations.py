@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trephine.app.costs import Cost, predicted_seconds
-from trephine.app.edit_evaluations import StoredEditEvaluation
-from trephine.app.requests import EvaluateEditRequest
+from trephine.app.edits.edit_evaluations import StoredEditEvaluation
+from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.requests import EvaluateEditRequest
 from trephine.domain import edit_evaluation as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import ModelInfo

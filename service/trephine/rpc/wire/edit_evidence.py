@@ -24,7 +24,7 @@ _MOST = 64
 def evidence_from_wire(names: Sequence[str], field: str = "evidence") -> tuple[str, ...]:
     """Read what an edit rests on, each once, in order.
 
-    Whether it is here is asked later, by `trephine.app.edit_evidence`.
+    Whether it is here is asked later, by `trephine.app.edits.edit_evidence`.
 
     Raises:
         InvalidRequestError: Naming the one that has no known form.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from trephine.app.edit_requests import EditUpdate, Reversion
-from trephine.app.edit_store import etag_of
+from trephine.app.edits.edit_requests import EditUpdate, Reversion
+from trephine.app.edits.edit_store import etag_of
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.edits import (
     CurvePoint,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trephine.app.costs import Cost, predicted_seconds
-from trephine.app.evaluations import EvaluationFormat, StoredEvaluation
-from trephine.app.requests import EvaluateSetRequest
+from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.requests import EvaluateSetRequest
+from trephine.app.sets.evaluations import EvaluationFormat, StoredEvaluation
 from trephine.domain import replacements as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import ModelInfo

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trephine.app.feature_indexes import COLLECTION, PredictedIndex, StoredIndex
-from trephine.app.requests import IndexRequest
+from trephine.app.features.feature_indexes import COLLECTION, PredictedIndex, StoredIndex
+from trephine.app.jobs.requests import IndexRequest
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.features import BUILT_IN, FeatureIndexInfo, IndexFeatures
 from trephine.domain.sites import NEURONS

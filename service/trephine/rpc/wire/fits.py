@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trephine.app.fits import StoredFit
-from trephine.app.requests import FitSetRequest
+from trephine.app.jobs.requests import FitSetRequest
+from trephine.app.sets.fits import StoredFit
 from trephine.domain import fitting as domain
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import SiteKind

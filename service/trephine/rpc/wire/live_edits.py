@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trephine.app.edit_composition import Composition
+from trephine.app.edits.edit_composition import Composition
 from trephine.domain.edit_conflicts import ConflictKind, EditConflict, EditInUse
 from trephine.domain.edit_diff import ChangeKind, EditDiff, InterventionChange
 from trephine.domain.errors import InvalidRequestError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trephine.app.replacements import SetEntry, SetState
+from trephine.app.sets.replacements import SetEntry, SetState
 from trephine.domain import replacements as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.rpc.wire.common import site_to_wire, version_to_wire

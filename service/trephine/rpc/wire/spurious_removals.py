@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trephine.app.costs import Cost, predicted_seconds
-from trephine.app.requests import ExportClassifierRequest, RemoveSpuriousRequest
-from trephine.app.spurious_removals import COLLECTION, StoredRemoval
+from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.requests import ExportClassifierRequest, RemoveSpuriousRequest
+from trephine.app.spurious.spurious_removals import COLLECTION, StoredRemoval
 from trephine.domain import spurious_removal as domain
 from trephine.domain.classifier_exports import ClassifierExport
 from trephine.domain.dataset_circuits import Estimator

@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from tests.builders import tiny_hosted
 from tests.resident_sets import NAME, resident_set
-from trephine.app.pruning import numbers
+from trephine.app.circuits.pruning import numbers
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.directions import CompareFeatures

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
-from trephine.app.pruning import numbers
+from trephine.app.circuits.pruning import numbers
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.commands import Progress

@@ -1,0 +1,1 @@
+"""Circuits: stored, looked at, pruned, labelled, compared, verified; and those of datasets."""

@@ -1,0 +1,351 @@
+"""Graphs of other tools: files of the circuit-tracer / Neuronpedia schema as read-only circuits.
+
+Source of the schema: circuit-tracer 0.5.0, `frontend/graph_models.py`. Error nodes may have the older id
+`0_{layer}_{position}` or the newer `{layer}_-1_{position}`; we write -2 and below for other sites of a layer
+than its MLP (`domain.error_sites`), and `{layer}_{feature}_{position}_{n}` for features of a further set, by
+its place in the scan, `MODEL/SET+SET` (`pages.circuit_json`). The older one is also the id of a feature of
+layer 0; where a file has both, a link from that id is the feature's if its target lies too low for the
+error, or if it is the first of two to that target (files list features first), and the count of what stays
+open becomes a caveat.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from trephine.app.circuits.circuit_queries import Wiring, influence_of
+from trephine.app.circuits.imported_targets import imported_targets
+from trephine.domain.arrays import Array
+from trephine.domain.circuits import (
+    Circuit,
+    CircuitFigures,
+    EdgeRule,
+    Edges,
+    GraphSet,
+    Node,
+    NodeKind,
+    Rows,
+)
+from trephine.domain.errors import CorruptRecordError, InvalidRequestError
+from trephine.domain.tokens import Token
+
+LARGEST_FILE = 512 << 20
+"""Bytes of a graph file; the largest that Neuronpedia serves are about 100 MB."""
+
+_KINDS = {
+    "mlp reconstruction error": NodeKind.ERROR,
+    "embedding": NodeKind.TOKEN,
+    "logit": NodeKind.LOGIT,
+}
+"""By `feature_type`; every other type is some kind of feature."""
+_ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
+_LAST = _ORDER.index(NodeKind.LOGIT)
+
+
+class _FileNode(BaseModel):
+    """A node as the file has it; what we do not read is ignored."""
+
+    node_id: str
+    layer: str
+    ctx_idx: int
+    feature_type: str
+    token_prob: float | None = None
+    is_target_logit: bool | None = None
+    clerp: str | None = None
+    activation: float | None = None
+
+
+class _FileLink(BaseModel):
+    source: str
+    target: str
+    weight: float = Field(allow_inf_nan=False)
+
+
+class _FileMetadata(BaseModel):
+    scan: str
+    prompt: str
+    prompt_tokens: list[str]
+    info: dict[str, Any] | None = None
+
+
+class _File(BaseModel):
+    metadata: _FileMetadata
+    nodes: list[_FileNode]
+    links: list[_FileLink]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedGraph:
+    """What a file holds."""
+
+    circuit: Circuit
+    document: Mapping[str, Any]
+    """The file as parsed; its `qParams` may hold annotations."""
+    generator: str
+    """Who wrote it, as far as it says."""
+
+
+def read_graph(data: bytes) -> ImportedGraph:
+    """Read a graph file.
+
+    Raises:
+        InvalidRequestError: If it is no such file, or its graph has holes, doubles or a cycle.
+    """
+    document, file = _parsed(data)
+    nodes, places = _nodes(file)
+    edges, doubtful = _edges(file, nodes, places)
+    model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
+    targets, asked = imported_targets(nodes, _told(file.metadata))
+    caveats = ["Imported from a file: nothing about it was verified here; influences follow from its edges."]
+    if doubtful:
+        caveats.append(
+            f"{doubtful} links start at an id that a feature of layer 0 and an error node share in the file; "
+            "they were given to the feature."
+        )
+    circuit = Circuit(
+        prompt=file.metadata.prompt,
+        tokens=_tokens(file.metadata, nodes),
+        targets=targets,
+        asked=asked,
+        replacement=replacement,
+        beside=tuple(GraphSet(name=name) for name in beside),
+        edge_rule=_edge_rule(file.metadata),
+        nodes=tuple(nodes),
+        edges=edges,
+        rows=_no_rows(),
+        quality=None,
+        figures=_no_figures(nodes),
+        model=model,
+        weight_hash=str((file.metadata.info or {}).get("weight_hash", "")),
+        caveats=tuple(caveats),
+    )
+    return ImportedGraph(
+        circuit=_with_influence(circuit), document=document, generator=_generator(file.metadata)
+    )
+
+
+def _parsed(data: bytes) -> tuple[Mapping[str, Any], _File]:
+    try:
+        document = json.loads(data)
+        return document, _File.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequestError(
+            f"the file is no graph of the circuit-tracer schema: {where}: {first['msg']}", field="artifact"
+        ) from error
+    except ValueError as error:
+        raise InvalidRequestError(f"the file is no JSON: {error}", field="artifact") from error
+
+
+# --- nodes ----------------------------------------------------------------------------------------
+
+
+def _nodes(file: _File) -> tuple[list[Node], dict[str, list[int]]]:
+    """Return the nodes in a circuit's order, and the places of every id of the file."""
+    read = [(_node(one, file.metadata), one.node_id) for one in file.nodes]
+    if not any(node.kind is NodeKind.LOGIT for node, _ in read):
+        raise InvalidRequestError("the graph has no target: no node of the type `logit`", field="artifact")
+    # Sorting is stable: targets stay in the file's order, the explained one first.
+    read.sort(key=lambda pair: _address(pair[0]) if pair[0].kind is not NodeKind.LOGIT else (_LAST,))
+    nodes = [node for node, _ in read]
+    doubled = [address for address, count in Counter(map(_address, nodes)).items() if count > 1]
+    if doubled:
+        raise InvalidRequestError(f"{len(doubled)} nodes are in the file twice", field="artifact")
+    places: dict[str, list[int]] = {}
+    for place, (_, identity) in enumerate(read):
+        places.setdefault(identity, []).append(place)
+    return nodes, places
+
+
+def _address(node: Node) -> tuple[int | str, ...]:
+    return _ORDER.index(node.kind), node.layer, node.position, node.feature, node.replacement
+
+
+def _node(found: _FileNode, metadata: _FileMetadata) -> Node:
+    kind = _KINDS.get(found.feature_type, NodeKind.FEATURE)
+    if not 0 <= found.ctx_idx < len(metadata.prompt_tokens):
+        raise InvalidRequestError(
+            f"node {found.node_id} lies at position {found.ctx_idx} of {len(metadata.prompt_tokens)} tokens",
+            field="artifact",
+        )
+    layer = -1 if kind is NodeKind.TOKEN else _number(found.layer, found)
+    probability = found.token_prob if found.token_prob is not None else nan
+    activation = found.activation if found.activation is not None else nan
+    return Node(
+        kind=kind,
+        # The file puts targets one layer above the model's last plus one.
+        layer=layer - 1 if kind is NodeKind.LOGIT else layer,
+        position=found.ctx_idx,
+        feature=_error_number(found) if kind is NodeKind.ERROR else _number(_middle(found), found),
+        replacement=_set_of(found, _sets(metadata)) if kind is NodeKind.FEATURE else "",
+        activation={NodeKind.FEATURE: activation, NodeKind.LOGIT: probability}.get(kind, 0.0),
+        influence=0.0,
+        effect=nan,
+        label=found.clerp or "",
+        promotes=(),
+        suppresses=(),
+    )
+
+
+def _middle(found: _FileNode) -> str:
+    parts = found.node_id.split("_")
+    return parts[1] if len(parts) in (3, 4) else ""
+
+
+def _set_of(found: _FileNode, sets: Sequence[str]) -> str:
+    """Return the set that a feature's id names: the first where it names none."""
+    parts = found.node_id.split("_")
+    if len(parts) != 4:
+        return sets[0]
+    place = _number(parts[3], found)
+    if not 0 < place < len(sets):
+        raise InvalidRequestError(
+            f"node {found.node_id!r} is of set {place}, and the scan names {len(sets)}, from 0",
+            field="artifact",
+        )
+    return sets[place]
+
+
+def _error_number(found: _FileNode) -> int:
+    """Return -1 but where the id has a number of its own; the older id's middle is a layer."""
+    middle = _middle(found)
+    return int(middle) if re.fullmatch(r"-[1-9]", middle) else -1
+
+
+def _number(text: str, found: _FileNode) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"node {found.node_id!r} has no id like LAYER_FEATURE_POSITION with a layer that is a number",
+            field="artifact",
+        ) from error
+
+
+# --- edges ----------------------------------------------------------------------------------------
+
+
+def _edges(file: _File, nodes: Sequence[Node], places: Mapping[str, list[int]]) -> tuple[Edges, int]:
+    """Return the edges, by target, and how many could not be told apart."""
+    seen: Counter[tuple[str, str]] = Counter()
+    doubtful, found = 0, []
+    for link in file.links:
+        if link.source not in places or link.target not in places:
+            raise InvalidRequestError(
+                f"a link goes from {link.source!r} to {link.target!r}, which are not both nodes",
+                field="artifact",
+            )
+        target = places[link.target][0]  # features before errors, and nothing enters an error
+        sources = places[link.source]
+        nth = seen[link.source, link.target]
+        seen[link.source, link.target] += 1
+        able = (
+            [one for one in sources if nodes[one].layer < nodes[target].layer]
+            if len(sources) > 1
+            else sources
+        )
+        if nth >= max(1, len(able)):
+            raise InvalidRequestError(
+                f"{link.source} -> {link.target} is in the file twice", field="artifact"
+            )
+        doubtful += len(able) > 1 and not nth
+        doubtful -= len(able) > 1 and nth == 1  # both are there: the first is the feature's
+        found.append((target, able[nth] if able else sources[0], link.weight))
+    found.sort()
+    targets, starts, weights = zip(*found, strict=True) if found else ((), (), ())
+    return (
+        Edges(source=_array(starts, "<i4"), target=_array(targets, "<i4"), weight=_array(weights, "<f4")),
+        doubtful,
+    )
+
+
+def _with_influence(circuit: Circuit) -> Circuit:
+    try:
+        influence = influence_of(Wiring(circuit))
+    except CorruptRecordError as error:
+        raise InvalidRequestError("the graph's links form a cycle", field="artifact") from error
+    shares = iter([target.share for target in circuit.targets])
+    nodes = tuple(
+        replace(node, influence=next(shares) if node.kind is NodeKind.LOGIT else share)
+        for node, share in zip(circuit.nodes, influence.tolist(), strict=True)
+    )
+    errors = sum(node.influence for node in nodes if node.kind is NodeKind.ERROR)
+    return replace(circuit, nodes=nodes, figures=replace(circuit.figures, error_share=errors))
+
+
+def _array(values: Sequence[float], kind: str) -> Array:
+    column = np.asarray(values, kind)
+    return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def _model(metadata: _FileMetadata) -> str:
+    """Return the model. Foreign files name it and the set at once by their scan."""
+    return metadata.scan.partition("/")[0] if _is_ours(metadata) else metadata.scan
+
+
+def _sets(metadata: _FileMetadata) -> list[str]:
+    """Return the names of the sets, of which there is at least one. What they held stays unverified."""
+    if not _is_ours(metadata):
+        return [metadata.scan]
+    return metadata.scan.partition("/")[2].split("+")
+
+
+def _is_ours(metadata: _FileMetadata) -> bool:
+    return _generator(metadata) == "trephine" and "/" in metadata.scan
+
+
+def _told(metadata: _FileMetadata) -> Mapping[str, Any]:
+    """Return what a file of ours says beyond the schema."""
+    return (metadata.info or {}) if _is_ours(metadata) else {}
+
+
+def _generator(metadata: _FileMetadata) -> str:
+    generator = (metadata.info or {}).get("generator")
+    name = generator.get("name") if isinstance(generator, Mapping) else generator
+    return name if isinstance(name, str) else "unknown"
+
+
+def _edge_rule(metadata: _FileMetadata) -> EdgeRule:
+    generator = (metadata.info or {}).get("generator")
+    rule = generator.get("edge_rule") if isinstance(generator, Mapping) else None
+    return rule if rule in ("exact", "relp_half") else "unknown"
+
+
+def _tokens(metadata: _FileMetadata, nodes: Sequence[Node]) -> tuple[Token, ...]:
+    ids = {node.position: node.feature for node in nodes if node.kind is NodeKind.TOKEN}
+    return tuple(
+        Token(id=ids.get(place, -1), raw=text.encode("utf-8", "replace"), display=text)
+        for place, text in enumerate(metadata.prompt_tokens)
+    )
+
+
+def _no_rows() -> Rows:
+    return Rows(
+        target=_array([], "<i4"), total=_array([], "<f4"), bias=_array([], "<f4"), remainder=_array([], "<f4")
+    )
+
+
+def _no_figures(nodes: Sequence[Node]) -> CircuitFigures:
+    features = sum(node.kind is NodeKind.FEATURE for node in nodes)
+    return CircuitFigures(
+        baseline=nan,
+        selected_share=nan,
+        error_share=nan,
+        active_features=features,
+        selected_features=features,
+        seconds=0.0,
+        peak_extra_bytes=0,
+    )

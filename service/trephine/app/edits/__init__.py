@@ -1,0 +1,1 @@
+"""Edits: made, composed, proposed, stacked, served, evaluated, and what they rest on."""

@@ -1,0 +1,217 @@
+"""Measuring stored edits, and keeping what was found with them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trephine.app.edits.edit_store import split_version
+from trephine.app.edits.edits import Edits
+from trephine.app.jobs.costs import Cost, forward_bytes, predict, tokens_of
+from trephine.app.jobs.requests import EvaluateEditRequest
+from trephine.app.models.models import Models
+from trephine.app.storage.clock import Clock, SystemClock, timestamp
+from trephine.app.storage.records import RecordFolder
+from trephine.domain.commands import Progress
+from trephine.domain.edit_evaluation import (
+    FEWEST_UNITS,
+    EditEvaluation,
+    EvaluateEdit,
+    EvaluationSet,
+    FeatureControls,
+    SetRole,
+)
+from trephine.domain.edits import Edit
+from trephine.domain.errors import InvalidRequestError, ParentChangedError, ResourceNotFoundError
+from trephine.domain.models import ModelInfo
+
+_NAME = re.compile(r"edits/(?P<edit>[A-Za-z0-9][A-Za-z0-9._-]*)/evaluations/(?P<id>[A-Za-z0-9]{1,64})")
+_RETAIN_TOKENS = 1024
+_PROMPT_ARMS, _STRENGTH_ARMS = 4, 24
+"""Prompts tried, and strengths of the edit, on as many units as controls are run on."""
+_BATCH_TOKENS = 384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEditEvaluation:
+    """An evaluation with its resource name, `edits/EDIT/evaluations/ID`."""
+
+    name: str
+    create_time: str
+    evaluation: EditEvaluation
+
+
+class EditEvaluations:
+    """Evaluations of edits."""
+
+    def __init__(self, folder: Path, *, edits: Edits, models: Models, clock: Clock | None = None) -> None:
+        self._records = RecordFolder(folder, StoredEditEvaluation)
+        self._edits, self._models = edits, models
+        self._clock = clock or SystemClock()
+
+    async def check(self, request: EvaluateEditRequest) -> tuple[EvaluateEdit, ModelInfo]:
+        """Refuse at once what cannot be measured; return the command and the model that carries it out.
+
+        Raises:
+            ResourceNotFoundError: If there is no such edit or version.
+            ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
+            ParentChangedError: If the model's weights are not those of the edit.
+            InvalidRequestError: If sets or options make no sense.
+        """
+        edit = await self._edits.get(request.edit)
+        info = await self._models.info(request.model or edit.model)
+        if info.weight_hash != edit.weight_hash:
+            raise ParentChangedError(
+                f"the edit {edit.name} was made for other weights than those of {info.name}; create it again "
+                "for this model",
+                edit_weights=edit.weight_hash,
+                model_weights=info.weight_hash,
+            )
+        return _command(request, edit), info
+
+    async def predict(self, request: EvaluateEditRequest) -> tuple[EvaluateEdit, ModelInfo, Cost]:
+        """Check a request and predict its cost.
+
+        Raises:
+            OverBudgetError: If it would be refused.
+            TrephineError: As `check` does.
+        """
+        command, info = await self.check(request)
+        return command, info, await self._models.predict_command(info.name, command)
+
+    async def run(
+        self, request: EvaluateEditRequest, on_progress: Callable[[Progress], None], *, evaluation_id: str
+    ) -> StoredEditEvaluation:
+        """Measure and store; what is stored already is not measured again.
+
+        Raises:
+            TrephineError: Whatever measuring raised.
+        """
+
+        async def forward(progress: Progress) -> None:
+            on_progress(progress)
+
+        known = await asyncio.to_thread(self._records.read, evaluation_id)
+        if known is not None:
+            return known
+        command, info = await self.check(request)
+        evaluation = await self._models.engine(info.name).run(command, on_event=forward)
+        stored = StoredEditEvaluation(
+            name=f"edits/{evaluation.edit}/evaluations/{evaluation_id}",
+            create_time=timestamp(self._clock.now()),
+            evaluation=evaluation,
+        )
+        await asyncio.to_thread(self._records.write, evaluation_id, stored)
+        return stored
+
+    async def get(self, name: str) -> StoredEditEvaluation:
+        """Return an evaluation.
+
+        Raises:
+            InvalidRequestError: If it is no name of one.
+            ResourceNotFoundError: If there is none of that name.
+        """
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise InvalidRequestError(f"{name!r} is not a name like edits/EDIT/evaluations/ID", field="name")
+        stored = await asyncio.to_thread(self._records.read, found["id"])
+        if stored is None or stored.name != name:
+            raise ResourceNotFoundError(f"there is no evaluation {name}", name=name)
+        return stored
+
+    async def list(self, edit: str) -> tuple[StoredEditEvaluation, ...]:
+        """Return an edit's evaluations, or those of one version, newest first.
+
+        Of another edit that had the name before there are none, though one ended after it was deleted.
+
+        Raises:
+            ResourceNotFoundError: If there is no such edit or version.
+        """
+        named = await self._edits.get(edit)
+        _, version = split_version(edit)
+        contents = {one.version: one.content_hash for one in await self._edits.versions(named.name)}
+        found = [
+            one
+            for one in (await asyncio.to_thread(self._records.all)).values()
+            if one.evaluation.edit == named.name
+            and version in (None, one.evaluation.version)
+            and contents.get(one.evaluation.version) == one.evaluation.content_hash
+        ]
+        return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
+
+    async def data(self) -> frozenset[str]:
+        """Return the digests of all texts and items that edits were evaluated on."""
+        stored = await asyncio.to_thread(self._records.all)
+        return frozenset(result.sha256 for one in stored.values() for result in one.evaluation.sets)
+
+    async def delete_of(self, edit_id: str) -> None:
+        """Forget the evaluations of an edit."""
+        for identifier, one in (await asyncio.to_thread(self._records.all)).items():
+            if one.evaluation.edit == edit_id:
+                await asyncio.to_thread(self._records.delete, identifier)
+
+
+def _command(request: EvaluateEditRequest, edit: Edit) -> EvaluateEdit:
+    return EvaluateEdit(
+        edit=edit,
+        sets=request.sets,
+        controls=request.controls,
+        bounds=request.bounds,
+        prompting=request.prompting,
+        resamples=request.resamples,
+        seed=request.seed,
+    )
+
+
+@predict.register
+def _(command: EvaluateEdit, info: ModelInfo) -> Cost:
+    """Count tokens: every set plain, edited and as no-op, and a part of every set under all controls."""
+    controls = command.controls
+    whole = sum(map(_tokens, command.sets))
+    targets = [one for one in command.sets if one.role is SetRole.TARGET]
+    retained = [_retained(one, controls) for one in command.sets if one.role is SetRole.RETAIN]
+    if not retained:
+        whole += _RETAIN_TOKENS
+        retained.append(_cut_part(_RETAIN_TOKENS, controls))
+    part = sum(_part(one, controls.tokens) for one in targets)
+    arms = 1 + controls.sets + controls.wrong_layer_sets
+    prompted = 0 if command.prompting is None else part * (_PROMPT_ARMS + _STRENGTH_ARMS) + 2 * whole
+    longest = min(max(map(_longest, command.sets)), info.context_length)
+    rows = max(1, _BATCH_TOKENS // longest)
+    return Cost(
+        tokens=3 * whole + _RETAIN_TOKENS + arms * (part + sum(retained)) + prompted,
+        memory_bytes=forward_bytes(longest, 2 * rows, info) + 2 * _RETAIN_TOKENS * info.d_vocab * 4,
+    )
+
+
+def _part(one: EvaluationSet, tokens: int) -> int:
+    """Tokens of a set that every control is run on: about as many as asked for, of 8 units at least."""
+    return min(_tokens(one), max(tokens, _tokens(one) // len(one) * FEWEST_UNITS))
+
+
+def _retained(one: EvaluationSet, controls: FeatureControls) -> int:
+    """Tokens of a retain set that every control is run on: none, if none is asked for."""
+    if one.texts:
+        return _cut_part(_tokens(one), controls)
+    return _part(one, controls.of_retain) if controls.of_retain else 0
+
+
+def _cut_part(tokens: int, controls: FeatureControls) -> int:
+    """Tokens that every control is run on of texts that are cut, of so many tokens uncut."""
+    if not controls.of_retain:
+        return 0
+    return min(tokens, max(controls.of_retain, FEWEST_UNITS * controls.retain_cut))
+
+
+def _tokens(one: EvaluationSet) -> int:
+    items = sum(tokens_of(item.prompt) + sum(map(tokens_of, item.choices)) for item in one.items)
+    return sum(map(tokens_of, one.texts)) + items
+
+
+def _longest(one: EvaluationSet) -> int:
+    texts = max(map(tokens_of, one.texts), default=1)
+    items = max((tokens_of(item.prompt) + max(map(tokens_of, item.choices)) for item in one.items), default=1)
+    return max(texts, items)

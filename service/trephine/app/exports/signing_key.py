@@ -1,0 +1,42 @@
+"""The key that exports of one state folder are signed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from trephine.app.storage.files import write_whole
+
+
+def signing_key(folder: Path) -> Path:
+    """Return the PEM file of the folder's P-256 private key, made once, readable by its owner alone.
+
+    The public half lies beside it as `signing.pub.pem`, for those who verify.
+    """
+    private = folder / "signing.pem"
+    if not private.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_whole(folder / "signing.pub.pem", _public_half(key), mode=0o644)
+        write_whole(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return private
+
+
+def public_half_of(private: Path) -> bytes | None:
+    """Return the public half of a private key's PEM file, as exports carry it; None: it cannot be read."""
+    try:
+        key = load_pem_private_key(private.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        return None
+    return _public_half(key) if isinstance(key, ec.EllipticCurvePrivateKey) else None
+
+
+def _public_half(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -1,0 +1,1 @@
+"""Features: indexes, their pages, searches and labels."""

@@ -1,0 +1,1 @@
+"""Replacement sets: loaded, fitted, measured."""

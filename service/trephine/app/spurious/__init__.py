@@ -1,0 +1,1 @@
+"""Spurious features removed: reports, edits made of them, what that costs."""

@@ -1,0 +1,145 @@
+"""What a removal of spurious features is predicted to cost, from its texts and its options alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trephine.app.jobs.costs import Cost, forward_bytes, tokens_of
+from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.models import ModelInfo
+from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
+from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_texts import LabelledText
+
+_CONTROL_TEXTS = 512
+_EXACT_TEXTS = 16
+_ORIENTING = 64
+_SWEEP = 3
+"""A sweep costs about so many forward passes."""
+_HELD_OUT = 5
+"""One of so many ambiguous texts is held out where no validation split is given."""
+
+
+def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
+    """Predict passes over the texts: effects with their sweeps, and what is pooled up to the head's site."""
+    budget = command.budget
+    splits = (command.training, command.validation, command.test, command.attribute_texts)
+    lengths = [tokens_of(one.text) for split in splits for one in split]
+    around = _template_tokens(command.decision)
+    mean = sum(lengths) / len(lengths) + around
+    longest = min(max(lengths) + around, info.context_length)
+    depth = 1.0
+    if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
+        depth = (command.decision.layer + 1) / info.n_layers
+    sample = min(budget.effect_texts, len(command.training))
+    layers = len(command.layers) if command.layers else info.n_layers
+    matrix = 4 * layers * info.d_mlp * max(sample, 1)
+    return Cost(
+        tokens=int(mean * (_effects(command, sample) + depth * pooled_texts(command))),
+        memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
+    )
+
+
+def _template_tokens(decision: DecisionHead) -> int:
+    """Guess what a template of label tokens adds to every text."""
+    around = decision.template.replace(TEXT, "") if isinstance(decision, TokenHead) else ""
+    return tokens_of(around) if around else 0
+
+
+def _effects(command: RemoveSpuriousFeatures, sample: int) -> int:
+    """Count texts that pass through all of the model, sweeps included."""
+    twins = round(sample * _edited(command, command.training))
+    examples = min(command.budget.effect_texts, len(command.attribute_texts))
+    integrated = command.estimator is Estimator.INTEGRATED_GRADIENTS
+    sweep = _SWEEP * command.gradient_steps if integrated else _SWEEP
+    return (sample + twins + 2 * examples) * (1 + sweep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """How many there are, each number with that of its twins."""
+
+    fitted: tuple[int, int]
+    everything: tuple[int, int]
+    """That the final head is trained on."""
+    held_out: tuple[int, int]
+    """At most as many as effects are measured on."""
+    examples: int
+    """Of the attribute, all of them."""
+
+    @property
+    def measured(self) -> int:
+        """What an arm is measured on beside the test split."""
+        return sum(self.held_out)
+
+
+def pooled_texts(command: RemoveSpuriousFeatures) -> int:
+    """Count texts that are pooled, each once for every pass; the most that the data may ask for.
+
+    Counts of features that are not reached, since fewer are spurious, are counted as well.
+    """
+    texts, trains = _counted(command), command.refit
+    test, control = len(command.test), min(len(command.test), _CONTROL_TEXTS)
+    telling = trains and command.erase
+    final = sum(texts.everything) + texts.examples if telling else trains * texts.everything[0]
+    fit = sum(texts.fitted) + texts.examples if telling else trains * texts.fitted[0]
+    orienting = min(texts.examples or len(command.validation) + test, _ORIENTING)
+    opening = texts.fitted[0] + orienting + command.neutral_examples * fit
+    exact = _EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
+    arms = 2 * (test + texts.measured) + 2 * control + telling * (fit + final)
+    random = command.budget.random_sets * (control + texts.measured + trains * texts.everything[0])
+    told = texts.examples or 2 * texts.everything[1] or texts.everything[0]
+    baselines = told + 2 * trains * texts.everything[0] + test + texts.measured
+    outcome = 2 * len(command.validation)
+    return opening + exact + _choosing(command, texts, fit) + final + arms + random + baselines + outcome
+
+
+def _choosing(command: RemoveSpuriousFeatures, texts: _Texts, fit: int) -> int:
+    """Count what every number of features is compared on, and what heads are trained on for it.
+
+    Where twins tell, heads are trained by turns, on vectors of all ambiguous texts and their twins. One that
+    is given and stays has seen none of these, and is compared on as many as effects are measured on.
+    """
+    most = command.budget.effect_texts
+    numbers = len(command.budget.counts) + 1
+    held_out = texts.held_out[0]
+    grouped = _grouped(command.validation or command.training)
+    if grouped or texts.examples:
+        told = 0 if grouped else min(texts.examples, most)
+        return numbers * (fit + held_out + told)
+    apart = texts.held_out[1] if command.validation else 0
+    if not apart and command.refit and texts.everything[1]:
+        return numbers * (sum(texts.everything) + held_out)
+    decision = command.decision
+    fixed = isinstance(decision, RewardHead) and decision.threshold is not None
+    seen = isinstance(decision, ProbeHead | RewardHead) and not fixed
+    paired = apart or (texts.held_out[1] if seen else texts.everything[1])
+    return numbers * (fit + held_out + 2 * min(paired, most))
+
+
+def _counted(command: RemoveSpuriousFeatures) -> _Texts:
+    budget, training, validation = command.budget, len(command.training), len(command.validation)
+    out = 0 if validation else training // _HELD_OUT
+    fitted = min(budget.fit_texts, training - out)
+    held_out = min(validation or out, budget.effect_texts)
+    edited = _edited(command, command.training)
+    edited_apart = _edited(command, command.validation) if validation else edited
+    return _Texts(
+        fitted=(fitted, round(fitted * edited)),
+        everything=(fitted + out, round((fitted + out) * edited)),
+        held_out=(held_out, round(held_out * edited_apart)),
+        examples=len(command.attribute_texts),
+    )
+
+
+def _edited(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText]) -> float:
+    """Return the share of texts that have a twin; all may have one by a lexicon."""
+    if command.attribute_name or command.swaps:
+        return 1.0
+    return sum(one.twin is not None for one in texts) / len(texts)
+
+
+def _grouped(texts: Sequence[LabelledText]) -> bool:
+    """True if no group is empty."""
+    return len({(one.label, one.attribute) for one in texts if one.attribute is not None}) == 4

@@ -1,0 +1,242 @@
+"""Pins, labels and groups: set, merged, kept beside the circuit, brought in and out."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from tests.layered_circuits import at, layered
+from tests.unit.app.house import House, circuit, column, house
+from trephine.app.circuits.circuit_grouping import average_linkage
+from trephine.domain.circuit_annotations import AutomaticGroups
+from trephine.domain.circuit_queries import Provenance, Pruning
+from trephine.domain.circuits import NodeKind
+from trephine.domain.directions import CompareFeatures, SimilarPairs
+from trephine.domain.errors import InvalidRequestError, NothingMatchedError, ResourceNotFoundError
+from trephine.domain.models import ModelSource
+from trephine.pages.circuit_json import node_ids
+
+
+async def annotated(here: House) -> str:
+    """A stored circuit with a pin, a label and a group."""
+    name = (await here.circuits.save(layered(), circuit_id="c1")).name
+    say = here.circuit_annotations
+    await say.pin(name, [4, 2, 4], "ann")
+    await here.clock.advance(60)
+    await say.label(name, 2, "capital cities", "bob")
+    await say.group(name, "France", [1, 2], "bob")
+    return name
+
+
+async def test_annotations_are_read_back_by_the_next_server(tmp_path):
+    """Author and time of each are kept; they go when the circuit goes."""
+    here = house(tmp_path)
+    name = await annotated(here)
+    said = await house(tmp_path).circuits.annotations(name)
+    assert [(one.node, one.author) for one in said.pins] == [(2, "ann"), (4, "ann")]
+    assert [(one.node, one.text, one.author) for one in said.labels] == [(2, "capital cities", "bob")]
+    assert said.labels[0].create_time > said.pins[0].create_time
+    assert [(one.name, one.nodes) for one in said.groups] == [("France", (1, 2))]
+    await here.circuits.delete(name)
+    with pytest.raises(ResourceNotFoundError):
+        await here.circuits.annotations(name)
+
+
+async def test_annotations_are_changed_and_taken_off(tmp_path):
+    """A label replaces a label, a node moves from group to group, an empty group goes."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name = await annotated(here)
+    assert (await say.label(name, 2, "Paris", "")).texts == {2: "Paris"}
+    said = await say.group(name, "Europe", [2, 5], "")
+    assert {one.name: one.nodes for one in said.groups} == {"France": (1,), "Europe": (2, 5)}
+    said = await say.group(name, "Europe", [1], "")
+    assert {one.name: one.nodes for one in said.groups} == {"Europe": (1,)}
+    assert (await say.ungroup(name, "Europe")).groups == ()
+    assert (await say.unpin(name, [2, 9])).pinned == {4}
+    assert (await say.label(name, 2, "", "")).labels == ()
+    with pytest.raises(ResourceNotFoundError, match="has no label"):
+        await say.label(name, 2, "", "")
+    with pytest.raises(ResourceNotFoundError, match="no group 'x'"):
+        await say.ungroup(name, "x")
+
+
+async def test_unfit_annotations_are_refused_and_change_nothing(tmp_path):
+    """A node that does not exist, a label with controls, a group of nothing."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name = await annotated(here)
+    before = await say.get(name)
+    for change in (
+        say.pin(name, [0, 99], ""),
+        say.label(name, -1, "x", ""),
+        say.label(name, 1, "\u202egnorw", ""),
+        say.label(name, 1, "x" * 201, ""),
+        say.group(name, "x", [], ""),
+        say.group(name, " ", [1], ""),
+        say.pin(name, [1], "a\nb"),
+    ):
+        with pytest.raises(InvalidRequestError):
+            await change
+    assert await say.get(name) == before
+
+
+async def test_annotations_survive_export_and_import(tmp_path):
+    """A document brings everything back, to another circuit of the same nodes, authors and times too."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name = await annotated(here)
+    document = await say.export_document(name)
+    other = (await here.circuits.save(layered(), circuit_id="c2")).name
+    said, skipped = await say.import_document(other, document, "carl")
+    assert said == await say.get(name)
+    assert skipped == ()
+    graph = {"qParams": {key: document[key] for key in ("pinnedIds", "supernodes", "clerps")}}
+    third = (await here.circuits.save(layered(), circuit_id="c3")).name
+    said, _ = await say.import_document(third, graph, "carl")
+    assert {one.author for one in (*said.pins, *said.labels, *said.groups)} == {"carl"}
+    assert said.texts == {2: "capital cities"}
+
+
+async def test_older_error_ids_are_accepted_and_foreign_ids_are_told(tmp_path):
+    """`0_2_0` is the error of layer 2, unless a feature of layer 0 has that id."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name, ids = await annotated(here), node_ids(layered())
+    said, skipped = await say.import_document(name, {"pinnedIds": ["0_2_0", "9_9_9"]}, "")
+    assert [ids[pin] for pin in sorted(said.pinned - {2, 4})] == ["2_-1_0"]
+    assert skipped == ("9_9_9",)
+    with pytest.raises(InvalidRequestError, match="of another circuit"):
+        await say.import_document(name, {"pinnedIds": ["9_9_9"]}, "")
+    for broken in ({}, {"pinnedIds": 3}, {"supernodes": [[]]}, {"clerps": [["a"]]}, {"qParams": 1}):
+        with pytest.raises(InvalidRequestError):
+            await say.import_document(name, broken, "")
+
+
+async def test_a_pruned_circuit_takes_its_annotations_along(tmp_path):
+    """Nodes are renumbered; what is said about dropped nodes is dropped."""
+    here = house(tmp_path)
+    name = await annotated(here)
+    view = await here.circuit_views.prune(name, Pruning(node_threshold=0.4))
+    said, whole = await here.circuits.annotations(view.name), layered()
+    assert {view.circuit.nodes[one.node].label: one.text for one in said.labels} == {
+        whole.nodes[2].label: "capital cities"
+    }
+    assert len(said.pins) == 2
+
+
+def test_average_linkage_is_that_of_brute_force():
+    """Merging the most similar pair of clusters again and again gives the same partition."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        similarity = random.uniform(0, 1, (9, 9)).round(3)
+        pairs = [(i, j, float(similarity[i, j])) for i, j in combinations(range(9), 2)]
+        clusters = [[place] for place in range(9)]
+
+        def mean(a: list[int], b: list[int], known=similarity) -> float:
+            return float(np.mean([known[min(i, j), max(i, j)] for i in a for j in b]))
+
+        while len(clusters) > 1:
+            best = max(combinations(range(len(clusters)), 2), key=lambda ab: mean(*(clusters[x] for x in ab)))
+            a, b = (clusters[x] for x in best)
+            if mean(a, b) < 0.6:
+                break
+            clusters = [one for one in clusters if one not in (a, b)] + [a + b]
+        found = average_linkage(9, pairs, 0.6)
+        assert {one.members for one in found} == {tuple(sorted(one)) for one in clusters if len(one) > 1}
+
+
+def twins():
+    """Features 0 and 1 read and write the same nodes; 2 does not; 3 is as 0, but at another position."""
+    nodes = [
+        at(NodeKind.FEATURE, 0, 0, 1, influence=0.3),
+        at(NodeKind.FEATURE, 1, 0, 2, influence=0.2),
+        at(NodeKind.FEATURE, 1, 0, 3, influence=0.1),
+        at(NodeKind.FEATURE, 1, 1, 1, influence=0.1),
+        at(NodeKind.TOKEN, -1, 0, 100),
+        at(NodeKind.TOKEN, -1, 1, 101),
+        at(NodeKind.LOGIT, 2, 1, 7, activation=0.5),
+    ]
+    edges = [
+        (4, 0, 1.0),
+        (4, 1, 2.0),
+        (5, 2, 1.0),
+        (4, 3, 1.0),
+        (0, 6, 1.0),
+        (1, 6, 0.5),
+        (2, 6, -1.0),
+        (3, 6, 1.0),
+    ]
+    return circuit(nodes, sorted(edges, key=lambda edge: edge[1]))
+
+
+async def test_groups_are_found_by_edges_without_a_model(tmp_path):
+    """Nodes with the same sources and goals at one position are one group; hand-made groups stay whole."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    imported = Provenance(origin="imported")
+    name = (await here.circuits.save(twins(), circuit_id="c1", provenance=imported)).name
+    how = AutomaticGroups(basis="edges", min_similarity=0.9)
+    said = await say.group_automatically(name, how, "ann")
+    assert [one.nodes for one in said.groups] == [(0, 1)]
+    assert said.groups[0].cohesion == pytest.approx(1.0)
+    assert said.groups[0].author == "ann"
+    assert "similar edges" in said.groups[0].how
+    wide = AutomaticGroups(basis="edges", min_similarity=0.9, max_positions_apart=1)
+    assert [one.nodes for one in (await say.group_automatically(name, wide, "")).groups] == [(0, 1, 3)]
+    await say.group(name, "mine", [3], "")
+    said = await say.group_automatically(name, wide, "")
+    assert [one.nodes for one in said.groups] == [(3,), (0, 1)]
+    with pytest.raises(InvalidRequestError, match="imported"):
+        await say.group_automatically(name, AutomaticGroups(), "")
+    with pytest.raises(NothingMatchedError):
+        await say.group_automatically(name, AutomaticGroups(basis="edges", max_layers_apart=0), "")
+    for unfit in (
+        AutomaticGroups(min_similarity=0),
+        AutomaticGroups(max_nodes=1),
+        AutomaticGroups(max_layers_apart=-1),
+    ):
+        with pytest.raises(InvalidRequestError):
+            await say.group_automatically(name, unfit, "")
+
+
+async def test_groups_by_direction_take_each_feature_once_and_stay_at_a_position(tmp_path):
+    """The engine is asked about features; the same feature at other positions is another node."""
+    asked = []
+
+    def compared(command: CompareFeatures) -> SimilarPairs:
+        asked.append(command)
+        return SimilarPairs(
+            first=column("int32", [0, 1]),
+            second=column("int32", [1, 2]),
+            similarity=column("float32", [0.8, 0.3]),
+        )
+
+    here = house(tmp_path, {CompareFeatures: compared})
+    await here.models.load(
+        ModelSource(name="tiny", folder=str(tmp_path / "models" / "tiny")), lambda progress: None
+    )
+    name = (await here.circuits.save(twins(), circuit_id="c1")).name
+    said = await here.circuit_annotations.group_automatically(name, AutomaticGroups(), "")
+    assert [(one.layer, one.index) for one in asked[0].features] == [(0, 1), (1, 2), (1, 3), (1, 1)]
+    assert asked[0].min_similarity == 0.25
+    assert [one.nodes for one in said.groups] == [(0, 1)]
+
+
+async def test_every_export_says_what_was_said(tmp_path):
+    """The page's data and the JSON hold the same pins, groups and labels; GraphML has them on its nodes."""
+    here = house(tmp_path)
+    name, ids = await annotated(here), node_ids(layered())
+    files = {}
+    for form in ("html", "json", "graphml"):
+        info, _ = await here.circuits.render(name, form, 0.3, 0.3)
+        files[form] = (await here.artifacts.read(info.sha256)).decode()
+    view = json.loads(files["json"])["qParams"]
+    assert view["pinnedIds"] == [ids[2], ids[4]]
+    assert view["supernodes"][0][0] == "France"
+    island = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', files["html"], re.DOTALL)
+    shown = json.loads(island[0])["view"]
+    assert shown["pinned"] == view["pinnedIds"]
+    assert shown["labels"] == dict(view["clerps"])
+    assert [[one["label"], *one["members"]] for one in shown["groups"]] == view["supernodes"]
+    assert ">France<" in files["graphml"]
+    assert files["graphml"].count(">true<") == 2

@@ -1,0 +1,170 @@
+"""Verifying stored circuits: what is refused before any work, what is kept, and how it is found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.app.house import house, small_circuit
+from tests.unit.app.sets.test_replacements import loaded
+from trephine.app.jobs.requests import VerifyRequest
+from trephine.domain.ablation import LogitTarget
+from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, NodeGroup
+from trephine.domain.circuit_queries import Provenance
+from trephine.domain.errors import (
+    ModelNotReadyError,
+    ParentChangedError,
+    ReplacementNotFoundError,
+    ResourceNotFoundError,
+    UnsupportedOptionError,
+)
+from trephine.domain.operations import OperationState
+from trephine.domain.verification import Examination, VerificationReport, VerifyCircuit
+
+EXAMINED = Examination(
+    title="the circuit", replacement="neurons", graph_features=2, circuit_features=1, first_position=0,
+    baseline=1.5, agreements=(), comparisons=(), depths=(), faithfulness=(), worst_case=None, measurements=(),
+)  # fmt: skip
+
+
+async def opened(tmp_path, *, load: bool = True, provenance: Provenance | None = None, **changes: Any):
+    """A house with a stored circuit of the model `tiny`, and what the engine was asked."""
+    asked: list[VerifyCircuit] = []
+
+    def answer(command: VerifyCircuit) -> VerificationReport:
+        asked.append(command)
+        return VerificationReport(
+            prompt=command.circuit.prompt, target="x", model="tiny", weight_hash="", given=EXAMINED,
+            control=None, control_note="not applicable", caveats=("one",), seed=command.options.seed,
+            seconds=2.0, peak_extra_bytes=3,
+        )  # fmt: skip
+
+    here = house(tmp_path, {VerifyCircuit: answer})
+    await here.operations.open()
+    weights = ""
+    if load:
+        info = await here.models.load(here.models.resolve("tiny"), lambda progress: None)
+        weights = info.weight_hash
+    circuit = replace(small_circuit(), model="tiny", weight_hash=weights, **changes)
+    saved: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
+    await here.circuits.save(circuit, circuit_id="c1", **saved)
+    return here, asked
+
+
+async def test_a_verification_is_kept_with_its_circuit(tmp_path):
+    """An operation stores it once; it is read by name and listed with its circuit, also by a later server."""
+    here, asked = await opened(tmp_path)
+    request = VerifyRequest(circuit="circuits/c1")
+    started = await here.operations.start("VerifyCircuit", request, request_id="")
+    done = await here.operations.wait(started.id)
+    assert done.state is OperationState.SUCCEEDED, done.failure
+    stored = await here.circuit_verifications.get(done.result)
+    assert (stored.name, stored.circuit) == (done.result, "circuits/c1")
+    assert stored.report.given == EXAMINED
+    assert await here.circuit_verifications.list("c1") == (stored,)
+    again = await here.circuit_verifications.run(
+        request, lambda progress: None, verification_id=done.result.partition("/")[2]
+    )
+    assert again == stored
+    assert len(asked) == 1
+    assert await house(tmp_path).circuit_verifications.list("c1") == (stored,)
+
+
+async def test_engine_gets_the_pruned_circuit_and_its_groups(tmp_path):
+    """The pruned nodes, and the caller's supernodes or else the circuit's groups."""
+    here, asked = await opened(tmp_path)
+    group = NodeGroup(name="g", nodes=(0, 1), author="a", create_time="t")
+    await here.circuits.annotate("c1", lambda said: replace(said, groups=(group,)))
+    assert (await here.circuits.annotations("c1")) != Annotations()
+    for number, supernodes in enumerate(((), ((1,),))):
+        request = VerifyRequest(circuit="c1", supernodes=supernodes, node_threshold=1.0, edge_threshold=1.0)
+        await here.circuit_verifications.run(request, lambda progress: None, verification_id=f"v{number}")
+    assert [command.supernodes for command in asked] == [((0, 1),), ((1,),)]
+    expected = here.circuits.prune(small_circuit(), 1.0, 1.0).nodes
+    assert {command.kept for command in asked} == {expected}
+
+
+async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
+    """Unknown circuits, other weights, lost sets, imported graphs, models that are not loaded."""
+    here, asked = await opened(tmp_path)
+    with pytest.raises(ResourceNotFoundError):
+        await here.circuit_verifications.check(VerifyRequest(circuit="other"))
+    with pytest.raises(ResourceNotFoundError):
+        await here.circuit_verifications.get("circuitVerifications/none")
+    other = replace(small_circuit(), model="tiny", weight_hash="f" * 64)
+    await here.circuits.save(other, circuit_id="changed")
+    with pytest.raises(ParentChangedError, match="discover it again"):
+        await here.circuit_verifications.check(VerifyRequest(circuit="changed"))
+    gone = replace((await here.circuits.get("c1")).circuit, replacement="gone")
+    await here.circuits.save(gone, circuit_id="gone")
+    with pytest.raises(ReplacementNotFoundError, match="or load it first"):
+        await here.circuit_verifications.check(VerifyRequest(circuit="gone"))
+    foreign = Provenance(origin="imported", how="a file")
+    await here.circuits.save(small_circuit(), circuit_id="foreign", provenance=foreign)
+    with pytest.raises(UnsupportedOptionError, match="imported"):
+        await here.circuit_verifications.check(VerifyRequest(circuit="foreign"))
+    assert not asked
+
+
+async def test_a_model_that_is_not_loaded_is_refused(tmp_path):
+    """The error names it, whatever its weights are."""
+    here, asked = await opened(tmp_path, load=False)
+    with pytest.raises(ModelNotReadyError):
+        await here.operations.start("VerifyCircuit", VerifyRequest(circuit="c1"), request_id="")
+    assert not asked
+
+
+async def test_prediction_grows_with_what_is_asked(tmp_path):
+    """Twice the ablations cost more tokens; nothing is measured."""
+    here, asked = await opened(tmp_path)
+    small = VerifyRequest(circuit="c1")
+    large = replace(small, options=replace(small.options, nodes=1000))
+    _, info, first = await here.circuit_verifications.predict(small)
+    _, _, second = await here.circuit_verifications.predict(large)
+    assert info.name == "tiny"
+    assert 0 < first.tokens < second.tokens
+    assert first.memory_bytes > 0
+    assert not asked
+
+
+async def test_another_set_of_the_same_name_is_refused_before_any_work(tmp_path):
+    """A set is its content; a circuit that was stored before that was recorded passes."""
+    here = await loaded(tmp_path)
+    info = await here.models.info("tiny")
+    own = replace(
+        small_circuit(), model="tiny", weight_hash=info.weight_hash, replacement="small", set_hash="c" * 64
+    )
+    for name, content in (("own", "c" * 64), ("other", "d" * 64), ("old", "")):
+        await here.circuits.save(replace(own, set_hash=content), circuit_id=name)
+    for name in ("own", "old"):
+        stored, _ = await here.circuit_verifications.check(VerifyRequest(circuit=name))
+        assert stored.circuit.set_is_unknown == (name == "old")
+    with pytest.raises(ParentChangedError, match="other features than those of the set") as refused:
+        await here.circuit_verifications.check(VerifyRequest(circuit="other"))
+    assert refused.value.context == {"circuit_set": "d" * 64, "loaded_set": "c" * 64}
+
+
+async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tmp_path):
+    """Circuits that were stored before their targets were only tell a next token's."""
+    here, asked = await opened(tmp_path)
+    old = (await here.circuits.get("c1")).circuit
+    earlier = replace(old, tokens=(*old.tokens, *old.tokens))
+    assert earlier.positions == (0,)
+    await here.circuits.save(earlier, circuit_id="earlier")
+    with pytest.raises(UnsupportedOptionError, match="at the last position"):
+        await here.circuit_verifications.check(VerifyRequest(circuit="earlier"))
+    known = replace(earlier, asked=LogitTarget(token=" a"))
+    await here.circuits.save(known, circuit_id="known")
+    await here.circuit_verifications.check(VerifyRequest(circuit="known"))
+    assert not asked
+
+
+async def test_directions_of_another_set_of_the_same_name_group_nothing(tmp_path):
+    """Groups by direction are refused, too; the engine is not asked."""
+    here = await loaded(tmp_path)
+    circuit = replace(small_circuit(), model="tiny", replacement="small", set_hash="d" * 64)
+    await here.circuits.save(circuit, circuit_id="c1")
+    with pytest.raises(ParentChangedError, match="other features than those of the set"):
+        await here.circuit_annotations.group_automatically("c1", AutomaticGroups(), "")

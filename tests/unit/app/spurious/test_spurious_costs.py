@@ -1,0 +1,99 @@
+"""The predicted number of pooled texts beside what is pooled, for every criterion that counts go by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.builders import tiny_hosted
+from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.unit.app.house import model_info
+from trephine.app.jobs.costs import predict
+from trephine.app.spurious.spurious_costs import pooled_texts
+from trephine.domain.dataset_circuits import Estimator
+from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_heads import LabelToken, Pooling, ProbeHead, TokenHead
+from trephine.domain.spurious_removal import JudgingRules, Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.session import Session
+from trephine.engine.spurious import study
+from trephine.engine.spurious.pooling import pool_texts
+from trephine.engine.spurious.removal import remove_spurious_features
+
+TWINS = ambiguous(24, twins=True)
+TOKENS = TokenHead(tokens=(LabelToken(label="Q", token=" the"), LabelToken(label="W", token=" is")))
+GIVEN: dict[str, Any] = {
+    "training": TWINS,
+    "test": balanced(6),
+    "decision": ProbeHead(layer=1, pooling=Pooling.MEAN),
+    "budget": RemovalBudget(
+        candidates=96, exact=2, counts=(1, 3, 6), effect_texts=20, fit_texts=30, random_sets=1
+    ),
+    "judging": JudgingRules(spurious_above=0.05, task_below=0.0, false_discoveries=0.99),
+    "overrides": (Override(feature=FeatureRef(layer=0, index=1), remove=True, reason="so that one goes"),),
+    "resamples": 20,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "examples of the attribute": {"training": ambiguous(24), "attribute_texts": attribute_texts(8)},
+    "twins, heads trained by turns": {},
+    "a few twins": {
+        "training": tuple(replace(one, twin=None) if n % 2 else one for n, one in enumerate(TWINS))
+    },
+    "twins of a validation split": {"validation": ambiguous(12, seed=8, twins=True)},
+    "a probe that stays": {"refit": False},
+    "label tokens": {"decision": TOKENS, "refit": False},
+    "a validation split of all groups": {"training": ambiguous(24), "validation": balanced(10, seed=8)},
+    "no head without the attribute": {"erase": False},
+}
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A tiny Llama."""
+    return Session(hosted=tiny_hosted("llama"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_many_texts_are_pooled_as_predicted(session, monkeypatch, name):
+    """Never many more, and no less than half: what is shipped and how far counts go is not known before."""
+    pooled = list[int]()
+
+    def counting(hosted, readout, texts, removed=()):
+        pooled.append(len(texts))
+        return pool_texts(hosted, readout, texts, removed)
+
+    monkeypatch.setattr(study, "pool_texts", counting)
+    command = RemoveSpuriousFeatures(**{**GIVEN, **CASES[name]})
+    finish(remove_spurious_features(session, command))
+    assert 0.5 * pooled_texts(command) <= sum(pooled) <= 1.1 * pooled_texts(command)
+
+
+def test_the_price_follows_twins_and_options():
+    """Turns cost all ambiguous texts and twins at every count; a given head only what it is compared on."""
+    many = RemovalBudget(effect_texts=20, fit_texts=30)
+
+    def texts(**changed: Any) -> int:
+        return pooled_texts(RemoveSpuriousFeatures(**{**GIVEN, "budget": many, **changed}))
+
+    by_turns, stays = texts(), texts(decision=TOKENS, refit=False)
+    wider = texts(decision=TOKENS, refit=False, budget=replace(many, fit_texts=1024))
+    assert by_turns > 1.5 * stays
+    assert wider < 1.1 * stays
+    out = len(TWINS) // 5
+    assert by_turns - texts(budget=replace(many, counts=(1,))) == 7 * (2 * (30 + out) + out)
+    info = model_info("tiny")
+    plain = RemoveSpuriousFeatures(**GIVEN)
+    gradients = replace(plain, estimator=Estimator.INTEGRATED_GRADIENTS, steps=20)
+    assert predict(gradients, info).tokens > 2 * predict(plain, info).tokens
+
+
+def test_a_template_is_read_with_every_text():
+    """A prompt of many words around a few letters is most of what is run."""
+    info = model_info("tiny")
+    bare, shots = (
+        predict(RemoveSpuriousFeatures(**{**GIVEN, "decision": decision, "refit": False}), info)
+        for decision in (TOKENS, replace(TOKENS, template="one more example. " * 50 + "{text}"))
+    )
+    assert shots.tokens > 10 * bare.tokens
