@@ -223,7 +223,7 @@ class CircuitPath(google.protobuf.message.Message):
     """Signed product, over its edges, of weight / absolute sum of the kept weights into the same node."""
     contribution: builtins.float
     """What the source adds to the last node through this path, in that node's units: the product of the weights,
-    each but the last over what its node sums to. Unset where a sum is not known or zero.
+    each but the last over the activation of the node that it enters. Unset where one is not known or zero.
     """
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:

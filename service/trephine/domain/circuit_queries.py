@@ -100,7 +100,7 @@ class CircuitPath:
 
     nodes: tuple[int, ...]
     weights: tuple[float, ...]
-    """Of its edges, each in units of the activation of the node that it enters, or logits."""
+    """Of its edges, each in units of the activation of the node that it enters, or of what is explained."""
     share: float
     """Signed product, over its edges, of weight / absolute sum of the kept weights into the same node.
 
@@ -109,8 +109,8 @@ class CircuitPath:
     contribution: float | None
     """What the source adds to the last node through this path, in that node's units.
 
-    The product of the weights, each but the last over what its node sums to. None where that sum is not
-    known (imported circuits) or zero.
+    The product of the weights, each but the last over the activation of the node that it enters. None where
+    that activation is not known (imported circuits may not say it) or zero.
     """
 
 

@@ -73,7 +73,8 @@ class Rows:
     target: Array
     """int32 `(n_rows,)`, node indices."""
     total: Array
-    """float32: the target's activation (or the logit quantity), the sum of all that enters."""
+    """float32: the sum of all that enters: of features of sets the pre-activation without `b_enc`, of neurons
+    the activation, of targets what is explained."""
     bias: Array
     """float32: from constants."""
     remainder: Array

@@ -101,11 +101,9 @@ class Wiring:
         return shares
 
     @cached_property
-    def totals(self) -> Floats:
-        """What each node sums to `(n_nodes,)`; NaN for nodes that are no target rows."""
-        totals = np.full(self.size, np.nan)
-        totals[numbers(self.circuit.rows.target).astype(np.int64)] = numbers(self.circuit.rows.total)
-        return totals
+    def activations(self) -> Floats:
+        """Every node's activation `(n_nodes,)`; NaN where an imported circuit does not say it."""
+        return np.array([node.activation for node in self.circuit.nodes])
 
     def heavy(self, min_weight: float) -> Mask:
         """Edges of at least an absolute weight `(n_edges,)`."""
@@ -314,13 +312,14 @@ def _path(graph: Wiring, question: Between, edge: Indices, rank: Indices, place:
         walked.append(chosen)
         place, node = int(rank[node, place]), int(graph.source[chosen])
     edges = np.array(walked[::-1])
-    weights, totals = graph.weight[edges], graph.totals[graph.target[edges[:-1]]]
-    known = bool(np.isfinite(totals).all() and totals.all())
+    # A weight is what all of its source's activation does, what a constant of the encoder is in it included.
+    weights, activations = graph.weight[edges], graph.activations[graph.target[edges[:-1]]]
+    known = bool(np.isfinite(activations).all() and activations.all())
     return CircuitPath(
         nodes=(question.source, *graph.target[edges].tolist()),
         weights=tuple(weights.tolist()),
         share=float(graph.shares[edges].prod()),
-        contribution=float(weights.prod() / totals.prod()) if known else None,
+        contribution=float((weights[1:] / activations).prod() * weights[0]) if known else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,14 +71,32 @@ def test_paths_between_two_nodes_are_those_of_brute_force(seed):
     assert set(found.nodes.tolist()) == {one for path in expected for one in path[0]}
 
 
-def test_contribution_of_a_path_is_in_units_of_its_last_node():
-    """Each weight but the last is taken relative to what its node sums to."""
-    graph = layered(1)
-    totals = dict(zip(*(numbers(one).tolist() for one in (graph.rows.target, graph.rows.total)), strict=True))
-    last = len(graph.nodes) - 1
-    for path in query(graph, Between(source=last - 1, target=last)).paths:
-        expected = np.prod(path.weights) / np.prod([totals[one] for one in path.nodes[1:-1]])
-        assert path.contribution == pytest.approx(expected)
+@pytest.mark.parametrize("seed", range(3))
+def test_contributions_of_all_paths_are_what_is_gone_without_the_source(seed):
+    """Each node falls by what enters it, and passes on that share of its activation, whatever rows sum to."""
+    graph = layered(seed, layers=2)
+    source, last = 0, len(graph.nodes) - 1
+    fallen = dict.fromkeys(range(len(graph.nodes)), 0.0) | {source: graph.nodes[source].activation}
+    for start, end, weight in sorted(edges_of(graph), key=lambda edge: (graph.nodes[edge[1]].layer, edge[1])):
+        if fallen[start]:
+            fallen[end] += weight * fallen[start] / graph.nodes[start].activation
+    found = query(graph, Between(source=source, target=last, paths=100))
+    assert found.n_paths == len(found.paths) > 1
+    assert sum(path.contribution for path in found.paths) == pytest.approx(fallen[last])
+
+
+def test_a_path_through_an_unknown_activation_has_no_contribution():
+    """Imported circuits need not say what a feature's activation is; a straight path needs none."""
+    graph = layered(1, layers=2)
+    unknown = tuple(
+        replace(one, activation=float("nan")) if one.kind is NodeKind.FEATURE else one for one in graph.nodes
+    )
+    found = query(
+        replace(graph, nodes=unknown), Between(source=len(graph.nodes) - 2, target=len(graph.nodes) - 1)
+    )
+    assert {path.contribution is None for path in found.paths} == {
+        len(path.nodes) > 2 for path in found.paths
+    }
 
 
 @pytest.mark.parametrize(("up", "down"), [(1, 0), (0, 1), (1, 1), (2, 3), (99, 99)])
