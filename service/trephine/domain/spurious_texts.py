@@ -51,10 +51,17 @@ class AttributeText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """Two words that a counterfactual edit exchanges, in either direction and with their capitals."""
+    """Two words, or several together, that an edit exchanges, in either direction and with their capitals."""
 
     first: str
     second: str
+
+    def __post_init__(self) -> None:
+        if not (self.first.strip() and self.second.strip()) or self.first.strip() == self.second.strip():
+            raise InvalidRequestError(
+                f"a swap exchanges one word for another, got {self.first!r} and {self.second!r}",
+                field="swaps",
+            )
 
 
 Splits = Mapping[str, Sequence[LabelledText]]

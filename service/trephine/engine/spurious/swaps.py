@@ -22,7 +22,11 @@ BUILT_IN = {
 }
 """Lexicons by the name of the attribute. Where a word has two counterparts the first entry counts: `her`
 becomes `him`, which is wrong of a possessive and still of the other attribute."""
-_WORD = re.compile(r"[^\W\d_]+\.?(?:'[^\W\d_]+)?", re.UNICODE)
+_LETTERS = r"[^\W\d_]+"
+_WORD = rf"{_LETTERS}(?:['\u2019]{_LETTERS})*"
+_APOSTROPHE = re.compile(r"(['\u2019])")
+_NOT = "t"
+"""What `n't` ends with: what stands before it is no word of its own, as in *won't*."""
 
 
 def lexicon_of(name: str, swaps: Sequence[Swap]) -> tuple[Swap, ...]:
@@ -43,26 +47,51 @@ def lexicon_of(name: str, swaps: Sequence[Swap]) -> tuple[Swap, ...]:
 
 
 class Swapper:
-    """Exchanges words in either direction and keeps their capitals."""
+    """Exchanges words, or several together, in either direction and keeps their capitals.
+
+    A word with something behind an apostrophe is exchanged with that left in place: *he's*, *men's*.
+    """
 
     def __init__(self, lexicon: Sequence[Swap]) -> None:
-        self._other: dict[str, str] = {}
+        self._spelled, self._other = dict[str, str](), dict[str, str]()
         for swap in lexicon:
-            self._other.setdefault(swap.first.lower(), swap.second.lower())
-            self._other.setdefault(swap.second.lower(), swap.first.lower())
+            for one, other in ((swap.first, swap.second), (swap.second, swap.first)):
+                self._spelled.setdefault(_bare(one), other.strip())
+                self._other.setdefault(_bare(one).lower(), other.strip())
+        # What is no plain word, as `mr.` or `police officer`, is looked for by itself, the longest first.
+        phrases = sorted((one for one in self._other if not re.fullmatch(_LETTERS, one)), key=len)
+        found = "|".join([*map(_pattern, reversed(phrases)), f"({_WORD})"])
+        self._words = re.compile(found, re.IGNORECASE)
 
     def __call__(self, text: str) -> str | None:
         """Return the edited text, or None if no word of the lexicon occurs."""
-        edited = _WORD.sub(lambda found: self._word(found.group()), text)
+        edited = self._words.sub(self._exchanged, text)
         return None if edited == text else edited
 
+    def _exchanged(self, found: re.Match[str]) -> str:
+        parts = _APOSTROPHE.split(found.group())
+        if found.group(1) is None or len(parts) == 1 or parts[-1].lower() == _NOT:
+            return self._word(found.group())
+        return "".join(map(self._word, parts))
+
     def _word(self, word: str) -> str:
-        bare = word.rstrip(".")
-        for spelled, end in ((word, ""), (bare, word[len(bare) :])):
-            other = self._other.get(spelled.lower())
-            if other is not None:
-                return _cased(other, spelled) + end
-        return word
+        bare = _bare(word)
+        if bare in self._spelled:
+            return self._spelled[bare]
+        other = self._other.get(bare.lower())
+        return word if other is None else _cased(other, bare)
+
+
+def _bare(word: str) -> str:
+    """Return a word with plain apostrophes and spaces."""
+    return " ".join(word.split()).replace("\u2019", "'")
+
+
+def _pattern(phrase: str) -> str:
+    """Match a phrase where no longer word begins before it or goes on behind it."""
+    spelled = r"\s+".join(re.escape(part).replace("'", "['\u2019]") for part in phrase.split())
+    before, behind = (r"\b" if re.match(r"\w", end) else "" for end in (phrase, phrase[::-1]))
+    return before + spelled + behind
 
 
 def with_twins(splits: Splits, swap: Swapper | None) -> Splits:
@@ -78,4 +107,4 @@ def with_twins(splits: Splits, swap: Swapper | None) -> Splits:
 def _cased(word: str, like: str) -> str:
     if like.isupper() and len(like) > 1:
         return word.upper()
-    return word.capitalize() if like[:1].isupper() else word
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word.lower()

@@ -65,7 +65,7 @@ def _command(request: pb.RemoveSpuriousFeaturesRequest) -> domain.RemoveSpurious
         attribute_texts=tuple(_example(one, place) for place, one in enumerate(request.attribute_texts)),
         neutral_examples=request.neutral_examples,
         attribute_name=request.attribute_name,
-        swaps=tuple(Swap(first=one.first, second=one.second) for one in request.swaps),
+        swaps=tuple(_swap(one, place) for place, one in enumerate(request.swaps)),
         decision=decision,
         replacement=request.replacement or NEURONS,
         layers=tuple(request.layers) or None,
@@ -101,6 +101,13 @@ def _example(message: pb.AttributeText, place: int) -> AttributeText:
         return AttributeText(
             text=prompt(message.text, "text"), attribute=required(message.attribute, "attribute")
         )
+
+
+def _swap(message: pb.WordSwap, place: int) -> Swap:
+    field = f"swaps[{place}]"
+    return Swap(
+        first=required(message.first, f"{field}.first"), second=required(message.second, f"{field}.second")
+    )
 
 
 def _override(message: pb.FeatureOverride, place: int) -> domain.Override:

@@ -13,6 +13,7 @@ from trephine.domain.errors import AttributeConfoundedError, InvalidRequestError
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import FEWEST_GIVEN, FEWEST_JUDGED, LabelledText, Swap
 from trephine.engine.spurious.examples import read_data
+from trephine.engine.spurious.swaps import Swapper, lexicon_of
 
 SWAPS = (Swap(first="xw", second="vv"),)
 
@@ -61,3 +62,48 @@ def test_a_lexicon_is_not_swapped_for_a_guess(hosted):
     assert few.value.context["field"] == "swaps"
     with pytest.raises(InvalidRequestError, match="no word of the lexicon occurs"):
         _read(hosted, _worded(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "edited"),
+    [
+        ("He said he's late, and she\u2019ll wait", "She said she's late, and he\u2019ll wait"),
+        ("a men's store of women's wear", "a women's store of men's wear"),
+        ("Mr.Day's man", "Ms.Day's woman"),
+        ("they won't", None),
+    ],
+)
+def test_a_word_with_an_apostrophe_is_edited_as_the_rest_of_its_text(text, edited):
+    """Half an edit is no counterfactual: *She said he's late* is of both values."""
+    assert Swapper(lexicon_of("gender", ()))(text) == edited
+
+
+def test_words_before_a_negation_are_no_words_of_their_own():
+    """*Won* is not in *won't*, which a lexicon may name by itself."""
+    assert Swapper((Swap(first="won", second="lost"),))("They won't; she won.") == "They won't; she lost."
+    assert Swapper((Swap(first="don't", second="do"),))("I don\u2019t.") == "I do."
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("police officer", "nurse"), ("co-pilot", "steward"), ("Class 5B", "Class 6"), ("IBM", "Google")],
+)
+def test_entries_of_any_form_are_exchanged_in_both_directions(first, second):
+    """As they are spelled; one that was found in one direction alone left twins to the texts of one value."""
+    swap = Swapper((Swap(first=first, second=second),))
+    assert swap(f"the {first}, then") == f"the {second}, then"
+    assert swap(f"the {second}, then") == f"the {first}, then"
+    assert swap(f"the {first}s, x{second}") is None, "parts of longer words are others"
+
+
+def test_capitals_are_those_of_the_text():
+    """Where it does not spell the word as the lexicon does."""
+    swap = Swapper((Swap(first="police officer", second="nurse"), Swap(first="John", second="Mary")))
+    assert swap("A NURSE, Police\nofficer John and mary") == "A POLICE OFFICER, Nurse Mary and john"
+
+
+@pytest.mark.parametrize("words", [("", "she"), ("he", " "), ("he", "he ")])
+def test_a_swap_needs_two_words(words):
+    """An empty one would stand everywhere."""
+    with pytest.raises(InvalidRequestError, match="exchanges one word for another"):
+        Swap(first=words[0], second=words[1])
