@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from trephine.domain.errors import HeadNotStockError, NonFiniteValueError, ParentChangedError, TrephineError
 from trephine.domain.spurious_heads import (
@@ -270,13 +270,29 @@ def _parameters(model: Any) -> list[list[str]]:
     return [found for number, found in names.items() if number in elsewhere]
 
 
+def stock_configuration(folder: Path) -> Any:
+    """Return a given head's configuration, with what transformers leave out of the file where it is usual.
+
+    Raises:
+        HeadNotStockError: If it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as failure:
+        raise HeadNotStockError(
+            f"the configuration of {folder.name} cannot be read: it is no stock sequence classifier; give the "
+            "whole folder as `save_pretrained` writes it",
+            field="decision.folder",
+        ) from failure
+
+
 def _order(folder: Path, labels: Sequence[str]) -> list[int]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    numbers = {str(label): int(number) for number, label in config.get("id2label", {}).items()}
+    named = stock_configuration(folder).id2label.items()  # LABEL_0 and LABEL_1 stand in no file
+    numbers = {str(label): int(number) for number, label in named if int(number) in (0, 1)}
     if any(label not in numbers for label in labels):
         raise HeadNotStockError(
             f"id2label of {folder.name} names {', '.join(numbers) or 'nothing'}; the labels are "
-            f"{', '.join(labels)}",
+            f"{', '.join(labels)}. Call the labels of the texts what the classifier calls them",
             field="decision.folder",
         )
     return [numbers[label] for label in labels]
@@ -322,4 +338,5 @@ def best_threshold(values: Tensor, labels: Tensor) -> float:
     edges = torch.cat([ordered[:1] - 1, (ordered[1:] + ordered[:-1]) / 2, ordered[-1:] + 1])
     below = torch.cat([torch.zeros(1).double(), (1 - y).cumsum(0)])  # zeros that are right
     above = torch.cat([y.flip(0).cumsum(0).flip(0), torch.zeros(1).double()])  # ones that are right
-    return float(edges[int((below + above).argmax())])
+    between = torch.cat([torch.ones(1), ordered.diff() != 0, torch.ones(1)])  # equal ones are not parted
+    return float(edges[int(((below + above) * between).argmax())])

@@ -7,7 +7,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from trephine.domain.errors import HeadNotStockError, SplitLeakageError
 from trephine.domain.spurious_heads import (
@@ -20,7 +20,7 @@ from trephine.domain.spurious_heads import (
     TokenHead,
 )
 from trephine.engine.models.hosted import HostedModel
-from trephine.engine.spurious.heads import worded
+from trephine.engine.spurious.heads import stock_configuration, worded
 from trephine.engine.spurious.pooling import Ids
 
 _ASKED = 64
@@ -71,14 +71,7 @@ def padding_of(decision: DecisionHead) -> int | None:
     """
     if not isinstance(decision, ClassifierHead | RewardHead):
         return None
-    try:
-        config = AutoConfig.from_pretrained(decision.folder, local_files_only=True)
-    except (OSError, ValueError) as failure:
-        raise HeadNotStockError(
-            f"the configuration of {Path(decision.folder).name} cannot be read: it is no stock sequence "
-            "classifier; give the whole folder as `save_pretrained` writes it",
-            field="decision.folder",
-        ) from failure
+    config = stock_configuration(Path(decision.folder))
     pad = config.get_text_config().pad_token_id
     return None if pad is None else int(pad)
 

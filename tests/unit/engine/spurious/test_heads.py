@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,21 @@ def test_a_stock_classifier_decides_as_stock_transformers_do(tmp_path):
     decided = [model.config.id2label[int(k)] for k in _stock(hosted, model).argmax(1)]
     right = sum(d == one.label for d, one in zip(decided, TEST, strict=True)) / len(TEST)
     assert found.arm(Arm.ORIGINAL).figure("label_accuracy").value == pytest.approx(right, abs=1e-6)
+
+
+def test_labels_that_stock_configurations_leave_out_are_theirs(tmp_path):
+    """`LABEL_0` and `LABEL_1` are in no file; a label that has no output is none."""
+    hosted = tiny_hosted("llama")
+    folder, model = _saved(tmp_path, 2)
+    config = json.loads((folder / "config.json").read_text())
+    head = ClassifierHead(folder=str(folder))
+    del config["id2label"], config["label2id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert torch.equal(finish(given_head(hosted, head, ("LABEL_1", "LABEL_0"))), model.score.weight.flip(0))
+    config["id2label"] = {"0": "W", "1": "Q", "2": "third"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HeadNotStockError, match="names W, Q; the labels are Q, third"):
+        finish(given_head(hosted, head, ("Q", "third")))
 
 
 def test_a_given_head_reads_what_stands_before_its_padding(tmp_path):
@@ -204,6 +220,14 @@ def test_the_best_threshold_is_between_two_values():
     assert best_threshold(values, labels) == 2.5
     assert best_threshold(values, torch.ones(4)) < 1
     assert best_threshold(values, torch.zeros(4)) > 5
+
+
+def test_no_threshold_parts_equal_values():
+    """Five of six are right at 0.5, whatever the order of those at 1; at 1 only four are."""
+    values, labels = torch.tensor([0.0, 1, 1, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 1, 1])
+    assert best_threshold(values, labels) == 0.5
+    values, labels = torch.tensor([0.0, 1, 1, 1, 1, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
+    assert best_threshold(values, labels) == 1.5
 
 
 @pytest.mark.parametrize(
