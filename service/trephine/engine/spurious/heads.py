@@ -280,8 +280,8 @@ def stock_configuration(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as failure:
         raise HeadNotStockError(
-            f"the configuration of {folder.name} cannot be read: it is no stock sequence classifier; give the "
-            "whole folder as `save_pretrained` writes it",
+            f"the configuration of {folder.name} cannot be read: it is no stock sequence classifier; give "
+            "the whole folder as `save_pretrained` writes it",
             field="decision.folder",
         ) from failure
 
