@@ -24,7 +24,7 @@ from trephine.domain.edit_evaluation import (
     reached,
 )
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
-from trephine.domain.sites import Site, SiteKind
+from trephine.domain.sites import SiteKind
 from trephine.engine.edit_evaluation.figures import damages, statistic_name, statistics
 from trephine.engine.edit_evaluation.matching import (
     Draws,
@@ -85,7 +85,7 @@ def draw_controls(
         drawn = draw_stand_ins(
             targets, uses, activations, here, options, sets=options.sets, seed=command.seed
         )
-        there, moved = draw_elsewhere(targets, uses, activations, elsewhere, options, seed=command.seed + 1)
+        there, moved = draw_elsewhere(targets, uses, elsewhere, options, seed=command.seed + 1)
     return Controls(
         random=_arms(interventions, drawn, uses),
         wrong_layer=_moved(hosted, _arms(interventions, there, uses), interventions),
@@ -275,26 +275,30 @@ def _reads_another(one: Intervention) -> bool:
 def draw_elsewhere(
     targets: Sequence[Target],
     uses: Uses,
-    activations: Mapping[Site, Tensor],
     elsewhere: Elsewhere,
     controls: FeatureControls,
     *,
     seed: int,
 ) -> tuple[Draws, Mapping[Place, int]]:
-    """Draw in the farthest layers that have enough like every feature, else in those that have most."""
+    """Draw in the farthest layers that have enough like every feature, else in those that have most.
+
+    Directions are kept as they are, to be put at the same site of another layer.
+    """
     nowhere: Mapping[Place, int] = {}
-    features, sets = features_of(targets), controls.wrong_layer_sets
+    features = [target for target in targets if isinstance(target, FeatureTarget)]
+    kept: dict[Target, Target] = {one: one for one in targets if isinstance(one, DirectionTarget)}
+    sets = controls.wrong_layer_sets
     if not sets or elsewhere.notes:
         return Draws(sets=(), factor=0.0), nowhere
     wanted = sets if features else 1
     best, chosen = Draws(sets=(), factor=0.0, notes=("none has features that are used like these",)), nowhere
     for layers in elsewhere.layers or (nowhere,):
-        drawn = draw_stand_ins(targets, uses, activations, layers, controls, sets=wanted, seed=seed)
+        drawn = draw_stand_ins(features, uses, {}, layers, controls, sets=wanted, seed=seed)
         if not drawn.unmatched and len(drawn.sets) > len(best.sets):
             best, chosen = drawn, layers
         if len(best.sets) == wanted:
             break
-    return best, chosen
+    return replace(best, sets=tuple({**one, **kept} for one in best.sets)), chosen
 
 
 def _moved(

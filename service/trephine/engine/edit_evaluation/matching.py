@@ -77,13 +77,17 @@ def draw_stand_ins(
     features = features_of(targets)
     drawn = _draw_features(features, uses, layers, controls.factor, sets=sets, seed=seed)
     directions = [target for target in targets if isinstance(target, DirectionTarget)]
+    seen = {site: _finite(activations[site]) for site in {direction.site for direction in directions}}
+    still = sorted(site for site, rows in seen.items() if not _differ(rows))
+    if still:
+        return replace(drawn, sets=(), notes=(*drawn.notes, *map(_nothing_to_draw, still)))
     count = len(drawn.sets) if features else sets
     generator = torch.Generator().manual_seed(seed)
     found: list[Mapping[Target, Target]] = []
     for number in range(count):
         stand_ins: dict[Target, Target] = dict(drawn.sets[number]) if features else {}
         for direction in directions:
-            stand_ins[direction] = _random_direction(direction, activations[direction.site], generator)
+            stand_ins[direction] = _random_direction(direction, seen[direction.site], generator)
         found.append(stand_ins)
     return replace(drawn, sets=tuple(found))
 
@@ -166,12 +170,28 @@ def _within(values: Tensor, value: float, factor: float) -> Tensor:
     return (values >= value / factor) & (values <= value * factor)
 
 
+def _finite(activations: Tensor) -> Tensor:
+    """Keep the positions at which nothing overflows."""
+    return activations[activations.isfinite().all(1)]
+
+
+def _differ(activations: Tensor) -> bool:
+    return bool((activations != activations[:1]).any())
+
+
+def _nothing_to_draw(site: Site) -> str:
+    return (
+        f"no controls: at {site.kind.value} of layer {site.layer} no two finite activations of the retain "
+        "text differ, and a stand-in for a direction is such a difference"
+    )
+
+
 def _random_direction(
     direction: DirectionTarget, activations: Tensor, generator: torch.Generator
 ) -> DirectionTarget:
     vector = torch.tensor(direction.vector, dtype=torch.float64)
     difference = torch.zeros(())
-    while not difference.norm() > 0:  # two positions may hold the same
+    while not difference.norm() > 0:  # two positions may hold the same, and not all of them do
         first, second = torch.randint(activations.shape[0], (2,), generator=generator).tolist()
         difference = (activations[first] - activations[second]).double()
     scaled = difference * (vector.norm() / difference.norm())

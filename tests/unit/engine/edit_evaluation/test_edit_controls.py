@@ -88,11 +88,11 @@ def test_the_farthest_layer_with_enough_is_taken_else_the_one_with_most():
     places = Elsewhere(layers=({(NEURONS, 3): 9}, {(NEURONS, 3): 5}))
     for sets, layer, found in ((1, 9, 1), (3, 5, 2)):
         controls = FeatureControls(factor=2.0, wrong_layer_sets=sets)
-        drawn, chosen = draw_elsewhere((own,), uses, {}, places, controls, seed=0)
+        drawn, chosen = draw_elsewhere((own,), uses, places, controls, seed=0)
         assert chosen == {(NEURONS, 3): layer}
         assert [one[own].feature.layer for one in drawn.sets] == [layer] * found
     nothing = {**uses, (NEURONS, 9): use(unlike), (NEURONS, 5): use(unlike)}
-    drawn, chosen = draw_elsewhere((own,), nothing, {}, places, FeatureControls(), seed=0)
+    drawn, chosen = draw_elsewhere((own,), nothing, places, FeatureControls(), seed=0)
     assert (drawn.sets, chosen, drawn.notes) == ((), {}, ("none has features that are used like these",))
 
 
@@ -105,6 +105,19 @@ def test_directions_are_replaced_by_differences_as_long_as_they_are():
     torch.testing.assert_close(vectors.norm(dim=-1), torch.full((20,), 5.0))
     assert vectors[:, 1].abs().max() == 0
     assert len({one[target].vector for one in found.sets}) > 2
+
+
+@pytest.mark.parametrize("held", [0.0, float("nan"), float("inf")])
+def test_where_no_two_activations_differ_there_is_no_stand_in_for_a_direction(held):
+    """As behind an MLP whose output an earlier export took away, or where a narrow type overflows."""
+    given = direction(SiteKind.MLP_OUT, 1, (3.0, 4.0), Add(amount=1.0)).target
+    activations = {given.site: torch.full((6, 2), held)}
+    found = draw_stand_ins((given,), {}, activations, {}, CONTROLS, sets=9, seed=0)
+    assert found.sets == ()
+    assert found.notes == (
+        "no controls: at mlp_out of layer 1 no two finite activations of the retain text differ, and a "
+        "stand-in for a direction is such a difference",
+    )
 
 
 def test_operations_are_as_large_on_the_stand_in():
