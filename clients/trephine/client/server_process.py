@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ START_SECONDS = 120.0
 PROBE_SECONDS = 5.0
 """How long a server that is named may take to say that it serves."""
 LOG_TAIL_BYTES = 2_000
+FULL_BYTES = 1 << 20
+"""With less room than this a state folder cannot be begun."""
 _NEEDED = ("dbos", "torch", "transformers", "pydantic_settings")
 
 
@@ -63,10 +66,6 @@ def find_or_start(state: Path, model_roots: Sequence[Path] = ()) -> LocalServer:
         ServiceMissingError: If none runs and the service is not installed here.
         ServerStartError: If it does not come up; the message holds the end of its log.
     """
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as failure:
-        raise ServerStartError(f"cannot make the state folder {state}: {failure.strerror}") from failure
     with _start_lock(state):
         server = _running(state) or _start(state)
     for root in model_roots:
@@ -90,9 +89,21 @@ def require_service() -> None:
 
 @contextmanager
 def _start_lock(state: Path) -> Iterator[None]:
-    with (state / "start.lock").open("w") as file:
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (state / "start.lock").open("w")
+    except OSError as failure:
+        raise _unusable(state, failure) from failure
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _unusable(state: Path, failure: OSError) -> ServerStartError:
+    reason = failure.strerror
+    if state.exists() and not state.is_dir():
+        reason = "it is a file"
+    return ServerStartError(f"cannot use {state} as state folder: {reason}; choose another one with --state")
 
 
 def _running(state: Path) -> LocalServer | None:
@@ -133,7 +144,11 @@ def _start(state: Path) -> LocalServer:
     require_service()
     log = state / "server.log"
     command = [sys.executable, "-m", "trephine.server", "serve", "--state", str(state), "--ephemeral"]
-    with log.open("ab") as output:
+    try:
+        output = log.open("ab")
+    except OSError as failure:
+        raise _unusable(state, failure) from failure
+    with output:
         begin = output.tell()
         process = subprocess.Popen(
             command,
@@ -149,11 +164,11 @@ def _await(state: Path, process: subprocess.Popen[bytes], log: Path, begin: int)
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         ended = process.poll()
-        found = _server_file(state)
-        if found is not None and found.pid == process.pid:
-            server = _running(state)
-            if server is not None:
-                return server
+        # Whose server it is does not matter: `trephine serve` may have taken the folder a moment before ours,
+        # which then ends.
+        server = _running(state)
+        if server is not None:
+            return server
         if ended is not None:
             raise ServerStartError(
                 f"the local server ended with {ended} while it started:\n{_tail(log, begin)}"
@@ -168,4 +183,6 @@ def _tail(log: Path, begin: int) -> str:
     with log.open("rb") as file:
         file.seek(begin)
         text = file.read()
+    if not text and shutil.disk_usage(log.parent).free < FULL_BYTES:
+        return f"no room is left on the disk of {log.parent}"  # not for its log either
     return text[-LOG_TAIL_BYTES:].decode("utf-8", "replace") or f"(nothing in {log})"

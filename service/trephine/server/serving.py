@@ -22,8 +22,8 @@ from trephine.server.lease import Leases
 from trephine.server.listener import Listener
 from trephine.server.settings import Settings
 
-_PREDECESSOR_SECONDS = 30.0
-"""How long to wait for a server that has withdrawn its address and is closing its engines."""
+_PREDECESSOR_SECONDS = 100.0
+"""How long to wait for a server that has withdrawn its address and closes its engines, or has none yet."""
 _LOG = structlog.get_logger("trephine.server")
 
 
@@ -115,7 +115,7 @@ async def _sockets() -> AsyncIterator[SocketFolder]:
 
 
 async def _own(path: Path) -> StateFolder:
-    """Take the state folder; a predecessor that is draining already is waited for."""
+    """Take the state folder; one that drains already is waited for, and one that starts until it serves."""
     deadline = asyncio.get_running_loop().time() + _PREDECESSOR_SECONDS
     while True:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +98,49 @@ def test_a_server_that_dies_while_it_starts_shows_its_log(monkeypatch: pytest.Mo
     """The error holds the end of the log, not a time-out."""
     stand_in(monkeypatch, tmp_path, "import sys; sys.exit('the disk is on fire')")
     with pytest.raises(ServerStartError, match="the disk is on fire"):
+        find_or_start(tmp_path / "state")
+
+
+def test_a_server_that_took_the_folder_first_is_the_one_that_is_used(
+    lease_server: tuple[LeaseServer, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """`trephine serve` was starting already: ours ends, since the folder is taken."""
+    _, path = lease_server
+    address = f"unix:{tmp_path}/other.sock"
+    other = json.dumps({"address": address, "lease": path, "pid": 1, "version": "0"})
+    state = tmp_path / "state"
+    written = f"pathlib.Path({str(state)!r}, 'server.json').write_text({other!r})"
+    code = f"import pathlib, sys; {written}; sys.exit(1)"
+    stand_in(monkeypatch, tmp_path, code)
+    monkeypatch.setattr(server_process, "_serves", address.__eq__)
+    server = find_or_start(state)
+    server.lease.release()
+    assert server.address == address
+
+
+@pytest.mark.parametrize("place", ["start.lock", "server.log"])
+def test_a_state_folder_that_cannot_be_written_to_is_said_to_be_that(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A read-only disk, for one; also where the folder itself is there already."""
+    stand_in(monkeypatch, tmp_path, "import sys; sys.exit('not reached')")
+    (tmp_path / "state" / place).mkdir(parents=True)
+    with pytest.raises(ServerStartError, match=r"cannot use .*state as state folder: Is a directory; choose"):
+        find_or_start(tmp_path / "state")
+
+
+def test_a_file_is_no_state_folder(tmp_path: Path):
+    """It is named as what it is, not as existing."""
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ServerStartError, match="state as state folder: it is a file; choose"):
+        find_or_start(tmp_path / "state")
+
+
+def test_a_server_that_had_no_room_for_its_log_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The disk is full: the log says nothing, so we do."""
+    stand_in(monkeypatch, tmp_path, "import sys; sys.exit(1)")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(ServerStartError, match=r"no room is left on the disk of .*state"):
         find_or_start(tmp_path / "state")
 
 
