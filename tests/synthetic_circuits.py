@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trephine.app.circuits.pruning import prune
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, CircuitFigures, Edges, Node, NodeKind, PrunedNodes, Rows
 from trephine.domain.targets import ExplainedTarget, TargetKind
@@ -87,11 +89,10 @@ def _targets(nodes: list[Node]) -> tuple[ExplainedTarget, ...]:
 
 def whole(circuit: Circuit) -> PrunedNodes:
     """Keep everything."""
-    return PrunedNodes(
+    return replace(
+        prune(circuit, node_threshold=1.0, edge_threshold=1.0),
         nodes=tuple(range(len(circuit.nodes))),
         edges=tuple(range(circuit.edges.source.shape[0])),
-        node_threshold=1.0,
-        edge_threshold=1.0,
     )
 
 

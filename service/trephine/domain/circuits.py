@@ -326,3 +326,6 @@ class PrunedNodes:
     """Indices into the circuit's edges, ascending."""
     node_threshold: float
     edge_threshold: float
+    cumulative: tuple[float, ...]
+    """Of every node of the circuit, kept or not: the share of the influence that it has with all that have
+    more, which a node threshold is held against. Of targets 1: influence begins there."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import accumulate
 from math import isfinite
 from typing import Any
 
@@ -77,12 +76,12 @@ def circuit_json(
                 nodes[index],
                 ids[index],
                 (places[index], len(circuit.sets)),
-                cumulative,
+                kept.cumulative[index],
                 texts.get(index, nodes[index].label),
                 index == main,
                 circuit.units == "logits",
             )
-            for index, cumulative in zip(kept.nodes, _cumulative(circuit, kept), strict=True)
+            for index in kept.nodes
         ],
         "links": [
             {"source": ids[source], "target": ids[target], "weight": weight}
@@ -154,16 +153,6 @@ def kept_edges(circuit: Circuit, kept: PrunedNodes) -> list[tuple[int, int, floa
     source, target = array("i", circuit.edges.source.data), array("i", circuit.edges.target.data)
     weight = array("f", circuit.edges.weight.data)
     return [(source[index], target[index], weight[index]) for index in kept.edges]
-
-
-def _cumulative(circuit: Circuit, kept: PrunedNodes) -> list[float]:
-    """Share of influence of all nodes at least as influential: the viewer's slider cuts by it."""
-    influence = [circuit.nodes[index].influence for index in kept.nodes]
-    order = sorted(range(len(influence)), key=lambda place: -influence[place])
-    total = sum(influence) or 1.0
-    shares = accumulate(influence[place] / total for place in order)
-    by_place = dict(zip(order, shares, strict=True))
-    return [by_place[place] for place in range(len(influence))]
 
 
 def _node(

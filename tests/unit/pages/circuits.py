@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 
+from tests.synthetic_circuits import whole
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
     Circuit,
@@ -116,4 +117,4 @@ def hostile_circuit() -> Circuit:
 
 
 def everything() -> PrunedNodes:
-    return PrunedNodes(nodes=tuple(range(6)), edges=tuple(range(5)), node_threshold=1.0, edge_threshold=1.0)
+    return whole(hostile_circuit())

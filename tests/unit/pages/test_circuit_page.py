@@ -17,7 +17,6 @@ import pytest
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described
-from trephine.domain.circuits import PrunedNodes
 from trephine.domain.sites import FeatureRef
 from trephine.domain.targets import TargetKind
 from trephine.pages.circuit_data import page_data
@@ -119,7 +118,7 @@ def test_what_enters_a_target_is_in_its_row():
 
 def test_pruned_edges_point_at_the_nodes_that_are_left():
     """An edge of a pruned circuit joins the same two ids as in the whole one."""
-    kept = PrunedNodes(nodes=(1, 4, 5), edges=(1, 3), node_threshold=0.8, edge_threshold=0.98)
+    kept = replace(everything(), nodes=(1, 4, 5), edges=(1, 3))
     data = island(circuit_html(hostile_circuit(), kept, name="circuits/1"))
     whole_page = island(circuit_html(hostile_circuit(), everything(), name="circuits/1"))
     assert edges_of(data) == [edges_of(whole_page)[1], edges_of(whole_page)[3]]

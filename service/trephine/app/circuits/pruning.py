@@ -49,6 +49,7 @@ def prune(circuit: Circuit, *, node_threshold: float, edge_threshold: float) -> 
         edges=tuple(int(index) for index in np.flatnonzero(edges)),
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
+        cumulative=tuple(_cumulative(influence).tolist()),
     )
 
 
@@ -128,6 +129,14 @@ def _logit_weights(circuit: Circuit, logits: Mask) -> Floats:
     weights = np.zeros(len(circuit.nodes))
     weights[logits] = [target.share for target in circuit.targets]
     return weights
+
+
+def _cumulative(influence: Floats) -> Floats:
+    """Return the share of the influence of all nodes at least as influential `(n_nodes,)`."""
+    order = np.argsort(-influence, kind="stable")
+    found = np.zeros(len(influence))
+    found[order] = np.cumsum(influence[order]) / max(float(influence.sum()), 1e-30)
+    return np.minimum(found, 1.0)
 
 
 def _threshold(scores: Floats, share: float) -> float:

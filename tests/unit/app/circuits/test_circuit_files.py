@@ -18,15 +18,17 @@ import networkx
 import pytest
 
 from tests.layered_circuits import layered
+from tests.synthetic_circuits import whole
 from tests.unit.app.circuits.test_circuit_diff import behind
 from tests.unit.app.circuits.test_circuit_queries import edges_of
 from tests.unit.app.house import house
 from tests.unit.pages.circuits import HOSTILE, hostile_circuit
 from trephine.app.circuits.circuit_diff import same_targets
 from trephine.app.circuits.circuit_imports import read_graph
+from trephine.app.circuits.pruning import prune
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS
-from trephine.domain.circuits import Circuit, NodeKind, PrunedNodes
+from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import Site, SiteKind
 from trephine.domain.targets import (
@@ -44,19 +46,9 @@ FOLDER = Path(__file__).parents[3] / "fixtures" / "circuit_tracer"
 CAPITAL = (FOLDER / "capital.json").read_bytes()
 
 
-def everything(graph: Circuit) -> PrunedNodes:
-    """Nothing is pruned."""
-    return PrunedNodes(
-        nodes=tuple(range(len(graph.nodes))),
-        edges=tuple(range(graph.edges.weight.shape[0])),
-        node_threshold=1.0,
-        edge_threshold=1.0,
-    )
-
-
 def document_of(graph: Circuit) -> dict[str, Any]:
     """Its JSON, as a file holds it."""
-    document = circuit_json(graph, everything(graph), slug="x")
+    document = circuit_json(graph, whole(graph), slug="x")
     return json.loads(json.dumps(document, allow_nan=False))
 
 
@@ -185,7 +177,7 @@ def test_broken_files_are_refused_in_words(change, said):
 def test_graphml_is_read_back_by_networkx():
     """Nodes, edges, weights and attributes equal the circuit's."""
     graph = layered(2)
-    data = circuit_graphml(graph, everything(graph), name="circuits/1")
+    data = circuit_graphml(graph, whole(graph), name="circuits/1")
     read, ids = networkx.read_graphml(BytesIO(data)), node_ids(graph)
     assert read.is_directed()
     assert list(read.nodes) == ids
@@ -203,18 +195,36 @@ def test_graphml_is_read_back_by_networkx():
     assert read.graph["prompt"] == graph.prompt
 
 
+def test_influence_in_a_file_is_the_other_tools_own():
+    """Cumulative, of the whole graph: a viewer that starts at the threshold shows what the file holds."""
+    graph, given = read_graph(CAPITAL).circuit, json.loads(CAPITAL)
+    told = {
+        one["node_id"]: one["influence"]
+        for one in given["nodes"]
+        if one["feature_type"] in ("cross layer transcoder", "embedding")
+    }
+    shown = {one["node_id"]: one["influence"] for one in document_of(graph)["nodes"]}
+    assert len(told) == 13
+    assert [shown[identity] for identity in told] == pytest.approx(list(told.values()), abs=1e-5)
+    kept = prune(graph, node_threshold=0.6, edge_threshold=1.0)
+    inner = [one for one in kept.nodes if graph.nodes[one].kind in (NodeKind.FEATURE, NodeKind.ERROR)]
+    assert sorted(kept.cumulative[one] for one in inner)[-2] <= 0.6
+    document = circuit_json(graph, kept, slug="x")
+    assert [one["influence"] for one in document["nodes"]] == [kept.cumulative[one] for one in kept.nodes]
+
+
 def test_hostile_texts_and_missing_numbers_survive_graphml():
     """Controls, lone surrogates and markup stay text; what is no number is left out."""
     graph = hostile_circuit()
     read = networkx.read_graphml(
-        BytesIO(circuit_graphml(graph, everything(graph), name="x", annotations=NO_ANNOTATIONS))
+        BytesIO(circuit_graphml(graph, whole(graph), name="x", annotations=NO_ANNOTATIONS))
     )
     label = read.nodes[node_ids(graph)[0]]["label"]
     assert "</script><img src=x onerror=alert(1)>" in label
     assert "\\ud83d" in label
     assert label != HOSTILE
     imported = read_graph(CAPITAL).circuit
-    read = networkx.read_graphml(BytesIO(circuit_graphml(imported, everything(imported), name="x")))
+    read = networkx.read_graphml(BytesIO(circuit_graphml(imported, whole(imported), name="x")))
     assert not [one for one in read.nodes.values() if "effect" in one]
     assert sum(one["kind"] == NodeKind.ERROR for one in read.nodes.values()) == 15
 
