@@ -21,28 +21,38 @@ _SMALLEST_GAP = 1e-3
 class Intervals:
     """Percentile bootstrap of 95 % over texts, within groups, so that every resample has all of them.
 
-    It closes where all texts of a group are right, or wrong, be it one alone, so that it is never taken for
-    narrower than a score interval.
+    Texts of a group that are drawn with replacement are right as often as a binomial draw says; it is that
+    which is drawn, so that many texts cost no more than few. It closes where all texts of a group are right,
+    or wrong, be it one alone, so that it is never taken for narrower than a score interval.
     """
 
     def __init__(self, groups: Tensor, *, resamples: int, seed: int) -> None:
-        """Draw resamples of `groups (n,)`: int64 `(resamples, n)`."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.empty(resamples, len(groups), dtype=torch.long)
-        for group in dict.fromkeys(groups.tolist()):  # as they appear: their numbers follow names
-            members = (groups == group).nonzero()[:, 0]
-            places = torch.randint(len(members), (resamples, len(members)), generator=generator)
-            drawn[:, members] = members[places]
-        self._drawn = drawn
+        """Resample `groups (n,)`, int64."""
+        self.groups = list(dict.fromkeys(groups.tolist()))
+        """As they appear: their numbers follow names."""
+        self._members = [groups == group for group in self.groups]
+        self._sizes = torch.stack([inside.sum() for inside in self._members]).double()
+        self._resamples, self._seed = resamples, seed
 
-    def figure(self, name: str, statistic: Callable[[Tensor], Tensor], score: Interval) -> Figure:
-        """Measure `statistic(rows (..., n)) -> (...,)`, given indices of texts.
+    def pooled(self, shares: Tensor) -> Tensor:
+        """Return the share of all texts `(...)`, given those of the groups `(..., n_groups)`."""
+        return (shares * self._sizes).sum(-1) / self._sizes.sum()
+
+    def shares(self, hits: Tensor) -> list[Interval]:
+        """Return the share of hits, 0 or 1, `(n,)`, of every group."""
+        return [_share(hits[inside]) for inside in self._members]
+
+    def figure(
+        self, name: str, hits: Tensor, statistic: Callable[[Tensor], Tensor], score: Interval
+    ) -> Figure:
+        """Measure `statistic(shares (..., n_groups)) -> (...,)` of hits, 0 or 1, `(n,)`.
 
         `score` is the same by counts: what is told is as wide as that at least.
         """
-        n = self._drawn.shape[1]
-        value = float(statistic(torch.arange(n)))
-        spread = statistic(self._drawn).double()
+        shares = torch.stack([hits[inside].double().mean() for inside in self._members])
+        generator, shape = torch.Generator().manual_seed(self._seed), (self._resamples, len(shares))
+        drawn = torch.binomial(self._sizes.expand(shape), shares.expand(shape), generator) / self._sizes
+        value, spread = float(statistic(shares)), statistic(drawn)
         low, high = torch.quantile(spread, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         low, high = min(low, score.low, value), max(high, score.high, value)
         return Figure(name=name, value=value, low=low, high=high, unit="share")
@@ -50,8 +60,8 @@ class Intervals:
 
 def accuracy_figure(name: str, right: Tensor, groups: Tensor, *, resamples: int, seed: int) -> Figure:
     """Return the share of `right (n,)`, with its interval."""
-    hit, intervals = right.float(), Intervals(groups, resamples=resamples, seed=seed)
-    return intervals.figure(name, lambda rows: hit[rows].mean(-1), _share(hit))
+    intervals = Intervals(groups, resamples=resamples, seed=seed)
+    return intervals.figure(name, right, intervals.pooled, _share(right))
 
 
 def decision_figures(
@@ -71,29 +81,30 @@ def decision_figures(
     known = bool((attributes != UNKNOWN).all()) and len(names[1]) == 2
     groups = labels * 2 + attributes if known else labels
     intervals = Intervals(groups, resamples=resamples, seed=seed)
-    right, agrees = (decided == labels).float(), (decided == attributes).float()
-    present = groups.unique().tolist()
-    members = [(groups == group).nonzero()[:, 0] for group in present]
-
-    def of_groups(hits: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda rows: torch.stack([hits[rows][..., inside].mean(-1) for inside in members], -1)
-
-    def mean_of(hits: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda rows: of_groups(hits)(rows).mean(-1)
-
-    def one_group(place: int) -> Callable[[Tensor], Tensor]:
-        return lambda rows: of_groups(right)(rows)[..., place]
-
-    rights, agreeing = ([_share(hits[inside]) for inside in members] for hits in (right, agrees))
-    found = [intervals.figure("label_accuracy", mean_of(right), mean(rights))]
+    right, agrees = decided == labels, decided == attributes
+    rights = intervals.shares(right)
+    found = [intervals.figure("label_accuracy", right, _mean, mean(rights))]
     if not known:
         return found
-    found.append(intervals.figure("attribute_agreement", mean_of(agrees), mean(agreeing)))
-    found.append(intervals.figure("worst_group", lambda rows: of_groups(right)(rows).amin(-1), least(rights)))
-    for place, group in enumerate(present):
+    found.append(intervals.figure("attribute_agreement", agrees, _mean, mean(intervals.shares(agrees))))
+    found.append(intervals.figure("worst_group", right, _least, least(rights)))
+    for group in sorted(intervals.groups):
+        place = intervals.groups.index(group)
         name = f"group {group_name(names[0][group // 2], names[1][group % 2])}"
-        found.append(intervals.figure(name, one_group(place), rights[place]))
+        found.append(intervals.figure(name, right, _of_one(place), rights[place]))
     return found
+
+
+def _mean(shares: Tensor) -> Tensor:
+    return shares.mean(-1)
+
+
+def _least(shares: Tensor) -> Tensor:
+    return shares.amin(-1)
+
+
+def _of_one(place: int) -> Callable[[Tensor], Tensor]:
+    return lambda shares: shares[..., place]
 
 
 def pair_figures(
@@ -111,20 +122,13 @@ def pair_figures(
         seed: Of it.
     """
     first, second = pairs.unbind(1)
-    right = (margins[second] > margins[first]).float()
+    right = margins[second] > margins[first]
     known = bool((attributes[pairs] != UNKNOWN).all())
     kinds = 2 * attributes[first] + attributes[second] if known else torch.zeros_like(first)
     intervals = Intervals(kinds, resamples=resamples, seed=seed)
-    found = [intervals.figure("pair_accuracy", lambda rows: right[rows].mean(-1), _share(right))]
-    members = [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
-    if len(members) > 1:
-        found.append(
-            intervals.figure(
-                "worst_pairs",
-                lambda rows: torch.stack([right[rows][..., one].mean(-1) for one in members], -1).amin(-1),
-                least([_share(right[one]) for one in members]),
-            )
-        )
+    found = [intervals.figure("pair_accuracy", right, intervals.pooled, _share(right))]
+    if len(intervals.groups) > 1:
+        found.append(intervals.figure("worst_pairs", right, _least, least(intervals.shares(right))))
     return found
 
 
