@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.models.architecture import VERIFIED, Norm
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.shards import TensorEntry
 from trephine.engine.weights.drafts import ModuleDraft
@@ -26,6 +27,7 @@ from trephine.engine.weights.mlp import (
     width_field,
 )
 from trephine.engine.weights.operations import NeuronOp
+from trephine.engine.weights.placing import post_norm
 from trephine.engine.weights.ridge import FittedDelta, module_of
 from trephine.engine.weights.tensors import TensorChange, wide_product
 
@@ -57,7 +59,7 @@ class Assembly:
         self.config: dict[str, Any] = {}
         self.mlp_biases = mlp_biases
         self._drafts: dict[nn.Module, ModuleDraft] = {}
-        self._embedding: list[TensorChange] = []
+        self._whole: list[TensorChange] = []
         field = bias_field(hosted)
         if mlp_biases and not has_biases(hosted) and field is not None:
             self.config[field] = True
@@ -74,7 +76,7 @@ class Assembly:
     def changes(self) -> tuple[TensorChange, ...]:
         """Return every tensor's change, by name."""
         drafted = [change for draft in self._drafts.values() for change in draft.changes()]
-        return tuple(sorted((*drafted, *self._embedding), key=lambda change: change.name))
+        return tuple(sorted((*drafted, *self._whole), key=lambda change: change.name))
 
     def draft(self, module: nn.Module, layer: int) -> ModuleDraft:
         """Return the changes of a linear module so far."""
@@ -129,6 +131,10 @@ class Assembly:
             self._shift(draft, site, matrix @ affinity.offset, constants)
 
     def _map_output(self, site: Site, affinity: Affinity, constants: Constants) -> None:
+        norm = post_norm(self.hosted, site)
+        if norm is not None:
+            self._scale_norm(norm, site.layer, affinity.gain)
+            return
         module, reads = module_of(self.hosted, site)
         draft = self.draft(module, site.layer)
         matrix = draft.current()
@@ -138,6 +144,22 @@ class Assembly:
         self._map_bias(draft, affinity)
         if bool(affinity.offset.any()):
             self._shift(draft, reads, affinity.offset, constants)
+
+    def _scale_norm(self, norm: Norm, layer: int, factor: float) -> None:
+        """Scale all that a norm answers, by its gain, of which files may hold what is above 1 alone."""
+        stored = stored_module(self.hosted, self.entries, norm.module).weight
+        weight: Any = norm.module.weight
+        gain = weight.detach().to(torch.float64).cpu() + VERIFIED[self.hosted.architecture.name].gain_offset
+        self._whole.append(
+            TensorChange(
+                name=stored.name,
+                file=stored.file,
+                dtype=stored.dtype,
+                layer=layer,
+                entry=stored,
+                added=(factor - 1.0) * gain,
+            )
+        )
 
     def _map_bias(self, draft: ModuleDraft, affinity: Affinity) -> None:
         """Map the parent's bias, and what was added to it, as the matrix is mapped."""
@@ -173,7 +195,7 @@ class Assembly:
             if affinity.left.shape[1]:
                 moved = wide_product(stored.matrix, affinity.right.T)
                 low_rank = (affinity.gain * moved, affinity.left.T.contiguous())
-            self._embedding.append(
+            self._whole.append(
                 TensorChange(
                     name=stored.weight.name,
                     file=stored.weight.file,
@@ -195,7 +217,7 @@ class Assembly:
         source = stored_module(self.hosted, self.entries, self.hosted.architecture.embedding).weight
         self.config["tie_word_embeddings"] = False
         if name not in self.entries:
-            self._embedding.append(
+            self._whole.append(
                 TensorChange(
                     name=name, file=source.file, dtype=source.dtype, layer=0, entry=None, copied_from=source
                 )

@@ -14,7 +14,7 @@ from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 from trephine.engine.weights.mlp import NearConstant, StoredMlp, near_constant
 from trephine.engine.weights.operations import FeatureOp
-from trephine.engine.weights.piecewise import Curve, Difference, changed, difference, feature_curve
+from trephine.engine.weights.piecewise import Difference, difference_of
 from trephine.engine.weights.units import Bench, Feature, Fit, Trial, fit_units, trial_of
 
 
@@ -67,14 +67,17 @@ def read_feature(hosted: HostedModel, op: FeatureOp) -> Feature:
         b = float(code.pre[0, ref.index])
         d = layer.decoders([ref.index], site)[0].to(torch.float64) * code.scale_out
         threshold = float(thresholds[ref.index])
-    return Feature(w=w.reshape(-1).cpu(), b=b, d=d.reshape(-1).cpu(), difference=_difference(op, threshold))
+    return Feature(
+        w=w.reshape(-1).cpu(), b=b, d=d.reshape(-1).cpu(), difference=_difference(op, w, b, threshold)
+    )
 
 
-def _difference(op: FeatureOp, threshold: float) -> Difference:
-    curve: Curve = feature_curve(threshold)
-    for change, at_least in op.changes:
-        curve = changed(curve, change, threshold=threshold, at_least=at_least)
-    return difference(curve, threshold)
+def _difference(op: FeatureOp, w: Tensor, b: float, threshold: float) -> Difference:
+    """Return what the operations add; of a feature that reads nothing, the constant that this is."""
+    found = difference_of(op.changes, threshold)
+    if bool(w.any()):
+        return found
+    return Difference(constant=float(found(torch.tensor([b], dtype=torch.float64))), knots=())
 
 
 def graft(

@@ -11,7 +11,9 @@ from trephine.engine.models.shards import DTYPES
 from trephine.engine.weights.assembly import Assembly, Constants
 from trephine.engine.weights.grafting import Graft
 from trephine.engine.weights.linear import MapOp
+from trephine.engine.weights.mlp import stored_module
 from trephine.engine.weights.operations import FeatureOp, NeuronOp, Operations
+from trephine.engine.weights.placing import post_norm
 from trephine.engine.weights.ridge import FittedDelta, module_of, number_of
 from trephine.engine.weights.rounding import Rounding
 from trephine.engine.weights.tensors import fades
@@ -133,6 +135,11 @@ def _map_note(op: MapOp, assembly: Assembly, constants: Constants) -> Note:
         )
         untied = ", the unembedding untied" if hosted.info.tied_embeddings else ""
         return Note(tier="exact", tensors=names, description=f"{does}: every row of the embeddings{untied}")
+    norm = post_norm(hosted, site)
+    if norm is not None:
+        stored = stored_module(hosted, assembly.entries, norm.module)
+        says = f"{does}, written into the gain of the norm behind its module"
+        return Note(tier="exact", tensors=(stored.weight.name,), description=says)
     if site.kind is SiteKind.ATTN_Z:
         module, reads = hosted.architecture.blocks[site.layer].attention.out, site
     else:

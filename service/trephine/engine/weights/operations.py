@@ -39,7 +39,8 @@ from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.runs.refusals import check_intervention
 from trephine.engine.weights.expressible import SERVED, refusal, require_everywhere, require_unlimited
 from trephine.engine.weights.linear import MapOp
-from trephine.engine.weights.placing import placed
+from trephine.engine.weights.piecewise import difference_of
+from trephine.engine.weights.placing import placed, post_normed, writer_of
 
 _KEPT_SHAPES = "every tensor is to keep its shape"
 
@@ -135,7 +136,7 @@ def _by_tier(
     grafts: list[FeatureOp] = []
     fits: list[FeatureOp | MapOp] = []
     for op in features:
-        why = _KEPT_SHAPES if keep_shapes else why_not_grafted(hosted, op.feature)
+        why = _KEPT_SHAPES if keep_shapes else why_not_grafted(hosted, op)
         (fits if why else grafts).append(op)
         reasons |= dict.fromkeys(op.numbers, why) if why else {}
     exact: list[MapOp] = []
@@ -145,9 +146,35 @@ def _by_tier(
             fits.append(moved)
         else:
             exact.append(moved)
+    _require_norms_own(hosted, exact, [*grafts, *fits])
     return Operations(
         neurons=neurons, grafts=tuple(grafts), maps=tuple(exact), fits=tuple(fits), reasons=reasons
     )
+
+
+def _require_norms_own(
+    hosted: HostedModel, maps: Sequence[MapOp], others: Sequence[FeatureOp | MapOp]
+) -> None:
+    """Refuse to scale what a norm answers where something else is written through that norm as well."""
+    written = {place for op in others for place in places_of(hosted, op)}
+    for op in maps:
+        if op.unit is None and post_normed(hosted, op.site) and op.site in written:
+            raise refusal(
+                f"interventions[{op.number}].operation",
+                f"the gain of the norm behind the module scales all of {op.site.kind.value} of layer "
+                f"{op.site.layer}, and what the edit changes there beside is written in front of that norm; "
+                f"leave one of them out, {SERVED}",
+            )
+
+
+def places_of(hosted: HostedModel, op: FeatureOp | MapOp) -> list[Site]:
+    """List the outputs of modules into which an operation is written."""
+    if isinstance(op, MapOp):
+        if op.site.kind is SiteKind.ATTN_Z:  # nothing writes there that has weights; what reads it has
+            return [Site(kind=SiteKind.ATTN_OUT, layer=op.site.layer)]
+        return [writer_of(hosted, op.site)]
+    info = layer_info(hosted, op.feature.replacement, op.feature.layer)
+    return [writer_of(hosted, site) for site in info.sites_out]
 
 
 def _written(hosted: HostedModel, features: Sequence[FeatureOp]) -> list[tuple[Site, int]]:
@@ -159,8 +186,9 @@ def _written(hosted: HostedModel, features: Sequence[FeatureOp]) -> list[tuple[S
     ]
 
 
-def why_not_grafted(hosted: HostedModel, feature: FeatureRef) -> str:
-    """Say why a feature cannot become neurons of its layer's MLP; empty if it can."""
+def why_not_grafted(hosted: HostedModel, op: FeatureOp) -> str:
+    """Say why what is done to a feature cannot become neurons of its layer's MLP; empty if it can."""
+    feature = op.feature
     info = layer_info(hosted, feature.replacement, feature.layer)
     own = (Site(kind=SiteKind.MLP_IN, layer=info.layer), (Site(kind=SiteKind.MLP_OUT, layer=info.layer),))
     if info.support in (SupportRule.TOPK, SupportRule.ABS_TOPK):
@@ -172,8 +200,13 @@ def why_not_grafted(hosted: HostedModel, feature: FeatureRef) -> str:
     if not _fixed_scale(info):
         return "its input is normalised by its own norm, which no neuron computes"
     with opened(hosted, feature.replacement, [feature.layer]) as layers:
-        if layers[feature.layer].thresholds() is None:
-            return "its gate has no threshold of its own"
+        thresholds = layers[feature.layer].thresholds()
+    if thresholds is None:
+        return "its gate has no threshold of its own"
+    behind_norm = hosted.architecture.blocks[info.layer].mlp_post_norm is not None
+    added = difference_of(op.changes, float(thresholds[feature.index]))
+    if behind_norm and added.constant and not added.knots:
+        return "what is added is a constant, which no gate makes, and a norm behind the MLP rescales it"
     return ""
 
 

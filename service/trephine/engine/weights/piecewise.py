@@ -63,11 +63,9 @@ class Difference:
 
 
 def feature_curve(threshold: float) -> Curve:
-    """Return f itself."""
-    return (
-        Segment(start=-inf, slope=0.0, intercept=0.0),
-        Segment(start=threshold, slope=1.0, intercept=0.0),
-    )
+    """Return f itself; above an infinite threshold there is nothing."""
+    never = Segment(start=-inf, slope=0.0, intercept=0.0)
+    return (never,) if threshold == inf else (never, Segment(start=threshold, slope=1.0, intercept=0.0))
 
 
 def changed(curve: Curve, change: Affine, *, threshold: float, at_least: float | None = None) -> Curve:
@@ -81,6 +79,8 @@ def changed(curve: Curve, change: Affine, *, threshold: float, at_least: float |
     """
     if at_least is None:
         return _merged(_affine(curve, change))
+    if at_least == inf:
+        return curve
     return _merged(
         piece
         for segment, end in _bounded(_split(curve, at_least))
@@ -90,9 +90,22 @@ def changed(curve: Curve, change: Affine, *, threshold: float, at_least: float |
     )
 
 
+def difference_of(changes: Iterable[tuple[Affine, float | None]], threshold: float) -> Difference:
+    """Return what operations add to a feature.
+
+    Args:
+        changes: In their order, each with the smallest activation of the feature itself at which it applies.
+        threshold: The feature's; infinite: it never fires.
+    """
+    curve = feature_curve(threshold)
+    for change, at_least in changes:
+        curve = changed(curve, change, threshold=threshold, at_least=at_least)
+    return difference(curve, threshold)
+
+
 def difference(curve: Curve, threshold: float) -> Difference:
     """Return g - f."""
-    pieces = _split(curve, threshold)
+    pieces = curve if threshold == inf else _split(curve, threshold)
     own = [1.0 if piece.start >= threshold else 0.0 for piece in pieces]
     less = [replace(piece, slope=piece.slope - slope) for piece, slope in zip(pieces, own, strict=True)]
     knots = [

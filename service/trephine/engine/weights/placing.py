@@ -14,6 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
+from trephine.engine.models.architecture import Norm
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.weights.expressible import SERVED, refusal
 from trephine.engine.weights.linear import MapOp, When, composed, when
@@ -60,6 +61,8 @@ def _placed(hosted: HostedModel, op: MapOp, written: _Written) -> tuple[MapOp, s
         _require_bounded_writer(hosted, op, place)
         return op, "a bound is no linear map of what its module reads"
     if post_normed(hosted, place):
+        if op.unit is None:  # the norm's own gain scales all of what it answers
+            return replace(op, site=place), ""
         return op, "a norm behind the module rescales what its weights write"
     if op.site.kind not in _RESIDUAL or place.kind is SiteKind.EMBED or op.is_shift or op.unit is None:
         return replace(op, site=place), ""
@@ -115,11 +118,16 @@ def writer_of(hosted: HostedModel, site: Site) -> Site:
     return site
 
 
-def post_normed(hosted: HostedModel, site: Site) -> bool:
-    """True if a norm stands between the module that writes a site and the site."""
+def post_norm(hosted: HostedModel, site: Site) -> Norm | None:
+    """Return the norm between the module that writes a site and the site, if there is one."""
     block = hosted.architecture.blocks[site.layer]
     norms = {SiteKind.MLP_OUT: block.mlp_post_norm, SiteKind.ATTN_OUT: block.attention_post_norm}
-    return norms.get(site.kind) is not None
+    return norms.get(site.kind)
+
+
+def post_normed(hosted: HostedModel, site: Site) -> bool:
+    """True if there is such a norm."""
+    return post_norm(hosted, site) is not None
 
 
 def writers_before(hosted: HostedModel, place: Site) -> list[Site]:

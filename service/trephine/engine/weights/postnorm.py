@@ -166,7 +166,7 @@ class _Task:
     def candidates(self, rows: Tensor) -> Iterator[Callable[[], list[Tensor]]]:
         """Yield what finds matrices per feature: to first order, then fits on some rows to both goals."""
         yield lambda: [torch.outer(each, self.u) for each in self.moved]
-        if int(rows.sum()) < 2:
+        if int(rows.sum()) < 2 or not bool(self.gates[rows].any()):
             return
         scaled = self.wanted / self.gain
         scaled = scaled / scaled.square().mean(1, keepdim=True).sqrt()

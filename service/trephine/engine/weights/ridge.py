@@ -24,7 +24,7 @@ from trephine.engine.weights.behind import behind, fit_behind
 from trephine.engine.weights.capture import Deltas, Windows, captured, stacked
 from trephine.engine.weights.held_out import Split, best_ridge, split
 from trephine.engine.weights.linear import MapOp, When, later, when
-from trephine.engine.weights.operations import FeatureOp, Operations
+from trephine.engine.weights.operations import FeatureOp, Operations, places_of
 from trephine.engine.weights.placing import post_normed, writer_of, writers_before
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -88,7 +88,7 @@ def fit_deltas(
     """
     by_place: dict[Site, list[FeatureOp | MapOp]] = {}
     for op in ops.fits:
-        for place in _places(hosted, op):
+        for place in places_of(hosted, op):
             by_place.setdefault(place, []).append(op)
     found: list[FittedDelta] = []
     for place in sorted(by_place, key=lambda site: len(writers_before(hosted, site))):
@@ -97,15 +97,6 @@ def fit_deltas(
             deltas[done.module] = (done.left, done.right)
         found.append((yield from _fit(hosted, place, by_place[place], ops, windows, interventions, deltas)))
     return tuple(found)
-
-
-def _places(hosted: HostedModel, op: FeatureOp | MapOp) -> list[Site]:
-    if isinstance(op, MapOp):
-        if op.site.kind is SiteKind.ATTN_Z:  # nothing writes there that has weights; what reads it has
-            return [Site(kind=SiteKind.ATTN_OUT, layer=op.site.layer)]
-        return [writer_of(hosted, op.site)]
-    info = layer_info(hosted, op.feature.replacement, op.feature.layer)
-    return [writer_of(hosted, site) for site in info.sites_out]
 
 
 def module_of(hosted: HostedModel, place: Site) -> tuple[nn.Module, Site]:

@@ -204,7 +204,8 @@ def _search(feature: Feature, bench: Bench, p: Tensor, knot: Knot) -> _Found:
     """Try jump and bend apart: the jump's two units then cancel exactly beyond it."""
     beyond = p > knot.place
     excess = (p - knot.place)[beyond]
-    scale = float(excess.mean()) if excess.numel() else max(abs(knot.place), float(p.std()))
+    scale = float(excess.mean()) if excess.numel() else max(abs(knot.place), float(p.std(correction=0)))
+    scale = scale or 1.0  # a text of one token over and over: nothing says how far it may go
     gates = _Gates(feature, bench, p)
     best: dict[str, tuple[float, float, tuple[_Knee, ...]]] = {}
     most = LARGEST / max(float((p - knot.place).max()), scale)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.unit.engine.interventions import direction, neuron, whole
 from tests.unit.engine.weights.folders import MEASURED, compiled, distances, parent, written
+from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Ablate, Add, ProjectOut, Scale, SetTo
 from trephine.domain.sites import SiteKind
 from trephine.engine.weights.tensors import stochastic
@@ -115,6 +116,24 @@ def test_mlp_biases_are_switched_on_where_the_config_can(tmp_path):
     assert json.loads((folder / "config.json").read_text())["mlp_bias"] is True
     left, whole_edit = distances(hosted, steering, folder)
     assert left < 1e-9 < whole_edit
+
+
+@pytest.mark.parametrize("kind", [SiteKind.ATTN_OUT, SiteKind.MLP_OUT])
+@pytest.mark.parametrize("operation", [Ablate(), Scale(factor=-1.5)])
+def test_behind_a_post_norm_all_of_an_output_is_scaled_by_the_norms_gain(kind, operation, tmp_path):
+    """Gemma-2's norm undoes what is scaled in front of it, and its files hold the gain less 1."""
+    hosted = parent("gemma2", tmp_path / "parent")
+    given = (whole(kind, 1, operation), neuron(1, 4, Ablate()))
+    program = compiled(hosted, given)
+    assert program.exact
+    assert "gain of the norm behind its module" in program.notes[0].description
+    left, edit = distances(hosted, given, written(hosted, program, tmp_path / "exported"))
+    assert edit > 1e-3
+    assert left < 1e-6 * edit
+    beside = (given[0], direction(kind, 1, V, ProjectOut()))
+    with pytest.raises(EditNotExpressibleError, match="leave one of them out") as refused:
+        compiled(hosted, beside)
+    assert refused.value.context["field"] == "interventions[0].operation"
 
 
 def test_stochastic_rounding_keeps_small_deltas():

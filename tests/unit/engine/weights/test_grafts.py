@@ -12,6 +12,7 @@ from tests.unit.engine.weights.folders import compiled, distances, feature, pare
 from trephine.domain.errors import EditNotExpressibleError
 from trephine.domain.interventions import Ablate, Add, Clamp, ErrorTerm, Intervention, Scale, SetTo
 from trephine.engine.models.shards import read_entries, sha256_of
+from trephine.engine.replacements.sets import opened
 from trephine.engine.weights.mlp import padded
 from trephine.engine.weights.postnorm import nearest
 
@@ -73,6 +74,38 @@ def test_before_a_post_norm_a_graft_is_fitted_and_says_so(tmp_path):
     assert all("the norm behind the MLP rescales" in note.description for note in program.notes.values())
     left, whole = distances(hosted, ABLATIONS, written(hosted, program, tmp_path / "exported"))
     assert left < 0.08 * whole  # a column to first order leaves 0.10
+
+
+def test_before_a_post_norm_a_constant_has_no_gate_and_is_fitted(tmp_path):
+    """Adding to a feature is the same on every token: no unit makes it, alone or beside what has one."""
+    hosted = parent("gemma2", tmp_path / "parent", common=0.5)
+    resident_set(hosted, "relu")
+    added, scaled = feature(1, 3, Add(amount=2.0)), feature(1, 8, Scale(factor=-0.5))
+    program = compiled(hosted, (added,))
+    assert "what is added is a constant, which no gate makes" in program.notes[0].description
+    left, whole = distances(hosted, (added,), written(hosted, program, tmp_path / "alone"))
+    assert left < 0.08 * whole  # the nearest answers of the norm leave 0.06; a column to first order 0.11
+    program = compiled(hosted, (added, scaled))
+    assert [program.notes[number].tier for number in (0, 1)] == ["ridge", "graft"]
+    left, whole = distances(hosted, (added, scaled), written(hosted, program, tmp_path / "beside"))
+    assert left < 0.15 * whole  # the nearest answers leave 0.11
+
+
+@pytest.mark.parametrize("pre", [-1.0, 0.0, 2.0])
+def test_a_feature_that_reads_nothing_is_a_constant(pre, tmp_path):
+    """One whose encoder died has one pre-activation for all inputs: no knee, and no range to divide by."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "relu")
+    with opened(hosted, "set", [1]) as layers:
+        encoder = layers[1].encoder
+        encoder.W_enc[:, 3], encoder.b_enc[3] = 0.0, pre
+    still = compiled(hosted, (feature(1, 3, Clamp(low=-9.0)),))
+    assert (still.notes[0].tier, still.changes) == ("noop", ())
+    raised = (feature(1, 3, SetTo(value=3.0)),)
+    program = compiled(hosted, raised)
+    assert not program.fitted
+    left, whole = distances(hosted, raised, written(hosted, program, tmp_path / "exported"))
+    assert left < 1e-6 * whole
 
 
 def test_the_nearest_answer_of_a_norm_is_nearest():

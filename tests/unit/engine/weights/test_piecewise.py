@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 import torch
 
 from trephine.engine.interventions.changes import affine
-from trephine.engine.weights.piecewise import changed, difference, feature_curve
+from trephine.engine.weights.piecewise import Difference, difference_of
 
 P = torch.linspace(-3, 6, 4001, dtype=torch.float64) + 1e-4
 THETA = 1.5
@@ -39,22 +41,26 @@ def written(f, steps):
 )
 def test_the_difference_is_what_the_operations_add(steps):
     """At every pre-activation but the thresholds themselves."""
-    curve = feature_curve(THETA)
-    for change, at_least in steps:
-        curve = changed(curve, change, threshold=THETA, at_least=at_least)
-    found = difference(curve, THETA)(P)
+    found = difference_of(steps, THETA)(P)
     assert torch.allclose(found, written(F, steps) - F, atol=1e-12)
 
 
 def test_what_changes_nothing_has_no_knots():
     """A factor of 1, and factors that cancel."""
-    curve = changed(feature_curve(THETA), affine(factor=2.0), threshold=THETA)
-    curve = changed(curve, affine(factor=0.5), threshold=THETA)
-    found = difference(curve, THETA)
+    found = difference_of([(affine(factor=2.0), None), (affine(factor=0.5), None)], THETA)
     assert (found.constant, found.knots) == (0.0, ())
 
 
 def test_a_plain_relu_needs_no_jump():
     """At a threshold of 0 activation and pre-activation meet: one bend, hence one neuron."""
-    found = difference(changed(feature_curve(0.0), affine(factor=0.0), threshold=0.0), 0.0)
+    found = difference_of([(affine(factor=0.0), None)], 0.0)
     assert [(knot.jump, knot.bend) for knot in found.knots] == [(0.0, -1.0)]
+
+
+def test_what_never_fires_is_changed_nowhere_but_by_a_constant():
+    """Thresholds of features that were switched off, and conditions that nothing meets, are infinite."""
+    ablated = [(affine(factor=0.0), None)]
+    assert difference_of(ablated, inf) == Difference(constant=0.0, knots=())
+    raised = [(affine(low=0.5), None), (affine(shift=1.0), 0.1)]
+    assert difference_of(raised, inf) == Difference(constant=0.5, knots=())
+    assert difference_of([(affine(factor=0.0), inf)], THETA) == Difference(constant=0.0, knots=())
