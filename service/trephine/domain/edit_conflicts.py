@@ -7,7 +7,8 @@ Two interventions of different edits conflict where their selectors meet and
 - one reads, as its condition, a feature that the other one changes;
 - they want error terms, or attention patterns, that one row cannot have at once.
 
-Equal operations that change nothing the second time are no conflict: they are carried out once.
+Equal operations that change nothing the second time are no conflict: they are carried out once. Nor is an
+edit at strength 0, which changes nothing at all; how a row treats error terms and patterns it still decides.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _between(first: EditInUse, second: EditInUse, places: Places) -> list[EditCo
     found: list[EditConflict] = []
     for place, one in enumerate(first.interventions):
         for other_place, other in enumerate(second.interventions):
-            met = _clash(one, other, places)
+            met = _clash(one, other, places, idle=0 in (first.strength, second.strength))
             if met is not None:
                 kind, positions, why = met
                 found.append(
@@ -171,7 +172,10 @@ def _whole(first: EditInUse, second: EditInUse) -> list[EditConflict]:
     ]
 
 
-def _clash(one: Intervention, other: Intervention, places: Places) -> tuple[ConflictKind, str, str] | None:
+def _clash(
+    one: Intervention, other: Intervention, places: Places, *, idle: bool
+) -> tuple[ConflictKind, str, str] | None:
+    """Compare two interventions; `idle`: one of them changes nothing, at strength 0."""
     if one.mode.patterns is not other.mode.patterns:
         return (
             ConflictKind.PATTERNS,
@@ -181,7 +185,10 @@ def _clash(one: Intervention, other: Intervention, places: Places) -> tuple[Conf
     where = overlap(one.selector, other.selector)
     if where is None:
         return None
-    found = _same_target(one, other) or _condition(one, other) or _same_site(one, other, places)
+    if idle:
+        found = _error_terms(one, other)
+    else:
+        found = _same_target(one, other) or _condition(one, other) or _same_site(one, other, places)
     return None if found is None else (found[0], where, found[1])
 
 
@@ -214,12 +221,19 @@ def _same_site(one: Intervention, other: Intervention, places: Places) -> tuple[
     """Compare changes of different targets that meet at a site."""
     if is_same_target(one.target, other.target):
         return None
-    if shares_layer(one, other) and one.error_term is not other.error_term:
-        return ConflictKind.ERROR_TERM, "features of one layer share one error term"
+    terms = _error_terms(one, other)
+    if terms is not None:
+        return terms
     site = where_order_matters(one, other, places)
     if site is None:
         return None
     return ConflictKind.ORDER, f"what comes of {site.kind.value} {site.layer} depends on which acts first"
+
+
+def _error_terms(one: Intervention, other: Intervention) -> tuple[ConflictKind, str] | None:
+    if not shares_layer(one, other) or one.error_term is other.error_term:
+        return None
+    return ConflictKind.ERROR_TERM, "features of one layer share one error term"
 
 
 def _turned(operation: Operation) -> Operation:

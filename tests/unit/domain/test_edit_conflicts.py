@@ -217,6 +217,26 @@ def test_strength_decides_whether_values_differ():
     assert [one.kind for one in conflicts(half, half)] == [ConflictKind.TWICE]
 
 
+def test_what_does_nothing_is_in_no_ones_way():
+    """At strength 0 an edit changes no value; error terms and patterns are of a row all the same."""
+
+    def idle(one: Intervention, other: Intervention) -> list[ConflictKind]:
+        still, there = edit("a", one), edit("b", other)
+        still = replace(still, strength=0.0, interventions=at_strength(still.interventions, 0.0))
+        found, turned = (
+            [each.kind for each in find_conflicts(pair, PLACES)] for pair in ([still, there], [there, still])
+        )
+        assert found == turned
+        return found
+
+    assert idle(feature(3), feature(3, SetTo(value=1.0))) == []
+    assert idle(feature(3), feature(4, condition=when(NEURONS, 3))) == []
+    assert idle(feature(3, name="sae"), along((1.0, 0.0), Add(amount=1.0))) == []
+    dropped = feature(4, name="tc", error_term=ErrorTerm.DROP)
+    assert idle(feature(3, name="tc"), dropped) == [ConflictKind.ERROR_TERM]
+    assert idle(feature(3, mode=FROZEN), feature(5)) == [ConflictKind.PATTERNS]
+
+
 def test_what_edits_have_in_common_is_joined_once():
     """Order is kept; what would add up stays (it is a conflict), what changes nothing twice does not."""
     one, other = edit("a", feature(3), feature(4)), edit("b", feature(4), feature(5, Add(amount=1.0)))
