@@ -47,12 +47,6 @@ def require_unlimited(mode: Mode, where: str) -> None:
             f"{where}.mode.patterns",
             f"attention follows changed weights; leave patterns `live`, {SERVED}",
         )
-    if mode.strength != 1:
-        raise refusal(
-            f"{where}.mode.strength",
-            "the operation must be written out at its full strength; give the effect that is meant, "
-            "e.g. scale by 0.5 for half an ablation",
-        )
     if mode.heads:
         raise refusal(
             f"{where}.mode.heads", f"changed weights are read by every head; leave heads out, {SERVED}"

@@ -33,7 +33,7 @@ from trephine.domain.interventions import (
 )
 from trephine.domain.replacements import ReplacementLayerInfo, SupportRule
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
-from trephine.engine.interventions.changes import Affine, change_of
+from trephine.engine.interventions.changes import Affine, Change, PartOf, at_strength, change_of
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
 from trephine.engine.runs.refusals import check_intervention
@@ -278,7 +278,7 @@ def _require_module_site(site: Site, where: str) -> None:
 
 
 def _affine(intervention: Intervention, where: str) -> Affine:
-    change = change_of(intervention.operation, norm=1.0, donor=None)
+    change = _change(intervention, where)
     if not isinstance(change, Affine):
         raise refusal(
             f"{where}.operation",
@@ -290,6 +290,18 @@ def _affine(intervention: Intervention, where: str) -> Affine:
             f"{where}.operation",
             "a column of weights can scale and shift a neuron, not clamp it; use ablate, scale, set or add, "
             f"{SERVED}",
+        )
+    return change
+
+
+def _change(intervention: Intervention, where: str, norm: float = 1.0) -> Change:
+    """Return what an intervention does at its strength, which weights carry where it scales and shifts."""
+    change = at_strength(change_of(intervention.operation, norm=norm, donor=None), intervention.mode.strength)
+    if isinstance(change, PartOf):
+        raise refusal(
+            f"{where}.mode.strength",
+            f"{intervention.operation.kind} goes a share of its way in no weights; give it at full strength, "
+            f"or use scale, set or add, whose strength is carried, {SERVED}",
         )
     return change
 
@@ -310,7 +322,7 @@ def _map(hosted: HostedModel, number: int, intervention: Intervention) -> MapOp:
     if unit is not None:
         norm = float(unit.norm())
         unit = unit / norm if norm else unit
-    change = change_of(operation, norm=norm, donor=None)
+    change = _change(intervention, f"interventions[{number}]", norm)
     if not isinstance(change, Affine) or (not isinstance(operation, Ablate | Scale) and unit is None):
         raise refusal(
             f"interventions[{number}].operation",

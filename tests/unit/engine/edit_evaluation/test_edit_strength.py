@@ -12,7 +12,6 @@ from tests.resident_sets import NAME, resident_set
 from tests.unit.engine.interventions import direction, neuron, whole
 from trephine.domain.edit_strength import at_strength
 from trephine.domain.errors import (
-    EditNotExpressibleError,
     InvalidRequestError,
     NonFiniteValueError,
     UnsupportedInterventionError,
@@ -35,7 +34,6 @@ from trephine.domain.interventions import (
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.runs.rows import RowInput, run_rows
-from trephine.engine.weights.expressible import require_unlimited
 
 IDS = [5, 17, 44, 9, 9, 301]
 DONOR = "When Mary and John went to the store"
@@ -108,15 +106,13 @@ def test_strengths_of_strengths_multiply():
         torch.testing.assert_close(values_at(hosted, site, *twice), values_at(hosted, site, *once))
 
 
-def test_what_the_language_can_say_stays_expressible():
-    """Ablating, scaling and adding at a strength are plain operations; the rest is refused by exports."""
+def test_what_the_language_can_say_is_rewritten_and_the_rest_carries_its_strength():
+    """Ablating, scaling and adding at a strength are plain operations."""
     for operation in (Ablate(), Scale(factor=2.0), Add(amount=1.0)):
         (one,) = at_strength((neuron(1, 7, operation),), 0.5)
-        require_unlimited(one.mode, "interventions[0]")
+        assert one.mode == Mode()
     (one,) = at_strength((neuron(1, 7, SetTo(value=1.0)),), 0.5)
     assert one.mode == Mode(strength=0.5)
-    with pytest.raises(EditNotExpressibleError, match=r"mode\.strength"):
-        require_unlimited(one.mode, "interventions[0]")
 
 
 def test_error_terms_have_no_degrees():

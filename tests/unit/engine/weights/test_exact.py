@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.resident_sets import resident_set
 from tests.unit.engine.interventions import direction, neuron, whole
-from tests.unit.engine.weights.folders import MEASURED, compiled, distances, parent, written
+from tests.unit.engine.weights.folders import MEASURED, compiled, distances, feature, parent, written
+from trephine.domain.edit_strength import at_strength
 from trephine.domain.errors import EditNotExpressibleError
-from trephine.domain.interventions import Ablate, Add, ProjectOut, Scale, SetTo
+from trephine.domain.interventions import Ablate, Add, Clamp, ProjectOut, Scale, SetTo
 from trephine.domain.sites import SiteKind
 from trephine.engine.weights.tensors import stochastic
 
@@ -116,6 +118,25 @@ def test_mlp_biases_are_switched_on_where_the_config_can(tmp_path):
     assert json.loads((folder / "config.json").read_text())["mlp_bias"] is True
     left, whole_edit = distances(hosted, steering, folder)
     assert left < 1e-9 < whole_edit
+
+
+def test_what_scales_and_shifts_is_carried_at_its_strength(tmp_path):
+    """`set` and the projection of a decoder keep their strength in composed edits; a bound is no share."""
+    hosted = parent("llama", tmp_path / "parent")
+    resident_set(hosted, "relu")
+    given = (
+        neuron(0, 4, SetTo(value=1.5)),
+        direction(SiteKind.ATTN_OUT, 1, V, SetTo(value=-2.0)),
+        feature(1, 5, SetTo(value=1.5)),
+        feature(2, 3, ProjectOut()),
+    )
+    part = at_strength(given, 0.4)
+    assert {one.mode.strength for one in part} == {0.4}
+    left, edit = distances(hosted, part, written(hosted, compiled(hosted, part), tmp_path / "exported"))
+    assert edit > 1e-3
+    assert left < 1e-6 * edit
+    with pytest.raises(EditNotExpressibleError, match="clamp goes a share of its way in no weights"):
+        compiled(hosted, at_strength((feature(1, 5, Clamp(high=1.0)),), 0.4))
 
 
 @pytest.mark.parametrize("kind", [SiteKind.ATTN_OUT, SiteKind.MLP_OUT])

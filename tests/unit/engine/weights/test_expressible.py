@@ -44,6 +44,7 @@ REFUSED = [
     (replace(PLAIN, mode=Mode(last_layer=2)), "mode.last_layer"),
     (replace(PLAIN, mode=Mode(patterns=PatternMode.FROZEN)), "mode.patterns"),
     (replace(PLAIN, mode=Mode(heads=(HeadInput(layer=2, head=0, role="q"),))), "mode.heads"),
+    (replace(PLAIN, operation=Clamp(low=0.0), mode=Mode(strength=0.5)), "mode.strength"),
     (replace(PLAIN, condition=Condition(feature=FeatureRef(layer=0, index=1), at_least=0.5)), "condition"),
     (replace(PROJECTED, condition=Condition(feature=OWN, at_least=0.5)), "condition"),
     (replace(PROJECTED, selector=Selector(tokens=(3,))), "selector.tokens"),
