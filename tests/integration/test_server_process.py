@@ -214,13 +214,13 @@ def test_the_running_server_holds_no_torch(tmp_path):
     assert "cygrpc" in maps
 
 
-def test_doctor_tells_versions_and_room():
+def test_doctor_tells_versions_and_room(tmp_path):
     """Doctor prints machine-readable facts and succeeds where the service is installed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "trephine.server", "doctor", "--json"], capture_output=True, check=False
-    )
+    command = [sys.executable, "-m", "trephine.server", "doctor", "--json", "--state", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=False)
     facts = json.loads(done.stdout)
     assert done.returncode == 0
+    assert facts["state"].startswith(f"{tmp_path} (")
     assert facts["extras"]["service"] == "present"
     assert facts["packages"]["trephine"] != "absent"
     assert facts["memory_free_mib"] > 0

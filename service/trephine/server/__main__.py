@@ -86,7 +86,7 @@ def _import_release(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from trephine.server.doctor import examine, render
 
-    facts = examine()
+    facts = examine(options.state)
     sys.stdout.write((json.dumps(facts, indent=2) if options.json else render(facts)) + "\n")
     return PASS if facts["extras"]["service"] == "present" else INTERNAL
 
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("folder", type=Path, help="new folder; sets are folders of such folders")
     doctor = commands.add_parser("doctor", help="versions, folders, room, extras")
     doctor.add_argument("--json", action="store_true")
+    doctor.add_argument("--state", type=Path, help="state folder; default: $TREPHINE_STATE or the user's own")
     health = commands.add_parser("health", help="0 if the state folder's server is serving")
     health.add_argument("--state", type=Path)
     return parser

@@ -24,9 +24,13 @@ EXTRAS = {
 }
 
 
-def examine() -> dict[str, Any]:
-    """Collect everything that a report of a problem should say."""
-    cache, state = default_cache(), default_state()
+def examine(state: Path | None = None) -> dict[str, Any]:
+    """Collect everything that a report of a problem should say.
+
+    Args:
+        state: State folder; unset: the user's own.
+    """
+    cache, state = default_cache(), state or default_state()
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "platform": platform.platform(),

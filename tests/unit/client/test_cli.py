@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.grpc_server import FakeService
 from trephine.client import server_process
-from trephine.client.cli import main
+from trephine.client.cli import main, service
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode
 from trephine.v1 import audit_service_pb2, edit_service_pb2, model_service_pb2
 
@@ -234,6 +234,18 @@ def test_without_the_service_the_client_says_what_to_install(
             main()
         assert ended.value.code == ExitCode.USAGE
         assert "pip install 'trephine[service]'" in capsys.readouterr().err
+
+
+def test_doctor_looks_at_the_folder_and_in_the_form_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The global options reach it: it told of the user's own state folder, and in text."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(service, "run_service", lambda *words: asked.append(words) or 0)
+    monkeypatch.setattr(sys, "argv", ["trephine", "--json", "--state", str(tmp_path), "doctor"])
+    with pytest.raises(SystemExit):
+        main()
+    assert asked == [("doctor", "--state", str(tmp_path), "--json")]
 
 
 def test_every_command_has_help_for_newcomers(run: Run, capsys: pytest.CaptureFixture[str]):

@@ -93,6 +93,9 @@ def serve(
     become_service(*arguments)
 
 
-def doctor() -> None:
+def doctor(context: typer.Context) -> None:
     """Check this machine: dependencies, memory, disk, the cached model."""
-    raise typer.Exit(run_service("doctor"))
+    given = invocation(context)
+    arguments = ["doctor", "--state", str((given.state or default_state()).absolute())]
+    arguments += ["--json"] if given.output.json else []
+    raise typer.Exit(run_service(*arguments))
