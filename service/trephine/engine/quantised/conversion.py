@@ -73,14 +73,16 @@ class Layout:
         self.config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
         self.family: Family = family_of(hosted.info.architecture, self.config)
         names = TensorNames(self.family, self.config.num_hidden_layers, hosted.model.base_model_prefix)
-        self.tensors = tuple(self._stored(read_entries(folder), names, kind))
+        # A config may say tied where files hold two matrices that differ: loaders then take both.
+        tied = self.config.tie_word_embeddings and hosted.info.tied_embeddings
+        self.tensors = tuple(self._stored(read_entries(folder), names, kind, tied=tied))
 
     def _stored(
-        self, entries: dict[str, TensorEntry], names: TensorNames, kind: GgufType
+        self, entries: dict[str, TensorEntry], names: TensorNames, kind: GgufType, *, tied: bool
     ) -> Iterator[Stored]:
         for entry in entries.values():
             name = names(entry.name)
-            if name is None or (name == "output.weight" and self.config.tie_word_embeddings):
+            if name is None or (name == "output.weight" and tied):
                 continue
             yield Stored(entry=entry, name=name, kind=stored_type(name, entry.shape, kind))
 

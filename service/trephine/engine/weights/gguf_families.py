@@ -40,6 +40,7 @@ _TYPES = {
     "q4_0": GGMLQuantizationType.Q4_0,
 }
 _BLOCK = 32
+_SILU = ("silu", "swish")
 
 
 def family_of(architecture: str, config: Any) -> Family:
@@ -76,6 +77,11 @@ def _unread(family: Family, config: Any) -> str:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         return f"it does not carry rotary scaling of type {rope['rope_type']}"
+    if config.hidden_act not in _SILU:
+        return f"it takes every activation for SiLU, and this model's is {config.hidden_act}"
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+    if getattr(config, "use_sliding_window", False) and window < config.max_position_embeddings:
+        return f"it leaves the sliding window of {window} tokens out"
     if family.arch == "llama" and (config.mlp_bias or config.attention_bias):
         return "it leaves the biases of a Llama out"
     if family.arch == "qwen3" and config.head_dim != 128:

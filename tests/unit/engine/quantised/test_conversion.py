@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import gguf
@@ -79,6 +80,23 @@ def test_a_tied_unembedding_is_not_written_twice(tmp_path):
     assert ("output.weight" in names) is not hosted.info.tied_embeddings
 
 
+@torch.inference_mode()
+def test_an_unembedding_of_its_own_is_written_whatever_the_config_says(tmp_path):
+    """Loaders take two matrices that differ for two, and so must a file that is made of them."""
+    folder = tmp_path / "parent"
+    parent("qwen2", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    hosted = hosted_in(folder)
+    assert not hosted.info.tied_embeddings
+    file = tmp_path / "files" / "q8_0.gguf"
+    file.parent.mkdir()
+    assert "output.weight" in list(convert(hosted, folder, "q8_0", file, "a title"))
+    stock = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+    own = windows_logits(finish(quantised_twin(hosted, "q8_0")), WINDOW)[0]
+    assert float((stock(torch.tensor(WINDOW), use_cache=False).logits[0] - own).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("architecture", list(FAMILIES))
 def test_layouts_are_undone(architecture):
     """Permuted rows and turned matrices come back, so that the twin holds what a reader gets."""
@@ -112,6 +130,24 @@ def test_what_would_not_be_read_back_is_refused(family, why, tmp_path):
     hosted = parent(family, tmp_path / "parent")
     with pytest.raises(UnsupportedOptionError, match=why):
         require_convertible(hosted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"hidden_act": "gelu"}, "every activation for SiLU, and this model's is gelu"),
+        ({"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding window of 16"),
+    ],
+)
+def test_what_a_file_has_no_word_for_is_refused(fields, why, tmp_path):
+    """Read back it would be another model, and nothing would say so."""
+    folder = tmp_path / "parent"
+    parent("qwen2", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config | fields), encoding="utf-8")
+    with pytest.raises(UnsupportedOptionError, match=why):
+        require_convertible(hosted_in(folder))
 
 
 def test_another_kind_of_tokenizer_is_refused(tmp_path):
