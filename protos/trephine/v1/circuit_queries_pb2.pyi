@@ -174,8 +174,8 @@ class QuerySubgraphRequest(google.protobuf.message.Message):
     min_weight: builtins.float
     """Edges of a smaller absolute weight are not followed. Unset: 0."""
     max_nodes: builtins.int
-    """At most so many nodes, the most influential; edges between the others are left out. 0 means 1000, above
-    5000 is 5000.
+    """At most so many nodes, those asked about and the most influential; edges of the others are left out. 0 means
+    1000, above 5000 is 5000.
     """
     page_size: builtins.int
     """Edges on a page; 0 means 1000, above 10000 is 10000. Nodes and paths come with the first page."""

@@ -98,7 +98,9 @@ def around(
     ancestors: Annotated[int, typer.Option(help="Steps against the edges.")] = 1,
     descendants: Annotated[int, typer.Option(help="Steps along the edges.")] = 1,
     min_weight: MinWeightOption = 0.0,
-    max_nodes: Annotated[int, typer.Option(help="At most so many nodes, the most influential.")] = 1000,
+    max_nodes: Annotated[
+        int, typer.Option(help="At most so many nodes: those named, the most influential.")
+    ] = 1000,
     top: TopOption = 20,
 ) -> None:
     """Print the part of a circuit around one node."""
@@ -122,7 +124,9 @@ def between(
     target: NodeArgument,
     paths: Annotated[int, typer.Option(help="How many of the strongest paths, at most 100.")] = 10,
     min_weight: MinWeightOption = 0.0,
-    max_nodes: Annotated[int, typer.Option(help="At most so many nodes, the most influential.")] = 1000,
+    max_nodes: Annotated[
+        int, typer.Option(help="At most so many nodes: those named, the most influential.")
+    ] = 1000,
     top: TopOption = 20,
 ) -> None:
     """Print all that leads from one node to another: the strongest paths, the nodes, the edges."""

@@ -30,6 +30,8 @@ MOST_PATHS = 100
 class Subgraph:
     """A part of a circuit, as indices into the circuit's nodes and edges, ascending."""
 
+    asked: tuple[int, ...]
+    """The nodes that were asked about."""
     nodes: Indices
     edges: Indices
     paths: tuple[CircuitPath, ...] = ()
@@ -42,9 +44,13 @@ class Subgraph:
     """Absolute shares of all paths, added up: what the listed ones can be compared with."""
 
     def largest(self, circuit: Circuit, count: int) -> tuple[Indices, Indices]:
-        """Return its most influential nodes, at most `count`, and the edges between them, heaviest first."""
+        """Return the nodes asked about and its most influential ones, and the edges between, heaviest first.
+
+        Together these nodes are at most `count`, or those asked about alone.
+        """
         influence = np.array([circuit.nodes[node].influence for node in self.nodes.tolist()])
-        nodes = self.nodes[np.argsort(-influence, kind="stable")[:count]]
+        asked = np.isin(self.nodes, self.asked)
+        nodes = self.nodes[np.lexsort((-influence, ~asked))[: max(count, len(self.asked))]]
         shown = np.zeros(len(circuit.nodes), np.bool_)
         shown[nodes] = True
         ends = numbers(circuit.edges.source)[self.edges], numbers(circuit.edges.target)[self.edges]
@@ -187,7 +193,7 @@ def _around(graph: Wiring, question: Around) -> Subgraph:
     inside = heavy & (_inside(graph, above) | _inside(graph, below))
     if not inside.any():
         raise NothingMatchedError(_why_alone(graph, question))
-    return Subgraph(nodes=np.flatnonzero(above | below), edges=np.flatnonzero(inside))
+    return Subgraph(asked=(question.node,), nodes=np.flatnonzero(above | below), edges=np.flatnonzero(inside))
 
 
 def _inside(graph: Wiring, nodes: Mask) -> Mask:
@@ -223,6 +229,7 @@ def _between(graph: Wiring, question: Between) -> Subgraph:
     by_level = _split(edges, levels[graph.target[edges]])
     count = _accumulate(graph, by_level, question, np.ones(len(graph.weight)))
     return Subgraph(
+        asked=(question.source, question.target),
         nodes=np.flatnonzero(nodes),
         edges=edges,
         paths=_strongest(graph, by_level, question) if question.paths else (),

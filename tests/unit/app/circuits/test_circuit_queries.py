@@ -85,6 +85,27 @@ def test_contributions_of_all_paths_are_what_is_gone_without_the_source(seed):
     assert sum(path.contribution for path in found.paths) == pytest.approx(fallen[last])
 
 
+def test_a_part_that_is_cut_keeps_what_was_asked_about():
+    """The most influential nodes beside them, and the edges between; equals in order of their index."""
+    graph = layered(2)
+    weakest = min(
+        (node for node, one in enumerate(graph.nodes) if one.kind is NodeKind.FEATURE and one.layer == 1),
+        key=lambda node: graph.nodes[node].influence,
+    )
+    last, by_influence = len(graph.nodes) - 1, lambda node: (-graph.nodes[node].influence, node)
+    for question, asked in (
+        (Around(node=weakest, ancestors=9, descendants=9), {weakest}),
+        (Between(source=weakest, target=last), {weakest, last}),
+    ):
+        part = query(graph, question)
+        for count in (1, 4):
+            nodes, edges = part.largest(graph, count)
+            others = sorted(set(part.nodes.tolist()) - asked, key=by_influence)
+            assert set(nodes.tolist()) == asked | set(others[: max(0, count - len(asked))])
+            ends = [edges_of(graph)[edge] for edge in edges.tolist()]
+            assert all({start, end} <= set(nodes.tolist()) for start, end, _ in ends)
+
+
 def test_a_path_through_an_unknown_activation_has_no_contribution():
     """Imported circuits need not say what a feature's activation is; a straight path needs none."""
     graph = layered(1, layers=2)
