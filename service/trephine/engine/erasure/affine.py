@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,17 +91,24 @@ def fit_inlp(x: Tensor, concept: Tensor, *, rounds: int, penalty: float = 1e-2) 
     Raises:
         InvalidRequestError: If there is one class alone.
     """
+    *_, eraser = inlp_rounds(x, concept, rounds=rounds, penalty=penalty)
+    return eraser
+
+
+def inlp_rounds(x: Tensor, concept: Tensor, *, rounds: int, penalty: float = 1e-2) -> Iterator[Eraser]:
+    """Yield the eraser of `fit_inlp` before the first round, and after every one: a fit a quantum."""
     _classes(concept)
     wide = x.double()
     mean = wide.mean(0)
     majority = float(max(concept.double().mean(), 1 - concept.double().mean()))
     basis = torch.zeros(wide.shape[1], 0, dtype=torch.float64)
+    yield Eraser(mean=mean, proj_left=basis, proj_right=basis.T)
     for _ in range(min(rounds, wide.shape[1])):
         left = wide - (wide - mean) @ basis @ basis.T
         weight, bias = fit_logistic(left, concept, penalty=penalty)
         accuracy = float(((left @ weight + bias > 0) == (concept == 1)).double().mean())
         direction = weight - basis @ (basis.T @ weight)
         if accuracy <= majority or float(direction.norm()) == 0.0:
-            break
+            return
         basis = torch.cat([basis, (direction / direction.norm())[:, None]], dim=1)
-    return Eraser(mean=mean, proj_left=basis, proj_right=basis.T)
+        yield Eraser(mean=mean, proj_left=basis, proj_right=basis.T)

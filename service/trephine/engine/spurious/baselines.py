@@ -5,7 +5,7 @@ Each knows of the attribute what the removal is told: its examples, twins, or la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.spurious_arms import Arm, ArmOutcome
-from trephine.engine.erasure.affine import fit_inlp, fit_leace
+from trephine.engine.erasure.affine import Eraser, fit_leace, inlp_rounds
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes
 from trephine.engine.spurious.judgement import FEWEST
@@ -27,10 +27,6 @@ MOST_TOKENS = 100
 """Deleted at most, the most telling ones."""
 SURE = 2.0
 """Least |z| of a deleted token's association."""
-_FITS: dict[Arm, Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]] = {
-    Arm.LEACE: fit_leace,
-    Arm.INLP: partial(fit_inlp, rounds=INLP_ROUNDS),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +56,22 @@ def measure_baselines(measure: Measure, plain: Pooled) -> Generator[Progress | N
     texts = [one.ids for one in study.everything] if study.trains else []
     everything = yield from study.pool(texts, (), "baselines, texts")
     arms = []
-    for arm, fit in _FITS.items():
-        erase = fit(vectors, told.sides)
+    for arm in (Arm.LEACE, Arm.INLP):
+        erase = yield from _eraser(arm, vectors, told.sides)
         head, validated = study.trained_twice(erase(everything))
+        yield None
         arms.append(measure.arm(arm, head, plain.changed(erase), validated))
         yield None
     return [*arms, *(yield from _token_deletion(measure, told))]
+
+
+def _eraser(arm: Arm, vectors: Tensor, sides: Tensor) -> Generator[Progress | None, None, Eraser]:
+    """Fit LEACE, or INLP round by round."""
+    if arm is Arm.LEACE:
+        return fit_leace(vectors, sides)
+    for done, erase in enumerate(inlp_rounds(vectors, sides, rounds=INLP_ROUNDS)):
+        yield Progress(stage="baselines, INLP", done=done, total=INLP_ROUNDS)
+    return erase
 
 
 def _token_deletion(measure: Measure, told: _Told) -> Generator[Progress | None, None, list[ArmOutcome]]:

@@ -13,7 +13,9 @@ from trephine.domain.findings import Figure
 from trephine.domain.spurious_arms import Arm, ArmOutcome
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.engine.erasure import affine
 from trephine.engine.erasure.affine import fit_leace
+from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.erasure.tokens import strongest_tokens, token_associations, without_tokens
 from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.baselines import measure_baselines
@@ -64,6 +66,24 @@ def test_leace_is_fitted_on_the_examples_and_the_head_trained_on_what_it_leaves(
     expected = right(head, erase(pool["test"]), study.data.test)
     assert found[Arm.LEACE].figure("label_accuracy").value == pytest.approx(expected, abs=1e-6)
     assert found[Arm.LEACE].figure("worst_group").value != found[Arm.INLP].figure("worst_group").value
+
+
+def test_a_round_of_inlp_is_a_quantum(hosted, monkeypatch):
+    """Twenty fits at once were two minutes of 4,000 examples, which nothing could end."""
+    study = opened(hosted, attribute_texts=attribute_texts())
+    measure, fits = Measure(study), list[int]()
+    plain = finish(measure.pooled((), "original"))
+
+    def counted(*args: Any, **options: Any) -> Any:
+        fits[-1] += 1
+        return fit_logistic(*args, **options)
+
+    monkeypatch.setattr(affine, "fit_logistic", counted)
+    fits.append(0)
+    for _ in measure_baselines(measure, plain):
+        fits.append(0)
+    assert sum(fits) > 1
+    assert max(fits) == 1
 
 
 def test_telling_tokens_are_deleted_from_every_text(hosted):
