@@ -69,9 +69,12 @@ def _eraser(arm: Arm, vectors: Tensor, sides: Tensor) -> Generator[Progress | No
     """Fit LEACE, or INLP round by round."""
     if arm is Arm.LEACE:
         return fit_leace(vectors, sides)
-    for done, erase in enumerate(inlp_rounds(vectors, sides, rounds=INLP_ROUNDS)):
-        yield Progress(stage="baselines, INLP", done=done, total=INLP_ROUNDS)
-    return erase
+    rounds = inlp_rounds(vectors, sides, rounds=INLP_ROUNDS)
+    eraser = next(rounds)
+    for later in rounds:
+        eraser = later
+        yield Progress(stage="baselines, INLP", done=eraser.rank, total=INLP_ROUNDS)
+    return eraser
 
 
 def _token_deletion(measure: Measure, told: _Told) -> Generator[Progress | None, None, list[ArmOutcome]]:
