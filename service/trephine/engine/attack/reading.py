@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
+from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, ProjectOut, SiteTarget
 from trephine.domain.sites import NEURONS, FeatureRef, Site, SiteKind
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import layer_info, opened
@@ -27,12 +27,15 @@ def read_directions(hosted: HostedModel, interventions: Sequence[Intervention]) 
     """Return the directions by which edited features read the residual stream, float32 `(k, d_model)`.
 
     An encoder behind a norm is carried in front of it: through its gain, and centred where the norm centres.
-    What reads attention's heads reads no direction of the stream at the position itself and adds none.
+    What reads attention's heads reads no direction of the stream at the position itself and adds none. Where
+    a feature's decoder is projected out, that is what is read, and its encoder is not.
     """
     rows = [torch.zeros(0, hosted.info.d_model)]
     for intervention in interventions:
         target = intervention.target
-        if isinstance(target, FeatureTarget):
+        if isinstance(target, FeatureTarget) and isinstance(intervention.operation, ProjectOut):
+            rows.append(_decoder(hosted, target.feature))
+        elif isinstance(target, FeatureTarget):
             rows.append(_encoders(hosted, target.feature))
         elif isinstance(target, DirectionTarget) and target.site.kind in _RESIDUAL:
             rows.append(torch.tensor([target.vector]))
@@ -51,6 +54,14 @@ def _encoders(hosted: HostedModel, feature: FeatureRef) -> Tensor:
     if info.site_in.kind is SiteKind.MLP_IN:
         return _before_norm(hosted, info.site_in.layer, rows_of)
     return rows_of if info.site_in.kind in _RESIDUAL else rows_of[:0].new_zeros(0, hosted.info.d_model)
+
+
+def _decoder(hosted: HostedModel, feature: FeatureRef) -> Tensor:
+    site = layer_info(hosted, feature.replacement, feature.layer).sites_out[0]
+    if site.kind not in _RESIDUAL:
+        return torch.zeros(0, hosted.info.d_model)
+    with opened(hosted, feature.replacement, [feature.layer]) as layers:
+        return layers[feature.layer].decoders([feature.index], site)
 
 
 def _before_norm(hosted: HostedModel, layer: int, rows: Tensor) -> Tensor:
