@@ -35,7 +35,7 @@ class LayerUse:
     activation: Tensor
     """Its typical activation where it is used, in its own units."""
     decoder: Tensor
-    """Norm of what one unit of it writes."""
+    """Norm of what one unit of it writes, scaled back in the mean as its set scales outputs back."""
 
     @property
     def size(self) -> Tensor:
@@ -117,7 +117,7 @@ class _FeatureTally:
     def __init__(self, hosted: HostedModel, place: Place) -> None:
         self._hosted, self._place = hosted, place
         width = layer_info(hosted, *place).d_sae
-        self._total = torch.zeros(width, dtype=torch.float64)
+        self._total, self._written = torch.zeros(2, width, dtype=torch.float64)
         self._active = torch.zeros(width, dtype=torch.float64)
         self._count = 0
 
@@ -126,8 +126,10 @@ class _FeatureTally:
         name, layer = self._place
         with opened(self._hosted, name, [layer]) as resident, torch.inference_mode():
             code = resident[layer].encode(x)
-            written = (code.activations * code.scale_out).abs().double()
-        self._total += written.sum(0).cpu()
+            found = code.activations.abs().double()
+            written = found * code.scale_out
+        self._total += found.sum(0).cpu()
+        self._written += written.sum(0).cpu()
         self._active += code.active.double().sum(0).cpu()
         self._count += x.shape[0]
 
@@ -136,8 +138,12 @@ class _FeatureTally:
         return LayerUse(
             frequency=self._active / max(self._count, 1),
             activation=self._total / self._active.clamp_min(1),
-            decoder=_decoder_norms(self._hosted, self._place),
+            decoder=_decoder_norms(self._hosted, self._place) * self._scale(),
         )
+
+    def _scale(self) -> Tensor:
+        """Return what a unit of each feature is scaled back by, weighted by its activations."""
+        return torch.where(self._total > 0, self._written / self._total, 1.0)
 
 
 def _decoder_norms(hosted: HostedModel, place: Place) -> Tensor:

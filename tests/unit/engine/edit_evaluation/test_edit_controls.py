@@ -154,7 +154,7 @@ def test_no_op_keeps_everything_but_the_operation():
     assert not isinstance(given.target, DirectionTarget)
 
 
-@pytest.mark.parametrize("kind", ["jumprelu", "topk", "normalised"])
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "normalised", "denormalised"])
 def test_uses_are_those_of_the_activations(kind):
     """Frequency and size of features over positions >= 1 of the retain text, and of neurons by their rms."""
     hosted = tiny_hosted("llama")
@@ -173,6 +173,10 @@ def test_uses_are_those_of_the_activations(kind):
     torch.testing.assert_close(uses[NAME, 1].frequency, active.mean(0))
     size = written.sum(0) / active.sum(0).clamp_min(1) * layer.decoder_norms().double()
     torch.testing.assert_close(uses[NAME, 1].size, size, rtol=1e-5, atol=1e-7)
+    own = code.activations.abs().double().sum(0) / active.sum(0).clamp_min(
+        1
+    )  # bounds and values are in these
+    torch.testing.assert_close(uses[NAME, 1].activation, own, rtol=1e-5, atol=1e-7)
     rms = neurons.pow(2).mean(0).sqrt()
     torch.testing.assert_close(uses[NEURONS, 1].activation, rms, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(uses[NEURONS, 1].frequency, (neurons.abs() > rms).double().mean(0))
