@@ -60,4 +60,5 @@ def read_baseline(path: Path) -> Baseline:
     except ValidationError as failure:
         first = failure.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BaselineInvalidError(f"{path} is no baseline: {place}: {first['msg']}") from failure
+        what = f"{place}: {first['msg']}" if place else first["msg"]  # of no JSON at all there is no place
+        raise BaselineInvalidError(f"{path} is no baseline: {what}") from failure

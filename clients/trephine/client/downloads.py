@@ -163,16 +163,24 @@ def write_file(path: Path, data: bytes) -> Path:
     return path
 
 
-def require_writable(path: Path) -> None:
-    """Refuse a target of `write_file` that cannot be written, before the work whose result it is to hold.
+def require_writable(*paths: Path) -> None:
+    """Refuse targets of `write_file` that cannot be written, before the work whose result they are to hold.
+
+    Nothing of it is left: folders that are missing are made again once there is something to write.
 
     Raises:
-        LocalFileError: If it is a folder, or nothing can be written beside it.
+        LocalFileError: If one is a folder, or nothing can be written beside it.
     """
-    if path.is_dir():
-        raise LocalFileError(f"cannot write {path}: it is a folder; name a file")
-    try:
-        with temporary_file(path):
-            pass
-    except OSError as failure:
-        raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
+    for path in paths:
+        if path.is_dir():
+            raise LocalFileError(f"cannot write {path}: it is a folder; name a file")
+        missing = [folder for folder in path.parents if not folder.exists()]
+        try:
+            with temporary_file(path):
+                pass
+        except OSError as failure:
+            raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
+        finally:
+            for folder in missing:
+                with suppress(OSError):  # not made, or something else lies in it by now
+                    folder.rmdir()

@@ -110,6 +110,8 @@ def test_predictions_and_stored_evaluations(
     """`--predict` measures nothing; `show`, `evaluations` and `evaluation` print what is stored."""
     file = tmp_path / "names.jsonl"
     file.write_text(ITEMS)
+    assert run("--json", "edits", "evaluate", "no-mary", "--target", str(file), "--predict") == 0
+    assert "seconds" in json.loads(capsys.readouterr().out)
     assert run("edits", "evaluate", "no-mary", "--target", str(file), "--predict") == 0
     assert "34 s" in capsys.readouterr().out
     assert run("edits", "show", "no-mary") == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from contextlib import suppress
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +42,7 @@ from trephine.client.cli.service import SERVE_EXAMPLES, doctor, serve
 from trephine.client.cli.suggestions import SuggestingGroup
 from trephine.client.errors import (
     AdmissionFailedError,
+    DiskFullError,
     ExportTargetExistsError,
     FeatureIndexNotFoundError,
     ModelNotFoundError,
@@ -51,6 +54,7 @@ from trephine.client.errors import (
     UnauthenticatedError,
 )
 from trephine.client.evidence import EvidenceWarning
+from trephine.client.local_disk import is_full
 from trephine.client.terminal import printable, printable_lines
 
 app = typer.Typer(
@@ -163,6 +167,19 @@ def main() -> None:
         # The reader of our output left, as `head` does; nobody is there to be told.
         sys.stderr.close()
         sys.exit(ExitCode.INTERNAL)
+    except OSError as failure:
+        if not is_full(failure) or failure.filename is not None:
+            raise
+        # Commands tell of their files themselves; what has no name is the output itself.
+        _complain(DiskFullError(f"cannot write the output: {failure.strerror}; make room and try again"))
+        _drop_output()
+        sys.exit(ExitCode.INTERNAL)
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere: the interpreter's last flush would fail a second time."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _HINTS = {

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.audits import FILE_NAMES
 from trephine.client.baseline import Baseline, read_baseline
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
 from trephine.client.cli.exit_codes import ExitCode
@@ -14,6 +15,7 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
+from trephine.client.downloads import require_writable
 from trephine.client.errors import InvalidRequestError
 from trephine.client.terminal import printable
 from trephine.client.types import AuditReport, Figure, Severity, Verdict
@@ -58,6 +60,9 @@ def audit(
     settings = dict(_parameter(text) for text in parameters or ())
     if out is None and not detach:
         raise InvalidRequestError("say where the reports go: --out FOLDER, or --detach", field="out")
+    if out is not None and not detach:
+        folders = [_folder(out, auditors, one) for one in auditors]
+        require_writable(*(folder / name for folder in folders for name in FILE_NAMES.values()))
     reports: list[AuditReport] = []
     with given.connect() as trephine:
         start = partial(
@@ -72,8 +77,7 @@ def audit(
             given.leave(trephine, map(start, auditors))
         for auditor in auditors:
             report = given.complete(trephine, start(auditor), f"audit {auditor}")
-            folder = out if len(auditors) == 1 else out / auditor
-            _show(given.output, report, trephine.audits.save(report, folder))
+            _show(given.output, report, trephine.audits.save(report, _folder(out, auditors, auditor)))
             reports.append(report)
     raise typer.Exit(status_of(reports, threshold, accepted))
 
@@ -115,6 +119,11 @@ def figure_row(figure: Figure) -> tuple[str, str, str]:
     """A figure as a row of a table."""
     interval = "" if figure.low is None or figure.high is None else f"{figure.low:.3g} to {figure.high:.3g}"
     return figure.name, f"{figure.value:.4g} {figure.unit}".rstrip(), interval
+
+
+def _folder(out: Path, auditors: Sequence[str], auditor: str) -> Path:
+    """Where an auditor's reports go: of several each has a folder of its own."""
+    return out if len(auditors) == 1 else out / auditor
 
 
 def _show(output: Output, report: AuditReport, paths: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ from trephine.client.cli.arguments import DetachOption
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.client.types import CircuitExamination, CircuitVerification, Standing
 
 VERIFY_EXAMPLES = (
@@ -61,6 +61,8 @@ def verify(
     a search for the worst mask outside the circuit, and the same with a random dictionary.
     """
     given = invocation(context)
+    if out is not None:
+        require_writable(out)
     options = {
         "counterfactual": counterfactual,
         "substitutes": tuple(ablation or ()),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.circuit import Circuit
+from trephine.client.circuit import Circuit, files_of
 from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
     AgainstOption,
@@ -29,6 +29,7 @@ from trephine.client.cli.targets import (
     TopLogitsOption,
     wanted_target,
 )
+from trephine.client.downloads import require_writable
 from trephine.client.terminal import printable
 from trephine.client.types import (
     CircuitInfo,
@@ -119,6 +120,8 @@ def discover(
 ) -> None:
     """Find the circuit behind a next-token choice: which features push for it, and through which others."""
     given = invocation(context)
+    if out is not None:
+        require_writable(*(file for _, file in files_of(out)))
     wanted = wanted_target(
         tokens=target,
         top_logits=top_logits,

@@ -14,7 +14,7 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.datasets import Columns, Split, read_examples, split_examples
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.client.errors import InvalidRequestError
 from trephine.client.types import (
     ContextCircuit,
@@ -121,6 +121,8 @@ def discover_dataset(
     agree on are listed as abstained.
     """
     given = invocation(context)
+    if out is not None:
+        require_writable(out)
     columns = Columns(clean=clean, corrupted=corrupted or None, answer=answer, wrong=wrong or None)
     split = _split(file, held_out_file, columns, begin=begin, share=held_out, limit=limit, seed=seed or 0)
     options: dict[str, Any] = {

@@ -11,10 +11,11 @@ from trephine.client.cli.edit_evaluation_text import show_evaluation
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
 from trephine.client.cli.sets import ReplacementsOption, open_sets
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.client.evaluation_sets import read_set
-from trephine.client.types import EditVerdict, EvaluationRole, EvaluationSet
+from trephine.client.types import EditEvaluation, EditVerdict, EvaluationRole, EvaluationSet
 
 NameArgument = Annotated[str, typer.Argument(help="no-mary, or no-mary@2 for one version.")]
 
@@ -85,6 +86,8 @@ def evaluate(
     inconclusive.
     """
     given = invocation(context)
+    if out is not None:
+        require_writable(out)
     sets = _sets(target, retain or (), limit)
     options = {
         "prompts": tuple(prompts or ()),
@@ -107,8 +110,7 @@ def evaluate(
         open_sets(given, trephine, model, replacements)
         if predict:
             would = trephine.edits.predict_evaluation(edit, sets, **options)
-            memory = f"{would.peak_extra_bytes / 1e6:,.0f} MB"
-            given.output.facts([("would take", f"{would.seconds:,.0f} s"), ("memory", memory)])
+            _show_prediction(given.output, would)
             return
         started = trephine.edits.start_evaluate(edit, sets, **options)
         found = given.complete(trephine, started, f"evaluate {edit.name}", detach=detach)
@@ -118,6 +120,14 @@ def evaluate(
     if out is not None:
         given.output.note(f"wrote {out}")
     raise typer.Exit(_STATUS.get(found.verdict, ExitCode.FINDINGS))
+
+
+def _show_prediction(output: Output, would: EditEvaluation) -> None:
+    if output.json:
+        output.document(would.to_json())
+        return
+    memory = f"{would.peak_extra_bytes / 1e6:,.0f} MB"
+    output.facts([("would take", f"{would.seconds:,.0f} s"), ("memory", memory)])
 
 
 def evaluations(context: typer.Context, name: NameArgument) -> None:

@@ -20,7 +20,9 @@ from trephine.client.cli.sets import (
     read_bytes,
     read_layers,
 )
+from trephine.client.downloads import require_writable
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.evaluation import files_of
 from trephine.client.types import (
     Claim,
     DepthFaithfulness,
@@ -112,6 +114,8 @@ def evaluate(
     Splices each layer alone, then all at once. What does not beat its controls is said not to.
     """
     given = invocation(context)
+    if out is not None:
+        require_writable(*(file for _, file in files_of(out)))
     words = None if text == BUILT_IN else _read(Path(text))
     with given.connect() as trephine:
         found = open_set(

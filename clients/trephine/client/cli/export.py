@@ -24,7 +24,7 @@ from trephine.client.cli.progress import ProgressView
 from trephine.client.cli.quantised import GgufOption, show_quantised
 from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
-from trephine.client.downloads import require_absent
+from trephine.client.downloads import require_absent, require_writable
 from trephine.client.edits import reused
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.export_names import export_id_for
@@ -126,6 +126,7 @@ def export(
             show_plan(given.output, planned(given, trephine, edit, model, **how))
         return
     require_absent(out)
+    require_writable(out)
     how |= {"attack": attack, "attack_steps": attack_steps, "sigstore": sigstore}
     how["identity_token"] = None if identity_token_file is None else _token(identity_token_file)
     with given.connect() as trephine:

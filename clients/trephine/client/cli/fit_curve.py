@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trephine.client.cli.output import Output
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.client.errors import InvalidRequestError
 from trephine.client.types import FitPoint, FitReport
 
@@ -45,15 +45,19 @@ def curve_csv(points: Sequence[FitPoint]) -> str:
 
 
 def check_fit_file(path: Path | None) -> None:
-    """Refuse a file of another kind before any work.
+    """Refuse a file of another kind, or one that cannot be written, before any work.
 
     Raises:
         InvalidRequestError: If it is neither CSV nor JSON.
+        LocalFileError: If it cannot be written.
     """
-    if path is not None and path.suffix not in (".csv", ".json"):
+    if path is None:
+        return
+    if path.suffix not in (".csv", ".json"):
         raise InvalidRequestError(
             f"{path} is neither *.csv (the curves) nor *.json (the report)", field="out"
         )
+    require_writable(path)
 
 
 def write_fit(path: Path, report: FitReport) -> Path:
