@@ -9,6 +9,7 @@ from typing import Any
 
 from trephine.client import circuit_requests as build
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_circuit
 from trephine.client.node_addresses import found_nodes
 from trephine.client.paging import pages
 from trephine.client.requests import resource
@@ -33,6 +34,9 @@ class StoredCircuit:
     def __init__(self, wire: Wire, info: CircuitInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_circuit(self.info))
 
     @property
     def name(self) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from trephine.client.circuit_queries import StoredCircuit
 from trephine.client.decoding import decode
 from trephine.client.requests import resource
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
+from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types import AttentionTrace, EdgeExplanations, ModelInfo
 from trephine.client.wire import Wire
 from trephine.v1 import circuit_views_pb2 as pb
@@ -56,8 +57,8 @@ class TraceableModel:
         head: int,
         query: int | None = None,
         key: int | None = None,
-        replacement: str = "",
-        beside: Sequence[str] = (),
+        replacement: AnySet = "",
+        beside: Sequence[AnySet] = (),
         top: int | None = None,
     ) -> AttentionTrace:
         """Explain why a head looked where it looked.
@@ -108,8 +109,8 @@ def trace_request(
     head: int,
     query: int | None,
     key: int | None,
-    replacement: str,
-    beside: Sequence[str],
+    replacement: AnySet,
+    beside: Sequence[AnySet],
     top: int | None,
 ) -> pb.TraceAttentionRequest:
     """Explain a pattern entry."""
@@ -120,7 +121,7 @@ def trace_request(
         head=head,
         query=query,
         key=key,
-        replacement=replacement,
-        beside=beside,
+        replacement=set_id(replacement, model),
+        beside=[set_id(one, model) for one in listed(beside, "beside")],
         top=top,
     )

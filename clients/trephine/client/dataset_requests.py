@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trephine.client.requests import fresh_id
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.set_ids import set_id
 from trephine.client.types import DatasetExample, EffectEstimator, ErrorTerm, NodeAblation, PositionRule
 from trephine.v1 import dataset_circuits_pb2 as pb
@@ -33,7 +33,7 @@ def discover_dataset(
     if "replacement" in given:
         given["replacement"] = set_id(given["replacement"], model)
     if "beside" in given:
-        given["beside"] = [set_id(one, model) for one in given["beside"]]
+        given["beside"] = [set_id(one, model) for one in listed(given["beside"], "beside")]
     return pb.DiscoverDatasetCircuitRequest(
         model=model,
         training=[_example(one) for one in training],

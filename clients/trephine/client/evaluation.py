@@ -8,6 +8,7 @@ from typing import Any
 
 from trephine.client import replacement_requests
 from trephine.client.artifacts import Artifacts
+from trephine.client.descriptions import described, of_evaluation
 from trephine.client.downloads import write_file
 from trephine.client.errors import InvalidRequestError
 from trephine.client.types import EvaluationInfo
@@ -22,6 +23,9 @@ class Evaluation:
     def __init__(self, wire: Wire, info: EvaluationInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_evaluation(self.info))
 
     @property
     def name(self) -> str:

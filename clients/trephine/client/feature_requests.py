@@ -8,7 +8,7 @@ from typing import Any
 
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.types.common import FeatureRef
 from trephine.v1 import common_pb2
 from trephine.v1 import feature_service_pb2 as pb
@@ -92,7 +92,11 @@ def contrast(
 ) -> pb.ContrastFeaturesRequest:
     """Compare two sets of texts."""
     return pb.ContrastFeaturesRequest(
-        model=model, replacement=replacement, first=first, second=second, **_given(options)
+        model=model,
+        replacement=replacement,
+        first=listed(first, "first"),
+        second=listed(second, "second"),
+        **_given(options),
     )
 
 

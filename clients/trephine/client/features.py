@@ -10,6 +10,7 @@ from typing import Any
 from trephine.client import feature_requests as build
 from trephine.client.artifacts import Artifacts
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described
 from trephine.client.downloads import write_file
 from trephine.client.feature_requests import Address
 from trephine.client.interventions import Handle
@@ -40,6 +41,9 @@ class ModelFeatures:
         self._wire = wire
         self.model = model
         self.replacement = set_id(replacement, model)
+
+    def __repr__(self) -> str:
+        return described(self, f"{self.replacement or 'neurons'} of {self.model}")
 
     def activations(self, text: str, features: Sequence[Address]) -> Activations:
         """What chosen features do at every token of a text; a feature is `(layer, index)`."""
@@ -293,6 +297,9 @@ class Feature:
     def __init__(self, features: ModelFeatures, layer: int, index: int) -> None:
         self._features = features
         self.ref = FeatureRef(layer=layer, index=index, replacement=features.replacement)
+
+    def __repr__(self) -> str:
+        return described(self, f"{self.ref} of {self._features.model}")
 
     def describe(
         self, *, index: str | None = None, tokens: int | None = None, neighbours: int | None = None

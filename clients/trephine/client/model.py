@@ -11,6 +11,7 @@ from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.circuit_views import TraceableModel
 from trephine.client.dataset_circuits import DatasetDiscoverableModel
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_model
 from trephine.client.edit_composition import ServedModel
 from trephine.client.features import ExplorableModel
 from trephine.client.generation import GenerationStream
@@ -48,6 +49,9 @@ class Model(
     def __init__(self, wire: Wire, info: ModelInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_model(self.info))
 
     @property
     def name(self) -> str:

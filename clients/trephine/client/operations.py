@@ -10,6 +10,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 
 from trephine.client.decoding import decode, message_json
+from trephine.client.descriptions import described, of_operation
 from trephine.client.errors import DeadlinePassedError, DrainingError, ServerUnreachableError
 from trephine.client.paging import pages
 from trephine.client.requests import resource
@@ -33,6 +34,9 @@ class Operation(Generic[ResultT]):
         self._wire = wire
         self._message = message
         self._finish = finish
+
+    def __repr__(self) -> str:
+        return described(self, of_operation(self.name, self.metadata))
 
     @property
     def name(self) -> str:

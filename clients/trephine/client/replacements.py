@@ -8,6 +8,7 @@ from typing import Any
 from trephine.client import replacement_requests, requests
 from trephine.client.artifacts import Artifacts
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_set
 from trephine.client.evaluation import Evaluation
 from trephine.client.interventions import Handle, feature
 from trephine.client.operations import OnProgress, Operation
@@ -25,6 +26,9 @@ class ReplacementSet:
     def __init__(self, wire: Wire, info: ReplacementSetInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_set(self.info))
 
     @property
     def name(self) -> str:

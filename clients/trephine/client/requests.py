@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from trephine.client.errors import InvalidRequestError
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.set_ids import set_id
 from trephine.client.types import Edit, EditUse, Intervention
 from trephine.client.types.gguf import GgufType
@@ -56,6 +56,9 @@ class ScoreRow:
     """Serve it without the model's default edits."""
 
 
+RowT = TypeVar("RowT")
+
+
 def fresh_id(given: str | None) -> str:
     """The caller's request id, or a new one."""
     return given or str(uuid4())
@@ -80,7 +83,7 @@ def uses(edits: Sequence[AnyEdit]) -> list[live_edits_pb2.EditUse]:
         live_edits_pb2.EditUse(edit=resource("edits", one.edit), strength=one.strength)
         if isinstance(one, EditUse)
         else live_edits_pb2.EditUse(edit=edit_name(one))
-        for one in edits
+        for one in listed(edits, "edits")
     ]
 
 
@@ -106,7 +109,7 @@ def discover(
     given = _given(options)
     if "replacement" in given:
         given["replacement"] = set_id(given["replacement"], model)
-    given["beside"] = [set_id(name, model) for name in given.get("beside", ())]
+    given["beside"] = [set_id(name, model) for name in listed(given.get("beside", ()), "beside")]
     return circuit_service_pb2.DiscoverCircuitRequest(
         model=model, prompt=prompt, target=what, request_id=fresh_id(request_id), **given
     )
@@ -154,7 +157,7 @@ def generate(model: str, rows: Sequence[Row], **options: Any) -> generation_serv
             edits=uses(row.edits),
             without_edits=row.plain,
         )
-        for row in rows
+        for row in _rows(rows, Row)
     ]
     return generation_service_pb2.GenerateRequest(model=model, rows=encoded, **_given(options))
 
@@ -170,7 +173,7 @@ def score(model: str, rows: Sequence[ScoreRow]) -> generation_service_pb2.ScoreR
             edits=uses(row.edits),
             without_edits=row.plain,
         )
-        for row in rows
+        for row in _rows(rows, ScoreRow)
     ]
     return generation_service_pb2.ScoreRequest(model=model, rows=encoded)
 
@@ -312,13 +315,22 @@ def messages(interventions: Sequence[Intervention]) -> list[Any]:
     Raises:
         InvalidRequestError: If something else was given; a forgotten `.ablate()` is the usual reason.
     """
-    for one in interventions:
+    given = listed(interventions, "interventions")
+    for one in given:
         if not isinstance(one, Intervention):
             raise InvalidRequestError(
                 f"{one!r} is no intervention; say what to do, as in feature(12, 345).ablate()",
                 field="interventions",
             )
-    return [encode(one) for one in interventions]
+    return [encode(one) for one in given]
+
+
+def _rows(rows: Sequence[RowT], kind: type[RowT]) -> tuple[RowT, ...]:
+    given = listed(rows, "rows")
+    for row in given:
+        if not isinstance(row, kind):
+            raise InvalidRequestError(f"{row!r} is no row; write {kind.__name__}(...)", field="rows")
+    return given
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

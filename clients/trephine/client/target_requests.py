@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trephine.client.errors import InvalidRequestError
-from trephine.client.sendable import sendable
+from trephine.client.sendable import listed, sendable
 from trephine.client.set_ids import set_id
 from trephine.client.types.interventions import site_message
 from trephine.client.types.targets import (
@@ -47,5 +47,11 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
             message = pb.GraphTarget(direction=direction)
         case AttentionScore(layer=layer, head=head, key=key):
             message = pb.GraphTarget(attention=pb.AttentionScore(layer=layer, head=head, key=key))
-    message.positions.extend(positions)
+        case _:
+            raise InvalidRequestError(
+                f"{target!r} is nothing that a graph explains; name a token, as in ' Paris', or build one "
+                "of TopLogits, TokenLogits, FeatureValue, DirectionValue, AttentionScore",
+                field="target",
+            )
+    message.positions.extend(listed(positions, "positions"))
     return message

@@ -16,6 +16,7 @@ from trephine.client.audits import Auditors, Audits
 from trephine.client.circuit import Circuit, Circuits
 from trephine.client.dataset_circuits import DatasetCircuits
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described
 from trephine.client.downloads import OnBytes, require_absent
 from trephine.client.edits import Edits, Exports, tell_doubt, tell_reuse
 from trephine.client.errors import ResourceNotFoundError
@@ -62,6 +63,9 @@ class Trephine:
         self.audits = Audits(wire)
         self.artifacts = Artifacts(wire)
         self.operations = Operations(wire, self._finish)
+
+    def __repr__(self) -> str:
+        return described(self, f"connected to {self._wire.endpoint.address}")
 
     def __enter__(self) -> Trephine:
         return self

@@ -8,6 +8,7 @@ import pytest
 
 from trephine.client import Row, Trephine, feature
 from trephine.client.aio import connect as connect_async
+from trephine.client.circuit_views import trace_request
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.errors import InvalidRequestError
@@ -45,6 +46,54 @@ async def test_the_async_surface_refuses_it_too(address: str):
     async with await connect_async(address, token="secret") as client:
         with pytest.raises(InvalidRequestError, match=r"half \\ud83d emoji"):
             await (await client.load_model("tiny")).tokenize(HALF)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda m: m.generate("Mary", feature(0, 1).ablate()),
+            "interventions takes several values",
+        ),
+        (lambda m: m.generate("Mary", None), "interventions takes several values and was given None"),
+        (
+            lambda m: m.generate("Mary", edits="quiet"),
+            "edits takes several values and was given 'quiet'",
+        ),
+        (lambda m: m.generate(None), "rows takes several values and was given None"),
+        (lambda m: m.generate(["Mary"]), r"'Mary' is no row; write Row\("),
+        (lambda m: m.score(["Mary"]), r"'Mary' is no row; write ScoreRow\("),
+        (
+            lambda m: m.discover("Mary", target=" x", beside="neurons"),
+            "beside takes several values",
+        ),
+        (lambda m: m.discover("Mary", target=" x", positions="1"), "positions takes several values"),
+        (lambda m: m.discover("Mary", target=None), "None is nothing that a graph explains; name a token"),
+        (lambda m: m.trace_attention("Mary", layer=0, head=0, beside="small"), "beside takes several values"),
+        (
+            lambda m: m.features().contrast("some text", ["another"]),
+            "first takes several values",
+        ),
+    ],
+)
+def test_one_value_where_several_are_taken_is_told(ask, said: str, trephine: Trephine):
+    """A text was taken for its letters (`there is no edit q`), and other things ended in a bare TypeError."""
+    with pytest.raises(InvalidRequestError, match=said):
+        ask(trephine.model("tiny"))
+
+
+def test_a_set_is_named_by_its_value_in_traces_as_well(trephine: Trephine):
+    """As everywhere: by id, by name or as the set that was loaded."""
+    loaded = trephine.model("tiny").load_replacements("small")
+    asked = trace_request("models/tiny", "Mary", 0, 0, None, None, loaded, [loaded.name], None)
+    assert (asked.replacement, list(asked.beside)) == (loaded.set_id, [loaded.set_id])
+
+
+def test_a_value_of_a_wrong_type_is_told_with_what_was_given(trephine: Trephine):
+    """Protobuf's own words name no argument: `bad argument type for built-in operation`."""
+    with pytest.raises(TypeError) as caught:
+        trephine.model("tiny").tokenize(5)  # type: ignore[arg-type]
+    assert caught.value.__notes__ == ["given were model='models/tiny', text=5"]
 
 
 def test_bytes_that_are_no_text_are_wrong_use(

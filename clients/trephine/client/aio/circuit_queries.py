@@ -10,6 +10,7 @@ from typing import Any
 from trephine.client import circuit_requests as build
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_circuit
 from trephine.client.node_addresses import found_nodes
 from trephine.client.requests import resource
 from trephine.client.types import (
@@ -32,6 +33,9 @@ class AsyncStoredCircuit:
     def __init__(self, wire: AsyncWire, info: CircuitInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_circuit(self.info))
 
     @property
     def name(self) -> str:

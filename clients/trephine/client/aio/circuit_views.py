@@ -8,6 +8,7 @@ from trephine.client.aio.circuit_queries import AsyncStoredCircuit
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.circuit_views import edges_request, trace_request
 from trephine.client.decoding import decode
+from trephine.client.set_ids import AnySet
 from trephine.client.types import AttentionTrace, EdgeExplanations, ModelInfo
 
 
@@ -44,8 +45,8 @@ class AsyncTraceableModel:
         head: int,
         query: int | None = None,
         key: int | None = None,
-        replacement: str = "",
-        beside: Sequence[str] = (),
+        replacement: AnySet = "",
+        beside: Sequence[AnySet] = (),
         top: int | None = None,
     ) -> AttentionTrace:
         """Explain why a head looked where it looked; the arguments are those of the sync client."""

@@ -10,6 +10,7 @@ from typing import Any
 from trephine.client import replacement_requests
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.descriptions import described, of_evaluation
 from trephine.client.downloads import write_file
 from trephine.client.evaluation import files_of
 from trephine.client.types import EvaluationInfo
@@ -21,6 +22,9 @@ class AsyncEvaluation:
     def __init__(self, wire: AsyncWire, info: EvaluationInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_evaluation(self.info))
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described
 from trephine.client.downloads import write_file
 from trephine.client.feature_requests import Address
 from trephine.client.interventions import Handle
@@ -41,6 +42,9 @@ class AsyncModelFeatures:
         self._wire = wire
         self.model = model
         self.replacement = set_id(replacement, model)
+
+    def __repr__(self) -> str:
+        return described(self, f"{self.replacement or 'neurons'} of {self.model}")
 
     async def activations(self, text: str, features: Sequence[Address]) -> Activations:
         """What chosen features do at every token of a text; a feature is `(layer, index)`."""
@@ -298,6 +302,9 @@ class AsyncFeature:
     def __init__(self, features: AsyncModelFeatures, layer: int, index: int) -> None:
         self._features = features
         self.ref = FeatureRef(layer=layer, index=index, replacement=features.replacement)
+
+    def __repr__(self) -> str:
+        return described(self, f"{self.ref} of {self._features.model}")
 
     async def describe(
         self, *, index: str | None = None, tokens: int | None = None, neighbours: int | None = None

@@ -18,6 +18,7 @@ from trephine.client.aio.spurious_removal import AsyncCleanableModel
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_model
 from trephine.client.model import Role
 from trephine.client.operations import OnProgress
 from trephine.client.requests import AnyEdit, Row, ScoreRow
@@ -53,6 +54,9 @@ class AsyncModel(
     def __init__(self, wire: AsyncWire, info: ModelInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_model(self.info))
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode, message_json
+from trephine.client.descriptions import described, of_operation
 from trephine.client.errors import DrainingError, ServerUnreachableError
 from trephine.client.operations import (
     RECONNECT_PAUSES,
@@ -36,6 +37,9 @@ class AsyncOperation(Generic[ResultT]):
         self._wire = wire
         self._message = message
         self._finish = finish
+
+    def __repr__(self) -> str:
+        return described(self, of_operation(self.name, self.metadata))
 
     @property
     def name(self) -> str:

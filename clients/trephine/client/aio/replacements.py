@@ -11,6 +11,7 @@ from trephine.client.aio.evaluation import AsyncEvaluation
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described, of_set
 from trephine.client.interventions import Handle, feature
 from trephine.client.operations import OnProgress
 from trephine.client.replacements import PLAIN_TEXT
@@ -24,6 +25,9 @@ class AsyncReplacementSet:
     def __init__(self, wire: AsyncWire, info: ReplacementSetInfo) -> None:
         self._wire = wire
         self.info = info
+
+    def __repr__(self) -> str:
+        return described(self, of_set(self.info))
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacement
 from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
+from trephine.client.descriptions import described
 from trephine.client.downloads import OnBytes, require_absent
 from trephine.client.edits import tell_doubt, tell_reuse
 from trephine.client.errors import ResourceNotFoundError
@@ -66,6 +67,9 @@ class AsyncTrephine:
         self.audits = AsyncAudits(wire)
         self.artifacts = AsyncArtifacts(wire)
         self.operations = AsyncOperations(wire, self._finish)
+
+    def __repr__(self) -> str:
+        return described(self, f"connected to {self._wire.endpoint.address}")
 
     async def __aenter__(self) -> AsyncTrephine:
         return self
