@@ -73,18 +73,27 @@ class Circuit(ExplainableCircuit, VerifiableCircuit):
         """The pruned graph as GraphML."""
         return self._render("GRAPHML", node_threshold, edge_threshold).decode()
 
-    def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        feature_pages: int = 0,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+    ) -> tuple[Path, ...]:
         """Write `circuit.html` and `circuit.json` into a folder, or one `.html`, `.json` or `.graphml` file.
 
         Args:
             path: The folder or file.
             feature_pages: Write the pages of so many of its most influential features beside it; the
                 circuit's page links to them.
+            node_threshold: Share of the influence that the nodes in the files reach; unset 0.8, or all of a
+                circuit that was pruned or imported.
+            edge_threshold: The same for edges; unset 0.98, or all. With both 1 everything is written.
         """
+        bounds = node_threshold, edge_threshold
         linked = strongest(self.nodes(kind=NodeKind.FEATURE), feature_pages) if feature_pages else ()
-        files = [
-            write_file(file, self._render(form, None, None, linked)) for form, file in files_of(Path(path))
-        ]
+        files = [write_file(file, self._render(form, *bounds, linked)) for form, file in files_of(Path(path))]
         if linked:
             features = ModelFeatures(self._wire, self.info.version.model, self.info.replacement)
             files += features.save_pages(linked, files[0].parent)

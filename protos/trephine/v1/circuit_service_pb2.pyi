@@ -1043,9 +1043,11 @@ class ExportCircuitRequest(google.protobuf.message.Message):
     format: global___CircuitFormat.ValueType
     """As what."""
     node_threshold: builtins.float
-    """Smallest set of nodes that reaches this cumulative influence. Unset: 0.8."""
+    """Smallest set of nodes that reaches this cumulative influence. Unset: 0.8; 1 of a circuit that was pruned or
+    imported. Both 1: everything.
+    """
     edge_threshold: builtins.float
-    """The same for edges. Unset: 0.98."""
+    """The same for edges. Unset: 0.98, or 1."""
     @property
     def feature_pages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[trephine.v1.common_pb2.FeatureRef]:
         """Features whose own pages will lie beside the circuit's, under the names that RenderFeature gives them."""

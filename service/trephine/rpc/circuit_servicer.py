@@ -111,11 +111,10 @@ class CircuitServicer(
     ) -> pb.ExportCircuitResponse:
         """Render a circuit as an artifact."""
         name, format = resource_id(request.name, "circuits"), format_from_wire(request.format)
-        nodes, edges = 0.8, 0.98
-        if request.HasField("node_threshold"):
-            nodes = share(request.node_threshold, "node_threshold")
-        if request.HasField("edge_threshold"):
-            edges = share(request.edge_threshold, "edge_threshold")
+        nodes, edges = (
+            share(getattr(request, field), field) if request.HasField(field) else None
+            for field in ("node_threshold", "edge_threshold")
+        )
         pages = frozenset(feature_from_wire(one) for one in request.feature_pages)
         stored = await self._circuits.get(name)
         known = await known_features(

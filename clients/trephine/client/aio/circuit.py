@@ -66,20 +66,31 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         """The pruned graph as GraphML."""
         return (await self._render("GRAPHML", node_threshold, edge_threshold)).decode()
 
-    async def save(self, path: str | Path, *, feature_pages: int = 0) -> tuple[Path, ...]:
+    async def save(
+        self,
+        path: str | Path,
+        *,
+        feature_pages: int = 0,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+    ) -> tuple[Path, ...]:
         """Write `circuit.html` and `circuit.json` into a folder, or one `.html`, `.json` or `.graphml` file.
 
         Args:
             path: The folder or file.
             feature_pages: Write the pages of so many of its most influential features beside it; the
                 circuit's page links to them.
+            node_threshold: Share of the influence that the nodes in the files reach; unset 0.8, or all of a
+                circuit that was pruned or imported.
+            edge_threshold: The same for edges; unset 0.98, or all. With both 1 everything is written.
         """
+        bounds = node_threshold, edge_threshold
         linked: tuple[FeatureRef, ...] = ()
         if feature_pages:
             linked = strongest(await self.nodes(kind=NodeKind.FEATURE), feature_pages)
         written = []
         for form, file in files_of(Path(path)):
-            data = await self._render(form, None, None, linked)
+            data = await self._render(form, *bounds, linked)
             written.append(await asyncio.to_thread(write_file, file, data))
         if linked:
             features = AsyncModelFeatures(self._wire, self.info.version.model, self.info.replacement)

@@ -82,11 +82,21 @@ def export(
     feature_pages: Annotated[
         int, typer.Option(help="Also write the pages of so many of its strongest features, linked.")
     ] = 0,
+    node_threshold: Annotated[
+        float | None,
+        typer.Option(help="Share of the influence that nodes reach; unset 0.8, all if it was pruned."),
+    ] = None,
+    edge_threshold: Annotated[
+        float | None, typer.Option(help="The same for edges; unset 0.98, all if it was pruned.")
+    ] = None,
 ) -> None:
     """Write a circuit as an interactive page, as JSON in the Neuronpedia schema, or as GraphML."""
     given = invocation(context)
     with given.connect() as trephine:
-        for path in trephine.circuits.get(name).save(out, feature_pages=feature_pages):
+        written = trephine.circuits.get(name).save(
+            out, feature_pages=feature_pages, node_threshold=node_threshold, edge_threshold=edge_threshold
+        )
+        for path in written:
             given.output.line(str(path))
 
 

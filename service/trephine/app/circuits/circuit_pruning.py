@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trephine.app.circuits.pruning import edge_influence, numbers, prune, without_dangling
 from trephine.app.storage.records import encode
 from trephine.domain.arrays import Array
-from trephine.domain.circuit_queries import Pruning
+from trephine.domain.circuit_queries import Provenance, Pruning
 from trephine.domain.circuits import Circuit, Edges, NodeKind, PrunedNodes, Rows
 from trephine.domain.errors import InvalidRequestError
 
@@ -56,6 +56,36 @@ def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> Pru
         left, edges = _within_edge_budget(circuit, stays, inside, bounds.max_edges, fixed)
     return replace(
         kept, nodes=tuple(np.flatnonzero(left).tolist()), edges=tuple(np.flatnonzero(edges).tolist())
+    )
+
+
+def shown_nodes(
+    circuit: Circuit,
+    provenance: Provenance,
+    pinned: frozenset[int],
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
+) -> PrunedNodes:
+    """Return what a file of a circuit shows: by thresholds, both 1 for everything, and pinned nodes always.
+
+    Unset they are circuit-tracer's. A circuit that is a part already, pruned or imported, is shown whole: it
+    was cut as somebody wanted it.
+
+    Raises:
+        InvalidRequestError: If a threshold is outside (0, 1].
+    """
+    unset = Pruning(node_threshold=1.0, edge_threshold=1.0) if provenance.how else Pruning()
+    bounds = Pruning(
+        node_threshold=unset.node_threshold if node_threshold is None else node_threshold,
+        edge_threshold=unset.edge_threshold if edge_threshold is None else edge_threshold,
+    )
+    kept = kept_nodes(circuit, bounds, pinned)
+    if bounds.node_threshold < 1 or bounds.edge_threshold < 1:
+        return kept
+    return replace(
+        kept,
+        nodes=tuple(range(len(circuit.nodes))),
+        edges=tuple(range(circuit.edges.weight.shape[0])),
     )
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from trephine.app.circuits.circuit_columns import columns_of, with_columns, without_columns
-from trephine.app.circuits.circuit_pruning import kept_nodes
+from trephine.app.circuits.circuit_pruning import shown_nodes
 from trephine.app.circuits.pruning import numbers, prune
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
@@ -28,7 +28,7 @@ from trephine.app.storage.names import id_in, resource
 from trephine.app.storage.records import decode, encode
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
-from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance, Pruning
+from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance
 from trephine.domain.circuits import Circuit, Edges, Node, NodeKind, PrunedNodes, Rows
 from trephine.domain.error_sites import numbered
 from trephine.domain.errors import CorruptRecordError, ResourceNotFoundError
@@ -282,8 +282,8 @@ class Circuits:
         self,
         name: str,
         format: CircuitFormat,
-        node_threshold: float = 0.8,
-        edge_threshold: float = 0.98,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
         feature_pages: Collection[FeatureRef] = (),
         known: Sequence[FeatureDescription] = (),
     ) -> tuple[ArtifactInfo, PrunedNodes]:
@@ -294,8 +294,9 @@ class Circuits:
         Args:
             name: Of the circuit.
             format: As what.
-            node_threshold: Share of the influence that the kept nodes reach.
-            edge_threshold: The same for edges.
+            node_threshold: Share of the influence that the kept nodes reach. None: 0.8, or everything where
+                the circuit is a part of a larger one already.
+            edge_threshold: The same for edges. None: 0.98, or everything.
             feature_pages: Features whose own pages will lie beside the circuit's.
             known: What is known of features; a page shows it in its panel.
 
@@ -304,8 +305,8 @@ class Circuits:
             InvalidRequestError: If a threshold is outside (0, 1].
         """
         stored, said = await self.get(name), await self.annotations(name)
-        bounds = Pruning(node_threshold=node_threshold, edge_threshold=edge_threshold)
-        kept = await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
+        bounds = node_threshold, edge_threshold
+        kept = await asyncio.to_thread(shown_nodes, stored.circuit, stored.provenance, said.pinned, *bounds)
         data, media_type = await asyncio.to_thread(_render, stored, kept, format, feature_pages, known, said)
         return await self._artifacts.put(data, media_type=media_type), kept
 

@@ -20,6 +20,7 @@ from trephine.domain.circuit_queries import (
     CircuitFilter,
     NodeFilter,
     NodeSort,
+    Provenance,
     Pruning,
 )
 from trephine.domain.circuits import Circuit, NodeKind
@@ -202,6 +203,26 @@ def test_influence_is_the_sum_over_all_paths():
 async def saved(here: House, graph: Circuit) -> str:
     """A stored circuit's name."""
     return (await here.circuits.save(graph, circuit_id="c1")).name
+
+
+@pytest.mark.parametrize("form", ["json", "html", "graphml"])
+async def test_a_part_is_written_whole_unless_thresholds_are_said(tmp_path, form):
+    """What was pruned, when it was found or later, was cut already; thresholds of 1 are everything."""
+    here = house(tmp_path)
+    parent = await saved(here, layered(5))
+    pruned = await here.circuit_views.prune(parent, Pruning(node_threshold=0.9, max_edges=12))
+    at_once = await here.circuits.save(pruned.circuit, circuit_id="c2", provenance=Provenance(how="cut"))
+    nodes, edges = len(pruned.circuit.nodes), pruned.circuit.edges.weight.shape[0]
+    for part in (pruned.name, at_once.name):
+        _, kept = await here.circuits.render(part, form)
+        assert (len(kept.nodes), len(kept.edges)) == (nodes, edges)
+        _, kept = await here.circuits.render(part, form, 0.8, 0.98)
+        assert (len(kept.nodes), len(kept.edges)) < (nodes, edges)
+    whole = layered(5)
+    _, kept = await here.circuits.render(parent, form)
+    assert len(kept.nodes) < len(whole.nodes)
+    _, kept = await here.circuits.render(parent, form, 1.0, 1.0)
+    assert (len(kept.nodes), len(kept.edges)) == (len(whole.nodes), whole.edges.weight.shape[0])
 
 
 async def test_pruned_circuit_is_stored_with_its_parent_and_its_rows_still_sum(tmp_path):
