@@ -28,7 +28,9 @@ def wilson(hits: int, texts: int, z: float = _Z) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def share(hits: int, texts: int, *, best_of: int = 1, against_best_of: int = 1) -> Interval:
+def share(
+    hits: int, texts: int, *, best_of: int = 1, against_best_of: int = 1, least_of: int = 1
+) -> Interval:
     """Return a share with Wilson's interval; of one text or more.
 
     Args:
@@ -38,11 +40,13 @@ def share(hits: int, texts: int, *, best_of: int = 1, against_best_of: int = 1) 
             bound is one that holds for all of them at once (Bonferroni). Luck makes no share look worse.
         against_best_of: The best of so many on these texts is held against it, and may be so far ahead by
             the luck of either: the upper bound is as wide as the other's lower one.
+        least_of: It may be the least of so many, and is that by bad luck in part: the upper bound is one that
+            holds for all of them at once. Bad luck makes no share look better.
     """
     return Interval(
         value=hits / texts,
         low=wilson(hits, texts, _at_once(best_of))[0],
-        high=wilson(hits, texts, _at_once(against_best_of))[1],
+        high=wilson(hits, texts, _at_once(against_best_of * least_of))[1],
     )
 
 
@@ -54,13 +58,25 @@ def _at_once(count: int) -> float:
 def least(shares: Sequence[Interval]) -> Interval:
     """Return the least of shares: it may be as low as any of them, and is no higher than each.
 
-    So one that rests on few texts is not forgotten where these few were right.
+    So one that rests on few texts is not forgotten where these few were right. Upper bounds are to hold for
+    all of them at once (`least_of`): of four that are alike the worst seems worse than they are, and one that
+    is no worse afterwards would seem to have gained.
     """
     return Interval(
         value=min(one.value for one in shares),
         low=min(one.low for one in shares),
         high=min(one.high for one in shares),
     )
+
+
+def rivals(counts: Sequence[tuple[int, int]]) -> int:
+    """Return how many of several shares may be the least, given the hits and texts of each.
+
+    A share whose interval lies above another one's is not it, and costs no certainty.
+    """
+    each = [share(hits, texts) for hits, texts in counts]
+    highest = min(one.high for one in each)
+    return sum(one.low <= highest for one in each)
 
 
 def mean(shares: Sequence[Interval]) -> Interval:

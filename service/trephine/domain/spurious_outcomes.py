@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from trephine.domain.findings import Figure, Verdict
-from trephine.domain.shares import Interval, against, difference, least, share
+from trephine.domain.shares import Interval, against, difference, least, rivals, share
 
 CHANCE = 0.5
 """Below it a group is decided by its attribute rather than by its label."""
@@ -106,11 +106,11 @@ def outcome_on(
         tried: Numbers of features and heads that were compared on these very texts, of which this is the
             best: that is luck in part, and the lower bounds are of the best of so many.
     """
-    befores = [share(one.before, one.texts) for one in groups]
-    afters = [share(one.after, one.texts, best_of=tried) for one in groups]
+    first, last = _rivals(groups)
+    befores = [share(one.before, one.texts, least_of=first) for one in groups]
+    afters = [share(one.after, one.texts, best_of=tried, least_of=last) for one in groups]
     before, after = _worst(groups, befores), _worst(groups, afters)
-    beaten = [share(one.before, one.texts, against_best_of=tried) for one in groups]
-    gain, texts = _gain(groups, beaten, afters), min(one.texts for one in groups)
+    gain, texts = _gain(groups, tried), min(one.texts for one in groups)
     measured = _verdict(after, gain)
     short = ground is Ground.TWINS and measured is Verdict.PASS
     verdict = Verdict.INCONCLUSIVE if short else measured
@@ -150,7 +150,23 @@ def _place(groups: Sequence[Tally], shares: Sequence[Interval]) -> int:
     return min(range(len(groups)), key=lambda place: (shares[place].value, groups[place].texts))
 
 
-def _gain(groups: Sequence[Tally], befores: Sequence[Interval], afters: Sequence[Interval]) -> Figure:
+def _rivals(groups: Sequence[Tally]) -> tuple[int, int]:
+    """Return how many groups may be the worst one before, and after."""
+    before = rivals([(one.before, one.texts) for one in groups])
+    return before, rivals([(one.after, one.texts) for one in groups])
+
+
+def _gain(groups: Sequence[Tally], tried: int) -> Figure:
+    """Hold the worst group after against the worst one before.
+
+    Either is that by bad luck in part, so that bounds hold for whichever group it is (Bonferroni): of four
+    that are alike the worst before is below what all are, and one of them after would seem to have gained.
+    """
+    first, last = _rivals(groups)
+    befores = [
+        share(one.before, one.texts, best_of=last, against_best_of=tried, least_of=first) for one in groups
+    ]
+    afters = [share(one.after, one.texts, best_of=tried * first, least_of=last) for one in groups]
     before, after = least(befores), least(afters)
     opposed = [
         one.against

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.findings import Figure
-from trephine.domain.shares import Interval, least, mean, share
+from trephine.domain.shares import Interval, least, mean, rivals, share
 from trephine.domain.spurious_groups import group_name
 from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.spurious.examples import UNKNOWN
@@ -41,6 +41,12 @@ class Intervals:
     def shares(self, hits: Tensor) -> list[Interval]:
         """Return the share of hits, 0 or 1, `(n,)`, of every group."""
         return [_share(hits[inside]) for inside in self._members]
+
+    def least(self, name: str, hits: Tensor) -> Figure:
+        """Measure the worst group's share of hits."""
+        counts = [(int(hits[inside].sum()), int(inside.sum())) for inside in self._members]
+        each = [share(*one, least_of=rivals(counts)) for one in counts]
+        return self.figure(name, hits, lambda shares: shares.amin(-1), least(each))
 
     def figure(
         self, name: str, hits: Tensor, statistic: Callable[[Tensor], Tensor], score: Interval
@@ -87,7 +93,7 @@ def decision_figures(
     if not known:
         return found
     found.append(intervals.figure("attribute_agreement", agrees, _mean, mean(intervals.shares(agrees))))
-    found.append(intervals.figure("worst_group", right, _least, least(rights)))
+    found.append(intervals.least("worst_group", right))
     for group in sorted(intervals.groups):
         place = intervals.groups.index(group)
         name = f"group {group_name(names[0][group // 2], names[1][group % 2])}"
@@ -97,10 +103,6 @@ def decision_figures(
 
 def _mean(shares: Tensor) -> Tensor:
     return shares.mean(-1)
-
-
-def _least(shares: Tensor) -> Tensor:
-    return shares.amin(-1)
 
 
 def _of_one(place: int) -> Callable[[Tensor], Tensor]:
@@ -128,7 +130,7 @@ def pair_figures(
     intervals = Intervals(kinds, resamples=resamples, seed=seed)
     found = [intervals.figure("pair_accuracy", right, intervals.pooled, _share(right))]
     if len(intervals.groups) > 1:
-        found.append(intervals.figure("worst_pairs", right, _least, least(intervals.shares(right))))
+        found.append(intervals.least("worst_pairs", right))
     return found
 
 

@@ -50,7 +50,7 @@ def _drawn_again(hits: Tensor, groups: Tensor, statistic: Callable[[list[Tensor]
 
 @pytest.mark.parametrize("name", ["label_accuracy", "attribute_agreement", "worst_group"])
 def test_intervals_are_those_of_texts_that_are_drawn_again(name):
-    """At groups of hundreds; above the worst one the score interval is wider, by three points."""
+    """At groups of hundreds; above the worst one the score interval is wider, by four points."""
     decided, y, sides = _decisions()
     found = decision_figures(decided, y, sides, NAMES, resamples=RESAMPLES, seed=0)
     figure = next(one for one in found if one.name == name)
@@ -63,7 +63,7 @@ def test_intervals_are_those_of_texts_that_are_drawn_again(name):
     ).tolist()
     assert figure.low <= low + 0.005
     assert figure.high >= high - 0.005
-    assert (figure.low, figure.high) == pytest.approx((low, high), abs=0.035)
+    assert (figure.low, figure.high) == pytest.approx((low, high), abs=0.045)
 
 
 def test_the_cost_of_resamples_does_not_grow_with_texts():
