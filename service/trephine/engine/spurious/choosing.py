@@ -92,11 +92,10 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
     """Try every count of the budget, none included, with every head that can be trained."""
     forced, ours = in_order(study, candidates)
     limits = [count for count in study.command.budget.counts if count < len(ours)]
-    counts = [0, *limits]
-    if ours:
-        counts.append(min(len(ours), study.command.budget.counts[-1]))
+    most = min(len(ours), study.command.budget.counts[-1])
+    counts = list(dict.fromkeys([0, *limits, most]))
     scale, points, tried = _Scale(study), list[ChoicePoint](), dict[int, _Attempt]()
-    for number, count in enumerate(dict.fromkeys(counts)):
+    for number, count in enumerate(counts):
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
         attempt = yield from _try(study, removed, by_turns=scale.by_turns)

@@ -59,6 +59,14 @@ def test_a_purer_feature_goes_before_one_that_also_tells_the_label(study):
     assert [one.feature.index for one in ours] == [2, 3, 4, 1]
 
 
+def test_progress_counts_what_is_tried(study):
+    """A number of the budget and all that there are may be the same: it is tried, and counted, once."""
+    command = replace(study.command, budget=replace(study.command.budget, counts=(1, 2)))
+    ours = [spurious(index, attribute_effect=1.0, score=0.9) for index in (1, 2, 3)]
+    told = [one for one in choose(replace(study, command=command), ours) if one and one.stage == "choosing"]
+    assert [(one.done, one.total) for one in told] == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_why_says_what_was_taken_beside_a_persons_word():
     """With none of ours gone a head may still be what the criterion gained by, and is named then."""
     named, ours = spurious(1, attribute_effect=1.0, score=0.9), spurious(2, attribute_effect=1.0, score=0.9)
