@@ -35,7 +35,8 @@ class VerifiableCircuit(StoredCircuit):
 
         Args:
             options: `node_threshold` (unset 0.8) and `edge_threshold` (0.98) prune the graph to the circuit
-                that is verified; `supernodes` are groups of node indices (unset: the circuit's own groups);
+                that is verified; unset, one that was pruned before is verified whole. `supernodes` are groups
+                of node indices (unset: the circuit's own groups);
                 `counterfactual` is a prompt of as many tokens, for resample ablation; `substitutes` are of
                 zero, mean and resample; `error_term` is live, frozen or drop; `nodes` (120), `groups` (24),
                 `depth_nodes` (40), `random_circuits` (20), `adversary_steps` (8), `control` (True),

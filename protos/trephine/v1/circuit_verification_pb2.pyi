@@ -126,9 +126,11 @@ class VerifyCircuitRequest(google.protobuf.message.Message):
     model: builtins.str
     """Loaded model; empty: the circuit's own. Its weights must be those that the circuit was found in."""
     node_threshold: builtins.float
-    """The circuit is the smallest set of nodes that reaches this share of the influence. Unset: 0.8."""
+    """The circuit is the smallest set of nodes that reaches this share of the influence, and pinned ones. Unset: 0.8;
+    1 of a circuit that was pruned. Both 1: everything.
+    """
     edge_threshold: builtins.float
-    """The same for edges. Unset: 0.98."""
+    """The same for edges. Unset: 0.98, or 1."""
     counterfactual: builtins.str
     """A prompt of as many tokens, for resample ablation."""
     error_term: trephine.v1.interventions_pb2.ErrorTerm.ValueType

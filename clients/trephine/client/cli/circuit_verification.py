@@ -37,7 +37,8 @@ def verify(
     ] = None,
     error_term: Annotated[str, typer.Option(help="Of a set: live, frozen or drop.")] = "live",
     node_threshold: Annotated[
-        float | None, typer.Option(help="Share of the influence that the circuit's nodes reach; unset 0.8.")
+        float | None,
+        typer.Option(help="Share of the influence that its nodes reach; unset 0.8, all if it was pruned."),
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Single-node ablations, at least 100; unset 120.")] = None,
     groups: Annotated[int | None, typer.Option(help="Random groups; unset 24, 0: no groups.")] = None,

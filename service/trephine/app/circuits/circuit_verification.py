@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trephine.app.circuits.circuit_pruning import shown_nodes
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
 from trephine.app.circuits.graph_sets import loaded_set, spanned_layers
 from trephine.app.jobs.costs import Cost, Sets, feature_counts, predict_beside
@@ -165,14 +166,13 @@ class CircuitVerifications:
 
     async def _command(self, request: VerifyRequest) -> VerifyCircuit:
         stored = await self._circuits.get(request.circuit)
-        kept = await asyncio.to_thread(
-            self._circuits.prune, stored.circuit, request.node_threshold, request.edge_threshold
-        )
-        groups = (await self._circuits.annotations(stored.name)).groups
+        said = await self._circuits.annotations(stored.name)
+        bounds = request.node_threshold, request.edge_threshold
+        kept = await asyncio.to_thread(shown_nodes, stored.circuit, stored.provenance, said.pinned, *bounds)
         return VerifyCircuit(
             circuit=stored.circuit,
             kept=kept.nodes,
-            supernodes=request.supernodes or tuple(group.nodes for group in groups),
+            supernodes=request.supernodes or tuple(group.nodes for group in said.groups),
             options=request.options,
         )
 

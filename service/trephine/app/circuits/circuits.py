@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from trephine.app.circuits.circuit_columns import columns_of, with_columns, without_columns
 from trephine.app.circuits.circuit_pruning import shown_nodes
-from trephine.app.circuits.pruning import numbers, prune
+from trephine.app.circuits.pruning import numbers
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep, write_whole
@@ -267,16 +267,6 @@ class Circuits:
             keep &= size >= min_weight
         chosen = np.flatnonzero(keep)
         return EdgeList(edges, chosen[np.argsort(-size[chosen], kind="stable")])
-
-    def prune(
-        self, circuit: Circuit, node_threshold: float = 0.8, edge_threshold: float = 0.98
-    ) -> PrunedNodes:
-        """Keep the fewest nodes and edges that reach these shares of the influence.
-
-        Raises:
-            InvalidRequestError: If a threshold is outside (0, 1].
-        """
-        return prune(circuit, node_threshold=node_threshold, edge_threshold=edge_threshold)
 
     async def render(
         self,

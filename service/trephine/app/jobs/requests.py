@@ -198,8 +198,9 @@ class VerifyRequest:
     """Name of a stored circuit."""
     model: str = ""
     """Name of a loaded model; empty: the circuit's own."""
-    node_threshold: float = 0.8
-    edge_threshold: float = 0.98
+    node_threshold: float | None = None
+    """Of the circuit within the graph. None: what files of the circuit show."""
+    edge_threshold: float | None = None
     supernodes: tuple[tuple[int, ...], ...] = ()
     """Empty: the circuit's own groups, if it has any."""
     options: VerificationOptions = field(default_factory=VerificationOptions)

@@ -41,8 +41,8 @@ def verify_from_wire(request: pb.VerifyCircuitRequest) -> VerifyRequest:
     return VerifyRequest(
         circuit=resource_id(request.circuit, "circuits", "circuit"),
         model=resource_id(request.model, "models", "model") if request.model else "",
-        node_threshold=_share(request, "node_threshold", 0.8),
-        edge_threshold=_share(request, "edge_threshold", 0.98),
+        node_threshold=_share(request, "node_threshold"),
+        edge_threshold=_share(request, "edge_threshold"),
         supernodes=tuple(
             tuple(at_least(node, 0, f"supernodes[{place}]") for node in one.nodes)
             for place, one in enumerate(request.supernodes)
@@ -60,8 +60,8 @@ def _has(request: pb.VerifyCircuitRequest, field: str) -> bool:
     return bool(request.HasField(field))  # type: ignore[arg-type]  # the stub lists literals
 
 
-def _share(request: pb.VerifyCircuitRequest, field: str, default: float) -> float:
-    return share(getattr(request, field), field) if _has(request, field) else default
+def _share(request: pb.VerifyCircuitRequest, field: str) -> float | None:
+    return share(getattr(request, field), field) if _has(request, field) else None
 
 
 def _substitutes(request: pb.VerifyCircuitRequest) -> tuple[domain.Substitute, ...]:

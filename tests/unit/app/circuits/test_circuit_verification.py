@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.app.house import house, small_circuit
+from tests.unit.app.house import circuit, house, small_circuit
 from tests.unit.app.sets.test_replacements import loaded
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain.ablation import LogitTarget
@@ -47,9 +47,9 @@ async def opened(tmp_path, *, load: bool = True, provenance: Provenance | None =
     if load:
         info = await here.models.load(here.models.resolve("tiny"), lambda progress: None)
         weights = info.weight_hash
-    circuit = replace(small_circuit(), model="tiny", weight_hash=weights, **changes)
+    found = replace(small_circuit(), model="tiny", weight_hash=weights, **changes)
     saved: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
-    await here.circuits.save(circuit, circuit_id="c1", **saved)
+    await here.circuits.save(found, circuit_id="c1", **saved)
     return here, asked
 
 
@@ -82,8 +82,23 @@ async def test_engine_gets_the_pruned_circuit_and_its_groups(tmp_path):
         request = VerifyRequest(circuit="c1", supernodes=supernodes, node_threshold=1.0, edge_threshold=1.0)
         await here.circuit_verifications.run(request, lambda progress: None, verification_id=f"v{number}")
     assert [command.supernodes for command in asked] == [((0, 1),), ((1,),)]
-    expected = here.circuits.prune(small_circuit(), 1.0, 1.0).nodes
-    assert {command.kept for command in asked} == {expected}
+    everything = tuple(range(len(small_circuit().nodes)))
+    assert {command.kept for command in asked} == {everything}
+
+
+@pytest.mark.parametrize("how", ["", "at most 12 edges"])
+async def test_what_is_verified_is_what_files_show(tmp_path, how):
+    """By circuit-tracer's thresholds; a circuit that was pruned already as it is, and pinned nodes always."""
+    edges = circuit(small_circuit().nodes, [(2, 0, 1.0), (0, 3, 2.0), (1, 3, -0.1)]).edges
+    here, asked = await opened(tmp_path, provenance=Provenance(how=how), edges=edges)
+    for number in range(2):
+        request = VerifyRequest(circuit="c1")
+        await here.circuit_verifications.run(request, lambda progress: None, verification_id=f"v{number}")
+        _, shown = await here.circuits.render("c1", "json")
+        assert asked[number].kept == shown.nodes
+        await here.circuit_annotations.pin("c1", [1], author="me")
+    assert asked[0].kept == ((0, 1, 2, 3) if how else (0, 2, 3))
+    assert asked[1].kept == (0, 1, 2, 3)
 
 
 async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
