@@ -86,6 +86,9 @@ class Operation(Generic[ResultT]):
                     yield update
                 if not self.done:
                     self._look_again(pauses)
+            except DeadlinePassedError:
+                seconds_left(self.name, ends)  # says that it goes on, where the transport says what it did
+                raise
             except (ServerUnreachableError, DrainingError) as failure:
                 time.sleep(next_pause(self.name, pauses, failure))
 

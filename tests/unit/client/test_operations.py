@@ -59,7 +59,9 @@ def test_a_time_limit_ends_the_wait_not_the_work(fake: FakeService, trephine: Tr
     """`timeout_seconds` raises; the operation was not cancelled."""
     fake.endless = True
     operation = trephine.model("tiny").start_discover("Mary", target=" Mary")
-    with pytest.raises(DeadlinePassedError):
+    with pytest.raises(
+        DeadlinePassedError, match="operations/1 is not done yet; it goes on, wait for it again"
+    ):
         operation.result(timeout_seconds=0.3)
     assert not fake.cancelled.is_set()
 

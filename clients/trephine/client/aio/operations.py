@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode, message_json
 from trephine.client.descriptions import described, of_operation
-from trephine.client.errors import DrainingError, ServerUnreachableError
+from trephine.client.errors import DeadlinePassedError, DrainingError, ServerUnreachableError
 from trephine.client.operations import (
     RECONNECT_PAUSES,
     OnPartial,
@@ -89,6 +89,9 @@ class AsyncOperation(Generic[ResultT]):
                     yield update
                 if not self.done:
                     await self._look_again(pauses)
+            except DeadlinePassedError:
+                seconds_left(self.name, ends)  # says that it goes on, where the transport says what it did
+                raise
             except (ServerUnreachableError, DrainingError) as failure:
                 await asyncio.sleep(next_pause(self.name, pauses, failure))
 
