@@ -7,6 +7,7 @@ from dataclasses import replace
 from time import monotonic
 
 from trephine.domain.commands import Progress
+from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome, shipped
@@ -293,6 +294,7 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
         said.append(f"effects rest on {judged.measured_texts} ambiguous texts")
     if not data.test:
         said.append("without a test split there is no worst group")
+    said += _of_the_path(study)
     said += _left_out(data.held_out, study.part, "the worst group that was chosen by is")
     said += _left_out(data.test, "test split", "its figures are")
     groups = in_groups(data.test)
@@ -307,6 +309,20 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
     return tuple(dict.fromkeys(said))
+
+
+def _of_the_path(study: Study) -> list[str]:
+    """Say where integrated gradients have no limit: a layer's neurons go to 0 together, before a norm."""
+    command, blocks = study.command, study.hosted.architecture.blocks
+    path = command.estimator is Estimator.INTEGRATED_GRADIENTS and command.replacement == NEURONS
+    if not path or all(block.mlp_post_norm is None for block in blocks):
+        return []
+    times = sum(1 / step for step in range(1, command.gradient_steps + 1))
+    return [
+        "of neurons that a norm follows, as in this model, integrated gradients say no more than attribution "
+        "patching: the norm undoes what scales all of a layer's down, so that effects grow with the steps "
+        f"(with {command.gradient_steps} they are {times:.2f} times those of that); choose it instead"
+    ]
 
 
 def _left_out(texts: Sequence[Example], split: str, what: str) -> list[str]:

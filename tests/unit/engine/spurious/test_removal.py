@@ -11,6 +11,7 @@ import torch
 from tests.builders import tiny_hosted
 from tests.resident_sets import resident_set
 from tests.spurious_texts import ATTRIBUTES, ambiguous, attribute_texts, balanced, labelled, neutral_texts
+from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import (
     AttributeConfoundedError,
     EmptyGroupError,
@@ -279,6 +280,21 @@ def test_features_of_sets_are_removed_like_neurons(session, kind):
     found = _run(session, replacement=name)
     assert {one.feature.replacement for one in found.features} == {name}
     assert found.arm(Arm.ORIGINAL) is not None
+
+
+def test_paths_through_a_norm_behind_the_mlp_are_doubted():
+    """Gemma 2's: with n steps effects are those of attribution patching times 1 + 1/2 + ... + 1/n."""
+    session, few = Session(hosted=tiny_hosted("gemma2")), replace(SMALL, counts=(1,), exact=0, random_sets=0)
+    reports = {
+        estimator: _run(session, budget=few, estimator=estimator, refit=False)
+        for estimator in (Estimator.ATTRIBUTION_PATCHING, Estimator.INTEGRATED_GRADIENTS)
+    }
+    plain, path = ({one.feature: one.effect for one in report.features} for report in reports.values())
+    assert path == {
+        feature: pytest.approx(137 / 60 * effect, rel=1e-3, abs=1e-5) for feature, effect in plain.items()
+    }
+    said = [[one for one in report.caveats if "2.28 times" in one] for report in reports.values()]
+    assert [len(one) for one in said] == [0, 1]
 
 
 def test_a_lexicon_swaps_words_and_keeps_their_capitals():
