@@ -22,13 +22,16 @@ _STEP = 1e-5
 
 def live_mlp_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
     """Carry `(n_pos, d_mlp)` through the MLP and its norm to the residual stream that it reads."""
+    return layer.mlp_norm.pull_back_live(mlp_read_adjoint(layer, by_neuron))
+
+
+def mlp_read_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+    """Carry `(n_pos, d_mlp)` to what the MLP reads, `(n_pos, d_model)`, by the exact slope of its neurons."""
     mlp, dtype, phi = layer.block.mlp, by_neuron.dtype, layer.block.mlp.activation
     if layer.gate is None or mlp.W_gate is None:
-        read = (by_neuron * _slope(layer, layer.read)) @ mlp.W_in.to(dtype)
-    else:
-        by_gate = by_neuron * _slope(layer, layer.gate) * layer.read
-        read = by_gate @ mlp.W_gate.to(dtype) + (by_neuron * phi(layer.gate)) @ mlp.W_in.to(dtype)
-    return layer.mlp_norm.pull_back_live(read)
+        return (by_neuron * _slope(layer, layer.read)) @ mlp.W_in.to(dtype)
+    by_gate = by_neuron * _slope(layer, layer.gate) * layer.read
+    return by_gate @ mlp.W_gate.to(dtype) + (by_neuron * phi(layer.gate)) @ mlp.W_in.to(dtype)
 
 
 def _slope(layer: FrozenLayer, x: Tensor) -> Tensor:

@@ -211,6 +211,16 @@ def half_rule(
     return 0.5 * secant(phi, gate) * read, 0.5 * phi(gate)
 
 
+def mlp_half_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
+    """Carry `(n_pos, d_mlp)` to what the MLP reads, `(n_pos, d_model)`, by the half rule."""
+    mlp, dtype = layer.block.mlp, by_neuron.dtype
+    by_gate, by_read = half_rule(layer)
+    read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
+    if by_gate is not None and mlp.W_gate is not None:
+        read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
+    return read
+
+
 def secant(phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return phi(x) / x, continued by its limit phi'(0) at 0."""
     near = x.abs() < _NEAR_ZERO

@@ -194,14 +194,6 @@ def cotangents_of(operators: FrozenOperators, readout: LogitReadout) -> Cotangen
     return {top_place(operators): operators.final_norm.pull_back_live(cotangent)}
 
 
-def frozen_cotangents_of(operators: FrozenOperators, readout: LogitReadout) -> Cotangents:
-    """Return the derivative of a logit read-out at the last position with the final norm's scale frozen."""
-    cotangent = torch.zeros_like(operators.embedding)
-    last = torch.tensor([operators.n_pos - 1], device=operators.device)
-    cotangent[-1] = operators.final_norm.pull_back(readout.direction.to(cotangent.dtype)[None], last)[0]
-    return {top_place(operators): cotangent}
-
-
 def top_place(operators: FrozenOperators) -> int:
     """Return the place above all blocks, which the final norm reads."""
     return PER_BLOCK * len(operators.layers)

@@ -1,15 +1,15 @@
-"""Total effects of every neuron on one logit read-out, in one backward sweep without autograd.
+"""Total effects of every neuron on what is explained, in one backward sweep without autograd.
 
-`sweep_totals` is the exact derivative of the read-out along each source, nothing frozen: a source's value
+`sweep_gradient` is the exact derivative of the read-out along each source, nothing frozen: a source's value
 times the gradient there, which is the first-order estimate of removing it (attribution patching, Nanda
 2023). On SmolLM2 its rank correlation with single-neuron ablations is 0.99, against 0.5 with patterns and
-norm scales frozen and MLPs linearised by the half rule. That one, `sweep_half_rule`, is the sum over all
+norm scales frozen and MLPs linearised by the half rule. That one, `sweep_paths`, is the sum over all
 paths of the attribution graph that the edges span (RelP, Jafari et al. 2025).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from trephine.engine.attribution.adjoints import attention_adjoint, mlp_write_adjoint
 from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
-from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators, capture
+from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
 from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
-from trephine.engine.attribution.readouts import Hosted, LogitReadout, half_rule
-from trephine.engine.attribution.targets import Cotangents, cotangents_of, frozen_cotangents_of, top_place
-from trephine.engine.models.quanta import finish
+from trephine.engine.attribution.readouts import LogitReadout, mlp_half_adjoint
+from trephine.engine.attribution.targets import Cotangents, cotangents_of, top_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,26 +35,8 @@ class Totals:
     """float32 `(n_layers, n_pos)`, of uncovered MLPs' outputs; zero in covered layers."""
 
 
-def total_effects(
-    hosted: Hosted, ids: Sequence[int], readout: LogitReadout, layers: Sequence[int] | None = None
-) -> Totals:
-    """Estimate the effect of every neuron at every position on a read-out at the last position.
-
-    Args:
-        hosted: The model.
-        ids: The prompt, at least one token.
-        readout: What is measured.
-        layers: Layers whose neurons are reported; of the others the whole MLP output is. None means all.
-
-    Returns:
-        The effects, on the CPU.
-    """
-    operators = capture(hosted.model, hosted.architecture, ids, layers)
-    return finish(sweep_totals(operators, readout))
-
-
 def sweep_totals(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
-    """Do the sweep of `total_effects` over captured operators, one layer per quantum."""
+    """Do `sweep_gradient` of a logit at the last position."""
     return sweep_gradient(operators, cotangents_of(operators, readout))
 
 
@@ -97,11 +78,6 @@ def _middle(operators: FrozenOperators, explained: Cotangents, first: int) -> Te
     return _entering(operators, explained, first + MLP) + _entering(operators, explained, first + MIDDLE)
 
 
-def sweep_half_rule(operators: FrozenOperators, readout: LogitReadout) -> Generator[None, None, Totals]:
-    """Sum over all paths of the attribution graph of a logit; see `sweep_paths`."""
-    return sweep_paths(operators, frozen_cotangents_of(operators, readout))
-
-
 def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[None, None, Totals]:
     """Sum over all paths of the attribution graph: patterns and norm scales frozen, MLPs by `relp_half`.
 
@@ -120,7 +96,7 @@ def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[
             written = mlp_write_adjoint(layer, adjoint[None], bias)[0]
             by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
             neurons[number] = (by_neuron * layer.activation).float().cpu()
-            through_mlp = _mlp_adjoint(layer, by_neuron)
+            through_mlp = layer.mlp_norm.pull_back_all(mlp_half_adjoint(layer, by_neuron))
         else:
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
         through_mlp = through_mlp + _middle(operators, explained, first)
@@ -137,13 +113,3 @@ def _through_block(layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, bia
         return adjoint + attention_adjoint(layer, adjoint[None], bias)[0] + through_mlp
     middle = adjoint + through_mlp
     return middle + attention_adjoint(layer, middle[None], bias)[0]
-
-
-def _mlp_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
-    """Carry `(n_pos, d_mlp)` through the half rule and the MLP's norm to the residual stream."""
-    mlp, dtype = layer.block.mlp, by_neuron.dtype
-    by_gate, by_read = half_rule(layer)
-    read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
-    if by_gate is not None and mlp.W_gate is not None:
-        read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
-    return layer.mlp_norm.pull_back_all(read)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from trephine.domain.sites import Site, SiteKind
-from trephine.engine.attribution.live import live_heads_adjoint
-from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
+from trephine.engine.attribution.live import live_heads_adjoint, mlp_read_adjoint
+from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.attribution.places import clean_value
-from trephine.engine.attribution.readouts import half_rule
 from trephine.engine.dataset_circuits.places import NodeKind
 from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.models.hosted import HostedModel
@@ -139,30 +138,3 @@ def node_layer(
     with opened(hosted, described.set_name, [described.layer]) as resident, torch.inference_mode():
         layer = resident[described.layer]
         yield Features(layer) if described.kind is NodeKind.FEATURE else Errors(layer)
-
-
-_STEP = 1e-5
-
-
-def mlp_read_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
-    """Carry `(n, d_mlp)` to what the MLP reads, `(n, d_model)`, by the exact slope of its neurons."""
-    mlp, dtype, phi = layer.block.mlp, by_neuron.dtype, layer.block.mlp.activation
-    if layer.gate is None or mlp.W_gate is None:
-        return (by_neuron * _slope(layer, layer.read)) @ mlp.W_in.to(dtype)
-    by_gate = by_neuron * _slope(layer, layer.gate) * layer.read
-    return by_gate @ mlp.W_gate.to(dtype) + (by_neuron * phi(layer.gate)) @ mlp.W_in.to(dtype)
-
-
-def mlp_half_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
-    """As `mlp_read_adjoint`, by the half rule."""
-    mlp, dtype = layer.block.mlp, by_neuron.dtype
-    by_gate, by_read = half_rule(layer)
-    read = (by_neuron * by_read) @ mlp.W_in.to(dtype)
-    if by_gate is not None and mlp.W_gate is not None:
-        read = read + (by_neuron * by_gate) @ mlp.W_gate.to(dtype)
-    return read
-
-
-def _slope(layer: FrozenLayer, x: Tensor) -> Tensor:
-    phi, wide = layer.block.mlp.activation, x.double()
-    return ((phi(wide + _STEP) - phi(wide - _STEP)) / (2 * _STEP)).to(x.dtype)

@@ -13,7 +13,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.adjoints import attention_adjoint
 from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm, FrozenOperators
-from trephine.engine.dataset_circuits.nodes import mlp_half_adjoint
+from trephine.engine.attribution.readouts import mlp_half_adjoint
 from trephine.engine.dataset_circuits.packs import Pack
 
 
@@ -83,26 +83,18 @@ def metric_cotangent(pack: Pack, operators: FrozenOperators) -> Tensor:
     return cotangent
 
 
-def sweep_pack(
-    operators: FrozenOperators, cotangent: Tensor, rule: SweepRule, *, down_to: int = 0
+def sweep_blocks(
+    operators: FrozenOperators, adjoint: Tensor, rule: SweepRule, *, top: int | None, down_to: int
 ) -> Iterator[BlockAdjoints]:
     """Yield adjoints block by block, from the top; contexts do not mix, so that one sweep serves them all.
 
     Args:
-        operators: The pack's frozen network.
-        cotangent: `(n_rows, d_model)`, on the final norm's output.
+        operators: A pack's frozen network.
+        adjoint: `(n_rows, d_model)`, of the stream after block `top`, or the last.
         rule: How to go through what is not linear.
+        top: The block that the adjoint stands behind; None: the last.
         down_to: The last block that is wanted.
     """
-    yield from sweep_blocks(
-        operators, rule.through_norm(operators.final_norm, cotangent), rule, top=None, down_to=down_to
-    )
-
-
-def sweep_blocks(
-    operators: FrozenOperators, adjoint: Tensor, rule: SweepRule, *, top: int | None, down_to: int
-) -> Iterator[BlockAdjoints]:
-    """As `sweep_pack`, from an adjoint `(n_rows, d_model)` of the stream after block `top`, or the last."""
     above = len(operators.layers) if top is None else top + 1
     for layer in reversed(operators.layers[down_to:above]):
         number, post, found = layer.block.layer, layer.mlp_post_norm, {}

@@ -17,7 +17,7 @@ from trephine.engine.attribution.operators import capture
 from trephine.engine.attribution.readouts import logit_readout, logit_target, neuron_targets
 from trephine.engine.attribution.row_blocks import block_of
 from trephine.engine.attribution.targets import Explained
-from trephine.engine.attribution.totals import sweep_half_rule
+from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.graphs.target_kinds import logit_targets_at
 from trephine.engine.models.memory import MemoryMeter
 from trephine.engine.models.quanta import finish
@@ -104,10 +104,10 @@ def test_influence_is_the_inverse_of_one_minus_the_normalised_matrix(graph):
     assert influence.all_neurons == pytest.approx(float(expected[: cells.count].sum()), rel=1e-4)
 
 
-def test_total_effects_are_sums_over_all_paths(graph):
+def test_total_effects_are_sums_over_all_paths(graph, explained):
     """A neuron's total effect is its edge to the logit plus its edges to all others times their effect."""
-    operators, readout, cells, every, _, dense = graph
-    totals = finish(sweep_half_rule(operators, readout))
+    operators, _, cells, every, _, dense = graph
+    totals = finish(sweep_paths(operators, explained.cotangents(live=False)))
     layer, position, index = cells.split(every)
     activation = torch.stack([frozen.activation for frozen in operators.layers])[layer, position, index]
     effect = totals.neurons.flatten()[every]

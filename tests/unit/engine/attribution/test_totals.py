@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
+from trephine.engine.attribution.operators import capture
 from trephine.engine.attribution.readouts import logit_readout
-from trephine.engine.attribution.totals import total_effects
+from trephine.engine.attribution.totals import sweep_totals
+from trephine.engine.models.quanta import finish
 
 IDS = [5, 17, 44, 9, 9, 301, 23, 120, 77]
 
@@ -45,8 +47,10 @@ def test_total_effects_are_activation_times_the_true_gradient(family, against):
     readout = logit_readout(hosted, 30, against)
     neurons, tokens = by_autograd(hosted, readout)
     with torch.inference_mode():
-        totals = total_effects(hosted, IDS, readout)
-        partial = total_effects(hosted, IDS, readout, layers=(0, 2))
+        totals, partial = (
+            finish(sweep_totals(capture(hosted.model, hosted.architecture, IDS, layers), readout))
+            for layers in (None, (0, 2))
+        )
     torch.testing.assert_close(totals.neurons, neurons, rtol=1e-3, atol=1e-5 * float(neurons.abs().max()))
     torch.testing.assert_close(totals.tokens, tokens, rtol=1e-3, atol=1e-5 * float(tokens.abs().max()))
     assert torch.equal(partial.neurons[[0, 2]], totals.neurons[[0, 2]])

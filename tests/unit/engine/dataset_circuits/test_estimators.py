@@ -14,8 +14,10 @@ from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRu
 from trephine.domain.interventions import ErrorTerm
 from trephine.engine.attribution.operators import capture
 from trephine.engine.attribution.readouts import logit_readout
-from trephine.engine.attribution.totals import sweep_half_rule
+from trephine.engine.attribution.targets import Explained
+from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.dataset_circuits.ablated import AblatedModel
+from trephine.engine.graphs.target_kinds import logit_targets_at
 from trephine.engine.models.quanta import finish
 
 
@@ -74,7 +76,9 @@ def test_relp_is_the_sum_over_all_paths_of_the_half_rule():
     words = context.text.removeprefix("When").split(" ")[1:]
     readout = logit_readout(hosted, *(hosted.resolve_target(f" {word}") for word in words[:2]))
     with torch.inference_mode():
-        totals = finish(sweep_half_rule(operators, readout))
+        targets = logit_targets_at(hosted, operators, [readout], operators.n_pos - 1)
+        what = Explained(targets=tuple(targets), n_pos=operators.n_pos)
+        totals = finish(sweep_paths(operators, what.cotangents(live=False)))
     for place in range(hosted.info.n_layers):
         expected = -totals.neurons[place][1:]
         assert torch.allclose(scene.space.part(effects[1], place), expected, atol=1e-6)
