@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trephine.app.circuits.circuit_pruning import shown_nodes
+from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
 from trephine.app.circuits.graph_sets import loaded_set, spanned_layers
 from trephine.app.jobs.costs import Cost, Sets, feature_counts, predict_beside
@@ -74,6 +75,7 @@ class CircuitVerifications:
             ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
             ParentChangedError: If the model's weights, or a set, are not those that it was found with.
             ReplacementNotFoundError: If one of its sets is not loaded, or was lost.
+            InvalidRequestError: If a supernode names a node that does not exist.
             UnsupportedOptionError: If it came from a file, so that what it was found in is not known; or if
                 it was stored before targets were, and explains something else than one next token.
         """
@@ -98,6 +100,9 @@ class CircuitVerifications:
                 loaded = loaded_set(self._replacements, each.name, info.name)
                 require_same_set(each, loaded.content_hash)
         stored.circuit.question()
+        for place, group in enumerate(request.supernodes):
+            for node in group:
+                require_node(stored.circuit, node, f"supernodes[{place}]")
         return stored, info
 
     async def predict(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, Cost]:

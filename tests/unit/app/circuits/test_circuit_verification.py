@@ -14,6 +14,7 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, NodeGroup
 from trephine.domain.circuit_queries import Provenance
 from trephine.domain.errors import (
+    InvalidRequestError,
     ModelNotReadyError,
     ParentChangedError,
     ReplacementNotFoundError,
@@ -116,6 +117,9 @@ async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
     await here.circuits.save(gone, circuit_id="gone")
     with pytest.raises(ReplacementNotFoundError, match="or load it first"):
         await here.circuit_verifications.check(VerifyRequest(circuit="gone"))
+    with pytest.raises(InvalidRequestError, match="no node 4") as unknown:
+        await here.circuit_verifications.check(VerifyRequest(circuit="c1", supernodes=((0, 1), (1, 4))))
+    assert unknown.value.context["field"] == "supernodes[1]"
     foreign = Provenance(origin="imported", how="a file")
     await here.circuits.save(small_circuit(), circuit_id="foreign", provenance=foreign)
     with pytest.raises(UnsupportedOptionError, match="imported"):
