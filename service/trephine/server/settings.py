@@ -6,6 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -136,7 +137,12 @@ def load_settings(flags: Mapping[str, Any], config: Path | None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from error
+        why = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidRequestError(f"{field}: {why}", field=field) from error
+    except (TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidRequestError(
+            f"cannot read the settings file {config}: {error}", field="config"
+        ) from error
 
 
 def split_listen(address: str) -> tuple[str, int]:

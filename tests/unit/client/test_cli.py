@@ -248,6 +248,18 @@ def test_doctor_looks_at_the_folder_and_in_the_form_that_were_asked_for(
     assert asked == [("doctor", "--state", str(tmp_path), "--json")]
 
 
+def test_a_settings_file_reaches_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As an absolute path, beside what flags say."""
+    said: list[str] = []
+    monkeypatch.setattr(service, "become_service", lambda *words: said.extend(words))
+    monkeypatch.chdir(tmp_path)
+    words = ["--state", "here", "serve", "--config", "server.toml"]
+    monkeypatch.setattr(sys, "argv", ["trephine", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert said == ["serve", "--state", f"{tmp_path}/here", "--config", f"{tmp_path}/server.toml"]
+
+
 def test_every_command_has_help_for_newcomers(run: Run, capsys: pytest.CaptureFixture[str]):
     """Each command explains itself in sentences, and the larger ones show an example."""
     for words in (

@@ -50,8 +50,16 @@ def test_unknown_settings_are_refused(tmp_path):
     """A misspelt setting in the file is an error, not silence."""
     config = tmp_path / "trephine.toml"
     config.write_text("grace_second = 1\n")
-    assert "grace_second" in refused({}, config)
+    assert "grace_second: there is no such setting" in refused({}, config)
     assert "no settings file" in refused({}, tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("written", [b"listen = [", b"listen = '\xff'"])
+def test_a_file_that_is_no_toml_is_refused(written: bytes, tmp_path):
+    """It ended in a traceback."""
+    config = tmp_path / "trephine.toml"
+    config.write_bytes(written)
+    assert f"cannot read the settings file {config}: " in refused({}, config)
 
 
 @pytest.mark.parametrize("listen", ["nonsense", "host:port", ":1", "1.2.3.4:99999"])

@@ -32,6 +32,7 @@ def become_service(*arguments: str) -> NoReturn:
 SERVE_EXAMPLES = examples(
     "trephine serve",
     "trephine serve --listen 127.0.0.1:7400 --token-file token --model-root ~/models",
+    "trephine serve --config server.toml",
 )
 
 
@@ -69,12 +70,21 @@ def serve(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow an address beyond loopback without TLS.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of settings: these and more, such as engine_threads and log_level."),
+    ] = None,
 ) -> None:
-    """Run a server until it is stopped. Commands of the same state folder then share it."""
+    """Run a server until it is stopped. Commands of the same state folder then share it.
+
+    A setting is what its flag says, else its variable (TREPHINE_ENGINE_THREADS), else its line in --config;
+    `python -m trephine.server serve --help` lists all of them.
+    """
     state = invocation(context).state or default_state()
     arguments = ["serve", "--state", str(state.absolute())]
     arguments += ["--listen", listen] if listen else []
     files = {
+        "--config": config,
         "--token-file": token_file,
         "--tls-cert": tls_cert,
         "--tls-key": tls_key,
