@@ -116,7 +116,7 @@ def _node_columns(
     documented: Sequence[Mapping[str, Any]],
     texts: _Texts,
 ) -> dict[str, Any]:
-    rows, nothing, places = _rows(circuit), (nan, nan, nan), set_places(circuit)
+    rows, nothing, places = _rows(circuit, kept), (nan, nan, nan), set_places(circuit)
     entering = [rows.get(index, nothing) for index in kept.nodes]
     return {
         "count": len(nodes),
@@ -150,12 +150,27 @@ def _edge_columns(circuit: Circuit, kept: PrunedNodes) -> dict[str, Any]:
     }
 
 
-def _rows(circuit: Circuit) -> dict[int, tuple[float, float, float]]:
-    """Total, bias and remainder of every target row, by node index."""
-    columns = (
+def _rows(circuit: Circuit, kept: PrunedNodes) -> dict[int, tuple[float, float, float]]:
+    """Total, bias and remainder of every target row, by node index.
+
+    What edges carry that are not shown is in the remainder, as in circuits that were pruned: rows still sum.
+    """
+    columns = [
         array("f", column.data) for column in (circuit.rows.total, circuit.rows.bias, circuit.rows.remainder)
-    )
-    return dict(zip(array("i", circuit.rows.target.data), zip(*columns, strict=True), strict=True))
+    ]
+    lost = dict.fromkeys(array("i", circuit.rows.target.data), 0.0)
+    shown = bytearray(circuit.edges.source.shape[0])
+    for edge in kept.edges:
+        shown[edge] = 1
+    for target, weight, stays in zip(
+        array("i", circuit.edges.target.data), array("f", circuit.edges.weight.data), shown, strict=True
+    ):
+        if not stays and target in lost:
+            lost[target] += weight
+    return {
+        target: (total, bias, remainder + gone)
+        for (target, gone), total, bias, remainder in zip(lost.items(), *columns, strict=True)
+    }
 
 
 def _view(view: Mapping[str, Any]) -> dict[str, Any]:

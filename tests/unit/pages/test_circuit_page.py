@@ -14,9 +14,11 @@ from itertools import pairwise
 
 import pytest
 
+from tests.layered_circuits import layered
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described
+from trephine.app.circuits.pruning import prune
 from trephine.domain.sites import FeatureRef
 from trephine.domain.targets import TargetKind
 from trephine.pages.circuit_data import page_data
@@ -114,6 +116,26 @@ def test_what_enters_a_target_is_in_its_row():
     assert floats(nodes["bias"])[5] == pytest.approx(0.3)
     assert floats(nodes["remainder"])[5] == pytest.approx(5.2)
     assert str(floats(nodes["total"])[3]) == "nan"
+
+
+@pytest.mark.parametrize("node_threshold", [0.5, 0.8, 1.0])
+def test_shown_edges_constants_and_the_remainder_are_what_enters(node_threshold):
+    """What is pruned for the page is among the sources not in its graph, so that rows sum (law 3)."""
+    circuit = layered(3)
+    kept = prune(circuit, node_threshold=node_threshold, edge_threshold=0.9)
+    data = page_data(circuit, kept, name="circuits/1")
+    entering = dict.fromkeys(data["ids"], 0.0)
+    for _, target, weight in edges_of(data):
+        entering[target] += weight
+    total, bias, remainder = (floats(data["nodes"][name]) for name in ("total", "bias", "remainder"))
+    checked = 0
+    for place, identity in enumerate(data["ids"]):
+        if total[place] == total[place]:
+            assert entering[identity] + bias[place] + remainder[place] == pytest.approx(
+                total[place], abs=1e-5
+            )
+            checked += 1
+    assert 1 < checked < len(circuit.nodes)
 
 
 def test_pruned_edges_point_at_the_nodes_that_are_left():
