@@ -34,8 +34,7 @@ all misses it."""
 
 _FLOOR_REASON = (
     "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
-    "own noise floor of {floor:.2e} nats (its attention implementation and its dtype changed, nothing else), "
-    "and not below {smallest:g}"
+    "own noise floor of {floor:.2e} nats ({changed} changed, nothing else), and not below {smallest:g}"
 )
 
 _COUNTS = (
@@ -90,25 +89,46 @@ def planned_gates(
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
         gates = (*gates, *_part_gates(parts, _UNRECOVERED))
         return (*gates, *_excess_gates(_GRAFT_EXCESS, floor, retained), *_count_gates())
-    excess = _EXACT_EXCESS if dtype in ("float32", "float64") else _ROUNDED_EXCESS
+    wide = dtype in ("float32", "float64") and floor.stored is None
+    excess = _EXACT_EXCESS if wide else _ROUNDED_EXCESS
     return (
-        _kl_gate("kl_intervened_exported_mean", floor.mean, _SMALLEST_MEAN),
-        _kl_gate("kl_intervened_exported_p99", floor.p99, _SMALLEST_P99),
-        _kl_gate("kl_intervened_exported_after_first_mean", floor.mean, _SMALLEST_MEAN),
-        _same_attention_gate(floor),
+        *_exact_gates(floor),
         *_whole_gates(whole),
         *_excess_gates(excess, floor, retained),
         *_count_gates(),
     )
 
 
-def _same_attention_gate(floor: NoiseFloor) -> Gate:
-    return Gate(
-        name="kl_intervened_exported_same_attention_mean",
-        limit=max(_SMALLEST_MEAN, floor.mean),
-        unit="nats/token",
-        reason="under the same attention only the rounding of changed weights may differ: the parent's "
-        f"own noise floor of {floor.mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
+def _exact_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
+    """Bound distances from the runtime by arithmetic: its own, or that of narrower files if that is more."""
+    mean, p99, changed = floor.mean, floor.p99, "its attention implementation and its dtype"
+    if floor.stored is not None:
+        mean, p99 = max(mean, floor.stored.mean), max(p99, floor.stored.p99)
+        changed = "its attention implementation and its dtype, that of its files included,"
+    bounds = (
+        ("kl_intervened_exported_mean", mean, _SMALLEST_MEAN),
+        ("kl_intervened_exported_p99", p99, _SMALLEST_P99),
+        ("kl_intervened_exported_after_first_mean", mean, _SMALLEST_MEAN),
+    )
+    return (
+        *(
+            Gate(
+                name=name,
+                limit=max(smallest, _FLOOR_FACTOR * value),
+                unit="nats/token",
+                reason=_FLOOR_REASON.format(
+                    factor=_FLOOR_FACTOR, floor=value, changed=changed, smallest=smallest
+                ),
+            )
+            for name, value, smallest in bounds
+        ),
+        Gate(
+            name="kl_intervened_exported_same_attention_mean",
+            limit=max(_SMALLEST_MEAN, mean),
+            unit="nats/token",
+            reason="under the same attention only the rounding of changed weights may differ: the parent's "
+            f"own noise floor of {mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
+        ),
     )
 
 
@@ -280,11 +300,6 @@ def _carried_gate(one: FeatureFloor, share: float) -> Gate:
         f"{one.alone:.2e} nats: what is missing of that, or too much, in logits, whose square is a share of "
         f"KL; at most the root of {max(share, rounding):.2g}, and never more than {_MOST_UNCARRIED:g}",
     )
-
-
-def _kl_gate(name: str, floor: float, smallest: float) -> Gate:
-    reason = _FLOOR_REASON.format(factor=_FLOOR_FACTOR, floor=floor, smallest=smallest)
-    return Gate(name=name, limit=max(smallest, _FLOOR_FACTOR * floor), unit="nats/token", reason=reason)
 
 
 def kind_of(gate: Gate) -> str:
