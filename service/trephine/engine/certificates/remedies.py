@@ -24,10 +24,12 @@ _LOST = (
     "predicted error says: make the edit stronger, or start from a parent whose files are float32. Of a "
     "change that is not small, check the disk of the export root, export again, and report it"
 )
+_STRONGER = "make the edit stronger, of which rounding is a smaller share"
+_WEAKER = "lower the edit's strength, for what is rounded of a change grows with it"
 _ROUNDED = (
     "what is written exactly is rounded to the type of the files, and the plan's predicted error says how "
-    "much of the change that costs: start from a parent whose files are float32, or make the edit stronger, "
-    "of which rounding is a smaller share; and load the model in float32 where it is not"
+    f"much of the change that costs: start from a parent whose files are float32, or {_STRONGER}; and load "
+    "the model in float32 where it is not"
 )
 _OTHER_BYTES = (
     "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
@@ -86,12 +88,11 @@ EXACT_REMEDIES: Mapping[str, str] = {**REMEDIES} | dict.fromkeys(_OF_ROUNDING, _
 _WIDE = ("float32", "float64")
 _RUNTIME_ROUNDS = (
     "what is written exactly stays as it is in the files, which are float32, and is rounded where the "
-    "runtime computes: load the model in float32, or make the edit stronger, of which rounding is a "
-    "smaller share"
+    f"runtime computes: load the model in float32, or {_STRONGER}"
 )
 _NOTHING_ROUNDS = (
-    "files and runtime are float32 already, so that little is rounded: make the edit stronger, of which "
-    "rounding is a smaller share, and report it if it is missed then, too"
+    f"files and runtime are float32 already, so that little is rounded: {_STRONGER}, and report it if it is "
+    "missed then, too"
 )
 _LOST_IN_FLOAT32 = (
     "nothing of a planned change is left once it is rounded to float32: make the edit stronger. Of a change "
@@ -125,6 +126,9 @@ def _advice(*, exact: bool, wide_files: bool, wide_runtime: bool) -> Mapping[str
         advice |= dict.fromkeys(_OF_ROUNDING, _NOTHING_ROUNDS if wide_runtime else _RUNTIME_ROUNDS)
     if exact and not wide_files and wide_runtime:
         advice |= dict.fromkeys(_OF_ROUNDING, _ROUNDED.partition("; and load")[0])
+    if exact:  # distances grow with an edit, and only the share that is left of it shrinks
+        far = [gate for gate in _OF_ROUNDING if gate != "unrecovered"]
+        advice |= {gate: advice[gate].replace(_STRONGER, _WEAKER) for gate in far}
     if not exact and wide_runtime:
         wider = {gate: told for gate, told in advice.items() if _WIDER in told}
         advice |= {

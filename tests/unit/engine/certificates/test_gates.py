@@ -215,6 +215,20 @@ def test_nobody_is_told_to_do_what_is_done_already(exact, files, runtime):
         assert len(one) > 40
 
 
+@pytest.mark.parametrize("files", ["float32", "bfloat16"])
+@pytest.mark.parametrize("runtime", ["float32", "bfloat16"])
+def test_a_distance_is_not_mended_by_a_stronger_edit(files, runtime):
+    """What is rounded of a change grows with it; the share of the edit that is left is what shrinks."""
+    whole = EditFloor(tokens=1024, floor=0.0, edit=1e-3)
+    for result in judge(planned_gates(runtime, floor(0, 0), whole=whole), {}):
+        (told,) = remedies((result,), exact=True, files=files, runtime=runtime)
+        if result.gate.name == "unrecovered":
+            assert "make the edit stronger" in told
+        elif result.gate.unit == "nats/token":
+            assert "stronger" not in told
+            assert "lower the edit's strength" in told
+
+
 def test_figures_that_differ_do_not_look_equal():
     """Three digits where they tell a measurement from its limit, more where they do not."""
     assert told_apart(0.12345, 0.01) == ("0.123", "0.01")
