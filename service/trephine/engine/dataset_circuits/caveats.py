@@ -24,6 +24,7 @@ from trephine.engine.dataset_circuits.selection import certified_edits, part_siz
 from trephine.engine.dataset_circuits.space import NodeSpace
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
+from trephine.engine.replacements.sets import layer_info
 
 _STREAM = {SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST, SiteKind.EMBED}
 _ERROR = {
@@ -98,11 +99,20 @@ def _of_sets(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSp
         return []
     are_nodes = space.has(NodeKind.ERROR)
     found = [f"Error terms {'are nodes' if are_nodes else _ERROR[command.error_term]}."]
+    if (are_nodes or command.error_term is not ErrorTerm.LIVE) and _has_skip(hosted, space):
+        found.append(
+            "Skip paths follow the current input and are no nodes: they stay where all nodes and error terms "
+            "are ablated, in m(0) as well."
+        )
     found += degraded_caveats(hosted, names)
     firsts = {tuple(hosted.encode(example.clean)[:1]) for example in command.training}
     for first in sorted(firsts)[:1]:
         found += beginning_caveats(hosted, list(names), first)
     return found
+
+
+def _has_skip(hosted: HostedModel, space: NodeSpace) -> bool:
+    return any(p.is_of_set and layer_info(hosted, p.set_name, p.layer).has_skip for p in space.places)
 
 
 def _of_data(command: DiscoverDatasetCircuit, contexts: Sequence[Context]) -> list[str]:

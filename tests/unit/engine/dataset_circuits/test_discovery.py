@@ -110,6 +110,8 @@ def test_sets_of_features(kind, term):
     found = discover(command, hosted)
     assert bool(found.circuits[0].edges) == (kind in ("jumprelu", "clt", "skip"))
     assert any("Error terms" in caveat for caveat in found.caveats)
+    skips = kind in ("skip", "mixed") and term is not ErrorTerm.LIVE
+    assert any("Skip paths" in caveat for caveat in found.caveats) == skips
 
 
 def test_single_contexts_resample_from_others_and_patch_with_zero():
