@@ -13,6 +13,7 @@ class Arm(StrEnum):
     """What was measured."""
 
     ORIGINAL = "original"
+    """A probe is trained on as many texts as what ships, where one does that is trained again."""
     REMOVED = "removed"
     REFITTED = "refitted"
     """Removed, and the head trained again on the same ambiguous texts."""

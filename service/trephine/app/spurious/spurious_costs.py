@@ -87,7 +87,7 @@ def pooled_texts(command: RemoveSpuriousFeatures) -> int:
     orienting = min(texts.examples or len(command.validation) + test, _ORIENTING)
     opening = texts.fitted[0] + orienting + command.neutral_examples * fit
     exact = _EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
-    arms = 2 * (test + texts.measured) + 2 * control + telling * (fit + final)
+    arms = trains * texts.everything[0] + 2 * (test + texts.measured) + 2 * control + telling * (fit + final)
     random = command.budget.random_sets * (control + texts.measured + trains * texts.everything[0])
     told = texts.examples or 2 * texts.everything[1] or texts.everything[0]
     baselines = told + 2 * trains * texts.everything[0] + test + texts.measured

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores
+from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import Standing
 from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.spurious.baselines import measure_baselines
@@ -17,6 +18,7 @@ from trephine.engine.spurious.choosing import Choice
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.erasing import erased_head
 from trephine.engine.spurious.examples import Example, attributes, labels, sample
+from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Judged
 from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
 from trephine.engine.spurious.metrics import fresh_probe, scr, tpp
@@ -32,6 +34,8 @@ class Measured:
 
     arms: tuple[ArmOutcome, ...]
     scores: BenchScores
+    original: LinearHead
+    """What the decision was, trained on as many texts as what ships."""
     test: Sequence[Example]
     held_out: Sequence[Example]
     """As in the ambiguous set."""
@@ -47,19 +51,21 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
     """Measure every arm once the choice is made; the test split is looked at here for the first time."""
     measure, gone = Measure(study), [one.feature for one in choice.removed]
     plain = yield from measure.pooled((), "original")
-    arms = [measure.arm(Arm.ORIGINAL, study.head, plain)]
+    original = (yield from _original(study)) if gone else study.head
+    arms = [measure.arm(Arm.ORIGINAL, original, plain, study.head)]
     after, unmatched = plain, 0
     if gone:
         after = yield from measure.pooled(gone, "removed")
-        arms.append(measure.arm(Arm.REMOVED, study.head, after))
+        arms.append(measure.arm(Arm.REMOVED, original, after, study.head))
         arms += yield from _trained_again(measure, choice, plain, after)
-        random, unmatched = yield from _random(measure, judged, choice)
+        random, unmatched = yield from _random(measure, judged, choice, original)
         arms += random
     arms += yield from measure_baselines(measure, plain)
-    scores = yield from _scores(measure, judged, choice, plain, after)
+    scores = yield from _scores(measure, judged, choice, original, plain, after)
     return Measured(
         arms=tuple(arms),
         scores=scores,
+        original=original,
         test=measure.test,
         held_out=measure.held_out,
         paired=measure.paired,
@@ -67,6 +73,15 @@ def measure_arms(study: Study, judged: Judged, choice: Choice) -> Generator[Prog
         after=after,
         unmatched=unmatched,
     )
+
+
+def _original(study: Study) -> Generator[Progress | None, None, LinearHead]:
+    """Train a probe on what is held out as well: else what ships is better for having seen more texts."""
+    trained = study.trains and isinstance(study.command.decision, ProbeHead)
+    if not trained or len(study.everything) == len(study.fitted):
+        return study.head
+    texts = [one.ids for one in study.everything]
+    return study.trained((yield from study.pool(texts, (), "original, all texts")), study.everything)
 
 
 def _trained_again(
@@ -89,7 +104,7 @@ def _trained_again(
 
 
 def _random(
-    measure: Measure, judged: Judged, choice: Choice
+    measure: Measure, judged: Judged, choice: Choice, original: LinearHead
 ) -> Generator[Progress | None, None, tuple[list[ArmOutcome], int]]:
     """Measure random sets; return their arms, and how many removed features have no match."""
     study, unmatched = measure.study, 0
@@ -104,7 +119,7 @@ def _random(
         if not drawn:
             break
         pooled = yield from small.pooled(drawn, f"random {number + 1}")
-        kept[Arm.RANDOM].append(small.arm(Arm.RANDOM, study.head, pooled))
+        kept[Arm.RANDOM].append(small.arm(Arm.RANDOM, original, pooled, study.head))
         if study.trains:
             texts = [one.ids for one in study.everything]
             vectors = yield from study.pool(texts, drawn, f"refit, random {number + 1}")
@@ -130,7 +145,12 @@ def _mean(arm: Arm, outcomes: Sequence[ArmOutcome]) -> ArmOutcome:
 
 
 def _scores(
-    measure: Measure, judged: Judged, choice: Choice, plain: Pooled, after: Pooled
+    measure: Measure,
+    judged: Judged,
+    choice: Choice,
+    original: LinearHead,
+    plain: Pooled,
+    after: Pooled,
 ) -> Generator[Progress | None, None, BenchScores]:
     if not measure.grouped or not choice.removed:
         return BenchScores(scr=None, tpp=None)
@@ -139,7 +159,7 @@ def _scores(
     clean = fresh_probe(plain.test, y, strata, penalty=PROBE_PENALTY, seed=study.command.seed)
     if clean is None:
         return BenchScores(scr=None, tpp=None)
-    accuracies = [_balanced(study.head.decide(p.test) == y, strata) for p in (plain, after)]
+    accuracies = [_balanced(original.decide(p.test) == y, strata) for p in (plain, after)]
     found = scr(accuracies[0], _balanced(clean, strata), accuracies[1])
     return BenchScores(scr=found, tpp=(yield from _targeted(measure, judged, choice, plain, after)))
 

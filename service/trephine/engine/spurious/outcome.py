@@ -42,7 +42,7 @@ def outcome_of(
     if in_groups(measured.test):
         right = [
             head.decide(pooled.test) == labels(measured.test)
-            for head, pooled in ((study.head, plain), (choice.head, after))
+            for head, pooled in ((measured.original, plain), (choice.head, after))
         ]
         first = once([one.ids for one in measured.test])
         texts = list(compress(measured.test, first.tolist()))

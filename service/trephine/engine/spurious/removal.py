@@ -80,7 +80,7 @@ def remove_spurious_features(
         scores=measured.scores,
         interventions=_interventions(choice),
         head=choice.head.weights(study.data.labels, special_tokens=special_tokens),
-        original_head=study.head.weights(study.data.labels, special_tokens=special_tokens),
+        original_head=measured.original.weights(study.data.labels, special_tokens=special_tokens),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
         caveats=(
             *_caveats(study, judged),

@@ -9,6 +9,7 @@ import pytest
 
 from tests.builders import tiny_hosted
 from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import Pooling, ProbeHead
@@ -116,3 +117,24 @@ def _candidate(index: int, standing: Standing) -> Candidate:
         feature=FeatureRef(layer=0, index=index), node=index, effect=1.0, standing=standing, score=0.9,
         why="", evidence=(), attribute_probe=None,
     )  # fmt: skip
+
+
+def test_what_ships_is_held_against_a_head_of_as_many_texts():
+    """One that had seen an eighth of them made a pass of any removal: here of a neuron that says nothing."""
+    session = Session(hosted=tiny_hosted("llama"))
+    command = RemoveSpuriousFeatures(
+        training=balanced(100, seed=5),
+        test=balanced(60, seed=77),
+        decision=ProbeHead(layer=0, pooling=Pooling.MEAN),
+        budget=RemovalBudget(
+            candidates=16, exact=0, counts=(1,), effect_texts=48, fit_texts=16, random_sets=1
+        ),
+        erase=False,
+        overrides=GONE,
+        resamples=50,
+    )
+    found = finish(remove_spurious_features(session, command))
+    worst = {one.arm: one.figure("worst_group").value for one in found.arms}
+    assert found.outcome.verdict is Verdict.INCONCLUSIVE
+    assert found.outcome.before.value == worst[Arm.ORIGINAL]
+    assert abs(worst[Arm.ORIGINAL] - worst[Arm.REFITTED]) < 0.1
