@@ -90,7 +90,8 @@ class RemovalOutcome(google.protobuf.message.Message):
     @property
     def before(self) -> trephine.v1.common_pb2.Figure:
         """Accuracy of the worst group as the original decides, under its name. It may be any group: the interval is
-        from the lowest lower to the lowest upper bound of all groups, each by Wilson, 95 %. Unset on no ground.
+        from the lowest lower to the lowest upper bound of all groups, each by Wilson, 95 %; upper bounds hold for
+        all groups at once that may be the worst. Unset on no ground.
         """
 
     @property
@@ -99,8 +100,8 @@ class RemovalOutcome(google.protobuf.message.Message):
 
     @property
     def gain(self) -> trephine.v1.common_pb2.Figure:
-        """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares; of a validation
-        split its lower bound holds for all that were compared at once, too.
+        """Their difference, with Newcombe's interval: the wider one of paired and of unpaired shares, for all groups
+        at once that may be the worst; of a validation split its lower bound holds for all that were compared, too.
         """
 
     def __init__(

@@ -120,7 +120,7 @@ class _RemovalArmEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     REMOVAL_ARM_UNSPECIFIED: _RemovalArm.ValueType  # 0
     """Not set."""
     REMOVAL_ARM_ORIGINAL: _RemovalArm.ValueType  # 1
-    """Nothing removed."""
+    """Nothing removed; a probe is trained on as many texts as what ships."""
     REMOVAL_ARM_REMOVED: _RemovalArm.ValueType  # 2
     """Removed."""
     REMOVAL_ARM_REFITTED: _RemovalArm.ValueType  # 3
@@ -148,7 +148,7 @@ class RemovalArm(_RemovalArm, metaclass=_RemovalArmEnumTypeWrapper):
 REMOVAL_ARM_UNSPECIFIED: RemovalArm.ValueType  # 0
 """Not set."""
 REMOVAL_ARM_ORIGINAL: RemovalArm.ValueType  # 1
-"""Nothing removed."""
+"""Nothing removed; a probe is trained on as many texts as what ships."""
 REMOVAL_ARM_REMOVED: RemovalArm.ValueType  # 2
 """Removed."""
 REMOVAL_ARM_REFITTED: RemovalArm.ValueType  # 3
@@ -245,7 +245,7 @@ global___AttributeText = AttributeText
 
 @typing.final
 class WordSwap(google.protobuf.message.Message):
-    """Two words that a counterfactual edit exchanges."""
+    """Two words, or several together, that a counterfactual edit exchanges."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
