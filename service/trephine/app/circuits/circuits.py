@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from trephine.app.circuits.circuit_columns import columns_of, with_columns, without_columns
 from trephine.app.circuits.circuit_pruning import shown_nodes
@@ -348,7 +348,8 @@ def _publish(final: Path, stored: StoredCircuit, said: Annotations) -> None:
     try:
         with full_disk_is_typed("a circuit"):
             temporary.mkdir(mode=0o700)
-            save_file(columns_of(stored.circuit), temporary / _NUMBERS)
+            # Not by save_file: its error of a full disk is none of the system's, and says so in words alone.
+            (temporary / _NUMBERS).write_bytes(save(columns_of(stored.circuit)))
             header = replace(stored, circuit=without_columns(stored.circuit))
             (temporary / _HEADER).write_bytes(encode(header))
             if said != NO_ANNOTATIONS:

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from tests.file_limits import files_end_at
 from tests.unit.app.house import circuit, house, node, small_circuit
 from trephine.app.circuits import circuits as circuits_module
 from trephine.app.circuits.pruning import prune
 from trephine.app.storage.records import decode
 from trephine.domain.circuits import Circuit, EstimateQuality, NodeKind
-from trephine.domain.errors import CorruptRecordError, InvalidRequestError, ResourceNotFoundError
+from trephine.domain.errors import (
+    CorruptRecordError,
+    DiskFullError,
+    InvalidRequestError,
+    ResourceNotFoundError,
+)
 
 
 async def test_circuit_is_read_back_by_the_next_server(tmp_path):
@@ -70,6 +76,14 @@ async def test_saving_again_changes_nothing(tmp_path):
     other = circuit([node(NodeKind.LOGIT)], [])
     assert await circuits.save(other, circuit_id="c1") == first
     assert [path.name for path in (tmp_path / "state" / "circuits").iterdir()] == ["c1"]
+
+
+async def test_a_full_disk_keeps_nothing_and_says_so(tmp_path):
+    """It was an internal error after minutes of discovery: safetensors raises an error of its own."""
+    circuits = house(tmp_path).circuits
+    with files_end_at(100), pytest.raises(DiskFullError, match="no room for a circuit"):
+        await circuits.save(small_circuit(), circuit_id="c1")
+    assert list((tmp_path / "state" / "circuits").iterdir()) == []
 
 
 async def test_unknown_and_damaged_circuits_are_told_apart(tmp_path):
