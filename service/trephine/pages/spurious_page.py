@@ -30,7 +30,7 @@ ARMS = {
 FIGURES = {
     "ambiguous_accuracy": "accuracy on ambiguous texts",
     "label_accuracy": "label accuracy, groups weighing the same",
-    "attribute_agreement": "decision agrees with the attribute (0.5: not at all)",
+    "attribute_agreement": "decision agrees with the attribute (50 %: not at all)",
     "worst_group": "worst group",
     "pair_accuracy": "pairs whose better text is decided higher",
     "worst_pairs": "worst kind of pairs, by the attributes of the two",
