@@ -44,12 +44,20 @@ def excitations(architecture: Architecture, direction: Tensor, norm: Norm | None
 def extreme_tokens(hosted: HostedModel, scores: Tensor, count: int) -> Ends:
     """Return the tokens that excite and inhibit most, with scores. Ids that no token has are left out."""
     known = scores[: min(len(scores), hosted.info.d_vocab)].float()
-    ends = (known.topk(count), (-known).topk(count))
-    exciting, inhibiting = (
-        tuple(zip(hosted.tokens(end.indices.tolist()), (sign * end.values).tolist(), strict=True))
-        for sign, end in zip((1, -1), ends, strict=True)
-    )
-    return exciting, inhibiting
+    exciting, inhibiting = _largest(hosted, known, count), _largest(hosted, -known, count)
+    return exciting, tuple((token, -score) for token, score in inhibiting)
+
+
+def _largest(hosted: HostedModel, scores: Tensor, count: int) -> tuple[tuple[Token, float], ...]:
+    """Return the tokens of the largest scores; embeddings are often padded by rows that are of none."""
+    looked_at = count
+    while True:
+        best = scores.topk(min(looked_at, len(scores)))
+        named = zip(hosted.tokens(best.indices.tolist()), best.values.tolist(), strict=True)
+        found = tuple((token, score) for token, score in named if token.raw)
+        if len(found) >= count or looked_at >= len(scores):
+            return found[:count]
+        looked_at *= 2
 
 
 def feature_reads(architecture: Architecture, layer: ReplacementLayer, index: int) -> Tensor | None:

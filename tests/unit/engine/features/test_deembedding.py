@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.builders import D_VOCAB, FAMILIES, tiny_hosted
+from tests.builders import D_VOCAB, FAMILIES, tiny_hosted, tiny_tokenizer
 from tests.resident_sets import NAME, reside, resident_set, sae
 from trephine.domain.features import ViewDecoder
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.features.deembedding import feature_reads
+from trephine.engine.features.deembedding import extreme_tokens, feature_reads
 from trephine.engine.features.handlers import HANDLERS
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
@@ -23,7 +23,8 @@ def view(hosted, feature):
 
 
 def check(found, scores):
-    """Both ends are those of the scores, in order."""
+    """Both ends are those of the scores of tokens, in order: embeddings are padded beyond the tokenizer."""
+    scores = scores[: len(tiny_tokenizer())]
     assert [token.id for token, _ in found.excited_by] == scores.topk(4).indices.tolist()
     assert [token.id for token, _ in found.inhibited_by] == (-scores).topk(4).indices.tolist()
     assert [value for _, value in found.excited_by] == pytest.approx(scores.topk(4).values.tolist(), rel=1e-3)
@@ -93,3 +94,15 @@ def test_dictionaries_on_the_stream_read_it_bare_and_others_not_at_all():
     reside(hosted, [sae(hosted, Site(kind=SiteKind.ATTN_Z, layer=1))], name="z")
     found = view(hosted, FeatureRef(replacement="z", layer=1, index=2))
     assert (found.excited_by, found.inhibited_by) == ((), ())
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_de_embeddings_leave_out_rows_that_are_of_no_token(count):
+    """Embeddings are padded beyond the tokenizer: the strongest of the tokens that there are."""
+    hosted = tiny_hosted("llama")
+    scores = torch.arange(hosted.info.d_vocab).float()
+    spelled = [token for token in range(hosted.info.d_vocab) if hosted.token(token).raw]
+    assert len(spelled) < hosted.info.d_vocab - 1
+    exciting, inhibiting = extreme_tokens(hosted, scores, count)
+    assert [(token.id, score) for token, score in exciting] == [(n, float(n)) for n in spelled[::-1][:count]]
+    assert [(token.id, score) for token, score in inhibiting] == [(n, float(n)) for n in spelled[:count]]
