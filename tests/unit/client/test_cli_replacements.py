@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 from tests.fakes.grpc_server import FakeService
 from tests.unit.client.test_cli import run as run  # a fixture
 from trephine.client.cli import progress as progress_view
-from trephine.client.cli import replacements
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.output import Output
 from trephine.client.cli.progress import ProgressView
@@ -147,9 +147,22 @@ def test_import_runs_the_service(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_
         seen.append(words)
         return 2
 
-    monkeypatch.setattr(replacements, "run_service", service)
+    monkeypatch.setattr("trephine.client.cli.service.run_service", service)
     assert run("replacements", "import", "a-release", "layer_0/x", str(tmp_path / "new")) == 2
     assert seen == [("import-release", "a-release", "layer_0/x", str(tmp_path / "new"))]
+
+
+def test_what_makes_a_folder_heeds_json(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of `models fetch` and `replacements import` the path was bare text under --json."""
+    script = tmp_path / "interpreter"
+    script.write_text("#!/bin/sh\necho /a/folder\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    for words in (("models", "fetch"), ("replacements", "import", "a-release", "layer_0/x", "new")):
+        assert run("--json", *words) == 0
+        assert json.loads(capsys.readouterr().out) == {"folder": "/a/folder"}
 
 
 def test_a_set_s_features_are_named_in_ablate_and_generate(fake: FakeService, run: Run):

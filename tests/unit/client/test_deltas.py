@@ -208,4 +208,10 @@ def test_the_command_line_makes_and_applies(folders, run, capsys):
     assert run("make-delta", str(parent), str(exported), "--out", str(root / "d")) == 0
     assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) == 0
     assert "sha256 that the delta names" in capsys.readouterr().out
+    assert run("--json", "make-delta", str(parent), str(exported), "--out", str(root / "j")) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == str(root / "j")
+    assert (
+        run("--json", "apply-delta", str(root / "j"), "--parent", str(parent), "--out", str(root / "k")) == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {"folder": str(root / "k")}
     assert run("apply-delta", str(root / "d"), "--parent", str(parent), "--out", str(root / "r")) != 0

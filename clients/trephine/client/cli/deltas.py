@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def make(
     output = invocation(context).output
     made = make_delta(parent, exported, out)
     size = sum(path.stat().st_size for path in made.iterdir())
+    if output.json:
+        output.document(json.dumps({"folder": str(made), "bytes": size}))
+        return
     output.line(f"{made}: {size / 2**20:.1f} MiB")
 
 
@@ -41,6 +45,9 @@ def apply(
     """Rebuild an exported folder from its parent and a delta, every byte checked."""
     output = invocation(context).output
     made = apply_delta(delta, parent, out)
+    if output.json:
+        output.document(json.dumps({"folder": str(made)}))
+        return
     output.line(
         f"{made}: every file has the sha256 that the delta names; whose it is, and if it is whole, says: "
         f"trephine verify {made}"

@@ -7,7 +7,7 @@ import typer
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
-from trephine.client.cli.service import run_service
+from trephine.client.cli.service import make_folder
 from trephine.client.decoding import message_json
 from trephine.client.types import Capabilities, LoadedSet, ModelInfo
 from trephine.v1 import model_service_pb2
@@ -25,9 +25,11 @@ NameArgument = Annotated[str, typer.Argument(help="A name (smollm2) or a folder 
         "trephine models fetch smollm2",
     )
 )
-def fetch(name: Annotated[str, typer.Argument(help="Which model.")] = DEFAULT_MODEL) -> None:
+def fetch(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="Which model.")] = DEFAULT_MODEL
+) -> None:
     """Download a model once and convert it into the cache folder."""
-    raise typer.Exit(run_service("fetch", name))
+    raise typer.Exit(make_folder(invocation(context).output, "fetch", name))
 
 
 @app.command(

@@ -12,7 +12,7 @@ from trephine.client.cli.fit import FIT_EXAMPLES, fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
-from trephine.client.cli.service import run_service
+from trephine.client.cli.service import make_folder
 from trephine.client.cli.sets import (
     AcceptDegradedOption,
     BudgetOption,
@@ -112,12 +112,14 @@ def unload(context: typer.Context, name: LoadedArgument, model: ModelOption = DE
     ),
 )
 def import_release(
+    context: typer.Context,
     release: Annotated[str, typer.Argument(help="A release of SAELens' registry.")],
     sae_id: Annotated[str, typer.Argument(help="One of its dictionaries.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; must not exist.")],
 ) -> None:
     """Download a published dictionary once and store it so that it loads offline. Needs SAELens here."""
-    raise typer.Exit(run_service("import-release", release, sae_id, str(folder.expanduser().absolute())))
+    words = ("import-release", release, sae_id, str(folder.expanduser().absolute()))
+    raise typer.Exit(make_folder(invocation(context).output, *words))
 
 
 def show_set(output: Output, info: ReplacementSetInfo) -> None:

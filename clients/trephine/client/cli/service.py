@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import typer
 
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
+from trephine.client.cli.output import Output
 from trephine.client.server_process import default_state, require_service
 
 
@@ -20,6 +22,18 @@ def run_service(*arguments: str, quiet: bool = False) -> int:
     require_service()
     command = [sys.executable, "-m", "trephine.server", *arguments]
     return subprocess.run(command, check=False, stdout=subprocess.DEVNULL if quiet else None).returncode
+
+
+def make_folder(output: Output, *arguments: str) -> int:
+    """Run a command of the service that makes a folder and prints its path; return its exit status."""
+    if not output.json:
+        return run_service(*arguments)
+    require_service()
+    command = [sys.executable, "-m", "trephine.server", *arguments]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+    if done.returncode == 0:
+        output.document(json.dumps({"folder": os.fsdecode(done.stdout).strip()}))
+    return done.returncode
 
 
 def become_service(*arguments: str) -> NoReturn:
