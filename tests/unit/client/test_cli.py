@@ -17,6 +17,7 @@ from trephine.client import server_process
 from trephine.client.cli import main, service
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode
 from trephine.v1 import audit_service_pb2, edit_service_pb2, model_service_pb2
+from trephine.v1.audit_service_pb2 import RunAuditRequest
 
 Run = Callable[..., int]
 
@@ -130,6 +131,17 @@ def test_audits_decide_the_status(
         "audit.junit.xml",
         "audit.html",
     }
+
+
+def test_of_several_audits_none_runs_if_one_does_not_exist(
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The first took its minutes, and the command failed at the second's name."""
+    words = ("audit", "--model", "tiny", "--auditor", "sample", "--auditor", "nope", "--out", str(tmp_path))
+    assert run(*words) == ExitCode.USAGE
+    assert "there is no auditor 'nope'; installed: sample" in capsys.readouterr().err
+    assert not any(isinstance(one, RunAuditRequest) for one in fake.requests)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_accepted_findings_pass_until_their_day(fake: FakeService, run: Run, tmp_path: Path):

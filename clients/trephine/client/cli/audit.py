@@ -16,8 +16,9 @@ from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.decoding import message_json
 from trephine.client.downloads import require_writable
-from trephine.client.errors import InvalidRequestError
+from trephine.client.errors import AuditorNotFoundError, InvalidRequestError
 from trephine.client.terminal import printable
+from trephine.client.trephine import Trephine
 from trephine.client.types import AuditReport, Figure, Severity, Verdict
 
 _SEVERITIES = ", ".join(severity.value for severity in list(Severity)[1:])
@@ -75,6 +76,8 @@ def audit(
         )
         if out is None or detach:
             given.leave(trephine, map(start, auditors))
+        if len(auditors) > 1:
+            _require_known(trephine, auditors)
         for auditor in auditors:
             report = given.complete(trephine, start(auditor), f"audit {auditor}")
             _show(given.output, report, trephine.audits.save(report, _folder(out, auditors, auditor)))
@@ -119,6 +122,20 @@ def figure_row(figure: Figure) -> tuple[str, str, str]:
     """A figure as a row of a table."""
     interval = "" if figure.low is None or figure.high is None else f"{figure.low:.3g} to {figure.high:.3g}"
     return figure.name, f"{figure.value:.4g} {figure.unit}".rstrip(), interval
+
+
+def _require_known(trephine: Trephine, auditors: Sequence[str]) -> None:
+    """Refuse a name that nobody has before the first of several audits takes its minutes.
+
+    Raises:
+        AuditorNotFoundError: If one is not installed on the server.
+    """
+    installed = [one.name for one in trephine.auditors.list()]
+    for name in auditors:
+        if name not in installed:
+            raise AuditorNotFoundError(
+                f"there is no auditor {name!r}; installed: {', '.join(installed)}", field="auditor"
+            )
 
 
 def _folder(out: Path, auditors: Sequence[str], auditor: str) -> Path:
