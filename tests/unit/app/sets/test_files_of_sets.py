@@ -12,7 +12,8 @@ import networkx
 import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets, feature
-from tests.unit.app.circuits.test_circuit_files import document_of, everything, links
+from tests.synthetic_circuits import whole
+from tests.unit.app.circuits.test_circuit_files import document_of, links
 from trephine.app.circuits.circuit_imports import read_graph
 from trephine.domain.circuit_annotations import Annotations, NodeLabel, NodePin
 from trephine.domain.circuits import NodeKind
@@ -46,11 +47,10 @@ def test_numbers_of_features_are_unique_over_all_sets_and_layers():
     graph = circuit_of_sets()
     more = tuple(feature(name, layer, index) for name in names for layer in range(9) for index in range(30))
     beside = (*graph.beside, replace(graph.beside[0], name="neurons", content_hash=""))
-    document = circuit_json(
-        replace(graph, nodes=(*more, *graph.nodes), beside=beside),
-        replace(everything(graph), nodes=tuple(range(len(more))), edges=()),
-        slug="x",
-    )
+    first = len(graph.nodes)
+    larger = replace(graph, nodes=(*graph.nodes, *more), beside=beside)
+    kept = replace(whole(larger), nodes=tuple(range(first, first + len(more))), edges=())
+    document = circuit_json(larger, kept, slug="x")
     numbers = [node["feature"] for node in document["nodes"]]
     assert len(set(numbers)) == len(numbers) == 810
     assert -1 not in numbers
@@ -89,7 +89,7 @@ def test_pins_and_labels_come_back_to_the_feature_of_their_set():
 def test_graphml_names_the_sets_and_every_nodes_own():
     """Both features of one layer and index are nodes, told apart by their set."""
     graph = circuit_of_sets()
-    read = networkx.read_graphml(BytesIO(circuit_graphml(graph, everything(graph), name="circuits/1")))
+    read = networkx.read_graphml(BytesIO(circuit_graphml(graph, whole(graph), name="circuits/1")))
     assert read.graph["replacement"] == f"{MLPS}+{ATTENTION}"
     assert len(read) == len(graph.nodes)
     features = {node: data for node, data in read.nodes(data=True) if data["kind"] == "feature"}
@@ -102,6 +102,6 @@ def test_a_page_links_a_feature_to_the_page_of_its_own_set():
     """The feature of the other set with that layer and index has none."""
     graph = circuit_of_sets()
     page = FeatureRef(replacement=ATTENTION, layer=0, index=5)
-    data = page_data(graph, everything(graph), name="circuits/1", pages=[page])
+    data = page_data(graph, whole(graph), name="circuits/1", pages=[page])
     assert data["sets"] == [MLPS, ATTENTION]
     assert data["pages"] == {"1": f"{ATTENTION}-0-5.html"}
