@@ -16,7 +16,7 @@ from trephine.domain.dataset_circuits import (
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import SiteKind
 from trephine.engine.dataset_circuits.clustering import Clusters
-from trephine.engine.dataset_circuits.contexts import Context
+from trephine.engine.dataset_circuits.contexts import Context, patch_of
 from trephine.engine.dataset_circuits.edges import has_edges
 from trephine.engine.dataset_circuits.faithfulness import FLOOR, GOAL
 from trephine.engine.dataset_circuits.places import NodeKind
@@ -53,6 +53,19 @@ def certificate(rule: Subsampling, contexts: int) -> str:
     )
 
 
+def path_caveats(hosted: HostedModel, estimator: Estimator, steps: int) -> list[str]:
+    """Say where integrated gradients to zero have no limit: a layer goes there whole, before a norm."""
+    path = estimator is Estimator.INTEGRATED_GRADIENTS
+    if not path or all(block.mlp_post_norm is None for block in hosted.architecture.blocks):
+        return []
+    times = sum(1 / step for step in range(1, steps + 1))
+    return [
+        "of neurons that a norm follows, as in this model, integrated gradients say no more than attribution "
+        "patching: the norm undoes what scales all of a layer's down, so that effects grow with the steps "
+        f"(with {steps} they are {times:.2f} times those of that); choose it instead"
+    ]
+
+
 def caveats(
     hosted: HostedModel,
     command: DiscoverDatasetCircuit,
@@ -67,6 +80,7 @@ def caveats(
         "position 0 are never ablated. Faithfulness is of what remains when all other nodes are.",
         *_of_sets(hosted, command, space),
         *_of_data(command, contexts),
+        *_of_path(hosted, command, space, contexts),
         *_of_circuits(circuits, space.count, command.error_term),
         *_of_clusters(command, clusters),
         *(
@@ -113,6 +127,16 @@ def _of_sets(hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSp
 
 def _has_skip(hosted: HostedModel, space: NodeSpace) -> bool:
     return any(p.is_of_set and layer_info(hosted, p.set_name, p.layer).has_skip for p in space.places)
+
+
+def _of_path(
+    hosted: HostedModel, command: DiscoverDatasetCircuit, space: NodeSpace, contexts: Sequence[Context]
+) -> list[str]:
+    if not space.has(NodeKind.NEURON) or patch_of(command, contexts) is not NodeAblation.ZERO:
+        return []
+    return [
+        f"{said[0].upper()}{said[1:]}." for said in path_caveats(hosted, command.estimator, command.steps)
+    ]
 
 
 def _of_data(command: DiscoverDatasetCircuit, contexts: Sequence[Context]) -> list[str]:

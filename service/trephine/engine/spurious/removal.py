@@ -7,7 +7,6 @@ from dataclasses import replace
 from time import monotonic
 
 from trephine.domain.commands import Progress
-from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome, shipped
@@ -19,6 +18,7 @@ from trephine.domain.spurious_removal import (
     SpuriousRemoval,
     Standing,
 )
+from trephine.engine.dataset_circuits.caveats import path_caveats
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
@@ -312,17 +312,10 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
 
 
 def _of_the_path(study: Study) -> list[str]:
-    """Say where integrated gradients have no limit: a layer's neurons go to 0 together, before a norm."""
-    command, blocks = study.command, study.hosted.architecture.blocks
-    path = command.estimator is Estimator.INTEGRATED_GRADIENTS and command.replacement == NEURONS
-    if not path or all(block.mlp_post_norm is None for block in blocks):
+    command = study.command
+    if command.replacement != NEURONS:
         return []
-    times = sum(1 / step for step in range(1, command.gradient_steps + 1))
-    return [
-        "of neurons that a norm follows, as in this model, integrated gradients say no more than attribution "
-        "patching: the norm undoes what scales all of a layer's down, so that effects grow with the steps "
-        f"(with {command.gradient_steps} they are {times:.2f} times those of that); choose it instead"
-    ]
+    return path_caveats(study.hosted, command.estimator, command.gradient_steps)
 
 
 def _left_out(texts: Sequence[Example], split: str, what: str) -> list[str]:

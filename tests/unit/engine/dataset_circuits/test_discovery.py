@@ -52,6 +52,22 @@ def discover(command, hosted=None):
     return finish(discover_dataset_circuit(Session(hosted=hosted or tiny_hosted("llama")), command))
 
 
+def test_paths_through_a_norm_behind_the_mlp_are_doubted():
+    """Gemma 2's, all neurons to zero: effects are those of attribution patching times 1 + 1/2 + ... + 1/n."""
+    plain, path, to_twins = (
+        discover(request(estimator=estimator, patch=patch), tiny_hosted("gemma2"))
+        for estimator, patch in (
+            (Estimator.ATTRIBUTION_PATCHING, NodeAblation.ZERO),
+            (Estimator.INTEGRATED_GRADIENTS, NodeAblation.ZERO),
+            (Estimator.INTEGRATED_GRADIENTS, NodeAblation.RESAMPLE),
+        )
+    )
+    ends = [max(abs(node.effect) for node in one.circuits[0].nodes) for one in (plain, path)]
+    assert ends[1] == pytest.approx(137 / 60 * ends[0], rel=1e-3)
+    said = [[one for one in found.caveats if "2.28 times" in one] for found in (plain, path, to_twins)]
+    assert [len(one) for one in said] == [0, 1, 0]
+
+
 def test_what_is_found_is_whole():
     """Strongest first, the empty and the whole model at the ends of the curve, edges between its nodes."""
     found = discover(request())
