@@ -17,7 +17,7 @@ from trephine.engine.attribution.assembly import NodeOrder
 from trephine.engine.attribution.expansion import Expansion
 from trephine.engine.attribution.targets import Explained, TargetReadout
 from trephine.engine.models.hosted import HostedModel
-from trephine.engine.models.lens import decoder_directions, extreme_tokens
+from trephine.engine.models.lens import decoder_directions, extreme_tokens, lens_logits
 from trephine.engine.replacements.sets import opened
 
 _LENS_TOKENS = 5
@@ -83,9 +83,10 @@ def _read_lens(hosted: HostedModel, facts: NodeFacts) -> Generator[None, None, L
     unique = sorted(set(facts.features))
     for start in range(0, len(unique), _LENS_BATCH):
         batch = unique[start : start + _LENS_BATCH]
-        promoted, suppressed = extreme_tokens(hosted.architecture, facts.directions(batch), _LENS_TOKENS)
-        for address, up, down in zip(batch, promoted.tolist(), suppressed.tolist(), strict=True):
-            lens[address] = (_displays(hosted, up), _displays(hosted, down))
+        scores = lens_logits(hosted.architecture, facts.directions(batch))
+        for address, ends in zip(batch, extreme_tokens(hosted, scores, _LENS_TOKENS), strict=True):
+            promoted, suppressed = (tuple(token.display for token, _ in end) for end in ends)
+            lens[address] = (promoted, suppressed)
         yield None
     return lens
 
@@ -102,10 +103,6 @@ def directions_of(hosted: HostedModel, batch: Sequence[FeatureRef]) -> Tensor:
             found = resident[layer]
             parts.append(torch.stack([found.decoders(indices, s) for s in found.info.sites_out]).sum(0))
     return torch.cat(parts)
-
-
-def _displays(hosted: HostedModel, ids: list[int]) -> tuple[str, ...]:
-    return tuple(token.display for token in hosted.tokens(ids))
 
 
 def _feature(

@@ -9,13 +9,9 @@ from torch import Tensor
 
 from trephine.domain.replacements import LayerKind
 from trephine.domain.sites import SiteKind
-from trephine.domain.tokens import Token
 from trephine.engine.models.architecture import Architecture, Block, Norm
-from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.layer import ReplacementLayer
 
-Ends = tuple[tuple[tuple[Token, float], ...], tuple[tuple[Token, float], ...]]
-"""Strongest first: what excites, what inhibits."""
 _STREAM = frozenset({SiteKind.EMBED, SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST})
 
 
@@ -39,25 +35,6 @@ def excitations(architecture: Architecture, direction: Tensor, norm: Norm | None
     embeddings = token_embeddings(architecture)
     scores = embeddings @ direction.to(embeddings.dtype)
     return scores if norm is None else scores * norm.inverse_scale(embeddings)[:, 0]
-
-
-def extreme_tokens(hosted: HostedModel, scores: Tensor, count: int) -> Ends:
-    """Return the tokens that excite and inhibit most, with scores. Ids that no token has are left out."""
-    known = scores[: min(len(scores), hosted.info.d_vocab)].float()
-    exciting, inhibiting = _largest(hosted, known, count), _largest(hosted, -known, count)
-    return exciting, tuple((token, -score) for token, score in inhibiting)
-
-
-def _largest(hosted: HostedModel, scores: Tensor, count: int) -> tuple[tuple[Token, float], ...]:
-    """Return the tokens of the largest scores; embeddings are often padded by rows that are of none."""
-    looked_at = count
-    while True:
-        best = scores.topk(min(looked_at, len(scores)))
-        named = zip(hosted.tokens(best.indices.tolist()), best.values.tolist(), strict=True)
-        found = tuple((token, score) for token, score in named if token.raw)
-        if len(found) >= count or looked_at >= len(scores):
-            return found[:count]
-        looked_at *= 2
 
 
 def feature_reads(architecture: Architecture, layer: ReplacementLayer, index: int) -> Tensor | None:

@@ -10,11 +10,10 @@ from torch import Tensor
 from trephine.domain.features import DecoderView, ViewDecoder
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.domain.tokens import Token
-from trephine.engine.features.deembedding import extreme_tokens, feature_reads
+from trephine.engine.features.deembedding import feature_reads
 from trephine.engine.models.architecture import Architecture
 from trephine.engine.models.hosted import HostedModel
-from trephine.engine.models.lens import lens_logits
+from trephine.engine.models.lens import Ends, extreme_tokens, lens_logits
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import opened, require_feature
@@ -54,7 +53,9 @@ def view_decoder(session: Session, command: ViewDecoder) -> Generator[None, None
         direction = _written(hosted.architecture, layer, command.feature.index)
         promotes, suppresses = _extremes(hosted, direction, command.tokens)
         reads = feature_reads(hosted.architecture, layer, command.feature.index) if command.tokens else None
-        excited, inhibited = ((), ()) if reads is None else extreme_tokens(hosted, reads, command.tokens)
+        excited, inhibited = (
+            ((), ()) if reads is None else extreme_tokens(hosted, reads[None], command.tokens)[0]
+        )
         thresholds = layer.thresholds()
         return DecoderView(
             feature=command.feature,
@@ -111,18 +112,10 @@ def _in_stream(architecture: Architecture, layer: ReplacementLayer, index: int, 
     return decoder if site.kind in _STREAM else None
 
 
-def _extremes(
-    hosted: HostedModel, direction: Tensor | None, count: int
-) -> tuple[tuple[tuple[Token, float], ...], tuple[tuple[Token, float], ...]]:
+def _extremes(hosted: HostedModel, direction: Tensor | None, count: int) -> Ends:
     if direction is None or not count:
         return (), ()
-    logits = lens_logits(hosted.architecture, direction[None])[0].float()
-    ends = (logits.topk(count), (-logits).topk(count))
-    promoted, suppressed = (
-        tuple(zip(hosted.tokens(end.indices.tolist()), (sign * end.values).tolist(), strict=True))
-        for sign, end in zip((1, -1), ends, strict=True)
-    )
-    return promoted, suppressed
+    return extreme_tokens(hosted, lens_logits(hosted.architecture, direction[None]), count)[0]
 
 
 def _caveats(info: ReplacementLayerInfo, in_stream: bool) -> Iterator[str]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trephine.domain.tokens import Token
 from trephine.engine.models.architecture import Architecture, Norm
+from trephine.engine.models.hosted import HostedModel
+
+Scored = tuple[tuple[Token, float], ...]
+"""Tokens with scores."""
+Ends = tuple[Scored, Scored]
+"""The largest scores, largest first, and the smallest, smallest first."""
 
 
 def decoder_directions(architecture: Architecture, layer: int, index: Tensor) -> Tensor:
@@ -21,20 +28,35 @@ def lens_logits(architecture: Architecture, directions: Tensor) -> Tensor:
     return read.to(architecture.W_U.dtype) @ architecture.W_U.T
 
 
-def extreme_tokens(architecture: Architecture, directions: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Rank the vocabulary along directions in the residual stream.
+def extreme_tokens(hosted: HostedModel, scores: Tensor, count: int) -> list[Ends]:
+    """Rank the vocabulary. Rows that are of no token, by which embeddings are padded, are left out.
 
     Args:
-        architecture: The model.
-        directions: `(n, d_model)`.
+        hosted: The model.
+        scores: `(n, d_vocab)`.
         count: Tokens per end.
 
     Returns:
-        Promoted and suppressed token ids, int64 `(n, count)` each, strongest first.
+        Per row both ends, `count` tokens each or all that there are.
     """
-    scores = lens_logits(architecture, directions)
-    top, bottom = scores.topk(count, largest=True).indices, scores.topk(count, largest=False).indices
-    return top.cpu(), bottom.cpu()
+    known = scores[:, : hosted.info.d_vocab].float()
+    largest, smallest = _largest(hosted, known, count), _largest(hosted, -known, count)
+    turned = (tuple((token, -score) for token, score in row) for row in smallest)
+    return list(zip(largest, turned, strict=True))
+
+
+def _largest(hosted: HostedModel, scores: Tensor, count: int) -> list[Scored]:
+    width = scores.shape[1]
+    looked_at = min(count, width)
+    while True:
+        best = scores.topk(looked_at)
+        found = [
+            tuple(pair for pair in zip(hosted.tokens(ids), values, strict=True) if pair[0].raw)
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        if looked_at == width or all(len(row) >= count for row in found):
+            return [row[:count] for row in found]
+        looked_at = min(2 * looked_at, width)
 
 
 def _through_gain(norm: Norm, directions: Tensor) -> Tensor:

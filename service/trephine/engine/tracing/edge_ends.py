@@ -18,13 +18,14 @@ from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.attribution.places import EMBEDDING, place_of
 from trephine.engine.attribution.readouts import half_rule, logit_readout
-from trephine.engine.features.deembedding import Ends, excitations, extreme_tokens
+from trephine.engine.features.deembedding import excitations
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.edge_paths import Probe
 from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
 from trephine.engine.models.architecture import Norm
 from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.lens import Ends, extreme_tokens
 from trephine.engine.models.neurons import decoders as neuron_decoders
 from trephine.engine.replacements.sets import opened
 
@@ -237,9 +238,8 @@ class EdgeWork:
         """De-embedding at the beginning of a path."""
         shares = probe.scale / probe.scale.abs().sum().clamp_min(torch.finfo(probe.scale.dtype).tiny)
         direction = shares @ probe.directions
-        return extreme_tokens(
-            self.hosted, excitations(self.hosted.architecture, direction, self._norm_of(probe)), count
-        )
+        scores = excitations(self.hosted.architecture, direction, self._norm_of(probe))
+        return extreme_tokens(self.hosted, scores[None], count)[0]
 
     def _norm_of(self, probe: Probe) -> Norm | None:
         """The norm that reads the stream where a path begins; None for dictionaries on the stream."""

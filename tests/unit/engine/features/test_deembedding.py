@@ -9,8 +9,9 @@ from tests.builders import D_VOCAB, FAMILIES, tiny_hosted, tiny_tokenizer
 from tests.resident_sets import NAME, reside, resident_set, sae
 from trephine.domain.features import ViewDecoder
 from trephine.domain.sites import FeatureRef, Site, SiteKind
-from trephine.engine.features.deembedding import extreme_tokens, feature_reads
+from trephine.engine.features.deembedding import feature_reads
 from trephine.engine.features.handlers import HANDLERS
+from trephine.engine.models.lens import extreme_tokens
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
 from trephine.engine.replacements.sets import opened
@@ -103,6 +104,6 @@ def test_de_embeddings_leave_out_rows_that_are_of_no_token(count):
     scores = torch.arange(hosted.info.d_vocab).float()
     spelled = [token for token in range(hosted.info.d_vocab) if hosted.token(token).raw]
     assert len(spelled) < hosted.info.d_vocab - 1
-    exciting, inhibiting = extreme_tokens(hosted, scores, count)
+    exciting, inhibiting = extreme_tokens(hosted, scores[None], count)[0]
     assert [(token.id, score) for token, score in exciting] == [(n, float(n)) for n in spelled[::-1][:count]]
     assert [(token.id, score) for token, score in inhibiting] == [(n, float(n)) for n in spelled[:count]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.builders import tiny_hosted
+from tests.builders import tiny_hosted, tiny_tokenizer
 from tests.resident_sets import D_SAE, KINDS, NAME, reside, resident_set, sae
 from tests.unit.engine.features.test_feature_index import array
 from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken, ViewDecoder
@@ -75,7 +75,7 @@ def test_views_rankings_and_contrasts_agree_with_the_set(kind: str):
     assert [value for _, value in view.neighbours] == pytest.approx(
         sorted(cosines.tolist(), reverse=True)[1:6], abs=1e-5
     )
-    logits = lens_logits(hosted.architecture, written[None])[0]
+    logits = lens_logits(hosted.architecture, written[None])[0][: len(tiny_tokenizer())]
     assert [value for _, value in view.promotes] == pytest.approx(logits.topk(3).values.tolist(), rel=1e-3)
     texts = (TEXT, " the cat went to Paris", "When John gave Mary a drink", " France is the capital of Paris")
     found = run(
@@ -128,7 +128,7 @@ def test_the_lens_reads_what_reaches_the_stream(kind: SiteKind, in_stream: bool)
         with opened(hosted, NAME, (1,)) as resident:
             decoder = resident[1].decoders((2,), site)[0]
         written = hosted.architecture.blocks[1].attention.out.weight @ decoder
-        logits = lens_logits(hosted.architecture, written[None])[0]
+        logits = lens_logits(hosted.architecture, written[None])[0][: len(tiny_tokenizer())]
         assert [value for _, value in view.promotes] == pytest.approx(
             logits.topk(3).values.tolist(), rel=1e-3
         )
