@@ -25,6 +25,11 @@ _WITHOUT_DETAILS: dict[grpc.StatusCode, type[errors.TrephineError]] = {
     grpc.StatusCode.DATA_LOSS: errors.HashMismatchError,
 }
 """Statuses that a transport or a proxy raises on its own, without an ErrorInfo."""
+_ADVICE = {
+    grpc.StatusCode.UNAVAILABLE: ": the server has ended or is not there yet. What ran on it goes on with "
+    "the next; connect() again, which starts a local one where none is"
+}
+"""What to do about those whose own words do not say it."""
 
 
 def error_of_call(failure: grpc.RpcError) -> errors.TrephineError:
@@ -35,7 +40,7 @@ def error_of_call(failure: grpc.RpcError) -> errors.TrephineError:
     code = failure.code() if hasattr(failure, "code") else grpc.StatusCode.UNKNOWN
     details = failure.details() if hasattr(failure, "details") else str(failure)
     return _WITHOUT_DETAILS.get(code, errors.InternalError)(
-        f"{details or 'no details'} ({code.name})", context={"status": code.name}
+        f"{details or 'no details'} ({code.name}){_ADVICE.get(code, '')}", context={"status": code.name}
     )
 
 

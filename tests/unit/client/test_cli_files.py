@@ -51,6 +51,32 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
     assert "error: cannot write taken/reports.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("discover", "Mary", "--target", " Mary"),
+        ("discover-dataset", "contexts.jsonl"),
+        ("replacements", "evaluate", "set"),
+        ("replacements", "fit", "set", "--corpus", "text.jsonl"),
+        ("circuits", "verify", "circuits/c1"),
+        ("edits", "evaluate", "quiet", "--target", "target.jsonl"),
+        ("remove-spurious", "texts.jsonl", "--model", "tiny"),
+        ("export-classifier", "removal", "name", "--texts", "texts.jsonl"),
+    ],
+)
+def test_files_that_nobody_waits_to_write_are_refused(
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    """`--detach` leaves once the work has begun: `--out` was dropped in silence."""
+    monkeypatch.chdir(tmp_path)
+    assert ran(monkeypatch, *words, "--out", "found.json", "--detach") == ExitCode.USAGE
+    assert "--detach does not wait for that" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_looking_at_a_target_leaves_nothing(tmp_path: Path):
     """Neither a file nor the folders that would be made for it; those that are there stay."""
     (tmp_path / "reports").mkdir()

@@ -36,7 +36,10 @@ def test_status_without_details_is_still_typed(trephine: Trephine):
 
 def test_nobody_at_the_address():
     """A port without a server is an error of ours that names the status."""
-    with connect("127.0.0.1:1") as trephine, pytest.raises(ServerUnreachableError):
+    gone = pytest.raises(
+        ServerUnreachableError, match=r"\(UNAVAILABLE\): the server has ended .* connect\(\) again"
+    )
+    with connect("127.0.0.1:1") as trephine, gone:
         trephine.models.list()
 
 

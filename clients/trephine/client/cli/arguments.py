@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +43,21 @@ EditOption = Annotated[
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Start the work, print its operation's name, and leave.")
 ]
+
+
+def require_waiting(*files: Path | None, detach: bool) -> None:
+    """Refuse files together with `--detach`: nobody is there to write them once the work has ended.
+
+    Raises:
+        InvalidRequestError: If one is named.
+    """
+    if detach and any(file is not None for file in files):
+        raise InvalidRequestError(
+            "files are written once the work has ended, and --detach does not wait for that; leave it out, "
+            "or the files, and ask for what was found later",
+            field="detach",
+        )
+
 
 _ADDRESS = r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)"
 _VALUE = r"(?P<value>[-+]?[\d.]+(?:[eE][-+]?\d+)?|nan|inf)"

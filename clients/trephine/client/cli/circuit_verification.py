@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.arguments import DetachOption, require_waiting
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -62,6 +62,7 @@ def verify(
     a search for the worst mask outside the circuit, and the same with a random dictionary.
     """
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_writable(out)
     options = {

@@ -13,6 +13,7 @@ from trephine.client.cli.arguments import (
     AgainstOption,
     DetachOption,
     ModelOption,
+    require_waiting,
 )
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -120,6 +121,7 @@ def discover(
 ) -> None:
     """Find the circuit behind a next-token choice: which features push for it, and through which others."""
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_writable(*(file for _, file in files_of(out)))
     wanted = wanted_target(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.discover import layers_words
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
@@ -121,6 +121,7 @@ def discover_dataset(
     agree on are listed as abstained.
     """
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_writable(out)
     columns = Columns(clean=clean, corrupted=corrupted or None, answer=answer, wrong=wrong or None)

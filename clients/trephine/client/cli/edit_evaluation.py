@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.arguments import DetachOption, require_waiting
 from trephine.client.cli.edit_evaluation_text import show_evaluation
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
@@ -86,6 +86,7 @@ def evaluate(
     inconclusive.
     """
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_writable(out)
     sets = _sets(target, retain or (), limit)

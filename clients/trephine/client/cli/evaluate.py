@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -114,6 +114,7 @@ def evaluate(
     Splices each layer alone, then all at once. What does not beat its controls is said not to.
     """
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_writable(*(file for _, file in files_of(out)))
     words = None if text == BUILT_IN else _read(Path(text))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.arguments import DetachOption, require_waiting
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.downloads import require_absent
@@ -38,6 +38,7 @@ def export_classifier(
     95 % of the texts, of which the first 64 are compared.
     """
     given = invocation(context)
+    require_waiting(out, detach=detach)
     if out is not None:
         require_absent(out)
     read = read_texts(texts, TextColumns(text=text_column, label=label_column))

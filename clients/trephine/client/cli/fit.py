@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.fit_curve import check_fit_file, show_curve, write_fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -67,6 +67,7 @@ def fit(
     It goes on from its checkpoints after any crash, and appears under its name by one rename. Afterwards
     `trephine replacements load SET` loads it, and `trephine replacements fit-report` prints this again.
     """
+    require_waiting(out, detach=detach)
     check_fit_file(out)
     given = invocation(context)
     recipe: dict[str, Any] = {

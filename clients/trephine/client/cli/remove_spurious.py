@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.decisions import decision_of
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.exit_codes import ExitCode
@@ -148,12 +148,7 @@ def remove_spurious(
     """
     given = invocation(context)
     targets = [target for target in (page, out) if target is not None]
-    if targets and detach:
-        raise InvalidRequestError(
-            "--page and --out are written once the work has ended, and --detach does not wait for that; "
-            "leave it out, or the files",
-            field="detach",
-        )
+    require_waiting(*targets, detach=detach)
     for target in targets:
         require_writable(target)
     columns = TextColumns(
