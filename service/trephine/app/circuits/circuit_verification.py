@@ -11,7 +11,7 @@ from trephine.app.circuits.circuit_pruning import shown_nodes
 from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
 from trephine.app.circuits.graph_sets import loaded_set, spanned_layers
-from trephine.app.jobs.costs import Cost, Sets, feature_counts, predict_beside
+from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, predict_beside
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
@@ -28,12 +28,14 @@ from trephine.domain.errors import (
 )
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
-from trephine.domain.verification import VerificationReport, VerifyCircuit
+from trephine.domain.verification import Substitute, VerificationReport, VerifyCircuit
 
 COLLECTION = "circuitVerifications"
 
 _RETAIN_TOKENS, _FIT_TOKENS = 1024, 4096
 """The text of mean ablation, and the text that a random dictionary is fitted on."""
+_WINDOWS, _WINDOW_TOKENS = 4, 128
+"""Of the text of mean ablation, in one pass."""
 _GROUP_KINDS = 4
 _STEP_PASSES = 8
 """Of the search over masks: a pass, its adjoint, its rounded mask, and as many random masks."""
@@ -200,8 +202,19 @@ def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
     fitted = _FIT_TOKENS if beside else 0
     return Cost(
         tokens=rows * prompt * (2 if beside else 1) + _RETAIN_TOKENS + fitted,
-        memory_bytes=masks + dictionary + max(prompt, _BATCH_TOKENS) * widest * 8 * _FLOAT,
+        memory_bytes=dictionary
+        + _averaged(command, info, masks + max(prompt, _BATCH_TOKENS) * widest * 8 * _FLOAT, widest),
     )
+
+
+def _averaged(command: VerifyCircuit, info: ModelInfo, ablating: int, widest: int) -> int:
+    """Bytes of ablating, and of averaging before it: what the text was read as, and logits, which stay."""
+    if Substitute.MEAN not in command.options.substitutes:
+        return ablating
+    kept = _RETAIN_TOKENS * info.d_vocab * _FLOAT
+    read = info.n_layers * (info.d_mlp if NEURONS in command.circuit.set_names else info.d_model) + 2 * widest
+    reading = _WINDOWS * _WINDOW_TOKENS * read * _FLOAT
+    return kept + max(ablating, reading + forward_bytes(_WINDOW_TOKENS, _WINDOWS, info))
 
 
 def _features(circuit: Circuit, info: ModelInfo, sets: Sets) -> list[int]:

@@ -17,7 +17,7 @@ from trephine.domain.circuits import Circuit
 from trephine.domain.dataset_circuits import ERRORS, HEADS, Estimator
 from trephine.domain.sites import NEURONS
 from trephine.domain.tokens import Tokenize
-from trephine.domain.verification import VerificationOptions, VerifyCircuit
+from trephine.domain.verification import Substitute, VerificationOptions, VerifyCircuit
 
 INFO = replace(model_info("tiny"), n_layers=30, d_model=576, d_mlp=1536, n_heads=9)
 NARROW = transcoders()
@@ -41,6 +41,23 @@ def test_masks_of_a_verification_are_as_wide_as_the_set():
     assert verified({"sae": WIDE}, layers=(3,)).memory_bytes < wide.memory_bytes / 8
     assert wide.tokens == narrow.tokens
     assert verified({}) == verified({"other": WIDE})
+
+
+def test_mean_ablation_holds_the_logits_of_its_text():
+    """Passes of 512 tokens read all neurons, and the logits of 1,024 tokens stay; zeros need neither."""
+    info = replace(INFO, d_vocab=49_152)
+    zero, mean = (
+        predict_beside(
+            VerifyCircuit(
+                circuit=small_circuit(), kept=(0,), options=VerificationOptions(substitutes=(kind,))
+            ),
+            info,
+            {},
+        ).memory_bytes
+        for kind in (Substitute.ZERO, Substitute.MEAN)
+    )
+    assert mean > 4 * (1024 * 49_152 + 512 * (49_152 + 30 * 1536))
+    assert zero < mean / 2
 
 
 def test_the_random_dictionary_beside_it_is_as_wide_as_the_set():
