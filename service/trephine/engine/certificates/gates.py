@@ -12,7 +12,7 @@ from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
 from trephine.engine.certificates.edit_floor import EditFloor
 from trephine.engine.certificates.firing_floor import FeatureFloor, FiringFloor
-from trephine.engine.certificates.noise import NoiseFloor
+from trephine.engine.certificates.noise import NoiseFloor, Spread
 
 _FLOOR_FACTOR = 1.5
 """As the target for bfloat16 exports: within 1.5 times the floor of the dtype."""
@@ -66,6 +66,7 @@ def planned_gates(
     parts: Sequence[FeatureFloor] = (),
     min_recovery: float = 0.9,
     retained: bool = False,
+    rounded: Spread | None = None,
 ) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
 
@@ -80,6 +81,7 @@ def planned_gates(
         parts: Beside grafts and fits, what each neuron, head and direction does alone.
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
         retained: Whether the built-in text is measured beside a caller's.
+        rounded: Of exact edits of files narrower than the runtime, what rounding the changed tensors costs.
     """
     if fitted:
         left = min(_MOST_UNCARRIED, 1.0 - min_recovery)
@@ -92,19 +94,21 @@ def planned_gates(
     wide = dtype in ("float32", "float64") and floor.stored is None
     excess = _EXACT_EXCESS if wide else _ROUNDED_EXCESS
     return (
-        *_exact_gates(floor),
+        *_exact_gates(floor, rounded),
         *_whole_gates(whole),
         *_excess_gates(excess, floor, retained),
         *_count_gates(),
     )
 
 
-def _exact_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
-    """Bound distances from the runtime by arithmetic: its own, or that of narrower files if that is more."""
+def _exact_gates(floor: NoiseFloor, rounded: Spread | None) -> tuple[Gate, ...]:
+    """Bound distances from the runtime by its arithmetic, and by the rounding of what is written."""
     mean, p99, changed = floor.mean, floor.p99, "its attention implementation and its dtype"
-    if floor.stored is not None:
-        mean, p99 = max(mean, floor.stored.mean), max(p99, floor.stored.p99)
-        changed = "its attention implementation and its dtype, that of its files included,"
+    same = mean
+    if rounded is not None:
+        same += _FLOOR_FACTOR * rounded.mean
+        mean, p99 = mean + rounded.mean, p99 + rounded.p99
+        changed = "its attention implementation, its dtype and the rounding of the tensors that are written"
     bounds = (
         ("kl_intervened_exported_mean", mean, _SMALLEST_MEAN),
         ("kl_intervened_exported_p99", p99, _SMALLEST_P99),
@@ -124,10 +128,11 @@ def _exact_gates(floor: NoiseFloor) -> tuple[Gate, ...]:
         ),
         Gate(
             name="kl_intervened_exported_same_attention_mean",
-            limit=max(_SMALLEST_MEAN, mean),
+            limit=max(_SMALLEST_MEAN, same),
             unit="nats/token",
             reason="under the same attention only the rounding of changed weights may differ: the parent's "
-            f"own noise floor of {mean:.2e} nats, and not below {_SMALLEST_MEAN:g}",
+            f"own noise floor and {_FLOOR_FACTOR:g} times what that rounding costs, {same:.2e} nats, "
+            f"and not below {_SMALLEST_MEAN:g}",
         ),
     )
 

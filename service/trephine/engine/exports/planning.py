@@ -22,6 +22,7 @@ from trephine.engine.certificates.firing_floor import firing_floor
 from trephine.engine.certificates.gates import planned_gates
 from trephine.engine.certificates.noise import noise_floor
 from trephine.engine.certificates.part_floors import part_floors
+from trephine.engine.certificates.rounding_floor import rounding_floor
 from trephine.engine.edits.edit_sets import require_same_sets
 from trephine.engine.exports.adapter import adapter_bytes
 from trephine.engine.exports.reshaping import grown_bytes
@@ -101,9 +102,13 @@ def _measured(
             hosted, texts.measured, program.features, command.edit.interventions, floor, narrow
         )
     parts = yield from part_floors(hosted, texts.measured, program.parts, command.edit.interventions, floor)
-    whole = None
+    whole = rounded = None
     if program.exact and program.changes:
         whole = yield from edit_floor(hosted, texts.measured, command.edit.interventions, floor)
+        if floor.stored is not None:
+            rounded = yield from rounding_floor(
+                hosted, texts.measured, program.changes, command.edit.interventions
+            )
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
@@ -126,6 +131,7 @@ def _measured(
             parts=parts,
             min_recovery=command.options.min_recovery,
             retained=texts.retained is not None,
+            rounded=rounded,
         ),
         plan_hash="",
         fitted=program.fitted,

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.builders import tiny_folder
 from tests.unit.engine.exporting import edit_of, exported, hosted_in
 from tests.unit.engine.interventions import direction, neuron
-from trephine.domain.interventions import ProjectOut, Scale
+from trephine.domain.errors import GateMissedError
+from trephine.domain.interventions import Ablate, ProjectOut, Scale
 from trephine.domain.sites import SiteKind
+from trephine.engine.certificates.export_texts import export_texts
+from trephine.engine.certificates.rounding_floor import rounding_errors, rounding_floor
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
+from trephine.engine.weights.assembly import Assembly
+from trephine.engine.weights.compiling import compile_weights
 
 AXIS = torch.randn(32, generator=torch.Generator().manual_seed(3)).tolist()
 WRITERS = (
@@ -20,6 +29,8 @@ WRITERS = (
         for kind in (SiteKind.ATTN_OUT, SiteKind.MLP_OUT)
     ),
 )
+
+SILENCED = tuple(neuron(layer, index, Ablate()) for layer in range(3) for index in (2, 5, 9, 11))
 
 
 @pytest.mark.integration
@@ -34,3 +45,35 @@ def test_what_is_rounded_to_the_files_is_not_refused_for_it(edit, tmp_path):
     found = {one.name: one.value for one in certificate.measurements}
     assert found["elements_off_plan"] == 0
     assert found["recovery"] > 0.999
+
+
+@pytest.mark.integration
+def test_one_of_twelve_neurons_at_nine_tenths_is_refused(tmp_path, monkeypatch):
+    """It leaves less of the edit than a hundredth, and moves less than computing in bfloat16 does."""
+    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=torch.bfloat16), torch.float32)
+    write = Assembly.write_neurons
+
+    def weaker(self, neurons, constants):
+        write(self, [*neurons[:-1], replace(neurons[-1], factor=0.1)], constants)
+
+    monkeypatch.setattr(Assembly, "write_neurons", weaker)
+    with pytest.raises(GateMissedError) as caught:
+        exported(hosted, edit_of(hosted, *SILENCED), tmp_path / "exported")
+    assert "kl_intervened_exported_same_attention_mean" in caught.value.context["gates"]
+    assert "unrecovered" not in caught.value.context["gates"].split(", ")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "qwen3", "gemma2"])
+def test_rounding_is_measured_alone_and_the_parent_stays_as_it_is(family, tmp_path):
+    """Silencing rounds nothing; a factor does, which moves answers and no parameter."""
+    hosted = hosted_in(tiny_folder(family, tmp_path / "parent", dtype=torch.bfloat16), torch.float32)
+    entries, text = read_entries(hosted.folder), export_texts(hosted, None).measured
+    before = {name: value.clone() for name, value in hosted.model.named_parameters()}
+    for interventions in (SILENCED, (neuron(1, 4, Scale(factor=-3.3)),)):
+        edit = edit_of(hosted, *interventions)
+        changes = finish(compile_weights(hosted, entries, edit, text.windows)).changes
+        spread = finish(rounding_floor(hosted, text, changes, interventions))
+        assert bool(rounding_errors(hosted, changes)) == (interventions is not SILENCED)
+        assert (spread.mean > 0) == (interventions is not SILENCED)
+    assert all(torch.equal(value, before[name]) for name, value in hosted.model.named_parameters())
