@@ -38,7 +38,7 @@ from trephine.domain.replacements import (
 )
 from trephine.domain.sites import FeatureRef, Site, SiteKind
 from trephine.domain.spanned_sets import check_parts_apart, check_sites_apart
-from trephine.domain.verification import VerificationOptions, VerifyCircuit
+from trephine.domain.verification import Substitute, VerificationOptions, VerifyCircuit
 
 
 def attention() -> ReplacementSetInfo:
@@ -179,7 +179,8 @@ def test_verification_counts_the_features_of_all_sets():
     sets = {MLPS: (layer_info(0), layer_info(1)), ATTENTION: attention().layers}
 
     def memory(circuit: Circuit) -> int:
-        command = VerifyCircuit(circuit=circuit, kept=(0,), options=VerificationOptions())
+        options = VerificationOptions(substitutes=(Substitute.ZERO,))
+        command = VerifyCircuit(circuit=circuit, kept=(0,), options=options)
         return predict_beside(command, info, sets).memory_bytes
 
     alone, both = memory(replace(whole, beside=())), memory(whole)
