@@ -91,6 +91,7 @@ class FakeService(
         self.generation_ended = threading.Event()
         self.generate_forever = False
         self.endless = False
+        self.more_auditors: list[str] = []
         """Operations run until they are cancelled."""
         self.deaf = False
         """Cancelling is heard, and changes nothing."""
@@ -305,7 +306,8 @@ class FakeService(
         return self._start("RunAudit", self.report)
 
     def ListAuditors(self, request, context):
-        return audit_service_pb2.ListAuditorsResponse(auditors=[self.report.auditor])
+        more = [type(self.report.auditor)(name=name) for name in self.more_auditors]
+        return audit_service_pb2.ListAuditorsResponse(auditors=[self.report.auditor, *more])
 
     def RenderAuditReport(self, request, context):
         form = audit_service_pb2.ReportFormat.Name(request.format)

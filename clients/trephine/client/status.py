@@ -26,8 +26,8 @@ _WITHOUT_DETAILS: dict[grpc.StatusCode, type[errors.TrephineError]] = {
 }
 """Statuses that a transport or a proxy raises on its own, without an ErrorInfo."""
 _ADVICE = {
-    grpc.StatusCode.UNAVAILABLE: ": the server has ended or is not there yet. What ran on it goes on with "
-    "the next; connect() again, which starts a local one where none is"
+    grpc.StatusCode.UNAVAILABLE: ": the server has ended or is not there yet; connect() again, which starts "
+    "a local one where none is. Its operations go on with the next"
 }
 """What to do about those whose own words do not say it."""
 

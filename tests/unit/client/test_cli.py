@@ -137,9 +137,10 @@ def test_of_several_audits_none_runs_if_one_does_not_exist(
     fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """The first took its minutes, and the command failed at the second's name."""
-    words = ("audit", "--model", "tiny", "--auditor", "sample", "--auditor", "nope", "--out", str(tmp_path))
-    assert run(*words) == ExitCode.USAGE
-    assert "there is no auditor 'nope'; installed: sample" in capsys.readouterr().err
+    words = ("audit", "--model", "tiny", "--auditor", "sample", "--auditor", "nope")
+    for way in (("--out", str(tmp_path)), ("--detach",)):
+        assert run(*words, *way) == ExitCode.USAGE
+        assert "there is no auditor 'nope'; installed: sample" in capsys.readouterr().err
     assert not any(isinstance(one, RunAuditRequest) for one in fake.requests)
     assert list(tmp_path.iterdir()) == []
 
@@ -189,7 +190,7 @@ def test_a_device_can_be_named(fake: FakeService, run: Run, words, device):
 
 def test_detached_audits_print_a_name_each(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
     """Every auditor's operation is started and named, one a line; no report is waited for."""
-    fake.endless = True
+    fake.endless, fake.more_auditors = True, ["one", "two"]
     assert run("audit", "--model", "tiny", "--auditor", "one", "--auditor", "two", "--detach") == 0
     assert capsys.readouterr().out == "operations/1\noperations/2\n"
     asked = [one.auditor for one in fake.requests if isinstance(one, audit_service_pb2.RunAuditRequest)]

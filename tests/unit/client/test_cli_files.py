@@ -54,6 +54,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
 @pytest.mark.parametrize(
     "words",
     [
+        ("audit", "--auditor", "unfaithful_reasoning"),
         ("discover", "Mary", "--target", " Mary"),
         ("discover-dataset", "contexts.jsonl"),
         ("replacements", "evaluate", "set"),

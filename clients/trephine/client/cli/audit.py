@@ -9,7 +9,7 @@ import typer
 
 from trephine.client.audits import FILE_NAMES
 from trephine.client.baseline import Baseline, read_baseline
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -59,9 +59,10 @@ def audit(
     threshold = _severity(fail_on)
     accepted = read_baseline(baseline) if baseline is not None else Baseline()
     settings = dict(_parameter(text) for text in parameters or ())
+    require_waiting(out, detach=detach)
     if out is None and not detach:
         raise InvalidRequestError("say where the reports go: --out FOLDER, or --detach", field="out")
-    if out is not None and not detach:
+    if out is not None:
         folders = [_folder(out, auditors, one) for one in auditors]
         require_writable(*(folder / name for folder in folders for name in FILE_NAMES.values()))
     reports: list[AuditReport] = []
@@ -74,10 +75,10 @@ def audit(
             time_limit_seconds=time_limit,
             parameters=settings,
         )
-        if out is None or detach:
-            given.leave(trephine, map(start, auditors))
         if len(auditors) > 1:
             _require_known(trephine, auditors)
+        if out is None:
+            given.leave(trephine, map(start, auditors))
         for auditor in auditors:
             report = given.complete(trephine, start(auditor), f"audit {auditor}")
             _show(given.output, report, trephine.audits.save(report, _folder(out, auditors, auditor)))
