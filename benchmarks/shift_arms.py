@@ -285,21 +285,23 @@ def removal(bench: Bench, replacement: str) -> dict[str, Margins]:
     random = matched_features(study.space, choice.removed, spurious, judged.use, bench.seed + 100)
     texts = bench.ids(bench.draw.test)
     without, without_random = bench.pool(texts, gone), bench.pool(texts, random)
-    refit = _trained_again(study, random)
+    refit = _trained_again(bench, study, random)
+    # Of as many texts as the original and all that is trained again: the features alone are to differ.
+    head = bench.head(bench.plain("training"), bench.draw.training)
     return {
-        "removed": study.head.margin(without).tolist(),
+        "removed": head.margin(without).tolist(),
         "removed, refitted": choice.final.plain.margin(without).tolist(),
         "removed, erased": choice.head.margin(without).tolist(),
-        "random": study.head.margin(without_random).tolist(),
+        "random": head.margin(without_random).tolist(),
         "random, refitted": refit.margin(without_random).tolist(),
         "_counts": [len(gone), len(spurious), study.space.count],
     }
 
 
-def _trained_again(study: Study, removed: Sequence[FeatureRef]) -> LinearHead:
-    """Train the head on as many texts as what is removed by the product is; with nothing gone it stays."""
+def _trained_again(bench: Bench, study: Study, removed: Sequence[FeatureRef]) -> LinearHead:
+    """Train the head on as many texts as the product's removal does; with nothing gone, the original."""
     if not removed:
-        return study.head
+        return bench.head(bench.plain("training"), bench.draw.training)
     texts = [one.ids for one in study.everything]
     return study.trained(finish(study.pool(texts, removed, "trained again")), study.everything)
 
@@ -311,7 +313,7 @@ def skyline(bench: Bench, replacement: str) -> dict[str, Margins]:
     order = _skyline_order(study, bench, items)
     ranked = [feature_of(study.space, node) for node in order.tolist()]
     texts, tried = bench.ids(items), counts_up_to(len(ranked), COUNTS)
-    heads = [_trained_again(study, ranked[:count]) for count in tried]
+    heads = [_trained_again(bench, study, ranked[:count]) for count in tried]
     worst = [
         worst_group(head.decide(bench.pool(texts, ranked[:count])), labels(items), attributes(items))
         for head, count in zip(heads, tried, strict=True)

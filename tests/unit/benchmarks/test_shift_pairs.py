@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.shift_arms import Bench, _balanced, command, leace, oracle, original, removal, sparing_oracle
+from benchmarks.shift_arms import (
+    Bench,
+    _balanced,
+    _trained_again,
+    command,
+    leace,
+    oracle,
+    original,
+    removal,
+    sparing_oracle,
+)
 from benchmarks.shift_figures import decided
 from benchmarks.shift_pairs import pair_lines, pair_table
 from benchmarks.shift_tasks import GROUPS, Draw, Item, Task
@@ -17,8 +27,12 @@ from tests.spurious_texts import ATTRIBUTES, LABELS, labelled, paired
 from tests.unit.engine.exporting import hosted_in
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_heads import Pooling
+from trephine.engine.models.quanta import finish
+from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.heads import fit_probe
+from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.pairs import partners
+from trephine.engine.spurious.study import open_study
 
 
 def written(groups: list[tuple[int, int, int]], seed: int, *, pairs: bool = True) -> tuple[Item, ...]:
@@ -83,6 +97,21 @@ def test_every_arm_gives_a_margin_for_every_text(bench: Bench):
     found |= {one.__name__: one(bench) for one in (original, leace, oracle, sparing_oracle)}
     assert all(len(each) == len(bench.draw.test) for each in found.values())
     assert all(set(decided(each)) <= {0, 1} for each in found.values())
+
+
+def test_what_is_removed_is_measured_by_the_original_head(bench: Bench):
+    """Trained on all texts, as that is: one of four fifths of them differs in more than the features."""
+    found = removal(bench, NEURONS)
+    study = finish(open_study(bench.hosted, command(bench, NEURONS)))
+    choice = finish(choose(study, finish(judge_features(study)).candidates))
+    assert len(study.fitted) < len(study.everything) == len(bench.draw.training)
+    head = bench.head(bench.plain("training"), bench.draw.training)
+    texts = bench.ids(bench.draw.test)
+    without = bench.pool(texts, [one.feature for one in choice.removed])
+    assert found["removed"] == pytest.approx(head.margin(without).tolist(), rel=1e-4, abs=1e-4)
+    assert found["removed"] != pytest.approx(study.head.margin(without).tolist(), rel=1e-4, abs=1e-4)
+    again = _trained_again(bench, study, ())
+    assert again.margin(without).tolist() == head.margin(without).tolist()
 
 
 def test_pairs_are_counted_by_kind_over_seeds():
