@@ -93,9 +93,9 @@ def degrade(hosted: HostedModel, why: str, name: str = NAME) -> None:
     hosted.replacements[name] = replace(known, admitted=admitted)
 
 
-def sae(hosted: HostedModel, site: Site) -> ReplacementLayer:
+def sae(hosted: HostedModel, site: Site, normalisation: Normalisation | None = None) -> ReplacementLayer:
     """Build an SAE at a site; its input loses `b_dec` first."""
-    return _dictionary(hosted, site, site, LayerKind.SAE, shift=True)
+    return _dictionary(hosted, site, site, LayerKind.SAE, shift=True, normalisation=normalisation)
 
 
 def _layer(hosted: HostedModel, kind: str, number: int) -> ReplacementLayer:

@@ -174,7 +174,8 @@ class ByIntegratedGradients:
         with torch.inference_mode():
             adjoint = self._read.adjoint(run.pack, operators, Gradient())
             for block in sweep_blocks(operators, adjoint, Gradient(), top=self._read.layer, down_to=number):
-                _collect(self._hosted, self._space, place, operators, block, found)
+                # What is below the layer is clean, and so is the scale that its features are written with.
+                _collect(self._hosted, self._space, place, run.operators, block, found)
         return found[place]
 
 

@@ -9,9 +9,10 @@ import torch
 
 from tests.builders import FAMILIES, tiny_hosted
 from tests.dataset_scene import Scene, plain_metric, some_nodes
-from tests.resident_sets import resident_set
+from tests.resident_sets import reside, resident_set, sae
 from trephine.domain.dataset_circuits import Estimator, NodeAblation, PositionRule
 from trephine.domain.interventions import ErrorTerm
+from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.operators import capture
 from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.attribution.targets import Explained
@@ -19,6 +20,7 @@ from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.dataset_circuits.ablated import AblatedModel
 from trephine.engine.graphs.target_kinds import logit_targets_at
 from trephine.engine.models.quanta import finish
+from trephine.engine.replacements.normalisation import Normalisation, NormalisationRule
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,11 +37,11 @@ def test_exact_patching_is_a_patch_by_hand(family):
                 twin = capture(scene.hosted.model, scene.hosted.architecture, context.twin)
             at = position, index, twin.layers[place].activation[position, index]
             down = scene.hosted.architecture.blocks[place].mlp.down
-            change = plain_metric(scene.hosted, context, down, partial(_set, at)) - plain
+            change = plain_metric(scene.hosted, context, down, partial(_put, at)) - plain
             assert found[number, node] == pytest.approx(float(change), abs=1e-6)
 
 
-def _set(at, x):
+def _put(at, x):
     position, index, value = at
     x[position, index] = value
 
@@ -107,3 +109,35 @@ def test_one_step_is_attribution_patching():
     scene = Scene(tiny_hosted("qwen3"))
     found = scene.estimate(Estimator.INTEGRATED_GRADIENTS, steps=1)
     assert torch.allclose(found, scene.estimate(Estimator.ATTRIBUTION_PATCHING), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", ["relu", "skip", "clt", "resid_post", "attn_out", "scaled_stream", "scaled_mlp"]
+)
+def test_integrated_gradients_of_features_sum_to_the_change_of_a_whole_layer(kind):
+    """Dictionaries that scale their outputs back do it by what they read, not by what they leave."""
+    hosted = tiny_hosted("llama", dtype=torch.float64)
+    scene = Scene(hosted, _set(hosted, kind), rule=PositionRule.SUMMED)
+    coarse, fine = (scene.estimate(Estimator.INTEGRATED_GRADIENTS, steps=n) for n in (16, 32))
+    effects = 2 * fine - coarse  # the rule of rectangles errs by 1 / steps
+    model = AblatedModel(hosted, scene.space, ErrorTerm.LIVE)
+    at = scene.run.pack.clean.position[:, None]
+
+    def whole_layer(place, live):
+        return torch.where(at >= 1, scene.run.replaced[place].activations, live)
+
+    plain = scene.run.pack.metric(scene.run.operators.final)
+    for place in range(3):
+        change = model.metric(scene.run.pack, whole_layer, places=(place,)) - plain
+        summed = scene.space.part(effects, place).sum((1, 2)).double()
+        assert torch.allclose(summed, change.double(), atol=0.02 * float(change.abs().max()))
+
+
+def _set(hosted, kind):
+    """A set of some kind; `scaled` ones bring every input to one norm, and undo it."""
+    if not kind.startswith("scaled"):
+        return resident_set(hosted, kind)
+    site = SiteKind.RESID_POST if kind == "scaled_stream" else SiteKind.MLP_OUT
+    rule = Normalisation(rule=NormalisationRule.CONSTANT_NORM)
+    layers = range(hosted.info.n_layers)
+    return reside(hosted, [sae(hosted, Site(kind=site, layer=layer), rule) for layer in layers])
