@@ -17,6 +17,8 @@ from trephine.domain.dataset_circuits import AUTO_CLUSTERS
 _RESTARTS, _ROUNDS, _LARGEST, _CLOUDS = 8, 100, 8, 19
 _SILHOUETTE_CONTEXTS = 1000
 """Silhouettes and principal axes need all pairs; larger splits are sampled."""
+FEWEST_TO_GROUP = 3
+"""Contexts; of two each would be a group of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,5 +174,6 @@ def silhouette(directions: Tensor, assignment: Tensor, generator: torch.Generato
     totals = (1 - directions @ directions.T) @ members  # (n, k)
     own = totals.gather(1, place[:, None])[:, 0] / (sizes[place] - 1).clamp_min(1)
     others = (totals / sizes).masked_fill(members.bool(), torch.inf).amin(1)
-    scores = (others - own) / torch.maximum(own, others).clamp_min(1e-12)
+    least = 16 * torch.finfo(directions.dtype).eps  # nearer than this, distances are roundings
+    scores = (others - own) / torch.maximum(own, others).clamp_min(least)
     return float(scores.masked_fill(sizes[place] == 1, 0).mean())

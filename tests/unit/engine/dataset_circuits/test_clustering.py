@@ -91,3 +91,25 @@ def test_every_context_can_be_a_cluster():
     """As many clusters as contexts, of one each."""
     found = finish(cluster_contexts(noise(3, 4, NODES), 4, 0))
     assert sorted(found.assignment.tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("noise_size", [0.0, 1e-7, 1e-5, 1e-3])
+def test_contexts_that_hardly_differ_are_one_cluster(noise_size):
+    """Lengths apart they are the same up to a little: a silhouette is one, and never of roundings."""
+    lengths = 1 + torch.rand(12, 1, generator=torch.Generator().manual_seed(1))
+    vectors = lengths * (noise(3, 1, NODES) + noise_size * noise(4, 12, NODES))
+    assert finish(cluster_contexts(vectors, AUTO_CLUSTERS, 0)).count == 1
+    cut = finish(cluster_contexts(vectors, 2, 0))
+    assert cut.count == 1 or -1 <= cut.silhouette <= 1
+
+
+def test_two_contexts_are_one_cluster():
+    """Nothing is said of how well they part: there was nothing to hold that against."""
+    found = finish(cluster_contexts(noise(3, 2, NODES), AUTO_CLUSTERS, 0))
+    assert (found.count, found.assignment.tolist()) == (1, [0, 0])
+
+
+def test_contexts_without_any_effect_are_one_cluster():
+    """All zeros, or zeros beside effects of one direction: no direction, no group of its own by chance."""
+    assert finish(cluster_contexts(torch.zeros(6, NODES), AUTO_CLUSTERS, 0)).count == 1
+    assert finish(cluster_contexts(torch.zeros(6, NODES), 3, 0)).count == 1
