@@ -324,10 +324,10 @@ class DatasetNode(google.protobuf.message.Message):
     frequency: builtins.float
     """Share of the parts that select it; unset if stability was not measured."""
     stable: builtins.bool
-    """Enough parts select it."""
+    """All training contexts together and enough parts select it."""
     certified_edits: builtins.int
     """Training contexts that may be exchanged before a majority of the parts could drop it, at 95 % confidence
-    for this node alone. Unset: not stable.
+    for this node alone; 0 where an exchange changes the effects of other contexts. Unset: not stable.
     """
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
@@ -524,7 +524,7 @@ class ContextCircuit(google.protobuf.message.Message):
 
     @property
     def abstained(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DatasetNode]:
-        """Selected by all contexts or some parts of them, but not by enough: no claim is made about these. Of many
+        """Selected by all contexts or some parts of them, and not stable: no claim is made about these. Of many
         the likeliest are here; n_abstained counts all.
         """
 

@@ -78,7 +78,7 @@ class Subsampling:
     share: float = 0.5
     """Of the training contexts in every draw, without replacement."""
     keep: float = 0.9
-    """A node is stable if at least this share of the draws select it; on the others we abstain."""
+    """A node is stable if all data and this share of the draws, or more, select it; else we abstain."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.draws <= 1000, "stability.draws", "must be 0 to 1000")
@@ -130,8 +130,9 @@ class DatasetNode:
     """Share of the subsamples that select it; None if stability was not measured."""
     stable: bool
     certified_edits: int | None
-    """Training contexts that may be exchanged before a majority of subsamples could drop it; None: unstable
-    or not measured. At 95 % confidence for this node alone."""
+    """Training contexts that may be exchanged before a majority of subsamples could drop it, at 95 %
+    confidence for this node alone; 0 where an exchange changes the effects of other contexts. None: unstable
+    or not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +199,7 @@ class ContextCircuit:
     nodes: tuple[DatasetNode, ...]
     """Strongest first."""
     abstained: tuple[DatasetNode, ...]
-    """Selected by some subsample or by all data, but not by enough subsamples; the likeliest, if there are
-    many."""
+    """Selected by some subsample or by all data, and not stable; the likeliest, if there are many."""
     edges: tuple[DatasetEdge, ...]
     """Heaviest first."""
     faithfulness: tuple[Faithfulness, ...]

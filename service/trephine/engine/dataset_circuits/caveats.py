@@ -15,7 +15,7 @@ from trephine.domain.dataset_circuits import (
 )
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import SiteKind
-from trephine.engine.dataset_circuits.clustering import Clusters
+from trephine.engine.dataset_circuits.clustering import FEWEST_TO_GROUP, Clusters
 from trephine.engine.dataset_circuits.contexts import Context, patch_of
 from trephine.engine.dataset_circuits.edges import has_edges
 from trephine.engine.dataset_circuits.faithfulness import FLOOR, GOAL
@@ -34,22 +34,36 @@ _ERROR = {
 }
 
 
-def certificate(rule: Subsampling, contexts: int) -> str:
-    """Say what stability means here, and what it does not."""
+def certificate(rule: Subsampling, contexts: int, shared: str, *, grouped: bool) -> str:
+    """Say what stability means here, and what it does not.
+
+    Args:
+        rule: How it was measured.
+        contexts: Training contexts.
+        shared: Through what one context's effects depend on the others (`effects_shared`).
+        grouped: True if contexts were put into clusters.
+    """
     if not rule.draws:
         return "Stability was not measured."
     size = part_size(contexts, rule)
     most = certified_edits(1.0, rule.draws, contexts, size)
-    edits = (
-        f"A node that every draw selects keeps a majority of draws if up to {most} of the {contexts} "
-        "training contexts are exchanged (95 % confidence, for one node alone)."
-        if most
-        else "Draws this few or large certify no exchange of a training context: draw more, or smaller parts."
-    )
+    if shared:
+        edits = f"No exchange of a training context is certified, since it changes every draw: {shared}."
+    elif most:
+        edits = (
+            f"A node that every draw selects keeps a majority of draws if up to {most} of the {contexts} "
+            "training contexts are exchanged (95 % confidence, for one node alone)."
+        )
+    else:
+        edits = (
+            "Draws this few or large certify no exchange of a training context: draw more, or smaller parts."
+        )
+    groups = " In clusters that is within a cluster, whose members are taken as given." if grouped else ""
     return (
-        f"A node is stable if at least {rule.keep:.0%} of {rule.draws} random parts of {size} of {contexts} "
-        f"training contexts select it by the same rule; on every other node we abstain. {edits} This is "
-        "about the data that the circuit was found on, not the mechanism: it proves no causal claim."
+        f"A node is stable if all {contexts} training contexts, and at least {rule.keep:.0%} of {rule.draws} "
+        f"random parts of {size} of them, select it by the same rule; on every other node that any of them "
+        f"selects we abstain. {edits}{groups} This is about the data that the circuit was found on, not the "
+        "mechanism: it proves no causal claim."
     )
 
 
@@ -217,6 +231,15 @@ def _of_clusters(command: DiscoverDatasetCircuit, clusters: Clusters | None) -> 
             f"{command.clusters} clusters were asked for and {clusters.count} found: the effects of the "
             "contexts point in no more directions."
         ]
+    few = len(clusters.assignment)
+    if clusters.count == 1 and few < FEWEST_TO_GROUP:
+        return [f"{few} contexts are too few to look for groups in: give at least {FEWEST_TO_GROUP}."]
     if clusters.count == 1:
         return ["No grouping of the contexts beats clouds without groups: they are one cluster."]
+    own, theirs = clusters.silhouette, clusters.null_silhouette
+    if not own > theirs:
+        return [
+            f"{clusters.count} clusters were asked for. Their silhouette is {own:.2f}, that of clouds without "
+            f"groups up to {theirs:.2f}: they may be cuts through one group."
+        ]
     return []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trephine.domain.dataset_circuits import (
     DiscoverDatasetCircuit,
+    Estimator,
     Example,
     NodeAblation,
     PositionRule,
@@ -75,6 +76,18 @@ def patch_of(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> No
     """Return what effects are estimated with, where that is not said: twins, if every context has one."""
     paired = all(context.twin is not None for context in training)
     return command.patch or (NodeAblation.RESAMPLE if paired else NodeAblation.ZERO)
+
+
+def effects_shared(command: DiscoverDatasetCircuit, training: Sequence[Context]) -> str:
+    """Say through what a context's effects depend on the other training contexts; empty: not at all."""
+    patch = patch_of(command, training)
+    if patch is NodeAblation.MEAN:
+        return "patches are means over all training contexts"
+    if patch is NodeAblation.RESAMPLE and any(context.twin is None for context in training):
+        return "contexts without a twin are patched with others"
+    if command.estimator is Estimator.EXACT:
+        return "all training contexts choose which nodes are measured"
+    return ""
 
 
 def check_apart(training: Sequence[Context], held_out: Sequence[Context]) -> None:

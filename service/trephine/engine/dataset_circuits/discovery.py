@@ -28,7 +28,7 @@ from trephine.engine.dataset_circuits.averaging import Averages, average_effects
 from trephine.engine.dataset_circuits.caveats import caveats, certificate
 from trephine.engine.dataset_circuits.checking import space_of
 from trephine.engine.dataset_circuits.clustering import Clusters, cluster_contexts
-from trephine.engine.dataset_circuits.contexts import Context, patch_of, read_splits
+from trephine.engine.dataset_circuits.contexts import Context, effects_shared, patch_of, read_splits
 from trephine.engine.dataset_circuits.edges import find_edges, has_edges
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
 from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
@@ -243,8 +243,7 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
         stability = yield from stability_of(mean, effects[1:], command.size, command.stability)
     edges = yield from _edges(study, part, nodes)
     faithfulness = yield from _faithfulness(study, part, mean, nodes, stability)
-    size = part_size(int(part.members.sum()), command.stability)
-    describe = _Describer(study.space, mean, stability, int(part.members.sum()), size)
+    describe = _Describer(study, mean, stability, int(part.members.sum()))
     return ContextCircuit(
         label=part.label,
         training=int(part.members.sum()),
@@ -306,11 +305,10 @@ def _faithfulness(
 class _Describer:
     """Writes nodes as values."""
 
-    def __init__(
-        self, space: NodeSpace, effects: Tensor, stability: Stability | None, contexts: int, size: int
-    ) -> None:
-        self._space, self._effects, self._stability = space, effects, stability
-        self._contexts, self._size = contexts, size
+    def __init__(self, study: _Study, effects: Tensor, stability: Stability | None, contexts: int) -> None:
+        self._space, self._effects, self._stability = study.space, effects, stability
+        self._contexts, self._size = contexts, part_size(contexts, study.command.stability)
+        self._shared = bool(effects_shared(study.command, study.training))
         self._stable = set() if stability is None else set(stability.stable.tolist())
 
     def __call__(self, nodes: Tensor) -> tuple[DatasetNode, ...]:
@@ -325,7 +323,8 @@ class _Describer:
         stable = node in self._stable
         edits = None
         if stable and frequency is not None and self._stability is not None:
-            edits = certified_edits(frequency, self._stability.draws, self._contexts, self._size)
+            draws = self._stability.draws
+            edits = 0 if self._shared else certified_edits(frequency, draws, self._contexts, self._size)
         return DatasetNode(
             replacement=place.owner,
             layer=place.layer,
@@ -364,7 +363,12 @@ def _result(
         candidates=study.space.count,
         circuits=tuple(circuits),
         clustering=clustering,
-        certificate=certificate(command.stability, len(study.training)),
+        certificate=certificate(
+            command.stability,
+            len(study.training),
+            effects_shared(command, study.training),
+            grouped=len(circuits) > 1,
+        ),
         caveats=caveats(study.hosted, command, study.space, contexts, circuits, clusters),
         seconds=seconds,
         model=info.name,

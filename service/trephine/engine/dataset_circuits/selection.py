@@ -48,9 +48,9 @@ class Stability:
     """float32 `(n_nodes,)`."""
     draws: int
     stable: Tensor
-    """int64 `(n,)`, nodes that enough subsamples select, strongest first."""
+    """int64 `(n,)`, nodes that all data and enough subsamples select, strongest first."""
     abstained: Tensor
-    """int64 `(n,)`, nodes that all data or some subsamples select, but not enough; likeliest first."""
+    """int64 `(n,)`, nodes that something selects and that are not stable; likeliest first."""
 
 
 def stability_of(
@@ -72,7 +72,7 @@ def stability_of(
     chosen = torch.zeros(len(mean), dtype=torch.bool)
     chosen[selected(mean, size)] = True
     # A share of the draws is a whole number of them: 0.9 of 20 must not fail on a rounding.
-    enough = counts >= rule.keep * len(parts) - 1e-9
+    enough = chosen & (counts >= rule.keep * len(parts) - 1e-9)
     stable = enough.nonzero()[:, 0]
     open_nodes = ((chosen | (counts > 0)) & ~enough).nonzero()[:, 0]
     likeliest = torch.argsort(frequency[open_nodes], descending=True, stable=True)
@@ -88,8 +88,9 @@ def certified_edits(frequency: float, draws: int, contexts: int, size: int) -> i
     """Return how many contexts may be exchanged before a majority of subsamples could drop a node.
 
     With r of n contexts exchanged, a subsample of k meets none of them with probability C(n-r, k) / C(n, k)
-    and is then what it was; so inclusion falls by at most one minus that. The inclusion probability itself
-    is bounded from below by Clopper and Pearson's interval.
+    and is then what it was, if no context's effects depend on others (`effects_shared`); so inclusion falls
+    by at most one minus that. The inclusion probability itself is bounded from below by Clopper and
+    Pearson's interval.
     """
     low = clopper_pearson_low(round(frequency * draws), draws)
     edits = 0

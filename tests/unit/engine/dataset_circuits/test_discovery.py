@@ -151,6 +151,31 @@ def test_stability_abstains_and_says_on_what():
     assert unmeasured.certificate == "Stability was not measured."
 
 
+@pytest.mark.parametrize(
+    ("patch", "paired", "estimator", "depends"),
+    [
+        (NodeAblation.RESAMPLE, True, Estimator.ATTRIBUTION_PATCHING, False),
+        (NodeAblation.ZERO, False, Estimator.ATTRIBUTION_PATCHING, False),
+        (NodeAblation.MEAN, True, Estimator.ATTRIBUTION_PATCHING, True),
+        (NodeAblation.RESAMPLE, False, Estimator.ATTRIBUTION_PATCHING, True),
+        (NodeAblation.RESAMPLE, True, Estimator.EXACT, True),
+    ],
+)
+def test_exchanges_that_change_every_draw_are_not_certified(patch, paired, estimator, depends):
+    """Draws that do not meet an exchanged context are what they were only if it is not in their patches."""
+    hosted = tiny_hosted("llama")
+    everything = hosted.info.n_layers * hosted.info.d_mlp
+    size = Discretion(nodes=everything, edge_nodes=0, random_circuits=0, curve=False, bootstrap=10)
+    command = request(
+        24, paired=paired, patch=patch, estimator=estimator, exact_nodes=8, size=size,
+        stability=Subsampling(draws=60, share=0.1),
+    )  # fmt: skip
+    found = discover(command, hosted)
+    edits = {node.certified_edits for node in found.circuits[0].nodes if node.stable}
+    assert max(edits) == (0 if depends else 5)
+    assert ("it changes every draw" in found.certificate) == depends
+
+
 def test_nodes_abstained_on_are_counted_whatever_is_listed(monkeypatch):
     """The list ends with the likeliest; its length is not the count."""
     asked = request(20, stability=Subsampling(draws=6, keep=1.0))
@@ -324,6 +349,21 @@ def test_what_does_not_exist_is_told():
         discover(request(replacement="nothing"))
     with pytest.raises(LayerOutOfRangeError):
         discover(request(layers=(0, 99)))
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "said"),
+    [(4, 0, "too few to look for groups in"), (24, 3, "they may be cuts through one")],
+)
+def test_groups_that_nothing_speaks_for_are_told(count, wanted, said, monkeypatch):
+    """Two contexts have no groups to look for; a number that is asked for is found in any cloud."""
+    cloud = torch.randn(12, 4096, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        discovery, "cluster_contexts", lambda given, *how: cluster_contexts(cloud[: len(given)], *how)
+    )
+    found = discover(request(count, clusters=wanted))
+    assert [one for one in found.caveats if said in one]
+    assert not [one for one in found.caveats if "beats clouds" in one]
 
 
 def test_clusters_that_are_wanted_and_not_there_are_told(monkeypatch):

@@ -41,6 +41,15 @@ def test_stable_nodes_are_those_that_enough_parts_select():
     assert found.frequency.tolist() == pytest.approx([1.0, 0.9, 0.1, 0.0])
 
 
+def test_what_parts_select_and_all_data_do_not_is_abstained_on():
+    """One context alone lifts node 1 above node 0: all data select it, nine parts of ten the other."""
+    parts = torch.tensor([[1.0, 0.0]] * 9 + [[1.0, 11.0]])
+    quanta = stability_of(parts.mean(0), parts, Discretion(nodes=1), Subsampling(draws=10, keep=0.9))
+    found = finish(quanta)
+    assert found.stable.tolist() == []
+    assert found.abstained.tolist() == [0, 1]
+
+
 def test_parts_are_drawn_without_replacement_and_never_all():
     """Half of the contexts each; with two contexts, one."""
     parts = subsamples(11, Subsampling(draws=5, share=0.5), seed=1)
