@@ -26,6 +26,7 @@ from trephine.engine.replacements.contexts import beginning, contexts_of
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import ReplacementSet, require_set
 from trephine.engine.runs.retain import BUILT_IN, built_in_text
+from trephine.engine.verification.subject import Subject
 
 NAME = "random-dictionary"
 _CONTEXT = 128
@@ -221,8 +222,21 @@ def _of_neuron(circuit: Circuit) -> bool:
     return isinstance(asked, FeatureValue) and (asked.replacement or circuit.replacement) == NEURONS
 
 
-def control_words(circuit: Circuit, layers: Sequence[LayerRef]) -> str:
-    """Say what the control is, given the layers of sets that were opened."""
+def l0_of(subject: Subject) -> float:
+    """Return the mean L0 of the layers of sets at the prompt's own positions, from 1 to the last target."""
+    of_sets = [active for ref, active in subject.active.items() if ref.replacement != NEURONS]
+    positions = max(1, max(subject.circuit.positions))
+    return sum(int(active[1:].sum()) for active in of_sets) / positions / max(1, len(of_sets))
+
+
+def control_words(circuit: Circuit, layers: Sequence[LayerRef], l0: tuple[float, float]) -> str:
+    """Say what the control is.
+
+    Args:
+        circuit: What it stands beside.
+        layers: Layers of sets that were opened.
+        l0: On the prompt, of the sets and of the random dictionaries (`l0_of`).
+    """
     least = _min_attribution(circuit)
     opened = {ref.replacement for ref in layers} - {NEURONS}
     sets = " and ".join(repr(name) for name in circuit.set_names if name in opened)
@@ -231,6 +245,7 @@ def control_words(circuit: Circuit, layers: Sequence[LayerRef]) -> str:
     return (
         f"a random dictionary beside {sets}: random unit encoders on standardised inputs, "
         "random unit decoders with one factor each by least squares, of the same width per layer and of the "
-        f"same L0, fitted on {BUILT_IN}; the circuit is found under the same budget{chosen}, cut to as "
-        f"many of its most influential features, and examined by the same ablations{beside}"
+        f"same L0 on {BUILT_IN}, where they are fitted (active features a layer and position on this prompt: "
+        f"{l0[1]:.3g}, of the sets {l0[0]:.3g}); the circuit is found under the same budget{chosen}, cut to "
+        f"as many of its most influential features, and examined by the same ablations{beside}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from math import nan
 from time import monotonic
 
 from trephine.domain.circuits import Circuit
@@ -27,6 +28,7 @@ from trephine.engine.verification.control import (
     control_circuit,
     control_words,
     is_random,
+    l0_of,
     refusal,
 )
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
@@ -65,13 +67,14 @@ def verify_on(
     given = yield from _examine(subject, options, meter, "the circuit", command.supernodes)
     layers = opened_layers(hosted, circuit)
     why = refusal(hosted, circuit, subject.prompt.layers, subject.kept)
-    control = None
+    control, l0 = None, (nan, nan)
     if why is None and not options.control:
         why = "not asked for"
     if why is None:
         beside = yield from control_circuit(hosted, circuit, layers, len(subject.kept), options.seed)
         if is_random(beside[1], beside[2]):
-            control = yield from _control(beside, options, meter)
+            control, random_l0 = yield from _control(beside, options, meter)
+            l0 = l0_of(subject), random_l0
         else:
             why = NOTHING_CHOSEN
     return VerificationReport(
@@ -81,7 +84,7 @@ def verify_on(
         weight_hash=hosted.info.weight_hash,
         given=given,
         control=control,
-        control_note=control_words(circuit, layers) if why is None else why,
+        control_note=control_words(circuit, layers, l0) if why is None else why,
         caveats=_caveats(hosted, subject, options),
         seed=options.seed,
         seconds=monotonic() - started,
@@ -92,10 +95,11 @@ def verify_on(
 
 def _control(
     beside: tuple[HostedModel, Circuit, Sequence[int]], options: VerificationOptions, meter: MemoryMeter
-) -> Generator[Progress | None, None, Examination]:
+) -> Generator[Progress | None, None, tuple[Examination, float]]:
     view, circuit, kept = beside
     subject = yield from open_subject(view, options, circuit, kept)
-    return (yield from _examine(subject, options, meter, "random dictionary", ()))
+    examined = yield from _examine(subject, options, meter, "random dictionary", ())
+    return examined, l0_of(subject)
 
 
 def _examine(

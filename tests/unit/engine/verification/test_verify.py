@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -25,9 +26,12 @@ from trephine.domain.verification import (
     VerificationOptions,
     VerifyCircuit,
 )
+from trephine.engine.attribution.operators import capture
+from trephine.engine.attribution.places import clean_value
 from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
+from trephine.engine.replacements.sets import opened
 from trephine.engine.tracing.edges import explain_edges
 from trephine.engine.verification.control import control_circuit
 from trephine.engine.verification.subject import open_subject, opened_layers
@@ -180,6 +184,22 @@ def test_random_dictionary_leaves_no_trace():
     hosted, circuit = found("relu")
     assert verified("relu").control is not None
     assert set(hosted.replacements) == {circuit.replacement}
+
+
+def test_the_note_tells_l0_on_the_prompt_itself():
+    """It is equal on the text that the control is fitted on; here it is counted, position 0 left out."""
+    hosted, circuit = found("relu")
+    operators = capture(hosted.model, hosted.architecture, [token.id for token in circuit.tokens])
+    counts = []
+    for info in hosted.replacements[circuit.replacement].admitted.layers:
+        with opened(hosted, circuit.replacement, [info.layer]) as resident, torch.inference_mode():
+            active = resident[info.layer].encode(clean_value(operators, info.site_in)).active
+        counts.append(active[1:].float().sum(1).mean())
+    note, own = verified("relu").control_note, float(torch.stack(counts).mean())
+    assert f"of the sets {own:.3g})" in note
+    told = re.search(r"on this prompt: ([0-9.]+), of the sets", note)
+    assert told is not None
+    assert 0.5 < float(told[1]) / own < 2
 
 
 def test_control_is_found_as_the_circuit_was():
