@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from trephine.engine.spurious.heads import LinearHead
 from trephine.engine.spurious.judging import Judged
 from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
 from trephine.engine.spurious.metrics import fresh_probe, scr, tpp
+from trephine.engine.spurious.repeats import once
 from trephine.engine.spurious.study import Study
 
 _CONTROL_TEXTS = 512
@@ -109,7 +111,8 @@ def _random(
     """Measure random sets; return their arms, and how many removed features have no match."""
     study, unmatched = measure.study, 0
     small = Measure(study, sample(measure.test, _CONTROL_TEXTS, study.command.seed + 5))
-    spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS]
+    # What a person keeps may be what was judged spurious: it stands for nothing.
+    spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS or one.override]
     kept: dict[Arm, list[ArmOutcome]] = {Arm.RANDOM: [], Arm.RANDOM_REFITTED: []}
     for number in range(study.command.budget.random_sets):
         drawn = matched_features(
@@ -154,12 +157,13 @@ def _scores(
 ) -> Generator[Progress | None, None, BenchScores]:
     if not measure.grouped or not choice.removed:
         return BenchScores(scr=None, tpp=None)
-    study, y, known = measure.study, labels(measure.test), attributes(measure.test)
+    study, first = measure.study, once([one.ids for one in measure.test])
+    y, known = labels(measure.test)[first], attributes(measure.test)[first]
     strata = 2 * y + known
-    clean = fresh_probe(plain.test, y, strata, penalty=PROBE_PENALTY, seed=study.command.seed)
+    clean = fresh_probe(plain.test[first], y, strata, penalty=PROBE_PENALTY, seed=study.command.seed)
     if clean is None:
         return BenchScores(scr=None, tpp=None)
-    accuracies = [_balanced(original.decide(p.test) == y, strata) for p in (plain, after)]
+    accuracies = [_balanced(original.decide(p.test[first]) == y, strata) for p in (plain, after)]
     found = scr(accuracies[0], _balanced(clean, strata), accuracies[1])
     return BenchScores(scr=found, tpp=(yield from _targeted(measure, judged, choice, plain, after)))
 
@@ -182,7 +186,8 @@ def _targeted(
     if not task:
         return None
     own = [one.feature for one in choice.removed[: len(task)]]
-    chosen = sample(measure.test, _CONTROL_TEXTS, study.command.seed + 6)
+    distinct = list(compress(measure.test, once([one.ids for one in measure.test]).tolist()))
+    chosen = sample(distinct, _CONTROL_TEXTS, study.command.seed + 6)
     number = {id(one): place for place, one in enumerate(measure.test)}
     rows = torch.tensor([number[id(one)] for one in chosen])
     texts = [one.ids for one in chosen]

@@ -84,10 +84,21 @@ def _told(
 def _firing(study: Study, example: Example, value: float, position: int) -> Firing:
     ids = example.ids
     known = example.attribute != UNKNOWN and bool(study.data.attributes)
+    before = study.hosted.decode(ids[max(0, position - _BEFORE) : position])
+    token = _spelled(study, ids[position])
     return Firing(
-        text=study.hosted.decode(ids[max(0, position - _BEFORE) : position + 1]),
-        token=study.hosted.decode(ids[position : position + 1]),
+        text=before + token,
+        token=token,
         activation=value,
         label=study.data.labels[example.label],
         attribute=study.data.attributes[example.attribute] if known else None,
     )
+
+
+def _spelled(study: Study, token_id: int) -> str:
+    """Return a token as text; where it is a part of a character, as its bytes are shown."""
+    (token,) = study.hosted.tokens([token_id])
+    try:
+        return token.raw.decode()
+    except UnicodeDecodeError:
+        return token.display

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -34,6 +34,8 @@ from trephine.engine.spurious.repeats import once, once_edited, once_there
 from trephine.engine.spurious.study import Study, counted
 
 Steps = Generator[Progress | None, None, None]
+_UNSIGNED = frozenset([Judge.ENVIRONMENTS, Judge.CLUSTERS])
+"""They tell by how much a feature's effect varies, and not which way it goes with the attribute."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,8 +57,12 @@ class Candidate:
 
     @property
     def attribute_effect(self) -> float:
-        """The largest of the judges', with its sign; 0 without any."""
-        return max((one.attribute_effect for one in self.evidence), key=abs, default=0.0)
+        """The largest of the judges', with its sign; 0 without any.
+
+        Spreads over environments have none: they count where nobody else says anything.
+        """
+        signed = [one for one in self.evidence if one.judge not in _UNSIGNED]
+        return max((one.attribute_effect for one in signed or self.evidence), key=abs, default=0.0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +85,8 @@ class _Work:
     contributions: Tensor
     """`(n_ambiguous, n_candidates)`."""
     confounded: Tensor
+    pairing: float
+    """How far the attribute goes with the label in `ambiguous`."""
     found: list[Verdicts] = field(default_factory=list)
     probe: Tensor | None = None
     """Part of every candidate in a probe of the attribute, `(n_candidates,)`."""
@@ -103,6 +111,7 @@ def judge_features(study: Study) -> Generator[Progress | None, None, Judged]:
         nodes=nodes,
         contributions=everything[:, nodes],
         confounded=confounded[nodes],
+        pairing=pairing_of(ambiguous, study.data.training),
     )
     use = everything.abs().mean(0)
     del everything
@@ -116,6 +125,23 @@ def judge_features(study: Study) -> Generator[Progress | None, None, Judged]:
         judges=tuple(verdict.judge for verdict in work.found),
         measured_texts=len(ambiguous),
     )
+
+
+def pairing_of(drawn: Sequence[Example], training: Sequence[Example]) -> float:
+    """Return P(second attribute | second label) less P(second attribute | first label) of texts.
+
+    They are drawn evenly over groups, so that it is less than in the ambiguous set they are drawn from. One
+    whose attribute is not known has it as often as others of its label there; 1 where none is known.
+    """
+    rates = []
+    for label in (0, 1):
+        known = [one.attribute for one in training if one.label == label and one.attribute != UNKNOWN]
+        if not known:
+            return 1.0
+        usual = sum(known) / len(known)
+        sides = [one.attribute for one in drawn if one.label == label]
+        rates.append(sum(usual if side == UNKNOWN else side for side in sides) / len(sides))
+    return rates[1] - rates[0]
 
 
 def _strongest(study: Study, confounded: Tensor) -> Tensor:
@@ -141,7 +167,9 @@ def _measured(
 
 def _by_examples(work: _Work) -> Steps:
     study = work.study
-    chosen = sample(study.data.attribute, study.command.budget.effect_texts, study.command.seed + 2)
+    # Of few texts both sides have what a judge needs.
+    count = max(study.command.budget.effect_texts, 2 * FEWEST)
+    chosen = sample(study.data.attribute, count, study.command.seed + 2)
     known = attributes(chosen)
     if min(int((known == 0).sum()), int((known == 1).sum())) < FEWEST:
         return
@@ -149,7 +177,7 @@ def _by_examples(work: _Work) -> Steps:
     probe = _attribute_direction(study, pooled, known)
     of_decision, of_probe = yield from _measured(work, list(chosen), "attribute examples", probe=probe)
     work.probe = separation(of_probe, known)
-    work.found.append(by_examples(work.confounded, study.data.pairing, of_decision, known))
+    work.found.append(by_examples(work.confounded, work.pairing, of_decision, known))
 
 
 def _attribute_direction(study: Study, pooled: Tensor, known: Tensor) -> Tensor:
@@ -175,7 +203,7 @@ def _by_counterfactuals(work: _Work) -> Steps:
         probe = _attribute_direction(study, pooled, torch.cat([sides, 1 - sides]))
     (twins, *of_probe) = yield from _measured(work, chosen, "counterfactuals", twins=True, probe=probe)
     originals = work.contributions[paired]
-    verdicts = by_counterfactuals(work.confounded, study.data.pairing, originals, twins, sides)
+    verdicts = by_counterfactuals(work.confounded, work.pairing, originals, twins, sides)
     work.found.append(verdicts)
     if of_probe:
         work.probe = separation(of_probe[0], 1 - sides) if len(sides.unique()) == 2 else None

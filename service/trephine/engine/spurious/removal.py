@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from itertools import compress
 from time import monotonic
 
 from trephine.domain.commands import Progress
@@ -27,16 +28,25 @@ from trephine.engine.spurious.arms import measure_arms
 from trephine.engine.spurious.choosing import Choice, choose
 from trephine.engine.spurious.erasing import refuse_labelled_examples
 from trephine.engine.spurious.evidence import exact_effects, firings_of
-from trephine.engine.spurious.examples import AMBIGUOUS_SET, Example, attributes, in_groups, labels
+from trephine.engine.spurious.examples import (
+    AMBIGUOUS_SET,
+    UNKNOWN,
+    Example,
+    attributes,
+    in_groups,
+    labels,
+)
 from trephine.engine.spurious.judgement import FEWEST
 from trephine.engine.spurious.judging import Candidate, Judged, judge_features
 from trephine.engine.spurious.metrics import halves
 from trephine.engine.spurious.outcome import outcome_of
 from trephine.engine.spurious.reading import reading_caveats, with_special_tokens
+from trephine.engine.spurious.repeats import once
 from trephine.engine.spurious.study import Study, open_study
 
 _ILLUSTRATED = 24
 """Features of largest effect whose strongest places are shown, beside those that go and those named."""
+_NOTHING_KNOWN = "nothing is known of the attribute"
 _ORDER = {Standing.SPURIOUS: 0, Standing.UNDECIDED: 1, Standing.TASK: 2}
 
 
@@ -277,9 +287,9 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     data = study.data
     if judged.judges == (Judge.CLUSTERS,):
         said.append(
-            "nothing is known of the attribute: features are called spurious for being unstable over "
-            "clusters that were made of their own effects, which is a guess. Give examples of the attribute, "
-            "twins or environments"
+            f"{_known_too_little(study)}: features are called spurious for being unstable over clusters that "
+            "were made of their own effects, which is a guess: what tells a label in some texts alone is "
+            "unstable, too. Give examples of the attribute, twins or environments"
         )
     if not judged.judges:
         said.append("no judge had enough texts: every feature is undecided")
@@ -298,6 +308,7 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     said += _left_out(data.held_out, study.part, "the worst group that was chosen by is")
     said += _left_out(data.test, "test split", "its figures are")
     groups = in_groups(data.test)
+    groups = tuple(compress(groups, once([one.ids for one in groups]).tolist()))
     if groups and not halves(2 * labels(groups) + attributes(groups)):
         said.append(
             "a group of the test split has one text, and probes there are trained on half of every group and "
@@ -309,6 +320,21 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     for example in data.training[:64]:
         said += beginning_caveats(study.hosted, (study.command.replacement,), example.ids)
     return tuple(dict.fromkeys(said))
+
+
+def _known_too_little(study: Study) -> str:
+    """Say what is known of the attribute, though it is too little to judge by."""
+    texts = study.data.training
+    known = sum(one.attribute != UNKNOWN for one in texts)
+    twins = sum(one.twin is not None for one in texts)
+    named = {one.environment for one in texts} - {None}
+    said = [
+        f"the attribute of {known} texts, which are not {FEWEST} of every group" if known else "",
+        f"{twins} texts with a twin, fewer than {FEWEST} of them different" if twins else "",
+        f"{len(named)} environments, of which no two have {FEWEST} texts of either label" if named else "",
+    ]
+    told = "; ".join(filter(None, said))
+    return f"too little is known of the attribute to judge by ({told})" if told else _NOTHING_KNOWN
 
 
 def _of_the_path(study: Study) -> list[str]:

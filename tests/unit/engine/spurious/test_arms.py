@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.builders import tiny_hosted
-from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, paired
 from trephine.domain.findings import Verdict
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
@@ -138,3 +139,55 @@ def test_what_ships_is_held_against_a_head_of_as_many_texts():
     assert found.outcome.verdict is Verdict.INCONCLUSIVE
     assert found.outcome.before.value == worst[Arm.ORIGINAL]
     assert abs(worst[Arm.ORIGINAL] - worst[Arm.REFITTED]) < 0.1
+
+
+def test_a_text_in_several_pairs_counts_once_in_the_scores():
+    """A probe that has seen one copy and is asked about the other knows the answer."""
+    session, test = Session(hosted=tiny_hosted("llama")), balanced(12, seed=11)
+    better, worse = ([one for one in test if one.label == label] for label in "WQ")
+    anew = [
+        replace(one, pair=f"anew {place}")
+        for place, pair in enumerate(zip(better, [*worse[1:], worse[0]], strict=True))
+        for one in pair
+    ]
+    found = [
+        finish(
+            remove_spurious_features(
+                session,
+                RemoveSpuriousFeatures(
+                    training=ambiguous(),
+                    test=texts,
+                    attribute_texts=attribute_texts(),
+                    decision=ProbeHead(layer=0, pooling=Pooling.MEAN),
+                    budget=RemovalBudget(candidates=64, exact=0, counts=(1,), effect_texts=64, random_sets=0),
+                    overrides=GONE,
+                    resamples=10,
+                ),
+            )
+        ).scores
+        for texts in (test, (*paired(test), *anew))
+    ]
+    assert found[0].scr is not None
+    assert found[0] == found[1]
+
+
+def test_what_a_person_keeps_is_no_random_feature(monkeypatch):
+    """It may be of the attribute, as was judged, and would make the control do what the removal does."""
+    kept, given = FeatureRef(layer=0, index=5), list[FeatureRef]()
+
+    def drawn(space: Any, removed: Any, spurious: list[Candidate], *_: Any) -> list[FeatureRef]:
+        given.extend(one.feature for one in spurious)
+        return DRAWN
+
+    monkeypatch.setattr(arms, "matched_features", drawn)
+    command = RemoveSpuriousFeatures(
+        training=ambiguous(),
+        test=balanced(),
+        attribute_texts=attribute_texts(),
+        decision=ProbeHead(layer=0, pooling=Pooling.MEAN),
+        budget=RemovalBudget(candidates=64, exact=0, counts=(1,), effect_texts=48, random_sets=1),
+        overrides=(*GONE, Override(feature=kept, remove=False, reason="it is the task")),
+        resamples=10,
+    )
+    finish(remove_spurious_features(Session(hosted=tiny_hosted("llama")), command))
+    assert kept in given
