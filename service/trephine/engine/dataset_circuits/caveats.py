@@ -239,7 +239,7 @@ def _of_clusters(command: DiscoverDatasetCircuit, clusters: Clusters | None) -> 
     own, theirs = clusters.silhouette, clusters.null_silhouette
     if not own > theirs:
         return [
-            f"{clusters.count} clusters were asked for. Their silhouette is {own:.2f}, that of clouds without "
-            f"groups up to {theirs:.2f}: they may be cuts through one group."
+            f"{clusters.count} clusters were asked for. Their silhouette is {own:.2f}, that of clouds with "
+            f"no groups up to {theirs:.2f}: they may be cuts through one group."
         ]
     return []
