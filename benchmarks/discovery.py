@@ -37,6 +37,8 @@ WHOLE_SECONDS, MEMORY_BYTES = 240.0, 12 << 30
 SAMPLED = 4
 CHECKED = (16, 1024)
 """Tokens and nodes of the cell that is sampled and run whole, to check the extrapolation."""
+QUICK, REPEATS = 16 * 1024, 3
+"""Tokens times nodes up to which both sides are run this often, and the median counts: cells of seconds."""
 CHECK_BATCH = 64
 """Its largest batch, so that most of its batches are left to the extrapolation."""
 HEADER = (
@@ -88,9 +90,11 @@ class Bench:
     ) -> dict[str, Any]:
         answer, path = self.out / f"{name}.json", self.out / f"{name}.request.json"
         answer.unlink(missing_ok=True)
+        quick = request.get("sampled") is None and tokens * nodes <= QUICK
         body = request | {
             "ids": list(self.ids[:tokens]),
             "nodes": nodes,
+            "repeats": REPEATS if quick else 1,
             "threads": self.threads,
             "transcoders": str(self.transcoders),
             "graph": str(self.out / f"{name}.npz") if graph else "",
