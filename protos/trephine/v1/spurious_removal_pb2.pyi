@@ -923,6 +923,77 @@ class RemovalArmResult(google.protobuf.message.Message):
 global___RemovalArmResult = RemovalArmResult
 
 @typing.final
+class RemovalOptions(google.protobuf.message.Message):
+    """What was asked for beside what the report tells elsewhere: with the same texts it can be made again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    JUDGING_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
+    WITHOUT_REFIT_FIELD_NUMBER: builtins.int
+    WITHOUT_ERASURE_FIELD_NUMBER: builtins.int
+    NEUTRAL_EXAMPLES_FIELD_NUMBER: builtins.int
+    ATTRIBUTE_NAME_FIELD_NUMBER: builtins.int
+    SWAPS_FIELD_NUMBER: builtins.int
+    RESAMPLES_FIELD_NUMBER: builtins.int
+    TEXTS_SHA256_FIELD_NUMBER: builtins.int
+    steps: builtins.int
+    """Of integrated gradients; unset: another estimator."""
+    without_refit: builtins.bool
+    """True: the head was not to be trained again."""
+    without_erasure: builtins.bool
+    """True: no head without the attribute was to be tried."""
+    neutral_examples: builtins.bool
+    """The examples of the attribute were said to hold neither label."""
+    attribute_name: builtins.str
+    """Of a built-in lexicon; empty: none."""
+    resamples: builtins.int
+    """Of the bootstrap."""
+    texts_sha256: builtins.str
+    """Of all texts as they were given, as lower-case hex: of a JSON object, ASCII without spaces, that holds for
+    `training`, `validation` and `test` a list of [text, label, attribute, twin, environment, pair], null where
+    nothing is told, and for `attribute_texts` one of [text, attribute]. Pairs are numbered as they appear.
+    """
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Whose features might go. Empty: all up to the head's site."""
+
+    @property
+    def judging(self) -> global___JudgingRules:
+        """When a feature was called spurious; every field is set."""
+
+    @property
+    def budget(self) -> global___RemovalBudget:
+        """How much was looked at, and how much might go; every field is set."""
+
+    @property
+    def swaps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WordSwap]:
+        """The lexicon that was given."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        steps: builtins.int | None = ...,
+        judging: global___JudgingRules | None = ...,
+        budget: global___RemovalBudget | None = ...,
+        without_refit: builtins.bool = ...,
+        without_erasure: builtins.bool = ...,
+        neutral_examples: builtins.bool = ...,
+        attribute_name: builtins.str = ...,
+        swaps: collections.abc.Iterable[global___WordSwap] | None = ...,
+        resamples: builtins.int = ...,
+        texts_sha256: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_steps", b"_steps", "budget", b"budget", "judging", b"judging", "steps", b"steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_steps", b"_steps", "attribute_name", b"attribute_name", "budget", b"budget", "judging", b"judging", "layers", b"layers", "neutral_examples", b"neutral_examples", "resamples", b"resamples", "steps", b"steps", "swaps", b"swaps", "texts_sha256", b"texts_sha256", "without_erasure", b"without_erasure", "without_refit", b"without_refit"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
+
+global___RemovalOptions = RemovalOptions
+
+@typing.final
 class SpuriousRemoval(google.protobuf.message.Message):
     """The report."""
 
@@ -956,6 +1027,7 @@ class SpuriousRemoval(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     OUTCOME_FIELD_NUMBER: builtins.int
     SHIPS_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `spuriousRemovals/...`."""
     edit: builtins.str
@@ -1043,6 +1115,10 @@ class SpuriousRemoval(google.protobuf.message.Message):
     def outcome(self) -> trephine.v1.spurious_outcome_pb2.RemovalOutcome:
         """Whether it held, on texts in which label and attribute come apart."""
 
+    @property
+    def options(self) -> global___RemovalOptions:
+        """What was asked for beside; unset: a report from before it was kept, or one of several that are listed."""
+
     def __init__(
         self,
         *,
@@ -1074,9 +1150,10 @@ class SpuriousRemoval(google.protobuf.message.Message):
         create_time: builtins.str = ...,
         outcome: trephine.v1.spurious_outcome_pb2.RemovalOutcome | None = ...,
         ships: global___RemovalArm.ValueType = ...,
+        options: global___RemovalOptions | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "decision", b"decision", "outcome", b"outcome", "scr", b"scr", "tpp", b"tpp", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "arms", b"arms", "attributes", b"attributes", "caveats", b"caveats", "choices", b"choices", "chosen", b"chosen", "considered", b"considered", "create_time", b"create_time", "criterion", b"criterion", "decision", b"decision", "edit", b"edit", "estimator", b"estimator", "features", b"features", "interventions", b"interventions", "judges", b"judges", "labels", b"labels", "name", b"name", "outcome", b"outcome", "pairing", b"pairing", "peak_extra_bytes", b"peak_extra_bytes", "replacement", b"replacement", "scr", b"scr", "seconds", b"seconds", "seed", b"seed", "ships", b"ships", "texts", b"texts", "tpp", b"tpp", "version", b"version", "why", b"why"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "decision", b"decision", "options", b"options", "outcome", b"outcome", "scr", b"scr", "tpp", b"tpp", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scr", b"_scr", "_tpp", b"_tpp", "arms", b"arms", "attributes", b"attributes", "caveats", b"caveats", "choices", b"choices", "chosen", b"chosen", "considered", b"considered", "create_time", b"create_time", "criterion", b"criterion", "decision", b"decision", "edit", b"edit", "estimator", b"estimator", "features", b"features", "interventions", b"interventions", "judges", b"judges", "labels", b"labels", "name", b"name", "options", b"options", "outcome", b"outcome", "pairing", b"pairing", "peak_extra_bytes", b"peak_extra_bytes", "replacement", b"replacement", "scr", b"scr", "seconds", b"seconds", "seed", b"seed", "ships", b"ships", "texts", b"texts", "tpp", b"tpp", "version", b"version", "why", b"why"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_scr", b"_scr"]) -> typing.Literal["scr"] | None: ...
     @typing.overload

@@ -12,6 +12,7 @@ from trephine.domain.errors import InvalidRequestError
 from trephine.domain.interventions import Intervention, require_finite
 from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores, shipped
+from trephine.domain.spurious_digests import texts_digest
 from trephine.domain.spurious_heads import DecisionHead, HeadWeights, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_options import DEFAULT_STEPS, check_estimator, check_layers, check_neutral
 from trephine.domain.spurious_outcomes import RemovalOutcome, unmeasured
@@ -198,6 +199,25 @@ class ChoicePoint:
     """The head was trained again; None: a report from before it was kept."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalOptions:
+    """What was asked for beside what the report tells elsewhere: with the same texts it can be made again."""
+
+    layers: tuple[int, ...] | None
+    """None: all that the set covers, up to the head's site."""
+    steps: int | None
+    judging: JudgingRules
+    budget: RemovalBudget
+    refit: bool
+    erase: bool
+    neutral_examples: bool
+    attribute_name: str
+    swaps: tuple[Swap, ...]
+    resamples: int
+    texts_sha256: str
+    """Of all texts, see `texts_digest`."""
+
+
 _UNTOLD = unmeasured("this report is from before outcomes were told", "running it again")
 
 
@@ -242,6 +262,8 @@ class SpuriousRemoval:
     outcome: RemovalOutcome = _UNTOLD
     set_hash: str = ""
     """Content of the set whose features these are; empty: neurons, or a report from before it was kept."""
+    options: RemovalOptions | None = None
+    """None: a report from before they were kept."""
 
     @property
     def ships(self) -> Arm:
@@ -320,6 +342,24 @@ class RemoveSpuriousFeatures(Command[SpuriousRemoval, Progress]):
             check_told_apart(self.training, self.validation)
         features = [one.feature for one in self.overrides]
         _check(len(set(features)) == len(features), "overrides", "name a feature twice")
+
+    @property
+    def options(self) -> RemovalOptions:
+        """What a report says that it was asked for, beside its texts, decision, set, estimator and words."""
+        integrated = self.estimator is Estimator.INTEGRATED_GRADIENTS
+        return RemovalOptions(
+            layers=self.layers,
+            steps=self.gradient_steps if integrated else None,
+            judging=self.judging,
+            budget=self.budget,
+            refit=self.refit,
+            erase=self.erase,
+            neutral_examples=self.neutral_examples,
+            attribute_name=self.attribute_name,
+            swaps=self.swaps,
+            resamples=self.resamples,
+            texts_sha256=texts_digest(self.splits, self.attribute_texts),
+        )
 
     @property
     def gradient_steps(self) -> int:

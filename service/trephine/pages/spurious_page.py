@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import PurePath
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -12,7 +13,22 @@ from markupsafe import Markup
 from trephine.domain.findings import Figure, Verdict
 from trephine.domain.spurious_arms import BASELINES, Arm, ArmOutcome
 from trephine.domain.spurious_groups import group_name, group_part
-from trephine.domain.spurious_removal import ChoicePoint, Firing, JudgedFeature, SpuriousRemoval, Standing
+from trephine.domain.spurious_heads import (
+    ClassifierHead,
+    DecisionHead,
+    Pooling,
+    ProbeHead,
+    RewardHead,
+    TokenHead,
+)
+from trephine.domain.spurious_removal import (
+    ChoicePoint,
+    Firing,
+    JudgedFeature,
+    RemovalOptions,
+    SpuriousRemoval,
+    Standing,
+)
 from trephine.pages.embed import asset, content_policy, printable
 
 ARMS = {
@@ -97,6 +113,8 @@ def spurious_html(
         verdict=VERDICTS[removal.outcome.verdict],
         choices=[(one, _head(removal, one)) for one in removal.choices],
         standings=STANDINGS,
+        decision=_decision(removal.decision),
+        asked="" if removal.options is None else _asked(removal.options),
         policy=content_policy(),
         style=Markup(asset("look.css") + asset("audit.css") + asset("spurious.css")),  # noqa: S704  our own files
     )
@@ -146,6 +164,54 @@ def _head(removal: SpuriousRemoval, point: ChoicePoint) -> str:
         gone = point.count or any(one.removed and one.override for one in removal.features)
         trained = bool(gone) and removal.original_head != removal.head
     return "free" if trained else "as it was"
+
+
+def _asked(options: RemovalOptions) -> str:
+    """Say in words what was asked for: what a run needs to come to the same report."""
+    rules, budget = options.judging, options.budget
+    layers = "all layers" if options.layers is None else f"layers {_listed(options.layers)}"
+    head = "the head kept as it is"
+    if options.refit:
+        without = "and without the attribute" if options.erase else "as it is"
+        head = f"the head trained again {without}"
+    said = [
+        f"features of {layers}{'' if options.steps is None else f', {options.steps} steps'}",
+        f"{budget.candidates} judged on {budget.effect_texts} texts of a kind",
+        f"spurious from a share of {rules.spurious_above:g}, of the task up to {rules.task_below:g}, with "
+        f"{rules.false_discoveries:g} false discoveries; {rules.clusters} clusters where nothing else tells",
+        f"{_listed(budget.counts)} to go, heads compared on {budget.fit_texts} texts, {head}",
+        f"{budget.exact} ablated alone, {budget.random_sets} random sets, {options.resamples} resamples",
+    ]
+    if options.neutral_examples:
+        said.append("examples that hold neither label")
+    if options.attribute_name:
+        said.append(f"the lexicon of {options.attribute_name}")
+    if options.swaps:
+        said.append(f"a lexicon of {len(options.swaps)} entries")
+    return "; ".join(said)
+
+
+def _decision(head: DecisionHead) -> str:
+    """Say in words what decides."""
+    match head:
+        case ProbeHead():
+            site = "the final norm's output" if head.layer is None else f"the stream after layer {head.layer}"
+            tokens = "at the last token" if head.pooling is Pooling.LAST else "over tokens, mean"
+            on = ", trained on pairs" if head.pairs else ""
+            return f"a probe of {site} {tokens}{on}, penalty {head.penalty:g}"
+        case TokenHead():
+            named = ", ".join(f"{one.label}={one.token!r}" for one in head.tokens)
+            return f"the model itself by label tokens ({named}) in the template {head.template!r}"
+        case ClassifierHead():
+            return f"the classifier {PurePath(head.folder).name}"
+        case RewardHead():
+            at = "the most accurate one" if head.threshold is None else f"{head.threshold:g}"
+            name = PurePath(head.folder).name
+            return f"the reward {name}, {head.positive_label} above its threshold ({at})"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _number(value: float | None) -> str:

@@ -89,6 +89,7 @@ NAMES = {
 NOT_SHOWN = {
     "QuerySubgraphResponse": {"next_page_token"},
     "SearchFeaturesResponse": {"next_page_token"},
+    "SpuriousRemoval": {"options"},
     "WatchResponse": {"operation"},
 }
 """Fields that a value leaves out on purpose."""

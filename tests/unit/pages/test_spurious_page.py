@@ -7,8 +7,16 @@ from typing import Any
 
 from tests.spurious_report import judged, report
 from trephine.domain.spurious_arms import Arm
+from trephine.domain.spurious_heads import (
+    ClassifierHead,
+    LabelToken,
+    Pooling,
+    ProbeHead,
+    RewardHead,
+    TokenHead,
+)
 from trephine.domain.spurious_outcomes import unmeasured
-from trephine.domain.spurious_removal import Standing
+from trephine.domain.spurious_removal import JudgingRules, RemovalBudget, RemovalOptions, Standing
 from trephine.pages.spurious_page import spurious_html
 
 
@@ -115,3 +123,33 @@ def test_heads_that_were_tried_are_named_though_none_was_taken():
     tried = (replace(point, trained=False, taken=True), replace(point, count=1, trained=True))
     page = _page(choices=tried, chosen=0)
     assert page.count("<td>free</td>") == page.count("<td>as it was</td>") == 1
+
+
+def test_what_was_asked_for_is_on_the_page():
+    """The decision, every option that a run takes, and the digest of its texts; an older report has none."""
+    options = RemovalOptions(
+        layers=(0, 1),
+        steps=3,
+        judging=JudgingRules(),
+        budget=RemovalBudget(counts=(1, 20), effect_texts=64),
+        refit=True,
+        erase=False,
+        neutral_examples=False,
+        attribute_name="gender",
+        swaps=(),
+        resamples=1000,
+        texts_sha256="cd" * 32,
+    )
+    tokens = (LabelToken(label="<b>good", token=" great"), LabelToken(label="bad", token=" awful"))
+    page = _page(options=options, decision=TokenHead(tokens=tokens, template="{text} It was"))
+    assert "features of layers 0, 1, 3 steps; 2048 judged on 64 texts of a kind" in page
+    assert "1, 20 to go, heads compared on 1024 texts, the head trained again as it is" in page
+    assert "the lexicon of gender" in page
+    assert "cd" * 32 in page
+    assert "&lt;b&gt;good=" in page
+    assert "asked for" not in _page()
+    assert "a probe of the final norm&#39;s output at the last token" in _page()
+    assert "over tokens, mean" in _page(decision=ProbeHead(layer=3, pooling=Pooling.MEAN))
+    reward = RewardHead(folder="/models/judge", positive_label="good", threshold=0.5)
+    assert "the reward judge, good above its threshold (0.5)" in _page(decision=reward)
+    assert "the classifier sorter" in _page(decision=ClassifierHead(folder="/models/sorter"))

@@ -33,6 +33,7 @@ from trephine.client.types import (
 )
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.errors import EmptyPromptError, InvalidRequestError
+from trephine.domain.spurious_digests import texts_digest
 from trephine.domain.spurious_heads import ClassifierHead, Pooling, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_outcomes import unmeasured
 from trephine.domain.spurious_removal import RemovalBudget, Standing
@@ -277,3 +278,24 @@ def test_a_report_of_many_features_fits_into_an_answer():
     left = len(many) - len(message.features)
     assert 0 < left < len(many)
     assert message.caveats[-1].startswith(f"{left} judged features of the smallest effects are not listed")
+
+
+def test_what_was_asked_for_goes_with_the_report():
+    """Every option with its default spelled out; listed reports and older ones are without."""
+    command = remove_from_wire(
+        _sent(
+            counts=(3, 9), clusters=2, swaps=[("he", "she")], layers=(0, 1), refit=False, erase=False,
+            estimator="integrated_gradients",
+        )
+    ).command  # fmt: skip
+    found = replace(report(), options=command.options)
+    stored = StoredRemoval(name="spuriousRemovals/a", create_time="", edit="", found=found)
+    sent = removal_to_wire(stored).options
+    assert (list(sent.layers), sent.steps, sent.resamples) == ([0, 1], 5, 1000)
+    assert (list(sent.budget.counts), sent.budget.candidates) == ([3, 9], 2048)
+    assert (sent.judging.clusters, sent.judging.false_discoveries) == (2, 0.05)
+    assert (sent.without_refit, sent.without_erasure, sent.neutral_examples) == (True, True, False)
+    assert (sent.attribute_name, [(one.first, one.second) for one in sent.swaps]) == ("", [("he", "she")])
+    assert sent.texts_sha256 == texts_digest(command.splits, command.attribute_texts)
+    assert not removal_to_wire(stored, whole=False).HasField("options")
+    assert not removal_to_wire(replace(stored, found=report())).HasField("options")

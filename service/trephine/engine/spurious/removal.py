@@ -78,6 +78,7 @@ def remove_spurious_features(
         decision=command.decision,
         replacement=command.replacement,
         set_hash=_set_hash(hosted, command.replacement),
+        options=command.options,
         estimator=command.estimator,
         judges=judged.judges,
         considered=study.space.count,

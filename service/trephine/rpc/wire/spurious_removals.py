@@ -21,6 +21,7 @@ from trephine.rpc.wire.dataset_circuits import ESTIMATORS
 from trephine.rpc.wire.fields import clean, one_of, prompt, qualified, required, resource_id, within
 from trephine.rpc.wire.interventions import intervention_to_wire
 from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
+from trephine.rpc.wire.spurious_options import options_to_wire
 from trephine.rpc.wire.spurious_outcomes import outcome_to_wire
 from trephine.v1 import spurious_removal_pb2 as pb
 
@@ -173,6 +174,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
         create_time=clean(stored.create_time),
         outcome=outcome_to_wire(one.outcome),
         ships=_ARMS[one.ships],
+        options=options_to_wire(one.options) if whole and one.options else None,
     )
 
 
