@@ -31,6 +31,7 @@ from trephine.engine.weights.mlp import (
 )
 from trephine.engine.weights.notes import Note, all_notes
 from trephine.engine.weights.operations import FeatureOp, Operations, sort_operations
+from trephine.engine.weights.overflow import require_finite
 from trephine.engine.weights.parts import Part, parts_of
 from trephine.engine.weights.postnorm import Written, before_post_norm
 from trephine.engine.weights.ridge import fit_deltas
@@ -121,6 +122,7 @@ def compile_weights(
     assembly.write_deltas(deltas, ops.maps)
     changes = assembly.changes()
     rounded = yield from roundings(hosted.folder, changes)
+    require_finite(changes, rounded)
     fitted = bool(ops.fits or constants) or any(g.fitted or g.near is not None for g in grafts)
     grafted = any(g.fit.units for g in grafts)
     return WeightProgram(

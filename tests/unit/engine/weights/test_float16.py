@@ -8,9 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from tests.resident_sets import resident_set
 from tests.unit.engine.exporting import hosted_in
+from tests.unit.engine.interventions import direction
 from tests.unit.engine.weights.folders import compiled, feature, parent, windows, written
 from tests.unit.engine.weights.narrow import fires_on, strongest
-from trephine.domain.interventions import Ablate
+from trephine.domain.errors import EditNotExpressibleError
+from trephine.domain.interventions import Ablate, Add
+from trephine.domain.sites import SiteKind
 from trephine.engine.runs.divergence import kl_divergence
 from trephine.engine.runs.retain import windows_logits
 from trephine.engine.weights.units import LARGEST, LARGEST_BIAS
@@ -77,3 +80,26 @@ def stock(folder):
     logits = list(model(torch.tensor(TEXTS), use_cache=False).logits.float())
     hook.remove()
     return logits, max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("family", "biases"), [("llama", False), ("gpt2", True)], ids=["new", "the parent's"]
+)
+@torch.inference_mode()
+def test_a_bias_beyond_what_float16_holds_is_refused_before_anything_is_written(family, biases, tmp_path):
+    """It would be infinite in the file; in a wider type, or weaker, the same edit is written."""
+    along = [1.0] + [0.0] * 31
+    for dtype, amount, refused in (
+        (torch.float16, 7e4, True),
+        (torch.float16, 6e4, False),
+        (torch.bfloat16, 7e4, False),
+    ):
+        hosted = parent(family, tmp_path / f"{dtype}-{amount}", dtype=dtype, biases=biases)
+        edit = (direction(SiteKind.MLP_OUT, 1, along, Add(amount=amount)),)
+        if not refused:
+            assert compiled(hosted, edit).changes
+            continue
+        with pytest.raises(EditNotExpressibleError, match=r"beyond the 65504 that F16 ends at") as caught:
+            compiled(hosted, edit)
+        assert "down_proj.bias" in caught.value.message or "c_proj.bias" in caught.value.message
+        assert "bfloat16 or float32" in caught.value.message
