@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
+.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,7 +37,7 @@ test: $(VENV)/dev.stamp ## Unit, contract, integration and e2e tests, the real m
 	$(BIN)/trephine models fetch smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/dev.stamp protos-check ## Format, lint, types, layers, contract
+check: $(VENV)/dev.stamp protos-check sync-check ## Format, lint, types, layers, contract, generated client
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -62,6 +62,23 @@ protos-check: $(VENV)/protos/stamp
 	@for file in $$(cd $(VENV)/protos/out && find . -name '*_pb2*'); do \
 		cmp "protos/$$file" "$(VENV)/protos/out/$$file" || { echo "the contract's code is stale: make protos" >&2; exit 1; }; done
 	@cd protos && PATH="$(CURDIR)/$(VENV)/protos/bin:$$PATH" ./lint.sh
+
+# The awaited client is the source of the sync one. The tool has an environment of its own: it needs an older rich.
+$(VENV)/unasync/stamp: clients/requirements.txt | $(VENV)/pyvenv.cfg
+	$(PYTHON) -m venv $(VENV)/unasync
+	$(VENV)/unasync/bin/python -m pip --disable-pip-version-check install --quiet --requirement clients/requirements.txt
+	@touch $@
+
+GENERATE_SYNC := UNASYNCD="$(CURDIR)/$(VENV)/unasync/bin/unasyncd" RUFF="$(CURDIR)/$(BIN)/ruff" clients/generate.sh
+
+sync: $(VENV)/dev.stamp $(VENV)/unasync/stamp ## Generate the sync client from the awaited one
+	$(GENERATE_SYNC)
+
+sync-check: $(VENV)/dev.stamp $(VENV)/unasync/stamp
+	@rm -rf $(VENV)/unasync/out
+	@$(GENERATE_SYNC) $(CURDIR)/$(VENV)/unasync/out
+	@for file in $$(cd $(VENV)/unasync/out && ls); do \
+		cmp "clients/trephine/client/$$file" "$(VENV)/unasync/out/$$file" || { echo "the sync client is stale: make sync" >&2; exit 1; }; done
 
 bench-edge: $(VENV)/dev.stamp ## Latencies of the edge: unary calls, health under load, streams
 	$(BIN)/python -m benchmarks.edge

@@ -10,7 +10,7 @@ slices: a signal that arrives just before a wait is noticed when that wait ends.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -91,7 +91,7 @@ class Calls:
 
     def stream(
         self, method: grpc.UnaryStreamMultiCallable[RequestT, ResponseT], request: RequestT, **options: Any
-    ) -> Iterator[ResponseT]:
+    ) -> Generator[ResponseT, None, None]:
         """Ask, and take the answers as they come: the next is asked for when the last was taken.
 
         Closing the iterator, or interrupting it, ends the call. Arguments and errors are those of `ask`.

@@ -11,6 +11,8 @@ from trephine.client.sendable import sendable
 from trephine.client.types import Edit, Intervention
 from trephine.v1 import edit_history_pb2, edit_service_pb2
 
+NO_REASON = "none given"
+
 
 @sendable
 def update(

@@ -13,6 +13,9 @@ from trephine.client.errors import InvalidRequestError, LocalFileError
 MESSAGE_BYTES = 9 * 1024 * 1024
 """The service caps messages at 8 MiB; the rest is headroom, so that its error is the one seen."""
 
+UNARY_SECONDS = 600.0
+"""Deadline of a call that answers once. Long work is an operation and has none."""
+
 OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),

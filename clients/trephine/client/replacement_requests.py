@@ -9,10 +9,13 @@ from typing import Any
 
 from trephine.client.errors import InvalidRequestError, LocalFileError, ReplacementNotFoundError
 from trephine.client.leases import Lease
-from trephine.client.models import Source
+from trephine.client.model_sources import Source
 from trephine.client.requests import fresh_id, resource
 from trephine.v1 import common_pb2
 from trephine.v1 import replacement_service_pb2 as pb
+
+NO_RECIPE = ("self", "set_id", "corpus")
+"""Arguments of `predict_fit` that are no fields of a recipe."""
 
 
 def set_source(name_or_folder: str | os.PathLike[str]) -> Source:

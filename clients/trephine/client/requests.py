@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 from trephine.client.errors import InvalidRequestError
@@ -29,6 +29,9 @@ from trephine.v1 import (
 
 AnyEdit = Edit | EditUse | str
 """An edit as value (that version), at a strength, or by name (`no-mary` is the latest version)."""
+
+Role = Literal["system", "user", "assistant"]
+"""Who speaks in a turn of a chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +302,7 @@ def tokenize(model: str, text: str) -> model_service_pb2.TokenizeRequest:
 
 @sendable
 def render_chat(
-    model: str, turns: Sequence[tuple[str, str]], add_generation_prompt: bool | None
+    model: str, turns: Sequence[tuple[Role, str]], add_generation_prompt: bool | None
 ) -> model_service_pb2.ApplyChatTemplateRequest:
     """Render a chat."""
     return model_service_pb2.ApplyChatTemplateRequest(

@@ -84,3 +84,28 @@ def unpack_result(operation: Any) -> Message:
 def value_of(message: Message) -> WireValue:
     """A result that is a plain value: an export, a report."""
     return decode(_VALUES[message.DESCRIPTOR.name], message)
+
+
+def circuit_verification_of(message: Message) -> CircuitVerification:
+    """A finished verification of a circuit."""
+    return decode(CircuitVerification, message)
+
+
+def dataset_circuit_of(message: Message) -> DatasetCircuit:
+    """The circuit of a behaviour."""
+    return decode(DatasetCircuit, message)
+
+
+def edit_evaluation_of(message: Message) -> EditEvaluation:
+    """A finished evaluation of an edit."""
+    return decode(EditEvaluation, message)
+
+
+def removal_of(message: Message) -> SpuriousRemoval:
+    """What a removal of spurious features ended in."""
+    return decode(SpuriousRemoval, message)
+
+
+def classifier_of(message: Message) -> ClassifierExport:
+    """A published classifier."""
+    return decode(ClassifierExport, message)

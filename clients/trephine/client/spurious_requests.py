@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trephine.client.edit_history import current_user
+from trephine.client.authors import current_user
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
 from trephine.client.sendable import sendable

@@ -13,6 +13,7 @@ from trephine.client.errors import LocalFileError
 from trephine.v1 import artifact_service_pb2
 
 PIECE_BYTES = 1 << 20
+PLAIN_TEXT = "text/plain; charset=utf-8"
 
 
 def write_requests(source: bytes | Path, media_type: str) -> Iterator[artifact_service_pb2.WriteRequest]:

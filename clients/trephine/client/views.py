@@ -9,13 +9,15 @@ from trephine.client.types import CircuitInfo, Node
 
 
 def circuit_html(info: CircuitInfo, nodes: Sequence[Node]) -> str:
-    """The circuit's head figures and its strongest features."""
+    """The circuit's head figures, and a table of nodes if there are any."""
     head = (
         f"<p><b>{html.escape(info.name)}</b>: <code>{html.escape(info.target_label)}</code> "
         f"after <code>{html.escape(info.prompt)}</code>: {info.baseline:.3f} logits, {info.n_nodes} nodes, "
         f"{info.n_edges} edges ({html.escape(info.edge_rule)})</p>"
     )
     columns = "<tr><th>feature</th><th>position</th><th>influence</th><th>effect</th><th>promotes</th></tr>"
+    if not nodes:
+        return head
     return f"{head}<table>{columns}{''.join(_row(node) for node in nodes)}</table>"
 
 

@@ -1,15 +1,15 @@
-"""The sync connection: stubs, deadlines, and errors translated in one place."""
+"""The sync connection: stubs, deadlines, errors. Written by hand, as its twin in `aio`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import grpc
 from google.longrunning import operations_pb2_grpc
 
 from trephine.client.calls import Calls
-from trephine.client.endpoint import OPTIONS, Endpoint
+from trephine.client.endpoint import OPTIONS, UNARY_SECONDS, Endpoint
 from trephine.client.leases import Lease
 from trephine.v1 import (
     artifact_service_pb2_grpc,
@@ -26,9 +26,6 @@ from trephine.v1 import (
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
-
-UNARY_SECONDS = 600.0
-"""Deadline of a call that answers once. Long work is an operation and has none."""
 
 
 class Wire:
@@ -72,13 +69,22 @@ class Wire:
         request: RequestT,
         *,
         timeout: float | None = None,
-    ) -> Iterator[ResponseT]:
+    ) -> Generator[ResponseT, None, None]:
         """Ask, and take the answers as they come. Closing the iterator ends the call.
 
         Raises:
             TrephineError: What the server answered, rebuilt.
         """
         return self._calls.stream(method, request, timeout=timeout, metadata=self.endpoint.metadata)
+
+    def pages(self, method: Any, request: Any) -> Iterator[Any]:
+        """Every page of a list, one call each."""
+        while True:
+            page = self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def close(self) -> None:
         """Close the channel; calls that run on it end."""

@@ -8,7 +8,7 @@ from tests.fakes.grpc_server import FakeService
 from trephine.client import Row, Trephine, feature
 from trephine.client.aio import connect as connect_async
 from trephine.client.errors import InvalidRequestError, ModelNotFoundError, NothingToShipError
-from trephine.client.models import source_of
+from trephine.client.model_sources import source_of
 from trephine.client.selection import Selection
 from trephine.client.types import FeatureValue, Proposal, Version
 
@@ -140,6 +140,21 @@ def test_notebook_views_escape_what_they_show(fake: FakeService, trephine: Treph
     page = trephine.model("tiny").discover("Mary", target=" Mary")._repr_html_()
     assert "<img" not in page
     assert "&lt;img" in page
+
+
+async def test_awaited_notebook_views_ask_for_nothing(fake: FakeService, address: str):
+    """A notebook does not await: it shows what came with the circuit, escaped."""
+    fake.prompt = "</script><img src=x onerror=alert(1)>"
+    async with await connect_async(address) as trephine:
+        circuit = await (await trephine.model("tiny")).discover("Mary", target=" Mary")
+        asked = len(fake.requests)
+        page = circuit._repr_html_()
+    assert page is not None
+    assert circuit.name in page
+    assert "&lt;img" in page
+    assert "<img" not in page
+    assert "<table>" not in page
+    assert len(fake.requests) == asked
 
 
 @pytest.mark.parametrize(

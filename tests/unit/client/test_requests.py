@@ -8,7 +8,7 @@ import pytest
 
 from trephine.client import Row, Trephine, feature
 from trephine.client.aio import connect as connect_async
-from trephine.client.circuit_views import trace_request
+from trephine.client.circuit_view_requests import trace_request
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.errors import InvalidRequestError

@@ -16,7 +16,7 @@ from trephine.client.errors import InvalidRequestError as ClientInvalid
 from trephine.client.errors import LocalFileError
 from trephine.client.labelled_files import TextColumns as Columns
 from trephine.client.labelled_files import read_texts
-from trephine.client.spurious_removal import removal_of
+from trephine.client.results import removal_of
 from trephine.client.spurious_requests import read_overrides, remove_spurious
 from trephine.client.types import (
     AttributeText,

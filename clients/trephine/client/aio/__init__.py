@@ -1,10 +1,10 @@
-"""The same client for event loops.
+"""The same client for event loops. The sync one is generated from it.
 
 from trephine.client.aio import connect
 
 async with await connect() as trephine:
-model = await trephine.load_model("smollm2")
-circuit = await model.discover(prompt, target=" Mary", against=" John")
+    model = await trephine.load_model("smollm2")
+    circuit = await model.discover(prompt, target=" Mary", against=" John")
 """
 
 from trephine.client.aio.circuit import AsyncCircuit

@@ -1,9 +1,12 @@
+"""Reading stored bytes, checked against the digest that is their name."""
+
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.artifacts import checked
+from trephine.client.stored_bytes import checked
 from trephine.client.uploads import write_requests
 from trephine.v1 import artifact_service_pb2
 
@@ -30,5 +33,6 @@ class AsyncArtifacts:
         Raises:
             LocalFileError: If the file cannot be read.
         """
-        written = await self._wire.call(self._wire.artifacts.Write, write_requests(source, media_type))
+        write: Any = self._wire.artifacts.Write  # takes requests one after another, where others take one
+        written = await self._wire.call(write, write_requests(source, media_type))
         return str(written.artifact.name)

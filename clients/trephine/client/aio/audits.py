@@ -1,16 +1,16 @@
-"""Auditors, audits and their reports, awaited."""
+"""Auditors, audits and their reports."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 from trephine.client import requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.audits import FILE_NAMES, render_request
+from trephine.client.audit_reports import FILE_NAMES, render_request
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
 from trephine.client.types import Auditor, AuditReport, ReportFormat
@@ -76,5 +76,5 @@ class AsyncAudits:
         written = []
         for form, name in FILE_NAMES.items():
             data = await self.render(report, form)
-            written.append(await asyncio.to_thread(write_file, Path(folder) / name, data))
+            written.append(await run_blocking(write_file, Path(folder) / name, data))
         return tuple(written)

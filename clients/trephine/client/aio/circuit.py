@@ -1,8 +1,7 @@
-"""A circuit that was found, awaited."""
+"""A circuit that was found: its nodes and edges in pages, its pages and files, what could ship."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,20 @@ from typing import Any
 
 from trephine.client import circuit_requests, requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.circuit_verification import AsyncVerifiableCircuit, get_verification
 from trephine.client.aio.circuit_views import AsyncExplainableCircuit
 from trephine.client.aio.features import AsyncModelFeatures
+from trephine.client.aio.notebooks import circuit_view
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.circuit import export_request, files_of, strongest
+from trephine.client.circuit_files import export_request, files_of, strongest
 from trephine.client.decoding import decode
 from trephine.client.downloads import write_file
-from trephine.client.operations import OnProgress
 from trephine.client.selection import Selection
 from trephine.client.set_ids import AnySet
 from trephine.client.types import CircuitInfo, CircuitVerification, FeatureRef, NodeKind, Proposal
+from trephine.client.watches import OnProgress
 from trephine.v1 import circuit_queries_pb2, circuit_service_pb2
 
 
@@ -42,7 +43,16 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         keep: Sequence[int] = (),
         validate_only: bool = False,
     ) -> AsyncCircuit:
-        """A smaller circuit, stored beside this one; the arguments are those of the sync client."""
+        """A smaller circuit, stored beside this one, with its pins, labels and groups; nothing is recomputed.
+
+        Args:
+            node_threshold: Share of the influence that the kept nodes reach; unset 0.8.
+            edge_threshold: The same for edges; unset 0.98.
+            max_nodes: At most so many features and error nodes; unset: no limit.
+            max_edges: At most so many edges, those that carry most influence; unset: no limit.
+            keep: Nodes that are kept beside the pinned ones.
+            validate_only: Only count what would be left; the circuit has no name then.
+        """
         request = circuit_requests.prune(
             self.name, node_threshold, edge_threshold, max_nodes, max_edges, keep, validate_only
         )
@@ -51,7 +61,8 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
 
     async def html(self, *, node_threshold: float | None = None, edge_threshold: float | None = None) -> str:
         """One self-contained interactive page, pruned to these cumulative influences."""
-        return (await self._render("HTML", node_threshold, edge_threshold)).decode()
+        rendered = await self._render("HTML", node_threshold, edge_threshold)
+        return rendered.decode()
 
     async def json(
         self, *, node_threshold: float | None = None, edge_threshold: float | None = None
@@ -64,7 +75,8 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         self, *, node_threshold: float | None = None, edge_threshold: float | None = None
     ) -> str:
         """The pruned graph as GraphML."""
-        return (await self._render("GRAPHML", node_threshold, edge_threshold)).decode()
+        rendered = await self._render("GRAPHML", node_threshold, edge_threshold)
+        return rendered.decode()
 
     async def save(
         self,
@@ -91,7 +103,7 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         written = []
         for form, file in files_of(Path(path)):
             data = await self._render(form, *bounds, linked)
-            written.append(await asyncio.to_thread(write_file, file, data))
+            written.append(await run_blocking(write_file, file, data))
         if linked:
             features = AsyncModelFeatures(self._wire, self.info.version.model, self.info.replacement)
             written += await features.save_pages(linked, written[0].parent)
@@ -102,7 +114,8 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
 
         `bounds` are those of `start_shippable`.
         """
-        return await (await self.start_shippable(**bounds)).result(on_progress=on_progress)
+        started = await self.start_shippable(**bounds)
+        return await started.result(on_progress=on_progress)
 
     async def start_shippable(
         self,
@@ -113,7 +126,15 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         retain_text: str | None = None,
         request_id: str | None = None,
     ) -> AsyncOperation[Selection]:
-        """Start the search for what could ship; the arguments are those of the sync client."""
+        """Start the search for what could ship.
+
+        Args:
+            min_drop: Smallest share of the baseline that must be gone; unset 0.5.
+            max_retain_kl: Largest damage on other text, nats per token; unset 0.1.
+            max_features: Longest prefix that is tried; unset 64.
+            retain_text: The other text; unset the built-in one.
+            request_id: The same id again returns the same operation.
+        """
         request = requests.propose(
             request_id,
             circuit=self.name,
@@ -139,6 +160,9 @@ class AsyncCircuit(AsyncExplainableCircuit, AsyncVerifiableCircuit):
         rendered = await self._wire.call(self._wire.circuits.ExportCircuit, request)
         return await AsyncArtifacts(self._wire).read(rendered.artifact)
 
+    def _repr_html_(self) -> str | None:
+        return circuit_view(self)
+
 
 class AsyncCircuits:
     """Every stored circuit."""
@@ -159,7 +183,14 @@ class AsyncCircuits:
     async def list(
         self, *, model: str = "", replacement: AnySet = "", prompt: str = "", parent: str = ""
     ) -> tuple[AsyncCircuit, ...]:
-        """Stored circuits, newest first; the arguments are those of the sync client."""
+        """Stored circuits, newest first.
+
+        Args:
+            model: Only of this model.
+            replacement: Only over this replacement set.
+            prompt: Only of prompts that hold this text.
+            parent: Only what was pruned from this circuit.
+        """
         request = circuit_requests.listing(model, replacement, prompt, parent)
         pages = self._wire.pages(self._wire.circuits.ListCircuits, request)
         return tuple(

@@ -1,4 +1,4 @@
-"""What can be asked of, and said about, a stored circuit, awaited."""
+"""What can be asked of, and said about, a stored circuit."""
 
 from __future__ import annotations
 

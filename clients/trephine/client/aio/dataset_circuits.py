@@ -1,4 +1,4 @@
-"""Circuits of behaviours: what a model can be asked, and what is stored, awaited."""
+"""Circuits of behaviours: what a model can be asked, and what is stored."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from trephine.client import requests
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
-from trephine.client.dataset_circuits import dataset_circuit_of
 from trephine.client.dataset_requests import discover_dataset
 from trephine.client.decoding import decode
-from trephine.client.operations import OnProgress
+from trephine.client.results import dataset_circuit_of
 from trephine.client.types import DatasetCircuit, DatasetExample, ModelInfo
+from trephine.client.watches import OnProgress
 from trephine.v1 import dataset_circuits_pb2 as pb
 
 
@@ -44,7 +44,20 @@ class AsyncDatasetDiscoverableModel:
     async def start_discover_dataset(
         self, training: Sequence[DatasetExample], held_out: Sequence[DatasetExample], **options: Any
     ) -> AsyncOperation[DatasetCircuit]:
-        """Start finding the circuit of a behaviour; `options` as in the sync client."""
+        """Start finding the circuit of a behaviour.
+
+        Args:
+            training: At least two.
+            held_out: At least two, none of them a training context.
+            options: Each may be left unset. `replacement`: a loaded set or `heads`, instead of neurons.
+                `beside`: what are nodes too, as in `("heads", "errors")`, further sets included. `layers`.
+                `estimator`: `attribution_patching`, `integrated_gradients` (with `steps`), `relp` or `exact`
+                (with `exact_nodes`). `positions`: `summed` or `kept`. `patch` and `ablations`: `mean`,
+                `zero`, `resample`. `error_term`: `live`, `frozen`, `drop`. `nodes`, `threshold`: size of
+                the circuit. `edge_nodes`, `edge_examples`, `random_circuits`, `curve`, `bootstrap`.
+                `stability_draws`, `stability_share`, `stability_keep`. `clusters`: 0 for automatic.
+                `seed`. `request_id`: the same id again returns the same operation.
+        """
         request = discover_dataset(self.info.name, training, held_out, **options)
         message = await self._wire.call(self._wire.circuits.DiscoverDatasetCircuit, request)
         return AsyncOperation(self._wire, message, dataset_circuit_of)

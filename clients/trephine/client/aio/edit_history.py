@@ -1,4 +1,4 @@
-"""Versions of stored edits, awaited."""
+"""Versions of stored edits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trephine.client import edit_requests
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.authors import current_user
 from trephine.client.decoding import decode
-from trephine.client.edit_history import current_user
 from trephine.client.evidence import told
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Intervention

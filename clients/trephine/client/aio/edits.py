@@ -1,23 +1,24 @@
-"""Stored edits, their plans, and the folders exported from them, awaited."""
+"""Stored edits, their plans, and the folders exported from them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from trephine.client import requests
 from trephine.client.aio.edit_composition import AsyncEditComposition
 from trephine.client.aio.edit_evaluation import AsyncEditEvaluations
 from trephine.client.aio.edit_history import AsyncEditHistory
+from trephine.client.aio.folder_downloads import download_folder
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.authors import current_user
 from trephine.client.decoding import decode
 from trephine.client.downloads import OnBytes
-from trephine.client.edit_history import current_user
-from trephine.client.edits import NO_REASON, require_certified
+from trephine.client.edit_requests import NO_REASON
 from trephine.client.errors import InvalidRequestError, ResourceNotFoundError
 from trephine.client.evidence import told
-from trephine.client.folder_downloads import download_folder_async
+from trephine.client.export_notices import require_certified
 from trephine.client.selection import EditDraft
 from trephine.client.types import Edit, Export, ExportPlan, Intervention, VerifiedExport
 from trephine.v1 import edit_service_pb2
@@ -48,7 +49,8 @@ class AsyncEdits(AsyncEditHistory, AsyncEditComposition, AsyncEditEvaluations):
             model: The model that it is for; needed unless a draft brings it.
             reason: Why it exists; unset: the draft's, or "none given".
             author: Who made it; unset: the name of the user who runs this.
-            evidence: Names of circuits and audits.
+            evidence: Names of circuits, audits or findings (`audits/ID#FINGERPRINT`); data as
+                `NAME@sha256:HEX`.
             request_id: The same id again returns the same edit.
         """
         draft = interventions if isinstance(interventions, EditDraft) else None
@@ -182,8 +184,8 @@ class AsyncExports:
         """
         require_certified(export)
 
-        def read(path: str, offset: int) -> AsyncIterator[edit_service_pb2.ReadExportFileResponse]:
+        def read(path: str, offset: int) -> AsyncGenerator[edit_service_pb2.ReadExportFileResponse, None]:
             request = edit_service_pb2.ReadExportFileRequest(name=export.name, path=path, offset=offset)
             return self._wire.stream(self._wire.edits.ReadExportFile, request)
 
-        return await download_folder_async(export.files, folder, read, on_bytes=on_bytes)
+        return await download_folder(export.files, folder, read, on_bytes=on_bytes)

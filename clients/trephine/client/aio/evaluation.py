@@ -1,18 +1,19 @@
-"""A finished evaluation of a replacement set, awaited."""
+"""A finished evaluation of a replacement set: its figures, its pages and files."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 from trephine.client import replacement_requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.blocking import run_blocking
+from trephine.client.aio.notebooks import evaluation_view
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.descriptions import described, of_evaluation
 from trephine.client.downloads import write_file
-from trephine.client.evaluation import files_of
+from trephine.client.evaluation_files import files_of
 from trephine.client.types import EvaluationInfo
 
 
@@ -37,11 +38,13 @@ class AsyncEvaluation:
 
     async def html(self) -> str:
         """One self-contained page with table and plots."""
-        return (await self._render("html")).decode()
+        rendered = await self._render("html")
+        return rendered.decode()
 
     async def csv(self) -> str:
         """One line per figure."""
-        return (await self._render("csv")).decode()
+        rendered = await self._render("csv")
+        return rendered.decode()
 
     async def json(self) -> dict[str, Any]:
         """Everything, the set's admission included."""
@@ -53,10 +56,13 @@ class AsyncEvaluation:
         written = []
         for form, file in files_of(Path(path)):
             data = await self._render(form)
-            written.append(await asyncio.to_thread(write_file, file, data))
+            written.append(await run_blocking(write_file, file, data))
         return tuple(written)
 
     async def _render(self, form: str) -> bytes:
         request = replacement_requests.render(self.name, form)
         rendered = await self._wire.call(self._wire.replacements.RenderEvaluation, request)
         return await AsyncArtifacts(self._wire).read(rendered.artifact)
+
+    def _repr_html_(self) -> str | None:
+        return evaluation_view(self)

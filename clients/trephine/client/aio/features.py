@@ -1,8 +1,7 @@
-"""Features of a model, awaited."""
+"""Features of a model: looked at, searched for, labelled; and the indexes that know them."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from trephine.client import feature_requests as build
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
@@ -18,7 +18,6 @@ from trephine.client.downloads import write_file
 from trephine.client.feature_requests import Address
 from trephine.client.interventions import Handle
 from trephine.client.interventions import feature as handle
-from trephine.client.operations import OnProgress
 from trephine.client.requests import resource
 from trephine.client.set_ids import AnySet, set_id
 from trephine.client.types.common import FeatureRef
@@ -32,6 +31,7 @@ from trephine.client.types.features import (
     TopFeatures,
 )
 from trephine.client.types.models import ModelInfo
+from trephine.client.watches import OnProgress
 from trephine.v1 import feature_service_pb2 as pb
 
 
@@ -160,7 +160,8 @@ class AsyncModelFeatures:
             on_progress: Called with every step.
             options: Those of `start_index`.
         """
-        return await (await self.start_index(corpus, **options)).result(on_progress=on_progress)
+        started = await self.start_index(corpus, **options)
+        return await started.result(on_progress=on_progress)
 
     async def start_index(
         self,
@@ -280,7 +281,8 @@ class AsyncModelFeatures:
         """One self-contained page; features that lie beside it in the same folder become links."""
         request = build.render(self.model, self.replacement, feature, beside, index)
         rendered = await self._wire.call(self._wire.features.RenderFeature, request)
-        return (await AsyncArtifacts(self._wire).read(rendered.artifact)).decode()
+        page = await AsyncArtifacts(self._wire).read(rendered.artifact)
+        return page.decode()
 
     async def save_pages(
         self, features: Sequence[Address], folder: str | Path, *, index: str | None = None
@@ -292,7 +294,7 @@ class AsyncModelFeatures:
             rendered = await self._wire.call(self._wire.features.RenderFeature, request)
             data = await AsyncArtifacts(self._wire).read(rendered.artifact)
             path = Path(folder) / Path(rendered.file_name).name
-            written.append(await asyncio.to_thread(write_file, path, data))
+            written.append(await run_blocking(write_file, path, data))
         return tuple(written)
 
 
@@ -314,7 +316,8 @@ class AsyncFeature:
 
     async def activations(self, text: str) -> tuple[float, ...]:
         """What it does at every token of a text."""
-        return (await self._features.activations(text, [self.ref])).features[0].values
+        measured = await self._features.activations(text, [self.ref])
+        return measured.features[0].values
 
     async def label(self, text: str, *, author: str = "") -> FeatureLabel:
         """Call it something."""
@@ -357,7 +360,7 @@ class AsyncFeatureIndexes:
 
 
 class AsyncExplorableModel:
-    """What a model can be asked about its features; a part of `Model`."""
+    """What a model can be asked about its features; a part of `AsyncModel`."""
 
     _wire: AsyncWire
     info: ModelInfo

@@ -1,23 +1,23 @@
-"""Text as it is generated, awaited."""
+"""Text as it is generated."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 from typing import Any
 
 from trephine.client.decoding import decode
-from trephine.client.generation import finished
+from trephine.client.errors import InternalError
 from trephine.client.types import Generation, TokenEvent
 
 
 class AsyncGenerationStream:
     """Tokens of all rows in the order in which they come; then `result` holds the completions.
 
-    Leaving it early (`close`, or the end of an `async with` block) ends the work on the server.
+    Leaving it early (`close`, or the end of its `async with` block) ends the work on the server.
     """
 
-    def __init__(self, responses: AsyncIterator[Any]) -> None:
+    def __init__(self, responses: AsyncGenerator[Any, None]) -> None:
         self._responses = responses
         self._finished: Generation | None = None
 
@@ -29,16 +29,20 @@ class AsyncGenerationStream:
                 yield decode(TokenEvent, response.token)
 
     async def result(self) -> Generation:
-        """Take what is left and return the completions."""
+        """Take what is left and return the completions.
+
+        Raises:
+            InternalError: If the stream ended without them.
+        """
         async for _ in self:
             continue
-        return finished(self._finished)
+        if self._finished is None:
+            raise InternalError("the generation ended without its completions")
+        return self._finished
 
     async def close(self) -> None:
         """End the call."""
-        close = getattr(self._responses, "aclose", None)
-        if close is not None:
-            await close()
+        await self._responses.aclose()
 
     async def __aenter__(self) -> AsyncGenerationStream:
         return self

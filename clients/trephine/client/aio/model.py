@@ -1,4 +1,4 @@
-"""A loaded model and everything that can be asked of it, awaited."""
+"""A loaded model and everything that can be asked of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.circuit_requests import pruning_bounds
 from trephine.client.decoding import decode
 from trephine.client.descriptions import described, of_model
-from trephine.client.model import Role
-from trephine.client.operations import OnProgress
-from trephine.client.requests import AnyEdit, Row, ScoreRow
+from trephine.client.requests import AnyEdit, Role, Row, ScoreRow
 from trephine.client.selection import Selection
 from trephine.client.set_ids import AnySet
 from trephine.client.target_requests import graph_target
@@ -38,6 +36,7 @@ from trephine.client.types import (
     Target,
     Token,
 )
+from trephine.client.watches import OnProgress
 from trephine.v1 import model_service_pb2
 
 
@@ -121,7 +120,8 @@ class AsyncModel(
         """
         options["validate_only"] = True
         operation = await self.start_discover(prompt, target=target, against=against, **options)
-        return (await operation.result()).info
+        predicted = await operation.result()
+        return predicted.info
 
     async def start_discover(
         self,

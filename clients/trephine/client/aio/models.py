@@ -1,3 +1,5 @@
+"""Models: what there is."""
+
 from __future__ import annotations
 
 from trephine.client import requests

@@ -1,4 +1,4 @@
-"""Operations, awaited."""
+"""Operations: long, durable work that any number of clients can watch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode, message_json
 from trephine.client.descriptions import described, of_operation
 from trephine.client.errors import DeadlinePassedError, DrainingError, ServerUnreachableError
-from trephine.client.operations import (
+from trephine.client.requests import resource
+from trephine.client.results import unpack_result
+from trephine.client.types import OperationMetadata, OperationUpdate
+from trephine.client.watches import (
     RECONNECT_PAUSES,
     OnPartial,
     OnProgress,
@@ -22,9 +25,6 @@ from trephine.client.operations import (
     next_pause,
     seconds_left,
 )
-from trephine.client.requests import resource
-from trephine.client.results import unpack_result
-from trephine.client.types import OperationMetadata, OperationUpdate
 from trephine.v1 import operation_service_pb2
 
 ResultT = TypeVar("ResultT")

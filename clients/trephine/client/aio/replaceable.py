@@ -1,8 +1,7 @@
-"""What a model can be asked about replacement sets, awaited."""
+"""What a model can be asked about replacement sets."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any
 
 from trephine.client import replacement_requests
 from trephine.client.aio.artifacts import AsyncArtifacts
+from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
-from trephine.client.operations import OnProgress
-from trephine.client.replaceable import NO_RECIPE as _NO_RECIPE
+from trephine.client.replacement_requests import NO_RECIPE
 from trephine.client.types import FitReport, ModelInfo, ReplacementSetInfo
+from trephine.client.watches import OnProgress
 
 
 class AsyncReplaceableModel:
-    """What a model can be asked about replacement sets; a part of `Model`."""
+    """What a model can be asked about replacement sets; a part of `AsyncModel`."""
 
     _wire: AsyncWire
     info: ModelInfo
@@ -78,7 +78,7 @@ class AsyncReplaceableModel:
             request_id: The same id again returns the same operation.
         """
         source = replacement_requests.set_source(name_or_folder)
-        await asyncio.to_thread(replacement_requests.share_set, source, self._wire.lease)
+        await run_blocking(replacement_requests.share_set, source, self._wire.lease)
         request = replacement_requests.load_set(
             self.info.name,
             source.source,
@@ -171,7 +171,7 @@ class AsyncReplaceableModel:
             local_control: Train a copy on with the local loss, to compare; unset yes.
             seed: Unset 0.
         """
-        recipe = {name: value for name, value in locals().items() if name not in _NO_RECIPE}
+        recipe = {name: value for name, value in locals().items() if name not in NO_RECIPE}
         sent = "" if corpus is None else await self._send_corpus(Path(corpus).expanduser())
         request = replacement_requests.fit(self.info.name, set_id or "", sent, "", None, **recipe)
         request.validate_only = True
@@ -182,7 +182,7 @@ class AsyncReplaceableModel:
     async def _send_corpus(self, path: Path) -> str:
         if path.is_dir():
             source = replacement_requests.set_source(path)
-            await asyncio.to_thread(replacement_requests.share_set, source, self._wire.lease)
+            await run_blocking(replacement_requests.share_set, source, self._wire.lease)
             return source.source
         media_type = replacement_requests.corpus_media_type(path)
         return await AsyncArtifacts(self._wire).upload(path, media_type=media_type)

@@ -1,4 +1,4 @@
-"""Replacement sets, awaited."""
+"""Replacement sets: loaded beside a model, measured, fitted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.descriptions import described, of_set
 from trephine.client.interventions import Handle, feature
-from trephine.client.operations import OnProgress
-from trephine.client.replacements import PLAIN_TEXT
 from trephine.client.types import Admission, EvaluationInfo, FitReport, ReplacementSetInfo
+from trephine.client.uploads import PLAIN_TEXT
+from trephine.client.watches import OnProgress
 from trephine.v1 import replacement_service_pb2 as pb
 
 
@@ -74,7 +74,8 @@ class AsyncReplacementSet:
             on_progress: Called with every step.
             options: Those of `start_evaluate`.
         """
-        return await (await self.start_evaluate(text, **options)).result(on_progress=on_progress)
+        started = await self.start_evaluate(text, **options)
+        return await started.result(on_progress=on_progress)
 
     async def start_evaluate(
         self,

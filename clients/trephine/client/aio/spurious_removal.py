@@ -1,20 +1,20 @@
-"""Spurious features of decisions, awaited."""
+"""Spurious features of decisions: what a model can be asked, and what is stored."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trephine.client.aio.folder_downloads import download_folder
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.downloads import OnBytes
-from trephine.client.folder_downloads import download_folder_async
-from trephine.client.operations import OnProgress
 from trephine.client.requests import resource
-from trephine.client.spurious_removal import classifier_of, removal_of
+from trephine.client.results import classifier_of, removal_of
 from trephine.client.spurious_requests import export_classifier, remove_spurious
 from trephine.client.types import ClassifierExport, LabelledText, ModelInfo, SpuriousRemoval
+from trephine.client.watches import OnProgress
 from trephine.v1 import spurious_removal_pb2 as pb
 
 
@@ -27,14 +27,35 @@ class AsyncCleanableModel:
     async def remove_spurious(
         self, training: Sequence[LabelledText], *, on_progress: OnProgress | None = None, **options: Any
     ) -> SpuriousRemoval:
-        """Judge, remove and measure; `options` are those of the sync client."""
+        """Find what a decision rests on, judge it, remove what is spurious, measure what that does.
+
+        Args:
+            training: The ambiguous set, of two labels.
+            on_progress: Called with every step.
+            options: Those of `start_remove_spurious`.
+        """
         started = await self.start_remove_spurious(training, **options)
         return await started.result(on_progress=on_progress)
 
     async def start_remove_spurious(
         self, training: Sequence[LabelledText], **options: Any
     ) -> AsyncOperation[SpuriousRemoval]:
-        """Start a removal; `options` are those of the sync client."""
+        """Start a removal.
+
+        Args:
+            training: The ambiguous set, of two labels.
+            options: Each may be left unset. `validation`, `test`: further labelled texts.
+                `attribute_texts`: examples of the spurious attribute; `attribute_name`: `gender` has a
+                built-in lexicon; `swaps`: pairs of words of one's own. `decision`: a `Probe` (with
+                `pairs=True` trained on pairs), `LabelTokens`, `StockClassifier` or `RewardModel`.
+                `replacement`, `layers`, `estimator`, `steps` (of integrated gradients alone).
+                `spurious_above`, `task_below`, `false_discoveries`, `clusters`. `candidates`, `exact`,
+                `counts`, `effect_texts`, `fit_texts`, `random_sets`. `refit=False` keeps the head (unset: so
+                with label tokens and rewards, which are not trained);
+                `erase=False` trains it again with nothing forbidden. `overrides`: a person's words.
+                `edit_id`, `author`: make an edit of it if it is shown to hold (`outcome`), with
+                `unproven=True` in any case. `resamples`, `seed`, `request_id`.
+        """
         request = remove_spurious(self.info.name, training, **options)
         message = await self._wire.call(self._wire.edits.RemoveSpuriousFeatures, request)
         return AsyncOperation(self._wire, message, removal_of)
@@ -65,10 +86,11 @@ class AsyncSpuriousRemovals:
         return tuple([removal_of(one) async for page in pages for one in page.spurious_removals])
 
     async def page(self, removal: SpuriousRemoval | str) -> str:
-        """Render the decision list; the artifact's name."""
+        """Render the decision list; the artifact's name, to be read with `trephine.artifacts`."""
         name = removal if isinstance(removal, str) else removal.name
         request = pb.RenderSpuriousRemovalRequest(name=resource("spuriousRemovals", name))
-        return str((await self._wire.call(self._wire.edits.RenderSpuriousRemoval, request)).artifact)
+        rendered = await self._wire.call(self._wire.edits.RenderSpuriousRemoval, request)
+        return str(rendered.artifact)
 
     async def start_export_classifier(
         self,
@@ -79,7 +101,15 @@ class AsyncSpuriousRemovals:
         export: str | None = None,
         request_id: str | None = None,
     ) -> AsyncOperation[ClassifierExport]:
-        """Publish a report's head as a stock classifier; the arguments are those of the sync client."""
+        """Publish a report's head on an export of its edit as a stock sequence classifier.
+
+        Args:
+            removal: The report.
+            name: Of the folder in the export root; must not exist.
+            texts: On 95 % of the first 64 the reloaded folder must decide as was measured.
+            export: Name of a published export of the report's edit; unset where nothing was removed.
+            request_id: The same id again returns the same operation.
+        """
         report = removal if isinstance(removal, str) else removal.name
         request = export_classifier(report, name, texts, export=export, request_id=request_id)
         message = await self._wire.call(self._wire.edits.ExportClassifier, request)
@@ -88,10 +118,15 @@ class AsyncSpuriousRemovals:
     async def download_classifier(
         self, classifier: ClassifierExport, folder: str | Path, *, on_bytes: OnBytes | None = None
     ) -> Path:
-        """Fetch a published classifier; what is checked and refused is as in the sync client."""
+        """Fetch every file into a temporary sibling of `folder`, check it, and rename once.
 
-        def read(path: str, offset: int) -> AsyncIterator[pb.ReadClassifierFileResponse]:
+        Raises:
+            ExportTargetExistsError: If the folder exists.
+            HashMismatchError: If the bytes are not the announced ones; nothing is kept.
+        """
+
+        def read(path: str, offset: int) -> AsyncGenerator[pb.ReadClassifierFileResponse, None]:
             request = pb.ReadClassifierFileRequest(name=classifier.name, path=path, offset=offset)
             return self._wire.stream(self._wire.edits.ReadClassifierFile, request)
 
-        return await download_folder_async(classifier.listed, folder, read, on_bytes=on_bytes)
+        return await download_folder(classifier.listed, folder, read, on_bytes=on_bytes)

@@ -1,8 +1,7 @@
-"""The async client: one connection to one server, on one event loop."""
+"""The client: one connection to one server."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from google.protobuf.message import Message
 from trephine.client import requests
 from trephine.client.aio.artifacts import AsyncArtifacts
 from trephine.client.aio.audits import AsyncAuditors, AsyncAudits
+from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.dataset_circuits import AsyncDatasetCircuits
 from trephine.client.aio.edits import AsyncEdits, AsyncExports
@@ -28,12 +28,11 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.descriptions import described
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.edits import tell_doubt, tell_reuse
 from trephine.client.errors import ResourceNotFoundError
 from trephine.client.export_names import export_id_for
+from trephine.client.export_notices import tell_doubt, tell_reuse
 from trephine.client.leases import Lease
-from trephine.client.models import share_folder, source_of
-from trephine.client.operations import OnProgress
+from trephine.client.model_sources import share_folder, source_of
 from trephine.client.results import value_of
 from trephine.client.selection import Selection
 from trephine.client.types import (
@@ -47,6 +46,7 @@ from trephine.client.types import (
     Proposal,
     ReplacementSetInfo,
 )
+from trephine.client.watches import OnProgress
 
 
 class AsyncTrephine:
@@ -88,7 +88,7 @@ class AsyncTrephine:
     async def detach(self) -> None:
         """Let a server that was started for this client finish running operations after it has left."""
         if self._lease is not None:
-            await asyncio.to_thread(self._lease.detach)
+            await run_blocking(self._lease.detach)
 
     async def load_model(
         self,
@@ -135,7 +135,7 @@ class AsyncTrephine:
     ) -> AsyncOperation[AsyncModel]:
         """Start loading a model; the arguments are those of `load_model`."""
         source = source_of(name_or_folder)
-        await asyncio.to_thread(share_folder, source, self._lease)
+        await run_blocking(share_folder, source, self._lease)
         request = requests.load(
             source.source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
         )

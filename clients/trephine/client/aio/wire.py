@@ -1,17 +1,16 @@
-"""The async connection: stubs of grpc.aio, errors translated in one place."""
+"""The awaited connection: stubs of grpc.aio, deadlines, errors. Written by hand, as its sync twin."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
 from google.longrunning import operations_pb2_grpc
 
-from trephine.client.endpoint import OPTIONS, Endpoint
+from trephine.client.endpoint import OPTIONS, UNARY_SECONDS, Endpoint
 from trephine.client.leases import Lease
 from trephine.client.status import error_of_call
-from trephine.client.wire import UNARY_SECONDS
 from trephine.v1 import (
     artifact_service_pb2_grpc,
     audit_service_pb2_grpc,
@@ -70,7 +69,9 @@ class AsyncWire:
         except grpc.RpcError as failure:
             raise error_of_call(failure) from failure
 
-    async def stream(self, method: Any, request: Any, *, timeout: float | None = None) -> AsyncIterator[Any]:
+    async def stream(
+        self, method: Any, request: Any, *, timeout: float | None = None
+    ) -> AsyncGenerator[Any, None]:
         """Ask, and take the answers as they come. Closing the iterator ends the call.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.audits import FILE_NAMES
+from trephine.client.audit_reports import FILE_NAMES
 from trephine.client.baseline import Baseline, read_baseline
 from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
 from trephine.client.cli.exit_codes import ExitCode

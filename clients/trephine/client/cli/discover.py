@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.circuit import Circuit, files_of
+from trephine.client.circuit import Circuit
+from trephine.client.circuit_files import files_of
 from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
     AgainstOption,

@@ -22,7 +22,7 @@ from trephine.client.cli.sets import (
 )
 from trephine.client.downloads import require_writable
 from trephine.client.errors import InvalidRequestError, LocalFileError
-from trephine.client.evaluation import files_of
+from trephine.client.evaluation_files import files_of
 from trephine.client.types import (
     Claim,
     DepthFaithfulness,

@@ -25,9 +25,9 @@ from trephine.client.cli.quantised import GgufOption, show_quantised
 from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent, require_writable
-from trephine.client.edits import reused
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.export_names import export_id_for
+from trephine.client.export_notices import reused
 from trephine.client.terminal import printable
 from trephine.client.types import Export, ExportVerdict, SignatureKind
 from trephine.client.verification import NEXT_STEP, Verification, verify_folder
