@@ -57,6 +57,9 @@ _SHOWN = (
     ("recovery_in_stored_dtype_firing", "the same on firing tokens"),
     ("recovery_both_in_stored_dtype", "share that it carries where runtime and checkpoint are run as stored"),
     ("recovery_both_in_stored_dtype_firing", "the same on firing tokens"),
+    ("kl_intervened_exported_in_float32_mean", "KL, runtime to checkpoint, both computing in float32, mean"),
+    ("recovery_in_float32", "share that it carries where both compute in float32"),
+    ("recovery_in_float32_firing", "the same on firing tokens"),
     (
         "top1_agreement_in_stored_dtype",
         "next-token agreement, intervened runtime and this checkpoint as stored",

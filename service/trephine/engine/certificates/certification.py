@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from trephine.engine.certificates.export_texts import ExportTexts
 from trephine.engine.certificates.firing import Acting, firing_masks
 from trephine.engine.certificates.leaving_out import names_apart
 from trephine.engine.certificates.noise import computing_in, stock_attention
+from trephine.engine.certificates.rounding_floor import is_compared_wide
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.shards import DTYPES
 from trephine.engine.models.staging import full_disk_refused
@@ -56,6 +57,7 @@ def write_evidence(
     folder: Path,
     *,
     stored: torch.dtype | None = None,
+    wide: bool = False,
 ) -> Generator[Progress | None, None, None]:
     """Write what the original and the intervened runtime answer to every window, one batch a quantum.
 
@@ -63,6 +65,7 @@ def write_evidence(
     in float32 would hide what is measured. Beside them the mask `(n_pos,)` of the positions at which one of
     the edited features of sets fires in the intervened runtime. Where the files are narrower than the runtime
     (`stored`), what both answer when they compute in the files' type stands there as well, in that type.
+    Of a narrow runtime (`wide`) it is what both answer computing in float32, on the same weights.
 
     Raises:
         DiskFullError: If there is no room.
@@ -73,11 +76,15 @@ def write_evidence(
         windows = [retain.windows[number] for number in part]
         after = windows_logits(hosted, windows, interventions)
         narrow = {} if stored is None else as_stored(hosted, windows, interventions, stored)
+        broad = as_computed(hosted, windows, interventions, torch.float32) if wide else {}
         for number, intervened in zip(part, after, strict=True):
             answers = {"original": plain[number].contiguous(), "intervened": intervened.contiguous()}
             if features:
                 answers["firing"] = firing[number]
             answers |= {name: logits[number - part.start].to(stored) for name, logits in narrow.items()}
+            answers |= {
+                f"{name}_in_float32": each[number - part.start].contiguous() for name, each in broad.items()
+            }
             with full_disk_refused():
                 save_file(answers, folder / f"window-{number:04d}.safetensors")
         yield Progress(stage="evidence", done=part.stop, total=len(retain.windows))
@@ -110,10 +117,21 @@ def as_stored(
     stored: torch.dtype,
 ) -> dict[str, list[Tensor]]:
     """Return what both runtimes answer to windows when they compute in the type of the files."""
-    with computing_in(stored, hosted.model):
+    found = as_computed(hosted, windows, interventions, stored)
+    return {f"{name}_stored": logits for name, logits in found.items()}
+
+
+def as_computed(
+    hosted: HostedModel,
+    windows: Sequence[Sequence[int]],
+    interventions: tuple[Intervention, ...],
+    dtype: torch.dtype,
+) -> dict[str, list[Tensor]]:
+    """Return what both answer to windows when they compute in a type, float32 `(n_pos, d_vocab)` each."""
+    with computing_in(dtype, hosted.model):
         return {
-            "original_stored": windows_logits(hosted, windows),
-            "intervened_stored": windows_logits(hosted, windows, interventions),
+            "original": windows_logits(hosted, windows),
+            "intervened": windows_logits(hosted, windows, interventions),
         }
 
 
@@ -135,14 +153,19 @@ def floor_dtype(hosted: HostedModel, stored_dtype: str) -> str:
 
 
 def evidence_bytes(
-    hosted: HostedModel, texts: ExportTexts, stored: torch.dtype | None = None, *, quantised: bool = False
+    hosted: HostedModel,
+    texts: ExportTexts,
+    stored: torch.dtype | None = None,
+    *,
+    quantised: bool = False,
+    wide: bool = False,
 ) -> int:
     """Predict the size of the evidence: three answers to every token, the clean process's own among them.
 
-    Two more in the type of the files where that is narrower; two more of the quantised parent, one kind of
-    file after the other; two of a text that is to be left alone.
+    Two more in the type of the files where that is narrower; two more of a narrow runtime in float32; two
+    more of the quantised parent, one kind of file after the other; two of a text that is to be left alone.
     """
-    more = (0 if stored is None else 2 * stored.itemsize) + (2 * 4 if quantised else 0)
+    more = (0 if stored is None else 2 * stored.itemsize) + 2 * 4 * (quantised + wide)
     retained = 0 if texts.retained is None else 2 * 4 * texts.retained.n_tokens
     return ((3 * 4 + more) * texts.measured.n_tokens + retained) * hosted.info.d_vocab
 
@@ -156,8 +179,19 @@ def certify(
     evidence: Path,
     *,
     stored_dtype: str,
+    copied: Mapping[str, str],
 ) -> Generator[Progress | None, None, Findings]:
     """Reload the folder in a clean process and measure it; the process ends with this generator.
+
+    Args:
+        hosted: The parent.
+        texts: What is measured.
+        interventions: The whole edit.
+        program: What was written.
+        folder: The exported folder.
+        evidence: Where the runtime's answers lie.
+        stored_dtype: Type of the parent's files, as safetensors writes it.
+        copied: Path of every file in the parent that belongs into the folder -> its path there.
 
     Raises:
         GateMissedError: If the clean process cannot load or measure the folder.
@@ -180,8 +214,10 @@ def certify(
         "compute_dtype": compute,
         "other_dtype": other,
         "stored_dtype": STORED_NAMES.get(stored_dtype, compute),
+        "in_float32": is_compared_wide(hosted, program),
         "changes": change_records(program),
         "config": program.config,
+        "copied": dict(copied),
         "features": names_apart(program.apart, interventions),
         "threads": torch.get_num_threads(),
     }

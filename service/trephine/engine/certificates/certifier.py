@@ -39,6 +39,7 @@ def _beside(name: str) -> ModuleType:
 
 _weights = _beside("certifier_weights")
 compare_weights, off_plan, same_bits = _weights.compare_weights, _weights.off_plan, _weights.same_bits
+changed_files = _beside("certifier_files").changed_files
 _figures = _beside("certifier_figures")
 kl, next_token_loss, recover = _figures.kl, _figures.next_token_loss, _figures.recover
 _features = _beside("certifier_features")
@@ -87,6 +88,9 @@ def certify(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     torch.set_grad_enabled(False)
     measured = compare_weights(request)
+    exported, parent = (Path(request[name]) for name in ("exported", "parent"))
+    found = changed_files(exported, parent, request["copied"], request["config"])
+    measured["files_changed_outside_plan"] = float(found)
     continuations = compare_answers(request, measured)
     return {
         "measurements": measured,
@@ -147,6 +151,8 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     gc.collect()
     if request["stored_dtype"] != compute:
         continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks, features)
+    if request["in_float32"]:
+        compare_in_float32(measured, request, masks)
     return continuations
 
 
@@ -189,6 +195,23 @@ def compare_as_stored(
     if same.windows:
         same.describe(measured, "_both_in_stored_dtype", masks)
     return greedy(model, request["prompts"], request["greedy_tokens"])
+
+
+def compare_in_float32(measured: dict[str, float], request: dict[str, Any], masks: list[Any]) -> None:
+    """Hold the folder against the runtime, both computing in float32 on the narrow weights that both hold.
+
+    What one does and the other does not is not hidden there by what their own type rounds away.
+    """
+    model, _ = load(request["exported"], request["compute_dtype"], request["attention"])
+    model, both = model.float(), _figures.Comparison()
+    for number, logits in answers(model, request, "certify: in float32"):
+        runtime = evidence(request, number)
+        wanted, original = (runtime[f"{name}_in_float32"] for name in ("intervened", "original"))
+        both.add(wanted, logits, request["windows"][number], kl(wanted, original))
+    both.describe(measured, "_in_float32", masks)
+    for where in ("", "_firing"):
+        if f"recovery_in_float32{where}" in measured:
+            measured[f"unrecovered_in_float32{where}"] = 1.0 - measured[f"recovery_in_float32{where}"]
 
 
 def floor_of_dtype(

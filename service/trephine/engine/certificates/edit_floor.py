@@ -6,15 +6,9 @@ change of arithmetic does is not told from a copy of the parent by any distance 
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 
-from trephine.domain.interventions import Intervention
 from trephine.engine.certificates.firing_floor import CLEAR
-from trephine.engine.certificates.noise import NoiseFloor
-from trephine.engine.models.hosted import HostedModel
-from trephine.engine.runs.divergence import joined, kl_divergence
-from trephine.engine.runs.retain import RetainText, plain_logits, window_batches, windows_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,23 +37,3 @@ class EditFloor:
             f"{self.floor:.2e}; load the model in float32, give a text on which the edit does more (--text), "
             "or make it stronger"
         )
-
-
-def edit_floor(
-    hosted: HostedModel, retain: RetainText, interventions: tuple[Intervention, ...], floor: NoiseFloor
-) -> Generator[None, None, EditFloor]:
-    """Measure it on the parent, unedited and intervened in, one batch of windows a quantum.
-
-    Args:
-        hosted: The model.
-        retain: What the export is measured on, and the floor was.
-        interventions: The whole edit.
-        floor: The parent's.
-    """
-    plain = yield from plain_logits(hosted, retain)
-    moved = []
-    for part in window_batches(retain.windows):
-        after = windows_logits(hosted, [retain.windows[number] for number in part], interventions)
-        moved += [kl_divergence(p, plain[number]) for number, p in zip(part, after, strict=True)]
-        yield
-    return EditFloor(tokens=retain.n_tokens, floor=floor.mean, edit=float(joined(moved).mean()))

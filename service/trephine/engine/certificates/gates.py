@@ -11,13 +11,11 @@ from math import isfinite, sqrt
 from trephine.domain.exports import Gate, GateResult
 from trephine.domain.models import DType
 from trephine.engine.certificates.edit_floor import EditFloor
+from trephine.engine.certificates.exact_gates import FLOOR_FACTOR, UNRECOVERED, exact_gates
 from trephine.engine.certificates.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.certificates.noise import NoiseFloor, Spread
+from trephine.engine.certificates.rounding_floor import WideFloor
 
-_FLOOR_FACTOR = 1.5
-"""As the target for bfloat16 exports: within 1.5 times the floor of the dtype."""
-_SMALLEST_MEAN = 1e-6
-_SMALLEST_P99 = 1e-5
 _EXACT_EXCESS = 1e-5
 _ROUNDED_EXCESS = 1e-3
 _FITTED_EXCESS = 1e-2
@@ -26,19 +24,17 @@ _GRAFT_FACTOR = 3.0
 _GRAFT_MEAN = 1e-5
 _GRAFT_P99 = 1e-4
 _GRAFT_FIRING = 1e-5
-_UNRECOVERED = 0.01
-"""As the target for grafts: 0.99 of the edit's KL on the tokens on which it acts; exact edits act on all."""
 _MOST_UNCARRIED = 0.9
 """Of one feature's own effect, and of the whole edit's, whatever share is asked for: what is not carried at
 all misses it."""
 
-_FLOOR_REASON = (
-    "an exact edit may differ from the intervened runtime by arithmetic only: {factor:g} times the parent's "
-    "own noise floor of {floor:.2e} nats ({changed} changed, nothing else), and not below {smallest:g}"
-)
-
 _COUNTS = (
     ("tensors_changed_outside_plan", "tensors", "every other tensor must have its parent's bytes"),
+    (
+        "files_changed_outside_plan",
+        "files",
+        "what lies beside the weights must be the parent's byte for byte, its config but for planned fields",
+    ),
     (
         "planned_tensors_unchanged",
         "tensors",
@@ -67,6 +63,7 @@ def planned_gates(
     min_recovery: float = 0.9,
     retained: bool = False,
     rounded: Spread | None = None,
+    wide: WideFloor | None = None,
 ) -> tuple[Gate, ...]:
     """Fix the bounds of an export from the parent's noise floor.
 
@@ -82,6 +79,7 @@ def planned_gates(
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
         retained: Whether the built-in text is measured beside a caller's.
         rounded: Of exact edits of files narrower than the runtime, what rounding the changed tensors costs.
+        wide: Of a narrow runtime on files of its own type, what was measured in float32.
     """
     if fitted:
         left = min(_MOST_UNCARRIED, 1.0 - min_recovery)
@@ -89,68 +87,14 @@ def planned_gates(
         return (*shares, *_excess_gates(_FITTED_EXCESS, floor, retained), *_count_gates())
     if grafted:
         gates = (*_graft_gates(floor), *_firing_gates(firing), *_stored_gates(floor, firing))
-        gates = (*gates, *_part_gates(parts, _UNRECOVERED))
+        gates = (*gates, *_wide_firing_gates(firing, wide), *_part_gates(parts, UNRECOVERED))
         return (*gates, *_excess_gates(_GRAFT_EXCESS, floor, retained), *_count_gates())
-    wide = dtype in ("float32", "float64") and floor.stored is None
-    excess = _EXACT_EXCESS if wide else _ROUNDED_EXCESS
+    unrounded = dtype in ("float32", "float64") and floor.stored is None
+    excess = _EXACT_EXCESS if unrounded else _ROUNDED_EXCESS
     return (
-        *_exact_gates(floor, rounded),
-        *_whole_gates(whole),
+        *exact_gates(floor, rounded, whole, wide),
         *_excess_gates(excess, floor, retained),
         *_count_gates(),
-    )
-
-
-def _exact_gates(floor: NoiseFloor, rounded: Spread | None) -> tuple[Gate, ...]:
-    """Bound distances from the runtime by its arithmetic, and by the rounding of what is written."""
-    mean, p99, changed = floor.mean, floor.p99, "its attention implementation and its dtype"
-    same = mean
-    if rounded is not None:
-        same += _FLOOR_FACTOR * rounded.mean
-        mean, p99 = mean + rounded.mean, p99 + rounded.p99
-        changed = "its attention implementation, its dtype and the rounding of the tensors that are written"
-    bounds = (
-        ("kl_intervened_exported_mean", mean, _SMALLEST_MEAN),
-        ("kl_intervened_exported_p99", p99, _SMALLEST_P99),
-        ("kl_intervened_exported_after_first_mean", mean, _SMALLEST_MEAN),
-    )
-    return (
-        *(
-            Gate(
-                name=name,
-                limit=max(smallest, _FLOOR_FACTOR * value),
-                unit="nats/token",
-                reason=_FLOOR_REASON.format(
-                    factor=_FLOOR_FACTOR, floor=value, changed=changed, smallest=smallest
-                ),
-            )
-            for name, value, smallest in bounds
-        ),
-        Gate(
-            name="kl_intervened_exported_same_attention_mean",
-            limit=max(_SMALLEST_MEAN, same),
-            unit="nats/token",
-            reason="under the same attention only the rounding of changed weights may differ: the parent's "
-            f"own noise floor and {_FLOOR_FACTOR:g} times what that rounding costs, {same:.2e} nats, "
-            f"and not below {_SMALLEST_MEAN:g}",
-        ),
-    )
-
-
-def _whole_gates(whole: EditFloor | None) -> tuple[Gate, ...]:
-    """Bound what is left of an exact edit over all tokens: a weak one lies under every absolute bound."""
-    if whole is None or not whole.clear:
-        return ()
-    rounding = _FLOOR_FACTOR * whole.floor / whole.edit
-    return (
-        Gate(
-            name="unrecovered",
-            limit=max(_UNRECOVERED, rounding),
-            unit="share",
-            reason="a copy of the parent leaves the whole edit, however weak: KL(intervened || exported) "
-            f"over KL(intervened || original), {whole.edit:.2e} nats, may be at most {_UNRECOVERED:g}, or "
-            f"what {_FLOOR_FACTOR:g} floors are of it ({rounding:.2g})",
-        ),
     )
 
 
@@ -166,7 +110,7 @@ def _stored_gates(floor: NoiseFloor, firing: FiringFloor | None) -> tuple[Gate, 
     if firing is not None and firing.stored is not None and firing.judged_as_stored:
         where = f"the {firing.tokens} tokens on which an edited feature fires"
         aside = ", unedited or intervened in, whichever is more"
-        places.append(("_firing", where, aside, _FLOOR_FACTOR, firing.stored))
+        places.append(("_firing", where, aside, FLOOR_FACTOR, firing.stored))
     apart = () if firing is None else firing.apart
     return tuple(
         Gate(
@@ -200,7 +144,7 @@ def _excess_gates(excess: float, floor: NoiseFloor, retained: bool) -> tuple[Gat
     return tuple(
         Gate(
             name=name,
-            limit=max(excess, _FLOOR_FACTOR * floor.mean),
+            limit=max(excess, FLOOR_FACTOR * floor.mean),
             unit="nats/token",
             reason=f"the export may damage the {text} text no more than the intervention itself did: "
             "|KL(original || exported) - KL(original || intervened)|",
@@ -250,13 +194,29 @@ def _firing_gates(firing: FiringFloor | None) -> tuple[Gate, ...]:
         return ()
     kl = Gate(
         name="kl_intervened_exported_firing_mean",
-        limit=max(_GRAFT_FIRING, _FLOOR_FACTOR * firing.floor),
+        limit=max(_GRAFT_FIRING, FLOOR_FACTOR * firing.floor),
         unit="nats/token",
         reason=f"on the {firing.tokens} tokens on which an edited feature fires, lost among all tokens: "
-        f"{_FLOOR_FACTOR:g} times the parent's own noise floor of {firing.floor:.2e} nats there, "
+        f"{FLOOR_FACTOR:g} times the parent's own noise floor of {firing.floor:.2e} nats there, "
         f"and not below {_GRAFT_FIRING:g}",
     )
-    return (kl, *_share_gates(firing, _UNRECOVERED))
+    return (kl, *_share_gates(firing, UNRECOVERED))
+
+
+def _wide_firing_gates(firing: FiringFloor | None, wide: WideFloor | None) -> tuple[Gate, ...]:
+    """Bound grafts of a narrow runtime in float32 as well: in its own type half of a weak one looks whole."""
+    if firing is None or wide is None or not firing.clear:
+        return ()
+    return (
+        Gate(
+            name="unrecovered_in_float32_firing",
+            limit=UNRECOVERED,
+            unit="share",
+            reason="runtime and folder computing in float32, on the weights that both hold: where features "
+            "fire, KL(intervened || exported) over KL(intervened || original) may be at most "
+            f"{UNRECOVERED:g}, and no noise of a narrow type hides what is left",
+        ),
+    )
 
 
 def _share_gates(firing: FiringFloor | None, share: float) -> tuple[Gate, ...]:
@@ -278,13 +238,13 @@ def _share_gates(firing: FiringFloor | None, share: float) -> tuple[Gate, ...]:
 
 
 def _share_gate(suffix: str, share: float, edit: float, floor: float, why: str) -> Gate:
-    rounding = _FLOOR_FACTOR * floor / edit
+    rounding = FLOOR_FACTOR * floor / edit
     return Gate(
         name=f"unrecovered_firing{suffix}",
         limit=max(share, rounding),
         unit="share",
         reason=f"{why}, however weak: KL(intervened || exported) over KL(intervened || original), "
-        f"{edit:.2e} nats on firing tokens, may be at most {share:.3g}, or what {_FLOOR_FACTOR:g} floors are "
+        f"{edit:.2e} nats on firing tokens, may be at most {share:.3g}, or what {FLOOR_FACTOR:g} floors are "
         f"of it ({rounding:.2g})",
     )
 
@@ -296,7 +256,7 @@ def _part_gates(parts: Sequence[FeatureFloor], share: float) -> tuple[Gate, ...]
 
 def _carried_gate(one: FeatureFloor, share: float) -> Gate:
     """Bound what is missing of one feature's own effect; in amplitude, whose square is a share of KL."""
-    rounding = _FLOOR_FACTOR * one.floor_alone / one.alone
+    rounding = FLOOR_FACTOR * one.floor_alone / one.alone
     return Gate(
         name=f"uncarried:{one.name}",
         limit=min(_MOST_UNCARRIED, sqrt(max(share, rounding))),

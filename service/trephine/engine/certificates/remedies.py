@@ -35,6 +35,10 @@ _OTHER_BYTES = (
     "the folder does not hold what was planned, which no option mends: check the disk of the export root, "
     "load the model again, export again, and report it if it comes back"
 )
+_OTHER_THING = (
+    "computing in float32, where no noise of a narrow type hides it, the folder does something else than the "
+    "intervention: export again, edit fewer things at a time to find which, and report it"
+)
 _GENTLER = (
     "the weights do more to ordinary text than the intervention does: "
     f"{_MORE_TEXT}, edit fewer features at a time, or lower the edit's strength"
@@ -45,6 +49,9 @@ REMEDIES: Mapping[str, str] = {
     "kl_intervened_exported_after_first_mean": _CLOSER,
     "kl_intervened_exported_same_attention_mean": _WIDER,
     "kl_intervened_exported_firing_mean": _CLOSER,
+    "kl_intervened_exported_in_float32_mean": _OTHER_THING,
+    "unrecovered_in_float32": _OTHER_THING,
+    "unrecovered_in_float32_firing": _OTHER_THING,
     "kl_intervened_exported_in_stored_dtype_mean": _AS_STORED,
     "kl_intervened_exported_in_stored_dtype_firing_mean": _AS_STORED,
     "unrecovered_firing": (
@@ -62,6 +69,7 @@ REMEDIES: Mapping[str, str] = {
         "smaller share (--min-recovery), with which the export is labelled"
     ),
     "tensors_changed_outside_plan": _OTHER_BYTES,
+    "files_changed_outside_plan": _OTHER_BYTES,
     "planned_tensors_unchanged": _LOST,
     "elements_off_plan": _OTHER_BYTES,
     "nonfinite_values": (

@@ -35,6 +35,7 @@ from trephine.engine.certificates.gates import judge
 from trephine.engine.certificates.leaving_out import left_out_bytes, write_left_out
 from trephine.engine.certificates.measurements import measurements_of
 from trephine.engine.certificates.missed_gates import missed_gates
+from trephine.engine.certificates.rounding_floor import is_compared_wide
 from trephine.engine.edits.edit_sets import loaded_sets
 from trephine.engine.exports import manifest, parents, signing
 from trephine.engine.exports.adapter import write_adapter
@@ -136,7 +137,8 @@ def _prepare(
     narrow = narrower(hosted, stored_dtype(entries))
     needed = left_out_bytes(hosted, program.apart, command.edit.interventions)
     needed += parents.copied_bytes(hosted.folder, entries)
-    needed += evidence_bytes(hosted, texts, narrow, quantised=bool(command.options.gguf))
+    wide = is_compared_wide(hosted, program)
+    needed += evidence_bytes(hosted, texts, narrow, quantised=bool(command.options.gguf), wide=wide)
     require_space(target.parent, needed + growth + _SLACK_BYTES)
     return Build(
         hosted=hosted,
@@ -174,6 +176,7 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         build.program.features,
         build.staging.evidence,
         stored=narrower(build.hosted, build.stored_dtype),
+        wide=is_compared_wide(build.hosted, build.program),
     )
     if build.texts.retained is not None:
         yield from write_retained(build.hosted, build.texts.retained, interventions, build.staging.evidence)
@@ -188,6 +191,7 @@ def _make(build: Build) -> Generator[Progress | None, None, Export]:
         build.folder,
         build.staging.evidence,
         stored_dtype=build.stored_dtype,
+        copied=parents.sort_files(build.hosted.folder, build.entries)[0],
     )
     certificate = _certificate(build, findings)
     if build.command.options.gguf and not certificate.failed:

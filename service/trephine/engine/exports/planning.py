@@ -16,13 +16,12 @@ from trephine.domain.edits import Edit
 from trephine.domain.errors import ParentChangedError, UnsupportedOptionError
 from trephine.domain.exports import ExportOptions, ExportPlan, PlanExport, PlanStep
 from trephine.engine.certificates.doubts import calibration_caveats, doubt_of, stored_caveats
-from trephine.engine.certificates.edit_floor import edit_floor
 from trephine.engine.certificates.export_texts import ExportTexts, export_texts
 from trephine.engine.certificates.firing_floor import firing_floor
 from trephine.engine.certificates.gates import planned_gates
 from trephine.engine.certificates.noise import noise_floor
 from trephine.engine.certificates.part_floors import part_floors
-from trephine.engine.certificates.rounding_floor import rounding_floor
+from trephine.engine.certificates.rounding_floor import WideFloor, exact_floors, is_compared_wide
 from trephine.engine.edits.edit_sets import require_same_sets
 from trephine.engine.exports.adapter import adapter_bytes
 from trephine.engine.exports.reshaping import grown_bytes
@@ -103,12 +102,13 @@ def _measured(
         )
     parts = yield from part_floors(hosted, texts.measured, program.parts, command.edit.interventions, floor)
     whole = rounded = None
+    is_wide = is_compared_wide(hosted, program)
+    wide = WideFloor(edit=firing.edit, rounded=0.0) if is_wide and firing is not None else None
     if program.exact and program.changes:
-        whole = yield from edit_floor(hosted, texts.measured, command.edit.interventions, floor)
-        if floor.stored is not None:
-            rounded = yield from rounding_floor(
-                hosted, texts.measured, program.changes, command.edit.interventions
-            )
+        found = yield from exact_floors(
+            *(hosted, texts.measured, program.changes, command.edit.interventions, floor), wide=is_wide
+        )
+        whole, rounded, wide = found.whole, found.rounded, found.wide
     changed = tuple(sorted(change.name for change in program.changes))
     plan = ExportPlan(
         edit=command.edit.name,
@@ -132,6 +132,7 @@ def _measured(
             min_recovery=command.options.min_recovery,
             retained=texts.retained is not None,
             rounded=rounded,
+            wide=wide,
         ),
         plan_hash="",
         fitted=program.fitted,

@@ -11,6 +11,7 @@ from trephine.engine.certificates.firing_floor import FeatureFloor, FiringFloor
 from trephine.engine.certificates.gates import finite, judge, planned_gates, told_apart
 from trephine.engine.certificates.noise import NoiseFloor, Spread
 from trephine.engine.certificates.remedies import EXACT_REMEDIES, REMEDIES, remedies
+from trephine.engine.certificates.rounding_floor import WideFloor
 
 
 def floor(mean, p99):
@@ -49,7 +50,8 @@ def test_exact_edits_of_narrower_files_follow_what_rounding_costs_them():
     assert found["kl_intervened_exported_p99"] == pytest.approx(4.5e-4)
     assert found["kl_intervened_exported_after_first_mean"] == pytest.approx(6e-5)
     assert found["kl_intervened_exported_same_attention_mean"] == pytest.approx(6e-5)
-    assert (found["unrecovered"], found["retain_excess"]) == (0.01, 1e-3)
+    assert found["unrecovered"] == pytest.approx((10 * whole.floor + 1.5 * rounded.mean) / whole.edit)
+    assert found["retain_excess"] == 1e-3
     assert "the rounding of the tensors that are written" in gates[0].reason
 
 
@@ -174,7 +176,15 @@ def test_every_gate_says_what_to_do_about_it(kind):
 
 @pytest.mark.parametrize(
     ("noise", "edit", "limit"),
-    [(1e-11, 5e-7, 0.01), (1e-4, 1e-3, 0.15), (1e-4, 4e-4, 0.375), (1e-4, 2e-4, None), (0.0, 0.0, None)],
+    [
+        (1e-11, 1e-3, 1e-5),
+        (1e-11, 5e-7, 2e-3),
+        (1e-11, 5e-8, 0.01),
+        (1e-4, 1e-3, 0.15),
+        (1e-4, 4e-4, 0.375),
+        (1e-4, 2e-4, None),
+        (0.0, 0.0, None),
+    ],
 )
 def test_an_exact_edit_is_told_from_a_copy_of_the_parent(noise, edit, limit):
     """By the share that is left, however weak it is; below three floors it is inconclusive."""
@@ -185,6 +195,28 @@ def test_an_exact_edit_is_told_from_a_copy_of_the_parent(noise, edit, limit):
     assert whole.doubt.startswith("the edit moves less than rounding") == (limit is None)
     copy = {gate.name: 0.0 for gate in gates} | {"kl_intervened_exported_mean": edit, "unrecovered": 1.0}
     assert whole.doubt or not all(result.passed for result in judge(gates, copy))
+
+
+def test_a_narrow_runtime_is_held_to_what_float32_shows_of_it():
+    """Exact edits to what rounding costs there, grafts to a hundredth; in its own type noise hides more."""
+    whole = EditFloor(tokens=1024, floor=1e-3, edit=5e-3)
+    for rounded, limits in (
+        (0.0, (1e-6, 1e-5)),
+        (1e-6, (1.5e-6, 3e-4)),
+        (1e-3, (1.5e-3, 0.3)),
+        (2e-3, (3e-3, None)),
+    ):
+        wide = WideFloor(edit=5e-3, rounded=rounded)
+        gates = planned_gates("bfloat16", floor(1e-3, 1e-2), whole=whole, wide=wide)
+        found = {gate.name: gate.limit for gate in gates}
+        assert found["unrecovered"] == pytest.approx(0.3)
+        assert found["kl_intervened_exported_in_float32_mean"] == pytest.approx(limits[0])
+        assert found.get("unrecovered_in_float32") == (limits[1] and pytest.approx(limits[1]))
+        assert len(remedies(judge(gates, {}), exact=True, files="bfloat16", runtime="bfloat16")) > 0
+    wide = WideFloor(edit=5e-3, rounded=0.0)
+    for firing, expected in ((FIRING, 0.01), (replace(FIRING, edit=2e-4), None)):
+        gates = planned_gates("bfloat16", floor(1e-3, 1e-2), grafted=True, firing=firing, wide=wide)
+        assert {g.name: g.limit for g in gates}.get("unrecovered_in_float32_firing") == expected
 
 
 def test_exact_edits_are_not_told_to_give_text_in_which_features_fire():

@@ -386,9 +386,9 @@ def test_a_folder_that_stock_transformers_cannot_load_is_never_published(parent,
     plan = planned(hosted, edit)
     original = export.write_evidence
 
-    def sabotage(hosted, retain, interventions, features, folder, *, stored):
+    def sabotage(hosted, retain, interventions, features, folder, **options: object):
         (folder.parent / "checkpoint" / "config.json").write_text("{}")
-        return original(hosted, retain, interventions, features, folder, stored=stored)
+        return original(hosted, retain, interventions, features, folder, **options)
 
     monkeypatch.setattr(export, "write_evidence", sabotage)
     with torch.inference_mode(), pytest.raises(GateMissedError, match="clean process"):

@@ -33,6 +33,7 @@ from trephine.engine.weights.operations import FeatureOp
 
 ABLATIONS = (feature(0, 3, Ablate()), feature(1, 5, Ablate()))
 COUNTS = (
+    "files_changed_outside_plan",
     "tensors_changed_outside_plan",
     "planned_tensors_unchanged",
     "elements_off_plan",

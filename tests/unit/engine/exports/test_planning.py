@@ -18,7 +18,7 @@ from trephine.domain.errors import (
     UnsupportedOptionError,
 )
 from trephine.domain.interventions import Ablate, Scale
-from trephine.engine.certificates.edit_floor import edit_floor
+from trephine.engine.certificates.rounding_floor import exact_floors
 from trephine.engine.exports import planning
 from trephine.engine.exports.planning import plan_hash
 from trephine.engine.models.shards import overwrite, read_entries, read_tensor
@@ -58,11 +58,11 @@ def test_a_plan_is_measured_once_for_the_same_edit_and_options(hosted, monkeypat
     """An export is planned three times on its way; what differs in anything gets a plan of its own."""
     passes = []
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **options: Any) -> Any:
         passes.append(given)
-        return edit_floor(*given)
+        return exact_floors(*given, **options)
 
-    monkeypatch.setattr(planning, "edit_floor", counted)
+    monkeypatch.setattr(planning, "exact_floors", counted)
     edit = edit_of(hosted, neuron(0, 3, Ablate()))
     first = planned(hosted, edit)
     assert planned(hosted, edit) == first
