@@ -101,7 +101,8 @@ def outcome_on(
     Args:
         ground: Where it was measured.
         groups: Decisions per group, one or more; none is empty.
-        chosen_by: False: of held-out texts and twins only the texts took part in the choice.
+        chosen_by: False: of held-out texts and twins only the texts took part in the choice; of what is held out
+            with all groups only those in which the attribute goes with the label, as in the rest.
         given: False: there is no validation split, and texts of the ambiguous set are held out for one.
         tried: Numbers of features and heads that were compared on these very texts, of which this is the
             best: that is luck in part, and the lower bounds are of the best of so many.
@@ -118,7 +119,7 @@ def outcome_on(
     if ground is Ground.TWINS and not chosen_by:
         place = _APART
     if ground is Ground.VALIDATION and not given:
-        place = _HELD_OUT
+        place = _HELD_OUT if chosen_by else _AMONG_HELD_OUT
     if tried > 1:
         place = f"{place} ({tried} in all, and lower bounds are of the best of so many)"
     limiting = _limiting(measured, groups, afters)
@@ -246,4 +247,5 @@ _PLACES = {
     Ground.TWINS: f"on held-out texts and their twins, {_CHOSEN_AMONG}",
 }
 _HELD_OUT = f"on the held-out part of the ambiguous set, {_CHOSEN}"
+_AMONG_HELD_OUT = f"on the held-out part of the ambiguous set, {_CHOSEN_AMONG}"
 _APART = f"on held-out texts, {_CHOSEN}, and on their twins"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, in_groups, labels, sample
 from trephine.engine.spurious.folds import Paired, Turns, decide_by_turns
 from trephine.engine.spurious.heads import LinearHead
-from trephine.engine.spurious.judgement import combined
+from trephine.engine.spurious.judgement import FEWEST, combined
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
@@ -45,6 +46,8 @@ class Choice:
     why: str
     by_twins: bool = False
     """True if the criterion was measured on texts and their twins."""
+    by_groups: bool = False
+    """True if it is the worst group of a validation split, or of what is held out for one."""
     by_cost: bool = False
     """True if it is the accuracy that is lost: no held-out text tells the attribute from the label."""
 
@@ -117,6 +120,7 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
         point=points[best],
         why=_why(points, best, forced, ours, study.part, candidates),
         by_twins=scale.by_twins,
+        by_groups=scale.by_groups,
         by_cost=scale.by_cost,
     )
 
@@ -203,11 +207,11 @@ class _Scale:
     def __init__(self, study: Study) -> None:
         budget, data, seed = study.command.budget, study.data, study.command.seed + 4
         self._study = study
-        told = in_groups(data.held_out)
+        told = () if _too_few(study) else in_groups(data.held_out)
         self._held_out = sample(told or data.held_out, budget.effect_texts, seed)
         self._examples = sample(data.attribute, budget.effect_texts, seed)
-        self._grouped = bool(told)
-        settled = self._grouped or bool(self._examples)
+        self.by_groups = bool(told)
+        settled = self.by_groups or bool(self._examples)
         apart = _twinned(self._held_out) if study.command.validation else []
         self.by_turns = not (settled or apart) and study.trains and bool(_twinned(study.everything))
         """Texts that heads are trained on count as well, each with a head that was trained without it."""
@@ -218,7 +222,7 @@ class _Scale:
         self.words = self._worded()
 
     def _worded(self) -> str:
-        if self._grouped:
+        if self.by_groups:
             data = self._study.data
             few = len(in_groups(data.held_out)) < len(data.held_out)
             known = ", of texts whose attribute is known" if few else ""
@@ -237,7 +241,7 @@ class _Scale:
         self, removed: Sequence[FeatureRef], everything: Vectors | None
     ) -> Generator[Progress | None, None, _Pooled]:
         """Pool what the criterion needs, with features removed; held-out texts unless they are there."""
-        told, paired = () if self._grouped else self._examples, self._paired
+        told, paired = () if self.by_groups else self._examples, self._paired
         pool, stage = self._study.pool, f"validation without {len(removed)}"
         if everything is None or self._study.command.validation:
             held_out = yield from pool([one.ids for one in self._held_out], removed, stage)
@@ -264,10 +268,10 @@ class _Scale:
         """Measure one count with one head; of heads that were trained by turns their decisions are given."""
         y = labels(self._held_out)
         decided = head.decide(pooled.held_out)
-        accuracy = float((decided == y)[ambiguous(self._held_out)].float().mean())
+        usual = (decided == y)[ambiguous(self._held_out)]
+        accuracy, error = float(usual.float().mean()), _error(usual)
         leak: float | None = None
-        error = _error(decided == y)
-        if self._grouped:
+        if self.by_groups:
             known = attributes(self._held_out)
             criterion, leak = worst_group(decided, y, known), _follows(decided, known)
             error = max(_error((decided == y)[2 * y + known == group]) for group in range(4))
@@ -294,6 +298,19 @@ class _Scale:
         return Paired(
             labels=labels(self._paired), texts=head.decide(pooled.paired), twins=head.decide(pooled.twins)
         )
+
+
+def _too_few(study: Study) -> bool:
+    """True if a group of what is held out has too few texts to choose by, and something else tells more.
+
+    Of one or two texts a group is right by luck, with nothing removed as with anything. A validation split is
+    given to choose by, however small.
+    """
+    held_out = in_groups(study.data.held_out)
+    twins = len(_twinned(study.everything)) if study.trains else 0
+    if not held_out or study.command.validation or not (study.data.attribute or twins >= FEWEST):
+        return False
+    return min(Counter((one.label, one.attribute) for one in held_out).values()) < FEWEST
 
 
 def _twinned(texts: Sequence[Example]) -> list[Example]:

@@ -73,7 +73,7 @@ def _on_validation(
     right = study.head.decide(plain) == y, choice.validated.decide(after) == y
     groups = _by_group(study, texts, *right)
     given, tried = bool(study.command.validation), len(choice.points)
-    return outcome_on(Ground.VALIDATION, groups, given=given, tried=tried)
+    return outcome_on(Ground.VALIDATION, groups, chosen_by=choice.by_groups, given=given, tried=tried)
 
 
 def _by_group(study: Study, texts: Sequence[Example], before: Tensor, after: Tensor) -> list[Tally]:

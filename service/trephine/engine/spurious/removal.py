@@ -94,7 +94,7 @@ def remove_spurious_features(
         original_head=measured.original.weights(study.data.labels, special_tokens=special_tokens),
         texts=(len(study.data.training), len(study.data.held_out), len(study.data.test)),
         caveats=(
-            *_caveats(study, judged),
+            *_caveats(study, judged, choice),
             *_judged_by_its_ground(study, judged, outcome),
             *_of_the_head(study, choice),
             *_as_good(measured.arms),
@@ -279,7 +279,7 @@ def _pairing(study: Study) -> str:
     return f"{pairs}; P({data.attributes[1]}) differs by {data.pairing:.2f} between the labels"
 
 
-def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
+def _caveats(study: Study, judged: Judged, choice: Choice) -> tuple[str, ...]:
     said = [
         *study.doubts,
         *study.data.repeated,
@@ -306,7 +306,8 @@ def _caveats(study: Study, judged: Judged) -> tuple[str, ...]:
     if not data.test:
         said.append("without a test split there is no worst group")
     said += _of_the_path(study)
-    said += _left_out(data.held_out, study.part, "the worst group that was chosen by is")
+    if choice.by_groups:
+        said += _left_out(data.held_out, study.part, "the worst group that was chosen by is")
     said += _left_out(data.test, "test split", "its figures are")
     groups = in_groups(data.test)
     groups = tuple(compress(groups, once([one.ids for one in groups]).tolist()))

@@ -18,7 +18,7 @@ from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_outcomes import UNSEEN, Ground
-from trephine.domain.spurious_removal import Override, RemovalBudget, RemoveSpuriousFeatures
+from trephine.domain.spurious_removal import JudgingRules, Override, RemovalBudget, RemoveSpuriousFeatures
 from trephine.domain.spurious_texts import LabelledText
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
@@ -131,17 +131,13 @@ def _styled(texts: Sequence[LabelledText]) -> tuple[LabelledText, ...]:
 
 def test_nothing_removed_is_no_pass(session):
     """The report says that nothing went, whatever the test split has."""
-    found = _run(session, test=balanced(), overrides=(), budget=_judging_nothing())
+    nothing = JudgingRules(false_discoveries=1e-300)
+    found = _run(session, test=balanced(), overrides=(), judging=nothing)
     assert found.chosen == 0
     assert (found.outcome.verdict, found.ships) == (Verdict.INCONCLUSIVE, Arm.ORIGINAL)
     assert found.outcome.why.startswith("nothing was removed")
     assert "test split" not in found.outcome.settles, "there is one"
     assert "an override that names what is to go" in found.outcome.settles
-
-
-def _judging_nothing() -> RemovalBudget:
-    """So few texts and features that no judge calls one spurious."""
-    return RemovalBudget(candidates=1, exact=0, counts=(1,), effect_texts=8, random_sets=0)
 
 
 def test_a_word_on_a_feature_that_cannot_go_is_refused(session):

@@ -122,3 +122,33 @@ def test_two_texts_of_every_group_are_enough_for_scores(session):
     assert found.scores.scr is not None
     assert all(one.figure("attribute_probe") for one in found.arms)
     assert not any("no SCR" in caveat for caveat in found.caveats)
+
+
+CROSSED = labelled([(0, 0, 60), (1, 1, 60), (0, 1, 10), (1, 0, 10)], 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "held-out ambiguous accuracy less how far the decision follows the attribute on examples"),
+        (
+            {
+                "attribute_texts": (),
+                "training": labelled([(0, 0, 60), (1, 1, 60), (0, 1, 10), (1, 0, 10)], 4, twins=True),
+            },
+            "accuracy of the worst label on texts or on their counterfactual twins",
+        ),
+        ({"attribute_texts": ()}, "accuracy of the worst group of the held-out part"),
+        ({"validation": balanced(2, seed=8)}, "accuracy of the worst group of the validation split"),
+    ],
+)
+def test_two_texts_of_a_group_do_not_choose_where_more_is_told(session, given, said):
+    """One that is right by luck before anything goes would keep everything; where nothing else tells it does.
+
+    What ships is measured on them nevertheless: the report says how they took part.
+    """
+    found = _run(session, **{"training": CROSSED, **given})
+    assert found.criterion.startswith(said)
+    assert (found.outcome.ground, found.outcome.texts) == (Ground.VALIDATION, 2)
+    among = "among those that the number of features and the head were chosen by"
+    assert (among in found.outcome.why) == ("worst group" not in said)
