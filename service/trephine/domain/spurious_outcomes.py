@@ -101,8 +101,8 @@ def outcome_on(
     Args:
         ground: Where it was measured.
         groups: Decisions per group, one or more; none is empty.
-        chosen_by: False: of held-out texts and twins only the texts took part in the choice; of a held-out part
-            with all groups only texts in which the attribute goes with the label.
+        chosen_by: False: of held-out texts and twins only the texts took part in the choice; of a held-out
+            part with all groups only texts in which the attribute goes with the label.
         given: False: there is no validation split, and texts of the ambiguous set are held out for one.
         tried: Numbers of features and heads that were compared on these very texts, of which this is the
             best: that is luck in part, and the lower bounds are of the best of so many.
