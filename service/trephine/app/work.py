@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import trephine.app.circuits.circuit_costs  # noqa: F401  admission asks it what a discovery takes
 from trephine.app.audits import Audits
 from trephine.app.circuits.circuit_pruning import in_words, pruned_at_once
 from trephine.app.circuits.circuit_verification import CircuitVerifications

@@ -302,6 +302,20 @@ class DiscoverDatasetCircuit(Command[DatasetCircuit, Progress]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextTokens:
+    """How long contexts are, in tokens."""
+
+    longest: int
+    """Of any training context or twin."""
+    training: int
+    """Of all training contexts."""
+    twins: int
+    """Of their twins."""
+    held_out: int
+    """Of all held-out contexts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedDatasetCircuit:
     """What is known of a dataset circuit before any work."""
 
@@ -309,6 +323,7 @@ class CheckedDatasetCircuit:
     """Nodes that can be selected."""
     patch: NodeAblation
     """What effects would be estimated with."""
+    tokens: ContextTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

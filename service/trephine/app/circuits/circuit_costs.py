@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trephine.app.circuits.graph_sets import spanned_layers
+from trephine.app.jobs.costs import Cost, Sets, predict_beside, tokens_of
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
-from trephine.domain.sites import SiteKind
+from trephine.domain.sites import NEURONS, SiteKind
 from trephine.domain.sweeps import (
     SCORES_PER_SWEEP,
     TABLED_BYTES,
@@ -200,3 +202,13 @@ def _results(command: DiscoverCircuit, info: ModelInfo, n_tokens: int) -> int:
     """The rows: sources with weights, and an error and a token each."""
     row = _SOURCES_PER_ROW * _SOURCE_BYTES + (1 + info.n_layers) * n_tokens * _FLOAT
     return command.max_feature_nodes * row
+
+
+@predict_beside.register
+def _(command: DiscoverCircuit, info: ModelInfo, sets: Sets) -> Cost:
+    """What admission holds a discovery to: as predicted, of a prompt whose length is guessed."""
+    prompt = tokens_of(command.prompt)
+    alone = command.sets == (NEURONS,)
+    layers = () if alone else spanned_layers(command.sets, info, sets, command.layers)
+    memory = discovery_cost(command, info, prompt, layers).memory_bytes
+    return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=memory)

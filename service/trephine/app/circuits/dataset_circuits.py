@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trephine.app.jobs.costs import Cost
+from trephine.app.circuits.dataset_circuit_costs import DatasetCost, dataset_circuit_cost
 from trephine.app.jobs.requests import DatasetCircuitRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
@@ -90,7 +90,9 @@ class DatasetCircuits:
                 )
         return info
 
-    async def predict(self, request: DatasetCircuitRequest) -> tuple[ModelInfo, Cost, CheckedDatasetCircuit]:
+    async def predict(
+        self, request: DatasetCircuitRequest
+    ) -> tuple[ModelInfo, DatasetCost, CheckedDatasetCircuit]:
         """Check a request as the work itself would, run nothing, and predict its cost.
 
         Raises:
@@ -98,9 +100,11 @@ class DatasetCircuits:
             TrephineError: As `check` does, or naming the example that cannot be used.
         """
         info = await self.check(request)
-        cost = await self._models.predict_command(request.model, request.command)
+        await self._models.predict_command(request.model, request.command)
         engine = self._models.engine(request.model)
-        return info, cost, await engine.run(CheckDatasetCircuit(command=request.command))
+        checked = await engine.run(CheckDatasetCircuit(command=request.command))
+        sets = self._models.shelf(request.model).layers
+        return info, dataset_circuit_cost(request.command, info, sets, checked.tokens), checked
 
     async def run(
         self, request: DatasetCircuitRequest, on_progress: Callable[[Progress], None], *, circuit_id: str

@@ -9,9 +9,7 @@ from typing import Any
 
 from trephine.domain.ablation import MeasureAblation
 from trephine.domain.activations import RankActivity, ReadActivations
-from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Command
-from trephine.domain.dataset_circuits import ERRORS, HEADS, DiscoverDatasetCircuit, Estimator, PositionRule
 from trephine.domain.edits import ProposeEdit
 from trephine.domain.exports import CompileExport
 from trephine.domain.feature_index import bytes_per_feature
@@ -25,7 +23,6 @@ from trephine.domain.replacements import (
     LoadReplacementSet,
     ReplacementLayerInfo,
 )
-from trephine.domain.sites import NEURONS
 
 Sets = Mapping[str, tuple[ReplacementLayerInfo, ...]]
 """Layers of the sets that are loaded beside a model, by the set's name."""
@@ -47,9 +44,6 @@ _PROBE_TOKENS = 1024
 
 _FIT_TOKENS = 4096
 """Tokens that controls are fitted on."""
-
-_SWEEP = 4
-"""A clean pass, its twin and one sweep down, in passes."""
 
 _FLOAT = 4
 
@@ -120,58 +114,6 @@ def _(command: MeasureAblation, info: ModelInfo) -> Cost:
     sets = command.controls.sets if command.controls else 0
     prompt = tokens_of(command.prompt)
     return Cost(tokens=prompt * (sets + 3) + 2 * _RETAIN_TOKENS, memory_bytes=forward_bytes(prompt, 16, info))
-
-
-@predict.register
-def _(command: DiscoverCircuit, info: ModelInfo) -> Cost:
-    prompt = tokens_of(command.prompt)
-    operators = prompt * info.n_layers * (2 * info.d_mlp + 4 * info.d_model) * _FLOAT
-    adjoints = command.max_feature_nodes * prompt * info.d_model * _FLOAT
-    forward = forward_bytes(prompt, 1, info)
-    return Cost(tokens=prompt * (1 + command.verify_nodes), memory_bytes=operators + adjoints + forward)
-
-
-@predict_beside.register
-def _(command: DiscoverDatasetCircuit, info: ModelInfo, sets: Sets) -> Cost:
-    layers, width, numbers = _nodes_of(command, info, sets)
-    sweeps = {
-        Estimator.INTEGRATED_GRADIENTS: 2 * command.steps * layers,
-        Estimator.EXACT: command.exact_nodes + _SWEEP,
-    }.get(command.estimator, _SWEEP)
-    texts = [text for one in command.training for text in (one.clean, one.corrupted) if text]
-    longest, training = max(map(tokens_of, texts)), sum(map(tokens_of, texts))
-    held_out = sum(tokens_of(one.clean) for one in command.held_out)
-    nodes = width * (longest if command.positions is PositionRule.KEPT else 1)
-    curve = 2 * nodes.bit_length() if command.size.curve else 0
-    measured = len(command.ablations) * (curve + command.size.random_circuits + 5)
-    edges = command.size.edge_nodes * min(training, longest * command.size.edge_examples) // 2
-    groups = 1 if command.clusters == 1 else 2
-    parts = _FLOAT * nodes * (1 + command.stability.draws) * (1 if groups == 1 else 8)
-    return Cost(
-        tokens=groups * (training * (1 + sweeps) + held_out * measured + edges),
-        memory_bytes=parts
-        + nodes * (curve + measured)
-        + 2 * longest * numbers * _FLOAT  # activations of a text and of its twin
-        + forward_bytes(max(longest, 256), 2, info),
-    )
-
-
-def _nodes_of(command: DiscoverDatasetCircuit, info: ModelInfo, sets: Sets) -> tuple[int, int, int]:
-    """Layers of nodes of every name, nodes per position, and numbers that these have per position."""
-    only, layers, width, numbers, errors = command.layers or None, 0, 0, 0, 0
-    for name in (command.replacement, *command.beside):
-        if name == ERRORS:
-            layers, width, numbers = layers + errors, width + errors, numbers + errors * info.d_model
-            continue
-        if name == HEADS:
-            counts = dict.fromkeys(feature_counts(NEURONS, info, {}, only), info.n_heads)
-            numbers += len(counts) * info.d_model
-        else:
-            counts = feature_counts(name, info, sets, only)
-            numbers += sum(counts.values())
-            errors += 0 if name == NEURONS else len(counts)
-        layers, width = layers + len(counts), width + sum(counts.values())
-    return layers, width, numbers
 
 
 @predict.register

@@ -8,6 +8,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import (
     CheckDatasetCircuit,
     CheckedDatasetCircuit,
+    ContextTokens,
     DiscoverDatasetCircuit,
 )
 from trephine.engine.dataset_circuits.contexts import Context, patch_of, read_splits
@@ -25,10 +26,20 @@ def check_dataset_circuit(
         TrephineError: Naming the context and column that cannot be used, or the option.
     """
     hosted, wanted = session.require_model(), command.command
-    training, _ = read_splits(hosted, wanted)
+    training, held_out = read_splits(hosted, wanted)
     yield None
     space = space_of(hosted, wanted, training)
-    return CheckedDatasetCircuit(candidates=space.count, patch=patch_of(wanted, training))
+    twins = [context.twin for context in training if context.twin is not None]
+    return CheckedDatasetCircuit(
+        candidates=space.count,
+        patch=patch_of(wanted, training),
+        tokens=ContextTokens(
+            longest=max(len(ids) for ids in (*(context.ids for context in training), *twins)),
+            training=sum(len(context.ids) for context in training),
+            twins=sum(map(len, twins)),
+            held_out=sum(len(context.ids) for context in held_out),
+        ),
+    )
 
 
 def space_of(hosted: HostedModel, command: DiscoverDatasetCircuit, training: Sequence[Context]) -> NodeSpace:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trephine.app.circuits.dataset_circuit_costs import DatasetCost
 from trephine.app.circuits.dataset_circuits import COLLECTION, StoredDatasetCircuit
-from trephine.app.jobs.costs import Cost, predicted_seconds
 from trephine.app.jobs.requests import DatasetCircuitRequest
 from trephine.domain import dataset_circuits as domain
 from trephine.domain.errors import InvalidRequestError
@@ -154,7 +154,10 @@ def dataset_circuit_to_wire(stored: StoredDatasetCircuit, *, whole: bool = True)
 
 
 def checked_to_wire(
-    request: DatasetCircuitRequest, info: ModelInfo, cost: Cost, checked: domain.CheckedDatasetCircuit
+    request: DatasetCircuitRequest,
+    info: ModelInfo,
+    cost: DatasetCost,
+    checked: domain.CheckedDatasetCircuit,
 ) -> pb.DatasetCircuit:
     """Write what is known before anything is found; time and memory are predictions."""
     command = request.command
@@ -168,7 +171,7 @@ def checked_to_wire(
         held_out=len(command.held_out),
         patch=_ABLATION_NUMBERS[checked.patch],
         candidates=checked.candidates,
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
         version=version_to_wire(info.name, info.weight_hash),
         seed=command.seed,
