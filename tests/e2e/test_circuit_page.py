@@ -21,6 +21,15 @@ from trephine.pages.circuit_page import circuit_html
 
 pytestmark = pytest.mark.e2e
 
+_INK = """id => {
+  const at = window.trephine.spot(id), canvas = document.getElementById("graph");
+  const box = canvas.getBoundingClientRect();
+  const [x, y] = [at.x - box.left, at.y - box.top].map(value => Math.round(value * devicePixelRatio));
+  const [r, g, b] = canvas.getContext("2d").getImageData(x, y, 1, 1).data;
+  return [`rgb(${r}, ${g}, ${b})`, getComputedStyle(document.querySelector("#legend i.faint")).color];
+}"""
+"""The colour that a node is drawn in, and that of what is not known."""
+
 
 def test_counts_figures_and_every_edge_are_those_of_the_json(small):
     """Of every node the kind, place, cumulative influence and the edges in and out."""
@@ -325,6 +334,22 @@ def test_a_circuit_without_tokens_or_influence_can_be_looked_at(opened):
     page.get_by_role("searchbox").fill(feature)
     page.keyboard.press("Enter")
     expect(page.get_by_role("complementary")).to_contain_text("all positions")
+
+
+def test_an_effect_that_is_not_known_has_no_sign(opened):
+    """As in imported graphs: neither colour of the legend, and no list of the largest."""
+    circuit = synthetic_circuit(nodes=60, edges=200, tokens=14)
+    bare = [dataclasses.replace(node, effect=math.nan) for node in circuit.nodes]
+    page, document = opened(dataclasses.replace(circuit, nodes=tuple(bare)))
+    feature = features(document)[0]
+    settled(page, "drawing.milliseconds.length")
+    drawn, faint = page.evaluate(_INK, feature)
+    assert drawn == faint
+    expect(page.locator("#legend")).to_contain_text("effect not known")
+    expect(page.get_by_role("complementary")).not_to_contain_text("Largest estimated effects")
+    page.get_by_role("searchbox").fill(feature)
+    page.keyboard.press("Enter")
+    expect(page.locator("dt:has-text('effect on target') + dd")).to_have_class("faint")
 
 
 def test_two_fingers_zoom(chromium, tmp_path):

@@ -49,7 +49,7 @@ const shape = (pen, kind, x, y, r) => {
   else if (kind === "logit") { pen.moveTo(x, y - r * 1.2); pen.lineTo(x + r * 1.2, y + r); pen.lineTo(x - r * 1.2, y + r); pen.closePath(); }
   else pen.arc(x, y, r, 0, 2 * Math.PI);
 };
-const inkOf = i => graph.inner(i) ? graph.effect[i] >= 0 ? "plus" : "minus" : "ink";
+const inkOf = i => graph.inner(i) ? sign(graph.effect[i]) : "ink";
 const sprite = (kind, ink, r) => {
   const size = Math.round(r * 2) / 2, key = `${kind} ${ink} ${size}`;
   let made = sprites.get(key);

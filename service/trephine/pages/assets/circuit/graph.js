@@ -50,5 +50,6 @@ const graph = (() => {
   };
 })();
 const byInfluence = Array.from({ length: graph.size }, (_, i) => i).sort((a, b) => graph.influence[b] - graph.influence[a] || a - b);
-const strongestEffect = byInfluence.filter(graph.inner).sort((a, b) => (Math.abs(graph.effect[b]) || 0) - (Math.abs(graph.effect[a]) || 0));
+const withEffect = byInfluence.filter(i => graph.inner(i) && Number.isFinite(graph.effect[i]));  // imported graphs have none
+const strongestEffect = withEffect.toSorted((a, b) => Math.abs(graph.effect[b]) - Math.abs(graph.effect[a]));
 const largestInfluence = Math.max(1e-12, graph.influence[byInfluence.find(graph.inner)] ?? 0);

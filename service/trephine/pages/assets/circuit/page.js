@@ -3,6 +3,7 @@
 const vertexOf = id => graph.indexOf.get(id) ?? (/^group \d+$/.test(id) ? graph.size + +id.slice(6) : -1);
 const lowest = byInfluence.filter(graph.inner).reduce((least, i) => Math.min(least, graph.cumulative[i]), 1);
 document.getElementById("legend").open = innerWidth > 860;
+if (withEffect.length < byInfluence.filter(graph.inner).length) document.querySelector("#legend ul").append(el("li", {}, el("i", { class: "faint" }, "●"), "effect not known"));
 if (several) document.querySelector("#legend ul").append(...layout.key.map(([letter, name]) => el("li", { class: "set" }, el("i", {}, letter), name)));
 nodeSlider.min = Math.floor(lowest * 100) / 100;
 groupsButton.hidden = !graph.groups.length;

@@ -10,7 +10,7 @@ const percent = (share, digits) => Number.isFinite(share) ? (100 * share).toFixe
 const signed = value => (value > 0 ? "+" : "") + number(value);
 const inUnits = text => graph.units ? `${text} ${graph.units}` : text;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
-const sign = value => value >= 0 ? "plus" : "minus";
+const sign = value => Number.isNaN(value) ? "faint" : value >= 0 ? "plus" : "minus";  // what is not known has no sign
 // Spaces at the ends, several in a row and line ends are part of a token and must be seen.
 const visible = text => text.replace(/^ | $| (?= )|(?<= ) /g, "␣").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
