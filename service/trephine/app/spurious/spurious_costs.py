@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_texts import LabelledText
+from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText
 
 _CONTROL_TEXTS = 512
 _EXACT_TEXTS = 16
@@ -104,7 +105,7 @@ def _choosing(command: RemoveSpuriousFeatures, texts: _Texts, fit: int) -> int:
     most = command.budget.effect_texts
     numbers = len(command.budget.counts) + 1
     held_out = texts.held_out[0]
-    grouped = _grouped(command.validation or command.training)
+    grouped = _grouped(command.validation) or (not command.validation and _chooses(command, texts))
     if grouped or texts.examples:
         told = 0 if grouped else min(texts.examples, most)
         return numbers * (fit + held_out + told)
@@ -142,4 +143,16 @@ def _edited(command: RemoveSpuriousFeatures, texts: Sequence[LabelledText]) -> f
 
 def _grouped(texts: Sequence[LabelledText]) -> bool:
     """True if no group is empty."""
-    return len({(one.label, one.attribute) for one in texts if one.attribute is not None}) == 4
+    return len(_groups(texts)) == 4
+
+
+def _chooses(command: RemoveSpuriousFeatures, texts: _Texts) -> bool:
+    """True if the worst group of what is held out is chosen by: where more is told, not by a few texts."""
+    groups = _groups(command.training)
+    twins = texts.everything[1] if command.refit else 0
+    told = texts.examples or twins >= FEWEST_JUDGED
+    return len(groups) == 4 and not (told and min(groups.values()) // _HELD_OUT < FEWEST_JUDGED)
+
+
+def _groups(texts: Sequence[LabelledText]) -> Counter[tuple[str, str]]:
+    return Counter((one.label, one.attribute) for one in texts if one.attribute is not None)

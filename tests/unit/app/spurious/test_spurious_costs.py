@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.builders import tiny_hosted
-from tests.spurious_texts import ambiguous, attribute_texts, balanced
+from tests.spurious_texts import ambiguous, attribute_texts, balanced, labelled
 from tests.unit.app.house import model_info
 from trephine.app.jobs.costs import predict
 from trephine.app.spurious.spurious_costs import pooled_texts
@@ -44,6 +44,14 @@ CASES: dict[str, dict[str, Any]] = {
     "twins of a validation split": {"validation": ambiguous(12, seed=8, twins=True)},
     "a probe that stays": {"refit": False},
     "label tokens": {"decision": TOKENS, "refit": False},
+    "examples, and a few crossed texts": {
+        "training": (*ambiguous(24), *labelled([(0, 1, 6), (1, 0, 6)], 9)),
+        "attribute_texts": attribute_texts(30),
+    },
+    "twins, and a few crossed texts": {
+        "training": (*TWINS, *labelled([(0, 1, 6), (1, 0, 6)], 9, twins=True)),
+    },
+    "texts of all groups": {"training": balanced(45, seed=7)},
     "a validation split of all groups": {"training": ambiguous(24), "validation": balanced(10, seed=8)},
     "no head without the attribute": {"erase": False},
 }
@@ -97,3 +105,15 @@ def test_a_template_is_read_with_every_text():
         for decision in (TOKENS, replace(TOKENS, template="one more example. " * 50 + "{text}"))
     )
     assert shots.tokens > 10 * bare.tokens
+
+
+@pytest.mark.parametrize("told", [{"attribute_texts": attribute_texts(30)}, {}])
+def test_a_few_crossed_texts_change_no_price(told):
+    """They do not choose where examples or twins do: what is pooled is as with none of them."""
+    crossed = (*ambiguous(24, twins=not told), *labelled([(0, 1, 6), (1, 0, 6)], 9, twins=not told))
+    usual = (*ambiguous(24, twins=not told), *labelled([(0, 0, 6), (1, 1, 6)], 9, twins=not told))
+    prices = [
+        pooled_texts(RemoveSpuriousFeatures(**{**GIVEN, **told, "training": texts}))
+        for texts in (crossed, usual)
+    ]
+    assert prices[0] == prices[1]
