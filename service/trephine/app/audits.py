@@ -11,11 +11,11 @@ from trephine.app.jobs.requests import AuditRequest
 from trephine.app.models.models import Models
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
-from trephine.app.storage.names import id_in
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, stored_result
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AuditorNotFoundError, ResourceNotFoundError
+from trephine.domain.errors import AuditorNotFoundError
 from trephine.domain.findings import AuditorInfo, AuditReport, ReportFormat
 from trephine.domain.ports import AuditorHost, ReportWriter
 
@@ -54,28 +54,27 @@ class Audits:
             AuditorFailedError: If it raised, hung, died or answered nonsense. Never a pass.
             ModelNotReadyError: If the model is not loaded.
         """
-        stored = await asyncio.to_thread(self._records.read, audit_id)
-        if stored is not None:
-            return stored
-        auditor = await self._auditor(request.spec.auditor)
-        info = await self._models.info(request.model)
-        started = self._clock.monotonic()
-        outcome = await self._host.run_audit(
-            request.spec, self._models.engine(request.model), on_progress=on_progress
-        )
-        report = AuditReport(
-            id=audit_id,
-            spec=request.spec,
-            auditor=auditor,
-            model=info.name,
-            weight_hash=info.weight_hash,
-            outcome=outcome,
-            seconds=self._clock.monotonic() - started,
-            create_time=timestamp(self._clock.now()),
-            trephine_version=version("trephine"),
-        )
-        await asyncio.to_thread(self._records.write, audit_id, report)
-        return report
+
+        async def audit() -> AuditReport:
+            auditor = await self._auditor(request.spec.auditor)
+            info = await self._models.info(request.model)
+            started = self._clock.monotonic()
+            outcome = await self._host.run_audit(
+                request.spec, self._models.engine(request.model), on_progress=on_progress
+            )
+            return AuditReport(
+                id=audit_id,
+                spec=request.spec,
+                auditor=auditor,
+                model=info.name,
+                weight_hash=info.weight_hash,
+                outcome=outcome,
+                seconds=self._clock.monotonic() - started,
+                create_time=timestamp(self._clock.now()),
+                trephine_version=version("trephine"),
+            )
+
+        return await found_once(self._records, audit_id, audit)
 
     async def get(self, name: str) -> AuditReport:
         """Return a report.
@@ -83,11 +82,7 @@ class Audits:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        audit_id = id_in("audits", name)
-        report = await asyncio.to_thread(self._records.read, audit_id)
-        if report is None:
-            raise ResourceNotFoundError(f"there is no audit {audit_id}", name=f"audits/{audit_id}")
-        return report
+        return await stored_result(self._records, "audits", name, what="audit")
 
     async def render(self, name: str, format: ReportFormat) -> ArtifactInfo:
         """Store a report as a file in one of its formats.

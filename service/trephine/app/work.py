@@ -7,7 +7,7 @@ operation finds it and returns, so that no effect is lost and none is visible tw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trephine.app.circuits.circuit_costs  # noqa: F401  admission asks it what a discovery takes
@@ -22,6 +22,7 @@ from trephine.app.edits.proposals import Proposals
 from trephine.app.exports.classifiers import Classifiers
 from trephine.app.exports.exports import Exports
 from trephine.app.features.feature_indexes import FeatureIndexes
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import (
     AuditRequest,
     DatasetCircuitRequest,
@@ -161,7 +162,7 @@ class Work:
     async def _discover(self, request: DiscoverRequest, report: Report, operation_id: str) -> str:
         if not self.circuits.exists(operation_id):
             engine = self.models.engine(request.model)
-            circuit = await engine.run(request.command, on_event=_forward(report))
+            circuit = await engine.run(request.command, on_event=forwarded(report))
             provenance = DISCOVERED
             if request.pruning is not None:
                 provenance = Provenance(how=in_words(request.pruning, 0))
@@ -172,13 +173,6 @@ class Work:
     async def _propose(self, request: ProposeRequest, report: Report, operation_id: str) -> str:
         if not self.proposals.exists(operation_id):
             engine = self.models.engine(request.model)
-            proposal = await engine.run(request.command, on_event=_forward(report))
+            proposal = await engine.run(request.command, on_event=forwarded(report))
             await self.proposals.save(proposal, proposal_id=operation_id)
         return resource("proposals", operation_id)
-
-
-def _forward(report: Report) -> Callable[[Progress], Awaitable[None]]:
-    async def send(progress: Progress) -> None:
-        report(progress)
-
-    return send

@@ -10,20 +10,21 @@ from pathlib import Path
 from trephine.app.circuits.circuit_pruning import shown_nodes
 from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
-from trephine.app.circuits.graph_sets import loaded_set, spanned_layers
+from trephine.app.circuits.graph_sets import spanned_layers
 from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, predict_beside
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
-from trephine.app.storage.names import id_in, resource
+from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, newest_first, stored_result
 from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ParentChangedError,
-    ResourceNotFoundError,
     UnsupportedOptionError,
 )
 from trephine.domain.models import ModelInfo
@@ -99,7 +100,7 @@ class CircuitVerifications:
             )
         for each in stored.circuit.sets:
             if each.name != NEURONS:
-                loaded = loaded_set(self._replacements, each.name, info.name)
+                loaded = self._replacements.loaded(each.name, info.name)
                 require_same_set(each, loaded.content_hash)
         stored.circuit.question()
         for place, group in enumerate(request.supernodes):
@@ -126,23 +127,18 @@ class CircuitVerifications:
             TrephineError: Whatever verifying raised.
         """
 
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
+        async def verify() -> StoredVerification:
+            stored = await self._circuits.get(request.circuit)
+            engine = self._models.engine(self._model(request, stored))
+            report = await engine.run(await self._command(request), on_event=forwarded(on_progress))
+            return StoredVerification(
+                name=resource(COLLECTION, verification_id),
+                circuit=stored.name,
+                create_time=timestamp(self._clock.now()),
+                report=report,
+            )
 
-        known = await asyncio.to_thread(self._records.read, verification_id)
-        if known is not None:
-            return known
-        stored = await self._circuits.get(request.circuit)
-        engine = self._models.engine(self._model(request, stored))
-        report = await engine.run(await self._command(request), on_event=forward)
-        verification = StoredVerification(
-            name=resource(COLLECTION, verification_id),
-            circuit=stored.name,
-            create_time=timestamp(self._clock.now()),
-            report=report,
-        )
-        await asyncio.to_thread(self._records.write, verification_id, verification)
-        return verification
+        return await found_once(self._records, verification_id, verify)
 
     async def get(self, name: str) -> StoredVerification:
         """Return a verification.
@@ -150,13 +146,7 @@ class CircuitVerifications:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        identifier = id_in(COLLECTION, name)
-        stored = await asyncio.to_thread(self._records.read, identifier)
-        if stored is None:
-            raise ResourceNotFoundError(
-                f"there is no verification {identifier}", name=resource(COLLECTION, identifier)
-            )
-        return stored
+        return await stored_result(self._records, COLLECTION, name, what="verification")
 
     async def list(self, circuit: str) -> tuple[StoredVerification, ...]:
         """Return a circuit's verifications, newest first.
@@ -165,11 +155,8 @@ class CircuitVerifications:
             ResourceNotFoundError: If there is no such circuit.
         """
         stored = await self._circuits.get(circuit)
-        found = [one for one in (await self._all()) if one.circuit == stored.name]
-        return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
-
-    async def _all(self) -> tuple[StoredVerification, ...]:
-        return tuple((await asyncio.to_thread(self._records.all)).values())
+        every = (await asyncio.to_thread(self._records.all)).values()
+        return newest_first(one for one in every if one.circuit == stored.name)
 
     async def _command(self, request: VerifyRequest) -> VerifyCircuit:
         stored = await self._circuits.get(request.circuit)

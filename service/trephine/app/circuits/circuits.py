@@ -26,6 +26,7 @@ from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.files import TEMPORARY, full_disk_is_typed, publish_folder, sweep, write_whole
 from trephine.app.storage.names import id_in, resource
 from trephine.app.storage.records import decode, encode
+from trephine.app.storage.results import newest_first
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuit_queries import DISCOVERED, EVERY_CIRCUIT, CircuitFilter, Provenance
@@ -186,7 +187,7 @@ class Circuits:
             except CorruptRecordError as error:
                 _log.error("corrupt_record", record=circuit_id, folder="circuits", error=error.message)
         kept = (each for each in stored if _passes(each, wanted))
-        return tuple(sorted(kept, key=lambda each: (each.create_time, each.name), reverse=True))
+        return newest_first(kept)
 
     async def delete(self, name: str) -> None:
         """Forget a circuit and what was said about it. Circuits that were pruned from it stay.

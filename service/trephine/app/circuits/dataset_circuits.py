@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trephine.app.circuits.dataset_circuit_costs import DatasetCost, dataset_circuit_cost
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import DatasetCircuitRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
-from trephine.app.storage.names import id_in, resource
+from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, newest_first, stored_result
 from trephine.domain.commands import Progress
 from trephine.domain.dataset_circuits import (
     ERRORS,
@@ -24,8 +26,6 @@ from trephine.domain.dataset_circuits import (
 )
 from trephine.domain.errors import (
     LayerOutOfRangeError,
-    ReplacementNotFoundError,
-    ResourceNotFoundError,
     TrephineError,
 )
 from trephine.domain.models import ModelInfo
@@ -115,20 +115,15 @@ class DatasetCircuits:
             TrephineError: Whatever finding raised.
         """
 
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
+        async def discover() -> StoredDatasetCircuit:
+            engine = self._models.engine(request.model)
+            return StoredDatasetCircuit(
+                name=resource(COLLECTION, circuit_id),
+                found=await engine.run(request.command, on_event=forwarded(on_progress)),
+                create_time=timestamp(self._clock.now()),
+            )
 
-        stored = await asyncio.to_thread(self._records.read, circuit_id)
-        if stored is not None:
-            return stored
-        found = await self._models.engine(request.model).run(request.command, on_event=forward)
-        stored = StoredDatasetCircuit(
-            name=resource(COLLECTION, circuit_id),
-            create_time=timestamp(self._clock.now()),
-            found=found,
-        )
-        await asyncio.to_thread(self._records.write, circuit_id, stored)
-        return stored
+        return await found_once(self._records, circuit_id, discover)
 
     async def get(self, name: str) -> StoredDatasetCircuit:
         """Return what was found.
@@ -137,18 +132,11 @@ class DatasetCircuits:
             ResourceNotFoundError: If there is none of that name.
             CorruptRecordError: If its file cannot be read.
         """
-        circuit_id = id_in(COLLECTION, name)
-        stored = await asyncio.to_thread(self._records.read, circuit_id)
-        if stored is None:
-            raise ResourceNotFoundError(
-                f"there is no dataset circuit {circuit_id}", name=resource(COLLECTION, circuit_id)
-            )
-        return stored
+        return await stored_result(self._records, COLLECTION, name, what="dataset circuit")
 
     async def list(self) -> tuple[StoredDatasetCircuit, ...]:
         """Return every one that can be read, newest first."""
-        stored = (await asyncio.to_thread(self._records.all)).values()
-        return tuple(sorted(stored, key=lambda each: (each.create_time, each.name), reverse=True))
+        return newest_first((await asyncio.to_thread(self._records.all)).values())
 
     def _written(self, model: str, name: str, info: ModelInfo) -> dict[int, tuple[Site, ...]]:
         """Return what nodes of a name write, by the layer that they are of."""
@@ -157,11 +145,4 @@ class DatasetCircuits:
             return {layer: (Site(kind=kind, layer=layer),) for layer in range(info.n_layers)}
         if name == ERRORS:
             return {}
-        entry = self._replacements.entry(name, model)
-        if entry.info is None or entry.state != "loaded":
-            raise ReplacementNotFoundError(
-                f"replacement set {entry.name} could not be loaded again: {entry.why}. "
-                "Unload it, or load it again",
-                replacement=entry.name,
-            )
-        return {layer.layer: layer.sites_out for layer in entry.info.layers}
+        return {layer.layer: layer.sites_out for layer in self._replacements.loaded(name, model).layers}

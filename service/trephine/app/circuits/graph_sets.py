@@ -7,28 +7,12 @@ from dataclasses import replace
 
 from trephine.app.sets.replacements import Replacements
 from trephine.domain.circuits import DiscoverCircuit
-from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError, TrephineError
+from trephine.domain.errors import LayerOutOfRangeError, TrephineError
 from trephine.domain.models import ModelInfo
 from trephine.domain.neuron_layers import free_mlps, neurons_of
 from trephine.domain.replacements import ReplacementLayerInfo, ReplacementSetInfo
 from trephine.domain.sites import NEURONS
 from trephine.domain.spanned_sets import check_sites_apart
-
-
-def loaded_set(replacements: Replacements, name: str, model: str) -> ReplacementSetInfo:
-    """Return a set that is loaded beside a model.
-
-    Raises:
-        ReplacementNotFoundError: If it is not, or was lost.
-    """
-    entry = replacements.entry(name, model)
-    if entry.info is None or entry.state != "loaded":
-        raise ReplacementNotFoundError(
-            f"replacement set {entry.name} could not be loaded again: {entry.why}. "
-            "Unload it, or load it again",
-            replacement=entry.name,
-        )
-    return entry.info
 
 
 def loaded_sets(
@@ -44,7 +28,7 @@ def loaded_sets(
         if name == NEURONS:
             continue
         try:
-            found[name] = loaded_set(replacements, name, model)
+            found[name] = replacements.loaded(name, model)
         except TrephineError as error:
             raise error.with_field(f"beside[{index - 1}]" if index else "replacement") from None
     return found

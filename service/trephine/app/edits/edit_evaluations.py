@@ -11,10 +11,12 @@ from pathlib import Path
 from trephine.app.edits.edit_store import split_version
 from trephine.app.edits.edits import Edits
 from trephine.app.jobs.costs import Cost, forward_bytes, predict, tokens_of
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import EvaluateEditRequest
 from trephine.app.models.models import Models
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, newest_first
 from trephine.domain.commands import Progress
 from trephine.domain.edit_evaluation import (
     FEWEST_UNITS,
@@ -91,21 +93,16 @@ class EditEvaluations:
             TrephineError: Whatever measuring raised.
         """
 
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
+        async def measure() -> StoredEditEvaluation:
+            command, info = await self.check(request)
+            evaluation = await self._models.engine(info.name).run(command, on_event=forwarded(on_progress))
+            return StoredEditEvaluation(
+                name=f"edits/{evaluation.edit}/evaluations/{evaluation_id}",
+                create_time=timestamp(self._clock.now()),
+                evaluation=evaluation,
+            )
 
-        known = await asyncio.to_thread(self._records.read, evaluation_id)
-        if known is not None:
-            return known
-        command, info = await self.check(request)
-        evaluation = await self._models.engine(info.name).run(command, on_event=forward)
-        stored = StoredEditEvaluation(
-            name=f"edits/{evaluation.edit}/evaluations/{evaluation_id}",
-            create_time=timestamp(self._clock.now()),
-            evaluation=evaluation,
-        )
-        await asyncio.to_thread(self._records.write, evaluation_id, stored)
-        return stored
+        return await found_once(self._records, evaluation_id, measure)
 
     async def get(self, name: str) -> StoredEditEvaluation:
         """Return an evaluation.
@@ -140,7 +137,7 @@ class EditEvaluations:
             and version in (None, one.evaluation.version)
             and contents.get(one.evaluation.version) == one.evaluation.content_hash
         ]
-        return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
+        return newest_first(found)
 
     async def data(self) -> frozenset[str]:
         """Return the digests of all texts and items that edits were evaluated on."""

@@ -14,6 +14,7 @@ from trephine.app.models.models import Models
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.names import id_in, require_new_id, resource
 from trephine.app.storage.records import encode
+from trephine.app.storage.results import newest_first
 from trephine.domain.edits import Edit, EditPart, EditSet
 from trephine.domain.errors import (
     AlreadyExistsError,
@@ -116,7 +117,7 @@ class Edits:
     async def list(self) -> tuple[Edit, ...]:
         """Return the latest version of every edit, newest edit first."""
         edits = [stored.edit for stored in await self._store.all()]
-        return tuple(sorted(edits, key=lambda edit: (edit.create_time, edit.name), reverse=True))
+        return newest_first(edits)
 
     async def versions(self, name: str) -> tuple[Edit, ...]:
         """Return every version of an edit, newest first.

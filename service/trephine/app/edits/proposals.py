@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 from uuid import uuid4
 
-from trephine.app.storage.names import id_in, resource
+from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import stored_result
 from trephine.domain.edits import EditProposal
-from trephine.domain.errors import ResourceNotFoundError
+
+COLLECTION = "proposals"
 
 
 class Proposals:
@@ -22,7 +24,7 @@ class Proposals:
         """Store a proposal; return its resource name."""
         proposal_id = proposal_id or uuid4().hex
         await asyncio.to_thread(self._records.write, proposal_id, proposal)
-        return resource("proposals", proposal_id)
+        return resource(COLLECTION, proposal_id)
 
     async def get(self, name: str) -> EditProposal:
         """Return a proposal.
@@ -30,13 +32,7 @@ class Proposals:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        proposal_id = id_in("proposals", name)
-        proposal = await asyncio.to_thread(self._records.read, proposal_id)
-        if proposal is None:
-            raise ResourceNotFoundError(
-                f"there is no proposal {proposal_id}", name=f"proposals/{proposal_id}"
-            )
-        return proposal
+        return await stored_result(self._records, COLLECTION, name, what="proposal")
 
     def exists(self, proposal_id: str) -> bool:
         """True if a proposal of that id was published."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from trephine.app.edits.edits import Edits
 from trephine.app.exports.exports import Exports
 from trephine.app.exports.published_files import file_chunks, name_taken, publish_recorded
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import ExportClassifierRequest
 from trephine.app.models.models import Models
 from trephine.app.spurious.spurious_removals import SpuriousRemovals, StoredRemoval
@@ -86,10 +87,6 @@ class Classifiers:
             GateMissedError: If the reloaded folder decides otherwise.
             TrephineError: As `check` does.
         """
-
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
         done = self._published_by(request.classifier_id, operation_id)
         if done is not None:
             return done
@@ -98,7 +95,7 @@ class Classifiers:
         await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
         try:
             stored, command = await self._command(request, staging)
-            made = await self._models.engine(stored.found.model).run(command, on_event=forward)
+            made = await self._models.engine(stored.found.model).run(command, on_event=forwarded(on_progress))
             return await carried_through(self._publish, request.classifier_id, made, staging, operation_id)
         finally:
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)

@@ -21,12 +21,14 @@ from trephine.app.exports.published_files import (
 )
 from trephine.app.exports.signing_key import public_half_of
 from trephine.app.exports.verification import verify_folder
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import ExportRequest
 from trephine.app.models.models import Models
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.files import TEMPORARY, carried_through, full_disk_is_typed, sync_folder
 from trephine.app.storage.names import id_in, require_new_id, resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import newest_first
 from trephine.domain.commands import Progress
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
@@ -192,7 +194,7 @@ class Exports:
             name, _, version = edit.partition("@")
             content = (await self._edits.get(edit)).content_hash if version else None
             found = [one for one in found if _is_of(one, name, content)]
-        return tuple(sorted(found, key=lambda one: (one.create_time, one.name), reverse=True))
+        return newest_first(found)
 
     async def verify(self, name: str, signer: SignedBy | None = None) -> VerifiedExport:
         """Check a published folder with the offline verifier, and hold it against the server's own record.
@@ -249,9 +251,6 @@ class Exports:
     async def _compile(
         self, request: ExportRequest, staging: Path, on_progress: Callable[[Progress], None]
     ) -> Export:
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
         edit = await self._edits.get(request.edit)
         model = request.model or edit.model
         key = None if request.sigstore else self._signing_key
@@ -264,7 +263,7 @@ class Exports:
             keep_rejected=request.keep_rejected,
             options=request.options,
         )
-        return await self._models.engine(model).run(command, on_event=forward)
+        return await self._models.engine(model).run(command, on_event=forwarded(on_progress))
 
     def _publish(self, request: ExportRequest, export: Export, staging: Path, operation_id: str) -> Export:
         """Enter the record and rename; two that end together are one after the other, and one is refused."""

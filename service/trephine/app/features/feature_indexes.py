@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from trephine.app.features.feature_sets import FeatureSet, FeatureSets
 from trephine.app.features.index_reading import IndexReader
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import IndexRequest
 from trephine.app.models.models import Models
 from trephine.app.storage.artifacts import ArtifactStore
@@ -21,6 +22,7 @@ from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.files import TEMPORARY, full_disk_is_typed, sweep, sync_folder
 from trephine.app.storage.names import id_in, resource
 from trephine.app.storage.records import encode
+from trephine.app.storage.results import newest_first
 from trephine.domain.commands import Progress
 from trephine.domain.errors import CorruptRecordError, FeatureIndexNotFoundError
 from trephine.domain.feature_index import bytes_per_feature
@@ -127,10 +129,6 @@ class FeatureIndexes:
             DiskFullError: If there is no room; starting it again goes on where it was.
             TrephineError: Whatever else building raised.
         """
-
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
         found = await self.check(request)
         index_id = _index_id(found, request)
         async with self._building[index_id]:
@@ -140,7 +138,7 @@ class FeatureIndexes:
                 command = replace(
                     request.command, corpus=corpus, corpus_name=_name(request), path=str(partial)
                 )
-                await self._models.engine(request.model).run(command, on_event=forward)
+                await self._models.engine(request.model).run(command, on_event=forwarded(on_progress))
                 await asyncio.to_thread(_publish, partial, self._path(index_id))
                 if corpus:
                     Path(corpus).unlink(missing_ok=True)
@@ -168,7 +166,7 @@ class FeatureIndexes:
                 found.append(await asyncio.to_thread(_stored, path))
             except (CorruptRecordError, FileNotFoundError):
                 continue
-        return tuple(sorted(found, key=lambda index: (index.create_time, index.name), reverse=True))
+        return newest_first(found)
 
     async def delete(self, name: str) -> None:
         """Forget an index.

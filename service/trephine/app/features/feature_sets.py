@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
-from trephine.domain.errors import FeatureOutOfRangeError, LayerOutOfRangeError, ReplacementNotFoundError
+from trephine.domain.errors import FeatureOutOfRangeError, LayerOutOfRangeError
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS, FeatureRef
 
@@ -78,16 +78,11 @@ class FeatureSets:
         if name == NEURONS:
             sizes = dict.fromkeys(range(info.n_layers), info.d_mlp)
             return FeatureSet(name=name, content_hash=info.weight_hash, model=info, sizes=sizes)
-        entry = self._replacements.entry(name, model)
-        if entry.info is None or entry.state != "loaded":
-            raise ReplacementNotFoundError(
-                f"replacement set {name} could not be loaded again: {entry.why}. Load it again",
-                replacement=name,
-            )
+        loaded = self._replacements.loaded(name, model)
         return FeatureSet(
             name=name,
-            content_hash=entry.info.content_hash,
+            content_hash=loaded.content_hash,
             model=info,
-            sizes={layer.layer: layer.d_sae for layer in entry.info.layers},
-            degraded=entry.info.admission.why if entry.info.degraded else "",
+            sizes={layer.layer: layer.d_sae for layer in loaded.layers},
+            degraded=loaded.admission.why if loaded.degraded else "",
         )

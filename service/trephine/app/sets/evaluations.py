@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 from trephine.app.jobs.costs import Cost
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import EvaluateSetRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
-from trephine.app.storage.names import id_in, resource
+from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, stored_result
 from trephine.app.storage.uploaded_texts import read_text
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
-from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError, ResourceNotFoundError
+from trephine.domain.errors import LayerOutOfRangeError
 from trephine.domain.replacements import (
     EvaluateReplacementSet,
     ReplacementEvaluation,
@@ -27,6 +29,8 @@ from trephine.domain.replacements import (
 )
 from trephine.pages.evaluation_page import evaluation_html
 from trephine.pages.evaluation_table import evaluation_csv, evaluation_json
+
+COLLECTION = "evaluations"
 
 EvaluationFormat = Literal["json", "csv", "html"]
 
@@ -66,24 +70,18 @@ class Evaluations:
             LayerOutOfRangeError: If it does not cover a layer that is asked for.
             ResourceNotFoundError: If a text was not uploaded.
         """
-        entry = self._replacements.entry(request.command.name, request.model)
-        if entry.info is None or entry.state != "loaded":
-            raise ReplacementNotFoundError(
-                f"replacement set {entry.name} could not be loaded again: {entry.why}. "
-                "Unload it, or load it again",
-                replacement=entry.name,
-            )
-        covered = {layer.layer for layer in entry.info.layers}
+        info = self._replacements.loaded(request.command.name, request.model)
+        covered = {layer.layer for layer in info.layers}
         for index, layer in enumerate(request.command.layers):
             if layer not in covered:
                 raise LayerOutOfRangeError(
-                    f"{entry.name} does not cover layer {layer}; it has "
+                    f"{info.name} does not cover layer {layer}; it has "
                     f"{', '.join(map(str, sorted(covered)))}. Name some of these, or load a set that has it",
                     field=f"layers[{index}]",
                     layer=layer,
                 )
         await self._command(request)
-        return entry.info
+        return info
 
     async def predict(self, request: EvaluateSetRequest) -> tuple[ReplacementSetInfo, Cost]:
         """Check a request and predict its cost.
@@ -104,21 +102,16 @@ class Evaluations:
             TrephineError: Whatever measuring raised.
         """
 
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
+        async def measure() -> StoredEvaluation:
+            engine = self._models.engine(request.model)
+            evaluation = await engine.run(await self._command(request), on_event=forwarded(on_progress))
+            return StoredEvaluation(
+                name=resource(COLLECTION, evaluation_id),
+                create_time=timestamp(self._clock.now()),
+                evaluation=evaluation,
+            )
 
-        stored = await asyncio.to_thread(self._records.read, evaluation_id)
-        if stored is not None:
-            return stored
-        engine = self._models.engine(request.model)
-        evaluation = await engine.run(await self._command(request), on_event=forward)
-        stored = StoredEvaluation(
-            name=resource("evaluations", evaluation_id),
-            create_time=timestamp(self._clock.now()),
-            evaluation=evaluation,
-        )
-        await asyncio.to_thread(self._records.write, evaluation_id, stored)
-        return stored
+        return await found_once(self._records, evaluation_id, measure)
 
     async def get(self, name: str) -> StoredEvaluation:
         """Return an evaluation.
@@ -126,13 +119,7 @@ class Evaluations:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        evaluation_id = id_in("evaluations", name)
-        stored = await asyncio.to_thread(self._records.read, evaluation_id)
-        if stored is None:
-            raise ResourceNotFoundError(
-                f"there is no evaluation {evaluation_id}", name=resource("evaluations", evaluation_id)
-            )
-        return stored
+        return await stored_result(self._records, COLLECTION, name, what="evaluation")
 
     async def render(self, name: str, format: EvaluationFormat) -> ArtifactInfo:
         """Store an evaluation as a file: everything, one line per figure, or one self-contained page.

@@ -11,19 +11,23 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import FitSetRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import require_set_id
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.files import TEMPORARY, carried_through, full_disk_is_typed, publish_folder
-from trephine.app.storage.names import id_in, resource
+from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder, encode
+from trephine.app.storage.results import stored_result
 from trephine.app.storage.roots import ReplacementRoots
 from trephine.app.storage.uploaded_texts import nul_found
 from trephine.domain.commands import Progress
-from trephine.domain.errors import AlreadyExistsError, ResourceNotFoundError
+from trephine.domain.errors import AlreadyExistsError
 from trephine.domain.fitting import FitRecipe, FitReplacementSet, FitReport, PredictedFit, PredictFit
+
+COLLECTION = "fits"
 
 _KEEP_SECONDS = 14 * 24 * 3600.0
 """Checkpoints that no fit has continued for two weeks are removed."""
@@ -139,18 +143,11 @@ class Fits:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        fit_id = id_in("fits", name)
-        stored = await asyncio.to_thread(self._records.read, fit_id)
-        if stored is None:
-            raise ResourceNotFoundError(f"there is no fit {fit_id}", name=resource("fits", fit_id))
-        return stored
+        return await stored_result(self._records, COLLECTION, name, what="fit")
 
     async def _fit(
         self, request: FitSetRequest, staging: Path, on_progress: Callable[[Progress], None]
     ) -> tuple[FitReport, Path]:
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
         kept = self._work / await self._key(request)
         checkpoints = kept / "checkpoints"
         checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -163,11 +160,11 @@ class Fits:
             folder=str(staging),
             checkpoints=str(checkpoints),
         )
-        return await self._models.engine(request.model).run(command, on_event=forward), kept
+        return await self._models.engine(request.model).run(command, on_event=forwarded(on_progress)), kept
 
     def _publish(self, request: FitSetRequest, report: FitReport, staging: Path, fit_id: str) -> StoredFit:
         stored = StoredFit(
-            name=resource("fits", fit_id),
+            name=resource(COLLECTION, fit_id),
             set_id=request.set_id,
             create_time=timestamp(self._clock.now()),
             report=report,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trephine.app.jobs.events import forwarded
 from trephine.app.models.models import Models
 from trephine.app.sets.set_files import weight_bytes
 from trephine.app.storage.names import id_in
@@ -99,6 +100,21 @@ class Replacements:
             )
         return found[name]
 
+    def loaded(self, name: str, model: str) -> ReplacementSetInfo:
+        """Return a set that is loaded beside a model.
+
+        Raises:
+            ReplacementNotFoundError: If it is not, or was lost.
+        """
+        entry = self.entry(name, model)
+        if entry.info is None or entry.state != "loaded":
+            raise ReplacementNotFoundError(
+                f"replacement set {entry.name} could not be loaded again: {entry.why}. "
+                "Unload it, or load it again",
+                replacement=entry.name,
+            )
+        return entry.info
+
     async def get(self, name: str, model: str | None = None) -> SetEntry:
         """Return one set, with its present residency if its engine runs.
 
@@ -169,10 +185,6 @@ class Replacements:
             AdmissionFailedError: If its figures are not what it claims; it is not loaded.
             TrephineError: Whatever loading raised.
         """
-
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
         async with self._turns[model]:
             await self._models.info(model)
             known = self._known(model, source)
@@ -180,7 +192,7 @@ class Replacements:
                 return known
             shelf = self._models.shelf(model)
             engine = self._models.engine(model)
-            info = await engine.run(LoadReplacementSet(source=source), on_event=forward)
+            info = await engine.run(LoadReplacementSet(source=source), on_event=forwarded(on_progress))
             await asyncio.to_thread(shelf.keep, source, info)
             return info
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from trephine.app.edits.edits import Edits
 from trephine.app.features.feature_sets import FeatureSets
 from trephine.app.jobs.costs import Cost, predict
+from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import RemoveSpuriousRequest
 from trephine.app.models.models import Models
 from trephine.app.spurious.spurious_costs import removal_cost
@@ -17,6 +18,7 @@ from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.names import id_in, require_new_id, resource
 from trephine.app.storage.records import RecordFolder
+from trephine.app.storage.results import found_once, newest_first, stored_result
 from trephine.domain.artifacts import ArtifactInfo
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
@@ -112,21 +114,18 @@ class SpuriousRemovals:
             TrephineError: Whatever the work raised.
         """
 
-        async def forward(progress: Progress) -> None:
-            on_progress(progress)
-
-        stored = await asyncio.to_thread(self._records.read, removal_id)
-        if stored is None:
+        async def remove() -> StoredRemoval:
             command, info = await self.check(request, operation_id=removal_id)
-            found = await self._models.engine(info.name).run(command, on_event=forward)
-            stored = StoredRemoval(
+            found = await self._models.engine(info.name).run(command, on_event=forwarded(on_progress))
+            return StoredRemoval(
                 name=resource(COLLECTION, removal_id),
                 create_time=timestamp(self._clock.now()),
                 edit="",
                 found=found,
                 awaited=request.edit_id if _makes_edit(request, found) else "",
             )
-            await asyncio.to_thread(self._records.write, removal_id, stored)
+
+        stored = await found_once(self._records, removal_id, remove)
         if not stored.awaited:
             return stored
         stored = await self._settled(stored)
@@ -141,18 +140,12 @@ class SpuriousRemovals:
         Raises:
             ResourceNotFoundError: If there is none of that name.
         """
-        removal_id = id_in(COLLECTION, name)
-        stored = await asyncio.to_thread(self._records.read, removal_id)
-        if stored is None:
-            raise ResourceNotFoundError(
-                f"there is no removal {removal_id}", name=resource(COLLECTION, removal_id)
-            )
-        return await self._settled(stored)
+        return await self._settled(await stored_result(self._records, COLLECTION, name, what="removal"))
 
     async def list(self) -> tuple[StoredRemoval, ...]:
         """Return every report, newest first."""
         stored = [await self._settled(one) for one in (await asyncio.to_thread(self._records.all)).values()]
-        return tuple(sorted(stored, key=lambda one: (one.create_time, one.name), reverse=True))
+        return newest_first(stored)
 
     async def render(self, name: str) -> ArtifactInfo:
         """Store a report's decision list as one self-contained page.
