@@ -28,6 +28,7 @@ def records(tmp_path: Path) -> RecordFolder[Found]:
 
 
 async def test_what_is_stored_is_not_found_again(records: RecordFolder[Found]) -> None:
+    """A second run of one operation returns what the first stored."""
     calls = []
 
     async def find() -> Found:
@@ -42,6 +43,8 @@ async def test_what_is_stored_is_not_found_again(records: RecordFolder[Found]) -
 async def test_what_could_not_be_found_leaves_nothing_and_is_tried_again(
     records: RecordFolder[Found],
 ) -> None:
+    """An engine that is lost leaves no record: the operation runs again."""
+
     async def fail() -> Found:
         raise EngineLostError("gone")
 
@@ -55,6 +58,7 @@ async def test_what_could_not_be_found_leaves_nothing_and_is_tried_again(
 
 
 async def test_results_are_got_by_name_or_id(records: RecordFolder[Found]) -> None:
+    """Both forms of a name are understood; a missing one is told in people's word for it."""
     records.write("a", found("found/a", "2026-01-01"))
     for name in ("found/a", "a"):
         assert (await stored_result(records, "found", name, what="finding")).name == "found/a"
@@ -66,5 +70,6 @@ async def test_results_are_got_by_name_or_id(records: RecordFolder[Found]) -> No
 
 
 def test_the_newest_come_first_and_names_decide_within_a_moment() -> None:
+    """Pages of a list are the same each time they are asked for."""
     old, twin, new = found("b", "2026-01-01"), found("a", "2026-01-01"), found("a", "2026-01-02")
     assert newest_first([twin, new, old]) == (new, old, twin)
