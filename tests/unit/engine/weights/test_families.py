@@ -17,34 +17,13 @@ from tests.unit.engine.weights.families import (
     through_delta,
 )
 from tests.unit.engine.weights.folders import compiled, feature
+from tests.unit.engine.weights.laws import COMMONLY, law
 from tests.unit.engine.weights.reach import reach
 from trephine.domain.interventions import Scale
 from trephine.engine.certificates.gates import judge, planned_gates
 from trephine.engine.certificates.noise import NoiseFloor, Spread
 from trephine.engine.weights.mlp import near_constant
 
-NEAR, POST, OTHER, OWN = "nearly constant", "a norm behind the module", "reads resid_post", "reads mlp_out"
-BEHIND = "the norm behind the MLP rescales"
-EXACT, GRAFT = ("exact", ""), ("graft", "")
-LAWS = {
-    "llama": {"ridge, dense": ("refused", OWN)},  # a constant is part of it, and there are no biases
-    "gpt2": {},
-    "qwen2": dict.fromkeys(
-        ("constant, MLP", "constant, attention", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"),
-        ("fitted", NEAR),
-    ),
-    "qwen3": dict.fromkeys(
-        ("constant, MLP", "graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", NEAR)
-    ),
-    "gemma2": dict.fromkeys(("graft, ReLU", "graft, JumpReLU", "graft, clamp", "delta"), ("fitted", BEHIND))
-    | dict.fromkeys(("constant, attention", "direction out of every writer"), ("fitted", POST))
-    | {"constant, MLP": ("refused", POST)}  # no weights in front of that norm reach 0.9 of it
-    | {"ridge, dense": ("refused", OWN)},
-}
-"""Where a family has a law of its own: what a folder is called, and what the plan says of it."""
-COMMONLY = {tier: GRAFT if tier.startswith("graft") or tier == "delta" else EXACT for tier in TIERS}
-COMMONLY["ridge"] = ("refused", OTHER)
-COMMONLY["ridge, dense"] = ("fitted", OWN)
 UNPLANTED = {
     "ridge": {
         "llama": (0.42, 0.49),
@@ -84,7 +63,7 @@ def bare(request, tmp_path_factory):
 @pytest.mark.parametrize("tier", [tier for tier in TIERS if tier != "no-op"])
 def test_every_tier_keeps_its_law(parent_scene, tier, tmp_path):
     """Exact to rounding, 0.99 of grafts, 0.9 of what is fitted and says why; the rest fails the gate."""
-    called, why = LAWS[parent_scene.family].get(tier, COMMONLY[tier])
+    called, why = law(parent_scene.family, tier)
     found = outcome(parent_scene, tier, tmp_path / "exported")
     assert found.firing > 20
     assert found.edit > 1e-5
@@ -124,7 +103,7 @@ MISSED = {
 @pytest.mark.parametrize("tier", ["graft, ReLU", "graft, JumpReLU", "graft, clamp"])
 def test_fitted_grafts_carry_what_is_in_reach(parent_scene, tier, tmp_path):
     """0.99, or as much as the best gate and the nearest answers of the norm do, to 0.01."""
-    if COMMONLY[tier] == LAWS[parent_scene.family].get(tier, COMMONLY[tier]):
+    if law(parent_scene.family, tier) == COMMONLY[tier]:
         return  # to rounding, which the table above holds it to
     found = outcome(parent_scene, tier, tmp_path / "exported")
     best = reach(parent_scene.hosted, parent_scene.edit(tier))
