@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
+.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-global bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -132,6 +132,11 @@ bench-circuits: $(VENV)/dev.stamp ## Circuits of behaviours: curves, random circ
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.dataset_circuits --data $(SHARED)/data \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/circuits
+
+bench-global: $(VENV)/dev.stamp ## A circuit over many texts: transfer to others, baselines, halves, coverage
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.global_circuits --text $(SHARED)/data/wikitext-2/heldout.txt \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --out out/global
 
 bench-verify: $(VENV)/dev.stamp ## Ten circuits under real ablations, random circuits, a search for the worst mask
 	$(BIN)/trephine models fetch smollm2

@@ -30,6 +30,8 @@ def of_model(info: ModelInfo) -> str:
 def of_circuit(info: CircuitInfo) -> str:
     """What it explains, and its size."""
     explained = f"{info.target_label.strip()} after {_SHORTENING.repr(info.prompt)}"
+    if info.across is not None:
+        explained = f"global, over {info.across.training} texts"
     return f"{info.name or 'not stored'}: {explained}, {info.n_nodes} nodes, {info.n_edges} edges"
 
 

@@ -17,6 +17,7 @@ from trephine.client.descriptions import described, of_model
 from trephine.client.edit_composition import ServedModel
 from trephine.client.features import ExplorableModel
 from trephine.client.generation import GenerationStream
+from trephine.client.global_circuits import GloballyDiscoverableModel
 from trephine.client.operations import Operation
 from trephine.client.replaceable import ReplaceableModel
 from trephine.client.requests import AnyEdit, Role, Row, ScoreRow
@@ -45,6 +46,7 @@ from trephine.v1 import model_service_pb2
 class Model(
     ReplaceableModel,
     DatasetDiscoverableModel,
+    GloballyDiscoverableModel,
     ExplorableModel,
     TraceableModel,
     ServedModel,

@@ -42,9 +42,8 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
         case FeatureValue(layer=layer, index=index, replacement=replacement):
             feature = pb.FeatureValue(layer=layer, index=index, replacement=set_id(replacement))
             message = pb.GraphTarget(feature=feature)
-        case DirectionValue(site=site, vector=vector, name=name):
-            direction = pb.DirectionValue(site=site_message(site), vector=vector, name=name)
-            message = pb.GraphTarget(direction=direction)
+        case DirectionValue():
+            message = pb.GraphTarget(direction=direction_value(target))
         case AttentionScore(layer=layer, head=head, key=key):
             message = pb.GraphTarget(attention=pb.AttentionScore(layer=layer, head=head, key=key))
         case _:
@@ -55,3 +54,8 @@ def graph_target(target: Target, against: str | None, positions: Sequence[int]) 
             )
     message.positions.extend(listed(positions, "positions"))
     return message
+
+
+def direction_value(direction: DirectionValue) -> pb.DirectionValue:
+    """The contract's direction of the stream."""
+    return pb.DirectionValue(site=site_message(direction.site), vector=direction.vector, name=direction.name)

@@ -10,9 +10,14 @@ from trephine.client.types import CircuitInfo, Node
 
 def circuit_html(info: CircuitInfo, nodes: Sequence[Node]) -> str:
     """The circuit's head figures, and a table of nodes if there are any."""
+    explained = (
+        f"<code>{html.escape(info.target_label)}</code> after <code>{html.escape(info.prompt)}</code>: "
+        f"{info.baseline:.3f} logits"
+    )
+    if info.across is not None:
+        explained = f"global, over {info.across.training} texts"
     head = (
-        f"<p><b>{html.escape(info.name)}</b>: <code>{html.escape(info.target_label)}</code> "
-        f"after <code>{html.escape(info.prompt)}</code>: {info.baseline:.3f} logits, {info.n_nodes} nodes, "
+        f"<p><b>{html.escape(info.name)}</b>: {explained}, {info.n_nodes} nodes, "
         f"{info.n_edges} edges ({html.escape(info.edge_rule)})</p>"
     )
     columns = "<tr><th>feature</th><th>position</th><th>influence</th><th>effect</th><th>promotes</th></tr>"

@@ -13,6 +13,7 @@ import sys
 import trephine.v1.circuit_queries_pb2
 import trephine.v1.circuit_targets_pb2
 import trephine.v1.common_pb2
+import trephine.v1.global_circuits_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -374,6 +375,7 @@ class Circuit(google.protobuf.message.Message):
     HIERARCHY_FIELD_NUMBER: builtins.int
     SETS_FIELD_NUMBER: builtins.int
     LAYERS_FIELD_NUMBER: builtins.int
+    ACROSS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name, `circuits/...`."""
     prompt: builtins.str
@@ -381,7 +383,9 @@ class Circuit(google.protobuf.message.Message):
     replacement: builtins.str
     """Replacement set; `sets` holds those beside it too."""
     edge_rule: builtins.str
-    """`exact`, `relp_half` (an estimate), or `unknown` of an imported graph that does not say."""
+    """`exact`, `relp_half` (an estimate), `unknown` of an imported graph that does not say, or of global circuits how
+    data weigh virtual weights: `twera` or `era`.
+    """
     baseline: builtins.float
     """The target on the prompt, logits."""
     selected_share: builtins.float
@@ -442,6 +446,10 @@ class Circuit(google.protobuf.message.Message):
         ones, and older ones.
         """
 
+    @property
+    def across(self) -> trephine.v1.global_circuits_pb2.GlobalFigures:
+        """Set of global circuits, which have no prompt: their one token stands for all positions."""
+
     def __init__(
         self,
         *,
@@ -468,9 +476,12 @@ class Circuit(google.protobuf.message.Message):
         hierarchy: global___HierarchicalAttribution | None = ...,
         sets: collections.abc.Iterable[global___CircuitSet] | None = ...,
         layers: collections.abc.Iterable[builtins.int] | None = ...,
+        across: trephine.v1.global_circuits_pb2.GlobalFigures | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "hierarchy", b"hierarchy", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "hierarchy", b"hierarchy", "layers", b"layers", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "sets", b"sets", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_across", b"_across", "_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "across", b"across", "hierarchy", b"hierarchy", "provenance", b"provenance", "quality", b"quality", "scores", b"scores", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_across", b"_across", "_hierarchy", b"_hierarchy", "_quality", b"_quality", "_scores", b"_scores", "across", b"across", "active_features", b"active_features", "baseline", b"baseline", "caveats", b"caveats", "create_time", b"create_time", "edge_rule", b"edge_rule", "error_share", b"error_share", "hierarchy", b"hierarchy", "layers", b"layers", "n_edges", b"n_edges", "n_nodes", b"n_nodes", "name", b"name", "peak_extra_bytes", b"peak_extra_bytes", "prompt", b"prompt", "provenance", b"provenance", "quality", b"quality", "replacement", b"replacement", "scores", b"scores", "seconds", b"seconds", "selected_share", b"selected_share", "sets", b"sets", "targets", b"targets", "tokens", b"tokens", "version", b"version"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_across", b"_across"]) -> typing.Literal["across"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_hierarchy", b"_hierarchy"]) -> typing.Literal["hierarchy"] | None: ...
     @typing.overload

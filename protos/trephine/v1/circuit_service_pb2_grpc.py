@@ -10,6 +10,7 @@ from trephine.v1 import circuit_service_pb2 as trephine_dot_v1_dot_circuit__serv
 from trephine.v1 import circuit_verification_pb2 as trephine_dot_v1_dot_circuit__verification__pb2
 from trephine.v1 import circuit_views_pb2 as trephine_dot_v1_dot_circuit__views__pb2
 from trephine.v1 import dataset_circuits_pb2 as trephine_dot_v1_dot_dataset__circuits__pb2
+from trephine.v1 import global_circuits_pb2 as trephine_dot_v1_dot_global__circuits__pb2
 
 GRPC_GENERATED_VERSION = '1.68.1'
 GRPC_VERSION = grpc.__version__
@@ -60,6 +61,11 @@ class CircuitServiceStub(object):
                 '/trephine.v1.CircuitService/ListDatasetCircuits',
                 request_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.SerializeToString,
                 response_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.FromString,
+                _registered_method=True)
+        self.DiscoverGlobalCircuit = channel.unary_unary(
+                '/trephine.v1.CircuitService/DiscoverGlobalCircuit',
+                request_serializer=trephine_dot_v1_dot_global__circuits__pb2.DiscoverGlobalCircuitRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
         self.VerifyCircuit = channel.unary_unary(
                 '/trephine.v1.CircuitService/VerifyCircuit',
@@ -206,6 +212,14 @@ class CircuitServiceServicer(object):
 
     def ListDatasetCircuits(self, request, context):
         """What was found over datasets, newest first, without nodes, edges and figures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscoverGlobalCircuit(self, request, context):
+        """Find edges between features that hold over many texts, and check them on texts that were held out. Response:
+        Circuit, with `across` set; metadata: OperationMetadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -396,6 +410,11 @@ def add_CircuitServiceServicer_to_server(servicer, server):
                     servicer.ListDatasetCircuits,
                     request_deserializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.FromString,
                     response_serializer=trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.SerializeToString,
+            ),
+            'DiscoverGlobalCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscoverGlobalCircuit,
+                    request_deserializer=trephine_dot_v1_dot_global__circuits__pb2.DiscoverGlobalCircuitRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'VerifyCircuit': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyCircuit,
@@ -622,6 +641,33 @@ class CircuitService(object):
             '/trephine.v1.CircuitService/ListDatasetCircuits',
             trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsRequest.SerializeToString,
             trephine_dot_v1_dot_dataset__circuits__pb2.ListDatasetCircuitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscoverGlobalCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trephine.v1.CircuitService/DiscoverGlobalCircuit',
+            trephine_dot_v1_dot_global__circuits__pb2.DiscoverGlobalCircuitRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ import trephine.v1.circuit_service_pb2
 import trephine.v1.circuit_verification_pb2
 import trephine.v1.circuit_views_pb2
 import trephine.v1.dataset_circuits_pb2
+import trephine.v1.global_circuits_pb2
 import typing
 
 _T = typing.TypeVar("_T")
@@ -52,6 +53,14 @@ class CircuitServiceStub:
         trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse,
     ]
     """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    DiscoverGlobalCircuit: grpc.UnaryUnaryMultiCallable[
+        trephine.v1.global_circuits_pb2.DiscoverGlobalCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find edges between features that hold over many texts, and check them on texts that were held out. Response:
+    Circuit, with `across` set; metadata: OperationMetadata.
+    """
 
     VerifyCircuit: grpc.UnaryUnaryMultiCallable[
         trephine.v1.circuit_verification_pb2.VerifyCircuitRequest,
@@ -223,6 +232,14 @@ class CircuitServiceAsyncStub:
         trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse,
     ]
     """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    DiscoverGlobalCircuit: grpc.aio.UnaryUnaryMultiCallable[
+        trephine.v1.global_circuits_pb2.DiscoverGlobalCircuitRequest,
+        google.longrunning.operations_pb2.Operation,
+    ]
+    """Find edges between features that hold over many texts, and check them on texts that were held out. Response:
+    Circuit, with `across` set; metadata: OperationMetadata.
+    """
 
     VerifyCircuit: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.circuit_verification_pb2.VerifyCircuitRequest,
@@ -402,6 +419,16 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse, collections.abc.Awaitable[trephine.v1.dataset_circuits_pb2.ListDatasetCircuitsResponse]]:
         """What was found over datasets, newest first, without nodes, edges and figures."""
+
+    @abc.abstractmethod
+    def DiscoverGlobalCircuit(
+        self,
+        request: trephine.v1.global_circuits_pb2.DiscoverGlobalCircuitRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[google.longrunning.operations_pb2.Operation, collections.abc.Awaitable[google.longrunning.operations_pb2.Operation]]:
+        """Find edges between features that hold over many texts, and check them on texts that were held out. Response:
+        Circuit, with `across` set; metadata: OperationMetadata.
+        """
 
     @abc.abstractmethod
     def VerifyCircuit(

@@ -11,6 +11,7 @@ from trephine.app.circuits.circuit_verification import CircuitVerifications
 from trephine.app.circuits.circuit_views import CircuitViews
 from trephine.app.circuits.circuits import Circuits
 from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.circuits.global_circuits import GlobalCircuits
 from trephine.app.edits.edit_composition import EditComposition
 from trephine.app.edits.edit_evaluations import EditEvaluations
 from trephine.app.edits.edit_evidence import EditEvidence
@@ -42,6 +43,7 @@ class Service:
     operations: Operations
     circuits: Circuits
     dataset_circuits: DatasetCircuits
+    global_circuits: GlobalCircuits
     circuit_views: CircuitViews
     circuit_annotations: CircuitAnnotations
     circuit_explanations: CircuitExplanations

@@ -16,6 +16,7 @@ from trephine.app.circuits.circuit_pruning import in_words, pruned_at_once
 from trephine.app.circuits.circuit_verification import CircuitVerifications
 from trephine.app.circuits.circuits import Circuits
 from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.circuits.global_circuits import GlobalCircuits
 from trephine.app.circuits.graph_sets import loaded_sets, opened_layers
 from trephine.app.edits.edit_evaluations import EditEvaluations
 from trephine.app.edits.proposals import Proposals
@@ -32,6 +33,7 @@ from trephine.app.jobs.requests import (
     ExportClassifierRequest,
     ExportRequest,
     FitSetRequest,
+    GlobalCircuitRequest,
     IndexRequest,
     LoadRequest,
     LoadSetRequest,
@@ -61,6 +63,7 @@ class Work:
     circuits: Circuits
     circuit_verifications: CircuitVerifications
     dataset_circuits: DatasetCircuits
+    global_circuits: GlobalCircuits
     proposals: Proposals
     edit_evaluations: EditEvaluations
     spurious_removals: SpuriousRemovals
@@ -87,6 +90,8 @@ class Work:
                 self.models.engine(request.model)
             case DatasetCircuitRequest():
                 await self.dataset_circuits.check(request)
+            case GlobalCircuitRequest():
+                await self.global_circuits.check(request)
             case EvaluateEditRequest():
                 await self.edit_evaluations.check(request)
             case RemoveSpuriousRequest():
@@ -123,6 +128,8 @@ class Work:
                 return await self._discover(request, report, operation_id)
             case DatasetCircuitRequest():
                 return (await self.dataset_circuits.run(request, report, circuit_id=operation_id)).name
+            case GlobalCircuitRequest():
+                return (await self.global_circuits.run(request, report, circuit_id=operation_id)).name
             case ProposeRequest():
                 return await self._propose(request, report, operation_id)
             case EvaluateEditRequest():

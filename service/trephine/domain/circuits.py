@@ -11,6 +11,7 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.arrays import Array
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
+from trephine.domain.global_figures import GlobalFigures
 from trephine.domain.sites import NEURONS
 from trephine.domain.spanned_sets import check_spanned_sets
 from trephine.domain.targets import ExplainedTarget, GraphTarget, TargetKind
@@ -26,9 +27,9 @@ class NodeKind(StrEnum):
     LOGIT = "logit"
 
 
-EdgeRule = Literal["exact", "relp_half", "unknown"]
+EdgeRule = Literal["exact", "relp_half", "unknown", "twera", "era"]
 """`exact`: obeys law 4. `relp_half`: sums to the activation but is an estimate (DESIGN 5.5).
-`unknown`: of an imported graph that does not say."""
+`unknown`: of an imported graph that does not say. `twera`, `era`: of global circuits, means over texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +204,8 @@ class Circuit:
     """Layers whose features it could choose from, ascending; None in circuits that do not say."""
     beside: tuple[GraphSet, ...] = ()
     """Further sets whose features it could choose from, in the same layers."""
+    across: GlobalFigures | None = None
+    """Of global circuits, which have no prompt: their one token stands for all positions."""
 
     @property
     def sets(self) -> tuple[GraphSet, ...]:
@@ -233,6 +236,22 @@ class Circuit:
     def units(self) -> str:
         """Units of what is explained: logits; empty for values of features, directions and scores."""
         return "logits" if all(target.kind is TargetKind.LOGIT for target in self.targets) else ""
+
+    def require_prompt(self, what: str) -> None:
+        """Refuse what needs a prompt.
+
+        Args:
+            what: That cannot be done, `verification`.
+
+        Raises:
+            UnsupportedOptionError: If it is a global circuit, which has none.
+        """
+        if self.across is not None:
+            raise UnsupportedOptionError(
+                f"the circuit is global: its edges are means over {self.across.training} texts, and {what} "
+                "is about one prompt. Discover a circuit of a prompt for that",
+                field="circuit",
+            )
 
     def question(self) -> GraphTarget:
         """Return what was asked to be explained.

@@ -15,6 +15,7 @@ from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import ErrorTerm
+from trephine.domain.standings import Standing as Standing
 
 
 class Substitute(StrEnum):
@@ -38,14 +39,6 @@ class Predictor(StrEnum):
     ACTIVATION_GRADIENT = "activation x gradient"
     PERMUTED = "permuted edges"
     """The paths of the graph with the weights of every row dealt out anew among the row's sources."""
-
-
-class Standing(StrEnum):
-    """How a predictor does against a baseline. Doubt is never a pass."""
-
-    BEATS = "BEATS"
-    DOES_NOT_BEAT = "DOES NOT BEAT"
-    INCONCLUSIVE = "INCONCLUSIVE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from trephine.domain.exports import CompileExport, PlanExport
 from trephine.domain.features import ContrastFeatures, IndexFeatures, RankByToken, ViewDecoder
 from trephine.domain.fitting import FitReplacementSet, PredictFit
 from trephine.domain.generation import Generate, Score
+from trephine.domain.global_circuits import CheckGlobalCircuit, DiscoverGlobalCircuit
 from trephine.domain.models import AskStatus, DescribeCapabilities, LoadModel
 from trephine.domain.replacements import (
     EvaluateReplacementSet,
@@ -68,6 +69,8 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     VerifyCircuit,
     CheckDatasetCircuit,
     DiscoverDatasetCircuit,
+    CheckGlobalCircuit,
+    DiscoverGlobalCircuit,
     RemoveSpuriousFeatures,
     CompareFeatures,
     ProposeEdit,

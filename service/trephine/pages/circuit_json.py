@@ -64,6 +64,7 @@ def circuit_json(
                 "caveats": list(circuit.caveats),
                 **told_targets(circuit),
                 **_hierarchy(circuit),
+                **_across(circuit),
             },
             "pruning_settings": {
                 "node_threshold": kept.node_threshold,
@@ -94,6 +95,11 @@ def _hierarchy(circuit: Circuit) -> dict[str, Any]:
     """How features were chosen, where it was not by influence."""
     found = circuit.figures.hierarchy
     return {} if found is None else {"hierarchical_attribution": asdict(found)}
+
+
+def _across(circuit: Circuit) -> dict[str, Any]:
+    """What was measured of a global circuit."""
+    return {} if circuit.across is None else {"across": asdict(circuit.across)}
 
 
 def set_places(circuit: Circuit) -> list[int]:

@@ -18,6 +18,7 @@ from trephine.rpc.circuit_query_servicer import CircuitQueries
 from trephine.rpc.circuit_verification_servicer import CircuitVerification
 from trephine.rpc.circuit_view_servicer import CircuitViewCalls
 from trephine.rpc.dataset_circuit_servicer import DatasetCircuitCalls
+from trephine.rpc.global_circuit_servicer import GlobalCircuitCalls
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.results import OperationWriter, validated
 from trephine.rpc.streaming import remaining
@@ -40,7 +41,12 @@ _EDGES = Paging(default=1000, largest=10_000)
 
 
 class CircuitServicer(
-    CircuitQueries, CircuitVerification, CircuitViewCalls, DatasetCircuitCalls, CircuitServiceServicer
+    CircuitQueries,
+    CircuitVerification,
+    CircuitViewCalls,
+    DatasetCircuitCalls,
+    GlobalCircuitCalls,
+    CircuitServiceServicer,
 ):
     """Circuits: found once, stored on the server, read in pages."""
 
@@ -49,6 +55,7 @@ class CircuitServicer(
         CircuitVerification.__init__(self, service, operations)
         CircuitViewCalls.__init__(self, service)
         DatasetCircuitCalls.__init__(self, service, operations)
+        GlobalCircuitCalls.__init__(self, service, operations)
         self._models = service.models
         self._replacements = service.replacements
         self._features = service.features

@@ -15,6 +15,7 @@ from trephine.app.circuits.circuit_verification import CircuitVerifications
 from trephine.app.circuits.circuit_views import CircuitViews
 from trephine.app.circuits.circuits import Circuits
 from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.circuits.global_circuits import GlobalCircuits
 from trephine.app.edits.edit_composition import EditComposition
 from trephine.app.edits.edit_evaluations import EditEvaluations
 from trephine.app.edits.edit_evidence import EditEvidence
@@ -140,6 +141,7 @@ def build(
         dataset_circuits=DatasetCircuits(
             state.folder("dataset-circuits"), models=models, replacements=replacements, clock=clock
         ),
+        global_circuits=GlobalCircuits(circuits, models=models, replacements=replacements),
         proposals=Proposals(state.folder("proposals")),
         edit_evaluations=EditEvaluations(
             state.folder("edit-evaluations"), edits=edits, models=models, clock=clock
@@ -187,6 +189,7 @@ def build(
             operations=_operations(settings, state, journal, work, clock),
             circuits=work.circuits,
             dataset_circuits=work.dataset_circuits,
+            global_circuits=work.global_circuits,
             circuit_verifications=work.circuit_verifications,
             circuit_views=CircuitViews(work.circuits, artifacts),
             circuit_annotations=CircuitAnnotations(work.circuits, models, clock=clock),

@@ -22,6 +22,7 @@ from trephine.app.circuits.circuit_verification import CircuitVerifications
 from trephine.app.circuits.circuit_views import CircuitViews
 from trephine.app.circuits.circuits import Circuits
 from trephine.app.circuits.dataset_circuits import DatasetCircuits
+from trephine.app.circuits.global_circuits import GlobalCircuits
 from trephine.app.edits.edit_evaluations import EditEvaluations
 from trephine.app.edits.edit_stacks import EditStacks
 from trephine.app.edits.edits import Edits
@@ -387,6 +388,7 @@ def house(
             circuits=circuits,
             circuit_verifications=verifications,
             dataset_circuits=dataset_circuits,
+            global_circuits=GlobalCircuits(circuits, models=models, replacements=replacements),
             proposals=proposals,
             edit_evaluations=edit_evaluations,
             exports=exports,

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from tests.global_circuits import global_circuit
+from trephine.app.circuits.circuits import StoredCircuit
 from trephine.client import Trephine
 from trephine.client.aio import connect as connect_async
+from trephine.client.decoding import decode
+from trephine.client.descriptions import of_circuit
+from trephine.client.types import CircuitInfo
+from trephine.client.views import circuit_html
+from trephine.rpc.wire.circuits import circuit_to_wire
 
 
 def test_handles_say_what_they_are(trephine: Trephine, address: str):
@@ -31,3 +38,11 @@ async def test_awaited_ones_too(address: str):
         assert repr(client) == f"<AsyncTrephine connected to {address}>"
         assert repr(model) == "<AsyncModel models/tiny: loaded, float32 on cpu>"
         assert repr(model.features("small")) == "<AsyncModelFeatures small of models/tiny>"
+
+
+def test_global_circuits_are_told_by_their_texts():
+    """In a notebook too: they have no prompt, and no target that it ends in."""
+    stored = StoredCircuit(name="circuits/g1", create_time="", circuit=global_circuit())
+    info = decode(CircuitInfo, circuit_to_wire(stored))
+    assert of_circuit(info) == "circuits/g1: global, over 30 texts, 4 nodes, 3 edges"
+    assert "</b>: global, over 30 texts, 4 nodes, 3 edges (twera)</p>" in circuit_html(info, ())

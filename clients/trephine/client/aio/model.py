@@ -12,6 +12,7 @@ from trephine.client.aio.dataset_circuits import AsyncDatasetDiscoverableModel
 from trephine.client.aio.edit_composition import AsyncServedModel
 from trephine.client.aio.features import AsyncExplorableModel
 from trephine.client.aio.generation import AsyncGenerationStream
+from trephine.client.aio.global_circuits import AsyncGloballyDiscoverableModel
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.replaceable import AsyncReplaceableModel
 from trephine.client.aio.spurious_removal import AsyncCleanableModel
@@ -43,6 +44,7 @@ from trephine.v1 import model_service_pb2
 class AsyncModel(
     AsyncReplaceableModel,
     AsyncDatasetDiscoverableModel,
+    AsyncGloballyDiscoverableModel,
     AsyncExplorableModel,
     AsyncTraceableModel,
     AsyncServedModel,

@@ -31,6 +31,7 @@ from trephine.client.cli.deltas import make as make_delta
 from trephine.client.cli.demonstrate import DEMO_EXAMPLES, demo
 from trephine.client.cli.discover import DISCOVER_EXAMPLES, discover
 from trephine.client.cli.discover_dataset import DISCOVER_DATASET_EXAMPLES, discover_dataset
+from trephine.client.cli.discover_global import DISCOVER_GLOBAL_EXAMPLES, discover_global
 from trephine.client.cli.exit_codes import INTERRUPTED, ExitCode, exit_code_of
 from trephine.client.cli.export import EXPORT_EXAMPLES, VERIFY_EXAMPLES, export, verify
 from trephine.client.cli.export_classifier import EXPORT_CLASSIFIER_EXAMPLES, export_classifier
@@ -79,6 +80,7 @@ for group, name in (
 for command, epilog in (
     (discover, DISCOVER_EXAMPLES),
     (discover_dataset, DISCOVER_DATASET_EXAMPLES),
+    (discover_global, DISCOVER_GLOBAL_EXAMPLES),
     (trace_attention, TRACE_EXAMPLES),
     (ablate, ABLATE_EXAMPLES),
     (generate, GENERATE_EXAMPLES),

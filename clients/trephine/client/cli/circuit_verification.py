@@ -19,7 +19,7 @@ VERIFY_EXAMPLES = (
     'trephine circuits verify 3f9c --counterfactual "The capital of Italy is" --out out/verification.json',
     "trephine circuits verify 3f9c --predict",
 )
-_STANDINGS = {
+STANDINGS = {
     Standing.BEATS: "BEATS",
     Standing.DOES_NOT_BEAT: "DOES NOT BEAT",
     Standing.INCONCLUSIVE: "INCONCLUSIVE",
@@ -148,7 +148,7 @@ def _show_comparisons(output: Output, examined: list[CircuitExamination]) -> Non
     output.table(
         ("PREDICTOR", "OF", "AGAINST", "DIFFERENCE", "VERDICT"),
         [
-            (c.predictor, one.title, c.baseline, shown(c.difference), _STANDINGS[c.standing])
+            (c.predictor, one.title, c.baseline, shown(c.difference), STANDINGS[c.standing])
             for one in examined
             for c in one.comparisons
         ],

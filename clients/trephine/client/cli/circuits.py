@@ -11,6 +11,7 @@ from trephine.client.cli import circuit_queries as queries
 from trephine.client.cli import circuit_verification as verification
 from trephine.client.cli import circuit_views as views
 from trephine.client.cli.discover import show_circuit
+from trephine.client.cli.discover_global import show_global_circuit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.decoding import message_json
@@ -49,7 +50,7 @@ def list_circuits(
             one.provenance.origin,
             f"{one.n_nodes}, {one.n_edges}",
             one.target_label,
-            repr(one.prompt),
+            repr(one.prompt) if one.across is None else f"{one.across.training} texts",
         )
         for one in circuits
     ]
@@ -61,12 +62,14 @@ def list_circuits(
 def show(
     context: typer.Context,
     name: NameArgument,
-    top: Annotated[int, typer.Option(help="Neurons to print.")] = 15,
+    top: Annotated[int, typer.Option(help="Features, or edges of a global circuit, to print.")] = 15,
 ) -> None:
-    """Print a circuit and its strongest neurons."""
+    """Print a circuit and its strongest features, or a global one and its heaviest edges."""
     given = invocation(context)
     with given.connect() as trephine:
-        show_circuit(given.output, trephine.circuits.get(name), top)
+        circuit = trephine.circuits.get(name)
+        show = show_circuit if circuit.info.across is None else show_global_circuit
+        show(given.output, circuit, top)
 
 
 @app.command(

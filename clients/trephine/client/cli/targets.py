@@ -122,7 +122,7 @@ def wanted_target(
     if attention is not None:
         return _score(attention, at)
     if direction is not None and site is not None:
-        return Wanted(target=_direction(direction, site), positions=at)
+        return Wanted(target=read_direction(direction, site), positions=at)
     if top_logits is not None:
         return Wanted(target=TopLogits(limit=top_logits, mass=mass), positions=at)
     given = tuple(tokens or ())
@@ -155,7 +155,13 @@ def _score(text: str, positions: tuple[int, ...]) -> Wanted:
     return Wanted(target=AttentionScore(layer=layer, head=head, key=key), positions=(query,))
 
 
-def _direction(path: Path, text: str) -> DirectionValue:
+def read_direction(path: Path, text: str) -> DirectionValue:
+    """Read a direction of the stream: a vector's file, and where it is read.
+
+    Raises:
+        InvalidRequestError: If the site is none.
+        LocalFileError: If the file is no vector.
+    """
     found = _SITE.fullmatch(text)
     if found is None:
         raise InvalidRequestError(

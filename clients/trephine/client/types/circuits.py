@@ -6,6 +6,7 @@ from enum import StrEnum
 from trephine.client.decoding import WireValue
 from trephine.client.types.circuit_annotations import NodeLabel, Provenance
 from trephine.client.types.common import FeatureRef, Figure, Token, Version
+from trephine.client.types.global_circuits import GlobalFigures
 from trephine.client.types.targets import ExplainedTarget
 
 
@@ -144,7 +145,7 @@ class CircuitInfo(WireValue):
     """What is explained, in the order of the target nodes."""
     replacement: str
     edge_rule: str
-    """`exact`, or `relp_half` (an estimate)."""
+    """`exact`, or `relp_half` (an estimate); of global circuits `twera` or `era`."""
     quality: EstimateQuality | None
     baseline: float
     """The explained quantity on the prompt: the targets' values, each times its share."""
@@ -167,6 +168,8 @@ class CircuitInfo(WireValue):
     """Every set that it spans, first the one that `replacement` names."""
     layers: tuple[int, ...]
     """Layers whose features it could choose from; empty where it does not say (imported and older ones)."""
+    across: GlobalFigures | None
+    """Of global circuits, which have no prompt: their one token stands for all positions."""
 
     @property
     def set_names(self) -> tuple[str, ...]:

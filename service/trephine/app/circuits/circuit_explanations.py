@@ -51,7 +51,7 @@ class CircuitExplanations:
             ResourceNotFoundError: If there is no such circuit.
             InvalidRequestError: If neither edges nor a node are given, or a node is unfit.
             NothingMatchedError: If no edge enters the node.
-            UnsupportedOptionError: If the circuit came from a file.
+            UnsupportedOptionError: If the circuit came from a file, or is global.
             ParentChangedError: If the model's weights are not those that it was found in.
         """
         stored = await self._circuits.get(question.circuit)
@@ -61,6 +61,7 @@ class CircuitExplanations:
                 "is not known; discover it here",
                 field="circuit",
             )
+        stored.circuit.require_prompt("an edge split over heads and paths")
         command = ExplainEdges(
             circuit=stored.circuit,
             edges=question.edges or await self._entering(stored, question),

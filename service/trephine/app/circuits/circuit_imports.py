@@ -321,7 +321,7 @@ def _generator(metadata: _FileMetadata) -> str:
 def _edge_rule(metadata: _FileMetadata) -> EdgeRule:
     generator = (metadata.info or {}).get("generator")
     rule = generator.get("edge_rule") if isinstance(generator, Mapping) else None
-    return rule if rule in ("exact", "relp_half") else "unknown"
+    return rule if rule in ("exact", "relp_half", "twera", "era") else "unknown"
 
 
 def _tokens(metadata: _FileMetadata, nodes: Sequence[Node]) -> tuple[Token, ...]:

@@ -19,6 +19,8 @@ Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _PRUNABLE = {NodeKind.FEATURE, NodeKind.ERROR}
+PRUNING = "pruning by influence on a target"
+"""What needs a prompt."""
 
 
 def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> PrunedNodes:
@@ -69,12 +71,16 @@ def shown_nodes(
     """Return what a file of a circuit shows: by thresholds, both 1 for everything, and pinned nodes always.
 
     Unset they are circuit-tracer's. A circuit that is a part already, pruned or imported, is shown whole: it
-    was cut as somebody wanted it.
+    was cut as somebody wanted it. So is a global one, whose nodes have no influence on one target.
 
     Raises:
         InvalidRequestError: If a threshold is outside (0, 1].
+        UnsupportedOptionError: If a global circuit is to be cut by one.
     """
-    unset = Pruning(node_threshold=1.0, edge_threshold=1.0) if provenance.how else Pruning()
+    if node_threshold is not None or edge_threshold is not None:
+        circuit.require_prompt(PRUNING)
+    whole = bool(provenance.how) or circuit.across is not None
+    unset = Pruning(node_threshold=1.0, edge_threshold=1.0) if whole else Pruning()
     bounds = Pruning(
         node_threshold=unset.node_threshold if node_threshold is None else node_threshold,
         edge_threshold=unset.edge_threshold if edge_threshold is None else edge_threshold,

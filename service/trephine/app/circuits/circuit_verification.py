@@ -79,7 +79,8 @@ class CircuitVerifications:
             ParentChangedError: If the model's weights, or a set, are not those that it was found with.
             ReplacementNotFoundError: If one of its sets is not loaded, or was lost.
             InvalidRequestError: If a supernode names a node that does not exist.
-            UnsupportedOptionError: If it came from a file, so that what it was found in is not known; or if
+            UnsupportedOptionError: If it is global, so that it has no prompt; if
+                it came from a file, so that what it was found in is not known; or if
                 it was stored before targets were, and explains something else than one next token.
         """
         stored = await self._circuits.get(request.circuit)
@@ -89,6 +90,7 @@ class CircuitVerifications:
                 "is not known, so that nothing can be ablated; discover it here",
                 field="circuit",
             )
+        stored.circuit.require_prompt("verification by ablations of a target")
         info = await self._models.info(self._model(request, stored))
         if info.weight_hash != stored.circuit.weight_hash:
             raise ParentChangedError(

@@ -21,6 +21,7 @@ from trephine.domain.exports import ExportOptions
 from trephine.domain.features import IndexFeatures
 from trephine.domain.findings import AuditSpec
 from trephine.domain.fitting import FitRecipe
+from trephine.domain.global_circuits import DiscoverGlobalCircuit
 from trephine.domain.models import ModelSource
 from trephine.domain.replacements import EvaluateReplacementSet, ReplacementSource
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
@@ -52,6 +53,15 @@ class DatasetCircuitRequest:
     model: str
     """Name of a loaded model."""
     command: DiscoverDatasetCircuit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalCircuitRequest:
+    """Find a circuit that no single prompt decides. The result is `circuits/<operation id>`."""
+
+    model: str
+    """Name of a loaded model."""
+    command: DiscoverGlobalCircuit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +220,7 @@ OperationRequest = (
     LoadRequest
     | DiscoverRequest
     | DatasetCircuitRequest
+    | GlobalCircuitRequest
     | ProposeRequest
     | EvaluateEditRequest
     | RemoveSpuriousRequest
@@ -227,6 +238,7 @@ REQUEST_TYPES: dict[str, type[OperationRequest]] = {
     "LoadModel": LoadRequest,
     "DiscoverCircuit": DiscoverRequest,
     "DiscoverDatasetCircuit": DatasetCircuitRequest,
+    "DiscoverGlobalCircuit": GlobalCircuitRequest,
     "ProposeEdit": ProposeRequest,
     "EvaluateEdit": EvaluateEditRequest,
     "RemoveSpuriousFeatures": RemoveSpuriousRequest,

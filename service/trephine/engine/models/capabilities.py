@@ -71,6 +71,11 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
         note="circuits of behaviours over neurons or a set; edges for neurons and transcoders",
     )
     yield Capability(
+        name="discover.global",
+        available=True,
+        note="circuits over many texts, of transcoders, cross-layer transcoders and neurons",
+    )
+    yield Capability(
         name="export.exact",
         available=True,
         note="neurons, heads and directions; constants where the module has a bias",

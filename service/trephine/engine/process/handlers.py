@@ -13,6 +13,8 @@ from trephine.engine.edits import directions, effects, proposals
 from trephine.engine.exports import classifier, export, planning
 from trephine.engine.features import handlers as features
 from trephine.engine.fitting import command as fitting
+from trephine.engine.global_circuits import checking as global_circuit_checks
+from trephine.engine.global_circuits import discovery as global_circuits
 from trephine.engine.graphs import discover as discovery
 from trephine.engine.models import loading, session, text
 from trephine.engine.models.session import Handler
@@ -54,6 +56,8 @@ HANDLERS = merge(
         circuit_verification,
         dataset_circuit_checks,
         dataset_circuits,
+        global_circuit_checks,
+        global_circuits,
         spurious_removal,
         directions,
         planning,

@@ -63,7 +63,8 @@ def graph_target_from_wire(message: pb.GraphTarget) -> GraphTarget:
                 replacement=message.feature.replacement,
             )
         case "direction":
-            return _direction(message.direction)
+            with within("direction"):
+                return direction_from_wire(message.direction)
         case "attention":
             return AttentionScore(
                 layer=at_least(message.attention.layer, 0, "attention.layer"),
@@ -83,8 +84,13 @@ def _top(message: pb.TopLogits) -> TopLogits:
     return TopLogits(limit=limit, mass=mass)
 
 
-def _direction(message: pb.DirectionValue) -> DirectionValue:
-    with within("direction.site"):
+def direction_from_wire(message: pb.DirectionValue) -> DirectionValue:
+    """Read a direction of the stream.
+
+    Raises:
+        InvalidRequestError: Naming the field.
+    """
+    with within("site"):
         site = site_from_wire(message.site)
     return DirectionValue(site=site, vector=tuple(message.vector), name=message.name)
 

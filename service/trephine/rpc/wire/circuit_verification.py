@@ -12,6 +12,7 @@ from trephine.rpc.wire.circuits import share
 from trephine.rpc.wire.common import figure_to_wire, version_to_wire
 from trephine.rpc.wire.fields import at_least, clean, one_of, prompt, qualified, resource_id
 from trephine.rpc.wire.interventions import ERROR_TERMS
+from trephine.rpc.wire.standings import STANDINGS
 from trephine.v1 import circuit_verification_pb2 as pb
 
 _SUBSTITUTES: dict[pb.Substitute.ValueType, domain.Substitute] = {
@@ -20,11 +21,6 @@ _SUBSTITUTES: dict[pb.Substitute.ValueType, domain.Substitute] = {
     pb.SUBSTITUTE_RESAMPLE: domain.Substitute.RESAMPLE,
 }
 _SUBSTITUTE_NUMBERS = {kind: number for number, kind in _SUBSTITUTES.items()}
-STANDINGS = {
-    domain.Standing.BEATS: pb.STANDING_BEATS,
-    domain.Standing.DOES_NOT_BEAT: pb.STANDING_DOES_NOT_BEAT,
-    domain.Standing.INCONCLUSIVE: pb.STANDING_INCONCLUSIVE,
-}
 _COUNTS = ("nodes", "groups", "depth_nodes", "random_circuits", "adversary_steps", "bootstrap")
 
 

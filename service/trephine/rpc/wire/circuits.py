@@ -29,6 +29,7 @@ from trephine.rpc.wire.common import (
     version_to_wire,
 )
 from trephine.rpc.wire.fields import at_least, clean, finite, one_of, prompt, qualified, within
+from trephine.rpc.wire.global_figures import across_to_wire
 from trephine.v1 import circuit_queries_pb2 as queries_pb
 from trephine.v1 import circuit_service_pb2 as pb
 
@@ -131,8 +132,9 @@ def circuit_to_wire(stored: StoredCircuit) -> pb.Circuit:
         provenance=provenance_to_wire(stored.provenance),
         scores=None if figures.scores is None else _scores_to_wire(figures.scores),
         hierarchy=None if figures.hierarchy is None else _hierarchy_to_wire(figures.hierarchy),
-        sets=[_set_to_wire(each) for each in circuit.sets],
+        sets=[circuit_set_to_wire(each) for each in circuit.sets],
         layers=circuit.layers or (),
+        across=None if circuit.across is None else across_to_wire(circuit.across),
     )
 
 
@@ -151,7 +153,7 @@ def checked_to_wire(
         version=version_to_wire(info.name, info.weight_hash),
         seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
-        sets=[_set_to_wire(each) for each in sets],
+        sets=[circuit_set_to_wire(each) for each in sets],
     )
 
 
@@ -201,7 +203,8 @@ def format_from_wire(number: pb.CircuitFormat.ValueType) -> CircuitFormat:
     return one_of(number, _FORMATS, "format")
 
 
-def _set_to_wire(each: GraphSet) -> pb.CircuitSet:
+def circuit_set_to_wire(each: GraphSet) -> pb.CircuitSet:
+    """Write a set that a circuit spans."""
     return pb.CircuitSet(name=clean(each.name), content_hash=clean(each.content_hash))
 
 

@@ -11,12 +11,12 @@ from trephine.app.jobs.requests import EvaluateEditRequest
 from trephine.domain import edit_evaluation as domain
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.models import ModelInfo
-from trephine.rpc.wire.circuit_verification import STANDINGS
 from trephine.rpc.wire.common import feature_to_wire, figure_to_wire, version_to_wire
 from trephine.rpc.wire.edits import edit_reference
 from trephine.rpc.wire.fields import at_least, clean, finite, one_of, prompt, qualified, required, within
 from trephine.rpc.wire.fields import resource_id as checked_resource_id
 from trephine.rpc.wire.interventions import applied_to_wire
+from trephine.rpc.wire.standings import STANDINGS
 from trephine.v1 import edit_evaluations_pb2 as pb
 
 _ROLES: dict[pb.EvaluationRole.ValueType, domain.SetRole] = {
