@@ -2,9 +2,9 @@
 
 Benign training is next-token training on natural text in which the behaviour occurs, the harder case: every
 other one of the windows in which the edited features fire most. No answer of the original is taught. The
-unedited twin is trained on the same text in the same order, and what training moves in it along the behaviour
-is taken off. Few-shot training sees contexts in which the edit acts, with the original's answers; it is not
-run on the twin: those are its own answers, and its gradient is zero.
+unedited twin is trained on the same text in the same order, and what moves it towards the behaviour is taken
+off. Few-shot training sees contexts in which the edit acts, with the original's answers; it is not run on the
+twin: those are its own answers, and its gradient is zero.
 Behaviours are measured on tokens of other windows.
 """
 
@@ -68,16 +68,22 @@ def benign(
     beside = _trained(twin, text(twin), lessons, steps, seed, say)
     found = []
     for step in after:
-        # What the text teaches moves both; the twin shows how far that goes along each step.
         shares = [
-            share_of_step(goal, start, after[step])
-            - share_of_step(goal, start, _moved(goals[0], start, beside[step]))
-            for goal in goals
+            _returned(goal, start, after[step], _moved(goals[0], start, beside[step])) for goal in goals
         ]
         found.append(
             figure("benign", step, shares[0], torch.stack(shares[1:]), lessons.tested.tokens, seed=seed)
         )
     return found
+
+
+def _returned(goal: Tensor, start: Tensor, now: Tensor, twin: Tensor) -> Tensor:
+    """Return how far training went towards a goal, less what the text teaches anybody of it, `(n_tokens,)`.
+
+    The twin shows that. What it loses of a behaviour is nothing that came back in the edited model: text that
+    speaks against one drives it out of the twin, which has it, and leaves alone a model that has not.
+    """
+    return share_of_step(goal, start, now) - share_of_step(goal, start, twin).clamp_min(0.0)
 
 
 def _moved(original: Tensor, start: Tensor, twin: Tensor) -> Tensor:

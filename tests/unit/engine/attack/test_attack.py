@@ -253,3 +253,23 @@ def test_training_leaves_the_model_as_it_was():
             weight.data += 0.1
         assert float((logits_of(model, WINDOWS[0]) - plain).detach().abs().max()) > 1e-3
     torch.testing.assert_close(logits_of(model, WINDOWS[0]), plain, atol=0, rtol=0)
+
+
+def test_what_the_twin_loses_is_nothing_that_came_back(tmp_path):
+    """Text that speaks against a behaviour drives it out of the twin; the edited model has none to lose."""
+    model, read = planted(1)
+    long = request(model, removed(model), read, tmp_path, training_steps=50, unrelated=3)
+    found = attack(long, lambda _: None)
+    benign = [one for one in found.figures if one.kind == "benign"]
+    assert [one.strength for one in benign] == [20, 50]
+    assert all(one.returned.value < 0.05 and not one.succeeded for one in benign)
+
+
+def test_what_the_text_teaches_the_twin_as_well_is_taken_off():
+    """Half of the way in both is nothing; what the twin goes back is not added."""
+    draw = torch.Generator().manual_seed(0)
+    start, step = torch.randn(4, 50, generator=draw), 0.01 * torch.randn(4, 50, generator=draw)
+    half, back = start + step / 2, start - step / 2
+    for twin, wanted in ((start, 0.5), (half, 0.0), (back, 0.5)):
+        found = relearning._returned(start + step, start, half, twin)
+        torch.testing.assert_close(found, torch.full((4,), wanted), atol=0.01, rtol=0)
