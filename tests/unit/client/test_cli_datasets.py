@@ -230,9 +230,9 @@ def test_the_nodes_abstained_on_are_counted_and_not_the_listed_ones(
     listed, number = first.abstained[:2], others[0].n_abstained
     assert len(listed) == 2
     for count, told in (
-        (3772, "3,772 nodes that too few parts of the data select; the likeliest 2 are listed"),
-        (2, "2 nodes that too few parts of the data select\n"),
-        (None, "at least 2 nodes that too few parts of the data select; more were not counted"),
+        (3772, "3,772 nodes that the data do not agree on; the likeliest 2 are listed"),
+        (2, "2 nodes that the data do not agree on\n"),
+        (None, "at least 2 nodes that the data do not agree on; more were not counted"),
     ):
         circuits = (replace(first, abstained=listed, n_abstained=count), *others)
         stored = replace(whole, found=replace(whole.found, circuits=circuits))
@@ -240,7 +240,7 @@ def test_the_nodes_abstained_on_are_counted_and_not_the_listed_ones(
         assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
         printed = capsys.readouterr().out
         assert told in printed
-        assert f"{number} nodes that too few parts of the data select\n" in printed
+        assert f"{number} nodes that the data do not agree on\n" in printed
 
 
 @pytest.mark.parametrize(

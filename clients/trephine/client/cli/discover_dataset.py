@@ -261,8 +261,8 @@ def _abstained(circuit: ContextCircuit) -> str:
     """How many there are, which is not how many are listed."""
     listed, there_are = len(circuit.abstained), circuit.n_abstained
     if there_are is None:
-        return f"at least {listed:,} nodes that too few parts of the data select; more were not counted"
-    told = f"{there_are:,} nodes that too few parts of the data select"
+        return f"at least {listed:,} nodes that the data do not agree on; more were not counted"
+    told = f"{there_are:,} nodes that the data do not agree on"
     return told if there_are == listed else f"{told}; the likeliest {listed} are listed"
 
 

@@ -69,7 +69,8 @@ class DatasetNode(WireValue):
     """Share of random parts of the data that select it."""
     stable: bool
     certified_edits: int | None
-    """Training contexts that may be exchanged before a majority of parts could drop it."""
+    """Training contexts that may be exchanged before a majority of parts could drop it; 0 where an exchange
+    changes the effects of other contexts, None if it is not stable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,8 @@ class ContextCircuit(WireValue):
     contexts: tuple[str, ...]
     nodes: tuple[DatasetNode, ...]
     abstained: tuple[DatasetNode, ...]
-    """The likeliest of those that too few parts of the data select; `n_abstained` counts all."""
+    """The likeliest of those that too few parts of the data select, or parts but not all of it; `n_abstained`
+    counts all."""
     edges: tuple[DatasetEdge, ...]
     faithfulness: tuple[HeldOutFaithfulness, ...]
     effect_share: float
