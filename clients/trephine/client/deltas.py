@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -137,7 +137,8 @@ def _described(source: Path, edited: Path, name: str, content: BinaryIO) -> dict
             "parent": name,
             "parts": _parts(source / name, edited / name, content),
         }
-    return {**common, "kind": "whole", "parts": [_stored((edited / name).read_bytes(), content)]}
+    with (edited / name).open("rb") as file:
+        return {**common, "kind": "whole", "parts": [_packed(_pieces(file, size), content)]}
 
 
 def _parts(parent: Path, edited: Path, content: BinaryIO) -> list[dict[str, Any]]:
@@ -165,9 +166,22 @@ def _parts(parent: Path, edited: Path, content: BinaryIO) -> list[dict[str, Any]
 
 
 def _stored(data: bytes, content: BinaryIO) -> dict[str, Any]:
-    packed = zlib.compress(data, 6)
-    content.write(packed)
-    return {"bytes": len(packed)}
+    return _packed((data,), content)
+
+
+def _packed(pieces: Iterable[bytes], content: BinaryIO) -> dict[str, Any]:
+    """Compress pieces into one stream; a file of gigabytes is never in memory."""
+    engine, size = zlib.compressobj(6), 0
+    for piece in pieces:
+        size += content.write(engine.compress(piece))
+    return {"bytes": size + content.write(engine.flush())}
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Read the next bytes of a file, as many of them as it has left."""
+    while size > 0 and (piece := file.read(min(size, _PIECE))):
+        size -= len(piece)
+        yield piece
 
 
 # --- applying ------------------------------------------------------------------------------------
@@ -253,7 +267,7 @@ def _write(file: dict[str, Any], source: Path, folder: Path, content: BinaryIO) 
 def _rebuilt(file: dict[str, Any], source: Path, content: BinaryIO) -> Iterator[bytes]:
     """Yield a file's bytes, one tensor at a time."""
     if file["kind"] == "whole":
-        yield _unpacked(content.read(file["parts"][0]["bytes"]), file["size"])
+        yield from _unpacked_pieces(content, file["parts"][0]["bytes"], file["size"])
         return
     known, _ = read_header(source / file["parent"])
     with (source / file["parent"]).open("rb") as old:
@@ -290,6 +304,22 @@ def _unpacked(packed: bytes, most: int) -> bytes:
     if len(data) > most or not engine.eof:
         raise ValueError("compressed bytes that are not as many as announced")
     return data
+
+
+def _unpacked_pieces(content: BinaryIO, packed: int, most: int) -> Iterator[bytes]:
+    """Decompress the next so many bytes of a delta, a piece at a time and no more than is announced."""
+    engine, left, given, made = zlib.decompressobj(), max(packed, 0), b"", 0
+    while not engine.eof:
+        if not given:
+            given = content.read(min(left, _PIECE))
+            left -= len(given)
+        piece = engine.decompress(given, _PIECE)
+        made += len(piece)
+        if made > most or not (piece or given):
+            raise ValueError("compressed bytes that are not as many as announced")
+        yield piece
+        given = engine.unconsumed_tail
+    content.seek(left, 1)  # what an altered delta has left over belongs to no other file
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -82,6 +83,21 @@ def test_every_byte_comes_back(folders):
     names = sorted(path.name for path in exported.iterdir())
     assert sorted(path.name for path in rebuilt.iterdir()) == names
     assert all((rebuilt / name).read_bytes() == (exported / name).read_bytes() for name in names)
+
+
+def test_a_file_that_is_taken_whole_is_never_in_memory(folders):
+    """A GGUF of gigabytes is packed and unpacked in pieces."""
+    parent, exported, root = folders
+    data = b"ten bytes." * (3 << 20)
+    (exported / "model.gguf").write_bytes(data)
+    tracemalloc.start()
+    try:
+        rebuilt = apply_delta(make_delta(parent, exported, root / "delta"), parent, root / "rebuilt")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (rebuilt / "model.gguf").read_bytes() == data
+    assert peak < len(data) / 2
 
 
 def test_a_damaged_delta_leaves_nothing(folders):
