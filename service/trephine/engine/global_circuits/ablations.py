@@ -34,6 +34,8 @@ class Losses:
     target: Tensor
     activation: Tensor
     """`(n_edges,)`, the source's mean, as it is written, where it is active."""
+    size: Tensor
+    """`(n_edges,)`, the mean of its absolute value there."""
     where_source: Tensor
     """`(n_edges,)`, mean loss of the target there."""
     where_target: Tensor
@@ -63,7 +65,7 @@ def measure_losses(
         meter: Of memory.
     """
     used = _first_packs(packs)
-    sums = torch.zeros(5, len(source), dtype=torch.float64)
+    sums = torch.zeros(6, len(source), dtype=torch.float64)
     by_source = [(int(node), (source == node).nonzero()[:, 0]) for node in source.unique()]
     top = int(chosen.layer[target].max())
     for number, pack in enumerate(used):
@@ -87,11 +89,12 @@ def measure_losses(
                 loss = clean[reached].value - still
                 sums[:, edge] += _summed(written, loss, clean[reached].size, weighting)
         meter.sample()
-    active, activation, at_source, weight, at_target = sums
+    active, activation, size, at_source, weight, at_target = sums
     return Losses(
         source=source,
         target=target,
         activation=activation / active,
+        size=size / active,
         where_source=at_source / active,
         where_target=at_target / weight,
         tokens=sum(int(pack.read.sum()) for pack in used),
@@ -113,7 +116,8 @@ def _summed(written: Tensor, loss: Tensor, size: Tensor, weighting: EdgeWeightin
     here = (written != 0).double()
     weight = size if weighting is EdgeWeighting.TWERA else (size > 0).double()
     total = weight.sum() if weighting is EdgeWeighting.TWERA else torch.tensor(float(len(weight)))
-    parts = (here.sum(), written.sum(), (here * loss).sum(), total.to(loss), (weight * loss).sum())
+    source = (here.sum(), written.sum(), written.abs().sum(), (here * loss).sum())
+    parts = (*source, total.to(loss), (weight * loss).sum())
     return torch.stack(parts).cpu()
 
 

@@ -57,7 +57,8 @@ def _transfer(
     ones = torch.ones(len(known), dtype=torch.float64)
     mean = activity.mean_written[edges.chosen.features[source]]
     weight, virtual = (each.cpu()[source, target].double() for each in (edges.weight, edges.virtual))
-    factor, usual = (losses.activation[known], losses.activation[known]) if at_source else (ones, mean)
+    # An edge has the sign of its source's activation already: neurons have both.
+    factor, usual = (losses.size[known], losses.activation[known]) if at_source else (ones, mean)
     dealt = torch.stack([_dealt(edges, source, target, weight, seed + n) for n in range(PERMUTATIONS)])
     predicted = weight * factor
     baselines = {
