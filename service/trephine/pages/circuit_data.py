@@ -19,6 +19,8 @@ from typing import Any
 from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, PrunedNodes
 from trephine.domain.error_sites import ERROR_SITES
 from trephine.domain.features import FeatureDescription
+from trephine.domain.findings import Figure
+from trephine.domain.global_figures import GlobalFigures
 from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_json import circuit_json, kept_edges, set_places
 from trephine.pages.embed import printable
@@ -79,6 +81,7 @@ def page_data(
             "active": circuit.figures.active_features,
         },
         "quality": None if quality is None else _quality(quality),
+        "across": None if circuit.across is None else _across(circuit.across),
         "caveats": [printable(caveat) for caveat in circuit.caveats],
     }
 
@@ -198,6 +201,35 @@ def _quality(quality: EstimateQuality) -> dict[str, Any]:
         "edge_spearman": [quality.edge_spearman, quality.edge_spearman_low, quality.edge_spearman_high],
         "how": printable(quality.how),
     }
+
+
+def _across(figures: GlobalFigures) -> dict[str, Any]:
+    coverage = figures.coverage
+    return {
+        "training": figures.training,
+        "held_out": figures.held_out,
+        "candidates": figures.candidates,
+        "active": figures.active_features,
+        "overlap": figures.split_half_overlap,
+        "coverage": None if coverage is None else _interval(coverage),
+        "transfer": [
+            {
+                "measured": one.measured.value,
+                "edges": one.edges,
+                "spearman": _interval(one.spearman),
+                "how": printable(one.how),
+                "comparisons": [
+                    [each.baseline.value, _interval(each.spearman), each.standing.value]
+                    for each in one.comparisons
+                ],
+            }
+            for one in figures.transfer
+        ],
+    }
+
+
+def _interval(figure: Figure) -> list[float | None]:
+    return [figure.value, figure.low, figure.high]
 
 
 def _feature(node: Node) -> FeatureRef:

@@ -65,6 +65,7 @@ def circuit_html(
         target=goal,
         against=against,
         prompt=printable(circuit.prompt),
+        across=circuit.across,
         sets=len(circuit.sets),
     )
 

@@ -14,12 +14,15 @@ from itertools import pairwise
 
 import pytest
 
+from tests.global_circuits import global_circuit
 from tests.layered_circuits import layered
 from tests.synthetic_circuits import synthetic_circuit, whole
 from tests.unit.pages.circuits import everything, hostile_circuit
 from tests.unit.pages.test_feature_page import described
 from trephine.app.circuits.pruning import prune
+from trephine.domain.global_figures import Measured
 from trephine.domain.sites import FeatureRef
+from trephine.domain.standings import Standing
 from trephine.domain.targets import TargetKind
 from trephine.pages.circuit_data import page_data
 from trephine.pages.circuit_json import circuit_json
@@ -230,3 +233,16 @@ def test_a_value_that_is_no_logit_has_neither_unit_nor_probability():
         targets = [node for node in document["nodes"] if node["feature_type"] == "logit"]
         assert targets
         assert all((node["token_prob"] != 0) == bool(units) for node in targets)
+
+
+def test_a_circuit_over_texts_holds_what_was_measured_on_others():
+    """Its page says how many texts; a circuit of a prompt has nothing of the kind."""
+    circuit = global_circuit()
+    html = circuit_html(circuit, whole(circuit), name="circuits/1")
+    across = island(html)["across"]
+    assert "<title>Circuit: over 30 texts</title>" in html
+    assert (across["training"], across["held_out"], across["overlap"]) == (30, 10, 0.7)
+    assert [one["measured"] for one in across["transfer"]] == [way.value for way in Measured]
+    assert [each[2] for each in across["transfer"][0]["comparisons"]] == [each.value for each in Standing]
+    plain = circuit_html(hostile_circuit(), everything(), name="circuits/1")
+    assert island(plain)["across"] is None

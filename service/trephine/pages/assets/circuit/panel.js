@@ -48,10 +48,10 @@ const nodePanel = i => {
     el("h2", {}, el("bdi", {}, visible(title(i)))),
     facts([
       ["kind", kindWord(i)], several && kind === "feature" ? ["set", setOf(i)] : null, ["where", where(i)],
-      at >= 0 && kind !== "token" ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
+      at >= 0 && kind !== "token" && !graph.across ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
       kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [graph.units ? "probability" : "value", number(graph.activation[i])] : null,
-      kind === "logit" ? null : ["effect on target (estimate)", inUnits(signed(graph.effect[i])), sign(graph.effect[i])],
+      kind === "logit" || graph.across ? null : ["effect on target (estimate)", inUnits(signed(graph.effect[i])), sign(graph.effect[i])],
       ["influence", percent(graph.influence[i], 2)],
       address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
       ["id", el("span", { class: "mono" }, graph.ids[i])],
@@ -95,16 +95,26 @@ const groupPanel = vertex => {
 };
 
 const interval = ([value, low, high]) => `${number(value, 2)} (${number(low, 2)} to ${number(high, 2)})`;
+const measured = ({ measured: way, edges, spearman, comparisons, how }) => [
+  el("h2", {}, `On held-out texts, ${way}`), facts([[`rank correlation, ${edges} edges`, interval(spearman)],
+    ...comparisons.map(([baseline, found, standing]) => [`${standing.toLowerCase()} ${baseline}`, interval(found)])]),
+  el("p", { class: "note" }, how),
+];
 const overview = () => [
   el("h2", {}, "This circuit"), facts([
-    ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
+    graph.across ? null : ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
     ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
-    ["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)],
+    ...(graph.across ? [
+      ["measured between", `${graph.across.candidates.toLocaleString("en")} of ${graph.across.active.toLocaleString("en")} active`],
+      graph.across.coverage ? ["direct effects that edges carry", interval(graph.across.coverage)] : null,
+      graph.across.overlap === null ? null : ["edges that both halves keep", percent(graph.across.overlap, 0)],
+    ] : [["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)]]),
   ]),
+  ...(graph.across ? graph.across.transfer.flatMap(measured) : []),
   ...listed("Pinned", [...state.pinned], 20), ...listed("Called here", [...named.keys()], 20),
   state.pinned.size || named.size ? saveButton() : null,
   ...(graph.groups.length ? [el("h2", {}, "Supernodes"), el("ol", { class: "edges" }, ...graph.groups.map((group, g) => linkRow(graph.size + g, `${group.members.length} nodes`, "faint")))] : []),
-  ...listed("Targets", logits.length > 1 ? logits : [], 10),
+  ...listed(graph.across ? "Logits" : "Targets", logits.length > 1 ? logits : [], 10),
   ...listed("Largest estimated effects", strongestEffect, 14),
   ...(graph.quality ? [el("h2", {}, "Estimates against real ablations"), facts([
     ["ablated one by one", String(graph.quality.nodes)], ["effects: slope", interval(graph.quality.slope)], ["rank correlation", interval(graph.quality.spearman)],

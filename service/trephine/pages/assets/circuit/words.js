@@ -25,6 +25,7 @@ const where = vertex => {
   const group = groupOf(vertex);
   if (group) return plural(group.members.length, "node");
   const at = graph.position[vertex];
+  if (graph.across) return { token: "embedding", logit: "logit" }[graph.kind[vertex]] ?? `L${graph.layer[vertex]}`;  // of no prompt
   if (graph.kind[vertex] === "token") return `position ${at}`;
   if (graph.kind[vertex] === "logit") return at < 0 ? "target" : `target at position ${at}`;
   const place = `L${graph.layer[vertex]}${several && graph.kind[vertex] === "feature" ? ` of ${setOf(vertex)}` : ""}`;
