@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.plain_json import parse_json
 from trephine.client.requests import resource
 from trephine.client.sendable import sendable
 from trephine.client.set_ids import AnySet, set_id
@@ -184,7 +185,7 @@ def diff(
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as failure:
         raise LocalFileError(f"cannot read {path}: {failure.strerror}") from failure
     except ValueError as failure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.plain_json import parse_json
 from trephine.client.types import DatasetExample
 
 SEVERAL = "|"
@@ -212,7 +212,7 @@ def _json_lines(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_named_once)
+            row = parse_json(line, object_pairs_hook=_named_once)
         except ValueError as failure:
             raise LocalFileError(f"{file}, line {number} is no JSON: {failure}") from failure
         if not isinstance(row, dict):

@@ -25,6 +25,7 @@ from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.fetched_models import model_folder
 from trephine.client.local_disk import unwritten
 from trephine.client.local_errors import LocalFileError
+from trephine.client.plain_json import parse_json
 from trephine.client.temporary_siblings import temporary_folder
 from trephine.client.verification import MANIFEST
 
@@ -34,7 +35,7 @@ _PIECE = 1 << 20
 _SHARD = ".safetensors"
 _DAMAGED = (
     *(zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError),
-    *(MemoryError, OverflowError, RecursionError),
+    *(MemoryError, OverflowError),
 )
 """What comes of a delta that somebody has altered; of a size that it makes up, too."""
 
@@ -102,7 +103,7 @@ def _require_compiled_from(edited: Path, source: Path) -> None:
 def _parent_weights(edited: Path) -> dict[str, str]:
     """Return sha256 of every shard of the parent by its path, from the manifest."""
     try:
-        recorded = json.loads((edited / MANIFEST).read_text(encoding="utf-8"))["parent"]
+        recorded = parse_json((edited / MANIFEST).read_text(encoding="utf-8"))["parent"]
         weights: dict[str, str] = {
             file["path"]: file["sha256"]
             for file in recorded["files"]
@@ -220,7 +221,7 @@ def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
 
 def _description(root: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
+        value: dict[str, Any] = parse_json((root / DESCRIPTION).read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']!r}")
         paths = [Path(file["path"]) for file in value["files"]] + [Path(name) for name in value["parent"]]
@@ -354,7 +355,7 @@ def read_header(path: Path) -> tuple[dict[str, _Tensor], int]:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= path.stat().st_size:
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         begin = 8 + length
         return {

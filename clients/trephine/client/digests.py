@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from trephine.client.plain_json import parse_json
 
 _READ_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100 << 20
@@ -45,7 +46,7 @@ def tensor_digests(path: Path) -> Iterator[TensorDigest]:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         _require_contiguous(header, path.stat().st_size - 8 - length)
         for name, entry in header.items():

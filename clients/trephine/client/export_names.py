@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trephine.client.plain_json import parse_json
 from trephine.client.types import Edit
 
 _LONGEST = 63
@@ -97,7 +98,7 @@ def _signer_of(token: str) -> list[str]:
     """
     try:
         body = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        claims = parse_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         return [str(claims.get(name, "")) for name in ("iss", "sub", "email")]
     except (IndexError, binascii.Error, ValueError, AttributeError):
         return []

@@ -6,7 +6,6 @@ it is missing, a folder that is signed does not pass.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from trephine.client.errors import (
     SigstoreUnreachableError,
 )
 from trephine.client.local_errors import LocalFileError
+from trephine.client.plain_json import parse_json
 
 SIGNATURE = "trephine.sig"
 PUBLIC_KEY = "public_key.pem"
@@ -94,11 +94,11 @@ def require_kind(root: Path, trust: Trust) -> None:
 def signature_kind(signature: Path) -> Literal["key", "sigstore"] | None:
     """Say what made a signature; None: there is none, or it is none that we know."""
     try:
-        material = json.loads(signature.read_bytes())["verificationMaterial"]
+        material = parse_json(signature.read_bytes())["verificationMaterial"]
         if "publicKey" in material:
             return "key"
         return "sigstore" if "certificate" in material else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -219,7 +219,7 @@ def _require_public_key(path: Path) -> None:
 
 def _require_trust_config(path: Path) -> None:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise LocalFileError(f"the Sigstore trust configuration {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or "trustedRoot" not in content:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from trephine.client.authors import current_user
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.plain_json import parse_json
 from trephine.client.requests import fresh_id, resource
 from trephine.client.sendable import sendable
 from trephine.client.set_ids import set_id
@@ -165,7 +165,7 @@ def read_overrides(path: str | Path) -> tuple[FeatureOverride, ...]:
     """
     file = Path(path).expanduser()
     try:
-        said = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+        said = parse_json(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, UnicodeDecodeError, ValueError) as failure:
         raise LocalFileError(f"cannot read {file} as JSON: {failure}") from failure
     if not isinstance(said, _Pairs):

@@ -26,6 +26,7 @@ from trephine.client.digests import file_digest, tensor_digests
 from trephine.client.errors import SignatureUncheckedError, TrephineError
 from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
 from trephine.client.folder_contents import contents_of, printable_path
+from trephine.client.plain_json import parse_json
 from trephine.client.signatures import SIGNATURE, SUMS, Trust, check_signature, require_kind
 from trephine.client.terminal import printable
 from trephine.client.types.removal import word_as_text
@@ -166,10 +167,10 @@ def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iter
         found[name] = FileRecord(path=name, size=size, sha256=digest)
     yield from _check_sums(root, found)
     try:
-        raw = json.loads((root / MANIFEST).read_bytes())
+        raw = parse_json((root / MANIFEST).read_bytes())
         manifest = ManifestRecord.model_validate(raw)
         certificate = CertificateRecord.model_validate_json((root / CERTIFICATE).read_bytes())
-    except (ValueError, ValidationError, RecursionError) as error:
+    except (ValueError, ValidationError) as error:
         yield f"{MANIFEST} or {CERTIFICATE} cannot be read: {str(error).splitlines()[0]}"
         return
     yield from _check_files(manifest, found)
@@ -239,7 +240,7 @@ def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
                     yield f"{file}: tensor {tensor.name} was not published"
                 elif (tensor.dtype, tensor.shape, tensor.sha256) != (known.dtype, known.shape, known.after):
                     yield f"{file}: tensor {tensor.name} is not the one that was published"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             unread.add(file)
             yield f"{file}: no readable safetensors file ({error})"
     for name, known in manifest.tensors.items():
@@ -252,8 +253,8 @@ def _check_tensors(root: Path, manifest: ManifestRecord) -> Iterator[str]:
 def _weight_map(root: Path) -> dict[str, Any]:
     """Which shard each tensor is in, as the folder's index has it; nothing where it has none."""
     try:
-        found = json.loads((root / INDEX).read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = parse_json((root / INDEX).read_bytes())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
 
