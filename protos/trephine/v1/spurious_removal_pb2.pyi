@@ -1284,7 +1284,7 @@ class ExportClassifierRequest(google.protobuf.message.Message):
     """UUID; the same id again returns the same operation."""
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Texts; on 95 % of the first 64 the reloaded folder must decide as was measured."""
+        """Texts; on 95 % of 64 of them, evenly over all, the reloaded folder must decide as was measured."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,12 @@ MAX_CHECKED = 64
 """Texts on which the reloaded folder is compared."""
 FEWEST_AGREEING = 0.95
 """Share of the decisions that must be those of the measured model, or nothing is published."""
+
+
+def checked_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return those that are compared, evenly over all: a file may be sorted by label."""
+    count = min(MAX_CHECKED, len(texts))
+    return tuple(texts[place * len(texts) // count] for place in range(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

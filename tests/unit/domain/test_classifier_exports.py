@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from trephine.domain.classifier_exports import require_plain_text, require_stock, reward_threshold
+from trephine.domain.classifier_exports import (
+    MAX_CHECKED,
+    checked_texts,
+    require_plain_text,
+    require_stock,
+    reward_threshold,
+)
 from trephine.domain.errors import HeadNotStockError, InvalidRequestError
 from trephine.domain.spurious_heads import (
     HeadWeights,
@@ -56,3 +62,13 @@ def test_only_the_bias_of_a_reward_is_a_threshold():
         require_stock(head)
     with pytest.raises(HeadNotStockError, match="layer 1, pooled by last; "):
         require_stock(replace(head, layer=1), reward=True)
+
+
+def test_what_is_compared_lies_evenly_over_all():
+    """A file may be sorted by label: its first texts would check one label alone."""
+    texts = [f"no {number}" for number in range(500)] + [f"yes {number}" for number in range(500)]
+    chosen = checked_texts(texts)
+    assert len(chosen) == len(set(chosen)) == MAX_CHECKED
+    assert sum(text.startswith("yes") for text in chosen) == MAX_CHECKED / 2
+    assert checked_texts(["a", "b"]) == ("a", "b")
+    assert checked_texts([]) == ()

@@ -106,7 +106,7 @@ class AsyncSpuriousRemovals:
         Args:
             removal: The report.
             name: Of the folder in the export root; must not exist.
-            texts: On 95 % of the first 64 the reloaded folder must decide as was measured.
+            texts: On 95 % of 64 of them, evenly over all, the reloaded folder must decide as was measured.
             export: Name of a published export of the report's edit; unset where nothing was removed.
             request_id: The same id again returns the same operation.
         """

@@ -20,9 +20,9 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from trephine.domain.classifier_exports import (
     FEWEST_AGREEING,
-    MAX_CHECKED,
     ClassifierExport,
     ExportClassifier,
+    checked_texts,
     require_stock,
 )
 from trephine.domain.commands import Progress
@@ -181,7 +181,7 @@ def _compare(
     hosted: HostedModel, command: ExportClassifier, target: Path, score: Tensor
 ) -> Generator[Progress | None, None, tuple[float, int, int, int]]:
     """Return the largest difference of a logit, texts that agree one by one, in batches as well, and all."""
-    given, special_tokens = command.texts[:MAX_CHECKED], command.head.special_tokens
+    given, special_tokens = checked_texts(command.texts), command.head.special_tokens
     texts = [tuple(hosted.encode(text, special_tokens=special_tokens)) for text in given]
     expected = yield from _expected(hosted, command, texts, score)
     with TemporaryDirectory(prefix="trephine-classifier-") as folder:
