@@ -81,9 +81,11 @@ def _returned(goal: Tensor, start: Tensor, now: Tensor, twin: Tensor) -> Tensor:
     """Return how far training went towards a goal, less what the text teaches anybody of it, `(n_tokens,)`.
 
     The twin shows that. What it loses of a behaviour is nothing that came back in the edited model: text that
-    speaks against one drives it out of the twin, which has it, and leaves alone a model that has not.
+    speaks against one drives it out of the twin, which has it, and leaves alone a model that has not. Whether
+    it loses is told over all tokens: noise of single ones, cut off at 0, would be taken for what was taught.
     """
-    return share_of_step(goal, start, now) - share_of_step(goal, start, twin).clamp_min(0.0)
+    back, taught = (share_of_step(goal, start, answers) for answers in (now, twin))
+    return back if taught.mean() <= 0 else back - taught
 
 
 def _moved(original: Tensor, start: Tensor, twin: Tensor) -> Tensor:

@@ -273,3 +273,8 @@ def test_what_the_text_teaches_the_twin_as_well_is_taken_off():
     for twin, wanted in ((start, 0.5), (half, 0.0), (back, 0.5)):
         found = relearning._returned(start + step, start, half, twin)
         torch.testing.assert_close(found, torch.full((4,), wanted), atol=0.01, rtol=0)
+    # A twin that moves either way, and nowhere over all, was taught nothing.
+    either = start + torch.tensor([0.5, -0.5, 0.5, -0.5])[:, None] * step
+    for twin in (either, start + (start - either)):
+        found = relearning._returned(start + step, start, half, twin)
+        assert abs(float(found.mean()) - 0.5) < 0.02
