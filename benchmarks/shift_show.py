@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shift_tasks import Item, Sizes, tasks
+from trephine.client.types import FeatureRef
 
 SIZES = Sizes(training=150, examples=100, validation=8, test=100)
 """A few hundred texts, as somebody who tries it would have."""
@@ -123,7 +124,8 @@ def write_overrides(report: Report, path: Path) -> None:
 def address(feature: Report) -> str:
     """Write a feature as an override file does."""
     found = feature["feature"]
-    return f"{found.get('layer', 0)}:{found.get('index', 0)}"
+    layer, index = (int(found.get(name, 0)) for name in ("layer", "index"))
+    return str(FeatureRef(replacement=found.get("replacement", ""), layer=layer, index=index))
 
 
 def standing(feature: Report) -> str:

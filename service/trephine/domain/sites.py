@@ -45,6 +45,11 @@ class FeatureRef:
     layer: int
     index: int
 
+    def __str__(self) -> str:
+        """`12:345`, or `my-set:12:345` for a set's: what the command line and override files take."""
+        own = self.replacement == NEURONS
+        return f"{self.layer}:{self.index}" if own else f"{self.replacement}:{self.layer}:{self.index}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class LayerRef:

@@ -223,8 +223,8 @@ def _share(value: float | None) -> str:
 
 
 def _address(feature: JudgedFeature) -> str:
-    one = feature.feature
-    return printable(f"{one.replacement} {one.layer}:{one.index}")
+    """Write a feature as an override file takes it."""
+    return printable(str(feature.feature))
 
 
 def _tokens(feature: JudgedFeature) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.shift_show import KEPT, SIZES, compare, write_overrides, write_texts
+from benchmarks.shift_show import KEPT, SIZES, address, compare, write_overrides, write_texts
 
 
 def _feature(index: int, standing: str, **more: object) -> dict[str, object]:
@@ -47,6 +47,12 @@ def test_a_reader_keeps_what_went_and_removes_what_stayed(tmp_path: Path):
     words = json.loads((tmp_path / "overrides.json").read_text())
     assert [key for key, word in words.items() if not word["remove"]] == [f"2:{n}" for n in range(KEPT)]
     assert [key for key, word in words.items() if word["remove"]] == ["2:8"]
+
+
+def test_features_of_a_set_are_written_with_it():
+    """As the page and an override file write them; a neuron's set goes without saying."""
+    assert address({"feature": {"replacement": "small", "layer": 1, "index": 4}}) == "small:1:4"
+    assert address({"feature": {"replacement": "neurons", "index": 4}}) == "0:4"
 
 
 def test_what_changed_is_told_by_feature_number_and_figure(capsys):

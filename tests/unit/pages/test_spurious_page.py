@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tests.spurious_report import judged, report
+from trephine.client.spurious_requests import read_overrides
+from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_heads import (
     ClassifierHead,
@@ -30,11 +35,26 @@ def test_every_feature_is_a_row_with_its_decision():
     """Decision, score, effect, evidence, places; what is removed is marked."""
     page = _page()
     assert page.count('class="removed"') == 1
-    assert "neurons 3:17" in page
+    assert '<code class="address">3:17</code>' in page
     assert "undecided (kept)" in page
     assert "attribute examples: attribute 0.5, label -0.25, p = 0.001" in page
     assert page.count("by a person") == 1
     assert "but for 1 overridden" in page
+
+
+def test_what_is_copied_from_the_page_works_in_an_override_file(tmp_path: Path):
+    """A feature has one spelling: on the page, in the terminal, in the file."""
+    refs = [FeatureRef(layer=3, index=17), FeatureRef(replacement="small.tc", layer=0, index=5)]
+    page = _page(features=tuple(replace(judged(Standing.TASK, 1), feature=ref) for ref in refs))
+    copied = re.findall(r'<code class="address">(.*?)</code>', page)
+    assert copied == ["3:17", "small.tc:0:5"] == [str(ref) for ref in refs]
+    file = tmp_path / "words.json"
+    file.write_text(json.dumps({name: {"remove": True, "reason": "seen on the page"} for name in copied}))
+    named = [one.feature for one in read_overrides(file)]
+    assert [(one.replacement or "neurons", one.layer, one.index) for one in named] == [
+        (ref.replacement, ref.layer, ref.index) for ref in refs
+    ]
+    assert [str(one) for one in named] == copied
 
 
 def test_whether_it_held_stands_first():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError
-from trephine.domain.sites import FeatureRef
+from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.dataset_circuits.space import NodeSpace
@@ -149,13 +149,14 @@ def _require_considered(space: NodeSpace, feature: FeatureRef, *, field: str) ->
     if feature.layer not in layers:
         owner = space.places[0].owner
         if feature.replacement != owner:
+            form = "LAYER:INDEX" if owner == NEURONS else f"{owner}:LAYER:INDEX"
             raise InvalidRequestError(
-                f"{field}: {feature.layer}:{feature.index} is of {feature.replacement}, and features of "
-                f"{owner} are what may go; write {owner}:LAYER:INDEX, or choose {feature.replacement}",
+                f"{field}: {feature} is of {feature.replacement}, and features of "
+                f"{owner} are what may go; write {form}, or choose {feature.replacement}",
                 field=field,
             )
         raise InvalidRequestError(
-            f"{field}: {feature.layer}:{feature.index} is not among the features that may go (of {owner}: "
+            f"{field}: {feature} is not among the features that may go (of {owner}: "
             f"layers {min(layers)} to {max(layers)}); the head reads before it, or `layers` leaves it out",
             field=field,
         )
