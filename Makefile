@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-circuits bench-global bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
+.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-products bench-circuits bench-global bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -127,6 +127,9 @@ bench-gpu: $(VENV)/dev.stamp $(VENV)/peer/stamp ## Discovery beside circuit-trac
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.discovery_gpu --peer $(VENV)/peer/bin/python \
 		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
+
+bench-products: $(VENV)/dev.stamp ## Float32 products by torch's two libraries
+	$(BIN)/python -m benchmarks.products
 
 bench-circuits: $(VENV)/dev.stamp ## Circuits of behaviours: curves, random circuits, stability, estimators
 	$(BIN)/trephine models fetch smollm2

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm
+from trephine.engine.models.products import add_product, product
 
 _KEYS = 128
 """Key positions per product with the pattern; earlier queries do not see them and are left out."""
@@ -73,8 +74,8 @@ def attention_adjoint(
     _add_value_biases(layer, value, bias)
     rows, matrix = value.flatten(2).flatten(0, 1), _value_matrix(layer, adjoint.dtype)
     if onto is None:
-        return (rows @ matrix).view_as(adjoint)
-    onto.view(-1, onto.shape[-1]).addmm_(rows, matrix)
+        return product(rows, matrix).view_as(adjoint)
+    add_product(onto.view(-1, onto.shape[-1]), rows, matrix)
     return onto
 
 
@@ -99,10 +100,10 @@ def _mixed(layer: FrozenLayer, adjoint: Tensor) -> Iterator[Tensor]:
     attention, n = layer.block.attention, len(adjoint)
     matrix, rows = _output_matrix(layer, adjoint.dtype), adjoint.flatten(0, 1)
     if attention.group == 1:
-        yield from (rows @ matrix).view(n, -1, attention.n_heads, attention.d_head).unbind(2)
+        yield from product(rows, matrix).view(n, -1, attention.n_heads, attention.d_head).unbind(2)
         return
     for columns in matrix.split(attention.group * attention.d_head, dim=1):
-        yield (rows @ columns).view(n, -1, attention.d_head)
+        yield product(rows, columns).view(n, -1, attention.d_head)
 
 
 def _output_matrix(layer: FrozenLayer, dtype: torch.dtype) -> Tensor:

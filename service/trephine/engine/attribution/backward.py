@@ -17,6 +17,7 @@ from torch import Tensor
 from trephine.engine.attribution.adjoints import attention_adjoint, mlp_write_adjoint, new_adjoint
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
 from trephine.engine.attribution.readouts import StreamRead, Targets
+from trephine.engine.models.products import product
 
 
 class NeuronCollector(Protocol):
@@ -102,7 +103,7 @@ class _Sweep:
             self.mass[:alive] += score.abs().sum(1)
             return
         written = mlp_write_adjoint(layer, adjoint, self.bias[:alive])
-        scores = written @ layer.block.mlp.W_down.to(written.dtype)  # (n_alive, n_cone, d_mlp)
+        scores = product(written, layer.block.mlp.W_down.to(written.dtype))  # (n_alive, n_cone, d_mlp)
         scores *= layer.activation[:n_pos]
         self.neurons[:alive] += scores.sum((1, 2))
         self.mass[:alive] += torch.linalg.vector_norm(scores, ord=1, dim=(1, 2))

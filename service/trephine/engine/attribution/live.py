@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trephine.domain.errors import UnsupportedArchitectureError
 from trephine.engine.attribution.operators import FrozenLayer
+from trephine.engine.models.products import product
 
 _STEP = 1e-5
 """Of central differences in float64: exact to some 1e-10 for smooth activations."""
@@ -29,9 +30,10 @@ def mlp_read_adjoint(layer: FrozenLayer, by_neuron: Tensor) -> Tensor:
     """Carry `(n_pos, d_mlp)` to what the MLP reads, `(n_pos, d_model)`, by the exact slope of its neurons."""
     mlp, dtype, phi = layer.block.mlp, by_neuron.dtype, layer.block.mlp.activation
     if layer.gate is None or mlp.W_gate is None:
-        return (by_neuron * _slope(layer, layer.read)) @ mlp.W_in.to(dtype)
+        return product(by_neuron * _slope(layer, layer.read), mlp.W_in.to(dtype))
     by_gate = by_neuron * _slope(layer, layer.gate) * layer.read
-    return by_gate @ mlp.W_gate.to(dtype) + (by_neuron * phi(layer.gate)) @ mlp.W_in.to(dtype)
+    by_read = by_neuron * phi(layer.gate)
+    return product(by_gate, mlp.W_gate.to(dtype)) + product(by_read, mlp.W_in.to(dtype))
 
 
 def _slope(layer: FrozenLayer, x: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def by_heads(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
     """Carry `(n_pos, d_model)` of attention's output to mixed values, `(n_pos, n_heads * d_head)`."""
     post = layer.attention_post_norm
     out = adjoint if post is None else post.pull_back_live(adjoint)
-    return out @ layer.block.attention.W_O.to(adjoint.dtype).flatten(1)
+    return product(out, layer.block.attention.W_O.to(adjoint.dtype).flatten(1))
 
 
 def live_heads_adjoint(layer: FrozenLayer, by_mixed: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
 from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.attribution.readouts import LogitReadout, mlp_half_adjoint
 from trephine.engine.attribution.targets import Cotangents, cotangents_of, top_place
+from trephine.engine.models.products import product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ def sweep_gradient(operators: FrozenOperators, explained: Cotangents) -> Generat
         post, first = layer.mlp_post_norm, PER_BLOCK * number
         adjoint = adjoint + _entering(operators, explained, first + AFTER)
         written = adjoint if post is None else post.pull_back_live(adjoint)
-        by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        by_neuron = product(written, layer.block.mlp.W_down.to(adjoint.dtype))
         if covered:
             neurons[number] = (by_neuron * layer.activation).float().cpu()
         else:
@@ -94,7 +95,7 @@ def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[
         through_mlp = torch.zeros_like(adjoint)
         if covered:
             written = mlp_write_adjoint(layer, adjoint[None], bias)[0]
-            by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+            by_neuron = product(written, layer.block.mlp.W_down.to(adjoint.dtype))
             neurons[number] = (by_neuron * layer.activation).float().cpu()
             through_mlp = layer.mlp_norm.pull_back_all(mlp_half_adjoint(layer, by_neuron))
         else:

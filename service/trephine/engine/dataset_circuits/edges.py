@@ -27,6 +27,7 @@ from trephine.engine.dataset_circuits.places import NodeKind, Place
 from trephine.engine.dataset_circuits.space import FIRST, NodeSpace
 from trephine.engine.dataset_circuits.sweeping import Gradient, metric_cotangent
 from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.products import product
 
 METRIC = -1
 Scales = Mapping[int, Tensor | float]
@@ -191,7 +192,9 @@ class _Descent:
     def _through_mlp(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         if layer.block.layer in self._stopped_mlps:
             return torch.zeros_like(adjoint)
-        return live_mlp_adjoint(layer, _to_neurons(layer, adjoint) @ layer.block.mlp.W_down.to(adjoint.dtype))
+        return live_mlp_adjoint(
+            layer, product(_to_neurons(layer, adjoint), layer.block.mlp.W_down.to(adjoint.dtype))
+        )
 
     def _through_attention(self, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
         self._collect(layer, adjoint, _OF_ATTENTION)

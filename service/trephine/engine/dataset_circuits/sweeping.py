@@ -15,6 +15,7 @@ from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_ad
 from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm, FrozenOperators
 from trephine.engine.attribution.readouts import mlp_half_adjoint
 from trephine.engine.dataset_circuits.packs import Pack
+from trephine.engine.models.products import product
 
 
 class SweepRule(Protocol):
@@ -101,7 +102,7 @@ def sweep_blocks(
         for kind in (SiteKind.RESID_POST, SiteKind.MLP_OUT):
             found[Site(kind=kind, layer=number)] = adjoint
         written = adjoint if post is None else rule.through_norm(post, adjoint)
-        by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        by_neuron = product(written, layer.block.mlp.W_down.to(adjoint.dtype))
         found[Site(kind=SiteKind.NEURONS, layer=number)] = by_neuron
         middle = adjoint + rule.through_mlp(layer, by_neuron)
         below = adjoint if layer.block.parallel else middle
@@ -120,4 +121,4 @@ def _by_heads(rule: SweepRule, layer: FrozenLayer, adjoint: Tensor) -> Tensor:
     """Carry `(n_rows, d_model)` of what attention adds to the heads' mixed values."""
     post = layer.attention_post_norm
     out = adjoint if post is None else rule.through_norm(post, adjoint)
-    return out @ layer.block.attention.W_O.to(out.dtype).flatten(1)  # (n_rows, n_heads * d_head)
+    return product(out, layer.block.attention.W_O.to(out.dtype).flatten(1))  # (n_rows, n_heads * d_head)

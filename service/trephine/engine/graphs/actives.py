@@ -23,6 +23,7 @@ from trephine.engine.graphs.open_layers import checked
 from trephine.engine.models.architecture import Architecture
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.neurons import decoders
+from trephine.engine.models.products import product
 from trephine.engine.replacements.layer import ReplacementLayer
 from trephine.engine.replacements.sets import opened
 
@@ -87,8 +88,8 @@ class ActiveFeatures:
 
     @cached_property
     def rest(self) -> dict[Site, Tensor]:
-        """`(n_pos, d_model, 2)` by site: the error term and the constants, side by side for one product."""
-        return {site: torch.stack([self.errors[site], self.constants[site]], dim=2) for site in self.errors}
+        """`(n_pos, 2, d_model)` by site: the error term and the constants, side by side for one product."""
+        return {site: torch.stack([self.errors[site], self.constants[site]], dim=1) for site in self.errors}
 
     @property
     def count(self) -> int:
@@ -246,7 +247,7 @@ def _encode(
     matrix = layer.skip_matrix()
     if skipped is not None and matrix is not None:
         errors[info.sites_out[0]] -= skipped
-        constants[info.sites_out[0]] += skipped - x @ matrix.T.to(x.dtype)
+        constants[info.sites_out[0]] += skipped - product(x, matrix.T.to(x.dtype))
     return _Encoded(
         ref=ref,
         info=info,
@@ -270,7 +271,9 @@ def _encode_neurons(
     layer, (site,) = operators.layers[info.layer], info.sites_out
     mlp, post = layer.block.mlp, layer.mlp_post_norm
     scale: Tensor | float = 1.0 if post is None else post.scale
-    written = layer.activation @ decoders(architecture, info.layer, range(info.d_sae)).to(operators.dtype)
+    written = product(
+        layer.activation, decoders(architecture, info.layer, range(info.d_sae)).to(operators.dtype)
+    )
     constant = torch.zeros_like(written)
     if mlp.b_down is not None:
         constant += push_through(post, mlp.b_down.to(operators.dtype).expand_as(written), slice(None))

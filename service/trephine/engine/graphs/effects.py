@@ -19,6 +19,7 @@ from trephine.engine.attribution.targets import Cotangents, top_place
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.writes import blocks
 from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.products import product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def effects_on(
         adjoint = adjoint + explained.get(first + AFTER, nothing)
         _add(effects, hosted, active, Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
         written = adjoint if post is None else post.pull_back_live(adjoint)
-        by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)
+        by_neuron = product(written, layer.block.mlp.W_down.to(adjoint.dtype))
         _add_neurons(effects, active, number, by_neuron)
         middle = adjoint + live_mlp_adjoint(layer, by_neuron) + explained.get(first + MLP, nothing)
         if not layer.block.parallel:

@@ -13,6 +13,7 @@ from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PE
 from trephine.engine.attribution.readouts import half_rule
 from trephine.engine.attribution.targets import Explained, top_place
 from trephine.engine.graphs.hierarchical import Hierarchy, hierarchy, root_constants
+from trephine.engine.models.products import product
 
 
 def through_neurons(
@@ -33,7 +34,7 @@ def through_neurons(
             read = roots.get(first + MLP, nothing) + roots.get(first + MIDDLE, nothing)
             if operators.covered[number]:
                 written = mlp_write_adjoint(layer, adjoint[None], bias)[0]
-                by_neuron = written @ layer.block.mlp.W_down.to(adjoint.dtype)  # (n_pos, d_mlp)
+                by_neuron = product(written, layer.block.mlp.W_down.to(adjoint.dtype))  # (n_pos, d_mlp)
                 attribution = by_neuron * layer.activation
                 large = (attribution.abs() >= threshold) & (attribution != 0)
                 stopped.append(attribution[~large])
@@ -68,12 +69,12 @@ def _read(layer: FrozenLayer, by_neuron: Tensor, bias: Tensor) -> Tensor:
     mlp, dtype, norm = layer.block.mlp, by_neuron.dtype, layer.mlp_norm
     by_gate, by_read = half_rule(layer)
     through = by_neuron * by_read
-    read = through @ mlp.W_in.to(dtype)
+    read = product(through, mlp.W_in.to(dtype))
     if mlp.b_in is not None:
         bias += (through @ mlp.b_in.to(dtype)).sum()
     if by_gate is not None and mlp.W_gate is not None:
         through = by_neuron * by_gate
-        read = read + through @ mlp.W_gate.to(dtype)
+        read = read + product(through, mlp.W_gate.to(dtype))
         if mlp.b_gate is not None:
             bias += (through @ mlp.b_gate.to(dtype)).sum()
     if norm.bias is not None:

@@ -10,6 +10,7 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.operators import FrozenLayer
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.models.hosted import HostedModel
+from trephine.engine.models.products import product
 from trephine.engine.replacements.sets import opened
 
 
@@ -37,7 +38,7 @@ def read_through_skip(
     matrix = skip_of(hosted, active, layer)
     if matrix is None:
         return None
-    read = adjoint @ matrix.to(adjoint.dtype)
+    read = product(adjoint, matrix.to(adjoint.dtype))
     bias = None if layer.mlp_norm.bias is None else read @ layer.mlp_norm.bias
     return SkipRead(adjoint=layer.mlp_norm.pull_back_all(read), bias=bias)
 

@@ -76,10 +76,14 @@ def kept_edges(
         room: For edges of both kinds together; the largest are kept.
     """
     sizes = features.abs()  # (n, n_cells)
-    large = sizes > FLOOR * mass[:, None]
-    small = (sizes > NEGLIGIBLE * largest_shown(sizes, errors, tokens)[:, None]) & ~large
-    ranked, rest = _by_row(large, features), _by_row(small, features)
-    granted = room.grant([a + b for a, b in zip(ranked.counts, rest.counts, strict=True)])
+    floor = FLOOR * mass  # (n,)
+    shown = NEGLIGIBLE * largest_shown(sizes, errors, tokens)
+    listed = _by_row(sizes > torch.minimum(floor, shown)[:, None], features)
+    large = listed.weights.abs() > floor.repeat_interleave(
+        torch.tensor(listed.counts, device=mass.device), output_size=len(listed.weights)
+    )
+    ranked, rest = _part(listed, large), _part(listed, ~large)
+    granted = room.grant(listed.counts)
     ranked = _limited(ranked, granted)
     left = [most - count for most, count in zip(granted, ranked.counts, strict=True)]
     return ranked, _limited(rest, left)
@@ -87,12 +91,28 @@ def kept_edges(
 
 def _by_row(chosen: Tensor, features: Tensor) -> Entries:
     """List, row by row, where it is True, and the features there."""
+    n, width = features.shape
     # Flat places: pairs of a row and a cell take twice the memory, and columns of pairs are slow to read.
     place = chosen.flatten().nonzero().flatten()
+    starts = torch.arange(n + 1, device=place.device) * width
+    counts = torch.searchsorted(place, starts).diff()
+    first = starts[:-1].repeat_interleave(counts, output_size=len(place))
     return Entries(
-        counts=tuple(chosen.sum(1).tolist()),
-        sources=(place % max(1, features.shape[1])).to(torch.int32),
+        counts=tuple(counts.tolist()),
+        sources=(place - first).to(torch.int32),
         weights=features.flatten()[place].float(),
+    )
+
+
+def _part(entries: Entries, chosen: Tensor) -> Entries:
+    """Keep entries, by a mask over all of them."""
+    ends = torch.tensor([0, *entries.counts], device=chosen.device).cumsum(0)
+    before = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
+    own = chosen.nonzero().flatten()
+    return Entries(
+        counts=tuple(before[ends].diff().tolist()),
+        sources=entries.sources[own],
+        weights=entries.weights[own],
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from trephine.domain.replacements import ReplacementLayerInfo
 from trephine.domain.sites import Site
 from trephine.engine.models.indices import Indices, chosen
+from trephine.engine.models.products import product
 from trephine.engine.replacements.encoder import Encoder, InputGain
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.precision import wide
@@ -44,7 +45,7 @@ class DictionaryLayer:
         features = code.activations
         if self.row_gain is not None:
             features = features * self.row_gain.to(features.dtype)
-        written = features @ self.W_dec.to(features.dtype)
+        written = product(features, self.W_dec.to(features.dtype))
         if self.b_dec is not None:
             written = written + self.b_dec.to(features.dtype)
         return {self.info.sites_out[0]: code.denormalised(written)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trephine.engine.models.indices import Indices, chosen
+from trephine.engine.models.products import product
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.normalisation import Normalisation, Normalised
 from trephine.engine.replacements.precision import wide
@@ -84,7 +85,7 @@ class Encoder:
     def skipped(self, x: Tensor, W_skip: Tensor) -> Tensor:
         """Return what a skip path `(d_out, d_in)` adds; it reads the input without the normalisation."""
         read = self.widened(x)
-        return read @ W_skip.T.to(read.dtype)
+        return product(read, W_skip.T.to(read.dtype))
 
     def skip_matrix(self, W_skip: Tensor) -> Tensor:
         """Return a skip path as one matrix on the site's activation, through an undone input gain."""
@@ -98,7 +99,7 @@ class Encoder:
 
     def _pre(self, read: Normalised, own: slice | list[int]) -> Tensor:
         x = read.x if self.shift is None else read.x - self.shift.to(read.x.dtype)
-        pre = x @ self.W_enc[:, own].to(x.dtype)
+        pre = product(x, self.W_enc[:, own].to(x.dtype))
         if self.row_gain is not None:
             pre = pre * self.row_gain[own].to(x.dtype)
         return pre if self.b_enc is None else pre + self.b_enc[own].to(x.dtype)

@@ -26,6 +26,7 @@ from trephine.engine.attribution.operators import FrozenLayer
 from trephine.engine.attribution.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.attribution.targets import Cotangents, top_place
 from trephine.engine.graphs.open_layers import info_of
+from trephine.engine.models.products import product
 from trephine.engine.replacements.layer import Code
 from trephine.engine.replacements.sets import opened
 from trephine.engine.verification.derivatives import live_cotangents, measured
@@ -96,7 +97,7 @@ class _Slopes:
         adjoint = self.enter(adjoint, first + AFTER)
         heard = self.meet(Site(kind=SiteKind.MLP_OUT, layer=number), adjoint)
         written = heard if post is None else post.pull_back_live(heard)
-        passed = self._neurons(layer, written @ layer.block.mlp.W_down.to(adjoint.dtype))
+        passed = self._neurons(layer, product(written, layer.block.mlp.W_down.to(adjoint.dtype)))
         middle = adjoint + live_mlp_adjoint(layer, passed)
         read = self._read(Site(kind=SiteKind.MLP_IN, layer=number), adjoint)
         middle = self.enter(middle + layer.mlp_norm.pull_back_live(read), first + MLP)

@@ -1,0 +1,89 @@
+"""Products of many rows with one float32 matrix, by whichever of torch's two libraries is the faster here.
+
+On CPUs torch multiplies float32 matrices by MKL, which keeps to 256-bit instructions on processors of other
+makers than its own; oneDNN, which torch ships as well, uses what the processor has. With 512-bit units that
+is twice the rate, for the same float32 arithmetic: only the order of the sums differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_ROWS = 8
+"""Rows from which on calling oneDNN costs less than it saves."""
+
+
+@cache
+def has_wide_units() -> bool:
+    """True where oneDNN has 512-bit units to use, and torch was built with it."""
+    has_operator = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_operator and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Return `rows @ matrix`.
+
+    Args:
+        rows: `(..., k)`.
+        matrix: `(k, m)`.
+
+    Returns:
+        `(..., m)`.
+    """
+    return _linear(rows, matrix.T, None) if _suits(rows, matrix) else rows @ matrix
+
+
+def add_product(onto: Tensor, rows: Tensor, matrix: Tensor) -> None:
+    """Add `rows @ matrix` in place.
+
+    Args:
+        onto: `(n, m)`.
+        rows: `(n, k)`.
+        matrix: `(k, m)`.
+    """
+    if _suits(rows, matrix):
+        onto += product(rows, matrix)
+    else:
+        onto.addmm_(rows, matrix)
+
+
+def _suits(rows: Tensor, matrix: Tensor) -> bool:
+    """True for float32 on a CPU with such units, outside autograd, which does not know oneDNN's product."""
+    if not (rows.dtype == matrix.dtype == torch.float32 and rows.device.type == "cpu" and has_wide_units()):
+        return False
+    differentiates = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
+    return rows.numel() >= _ROWS * rows.shape[-1] and matrix.dim() == 2 and not differentiates
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `rows @ weight.T + bias` by oneDNN, which takes strided weights one element at a time."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, _dense(weight), bias, "none", [], "")
+    return found
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Return a matrix whose rows or columns lie one behind the other, copied if they do not."""
+    return weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.T.contiguous().T
+
+
+class WideLinears(TorchFunctionMode):
+    """Inside it linear maps of many float32 rows are computed by oneDNN, where that is the faster."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a function of torch."""
+        if func is functional.linear and not kwargs and _suits(args[0], args[1]):
+            return _linear(args[0], args[1], args[2] if len(args) > 2 else None)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,109 @@
+"""Products by oneDNN are float32 products, whatever the layout; all that does not suit it is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trephine.engine.models import products
+from trephine.engine.models.products import WideLinears, add_product, product
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+
+@pytest.fixture(params=[True, False], ids=["onednn", "plain"])
+def wide_units(request, monkeypatch):
+    """With oneDNN, on whatever processor this is, and without."""
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
+    monkeypatch.setattr(products, "has_wide_units", lambda: request.param)
+    return request.param
+
+
+def normal(*shape, seed=0):
+    """Random float32 numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layouts():
+    """One matrix `(24, 40)` as it lies, transposed, as columns and as every other row of a larger one."""
+    columns, rows = normal(24, 120, seed=1).split(40, dim=1)[1], normal(48, 40, seed=2)[::2]
+    return {
+        "dense": normal(24, 40, seed=3),
+        "transposed": normal(40, 24, seed=4).T,
+        "columns": columns,
+        "rows": rows,
+    }
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+@pytest.mark.parametrize("shape", [(16, 24), (3, 5, 24), (1, 24), (0, 24)], ids=str)
+def test_a_product_is_the_float32_product(shape, layout, wide_units):
+    """For rows of any batch, matrices of any layout."""
+    rows, matrix = normal(*shape), layouts()[layout]
+    found = product(rows, matrix)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (rows.double() @ matrix.double()).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+def test_a_product_is_added_in_place(layout, wide_units):
+    """To what is there already, and to a slice of something larger."""
+    rows, matrix, onto = normal(16, 24), layouts()[layout], normal(20, 40, seed=5)
+    before, expected = onto.clone(), (onto[2:18].double() + rows.double() @ matrix.double()).float()
+    add_product(onto[2:18], rows, matrix)
+    torch.testing.assert_close(onto[2:18], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(onto[:2], before[:2])
+    assert torch.equal(onto[18:], before[18:])
+
+
+def test_rows_that_are_strided_are_read_as_such(wide_units):
+    """Adjoints of one position of many."""
+    adjoint, matrix = normal(16, 7, 24), normal(24, 40, seed=1)
+    torch.testing.assert_close(
+        product(adjoint[:, 3], matrix), adjoint[:, 3].contiguous() @ matrix, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+def test_onednn_is_given_dense_weights_alone(layout):
+    """It computes with others a thousand times slower; copies are made of those alone."""
+    weight = layouts()[layout].T
+    dense = products._dense(weight)
+    assert torch.equal(dense, weight)
+    assert dense.is_contiguous() or dense.T.is_contiguous()
+    assert (dense.data_ptr() == weight.data_ptr()) == (layout in ("dense", "transposed"))
+
+
+@needs_onednn
+def test_what_does_not_suit_onednn_is_left_alone(monkeypatch):
+    """Other types, few rows, and what autograd follows: the same bits as without."""
+    monkeypatch.setattr(products, "has_wide_units", lambda: True)
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(products, "_linear", lambda rows, *_: asked.append(rows))
+    rows, matrix = normal(16, 24), normal(24, 40, seed=1)
+    for given in (rows.double(), rows.bfloat16(), rows[:7]):
+        own = matrix.to(given.dtype)
+        assert torch.equal(product(given, own), given @ own)
+    followed = matrix.clone().requires_grad_()
+    product(rows, followed).sum().backward()
+    torch.testing.assert_close(followed.grad, rows.sum(0)[:, None].expand(24, 40))
+    assert not asked
+    with torch.no_grad():
+        product(rows, followed)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_maps_of_a_model_are_the_same_inside(bias, wide_units):
+    """Modules and functions; few rows are the same to the bit."""
+    layer = torch.nn.Linear(24, 40, bias=bias)
+    rows = normal(2, 16, 24)
+    with torch.inference_mode():
+        expected, one = layer(rows), layer(rows[:, :1])
+        with WideLinears():
+            found, few = layer(rows), layer(rows[:, :1])
+            keyed = torch.nn.functional.linear(rows, weight=layer.weight, bias=layer.bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(few, one)
+    assert torch.equal(keyed, expected)
