@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm
-from trephine.engine.models.products import add_product, product
+from trephine.engine.models.products import add_product, is_wide, product
 
 _KEYS = 128
 """Key positions per product with the pattern; earlier queries do not see them and are left out."""
+_LONG = 64
+"""Positions from which on values are summed over queries for all targets in one product."""
 
 
 def new_adjoint(embedding: Tensor, positions: Tensor) -> Tensor:
@@ -88,11 +90,29 @@ def _through_pattern(layer: FrozenLayer, adjoint: Tensor) -> Tensor:
     pattern = _scaled_pattern(layer, n_pos)  # (n_kv_heads, n_pos * group, n_key)
     value = adjoint.new_empty(n, n_pos, attention.n_kv_heads, attention.d_head)
     for head, mixed in enumerate(_mixed(layer, adjoint)):
-        for first in range(0, n_pos, _KEYS):  # no query looks ahead
-            seen = slice(first * attention.group, None)
-            block = pattern[head, seen, first : first + _KEYS].T.expand(n, -1, -1)
-            value[:, first : first + _KEYS, head] = torch.bmm(block, mixed[:, seen])
+        _sum_at_keys(value[:, :, head], pattern[head], mixed, attention.group)
     return value
+
+
+def _sum_at_keys(value: Tensor, pattern: Tensor, mixed: Tensor, group: int) -> None:
+    """Sum over the queries of one value head, a block of keys at a time: no query looks ahead.
+
+    Args:
+        value: `(n, n_key, d_head)`, written.
+        pattern: `(n_query * group, n_key)`.
+        mixed: `(n, n_query * group, d_head)`.
+        group: Query heads that share the value head.
+    """
+    n, (_, n_key) = len(mixed), pattern.shape
+    # All targets' columns are rows of one product: oneDNN has no batched one. Short prompts do not pay for the copy.
+    by_column = mixed.transpose(1, 2).flatten(0, 1) if n_key >= _LONG and is_wide(mixed) else None
+    for first in range(0, n_key, _KEYS):
+        keys, seen = slice(first, first + _KEYS), slice(first * group, None)
+        if by_column is None:
+            value[:, keys] = torch.bmm(pattern[seen, keys].T.expand(n, -1, -1), mixed[:, seen])
+        else:
+            summed = product(by_column[:, seen], pattern[seen, keys])  # (n * d_head, n_keys)
+            value[:, keys] = summed.unflatten(0, (n, -1)).transpose(1, 2)
 
 
 def _mixed(layer: FrozenLayer, adjoint: Tensor) -> Iterator[Tensor]:

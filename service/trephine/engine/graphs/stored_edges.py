@@ -95,22 +95,18 @@ def _by_row(chosen: Tensor, features: Tensor) -> Entries:
     # Flat places: pairs of a row and a cell take twice the memory, and columns of pairs are slow to read.
     place = chosen.flatten().nonzero().flatten()
     starts = torch.arange(n + 1, device=place.device) * width
-    counts = torch.searchsorted(place, starts).diff()
-    first = starts[:-1].repeat_interleave(counts, output_size=len(place))
-    return Entries(
-        counts=tuple(counts.tolist()),
-        sources=(place - first).to(torch.int32),
-        weights=features.flatten()[place].float(),
-    )
+    counts = torch.searchsorted(place, starts).diff().tolist()
+    weights = features.flatten()[place].float()
+    sources = place.remainder_(max(1, width)).to(torch.int32)
+    return Entries(counts=tuple(counts), sources=sources, weights=weights)
 
 
 def _part(entries: Entries, chosen: Tensor) -> Entries:
     """Keep entries, by a mask over all of them."""
-    ends = torch.tensor([0, *entries.counts], device=chosen.device).cumsum(0)
-    before = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
     own = chosen.nonzero().flatten()
+    ends = torch.tensor([0, *entries.counts], device=own.device).cumsum(0)
     return Entries(
-        counts=tuple(before[ends].diff().tolist()),
+        counts=tuple(torch.searchsorted(own, ends).diff().tolist()),
         sources=entries.sources[own],
         weights=entries.weights[own],
     )

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 _ROWS = 8
 """Rows from which on calling oneDNN costs less than it saves."""
+_ADDED = 2048
+"""Rows that are added in place at once: oneDNN has their product in memory of its own first."""
 
 
 @cache
@@ -48,15 +50,21 @@ def add_product(onto: Tensor, rows: Tensor, matrix: Tensor) -> None:
         rows: `(n, k)`.
         matrix: `(k, m)`.
     """
-    if _suits(rows, matrix):
-        onto += product(rows, matrix)
-    else:
+    if not _suits(rows, matrix):
         onto.addmm_(rows, matrix)
+        return
+    for part, own in zip(onto.split(_ADDED), rows.split(_ADDED), strict=True):
+        part += product(own, matrix)
+
+
+def is_wide(values: Tensor) -> bool:
+    """True for float32 on a CPU with 512-bit units."""
+    return values.dtype == torch.float32 and values.device.type == "cpu" and has_wide_units()
 
 
 def _suits(rows: Tensor, matrix: Tensor) -> bool:
     """True for float32 on a CPU with such units, outside autograd, which does not know oneDNN's product."""
-    if not (rows.dtype == matrix.dtype == torch.float32 and rows.device.type == "cpu" and has_wide_units()):
+    if not (is_wide(rows) and matrix.dtype == torch.float32):
         return False
     differentiates = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
     return rows.numel() >= _ROWS * rows.shape[-1] and matrix.dim() == 2 and not differentiates

@@ -20,7 +20,7 @@ def wide_units(request, monkeypatch):
     return request.param
 
 
-def normal(*shape, seed=0):
+def normal(*shape: int, seed=0):
     """Random float32 numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
