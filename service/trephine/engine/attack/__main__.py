@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from trephine.domain.removal import Removal
 from trephine.engine.attack.attack import attack
 from trephine.engine.attack.request import AttackRequest
+from trephine.engine.models.products import WideLinears
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = TypeAdapter(AttackRequest).validate_json(Path(sys.argv[1]).read_bytes())
     torch.set_num_threads(request.threads)
-    found = attack(request, lambda progress: say(asdict(progress)))
+    with WideLinears():
+        found = attack(request, lambda progress: say(asdict(progress)))
     say({"result": TypeAdapter(Removal).dump_python(found, mode="json")})
 
 

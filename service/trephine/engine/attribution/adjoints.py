@@ -104,7 +104,7 @@ def _sum_at_keys(value: Tensor, pattern: Tensor, mixed: Tensor, group: int) -> N
         group: Query heads that share the value head.
     """
     n, (_, n_key) = len(mixed), pattern.shape
-    # All targets' columns are rows of one product: oneDNN has no batched one. Short prompts do not pay for the copy.
+    # Columns of all targets are rows of one product: oneDNN has no batched one. Short ones do not pay for it.
     by_column = mixed.transpose(1, 2).flatten(0, 1) if n_key >= _LONG and is_wide(mixed) else None
     for first in range(0, n_key, _KEYS):
         keys, seen = slice(first, first + _KEYS), slice(first * group, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -63,17 +64,36 @@ def is_wide(values: Tensor) -> bool:
 
 
 def _suits(rows: Tensor, matrix: Tensor) -> bool:
-    """True for float32 on a CPU with such units, outside autograd, which does not know oneDNN's product."""
-    if not (is_wide(rows) and matrix.dtype == torch.float32):
-        return False
-    differentiates = torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad)
-    return rows.numel() >= _ROWS * rows.shape[-1] and matrix.dim() == 2 and not differentiates
+    """True for enough float32 rows on a CPU with such units, and a matrix that is not trained."""
+    trained = torch.is_grad_enabled() and matrix.requires_grad
+    enough = rows.numel() >= _ROWS * rows.shape[-1] and matrix.dim() == 2
+    return is_wide(rows) and matrix.dtype == torch.float32 and enough and not trained
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return `rows @ weight.T + bias` by oneDNN, which takes strided weights one element at a time."""
+    if torch.is_grad_enabled() and rows.requires_grad:
+        followed: Tensor = _FrozenLinear.apply(rows, weight, bias)
+        return followed
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, _dense(weight), bias, "none", [], "")
     return found
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """A linear map whose rows alone are differentiated: oneDNN's has no derivative in torch."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Map rows."""
+        ctx.save_for_backward(weight)
+        return _linear(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Carry a gradient back to the rows."""
+        (weight,) = ctx.saved_tensors
+        return product(gradient, weight), None, None
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -93,5 +113,7 @@ class WideLinears(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch."""
         if func is functional.linear and not kwargs and _suits(args[0], args[1]):
-            return _linear(args[0], args[1], args[2] if len(args) > 2 else None)
+            bias = args[2] if len(args) > 2 else None
+            if bias is None or not (torch.is_grad_enabled() and bias.requires_grad):
+                return _linear(args[0], args[1], bias)
         return func(*args, **(kwargs or {}))

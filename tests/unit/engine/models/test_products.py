@@ -89,9 +89,29 @@ def test_what_does_not_suit_onednn_is_left_alone(monkeypatch):
     product(rows, followed).sum().backward()
     torch.testing.assert_close(followed.grad, rows.sum(0)[:, None].expand(24, 40))
     assert not asked
+    layer = torch.nn.Linear(24, 40)
+    with WideLinears():
+        layer(rows).sum().backward()
+        layer.weight.requires_grad_(requires_grad=False)
+        layer(rows).sum().backward()
+    assert not asked
+    torch.testing.assert_close(layer.bias.grad, torch.full((40,), 32.0))
     with torch.no_grad():
         product(rows, followed)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+def test_rows_are_differentiated_through_a_frozen_matrix(layout, wide_units):
+    """As attacks train perturbations and adapters in frozen models."""
+    matrix, onto = layouts()[layout], normal(2, 16, 40, seed=6)
+    expected, found, mapped = (normal(2, 16, 24).requires_grad_() for _ in range(3))
+    ((expected @ matrix) * onto).sum().backward()
+    (product(found, matrix) * onto).sum().backward()
+    with WideLinears():
+        (torch.nn.functional.linear(mapped, matrix.T) * onto).sum().backward()
+    for other in (found, mapped):
+        torch.testing.assert_close(other.grad, expected.grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
