@@ -11,11 +11,12 @@ from typing import Any
 
 from trephine.client import replacement_requests
 from trephine.client.artifacts import Artifacts
-from trephine.client.blocking import run_blocking
 from trephine.client.decoding import decode
 from trephine.client.operations import Operation
 from trephine.client.replacement_requests import NO_RECIPE
 from trephine.client.replacements import Replacements, ReplacementSet
+from trephine.client.source_sharing import shared
+from trephine.client.sources import REPLACEMENT_SET, source_of
 from trephine.client.types import FitReport, ModelInfo, ReplacementSetInfo
 from trephine.client.watches import OnProgress
 from trephine.client.wire import Wire
@@ -79,11 +80,10 @@ class ReplaceableModel:
             allow_unverified: Load a format for which no writer could be obtained to test against.
             request_id: The same id again returns the same operation.
         """
-        source = replacement_requests.set_source(name_or_folder)
-        run_blocking(replacement_requests.share_set, source, self._wire.lease)
+        source = shared(source_of(name_or_folder, REPLACEMENT_SET), self._wire.lease)
         request = replacement_requests.load_set(
             self.info.name,
-            source.source,
+            source,
             name,
             format,
             request_id,
@@ -183,9 +183,7 @@ class ReplaceableModel:
 
     def _send_corpus(self, path: Path) -> str:
         if path.is_dir():
-            source = replacement_requests.set_source(path)
-            run_blocking(replacement_requests.share_set, source, self._wire.lease)
-            return source.source
+            return shared(source_of(path, REPLACEMENT_SET), self._wire.lease)
         media_type = replacement_requests.corpus_media_type(path)
         return Artifacts(self._wire).upload(path, media_type=media_type)
 

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trephine.client.errors import InvalidRequestError, LocalFileError, ReplacementNotFoundError
-from trephine.client.leases import Lease
-from trephine.client.model_sources import Source
+from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.requests import fresh_id, resource
 from trephine.v1 import common_pb2
 from trephine.v1 import replacement_service_pb2 as pb
 
 NO_RECIPE = ("self", "set_id", "corpus")
 """Arguments of `predict_fit` that are no fields of a recipe."""
-
-
-def set_source(name_or_folder: str | os.PathLike[str]) -> Source:
-    """Tell a set's name from a folder: a folder is written with a slash, a dot or a tilde in front.
-
-    Raises:
-        ReplacementNotFoundError: If it is written as a folder and there is none.
-    """
-    text = os.fspath(name_or_folder)
-    looks_like_path = text.startswith((".", "~", os.sep)) or not isinstance(name_or_folder, str)
-    text = text if looks_like_path else text.removeprefix("replacements/")
-    if not looks_like_path and os.sep not in text:
-        return Source(source=text, folder=None)
-    folder = Path(text).expanduser().resolve()
-    if not folder.is_dir():
-        raise ReplacementNotFoundError(
-            f"there is no folder {folder}; the name of a set in a replacement root has no slash in it"
-        )
-    return Source(source=str(folder), folder=folder)
-
-
-def share_set(source: Source, lease: Lease | None) -> None:
-    """Let a local server read the folder.
-
-    Raises:
-        InvalidRequestError: If the server is elsewhere: paths of this machine mean nothing there.
-    """
-    if source.folder is None:
-        return
-    if lease is None:
-        raise InvalidRequestError(
-            "a named server reads replacement sets and datasets from its own roots, by name; "
-            "leave --server out to open a folder of this machine",
-            field="source",
-        )
-    lease.share_replacements(source.folder)
 
 
 def set_name(model: str, name: str) -> str:

@@ -29,12 +29,13 @@ from trephine.client.export_notices import tell_doubt, tell_reuse
 from trephine.client.features import FeatureIndexes
 from trephine.client.leases import Lease
 from trephine.client.model import Model
-from trephine.client.model_sources import share_folder, source_of
 from trephine.client.models import Models
 from trephine.client.operations import Operation, Operations
 from trephine.client.replacements import Replacements, ReplacementSet
 from trephine.client.results import value_of
 from trephine.client.selection import Selection
+from trephine.client.source_sharing import shared
+from trephine.client.sources import source_of
 from trephine.client.spurious_removal import SpuriousRemovals
 from trephine.client.types import (
     AuditReport,
@@ -136,10 +137,9 @@ class Trephine:
         request_id: str | None = None,
     ) -> Operation[Model]:
         """Start loading a model; the arguments are those of `load_model`."""
-        source = source_of(name_or_folder)
-        run_blocking(share_folder, source, self._lease)
+        source = shared(source_of(name_or_folder), self._lease)
         request = requests.load(
-            source.source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
+            source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
         )
         message = self._wire.call(self._wire.models.LoadModel, request)
         return Operation(self._wire, message, self._finish)

@@ -7,9 +7,14 @@ import pytest
 from tests.fakes.grpc_server import FakeService
 from trephine.client import Row, Trephine, feature
 from trephine.client.aio import connect as connect_async
-from trephine.client.errors import InvalidRequestError, ModelNotFoundError, NothingToShipError
-from trephine.client.model_sources import source_of
+from trephine.client.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NothingToShipError,
+    ReplacementNotFoundError,
+)
 from trephine.client.selection import Selection
+from trephine.client.sources import REPLACEMENT_SET, source_of
 from trephine.client.types import FeatureValue, Proposal, Version
 
 
@@ -36,6 +41,20 @@ def test_folders_are_told_from_names(tmp_path):
     assert source_of(tmp_path).source == str(tmp_path.resolve())
     with pytest.raises(ModelNotFoundError):
         source_of("./nothing/here")
+
+
+def test_names_of_sets_are_told_from_folders_in_the_same_way(tmp_path, monkeypatch):
+    """By the same lines; only what is said of a missing one, and what a resource name begins with, differ."""
+    (tmp_path / "replacements" / "small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for written in ("small", "replacements/small"):
+        found = source_of(written, REPLACEMENT_SET)
+        assert (found.source, found.folder) == ("small", None)
+    folder = tmp_path.resolve() / "replacements" / "small"
+    assert source_of("./replacements/small", REPLACEMENT_SET).folder == folder
+    for missing in ("exports/edited", "models/tiny/replacements/small"):
+        with pytest.raises(ReplacementNotFoundError, match="has no slash in it"):
+            source_of(missing, REPLACEMENT_SET)
 
 
 def test_a_named_server_takes_no_folders_of_this_machine(trephine: Trephine, tmp_path):

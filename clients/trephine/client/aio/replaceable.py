@@ -9,12 +9,13 @@ from typing import Any
 
 from trephine.client import replacement_requests
 from trephine.client.aio.artifacts import AsyncArtifacts
-from trephine.client.aio.blocking import run_blocking
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
+from trephine.client.aio.source_sharing import shared
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.replacement_requests import NO_RECIPE
+from trephine.client.sources import REPLACEMENT_SET, source_of
 from trephine.client.types import FitReport, ModelInfo, ReplacementSetInfo
 from trephine.client.watches import OnProgress
 
@@ -77,11 +78,10 @@ class AsyncReplaceableModel:
             allow_unverified: Load a format for which no writer could be obtained to test against.
             request_id: The same id again returns the same operation.
         """
-        source = replacement_requests.set_source(name_or_folder)
-        await run_blocking(replacement_requests.share_set, source, self._wire.lease)
+        source = await shared(source_of(name_or_folder, REPLACEMENT_SET), self._wire.lease)
         request = replacement_requests.load_set(
             self.info.name,
-            source.source,
+            source,
             name,
             format,
             request_id,
@@ -181,9 +181,7 @@ class AsyncReplaceableModel:
 
     async def _send_corpus(self, path: Path) -> str:
         if path.is_dir():
-            source = replacement_requests.set_source(path)
-            await run_blocking(replacement_requests.share_set, source, self._wire.lease)
-            return source.source
+            return await shared(source_of(path, REPLACEMENT_SET), self._wire.lease)
         media_type = replacement_requests.corpus_media_type(path)
         return await AsyncArtifacts(self._wire).upload(path, media_type=media_type)
 

@@ -23,6 +23,7 @@ from trephine.client.aio.model import AsyncModel
 from trephine.client.aio.models import AsyncModels
 from trephine.client.aio.operations import AsyncOperation, AsyncOperations
 from trephine.client.aio.replacements import AsyncReplacements, AsyncReplacementSet
+from trephine.client.aio.source_sharing import shared
 from trephine.client.aio.spurious_removal import AsyncSpuriousRemovals
 from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
@@ -32,9 +33,9 @@ from trephine.client.errors import ResourceNotFoundError
 from trephine.client.export_names import export_id_for
 from trephine.client.export_notices import tell_doubt, tell_reuse
 from trephine.client.leases import Lease
-from trephine.client.model_sources import share_folder, source_of
 from trephine.client.results import value_of
 from trephine.client.selection import Selection
+from trephine.client.sources import source_of
 from trephine.client.types import (
     AuditReport,
     CircuitInfo,
@@ -134,10 +135,9 @@ class AsyncTrephine:
         request_id: str | None = None,
     ) -> AsyncOperation[AsyncModel]:
         """Start loading a model; the arguments are those of `load_model`."""
-        source = source_of(name_or_folder)
-        await run_blocking(share_folder, source, self._lease)
+        source = await shared(source_of(name_or_folder), self._lease)
         request = requests.load(
-            source.source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
+            source, name, request_id, dtype=dtype, device=device, adapter=adapter, revision=revision
         )
         message = await self._wire.call(self._wire.models.LoadModel, request)
         return AsyncOperation(self._wire, message, self._finish)

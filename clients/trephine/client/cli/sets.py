@@ -12,8 +12,8 @@ from trephine.client.cli.invocation import Invocation
 from trephine.client.cli.output import Output
 from trephine.client.errors import InvalidRequestError, ReplacementNotFoundError
 from trephine.client.model import Model
-from trephine.client.replacement_requests import set_source
 from trephine.client.replacements import ReplacementSet
+from trephine.client.sources import REPLACEMENT_SET, source_of
 from trephine.client.terminal import printable
 from trephine.client.trephine import Trephine
 from trephine.client.types import ReplacementState
@@ -66,7 +66,7 @@ def open_set(
     A set that is loaded under that name already is used as it is, degraded or not: whoever loaded it
     chose so, and every result tells.
     """
-    if set_source(name_or_folder).folder is None and not any(options.values()):
+    if source_of(name_or_folder, REPLACEMENT_SET).folder is None and not any(options.values()):
         ready = _loaded(model, name_or_folder.removeprefix("replacements/"))
         if ready is not None:
             return ready
