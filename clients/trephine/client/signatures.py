@@ -29,6 +29,22 @@ _KEYS = "a server's own is signing.pub.pem in its state folder"
 _INSTALL = "pip install 'trephine[verify]'"
 _ISSUER = "1.3.6.1.4.1.57264.1.1"
 """Sigstore's extension of a certificate with the URL of who vouched for the identity."""
+_DIFFERENCES = (
+    (r"Hash mismatch for \\?'([^'\\]+)", "{} is not what was signed"),
+    (r"Missing files in model .*?': (.*?)[\"'](?:,|\])", "{} was signed and is missing"),
+    (r"Extra files found in model .*?': (.*?)[\"'](?:,|\])", "{} was not signed"),
+)
+"""How the library says that files differ, and how we do."""
+_REASONS = (
+    ("Key mismatch", "it was made with another key"),
+    ("InvalidSignature", "it was altered, or made with another key"),
+    ("JSONDecodeError", "it is no signature that can be read"),
+    ("UnicodeDecodeError", "it is no signature that can be read"),
+    ("KeyError", "it is no signature that can be read"),
+    ("FileNotFoundError", f"the folder's own {PUBLIC_KEY} is missing"),
+    ("PEM file", f"the folder's own {PUBLIC_KEY} is no public key"),
+)
+"""What its other errors mean, by what they say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +145,8 @@ def check_signature(root: Path, names: list[str], notes: list[str], trust: Trust
     if trust.public_key is None:
         notes.append("signed by the key inside the folder: whole, but only a key of your own proves by whom")
     verifier = Config().use_elliptic_key_verifier
+    if trust.public_key is not None:
+        _require_elliptic(verifier, trust.public_key)
     problems = list(_verified(lambda: verifier(public_key=trust.public_key or root / PUBLIC_KEY), root))
     if trust.public_key is not None and not problems:
         notes.append(f"signed with the key whose public half is {trust.public_key.name}")
@@ -162,7 +180,9 @@ def _verified(configured: Any, root: Path) -> Iterator[str]:
 
     try:
         hashing = Hashing().set_ignored_paths(paths=(SIGNATURE, SUMS), ignore_git_paths=False)
-        configured().set_hashing_config(hashing).verify(root, root / SIGNATURE)
+        # The library hashes no link, be it the name of the folder itself: links inside are refused by then.
+        whole = root.resolve()
+        configured().set_hashing_config(hashing).verify(whole, whole / SIGNATURE)
     except Exception as error:  # the library raises whatever its parsers raise; all of it means "no"
         yield f"{SIGNATURE}: {_unsigned(error)}"
 
@@ -217,6 +237,16 @@ def _require_public_key(path: Path) -> None:
         raise LocalFileError(f"{path} is no PEM file of a public key; {_KEYS}")
 
 
+def _require_elliptic(verifier: Any, path: Path) -> None:
+    """Refuse a key that signs no export: that a signature is not by it says nothing of the folder."""
+    try:
+        verifier(public_key=path)
+    except Exception as error:  # whatever the parsers below raise of what is no such key
+        raise LocalFileError(
+            f"{path} is no public key of the kind that signs exports, an elliptic curve's (P-256); {_KEYS}"
+        ) from error
+
+
 def _require_trust_config(path: Path) -> None:
     try:
         content = parse_json(path.read_bytes())
@@ -227,10 +257,16 @@ def _require_trust_config(path: Path) -> None:
 
 
 def _unsigned(error: Exception) -> str:
-    """Say in a sentence why a signature does not hold; the library's own words list digests."""
+    """Say in a sentence why a signature does not hold; the library's own words list digests and paths."""
     text = str(error)
-    changed = sorted(set(re.findall(r"Hash mismatch for \\?'([^'\\]+)", text)))
-    if changed:
-        return f"does not hold: {', '.join(changed)} is not what was signed"
+    wrong = [
+        said.format(", ".join(sorted(set(re.findall(pattern, text)))))
+        for pattern, said in _DIFFERENCES
+        if re.search(pattern, text)
+    ]
+    if not wrong:
+        wrong = [said for words, said in _REASONS if words in f"{type(error).__name__}: {text}"]
+    if wrong:
+        return f"does not hold: {'; '.join(wrong)}"
     first = text.splitlines()[0][:160] if text else "no reason given"
     return f"does not hold ({type(error).__name__}: {first})"

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import trephine.client
 from tests.builders import tiny_folder
@@ -164,6 +166,61 @@ def test_links_are_refused(folder, tmp_path):
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to(tmp_path / "config.json")
     assert not verify_folder(folder).passed
+
+
+def test_a_link_to_a_folder_stands_for_what_it_leads_to(folder, tmp_path):
+    """As `current` does for the latest export: whole where that is whole, and spoilt where it is not."""
+    (tmp_path / "current").symlink_to(folder)
+    outcome = verify_folder(tmp_path / "current", public_key=folder / "public_key.pem")
+    assert (outcome.passed, outcome.problems) == (True, ())
+    flip(folder / "config.json", 0.5)
+    assert not verify_folder(tmp_path / "current").passed
+
+
+def test_a_key_that_signs_no_export_is_no_broken_signature(published, tmp_path, capsys):
+    """Of RSA, and of another curve: the folder is not said to be spoilt for it."""
+    keys = (rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256K1()))
+    for key in keys:
+        path = tmp_path / "other.pem"
+        path.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        with pytest.raises(LocalFileError, match=r"other\.pem is no public key of the kind that signs"):
+            verify_folder(published, public_key=path)
+        assert run_module([str(published), "--public-key", str(path)]) == 2
+        assert "state folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json was signed and is missing"),
+        (lambda f: (f / "new.txt").write_text("x"), "new.txt was not signed"),
+        (lambda f: flip(f / "tokenizer.json", 0.5), "tokenizer.json is not what was signed"),
+        (lambda f: (f / "public_key.pem").unlink(), "the folder's own public_key.pem is missing"),
+        (
+            lambda f: (f / "public_key.pem").write_text("x"),
+            "the folder's own public_key.pem is no public key",
+        ),
+        (lambda f: cut(f / "trephine.sig", 100), "it is no signature that can be read"),
+        (lambda f: (f / "trephine.sig").write_text("{}"), "it is no signature that can be read"),
+        (lambda f: other_key(f / "public_key.pem"), "it was made with another key"),
+    ],
+)
+def test_why_a_signature_does_not_hold_is_said_in_words(spoil, said, folder):
+    """And not in the library's, which are of its parsers, or list digests and paths."""
+    spoil(folder)
+    (problem,) = (p for p in verify_folder(folder).problems if p.startswith("trephine.sig: does"))
+    assert problem == f"trephine.sig: does not hold: {said}"
+
+
+def cut(path: Path, length: int) -> None:
+    """Leave the first bytes of a file."""
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def other_key(path: Path) -> None:
+    """Put another key of the right kind in the place of one."""
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def test_swapped_shards_are_found_by_their_tensors(folder):
