@@ -11,15 +11,11 @@ from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_sizes import CONTROL_TEXTS, EXACT_TEXTS, ONE_HELD_OUT_OF, ORIENTING_TEXTS
 from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText
 
-_CONTROL_TEXTS = 512
-_EXACT_TEXTS = 16
-_ORIENTING = 64
 _SWEEP = 3
 """A sweep costs about so many forward passes."""
-_HELD_OUT = 5
-"""One of so many ambiguous texts is held out where no validation split is given."""
 
 
 def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
@@ -81,13 +77,13 @@ def pooled_texts(command: RemoveSpuriousFeatures) -> int:
     Counts of features that are not reached, since fewer are spurious, are counted as well.
     """
     texts, trains = _counted(command), command.refit
-    test, control = len(command.test), min(len(command.test), _CONTROL_TEXTS)
+    test, control = len(command.test), min(len(command.test), CONTROL_TEXTS)
     telling = trains and command.erase
     final = sum(texts.everything) + texts.examples if telling else trains * texts.everything[0]
     fit = sum(texts.fitted) + texts.examples if telling else trains * texts.fitted[0]
-    orienting = min(texts.examples or len(command.validation) + test, _ORIENTING)
+    orienting = min(texts.examples or len(command.validation) + test, ORIENTING_TEXTS)
     opening = texts.fitted[0] + orienting + command.neutral_examples * fit
-    exact = _EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
+    exact = EXACT_TEXTS * (command.budget.exact + 1) if command.budget.exact else 0
     arms = trains * texts.everything[0] + 2 * (test + texts.measured) + 2 * control + telling * (fit + final)
     random = command.budget.random_sets * (control + texts.measured + trains * texts.everything[0])
     told = texts.examples or 2 * texts.everything[1] or texts.everything[0]
@@ -121,7 +117,7 @@ def _choosing(command: RemoveSpuriousFeatures, texts: _Texts, fit: int) -> int:
 
 def _counted(command: RemoveSpuriousFeatures) -> _Texts:
     budget, training, validation = command.budget, len(command.training), len(command.validation)
-    out = 0 if validation else training // _HELD_OUT
+    out = 0 if validation else training // ONE_HELD_OUT_OF
     fitted = min(budget.fit_texts, training - out)
     held_out = min(validation or out, budget.effect_texts)
     edited = _edited(command, command.training)
@@ -151,7 +147,7 @@ def _chooses(command: RemoveSpuriousFeatures, texts: _Texts) -> bool:
     groups = _groups(command.training)
     twins = texts.everything[1] if command.refit else 0
     told = texts.examples or twins >= FEWEST_JUDGED
-    return len(groups) == 4 and not (told and min(groups.values()) // _HELD_OUT < FEWEST_JUDGED)
+    return len(groups) == 4 and not (told and min(groups.values()) // ONE_HELD_OUT_OF < FEWEST_JUDGED)
 
 
 def _groups(texts: Sequence[LabelledText]) -> Counter[tuple[str, str]]:

@@ -13,6 +13,7 @@ from trephine.domain.commands import Progress
 from trephine.domain.spurious_arms import Arm, ArmOutcome, BenchScores
 from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import Standing
+from trephine.domain.spurious_sizes import CONTROL_TEXTS
 from trephine.engine.erasure.logistic import fit_logistic
 from trephine.engine.spurious.baselines import measure_baselines
 from trephine.engine.spurious.choosing import Choice
@@ -25,9 +26,6 @@ from trephine.engine.spurious.measuring import PROBE_PENALTY, Measure, Pooled
 from trephine.engine.spurious.metrics import fresh_probe, scr, tpp
 from trephine.engine.spurious.repeats import once
 from trephine.engine.spurious.study import Study
-
-_CONTROL_TEXTS = 512
-"""Test texts that random features and TPP are measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,7 @@ def _random(
 ) -> Generator[Progress | None, None, tuple[list[ArmOutcome], int]]:
     """Measure random sets; return their arms, and how many removed features have no match."""
     study, unmatched = measure.study, 0
-    small = Measure(study, sample(measure.test, _CONTROL_TEXTS, study.command.seed + 5))
+    small = Measure(study, sample(measure.test, CONTROL_TEXTS, study.command.seed + 5))
     # What a person keeps may be what was judged spurious: it stands for nothing.
     spurious = [one for one in judged.candidates if one.standing is Standing.SPURIOUS or one.override]
     kept: dict[Arm, list[ArmOutcome]] = {Arm.RANDOM: [], Arm.RANDOM_REFITTED: []}
@@ -187,7 +185,7 @@ def _targeted(
         return None
     own = [one.feature for one in choice.removed[: len(task)]]
     distinct = list(compress(measure.test, once([one.ids for one in measure.test]).tolist()))
-    chosen = sample(distinct, _CONTROL_TEXTS, study.command.seed + 6)
+    chosen = sample(distinct, CONTROL_TEXTS, study.command.seed + 6)
     number = {id(one): place for place, one in enumerate(measure.test)}
     rows = torch.tensor([number[id(one)] for one in chosen])
     texts = [one.ids for one in chosen]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.spurious_removal import Firing
+from trephine.domain.spurious_sizes import EXACT_TEXTS
 from trephine.engine.dataset_circuits.nodes import node_layer
 from trephine.engine.dataset_circuits.packs import Layout, capture_layout, lay_out
 from trephine.engine.spurious.examples import UNKNOWN, Example, labels, sample
@@ -20,13 +21,11 @@ from trephine.engine.spurious.study import Study, quiet
 _BEFORE = 12
 _SHOWN = 4
 _TEXTS = 64
-_EXACT_TEXTS = 16
-"""Texts on which a single feature is ablated."""
 
 
 def exact_effects(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress | None, None, None]:
     """Ablate the strongest candidates one at a time; write what each takes from the labels' separation."""
-    chosen = sample(study.data.training, _EXACT_TEXTS, study.command.seed + 7)
+    chosen = sample(study.data.training, EXACT_TEXTS, study.command.seed + 7)
     texts, y = [one.ids for one in chosen], labels(chosen)
     wanted = sorted(candidates, key=lambda one: -abs(one.effect))[: study.command.budget.exact]
     if not wanted:

@@ -18,6 +18,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_repeats import as_written, distinct, first_rows, first_texts, left_out
+from trephine.domain.spurious_sizes import ONE_HELD_OUT_OF
 from trephine.domain.spurious_texts import (
     FEWEST_JUDGED,
     LabelledText,
@@ -34,8 +35,6 @@ MAX_TOKENS = 512
 """Of one text: attention of a pack is kept as one square."""
 UNKNOWN = -1
 AMBIGUOUS_SET = "the ambiguous set"
-_HELD_OUT = 5
-"""One of so many ambiguous texts is held out where no validation split is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,7 +303,7 @@ def hold_out(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...
         for stratum in _strata(examples, members):
             seen += sum(len(members[place]) for place in stratum)
             for place in [one for one in order if one in stratum]:
-                if len(out) < before + seen // _HELD_OUT:
+                if len(out) < before + seen // ONE_HELD_OUT_OF:
                     out |= set(members[place])
     kept = tuple(one for number, one in enumerate(examples) if number not in out)
     return kept, tuple(examples[number] for number in sorted(out))

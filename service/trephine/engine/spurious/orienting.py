@@ -13,10 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from trephine.domain.spurious_sizes import ORIENTING_TEXTS
 from trephine.engine.spurious.examples import UNKNOWN, Data, Example, attributes, labels, sample
 
-_ORIENTING = 64
-"""Texts of known attribute on which the head is asked."""
 _CLEAR = 2.0
 """Standard errors by which a difference must differ from 0 to be called clear."""
 Known = tuple[str, tuple[Example, ...]]
@@ -46,7 +45,7 @@ def orienting_texts(data: Data) -> Known | None:
     """Return the texts on which the head is to say it; None if it is told, or there are none."""
     if data.told_by or not data.attributes:
         return None
-    return next(((words, sample(texts, _ORIENTING, 0)) for words, texts in _known(data)), None)
+    return next(((words, sample(texts, ORIENTING_TEXTS, 0)) for words, texts in _known(data)), None)
 
 
 def oriented_by_head(data: Data, known: Known, margins: Tensor) -> Data:
