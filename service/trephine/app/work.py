@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import trephine.app.circuits.circuit_costs  # noqa: F401  admission asks it what a discovery takes
 from trephine.app.audits import Audits
+from trephine.app.circuits.circuit_costs import admission_cost
 from trephine.app.circuits.circuit_pruning import in_words, pruned_at_once
 from trephine.app.circuits.circuit_verification import CircuitVerifications
 from trephine.app.circuits.circuits import Circuits
@@ -23,6 +23,7 @@ from trephine.app.edits.proposals import Proposals
 from trephine.app.exports.classifiers import Classifiers
 from trephine.app.exports.exports import Exports
 from trephine.app.features.feature_indexes import FeatureIndexes
+from trephine.app.jobs.costs import predict_beside
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import (
     AuditRequest,
@@ -49,6 +50,7 @@ from trephine.app.sets.replacements import Replacements
 from trephine.app.spurious.spurious_removals import SpuriousRemovals
 from trephine.app.storage.names import resource
 from trephine.domain.circuit_queries import DISCOVERED, Provenance
+from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.commands import Progress
 from trephine.domain.sites import NEURONS
 
@@ -183,3 +185,6 @@ class Work:
             proposal = await engine.run(request.command, on_event=forwarded(report))
             await self.proposals.save(proposal, proposal_id=operation_id)
         return resource("proposals", operation_id)
+
+
+predict_beside.register(DiscoverCircuit, admission_cost)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trephine.app.circuits.graph_sets import spanned_layers
-from trephine.app.jobs.costs import Cost, Sets, predict_beside, tokens_of
+from trephine.app.jobs.costs import Cost, Sets, tokens_of
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
@@ -204,9 +204,8 @@ def _results(command: DiscoverCircuit, info: ModelInfo, n_tokens: int) -> int:
     return command.max_feature_nodes * row
 
 
-@predict_beside.register
-def _(command: DiscoverCircuit, info: ModelInfo, sets: Sets) -> Cost:
-    """What admission holds a discovery to: as predicted, of a prompt whose length is guessed."""
+def admission_cost(command: DiscoverCircuit, info: ModelInfo, sets: Sets) -> Cost:
+    """Return what admission holds a discovery to: as predicted, of a prompt whose length is guessed."""
     prompt = tokens_of(command.prompt)
     alone = command.sets == (NEURONS,)
     layers = () if alone else spanned_layers(command.sets, info, sets, command.layers)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.app.house import model_info
-from trephine.app.circuits.circuit_costs import discovery_cost
+from trephine.app.circuits.circuit_costs import admission_cost, discovery_cost
 from trephine.app.circuits.graph_sets import spanned_layers
+from trephine.app.jobs.costs import predict_beside
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
 from trephine.domain.models import ModelInfo
@@ -146,3 +147,12 @@ def test_no_more_nodes_are_predicted_than_there_are(layers):
     features = sum(layer.d_sae for layer in layers) or 30 * 1536
     every, more = (discovery_cost(asked(n, 0), smollm2(), 3, layers) for n in (3 * features, 2 * 10**9))
     assert every == more
+
+
+def test_admission_asks_for_the_price_of_a_discovery():
+    """Whoever carries out discoveries registers it; else they would be admitted as costing nothing."""
+    command = asked(64, 8)
+    admitted = predict_beside(command, smollm2(), {})
+    assert admitted == admission_cost(command, smollm2(), {})
+    assert admitted.tokens > 0
+    assert predict_beside.dispatch(DiscoverCircuit) is admission_cost
