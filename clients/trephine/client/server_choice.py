@@ -27,6 +27,11 @@ def open_endpoint(
             )
         certificates = Path(root_certificates) if root_certificates is not None else None
         return parse_endpoint(server, token=token, root_certificates=certificates), None
+    if state is not None and not os.fspath(state).strip():
+        raise InvalidRequestError(
+            "state is empty and names no folder; leave it out for your own, or write . for the current one",
+            field="state",
+        )
     folder = Path(state) if state is not None else default_state()
     local = find_or_start(folder.absolute(), [Path(root) for root in model_roots])
     return Endpoint(address=local.address), local.lease

@@ -117,16 +117,23 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("folder", type=Path, help="new folder; sets are folders of such folders")
     doctor = commands.add_parser("doctor", help="versions, folders, room, extras")
     doctor.add_argument("--json", action="store_true")
-    doctor.add_argument("--state", type=Path, help="state folder; default: $TREPHINE_STATE or the user's own")
+    doctor.add_argument("--state", type=_path, help="state folder; unset: $TREPHINE_STATE or the user's own")
     health = commands.add_parser("health", help="0 if the state folder's server is serving")
-    health.add_argument("--state", type=Path)
+    health.add_argument("--state", type=_path)
     return parser
+
+
+def _path(text: str) -> Path:
+    """Refuse an empty path, which Python takes for the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty and names no file or folder; write . for the current one")
+    return Path(text)
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--config", type=Path, help="TOML file of settings; flags and TREPHINE_* win")
     for flag, text in _PATHS.items():
-        serve.add_argument(flag, type=Path, help=text)
+        serve.add_argument(flag, type=_path, help=text)
     serve.add_argument("--listen", help="HOST:PORT beside the Unix socket; calls need the token")
     serve.add_argument("--model-root", dest="model_roots", type=Path, action="append", help="repeatable")
     serve.add_argument(

@@ -25,7 +25,9 @@ from trephine.server.places import default_cache, default_state
 class Settings(BaseSettings):
     """Everything that can be chosen about a server."""
 
-    model_config = SettingsConfigDict(env_prefix="TREPHINE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TREPHINE_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     state: Path = Field(default_factory=default_state)
     """State folder; one server owns it."""
@@ -86,6 +88,13 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("state", mode="before")
+    @classmethod
+    def _require_state(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty and names no folder; leave it out for your own")
         return value
 
     @field_validator("listen")

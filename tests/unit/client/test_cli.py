@@ -291,3 +291,20 @@ def test_every_command_has_help_for_newcomers(run: Run, capsys: pytest.CaptureFi
     ):
         assert run(*words, "--help") == 0
         assert f"  trephine {' '.join(words)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("models", "list"), ("doctor",), ("serve",)])
+def test_an_empty_state_is_an_error_and_not_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+):
+    """As `--state "$UNSET"` is: a server's files would appear wherever one happens to be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["trephine", "--state", "", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == ExitCode.USAGE
+    assert "--state is empty and names no file or folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from trephine.client import server_process
+from trephine.client import connect, server_process
 from trephine.client.endpoint import parse_endpoint
 from trephine.client.errors import (
     InvalidRequestError,
@@ -219,3 +219,12 @@ def test_ctrl_c_ends_the_probe_and_cannot_interrupt_grpc_as_it_starts_the_call(
         with pytest.raises(KeyboardInterrupt):
             find_or_start(tmp_path)
     assert [thread is threading.main_thread() for thread in starters] == [False]
+
+
+@pytest.mark.parametrize("state", ["", "  "])
+def test_an_empty_state_names_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str):
+    """The current folder would become one without a word."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequestError, match="state is empty and names no folder"):
+        connect(state=state)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trephine.domain.errors import InvalidRequestError
+from trephine.server.__main__ import main
 from trephine.server.settings import is_loopback, load_settings
 
 
@@ -88,3 +89,18 @@ def test_loopback():
     assert is_loopback("::1")
     assert is_loopback("localhost")
     assert not is_loopback("localhost.example.org")
+
+
+def test_an_empty_state_is_no_folder(monkeypatch, tmp_path, capsys):
+    """Python takes it for the current one; a variable that is set to nothing is not set."""
+    assert "names no folder" in refused({"state": ""})
+    config = tmp_path / "trephine.toml"
+    config.write_text('state = " "\n')
+    assert "names no folder" in refused({}, config)
+    monkeypatch.setenv("TREPHINE_STATE", "")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert load_settings({}, None).state == tmp_path / "trephine"
+    for words in (["serve", "--state", ""], ["doctor", "--state", " "], ["serve", "--export-root", ""]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "is empty and names no file or folder" in capsys.readouterr().err

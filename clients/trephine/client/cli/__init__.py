@@ -23,6 +23,7 @@ from trephine.client.cli import (
     replacements,
 )
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
+from trephine.client.cli.arguments import given_path
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.circuit_views import TRACE_EXAMPLES, trace_attention
 from trephine.client.cli.deltas import APPLY_DELTA_EXAMPLES, MAKE_DELTA_EXAMPLES
@@ -134,7 +135,12 @@ def options(
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(envvar="TREPHINE_STATE", help="State folder of a local server; unset: your own."),
+        typer.Option(
+            parser=given_path("--state"),
+            metavar="PATH",
+            envvar="TREPHINE_STATE",
+            help="State folder of a local server; unset: your own.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print responses as proto-JSON.")] = False,
     version: Annotated[

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,29 @@ def require_waiting(*files: Path | None, detach: bool) -> None:
             "or the files, and ask for what was found later",
             field="detach",
         )
+
+
+def given_path(name: str) -> Callable[[str], Path]:
+    """Return a reader of paths that refuses an empty one, which Python takes for the current folder.
+
+    Args:
+        name: Of the option or the argument.
+    """
+
+    def path(text: str) -> Path:
+        if not text.strip():
+            raise InvalidRequestError(
+                f"{name} is empty and names no file or folder; write which, or . for the current folder",
+                field=name.removeprefix("--").replace("-", "_"),
+            )
+        return Path(text)
+
+    return path
+
+
+def path_option(name: str, said: str) -> Any:
+    """Return an option that is a path, and an error where it is an empty one."""
+    return typer.Option(name, parser=given_path(name), metavar="PATH", help=said)
 
 
 _ADDRESS = r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)"

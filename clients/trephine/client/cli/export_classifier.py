@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption, require_waiting
+from trephine.client.cli.arguments import DetachOption, path_option, require_waiting
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.downloads import require_absent
@@ -21,14 +21,14 @@ def export_classifier(
     context: typer.Context,
     removal: Annotated[str, typer.Argument(help="A report, as remove-spurious names it.")],
     name: Annotated[str, typer.Argument(help="Folder to publish in the server's export root.")],
-    texts: Annotated[Path, typer.Option(help="Texts on which the reloaded folder is compared.")],
+    texts: Annotated[Path, path_option("--texts", "Texts on which the reloaded folder is compared.")],
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the label.")] = "label",
     export: Annotated[
         str | None, typer.Option(help="Published export of the report's edit; unset: nothing was removed.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to fetch the classifier into; must not exist.")
+        Path | None, path_option("--out", "Folder to fetch the classifier into; must not exist.")
     ] = None,
     detach: DetachOption = False,
 ) -> None:
