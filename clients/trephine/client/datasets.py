@@ -16,6 +16,8 @@ from trephine.client.types import DatasetExample
 
 SEVERAL = "|"
 """Separates several right or wrong answers in one cell."""
+LARGEST_BYTES = 1 << 30
+"""Of a file: it is read as a whole."""
 _QUOTE = (
     "write a cell that holds a comma, a quote or an end of line in quotes, and a quote in it twice: "
     '"He said ""no"", and left"'
@@ -139,20 +141,45 @@ def rows_of(file: Path) -> Iterator[Mapping[str, Any]]:
     """Yield the rows of a `.jsonl` or `.csv` file.
 
     Raises:
-        LocalFileError: If the file cannot be read as such; of a table also if a row has more or fewer cells
-            than there are columns, a quote is not closed, or a column has no name or another one's.
+        LocalFileError: If the file cannot be read as such, or has more than `LARGEST_BYTES`; of a table also
+            if a row has more or fewer cells than there are columns, a quote is not closed, or a column has no
+            name or another one's.
     """
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:  # ends of lines within cells stay
-            text = opened.read()
-    except (OSError, UnicodeDecodeError) as failure:
-        raise LocalFileError(f"cannot read {file} as UTF-8 text: {failure}") from failure
+    text = _text_of(file)
     if file.suffix == ".csv":
         yield from _csv_rows(file, text)
     elif file.suffix in {".jsonl", ".ndjson"}:
         yield from _json_lines(file, text)
     else:
         raise LocalFileError(f"{file} is neither .jsonl nor .csv; rename or convert it")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        size = file.stat().st_size
+        if size > LARGEST_BYTES:
+            raise LocalFileError(
+                f"{file} has {size / 1e9:,.1f} GB, and at most {LARGEST_BYTES / 1e9:,.1f} are read; keep the "
+                "rows and columns that are to be used"
+            )
+        with file.open(encoding="utf-8-sig", newline="") as opened:  # ends of lines within cells stay
+            text = opened.read()
+    except UnicodeDecodeError as failure:
+        line = failure.object[: failure.start].count(b"\n") + 1
+        byte = failure.object[failure.start]
+        raise LocalFileError(
+            f"cannot read {file} as UTF-8 text: line {line} holds the byte 0x{byte:02x}, which is none of "
+            "it; save the file as UTF-8"
+        ) from failure
+    except OSError as failure:
+        raise LocalFileError(f"cannot read {file}: {failure.strerror or failure}") from failure
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise LocalFileError(
+            f"{file}, line {line} holds a NUL byte, which no text does: it is UTF-16, or no text at all; "
+            "save it as UTF-8, or leave the byte out"
+        )
+    return text
 
 
 def _csv_rows(file: Path, text: str) -> Iterator[Mapping[str, str]]:

@@ -10,8 +10,10 @@ import grpc
 
 from trephine.client.errors import InvalidRequestError, LocalFileError
 
-MESSAGE_BYTES = 9 * 1024 * 1024
-"""The service caps messages at 8 MiB; the rest is headroom, so that its error is the one seen."""
+REQUEST_BYTES = 8 * 1024 * 1024
+"""The largest message that the service takes."""
+MESSAGE_BYTES = REQUEST_BYTES + 1024 * 1024
+"""With headroom, so that the service's error is the one seen."""
 
 UNARY_SECONDS = 600.0
 """Deadline of a call that answers once. Long work is an operation and has none."""

@@ -9,11 +9,14 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from trephine.client.datasets import rows_of
 from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.labelled_names import NamesRead
 from trephine.client.saved_datasets import is_saved, saved_rows
 from trephine.client.types import AttributeText, LabelledText
 
@@ -22,8 +25,10 @@ _SPLITS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 """What names of files call splits."""
-Rows = list[tuple[str, Mapping[str, Any]]]
-"""Every row after the words that name its place."""
+Row = tuple[str, str, Mapping[str, Any]]
+"""The file, the words that name the row's place, and its cells."""
+MOST_ROWS = 1 << 20
+"""Of one file or folder: more than any request takes, and few enough to be held."""
 OPTIONAL = ("attribute", "twin", "environment", "pair")
 """What a text need not have: an empty cell, a null and a missing key are None."""
 CHOSEN, REJECTED, PROMPT = "chosen", "rejected", "prompt"
@@ -41,11 +46,28 @@ class TextColumns:
     environment: str | None = None
     pair: str | None = None
 
+    def __post_init__(self) -> None:
+        roles = {role: getattr(self, role) for role in ("text", "label", *OPTIONAL)}
+        for (one, name), (other, also) in combinations(roles.items(), 2):
+            if name is not None and name == also and {one, other} != {"environment", "pair"}:
+                raise InvalidRequestError(
+                    f"the column {name!r} is named as {one} and as {other}, and it holds one of the two; "
+                    "name the other's column, or leave it out",
+                    field=name,
+                )
+
 
 def read_texts(
     path: str | Path, columns: TextColumns | None = None, *, lacking: Collection[str] = ()
 ) -> tuple[LabelledText, ...]:
-    """Read labelled texts from a `.jsonl` or `.csv` file, or from a folder.
+    """Do what `read_placed_texts` does, with the texts alone."""
+    return tuple(one for _, one in read_placed_texts(path, columns, lacking=lacking))
+
+
+def read_placed_texts(
+    path: str | Path, columns: TextColumns | None = None, *, lacking: Collection[str] = ()
+) -> tuple[tuple[str, LabelledText], ...]:
+    """Read labelled texts from a `.jsonl` or `.csv` file, or from a folder, each behind its file and row.
 
     A folder holds such files, read in order of name, or is one that `datasets` saved: there a column of class
     numbers reads as its classes' names. A folder of several splits is not read whole: name one split's.
@@ -63,46 +85,50 @@ def read_texts(
 
     Raises:
         LocalFileError: If a file cannot be read as such, or a folder holds none.
-        InvalidRequestError: If a column is missing; the message names row and column.
+        InvalidRequestError: If a column is missing, or a cell holds nothing, or a name is written in two
+            ways; the message names row and column.
     """
     named, rows = columns or TextColumns(), _rows(Path(path).expanduser())
     for role in OPTIONAL:
         name = getattr(named, role)
-        if not rows or name is None or role in lacking:
+        if name is None or role in lacking:
             continue
-        if not any(_tells(row, name) for _, row in rows):
-            raise _no_column(rows[0][1], name, rows[0][0])
-    return tuple(one for place, row in rows for one in _texts(row, named, place))
+        if not any(_tells(row, name) for _, _, row in rows):
+            raise _no_column(rows[0][2], name, rows[0][1])
+    names = NamesRead()
+    return tuple((row[1], one) for row in rows for one in _texts(row, named, names))
 
 
-def _texts(row: Mapping[str, Any], named: TextColumns, place: str) -> Iterator[LabelledText]:
+def _texts(row: Row, named: TextColumns, names: NamesRead) -> Iterator[LabelledText]:
     """Read the text of a row, or both of a comparison."""
-    if named.text not in row and CHOSEN in row and REJECTED in row:
-        yield from _compared(row, named, place)
+    _, place, cells = row
+    if named.text not in cells and CHOSEN in cells and REJECTED in cells:
+        yield from _compared(row, named, names)
         return
     yield LabelledText(
-        text=_cell(row, named.text, place),
-        label=_cell(row, named.label, place),
-        attribute=_optional(row, named.attribute, place),
-        twin=_optional(row, named.twin, place),
-        environment=_optional(row, named.environment, place),
-        pair=_optional(row, named.pair, place),
+        text=_cell(cells, named.text, place),
+        label=_named(row, named.label, "label", names),
+        attribute=_name(row, named.attribute, "attribute", names),
+        twin=_optional(cells, named.twin, place),
+        environment=_name(row, named.environment, "environment", names),
+        pair=_name(row, named.pair, "pair", names),
     )
 
 
-def _compared(row: Mapping[str, Any], named: TextColumns, place: str) -> Iterator[LabelledText]:
+def _compared(line: Row, named: TextColumns, names: NamesRead) -> Iterator[LabelledText]:
+    _, place, row = line
     prompt = _optional(row, PROMPT, place) or ""
     replies = {side: _cell(row, side, place) for side in (CHOSEN, REJECTED)}
     # Files of two splits may have one name; the texts tell their rows apart.
     digest = hashlib.sha256("\0".join((prompt, *replies.values())).encode()).hexdigest()[:8]
     for side, reply in replies.items():
-        twin = _of_side(row, named.twin, side, place)
+        twin = _optional(row, _of_side(row, named.twin, side), place)
         yield LabelledText(
             text=_behind(prompt, reply),
             label=side,
-            attribute=_of_side(row, named.attribute, side, place),
+            attribute=_name(line, _of_side(row, named.attribute, side), "attribute", names),
             twin=None if twin is None else _behind(prompt, twin),
-            environment=_of_side(row, named.environment, side, place),
+            environment=_name(line, _of_side(row, named.environment, side), "environment", names),
             pair=f"{place} ({digest})",
         )
 
@@ -113,10 +139,10 @@ def _behind(prompt: str, reply: str) -> str:
     return prompt + ("" if parted else " ") + reply
 
 
-def _of_side(row: Mapping[str, Any], name: str | None, side: str, place: str) -> str | None:
-    """Read what is told of one text of a comparison, or of both."""
+def _of_side(row: Mapping[str, Any], name: str | None, side: str) -> str | None:
+    """Return the column of one text of a comparison, or of both."""
     own = f"{side}_{name}"
-    return _optional(row, own if own in row else name, place)
+    return own if own in row else name
 
 
 def _tells(row: Mapping[str, Any], name: str) -> bool:
@@ -125,17 +151,53 @@ def _tells(row: Mapping[str, Any], name: str) -> bool:
 
 def read_attribute_texts(path: str | Path, *, text: str, attribute: str) -> tuple[AttributeText, ...]:
     """Read examples of an attribute, with the same errors."""
-    return tuple(
-        AttributeText(text=_cell(row, text, place), attribute=_cell(row, attribute, place))
-        for place, row in _rows(Path(path).expanduser())
-    )
+    return tuple(one for _, one in read_placed_attribute_texts(path, text=text, attribute=attribute))
 
 
-def _rows(path: Path) -> Rows:
-    if not path.is_dir():
-        return [(f"{path.name}, row {n}", row) for n, row in enumerate(rows_of(path), 1)]
-    if is_saved(path):
-        return [(f"{path.name}, row {n}", row) for n, row in enumerate(saved_rows(path), 1)]
+def read_placed_attribute_texts(
+    path: str | Path, *, text: str, attribute: str
+) -> tuple[tuple[str, AttributeText], ...]:
+    """Read examples of an attribute, each behind its file and row, with the same errors."""
+    if text == attribute:
+        raise InvalidRequestError(
+            f"the column {text!r} is named as text and as attribute; name the other's column", field=text
+        )
+    names, found = NamesRead(), list[tuple[str, AttributeText]]()
+    for row in _rows(Path(path).expanduser()):
+        _, place, cells = row
+        value = _named(row, attribute, "attribute", names)
+        found.append((place, AttributeText(text=_cell(cells, text, place), attribute=value)))
+    return tuple(found)
+
+
+def read_swaps(path: str | Path) -> tuple[tuple[str, str], ...]:
+    """Read a lexicon: rows with `first` and `second`, with the same errors."""
+    rows = _rows(Path(path).expanduser())
+    return tuple((_cell(row, "first", place), _cell(row, "second", place)) for _, place, row in rows)
+
+
+def _rows(path: Path) -> list[Row]:
+    found = list(islice(_every_row(path), MOST_ROWS + 1))
+    if not found:
+        raise LocalFileError(f"{path} holds no row; write one per text, or leave the file out")
+    if len(found) > MOST_ROWS:
+        raise LocalFileError(
+            f"{path} holds more than {MOST_ROWS:,} rows, and no request takes so many; keep the rows that "
+            "are to be used"
+        )
+    return found
+
+
+def _every_row(path: Path) -> Iterator[Row]:
+    if not path.is_dir() or is_saved(path):
+        rows = saved_rows(path) if path.is_dir() else rows_of(path)
+        yield from ((path.name, f"{path.name}, row {n}", row) for n, row in enumerate(rows, 1))
+        return
+    for file in _files(path):
+        yield from ((file.name, f"{file.name}, row {n}", row) for n, row in enumerate(rows_of(file), 1))
+
+
+def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in {".jsonl", ".ndjson", ".csv"})
     if not files:
         raise LocalFileError(
@@ -148,12 +210,25 @@ def _rows(path: Path) -> Rows:
             f"{path} holds the splits {', '.join(splits)}; give the file of one of them, or a folder of "
             "its files alone"
         )
-    return [(f"{file.name}, row {n}", row) for file in files for n, row in enumerate(rows_of(file), 1)]
+    return files
 
 
 def _split_of(file: Path) -> str | None:
     """The split that a file's name begins with, as `train-00000-of-00002` does; None: it names none."""
     return _SPLITS.get(re.split(r"[^a-z]", file.stem.lower(), maxsplit=1)[0])
+
+
+def _name(row: Row, column: str | None, role: str, names: NamesRead) -> str | None:
+    """Read a name that a row need not have."""
+    found = _optional(row[2], column, row[1])
+    return None if found is None or column is None else _named(row, column, role, names)
+
+
+def _named(row: Row, column: str, role: str, names: NamesRead) -> str:
+    file, place, cells = row
+    name = _cell(cells, column, place)
+    names.add(role, name, cell=cells[column], column=column, file=file, place=place)
+    return name
 
 
 def _optional(row: Mapping[str, Any], name: str | None, place: str) -> str | None:
@@ -167,14 +242,21 @@ def _cell(row: Mapping[str, Any], name: str, place: str) -> str:
     if name not in row:
         raise _no_column(row, name, place)
     value = row[name]
-    if value is None or value == "":
-        raise InvalidRequestError(f"{place}: column {name!r} is empty", field=name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        held = "holds blanks alone" if value else "is empty"
+        raise InvalidRequestError(
+            f"{place}: column {name!r} {held}; write what is meant there, or leave the row out", field=name
+        )
+    if isinstance(value, str) and "\0" in value:
+        raise InvalidRequestError(
+            f"{place}: column {name!r} holds a NUL character in {shortened(value)}; leave it out", field=name
+        )
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a class number, as tables with gaps store it
     if not isinstance(value, str | int):
         raise InvalidRequestError(
-            f"{place}: column {name!r} holds {value!r}, which is neither a text nor a whole number; write it "
-            "as text",
+            f"{place}: column {name!r} holds {shortened(value)}, which is neither a text nor a whole number; "
+            "write it as text",
             field=name,
         )
     return str(value)
@@ -182,7 +264,15 @@ def _cell(row: Mapping[str, Any], name: str, place: str) -> str:
 
 def _no_column(row: Mapping[str, Any], name: str, place: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{place} has no column {name!r}; it has {', '.join(map(str, row)) or 'none'}. Say which column "
-        "holds what",
+        f"{place} has no column {name!r}; it has {_listed(row)}. Say which column holds what",
         field=name,
+    )
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    """Name the columns; one that has blanks around it, or cannot be seen, in quotes."""
+    names = [str(name) for name in row]
+    return (
+        ", ".join(name if name.isprintable() and name.split() == [name] else ascii(name) for name in names)
+        or "none"
     )

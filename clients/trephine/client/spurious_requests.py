@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trephine.client.authors import current_user
-from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.endpoint import REQUEST_BYTES
+from trephine.client.errors import InvalidRequestError, LocalFileError, MessageTooLargeError
 from trephine.client.plain_json import parse_json
 from trephine.client.requests import fresh_id, resource
 from trephine.client.sendable import sendable
@@ -66,7 +67,7 @@ def remove_spurious(
     number = dataset_circuits_pb2.EffectEstimator.Value(
         f"EFFECT_ESTIMATOR_{(estimator or 'unspecified').upper()}"
     )
-    return pb.RemoveSpuriousFeaturesRequest(
+    request = pb.RemoveSpuriousFeaturesRequest(
         model=resource("models", model),
         edit_id=edit_id,
         author=author or (current_user() if edit_id else ""),
@@ -87,6 +88,24 @@ def remove_spurious(
         request_id=fresh_id(request_id),
         **given,
     )
+    _require_room(request)
+    return request
+
+
+def _require_room(request: pb.RemoveSpuriousFeaturesRequest) -> None:
+    """Refuse texts that no request holds; the transport would say it in bytes alone.
+
+    Raises:
+        MessageTooLargeError: Saying how many texts take how much.
+    """
+    size = request.ByteSize()
+    if size > REQUEST_BYTES:
+        texts = len(request.training) + len(request.validation) + len(request.test)
+        raise MessageTooLargeError(
+            f"{texts} texts and {len(request.attribute_texts)} examples take {size / 2**20:.1f} MiB, and a "
+            f"request holds {REQUEST_BYTES / 2**20:.0f}: leave some out, or cut the longest ones",
+            field="training",
+        )
 
 
 def check_counts(counts: Sequence[int]) -> None:

@@ -27,7 +27,8 @@ _WITHOUT_DETAILS: dict[grpc.StatusCode, type[errors.TrephineError]] = {
 """Statuses that a transport or a proxy raises on its own, without an ErrorInfo."""
 _ADVICE = {
     grpc.StatusCode.UNAVAILABLE: ": the server has ended or is not there yet; connect() again, which starts "
-    "a local one where none is. Its operations go on with the next"
+    "a local one where none is. Its operations go on with the next",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ": one call carries 8 MiB at most; send less at once",
 }
 """What to do about those whose own words do not say it."""
 

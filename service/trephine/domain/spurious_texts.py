@@ -12,6 +12,7 @@ from trephine.domain.errors import (
     SplitLeakageError,
     TooFewItemsError,
 )
+from trephine.domain.spurious_groups import require_apart
 from trephine.domain.spurious_repeats import as_written, distinct
 
 FEWEST_TEXTS = 8
@@ -76,6 +77,7 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
         TooFewItemsError: If a label has too few texts, or none in another split that is given.
     """
     counts = Counter(label for label, _ in {(one.label, as_written(one.text)) for one in splits["training"]})
+    require_apart(counts, "labels", "training")
     if len(counts) != 2:
         raise InvalidRequestError(
             f"the ambiguous set has {len(counts)} label(s), {', '.join(sorted(counts)) or 'none'}; a "
@@ -95,7 +97,8 @@ def labels_of(splits: Splits, named: Sequence[str] | None = None) -> tuple[str, 
         for number, one in enumerate(split):
             if one.label not in counts:
                 raise InvalidRequestError(
-                    f"{name} text {number} has the label {one.label!r}; the ambiguous set has none of it",
+                    f"{name} text {number} has the label {one.label!r}; the ambiguous set has none of it, "
+                    f"but {' and '.join(map(repr, sorted(counts)))}",
                     field=f"{name}[{number}].label",
                 )
         _require_both(name, split, sorted(counts))
@@ -300,6 +303,7 @@ def check_attributes(splits: Splits, examples: Sequence[AttributeText]) -> None:
     """
     found = {one.attribute for split in splits.values() for one in split} - {None}
     found |= {one.attribute for one in examples}
+    require_apart((str(one) for one in found), "values of the attribute", "attribute")
     if len(found) not in (0, 2):
         raise InvalidRequestError(
             f"the attribute has {len(found)} value(s), {', '.join(sorted(map(str, found)))}; two are needed",

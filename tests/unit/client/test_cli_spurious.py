@@ -213,3 +213,18 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(
     assert not fake.requests
     assert run(*words, "--out", str(tmp_path / "new" / "report.json")) == ExitCode.INCONCLUSIVE
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    "option", ["--validation", "--test", "--attribute-texts", "--swaps", "--overrides", "--page", "--out"]
+)
+def test_an_empty_path_is_an_error_and_not_the_current_folder(
+    fake: FakeService, run: Run, texts: str, option: str, capsys: pytest.CaptureFixture[str]
+):
+    """As `--test "$UNSET"` is: whatever texts lie in the current folder would have been tested on."""
+    words = ("remove-spurious", texts, "--model", "tiny", "--attribute-column", "gender")
+    assert run(*words, option, "") == ExitCode.USAGE
+    assert f"{option} is empty and names no file or folder" in capsys.readouterr().err
+    assert run("remove-spurious", "", *words[2:]) == ExitCode.USAGE
+    assert "TEXTS is empty" in capsys.readouterr().err
+    assert not [one for one in fake.requests if isinstance(one, pb.RemoveSpuriousFeaturesRequest)]

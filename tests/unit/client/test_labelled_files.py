@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trephine.client import datasets, labelled_files
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.labelled_files import TextColumns, read_attribute_texts, read_texts
 
@@ -179,3 +180,166 @@ def test_a_folder_of_several_splits_is_not_read_as_one_set(tmp_path: Path, names
         read_texts(tmp_path)
     (tmp_path / names[1]).rename(tmp_path / f"train-{names[1]}")
     assert len(read_texts(tmp_path)) == 2
+
+
+BLANKS = ("   ", "\t", "\u00a0 ")
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=ascii)
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_cell_of_blanks_is_no_text_and_no_label(tmp_path: Path, column: str, blank: str):
+    """It would be a third label, or a text that tells nothing."""
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", column: blank}]
+    said = f"row 2: column '{column}' holds blanks alone; write what is meant there, or leave the row out"
+    with pytest.raises(InvalidRequestError, match=said) as refused:
+        read_texts(_written(tmp_path / "rows.jsonl", rows))
+    assert refused.value.field == column
+
+
+SPELLED = {
+    "case": ("Nurse", "case, blanks"),
+    "a blank behind it": ("nurse ", "case, blanks"),
+    "a space without width": ("nu\u200brse", "case, blanks"),
+    "letters of full width": ("\uff4eurse", "case, blanks"),
+    "a control character": ("nurse\x01", "case, blanks"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+@pytest.mark.parametrize("role", ["label", "attribute"])
+def test_two_spellings_of_one_name_are_refused_with_both_places(tmp_path: Path, name: str, role: str):
+    """Two labels that look alike are one, and half of its texts would be of another."""
+    other, said = SPELLED[name]
+    rows: list[dict[str, Any]] = [{"text": "a", "label": "x", "who": "m"} for _ in range(3)]
+    column = {"label": "label", "attribute": "who"}[role]
+    rows[0][column], rows[2][column] = "nurse", other
+    with pytest.raises(InvalidRequestError) as refused:
+        read_texts(_written(tmp_path / "rows.jsonl", rows), TextColumns(attribute="who"))
+    assert refused.value.message.startswith(
+        f"rows.jsonl, row 3: column {column!r} holds {other!a}, and 'nurse'"
+    )
+    assert "in rows.jsonl, row 1; these differ in " + said in refused.value.message
+    assert refused.value.field == column
+
+
+def test_spellings_are_compared_over_all_files_of_a_folder_and_among_examples(tmp_path: Path):
+    """One file may call a label what another one calls otherwise."""
+    (tmp_path / "a.csv").write_text("text,label\na,x\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "label": "X"}')
+    with pytest.raises(InvalidRequestError, match=r"b\.jsonl, row 1: .* 'X', and 'x' in a\.csv, row 1"):
+        read_texts(tmp_path)
+    file = _written(tmp_path / "who.jsonl", [{"text": "a", "who": "f"}, {"text": "b", "who": "F"}])
+    with pytest.raises(InvalidRequestError, match="row 2: column 'who' holds 'F', and 'f'"):
+        read_attribute_texts(file, text="text", attribute="who")
+
+
+def test_keys_keep_their_case_but_not_their_blanks(tmp_path: Path):
+    """An environment or a pair may be named by a key in which case counts, and a number may be one."""
+    rows: list[dict[str, Any]] = [{"text": "a", "label": "x", "key": key} for key in ("aB", "ab", 1, "2")]
+    file = _written(tmp_path / "rows.jsonl", rows)
+    for columns in (TextColumns(environment="key"), TextColumns(pair="key")):
+        found = read_texts(file, columns)
+        assert [one.environment or one.pair for one in found] == ["aB", "ab", "1", "2"]
+    _written(file, [*rows, {"text": "a", "label": "x", "key": "ab "}])
+    with pytest.raises(InvalidRequestError, match=r"row 5: .* 'ab ', and 'ab' in rows.jsonl, row 2; .* in b"):
+        read_texts(file, TextColumns(environment="key"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ((1, "one"), "row 2: column 'label' holds the text 'one', and the number 1 in rows.jsonl, row 1"),
+        (("1", 1.0), "row 2: column 'label' holds the number 1.0, and the text '1' in rows.jsonl, row 1"),
+        ((1, True), "row 2: column 'label' holds the truth value True, and the number 1 in"),
+        (("nan", float("nan")), "row 2: column 'label' holds nan, which is neither"),
+        ((None, "x"), "row 1: column 'label' is empty"),
+    ],
+)
+def test_labels_are_texts_or_numbers_and_not_some_of_each(tmp_path: Path, cells: tuple[Any, Any], said: str):
+    """Whether 1 and "1" are one label nobody can tell but who wrote them."""
+    rows = [{"text": "a", "label": cell} for cell in cells]
+    with pytest.raises(InvalidRequestError, match=said):
+        read_texts(_written(tmp_path / "rows.jsonl", rows))
+
+
+def test_numbers_with_and_without_a_point_are_one_label(tmp_path: Path):
+    """Tables with gaps store 1 as 1.0."""
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 1.0}, {"text": "c", "label": 0}]
+    found = read_texts(_written(tmp_path / "rows.jsonl", rows))
+    assert [one.label for one in found] == ["1", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"label": "text"}, "'text' is named as text and as label"),
+        ({"attribute": "label"}, "'label' is named as label and as attribute"),
+        ({"attribute": "who", "environment": "who"}, "'who' is named as attribute and as environment"),
+    ],
+)
+def test_a_column_has_one_role(columns: dict[str, str], said: str):
+    """A label that is the text, or an attribute that is the label, decides nothing."""
+    with pytest.raises(InvalidRequestError, match=said):
+        TextColumns(**columns)
+
+
+def test_what_is_repeated_may_be_the_pair(tmp_path: Path):
+    """Two replies to a question are a pair, and the question is what they repeat."""
+    rows = [{"text": "a", "label": "x", "asked": 1}, {"text": "b", "label": "y", "asked": 1}]
+    columns = TextColumns(environment="asked", pair="asked")
+    found = read_texts(_written(tmp_path / "rows.jsonl", rows), columns)
+    assert [(one.environment, one.pair) for one in found] == [("1", "1")] * 2
+
+
+NO_TEXT = {
+    "UTF-16 with its mark": ("text,label\na,x\n".encode("utf-16"), "line 1 holds the byte 0xff"),
+    "UTF-16 without": ("text,label\na,x\n".encode("utf-16-le"), "line 1 holds a NUL byte, .* save it"),
+    "Latin-1": ("text,label\na,x\ncaf\xe9,y\n".encode("latin-1"), "line 3 holds the byte 0xe9"),
+    "a NUL byte": (b"text,label\na,x\nb\0,y\n", "line 3 holds a NUL byte"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_what_is_no_text_is_told_by_its_line(tmp_path: Path, name: str):
+    """Read as it is, its columns would be called otherwise than they look."""
+    written, said = NO_TEXT[name]
+    file = tmp_path / "rows.csv"
+    file.write_bytes(written)
+    with pytest.raises(LocalFileError, match=said):
+        read_texts(file)
+
+
+def test_a_nul_that_json_writes_in_letters_is_refused(tmp_path: Path):
+    """No text holds one; a tokenizer may end there."""
+    file = _written(tmp_path / "rows.jsonl", [{"text": "a\0b", "label": "x"}])
+    with pytest.raises(InvalidRequestError, match="row 1: column 'text' holds a NUL character in"):
+        read_texts(file)
+
+
+def test_a_mark_of_byte_order_and_carriage_returns_change_nothing(tmp_path: Path):
+    """As tables of other systems have them."""
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"\xef\xbb\xbftext,label\r\na b,x\r\n")
+    assert [(one.text, one.label) for one in read_texts(file)] == [("a b", "x")]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a b", "label": "x"}\r\n')
+    assert [(one.text, one.label) for one in read_texts(file)] == [("a b", "x")]
+
+
+def test_a_column_with_blanks_in_its_name_is_seen_in_the_refusal(tmp_path: Path):
+    """As a first line with blanks behind its commas has it."""
+    file = tmp_path / "rows.csv"
+    file.write_text("text, label\na,x\n")
+    with pytest.raises(InvalidRequestError, match="has no column 'label'; it has text, ' label'"):
+        read_texts(file)
+
+
+def test_files_that_no_request_could_hold_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither gigabytes nor millions of rows; the refusal says what to do."""
+    file = _written(tmp_path / "rows.jsonl", [{"text": "a", "label": "x"}] * 5)
+    monkeypatch.setattr(labelled_files, "MOST_ROWS", 4)
+    with pytest.raises(LocalFileError, match=r"more than 4 rows, .* keep the rows that are to be used"):
+        read_texts(file)
+    monkeypatch.setattr(datasets, "LARGEST_BYTES", 10)
+    with pytest.raises(LocalFileError, match=r"and at most 0.0 are read; keep the rows and columns"):
+        read_texts(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -142,3 +143,36 @@ def test_steps_are_of_integrated_gradients() -> None:
         assert found.gradient_steps == used
     with pytest.raises(InvalidRequestError, match="1 to 100"):
         RemoveSpuriousFeatures(**GIVEN, estimator=Estimator.INTEGRATED_GRADIENTS, steps=0)
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "case": str.lower,
+    "a blank behind it": lambda name: f"{name} ",
+    "a space without width": lambda name: f"{name}\u200b",
+    "a wide letter": lambda name: chr(ord(name) + 0xFEE0),
+}
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_two_spellings_of_a_label_or_an_attribute_are_refused(how: str) -> None:
+    """Half of a group would be another one, or the decision one between a word and itself."""
+    write = SPELLINGS[how]
+    training = tuple(
+        replace(text, label=write("W")) if text.label == "W" and place % 2 else text
+        for place, text in enumerate(GIVEN["training"])
+    )
+    with pytest.raises(InvalidRequestError, match=r"the labels .* differ in case, blanks or char") as refused:
+        RemoveSpuriousFeatures(**{**GIVEN, "training": training})
+    assert refused.value.context["field"] == "training"
+    values = {"X": "X", "Z": write("X")}
+    examples = tuple(replace(text, attribute=values[text.attribute]) for text in GIVEN["attribute_texts"])
+    untold = tuple(replace(text, attribute=None) for text in GIVEN["training"])
+    with pytest.raises(InvalidRequestError, match=r"the values of the attribute .* would count as two"):
+        RemoveSpuriousFeatures(training=untold, attribute_texts=examples)
+
+
+def test_a_label_that_training_lacks_is_told_with_those_it_has() -> None:
+    """A test file may have been written by somebody else."""
+    test = tuple(replace(text, label={"Q": "q", "W": "W"}[text.label]) for text in GIVEN["test"])
+    with pytest.raises(InvalidRequestError, match=r"label 'q'; .* has none of it, but 'Q' and 'W'"):
+        RemoveSpuriousFeatures(**{**GIVEN, "test": test})

@@ -12,8 +12,9 @@ from tests.spurious_texts import ambiguous, attribute_texts
 from trephine.app.spurious.spurious_removals import StoredRemoval
 from trephine.client.cli.output import Output
 from trephine.client.cli.remove_spurious import show_removal
+from trephine.client.endpoint import REQUEST_BYTES
 from trephine.client.errors import InvalidRequestError as ClientInvalid
-from trephine.client.errors import LocalFileError
+from trephine.client.errors import LocalFileError, MessageTooLargeError
 from trephine.client.labelled_files import TextColumns as Columns
 from trephine.client.labelled_files import read_texts
 from trephine.client.results import removal_of
@@ -122,6 +123,13 @@ def test_bad_fields_are_named():
     request.training[3].environment = ""
     with pytest.raises(InvalidRequestError, match="environment is required"):
         remove_from_wire(request)
+    blank_fields = {"label": InvalidRequestError, "attribute": InvalidRequestError, "text": EmptyPromptError}
+    for name, kind in blank_fields.items():
+        request = _sent()
+        setattr(request.training[3], name, " \t")
+        with pytest.raises(kind, match="holds blanks alone") as blank:
+            remove_from_wire(request)
+        assert blank.value.context["field"] == f"training[3].{name}"
     for changed, field in (
         ({"decision": Probe(penalty=0.0)}, "decision.penalty"),
         (
@@ -299,3 +307,12 @@ def test_what_was_asked_for_goes_with_the_report():
     assert sent.texts_sha256 == texts_digest(command.splits, command.attribute_texts)
     assert not removal_to_wire(stored, whole=False).HasField("options")
     assert not removal_to_wire(replace(stored, found=report())).HasField("options")
+
+
+def test_texts_that_no_request_holds_are_refused_in_words():
+    """The transport tells bytes alone, and only once they were sent."""
+    long = [LabelledText(text=f"{n} " + "word " * 200_000, label="Q") for n in range(9)]
+    with pytest.raises(MessageTooLargeError, match=r"9 texts and 30 examples take 8\.\d MiB, and a request"):
+        remove_spurious("tiny", long, attribute_texts=EXAMPLES[:30])
+    remove_spurious("tiny", long[:8], attribute_texts=EXAMPLES)
+    assert MESSAGE_BYTES == REQUEST_BYTES, "what the service takes, and what the client knows of it"

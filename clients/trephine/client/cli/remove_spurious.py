@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    ModelOption,
+    given_path,
+    path_option,
+    require_waiting,
+)
 from trephine.client.cli.decisions import decision_of
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.exit_codes import ExitCode
@@ -14,15 +21,15 @@ from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
 from trephine.client.cli.sets import open_set, read_layers
+from trephine.client.cli.text_files import TextFiles
 from trephine.client.downloads import require_writable, write_file
 from trephine.client.errors import InvalidRequestError
-from trephine.client.labelled_files import OPTIONAL, TextColumns, read_attribute_texts, read_texts
+from trephine.client.labelled_files import TextColumns, read_swaps
 from trephine.client.spurious_requests import check_counts, read_overrides
 from trephine.client.trephine import Trephine
 from trephine.client.types import (
     EffectEstimator,
     JudgedFeature,
-    LabelledText,
     RemovalArm,
     SpuriousRemoval,
     Verdict,
@@ -46,7 +53,11 @@ def remove_spurious(
     context: typer.Context,
     texts: Annotated[
         Path,
-        typer.Argument(help="Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set."),
+        typer.Argument(
+            parser=given_path("TEXTS"),
+            metavar="TEXTS",
+            help="Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set.",
+        ),
     ],
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the label; two labels.")] = "label",
@@ -71,13 +82,15 @@ def remove_spurious(
             "rejected make some).",
         ),
     ] = None,
-    validation: Annotated[Path | None, typer.Option(help="Texts that choose how many go.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Texts for the report alone; best balanced.")] = None,
+    validation: Annotated[Path | None, path_option("--validation", "Texts that choose how many go.")] = None,
+    test: Annotated[Path | None, path_option("--test", "Texts for the report alone; best balanced.")] = None,
     attribute_texts: Annotated[
-        Path | None, typer.Option(help="Examples of the attribute, of whatever label.")
+        Path | None, path_option("--attribute-texts", "Examples of the attribute, of whatever label.")
     ] = None,
     attribute_name: Annotated[str, typer.Option(help="gender: edits by a built-in lexicon.")] = "",
-    swaps: Annotated[Path | None, typer.Option(help="Lexicon: .csv or .jsonl with first and second.")] = None,
+    swaps: Annotated[
+        Path | None, path_option("--swaps", "Lexicon: .csv or .jsonl with first and second.")
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="A probe of this layer's stream; unset: the stock form.")
     ] = None,
@@ -127,7 +140,7 @@ def remove_spurious(
         bool, typer.Option("--neutral-examples", help="The attribute's texts hold neither label.")
     ] = False,
     overrides: Annotated[
-        Path | None, typer.Option(help="Your own words, .json: feature to remove and reason.")
+        Path | None, path_option("--overrides", "Your own words, .json: feature to remove and reason.")
     ] = None,
     edit: Annotated[
         str | None, typer.Option(help="Store an edit under this name, if the removal is shown to hold.")
@@ -135,8 +148,10 @@ def remove_spurious(
     unproven: Annotated[bool, typer.Option("--unproven", help="Store it even where it is not.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of every draw; unset 0.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Features to print.")] = 15,
-    page: Annotated[Path | None, typer.Option(help="Write the decision list into this .html file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
+    page: Annotated[
+        Path | None, path_option("--page", "Write the decision list into this .html file.")
+    ] = None,
+    out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Check, and say what it would take.")] = False,
     detach: DetachOption = False,
 ) -> None:
@@ -163,13 +178,14 @@ def remove_spurious(
     named = () if attribute_texts is None else ("attribute",)  # a misspelt column is found in that file
     elsewhere = any((attribute_texts, twin_column, environment_column, attribute_name, swaps))
     told = ("attribute",) if elsewhere else ()  # so that the ambiguous set need not
-    training = _texts(given.output, texts, columns, told)
+    files = TextFiles(given.output)
+    training = files.split("training", texts, columns, told)
     options: dict[str, Any] = {
-        "validation": _texts(given.output, validation, columns, (*told, "twin", "environment", "pair")),
-        "test": _texts(given.output, test, balanced, (*named, "pair")),
-        "attribute_texts": _attributes(attribute_texts, text_column, attribute_column),
+        "validation": files.split("validation", validation, columns, (*told, "twin", "environment", "pair")),
+        "test": files.split("test", test, balanced, (*named, "pair")),
+        "attribute_texts": files.examples(attribute_texts, text_column, attribute_column),
         "attribute_name": attribute_name,
-        "swaps": _swaps(swaps),
+        "swaps": () if swaps is None else read_swaps(swaps),
         "decision": decision_of(
             layer=layer,
             pooling=pooling,
@@ -196,7 +212,7 @@ def remove_spurious(
         "unproven": unproven,
         "seed": seed,
     }
-    with given.connect() as trephine:
+    with files.told(), given.connect() as trephine:
         loaded = given.load(trephine, model)
         if replacements is not None and replacements != "neurons":
             options["replacement"] = open_set(given, trephine, loaded, replacements).set_id
@@ -216,38 +232,6 @@ def remove_spurious(
 def _write_page(given: Invocation, trephine: Trephine, found: SpuriousRemoval, page: Path) -> None:
     artifact = trephine.spurious_removals.page(found)
     given.output.note(f"wrote {write_file(page, trephine.artifacts.read(artifact))}")
-
-
-def _texts(
-    output: Output, path: Path | None, columns: TextColumns, lacking: tuple[str, ...]
-) -> tuple[LabelledText, ...]:
-    """Read a file of texts, and say of which named column some or all texts have nothing."""
-    if path is None:
-        return ()
-    read = read_texts(path, columns, lacking=lacking)
-    for role in OPTIONAL:
-        name = getattr(columns, role)
-        told = sum(getattr(one, role) is not None for one in read)
-        if name is not None and told < len(read):
-            output.note(f"{path.name} tells the {role} of {told} of {len(read)} texts (column {name!r})")
-    return read
-
-
-def _attributes(path: Path | None, text: str, attribute: str | None) -> tuple[Any, ...]:
-    if path is None:
-        return ()
-    if attribute is None:
-        raise InvalidRequestError(
-            "--attribute-texts needs --attribute-column, the column with the attribute", field="attribute"
-        )
-    return read_attribute_texts(path, text=text, attribute=attribute)
-
-
-def _swaps(path: Path | None) -> tuple[tuple[str, str], ...]:
-    if path is None:
-        return ()
-    named = read_attribute_texts(path, text="first", attribute="second")
-    return tuple((one.text, one.attribute) for one in named)
 
 
 def _estimator(value: str | None) -> str | None:

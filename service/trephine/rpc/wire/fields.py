@@ -80,6 +80,17 @@ def required(text: str, field: str) -> str:
     return text
 
 
+def named(text: str, field: str) -> str:
+    """Return a name, as it stands, that is more than blanks.
+
+    Raises:
+        InvalidRequestError: Naming the field.
+    """
+    if text and not text.strip():
+        raise InvalidRequestError(f"{field} holds blanks alone; write a name, or leave it out", field=field)
+    return required(text, field)
+
+
 def prompt(text: str, field: str = "prompt") -> str:
     """Return a prompt that is not empty.
 

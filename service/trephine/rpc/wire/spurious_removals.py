@@ -11,14 +11,14 @@ from trephine.app.spurious.spurious_removals import COLLECTION, StoredRemoval
 from trephine.domain import spurious_removal as domain
 from trephine.domain.classifier_exports import ClassifierExport
 from trephine.domain.dataset_circuits import Estimator
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import EmptyPromptError, InvalidRequestError
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
 from trephine.domain.spurious_arms import Arm
 from trephine.domain.spurious_texts import AttributeText, LabelledText, Swap
 from trephine.rpc.wire.common import feature_from_wire, feature_to_wire, figure_to_wire, version_to_wire
 from trephine.rpc.wire.dataset_circuits import ESTIMATORS
-from trephine.rpc.wire.fields import clean, one_of, prompt, qualified, required, resource_id, within
+from trephine.rpc.wire.fields import clean, named, one_of, prompt, qualified, required, resource_id, within
 from trephine.rpc.wire.interventions import intervention_to_wire
 from trephine.rpc.wire.spurious_heads import decision_from_wire, decision_to_wire
 from trephine.rpc.wire.spurious_options import options_to_wire
@@ -86,21 +86,28 @@ def _texts(messages: Iterable[pb.LabelledText], split: str) -> tuple[LabelledTex
 
 def _text(message: pb.LabelledText, field: str) -> LabelledText:
     with within(field):
-        environment = required(message.environment, "environment") if _has(message, "environment") else None
+        environment = named(message.environment, "environment") if _has(message, "environment") else None
         return LabelledText(
-            text=prompt(message.text, "text"),
-            label=required(message.label, "label"),
-            attribute=required(message.attribute, "attribute") if _has(message, "attribute") else None,
-            twin=prompt(message.twin, "twin") if _has(message, "twin") else None,
+            text=_written(message.text, "text"),
+            label=named(message.label, "label"),
+            attribute=named(message.attribute, "attribute") if _has(message, "attribute") else None,
+            twin=_written(message.twin, "twin") if _has(message, "twin") else None,
             environment=environment,
-            pair=required(message.pair, "pair") if _has(message, "pair") else None,
+            pair=named(message.pair, "pair") if _has(message, "pair") else None,
         )
+
+
+def _written(text: str, field: str) -> str:
+    """Return a text that is more than blanks: of those nothing tells the label."""
+    if text and not text.strip():
+        raise EmptyPromptError(f"{field} holds blanks alone; write the text, or leave it out", field=field)
+    return prompt(text, field)
 
 
 def _example(message: pb.AttributeText, place: int) -> AttributeText:
     with within(f"attribute_texts[{place}]"):
         return AttributeText(
-            text=prompt(message.text, "text"), attribute=required(message.attribute, "attribute")
+            text=_written(message.text, "text"), attribute=named(message.attribute, "attribute")
         )
 
 
