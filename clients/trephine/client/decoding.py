@@ -42,8 +42,15 @@ class WireValue:
 
 
 def message_json(message: Message, *, one_line: bool = False) -> str:
-    """A message in proto-JSON; scalars whose zero means something are optional in the contract."""
-    return str(MessageToJson(message, ensure_ascii=True, indent=None if one_line else 2))
+    """A message in proto-JSON; what is 0, false or empty is told, what is unset is not."""
+    return str(
+        MessageToJson(
+            message,
+            ensure_ascii=True,
+            indent=None if one_line else 2,
+            always_print_fields_with_no_presence=True,
+        )
+    )
 
 
 def decode(kind: type[ValueT], message: Message) -> ValueT:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from trephine.client import types
-from trephine.client.decoding import WireValue, decode
+from trephine.client.decoding import WireValue, decode, message_json
 from trephine.v1 import (
     audit_service_pb2,
     circuit_queries_pb2,
@@ -142,3 +143,13 @@ def test_values_print_the_response_they_came_from():
     assert '"raw": "/w=="' in token.to_json()
     with pytest.raises(ValueError, match="did not come from a server"):
         types.Token(id=3, raw=b"", display="").to_json()
+
+
+def test_zero_is_told_and_what_is_unset_is_not():
+    """A worst group of 0 %, the first layer and a p-value that is nothing are figures like others."""
+    figure = json.loads(message_json(common_pb2.Figure(name="worst_group", value=0.0, high=0.1)))
+    assert figure == {"name": "worst_group", "value": 0.0, "high": 0.1, "unit": ""}
+    feature = json.loads(message_json(common_pb2.FeatureRef(replacement="neurons", layer=0, index=0)))
+    assert feature == {"replacement": "neurons", "layer": 0, "index": 0}
+    judged = json.loads(message_json(spurious_removal_pb2.JudgeEvidence()))
+    assert (judged["pValue"], judged["share"]) == (0.0, 0.0)

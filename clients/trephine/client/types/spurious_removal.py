@@ -301,7 +301,7 @@ class SpuriousRemoval(WireValue):
     judges: tuple[FeatureJudge, ...]
     considered: int
     features: tuple[JudgedFeature, ...]
-    """Removed ones first, then spurious, undecided, task."""
+    """Those that a person named first, then removed ones, then spurious, undecided, task."""
     choices: tuple[RemovalChoice, ...]
     criterion: str
     chosen: int
