@@ -79,7 +79,7 @@ def planned_gates(
         min_recovery: Of fitted parts, the share of the edit's KL that must be carried.
         retained: Whether the built-in text is measured beside a caller's.
         rounded: Of exact edits of files narrower than the runtime, what rounding the changed tensors costs.
-        wide: Of a narrow runtime on files of its own type, what was measured in float32.
+        wide: Of a narrow runtime, what was measured in float32.
     """
     if fitted:
         left = min(_MOST_UNCARRIED, 1.0 - min_recovery)

@@ -33,7 +33,7 @@ Errors = Mapping[tuple[nn.Module, str], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WideFloor:
-    """Of a narrow runtime on files of its own type, all computed in float32; nats per token."""
+    """Of a narrow runtime, all computed in float32; nats per token."""
 
     edit: float
     """KL(intervened || original)."""
@@ -53,12 +53,12 @@ class ExactFloors:
 
 
 def is_compared_wide(hosted: HostedModel, program: WeightProgram) -> bool:
-    """Say whether runtime and folder are compared in float32, too: both hold one narrow type.
+    """Say whether runtime and folder are compared in float32, too: a narrow runtime's noise hides too much.
 
-    Of a fit a share is promised that rounding does not decide.
+    Whatever type the files hold: both are loaded in the runtime's. Of a fit a share is promised that rounding
+    does not decide.
     """
-    own = hosted.model.dtype
-    return own in NARROW and not program.fitted and {DTYPES[c.dtype] for c in program.changes} == {own}
+    return hosted.model.dtype in NARROW and not program.fitted and bool(program.changes)
 
 
 def exact_floors(
@@ -152,18 +152,22 @@ class _Runs:
 
 
 def rounding_errors(hosted: HostedModel, changes: Sequence[TensorChange]) -> Errors:
-    """Return by how much changed tensors of a narrow type are off in it, without those that are not.
+    """Return by how much tensors are off once they are written and loaded, without those that are not.
 
-    A tensor that is a copy of another's is as exact as that.
+    Only where files or runtime are of a narrow type. What is exact is what the edit makes of the tensor that
+    the runtime holds: of wider files that is a rounded one. A tensor that is a copy of another's is as exact
+    as that.
     """
     found: dict[tuple[nn.Module, str], Tensor] = {}
+    own = hosted.model.dtype
     for change in changes:
         dtype, plain = DTYPES[change.dtype], replace(change, growth=None)
-        if change.copied_from is not None or dtype not in NARROW:
+        if change.copied_from is not None or not {dtype, own} & set(NARROW):
             continue
         parent = None if change.entry is None else read_tensor(hosted.folder, change.entry)
-        exact = carried_out(plain, None if parent is None else parent.to(torch.float32), torch.float32)
-        error = carried_out(plain, parent, dtype).to(torch.float32) - exact
+        held = None if parent is None else parent.to(own).to(torch.float32)
+        exact = carried_out(plain, held, torch.float32)
+        error = carried_out(plain, parent, dtype).to(own).to(torch.float32) - exact
         if bool(error.any()):
             module, name = _place(hosted, change.name)
             found[module, name] = error.to(hosted.model.device)

@@ -178,7 +178,7 @@ def _grafts(
     for layer in layers:
         stored = stored_mlp(hosted, entries, layer)
         read = values[Site(kind=SiteKind.MLP_IN, layer=layer)]
-        dtype = STORED_DTYPES[stored.down.weight.dtype]
+        dtype = _served(hosted, stored)
         fresh: list[Graft] = []
         for op in ops.grafts:
             if op.feature.layer == layer:
@@ -218,9 +218,15 @@ def _written(
         testing=of_windows(lengths, parts.testing),
         held_out=parts.held_out,
         activation=block.mlp.activation,
-        dtype=STORED_DTYPES[stored.down.weight.dtype],
+        dtype=_served(hosted, stored),
         rms_down=float(stored.down.matrix.float().square().mean().sqrt()),
     )
+
+
+def _served(hosted: HostedModel, stored: StoredMlp) -> torch.dtype:
+    """Return what units must survive: the type of the files, or of the runtime if that is coarser."""
+    types = (STORED_DTYPES[stored.down.weight.dtype], hosted.model.dtype)
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _wants_bias(ops: Operations, grafts: Sequence[Graft], affinities: dict[Site, Affinity]) -> bool:

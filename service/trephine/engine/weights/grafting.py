@@ -98,7 +98,7 @@ def graft(
         op: The feature and its operations.
         stored: The MLP in the files.
         inputs: `(n, d_in)`, captured MLP inputs.
-        dtype: Of the files.
+        dtype: What is served: of the files, or of the runtime if that is coarser.
         biases: Whether the exported MLP has biases.
         kept: bool `(n,)`, the inputs of windows that are kept back where it has none: the direction that
             stands in for biases may be far worse elsewhere than where it was fitted. None: none are.

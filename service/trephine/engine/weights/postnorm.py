@@ -60,7 +60,7 @@ class Written:
     """Whether these are others than were taken."""
     activation: Callable[[Tensor], Tensor]
     dtype: torch.dtype
-    """Of the files."""
+    """What is served, as of `graft`."""
     rms_down: float
     """Of the down projection's entries."""
 

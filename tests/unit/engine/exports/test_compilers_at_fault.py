@@ -15,12 +15,14 @@ from tests.builders import tiny_folder
 from tests.resident_sets import resident_set
 from tests.unit.engine.exporting import edit_of, exported, hosted_in, planned
 from tests.unit.engine.interventions import direction, neuron
-from tests.unit.engine.weights.folders import feature, parent
+from tests.unit.engine.weights.folders import FIT, feature, parent
 from tests.unit.engine.weights.narrow import strongest
 from trephine.domain.errors import GateMissedError
 from trephine.domain.interventions import Ablate, ProjectOut, Scale
 from trephine.domain.sites import SiteKind
 from trephine.engine.exports import planning
+from trephine.engine.models.quanta import finish
+from trephine.engine.models.shards import read_entries
 from trephine.engine.runs.retain import retain_text
 from trephine.engine.weights.compiling import compile_weights
 
@@ -71,18 +73,20 @@ def compiled_with(monkeypatch, fault):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("dtype", "edit", "fault", "gate"),
+    ("files", "dtype", "edit", "fault", "gate"),
     [
-        (torch.float32, WEAK, by_a_hundredth_more, "unrecovered"),
-        (torch.float32, WEAK, one_at_nine_tenths, "unrecovered"),
-        (torch.bfloat16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
-        (torch.float16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
+        (torch.float32, torch.float32, WEAK, by_a_hundredth_more, "unrecovered"),
+        (torch.float32, torch.float32, WEAK, one_at_nine_tenths, "unrecovered"),
+        (torch.bfloat16, torch.bfloat16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
+        (torch.float16, torch.float16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
+        (torch.float32, torch.bfloat16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
+        (torch.float32, torch.float16, TWELVE, one_at_nine_tenths, "unrecovered_in_float32"),
     ],
-    ids=["float32 gain", "float32 neurons", "bfloat16", "float16"],
+    ids=["float32 gain", "float32 neurons", "bfloat16", "float16", "wider than bfloat16", "than float16"],
 )
-def test_what_is_nearly_the_edit_is_refused(dtype, edit, fault, gate, tmp_path, monkeypatch):
-    """It leaves less than a hundredth of the edit; in a narrow type less than arithmetic does."""
-    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=dtype), dtype)
+def test_what_is_nearly_the_edit_is_refused(files, dtype, edit, fault, gate, tmp_path, monkeypatch):
+    """It leaves less than a hundredth of the edit; in a narrow type, whatever the files', less than noise."""
+    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=files), dtype)
     compiled_with(monkeypatch, fault)
     with pytest.raises(GateMissedError) as caught:
         exported(hosted, edit_of(hosted, *edit), tmp_path / "exported")
@@ -91,21 +95,25 @@ def test_what_is_nearly_the_edit_is_refused(dtype, edit, fault, gate, tmp_path, 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("dtype", NARROW)
-def test_an_exact_edit_in_a_narrow_runtime_passes_in_float32_too(dtype, tmp_path):
-    """Rounding of what is written is allowed for, and is all that there is."""
-    hosted = hosted_in(tiny_folder("gpt2", tmp_path / "parent", dtype=dtype), dtype)
+@pytest.mark.parametrize("wider", [False, True], ids=["files alike", "float32 files"])
+def test_an_exact_edit_in_a_narrow_runtime_passes_in_float32_too(dtype, wider, tmp_path):
+    """Rounding of what is written or loaded is allowed for, and is all that there is."""
+    files = torch.float32 if wider else dtype
+    hosted = hosted_in(tiny_folder("gpt2", tmp_path / "parent", dtype=files), dtype)
     certificate = exported(hosted, edit_of(hosted, *WRITERS), tmp_path / "exported").certificate
     assert certificate.verdict == "passed"
     found = {one.name: one.value for one in certificate.measurements}
-    assert found["kl_intervened_exported_in_float32_mean"] < 0.1 * found["kl_intervened_exported_mean"]
+    share = 0.2 if wider else 0.1  # of wider files every element is rounded anew on its way into the runtime
+    assert found["kl_intervened_exported_in_float32_mean"] < share * found["kl_intervened_exported_mean"]
     assert 0 < found["unrecovered_in_float32"] < 0.01
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("broken", [False, True])
-def test_half_of_a_weak_graft_is_refused_in_a_narrow_runtime(broken, tmp_path, monkeypatch):
+@pytest.mark.parametrize("files", [torch.bfloat16, torch.float32])
+def test_half_of_a_weak_graft_is_refused_in_a_narrow_runtime(broken, files, tmp_path, monkeypatch):
     """Where the edit moves a few floors, bfloat16 alone moves answers as far as the missing half."""
-    hosted = parent("llama", tmp_path / "parent", dtype=torch.bfloat16)
+    hosted = parent("llama", tmp_path / "parent", dtype=files)
     hosted = hosted_in(hosted.folder, torch.bfloat16)
     resident_set(hosted, "relu")
     ((index, _),) = strongest(hosted, "set", 1, 1)
@@ -117,6 +125,23 @@ def test_half_of_a_weak_graft_is_refused_in_a_narrow_runtime(broken, tmp_path, m
         assert caught.value.context["gates"] == "unrecovered_in_float32_firing"
     else:
         assert exported(hosted, weak, tmp_path / "exported").certificate.verdict == "passed"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_units_of_wider_files_survive_the_type_in_which_they_are_run(family, tmp_path):
+    """Rounded as they are loaded they stay what they were: both halves of a jump would have one bias."""
+    hosted = parent(family, tmp_path / "parent", common=2.0 if family == "gemma2" else 0.0)
+    hosted = hosted_in(hosted.folder, torch.bfloat16)
+    resident_set(hosted, "jumprelu")
+    ((index, _),) = strongest(hosted, "set", 1, 1)
+    edit = edit_of(hosted, feature(1, index, Ablate()))
+    with torch.inference_mode():
+        program = finish(compile_weights(hosted, read_entries(hosted.folder), edit, FIT))
+    grown = [change.growth.values for change in program.changes if change.growth is not None]
+    units = [values for values in grown if values is not None]
+    assert units
+    assert program.grafted
+    assert all(torch.equal(values.to(torch.bfloat16).to(values.dtype), values) for values in units)
 
 
 @pytest.mark.integration
