@@ -137,6 +137,9 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     model.set_attn_implementation("eager")
     eager = distances(model, request, "certify: attention", "intervened")
     spread(measured, "kl_intervened_exported_same_attention", eager)
+    if request["in_float32"]:
+        model.set_attn_implementation(stock)
+        compare_in_float32(measured, model.float(), request, masks)
     del model
     gc.collect()
 
@@ -151,8 +154,6 @@ def compare_answers(request: dict[str, Any], measured: dict[str, float]) -> dict
     gc.collect()
     if request["stored_dtype"] != compute:
         continuations["stored"] = compare_as_stored(measured, request, against["edit"], masks, features)
-    if request["in_float32"]:
-        compare_in_float32(measured, request, masks)
     return continuations
 
 
@@ -197,13 +198,20 @@ def compare_as_stored(
     return greedy(model, request["prompts"], request["greedy_tokens"])
 
 
-def compare_in_float32(measured: dict[str, float], request: dict[str, Any], masks: list[Any]) -> None:
+def compare_in_float32(
+    measured: dict[str, float], model: Any, request: dict[str, Any], masks: list[Any]
+) -> None:
     """Hold the folder against the runtime, both computing in float32 on the narrow weights that both hold.
 
     What one does and the other does not is not hidden there by what their own type rounds away.
+
+    Args:
+        measured: To be filled in.
+        model: Of the folder, loaded in the runtime's type and widened.
+        request: What is asked.
+        masks: Where edited features fire.
     """
-    model, _ = load(request["exported"], request["compute_dtype"], request["attention"])
-    model, both = model.float(), _figures.Comparison()
+    both = _figures.Comparison()
     for number, logits in answers(model, request, "certify: in float32"):
         runtime = evidence(request, number)
         wanted, original = (runtime[f"{name}_in_float32"] for name in ("intervened", "original"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from tests.unit.engine.interventions import neuron
 from trephine.domain.errors import DeadlinePassedError, DiskFullError, GateMissedError
 from trephine.domain.exports import Export
 from trephine.domain.interventions import Ablate
-from trephine.engine.certificates import clean_process
+from trephine.engine.certificates import certification, certifier, clean_process
 from trephine.engine.certificates.clean_process import run_clean
 from trephine.engine.certificates.noise import _under_float32, noise_floor
 from trephine.engine.models.quanta import finish
@@ -112,6 +114,32 @@ def test_the_floor_of_a_float16_parent_is_of_float16(tmp_path):
     assert found["noise_top1_agreement_in_stored_dtype"] == pytest.approx(expected, abs=0.01)
     assert found["noise_perplexity_ratio_in_stored_dtype"] == pytest.approx(1.0, abs=1e-2)
     assert 0 < found["noise_greedy_match_in_stored_dtype"] <= 1
+
+
+@pytest.mark.parametrize(("files", "loads"), [(torch.bfloat16, 1), (torch.float32, 2)])
+def test_a_narrow_runtimes_folder_is_loaded_once_and_widened(files, loads, tmp_path, monkeypatch):
+    """In float32 it is what it was loaded as, not read again; wider files are run as they are, too."""
+    loaded: list[str] = []
+
+    def counted(folder: str, *how: str) -> Any:
+        loaded.append(Path(folder).name)
+        return load(folder, *how)
+
+    def here(arguments: Sequence[str], *_: Any, **__: Any) -> Generator[None, None, dict[str, Any]]:
+        request = json.loads(Path(arguments[-1]).read_text(encoding="utf-8"))
+        measured = certifier.compare_weights(request) | {"files_changed_outside_plan": 0.0}
+        told = certifier.compare_answers(request, measured)
+        yield
+        return {"measurements": measured, "continuations": told, "environment": {}}
+
+    load = certifier.load
+    monkeypatch.setattr(certifier, "load", counted)
+    monkeypatch.setattr(certification, "run_clean", here)
+    hosted = hosted_in(tiny_folder("llama", tmp_path / "parent", dtype=files), torch.bfloat16)
+    made = exported(hosted, edit_of(hosted, neuron(0, 3, Ablate())), tmp_path / "edited")
+    found = {m.name: m.value for m in made.certificate.measurements}
+    assert found["kl_intervened_exported_in_float32_mean"] < 1e-9 < found["edit_kl_in_float32_mean"]
+    assert len([name for name in loaded if name != "parent"]) == loads
 
 
 def _mean_kl(ps: list[torch.Tensor], qs: list[torch.Tensor]) -> float:
