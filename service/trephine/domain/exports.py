@@ -203,8 +203,9 @@ class Certificate:
     untouched_tensors_verified: int
     environment: dict[str, str]
     """Versions of python, torch, transformers, safetensors in the clean process; `compute_dtype`, and
-    `floor_dtype`, which the parent's floor of its dtype is of beside it; what was rounded stochastically;
-    `retain_text` and `retain_tokens`, if damage was measured on a second text."""
+    `floor_dtype`, which the parent's floor of its dtype is of beside it; `greedy_tokens`, by how many each
+    prompt was continued; what was rounded stochastically; `retain_text` and `retain_tokens`, if damage was
+    measured on a second text."""
     text: str
     """Which text was measured on: a name and its sha256."""
     n_tokens: int

@@ -16,6 +16,7 @@ CARD_NAME = "README.md"
 PARENT_CARD_NAME = "README.parent.md"
 
 _FLOOR = "noise_floor_dtype_mean"
+_GREEDY = "greedy_match"
 _SHOWN = (
     ("kl_intervened_exported_mean", "KL, intervened runtime to this checkpoint, mean over all positions"),
     ("kl_intervened_exported_p50", "the same, median"),
@@ -41,7 +42,7 @@ _SHOWN = (
     ("noise_top1_agreement", "that agreement between the parent in the runtime and under stock attention"),
     ("kl_intervened_exported_in_stored_dtype_mean", "KL, intervened runtime to this checkpoint as stored"),
     ("kl_intervened_exported_in_stored_dtype_firing_mean", "the same on firing tokens"),
-    ("greedy_match", "greedy tokens agreed on before the first difference, 64 each"),
+    (_GREEDY, "greedy tokens agreed on before the first difference"),
     ("perplexity_ratio", "perplexity of this checkpoint over the intervened runtime's"),
     ("firing_share", "share of tokens on which an edited feature fires"),
     (
@@ -332,11 +333,19 @@ def _tier(step: PlanStep) -> str:
 def _table(certificate: Certificate) -> str:
     found = _found(certificate)
     rows = [
-        f"| {text}{_types(certificate) if name == _FLOOR else ''} | {_value(name, found[name])} |"
+        f"| {text}{_besides(name, certificate)} | {_value(name, found[name])} |"
         for name, text in _SHOWN
         if name in found
     ]
     return "\n".join(["| measurement | value |", "|---|---|", *rows])
+
+
+def _besides(name: str, certificate: Certificate) -> str:
+    """Say of a figure what it is of, where that differs from certificate to certificate."""
+    if name == _FLOOR:
+        return _types(certificate)
+    each = certificate.environment.get("greedy_tokens") if name == _GREEDY else None
+    return "" if each is None else f", {each} each"
 
 
 def _types(certificate: Certificate) -> str:

@@ -237,7 +237,8 @@ def certify(
         yield None
     if "stored" in told:
         yield from _greedy_as_stored(hosted, prompts, told["stored"], interventions, stored_dtype, measured)
-    return Findings(measurements=measured, environment=result["environment"] | {"floor_dtype": other})
+    told_of = {"floor_dtype": other, "greedy_tokens": str(body["greedy_tokens"])}
+    return Findings(measurements=measured, environment=result["environment"] | told_of)
 
 
 def _in_batches(windows: str, batches: str, text: RetainText | None) -> dict[str, list[list[int]]]:

@@ -39,3 +39,11 @@ def test_the_floor_where_features_fire_is_no_agreement():
     at = names.index("noise_floor_dtype_firing_mean")
     assert names[at - 1] == "noise_floor_dtype_mean"
     assert "floor" in _SHOWN[at][1]
+
+
+@pytest.mark.parametrize(("environment", "each"), [({"greedy_tokens": "48"}, ", 48 each"), ({}, "")])
+def test_how_many_tokens_were_continued_is_what_was_done(environment, each):
+    """A model with a short context is not continued by 64; certificates from before do not say."""
+    measurements = [SimpleNamespace(name="greedy_match", value=1.0)]
+    table = _table(SimpleNamespace(measurements=measurements, environment=environment)).splitlines()
+    assert table[2] == f"| greedy tokens agreed on before the first difference{each} | 1 |"

@@ -33,6 +33,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.exports import Export, ExportPlan
 from trephine.domain.interventions import Ablate, Scale
+from trephine.engine.certificates.card import _SHOWN
 from trephine.engine.certificates.certification import Findings
 from trephine.engine.exports import export
 from trephine.engine.exports.planning import plan_hash
@@ -190,6 +191,28 @@ def test_what_is_published(published):
     outcome = verify_folder(folder)
     assert outcome.passed
     assert outcome.files == len(on_disk)
+
+
+@pytest.mark.integration
+def test_every_figure_of_the_card_is_the_certificates(published):
+    """The table's, line by line, and every gate's: read from the folder, as anybody may."""
+    folder = published("llama").folder
+    certificate = json.loads((folder / "certificate.json").read_text(encoding="utf-8"))
+    found = {one["name"]: one["value"] for one in certificate["measurements"]}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    shown = [(name, text) for name, text in _SHOWN if name in found]
+    for (name, text), (label, value) in zip(shown, cells(card, "measurement"), strict=True):
+        assert label.startswith(text)
+        assert value == (f"{found[name]:.5f}" if "perplexity" in name else f"{found[name]:.3g}")
+    for one, (name, value, *_) in zip(certificate["gates"], cells(card, "gate"), strict=True):
+        assert name == one["gate"]["name"]
+        assert found[name] == one["measured"] == pytest.approx(float(value), rel=5e-3)
+
+
+def cells(card: str, table: str) -> list[list[str]]:
+    """Return the rows of a card's table, by its first column's title."""
+    rows = card.partition(f"\n| {table} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [row.removeprefix("| ").removesuffix(" |").split(" | ") for row in rows]
 
 
 @pytest.mark.integration
