@@ -31,6 +31,7 @@ from trephine.engine.verification.control import (
     l0_of,
     refusal,
 )
+from trephine.engine.verification.doubts import comparison_caveats
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
@@ -85,7 +86,7 @@ def verify_on(
         given=given,
         control=control,
         control_note=control_words(circuit, layers, l0) if why is None else why,
-        caveats=_caveats(hosted, subject, options),
+        caveats=(*_caveats(hosted, subject, options), *comparison_caveats(given)),
         seed=options.seed,
         seconds=monotonic() - started,
         peak_extra_bytes=meter.extra_bytes,

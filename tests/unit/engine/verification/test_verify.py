@@ -106,6 +106,18 @@ def test_everything_that_is_asked_for_is_reported(kind):
             assert a.spearman.low - 0.2 <= a.spearman.value <= a.spearman.high + 0.2
 
 
+def test_what_comparisons_leave_open_is_said_in_words():
+    """Every INCONCLUSIVE of the circuit's own table has a caveat, and so has what loses to the gradient."""
+    for kind in (NEURONS, "relu"):
+        report = verified(kind)
+        compared = {(c.predictor, c.baseline): c.standing for c in report.given.comparisons}
+        undecided = sum(standing is Standing.INCONCLUSIVE for standing in compared.values())
+        lost = compared[Predictor.PATHS, Predictor.ACTIVATION_GRADIENT] is Standing.DOES_NOT_BEAT
+        assert sum(said.startswith("INCONCLUSIVE, `") for said in report.caveats) == undecided
+        assert sum(said.startswith("DOES NOT BEAT, `paths") for said in report.caveats) == lost
+        assert undecided + lost
+
+
 def test_shown_effects_rank_and_are_their_own_baseline():
     """First-order effects agree with ablations; they cannot beat activation x gradient, for they are it."""
     report = verified("relu")

@@ -1,0 +1,66 @@
+"""What comparisons with baselines leave open, and why paths lose where they do, in words."""
+
+from __future__ import annotations
+
+from math import ceil, isfinite, log10
+
+from trephine.domain.verification import Comparison, Examination, Predictor, Standing
+
+_MOST_NODES = 10_000
+"""Single nodes that can be asked for."""
+
+
+def comparison_caveats(examined: Examination) -> list[str]:
+    """Say which predictors are not told apart from which baselines, and what would tell them apart.
+
+    Args:
+        examined: With its comparisons; all are over its single-node ablations.
+    """
+    count = sum(one.ablations == "single nodes" for one in examined.measurements)
+    said = [_open(one, count) for one in examined.comparisons if one.standing is Standing.INCONCLUSIVE]
+    return said + [
+        _lost(one)
+        for one in examined.comparisons
+        if one.standing is Standing.DOES_NOT_BEAT
+        and (one.predictor, one.baseline) == (Predictor.PATHS, Predictor.ACTIVATION_GRADIENT)
+    ]
+
+
+def _open(one: Comparison, count: int) -> str:
+    told = f"INCONCLUSIVE, `{one.predictor.value}` against `{one.baseline.value}`: "
+    value, low, high = one.difference.value, one.difference.low, one.difference.high
+    if low is None or high is None or not all(map(isfinite, (value, low, high))):
+        return f"{told}an ablation gave no number, so that nothing was ranked."
+    return (
+        f"{told}over {count} single nodes their rank correlations with what was measured differ by "
+        f"{value:+.2f}, and the 95 % interval of that, {low:+.2f} to {high:+.2f}, holds 0. Which of the two "
+        f"predicts better was not shown, neither way. {_would_decide(value, low, high, count)}"
+    )
+
+
+def _would_decide(value: float, low: float, high: float, count: int) -> str:
+    """Say how many ablations would; intervals shrink with the root of their number."""
+    reach = high - value if value < 0 else value - low
+    needed = count * (reach / abs(value)) ** 2 if value else float("inf")
+    if needed > _MOST_NODES:
+        return "The difference is so small that more single nodes would hardly decide it."
+    return (
+        f"If it stays as large, about {_rounded(needed)} would decide it (`nodes`, `--nodes`; now {count})."
+    )
+
+
+def _rounded(number: float) -> int:
+    """Round up to two digits."""
+    step = 10 ** max(0, int(log10(max(number, 1))) - 1)
+    return ceil(number / step - 1e-9) * step
+
+
+def _lost(one: Comparison) -> str:
+    value, low, high = one.difference.value, one.difference.low, one.difference.high
+    return (
+        f"DOES NOT BEAT, `{one.predictor.value}` against `{one.baseline.value}`: its rank correlation with "
+        f"what was measured is lower by {-value:.2f} (95 % interval of the difference {low:+.2f} to "
+        f"{high:+.2f}). Paths hold attention patterns, norm scales, supports and error terms, "
+        "which the gradient lets follow. Read from edges through what "
+        "an effect goes, and from the shown effect how large it is."
+    )
