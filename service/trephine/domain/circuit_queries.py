@@ -21,6 +21,13 @@ class Provenance:
     """Resource name of the circuit that it was pruned from; empty otherwise."""
     how: str = ""
     """Thresholds and pins, or file and generator, in words."""
+    foreign: bool = False
+    """True of what was pruned from an imported circuit: it came from that file, too."""
+
+    @property
+    def is_foreign(self) -> bool:
+        """True if it came from a file, so that nothing can rest on it."""
+        return self.foreign or self.origin == "imported"
 
 
 DISCOVERED = Provenance()

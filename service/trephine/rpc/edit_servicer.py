@@ -164,7 +164,7 @@ class EditServicer(
         """Model, prompt and target: the circuit's where one is given, else the request's own."""
         if request.HasField("circuit"):
             stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
-            if stored.provenance.origin == "imported":
+            if stored.provenance.is_foreign:
                 raise UnsupportedOptionError(
                     "the circuit was imported from another tool's file and nothing of it was verified: no "
                     "edit can rest on it; discover it here",

@@ -55,7 +55,7 @@ class CircuitExplanations:
             ParentChangedError: If the model's weights are not those that it was found in.
         """
         stored = await self._circuits.get(question.circuit)
-        if stored.provenance.origin == "imported":
+        if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
                 "the circuit was imported from another tool's file: which weights and features it is about "
                 "is not known; discover it here",

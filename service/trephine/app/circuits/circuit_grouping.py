@@ -54,7 +54,7 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
     chosen = _most_influential(circuit, how.max_nodes)
     if how.basis == "edges":
         pairs = _pairs_by_edges(circuit, chosen, how)
-    elif stored.provenance.origin == "imported":
+    elif stored.provenance.is_foreign:
         raise InvalidRequestError(
             "the circuit is imported: the directions of its features are not here; group it by its edges",
             field="automatic.basis",

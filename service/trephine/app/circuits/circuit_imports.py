@@ -49,6 +49,7 @@ _KINDS = {
 """By `feature_type`; every other type is some kind of feature."""
 _ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
 _LAST = _ORDER.index(NodeKind.LOGIT)
+_IMPORTED = "Imported from a file: nothing about it was verified here; influences follow from its edges."
 
 
 class _FileNode(BaseModel):
@@ -105,12 +106,13 @@ def read_graph(data: bytes) -> ImportedGraph:
     edges, doubtful = _edges(file, nodes, places)
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
     targets, asked = imported_targets(nodes, _told(file.metadata))
-    caveats = ["Imported from a file: nothing about it was verified here; influences follow from its edges."]
+    caveats = [_IMPORTED]
     if doubtful:
         caveats.append(
             f"{doubtful} links start at an id that a feature of layer 0 and an error node share in the file; "
             "they were given to the feature."
         )
+    caveats += _told_caveats(file.metadata)
     circuit = Circuit(
         prompt=file.metadata.prompt,
         tokens=_tokens(file.metadata, nodes),
@@ -310,6 +312,13 @@ def _is_ours(metadata: _FileMetadata) -> bool:
 def _told(metadata: _FileMetadata) -> Mapping[str, Any]:
     """Return what a file of ours says beyond the schema."""
     return (metadata.info or {}) if _is_ours(metadata) else {}
+
+
+def _told_caveats(metadata: _FileMetadata) -> list[str]:
+    """Return what a file of ours says that a reader must know, but that it was imported."""
+    told = _told(metadata).get("caveats")
+    found = told if isinstance(told, list) else []
+    return [one for one in found if isinstance(one, str) and one != _IMPORTED]
 
 
 def _generator(metadata: _FileMetadata) -> str:

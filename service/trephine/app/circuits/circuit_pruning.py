@@ -19,8 +19,6 @@ Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _PRUNABLE = {NodeKind.FEATURE, NodeKind.ERROR}
-PRUNING = "pruning by influence on a target"
-"""What needs a prompt."""
 
 
 def kept_nodes(circuit: Circuit, bounds: Pruning, pinned: frozenset[int]) -> PrunedNodes:
@@ -71,14 +69,11 @@ def shown_nodes(
     """Return what a file of a circuit shows: by thresholds, both 1 for everything, and pinned nodes always.
 
     Unset they are circuit-tracer's. A circuit that is a part already, pruned or imported, is shown whole: it
-    was cut as somebody wanted it. So is a global one, whose nodes have no influence on one target.
+    was cut as somebody wanted it. So is a global one, whose size was said when it was found.
 
     Raises:
         InvalidRequestError: If a threshold is outside (0, 1].
-        UnsupportedOptionError: If a global circuit is to be cut by one.
     """
-    if node_threshold is not None or edge_threshold is not None:
-        circuit.require_prompt(PRUNING)
     whole = bool(provenance.how) or circuit.across is not None
     unset = Pruning(node_threshold=1.0, edge_threshold=1.0) if whole else Pruning()
     bounds = Pruning(
@@ -149,8 +144,10 @@ def pruned_circuit(circuit: Circuit, kept: PrunedNodes) -> tuple[Circuit, dict[i
         target=_int32(place[numbers(edges.target)[chosen]]),
         weight=_float32(numbers(edges.weight)[chosen]),
     )
+    ends = [index for index, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT]
     smaller = replace(
         circuit,
+        targets=tuple(target for target, node in zip(circuit.targets, ends, strict=True) if node in places),
         nodes=tuple(circuit.nodes[node] for node in kept.nodes),
         edges=left,
         rows=_rows(circuit, place, chosen),

@@ -84,7 +84,7 @@ class CircuitVerifications:
                 it was stored before targets were, and explains something else than one next token.
         """
         stored = await self._circuits.get(request.circuit)
-        if stored.provenance.origin == "imported":
+        if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
                 "the circuit was imported from another tool's file: which weights and features it is about "
                 "is not known, so that nothing can be ablated; discover it here",

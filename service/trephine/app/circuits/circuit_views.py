@@ -8,7 +8,7 @@ from math import isnan
 
 from trephine.app.circuits.circuit_diff import CircuitDiff, compare
 from trephine.app.circuits.circuit_imports import LARGEST_FILE, read_graph
-from trephine.app.circuits.circuit_pruning import PRUNING, in_words, kept_nodes, pruned_circuit, pruned_id
+from trephine.app.circuits.circuit_pruning import in_words, kept_nodes, pruned_circuit, pruned_id
 from trephine.app.circuits.circuit_queries import Subgraph, query, require_node
 from trephine.app.circuits.circuits import Circuits, ListedNode, StoredCircuit
 from trephine.app.storage.artifacts import ArtifactStore
@@ -50,10 +50,8 @@ class CircuitViews:
 
         Raises:
             InvalidRequestError: If a threshold is outside (0, 1], the budget below 1, or a node unknown.
-            UnsupportedOptionError: If it is a global circuit.
         """
         stored, said = await self._circuits.get(name), await self._circuits.annotations(name)
-        stored.circuit.require_prompt(PRUNING)
         for node in bounds.keep:
             require_node(stored.circuit, node, "keep")
         kept = await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
@@ -62,7 +60,12 @@ class CircuitViews:
         return await self._circuits.save(
             smaller,
             circuit_id=pruned_id(stored.name, bounds, kept),
-            provenance=Provenance(origin="pruned", parent=stored.name, how=in_words(bounds, held)),
+            provenance=Provenance(
+                origin="pruned",
+                parent=stored.name,
+                how=in_words(bounds, held),
+                foreign=stored.provenance.is_foreign,
+            ),
             annotations=said.moved(places),
         )
 
@@ -109,7 +112,6 @@ class CircuitViews:
             TrephineError: As `prune`.
         """
         stored, said = await self._circuits.get(name), await self._circuits.annotations(name)
-        stored.circuit.require_prompt(PRUNING)
         return await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
 
 

@@ -29,7 +29,9 @@ def numbers(array: Array) -> NDArray[Any]:
 def prune(circuit: Circuit, *, node_threshold: float, edge_threshold: float) -> PrunedNodes:
     """Keep the fewest nodes and edges that reach these cumulative shares of the influence.
 
-    Tokens and logits are always kept. A feature needs an edge in and an edge out, an error an edge out.
+    Tokens and logits are always kept. A feature needs an edge in and an edge out, an error an edge out;
+    where there are neither tokens nor errors a feature needs an edge out alone. Of a global circuit, which
+    explains no target, nodes have the influence that it gives them, and whatever has an edge is kept.
 
     Raises:
         InvalidRequestError: If a threshold is outside (0, 1].
@@ -37,7 +39,7 @@ def prune(circuit: Circuit, *, node_threshold: float, edge_threshold: float) -> 
     for field, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 < value <= 1:
             raise InvalidRequestError(f"{field} must be in (0, 1], got {value}", field=field)
-    graph = _Graph(circuit)
+    graph = _graph_of(circuit)
     influence = graph.influence(np.ones(len(graph.weight), dtype=np.bool_))
     nodes = graph.ends | (influence >= _threshold(influence, node_threshold))
     inside = nodes[graph.source] & nodes[graph.target]
@@ -62,12 +64,12 @@ def without_dangling(circuit: Circuit, nodes: Mask, edges: Mask, *, fixed: Mask)
         edges: bool `(n_edges,)`, the same, between kept nodes.
         fixed: bool `(n_nodes,)`, nodes that stay beside tokens and targets.
     """
-    return _Graph(circuit).without_dangling(nodes, edges, fixed)
+    return _graph_of(circuit).without_dangling(nodes, edges, fixed)
 
 
 def edge_influence(circuit: Circuit, kept: Mask) -> Floats:
     """Return the share of path mass that runs through each edge `(n_edges,)`, over kept edges alone."""
-    return _Graph(circuit).edge_influence(kept)
+    return _graph_of(circuit).edge_influence(kept)
 
 
 class _Graph:
@@ -83,6 +85,8 @@ class _Graph:
         self.feature: Mask = kinds == NodeKind.FEATURE.value
         self.ends: Mask = logits | (kinds == NodeKind.TOKEN.value)
         self.start = _logit_weights(circuit, logits)
+        # Where nothing else begins, as in a circuit of a behaviour, a feature needs no edge in.
+        self.begins: Mask = ~self.feature if bool((~self.feature & ~logits).any()) else ~logits
 
     def influence(self, kept: Mask) -> Floats:
         """Share of path mass that each node sends to the logits, over kept edges only `(n_nodes,)`."""
@@ -110,7 +114,7 @@ class _Graph:
             has_out, has_in = np.zeros(self.size, np.bool_), np.zeros(self.size, np.bool_)
             has_out[self.source[edges]] = True
             has_in[self.target[edges]] = True
-            left = nodes & (keep | (has_out & (has_in | ~self.feature)))
+            left = nodes & (keep | (has_out & (has_in | self.begins)))
             if np.array_equal(left, nodes):
                 return nodes, edges
             nodes = left
@@ -122,6 +126,31 @@ class _Graph:
         entering = np.bincount(self.target, weights=weight, minlength=self.size)
         shares: Floats = weight / np.maximum(entering[self.target], 1e-10)
         return shares
+
+
+class _GraphOfTexts(_Graph):
+    """Of a global circuit: a node's influence is its share of all edges' strength, whatever it leads to."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        super().__init__(circuit)
+        self._stored: Floats = np.array([node.influence for node in circuit.nodes], np.float64)
+        self.ends = np.zeros(self.size, np.bool_)
+        self.start = np.zeros(self.size)
+
+    def influence(self, kept: Mask) -> Floats:
+        """Return what is stored: no path mass ends anywhere."""
+        return self._stored
+
+    def without_dangling(self, nodes: Mask, edges: Mask, fixed: Mask | None = None) -> tuple[Mask, Mask]:
+        """Drop what has no edge left; `fixed` nodes stay."""
+        has = np.zeros(self.size, np.bool_)
+        has[self.source[edges]] = True
+        has[self.target[edges]] = True
+        return nodes & (has if fixed is None else has | fixed), edges
+
+
+def _graph_of(circuit: Circuit) -> _Graph:
+    return _Graph(circuit) if circuit.across is None else _GraphOfTexts(circuit)
 
 
 def _logit_weights(circuit: Circuit, logits: Mask) -> Floats:

@@ -239,7 +239,7 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
     if not same_targets(first, second):
         caveats.append("They explain different targets.")
-    if any(side.provenance.origin == "imported" for side in sides):
+    if any(side.provenance.is_foreign for side in sides):
         caveats.append("Nothing about an imported circuit was verified.")
     return caveats
 

@@ -124,6 +124,18 @@ def test_what_we_write_obeys_the_schema_and_is_read_back():
     assert twice["nodes"] == again["nodes"]
 
 
+def test_what_a_reader_must_know_survives_a_file():
+    """Caveats of a file of ours are those of what is read, behind the one that it was imported, once."""
+    graph = replace(layered(), caveats=("Position 0 is a sink.",))
+    read = read_graph(json.dumps(document_of(graph)).encode()).circuit
+    again = read_graph(json.dumps(document_of(read)).encode()).circuit
+    assert read.caveats == again.caveats
+    assert read.caveats[1:] == ("Position 0 is a sink.",)
+    foreign = document_of(graph)
+    foreign["metadata"]["info"]["generator"] = "another"
+    assert len(read_graph(json.dumps(foreign).encode()).circuit.caveats) == 1
+
+
 async def test_imported_circuit_is_marked_and_keeps_its_annotations(tmp_path):
     """It says that nothing was verified; pins, groups and labels of the file are its own."""
     here, document = house(tmp_path), json.loads(CAPITAL)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.layered_circuits import layered
+from tests.unit.app.house import circuit, node
 from trephine.app.circuits.circuit_pruning import kept_nodes, pruned_at_once
 from trephine.app.circuits.pruning import edge_influence, numbers
 from trephine.domain.circuit_queries import Pruning
@@ -75,3 +76,14 @@ def test_pruned_at_once_rows_sum_and_a_note_says_what_is_gone():
         "Pruned when it was found (node threshold 0.6, edge threshold 0.9, at"
     )
     assert f"{len(smaller.nodes)} of {len(circuit.nodes)} nodes" in smaller.caveats[-1]
+
+
+def test_where_nothing_but_features_begins_they_need_no_edge_in():
+    """Of a behaviour's circuit, whose contexts have no tokens in common: the lowest feature is a source."""
+    nodes = [node(NodeKind.FEATURE), node(NodeKind.FEATURE, layer=1), node(NodeKind.LOGIT, layer=2)]
+    graph = circuit(nodes, [(0, 1, 1.0), (1, 2, 3.0)])
+    kept = kept_nodes(graph, Pruning(node_threshold=0.9, edge_threshold=1.0), frozenset())
+    assert (kept.nodes, kept.edges) == ((0, 1, 2), (0, 1))
+    rooted = circuit([*nodes, node(NodeKind.TOKEN, layer=-1)], [(0, 1, 1.0), (1, 2, 3.0), (3, 2, 1.0)])
+    left = kept_nodes(rooted, Pruning(node_threshold=1.0, edge_threshold=1.0), frozenset())
+    assert left.nodes == (2, 3)

@@ -12,7 +12,7 @@ from tests.unit.app.sets.test_replacements import loaded
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import Annotations, AutomaticGroups, NodeGroup
-from trephine.domain.circuit_queries import Provenance
+from trephine.domain.circuit_queries import Provenance, Pruning
 from trephine.domain.errors import (
     InvalidRequestError,
     ModelNotReadyError,
@@ -124,6 +124,10 @@ async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
     await here.circuits.save(small_circuit(), circuit_id="foreign", provenance=foreign)
     with pytest.raises(UnsupportedOptionError, match="imported"):
         await here.circuit_verifications.check(VerifyRequest(circuit="foreign"))
+    smaller = await here.circuit_views.prune("foreign", Pruning(node_threshold=1.0))
+    assert smaller.provenance.origin == "pruned"
+    with pytest.raises(UnsupportedOptionError, match="imported"):
+        await here.circuit_verifications.check(VerifyRequest(circuit=smaller.name))
     assert not asked
 
 
