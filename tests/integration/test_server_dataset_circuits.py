@@ -30,8 +30,9 @@ from trephine.client.errors import (
     ResourceNotFoundError,
     TargetNotOneTokenError,
     TrephineError,
+    UnsupportedOptionError,
 )
-from trephine.client.types import DatasetExample, EffectEstimator, NodeAblation, PositionRule
+from trephine.client.types import DatasetExample, EffectEstimator, NodeAblation, NodeKind, PositionRule
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -219,3 +220,33 @@ async def test_the_folder_of_a_server_keeps_it(
     found = await model.discover_dataset(TRAINING, HELD_OUT, **{**SMALL, "stability_draws": 0})
     assert found.circuits[0].nodes[0].frequency is None
     assert found.name in {one.name for one in await AsyncDatasetCircuits(wire).list()}
+
+
+async def test_a_stored_one_is_a_graph_that_is_queried_and_exported(wire: AsyncWire, model: AsyncModel):
+    """Nodes, edges, parts, pins, pruning, differences and files as of circuits; ablations refuse it."""
+    found = await model.discover_dataset(
+        TRAINING, HELD_OUT, beside=("heads",), clusters=2, **{**SMALL, "nodes": 12, "edge_nodes": 8}
+    )
+    behaviours = AsyncDatasetCircuits(wire)
+    graph = await behaviours.graph(found.name)
+    assert (await behaviours.graph(found.name)).name == graph.name
+    nodes, edges = await graph.nodes(), await graph.edges()
+    assert (len(nodes), len(edges)) == (13, len(found.circuits[0].edges))
+    assert {node.kind for node in nodes} == {NodeKind.FEATURE, NodeKind.LOGIT}
+    target = next(node.index for node in nodes if node.kind is NodeKind.LOGIT)
+    part = await graph.around(target, ancestors=1, descendants=0)
+    entering = [edge for edge in edges if edge.target == target]
+    assert {edge.source for edge in entering} == {node.index for node in part.nodes} - {target}
+    strongest = max(entering, key=lambda one: abs(one.weight)).source
+    await graph.pin(strongest, author="me")
+    await graph.label(strongest, "the one", author="me")
+    smaller = await graph.prune(max_nodes=1)
+    assert "the one" in {node.given_label.text for node in await smaller.nodes() if node.given_label}
+    assert (await graph.graphml()).count("<node ") == 13
+    assert len((await graph.json())["nodes"]) == 13
+    assert "right less wrong answers" in await graph.html()
+    other = await behaviours.graph(found.name, "cluster 1")
+    assert (await graph.diff(other)).n_nodes >= 12
+    for refused in (graph.verify(), smaller.verify(), smaller.explain(node=0)):
+        with pytest.raises(UnsupportedOptionError, match="imported"):
+            await refused

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from trephine.client import requests
+from trephine.client.circuit import Circuit, Circuits
+from trephine.client.dataset_graphs import graph_document
 from trephine.client.dataset_requests import discover_dataset
 from trephine.client.decoding import decode
 from trephine.client.operations import Operation
@@ -89,3 +92,19 @@ class DatasetCircuits:
         request = pb.ListDatasetCircuitsRequest(page_size=500)
         pages = self._wire.pages(self._wire.circuits.ListDatasetCircuits, request)
         return tuple([decode(DatasetCircuit, one) for page in pages for one in page.dataset_circuits])
+
+    def graph(self, name: str, circuit: str = "all") -> Circuit:
+        """Store one of its circuits as a graph: what serves graphs of prompts serves it, too.
+
+        It is queried, pinned, labelled, grouped, pruned, compared and exported as they are; the same again is
+        the same graph. What needs a prompt, verification for one, refuses it.
+
+        Args:
+            name: Resource name.
+            circuit: `all`, or a cluster, `cluster 1`.
+
+        Raises:
+            InvalidRequestError: If there is no such circuit, or it has no edges.
+        """
+        document = graph_document(self.get(name), circuit)
+        return Circuits(self._wire).import_graph(json.dumps(document).encode())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from trephine.client import requests
+from trephine.client.aio.circuit import AsyncCircuit, AsyncCircuits
 from trephine.client.aio.operations import AsyncOperation
 from trephine.client.aio.wire import AsyncWire
+from trephine.client.dataset_graphs import graph_document
 from trephine.client.dataset_requests import discover_dataset
 from trephine.client.decoding import decode
 from trephine.client.results import dataset_circuit_of
@@ -87,3 +90,19 @@ class AsyncDatasetCircuits:
         request = pb.ListDatasetCircuitsRequest(page_size=500)
         pages = self._wire.pages(self._wire.circuits.ListDatasetCircuits, request)
         return tuple([decode(DatasetCircuit, one) async for page in pages for one in page.dataset_circuits])
+
+    async def graph(self, name: str, circuit: str = "all") -> AsyncCircuit:
+        """Store one of its circuits as a graph: what serves graphs of prompts serves it, too.
+
+        It is queried, pinned, labelled, grouped, pruned, compared and exported as they are; the same again is
+        the same graph. What needs a prompt, verification for one, refuses it.
+
+        Args:
+            name: Resource name.
+            circuit: `all`, or a cluster, `cluster 1`.
+
+        Raises:
+            InvalidRequestError: If there is no such circuit, or it has no edges.
+        """
+        document = graph_document(await self.get(name), circuit)
+        return await AsyncCircuits(self._wire).import_graph(json.dumps(document).encode())

@@ -1,4 +1,4 @@
-"""`trephine dataset-circuits list|show`: circuits of behaviours that were found before."""
+"""`trephine dataset-circuits list|show|graph`: circuits of behaviours that were found before."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.circuit_files import files_of
+from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.discover_dataset import show_dataset_circuit
+from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.decoding import message_json
-from trephine.client.downloads import write_file
+from trephine.client.downloads import require_writable, write_file
 from trephine.v1 import dataset_circuits_pb2 as pb
 
 app = typer.Typer(no_args_is_help=True, help="Look at circuits of behaviours that were found.")
@@ -56,3 +59,30 @@ def show(
     show_dataset_circuit(given.output, found, top)
     if out is not None:
         given.output.note(f"wrote {write_file(out, found.to_json().encode())}")
+
+
+@app.command(
+    epilog=examples(
+        "trephine dataset-circuits graph datasetCircuits/3f9c --out out/behaviour",
+        'trephine dataset-circuits graph datasetCircuits/3f9c --circuit "cluster 1" --out graph.graphml',
+    )
+)
+def graph(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="datasetCircuits/..., as `trephine dataset-circuits list` shows it.")
+    ],
+    circuit: Annotated[str, typer.Option(help='`all`, or of a cluster: "cluster 1".')] = "all",
+    top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="A folder, or one .html, .json or .graphml file.")] = None,
+) -> None:
+    """Store it as a graph, for `trephine circuits`: query, pin, label, group, prune, diff, export."""
+    given = invocation(context)
+    if out is not None:
+        require_writable(*(path for _, path in files_of(out)))
+    with given.connect() as trephine:
+        found = trephine.dataset_circuits.graph(name, circuit)
+        show_circuit(given.output, found, top)
+        if out is not None:
+            for path in found.save(out):
+                given.output.note(f"wrote {path}")
