@@ -282,7 +282,7 @@ def test_what_was_found_before_is_listed_and_shown(
     assert run("--json", "dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
     assert json.loads(capsys.readouterr().out)["beside"] == ["heads"]
     assert run("--json", "dataset-circuits", "list") == ExitCode.PASS
-    assert "circuits" not in json.loads(capsys.readouterr().out)["datasetCircuits"][0]
+    assert json.loads(capsys.readouterr().out)["datasetCircuits"][0]["circuits"] == []
 
 
 def test_the_sets_and_layers_that_figures_are_of_are_shown(
