@@ -20,7 +20,7 @@ def removal_word(edit: Edit, certificate: Certificate) -> str:
         return _not_attacked(edit, certificate)
     meaning = {
         "removed": "under the attacks above, at their strengths; stronger ones may bring it back.",
-        "suppressed": "the model still holds the behaviour, and an attack brings it back.",
+        "suppressed": "an attack brings the behaviour back more readily than ones that the model never had.",
         "inconclusive": "the attacks above decide nothing; it counts as suppressed.",
     }
     word = f"**{removal.verdict.capitalize()}**"
