@@ -22,13 +22,12 @@ from benchmarks.kept_runs import KeptRuns, code_of
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
 from trephine.app.circuits.circuit_columns import columns_of, with_columns, without_columns
-from trephine.app.circuits.global_circuits import GlobalCircuits as GlobalCircuits  # its cost is known then
-from trephine.app.jobs.costs import predict_beside, predicted_seconds
+from trephine.app.circuits.global_circuit_costs import global_circuit_cost
 from trephine.app.storage.records import decode, encode
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.findings import Figure
 from trephine.domain.global_circuits import DiscoverGlobalCircuit, GlobalBounds
-from trephine.domain.global_figures import EdgeWeighting, HeldOutTransfer
+from trephine.domain.global_figures import EdgeWeighting, GlobalFigures, HeldOutTransfer
 from trephine.domain.sites import NEURONS
 from trephine.engine.global_circuits.discovery import discover_global_circuit
 from trephine.engine.models.hosted import HostedModel
@@ -101,14 +100,22 @@ _CODE = ("trephine.engine.global_circuits",)
 
 def _run(session: Session, command: DiscoverGlobalCircuit) -> dict[str, Any]:
     hosted = session.require_model()
-    cost = predict_beside(command, hosted.info, _sets(hosted))
     started = process_time()
     found = finish(discover_global_circuit(session, command))
+    seconds = process_time() - started
+    across = _across(found)
+    cost = global_circuit_cost(
+        command,
+        hosted.info,
+        _sets(hosted),
+        training=across.training_tokens,
+        held_out=across.held_out_tokens,
+    )
     return {
         "found": encode(without_columns(found)).decode(),
         "columns": {name: [column.dtype.name, column.tolist()] for name, column in columns_of(found).items()},
-        "seconds": process_time() - started,
-        "predicted_seconds": predicted_seconds(cost, hosted.info),
+        "seconds": seconds,
+        "predicted_seconds": cost.seconds,
         "predicted_bytes": cost.memory_bytes,
     }
 
@@ -139,9 +146,7 @@ def _command(name: str, text: Path, sizes: Sizes) -> DiscoverGlobalCircuit:
 
 
 def _tell(name: str, found: Circuit, answer: dict[str, Any]) -> None:
-    across = found.across
-    if across is None:
-        raise ValueError("the circuit is not global")
+    across = _across(found)
     say()
     say(
         f"{name}: {across.candidates} of {across.features} features ({across.active_features} active "
@@ -161,6 +166,12 @@ def _tell(name: str, found: Circuit, answer: dict[str, Any]) -> None:
         f"{found.figures.peak_extra_bytes / 1e6:.0f} MB beyond the model "
         f"({answer['predicted_bytes'] / 1e6:.0f} predicted)"
     )
+
+
+def _across(found: Circuit) -> GlobalFigures:
+    if found.across is None:
+        raise ValueError("the circuit is not global")
+    return found.across
 
 
 def _tell_transfer(one: HeldOutTransfer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.global_circuits import global_circuit
 from tests.unit.app.house import model_info, small_circuit
 from trephine.app.circuits.circuits import StoredCircuit
-from trephine.app.jobs.costs import Cost
+from trephine.app.circuits.global_circuit_costs import GlobalCost
 from trephine.app.jobs.requests import GlobalCircuitRequest
 from trephine.domain.circuits import GraphSet
 from trephine.domain.errors import EmptyPromptError, InvalidRequestError, NonFiniteValueError, TrephineError
@@ -154,8 +154,9 @@ def test_a_prediction_tells_texts_set_time_and_memory():
     request = discover_global_from_wire(pb.DiscoverGlobalCircuitRequest(**TEXTS, replacement="small"))
     checked = CheckedGlobalCircuit(features=50, layers=(0, 1), training_tokens=2, held_out_tokens=4)
     spanned = GraphSet(name="small", content_hash="c" * 64)
-    found = checked_to_wire(request, model_info(), spanned, Cost(tokens=10**9, memory_bytes=5), checked)
-    assert found.seconds > 0
+    cost = GlobalCost(seconds=7.5, memory_bytes=5, tokens=10**9)
+    found = checked_to_wire(request, model_info(), spanned, cost, checked)
+    assert found.seconds == 7.5
     assert found.peak_extra_bytes == 5
     assert (found.across.features, found.across.candidates, found.across.training_tokens) == (50, 50, 2)
     assert [(one.name, one.content_hash) for one in found.sets] == [("small", "c" * 64)]

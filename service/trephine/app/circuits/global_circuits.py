@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
-from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, predict_beside, tokens_of
+from trephine.app.circuits.global_circuit_costs import GlobalCost, global_circuit_cost
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import GlobalCircuitRequest
 from trephine.app.models.models import Models
@@ -13,31 +13,9 @@ from trephine.app.sets.replacements import Replacements
 from trephine.domain.circuits import GraphSet
 from trephine.domain.commands import Progress
 from trephine.domain.errors import LayerOutOfRangeError, TrephineError
-from trephine.domain.global_circuits import (
-    ABLATED_TOKENS,
-    CheckedGlobalCircuit,
-    CheckGlobalCircuit,
-    DiscoverGlobalCircuit,
-)
+from trephine.domain.global_circuits import CheckedGlobalCircuit, CheckGlobalCircuit
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
-
-_PACK_TOKENS = 256
-"""Of one pass, the longest text apart."""
-_PASSES = 2
-"""Over the training texts: how active features are, and how active together."""
-_READOUTS = 2
-"""Of a gated neuron."""
-_MATRICES = 6
-"""Of all pairs of candidates beside their sums: virtual weights, edges, those of each half, and shares."""
-_ENDS = 2048 + 512
-"""Tokens and logits whose edges to and from candidates are measured."""
-_SCORED_ROWS = 64
-_SHARE = 1 / 2
-"""Of the ablated passes: they end where the highest target reads, half way up in the mean."""
-_RUNS = 2
-"""Held at once: a clean one, and one with a source ablated."""
-_FLOAT = 4
 
 
 class GlobalCircuits:
@@ -73,7 +51,7 @@ class GlobalCircuits:
 
     async def predict(
         self, request: GlobalCircuitRequest
-    ) -> tuple[ModelInfo, GraphSet, Cost, CheckedGlobalCircuit]:
+    ) -> tuple[ModelInfo, GraphSet, GlobalCost, CheckedGlobalCircuit]:
         """Check a request as far as the work itself would before its first pass, and predict its cost.
 
         Raises:
@@ -81,9 +59,17 @@ class GlobalCircuits:
             TrephineError: As `check` does, or naming the text, feature or token that cannot be used.
         """
         info, spanned = await self.check(request)
-        cost = await self._models.predict_command(request.model, request.command)
+        await self._models.predict_command(request.model, request.command)
         engine = self._models.engine(request.model)
-        return info, spanned, cost, await engine.run(CheckGlobalCircuit(command=request.command))
+        checked = await engine.run(CheckGlobalCircuit(command=request.command))
+        cost = global_circuit_cost(
+            request.command,
+            info,
+            self._models.shelf(request.model).layers,
+            training=checked.training_tokens,
+            held_out=checked.held_out_tokens,
+        )
+        return info, spanned, cost, checked
 
     async def run(
         self, request: GlobalCircuitRequest, on_progress: Callable[[Progress], None], *, circuit_id: str
@@ -97,36 +83,3 @@ class GlobalCircuits:
             return await self._circuits.get(circuit_id)
         found = await self._models.engine(request.model).run(request.command, on_event=forwarded(on_progress))
         return await self._circuits.save(found, circuit_id=circuit_id)
-
-
-@predict_beside.register
-def _(command: DiscoverGlobalCircuit, info: ModelInfo, sets: Sets) -> Cost:
-    """Count passes over the texts, and products between features as the passes that would take as long."""
-    counts = feature_counts(command.replacement, info, sets, command.layers)
-    features, n = sum(counts.values()), min(command.bounds.candidates, sum(counts.values()))
-    readouts = _READOUTS if command.replacement == NEURONS else 1
-    training, held_out = (
-        sum(min(tokens_of(text), command.context_tokens) for text in split)
-        for split in (command.training, command.held_out)
-    )
-    encoded = 0 if command.replacement == NEURONS else features * info.d_model
-    pairs = readouts * n * (n // 2 + _ENDS)
-    scored = n * info.d_vocab * info.d_model
-    ablated = min(held_out, ABLATED_TOKENS + _PACK_TOKENS) * command.verify_edges * _SHARE
-    weights = info.n_parameters
-    passes = training * (_PASSES * (weights + encoded) + pairs) + ablated * (weights + encoded) + 2 * scored
-    pack = max(_PACK_TOKENS, command.context_tokens)
-    kept = (2 * readouts + readouts + _MATRICES) * n * n + (4 + 2 * readouts) * n * _ENDS
-    return Cost(
-        tokens=int(passes / weights) + 1,
-        memory_bytes=_FLOAT * (kept + _SCORED_ROWS * 2 * info.d_vocab + 8 * features)
-        + _RUNS * _operators(pack, info)
-        + sum(layer.memory_bytes for layer in sets.get(command.replacement, ()))
-        + forward_bytes(pack, 1, info)
-        + _FLOAT * pack * 4 * max(counts.values(), default=0),
-    )
-
-
-def _operators(tokens: int, info: ModelInfo) -> int:
-    block = 6 * info.d_model + 3 * info.d_mlp + info.n_heads * tokens
-    return tokens * info.n_layers * block * _FLOAT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.circuits.global_circuit_costs import GlobalCost
 from trephine.app.jobs.requests import GlobalCircuitRequest
 from trephine.domain import global_circuits as domain
 from trephine.domain import global_figures as figures
@@ -77,7 +77,7 @@ def checked_to_wire(
     request: GlobalCircuitRequest,
     info: ModelInfo,
     spanned: GraphSet,
-    cost: Cost,
+    cost: GlobalCost,
     checked: domain.CheckedGlobalCircuit,
 ) -> service_pb.Circuit:
     """Write what is known before anything is found; time and memory are predictions."""
@@ -86,7 +86,7 @@ def checked_to_wire(
         replacement=clean(command.replacement),
         edge_rule=command.weighting.value,
         version=version_to_wire(info.name, info.weight_hash),
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
         sets=[circuit_set_to_wire(spanned)],
         layers=checked.layers,

@@ -55,7 +55,7 @@ async def test_nodes_edges_and_parts_are_served(tmp_path):
 
 @pytest.mark.parametrize("format", ["json", "html", "graphml"])
 async def test_files_show_all_of_it(tmp_path, format: CircuitFormat):
-    """Nodes have no influence on one target by which it could be cut."""
+    """Unless a share is named: of all edges' strength, which is what a node's influence is."""
     here = house(tmp_path)
     await here.circuits.save(global_circuit(), circuit_id="g1")
     info, kept = await here.circuits.render("g1", format)
@@ -66,24 +66,53 @@ async def test_files_show_all_of_it(tmp_path, format: CircuitFormat):
         assert document["metadata"]["info"]["across"]["training"] == 30
         assert document["metadata"]["prompt_tokens"] == ["every position"]
         assert {node["ctx_idx"] for node in document["nodes"]} == {0}
-    with pytest.raises(UnsupportedOptionError, match="global"):
-        await here.circuits.render("g1", format, node_threshold=0.5)
+        cumulative = {node["node_id"]: node["influence"] for node in document["nodes"]}
+        assert list(cumulative.values()) == pytest.approx([0.5, 0.8, 0.9, 1.0])
+    _, cut = await here.circuits.render("g1", format, node_threshold=0.7)
+    assert (cut.nodes, cut.edges) == ((0, 1), (1,))
 
 
 async def test_what_needs_a_prompt_is_refused(tmp_path):
-    """Verification, edges over heads, pruning: in words, naming the circuit."""
+    """Verification, edges over heads: in words, naming the circuit."""
     here = house(tmp_path)
     await here.circuits.save(global_circuit(), circuit_id="g1")
     explanations = CircuitExplanations(here.circuits, here.models)
     for refused in (
         here.circuit_verifications.check(VerifyRequest(circuit="g1")),
         explanations.edges(EdgeQuestion(circuit="g1", edges=((0, 1),))),
-        here.circuit_views.prune("g1", Pruning()),
-        here.circuit_views.kept("g1", Pruning()),
     ):
         with pytest.raises(UnsupportedOptionError, match="30 texts") as caught:
             await refused
         assert caught.value.context["field"] == "circuit"
+
+
+async def test_it_is_pruned_by_its_own_influence(tmp_path):
+    """Without a target to lead to; what loses its last edge goes, with the logit that it stood for."""
+    here = house(tmp_path)
+    await here.circuits.save(global_circuit(), circuit_id="g1")
+    smaller = await here.circuit_views.prune("g1", Pruning(node_threshold=0.7, edge_threshold=1.0))
+    assert [node.label for node in smaller.circuit.nodes] == [
+        node.label for node in global_circuit().nodes[:2]
+    ]
+    assert [edge.weight for edge in here.circuits.edges(smaller)] == [-2.0]
+    assert (smaller.circuit.targets, smaller.circuit.across) == ((), global_circuit().across)
+    assert (smaller.provenance.origin, smaller.provenance.parent) == ("pruned", "circuits/g1")
+    formats: tuple[CircuitFormat, ...] = ("json", "html", "graphml")
+    for format in formats:
+        _, kept = await here.circuits.render(smaller.name, format)
+        assert (len(kept.nodes), len(kept.edges)) == (2, 1)
+
+
+async def test_pins_and_budgets_hold_for_global_circuits(tmp_path):
+    """A pinned logit stays with its target; of two features the stronger one is within the budget."""
+    here = house(tmp_path)
+    await here.circuits.save(global_circuit(), circuit_id="g1")
+    pinned = await here.circuit_views.kept("g1", Pruning(node_threshold=0.7, keep=(3,)))
+    assert (pinned.nodes, pinned.edges) == ((0, 1, 3), (1, 2))
+    few = await here.circuit_views.kept("g1", Pruning(node_threshold=1.0, edge_threshold=1.0, max_nodes=1))
+    assert (few.nodes, few.edges) == ((0, 2), (0,))
+    one = await here.circuit_views.kept("g1", Pruning(node_threshold=1.0, edge_threshold=1.0, max_edges=1))
+    assert (one.nodes, one.edges) == ((0, 2), (0,))
 
 
 async def test_sets_and_layers_that_there_are_not(tmp_path):
@@ -122,7 +151,7 @@ def test_memory_grows_with_the_square_of_candidates_and_not_with_texts():
     """Sums over all pairs are held, of both halves; texts pass by."""
     few, many = (cost(bounds={"candidates": number, "nodes": 2}).memory_bytes for number in (1024, 8192))
     assert many - few > 4 * 4 * (8192**2 - 1024**2)
-    assert cost(count=400).memory_bytes == cost(count=40).memory_bytes
+    assert cost(count=800).memory_bytes == cost(count=400).memory_bytes > cost(count=40).memory_bytes
     assert cost(count=400).tokens > 5 * cost(count=40, verify_edges=0).tokens
 
 
