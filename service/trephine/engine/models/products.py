@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 _ROWS = 8
 """Rows from which on calling oneDNN costs less than it saves."""
-_ADDED = 2048
-"""Rows that are added in place at once: oneDNN has their product in memory of its own first."""
+_AT_ONCE = 1024
+"""Rows of one call, so that calls have few shapes: oneDNN keeps a program per shape, and what it keeps comes to
+lie above the product in memory, which then has a hole of its size for good."""
 
 
 @cache
@@ -54,7 +55,7 @@ def add_product(onto: Tensor, rows: Tensor, matrix: Tensor) -> None:
     if not _suits(rows, matrix):
         onto.addmm_(rows, matrix)
         return
-    for part, own in zip(onto.split(_ADDED), rows.split(_ADDED), strict=True):
+    for part, own in zip(onto.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True):
         part += product(own, matrix)
 
 
@@ -75,7 +76,18 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() and rows.requires_grad:
         followed: Tensor = _FrozenLinear.apply(rows, weight, bias)
         return followed
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, _dense(weight), bias, "none", [], "")
+    weight = _dense(weight)
+    if rows.numel() <= _AT_ONCE * rows.shape[-1]:
+        return _call(rows, weight, bias)
+    found = rows.new_empty(*rows.shape[:-1], len(weight))
+    parts = zip(found.view(-1, len(weight)).split(_AT_ONCE), rows.flatten(0, -2).split(_AT_ONCE), strict=True)
+    for part, own in parts:
+        part.copy_(_call(own, weight, bias))
+    return found
+
+
+def _call(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
 
 

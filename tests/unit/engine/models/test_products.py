@@ -65,6 +65,30 @@ def test_rows_that_are_strided_are_read_as_such(wide_units):
     )
 
 
+@needs_onednn
+def test_many_rows_are_multiplied_in_calls_of_few_shapes(monkeypatch):
+    """Every shape costs memory for good; however many rows there are, calls have at most so many."""
+    monkeypatch.setattr(products, "has_wide_units", lambda: True)
+    monkeypatch.setattr(products, "_AT_ONCE", 16)
+    asked: list[int] = []
+    call = products._call
+
+    def told(rows, weight, bias):
+        asked.append(rows.numel() // rows.shape[-1])
+        return call(rows, weight, bias)
+
+    monkeypatch.setattr(products, "_call", told)
+    rows, matrix, onto = normal(5, 10, 24), normal(24, 40, seed=1), normal(50, 40, seed=2)
+    expected = rows @ matrix
+    torch.testing.assert_close(product(rows, matrix), expected, rtol=1e-5, atol=1e-5)
+    assert asked == [16, 16, 16, 2]
+    asked.clear()
+    added = onto + expected.view(50, 40)
+    add_product(onto, rows.view(50, 24), matrix)
+    torch.testing.assert_close(onto, added, rtol=1e-5, atol=1e-5)
+    assert asked == [16, 16, 16]  # two rows are left for `@`
+
+
 @pytest.mark.parametrize("layout", list(layouts()))
 def test_onednn_is_given_dense_weights_alone(layout):
     """It computes with others a thousand times slower; copies are made of those alone."""
