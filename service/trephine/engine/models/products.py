@@ -20,8 +20,11 @@ from torch.overrides import TorchFunctionMode
 _ROWS = 8
 """Rows from which on calling oneDNN costs less than it saves."""
 _AT_ONCE = 1024
-"""Rows of one call, so that calls have few shapes: oneDNN keeps a program per shape, and what it keeps comes to
-lie above the product in memory, which then has a hole of its size for good."""
+"""Rows of one call, so that calls have few shapes.
+
+oneDNN keeps a program per shape, and what it keeps comes to lie above the product in memory, which then has a
+hole of its size for good.
+"""
 
 
 @cache
