@@ -76,7 +76,7 @@ def in_order(study: Study, candidates: Sequence[Candidate]) -> tuple[list[Candid
     attribute more: without a refit it stays.
     """
     forced = [one for one in candidates if one.override and one.standing is Standing.SPURIOUS]
-    ours = [one for one in candidates if not one.override and one.standing is Standing.SPURIOUS]
+    ours = _ours_spurious(candidates)
     if not study.trains:
         for one in ours:
             if one.attribute_effect < 0:
@@ -363,24 +363,30 @@ def _why(
     by_hand = f", beside {len(forced)} that a person named" if forced else ""
     if not ours:
         return _none_goes(candidates, by_hand)
+    stay = len(_ours_spurious(candidates)) - len(ours)
+    apart = f" ({stay} more work against the attribute and stay)" if stay > 0 else ""
     first, found = points[0], points[best]
     if found.count == 0 and not found.erased:
         return (
-            f"{len(ours)} features were judged spurious, but no number of them does better on the "
+            f"{len(ours)} features were judged spurious{apart}, but no number of them does better on the "
             f"{part} than none (criterion {first.criterion:.3f}){by_hand}"
         )
     beside = ", with a head that has no weight along what was told of the attribute" if found.erased else ""
     gone = f"the first {found.count}" if found.count else "none"
     order = ", by attribute effect per effect on the task" if 0 < found.count < len(ours) else ""
     return (
-        f"removing {gone} of {len(ours)} spurious features{order}{by_hand}{beside} takes the criterion "
-        f"from {first.criterion:.3f} to {found.criterion:.3f}"
+        f"removing {gone} of {len(ours)} spurious features{apart}{order}{by_hand}{beside} takes the "
+        f"criterion from {first.criterion:.3f} to {found.criterion:.3f}"
     )
+
+
+def _ours_spurious(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [one for one in candidates if one.standing is Standing.SPURIOUS and not one.override]
 
 
 def _none_goes(candidates: Sequence[Candidate], by_hand: str) -> str:
     """Say why nothing of ours goes; all that was judged spurious may have to stay."""
-    spurious = [one for one in candidates if one.standing is Standing.SPURIOUS and not one.override]
+    spurious = _ours_spurious(candidates)
     if spurious:
         return (
             f"everything that was judged spurious ({len(spurious)}) works against the attribute, and stays, "

@@ -163,3 +163,18 @@ def test_why_nothing_goes_is_told_as_it_is():
     )
     assert why(task, kept) == "everything that was judged spurious (1) is kept by a person's word"
     assert why(task) == "no feature was judged spurious: nothing undecided is removed"
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_what_works_against_the_attribute_is_counted_apart(best: int):
+    """The list shows all that was judged spurious; a number of which some are left out is another one."""
+    points = [
+        ChoicePoint(count=count, criterion=float(count), ambiguous_accuracy=1.0, leak=None)
+        for count in (0, 1)
+    ]
+    ours = [spurious(number, attribute_effect=1.0, score=0.9) for number in (1, 2)]
+    against = [spurious(number, attribute_effect=-1.0, score=0.9) for number in (3, 4, 5)]
+    told = _why(points, best, [], ours, "held-out part", (*ours, *against))
+    assert "2 features were judged spurious" in told or "the first 1 of 2 spurious features" in told
+    assert " (3 more work against the attribute and stay), " in told
+    assert "more work" not in _why(points, best, [], ours, "held-out part", ours)
