@@ -159,7 +159,7 @@ def write_file(path: Path, data: bytes) -> Path:
                 file.write(data)
             temporary.replace(path)
     except OSError as failure:
-        raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
+        raise LocalFileError(f"cannot write {path}: {failure.strerror or failure}") from failure
     return path
 
 
@@ -179,7 +179,7 @@ def require_writable(*paths: Path) -> None:
             with temporary_file(path):
                 pass
         except OSError as failure:
-            raise LocalFileError(f"cannot write {path}: {failure.strerror}") from failure
+            raise LocalFileError(f"cannot write {path}: {failure.strerror or failure}") from failure
         finally:
             for folder in missing:
                 with suppress(OSError):  # not made, or something else lies in it by now

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trephine.client import downloads
 from trephine.client.baseline import read_baseline
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
@@ -76,6 +77,17 @@ def test_files_that_nobody_waits_to_write_are_refused(
     assert ran(monkeypatch, *words, "--out", "found.json", "--detach") == ExitCode.USAGE
     assert "--detach does not wait for that" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_why_nothing_can_be_written_is_always_said(tmp_path, monkeypatch):
+    """Also where it is no error of the system, which has words of its own."""
+
+    def refused(path):
+        raise OSError(f"what is made in {path.parent} vanishes")
+
+    monkeypatch.setattr(downloads, "temporary_file", refused)
+    with pytest.raises(LocalFileError, match=r"cannot write .*: what is made in .* vanishes"):
+        require_writable(tmp_path / "audit.json")
 
 
 def test_looking_at_a_target_leaves_nothing(tmp_path: Path):

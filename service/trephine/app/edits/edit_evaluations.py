@@ -26,8 +26,9 @@ from trephine.domain.edit_evaluation import (
     FeatureControls,
     SetRole,
 )
+from trephine.domain.edit_weights import require_weights
 from trephine.domain.edits import Edit
-from trephine.domain.errors import InvalidRequestError, ParentChangedError, ResourceNotFoundError
+from trephine.domain.errors import InvalidRequestError, ResourceNotFoundError
 from trephine.domain.models import ModelInfo
 
 _NAME = re.compile(r"edits/(?P<edit>[A-Za-z0-9][A-Za-z0-9._-]*)/evaluations/(?P<id>[A-Za-z0-9]{1,64})")
@@ -65,13 +66,7 @@ class EditEvaluations:
         """
         edit = await self._edits.get(request.edit)
         info = await self._models.info(request.model or edit.model)
-        if info.weight_hash != edit.weight_hash:
-            raise ParentChangedError(
-                f"the edit {edit.name} was made for other weights than those of {info.name}; create it again "
-                "for this model",
-                edit_weights=edit.weight_hash,
-                model_weights=info.weight_hash,
-            )
+        require_weights(edit, info.name, info.weight_hash)
         return _command(request, edit), info
 
     async def predict(self, request: EvaluateEditRequest) -> tuple[EvaluateEdit, ModelInfo, Cost]:

@@ -10,6 +10,7 @@ from trephine.app.sets.replacements import Replacements
 from trephine.domain.edit_conflicts import EditConflict, EditInUse, find_conflicts
 from trephine.domain.edit_order import LayerPlaces, Places
 from trephine.domain.edit_strength import at_strength
+from trephine.domain.edit_weights import require_weights
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
     EditConflictError,
@@ -77,14 +78,7 @@ class EditStacks:
 
     async def _require_made_for(self, edit: Edit, model: str, field: str) -> None:
         info = await self._models.info(model)
-        if edit.weight_hash != info.weight_hash:
-            raise ParentChangedError(
-                f"the edit {edit.name} was made for other weights than those of {info.name}; create it again "
-                "for this model",
-                field=field,
-                edit_weights=edit.weight_hash,
-                model_weights=info.weight_hash,
-            )
+        require_weights(edit, info.name, info.weight_hash, field=field)
         for named in edit.sets:
             loaded = self._loaded(edit, named.name, model)
             if loaded.content_hash != named.content_hash:

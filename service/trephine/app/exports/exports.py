@@ -30,11 +30,11 @@ from trephine.app.storage.names import id_in, require_new_id, resource
 from trephine.app.storage.records import RecordFolder
 from trephine.app.storage.results import newest_first
 from trephine.domain.commands import Progress
+from trephine.domain.edit_weights import require_weights
 from trephine.domain.edits import Edit
 from trephine.domain.errors import (
     EngineLostError,
     GateMissedError,
-    ParentChangedError,
     PathDeniedError,
     ResourceNotFoundError,
 )
@@ -239,13 +239,7 @@ class Exports:
 
     async def _plan(self, edit: Edit, model: str, options: ExportOptions) -> ExportPlan:
         info = await self._models.info(model)
-        if info.weight_hash != edit.weight_hash:
-            raise ParentChangedError(
-                f"the edit {edit.name} was made for other weights than those of {info.name}; create it again "
-                "for this model",
-                edit_weights=edit.weight_hash,
-                model_weights=info.weight_hash,
-            )
+        require_weights(edit, info.name, info.weight_hash)
         return await self._models.engine(model).run(PlanExport(edit=edit, options=options))
 
     async def _compile(

@@ -17,8 +17,9 @@ from trephine.domain.edit_evaluation import (
     SetRole,
 )
 from trephine.domain.edit_kinds import is_steering
+from trephine.domain.edit_weights import require_weights
 from trephine.domain.edits import Edit
-from trephine.domain.errors import NothingMatchedError, ParentChangedError
+from trephine.domain.errors import NothingMatchedError
 from trephine.domain.interventions import Applied
 from trephine.engine.edit_evaluation.controls import Controls, adjusted_for_sets, compare, draw_controls
 from trephine.engine.edit_evaluation.figures import Resamples, arm_figures
@@ -92,13 +93,7 @@ def require_made_for(hosted: HostedModel, edit: Edit) -> None:
         ParentChangedError: Saying which.
         ReplacementNotFoundError: If a set is not loaded.
     """
-    if edit.weight_hash != hosted.info.weight_hash:
-        raise ParentChangedError(
-            f"the edit {edit.name} was made for other weights than those of {hosted.info.name}; create it "
-            "again for this model",
-            edit_weights=edit.weight_hash,
-            model_weights=hosted.info.weight_hash,
-        )
+    require_weights(edit, hosted.info.name, hosted.info.weight_hash)
     require_same_sets(hosted, edit)
 
 
