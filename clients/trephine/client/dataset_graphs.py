@@ -161,5 +161,7 @@ def _caveats(found: DatasetCircuit, circuit: ContextCircuit) -> list[str]:
         "An edge is what patching its source does to the answers through its target, in logits, mean over "
         "contexts; negative: it speaks for them. Edges into one node do not add up to anything, and only "
         "the strongest nodes have some.",
+        "Influence follows edges down, so that the lowest nodes collect it: go by the effects, which labels "
+        "tell, and keep nodes by name when pruning.",
         *found.caveats,
     ]

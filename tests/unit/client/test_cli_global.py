@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class FakeGlobal(FakeService):
 
     def ListCircuits(self, request: Any, context: Any) -> Any:
         self._note(request, context)
-        return circuit_service_pb2.ListCircuitsResponse(circuits=[circuit_to_wire(STORED)])
+        many = replace(STORED.circuit, targets=5 * STORED.circuit.targets)
+        listed = (STORED, replace(STORED, circuit=many))
+        return circuit_service_pb2.ListCircuitsResponse(circuits=map(circuit_to_wire, listed))
 
     def ListNodes(self, request: Any, context: Any) -> Any:
         self._note(request, context)
@@ -136,7 +139,10 @@ def test_stored_ones_are_shown_and_listed(run: Run, capsys: pytest.CaptureFixtur
     assert run("circuits", "show", "circuits/g1") == ExitCode.PASS
     assert "where the source is active" in capsys.readouterr().out
     assert run("circuits", "list") == ExitCode.PASS
-    assert "30 texts" in capsys.readouterr().out
+    columns, one, many = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert one[columns.index("PROMPT")] == "30 texts"
+    label = one[columns.index("TARGET")]
+    assert many[columns.index("TARGET")] == f"{label}, {label}, {label} and 2 more"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ from trephine.client.cli.discover_global import show_global_circuit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.decoding import message_json
+from trephine.client.types import CircuitInfo
 from trephine.v1 import circuit_service_pb2
+
+_NAMED = 3
+"""Targets that a list names at most."""
 
 app = typer.Typer(no_args_is_help=True, help="Look at circuits that were found.")
 
@@ -49,13 +53,20 @@ def list_circuits(
             ", ".join(one.set_names),
             one.provenance.origin,
             f"{one.n_nodes}, {one.n_edges}",
-            one.target_label,
+            _explained(one),
             repr(one.prompt) if one.across is None else f"{one.across.training} texts",
         )
         for one in circuits
     ]
     columns = ("NAME", "CREATED", "MODEL", "SET", "ORIGIN", "NODES, EDGES", "TARGET", "PROMPT")
     given.output.table(columns, rows)
+
+
+def _explained(info: CircuitInfo) -> str:
+    """What a circuit explains; of many targets, as global circuits have, the first."""
+    labels = [target.label for target in info.targets]
+    more = len(labels) - _NAMED
+    return info.target_label if more <= 0 else f"{', '.join(labels[:_NAMED])} and {more} more"
 
 
 @app.command()
