@@ -67,7 +67,14 @@ def every_figure() -> SpuriousRemoval:
             count=5, criterion=0.98765, ambiguous_accuracy=0.0, leak=None, error=0.0123, trained=True
         ),
         ChoicePoint(
-            count=500, criterion=1.0, ambiguous_accuracy=0.5, leak=1.0, erased=True, error=0.5, taken=True
+            count=500,
+            criterion=1.0,
+            ambiguous_accuracy=0.5,
+            leak=1.0,
+            erased=True,
+            error=0.5,
+            taken=True,
+            trained=True,
         ),
     )
     return replace(
@@ -150,7 +157,9 @@ def test_what_was_tried_and_told_beside_it_is_the_report_s(opened):
     page, told = opened
     rows = cells(page, 3)[1:]
     assert len(rows) == len(told["choices"])
-    for (count, _, criterion, accuracy, leak, taken), one in zip(rows, told["choices"], strict=True):
+    for (count, head, criterion, accuracy, leak, taken), one in zip(rows, told["choices"], strict=True):
+        named = "free" if one["trained"] else "as it was"
+        assert head == ("without the attribute" if one["erased"] else named)
         error = f" ± {number(one['error'])}" if one["error"] else ""
         assert (count, criterion) == (str(one["count"]), number(one["criterion"]) + error)
         assert (accuracy, leak) == (share(one["ambiguousAccuracy"]), share(one.get("leak")))

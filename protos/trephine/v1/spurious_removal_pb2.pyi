@@ -863,6 +863,7 @@ class RemovalChoice(google.protobuf.message.Message):
     ERASED_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
+    TRAINED_FIELD_NUMBER: builtins.int
     count: builtins.int
     """How many."""
     criterion: builtins.float
@@ -877,6 +878,8 @@ class RemovalChoice(google.protobuf.message.Message):
     """Standard error of the criterion, of shares of texts."""
     taken: builtins.bool
     """It is the one that ships."""
+    trained: builtins.bool
+    """The head was trained again; unset: a report from before it was kept."""
     def __init__(
         self,
         *,
@@ -887,10 +890,14 @@ class RemovalChoice(google.protobuf.message.Message):
         erased: builtins.bool = ...,
         error: builtins.float = ...,
         taken: builtins.bool = ...,
+        trained: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_leak", b"_leak", "leak", b"leak"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "error", b"error", "leak", b"leak", "taken", b"taken"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_leak", b"_leak", "_trained", b"_trained", "leak", b"leak", "trained", b"trained"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_leak", b"_leak", "_trained", b"_trained", "ambiguous_accuracy", b"ambiguous_accuracy", "count", b"count", "criterion", b"criterion", "erased", b"erased", "error", b"error", "leak", b"leak", "taken", b"taken", "trained", b"trained"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_leak", b"_leak"]) -> typing.Literal["leak"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_trained", b"_trained"]) -> typing.Literal["trained"] | None: ...
 
 global___RemovalChoice = RemovalChoice
 

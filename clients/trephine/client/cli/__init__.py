@@ -137,7 +137,6 @@ def options(
         Path | None,
         typer.Option(
             parser=given_path("--state"),
-            metavar="PATH",
             envvar="TREPHINE_STATE",
             help="State folder of a local server; unset: your own.",
         ),

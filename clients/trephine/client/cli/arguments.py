@@ -79,7 +79,7 @@ def given_path(name: str) -> Callable[[str], Path]:
 
 def path_option(name: str, said: str) -> Any:
     """Return an option that is a path, and an error where it is an empty one."""
-    return typer.Option(name, parser=given_path(name), metavar="PATH", help=said)
+    return typer.Option(name, parser=given_path(name), help=said)
 
 
 _ADDRESS = r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)"

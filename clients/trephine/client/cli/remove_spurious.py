@@ -55,7 +55,6 @@ def remove_spurious(
         Path,
         typer.Argument(
             parser=given_path("TEXTS"),
-            metavar="TEXTS",
             help="Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set.",
         ),
     ],

@@ -239,6 +239,8 @@ class RemovalChoice(WireValue):
     """Standard error of the criterion."""
     taken: bool
     """It is the one that ships."""
+    trained: bool | None
+    """The head was trained again; None: a report from before it was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

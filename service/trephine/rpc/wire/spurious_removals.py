@@ -158,6 +158,7 @@ def removal_to_wire(stored: StoredRemoval, *, whole: bool = True) -> pb.Spurious
                 erased=point.erased,
                 error=point.error,
                 taken=point.taken,
+                trained=point.trained,
             )
             for point in one.choices
         ],

@@ -149,7 +149,7 @@ def test_a_word_on_a_feature_that_cannot_go_is_refused(session):
     of_set = FeatureRef(replacement=resident_set(session.require_model(), "relu"), layer=0, index=0)
     other = Override(feature=of_set, remove=True, reason="of a set")
     with pytest.raises(
-        InvalidRequestError, match="^overrides.0..feature: set:0:0 is of set, .* write LAYER:INDEX"
+        InvalidRequestError, match=r"^overrides.0..feature: set:0:0 is of set, .* write LAYER:INDEX"
     ):
         _run(session, overrides=(other,))
 
