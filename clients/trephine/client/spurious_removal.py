@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from trephine.client.folder_downloads import download_folder
 from trephine.client.operations import Operation
 from trephine.client.requests import resource
 from trephine.client.results import classifier_of, removal_of
+from trephine.client.source_sharing import shared
+from trephine.client.sources import source_of
 from trephine.client.spurious_requests import export_classifier, remove_spurious
-from trephine.client.types import ClassifierExport, LabelledText, ModelInfo, SpuriousRemoval
+from trephine.client.types import (
+    ClassifierExport,
+    LabelledText,
+    ModelInfo,
+    RewardModel,
+    SpuriousRemoval,
+    StockClassifier,
+)
 from trephine.client.watches import OnProgress
 from trephine.client.wire import Wire
 from trephine.v1 import spurious_removal_pb2 as pb
@@ -58,15 +68,24 @@ class CleanableModel:
                 `edit_id`, `author`: make an edit of it if it is shown to hold (`outcome`), with
                 `unproven=True` in any case. `resamples`, `seed`, `request_id`.
         """
-        request = remove_spurious(self.info.name, training, **options)
+        request = remove_spurious(self.info.name, training, **self._readable(options))
         message = self._wire.call(self._wire.edits.RemoveSpuriousFeatures, request)
         return Operation(self._wire, message, removal_of)
 
     def predict_remove_spurious(self, training: Sequence[LabelledText], **options: Any) -> SpuriousRemoval:
         """Check a request and predict its `seconds` and `peak_extra_bytes`; nothing is removed."""
-        request = remove_spurious(self.info.name, training, validate_only=True, **options)
+        given = self._readable(options)
+        request = remove_spurious(self.info.name, training, validate_only=True, **given)
         message = self._wire.call(self._wire.edits.RemoveSpuriousFeatures, request)
         return Operation(self._wire, message, removal_of).result()
+
+    def _readable(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Let a local server read the folder of a head that is given as one."""
+        decision = options.get("decision")
+        if not isinstance(decision, StockClassifier | RewardModel):
+            return options
+        source = shared(source_of(decision.source), self._wire.lease)
+        return options | {"decision": replace(decision, source=source)}
 
 
 class SpuriousRemovals:

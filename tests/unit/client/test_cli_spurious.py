@@ -228,3 +228,27 @@ def test_an_empty_path_is_an_error_and_not_the_current_folder(
     assert run("remove-spurious", "", *words[2:]) == ExitCode.USAGE
     assert "TEXTS is empty" in capsys.readouterr().err
     assert not [one for one in fake.requests if isinstance(one, pb.RemoveSpuriousFeaturesRequest)]
+
+
+@pytest.mark.parametrize("given", [("--classifier",), ("--reward", "--positive-label", "1")])
+def test_a_head_may_be_a_folder_of_this_machine(
+    fake: FakeService,
+    run: Run,
+    texts: str,
+    tmp_path: Path,
+    given: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As a model's folder may: a local server is let in, one elsewhere is not sent a path."""
+    option, *others = given
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge").mkdir()
+    words = ("remove-spurious", texts, "--model", "tiny", *others, option)
+    assert run(*words, "./judge") == ExitCode.USAGE
+    assert "a named server loads models from its own roots, by name" in capsys.readouterr().err
+    assert run(*words, "./nothing") == ExitCode.USAGE
+    assert f"there is no folder {tmp_path.resolve()}/nothing" in capsys.readouterr().err
+    run(*words, "judge")
+    decision = _asked(fake).decision
+    assert (decision.classifier.source or decision.reward.source) == "judge"
