@@ -58,6 +58,10 @@ _SOURCES_PER_ROW = 4000
 _LENS_ROWS = 2 * 48
 """Rows of logits that are alive while decoders are read."""
 
+_PRODUCT_ROWS = 30 << 10
+"""Rows of the stream that products over neurons leave behind on a CPU with 512-bit units: a program per shape
+and a hole below it. What is said of sets holds it already."""
+
 _FLOAT, _SOURCE_BYTES = 4, 12
 
 _PADDED = 1.5
@@ -116,6 +120,7 @@ def discovery_cost(
             _on_gpu(command, info, n_tokens, layers)
             if on_gpu
             else _temporaries(info, n_tokens, layers)
+            + (0 if layers else _PRODUCT_ROWS * info.d_model * _FLOAT)
             + _results(command, info, n_tokens)
             + _dense_rows(command, n_tokens, layers)
         )
