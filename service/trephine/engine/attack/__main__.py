@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from trephine.domain.removal import Removal
 from trephine.engine.attack.attack import attack
 from trephine.engine.attack.request import AttackRequest
-from trephine.engine.models.products import WideLinears
+from trephine.engine.models.products import linears_in
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     request = TypeAdapter(AttackRequest).validate_json(Path(sys.argv[1]).read_bytes())
     torch.set_num_threads(request.threads)
-    with WideLinears():
+    with linears_in(torch.float32, torch.device("cpu")):
         found = attack(request, lambda progress: say(asdict(progress)))
     say({"result": TypeAdapter(Removal).dump_python(found, mode="json")})
 

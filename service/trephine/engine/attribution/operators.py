@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from trephine.engine.models.architecture import Architecture, Block, Norm
 from trephine.engine.models.attention import PatternTape, pattern_tape
-from trephine.engine.models.products import WideLinears
+from trephine.engine.models.products import linears_in
 from trephine.engine.runs.partial_passes import ending_at
 
 Store = dict[tuple[int, str], Tensor]
@@ -181,7 +181,8 @@ def capture(
     weight: Any = architecture.embedding.weight
     batch = torch.tensor([list(ids)], device=weight.device)
     places = None if positions is None else positions[None]
-    with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store), WideLinears():
+    linears = linears_in(weight.dtype, weight.device)
+    with pattern_tape(PatternTape(record=True)) as tape, _recording(architecture, store), linears:
         logits = _run(model, architecture, {"input_ids": batch, "position_ids": places}, top)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     blocks = architecture.blocks[: None if top is None else top + 1]

@@ -8,6 +8,7 @@ is twice the rate, for the same float32 arithmetic: only the order of the sums d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -64,7 +65,11 @@ def add_product(onto: Tensor, rows: Tensor, matrix: Tensor) -> None:
 
 def is_wide(values: Tensor) -> bool:
     """True for float32 on a CPU with 512-bit units."""
-    return values.dtype == torch.float32 and values.device.type == "cpu" and has_wide_units()
+    return _gains(values.dtype, values.device)
+
+
+def _gains(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype == torch.float32 and device.type == "cpu" and has_wide_units()
 
 
 def _suits(rows: Tensor, matrix: Tensor) -> bool:
@@ -132,3 +137,8 @@ class WideLinears(TorchFunctionMode):
             if bias is None or not (torch.is_grad_enabled() and bias.requires_grad):
                 return _linear(args[0], args[1], bias)
         return func(*args, **(kwargs or {}))
+
+
+def linears_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Return what a model's linear maps run in: where nothing is gained the mode would only cost its calls."""
+    return WideLinears() if _gains(dtype, device) else nullcontext()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trephine.engine.models import products
-from trephine.engine.models.products import WideLinears, add_product, product
+from trephine.engine.models.products import WideLinears, add_product, linears_in, product
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -151,3 +151,11 @@ def test_linear_maps_of_a_model_are_the_same_inside(bias, wide_units):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(few, one)
     assert torch.equal(keyed, expected)
+
+
+def test_models_that_gain_nothing_are_left_alone(wide_units):
+    """A mode costs every call of a pass, on a GPU a share of its time."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert isinstance(linears_in(torch.float32, cpu), WideLinears) is wide_units
+    for dtype, device in ((torch.bfloat16, cpu), (torch.float64, cpu), (torch.float32, gpu)):
+        assert not isinstance(linears_in(dtype, device), WideLinears)
