@@ -140,5 +140,5 @@ class WideLinears(TorchFunctionMode):
 
 
 def linears_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Return what a model's linear maps run in: where nothing is gained the mode would only cost its calls."""
+    """Return what a model's linear maps run in: where nothing is gained a mode would only cost calls."""
     return WideLinears() if _gains(dtype, device) else nullcontext()
