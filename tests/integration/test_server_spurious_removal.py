@@ -29,8 +29,10 @@ from trephine.client.errors import (
     ExportTargetExistsError,
     HeadNotStockError,
     InvalidRequestError,
+    LayerOutOfRangeError,
     ResourceNotFoundError,
     SplitLeakageError,
+    TargetNotOneTokenError,
     TooFewItemsError,
 )
 from trephine.client.types import (
@@ -43,6 +45,7 @@ from trephine.client.types import (
     Probe,
     RewardModel,
     SpuriousRemoval,
+    StockClassifier,
     Verdict,
 )
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
@@ -336,6 +339,14 @@ async def test_bad_requests_are_refused_at_once(model: AsyncModel, removal: Spur
         await model.start_remove_spurious(TRAINING, test=TEST)
     with pytest.raises(TooFewItemsError):
         await model.start_remove_spurious([*TRAINING[:24], TRAINING[30]], **SMALL)
+    for ask in (model.start_remove_spurious, model.predict_remove_spurious):
+        with pytest.raises(LayerOutOfRangeError, match="has layers 0 to 2") as beyond:
+            await ask(TRAINING, decision=Probe(layer=40), **SMALL)
+        assert beyond.value.field == "decision.layer"
+        with pytest.raises(HeadNotStockError, match=r"tiny holds no score\.weight"):
+            await ask(TRAINING, decision=StockClassifier(source="tiny"), refit=False, **SMALL)
+        with pytest.raises(TargetNotOneTokenError):
+            await ask(TRAINING, decision=LabelTokens(tokens={"Q": "QQ", "W": "W"}), **SMALL)
     with pytest.raises(InvalidRequestError, match="between 0 and 1") as rules:
         await model.start_remove_spurious(TRAINING, false_discoveries=2.0, **SMALL)
     assert rules.value.field

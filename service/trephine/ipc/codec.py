@@ -42,6 +42,7 @@ from trephine.domain.replacements import (
     LoadReplacementSet,
     UnloadReplacementSet,
 )
+from trephine.domain.spurious_checks import CheckSpuriousRemoval
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.tokens import RenderChat, ResolveTarget, Tokenize
 from trephine.domain.verification import VerifyCircuit
@@ -71,6 +72,7 @@ ENGINE_COMMANDS: tuple[CommandType, ...] = (
     DiscoverDatasetCircuit,
     CheckGlobalCircuit,
     DiscoverGlobalCircuit,
+    CheckSpuriousRemoval,
     RemoveSpuriousFeatures,
     CompareFeatures,
     ProposeEdit,

@@ -29,6 +29,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
+from trephine.domain.spurious_checks import CheckSpuriousRemoval
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.pages.spurious_page import spurious_html
@@ -77,10 +78,20 @@ class SpuriousRemovals:
         Raises:
             AlreadyExistsError: If the edit's id is taken.
             ReplacementNotFoundError: If the set is not loaded.
-            LayerOutOfRangeError: If the model or the set does not have a layer.
+            LayerOutOfRangeError: If the model or the set does not have a layer, or no layer reaches the head.
             FeatureOutOfRangeError: If an override names a feature that there is not.
             ModelNotFoundError, PathDeniedError: If there is no such folder with a head.
+            TrephineError: Whatever the work would raise before its first forward pass, naming the text, the
+                label token or the option.
         """
+        command, info = await self._named(request, operation_id)
+        await self._models.engine(info.name).run(CheckSpuriousRemoval(command=command))
+        return command, info
+
+    async def _named(
+        self, request: RemoveSpuriousRequest, operation_id: str
+    ) -> tuple[RemoveSpuriousFeatures, ModelInfo]:
+        """Find everything that a request names."""
         info, command = await self._models.info(request.model), request.command
         found = await self._sets.get(info.name, command.replacement)
         for index, layer in enumerate(command.layers or ()):
@@ -115,7 +126,7 @@ class SpuriousRemovals:
         """
 
         async def remove() -> StoredRemoval:
-            command, info = await self.check(request, operation_id=removal_id)
+            command, info = await self._named(request, removal_id)
             found = await self._models.engine(info.name).run(command, on_event=forwarded(on_progress))
             return StoredRemoval(
                 name=resource(COLLECTION, removal_id),

@@ -19,6 +19,7 @@ from trephine.engine.graphs import discover as discovery
 from trephine.engine.models import loading, session, text
 from trephine.engine.models.session import Handler
 from trephine.engine.runs import activations, generation, scoring
+from trephine.engine.spurious import checking as spurious_checks
 from trephine.engine.spurious import removal as spurious_removal
 from trephine.engine.tracing import edges, tracing
 from trephine.engine.verification import verify as circuit_verification
@@ -58,6 +59,7 @@ HANDLERS = merge(
         dataset_circuits,
         global_circuit_checks,
         global_circuits,
+        spurious_checks,
         spurious_removal,
         directions,
         planning,

@@ -159,7 +159,7 @@ def token_head(hosted: HostedModel, head: TokenHead) -> LinearHead:
 def given_head(
     hosted: HostedModel, head: ClassifierHead | RewardHead, labels: tuple[str, str]
 ) -> Generator[None, None, Tensor]:
-    """Read `score.weight` of a stock folder, after its other weights proved to be the hosted model's.
+    """Read `score.weight` of a stock folder, and prove its other weights to be the hosted model's.
 
     Returns:
         float32 `(2, d_model)` in the order of `labels`, or `(1, d_model)` of a reward.
@@ -167,6 +167,21 @@ def given_head(
     Raises:
         HeadNotStockError: If the folder has no such head, or not these labels.
         ParentChangedError: If it is a head on other weights, or not all of them are there to be compared.
+    """
+    score = given_score(hosted, head, labels)
+    yield
+    yield from _same_weights(hosted, Path(head.folder), read_entries(Path(head.folder)))
+    return score
+
+
+def given_score(hosted: HostedModel, head: ClassifierHead | RewardHead, labels: tuple[str, str]) -> Tensor:
+    """Read `score.weight` of a stock folder, whatever its other weights are.
+
+    Returns:
+        float32 `(2, d_model)` in the order of `labels`, or `(1, d_model)` of a reward.
+
+    Raises:
+        HeadNotStockError: If the folder has no such head, or not these labels.
     """
     folder = Path(head.folder)
     entries = read_entries(folder)
@@ -188,8 +203,6 @@ def given_head(
             "or infinite: it decides nothing. Give the folder of a training that did not diverge",
             field="decision.folder",
         )
-    yield
-    yield from _same_weights(hosted, folder, entries)
     return score if wanted == 1 else score[_order(folder, labels)]
 
 

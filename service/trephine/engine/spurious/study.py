@@ -97,6 +97,29 @@ class Study:
         return trained_pairs(self.command, texts)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """What is known of a request before a forward pass."""
+
+    data: Data
+    readout: Readout
+    space: NodeSpace
+
+
+def lay_out(hosted: HostedModel, command: RemoveSpuriousFeatures) -> Laid:
+    """Find where the head reads, lay out the features that reach it, and read the texts; nothing is run.
+
+    Raises:
+        TrephineError: Naming the text, the label or the option that cannot be used.
+    """
+    readout = readout_of(hosted, command.decision)
+    space = feature_space(hosted, command.replacement, command.layers, readout)
+    for number, override in enumerate(command.overrides):
+        require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
+        _require_considered(space, override.feature, field=f"overrides[{number}].feature")
+    return Laid(data=read_data(hosted, command), readout=readout, space=space)
+
+
 def open_study(
     hosted: HostedModel, command: RemoveSpuriousFeatures
 ) -> Generator[Progress | None, None, Study]:
@@ -106,12 +129,8 @@ def open_study(
         TrephineError: Naming the text, the label or the option that cannot be used.
     """
     yield Progress(stage="texts", done=0, total=1)
-    data = read_data(hosted, command)
-    readout = readout_of(hosted, command.decision)
-    space = feature_space(hosted, command.replacement, command.layers, readout)
-    for number, override in enumerate(command.overrides):
-        require_feature(hosted, override.feature, field=f"overrides[{number}].feature")
-        _require_considered(space, override.feature, field=f"overrides[{number}].feature")
+    laid = lay_out(hosted, command)
+    data, readout, space = laid.data, laid.readout, laid.space
     draw = sample_pairs if _on_pairs(command) else sample
     count = command.budget.fit_texts
     fitted = draw(data.training, count, command.seed)

@@ -24,10 +24,12 @@ from trephine.domain.errors import (
     AlreadyExistsError,
     DiskFullError,
     InvalidRequestError,
+    LayerOutOfRangeError,
     ParentChangedError,
 )
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
+from trephine.domain.spurious_checks import CheckedSpuriousRemoval, CheckSpuriousRemoval
 from trephine.domain.spurious_removal import (
     MAX_CANDIDATES,
     Judge,
@@ -44,13 +46,15 @@ GONE = Intervention(
 NEIGHBOUR = replace(GONE, target=FeatureTarget(feature=FeatureRef(layer=1, index=4)))
 FOUND = replace(report(), interventions=(GONE,), weight_hash="w" * 64)
 
+CHECKED = CheckedSpuriousRemoval(features=32, texts=140, tokens=1400, longest=10)
+
 
 def _ignore(_: Progress) -> None:
     """Nobody listens."""
 
 
 async def _ready(root: Path, found: Any = FOUND) -> tuple[House, SpuriousRemovals]:
-    here = house(root, {RemoveSpuriousFeatures: found})
+    here = house(root, {RemoveSpuriousFeatures: found, CheckSpuriousRemoval: CHECKED})
     await here.models.load(here.models.resolve("tiny"), _ignore)
     removals = SpuriousRemovals(
         root / "state" / "removals",
@@ -103,6 +107,21 @@ async def test_a_report_outlives_the_loss_of_its_edits_name(tmp_path):
     assert "none: clean could not be made" in (await here.artifacts.read(page.sha256)).decode()
     with pytest.raises(AlreadyExistsError):
         await removals.run(_request(), _ignore, removal_id="c" * 32)
+
+
+async def test_what_the_engine_refuses_is_no_operation(tmp_path):
+    """Asked before one is made of it, and before a prediction; the work itself reads its texts once."""
+    here, removals = await _ready(tmp_path)
+    await removals.check(_request())
+    await removals.run(_request(), _ignore, removal_id=FIRST)
+    asked = [type(one) for one in here.launcher.latest.commands]
+    assert asked.count(CheckSpuriousRemoval) == asked.count(RemoveSpuriousFeatures) == 1
+    here.launcher.latest.scripts[CheckSpuriousRemoval] = LayerOutOfRangeError("layers 0 to 1", layer=40)
+    with pytest.raises(LayerOutOfRangeError):
+        await removals.predict(_request(edit_id=""))
+    with pytest.raises(LayerOutOfRangeError):
+        await here.operations.start("RemoveSpuriousFeatures", _request(edit_id=""), request_id="late")
+    assert here.journal.unfinished() == ()
 
 
 async def test_a_repeated_run_makes_its_edit_once(tmp_path):
