@@ -37,14 +37,27 @@ def check_checkpoint(folder: Path) -> tuple[Path, ...]:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Say of an adapter in place of a model what it belongs to."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    """Say of an adapter in place of a model what it belongs to, and of one beside a model what it does.
+
+    transformers asks for an adapter first: it would load the model that the adapter names, wherever that
+    lies, and lay the adapter into it, whatever weights this folder holds.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return
+    base = read_json(config).get("base_model_name_or_path") or "its base model"
+    if not (folder / "config.json").is_file():
         raise BrokenCheckpointError(
             f"the folder holds an adapter of {base} and no model: load that model, and name this folder as "
             "its adapter",
-            file="adapter_config.json",
+            file=config.name,
         )
+    raise BrokenCheckpointError(
+        f"the folder holds a model and beside it an adapter of {base}, which transformers would load in its "
+        f"place: move {config.name} and the adapter's weights into a folder of their own, and name that as "
+        "the adapter if it is wanted",
+        file=config.name,
+    )
 
 
 def check_adapter(folder: Path) -> None:

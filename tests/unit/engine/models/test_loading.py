@@ -214,6 +214,16 @@ def test_an_adapter_in_place_of_a_model_is_refused(tmp_path):
         load(tmp_path / "adapter")
 
 
+def test_an_adapter_beside_a_model_is_refused(tmp_path):
+    """What is loaded would be the model that the adapter names, which may lie anywhere, and not this one."""
+    folder = tiny_folder("llama", tmp_path / "m")
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["down_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(tiny_folder("llama", tmp_path / "other"))
+    adapted.save_pretrained(folder)
+    with pytest.raises(BrokenCheckpointError, match=r"beside it an adapter of .*other, which transformers"):
+        load(folder)
+
+
 def test_one_engine_one_model(tmp_path):
     """Loading into an engine that has a model is refused."""
     folder = tiny_folder("llama", tmp_path / "m")
