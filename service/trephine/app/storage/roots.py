@@ -80,11 +80,16 @@ class Roots(ABC):
         return real
 
     def _require_links_inside(self, folder: Path, *more: Path) -> None:
-        for place, folders, files in os.walk(folder):
-            for name in (*folders, *files):
-                entry = Path(place, name)
-                if entry.is_symlink():
-                    self._require_inside(entry, *more)
+        """Refuse a folder that leads outside, be it by a link in a folder that it links to."""
+        ahead, known = [folder], {folder}
+        while ahead:
+            for place, folders, files in os.walk(ahead.pop()):
+                for entry in (Path(place, name) for name in (*folders, *files)):
+                    if entry.is_symlink():
+                        real = self._require_inside(entry, *more)
+                        if real.is_dir() and real not in known:
+                            known.add(real)
+                            ahead.append(real)
 
     @abstractmethod
     def _missing(self, source: str) -> TrephineError:

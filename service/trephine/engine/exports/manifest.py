@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from trephine.domain.edits import Edit, EditSet
 from trephine.domain.exports import Certificate, ExportedFile, ExportPlan
+from trephine.engine.exports.parent_files import contents_of
 from trephine.engine.exports.signing import SUMS_NAME
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.shards import TensorEntry
@@ -129,9 +130,9 @@ def describe_files(folder: Path, *, skip: Sequence[str] = ()) -> Generator[None,
         skip: Relative paths to leave out.
     """
     found: list[ExportedFile] = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
+    for name in contents_of(folder)[0]:
         if name not in skip:
+            path = folder / name
             digest = yield from hash_file(path)
             found.append(ExportedFile(path=name, size=path.stat().st_size, sha256=digest))
     return found

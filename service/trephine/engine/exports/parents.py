@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from trephine.engine.certificates.card import CARD_NAME, PARENT_CARD_NAME
 from trephine.engine.exports.adapter import FOLDER as ADAPTER_FOLDER
 from trephine.engine.exports.manifest import CERTIFICATE_NAME, MANIFEST_NAME
+from trephine.engine.exports.parent_files import contents_of
 from trephine.engine.exports.signing import PUBLIC_KEY_NAME, SIGNATURE_NAME, SUMS_NAME
 from trephine.engine.models.shards import TensorEntry
 
@@ -28,14 +29,18 @@ def sort_files(folder: Path, entries: Mapping[str, TensorEntry]) -> tuple[dict[s
 
     Other weights (pickles, GGUF, ONNX, shards that stock transformers does not load) would carry the
     unedited model and are left out; so is an earlier export's adapter, all of whose folder is of that edit.
+    What is no file (a link that leads nowhere, a pipe) is left out, too.
 
     Returns:
         Relative path -> name in the copy (the parent's card is renamed), and relative path -> why left out.
+
+    Raises:
+        BrokenCheckpointError: If a folder inside cannot be looked into, or a name is no UTF-8.
     """
     shards = {entry.file for entry in entries.values()}
     copied: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    for path in _files(folder):
+    files, left_out = contents_of(folder)
+    for path in files:
         reason = _why_not(path, shards)
         if reason:
             left_out[path] = reason
@@ -48,12 +53,6 @@ def copied_bytes(folder: Path, entries: Mapping[str, TensorEntry]) -> int:
     """Predict the size of the copy."""
     copied, _ = sort_files(folder, entries)
     return sum((folder / path).stat().st_size for path in copied)
-
-
-def _files(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix()
 
 
 def _why_not(path: str, shards: set[str]) -> str:

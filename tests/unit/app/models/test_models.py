@@ -201,6 +201,19 @@ def test_folders_outside_the_roots_are_denied(tmp_path):
     assert here.models.resolve("link").name == "tiny"
 
 
+def test_a_link_inside_a_folder_that_is_linked_to_is_looked_at_as_well(tmp_path):
+    """An export copies what lies there; and two folders that link to each other are looked at once."""
+    here = house(tmp_path)
+    inner, other = model_folder(tmp_path / "models", "inner"), tmp_path / "models" / "other"
+    other.mkdir()
+    os.symlink(other, inner / "more")
+    os.symlink(inner, other / "back")
+    assert here.models.resolve("inner").folder == str(inner)
+    os.symlink("/etc/hostname", other / "host")
+    with pytest.raises(PathDeniedError, match="'host' lies outside"):
+        here.models.resolve("inner")
+
+
 def test_published_export_is_a_source(tmp_path):
     """`exports/NAME` is found in the export root and nowhere else."""
     here = house(tmp_path)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.builders import tiny_folder
+from trephine.domain.errors import BrokenCheckpointError
+from trephine.engine.exports.manifest import describe_files
 from trephine.engine.exports.parents import copied_bytes, sort_files
+from trephine.engine.models.quanta import finish
 from trephine.engine.models.shards import read_entries
 
 
@@ -84,3 +89,43 @@ def test_the_size_is_that_of_what_is_copied(parent):
     assert copied_bytes(parent, read_entries(parent)) == before
     (parent / "LICENSE").write_bytes(b"x" * 100)
     assert copied_bytes(parent, read_entries(parent)) == before + 100 - len("LICENSE")
+
+
+def test_linked_folders_are_copied_and_what_is_no_file_is_named(parent, tmp_path):
+    """A folder of templates that is a link is as much the parent's as any other; no loop is followed."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "tools.jinja").write_text("{{ messages }}")
+    for name in ("chat_templates", "more"):
+        (parent / name).symlink_to(shared)
+    (shared / "round").symlink_to(parent)
+    (parent / "gone").symlink_to("/nowhere")
+    os.mkfifo(parent / "pipe")
+    copied, left_out = sort_files(parent, read_entries(parent))
+    assert {"chat_templates/tools.jinja", "more/tools.jinja"} <= set(copied)
+    assert "it lies in" in left_out["chat_templates/round"]
+    assert "nowhere" in left_out["gone"]
+    assert "no regular file" in left_out["pipe"]
+    assert {file.path for file in finish(describe_files(parent))} >= set(copied)
+
+
+def test_a_name_that_no_manifest_can_hold_is_refused(parent):
+    """Rather than an error of encoding once everything is measured."""
+    (parent / os.fsdecode(b"\xff.txt")).write_text("x")
+    with pytest.raises(BrokenCheckpointError, match=r"\\xff\.txt, whose name is no UTF-8"):
+        sort_files(parent, read_entries(parent))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused(parent, monkeypatch):
+    """Its files would be lost without a word."""
+
+    real = os.listdir
+
+    def listed(folder):
+        if folder.name == "notes":
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr("trephine.engine.exports.parent_files.os.listdir", listed)
+    with pytest.raises(BrokenCheckpointError, match=r"notes of the model cannot be looked into"):
+        sort_files(parent, read_entries(parent))
