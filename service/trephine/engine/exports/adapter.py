@@ -7,12 +7,14 @@ add neurons, biases or an unembedding: then the folder has none, and `trephine m
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.shards import read_tensor
@@ -26,20 +28,24 @@ _LARGEST_RANK = 64
 def write_adapter(hosted: HostedModel, program: WeightProgram, folder: Path) -> bool:
     """Write `adapter/` into an exported folder; return whether the edit has that form.
 
-    Factors are float32 and their product is added as it is: the scale `alpha / r` is 1 for every module.
+    Factors are float32 and their product is added as it is: the scale `alpha / r` is 1. All modules have one
+    rank, smaller ones by zeros: not every reader asks for the ranks and scales of single modules (llama.cpp
+    divides the one alpha by the rank of what it finds).
     """
     if not _has_form(program):
         return False
-    factors = {_module(hosted, change): _factors(hosted, change) for change in program.changes}
-    target = folder / FOLDER
+    rank, target = _largest_rank(program), folder / FOLDER
     target.mkdir()
     tensors: dict[str, Tensor] = {}
-    for name, (left, right) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = right.to(torch.float32).contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = left.to(torch.float32).contiguous()
+    for change in program.changes:
+        name, (left, right) = _module(hosted, change), _factors(hosted, change)
+        missing = rank - right.shape[0]
+        a, b = functional.pad(right, (0, 0, 0, missing)), functional.pad(left, (0, missing))
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(torch.float32).contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(torch.float32).contiguous()
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    ranks = {name: int(right.shape[0]) for name, (_, right) in factors.items()}
-    text = json.dumps(_config(hosted, program, ranks), indent=2, sort_keys=True)
+    modules = [_module(hosted, change) for change in program.changes]
+    text = json.dumps(_config(hosted, program, modules, rank), indent=2, sort_keys=True)
     (target / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     return True
 
@@ -48,11 +54,15 @@ def adapter_bytes(program: WeightProgram) -> int:
     """Return the size of the adapter's factors; 0: the edit has not that form."""
     if not _has_form(program):
         return 0
-    return sum(4 * _rank(change) * sum(change.shape) for change in program.changes)
+    return sum(4 * _largest_rank(program) * sum(change.shape) for change in program.changes)
 
 
 def _has_form(program: WeightProgram) -> bool:
     return bool(program.changes) and not program.config and all(map(_is_low_rank, program.changes))
+
+
+def _largest_rank(program: WeightProgram) -> int:
+    return max(map(_rank, program.changes))
 
 
 def _rank(change: TensorChange) -> int:
@@ -98,7 +108,7 @@ def _factors(hosted: HostedModel, change: TensorChange) -> tuple[Tensor, Tensor]
     return torch.cat(lefts, 1), torch.cat(rights)
 
 
-def _config(hosted: HostedModel, program: WeightProgram, ranks: dict[str, int]) -> dict[str, Any]:
+def _config(hosted: HostedModel, program: WeightProgram, modules: Sequence[str], rank: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -108,9 +118,7 @@ def _config(hosted: HostedModel, program: WeightProgram, ranks: dict[str, int]) 
         "fan_in_fan_out": any(change.axis == 0 for change in program.changes),
         "init_lora_weights": True,
         "lora_dropout": 0.0,
-        "r": 1,
-        "lora_alpha": 1,
-        "rank_pattern": ranks,
-        "alpha_pattern": ranks,
-        "target_modules": sorted(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(modules),
     }

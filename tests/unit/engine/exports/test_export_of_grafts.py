@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.builders import tiny_folder
@@ -269,6 +270,12 @@ def test_low_rank_edits_come_as_an_adapter_too(family, tmp_path):
         adapted = PeftModel.from_pretrained(plain, folder / "adapter").eval()(ids).logits
         wanted = full(ids).logits
     assert float((adapted - wanted).abs().max()) < 1e-4 < float((original - wanted).abs().max())
+    # Readers that know one alpha for all modules, and their own ranks, must come to the same scale of 1.
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    factors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    ranks = {tensor.shape[0] for name, tensor in factors.items() if "lora_A" in name}
+    assert ranks == {config["lora_alpha"]} == {config["r"]} == {2}
+    assert not config.keys() & {"rank_pattern", "alpha_pattern"}
 
 
 @pytest.mark.integration

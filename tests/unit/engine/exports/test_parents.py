@@ -118,7 +118,6 @@ def test_a_name_that_no_manifest_can_hold_is_refused(parent):
 
 def test_a_folder_that_cannot_be_looked_into_is_refused(parent, monkeypatch):
     """Its files would be lost without a word."""
-
     real = os.listdir
 
     def listed(folder):
