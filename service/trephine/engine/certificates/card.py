@@ -374,5 +374,5 @@ def _gates(certificate: Certificate) -> str:
 
 
 def _plain(text: str) -> str:
-    """Leave printable characters that end neither a line nor a code span."""
-    return "".join(c if c.isprintable() and c != "`" else " " for c in text)
+    """Leave printable characters that end no line and no code span: a backtick becomes an apostrophe."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("`", "'")

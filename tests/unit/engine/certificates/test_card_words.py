@@ -81,11 +81,12 @@ GROWN = replace(
     size_growth_bytes=3 << 19,
     servers=(
         ServerSupport(server="vllm", loads=True, note="it reads them"),
-        ServerSupport(server="llama.cpp", loads=False, note="it does not"),
+        ServerSupport(server="llama.cpp", loads=False, note="`n_inner` is none of its fields"),
     ),
 )
 CARDS = {
     "grown": (GROWN, CERTIFICATE, "- Size: at most 1.5 MiB more than the parent"),
+    "refused": (GROWN, CERTIFICATE, "**does not load it**; 'n_inner' is none of its fields."),
     "exact": (PLAN, CERTIFICATE, "No recovery attack has been run"),
     "grafted": (replace(PLAN, steps=(STEP,)), CERTIFICATE, "changed by added neurons"),
     "fitted": (replace(PLAN, fitted=True, caveats=("a caveat",)), CERTIFICATE, "Approximate:"),
@@ -139,7 +140,7 @@ def test_what_the_author_wrote_is_quoted_as_the_authors():
     words = replace(EDIT, reason="fully compliant\n# Compliant", author="`compliant` one")
     text = model_card(hosted, words, PLAN, CERTIFICATE)
     assert "- Reason, in its author's words: `fully compliant # Compliant`\n" in text
-    assert "- Author, as given: ` compliant  one`\n" in text
+    assert "- Author, as given: `'compliant' one`\n" in text
     assert "are its author's words, as they were given" in text
     assert text.lower().count("compliant") == 3
     assert "its claims are its makers'" in text
@@ -230,7 +231,7 @@ def test_a_card_says_what_a_loader_meets():
         "that changed: `intermediate_size: 96 -> 352`, `mlp_bias: False -> True`.",
         "256 in layer 4, 250 of them zeros; 256 in each of the layers 0-2, 5, 9, all of them zeros, since",
         "- vllm: loads it; it reads them.",
-        "- llama.cpp: **does not load it**; it does not.",
+        "- llama.cpp: **does not load it**; 'n_inner' is none of its fields.",
     ):
         assert line in text
     plain = model_card(hosted, EDIT, PLAN, CERTIFICATE)

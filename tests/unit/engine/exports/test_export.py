@@ -185,7 +185,7 @@ def test_what_is_published(published):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "compliant" not in card.lower()
     assert "| kl_intervened_exported_mean |" in card
-    assert "a  reason  with </script> and a line end" in card  # one line, inside a code span
+    assert "a 'reason' with </script> and a line end" in card  # one line, inside a code span
     private = one.key.read_text().splitlines()[1]
     assert not any(private in (folder / p).read_text(errors="replace") for p in on_disk)
     outcome = verify_folder(folder)
