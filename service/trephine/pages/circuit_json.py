@@ -22,6 +22,7 @@ from typing import Any
 
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
+from trephine.pages.circuit_across import told_across
 from trephine.pages.circuit_targets import told_targets
 from trephine.pages.embed import printable
 
@@ -64,7 +65,7 @@ def circuit_json(
                 "caveats": list(circuit.caveats),
                 **told_targets(circuit),
                 **_hierarchy(circuit),
-                **_across(circuit),
+                **told_across(circuit, {ids[index]: index for index in kept.nodes}),
             },
             "pruning_settings": {
                 "node_threshold": kept.node_threshold,
@@ -95,11 +96,6 @@ def _hierarchy(circuit: Circuit) -> dict[str, Any]:
     """How features were chosen, where it was not by influence."""
     found = circuit.figures.hierarchy
     return {} if found is None else {"hierarchical_attribution": asdict(found)}
-
-
-def _across(circuit: Circuit) -> dict[str, Any]:
-    """What was measured of a global circuit."""
-    return {} if circuit.across is None else {"across": asdict(circuit.across)}
 
 
 def set_places(circuit: Circuit) -> list[int]:

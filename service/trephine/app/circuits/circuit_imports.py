@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from trephine.app.circuits.circuit_queries import Wiring, influence_of
+from trephine.app.circuits.imported_figures import imported_figures
 from trephine.app.circuits.imported_targets import imported_targets
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
@@ -50,6 +51,9 @@ _KINDS = {
 _ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
 _LAST = _ORDER.index(NodeKind.LOGIT)
 _IMPORTED = "Imported from a file: nothing about it was verified here; influences follow from its edges."
+_IMPORTED_SHARES = (
+    "Imported from a file: nothing about it was verified here; figures and influences are the file's."
+)
 
 
 class _FileNode(BaseModel):
@@ -102,11 +106,13 @@ def read_graph(data: bytes) -> ImportedGraph:
         InvalidRequestError: If it is no such file, or its graph has holes, doubles or a cycle.
     """
     document, file = _parsed(data)
-    nodes, places = _nodes(file)
+    measured = imported_figures(_told(file.metadata))
+    nodes, places = _nodes(file, targets_needed=measured is None)
     edges, doubtful = _edges(file, nodes, places)
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
     targets, asked = imported_targets(nodes, _told(file.metadata))
-    caveats = [_IMPORTED]
+    shares = None if measured is None else measured.of(_in_order(places))
+    caveats = [_IMPORTED if shares is None else _IMPORTED_SHARES]
     if doubtful:
         caveats.append(
             f"{doubtful} links start at an id that a feature of layer 0 and an error node share in the file; "
@@ -115,7 +121,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     caveats += _told_caveats(file.metadata)
     circuit = Circuit(
         prompt=file.metadata.prompt,
-        tokens=_tokens(file.metadata, nodes),
+        tokens=_tokens(file.metadata, nodes) if measured is None else _everywhere(file.metadata),
         targets=targets,
         asked=asked,
         replacement=replacement,
@@ -129,9 +135,12 @@ def read_graph(data: bytes) -> ImportedGraph:
         model=model,
         weight_hash=str((file.metadata.info or {}).get("weight_hash", "")),
         caveats=tuple(caveats),
+        across=None if measured is None else measured.across,
     )
     return ImportedGraph(
-        circuit=_with_influence(circuit), document=document, generator=_generator(file.metadata)
+        circuit=_with_influence(circuit) if shares is None else _with_shares(circuit, shares),
+        document=document,
+        generator=_generator(file.metadata),
     )
 
 
@@ -152,10 +161,10 @@ def _parsed(data: bytes) -> tuple[Mapping[str, Any], _File]:
 # --- nodes ----------------------------------------------------------------------------------------
 
 
-def _nodes(file: _File) -> tuple[list[Node], dict[str, list[int]]]:
+def _nodes(file: _File, *, targets_needed: bool) -> tuple[list[Node], dict[str, list[int]]]:
     """Return the nodes in a circuit's order, and the places of every id of the file."""
     read = [(_node(one, file.metadata), one.node_id) for one in file.nodes]
-    if not any(node.kind is NodeKind.LOGIT for node, _ in read):
+    if targets_needed and not any(node.kind is NodeKind.LOGIT for node, _ in read):
         raise InvalidRequestError("the graph has no target: no node of the type `logit`", field="artifact")
     # Sorting is stable: targets stay in the file's order, the explained one first.
     read.sort(key=lambda pair: _address(pair[0]) if pair[0].kind is not NodeKind.LOGIT else (_LAST,))
@@ -167,6 +176,11 @@ def _nodes(file: _File) -> tuple[list[Node], dict[str, list[int]]]:
     for place, (_, identity) in enumerate(read):
         places.setdefault(identity, []).append(place)
     return nodes, places
+
+
+def _in_order(places: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the id of every node, in a circuit's order."""
+    return [identity for _, identity in sorted((at, one) for one, of in places.items() for at in of)]
 
 
 def _address(node: Node) -> tuple[int | str, ...]:
@@ -285,6 +299,12 @@ def _with_influence(circuit: Circuit) -> Circuit:
     return replace(circuit, nodes=nodes, figures=replace(circuit.figures, error_share=errors))
 
 
+def _with_shares(circuit: Circuit, shares: Sequence[float]) -> Circuit:
+    """Give every node of a global circuit its share of the edges' strength; errors are none of its nodes."""
+    nodes = (replace(node, influence=share) for node, share in zip(circuit.nodes, shares, strict=True))
+    return replace(circuit, nodes=tuple(nodes))
+
+
 def _array(values: Sequence[float], kind: str) -> Array:
     column = np.asarray(values, kind)
     return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]
@@ -318,7 +338,7 @@ def _told_caveats(metadata: _FileMetadata) -> list[str]:
     """Return what a file of ours says that a reader must know, but that it was imported."""
     told = _told(metadata).get("caveats")
     found = told if isinstance(told, list) else []
-    return [one for one in found if isinstance(one, str) and one != _IMPORTED]
+    return [one for one in found if isinstance(one, str) and one not in (_IMPORTED, _IMPORTED_SHARES)]
 
 
 def _generator(metadata: _FileMetadata) -> str:
@@ -339,6 +359,11 @@ def _tokens(metadata: _FileMetadata, nodes: Sequence[Node]) -> tuple[Token, ...]
         Token(id=ids.get(place, -1), raw=text.encode("utf-8", "replace"), display=text)
         for place, text in enumerate(metadata.prompt_tokens)
     )
+
+
+def _everywhere(metadata: _FileMetadata) -> tuple[Token, ...]:
+    """Return the tokens of a global circuit, which stand for no token of the model."""
+    return tuple(Token(id=-1, raw=b"", display=text) for text in metadata.prompt_tokens)
 
 
 def _no_rows() -> Rows:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from math import isnan, nan
 from typing import Any
 
 import pytest
 
 from tests.global_circuits import global_circuit
 from tests.global_texts import request
-from tests.unit.app.house import house, model_info, small_circuit
+from tests.unit.app.house import House, circuit, house, model_info, small_circuit
 from tests.unit.app.sets.test_replacements import ignore, loaded
 from trephine.app.circuits.circuit_explanations import CircuitExplanations, EdgeQuestion
 from trephine.app.circuits.circuits import CircuitFormat
@@ -18,7 +20,13 @@ from trephine.app.circuits.global_circuits import GlobalCircuits
 from trephine.app.jobs.costs import predict_beside
 from trephine.app.jobs.requests import GlobalCircuitRequest, VerifyRequest
 from trephine.domain.circuit_queries import Around, Between, NodeFilter, Pruning
-from trephine.domain.errors import LayerOutOfRangeError, ReplacementNotFoundError, UnsupportedOptionError
+from trephine.domain.circuits import Circuit
+from trephine.domain.errors import (
+    InvalidRequestError,
+    LayerOutOfRangeError,
+    ReplacementNotFoundError,
+    UnsupportedOptionError,
+)
 from trephine.domain.global_circuits import DiscoverGlobalCircuit, GlobalBounds
 
 INFO = replace(
@@ -163,3 +171,74 @@ def test_time_counts_passes_products_and_ablations():
     long = replace(request(verify_edges=0), training=("word " * 5000, "word " * 6000))
     short = replace(long, context_tokens=8)
     assert predict_beside(short, INFO, {}).tokens < predict_beside(long, INFO, {}).tokens
+
+
+async def _sent(
+    here: House, circuit: Circuit, change: Callable[[dict[str, Any]], None] | None = None
+) -> Circuit:
+    """Export a circuit as JSON, change what the file says of it, and import the file."""
+    await here.circuits.save(circuit, circuit_id="g1")
+    info, _ = await here.circuits.render("g1", "json")
+    document = json.loads(await here.artifacts.read(info.sha256), parse_constant=_no_constant)
+    if change is not None:
+        change(document["metadata"]["info"])
+    file = await here.artifacts.put(json.dumps(document).encode(), media_type="application/json")
+    return (await here.circuit_views.import_graph(file.sha256)).circuit
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+async def test_a_file_brings_its_figures_back(tmp_path):
+    """What was measured, every node's share, and that its one token stands for all positions."""
+    graph, here = global_circuit(), house(tmp_path)
+    again = await _sent(here, graph)
+    assert again.across == graph.across
+    assert [node.influence for node in again.nodes] == [node.influence for node in graph.nodes]
+    assert (again.prompt, again.tokens, again.edge_rule) == ("", graph.tokens, "twera")
+    assert again.caveats[0].endswith("figures and influences are the file's.")
+    stored = next(one for one in await here.circuits.list() if one.provenance.origin == "imported")
+    with pytest.raises(UnsupportedOptionError):
+        await here.circuit_verifications.check(VerifyRequest(circuit=stored.name))
+    smaller = await here.circuit_views.prune(stored.name, Pruning(node_threshold=0.7, edge_threshold=1.0))
+    assert (len(smaller.circuit.nodes), smaller.circuit.across) == (2, graph.across)
+
+
+async def test_a_file_of_one_without_a_target_comes_back(tmp_path):
+    """Pruned ones may have none, and a figure may be no number; a circuit of a prompt needs a target."""
+    graph = global_circuit()
+    measured = replace(graph.across, coverage=replace(graph.across.coverage, value=nan, low=nan, high=nan))
+    edges = circuit([*graph.nodes[:2]], [(0, 1, -2.0)]).edges
+    smaller = replace(graph, nodes=graph.nodes[:2], edges=edges, targets=(), across=measured)
+    again = await _sent(house(tmp_path), smaller)
+    assert len(again.nodes) == 2
+    assert isnan(again.across.coverage.value)
+    assert again.across.coverage.low is None
+    assert replace(again.across, coverage=None) == replace(measured, coverage=None)
+    with pytest.raises(InvalidRequestError, match="has no target"):
+        await _sent(house(tmp_path / "plain"), smaller, lambda info: info.update(across=None))
+
+
+async def test_files_of_before_are_read(tmp_path):
+    """With figures and no shares, these follow from the edges; without figures it is a circuit as any."""
+    with_figures = await _sent(house(tmp_path / "a"), global_circuit(), lambda info: info.pop("influences"))
+    assert with_figures.across == global_circuit().across
+    assert with_figures.caveats[0].endswith("influences follow from its edges.")
+    neither = await _sent(house(tmp_path / "b"), global_circuit(), lambda info: info.update(across=None))
+    assert neither.across is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda info: info["across"].update(training="many"), "training: Input should be a valid integer"),
+        (lambda info: info["across"].update(weighting="mean"), "weighting"),
+        (lambda info: info.update(influences=[1, 2]), "valid dictionary"),
+        (lambda info: info["influences"].update({"0_0_0": -1.0}), "shares are numbers from 0 to 1"),
+    ],
+)  # fmt: skip
+async def test_a_file_that_says_something_else_is_refused(tmp_path, change, said):
+    """In words that name the place."""
+    with pytest.raises(InvalidRequestError, match=said):
+        await _sent(house(tmp_path), global_circuit(), change)
