@@ -120,7 +120,9 @@ def _measured(
         config_changes=_config_changes(hosted, program),
         size_growth_bytes=growth_bytes(hosted, entries, program, command.options),
         widened=widened_layers(program.changes),
-        servers=supporting_servers(hosted.info.architecture, hosted.model.config, program),
+        servers=supporting_servers(
+            *(hosted.info.architecture, hosted.model.config, program), tied=hosted.info.tied_embeddings
+        ),
         gates=planned_gates(
             hosted.info.dtype,
             floor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trephine.domain.exports import ServerSupport
@@ -39,19 +39,31 @@ the architecture has by itself, and what to do about a change. All as read in th
 is not noticed here."""
 
 
-def supporting_servers(architecture: str, config: Any, program: WeightProgram) -> tuple[ServerSupport, ...]:
+_MISTAKEN = (
+    "its config says that embedding and unembedding are one (`tie_word_embeddings`), its files hold two that "
+    "differ, and what is served follows the config: transformers alone takes both; set the field to false in "
+    "the parent's config.json, and load it again"
+)
+
+
+def supporting_servers(
+    architecture: str, config: Any, program: WeightProgram, *, tied: bool
+) -> tuple[ServerSupport, ...]:
     """Say who loads the folder and how that is known.
 
     Args:
         architecture: The parent's, as transformers names it.
         config: The parent's, of transformers.
         program: What the export changes.
+        tied: Whether embedding and unembedding of the loaded parent are one, whatever its config says.
     """
     transformers = ServerSupport(
         server="transformers", loads=True, note="reloaded in a clean process before publishing"
     )
-    others = (_other(server, architecture, config, program) for server in ("vllm", "llama.cpp"))
-    return (transformers, *others, _from_gguf(architecture, config, program))
+    mistaken = [_MISTAKEN] if config.tie_word_embeddings and not tied else []
+    vllm = _other("vllm", architecture, config, program, mistaken)
+    llama_cpp = _other("llama.cpp", architecture, config, program)
+    return (transformers, vllm, llama_cpp, _from_gguf(architecture, config, program))
 
 
 def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> ServerSupport:
@@ -69,10 +81,12 @@ def _from_gguf(architecture: str, config: Any, program: WeightProgram) -> Server
     return ServerSupport(server=_FROM_GGUF, loads=True, note=note)
 
 
-def _other(server: str, architecture: str, config: Any, program: WeightProgram) -> ServerSupport:
-    inherited = [_REFUSED[key] for key in _keys(architecture, _own(architecture, config), server)]
-    if inherited:  # first: no other form of this edit would help
-        whys = "; ".join(why for why, _ in inherited)
+def _other(
+    server: str, architecture: str, config: Any, program: WeightProgram, mistaken: Sequence[str] = ()
+) -> ServerSupport:
+    inherited = [_REFUSED[key][0] for key in _keys(architecture, _own(architecture, config), server)]
+    if inherited or mistaken:  # first: no other form of this edit would help
+        whys = "; ".join((*inherited, *mistaken))
         return ServerSupport(server=server, loads=False, note=f"nor does it load the parent as it is: {whys}")
     refused = [_REFUSED[key] for key in _keys(architecture, program.config, server)]
     if refused:

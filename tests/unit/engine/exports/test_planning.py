@@ -48,8 +48,8 @@ def test_the_plan_names_every_tensor_that_changes(hosted):
     assert "column 5" in plan.steps[2].description
     assert "0.5" in plan.steps[2].description
     assert plan.config_changes == ()
-    assert plan.size_growth_bytes == 4 * (2 + 1) * (32 + 64), (
-        "the factors of an adapter: two columns, and one"
+    assert plan.size_growth_bytes == 4 * (2 + 2) * (32 + 64), (
+        "the factors of an adapter, all of one rank: two columns, and one"
     )
     assert plan.parent_hash == hosted.info.weight_hash
 

@@ -36,12 +36,12 @@ def config_of(family):
     return config
 
 
-def support(family, fields, config=None):
+def support(family, fields, config=None, tied=True):
     """Return what is said of each server if an export changes these fields."""
     program = WeightProgram(changes=(), config=fields)
-    return {
-        s.server: s for s in supporting_servers(ARCHITECTURES[family], config or config_of(family), program)
-    }
+    config = config or config_of(family)
+    found = supporting_servers(ARCHITECTURES[family], config, program, tied=tied)
+    return {s.server: s for s in found}
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -113,7 +113,7 @@ def test_a_real_graft_of_gpt2_changes_the_refused_field(tmp_path):
     hosted = parent("gpt2", tmp_path / "parent")
     resident_set(hosted, "jumprelu")
     program = compiled(hosted, (feature(0, 3, Ablate()),))
-    found = supporting_servers(hosted.info.architecture, hosted.model.config, program)
+    found = supporting_servers(hosted.info.architecture, hosted.model.config, program, tied=True)
     assert [s.server for s in found if not s.loads] == ["llama.cpp", "transformers, from GGUF"]
 
 
@@ -131,3 +131,16 @@ def test_what_an_earlier_export_changed_is_still_there(family, fields, refusing,
     assert {name for name in ("vllm", "llama.cpp") if not found[name].loads} == refusing
     assert all(found[name].note.startswith("nor does it load the parent") for name in refusing)
     assert support(family, {}, config_of(family))["llama.cpp"].loads
+
+
+@pytest.mark.parametrize("changed", [{}, {"intermediate_size": 160}])
+def test_two_embeddings_that_the_config_calls_one_are_one_in_vllm(changed):
+    """Stock transformers takes both from the files, and would be certified for a server that takes one."""
+    config = config_of("llama")
+    config.tie_word_embeddings = True
+    found = support("llama", changed, config, tied=False)["vllm"]
+    assert not found.loads
+    assert "set the field to false" in found.note
+    assert support("llama", changed, config, tied=True)["vllm"].loads
+    config.tie_word_embeddings = False
+    assert support("llama", changed, config, tied=False)["vllm"].loads
