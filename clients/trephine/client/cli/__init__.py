@@ -23,7 +23,7 @@ from trephine.client.cli import (
     replacements,
 )
 from trephine.client.cli.ablate import ABLATE_EXAMPLES, ablate
-from trephine.client.cli.arguments import given_path
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.audit import AUDIT_EXAMPLES, audit
 from trephine.client.cli.circuit_views import TRACE_EXAMPLES, trace_attention
 from trephine.client.cli.deltas import APPLY_DELTA_EXAMPLES, MAKE_DELTA_EXAMPLES
@@ -128,18 +128,16 @@ def options(
         typer.Option(envvar="TREPHINE_SERVER", help="HOST:PORT of a running server. Unset: a local one."),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(envvar="TREPHINE_TOKEN_FILE", help="File with that server's bearer token.")
+        Path | None,
+        path_option("--token-file", "File with that server's bearer token.", envvar="TREPHINE_TOKEN_FILE"),
     ] = None,
     root_certificates: Annotated[
-        Path | None, typer.Option(help="PEM file of the authorities to trust; unset: the system's.")
+        Path | None,
+        path_option("--root-certificates", "PEM file of the authorities to trust; unset: the system's."),
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(
-            parser=given_path("--state"),
-            envvar="TREPHINE_STATE",
-            help="State folder of a local server; unset: your own.",
-        ),
+        path_option("--state", "State folder of a local server; unset: your own.", envvar="TREPHINE_STATE"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print responses as proto-JSON.")] = False,
     version: Annotated[

@@ -59,15 +59,17 @@ def require_waiting(*files: Path | None, detach: bool) -> None:
         )
 
 
-def given_path(name: str) -> Callable[[str], Path]:
+def _given_path(name: str) -> Callable[[str | Path], Path]:
     """Return a reader of paths that refuses an empty one, which Python takes for the current folder.
+
+    A default is read as well, and is a path already.
 
     Args:
         name: Of the option or the argument.
     """
 
-    def path(text: str) -> Path:
-        if not text.strip():
+    def path(text: str | Path) -> Path:
+        if not str(text).strip():
             raise InvalidRequestError(
                 f"{name} is empty and names no file or folder; write which, or . for the current folder",
                 field=name.removeprefix("--").replace("-", "_"),
@@ -77,9 +79,28 @@ def given_path(name: str) -> Callable[[str], Path]:
     return path
 
 
-def path_option(name: str, said: str) -> Any:
-    """Return an option that is a path, and an error where it is an empty one."""
-    return typer.Option(name, parser=given_path(name), help=said)
+def path_option(name: str, said: str, **more: Any) -> Any:
+    """Return an option that is a path, or several, and an error where it is an empty one.
+
+    Every path of a command is declared by this or by `path_argument`.
+
+    Args:
+        name: As it is typed, `--out`.
+        said: Its help.
+        more: Further arguments of `typer.Option`.
+    """
+    return typer.Option(name, parser=_given_path(name), help=said, **more)
+
+
+def path_argument(name: str, said: str, **more: Any) -> Any:
+    """Return an argument that is a path, and an error where it is an empty one.
+
+    Args:
+        name: As errors say it, `FILE`.
+        said: Its help.
+        more: Further arguments of `typer.Argument`.
+    """
+    return typer.Argument(parser=_given_path(name), help=said, **more)
 
 
 _ADDRESS = r"(?:(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*):)?(?P<layer>\d+):(?P<index>\d+)"

@@ -9,7 +9,13 @@ import typer
 
 from trephine.client.audit_reports import FILE_NAMES
 from trephine.client.baseline import Baseline, read_baseline
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    ModelOption,
+    path_option,
+    require_waiting,
+)
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -34,12 +40,14 @@ def audit(
     auditors: Annotated[list[str], typer.Option("--auditor", help="Which auditor to run. May be repeated.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the reports: JSON, SARIF, JUnit XML, HTML. Needed without --detach."),
+        path_option(
+            "--out", "Folder for the reports: JSON, SARIF, JUnit XML, HTML. Needed without --detach."
+        ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     fail_on: Annotated[str, typer.Option(help=f"Smallest severity that fails: {_SEVERITIES}.")] = "low",
     baseline: Annotated[
-        Path | None, typer.Option(help="JSON file of findings that were accepted, with a date each.")
+        Path | None, path_option("--baseline", "JSON file of findings that were accepted, with a date each.")
     ] = None,
     items: Annotated[int | None, typer.Option(help="Size of the item set; unset 24.")] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,

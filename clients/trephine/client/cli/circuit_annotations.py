@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.circuit_nodes import NodeArgument, NodesArgument, node_indices
 from trephine.client.cli.circuit_queries import NameArgument
 from trephine.client.cli.feature_labels import AuthorOption, whoami
@@ -100,10 +101,10 @@ def said(
     context: typer.Context,
     name: NameArgument,
     out: Annotated[
-        Path | None, typer.Option(help="Write pins, labels and groups into this JSON file.")
+        Path | None, path_option("--out", "Write pins, labels and groups into this JSON file.")
     ] = None,
     read: Annotated[
-        Path | None, typer.Option("--import", help="Add those of such a file, or of a graph file.")
+        Path | None, path_option("--import", "Add those of such a file, or of a graph file.")
     ] = None,
     author: AuthorOption = None,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
+from trephine.client.cli.arguments import path_argument
 from trephine.client.cli.circuit_nodes import (
     NodeArgument,
     called,
@@ -224,7 +225,7 @@ def diff(
 
 def import_graph(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="JSON of circuit-tracer or Neuronpedia.")],
+    file: Annotated[Path, path_argument("FILE", "JSON of circuit-tracer or Neuronpedia.")],
 ) -> None:
     """Store a foreign graph as a read-only circuit: it can be queried, labelled, pruned and compared."""
     given = invocation(context)

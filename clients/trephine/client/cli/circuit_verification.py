@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption, require_waiting
+from trephine.client.cli.arguments import DetachOption, path_option, require_waiting
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -50,7 +50,7 @@ def verify(
         bool, typer.Option("--no-control", help="Leave the random dictionary out.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A .json file with every figure.")] = None,
+    out: Annotated[Path | None, path_option("--out", "A .json file with every figure.")] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Say what it would take; measure nothing.")
     ] = False,

@@ -10,6 +10,7 @@ from trephine.client.cli import circuit_annotations as annotating
 from trephine.client.cli import circuit_queries as queries
 from trephine.client.cli import circuit_verification as verification
 from trephine.client.cli import circuit_views as views
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.discover_global import show_global_circuit
 from trephine.client.cli.help_text import examples
@@ -92,7 +93,7 @@ def show(
 def export(
     context: typer.Context,
     name: NameArgument,
-    out: Annotated[Path, typer.Option(help="A folder, or one .html, .json or .graphml file.")],
+    out: Annotated[Path, path_option("--out", "A folder, or one .html, .json or .graphml file.")],
     feature_pages: Annotated[
         int, typer.Option(help="Also write the pages of so many of its strongest features, linked.")
     ] = 0,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit_files import files_of
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.discover_dataset import show_dataset_circuit
 from trephine.client.cli.help_text import examples
@@ -50,7 +51,7 @@ def show(
         str, typer.Argument(help="datasetCircuits/..., as `trephine dataset-circuits list` shows it.")
     ],
     top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
 ) -> None:
     """Print a stored circuit of a behaviour, as it was printed when it was found."""
     given = invocation(context)
@@ -74,7 +75,9 @@ def graph(
     ],
     circuit: Annotated[str, typer.Option(help='`all`, or of a cluster: "cluster 1".')] = "all",
     top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="A folder, or one .html, .json or .graphml file.")] = None,
+    out: Annotated[
+        Path | None, path_option("--out", "A folder, or one .html, .json or .graphml file.")
+    ] = None,
 ) -> None:
     """Store it as a graph, for `trephine circuits`: query, pin, label, group, prune, diff, export."""
     given = invocation(context)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.cli.arguments import path_argument, path_option
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.deltas import apply_delta, make_delta
@@ -21,8 +22,8 @@ def make(
     parent: Annotated[
         str, typer.Argument(help="What the export was compiled from: a folder, or a fetched model's name.")
     ],
-    exported: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+    exported: Annotated[Path, path_argument("EXPORTED", "A folder that `trephine export` made.")],
+    out: Annotated[Path, path_option("--out", "Folder to make; it must not exist.")],
 ) -> None:
     """Write an export as its difference from the parent: small, and applied without a server."""
     output = invocation(context).output
@@ -36,11 +37,11 @@ def make(
 
 def apply(
     context: typer.Context,
-    delta: Annotated[Path, typer.Argument(help="A folder that `trephine make-delta` made.")],
+    delta: Annotated[Path, path_argument("DELTA", "A folder that `trephine make-delta` made.")],
     parent: Annotated[
         str, typer.Option(help="What the export was compiled from: a folder, or a fetched model's name.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to make; it must not exist.")],
+    out: Annotated[Path, path_option("--out", "Folder to make; it must not exist.")],
 ) -> None:
     """Rebuild an exported folder from its parent and a delta, every byte checked."""
     output = invocation(context).output

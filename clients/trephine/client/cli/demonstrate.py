@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, path_option
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.demo.story import tell
@@ -17,7 +17,9 @@ DEMO_EXAMPLES = examples(
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
+    out: Annotated[Path, path_option("--out", "Folder for everything that the demo makes.")] = Path(
+        "out/demo"
+    ),
     model: ModelOption = DEFAULT_MODEL,
 ) -> None:
     """The whole way on a real model: open it, find a circuit, cut it, prove it, export it, audit it.

@@ -14,6 +14,7 @@ from trephine.client.cli.arguments import (
     AgainstOption,
     DetachOption,
     ModelOption,
+    path_option,
     require_waiting,
 )
 from trephine.client.cli.help_text import examples
@@ -71,7 +72,7 @@ def discover(
     target_attention: TargetAttentionOption = None,
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[
-        Path | None, typer.Option(help="Write circuit.html and circuit.json into this folder.")
+        Path | None, path_option("--out", "Write circuit.html and circuit.json into this folder.")
     ] = None,
     replacements: Annotated[
         str | None,

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    ModelOption,
+    path_argument,
+    path_option,
+    require_waiting,
+)
 from trephine.client.cli.discover import layers_words
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
@@ -49,9 +56,9 @@ _CHOICES = {
 
 def discover_dataset(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Contexts as .jsonl or .csv, one a row.")],
+    file: Annotated[Path, path_argument("FILE", "Contexts as .jsonl or .csv, one a row.")],
     held_out_file: Annotated[
-        Path | None, typer.Option("--held-out-file", help="Contexts to measure on; unset: a share of FILE.")
+        Path | None, path_option("--held-out-file", "Contexts to measure on; unset: a share of FILE.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of FILE that is kept back.")] = 0.5,
     limit: Annotated[int, typer.Option(help="Use at most so many different contexts of FILE.")] = 400,
@@ -109,7 +116,7 @@ def discover_dataset(
     clusters: Annotated[str, typer.Option(help="auto, or a number of groups of contexts.")] = "1",
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
     top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Write everything into this .json file.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Check, and say what it would take; find nothing.")
     ] = False,

@@ -11,6 +11,8 @@ from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
     DetachOption,
     ModelOption,
+    path_argument,
+    path_option,
     read_feature,
     require_waiting,
 )
@@ -59,9 +61,9 @@ _MEASURED = {
 
 def discover_global(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Texts as .txt (one a line), .jsonl or .csv.")],
+    file: Annotated[Path, path_argument("FILE", "Texts as .txt (one a line), .jsonl or .csv.")],
     held_out_file: Annotated[
-        Path | None, typer.Option("--held-out-file", help="Texts to check on; unset: a share of FILE.")
+        Path | None, path_option("--held-out-file", "Texts to check on; unset: a share of FILE.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of FILE that is kept back.")] = 0.3,
     limit: Annotated[int, typer.Option(help="Use at most so many different texts of FILE.")] = 400,
@@ -81,7 +83,8 @@ def discover_global(
         typer.Option(help="Grow from the logit of this token (mind the leading space), or #ID. Repeatable."),
     ] = None,
     start_direction: Annotated[
-        Path | None, typer.Option(metavar="FILE.npy", help="Grow from a direction of the stream.")
+        Path | None,
+        path_option("--start-direction", "Grow from a direction of the stream.", metavar="FILE.npy"),
     ] = None,
     site: Annotated[
         str | None,
@@ -110,7 +113,9 @@ def discover_global(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
     top: Annotated[int, typer.Option(help="Edges to print.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="A folder, or one .html, .json or .graphml file.")] = None,
+    out: Annotated[
+        Path | None, path_option("--out", "A folder, or one .html, .json or .graphml file.")
+    ] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Check, and say what it would take; find nothing.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption, require_waiting
+from trephine.client.cli.arguments import DetachOption, path_option, require_waiting
 from trephine.client.cli.edit_evaluation_text import show_evaluation
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
@@ -32,13 +32,14 @@ def evaluate(
     name: NameArgument,
     target: Annotated[
         list[Path],
-        typer.Option(
-            help="What it is to change: .txt (texts between blank lines), or .jsonl or .csv with text, "
-            "or with prompt, answer and wrong. Repeatable."
+        path_option(
+            "--target",
+            "What it is to change: .txt (texts between blank lines), or .jsonl or .csv with text, "
+            "or with prompt, answer and wrong. Repeatable.",
         ),
     ],
     retain: Annotated[
-        list[Path] | None, typer.Option(help="What it must leave alone. Unset: the built-in text.")
+        list[Path] | None, path_option("--retain", "What it must leave alone. Unset: the built-in text.")
     ] = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="A prompt that is to do the same. Repeatable.")
@@ -74,7 +75,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first so many of every file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
     replacements: ReplacementsOption = None,
-    out: Annotated[Path | None, typer.Option(help="A .json file with every figure.")] = None,
+    out: Annotated[Path | None, path_option("--out", "A .json file with every figure.")] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Say what it would take; measure nothing.")
     ] = False,
@@ -152,7 +153,7 @@ def show_evaluation_of(
     name: Annotated[
         str, typer.Argument(help="edits/.../evaluations/..., as `trephine edits show` lists it.")
     ],
-    out: Annotated[Path | None, typer.Option(help="A .json file with every figure.")] = None,
+    out: Annotated[Path | None, path_option("--out", "A .json file with every figure.")] = None,
 ) -> None:
     """Print a stored evaluation."""
     given = invocation(context)

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    ModelOption,
+    path_option,
+    require_waiting,
+)
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -90,8 +96,9 @@ def evaluate(
     no_controls: Annotated[bool, typer.Option("--no-controls", help="Leave the controls out.")] = False,
     control_text: Annotated[
         Path | None,
-        typer.Option(
-            help="File with text that controls are fitted on; unset: the rest of the text, and a probe."
+        path_option(
+            "--control-text",
+            "File with text that controls are fitted on; unset: the rest of the text, and a probe.",
         ),
     ] = None,
     bootstrap: Annotated[int | None, typer.Option(help="Samples for the intervals; unset 1000.")] = None,
@@ -99,7 +106,7 @@ def evaluate(
         int | None, typer.Option(help="Features perturbed for the figures by depth; unset 32, 0 skips.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.html, .json and .csv.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder for evaluation.html, .json and .csv.")] = None,
     format: FormatOption = None,
     memory_budget: BudgetOption = None,
     accept_degraded: AcceptDegradedOption = False,

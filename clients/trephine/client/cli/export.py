@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption
+from trephine.client.cli.arguments import DetachOption, path_argument, path_option
 from trephine.client.cli.certificate_text import (
     dtypes,
     figure_rows,
@@ -45,7 +45,7 @@ EXPORT_EXAMPLES = examples(
 def export(
     context: typer.Context,
     edit: Annotated[str, typer.Argument(help="A stored edit: no-mary, or no-mary@2 for one version.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to make; it must not exist.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder to make; it must not exist.")] = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -63,9 +63,10 @@ def export(
     ] = False,
     text: Annotated[
         Path | None,
-        typer.Option(
-            help="Text file in which the edit acts, best some thousands of tokens: grafts and fits are "
-            "calibrated on it, and its last 1,024 tokens are measured. Unset: a built-in text for both."
+        path_option(
+            "--text",
+            "Text file in which the edit acts, best some thousands of tokens: grafts and fits are "
+            "calibrated on it, and its last 1,024 tokens are measured. Unset: a built-in text for both.",
         ),
     ] = None,
     min_recovery: Annotated[
@@ -101,7 +102,9 @@ def export(
     ] = False,
     identity_token_file: Annotated[
         Path | None,
-        typer.Option(help="Sign with Sigstore as whom the OpenID Connect token in this file names."),
+        path_option(
+            "--identity-token-file", "Sign with Sigstore as whom the OpenID Connect token in this file names."
+        ),
     ] = None,
     detach: DetachOption = False,
 ) -> None:
@@ -179,12 +182,13 @@ VERIFY_EXAMPLES = examples(
 
 def verify(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="A folder that `trephine export` made.")],
+    folder: Annotated[Path, path_argument("FOLDER", "A folder that `trephine export` made.")],
     public_key: Annotated[
         Path | None,
-        typer.Option(
-            help="PEM file that you trust, to prove who made the folder; "
-            "a server's is signing.pub.pem in its state folder."
+        path_option(
+            "--public-key",
+            "PEM file that you trust, to prove who made the folder; "
+            "a server's is signing.pub.pem in its state folder.",
         ),
     ] = None,
     identity: Annotated[
@@ -198,7 +202,8 @@ def verify(
         typer.Option(help="URL of who must have vouched for the identity; needed with --identity."),
     ] = None,
     sigstore_trust_config: Annotated[
-        Path | None, typer.Option(help="JSON file of another Sigstore than the public one.")
+        Path | None,
+        path_option("--sigstore-trust-config", "JSON file of another Sigstore than the public one."),
     ] = None,
 ) -> None:
     """Check an exported folder without a server: every hash, the manifest, the certificate, its gates.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, ModelOption, path_argument, path_option
 from trephine.client.cli.feature_sets import OWN, SetOption, features_of
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -42,7 +42,9 @@ def list_labels(
 @app.command("import", epilog=examples("trephine features labels import labels.jsonl --set smollm2-135m-tc"))
 def import_labels(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help='JSONL: {"layer": 12, "index": 345, "label": "..."} a line.')],
+    file: Annotated[
+        Path, path_argument("FILE", 'JSONL: {"layer": 12, "index": 345, "label": "..."} a line.')
+    ],
     set_name: SetOption = "",
     author: AuthorOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -66,7 +68,7 @@ def import_labels(
 def export_labels(
     context: typer.Context,
     set_name: SetOption = "",
-    out: Annotated[Path | None, typer.Option(help="A file; unset: stdout.")] = None,
+    out: Annotated[Path | None, path_option("--out", "A file; unset: stdout.")] = None,
     model: ModelOption = DEFAULT_MODEL,
 ) -> None:
     """Write the labels of a set as JSONL, as `import` reads them."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from trephine.client.cli import feature_labels
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, path_argument, path_option
 from trephine.client.cli.feature_labels import AuthorOption, whoami
 from trephine.client.cli.feature_sets import (
     FeatureArgument,
@@ -49,7 +49,7 @@ def activations(
     text: TextArgument,
     features: FeaturesArgument,
     set_name: SetOption = "",
-    out: Annotated[Path | None, typer.Option(help="Also write them as one HTML page.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Also write them as one HTML page.")] = None,
     model: ModelOption = DEFAULT_MODEL,
 ) -> None:
     """Show what features do at every token of a text, highlighted by strength."""
@@ -150,8 +150,8 @@ def search(
 @app.command(epilog=examples("trephine features contrast french.txt english.txt --set smollm2-135m-tc"))
 def contrast(
     context: typer.Context,
-    first: Annotated[Path, typer.Argument(help="A file with one text per line, at least two.")],
-    second: Annotated[Path, typer.Argument(help="The same, of the other kind.")],
+    first: Annotated[Path, path_argument("FIRST", "A file with one text per line, at least two.")],
+    second: Annotated[Path, path_argument("SECOND", "The same, of the other kind.")],
     set_name: SetOption = "",
     layers: LayersOption = None,
     count: Annotated[int | None, typer.Option(help="Features to list; unset 20.")] = None,
@@ -196,7 +196,7 @@ def index(
     context: typer.Context,
     corpus: Annotated[
         Path | None,
-        typer.Option(help="Text (documents apart by blank lines) or JSONL; unset: the built-in text."),
+        path_option("--corpus", "Text (documents apart by blank lines) or JSONL; unset: the built-in text."),
     ] = None,
     set_name: SetOption = "",
     layers: LayersOption = None,
@@ -282,7 +282,7 @@ def label(
 def page(
     context: typer.Context,
     features: FeaturesArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the pages.")],
+    out: Annotated[Path, path_option("--out", "Folder for the pages.")],
     set_name: SetOption = "",
     around: Annotated[
         int, typer.Option(help="Also write the pages of so many neighbours and partners of each.")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.evaluate import show_evaluation
 from trephine.client.cli.fit import show_fit
 from trephine.client.cli.fit_curve import check_fit_file, write_fit
@@ -25,7 +26,7 @@ def evaluation(
     name: Annotated[str, typer.Argument(help="evaluations/..., as `trephine operations show` names it.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for evaluation.html, .json and .csv, or one file of these kinds."),
+        path_option("--out", "Folder for evaluation.html, .json and .csv, or one file of these kinds."),
     ] = None,
 ) -> None:
     """Print a finished evaluation, as `evaluate` does; for those that were started with --detach."""
@@ -42,7 +43,7 @@ def fit_report(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="fits/..., as `trephine operations show` names it.")],
     out: Annotated[
-        Path | None, typer.Option(help="File for the curves (*.csv) or the whole report (*.json).")
+        Path | None, path_option("--out", "File for the curves (*.csv) or the whole report (*.json).")
     ] = None,
 ) -> None:
     """Print a finished fit with its curves, as `fit` does; for those that were started with --detach."""

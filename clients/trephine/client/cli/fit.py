@@ -5,7 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, require_waiting
+from trephine.client.cli.arguments import (
+    DEFAULT_MODEL,
+    DetachOption,
+    ModelOption,
+    path_option,
+    require_waiting,
+)
 from trephine.client.cli.fit_curve import check_fit_file, show_curve, write_fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
@@ -27,8 +33,8 @@ def fit(
     model: ModelOption = DEFAULT_MODEL,
     corpus: Annotated[
         Path | None,
-        typer.Option(
-            help="Text, JSONL with a text column, or a datasets folder; unset: the model's samples."
+        path_option(
+            "--corpus", "Text, JSONL with a text column, or a datasets folder; unset: the model's samples."
         ),
     ] = None,
     kind: Annotated[
@@ -57,7 +63,7 @@ def fit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File for the curves (*.csv) or the whole report (*.json).")
+        Path | None, path_option("--out", "File for the curves (*.csv) or the whole report (*.json).")
     ] = None,
     predict: Annotated[bool, typer.Option("--predict", help="Say what it would take; fit nothing.")] = False,
     detach: DetachOption = False,

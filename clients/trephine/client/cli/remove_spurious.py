@@ -10,7 +10,7 @@ from trephine.client.cli.arguments import (
     DEFAULT_MODEL,
     DetachOption,
     ModelOption,
-    given_path,
+    path_argument,
     path_option,
     require_waiting,
 )
@@ -53,9 +53,8 @@ def remove_spurious(
     context: typer.Context,
     texts: Annotated[
         Path,
-        typer.Argument(
-            parser=given_path("TEXTS"),
-            help="Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set.",
+        path_argument(
+            "TEXTS", "Ambiguous texts, or pairs: .jsonl, .csv, a folder of them, a saved data set."
         ),
     ],
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",

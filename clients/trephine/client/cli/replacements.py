@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption
+from trephine.client.cli.arguments import DEFAULT_MODEL, DetachOption, ModelOption, path_argument
 from trephine.client.cli.evaluate import EVALUATE_EXAMPLES, evaluate
 from trephine.client.cli.finished import EVALUATION_EXAMPLES, REPORT_EXAMPLES, evaluation, fit_report
 from trephine.client.cli.fit import FIT_EXAMPLES, fit
@@ -115,7 +115,7 @@ def import_release(
     context: typer.Context,
     release: Annotated[str, typer.Argument(help="A release of SAELens' registry.")],
     sae_id: Annotated[str, typer.Argument(help="One of its dictionaries.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; must not exist.")],
+    folder: Annotated[Path, path_argument("DIR", "Folder to make; must not exist.", metavar="DIR")],
 ) -> None:
     """Download a published dictionary once and store it so that it loads offline. Needs SAELens here."""
     words = ("import-release", release, sae_id, str(folder.expanduser().absolute()))

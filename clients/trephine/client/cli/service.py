@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from trephine.client.cli.arguments import path_option
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
@@ -57,36 +58,48 @@ def serve(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="0600 file with the bearer token of --listen; unset: STATE/token, made if absent."),
+        path_option(
+            "--token-file", "0600 file with the bearer token of --listen; unset: STATE/token, made if absent."
+        ),
     ] = None,
     model_root: Annotated[
-        list[Path] | None, typer.Option(help="Folder whose models may be loaded. May be repeated.")
+        list[Path] | None, path_option("--model-root", "Folder whose models may be loaded. May be repeated.")
     ] = None,
     replacement_root: Annotated[
-        list[Path] | None, typer.Option(help="Folder whose replacement sets may be loaded. May be repeated.")
+        list[Path] | None,
+        path_option("--replacement-root", "Folder whose replacement sets may be loaded. May be repeated."),
     ] = None,
-    export_root: Annotated[Path | None, typer.Option(help="Folder that exports are published into.")] = None,
+    export_root: Annotated[
+        Path | None, path_option("--export-root", "Folder that exports are published into.")
+    ] = None,
     signing_key: Annotated[
         Path | None,
-        typer.Option(
-            help="PEM private key (P-256) that signs exports; unset: STATE/signing.pem, made if absent."
+        path_option(
+            "--signing-key",
+            "PEM private key (P-256) that signs exports; unset: STATE/signing.pem, made if absent.",
         ),
     ] = None,
     sigstore_token_file: Annotated[
         Path | None,
-        typer.Option(help="Identity token for exports that are signed with Sigstore; unset: what CI offers."),
+        path_option(
+            "--sigstore-token-file",
+            "Identity token for exports that are signed with Sigstore; unset: what CI offers.",
+        ),
     ] = None,
     sigstore_trust_config: Annotated[
-        Path | None, typer.Option(help="JSON file of another Sigstore than the public one.")
+        Path | None,
+        path_option("--sigstore-trust-config", "JSON file of another Sigstore than the public one."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of --listen.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM private key of that certificate.")] = None,
+    tls_cert: Annotated[Path | None, path_option("--tls-cert", "PEM certificate chain of --listen.")] = None,
+    tls_key: Annotated[Path | None, path_option("--tls-key", "PEM private key of that certificate.")] = None,
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow an address beyond loopback without TLS.")
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file of settings: these and more, such as engine_threads and log_level."),
+        path_option(
+            "--config", "TOML file of settings: these and more, such as engine_threads and log_level."
+        ),
     ] = None,
 ) -> None:
     """Run a server until it is stopped. Commands of the same state folder then share it.

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from trephine.client.cli.arguments import path_option
 from trephine.client.errors import InvalidRequestError, LocalFileError
 from trephine.client.types import (
     AttentionScore,
@@ -46,7 +47,11 @@ TargetFeatureOption = Annotated[
 ]
 TargetDirectionOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.npy", help="Explain a direction of the stream: a vector as NumPy saves it."),
+    path_option(
+        "--target-direction",
+        "Explain a direction of the stream: a vector as NumPy saves it.",
+        metavar="FILE.npy",
+    ),
 ]
 SiteOption = Annotated[
     str | None,
