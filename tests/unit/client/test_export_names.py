@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_status import rpc_status
 
-from tests.fakes.grpc_server import FakeService
+from tests.fakes.grpc_server import FakeService, rich_status
 from trephine.client import Trephine
 from trephine.client.cli import main
+from trephine.client.errors import ExportTargetExistsError
 from trephine.client.export_names import export_id_for
 from trephine.client.types import Edit, Version
 from trephine.v1 import edit_service_pb2 as pb
@@ -117,6 +120,18 @@ class Published(FakeService):
         """Names under which exports were started."""
         return [one.export_id for one in self.requests if isinstance(one, pb.ExportCheckpointRequest)]
 
+    def ExportCheckpoint(self, request, context):
+        """One that the same command, given elsewhere at once, is first to publish."""
+        started = super().ExportCheckpoint(request, context)
+        if self.outrun:
+            context.abort_with_status(rpc_status.to_status(TAKEN))
+        return started
+
+    outrun = False
+
+
+TAKEN = rich_status(grpc.StatusCode.ALREADY_EXISTS, "EXPORT_TARGET_EXISTS", "it exists", field="export_id")
+
 
 @pytest.fixture
 def fake() -> Published:
@@ -158,3 +173,22 @@ def test_a_name_of_your_own_is_reused_with_a_warning(fake: Published, trephine: 
     with pytest.warns(UserWarning, match="already published as exports/mine: fetched as it is, whatever"):
         trephine.export("no-mary", tmp_path / "second", export_id="mine", keep_shapes=True)
     assert fake.made() == ["mine"]
+
+
+def test_the_same_export_twice_at_once_is_fetched_twice(fake: Published, trephine: Trephine, tmp_path: Path):
+    """Whoever comes second has waited as long; under a name of your own it may be of other options."""
+    fake.outrun = True
+    made = trephine.export("no-mary", tmp_path / "edited")
+    assert [made.name] == [f"exports/{name}" for name in fake.made()]
+    assert (tmp_path / "edited" / "weights" / "model.safetensors").exists()
+    with pytest.raises(ExportTargetExistsError):
+        trephine.export("no-mary", tmp_path / "mine", export_id="mine")
+
+
+def test_the_command_that_comes_second_says_what_it_fetched(
+    fake: Published, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As it does of an export from before."""
+    fake.outrun = True
+    assert run("export", "no-mary", "--out", str(tmp_path / "edited")) == 0
+    assert f"already published as exports/{fake.made()[0]}" in capsys.readouterr().err

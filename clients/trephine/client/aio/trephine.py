@@ -29,7 +29,7 @@ from trephine.client.aio.wire import AsyncWire
 from trephine.client.decoding import decode
 from trephine.client.descriptions import described
 from trephine.client.downloads import OnBytes, require_absent
-from trephine.client.errors import ResourceNotFoundError
+from trephine.client.errors import ExportTargetExistsError, ResourceNotFoundError
 from trephine.client.export_names import export_id_for
 from trephine.client.export_notices import tell_doubt, tell_reuse
 from trephine.client.leases import Lease
@@ -235,21 +235,27 @@ class AsyncTrephine:
         )
         export = await self.exports.published(chosen, stored)
         if export is None:
-            started = await self.exports.start(
-                stored,
-                chosen,
-                model=model,
-                keep_rejected=keep_rejected,
-                text=text,
-                min_recovery=min_recovery,
-                keep_shapes=keep_shapes,
-                attack=attack,
-                attack_steps=attack_steps,
-                gguf=gguf,
-                sigstore=sigstore,
-                identity_token=identity_token,
-            )
-            export = await started.result(on_progress=on_progress)
+            try:
+                started = await self.exports.start(
+                    stored,
+                    chosen,
+                    model=model,
+                    keep_rejected=keep_rejected,
+                    text=text,
+                    min_recovery=min_recovery,
+                    keep_shapes=keep_shapes,
+                    attack=attack,
+                    attack_steps=attack_steps,
+                    gguf=gguf,
+                    sigstore=sigstore,
+                    identity_token=identity_token,
+                )
+                export = await started.result(on_progress=on_progress)
+            except ExportTargetExistsError:
+                # The same command, given twice at once, was first; by a name of your own it may be any.
+                export = None if export_id else await self.exports.published(chosen, stored)
+                if export is None:
+                    raise
         elif export_id is not None:
             tell_reuse(export)
         await self.exports.download(export, target, on_bytes=on_bytes)

@@ -25,7 +25,7 @@ from trephine.client.cli.quantised import GgufOption, show_quantised
 from trephine.client.cli.removal import show_removal
 from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_absent, require_writable
-from trephine.client.errors import InvalidRequestError, LocalFileError
+from trephine.client.errors import ExportTargetExistsError, InvalidRequestError, LocalFileError
 from trephine.client.export_names import export_id_for
 from trephine.client.export_notices import reused
 from trephine.client.terminal import printable
@@ -138,10 +138,16 @@ def export(
         chosen = export_id_for(out, stored, model=loaded.name, **how)
         made = trephine.exports.published(chosen, stored)
         if made is None:
-            started = trephine.exports.start(
-                stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
-            )
-            made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
+            try:
+                started = trephine.exports.start(
+                    stored, chosen, model=loaded.name, keep_rejected=keep_rejected, **how
+                )
+                made = given.complete(trephine, started, f"export {stored.name}", detach=detach)
+            except ExportTargetExistsError:
+                made = trephine.exports.published(chosen, stored)  # the same command, given twice at once
+                if made is None:
+                    raise
+                given.output.note(printable(reused(made)))
         else:
             given.output.note(printable(reused(made)))
         with ProgressView(given.output, f"export {stored.name}") as view:
