@@ -30,7 +30,7 @@ from trephine.client.errors import (
     ResourceNotFoundError,
     UnsupportedOptionError,
 )
-from trephine.client.types import NodeKind
+from trephine.client.types import GroupQuality, NodeKind
 from trephine.client.wire import Wire
 from trephine.ipc.engine_proxy import SubprocessEngineLauncher
 from trephine.v1 import circuit_queries_pb2 as queries
@@ -289,6 +289,32 @@ async def test_groups_by_direction_come_from_the_engine(stored: AsyncCircuits, f
     assert {one[0] for one in document["supernodes"]} == {one.name for one in said.groups}
     again, skipped = await circuit.import_annotations(document)
     assert (len(again.groups), skipped) == (len(said.groups), ())
+
+
+async def test_found_groups_come_with_scores_and_hand_made_ones_are_scored_when_asked(
+    stored: AsyncCircuits, found: str
+):
+    """Every figure stands beside two controls; a threshold is chosen or given, not both; doubt is no pass."""
+    circuit = await stored.get(found)
+    said = await circuit.group_automatically(by="edges", min_shown=0.5, max_positions_apart=20)
+    assert said.scores is not None
+    assert said.not_scored == ""
+    assert {one.group for one in said.scores.groups} == {one.name for one in said.groups}
+    assert [one.quality for one in said.scores.whole] == list(GroupQuality)[1:]
+    assert all(0 < control.p <= 1 for one in said.scores.whole for control in (one.random, one.by_layer))
+    shown = said.scores.whole[-1]
+    assert shown.value >= 0.5
+    assert shown.value == pytest.approx(1 - said.scores.inside - said.scores.cancelled)
+    assert said.scores.before.nodes == circuit.info.n_nodes
+    assert said.scores.after.nodes < said.scores.before.nodes
+    assert said.scores.verdict.split(":")[0] in ("BEATS", "DOES NOT BEAT", "INCONCLUSIVE")
+    again = await circuit.group_scores()
+    assert again.whole == said.scores.whole
+    assert (await circuit.annotations()).scores is None
+    with pytest.raises(InvalidRequestError, match="name one of the two"):
+        await circuit.group_automatically(by="edges", min_shown=0.5, min_similarity=0.3)
+    with pytest.raises(NothingMatchedError, match="lower min_shown"):
+        await circuit.group_automatically(by="edges", min_shown=1.0, max_layers_apart=0)
 
 
 async def test_a_foreign_graph_is_imported_and_nothing_can_be_made_of_it(stored: AsyncCircuits, server: Edge):

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
+import trephine.v1.circuit_group_scores_pb2
 import trephine.v1.common_pb2
 import typing
 
@@ -447,8 +448,12 @@ class CircuitAnnotations(google.protobuf.message.Message):
     PINS_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
+    NOT_SCORED_FIELD_NUMBER: builtins.int
     circuit: builtins.str
     """Circuit."""
+    not_scored: builtins.str
+    """Why groups that were found just now have no scores; empty if they have."""
     @property
     def pins(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodePin]:
         """By node."""
@@ -461,6 +466,10 @@ class CircuitAnnotations(google.protobuf.message.Message):
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeGroup]:
         """Those made by hand first."""
 
+    @property
+    def scores(self) -> trephine.v1.circuit_group_scores_pb2.GroupingScores:
+        """Of the groups: where they were found just now, or asked for."""
+
     def __init__(
         self,
         *,
@@ -468,8 +477,11 @@ class CircuitAnnotations(google.protobuf.message.Message):
         pins: collections.abc.Iterable[global___NodePin] | None = ...,
         labels: collections.abc.Iterable[global___NodeLabel] | None = ...,
         groups: collections.abc.Iterable[global___NodeGroup] | None = ...,
+        scores: trephine.v1.circuit_group_scores_pb2.GroupingScores | None = ...,
+        not_scored: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["circuit", b"circuit", "groups", b"groups", "labels", b"labels", "pins", b"pins"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["scores", b"scores"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["circuit", b"circuit", "groups", b"groups", "labels", b"labels", "not_scored", b"not_scored", "pins", b"pins", "scores", b"scores"]) -> None: ...
 
 global___CircuitAnnotations = CircuitAnnotations
 
@@ -480,14 +492,18 @@ class GetAnnotationsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CIRCUIT_FIELD_NUMBER: builtins.int
+    SCORES_FIELD_NUMBER: builtins.int
     circuit: builtins.str
     """Circuit."""
+    scores: builtins.bool
+    """Score the groups, which takes seconds; refused if none has two nodes, or the circuit is too large."""
     def __init__(
         self,
         *,
         circuit: builtins.str = ...,
+        scores: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["circuit", b"circuit"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["circuit", b"circuit", "scores", b"scores"]) -> None: ...
 
 global___GetAnnotationsRequest = GetAnnotationsRequest
 
@@ -608,6 +624,7 @@ class GroupAutomatically(google.protobuf.message.Message):
     MAX_LAYERS_APART_FIELD_NUMBER: builtins.int
     MAX_POSITIONS_APART_FIELD_NUMBER: builtins.int
     MAX_NODES_FIELD_NUMBER: builtins.int
+    MIN_SHOWN_FIELD_NUMBER: builtins.int
     basis: global___GroupingBasis.ValueType
     """By what they are compared."""
     min_similarity: builtins.float
@@ -618,6 +635,10 @@ class GroupAutomatically(google.protobuf.message.Message):
     """Unset: 0."""
     max_nodes: builtins.int
     """Only so many features, the most influential, are grouped, at most 2000. Unset: 500."""
+    min_shown: builtins.float
+    """Share of path mass that the picture must show: min_similarity is then the least of 0.1, 0.2, ... 0.9 at which
+    it does. Refused beside min_similarity.
+    """
     def __init__(
         self,
         *,
@@ -626,15 +647,18 @@ class GroupAutomatically(google.protobuf.message.Message):
         max_layers_apart: builtins.int | None = ...,
         max_positions_apart: builtins.int | None = ...,
         max_nodes: builtins.int | None = ...,
+        min_shown: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_layers_apart", b"_max_layers_apart", "_max_nodes", b"_max_nodes", "_max_positions_apart", b"_max_positions_apart", "_min_similarity", b"_min_similarity", "max_layers_apart", b"max_layers_apart", "max_nodes", b"max_nodes", "max_positions_apart", b"max_positions_apart", "min_similarity", b"min_similarity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_layers_apart", b"_max_layers_apart", "_max_nodes", b"_max_nodes", "_max_positions_apart", b"_max_positions_apart", "_min_similarity", b"_min_similarity", "basis", b"basis", "max_layers_apart", b"max_layers_apart", "max_nodes", b"max_nodes", "max_positions_apart", b"max_positions_apart", "min_similarity", b"min_similarity"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_layers_apart", b"_max_layers_apart", "_max_nodes", b"_max_nodes", "_max_positions_apart", b"_max_positions_apart", "_min_shown", b"_min_shown", "_min_similarity", b"_min_similarity", "max_layers_apart", b"max_layers_apart", "max_nodes", b"max_nodes", "max_positions_apart", b"max_positions_apart", "min_shown", b"min_shown", "min_similarity", b"min_similarity"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_layers_apart", b"_max_layers_apart", "_max_nodes", b"_max_nodes", "_max_positions_apart", b"_max_positions_apart", "_min_shown", b"_min_shown", "_min_similarity", b"_min_similarity", "basis", b"basis", "max_layers_apart", b"max_layers_apart", "max_nodes", b"max_nodes", "max_positions_apart", b"max_positions_apart", "min_shown", b"min_shown", "min_similarity", b"min_similarity"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_layers_apart", b"_max_layers_apart"]) -> typing.Literal["max_layers_apart"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_nodes", b"_max_nodes"]) -> typing.Literal["max_nodes"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_positions_apart", b"_max_positions_apart"]) -> typing.Literal["max_positions_apart"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_shown", b"_min_shown"]) -> typing.Literal["min_shown"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_min_similarity", b"_min_similarity"]) -> typing.Literal["min_similarity"] | None: ...
 

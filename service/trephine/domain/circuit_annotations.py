@@ -92,6 +92,9 @@ class AutomaticGroups:
     basis: GroupingBasis = "directions"
     min_similarity: float = 0.5
     """Groups are merged while the mean similarity between them is at least this, in (0, 1]."""
+    min_shown: float | None = None
+    """Share of path mass that the picture must show, in (0, 1]: `min_similarity` is then the least of a grid
+    at which it does."""
     max_layers_apart: int = 3
     max_positions_apart: int = 0
     max_nodes: int = 500

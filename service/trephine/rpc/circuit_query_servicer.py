@@ -11,8 +11,9 @@ from google.protobuf.empty_pb2 import Empty
 from trephine.app.circuits.circuit_pruning import in_words
 from trephine.app.circuits.circuits import EdgeList
 from trephine.app.service import Service
+from trephine.domain.circuit_annotations import Annotations
 from trephine.domain.circuit_queries import Between, NodeFilter
-from trephine.domain.errors import InvalidRequestError
+from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.rpc.calls import Context
 from trephine.rpc.paging import Paging, page
 from trephine.rpc.wire.circuit_queries import (
@@ -140,9 +141,11 @@ class CircuitQueries:
     async def GetAnnotations(
         self, request: pb.GetAnnotationsRequest, context: Context
     ) -> pb.CircuitAnnotations:
-        """Return pins, labels and groups."""
+        """Return pins, labels and groups, and scores of these if asked."""
         circuit = _circuit(request)
-        return annotations_to_wire(circuit, await self._annotations.get(circuit))
+        said = await self._annotations.get(circuit)
+        scores = await self._annotations.group_scores(circuit) if request.scores else None
+        return annotations_to_wire(circuit, said, scores)
 
     async def PinNodes(self, request: pb.PinNodesRequest, context: Context) -> pb.CircuitAnnotations:
         """Pin nodes."""
@@ -173,9 +176,17 @@ class CircuitQueries:
             case "automatic":
                 how = automatic_from_wire(request.automatic)
                 said = await self._annotations.group_automatically(circuit, how, request.author)
+                return await self._scored(circuit, said)
             case _:
                 raise InvalidRequestError("say how: by hand, or automatically", field="way")
         return annotations_to_wire(circuit, said)
+
+    async def _scored(self, circuit: str, said: Annotations) -> pb.CircuitAnnotations:
+        """Groups were found whether they can be scored or not: too large a circuit is told, not refused."""
+        try:
+            return annotations_to_wire(circuit, said, await self._annotations.group_scores(circuit))
+        except (UnsupportedOptionError, InvalidRequestError) as error:
+            return annotations_to_wire(circuit, said, not_scored=error.message)
 
     async def UngroupCircuit(
         self, request: pb.UngroupCircuitRequest, context: Context

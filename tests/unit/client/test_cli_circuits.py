@@ -12,17 +12,50 @@ import pytest
 
 from tests.fakes.grpc_server import FakeService, serve
 from trephine.client.cli import main
+from trephine.v1 import circuit_group_scores_pb2 as scored
 from trephine.v1 import circuit_queries_pb2 as queries
 from trephine.v1 import circuit_service_pb2 as pb
+from trephine.v1 import circuit_verification_pb2 as verified
 from trephine.v1 import common_pb2 as common
 
 Run = Callable[..., int]
+
+
+RANDOM = scored.ControlRange(median=0.3, low=0.2, high=0.4, p=0.005, p_worse=1.0)
+SCORES = scored.GroupingScores(
+    groups=[
+        scored.GroupScore(
+            group="found\x1b[31m",
+            nodes=2,
+            influence=0.25,
+            figures=[scored.GroupFigure(quality=scored.GROUP_QUALITY_SOURCES, value=0.12, random=RANDOM)],
+        )
+    ],
+    whole=[
+        scored.ScoredQuality(
+            quality=scored.GROUP_QUALITY_SHOWN,
+            value=0.9,
+            random=RANDOM,
+            by_layer=scored.ControlRange(median=0.95, low=0.9, high=0.97, p=0.9, p_worse=0.105),
+            standing=verified.STANDING_INCONCLUSIVE,
+        )
+    ],
+    standing=verified.STANDING_INCONCLUSIVE,
+    verdict="INCONCLUSIVE: not told apart from a control in path mass shown",
+    inside=0.02,
+    cancelled=0.08,
+    before=scored.PictureFigures(nodes=10, edges=30, replacement=0.5, completeness=0.8),
+    after=scored.PictureFigures(nodes=9, edges=25, replacement=0.4, completeness=0.75),
+    draws=199,
+    caveats=["partly by construction"],
+)
 
 
 class FakeCircuits(FakeService):
     """Adds a circuit of a neuron, an error, a token and a target, and more; keeps what was asked."""
 
     more: Sequence[pb.Node] = ()
+    too_large: str = ""
     compared: Sequence[pb.ComparedNode] = ()
 
     def ListNodes(self, request: Any, context: Any) -> pb.ListNodesResponse:
@@ -60,7 +93,16 @@ class FakeCircuits(FakeService):
     def GroupCircuit(self, request: Any, context: Any) -> queries.CircuitAnnotations:
         self._note(request, context)
         group = queries.NodeGroup(name="found", nodes=[0, 2], how="similar", cohesion=0.75)
-        return queries.CircuitAnnotations(circuit=request.circuit, groups=[group])
+        said = queries.CircuitAnnotations(circuit=request.circuit, groups=[group])
+        if request.HasField("automatic") and self.too_large:
+            said.not_scored = self.too_large
+        elif request.HasField("automatic"):
+            said.scores.CopyFrom(SCORES)
+        return said
+
+    def GetAnnotations(self, request: Any, context: Any) -> queries.CircuitAnnotations:
+        self._note(request, context)
+        return queries.CircuitAnnotations(circuit=request.circuit, scores=SCORES)
 
     def PruneCircuit(self, request: Any, context: Any) -> pb.Circuit:
         self._note(request, context)
@@ -191,6 +233,34 @@ def test_groups_pruning_and_differences(fake: FakeCircuits, run: Run, capsys: py
     out = capsys.readouterr().out
     assert "note: other weights" in out
     assert "12:345@6\tfirst\t0.5000\t\t-0.5000" in out
+
+
+def test_groups_are_printed_beside_their_controls(
+    fake: FakeCircuits, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """Found ones with their scores, any with `circuits groups`; why there are none; doubt in words."""
+    assert run("circuits", "group", "c1", "--auto", "--by", "edges", "--min-shown", "0.8") == 0
+    automatic = asked(fake, queries.GroupCircuitRequest).automatic
+    assert (automatic.min_shown, automatic.HasField("min_similarity")) == (0.8, False)
+    found = capsys.readouterr().out
+    assert run("circuits", "groups", "c1") == 0
+    assert asked(fake, queries.GetAnnotationsRequest).scores
+    shown = capsys.readouterr().out
+    assert shown in found
+    assert "\x1b" not in shown
+    assert "\t2\t0.2500\t0.12 (0.30, p 0.005)\t\t\t" in shown
+    whole = "0.900\t0.300 [0.200, 0.400]\t0.005\t0.950 [0.900, 0.970]\t0.900\tINCONCLUSIVE"
+    assert f"path mass shown (1 is best)\t{whole}" in shown
+    assert "10 -> 9" in shown
+    assert "0.500, 0.800 -> 0.400, 0.750" in shown
+    assert "0.020 inside groups, 0.080 cancelled" in shown
+    assert "INCONCLUSIVE: not told apart from a control in path mass shown" in shown
+    assert "note: partly by construction" in shown
+    assert run("--json", "circuits", "groups", "c1") == 0
+    assert json.loads(capsys.readouterr().out)["whole"][0]["quality"] == "GROUP_QUALITY_SHOWN"
+    fake.too_large = "prune it"
+    assert run("circuits", "group", "c1", "--auto") == 0
+    assert "not scored: prune it" in capsys.readouterr().err
 
 
 def test_a_missing_graph_file_is_told(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

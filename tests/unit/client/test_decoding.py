@@ -11,6 +11,7 @@ from trephine.client import types
 from trephine.client.decoding import WireValue, decode, message_json
 from trephine.v1 import (
     audit_service_pb2,
+    circuit_group_scores_pb2,
     circuit_queries_pb2,
     circuit_service_pb2,
     circuit_targets_pb2,
@@ -39,6 +40,7 @@ from trephine.v1 import (
 
 MESSAGES = (
     audit_service_pb2,
+    circuit_group_scores_pb2,
     circuit_queries_pb2,
     circuit_service_pb2,
     circuit_verification_pb2,

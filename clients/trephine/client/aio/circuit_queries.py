@@ -18,6 +18,7 @@ from trephine.client.types import (
     CircuitDiff,
     CircuitInfo,
     Edge,
+    GroupingScores,
     Node,
     NodeKind,
     NodeSort,
@@ -151,9 +152,12 @@ class AsyncStoredCircuit:
         max_layers_apart: int | None = None,
         max_positions_apart: int | None = None,
         max_nodes: int | None = None,
+        min_shown: float | None = None,
         author: str = "",
     ) -> CircuitAnnotations:
         """Group features that are alike and close; groups made by hand keep their nodes.
+
+        The answer has the scores of all groups.
 
         Args:
             by: `directions` (what features read and write; the model must be loaded) or `edges`.
@@ -161,10 +165,12 @@ class AsyncStoredCircuit:
             max_layers_apart: Unset 3.
             max_positions_apart: Unset 0.
             max_nodes: Only so many features, the most influential; unset 500.
+            min_shown: Instead of `min_similarity`: the share of path mass that the picture must show, by
+                which the least similarity of 0.1, 0.2, ... 0.9 is chosen.
             author: Who makes them.
 
         Raises:
-            NothingMatchedError: If no two features are that similar.
+            NothingMatchedError: If no two features are that similar, or no groups show enough.
         """
         request = build.group_automatically(
             self.name,
@@ -174,8 +180,20 @@ class AsyncStoredCircuit:
             max_layers_apart=max_layers_apart,
             max_positions_apart=max_positions_apart,
             max_nodes=max_nodes,
+            min_shown=min_shown,
         )
         return await self._said(self._wire.circuits.GroupCircuit, request)
+
+    async def group_scores(self) -> GroupingScores:
+        """Scores of its groups, found or made by hand, beside partitions of the same sizes.
+
+        Raises:
+            InvalidRequestError: If no group has two nodes.
+            UnsupportedOptionError: If the circuit is too large.
+        """
+        request = pb.GetAnnotationsRequest(circuit=self.name, scores=True)
+        found = await self._wire.call(self._wire.circuits.GetAnnotations, request)
+        return decode(GroupingScores, found.scores)
 
     async def ungroup(self, name: str) -> CircuitAnnotations:
         """Dissolve a group.

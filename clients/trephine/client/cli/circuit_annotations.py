@@ -13,6 +13,7 @@ from trephine.client.cli.arguments import path_option
 from trephine.client.cli.circuit_nodes import NodeArgument, NodesArgument, node_indices
 from trephine.client.cli.circuit_queries import NameArgument
 from trephine.client.cli.feature_labels import AuthorOption, whoami
+from trephine.client.cli.group_scores import show_scores
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
 from trephine.client.downloads import write_file
@@ -68,12 +69,16 @@ def group(
     auto: Annotated[bool, typer.Option("--auto", help="Find groups of features that are alike.")] = False,
     by: Annotated[str, typer.Option(help="With --auto: `directions` or `edges`.")] = "directions",
     min_similarity: Annotated[float | None, typer.Option(help="With --auto: unset 0.5.")] = None,
+    min_shown: Annotated[
+        float | None,
+        typer.Option(help="Instead: the share of path mass that groups must leave in sight, as 0.8."),
+    ] = None,
     layers_apart: Annotated[int | None, typer.Option(help="With --auto: at most; unset 3.")] = None,
     positions_apart: Annotated[int | None, typer.Option(help="With --auto: at most; unset 0.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Dissolve the group.")] = False,
     author: AuthorOption = None,
 ) -> None:
-    """Group nodes into a concept, by hand or by likeness."""
+    """Group nodes into a concept, by hand or by likeness; what is found is scored."""
     given = invocation(context)
     with given.connect() as trephine:
         circuit = trephine.circuits.get(name)
@@ -83,6 +88,7 @@ def group(
             now = circuit.group_automatically(
                 by=by,
                 min_similarity=min_similarity,
+                min_shown=min_shown,
                 max_layers_apart=layers_apart,
                 max_positions_apart=positions_apart,
                 author=_author(author),
@@ -95,6 +101,11 @@ def group(
             members = node_indices(circuit, nodes or [])
             now = circuit.group(group_name, *members, author=_author(author))
         _show(given.output, circuit, now)
+        if now.scores is not None and not given.output.json:
+            given.output.line()
+            show_scores(given.output, now.scores)
+        if now.not_scored:
+            given.output.note(f"not scored: {now.not_scored}")
 
 
 def said(

@@ -10,6 +10,7 @@ from trephine.client.cli import circuit_annotations as annotating
 from trephine.client.cli import circuit_queries as queries
 from trephine.client.cli import circuit_verification as verification
 from trephine.client.cli import circuit_views as views
+from trephine.client.cli import group_scores as scoring
 from trephine.client.cli.arguments import path_option
 from trephine.client.cli.discover import show_circuit
 from trephine.client.cli.discover_global import show_global_circuit
@@ -133,8 +134,10 @@ _COMMANDS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
         (
             'trephine circuits group circuits/3f9c "France" 12:345@6 13:77@6',
             "trephine circuits group circuits/3f9c --auto --min-similarity 0.4",
+            "trephine circuits group circuits/3f9c --auto --by edges --min-shown 0.8",
         ),
     ),
+    (scoring.groups, "groups", ("trephine circuits groups circuits/3f9c",)),
     (views.explain, "explain", views.EXPLAIN_EXAMPLES),
     (verification.verify, "verify", verification.VERIFY_EXAMPLES),
     (verification.verifications, "verifications", ()),

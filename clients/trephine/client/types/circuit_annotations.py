@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trephine.client.decoding import WireValue
+from trephine.client.types.group_scores import GroupingScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +58,7 @@ class CircuitAnnotations(WireValue):
     pins: tuple[NodePin, ...]
     labels: tuple[NodeLabel, ...]
     groups: tuple[NodeGroup, ...]
+    scores: GroupingScores | None
+    """Of the groups, where they were found just now or scores were asked for."""
+    not_scored: str
+    """Why groups that were found just now have no scores; empty if they have."""

@@ -10,6 +10,7 @@ from typing import Any
 from trephine.app.circuits.circuit_grouping import found_groups, unique_names
 from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
+from trephine.app.circuits.group_scores import score_groups
 from trephine.app.features.labels import LONGEST_AUTHOR, LONGEST_LABEL, require_label
 from trephine.app.models.models import Models
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
@@ -21,6 +22,7 @@ from trephine.domain.circuit_annotations import (
     NodePin,
 )
 from trephine.domain.errors import InvalidRequestError, ResourceNotFoundError
+from trephine.domain.group_scores import GroupingScores
 from trephine.pages.circuit_annotations import annotations_document, identities, read_document
 
 
@@ -130,7 +132,7 @@ class CircuitAnnotations:
         Raises:
             InvalidRequestError: If a bound is out of its domain, or the circuit is imported and its
                 features' directions are not here; group it by its edges.
-            NothingMatchedError: If no two features are that similar.
+            NothingMatchedError: If no two features are that similar, or no groups show enough.
             ModelNotReadyError, ReplacementNotFoundError: If the directions are asked for and not loaded.
         """
         stored, by = await self._circuits.get(name), _author(author)
@@ -146,6 +148,16 @@ class CircuitAnnotations:
             return replace(before, groups=(*by_hand, *several))
 
         return await self._circuits.annotate(name, change)
+
+    async def group_scores(self, name: str) -> GroupingScores:
+        """Score a circuit's groups, found or made by hand, beside partitions of the same sizes.
+
+        Raises:
+            InvalidRequestError: If no group has two nodes.
+            UnsupportedOptionError: If the circuit is too large.
+        """
+        stored, said = await self._circuits.get(name), await self.get(name)
+        return await asyncio.to_thread(score_groups, stored.circuit, said.groups)
 
     async def export_document(self, name: str) -> dict[str, Any]:
         """Return everything that was said, nodes by their ids in the Neuronpedia schema."""

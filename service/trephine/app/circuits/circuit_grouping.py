@@ -8,6 +8,7 @@ Average linkage (Sokal & Michener 1958) keeps chains of pairwise neighbours from
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trephine.app.circuits.circuits import StoredCircuit
+from trephine.app.circuits.group_measures import Flow, measure, partition_of, require_scorable
 from trephine.app.circuits.pruning import numbers
 from trephine.app.models.models import Models
 from trephine.domain.circuit_annotations import AutomaticGroups, NodeGroup
@@ -24,10 +26,14 @@ from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.directions import CompareFeatures
 from trephine.domain.errors import InvalidRequestError, NothingMatchedError
+from trephine.domain.group_scores import GroupQuality
 from trephine.domain.sites import FeatureRef
 
 MOST_NODES = 2000
 """Features that are compared at once."""
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of mean similarity, tried from the first where the picture must show a share of the path mass."""
 
 Pairs = list[tuple[int, int, float]]
 """Places `i < j` among the compared nodes, and their similarity."""
@@ -41,19 +47,37 @@ class Cluster:
     cohesion: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linked:
+    """Clusters, and the threshold that they were merged by."""
+
+    threshold: float
+    clusters: list[Cluster]
+    shown: float | None = None
+    """Share of path mass that the picture shows, where the threshold was chosen by it."""
+
+    @property
+    def why(self) -> str:
+        """How the threshold was chosen; empty if it was given."""
+        if self.shown is None:
+            return ""
+        return f" (the least of a grid that shows enough of the path mass: {self.shown:.2f})"
+
+
 async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Models) -> list[NodeGroup]:
     """Return groups of two nodes and more, the most influential first; they carry no author yet.
 
     Raises:
         InvalidRequestError: If a bound is out of its domain, or directions of an imported circuit are asked.
-        NothingMatchedError: If no two features are that similar.
+        NothingMatchedError: If no two features are that similar, or no groups show enough.
         ParentChangedError: If directions are asked of a set that is not the circuit's own.
+        UnsupportedOptionError: If the threshold is to be chosen and the circuit is too large for it.
     """
     _require(how)
     circuit = stored.circuit
     chosen = _most_influential(circuit, how.max_nodes)
     if how.basis == "edges":
-        pairs = _pairs_by_edges(circuit, chosen, how)
+        pairs = await asyncio.to_thread(_pairs_by_edges, circuit, chosen, how)
     elif stored.provenance.is_foreign:
         raise InvalidRequestError(
             "the circuit is imported: the directions of its features are not here; group it by its edges",
@@ -61,14 +85,52 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
         )
     else:
         pairs = await _pairs_by_direction(circuit, chosen, how, models)
-    clusters = average_linkage(len(chosen), pairs, how.min_similarity)
-    if not clusters:
+    linked = await asyncio.to_thread(_linked, circuit, chosen, pairs, how)
+    if not linked.clusters:
         raise NothingMatchedError(
-            f"no two of the {len(chosen)} most influential features are {how.min_similarity:g} alike within "
+            f"no two of the {len(chosen)} most influential features are {linked.threshold:g} alike within "
             f"{how.max_layers_apart} layers and {how.max_positions_apart} positions; lower min_similarity",
             field="automatic.min_similarity",
         )
-    return [_group(circuit, chosen, cluster, how) for cluster in clusters]
+    return [_group(circuit, chosen, cluster, how, linked) for cluster in linked.clusters]
+
+
+def _linked(circuit: Circuit, chosen: Sequence[int], pairs: Pairs, how: AutomaticGroups) -> Linked:
+    """Link by the asked threshold, or by the least of the grid at which the picture shows enough.
+
+    The choice looks at no control, so that what is said beside controls later was not chosen for.
+
+    Raises:
+        NothingMatchedError: If groups at every threshold show less.
+        UnsupportedOptionError: If the circuit is too large to be measured.
+    """
+    if how.min_shown is None:
+        clusters = _clusters(len(chosen), pairs, how.min_similarity)
+        return Linked(threshold=how.min_similarity, clusters=clusters)
+    require_scorable(circuit)
+    flow, shown = Flow.of(circuit), 0.0
+    for threshold in THRESHOLDS:
+        clusters = _clusters(len(chosen), pairs, threshold)
+        if not clusters:
+            break
+        groups = ([chosen[place] for place in cluster.members] for cluster in clusters)
+        shown = measure(flow, partition_of(len(circuit.nodes), groups)).whole[GroupQuality.SHOWN]
+        if shown >= how.min_shown:
+            return Linked(threshold=threshold, clusters=clusters, shown=shown)
+    raise NothingMatchedError(
+        f"no groups of features at least {THRESHOLDS[0]:g} alike show {how.min_shown:g} of the path mass; "
+        f"the most alike show {shown:.2f}: lower min_shown, or let them be farther apart",
+        field="automatic.min_shown",
+    )
+
+
+def _clusters(count: int, pairs: Pairs, threshold: float) -> list[Cluster]:
+    return average_linkage(count, [pair for pair in pairs if pair[2] >= threshold / 2], threshold)
+
+
+def _least(how: AutomaticGroups) -> float:
+    """A mean at the bound has parts below it; what is less than half as alike counts as 0."""
+    return (how.min_similarity if how.min_shown is None else THRESHOLDS[0]) / 2
 
 
 def average_linkage(count: int, pairs: Pairs, least: float) -> list[Cluster]:
@@ -123,6 +185,8 @@ def unique_names(groups: Sequence[NodeGroup], taken: Iterable[str]) -> tuple[Nod
 
 
 def _require(how: AutomaticGroups) -> None:
+    if how.min_shown is not None and not 0 < how.min_shown <= 1:
+        raise InvalidRequestError("min_shown must be in (0, 1]", field="automatic.min_shown")
     if not 0 < how.min_similarity <= 1:
         raise InvalidRequestError("min_similarity must be in (0, 1]", field="automatic.min_similarity")
     if not 1 < how.max_nodes <= MOST_NODES:
@@ -151,8 +215,7 @@ async def _pairs_by_direction(
         CompareFeatures(
             features=tuple(feature for feature, _ in unique),
             positive=tuple(positive for _, positive in unique),
-            # A mean at the bound has parts below it; what is less than half as alike counts as 0.
-            min_similarity=how.min_similarity / 2,
+            min_similarity=_least(how),
             max_layers_apart=how.max_layers_apart,
         )
     )
@@ -181,7 +244,7 @@ def _pairs_by_edges(circuit: Circuit, chosen: Sequence[int], how: AutomaticGroup
     near = np.abs(layer[:, None] - layer) <= how.max_layers_apart
     near &= np.abs(position[:, None] - position) <= how.max_positions_apart
     similarity = profile @ profile.T / 2
-    first, second = np.nonzero(np.triu(near & (similarity >= how.min_similarity / 2), 1))
+    first, second = np.nonzero(np.triu(near & (similarity >= _least(how)), 1))
     values = similarity[first, second]
     return list(zip(first.tolist(), second.tolist(), values.tolist(), strict=True))
 
@@ -202,14 +265,16 @@ def _edge_profiles(circuit: Circuit, chosen: Sequence[int]) -> NDArray[np.float3
     return np.concatenate(halves, axis=1)
 
 
-def _group(circuit: Circuit, chosen: Sequence[int], cluster: Cluster, how: AutomaticGroups) -> NodeGroup:
+def _group(
+    circuit: Circuit, chosen: Sequence[int], cluster: Cluster, how: AutomaticGroups, linked: Linked
+) -> NodeGroup:
     indices = tuple(chosen[place] for place in cluster.members)
     return NodeGroup(
         name=_name([circuit.nodes[index] for index in indices]),
         nodes=indices,
         author="",
         create_time="",
-        how=f"similar {how.basis}, at least {how.min_similarity:g} alike on average, within "
+        how=f"similar {how.basis}, at least {linked.threshold:g} alike on average{linked.why}, within "
         f"{how.max_layers_apart} layers and {how.max_positions_apart} positions",
         cohesion=cluster.cohesion,
     )

@@ -27,10 +27,12 @@ from trephine.domain.circuit_queries import (
 from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.error_sites import error_site
 from trephine.domain.errors import InvalidRequestError
+from trephine.domain.group_scores import GroupingScores
 from trephine.domain.sites import FeatureRef
 from trephine.rpc.wire.circuits import KINDS, kind_from_wire, node_to_wire, share
 from trephine.rpc.wire.common import feature_to_wire, figure_to_wire
 from trephine.rpc.wire.fields import at_least, clean, finite, one_of, resource_id
+from trephine.rpc.wire.group_scores import scores_to_wire
 from trephine.v1 import circuit_queries_pb2 as pb
 from trephine.v1 import circuit_service_pb2 as service_pb
 
@@ -125,8 +127,10 @@ def pruning_from_wire(request: pb.PruneCircuitRequest | pb.PruningBounds) -> Pru
     )
 
 
-def annotations_to_wire(circuit: str, said: Annotations) -> pb.CircuitAnnotations:
-    """Write everything that was said about a circuit's nodes."""
+def annotations_to_wire(
+    circuit: str, said: Annotations, scores: GroupingScores | None = None, not_scored: str = ""
+) -> pb.CircuitAnnotations:
+    """Write everything that was said about a circuit's nodes, and scores of its groups where there are."""
     return pb.CircuitAnnotations(
         circuit=f"circuits/{circuit}",
         pins=[
@@ -145,6 +149,8 @@ def annotations_to_wire(circuit: str, said: Annotations) -> pb.CircuitAnnotation
             )
             for one in said.groups
         ],
+        scores=None if scores is None else scores_to_wire(scores),
+        not_scored=clean(not_scored),
     )
 
 
@@ -173,11 +179,19 @@ def nodes_to_wire(listed: Iterable[ListedNode], said: Annotations) -> list[servi
 
 
 def automatic_from_wire(asked: pb.GroupAutomatically) -> AutomaticGroups:
-    """Read how groups are found, with the defaults that the contract states."""
+    """Read how groups are found, with the defaults that the contract states.
+
+    Raises:
+        InvalidRequestError: If the threshold is both given and to be chosen.
+    """
+    if _has(asked, "min_similarity") and _has(asked, "min_shown"):
+        raise InvalidRequestError(
+            "min_shown chooses min_similarity: name one of the two", field="automatic.min_shown"
+        )
     otherwise = AutomaticGroups()
     given = {
         name: getattr(asked, name) if _has(asked, name) else getattr(otherwise, name)
-        for name in ("min_similarity", "max_layers_apart", "max_positions_apart", "max_nodes")
+        for name in ("min_similarity", "max_layers_apart", "max_positions_apart", "max_nodes", "min_shown")
     }
     return AutomaticGroups(basis=one_of(asked.basis, _BASES, "automatic.basis"), **given)
 

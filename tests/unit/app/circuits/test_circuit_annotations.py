@@ -12,11 +12,13 @@ import pytest
 from tests.layered_circuits import at, layered
 from tests.unit.app.house import House, circuit, column, house
 from trephine.app.circuits.circuit_grouping import average_linkage
+from trephine.app.circuits.group_measures import Flow, measure, partition_of
 from trephine.domain.circuit_annotations import AutomaticGroups
 from trephine.domain.circuit_queries import Provenance, Pruning
 from trephine.domain.circuits import NodeKind
 from trephine.domain.directions import CompareFeatures, SimilarPairs
 from trephine.domain.errors import InvalidRequestError, NothingMatchedError, ResourceNotFoundError
+from trephine.domain.group_scores import GroupQuality
 from trephine.domain.models import ModelSource
 from trephine.pages.circuit_json import node_ids
 
@@ -192,11 +194,40 @@ async def test_groups_are_found_by_edges_without_a_model(tmp_path):
         await say.group_automatically(name, AutomaticGroups(basis="edges", max_layers_apart=0), "")
     for unfit in (
         AutomaticGroups(min_similarity=0),
+        AutomaticGroups(min_shown=0),
         AutomaticGroups(max_nodes=1),
         AutomaticGroups(max_layers_apart=-1),
     ):
         with pytest.raises(InvalidRequestError):
             await say.group_automatically(name, unfit, "")
+
+
+async def test_a_threshold_is_chosen_by_what_the_picture_shows(tmp_path):
+    """The least of the grid whose groups leave the asked share of path mass in sight, if any does."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    circuit = layered(2, layers=3, positions=1, per_layer=12)
+    name = (await here.circuits.save(circuit, circuit_id="c1")).name
+    loose, strict = [
+        (await say.group_automatically(name, AutomaticGroups(basis="edges", min_shown=share), "")).groups
+        for share in (0.2, 0.9)
+    ]
+    flow, size = Flow.of(circuit), len(circuit.nodes)
+    shown = [
+        measure(flow, partition_of(size, [one.nodes for one in groups])).whole[GroupQuality.SHOWN]
+        for groups in (loose, strict)
+    ]
+    assert 0.2 <= shown[0] < 0.9 <= shown[1]
+    assert f"shows enough of the path mass: {shown[1]:.2f})" in strict[0].how
+    threshold = float(strict[0].how.split("at least ")[1].split()[0])
+    given = AutomaticGroups(basis="edges", min_similarity=threshold)
+    again = (await say.group_automatically(name, given, "")).groups
+    assert [one.nodes for one in again] == [one.nodes for one in strict]
+    before = AutomaticGroups(basis="edges", min_similarity=threshold - 0.1)
+    looser = (await say.group_automatically(name, before, "")).groups
+    parts = partition_of(size, [one.nodes for one in looser])
+    assert measure(flow, parts).whole[GroupQuality.SHOWN] < 0.9
+    with pytest.raises(NothingMatchedError, match="lower min_shown"):
+        await say.group_automatically(name, AutomaticGroups(basis="edges", min_shown=1.0), "")
 
 
 async def test_groups_by_direction_take_each_feature_once_and_stay_at_a_position(tmp_path):
