@@ -12,10 +12,12 @@ from tests.fakes.grpc_server import FakeService
 from trephine.client import Trephine
 from trephine.client.cli import main
 from trephine.client.cli.arguments import read_edits
+from trephine.client.cli.edit_composition import show_diff
 from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.output import Output
 from trephine.client.errors import InvalidRequestError
 from trephine.client.interventions import feature
-from trephine.client.types import EditUse
+from trephine.client.types import EditDiff, EditUse
 from trephine.v1 import live_edits_pb2
 
 Run = Callable[..., int]
@@ -83,6 +85,25 @@ def test_a_diff_names_target_change_and_fields(
     ]
 
 
+def test_edits_that_do_the_same_have_no_table(capsys: pytest.CaptureFixture[str]):
+    """What differs beside interventions is told; a header with no row below it would be all of the table."""
+    show_diff(
+        Output(json=False),
+        EditDiff(
+            first="edits/quiet@1",
+            second="edits/quiet",
+            same_content=True,
+            changes=(),
+            unchanged=2,
+            reordered=False,
+            fields=("reason",),
+        ),
+    )
+    written = capsys.readouterr().out
+    assert written.startswith("from, to")
+    assert "CHANGE" not in written
+
+
 def test_what_a_model_serves_is_set_shown_and_ended(
     fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
 ):
@@ -96,7 +117,9 @@ def test_what_a_model_serves_is_set_shown_and_ended(
     assert run("edits", "serve", "quiet", "--none", "--model", "tiny") == ExitCode.USAGE
     assert run("edits", "serve", "--none", "--model", "tiny") == 0
     assert fake.requests[-1] == live_edits_pb2.SetLiveEditsRequest(model="models/tiny")
-    assert "models/tiny serves no edit to requests that name none" in capsys.readouterr().err
+    written = capsys.readouterr()
+    assert "models/tiny serves no edit to requests that name none" in written.err
+    assert not written.out, "a header with no row below it"
 
 
 def test_text_under_edits_stands_beside_the_plain_one(

@@ -103,7 +103,8 @@ def show_live(output: Output, setting: LiveEdits) -> None:
         output.document(setting.to_json())
         return
     rows = [(one.edit, f"{1.0 if one.strength is None else one.strength:g}") for one in setting.edits]
-    output.table(("EDIT", "STRENGTH"), rows)
+    if rows:
+        output.table(("EDIT", "STRENGTH"), rows)
     output.note(f"{setting.model} serves {'these' if rows else 'no edit'} to requests that name none")
 
 
@@ -112,19 +113,18 @@ def show_diff(output: Output, found: EditDiff) -> None:
     if output.json:
         output.document(found.to_json())
         return
-    output.table(
-        ("CHANGE", "TARGET", "BEFORE", "AFTER", "DIFFERS IN"),
-        [
-            (
-                one.kind.value,
-                _target(one.before or one.after),
-                _change(one.before),
-                _change(one.after),
-                ", ".join(one.fields),
-            )
-            for one in found.changes
-        ],
-    )
+    rows = [
+        (
+            one.kind.value,
+            _target(one.before or one.after),
+            _change(one.before),
+            _change(one.after),
+            ", ".join(one.fields),
+        )
+        for one in found.changes
+    ]
+    if rows:
+        output.table(("CHANGE", "TARGET", "BEFORE", "AFTER", "DIFFERS IN"), rows)
     facts = [
         ("from, to", f"{found.first}, {found.second}"),
         ("content", "the same" if found.same_content else "differs"),
