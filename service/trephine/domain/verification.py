@@ -223,8 +223,10 @@ class VerificationOptions:
             )
 
 
+FEWEST_SINGLES = 100
+"""Single nodes below which a verification says how few there were."""
 _LIMITS = {
-    "nodes": (100, 10_000),
+    "nodes": (FEWEST_SINGLES, 10_000),
     "groups": (0, 1_000),
     "depth_nodes": (0, 1_000),
     "random_circuits": (20, 10_000),

@@ -1,13 +1,42 @@
-"""What comparisons with baselines leave open, and why paths lose where they do, in words."""
+"""What a verification leaves open, in words: few ablations, comparisons that tell nothing, why paths lose."""
 
 from __future__ import annotations
 
 from math import ceil, isfinite, log10
 
-from trephine.domain.verification import Comparison, Examination, Predictor, Standing
+from trephine.domain.verification import FEWEST_SINGLES, Comparison, Examination, Predictor, Standing
+from trephine.engine.verification.choosing import ZERO
 
 _MOST_NODES = 10_000
 """Single nodes that can be asked for."""
+
+
+def count_caveats(examined: Examination, features: int, asked: int) -> list[str]:
+    """Say so where a graph has too few features for as many ablations as a verification rests on.
+
+    Args:
+        examined: With its single-node ablations.
+        features: Of the graph at positions >= 1, which alone are ablated.
+        asked: Single nodes that were asked for.
+    """
+    singles = [one for one in examined.measurements if one.ablations == "single nodes"]
+    outside = sum(one.stratum == ZERO for one in singles)
+    own = len(singles) - outside
+    said = []
+    if features < FEWEST_SINGLES:
+        said.append(
+            f"Few ablations: {own} single nodes of the graph were ablated, of {features} features that it has at "
+            f"positions >= 1, where {FEWEST_SINGLES} or more are wanted; the other {outside} of "
+            f"{len(singles)} single nodes are features that it leaves out. Rank correlations of so few are "
+            "known roughly, as their intervals show; a circuit with more nodes has more "
+            "(`max_feature_nodes`, `--nodes` of discover)."
+        )
+    if len(singles) < asked:
+        said.append(
+            f"{len(singles)} single nodes were ablated, not {asked} as asked for: the graph has no more at "
+            "positions >= 1, and of what is active outside it no more were drawn, evenly over the layers."
+        )
+    return said
 
 
 def comparison_caveats(examined: Examination) -> list[str]:

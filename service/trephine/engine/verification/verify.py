@@ -23,6 +23,7 @@ from trephine.engine.models.memory import MemoryMeter
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, degraded_caveats
 from trephine.engine.verification.agreement import ablate, agreements, comparisons, depths, measurements
+from trephine.engine.verification.choosing import later_features
 from trephine.engine.verification.control import (
     NOTHING_CHOSEN,
     control_circuit,
@@ -31,7 +32,7 @@ from trephine.engine.verification.control import (
     l0_of,
     refusal,
 )
-from trephine.engine.verification.doubts import comparison_caveats
+from trephine.engine.verification.doubts import comparison_caveats, count_caveats
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
@@ -86,7 +87,11 @@ def verify_on(
         given=given,
         control=control,
         control_note=control_words(circuit, layers, l0) if why is None else why,
-        caveats=(*_caveats(hosted, subject, options), *comparison_caveats(given)),
+        caveats=(
+            *count_caveats(given, len(later_features(subject.graph)), options.nodes),
+            *_caveats(hosted, subject, options),
+            *comparison_caveats(given),
+        ),
         seed=options.seed,
         seconds=monotonic() - started,
         peak_extra_bytes=meter.extra_bytes,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import pytest
 
 from trephine.domain.findings import Figure
 from trephine.domain.verification import Comparison, Examination, Measurement, Predictor, Standing
-from trephine.engine.verification.doubts import comparison_caveats
+from trephine.engine.verification.choosing import ZERO
+from trephine.engine.verification.doubts import comparison_caveats, count_caveats
 from trephine.engine.verification.statistics import standing
 
 
@@ -81,3 +83,27 @@ def test_what_beats_needs_no_word():
     found = examined(Predictor.PERMUTED, 0.5, 0.3, 0.7)
     assert found.comparisons[0].standing is Standing.BEATS
     assert comparison_caveats(found) == []
+
+
+def of_nodes(own: int, outside: int) -> Examination:
+    """Single nodes of the graph, and features that it leaves out."""
+    found = examined(Predictor.PERMUTED, 0.5, 0.4, 0.6, nodes=own + outside)
+    first = replace(found.measurements[0], stratum=ZERO)
+    return replace(found, measurements=(*found.measurements[outside:], *(first,) * outside))
+
+
+def test_few_ablations_are_said_in_words():
+    """How many of the graph's own, how many beside, and what gives more; of enough nothing is said."""
+    (said,) = count_caveats(of_nodes(64, 56), 64, 120)
+    assert said.startswith("Few ablations: 64 single nodes of the graph were ablated, of 64 features")
+    assert "the other 56 of 120 single nodes are features that it leaves out" in said
+    assert "`max_feature_nodes`" in said
+    assert count_caveats(of_nodes(100, 20), 100, 120) == []
+    assert count_caveats(of_nodes(83, 17), 300, 100) == [], "as many as were asked for, of more"
+
+
+def test_fewer_ablations_than_were_asked_for_are_told():
+    """Where neither the graph nor what lies outside has more."""
+    few, less = count_caveats(of_nodes(10, 30), 10, 120)
+    assert few.startswith("Few ablations: 10 ")
+    assert less.startswith("40 single nodes were ablated, not 120 as asked for")

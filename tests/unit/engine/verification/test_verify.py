@@ -106,6 +106,17 @@ def test_everything_that_is_asked_for_is_reported(kind):
             assert a.spearman.low - 0.2 <= a.spearman.value <= a.spearman.high + 0.2
 
 
+def test_few_features_are_said_in_words():
+    """A graph of 60 features has no 100 to ablate; the first caveat counts them, whatever the table shows."""
+    report = verified(NEURONS)
+    own = sum(m.stratum != "outside" for m in report.given.measurements if m.ablations == "single nodes")
+    later = sum(found(NEURONS)[1].nodes[n].position > 0 for n in features(found(NEURONS)[1]))
+    assert own == later < 100
+    assert report.caveats[0].startswith(
+        f"Few ablations: {own} single nodes of the graph were ablated, of {own} "
+    )
+
+
 def test_what_comparisons_leave_open_is_said_in_words():
     """Every INCONCLUSIVE of the circuit's own table has a caveat, and so has what loses to the gradient."""
     for kind in (NEURONS, "relu"):
