@@ -25,8 +25,8 @@ def count_caveats(examined: Examination, features: int, asked: int) -> list[str]
     said = []
     if features < FEWEST_SINGLES:
         said.append(
-            f"Few ablations: {own} single nodes of the graph were ablated, of {features} features that it has at "
-            f"positions >= 1, where {FEWEST_SINGLES} or more are wanted; the other {outside} of "
+            f"Few ablations: {own} single nodes of the graph were ablated, of {features} features that it "
+            f"has at positions >= 1, where {FEWEST_SINGLES} or more are wanted; the other {outside} of "
             f"{len(singles)} single nodes are features that it leaves out. Rank correlations of so few are "
             "known roughly, as their intervals show; a circuit with more nodes has more "
             "(`max_feature_nodes`, `--nodes` of discover)."
