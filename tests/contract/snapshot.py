@@ -17,8 +17,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 FILE = Path(__file__).with_name("contract.json")
 MODULES = (
     "artifact_service", "audit_service", "circuit_group_scores", "circuit_queries", "circuit_service",
-    "circuit_targets", "circuit_verification", "circuit_views", "removal", "gguf", "spurious_outcome", "spurious_removal",
-    "common", "dataset_circuits", "global_circuits", "edit_evaluations", "edit_history",
+    "circuit_targets", "circuit_verification", "circuit_views", "removal", "gguf", "spurious_outcome",
+    "spurious_removal", "common", "dataset_circuits", "global_circuits", "edit_evaluations", "edit_history",
     "edit_service", "export_signing", "export_verdict", "generation_service",
     "intervention_service", "interventions", "live_edits",
     "model_service", "operation_service", "replacement_service",
