@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-products bench-circuits bench-global bench-verify bench-estimators bench-attention bench-page bench-long bench-shift bench-shift-export image clean
+.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-products bench-circuits bench-global bench-verify bench-estimators bench-groups bench-attention bench-page bench-long bench-shift bench-shift-export scorecard image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -150,6 +150,10 @@ bench-estimators: $(VENV)/dev.stamp ## Estimates of single ablations beside each
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.effect_estimators --transcoders $(SHARED)/replacements/smollm2-135m-tc
 
+bench-groups: $(VENV)/dev.stamp ## Found groups beside random ones and ones by layer; planted groups; groups under real ablations
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.group_scores --transcoders $(SHARED)/replacements/smollm2-135m-tc
+
 bench-attention: $(VENV)/dev.stamp ## Effects through attention on a small induction model, trained on the spot
 	$(BIN)/python -m benchmarks.attention_effects
 
@@ -169,6 +173,11 @@ bench-shift: $(VENV)/dev.stamp ## Spurious features removed, beside every baseli
 bench-shift-export: $(VENV)/dev.stamp ## Spurious features removed, exported, reloaded by stock transformers
 	$(BIN)/trephine models fetch smollm2
 	$(BIN)/python -m benchmarks.shift_export --data $(SHARED)/data --out out/shift-export
+
+scorecard: $(VENV)/dev.stamp ## One card for SmolLM2 and its transcoders: fidelity and utility, beside controls
+	$(BIN)/trephine models fetch smollm2
+	$(BIN)/python -m benchmarks.scorecard --data $(SHARED)/data \
+		--transcoders $(SHARED)/replacements/smollm2-135m-tc --text $(SHARED)/data/wikitext-2/heldout.txt
 
 image: ## Build the container image
 	docker build --tag trephine .

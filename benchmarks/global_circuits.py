@@ -90,7 +90,7 @@ def main() -> None:
             if session.hosted is None:
                 session.hosted = load_model(given.model)
                 load_set(session, given.transcoders)
-            answer = _run(session, _command(name, given.text, sizes))
+            answer = _run(session, command(name, given.text, sizes))
             kept.keep(name, request, answer)
         _tell(name, _read(answer), answer)
 
@@ -130,7 +130,8 @@ def _sets(hosted: HostedModel) -> dict[str, Any]:
     return {name: require_set(hosted, name).admitted.layers for name in hosted.replacements}
 
 
-def _command(name: str, text: Path, sizes: Sizes) -> DiscoverGlobalCircuit:
+def command(name: str, text: Path, sizes: Sizes) -> DiscoverGlobalCircuit:
+    """Ask for a circuit over a text's first paragraphs, checked on those that follow."""
     lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
     paragraphs = [BEGIN + line for line in dict.fromkeys(lines) if len(line) >= SHORTEST]
     return DiscoverGlobalCircuit(

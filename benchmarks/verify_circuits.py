@@ -129,8 +129,17 @@ def fits(hosted: HostedModel, item: Item) -> bool:
     return baseline(hosted, ids, logit_readout(hosted, answers[0][0], answers[1][0])) > _CLEAR
 
 
-def verified(hosted: HostedModel, item: Item, replacement: str, nodes: int) -> VerificationReport:
-    """Discover, prune and verify one circuit."""
+def verified(
+    hosted: HostedModel,
+    item: Item,
+    replacement: str,
+    nodes: int,
+    options: VerificationOptions | None = None,
+) -> VerificationReport:
+    """Discover, prune and verify one circuit; without options, by all that there is."""
+    options = options or VerificationOptions(
+        counterfactual=item.corrupted, substitutes=tuple(Substitute), nodes=SINGLES, groups=GROUPS
+    )
     discover = DiscoverCircuit(
         prompt=item.clean,
         target=LogitTarget(token=item.answer, against=item.wrong),
@@ -140,14 +149,7 @@ def verified(hosted: HostedModel, item: Item, replacement: str, nodes: int) -> V
     )
     circuit = finish(discover_circuit(hosted, discover))
     kept = prune(circuit, node_threshold=0.8, edge_threshold=0.98)
-    command = VerifyCircuit(
-        circuit=circuit,
-        kept=kept.nodes,
-        options=VerificationOptions(
-            counterfactual=item.corrupted, substitutes=tuple(Substitute), nodes=SINGLES, groups=GROUPS
-        ),
-    )
-    return finish(verify_on(hosted, command))
+    return finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=kept.nodes, options=options)))
 
 
 def remembered(path: Path | None) -> VerificationReport | None:
