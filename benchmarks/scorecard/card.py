@@ -16,6 +16,7 @@ from benchmarks.scorecard import entries
 from benchmarks.scorecard.attention import attention
 from benchmarks.scorecard.entries import Entry
 from benchmarks.scorecard.fidelity import behaviours, global_transfer, prediction, reconstruction
+from benchmarks.scorecard.groups import groups
 from benchmarks.scorecard.scale import scale
 from benchmarks.scorecard.subject import Subject
 from benchmarks.scorecard.utility import edits, exports, spurious
@@ -44,6 +45,7 @@ SUITES: Mapping[str, Suite] = {
     "prediction": Suite(title="Circuits beside ablations", run=prediction, whole="make bench-verify"),
     "behaviours": Suite(title="Circuits of behaviours", run=behaviours, whole="make bench-circuits"),
     "global": Suite(title="Circuits over many texts", run=global_transfer, whole="make bench-global"),
+    "groups": Suite(title="Groups of circuits", run=groups, whole="make bench-groups"),
     "scale": Suite(title="Scale", run=scale, whole="make bench-discovery"),
     "edits": Suite(title="An edit beside its controls", run=edits, whole="make bench-edits"),
     "exports": Suite(title="Edits in weights", run=exports, whole="make bench-export, make bench-removal"),

@@ -12,6 +12,7 @@ from math import isnan, sqrt
 from statistics import fmean
 
 from trephine.domain.findings import Figure, Verdict
+from trephine.domain.standings import Standing
 
 LEVEL = 0.05
 """Of p-values."""
@@ -62,6 +63,14 @@ def by_chance(p_values: Sequence[float]) -> Verdict:
     """PASS where every p-value is at most `LEVEL`; a larger one proves nothing."""
     told = bool(p_values) and all(p <= LEVEL for p in p_values)  # NaN is not
     return Verdict.PASS if told else Verdict.INCONCLUSIVE
+
+
+def of_standing(standing: Standing) -> Verdict:
+    """Turn what was told beside a baseline into a verdict."""
+    return _STANDINGS.get(standing, Verdict.INCONCLUSIVE)
+
+
+_STANDINGS = {Standing.BEATS: Verdict.PASS, Standing.DOES_NOT_BEAT: Verdict.FAIL}
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:

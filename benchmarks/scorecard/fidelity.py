@@ -15,6 +15,7 @@ from benchmarks.scorecard.entries import (
     by_chance,
     counted,
     mean_of,
+    of_standing,
     renamed,
     together,
 )
@@ -24,7 +25,6 @@ from trephine.domain.dataset_circuits import NodeAblation
 from trephine.domain.findings import Figure, Verdict
 from trephine.domain.global_figures import HeldOutTransfer, Measured
 from trephine.domain.replacements import Dictionary, EvaluateReplacementSet, ReplacementEvaluation
-from trephine.domain.standings import Standing
 from trephine.domain.verification import (
     Examination,
     Faithfulness,
@@ -39,7 +39,6 @@ from trephine.engine.models.quanta import finish
 
 TASKS = ("simple", "within_rc")
 """Behaviours: agreement of verb and subject, next to each other and across a relative clause."""
-_STANDINGS = {Standing.BEATS: Verdict.PASS, Standing.DOES_NOT_BEAT: Verdict.FAIL}
 
 # --- reconstruction ------------------------------------------------------------------------------
 
@@ -124,10 +123,11 @@ def prediction(subject: Subject) -> Iterator[Entry]:
     items = chosen(hosted, subject.data)[: sizes.prompts]
     for of, name in DICTIONARIES.items():
         reports = [verified(hosted, item, name, sizes.nodes, options) for item in items]
-        yield from _predictions(of, reports, options.nodes)
+        yield from predictions(of, reports, options.nodes)
 
 
-def _predictions(of: str, reports: Sequence[VerificationReport], ablations: int) -> Iterator[Entry]:
+def predictions(of: str, reports: Sequence[VerificationReport], ablations: int) -> Iterator[Entry]:
+    """Hold what was predicted of single ablations, and pruned circuits, against their controls."""
     given = [each.given for each in reports]
     controls = [each.control for each in reports if each.control is not None]
     prompts = f"{len(reports)} prompts, at most {ablations} single ablations to zero each"
@@ -283,7 +283,7 @@ def global_transfer(subject: Subject) -> Iterator[Entry]:
         raise ValueError("the circuit is not global")
     texts = f"{across.training} texts, checked on {across.held_out} others"
     for one in across.transfer:
-        yield _transferred(one, texts)
+        yield transferred(one, texts)
     if across.split_half is not None:
         yield Entry(
             figure="rank correlation of edges between halves of the texts",
@@ -304,7 +304,8 @@ def global_transfer(subject: Subject) -> Iterator[Entry]:
         )
 
 
-def _transferred(one: HeldOutTransfer, texts: str) -> Entry:
+def transferred(one: HeldOutTransfer, texts: str) -> Entry:
+    """Hold global edges against ablations on other texts."""
     enough = 0.7 if one.measured is Measured.TARGET else 0.0
     return Entry(
         figure=f"rank correlation of global edges with ablations, {one.measured.value}",
@@ -313,8 +314,7 @@ def _transferred(one: HeldOutTransfer, texts: str) -> Entry:
         beside=tuple(renamed(each.spearman, each.baseline.value) for each in one.comparisons),
         bar=f"at least {enough:g}, and above every baseline",
         verdict=together(
-            [at_least(one.spearman, enough)]
-            + [_STANDINGS.get(each.standing, Verdict.INCONCLUSIVE) for each in one.comparisons]
+            [at_least(one.spearman, enough)] + [of_standing(each.standing) for each in one.comparisons]
         ),
         how=f"{texts}; {one.edges} edges; {one.how}",
     )

@@ -16,7 +16,16 @@ from benchmarks.export_features import Drawn, Texts, draw, firing, split
 from benchmarks.export_parents import Distances, Parent
 from benchmarks.removal import attack_one, dense_windows
 from benchmarks.replacements import NAME
-from benchmarks.scorecard.entries import Entry, at_least, at_most, by_chance, counted, renamed, together
+from benchmarks.scorecard.entries import (
+    Entry,
+    at_least,
+    at_most,
+    by_chance,
+    counted,
+    of_standing,
+    renamed,
+    together,
+)
 from benchmarks.scorecard.subject import DICTIONARIES, Subject
 from benchmarks.shift_arms import Bench, Margins, leace, oracle, original, removal, token_deletion
 from benchmarks.shift_figures import AGREEMENT_WITHIN, WORST_WITHIN, Interval, Table, decided
@@ -40,7 +49,6 @@ from trephine.domain.edits import Edit
 from trephine.domain.findings import Figure, Verdict
 from trephine.domain.interventions import Add, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
-from trephine.domain.standings import Standing
 from trephine.engine.edit_evaluation.evaluate import evaluate_edit
 from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.models.quanta import finish
@@ -48,7 +56,6 @@ from trephine.engine.models.quanta import finish
 LEAST_RECOVERY = 0.99
 RESAMPLES = 1000
 _WORDS = {"removed": Verdict.PASS, "suppressed": Verdict.FAIL}
-_STANDINGS = {Standing.BEATS: Verdict.PASS, Standing.DOES_NOT_BEAT: Verdict.FAIL}
 
 # --- an edit beside its controls -----------------------------------------------------------------
 
@@ -148,7 +155,7 @@ def _evaluated(found: EditEvaluation, feature: FeatureRef) -> Iterator[Entry]:
             of=of,
             value=prompting.differences[0],
             bar="above 0",
-            verdict=_STANDINGS.get(prompting.standing, Verdict.INCONCLUSIVE),
+            verdict=of_standing(prompting.standing),
             how=f"{prompting.chosen}, of {len(prompting.candidates)} prompts the one nearest in behaviour; "
             f"{prompting.why}",
         )

@@ -26,11 +26,32 @@ from benchmarks.scorecard.entries import (
     mean_of,
     together,
 )
+from benchmarks.scorecard.fidelity import predictions, transferred
+from benchmarks.scorecard.groups import planted_groups, quality_entry
 from benchmarks.scorecard.scale import slope
 from benchmarks.scorecard.subject import Sizes, Subject
 from benchmarks.shift_figures import Table
 from trephine.domain.findings import Figure, Verdict
+from trephine.domain.global_figures import BaselineComparison, GlobalBaseline, HeldOutTransfer
+from trephine.domain.global_figures import Measured as AblatedTokens
+from trephine.domain.group_scores import (
+    ControlRange,
+    GroupingScores,
+    GroupQuality,
+    PictureFigures,
+    ScoredQuality,
+)
 from trephine.domain.sites import FeatureRef
+from trephine.domain.standings import Standing
+from trephine.domain.verification import (
+    Agreement,
+    Comparison,
+    Examination,
+    Faithfulness,
+    Predictor,
+    Substitute,
+    VerificationReport,
+)
 
 PASS, FAIL, DOUBT = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
 
@@ -183,6 +204,99 @@ def test_removal_is_held_to_the_oracle(ours: float, told: Verdict):
     assert worst.value.value == pytest.approx(ours, abs=0.006)
     assert agreement.verdict is PASS  # it errs alike in all groups
     assert {each.name: each.value for each in worst.beside}["original"] == 0
+
+
+SINGLE = "single nodes"
+PREDICTORS = {
+    Predictor.SHOWN: 0.9, Predictor.PATHS: 0.6, Predictor.MAGNITUDE: 0.3, Predictor.ACTIVATION_GRADIENT: 0.9,
+    Predictor.PERMUTED: 0.2,
+}  # fmt: skip
+
+
+def report(lead: Figure, p: float) -> VerificationReport:
+    """A verification in which paths lead every baseline alike."""
+    agreements = tuple(
+        Agreement(
+            ablations=SINGLE, predictor=one, count=100, spearman=figure(rank - 0.1, rank + 0.1, rank),
+            slope=figure(0, 1), how="",
+        )
+        for one, rank in PREDICTORS.items()
+    )  # fmt: skip
+    comparisons = tuple(
+        Comparison(
+            predictor=one, baseline=baseline, difference=lead, standing=Standing.BEATS, how=""
+        )
+        for one in (Predictor.SHOWN, Predictor.PATHS)
+        for baseline in (Predictor.MAGNITUDE, Predictor.ACTIVATION_GRADIENT, Predictor.PERMUTED)
+    )  # fmt: skip
+    faithfulness = Faithfulness(
+        substitute=Substitute.ZERO, baseline=1, empty=0, kept=1, removed=0, faithfulness=1, necessity=1,
+        random_circuits=20, random_kept=0, random_removed=1, p_sufficient=p, p_necessary=0.04, how="",
+    )  # fmt: skip
+    given = Examination(
+        title="", replacement="neurons", graph_features=100, circuit_features=40, first_position=0,
+        baseline=1, agreements=agreements, comparisons=comparisons, depths=(), faithfulness=(faithfulness,),
+        worst_case=None, measurements=(),
+    )  # fmt: skip
+    return VerificationReport(
+        prompt="", target="", model="", weight_hash="", given=given, control=None, control_note="",
+        caveats=(), seed=0, seconds=0, peak_extra_bytes=0,
+    )  # fmt: skip
+
+
+def test_predictions_are_held_against_their_baselines():
+    """Means over prompts; a difference that may be 0 and a p-value above 0.05 are doubts."""
+    clear = list(predictions("neurons", [report(figure(0.1, 0.3, 0.2), 0.04)] * 4, 100))
+    assert [each.verdict for each in clear] == [PASS] * 4
+    shown_effect, paths, *_ = clear
+    assert (shown_effect.value.value, paths.value.value) == pytest.approx((0.9, 0.6))
+    assert paths.value.low == pytest.approx(0.55)  # four prompts halve the interval
+    assert "activation x gradient" in paths.bar
+    assert "activation x gradient" not in shown_effect.bar  # they are the same
+    unsure = list(predictions("neurons", [report(figure(-0.3, 0.3, 0.1), 0.2)] * 4, 100))
+    assert [each.verdict for each in unsure] == [DOUBT, DOUBT, DOUBT, PASS]
+    worse = list(predictions("neurons", [report(figure(-0.3, -0.2, -0.25), 0.04)] * 4, 100))
+    assert [each.verdict for each in worse] == [FAIL, FAIL, PASS, PASS]
+
+
+def test_groups_on_fewer_prompts_are_a_doubt():
+    """What has no groups says nothing; planted ones are found."""
+    drawn = ControlRange(median=0.4, low=0.3, high=0.5, p=0.01, p_worse=1)
+    quality = ScoredQuality(
+        quality=GroupQuality.SHOWN, value=0.8, random=drawn, by_layer=drawn, standing=Standing.BEATS
+    )
+    picture = PictureFigures(nodes=10, edges=20, replacement=None, completeness=None)
+    scores = GroupingScores(
+        groups=(), whole=(quality,), standing=Standing.BEATS, verdict="", inside=0.1, cancelled=0.1,
+        before=picture, after=replace(picture, nodes=6), draws=199, seed=0,
+    )  # fmt: skip
+    of_all = quality_entry("neurons", GroupQuality.SHOWN, [scores, scores], 2)
+    assert (of_all.verdict, of_all.value.value) == (PASS, pytest.approx(0.8))
+    assert "20 nodes become 12" in of_all.how
+    assert quality_entry("neurons", GroupQuality.SHOWN, [scores], 2).verdict is DOUBT
+    assert quality_entry("neurons", GroupQuality.SHOWN, [], 2).verdict is DOUBT
+    found = planted_groups()
+    assert found.verdict is PASS
+
+
+@pytest.mark.parametrize(
+    ("low", "standing", "told"),
+    [(0.75, Standing.BEATS, PASS), (0.6, Standing.BEATS, DOUBT), (0.75, Standing.DOES_NOT_BEAT, FAIL)],
+)
+def test_global_edges_need_their_bar_and_their_baselines(low: float, standing: Standing, told: Verdict):
+    """Either can leave them in doubt or fail them."""
+    comparison = BaselineComparison(
+        baseline=GlobalBaseline.PERMUTED, spearman=figure(0.1, 0.3), difference=figure(0.1, 0.3),
+        standing=standing, how="",
+    )  # fmt: skip
+    one = HeldOutTransfer(
+        measured=AblatedTokens.TARGET,
+        edges=48,
+        spearman=figure(low, 0.9, 0.8),
+        comparisons=(comparison,),
+        how="",
+    )
+    assert transferred(one, "texts").verdict is told
 
 
 # --- the card ------------------------------------------------------------------------------------
