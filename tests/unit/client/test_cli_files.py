@@ -12,6 +12,7 @@ from trephine.client import downloads
 from trephine.client.baseline import read_baseline
 from trephine.client.cli import main
 from trephine.client.cli.exit_codes import ExitCode
+from trephine.client.cli.texts import read_text
 from trephine.client.downloads import require_writable
 from trephine.client.errors import BaselineInvalidError, LocalFileError
 
@@ -119,3 +120,18 @@ def test_a_baseline_that_is_no_json_is_told_without_an_empty_place(tmp_path: Pat
     (tmp_path / "baseline.json").write_text("")
     with pytest.raises(BaselineInvalidError, match=r"baseline\.json is no baseline: Invalid JSON: EOF"):
         read_baseline(tmp_path / "baseline.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, r"text cannot be read: No such file"), (b"ab\xff", r"text is no UTF-8 text \(byte 2\): save it")],
+)
+def test_a_text_that_cannot_be_read_is_told_from_one_that_is_none(
+    content: bytes | None, told: str, tmp_path: Path
+):
+    """A file that is not there is no matter of its encoding."""
+    path = tmp_path / "text"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LocalFileError, match=told):
+        read_text(path)

@@ -11,9 +11,11 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 text.
 
     Raises:
-        LocalFileError: If there is none.
+        LocalFileError: If it cannot be read, or is none.
     """
     try:
         return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalFileError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise LocalFileError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LocalFileError(f"{path} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
