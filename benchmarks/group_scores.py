@@ -28,6 +28,7 @@ from benchmarks.discovery_cell import SET, load
 from benchmarks.group_additivity import Ablations, ablated, relative_error, strongest
 from benchmarks.planted_groups import planted, recovered
 from trephine.app.circuits.circuit_grouping import THRESHOLDS, found_groups
+from trephine.app.circuits.circuit_pruning import kept_nodes, pruned_circuit
 from trephine.app.circuits.circuits import StoredCircuit
 from trephine.app.circuits.group_controls import Places, random_partitions
 from trephine.app.circuits.group_measures import Flow, measure, partition_of
@@ -35,6 +36,7 @@ from trephine.app.circuits.group_scores import score_groups
 from trephine.app.models.models import Models
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import AutomaticGroups, GroupingBasis, NodeGroup
+from trephine.domain.circuit_queries import Pruning
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
 from trephine.domain.errors import NothingMatchedError
 from trephine.domain.group_scores import GroupingScores, GroupQuality, ScoredQuality
@@ -135,6 +137,11 @@ def discovered(hosted: HostedModel, prompt: str, target: str, against: str, kind
     return finish(discover_circuit(hosted, command))
 
 
+def pruned(circuit: Circuit) -> Circuit:
+    """What `circuits prune` leaves of it."""
+    return pruned_circuit(circuit, kept_nodes(circuit, Pruning(), frozenset()))[0]
+
+
 def scored(hosted: HostedModel, circuit: Circuit, over: str) -> Iterator[Scored]:
     """Yield every way of grouping one circuit."""
     for basis, threshold, how in WAYS:
@@ -186,7 +193,8 @@ def size_lines(rows: Sequence[Scored]) -> Iterator[str]:
         counted = (f"{verdicts.count(s)} {s.value}" for s in Standing if s in verdicts)
         yield (
             f"| {' | '.join(key)} | {np.mean([len(one.groups) for one in known]):.0f} | "
-            f"{np.mean([sum(len(g.nodes) for g in one.groups) for one in known]):.0f} of {NODES} | "
+            f"{np.mean([sum(len(g.nodes) for g in one.groups) for one in known]):.0f} of "
+            f"{np.mean([_features(one.circuit) for one in known]):.0f} | "
             f"{np.mean([x.nodes for x in before]):.0f} -> {np.mean([x.nodes for x in after]):.0f} | "
             f"{np.mean([x.edges for x in before]):,.0f} -> {np.mean([x.edges for x in after]):,.0f} | "
             f"{_span([1 - s.inside - s.cancelled for s in found])} | {', '.join(counted)} |"
@@ -270,6 +278,10 @@ def _gains(circuit: Circuit, groups: Sequence[NodeGroup]) -> tuple[float, float,
     )
 
 
+def _features(circuit: Circuit) -> int:
+    return sum(node.kind is NodeKind.FEATURE for node in circuit.nodes)
+
+
 def _ways(rows: Sequence[Scored]) -> Iterator[tuple[tuple[str, str, str], list[Scored]]]:
     for key in dict.fromkeys((one.over, one.basis, one.threshold) for one in rows):
         yield key, [one for one in rows if (one.over, one.basis, one.threshold) == key]
@@ -303,6 +315,11 @@ def main() -> None:
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=default_cache() / "models" / "smollm2")
     parser.add_argument("--thresholds", action="store_true", help="Print what every threshold does, only.")
+    parser.add_argument(
+        "--pruned",
+        action="store_true",
+        help="Group what pruning leaves (0.8 of nodes, 0.98 of edges); ablate nothing.",
+    )
     given = parser.parse_args()
     if given.thresholds:
         hosted = load(str(given.model), str(given.transcoders))
@@ -317,16 +334,19 @@ def main() -> None:
     for kind, over in OVER:
         for prompt, target, against in PROMPTS:
             circuit = discovered(hosted, prompt, target, against, kind)
+            circuit = pruned(circuit) if given.pruned else circuit
             circuits.append((over, circuit))
             for one in scored(hosted, circuit, over):
                 rows.append(one)
-                if one.groups:
+                if one.groups and not given.pruned:
                     apart.setdefault((over, one.basis, one.threshold), []).append(additivity(hosted, one))
                 words = "no groups" if one.scores is None else one.scores.verdict
                 sys.stderr.write(f"{over}, {prompt!r}, {one.basis}, {one.threshold}: {words}\n")
     _print("Pictures", size_lines(rows))
     _print("Figures beside controls", quality_lines(rows))
     _print("Whole layers as groups, at each position", layer_lines(circuits))
+    if given.pruned:
+        return
     lines = ["| over | by | threshold | found groups | random groups |", "|---|---|---|---|---|"]
     for key, pairs in apart.items():
         both = (relative_error([pair[side] for pair in pairs]) for side in (0, 1))

@@ -37,7 +37,7 @@ def test_lines_tell_groupings_that_beat_from_those_that_were_not_found():
     ]
     sizes = list(size_lines(rows))
     assert (
-        "| planted | edges | 0.5 | 16 | 80 of 256 | 87 -> 23 | 660 -> 36 | 1.00 (1.00 to 1.00) | 1 BEATS |"
+        "| planted | edges | 0.5 | 16 | 80 of 80 | 87 -> 23 | 660 -> 36 | 1.00 (1.00 to 1.00) | 1 BEATS |"
         in sizes
     )
     assert "| planted | directions | 0.5 | none | | | | | |" in sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +57,17 @@ def random_partitions(places: Places, partition: Partition, *, draws: int, seed:
     draw (Besag and Clifford 1989), and its rank is a p-value.
     """
     chooser = np.random.default_rng(seed)
-    hub = _walked(places, partition, chooser)
+    sweeps = range(_SWEEPS)
+    hub = _walked(places, partition, chooser, reversed(sweeps))  # backwards: each sweep is its own reverse
     for _ in range(draws):
-        yield _walked(places, hub, chooser)
+        yield _walked(places, hub, chooser, sweeps)
 
 
-def _walked(places: Places, partition: Partition, chooser: np.random.Generator) -> Partition:
+def _walked(
+    places: Places, partition: Partition, chooser: np.random.Generator, sweeps: Iterable[int]
+) -> Partition:
     label = partition.label.copy()
-    for sweep in range(_SWEEPS):
+    for sweep in sweeps:
         one, other = _pairs(places, chooser, anywhere=sweep % 4 == 3)
         mine, theirs = label[one], label[other]
         fits = _within(places, other, mine) & _within(places, one, theirs)
