@@ -6,9 +6,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.builders import tiny_folder
 from tests.resident_sets import resident_set
+from tests.unit.engine.exporting import hosted_in
 from tests.unit.engine.interventions import direction, neuron, whole
 from tests.unit.engine.weights.folders import MEASURED, compiled, distances, feature, parent, written
 from trephine.domain.edit_strength import at_strength
@@ -43,6 +46,41 @@ def test_a_direction_removed_at_every_writer_is_gone(family, tmp_path):
     unit = torch.tensor(V) / torch.tensor(V).norm()
     assert max(float((state @ unit).abs().max()) for state in states) < 1e-4
     assert bool(program.config.get("tie_word_embeddings", True)) != hosted.info.tied_embeddings
+
+
+def test_files_of_a_bare_model_are_untied_as_they_are_named(tmp_path):
+    """GPT-2 as released: no prefix, and no unembedding among the names that transformers prefixes."""
+    folder = tiny_folder("gpt2", tmp_path / "parent")
+    shard = folder / "model.safetensors"
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in load_file(shard).items()}
+    save_file({name: bare[name] for name in bare if name != "lm_head.weight"}, shard, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    hosted = hosted_in(folder)
+    assert hosted.info.tied_embeddings
+    program = compiled(hosted, WRITERS)
+    assert {"lm_head.weight", "wte.weight", "wpe.weight"} <= {change.name for change in program.changes}
+    left, whole_edit = distances(hosted, WRITERS, written(hosted, program, tmp_path / "exported"))
+    assert left < 1e-9 < 1e-3 < whole_edit
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_an_unembedding_that_is_stored_beside_its_tied_twin_keeps_its_own(family, tmp_path):
+    """The edit is the embedding's; the config must not say any longer that both are one."""
+    folder = tiny_folder(family, tmp_path / "parent")
+    shard = folder / "model.safetensors"
+    tensors = load_file(shard)
+    twin = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | twin, shard, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    hosted = hosted_in(folder)
+    assert hosted.info.tied_embeddings
+    program = compiled(hosted, WRITERS)
+    assert program.config["tie_word_embeddings"] is False
+    assert "lm_head.weight" not in {change.name for change in program.changes}
+    left, whole_edit = distances(hosted, WRITERS, written(hosted, program, tmp_path / "exported"))
+    assert left < 1e-9 < 1e-3 < whole_edit
 
 
 def test_the_same_at_residual_sites_moves_to_their_writers(tmp_path):
