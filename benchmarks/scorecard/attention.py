@@ -67,8 +67,8 @@ def attention(subject: Subject) -> Iterator[Entry]:
         value=counted("residual", worst),
         bar="at most 1e-3",
         verdict=at_most(counted("residual", worst), 1e-3),
-        how=f"{len(joint)} pairs, every head, share of the exact change; {nodes} nodes, where the product doubles them "
-        "from 16 until the bar is met",
+        how=f"{len(joint)} pairs, every head, share of the exact change; {nodes} nodes; the product "
+        "doubles them from 16 until the bar is met",
     )
 
 
