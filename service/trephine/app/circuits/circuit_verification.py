@@ -10,8 +10,8 @@ from pathlib import Path
 from trephine.app.circuits.circuit_pruning import shown_nodes
 from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.circuits import Circuits, StoredCircuit
-from trephine.app.circuits.graph_sets import spanned_layers
-from trephine.app.jobs.costs import Cost, Sets, feature_counts, forward_bytes, predict_beside
+from trephine.app.circuits.verification_costs import verification_cost
+from trephine.app.jobs.costs import Cost, predict_beside
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.app.models.models import Models
@@ -21,7 +21,6 @@ from trephine.app.storage.names import resource
 from trephine.app.storage.records import RecordFolder
 from trephine.app.storage.results import found_once, newest_first, stored_result
 from trephine.domain.circuit_sets import require_same_set
-from trephine.domain.circuits import Circuit
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ParentChangedError,
@@ -29,19 +28,9 @@ from trephine.domain.errors import (
 )
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
-from trephine.domain.verification import Substitute, VerificationReport, VerifyCircuit
+from trephine.domain.verification import VerificationReport, VerifyCircuit
 
 COLLECTION = "circuitVerifications"
-
-_RETAIN_TOKENS, _FIT_TOKENS = 1024, 4096
-"""The text of mean ablation, and the text that a random dictionary is fitted on."""
-_WINDOWS, _WINDOW_TOKENS = 4, 128
-"""Of the text of mean ablation, in one pass."""
-_GROUP_KINDS = 4
-_STEP_PASSES = 8
-"""Of the search over masks: a pass, its adjoint, its rounded mask, and as many random masks."""
-_BATCH_TOKENS = 256
-_FLOAT, _HALF = 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,39 +165,4 @@ class CircuitVerifications:
         return request.model or stored.circuit.model
 
 
-@predict_beside.register
-def _(command: VerifyCircuit, info: ModelInfo, sets: Sets) -> Cost:
-    """Count rows of the prompt; masks are as large as all features of the covered layers, per row."""
-    options, prompt = command.options, len(command.circuit.tokens)
-    rows = options.nodes + options.depth_nodes + _GROUP_KINDS * options.groups
-    rows += len(options.substitutes) * (2 * options.random_circuits + 3)
-    rows += _STEP_PASSES * options.adversary_steps
-    beside = options.control and command.circuit.set_names != (NEURONS,)
-    counts = _features(command.circuit, info, sets)
-    features, widest = sum(counts), max(info.d_mlp, *counts)
-    masks = 3 * max(prompt, _BATCH_TOKENS) * features * _FLOAT
-    dictionary = 2 * features * info.d_model * _HALF if beside else 0
-    fitted = _FIT_TOKENS if beside else 0
-    return Cost(
-        tokens=rows * prompt * (2 if beside else 1) + _RETAIN_TOKENS + fitted,
-        memory_bytes=dictionary
-        + _averaged(command, info, masks + max(prompt, _BATCH_TOKENS) * widest * 8 * _FLOAT, widest),
-    )
-
-
-def _averaged(command: VerifyCircuit, info: ModelInfo, ablating: int, widest: int) -> int:
-    """Bytes of ablating, and of averaging before it: what the text was read as, and logits, which stay."""
-    if Substitute.MEAN not in command.options.substitutes:
-        return ablating
-    kept = _RETAIN_TOKENS * info.d_vocab * _FLOAT
-    read = info.n_layers * (info.d_mlp if NEURONS in command.circuit.set_names else info.d_model) + 2 * widest
-    reading = _WINDOWS * _WINDOW_TOKENS * read * _FLOAT
-    return kept + max(ablating, reading + forward_bytes(_WINDOW_TOKENS, _WINDOWS, info))
-
-
-def _features(circuit: Circuit, info: ModelInfo, sets: Sets) -> list[int]:
-    """Count the features of every layer of every set; of a set that is not known as many as neurons."""
-    spanned = spanned_layers(circuit.set_names, info, sets, circuit.layers)
-    unknown = (name for name in circuit.set_names if name != NEURONS and name not in sets)
-    guessed = (feature_counts(name, info, sets, circuit.layers).values() for name in unknown)
-    return [one.d_sae for one in spanned] + [count for counts in guessed for count in counts]
+predict_beside.register(VerifyCircuit, verification_cost)

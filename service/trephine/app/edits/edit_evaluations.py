@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trephine.app.edits.edit_evaluation_costs import edit_evaluation_cost
 from trephine.app.edits.edit_store import split_version
 from trephine.app.edits.edits import Edits
-from trephine.app.jobs.costs import Cost, forward_bytes, predict, tokens_of
+from trephine.app.jobs.costs import Cost, predict
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import EvaluateEditRequest
 from trephine.app.models.models import Models
@@ -18,24 +19,13 @@ from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.records import RecordFolder
 from trephine.app.storage.results import found_once, newest_first
 from trephine.domain.commands import Progress
-from trephine.domain.edit_evaluation import (
-    FEWEST_UNITS,
-    EditEvaluation,
-    EvaluateEdit,
-    EvaluationSet,
-    FeatureControls,
-    SetRole,
-)
+from trephine.domain.edit_evaluation import EditEvaluation, EvaluateEdit
 from trephine.domain.edit_weights import require_weights
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError, ResourceNotFoundError
 from trephine.domain.models import ModelInfo
 
 _NAME = re.compile(r"edits/(?P<edit>[A-Za-z0-9][A-Za-z0-9._-]*)/evaluations/(?P<id>[A-Za-z0-9]{1,64})")
-_RETAIN_TOKENS = 1024
-_PROMPT_ARMS, _STRENGTH_ARMS = 4, 24
-"""Prompts tried, and strengths of the edit, on as many units as controls are run on."""
-_BATCH_TOKENS = 384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,52 +148,4 @@ def _command(request: EvaluateEditRequest, edit: Edit) -> EvaluateEdit:
     )
 
 
-@predict.register
-def _(command: EvaluateEdit, info: ModelInfo) -> Cost:
-    """Count tokens: every set plain, edited and as no-op, and a part of every set under all controls."""
-    controls = command.controls
-    whole = sum(map(_tokens, command.sets))
-    targets = [one for one in command.sets if one.role is SetRole.TARGET]
-    retained = [_retained(one, controls) for one in command.sets if one.role is SetRole.RETAIN]
-    if not retained:
-        whole += _RETAIN_TOKENS
-        retained.append(_cut_part(_RETAIN_TOKENS, controls))
-    part = sum(_part(one, controls.tokens) for one in targets)
-    arms = 1 + controls.sets + controls.wrong_layer_sets
-    prompted = 0 if command.prompting is None else part * (_PROMPT_ARMS + _STRENGTH_ARMS) + 2 * whole
-    longest = min(max(map(_longest, command.sets)), info.context_length)
-    rows = max(1, _BATCH_TOKENS // longest)
-    return Cost(
-        tokens=3 * whole + _RETAIN_TOKENS + arms * (part + sum(retained)) + prompted,
-        memory_bytes=forward_bytes(longest, 2 * rows, info) + 2 * _RETAIN_TOKENS * info.d_vocab * 4,
-    )
-
-
-def _part(one: EvaluationSet, tokens: int) -> int:
-    """Tokens of a set that every control is run on: about as many as asked for, of 8 units at least."""
-    return min(_tokens(one), max(tokens, _tokens(one) // len(one) * FEWEST_UNITS))
-
-
-def _retained(one: EvaluationSet, controls: FeatureControls) -> int:
-    """Tokens of a retain set that every control is run on: none, if none is asked for."""
-    if one.texts:
-        return _cut_part(_tokens(one), controls)
-    return _part(one, controls.of_retain) if controls.of_retain else 0
-
-
-def _cut_part(tokens: int, controls: FeatureControls) -> int:
-    """Tokens that every control is run on of texts that are cut, of so many tokens uncut."""
-    if not controls.of_retain:
-        return 0
-    return min(tokens, max(controls.of_retain, FEWEST_UNITS * controls.retain_cut))
-
-
-def _tokens(one: EvaluationSet) -> int:
-    items = sum(tokens_of(item.prompt) + sum(map(tokens_of, item.choices)) for item in one.items)
-    return sum(map(tokens_of, one.texts)) + items
-
-
-def _longest(one: EvaluationSet) -> int:
-    texts = max(map(tokens_of, one.texts), default=1)
-    items = max((tokens_of(item.prompt) + max(map(tokens_of, item.choices)) for item in one.items), default=1)
-    return max(texts, items)
+predict.register(EvaluateEdit, edit_evaluation_cost)

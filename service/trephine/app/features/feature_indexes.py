@@ -15,6 +15,7 @@ from uuid import uuid4
 from trephine.app.features.feature_sets import FeatureSet, FeatureSets
 from trephine.app.features.index_reading import IndexReader
 from trephine.app.jobs.events import forwarded
+from trephine.app.jobs.prices import block_seconds, product_seconds
 from trephine.app.jobs.requests import IndexRequest
 from trephine.app.models.models import Models
 from trephine.app.storage.artifacts import ArtifactStore
@@ -34,8 +35,8 @@ _KEEP_SECONDS = 7 * 24 * 3600.0
 """An index that was cancelled can be gone on with for a week."""
 _BUILT_IN_BYTES = 8_000
 _BYTES_PER_TOKEN = 4
-_FLOPS_PER_SECOND = 2e10
-"""Two slow cores."""
+_OVERHEAD_SECONDS, _ENTERED_SECONDS = 1.0, 6e-8
+"""Of every index; of a feature at a token: its activation is compared with those that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +112,13 @@ class FeatureIndexes:
         layers = command.layers or tuple(found.sizes)
         features = sum(found.sizes[layer] for layer in layers)
         held = features * bytes_per_feature(kept=command.contexts_per_feature, window=command.window)
-        weights = found.model.n_parameters + features * found.model.d_model
+        seconds = _OVERHEAD_SECONDS + block_seconds(tokens, found.model)
+        seconds += product_seconds(2.0 * tokens * features * found.model.d_model)
         return PredictedIndex(
             features=found,
             layers=layers,
             tokens=tokens,
-            seconds=tokens * 2 * weights / _FLOPS_PER_SECOND,
+            seconds=seconds + tokens * features * _ENTERED_SECONDS,
             memory_bytes=held,
             disk_bytes=held + tokens * _BYTES_PER_TOKEN,
         )

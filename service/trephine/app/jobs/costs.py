@@ -18,7 +18,6 @@ from trephine.domain.fitting import FitReplacementSet
 from trephine.domain.generation import Generate, Score
 from trephine.domain.models import ModelInfo
 from trephine.domain.replacements import (
-    EvaluateReplacementSet,
     LayerKind,
     LoadReplacementSet,
     ReplacementLayerInfo,
@@ -36,19 +35,10 @@ _RETAIN_TOKENS = 2048
 _PASS_TOKENS = 1024
 """Of one forward pass of work that runs in many."""
 
-_LAYER_CONTEXTS = 8
-"""Contexts on which an evaluation splices layers one by one."""
-
 _PROBE_TOKENS = 1024
 """The probe text that admits a replacement set."""
 
-_FIT_TOKENS = 4096
-"""Tokens that controls are fitted on."""
-
 _FLOAT = 4
-
-_FLOPS_PER_WEIGHT, _FLOPS_PER_SECOND = 2, 2e10
-"""For predicted times: a multiplication and an addition per weight and token, on two slow cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +49,8 @@ class Cost:
     """Tokens that pass through the model, over all rows."""
     memory_bytes: int
     """Beyond the loaded model, at the peak."""
+    seconds: float = 0.0
+    """Processor time of one core; 0 of what nobody can ask to be predicted."""
 
 
 CHEAP = Cost(tokens=0, memory_bytes=0)
@@ -130,25 +122,6 @@ def _(command: CompileExport, info: ModelInfo) -> Cost:
 
 
 @predict.register
-def _(command: EvaluateReplacementSet, info: ModelInfo) -> Cost:
-    text = tokens_of(command.text) if command.text else _RETAIN_TOKENS
-    measured = min(text, command.max_contexts * command.context_tokens)
-    alone = min(measured, _LAYER_CONTEXTS * command.context_tokens)
-    layers, controls = len(command.layers) or info.n_layers, len(command.controls)
-    # Surveyed and plain, then for every dictionary and both ablations all layers together and, on a few
-    # contexts, one by one (half a pass on average); controls are fitted on one pass over text of their own.
-    passes = measured * (2 + 3 + controls) + alone * layers * (3 + controls) // 2
-    # A perturbation is answered by the model once and by every dictionary twice, from some layer up.
-    perturbed = command.context_tokens * ((2 + controls) * command.perturbations + _LAYER_CONTEXTS)
-    # Of a set's size nothing is known here; controls like the MLPs are a fair guess.
-    fitted = controls * info.n_layers * 2 * info.d_mlp * info.d_model * _FLOAT // 2
-    return Cost(
-        tokens=passes + perturbed + (_FIT_TOKENS if controls else 0),
-        memory_bytes=fitted + forward_bytes(command.context_tokens, 2, info),
-    )
-
-
-@predict.register
 def _(command: FitReplacementSet, info: ModelInfo) -> Cost:
     """It works in a process of its own and never waits; layers that do not fit at once follow each other."""
     recipe = command.recipe
@@ -197,11 +170,6 @@ def _(command: IndexFeatures, info: ModelInfo) -> Cost:
         tokens=min(command.max_tokens, _PASS_TOKENS),
         memory_bytes=features * per_feature + forward_bytes(_PASS_TOKENS, 1, info),
     )
-
-
-def predicted_seconds(cost: Cost, info: ModelInfo) -> float:
-    """Guess how long the forward passes of a command take."""
-    return cost.tokens * _FLOPS_PER_WEIGHT * info.n_parameters / _FLOPS_PER_SECOND
 
 
 def tokens_of(text: str) -> int:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trephine.app.jobs.costs import Cost
+from trephine.app.jobs.costs import Cost, predict_beside
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import EvaluateSetRequest
 from trephine.app.models.models import Models
+from trephine.app.sets.evaluation_costs import evaluation_cost
 from trephine.app.sets.replacements import Replacements
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
@@ -147,3 +148,6 @@ def _render(stored: StoredEvaluation, format: EvaluationFormat) -> tuple[bytes, 
     if format == "csv":
         return evaluation_csv(stored.evaluation).encode(), "text/csv; charset=utf-8"
     return evaluation_json(stored.evaluation, name=stored.name).encode(), "application/json"
+
+
+predict_beside.register(EvaluateReplacementSet, evaluation_cost)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trephine.app.jobs.costs import Cost, forward_bytes, tokens_of
+from trephine.app.jobs.prices import block_seconds
 from trephine.domain.dataset_circuits import Estimator
 from trephine.domain.models import ModelInfo
+from trephine.domain.spurious_checks import CheckedSpuriousRemoval
 from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.domain.spurious_sizes import CONTROL_TEXTS, EXACT_TEXTS, ONE_HELD_OUT_OF, ORIENTING_TEXTS
@@ -16,6 +18,13 @@ from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText
 
 _SWEEP = 3
 """A sweep costs about so many forward passes."""
+
+_OVERHEAD_SECONDS, _HEAD_SECONDS = 3.0, 0.3
+"""Of every removal: judges, what is done without a feature, intervals; of training a head."""
+_PACKED = 1.35
+"""Of packs of short texts, by what long ones take a token."""
+_EFFECT_SECONDS = 2e-9
+"""Of a feature at a token that is swept: what it adds is read off and summed."""
 
 
 def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
@@ -26,16 +35,36 @@ def removal_cost(command: RemoveSpuriousFeatures, info: ModelInfo) -> Cost:
     around = _template_tokens(command.decision)
     mean = sum(lengths) / len(lengths) + around
     longest = min(max(lengths) + around, info.context_length)
-    depth = 1.0
-    if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
-        depth = (command.decision.layer + 1) / info.n_layers
     sample = min(budget.effect_texts, len(command.training))
     layers = len(command.layers) if command.layers else info.n_layers
     matrix = 4 * layers * info.d_mlp * max(sample, 1)
     return Cost(
-        tokens=int(mean * (_effects(command, sample) + depth * pooled_texts(command))),
+        tokens=int(mean * (_effects(command, sample) + _depth(command, info) * pooled_texts(command))),
         memory_bytes=2 * matrix + forward_bytes(max(longest, 384), 2, info),
     )
+
+
+def removal_seconds(
+    command: RemoveSpuriousFeatures, info: ModelInfo, checked: CheckedSpuriousRemoval
+) -> float:
+    """Predict the time of a removal whose texts were counted in tokens."""
+    sample = min(command.budget.effect_texts, len(command.training))
+    mean, depth = checked.tokens / checked.texts, _depth(command, info)
+    swept = mean * depth * _effects(command, sample)
+    heads = 2 + 2 * len(command.budget.counts) * command.refit + command.budget.random_sets
+    return (
+        _OVERHEAD_SECONDS
+        + heads * _HEAD_SECONDS
+        + _PACKED * block_seconds(swept + mean * depth * pooled_texts(command), info)
+        + swept * checked.features * _EFFECT_SECONDS
+    )
+
+
+def _depth(command: RemoveSpuriousFeatures, info: ModelInfo) -> float:
+    """Return the share of the blocks that lie below the head."""
+    if isinstance(command.decision, ProbeHead) and command.decision.layer is not None:
+        return (command.decision.layer + 1) / info.n_layers
+    return 1.0
 
 
 def _template_tokens(decision: DecisionHead) -> int:

@@ -13,7 +13,7 @@ from trephine.app.jobs.costs import Cost, predict
 from trephine.app.jobs.events import forwarded
 from trephine.app.jobs.requests import RemoveSpuriousRequest
 from trephine.app.models.models import Models
-from trephine.app.spurious.spurious_costs import removal_cost
+from trephine.app.spurious.spurious_costs import removal_cost, removal_seconds
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
 from trephine.app.storage.names import id_in, require_new_id, resource
@@ -29,7 +29,7 @@ from trephine.domain.errors import (
 )
 from trephine.domain.findings import Verdict
 from trephine.domain.models import ModelInfo
-from trephine.domain.spurious_checks import CheckSpuriousRemoval
+from trephine.domain.spurious_checks import CheckedSpuriousRemoval, CheckSpuriousRemoval
 from trephine.domain.spurious_heads import ClassifierHead, RewardHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures, SpuriousRemoval
 from trephine.pages.spurious_page import spurious_html
@@ -84,9 +84,15 @@ class SpuriousRemovals:
             TrephineError: Whatever the work would raise before its first forward pass, naming the text, the
                 label token or the option.
         """
-        command, info = await self._named(request, operation_id)
-        await self._models.engine(info.name).run(CheckSpuriousRemoval(command=command))
+        command, info, _ = await self._checked(request, operation_id)
         return command, info
+
+    async def _checked(
+        self, request: RemoveSpuriousRequest, operation_id: str = ""
+    ) -> tuple[RemoveSpuriousFeatures, ModelInfo, CheckedSpuriousRemoval]:
+        command, info = await self._named(request, operation_id)
+        checked = await self._models.engine(info.name).run(CheckSpuriousRemoval(command=command))
+        return command, info, checked
 
     async def _named(
         self, request: RemoveSpuriousRequest, operation_id: str
@@ -110,8 +116,9 @@ class SpuriousRemovals:
             OverBudgetError: If it would be refused.
             TrephineError: As `check` does.
         """
-        command, info = await self.check(request)
-        return command, info, await self._models.predict_command(info.name, command)
+        command, info, checked = await self._checked(request)
+        cost = await self._models.predict_command(info.name, command)
+        return command, info, replace(cost, seconds=removal_seconds(command, info, checked))
 
     async def run(
         self, request: RemoveSpuriousRequest, on_progress: Callable[[Progress], None], *, removal_id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trephine.app.circuits.circuit_verification import COLLECTION, StoredVerification
 from trephine.app.circuits.circuits import StoredCircuit
-from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.costs import Cost
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain import verification as domain
 from trephine.domain.models import ModelInfo
@@ -107,7 +107,7 @@ def predicted_to_wire(
         target=clean(stored.circuit.target_label),
         version=version_to_wire(info.name, info.weight_hash),
         seed=request.options.seed,
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
     )
 

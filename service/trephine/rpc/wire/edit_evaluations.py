@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from trephine.app.edits.edit_evaluations import StoredEditEvaluation
-from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.costs import Cost
 from trephine.app.jobs.requests import EvaluateEditRequest
 from trephine.domain import edit_evaluation as domain
 from trephine.domain.errors import InvalidRequestError
@@ -84,7 +84,7 @@ def predicted_to_wire(command: domain.EvaluateEdit, info: ModelInfo, cost: Cost)
         bounds=_bounds_to_wire(command.bounds),
         resamples=command.resamples,
         seed=command.seed,
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
         version=version_to_wire(info.name, info.weight_hash),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.costs import Cost
 from trephine.app.jobs.requests import EvaluateSetRequest
 from trephine.app.sets.evaluations import EvaluationFormat, StoredEvaluation
 from trephine.domain import replacements as domain
@@ -88,7 +88,7 @@ def checked_to_wire(
         replacement_set=info_to_wire(info),
         text=clean(request.command.text_name),
         seed=request.command.seed,
-        seconds=predicted_seconds(cost, model),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trephine.app.jobs.costs import Cost, predicted_seconds
+from trephine.app.jobs.costs import Cost
 from trephine.app.jobs.requests import ExportClassifierRequest, RemoveSpuriousRequest
 from trephine.app.spurious.spurious_removals import COLLECTION, StoredRemoval
 from trephine.domain import spurious_removal as domain
@@ -217,7 +217,7 @@ def predicted_to_wire(
         replacement=clean(command.replacement),
         estimator=_ESTIMATOR_NUMBERS[command.estimator],
         texts=[len(split) for split in command.splits.values()],
-        seconds=predicted_seconds(cost, info),
+        seconds=cost.seconds,
         peak_extra_bytes=cost.memory_bytes,
         version=version_to_wire(info.name, info.weight_hash),
         seed=command.seed,
