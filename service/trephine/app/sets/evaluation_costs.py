@@ -16,7 +16,7 @@ _FIT_TOKENS = 4096
 _FLOAT = 4
 
 _OVERHEAD_SECONDS = 1.0
-_SOLUTIONS = {Dictionary.RANDOM: 3.0, Dictionary.FROZEN_DECODER: 5.0, Dictionary.FROZEN_ENCODER: 3.0}
+_SOLUTIONS = {Dictionary.RANDOM: 3.0, Dictionary.FROZEN_DECODER: 5.0, Dictionary.FROZEN_ENCODER: 4.0}
 """What fitting a control takes, in least-squares solutions of a layer."""
 
 

@@ -126,6 +126,7 @@ def test_prompts_are_counted_where_they_are_tried():
         ({"layers": (3, 12), "max_contexts": 2, **PLAIN, "perturbations": 8}, 8.0),
         ({"layers": (3, 12), "max_contexts": 2, **PLAIN, "controls": (Dictionary.RANDOM,)}, 48.5),
         ({"layers": (3, 12), "max_contexts": 2, **PLAIN, "controls": (Dictionary.FROZEN_DECODER,)}, 69.8),
+        ({"layers": (3, 12), "max_contexts": 2, **PLAIN, "controls": (Dictionary.FROZEN_ENCODER,)}, 56.8),
     ],
 )
 def test_evaluations_of_sets(options: dict[str, Any], measured: float):
