@@ -132,16 +132,17 @@ def predictions(of: str, reports: Sequence[VerificationReport], ablations: int) 
     controls = [each.control for each in reports if each.control is not None]
     prompts = f"{len(reports)} prompts, at most {ablations} single ablations to zero each"
     for predictor in (Predictor.SHOWN, Predictor.PATHS):
-        beside = [_ranks(given, baseline, baseline.value) for baseline in _BASELINES]
-        beside += [_ranks(controls, predictor, "random dictionary")] if controls else []
         beaten = [each for each in _BASELINES if (predictor, each) not in _SAME]
+        leads = [_lead(given, predictor, each) for each in beaten]
+        beside = [renamed(each, f"less that of {each.name}") for each in leads]
+        beside += [_ranks(controls, predictor, "random dictionary")] if controls else []
         yield Entry(
             figure=f"rank correlation of {_PREDICTORS[predictor]} with ablations",
             of=of,
             value=_ranks(given, predictor, predictor.value),
             beside=tuple(beside),
             bar=f"above {', '.join(each.value for each in beaten)}, paired",
-            verdict=above_zero([_lead(given, predictor, each) for each in beaten]),
+            verdict=above_zero(leads),
             how=f"{prompts}; mean over prompts, its interval combined from theirs",
         )
     for asked, p_of in (("sufficient", _p_sufficient), ("necessary", _p_necessary)):

@@ -207,10 +207,7 @@ def test_removal_is_held_to_the_oracle(ours: float, told: Verdict):
 
 
 SINGLE = "single nodes"
-PREDICTORS = {
-    Predictor.SHOWN: 0.9, Predictor.PATHS: 0.6, Predictor.MAGNITUDE: 0.3, Predictor.ACTIVATION_GRADIENT: 0.9,
-    Predictor.PERMUTED: 0.2,
-}  # fmt: skip
+PREDICTORS = {Predictor.SHOWN: 0.9, Predictor.PATHS: 0.6}
 
 
 def report(lead: Figure, p: float) -> VerificationReport:
@@ -251,6 +248,9 @@ def test_predictions_are_held_against_their_baselines():
     shown_effect, paths, *_ = clear
     assert (shown_effect.value.value, paths.value.value) == pytest.approx((0.9, 0.6))
     assert paths.value.low == pytest.approx(0.55)  # four prompts halve the interval
+    leads = {each.name: each.value for each in paths.beside}
+    assert leads["less that of activation x gradient"] == pytest.approx(0.2)
+    assert len(leads) == 3
     assert "activation x gradient" in paths.bar
     assert "activation x gradient" not in shown_effect.bar  # they are the same
     unsure = list(predictions("neurons", [report(figure(-0.3, 0.3, 0.1), 0.2)] * 4, 100))
