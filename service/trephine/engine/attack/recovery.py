@@ -39,6 +39,9 @@ def recovery(
 ) -> list[AttackFigure]:
     """Attack all tokens and goals together, budget by budget.
 
+    Each begins with the best that the one before found: what a small perturbation brings back, a larger norm
+    allows as well, and steps that are larger with it may pass it by.
+
     Args:
         model: The edited model, frozen.
         windows: Its contexts.
@@ -56,11 +59,14 @@ def recovery(
         rows = Prefixes(model, windows, target.tokens * n_goals)
         norms = torch.stack([rows.residual(layer).norm(dim=-1) for layer in layers], 1)
     goals = torch.cat(target.goals)
-    found = []
+    found: list[AttackFigure] = []
+    begun: Tensor | None = None
     for number, budget in enumerate(budgets):
         radii = budget * norms / len(layers) ** 0.5
         told = partial(_told, say, number, steps, len(budgets))
-        logits = _Attack(rows, layers, read, radii).optimised(goals, steps, told)
+        attack = _Attack(rows, layers, read, radii, begun)
+        logits = attack.optimised(goals, steps, told)
+        begun = attack.best
         shares = share_of_kl(goals, target.edited.repeat(n_goals, 1), logits).view(n_goals, n_tokens)
         found.append(figure("recovery", budget, shares[0], shares[1:], target.tokens, seed=seed))
         if until_decided and found[-1].succeeded:
@@ -75,10 +81,28 @@ def _told(say: Callable[[int, int], None], number: int, steps: int, budgets: int
 class _Attack:
     """Perturbations of one budget."""
 
-    def __init__(self, rows: Prefixes, layers: Sequence[int], read: Tensor, radii: Tensor) -> None:
+    def __init__(
+        self,
+        rows: Prefixes,
+        layers: Sequence[int],
+        read: Tensor,
+        radii: Tensor,
+        begun: Tensor | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            rows: The attacked tokens, once per goal.
+            layers: Where perturbations enter.
+            read: What they must not touch.
+            radii: Their largest norms, `(n_rows, n_layers)`.
+            begun: Perturbations within them, `(n_rows, n_layers, d_model)`; None: none at all.
+        """
         self._rows, self._layers, self._read, self._radii = rows, list(layers), read, radii
         width = rows.residual(self._layers[0]).shape[-1]
-        self._free = torch.zeros(*radii.shape, width, requires_grad=True)
+        self.best = torch.zeros(*radii.shape, width) if begun is None else begun
+        """What brought back most, `(n_rows, n_layers, d_model)`."""
+        self._free = (self.best / radii[..., None].clamp_min(1e-12)).requires_grad_()
 
     def optimised(self, goals: Tensor, steps: int, say: Callable[[int], None]) -> Tensor:
         """Minimise KL(goal || answer) per row; return each row's best answer, `(n_rows, d_vocab)`.
@@ -100,6 +124,7 @@ class _Attack:
             lost |= ~loss.detach().isfinite()
             answers = logits.detach() if step == 0 else torch.where(better[:, None], logits.detach(), answers)
             best = torch.minimum(best, loss.detach())
+            self.best = torch.where(better[:, None, None], self.perturbations().detach(), self.best)
             say(step)
             if step == steps:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,6 +44,17 @@ def test_a_behaviour_that_only_moved_is_suppressed(tmp_path):
     strongest = found.figures[2]
     assert (strongest.kind, strongest.strength) == ("recovery", 0.1)
     assert strongest.excess.low > 0.2
+
+
+def test_a_larger_perturbation_brings_back_no_less(tmp_path):
+    """A smaller one lies within it: steps that are too large for what they find must not hide a way back."""
+    model, read = planted()
+    asked = request(model, rotated(model, read), read, tmp_path, budgets=(0.1, 20.0, 400.0))
+    found = [one for one in attack(asked, lambda _: None).figures if one.kind == "recovery"]
+    assert [one.strength for one in found] == [0.1, 20.0, 400.0]
+    for one, larger in pairwise(found):
+        assert larger.returned.value >= one.returned.value - 1e-3
+        assert larger.unrelated.value >= one.unrelated.value - 1e-3
 
 
 def test_an_attack_that_is_asked_for_the_word_alone_stops_where_it_is_certain(tmp_path):
