@@ -3,8 +3,8 @@
     python -m benchmarks.prediction_costs --transcoders ../shared/replacements/smollm2-135m-tc
     python -m benchmarks.prediction_costs --only verify edits
 
-Seconds are processor time of the engine, so that other work on the machine does not count; a case takes about a
-minute of a core at most. Discoveries have a table of their own (`discovery_costs`), and so do circuits of
+Seconds are processor time of the engine, so that other work on the machine does not count; a case takes about
+a minute of a core at most. Discoveries have a table of their own (`discovery_costs`), and so do circuits of
 behaviours and global ones (`dataset_circuits`, `global_circuits`).
 """
 
