@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import dataset_circuits, global_circuits
 from benchmarks.kept_runs import KeptRuns
-from benchmarks.replacements import NAME
+from benchmarks.replacements import NAME, followed
 from benchmarks.scorecard.entries import (
     LEVEL,
     Entry,
@@ -35,7 +35,6 @@ from trephine.domain.verification import (
 )
 from trephine.engine.admission.evaluation import evaluate_replacement_set
 from trephine.engine.global_circuits.discovery import discover_global_circuit
-from trephine.engine.models.quanta import finish
 
 TASKS = ("simple", "within_rc")
 """Behaviours: agreement of verb and subject, next to each other and across a relative clause."""
@@ -55,7 +54,7 @@ def reconstruction(subject: Subject) -> Iterator[Entry]:
         perturbations=sizes.perturbations,
         seed=sizes.seed,
     )
-    found = finish(evaluate_replacement_set(subject.session, command))
+    found = followed(evaluate_replacement_set(subject.session, command))
     how = f"all layers spliced at once, position 0 left out, {found.contexts} contexts, {found.tokens} tokens"
     by_claim = {
         "ce_score": "all layers spliced, ce_score",
@@ -276,9 +275,8 @@ def global_transfer(subject: Subject) -> Iterator[Entry]:
         weighting="twera",
         seed=given.seed,
     )
-    found = finish(
-        discover_global_circuit(subject.session, global_circuits.command(NAME, subject.text, sizes))
-    )
+    command = global_circuits.command(NAME, subject.text, sizes)
+    found = followed(discover_global_circuit(subject.session, command))
     across = found.across
     if across is None:
         raise ValueError("the circuit is not global")
