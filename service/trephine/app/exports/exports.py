@@ -176,8 +176,18 @@ class Exports:
         export_id = id_in("exports", name)
         stored = await asyncio.to_thread(self._records.read, export_id)
         if stored is None or not self._target(export_id).is_dir():
-            raise ResourceNotFoundError(f"there is no export {export_id}", name=f"exports/{export_id}")
+            raise await asyncio.to_thread(self._unknown, export_id)
         return stored.export
+
+    def _unknown(self, export_id: str) -> ResourceNotFoundError:
+        """Name the exports of an edit to whoever asks for them by the edit, or by a folder called like it."""
+        alike = [
+            name
+            for name in self._records.all()
+            if name.startswith(f"{export_id}-") and self._target(name).is_dir()
+        ]
+        there = f"; there is {', '.join(sorted(alike))}" if alike else ""
+        return ResourceNotFoundError(f"there is no export {export_id}{there}", name=f"exports/{export_id}")
 
     async def list(self, edit: str | None = None) -> tuple[Export, ...]:
         """Return published exports, newest first.

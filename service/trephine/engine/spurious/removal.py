@@ -169,8 +169,8 @@ def _as_good(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
     """Say what does as well without a feature: a removal is to be worth more than what is simpler."""
     worst = {one.arm: one.figure("worst_group") for one in arms}
     ships = worst.get(shipped(arms))
-    if ships is None or shipped(arms) is Arm.ORIGINAL:
-        return ()
+    if ships is None or shipped(arms) is Arm.ORIGINAL or ships.value <= 0:
+        return ()  # a worst group of which nothing is right is matched by all, and none of it is fair
     names = [
         f"{words} ({found.value:.1%})"
         for arm, words in BASELINES.items()

@@ -170,6 +170,16 @@ async def test_export_is_published_by_the_last_rename(tmp_path):
     assert await house(tmp_path).exports.get("exports/edited") == export
 
 
+async def test_an_export_that_is_asked_for_by_the_start_of_its_name_is_named(tmp_path):
+    """Exports are called by their edit and a digest, and folders by whoever fetched them."""
+    here = await ready(tmp_path)
+    await here.exports.run(replace(REQUEST, export_id="quiet-1f2e3d"), ignore, operation_id=OPERATION)
+    with pytest.raises(ResourceNotFoundError, match="there is no export quiet; there is quiet-1f2e3d"):
+        await here.exports.get("exports/quiet")
+    with pytest.raises(ResourceNotFoundError, match="there is no export qui$"):
+        await here.exports.get("exports/qui")
+
+
 async def test_second_run_of_the_same_operation_publishes_nothing(tmp_path):
     """After a crash behind the rename, the operation finds its own export."""
     here = await ready(tmp_path)

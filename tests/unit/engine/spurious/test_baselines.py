@@ -140,6 +140,7 @@ def test_what_is_simpler_and_as_good_is_named():
     assert "(80.0%)" in said
     assert _as_good([outcome(Arm.REFITTED, 0.95), *arms[2:]]) == ()
     assert _as_good([arms[0], *arms[2:]]) == ()
+    assert _as_good([outcome(Arm.REFITTED, 0.0), *arms[2:]]) == ()  # nothing is fair, and nothing to match
     assert _as_good([ArmOutcome(arm=Arm.REFITTED, figures=()), *arms[2:]]) == ()
 
 
