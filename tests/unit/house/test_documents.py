@@ -66,7 +66,8 @@ def unknown_words(words: list[str]) -> list[str]:
 
 def module(name: str) -> Path:
     """Where a benchmark is."""
-    return ROOT / f"{name.replace('.', '/')}.py"
+    place = ROOT / name.replace(".", "/")
+    return place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
 
 
 def unknown_flags(words: list[str]) -> list[str]:
