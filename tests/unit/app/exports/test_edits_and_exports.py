@@ -176,7 +176,7 @@ async def test_an_export_that_is_asked_for_by_the_start_of_its_name_is_named(tmp
     await here.exports.run(replace(REQUEST, export_id="quiet-1f2e3d"), ignore, operation_id=OPERATION)
     with pytest.raises(ResourceNotFoundError, match="there is no export quiet; there is quiet-1f2e3d"):
         await here.exports.get("exports/quiet")
-    with pytest.raises(ResourceNotFoundError, match="there is no export qui$"):
+    with pytest.raises(ResourceNotFoundError, match=r"there is no export qui$"):
         await here.exports.get("exports/qui")
 
 
