@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kept_runs import KeptRuns, code_of
-from benchmarks.scorecard import entries
 from benchmarks.scorecard.attention import attention
 from benchmarks.scorecard.entries import Entry
 from benchmarks.scorecard.fidelity import behaviours, global_transfer, prediction, reconstruction
@@ -53,6 +52,10 @@ SUITES: Mapping[str, Suite] = {
 }
 
 
+_CODE = ("trephine.domain", "trephine.engine", "trephine.app", "benchmarks")
+"""What lines come from: the engine, use cases, and the benches that suites ask."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a suite gave."""
@@ -65,10 +68,9 @@ class Measured:
 
 def measured(subject: Subject, names: Sequence[str], say: Callable[[str], None]) -> Iterator[Measured]:
     """Run suites, or take what the same code gave for the same model, set, texts and sizes."""
-    kept, of = KeptRuns(subject.out / "kept.json"), {"graph": "", **subject.identity()}
+    kept = KeptRuns(subject.out / "kept.json")
+    request = {"graph": "", **subject.identity, "sizes": asdict(subject.sizes), "code": code_of(*_CODE)}
     for name in names:
-        code = code_of("trephine.engine", SUITES[name].run.__module__, entries.__name__)
-        request = of | {"sizes": asdict(subject.sizes), "code": code}
         answer = kept.get(name, request)
         if answer is None:
             say(f"{name} ...")
@@ -101,7 +103,7 @@ def verdict_of(found: Sequence[Measured]) -> Verdict:
 def lines(subject: Subject, found: Sequence[Measured]) -> Iterator[str]:
     """Write the card as Markdown."""
     yield "# Scorecard\n"
-    for name, value in subject.identity().items():
+    for name, value in subject.identity.items():
         yield f"- {name}: {value}"
     yield f"- {subject.sizes}\n"
     for each in found:
@@ -146,7 +148,7 @@ def record(subject: Subject, found: Sequence[Measured]) -> dict[str, Any]:
     """Write the card as plain values for JSON."""
     return {
         "version": VERSION,
-        **subject.identity(),
+        **subject.identity,
         "sizes": asdict(subject.sizes),
         "verdict": verdict_of(found).value,
         "suites": {

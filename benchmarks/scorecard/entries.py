@@ -104,11 +104,6 @@ def counted(name: str, value: float) -> Figure:
     return Figure(name=name, value=value, low=value, high=value)
 
 
-def renamed(figure: Figure, name: str) -> Figure:
-    """Name a figure by whose it is."""
-    return Figure(name=name, value=figure.value, low=figure.low, high=figure.high, unit=figure.unit)
-
-
 def _sided(good: bool, bad: bool) -> Verdict:
     if good:
         return Verdict.PASS

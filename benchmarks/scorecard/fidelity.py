@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks import dataset_circuits, global_circuits
 from benchmarks.kept_runs import KeptRuns
@@ -16,7 +17,6 @@ from benchmarks.scorecard.entries import (
     counted,
     mean_of,
     of_standing,
-    renamed,
     together,
 )
 from benchmarks.scorecard.subject import DICTIONARIES, Subject
@@ -67,7 +67,9 @@ def reconstruction(subject: Subject) -> Iterator[Entry]:
             figure=_SPLICED[name],
             of="the set",
             value=rows[Dictionary.GIVEN],
-            beside=tuple(renamed(rows[kind], kind.value) for kind in rows if kind is not Dictionary.GIVEN),
+            beside=tuple(
+                replace(rows[kind], name=kind.value) for kind in rows if kind is not Dictionary.GIVEN
+            ),
             bar="better than every control",
             verdict=above_zero([each.difference for each in found.claims if each.figure == claim]),
             how=how,
@@ -97,7 +99,9 @@ def _perturbations(found: ReplacementEvaluation) -> Iterator[Entry]:
             figure=f"error of a predicted change, {depth} layers up (1 predicts no change)",
             of="the set",
             value=own.nmse,
-            beside=tuple(renamed(each.nmse, kind.value) for kind, each in rows.items() if each is not own),
+            beside=tuple(
+                replace(each.nmse, name=kind.value) for kind, each in rows.items() if each is not own
+            ),
             bar="below 1",
             verdict=at_least(_mirrored(own.nmse), -1.0),
             how=f"features perturbed in the spliced and in the real model, {own.pairs} pairs, NMSE",
@@ -133,7 +137,7 @@ def predictions(of: str, reports: Sequence[VerificationReport], ablations: int) 
     for predictor in (Predictor.SHOWN, Predictor.PATHS):
         beaten = [each for each in _BASELINES if (predictor, each) not in _SAME]
         leads = [_lead(given, predictor, each) for each in beaten]
-        beside = [renamed(each, f"less that of {each.name}") for each in leads]
+        beside = [replace(each, name=f"less that of {each.name}") for each in leads]
         beside += [_ranks(controls, predictor, "random dictionary")] if controls else []
         yield Entry(
             figure=f"rank correlation of {_PREDICTORS[predictor]} with ablations",
@@ -250,7 +254,7 @@ def _behaviour(task: str, of: str, cell: dataset_circuits.Cell) -> Iterator[Entr
         figure=f"faithfulness of the stable core, agreement {task}",
         of=of,
         value=own if measured.core is None else measured.core.faithfulness,
-        beside=(counted("best random circuit", max(measured.random)), renamed(own, "whole circuit")),
+        beside=(counted("best random circuit", max(measured.random)), replace(own, name="whole circuit")),
         bar="above the best random circuit",
         verdict=Verdict.INCONCLUSIVE
         if measured.core is None
@@ -310,7 +314,7 @@ def transferred(one: HeldOutTransfer, texts: str) -> Entry:
         figure=f"rank correlation of global edges with ablations, {one.measured.value}",
         of="the set",
         value=one.spearman,
-        beside=tuple(renamed(each.spearman, each.baseline.value) for each in one.comparisons),
+        beside=tuple(replace(each.spearman, name=each.baseline.value) for each in one.comparisons),
         bar=f"at least {enough:g}, and above every baseline",
         verdict=together(
             [at_least(one.spearman, enough)] + [of_standing(each.standing) for each in one.comparisons]

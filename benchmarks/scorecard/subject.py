@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from benchmarks.laws import load_model
 from benchmarks.replacements import NAME, load_set
-from trephine.domain.replacements import ReplacementSetInfo
 from trephine.domain.sites import NEURONS
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.session import Session
@@ -62,14 +62,13 @@ class Subject:
     out: Path
     sizes: Sizes = field(default_factory=Sizes)
     _session: Session | None = None
-    _info: ReplacementSetInfo | None = None
 
     @property
     def session(self) -> Session:
         """The model with the set."""
         if self._session is None:
             self._session = Session(hosted=load_model(self.model))
-            self._info = load_set(self._session, self.folder)
+            load_set(self._session, self.folder)
         return self._session
 
     @property
@@ -77,8 +76,9 @@ class Subject:
         """The model."""
         return self.session.require_model()
 
+    @cached_property
     def identity(self) -> dict[str, str]:
-        """Name what the figures are of, by content."""
+        """What the figures are of, by content: every byte of it is read, once."""
         return {
             "model": f"{self.model.name}, {_digest(self.model, '*.safetensors')}",
             "set": f"{self.folder.name}, {_digest(self.folder, '*')}",

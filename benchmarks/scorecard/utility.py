@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from benchmarks.scorecard.entries import (
     by_chance,
     counted,
     of_standing,
-    renamed,
     together,
 )
 from benchmarks.scorecard.subject import DICTIONARIES, Subject
@@ -128,7 +128,7 @@ def _evaluated(found: EditEvaluation, feature: FeatureRef) -> Iterator[Entry]:
         of=of,
         value=effect,
         beside=(
-            renamed(_figure(target, EvaluationArm.NO_OP, "log_odds_change"), "no-op"),
+            replace(_figure(target, EvaluationArm.NO_OP, "log_odds_change"), name="no-op"),
             *(_spread(target, arm, "log_odds_change") for arm in _CONTROLS),
         ),
         bar=f"at least {bounds.min_log_odds:g}, and more than matched features and another layer, by p",
@@ -141,7 +141,7 @@ def _evaluated(found: EditEvaluation, feature: FeatureRef) -> Iterator[Entry]:
         of=of,
         value=damage,
         beside=(
-            renamed(_figure(retain, EvaluationArm.NO_OP, "kl"), "no-op"),
+            replace(_figure(retain, EvaluationArm.NO_OP, "kl"), name="no-op"),
             *(_spread(retain, arm, "kl") for arm in _CONTROLS),
         ),
         bar=f"at most {bounds.max_retain_kl:g}",

@@ -377,8 +377,18 @@ def test_suites_are_measured_once(subject: Subject, monkeypatch: pytest.MonkeyPa
     first = list(measured(subject, ["planted"], lambda _: None))
     assert list(measured(subject, ["planted"], lambda _: None)) == first
     assert runs == [0]
-    subject.sizes = Sizes(seed=1)
-    assert next(measured(subject, ["planted"], lambda _: None)).entries[0].value.value == 1
+    other = replace(subject, sizes=Sizes(seed=1))
+    assert next(measured(other, ["planted"], lambda _: None)).entries[0].value.value == 1
     (subject.folder / "weights.safetensors").write_bytes(b"another set")
-    list(measured(subject, ["planted"], lambda _: None))
+    list(measured(replace(other), ["planted"], lambda _: None))
     assert runs == [0, 1, 1]
+    monkeypatch.setattr(card, "code_of", lambda *names: "other code")
+    list(measured(replace(other), ["planted"], lambda _: None))
+    assert runs == [0, 1, 1, 1]
+
+
+def test_a_suite_is_kept_under_every_source_that_its_lines_come_from():
+    """Suites ask other benches and use cases: a change there is another card."""
+    for name in ("benchmarks.attention_effects", "benchmarks.shift_arms", "trephine.app.circuits.pruning"):
+        assert name.startswith(card._CODE)
+    assert card.code_of(*card._CODE) != card.code_of(*card._CODE[1:])
