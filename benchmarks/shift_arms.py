@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.shift_tasks import Draw, Item, Task
-from trephine.domain.sites import FeatureRef
+from trephine.domain.sites import NEURONS, FeatureRef
 from trephine.domain.spurious_heads import ProbeHead
 from trephine.domain.spurious_removal import RemovalBudget, RemoveSpuriousFeatures, Standing
 from trephine.domain.spurious_texts import AttributeText, LabelledText
@@ -33,15 +33,16 @@ from trephine.engine.spurious.baselines import INLP_ROUNDS, MOST_TOKENS, SURE
 from trephine.engine.spurious.choosing import choose
 from trephine.engine.spurious.controls import matched_features
 from trephine.engine.spurious.effects import Contributions, feature_of
-from trephine.engine.spurious.erasing import centred, changed_directions, fit_erased
+from trephine.engine.spurious.erasing import erased_head, fit_each
+from trephine.engine.spurious.examples import Example
 from trephine.engine.spurious.heads import LinearHead, fit_probe
-from trephine.engine.spurious.judgement import separation
 from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.pairs import partners
 from trephine.engine.spurious.pooling import Ids, Readout, pool_texts
+from trephine.engine.spurious.settling import settle
 from trephine.engine.spurious.study import Study, open_study
-from trephine.engine.spurious.vectors import Twins
+from trephine.engine.spurious.vectors import Twins, Vectors
 
 COUNTS = (1, 20, 100, 500)
 """Numbers of removed features that are tried."""
@@ -92,7 +93,7 @@ class Bench:
         return partners(items) if self.task.pairs else None
 
 
-def labels(items: Sequence[Item]) -> Tensor:
+def labels(items: Sequence[Item] | Sequence[Example]) -> Tensor:
     """Labels `(n,)`."""
     return torch.tensor([one.label for one in items])
 
@@ -129,45 +130,49 @@ def _balanced(bench: Bench) -> tuple[Tensor, list[Item]]:
 
 def sparing(bench: Bench) -> Margins:
     """The head of least variance within a label, with nothing forbidden: what this training does alone."""
-    return _sparing(bench, bench.plain("training"), bench.draw.training, _nothing(bench))
+    return _sparing(bench, bench.plain("training"), bench.draw.training)
 
 
 def sparing_oracle(bench: Bench) -> Margins:
     """The same trained on the oracle's balanced texts."""
-    return _sparing(bench, *_balanced(bench), _nothing(bench))
+    return _sparing(bench, *_balanced(bench))
 
 
 def erased(bench: Bench) -> Margins:
     """The product's erased head with every feature in place."""
-    items, vectors = bench.draw.training, bench.plain("training")
-    paired = [row for row, one in enumerate(items) if one.twin is not None]
-    if not paired:
-        examples, sides = bench.plain("examples"), attributes(bench.draw.examples)
-        neutral = centred(examples, sides) if bench.task.neutral else None
-        return _sparing(bench, vectors, items, separation(examples, sides)[None], neutral=neutral)
-    texts = [tuple(bench.hosted.encode(items[row].twin or "")) for row in paired]
-    twins = Twins(rows=torch.tensor(paired), vectors=bench.pool(texts))
-    return _sparing(bench, vectors, items, changed_directions(vectors[paired], twins.vectors), twins=twins)
+    study = finish(open_study(bench.hosted, command(bench, NEURONS)))
+    return _margins(finish(erased_head(study, (), "erased alone", study.everything)), bench.plain("test"))
 
 
-def _nothing(bench: Bench) -> Tensor:
-    return torch.zeros(0, bench.hosted.info.d_model)
+def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item]) -> Margins:
+    """Train with nothing forbidden; who was left out settles the threshold, as in the product."""
+    nothing = torch.zeros(0, bench.hosted.info.d_model)
 
+    def fit(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
+        pairs = partners(seen.texts) if bench.task.pairs else None
+        return fit_each(bench.readout, seen.pooled, labels(seen.texts), nothing, factors, pairs=pairs)
 
-def _sparing(
-    bench: Bench,
-    pooled: Tensor,
-    items: Sequence[Item],
-    forbidden: Tensor,
-    *,
-    twins: Twins | None = None,
-    neutral: Tensor | None = None,
-) -> Margins:
-    pairs = bench.pairs(items)
-    head = fit_erased(
-        bench.readout, pooled, labels(items), forbidden, twins=twins, neutral=neutral, pairs=pairs
-    )
+    none = Twins(rows=torch.zeros(0, dtype=torch.long), vectors=pooled[:0])
+    vectors = Vectors(texts=_examples(bench, items), pooled=pooled, examples=None, twins=none)
+    head, _ = settle(fit, vectors, seed=bench.seed, pairs=bench.pairs(items))
     return _margins(head, bench.plain("test"))
+
+
+def _examples(bench: Bench, items: Sequence[Item]) -> tuple[Example, ...]:
+    """Texts as the product has them, their attribute told."""
+    ids = bench.ids(items)
+    return tuple(
+        Example(
+            text=one.text,
+            ids=own,
+            label=one.label,
+            attribute=one.attribute,
+            twin=None,
+            environment=None,
+            pair=one.pair,
+        )
+        for one, own in zip(items, ids, strict=True)
+    )
 
 
 def _margins(head: LinearHead | None, pooled: Tensor) -> Margins:

@@ -1,9 +1,9 @@
 """How many features go, by a fifth of the twins and by all of them: `python -m benchmarks.shift_counts`.
 
-For every number of features that the product tries: the accuracy of the worst label on texts or twins by the
-head without the attribute, as a fifth of them tells it to a head that was trained on the rest, as all of them
-tell it to heads that were trained without them by turns, and the worst group of the test texts, which the
-product never sees.
+For every number of features that the product tries: the bits of the label that the head without the attribute
+tells of texts and their twins, of a fifth of them by a head that was trained on the rest, of all of them by
+heads that were trained without them by turns; and the worst group of the test texts, which the product never
+sees.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchmarks.shift_arms import Bench, attributes, command, labels
 from benchmarks.shift_tasks import Sizes, tasks
 from trephine.domain.sites import NEURONS
 from trephine.engine.models.quanta import finish
-from trephine.engine.spurious.choosing import choose, in_order, twins_criterion
+from trephine.engine.spurious.choosing import choose, in_order
 from trephine.engine.spurious.erasing import heads_on
 from trephine.engine.spurious.examples import Example
 from trephine.engine.spurious.examples import labels as labels_of
-from trephine.engine.spurious.folds import Paired
 from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.information import Paired
 from trephine.engine.spurious.judging import judge_features
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import open_study
@@ -44,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     task, hosted = tasks(given.data)["agreement-twins"], load_model(given.model)
-    say("| seed | features | a fifth of the twins | all, by turns | worst test group | |")
+    say("| seed | features | bits of a fifth of the twins | of all, by turns | worst test group, % | |")
     say("|---|---|---|---|---|---|")
     for seed in given.seeds:
         report(Bench(hosted=hosted, task=task, draw=task.draw(seed, Sizes()), seed=seed))
@@ -67,22 +67,17 @@ def report(bench: Bench) -> None:
         fifth = on_twins(tried, vectors.only(range(len(fitted), len(everything))))
         test = worst_group(final.decide(bench.pool(texts, gone)), y, known)
         taken = "taken" if point == choice.point else ""
-        shares = " | ".join(f"{100 * share:.1f}" for share in (fifth, point.criterion, test))
+        shares = f"{fifth:.2f} | {point.criterion:.2f} ± {point.error:.2f} | {100 * test:.1f}"
         say(f"| {bench.seed} | {point.count} | {shares} | {taken} |")
 
 
 def on_twins(head: LinearHead, vectors: Vectors) -> float:
-    """Return the accuracy of the worst label, on texts that have a twin or on the twins."""
+    """Return the bits of the label that a head tells of texts that have a twin, and of the twins."""
     rows = vectors.twins.rows
     paired: Sequence[Example] = [vectors.texts[row] for row in rows.tolist()]
-    worst, _, _ = twins_criterion(
-        Paired(
-            labels=labels_of(paired),
-            texts=head.decide(vectors.pooled[rows]),
-            twins=head.decide(vectors.twins.vectors),
-        )
-    )
-    return worst
+    texts, twins = (head.margin(one).double() for one in (vectors.pooled[rows], vectors.twins.vectors))
+    told = Paired(labels=labels_of(paired), texts=texts, twins=twins)
+    return told.mean(told.information())[0]
 
 
 def say(line: str) -> None:

@@ -180,7 +180,7 @@ def _agreement(folder: Path, *, twins: bool = False) -> Task:
         draw=lambda seed, sizes: _told(
             drawn(_clause_writer(nouns, twins=twins), seed, sizes), _TWINS * twins
         ),
-        first_seed=40 if twins else 0,
+        first_seed=50 if twins else 0,
     )
 
 
@@ -275,7 +275,7 @@ def _reward() -> Task:
         draw=lambda seed, sizes: drawn(_reply_writer(), seed, sizes),
         neutral=True,
         pairs=True,
-        first_seed=30,
+        first_seed=60,
     )  # fmt: skip
 
 

@@ -14,14 +14,16 @@ from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
 from trephine.domain.spurious_heads import ProbeHead, RewardHead
 from trephine.domain.spurious_removal import ChoicePoint, Standing
+from trephine.engine.spurious.best import best_point
 from trephine.engine.spurious.erasing import Heads, heads_on, heads_without
 from trephine.engine.spurious.examples import UNKNOWN, Example, attributes, in_groups, labels, sample
-from trephine.engine.spurious.folds import Paired, Turns, decide_by_turns
 from trephine.engine.spurious.heads import LinearHead
+from trephine.engine.spurious.information import Paired
 from trephine.engine.spurious.judgement import FEWEST, combined
 from trephine.engine.spurious.judging import Candidate
 from trephine.engine.spurious.metrics import worst_group
 from trephine.engine.spurious.study import Study
+from trephine.engine.spurious.turns import Turns, decide_by_turns
 from trephine.engine.spurious.vectors import Vectors, pool_vectors
 
 TOLERATED = 0.02
@@ -98,17 +100,19 @@ def choose(study: Study, candidates: Sequence[Candidate]) -> Generator[Progress 
     most = min(len(ours), study.command.budget.counts[-1])
     counts = list(dict.fromkeys([0, *limits, most]))
     scale, points, tried = _Scale(study), list[ChoicePoint](), dict[int, _Attempt]()
+    told = list[Paired | None]()
     for number, count in enumerate(counts):
         yield Progress(stage="choosing", done=number, total=len(counts), detail=f"{count} features")
         removed = [one.feature for one in (*forced, *ours[:count])]
         attempt = yield from _try(study, removed, by_turns=scale.by_turns)
         pooled = yield from scale.pooled(removed, attempt.vectors)
         tried[count] = attempt
-        for erased, (head, told) in enumerate(attempt.compared):
+        for erased, (head, by_turns) in enumerate(attempt.compared):
             if head is not None:
-                point = scale.measure(head, pooled, count, points, told, erased=bool(erased))
+                told.append(by_turns or scale.on_twins(head, pooled))
+                point = scale.measure(head, pooled, count, points, told[-1], erased=bool(erased))
                 points.append(replace(point, trained=study.trains and bool(removed)))
-    best = _best(points)
+    best = best_point(points, told)
     taken, erased = (*forced, *ours[: points[best].count]), points[best].erased
     final = yield from _final(study, tried[points[best].count], [one.feature for one in taken], erased)
     return Choice(
@@ -170,27 +174,6 @@ def _final(
     return (yield from heads_without(study, removed, "final refit", erased=erased, texts=study.everything))
 
 
-def _best(points: Sequence[ChoicePoint]) -> int:
-    """Return the place of the best point, of ties the fewest features.
-
-    A head that cannot follow the attribute is taken only where it gains more than its standard error over
-    removal alone, and then with the fewest features that lie within it of the best (Breiman et al. 1984).
-    """
-
-    def best_of(places: list[int]) -> int:
-        return max(places, key=lambda place: (points[place].criterion, -points[place].count))
-
-    free = best_of([place for place, one in enumerate(points) if not one.erased])
-    erased = [place for place, one in enumerate(points) if one.erased]
-    if not erased:
-        return free
-    best = points[best_of(erased)]
-    enough = best.criterion - best.error
-    if points[free].criterion >= enough:
-        return free
-    return next(place for place in erased if points[place].criterion >= enough)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pooled:
     """Validation vectors with the same features removed."""
@@ -231,7 +214,7 @@ class _Scale:
             return "held-out ambiguous accuracy less how far the decision follows the attribute on examples"
         if self.by_twins:
             how = ", by heads that were trained without them" if self.by_turns else ""
-            return f"accuracy of the worst label on texts or on their counterfactual twins{how}"
+            return f"bits of the label that decisions on texts and on their counterfactual twins tell{how}"
         texts = (*self._study.data.training, *self._study.data.held_out)
         told = any(one.attribute != UNKNOWN for one in texts)
         why = "of all four groups no text is held out" if told else "nothing is known of the attribute"
@@ -261,11 +244,11 @@ class _Scale:
         pooled: _Pooled,
         count: int,
         before: Sequence[ChoicePoint],
-        by_turns: Paired | None,
+        told: Paired | None,
         *,
         erased: bool,
     ) -> ChoicePoint:
-        """Measure one count with one head; of heads that were trained by turns their decisions are given."""
+        """Measure one count with one head; where twins are what tells, what it says of them is given."""
         y = labels(self._held_out)
         decided = head.decide(pooled.held_out)
         usual = (decided == y)[ambiguous(self._held_out)]
@@ -276,12 +259,13 @@ class _Scale:
             criterion, leak = worst_group(decided, y, known), _follows(decided, known)
             error = max(_error((decided == y)[2 * y + known == group]) for group in range(4))
         elif self._examples:
-            told, sides = head.decide(pooled.examples), attributes(self._examples)
-            leak = _follows(told, sides)
+            said, sides = head.decide(pooled.examples), attributes(self._examples)
+            leak = _follows(said, sides)
             criterion = accuracy - leak
-            error = math.hypot(error, *(_error(told[sides == side] == 1) for side in (0, 1)))
-        elif self.by_twins:
-            criterion, error, leak = twins_criterion(by_turns or self._decided(head, pooled))
+            error = math.hypot(error, *(_error(said[sides == side] == 1) for side in (0, 1)))
+        elif told is not None:
+            criterion, error = told.mean(told.information())
+            leak = told.flips
         else:
             first = before[0].ambiguous_accuracy if before else accuracy
             criterion = float(count) if accuracy >= first - TOLERATED else -1.0
@@ -294,10 +278,12 @@ class _Scale:
             erased=erased,
         )
 
-    def _decided(self, head: LinearHead, pooled: _Pooled) -> Paired:
-        return Paired(
-            labels=labels(self._paired), texts=head.decide(pooled.paired), twins=head.decide(pooled.twins)
-        )
+    def on_twins(self, head: LinearHead, pooled: _Pooled) -> Paired | None:
+        """Return what a head says of texts that it has not seen, and of their twins, if those tell."""
+        if not self._paired:
+            return None
+        texts, twins = (head.margin(one).double() for one in (pooled.paired, pooled.twins))
+        return Paired(labels=labels(self._paired), texts=texts, twins=twins)
 
 
 def _too_few(study: Study) -> bool:
@@ -322,16 +308,6 @@ def _trained_on_texts(study: Study) -> bool:
     decision = study.command.decision
     own = isinstance(decision, RewardHead) and decision.threshold is None
     return own or isinstance(decision, ProbeHead)
-
-
-def twins_criterion(decided: Paired) -> tuple[float, float, float]:
-    """Return the worst cell's accuracy, the largest standard error of a cell, and the share of flips."""
-    y = decided.labels.repeat(2)
-    side = torch.arange(2).repeat_interleave(len(decided.labels))  # 0: a text, 1: its twin
-    both = torch.cat([decided.texts, decided.twins])
-    error = max(_error((both == y)[2 * y + side == cell]) for cell in range(4))
-    flips = float((decided.texts != decided.twins).float().mean())
-    return worst_group(both, y, side), error, flips
 
 
 def ambiguous(examples: Sequence[Example]) -> Tensor:

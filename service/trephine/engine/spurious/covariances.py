@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def shrunk_covariance(rows: Tensor, sources: Tensor | None = None) -> Tensor:
-    """Return the covariance of centred rows `(n, d)`, drawn towards its mean variance.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covariance:
+    """Of few vectors, and how far their noise asks for it to be drawn towards its mean variance."""
+
+    plain: Tensor
+    """`(d, d)`."""
+    share: float
+    """Ledoit and Wolf's, 0 to 1."""
+
+    def shrunk(self, factor: float = 1.0) -> Tensor:
+        """Return it drawn by so many times that share, `(d, d)`."""
+        share, mean = min(factor * self.share, 1.0), self.plain.diagonal().mean()
+        return (1 - share) * self.plain + share * mean * torch.eye(len(self.plain), dtype=self.plain.dtype)
+
+
+def covariance_of(rows: Tensor, sources: Tensor | None = None) -> Covariance:
+    """Return the covariance of centred rows `(n, d)`.
 
     The share is Ledoit and Wolf's (2004, section 3.3): the part of the distance to a multiple of the identity
     that sampling noise accounts for. With `sources (n,)` it is sources that are sampled, not rows.
@@ -22,7 +39,7 @@ def shrunk_covariance(rows: Tensor, sources: Tensor | None = None) -> Tensor:
     else:
         noise = _noise_between(rows, covariance, sources)
     share = float((noise / distance.clamp_min(1e-300)).clamp(0, 1))
-    return (1 - share) * covariance + share * target
+    return Covariance(plain=covariance, share=share)
 
 
 def _noise_between(rows: Tensor, covariance: Tensor, sources: Tensor) -> Tensor:

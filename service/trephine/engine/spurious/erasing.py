@@ -9,26 +9,32 @@ Twins are of their text's label, so that what an edit changes is variation withi
 varies among examples of the attribute that hold no label, where that is told.
 Texts of one source are not independent; where sources are told, the noise is that between them (Liang and
 Zeger 1986), or a head fits what few sources have in common.
+Where an edit has both values of the attribute beside each other, its part in the labels' means cancels
+exactly, for these texts; of all others it is only forbidden as far as the edits tell it.
 Pairs change nothing of this but the threshold: the labels' means differ by the mean difference within pairs,
 and a head that decides on single texts must not follow what moves both texts of a pair, as their question.
+Thresholds, and with twins how far the covariance is shrunk, are settled on texts that were left out
+(`settling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError
-from trephine.engine.spurious.covariances import shrunk_covariance
+from trephine.engine.spurious.covariances import covariance_of
 from trephine.engine.spurious.examples import Example, attributes, labels
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.judgement import FEWEST, separation
 from trephine.engine.spurious.pairs import threshold
 from trephine.engine.spurious.pooling import Readout
+from trephine.engine.spurious.settling import enough_of_both, settle
 from trephine.engine.spurious.study import Removed, Study
 from trephine.engine.spurious.vectors import Twins, Vectors, pool_vectors
 
@@ -123,8 +129,20 @@ def erased_head(
 
 def erased_on(study: Study, vectors: Vectors) -> LinearHead | None:
     """Train the head without the attribute on vectors that are there; None as `erased_head`."""
+    return _settled(study, vectors)[0]
+
+
+def _settled(study: Study, vectors: Vectors) -> tuple[LinearHead | None, float]:
+    """Return the head, settled by texts that were left out, and the factor of its shrinkage."""
+    pairs, seed = study.pairs(vectors.texts), study.command.seed
+    return settle(partial(_each, study), vectors, seed=seed, pairs=pairs)
+
+
+def _each(study: Study, vectors: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
     known = _known(study, vectors)
-    return _fitted(study, vectors, known, known.directions) if len(known.directions) else None
+    if not len(known.directions):
+        return [None for _ in factors]
+    return _fitted(study, vectors, known, known.directions, factors)
 
 
 def refuse_labelled_examples(study: Study) -> Generator[Progress | None, None, None]:
@@ -172,23 +190,23 @@ def labelled_share(head: LinearHead, pooled: Tensor, y: Tensor, neutral: Tensor)
 
 def _erased(study: Study, vectors: Vectors) -> tuple[LinearHead | None, float | None]:
     """Train the head, and one with nothing forbidden; return it, and the share that is left to it."""
-    known = _known(study, vectors)
-    if not len(known.directions):
+    head, factor = _settled(study, vectors)
+    if head is None:
         return None, None
-    head, free = (
-        _fitted(study, vectors, known, forbidden) for forbidden in (known.directions, known.directions[:0])
-    )
-    if head is None or free is None:
-        return head, None
-    return head, share_left(head, free, vectors.pooled, labels(vectors.texts))
+    known = _known(study, vectors)
+    (free,) = _fitted(study, vectors, known, known.directions[:0], (factor,))
+    return head, None if free is None else share_left(head, free, vectors.pooled, labels(vectors.texts))
 
 
-def _fitted(study: Study, vectors: Vectors, known: _Known, forbidden: Tensor) -> LinearHead | None:
-    return fit_erased(
+def _fitted(
+    study: Study, vectors: Vectors, known: _Known, forbidden: Tensor, factors: Sequence[float]
+) -> list[LinearHead | None]:
+    return fit_each(
         study.readout,
         vectors.pooled,
         labels(vectors.texts),
         forbidden,
+        factors,
         sources=known.sources,
         twins=known.twins,
         neutral=known.neutral,
@@ -287,35 +305,59 @@ def fit_erased(
     neutral: Tensor | None = None,
     pairs: Tensor | None = None,
 ) -> LinearHead | None:
-    """Fit the head of least variance within a label that nothing along `directions` can move.
+    """Fit the head of `fit_each` with the covariance shrunk as far as its own noise asks for."""
+    return fit_each(
+        readout, pooled, y, directions, (1.0,), sources=sources, twins=twins, neutral=neutral, pairs=pairs
+    )[0]
+
+
+def fit_each(
+    readout: Readout,
+    pooled: Tensor,
+    y: Tensor,
+    directions: Tensor,
+    factors: Sequence[float],
+    *,
+    sources: Tensor | None = None,
+    twins: Twins | None = None,
+    neutral: Tensor | None = None,
+    pairs: Tensor | None = None,
+) -> list[LinearHead | None]:
+    """Fit heads of least variance within a label that nothing along `directions` can move.
 
     w = S^-1 (d - V (V^T S^-1 V)^-1 V^T S^-1 d), d the difference of the labels' means and S their pooled
     covariance, shrunk; all on inputs of unit variance within a label. The threshold lies half-way between the
     means; a stock head has none, so that the half-way point joins the columns of V. Twins count as texts of
     their label, and what they change is added to S unshrunk: few edits know little beyond V, and all of that
-    is of the attribute. Neutral texts are more rows of S: what varies among them is no label.
+    is of the attribute. Where both labels have enough of them, d is of twins and of their texts alone: there
+    either value stands beside the other, so that the attribute drops out of d. Neutral texts are more rows of
+    S: what varies among them is no label.
 
     Args:
         readout: Where it reads; the stock site asks for the stock form.
         pooled: `(n, d_model)`.
         y: `(n,)`, 0 or 1, both occurring.
         directions: `(k, d_model)`.
+        factors: How many times as far as its noise asks for the covariance is shrunk: one head for each.
         sources: `(n,)`, numbers of the sources that texts are from; None: each is its own.
         twins: Of some of the texts.
         neutral: `(m, d_model)`: texts of neither label, each less the mean of its attribute's value.
         pairs: `(n_pairs, 2)`, of a reward: the threshold of pairs, where the form has one.
 
     Returns:
-        None if no such head tells the labels apart.
+        None in place of a head that does not tell the labels apart.
     """
     wide, changes = pooled.double(), pooled.double()[:0]
+    told, of = wide, y
     if twins is not None:
         rows, edited = twins.rows, twins.vectors.double()
         changes = edited - wide[rows]
+        if enough_of_both(y[rows]):
+            told, of = torch.cat([wide[rows], edited]), y[rows].repeat(2)
         wide, y = torch.cat([wide, edited]), torch.cat([y, y[rows]])
         sources = None if sources is None else torch.cat([sources, sources[rows]])
-    means = torch.stack([wide[y == label].mean(0) for label in (0, 1)])
-    within = wide - means[y]
+    within = wide - _means(wide, y)[y]
+    means = _means(told, of)
     if neutral is not None:
         within = torch.cat([within, neutral.double()])
         sources = None if sources is None else _with_new_sources(sources, len(neutral))
@@ -324,20 +366,30 @@ def fit_erased(
     scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
     apart, middle = means[1] - means[0], means.mean(0)
     forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()
-    covariance = shrunk_covariance(within / scale, sources)
-    covariance += (changes / scale).T @ (changes / scale) / max(len(changes), 1)
-    free = torch.linalg.solve(covariance, apart / scale)  # (d_model,)
+    covariance = covariance_of(within / scale, sources)
+    moved = (changes / scale).T @ (changes / scale) / max(len(changes), 1)  # (d_model, d_model)
     columns = (forbidden / scale).T  # (d_model, k)
-    solved = torch.linalg.solve(covariance, columns)
-    kept = free - solved @ (torch.linalg.pinv(columns.T @ solved, hermitian=True) @ (columns.T @ free))
-    weight = kept / scale
-    if not float(weight @ apart) > _LEFT * float(free @ (apart / scale)):
-        return None
-    if readout == STOCK:
-        return two_sided(readout, weight.float(), 0.0)
-    halfway = float(weight @ middle)
-    at = halfway if pairs is None else threshold(pooled.double() @ weight, pairs)
-    return two_sided(readout, weight.float(), -at)
+    asked = torch.cat([(apart / scale)[:, None], columns], 1)
+    found = list[LinearHead | None]()
+    for factor in factors:
+        solved = torch.linalg.solve(covariance.shrunk(factor) + moved, asked)  # (d_model, 1 + k)
+        free, blocked = solved[:, 0], solved[:, 1:]
+        kept = free - blocked @ (torch.linalg.pinv(columns.T @ blocked, hermitian=True) @ (columns.T @ free))
+        weight = kept / scale
+        if not float(weight @ apart) > _LEFT * float(free @ (apart / scale)):
+            found.append(None)
+        elif readout == STOCK:
+            found.append(two_sided(readout, weight.float(), 0.0))
+        else:
+            halfway = float(weight @ middle)
+            at = halfway if pairs is None else threshold(pooled.double() @ weight, pairs)
+            found.append(two_sided(readout, weight.float(), -at))
+    return found
+
+
+def _means(vectors: Tensor, y: Tensor) -> Tensor:
+    """Mean of either label, `(2, d_model)`."""
+    return torch.stack([vectors[y == label].mean(0) for label in (0, 1)])
 
 
 def _with_new_sources(sources: Tensor, count: int) -> Tensor:

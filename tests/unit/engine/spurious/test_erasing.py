@@ -10,7 +10,7 @@ from tests.spurious_texts import ambiguous, attribute_texts, balanced
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
 from trephine.engine.models.quanta import finish
-from trephine.engine.spurious.covariances import shrunk_covariance
+from trephine.engine.spurious.covariances import covariance_of
 from trephine.engine.spurious.erasing import (
     changed_directions,
     erased_head,
@@ -160,10 +160,14 @@ def test_shrinkage_follows_the_noise():
 
     for rows in (few, many):
         plain = rows.T @ rows / len(rows)
-        found = shrunk_covariance(rows)
+        found = covariance_of(rows).shrunk()
         taken = 1 - float((found - found.diagonal().diag()).norm() / (plain - plain.diagonal().diag()).norm())
         assert taken == pytest.approx(min(share(rows), 1.0), rel=0.05)
     assert share(few) > 0.3 > 0.01 > share(many)
+    half = covariance_of(few)
+    assert torch.equal(half.shrunk(0.0), half.plain)
+    torch.testing.assert_close(half.shrunk(0.5), (half.shrunk() + half.plain) / 2)
+    assert torch.equal(half.shrunk(1e9), half.plain.diagonal().mean() * torch.eye(30).double())
 
 
 def test_copies_of_a_text_tell_no_more_than_the_text():
@@ -171,10 +175,10 @@ def test_copies_of_a_text_tell_no_more_than_the_text():
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(24, 30, generator=generator).double() * torch.linspace(0.2, 3.0, 30).double()
     copies, sources = rows.repeat_interleave(5, 0), torch.arange(24).repeat_interleave(5)
-    once = shrunk_covariance(rows, torch.arange(24))
-    torch.testing.assert_close(shrunk_covariance(copies, sources), once)
+    once = covariance_of(rows, torch.arange(24)).shrunk()
+    torch.testing.assert_close(covariance_of(copies, sources).shrunk(), once)
     off = ~torch.eye(30, dtype=torch.bool)
-    trusted = shrunk_covariance(copies)[off].abs().sum()
+    trusted = covariance_of(copies).shrunk()[off].abs().sum()
     assert trusted > 1.5 * once[off].abs().sum(), "copies were taken for news"
 
 

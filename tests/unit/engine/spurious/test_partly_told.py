@@ -136,7 +136,7 @@ CROSSED = labelled([(0, 0, 60), (1, 1, 60), (0, 1, 10), (1, 0, 10)], 4)
                 "attribute_texts": (),
                 "training": labelled([(0, 0, 60), (1, 1, 60), (0, 1, 10), (1, 0, 10)], 4, twins=True),
             },
-            "accuracy of the worst label on texts or on their counterfactual twins",
+            "bits of the label that decisions on texts and on their counterfactual twins tell",
         ),
         ({"attribute_texts": ()}, "accuracy of the worst group of the held-out part"),
         ({"validation": balanced(2, seed=8)}, "accuracy of the worst group of the validation split"),

@@ -1,0 +1,144 @@
+"""What of a head is told by texts that it was not trained on: its threshold, and how far it is shrunk.
+
+A head of as many weights as there are texts fits its own texts: there margins lie close together, on either
+side alike. On others they do not, and one side may lie nearer to the threshold, or vary more. So every text
+is left out in turn, and the threshold moves by what heads without it say of it, each from its own threshold.
+
+What is asked for is a decision where label and attribute come apart. Where such texts are there (twins, or
+texts that are known to cross), half-way between the labels of these is taken; of pairs, what is as many
+standard deviations from either label. Twins also tell how far the covariance is shrunk: the share that its
+own noise asks for is right for the covariance, and a head is made of its inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trephine.engine.spurious.examples import UNKNOWN, attributes, labels
+from trephine.engine.spurious.folds import folds_of
+from trephine.engine.spurious.heads import STOCK, LinearHead
+from trephine.engine.spurious.information import Paired
+from trephine.engine.spurious.judgement import FEWEST
+from trephine.engine.spurious.pairs import threshold
+from trephine.engine.spurious.vectors import Vectors
+
+Fit = Callable[[Vectors, Sequence[float]], Sequence[LinearHead | None]]
+"""Trains a head for each factor of the shrinkage, with the threshold of training texts; None: it cannot."""
+FACTORS = (1.0, 0.5, 0.25, 0.125)
+"""Of the share that noise asks for; of those that tell as much the first is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Margins:
+    """Of heads that have seen neither a text nor its twin, float64; the labels' means are 1 apart."""
+
+    texts: Tensor
+    """`(n_factors, n_texts)`."""
+    twins: Tensor
+    """`(n_factors, n_twins)`."""
+
+
+def settle(
+    fit: Fit, vectors: Vectors, *, seed: int, pairs: Tensor | None = None
+) -> tuple[LinearHead | None, float]:
+    """Train a head; texts that are left out in turn say with which threshold, and how far it is shrunk.
+
+    Args:
+        fit: Trains it.
+        vectors: What it is trained on.
+        seed: Of who is left out together.
+        pairs: `(n_pairs, 2)`, places of the texts of a pair, of a head that ranks these.
+
+    Returns:
+        The head, None where none tells the labels apart, and the factor of its shrinkage. The threshold stays
+        what it was, and the factor 1, where neither crossed texts nor pairs tell more, or no head can be
+        trained without some of the texts; the stock form has no threshold.
+    """
+    y, rows, crossed = labels(vectors.texts), vectors.twins.rows, _crossed(vectors)
+    turned = ~crossed[rows]  # the twin of a text that crosses is an ambiguous one
+    told, paired = torch.cat([y[crossed], y[rows][turned]]), enough_of_both(y[rows])
+    factors = FACTORS if paired else FACTORS[:1]
+    heads = fit(vectors, factors)
+    asked = paired or enough_of_both(told) or pairs is not None
+    margins = _left_out(vectors, fit, factors, seed) if asked and None not in heads else None
+    if margins is None:
+        return heads[0], factors[0]
+    at = torch.zeros(len(factors)).double()
+    for place in range(len(factors)):
+        if enough_of_both(told):
+            of = torch.cat([margins.texts[place, crossed], margins.twins[place, turned]])
+            at[place] = (of[told == 0].mean() + of[told == 1].mean()) / 2
+        elif pairs is not None and len(pairs) > 1:
+            at[place] = threshold(margins.texts[place], pairs)
+    if any(head is not None and head.readout == STOCK for head in heads):
+        at[:] = 0.0
+    best = 0
+    if paired:
+        shifted = _Margins(texts=margins.texts[:, rows] - at[:, None], twins=margins.twins - at[:, None])
+        best = _most_told(shifted, y[rows])
+    head = heads[best]
+    return None if head is None else _moved(head, vectors, float(at[best])), factors[best]
+
+
+def _moved(head: LinearHead, vectors: Vectors, at: float) -> LinearHead:
+    """Put the threshold where margins are `at`, in units of how far apart the labels are."""
+    shift = at * told_apart(head, vectors)
+    return replace(head, bias=head.bias + torch.tensor([shift, -shift]) / 2) if shift else head
+
+
+def _most_told(margins: _Margins, y: Tensor) -> int:
+    """Return which head's margins tell most of the labels `(n_twins,)`, of ties the first."""
+    bits = [
+        told.mean(told.information())[0]
+        for told in (
+            Paired(labels=y, texts=texts, twins=twins)
+            for texts, twins in zip(margins.texts, margins.twins, strict=True)
+        )
+    ]
+    return bits.index(max(bits))
+
+
+def enough_of_both(y: Tensor) -> bool:
+    """True if labels `(n,)` are of as many texts of either kind as a mean takes."""
+    return min(int((y == label).sum()) for label in (0, 1)) >= FEWEST // 2
+
+
+def _crossed(vectors: Vectors) -> Tensor:
+    """Mark texts whose attribute is known, and does not go with their label; bool `(n_texts,)`."""
+    sides = attributes(vectors.texts)
+    return (sides != UNKNOWN) & (sides != labels(vectors.texts))
+
+
+def _left_out(vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int) -> _Margins | None:
+    """Return margins by heads without the text in question; None where one cannot be trained."""
+    rows, count = vectors.twins.rows, len(vectors.texts)
+    texts = torch.zeros(len(factors), count).double()
+    twins = torch.zeros(len(factors), len(rows)).double()
+    for fold in folds_of(vectors.texts, seed):
+        out = torch.zeros(count, dtype=torch.bool)
+        out[fold] = True
+        seen = vectors.only((~out).nonzero()[:, 0].tolist())
+        if len({one.label for one in seen.texts}) < 2:
+            return None
+        for place, head in enumerate(fit(seen, factors)):
+            if head is None:
+                return None
+            apart = told_apart(head, seen)  # fewer texts make a larger weight
+            texts[place, out] = head.margin(vectors.pooled[out]).double() / apart
+            twins[place, out[rows]] = head.margin(vectors.twins.vectors[out[rows]]).double() / apart
+    return _Margins(texts=texts, twins=twins)
+
+
+def told_apart(head: LinearHead, vectors: Vectors) -> float:
+    """Return how far apart the labels' mean margins are on texts that the head was trained on.
+
+    The unit of its margins, in which heads that were trained on more or fewer texts are alike; 1 where they
+    are not apart.
+    """
+    margins, y = head.margin(vectors.pooled).double(), labels(vectors.texts)
+    apart = float(margins[y == 1].mean() - margins[y == 0].mean())
+    return apart if apart > 0 else 1.0
