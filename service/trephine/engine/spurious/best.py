@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from trephine.domain.spurious_removal import ChoicePoint
 from trephine.engine.spurious.information import Paired
 
+_SURE = 1.96
+"""Standard errors of a difference. Where errors are of each figure alone, and larger, one is enough."""
+
 
 def best_point(points: Sequence[ChoicePoint], told: Sequence[Paired | None] = ()) -> int:
     """Return the place of the best point, of ties the fewest features.
 
     A head that cannot follow the attribute is taken only where it gains more than its standard error over
-    removal alone, and then with the fewest features that lie within it of the best (Breiman et al. 1984). Of
-    heads that decided on the same twins (`told`) it is the error of their difference.
+    removal alone, and then with the fewest features that lie within it of the best (Breiman et al. 1984).
+    Heads that decided on the same twins (`told`) are compared text by text: what counts is a difference that
+    chance would make in one of twenty.
     """
 
     def best_of(places: list[int]) -> int:
@@ -29,7 +33,7 @@ def best_point(points: Sequence[ChoicePoint], told: Sequence[Paired | None] = ()
         mine, other = (told[one] if told else None for one in (best, place))
         error = points[best].error
         if mine is not None and other is not None:
-            _, error = mine.mean(mine.information() - other.information())
+            error = _SURE * mine.mean(mine.information() - other.information())[1]
         return points[place].criterion >= points[best].criterion - error
 
     return free if as_good(free) else next(place for place in erased if as_good(place))
