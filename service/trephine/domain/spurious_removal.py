@@ -193,7 +193,7 @@ class ChoicePoint:
     erased: bool = False
     """With the head that was trained without the attribute."""
     error: float = 0.0
-    """Standard error of the criterion, which is of shares or bits; 0 in reports from before it was measured."""
+    """Standard error of the criterion, of shares or bits; 0 in reports from before it was measured."""
     taken: bool = False
     trained: bool | None = None
     """The head was trained again; None: a report from before it was kept."""
