@@ -4,10 +4,10 @@ A head of as many weights as there are texts fits its own texts: there margins l
 side alike. On others they do not, and one side may lie nearer to the threshold, or vary more. So every text
 is left out in turn, and the threshold moves by what heads without it say of it, each from its own threshold.
 
-What is asked for is a decision where label and attribute come apart. Where such texts are there (twins, or
-texts that are known to cross), half-way between the labels of these is taken; of pairs, what is as many
-standard deviations from either label. Twins also tell how far the covariance is shrunk: the share that its
-own noise asks for is right for the covariance, and a head is made of its inverse.
+Of texts that have twins, half-way between the labels is taken, texts and twins counting alike, so that either
+value of the attribute stands beside either label; of pairs, what is as many standard deviations from either
+label. Twins also tell how far the covariance is shrunk: the share that its own noise asks for is right for
+the covariance, and a head is made of its inverse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trephine.engine.spurious.examples import UNKNOWN, attributes, labels
+from trephine.engine.spurious.examples import labels
 from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.heads import STOCK, LinearHead
 from trephine.engine.spurious.information import Paired
@@ -55,33 +55,36 @@ def settle(
 
     Returns:
         The head, None where none tells the labels apart, and the factor of its shrinkage. The threshold stays
-        what it was, and the factor 1, where neither crossed texts nor pairs tell more, or no head can be
-        trained without some of the texts; the stock form has no threshold.
+        what it was, and the factor 1, where neither twins nor pairs tell more, or no head can be trained
+        without some of the texts; the stock form has no threshold.
     """
-    y, rows, crossed = labels(vectors.texts), vectors.twins.rows, _crossed(vectors)
-    turned = ~crossed[rows]  # the twin of a text that crosses is an ambiguous one
-    told, paired = torch.cat([y[crossed], y[rows][turned]]), enough_of_both(y[rows])
-    factors = FACTORS if paired else FACTORS[:1]
+    y, rows = labels(vectors.texts), vectors.twins.rows
+    twinned = enough_of_both(y[rows])
+    factors = FACTORS if twinned else FACTORS[:1]
     heads = fit(vectors, factors)
-    asked = paired or enough_of_both(told) or pairs is not None
+    asked = twinned or (pairs is not None and len(pairs) > 1)
     margins = _left_out(vectors, fit, factors, seed) if asked and None not in heads else None
     if margins is None:
         return heads[0], factors[0]
     at = torch.zeros(len(factors)).double()
-    for place in range(len(factors)):
-        if enough_of_both(told):
-            of = torch.cat([margins.texts[place, crossed], margins.twins[place, turned]])
-            at[place] = (of[told == 0].mean() + of[told == 1].mean()) / 2
-        elif pairs is not None and len(pairs) > 1:
-            at[place] = threshold(margins.texts[place], pairs)
-    if any(head is not None and head.readout == STOCK for head in heads):
-        at[:] = 0.0
+    for place, head in enumerate(heads):
+        if head is None or head.readout == STOCK:
+            continue
+        texts, twins = margins.texts[place], margins.twins[place]
+        if pairs is not None and len(pairs) > 1:
+            at[place] = threshold(texts, pairs)
+        else:
+            at[place] = (_halfway(texts, y) + _halfway(twins, y[rows])) / 2
     best = 0
-    if paired:
+    if twinned:
         shifted = _Margins(texts=margins.texts[:, rows] - at[:, None], twins=margins.twins - at[:, None])
         best = _most_told(shifted, y[rows])
     head = heads[best]
     return None if head is None else _moved(head, vectors, float(at[best])), factors[best]
+
+
+def _halfway(margins: Tensor, y: Tensor) -> float:
+    return float(margins[y == 0].mean() + margins[y == 1].mean()) / 2
 
 
 def _moved(head: LinearHead, vectors: Vectors, at: float) -> LinearHead:
@@ -105,12 +108,6 @@ def _most_told(margins: _Margins, y: Tensor) -> int:
 def enough_of_both(y: Tensor) -> bool:
     """True if labels `(n,)` are of as many texts of either kind as a mean takes."""
     return min(int((y == label).sum()) for label in (0, 1)) >= FEWEST // 2
-
-
-def _crossed(vectors: Vectors) -> Tensor:
-    """Mark texts whose attribute is known, and does not go with their label; bool `(n_texts,)`."""
-    sides = attributes(vectors.texts)
-    return (sides != UNKNOWN) & (sides != labels(vectors.texts))
 
 
 def _left_out(vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int) -> _Margins | None:
