@@ -180,7 +180,7 @@ def _agreement(folder: Path, *, twins: bool = False) -> Task:
         draw=lambda seed, sizes: _told(
             drawn(_clause_writer(nouns, twins=twins), seed, sizes), _TWINS * twins
         ),
-        first_seed=50 if twins else 0,
+        first_seed=70 if twins else 0,
     )
 
 
