@@ -23,7 +23,7 @@ from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.heads import STOCK, LinearHead
 from trephine.engine.spurious.information import Paired
 from trephine.engine.spurious.judgement import FEWEST
-from trephine.engine.spurious.pairs import threshold
+from trephine.engine.spurious.pairs import partners, threshold
 from trephine.engine.spurious.vectors import Vectors
 
 Fit = Callable[[Vectors, Sequence[float]], Sequence[LinearHead | None]]
@@ -63,7 +63,8 @@ def settle(
     factors = FACTORS if twinned else FACTORS[:1]
     heads = fit(vectors, factors)
     asked = twinned or (pairs is not None and len(pairs) > 1)
-    margins = _left_out(vectors, fit, factors, seed) if asked and None not in heads else None
+    able = asked and None not in heads
+    margins = _left_out(vectors, fit, factors, seed, pairs=pairs is not None) if able else None
     if margins is None:
         return heads[0], factors[0]
     at = torch.zeros(len(factors)).double()
@@ -110,7 +111,9 @@ def enough_of_both(y: Tensor) -> bool:
     return min(int((y == label).sum()) for label in (0, 1)) >= FEWEST // 2
 
 
-def _left_out(vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int) -> _Margins | None:
+def _left_out(
+    vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int, *, pairs: bool
+) -> _Margins | None:
     """Return margins by heads without the text in question; None where one cannot be trained."""
     rows, count = vectors.twins.rows, len(vectors.texts)
     texts = torch.zeros(len(factors), count).double()
@@ -119,8 +122,8 @@ def _left_out(vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int) -
         out = torch.zeros(count, dtype=torch.bool)
         out[fold] = True
         seen = vectors.only((~out).nonzero()[:, 0].tolist())
-        if len({one.label for one in seen.texts}) < 2:
-            return None
+        if len({one.label for one in seen.texts}) < 2 or (pairs and len(partners(seen.texts)) < 2):
+            return None  # of one pair nobody knows how it varies
         for place, head in enumerate(fit(seen, factors)):
             if head is None:
                 return None

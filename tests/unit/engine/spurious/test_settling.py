@@ -158,6 +158,24 @@ def test_it_stays_where_nothing_tells_it(why: str):
     assert torch.equal(head.bias, expected.bias)
 
 
+def test_two_pairs_settle_nothing():
+    """Without one of them a single one is left, of which nobody knows how it varies."""
+    vectors = _crossing(60, 30)
+    names = {0: "a", 1: "a", 2: "b", 3: "b"}
+    texts = tuple(replace(one, twin=None, pair=names.get(n)) for n, one in enumerate(vectors.texts))
+    vectors = replace(vectors, texts=texts, twins=vectors.twins.only([]))
+
+    def fit(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
+        own, nothing = partners(seen.texts), torch.zeros(0, WIDTH)
+        return fit_each(PROBE, seen.pooled, labels(seen.texts), nothing, factors, pairs=own)
+
+    head, _ = settle(fit, vectors, seed=0, pairs=partners(texts))
+    (expected,) = fit(vectors, (1.0,))
+    assert head is not None
+    assert expected is not None
+    assert torch.equal(head.bias, expected.bias)
+
+
 def _stock(vectors: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
     return [two_sided(STOCK, _fitted(vectors, factor).direction, 0.0) for factor in factors]
 
