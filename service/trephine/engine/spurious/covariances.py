@@ -43,9 +43,16 @@ def covariance_of(rows: Tensor, sources: Tensor | None = None) -> Covariance:
 
 
 def _noise_between(rows: Tensor, covariance: Tensor, sources: Tensor) -> Tensor:
-    """Return the expected squared error of a covariance whose rows come in independent groups."""
+    """Return the expected squared error of a covariance whose rows come in independent groups.
+
+    The sum over groups of |G - m C|^2, G the products of a group's m rows: |G|^2 is that of their inner
+    products, so that no group of a few rows costs a matrix of the width.
+    """
     total, groups = rows.new_zeros(()), sources.unique()
+    along, size = ((rows @ covariance) * rows).sum(1), covariance.square().sum()
     for group in groups:
-        own = rows[sources == group]
-        total += (own.T @ own - len(own) * covariance).square().sum()
+        at = sources == group
+        own, count = rows[at], int(at.sum())
+        products = own @ own.T if count < rows.shape[1] else own.T @ own
+        total += products.square().sum() - 2 * count * along[at].sum() + count**2 * size
     return total / len(rows) ** 2 * len(groups) / (len(groups) - 1)
