@@ -287,9 +287,10 @@ def changed_directions(originals: Tensor, twins: Tensor) -> Tensor:
     """Return the directions that hold most of what an edit of the attribute changes, `(k, d_model)`.
 
     An edit moves different texts differently, so that their mean is not all of it: the leading right singular
-    vectors of the changes are taken until they hold `_HELD` of the squared length.
+    vectors of the changes are taken until they hold `_HELD` of the squared length: none of no change.
     """
     _, sizes, axes = torch.linalg.svd(twins.double() - originals.double(), full_matrices=False)
+    axes = axes[sizes > 0]
     energy = sizes.square().cumsum(0) / sizes.square().sum().clamp_min(1e-300)
     return axes[: min(int((energy < _HELD).sum()) + 1, _MOST_DIRECTIONS)]
 
@@ -363,6 +364,8 @@ def fit_each(
         sources = None if sources is None else _with_new_sources(sources, len(neutral))
     changed = changes.square().sum(0) / max(len(changes), 1)  # (d_model,)
     deviation = (within.var(0) + changed).sqrt()
+    if not float(deviation.max()) > 0:
+        return [None for _ in factors]  # one text of either label, or copies: no variance to spare
     scale = torch.where(deviation > _SMALL * deviation.max(), deviation, torch.inf)  # constant: weight 0
     apart, middle = means[1] - means[0], means.mean(0)
     forbidden = torch.cat([directions.double(), middle[None]]) if readout == STOCK else directions.double()

@@ -39,7 +39,8 @@ def partners(texts: Sequence[Compared]) -> Tensor:
 def threshold(rewards: Tensor, pairs: Tensor) -> float:
     """Return the reward that is as many standard deviations from either label's mean.
 
-    Pairs tell no threshold of one text. Half-way between the means is right where both labels vary alike.
+    Pairs tell no threshold of one text. Half-way between the means is right where both labels vary alike, or
+    not at all.
 
     Args:
         rewards: `(n,)`.
@@ -47,7 +48,7 @@ def threshold(rewards: Tensor, pairs: Tensor) -> float:
     """
     wide = rewards.double()[pairs]
     means, spreads = wide.mean(0), wide.std(0)
-    nearer = float(spreads[0] / spreads.sum().clamp_min(1e-300))
+    nearer = float(spreads[0] / spreads.sum()) if spreads.sum() > 0 else 0.5
     return float(means[0] + nearer * (means[1] - means[0]))
 
 

@@ -182,6 +182,37 @@ def test_copies_of_a_text_tell_no_more_than_the_text():
     assert trusted > 1.5 * once[off].abs().sum(), "copies were taken for news"
 
 
+def test_noise_between_sources_is_that_of_their_products():
+    """Whether a source has fewer rows than there are dimensions or more."""
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).double()
+    rows *= torch.linspace(1, 9, 6).double()
+    sources = torch.tensor([0] * 12 + [1] * 6 + [2] * 2 + list(range(3, 23)))
+    plain = rows.T @ rows / 40
+    parts = [rows[sources == one] for one in range(23)]
+    noise = sum((own.T @ own - len(own) * plain).square().sum() for own in parts) / 40**2 * 23 / 22
+    distance = (plain - plain.diagonal().mean() * torch.eye(6).double()).square().sum()
+    assert 0 < float(noise / distance) < 1
+    assert covariance_of(rows, sources).share == pytest.approx(float(noise / distance), rel=1e-9)
+
+
+@pytest.mark.parametrize("readout", [PROBE, STOCK])
+@pytest.mark.parametrize("count", [1, 4])
+def test_texts_that_do_not_vary_make_no_head(readout, count):
+    """One text of either label, or copies in the head's eyes, tell nothing of variance: none is trained."""
+    pooled = torch.cat([torch.zeros(count, 6), torch.ones(count, 6)])
+    y = torch.tensor([0] * count + [1] * count)
+    assert fit_erased(readout, pooled, y, torch.eye(6)[:1]) is None
+
+
+def test_an_edit_that_changes_nothing_forbids_nothing():
+    """Axes of no change are any axes."""
+    same = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
+    assert not len(changed_directions(same, same))
+    moved = same.clone()
+    moved[:, 3] += 1.0
+    assert changed_directions(same, moved).shape == (1, 20)
+
+
 @pytest.mark.parametrize(("count", "known"), [(8, True), (7, False)])
 def test_environments_are_sources_from_eight_on(count, known):
     """The head of a request whose texts have environments knows them; of fewer no noise is told.

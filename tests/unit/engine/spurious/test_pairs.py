@@ -134,6 +134,7 @@ def test_a_threshold_is_as_far_from_either_label_as_that_label_varies():
     unlike = 8.0 * second + noise * torch.where(second == 1, 1.0, 3.0)
     assert threshold(unlike, pairs) == pytest.approx(6.0, abs=1e-5)
     assert threshold(2 * unlike + 1, pairs) == pytest.approx(13.0, abs=1e-5)
+    assert threshold(8.0 * second, pairs) == 4.0, "who is called first decided"
 
 
 def _asked(n: int, *, seed: int = 0, told: float = 2.0, apart: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
