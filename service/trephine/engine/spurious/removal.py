@@ -133,6 +133,8 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
             "attribute, rather than of the removal: the arm with every feature in place shows what they add",
         )
     if any(point.erased for point in choice.points):
+        if choice.by_twins:
+            return _one_sided(study)
         if not choice.by_cost:
             return ()
         return (
@@ -146,6 +148,19 @@ def _of_the_head(study: Study, choice: Choice) -> tuple[str, ...]:
             "once a part is held out, too few for a head without the attribute; give twice as many",
         )
     return (f"the head was trained again as it is: {_untold(study)}",)
+
+
+def _one_sided(study: Study) -> tuple[str, ...]:
+    """Say that twins of one label alone cannot show that a head without the attribute is better."""
+    of = [one.label for one in study.everything if one.twin is not None]
+    for label, name in enumerate(study.data.labels):
+        if of.count(label) < 2:
+            return (
+                "a head without the attribute was trained, too, and is not taken: of the texts that have a "
+                f"twin {of.count(label) or 'none'} is of {name}, and one label alone does not tell whether "
+                "it is better. Give texts of either label twins, four or more of each",
+            )
+    return ()
 
 
 def _untold(study: Study) -> str:

@@ -134,6 +134,21 @@ def test_eight_twins_are_said_to_be_too_few():
     assert "of 8 texts with a twin fewer than 8 are left once a part is held out" in said
 
 
+def test_twins_of_one_label_cannot_show_that_a_head_is_better():
+    """What the other label's texts lose is unknown, and the report says so rather than nothing."""
+    texts = ambiguous(60, twins=True, attribute=False)
+    texts = tuple(one if one.label == texts[0].label else replace(one, twin=None) for one in texts)
+    command = RemoveSpuriousFeatures(training=texts, decision=ProbeHead(layer=0, pooling=Pooling.MEAN))
+    study = finish(open_study(tiny_hosted("llama"), command))
+    one = spurious(2, attribute_effect=1.0, score=0.96)
+    choice = finish(choose(study, [one]))
+    assert any(point.erased for point in choice.points)
+    assert not choice.erased
+    said = " ".join(_of_the_head(study, replace(choice, removed=(one,))))
+    other = next(name for name in study.data.labels if name != texts[0].label)
+    assert f"of the texts that have a twin none is of {other}" in said
+
+
 def test_why_nothing_goes_is_told_as_it_is():
     """What was judged spurious and stays, by a person's word or for its sign, was judged spurious."""
     point = [ChoicePoint(count=0, criterion=0.0, ambiguous_accuracy=1.0, leak=None)]
