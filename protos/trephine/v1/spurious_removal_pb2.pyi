@@ -617,7 +617,8 @@ class RemoveSpuriousFeaturesRequest(google.protobuf.message.Message):
     without_erasure: builtins.bool
     """True: a head that is trained again may read the attribute's direction at its site. Otherwise one with no
     weight along it is tried as well, where examples, twins or groups tell the attribute from the label, and
-    ships where it gains more than the criterion's standard error over removal alone.
+    ships where it gains more over removal alone than the criterion's standard error, or, by twins, than 1.96
+    standard errors of the difference.
     """
     neutral_examples: builtins.bool
     """`attribute_texts` hold neither label, so that what varies among them is none of the label's: a head that is
@@ -875,7 +876,7 @@ class RemovalChoice(google.protobuf.message.Message):
     erased: builtins.bool
     """With a head that was trained without the attribute."""
     error: builtins.float
-    """Standard error of the criterion, of shares of texts."""
+    """Standard error of the criterion: a share of texts, or, by twins, bits of the label."""
     taken: builtins.bool
     """It is the one that ships."""
     trained: builtins.bool

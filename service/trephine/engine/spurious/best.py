@@ -16,8 +16,8 @@ def best_point(points: Sequence[ChoicePoint], told: Sequence[Paired | None] = ()
 
     A head that cannot follow the attribute is taken only where it gains more than its standard error over
     removal alone, and then with the fewest features that lie within it of the best (Breiman et al. 1984).
-    Heads that decided on the same twins (`told`) are compared text by text: what counts is a difference that
-    chance would make in one of twenty.
+    Heads that decided on the same twins (`told`) are compared text by text: what counts is a difference
+    that chance would make in one of twenty. Twins of one label alone never tell one.
     """
 
     def best_of(places: list[int]) -> int:
