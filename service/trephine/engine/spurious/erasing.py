@@ -227,7 +227,7 @@ def share_left(head: LinearHead, free: LinearHead, pooled: Tensor, y: Tensor) ->
         y: `(n,)`, 0 or 1.
     """
     apart = [float(separation(one.margin(pooled)[:, None], y)) for one in (head, free)]
-    return apart[0] / apart[1]
+    return min(apart[0] / apart[1], 1.0)  # of means of twins it is no sine
 
 
 def _known(study: Study, vectors: Vectors) -> _Known:

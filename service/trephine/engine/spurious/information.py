@@ -18,6 +18,8 @@ _STEPS = 60
 """Halvings of the slope's interval: as many as float64 has digits for."""
 _STEEPEST = 1e3
 """Of slopes, per mean margin."""
+_WILD = 10
+"""Median margins that the mean is taken for at most: one text must not set the unit of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ def _slope(right: Tensor, weights: Tensor) -> float:
 
     Its derivative falls as the slope grows, so that halving finds where it is 0.
     """
-    scale = right.abs().mean().clamp_min(1e-300)
+    sizes = right.abs()
+    scale = torch.minimum(sizes.mean(), _WILD * sizes.median()).clamp_min(1e-300)
     margins = torch.cat([right.flatten() / scale, -torch.ones(1).double()])
     shares = torch.cat([weights.repeat(2) / 2, weights.new_full((1,), 0.5 / max(right.shape[1], 1))])
 

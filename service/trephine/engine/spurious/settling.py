@@ -5,9 +5,9 @@ side alike. On others they do not, and one side may lie nearer to the threshold,
 is left out in turn, and the threshold moves by what heads without it say of it, each from its own threshold.
 
 Of texts that have twins, half-way between the labels is taken, texts and twins counting alike, so that either
-value of the attribute stands beside either label; of pairs, what is as many standard deviations from either
-label. Twins also tell how far the covariance is shrunk: the share that its own noise asks for is right for
-the covariance, and a head is made of its inverse.
+value of the attribute stands beside either label; of pairs, with twins or without, what is as many standard
+deviations from either label. Twins also tell how far the covariance is shrunk: the share that its own noise
+asks for is right for the covariance, and a head is made of its inverse.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from trephine.engine.spurious.vectors import Vectors
 
 Fit = Callable[[Vectors, Sequence[float]], Sequence[LinearHead | None]]
 """Trains a head for each factor of the shrinkage, with the threshold of training texts; None: it cannot."""
+_APART = 0.1
+"""Of the spread of margins, how far apart labels must be: less is chance, and margins are divided by it."""
 FACTORS = (1.0, 0.5, 0.25, 0.125)
 """Of the share that noise asks for; of those that tell as much the first is taken."""
 
@@ -125,12 +127,18 @@ def _left_out(
         if len({one.label for one in seen.texts}) < 2 or (pairs and len(partners(seen.texts)) < 2):
             return None  # of one pair nobody knows how it varies
         for place, head in enumerate(fit(seen, factors)):
-            if head is None:
+            if head is None or not _tells(head, seen):
                 return None
             apart = told_apart(head, seen)  # fewer texts make a larger weight
             texts[place, out] = head.margin(vectors.pooled[out]).double() / apart
             twins[place, out[rows]] = head.margin(vectors.twins.vectors[out[rows]]).double() / apart
     return _Margins(texts=texts, twins=twins)
+
+
+def _tells(head: LinearHead, vectors: Vectors) -> bool:
+    """True if a head tells the labels of its own texts apart at all: else its margins have no unit."""
+    spread = float(head.margin(vectors.pooled).double().std())
+    return told_apart(head, vectors) > _APART * spread
 
 
 def told_apart(head: LinearHead, vectors: Vectors) -> float:

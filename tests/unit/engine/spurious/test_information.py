@@ -52,6 +52,14 @@ def test_the_slope_is_that_of_most_information():
     torch.testing.assert_close(scaled.information(), told.information())
 
 
+def test_one_wild_margin_hides_nothing():
+    """All are right; one is so by ten thousand times as much, which is no reason to tell nothing."""
+    wild = SIDES.clone()
+    wild[0] *= 1e4
+    bits = [one.mean(one.information())[0] for one in (_told(SIDES, SIDES), _told(wild, SIDES))]
+    assert bits[1] > 0.8 * bits[0]
+
+
 def test_either_label_counts_half():
     """However many texts it has; the error is that of a mean of two means."""
     labels = torch.tensor([0] * 6 + [1] * 2)

@@ -158,6 +158,25 @@ def test_it_stays_where_nothing_tells_it(why: str):
     assert torch.equal(head.bias, expected.bias)
 
 
+def test_a_head_that_tells_nothing_of_its_own_texts_settles_nothing():
+    """Its margins have no unit: divided by next to nothing they would carry the threshold past everything."""
+    vectors = _crossing(60, 30)
+
+    def fit(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
+        heads = _fit(seen, factors)
+        if len(seen.texts) == 60 or 0 in {one.ids[0] for one in seen.texts}:
+            return heads
+        y, margins = labels(seen.texts), _fitted(seen).margin(seen.pooled)
+        centred = margins - torch.stack([margins[y == label].mean() for label in (0, 1)])[y] + 1e-9 * y
+        weight = torch.linalg.lstsq(seen.pooled, centred[:, None]).solution[:, 0]
+        return [two_sided(PROBE, weight, 0.0) for _ in factors]
+
+    head, factor = settle(fit, vectors, seed=0)
+    assert head is not None
+    assert factor == 1.0
+    assert torch.equal(head.bias, _fitted(vectors).bias)
+
+
 def test_two_pairs_settle_nothing():
     """Without one of them a single one is left, of which nobody knows how it varies."""
     vectors = _crossing(60, 30)
