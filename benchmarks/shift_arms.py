@@ -145,7 +145,7 @@ def erased(bench: Bench) -> Margins:
 
 
 def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item]) -> Margins:
-    """Train with nothing forbidden; who was left out settles the threshold, as in the product."""
+    """Train with nothing forbidden; of pairs, left-out ones settle the threshold, as in the product."""
     nothing = torch.zeros(0, bench.hosted.info.d_model)
 
     def fit(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
@@ -159,7 +159,7 @@ def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item]) -> Margins:
 
 
 def _examples(bench: Bench, items: Sequence[Item]) -> tuple[Example, ...]:
-    """Texts as the product has them, their attribute told."""
+    """Texts as the product has them."""
     ids = bench.ids(items)
     return tuple(
         Example(

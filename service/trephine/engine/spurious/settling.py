@@ -63,9 +63,9 @@ def settle(
     y, rows = labels(vectors.texts), vectors.twins.rows
     twinned = enough_of_both(y[rows])
     factors = FACTORS if twinned else FACTORS[:1]
+    ranked = pairs if pairs is not None and len(pairs) > 1 else None
     heads = fit(vectors, factors)
-    asked = twinned or (pairs is not None and len(pairs) > 1)
-    able = asked and None not in heads
+    able = (twinned or ranked is not None) and None not in heads
     margins = _left_out(vectors, fit, factors, seed, pairs=pairs is not None) if able else None
     if margins is None:
         return heads[0], factors[0]
@@ -74,8 +74,8 @@ def settle(
         if head is None or head.readout == STOCK:
             continue
         texts, twins = margins.texts[place], margins.twins[place]
-        if pairs is not None and len(pairs) > 1:
-            at[place] = threshold(texts, pairs)
+        if ranked is not None:
+            at[place] = threshold(texts, ranked)
         else:
             at[place] = (_halfway(texts, y) + _halfway(twins, y[rows])) / 2
     best = 0
