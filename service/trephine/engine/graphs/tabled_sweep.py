@@ -68,8 +68,7 @@ class _TabledSweep:
         self.inject(first + AFTER)
         routed = None
         if self.above(first + MLP):
-            for written in layer.written:
-                self._meet(written)
+            self._meet(layer.written)
             routed = self._skip(layer)
         if layer.parallel:
             if self.above(first + MLP):
@@ -84,12 +83,11 @@ class _TabledSweep:
                 self._attend(layer.attention)
 
     def _meet(self, written: Written) -> None:
-        """Score what was written at a span of positions."""
-        positions, width = written.span.positions, written.span.width
-        met = min(positions.stop, self.n_cone) - positions.start
-        if met <= 0:
-            return
-        adjoint = self.adjoint[positions.start : positions.start + met]  # (met, n, d_model)
+        """Score what was written at an MLP's output."""
+        met, width = written.ends[self.n_cone], written.vectors.shape[2]
+        adjoint = self.adjoint  # (n_cone, n, d_model)
+        if written.positions is not None:
+            adjoint = adjoint.index_select(0, written.positions[:met])  # (met, n, d_model)
         own = self.scores[: adjoint.shape[1], written.first : written.first + met * width]
         out = own.unflatten(1, (met, width)).transpose(0, 1)  # (met, n, width)
         torch.bmm(adjoint, written.vectors[:met], out=out)

@@ -1,8 +1,8 @@
 """What all sweeps of one prompt multiply with, laid out for a device where calls cost more than work.
 
 On a GPU a model of ordinary size leaves the card idle between calls, so that time is the number of calls. Per
-block, everything that was written becomes one batch of matrices by position (features, padded to the widest
-position; the error term; the constants), and attention three products with matrices into which gains,
+block, everything that was written becomes one batch of matrices of one width (features, the error term, the
+constants; a position with many takes several), and attention three products with matrices into which gains,
 centring and frozen scales are folded. Works for sets that read what MLPs read and write what they write
 (transcoders, skip and cross-layer ones, neurons aside); `sweeping` does all others.
 """
@@ -21,14 +21,15 @@ from trephine.domain.sweeps import TABLED_BYTES
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import skip_of
-from trephine.engine.graphs.writes import PADDING, Span, spans_of
+from trephine.engine.graphs.writes import PADDING
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.memory import free_bytes
 from trephine.engine.replacements.sets import opened
 
 _SHARE = 3
 """Of what is free, the part that tables may take: a sweep's scores and the rows need the rest."""
-_BLOCK_ROWS = 1 << 17
+_MULTIPLE = 8
+"""Packs are as wide as so many features, times a whole number, where the mean position has as many."""
 _FOLDED_BYTES = 256 << 20
 """Patterns, or matrices, that are folded together."""
 _REST = 2
@@ -37,13 +38,16 @@ _REST = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What stands at a span of positions of one MLP's output."""
+    """What stands at one MLP's output, in packs of one width; a position's follow each other."""
 
-    span: Span
     first: int
     """Where its scores begin in the table of all."""
+    ends: tuple[int, ...]
+    """Packs of the first positions, by how many these are: 0 of none, first."""
+    positions: Tensor | None
+    """int64 `(n_packs,)`, of each pack, ascending; None where every position has one."""
     vectors: Tensor
-    """`(n_positions, d_model, width)`: decoders, error term, constants; what is padding is never read."""
+    """`(n_packs, d_model, width)`: error term, constants, decoders; what is padding is never read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ class LayerTable:
     """One block."""
 
     parallel: bool
-    written: tuple[Written, ...]
+    written: Written
     skip: FoldedSkip | None
     attention: FoldedAttention
 
@@ -158,9 +162,10 @@ def sweep_tables(
     plan = _plan(writings, n_pos, len(sites))
     amounts = [layer.written for layer, _ in writings.parts]
     with torch.inference_mode():
-        columns, starts = plan.columns.to(device), plan.starts.flatten().to(device)
+        columns, starts = plan.columns.to(device), plan.starts.to(device)
         errors, constants = starts, starts + 1
-        vectors = operators.embedding.new_empty(plan.end, operators.embedding.shape[1])
+        width = plan.packs.rows
+        vectors = operators.embedding.new_empty(width, operators.embedding.shape[1])
         vectors[errors] = torch.cat([active.errors[site] for site in sites])
         vectors[constants] = torch.cat([_constants(hosted, operators, active, site) for site in sites])
     for (layer, site), places in zip(writings.parts, columns.split(writings.counts), strict=True):
@@ -173,15 +178,18 @@ def sweep_tables(
             layers=tuple(
                 LayerTable(
                     parallel=layer.block.parallel,
-                    written=tuple(_written(spans, vectors)),
+                    written=written,
                     skip=_skip(hosted, active, layer),
                     attention=attention,
                 )
-                for layer, spans, attention in zip(
-                    operators.layers, plan.spans, _attentions(operators.layers), strict=True
+                for layer, written, attention in zip(
+                    operators.layers,
+                    _written(plan.packs, vectors),
+                    _attentions(operators.layers),
+                    strict=True,
                 )
             ),
-            width=plan.end,
+            width=width,
             parts=tuple(range(layer.start, layer.end) for layer, _ in writings.parts),
             columns=columns,
             amounts=torch.cat(amounts).to(vectors.dtype) if amounts else vectors.new_zeros(0),
@@ -223,44 +231,70 @@ def _writings(active: ActiveFeatures, sites: Sequence[Site]) -> _Writings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packs:
+    """How what stands at every site and position is divided; on the CPU."""
+
+    widths: Tensor
+    """int64 `(n_sites,)`."""
+    counts: Tensor
+    """int64 `(n_sites, n_pos)`."""
+
+    @property
+    def starts(self) -> Tensor:
+        """int64 `(n_sites, n_pos)`, row of the table at which each position begins."""
+        rows = (self.counts * self.widths[:, None]).flatten()
+        return (rows.cumsum(0) - rows).view_as(self.counts)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table, padding included."""
+        return int((self.counts.sum(1) * self.widths).sum())
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 `(n_packs,)`, of every pack, site by site."""
+        n_sites, n_pos = self.counts.shape
+        return torch.arange(n_pos).repeat(n_sites).repeat_interleave(self.counts.flatten())
+
+
+def packs_of(standing: Tensor) -> Packs:
+    """Divide what stands at every site and position.
+
+    One pack a position where the widest one wastes little; else packs as wide as the mean, so that a position
+    of many features costs packs of its own alone. Either way at most `PADDING` times the rows are laid out.
+
+    Args:
+        standing: int64 `(n_sites, n_pos)`, vectors; at least one everywhere.
+    """
+    n_pos = standing.shape[1]
+    total, widest = standing.sum(1), standing.amax(1)
+    mean = total // n_pos
+    narrow = torch.where(mean < _MULTIPLE, mean, mean // _MULTIPLE * _MULTIPLE)
+    widths = torch.where(n_pos * widest <= PADDING * total, widest, narrow)
+    return Packs(widths=widths, counts=(standing + widths[:, None] - 1) // widths[:, None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """Where everything stands in the table."""
 
-    spans: list[list[tuple[int, Span]]]
-    """Of each site, and where each begins."""
-    end: int
+    packs: Packs
     starts: Tensor
-    """int64 `(n_sites, n_pos)`, of a position's error term; its constants and features follow."""
+    """int64 `(n_sites * n_pos,)`, of a position's error term; its constants and features follow."""
     columns: Tensor
     """int64 `(n_entries,)`, of the entries."""
 
 
 def _plan(entries: _Writings, n_pos: int, n_sites: int) -> _Plan:
     features = torch.bincount(entries.places, minlength=n_sites * n_pos)
-    counts = (features + _REST).view(n_sites, n_pos)
-    offsets = torch.nn.functional.pad(counts.cumsum(1), (1, 0)).tolist()
-    spans: list[list[tuple[int, Span]]] = []
-    starts: list[int] = []
-    end = 0
-    for of_site in offsets:
-        own: list[tuple[int, Span]] = []
-        for span in spans_of(of_site, _BLOCK_ROWS):
-            own.append((end, span))
-            starts += range(end, end + span.rows, span.width)
-            end += span.rows
-        spans.append(own)
+    packs = packs_of((features + _REST).view(n_sites, n_pos))
     # Entries of one place follow each other in the order in which they are listed.
     order = entries.places.argsort(stable=True)
     before = features.cumsum(0) - features
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order)) - before[entries.places[order]]
-    found = torch.tensor(starts)
-    return _Plan(
-        spans=spans,
-        end=end,
-        starts=found.view(n_sites, n_pos),
-        columns=found[entries.places] + _REST + rank,
-    )
+    starts = packs.starts.flatten()
+    return _Plan(packs=packs, starts=starts, columns=starts[entries.places] + _REST + rank)
 
 
 def _by_site(active: ActiveFeatures, sites: Sequence[Site], n_pos: int) -> Tensor:
@@ -269,10 +303,19 @@ def _by_site(active: ActiveFeatures, sites: Sequence[Site], n_pos: int) -> Tenso
     return (order[:, None] * n_pos + torch.arange(n_pos)).flatten()
 
 
-def _written(spans: Sequence[tuple[int, Span]], vectors: Tensor) -> Iterator[Written]:
-    for first, span in spans:
-        own = vectors[first : first + span.rows].view(len(span.positions), span.width, -1)
-        yield Written(span=span, first=first, vectors=own.transpose(1, 2))
+def _written(packs: Packs, vectors: Tensor) -> Iterator[Written]:
+    n_pos, first = packs.counts.shape[1], 0
+    ends = torch.nn.functional.pad(packs.counts.cumsum(1), (1, 0)).tolist()
+    positions = packs.positions.to(vectors.device).split([own[-1] for own in ends])
+    for width, own, at in zip(packs.widths.tolist(), ends, positions, strict=True):
+        rows = vectors[first : first + len(at) * width].view(len(at), width, -1)
+        yield Written(
+            first=first,
+            ends=tuple(own),
+            positions=None if len(at) == n_pos else at,
+            vectors=rows.transpose(1, 2),
+        )
+        first += len(at) * width
 
 
 def _constants(hosted: HostedModel, operators: FrozenOperators, active: ActiveFeatures, site: Site) -> Tensor:

@@ -15,14 +15,16 @@ from trephine.domain.circuits import DiscoverCircuit
 from trephine.engine.attribution.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.graphs import actives, basis, tabled_sweep
+from trephine.engine.graphs import tables as tables_of_prompts
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
 from trephine.engine.graphs.tabled_targets import tabled_reads
-from trephine.engine.graphs.tables import can_be_tabled, is_tabled, sweep_tables
+from trephine.engine.graphs.tables import can_be_tabled, is_tabled, packs_of, sweep_tables
 from trephine.engine.graphs.targets import feature_targets, logit_targets
+from trephine.engine.graphs.writes import PADDING
 from trephine.engine.models.quanta import finish
 
 WITHOUT = {"resid_post", "attn_out", "mixed"}
@@ -44,16 +46,22 @@ def same(ours, theirs):
         torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=1e-5, atol=2e-6 * scale)
 
 
-@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize(("grows", "padding"), [(False, 1 << 20), (True, 1 << 20), (True, 0)])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITHOUT])
-def test_tables_give_the_same_sums(family, kind, grows, monkeypatch):
-    """Features at every layer and position, and logits; targets all the way or as they come alive."""
+def test_tables_give_the_same_sums(family, kind, grows, padding, monkeypatch):
+    """Features at every layer and position, and logits; targets all the way or as they come alive.
+
+    What stands at a position is one pack, or several.
+    """
     monkeypatch.setattr(tabled_sweep, "_FEW_ROWS", 0 if grows else 1 << 20)
+    monkeypatch.setattr(tables_of_prompts, "PADDING", padding)
     hosted, operators, active = prepared(family, kind)
     assert can_be_tabled(active)
     assert not is_tabled(active, operators)  # a processor gains nothing by them
     tables = finish(sweep_tables(hosted, operators, active))
+    several = any(layer.written.positions is not None for layer in tables.layers)
+    assert several == (padding == 0) or kind.endswith("topk")  # as many features everywhere: one pack each
     last = active.position == active.n_pos - 1
     early = (active.position < 3).nonzero().flatten()
     every = some_cells(active, 6)
@@ -65,6 +73,26 @@ def test_tables_give_the_same_sums(family, kind, grows, monkeypatch):
     logits = logit_targets(operators, [logit_readout(hosted, 44, 9), logit_readout(hosted, 7)])
     theirs = finish(sweep_features(hosted, operators, active, logits))
     same(finish(sweep_over_tables(tables, logits)), theirs)
+
+
+def test_packs_hold_everything_and_pad_little():
+    """Random counts, one of them large: packs follow each other, position by position, with room for all."""
+    generator = torch.Generator().manual_seed(0)
+    standing = torch.stack([torch.randint(2, most, (50,), generator=generator) for most in (5, 14, 92, 4)])
+    standing[1:, 17] += torch.tensor([0, 300, 5000])
+    packs = packs_of(standing)
+    rows = packs.counts * packs.widths[:, None]
+    assert (rows >= standing).all()
+    assert (rows.sum(1) <= PADDING * standing.sum(1)).all()
+    assert packs.counts[0].eq(1).all()
+    assert packs.counts[3, 17] > 1
+    assert packs.rows == int(rows.sum())
+    assert packs.starts[0, 0] == 0
+    assert torch.equal(packs.starts.flatten().diff(), rows.flatten()[:-1])
+    of_sites = packs.positions.split(packs.counts.sum(1).tolist())
+    for at, own in zip(of_sites, packs.counts, strict=True):
+        assert torch.equal(at.bincount(), own)
+        assert (at.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
