@@ -154,7 +154,7 @@ def _sparing(bench: Bench, pooled: Tensor, items: Sequence[Item]) -> Margins:
 
     none = Twins(rows=torch.zeros(0, dtype=torch.long), vectors=pooled[:0])
     vectors = Vectors(texts=_examples(bench, items), pooled=pooled, examples=None, twins=none)
-    head, _ = settle(fit, vectors, seed=bench.seed, pairs=bench.pairs(items))
+    head, _ = finish(settle(fit, vectors, seed=bench.seed, pairs=bench.pairs(items)))
     return _margins(head, bench.plain("test"))
 
 

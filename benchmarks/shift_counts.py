@@ -61,7 +61,9 @@ def report(bench: Bench) -> None:
     for point in (one for one in choice.points if one.erased):
         gone = [one.feature for one in ours[: point.count]]
         vectors = finish(pool_vectors(study, gone, "all", everything, attribute=True))
-        tried, final = (heads_on(study, part, erased=True).erased for part in (vectors.only(fitted), vectors))
+        tried, final = (
+            finish(heads_on(study, part, erased=True)).erased for part in (vectors.only(fitted), vectors)
+        )
         if tried is None or final is None:
             raise SystemExit("nothing but the attribute tells the labels apart")
         fifth = on_twins(tried, vectors.only(range(len(fitted), len(everything))))

@@ -70,7 +70,10 @@ def heads(bench: Bench, vectors: Vectors, readout: Readout) -> tuple[float, ...]
     def as_noise_asks(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
         return each(seen, [1.0] * len(factors))
 
-    ways = each(vectors, (1.0,))[0], *(settle(fit, vectors, seed=0)[0] for fit in (as_noise_asks, each))
+    ways = (
+        each(vectors, (1.0,))[0],
+        *(finish(settle(fit, vectors, seed=0))[0] for fit in (as_noise_asks, each)),
+    )
     if None in ways:
         raise SystemExit("nothing but the attribute tells the labels apart")
     test = bench.plain("test")

@@ -161,7 +161,7 @@ def _try(
     turns = yield from decide_by_turns(study, vectors, fixed=study.head if unfitted else None, erased=wanted)
     heads = Heads(plain=study.head, erased=None)
     if removed:
-        heads = heads_on(study, vectors.only(range(len(study.fitted))), erased=wanted)
+        heads = yield from heads_on(study, vectors.only(range(len(study.fitted))), erased=wanted)
     return _Attempt(heads=heads, turns=turns, vectors=vectors)
 
 
@@ -170,7 +170,7 @@ def _final(
 ) -> Generator[Progress | None, None, Heads]:
     """Train once more, on held-out texts too: few texts tell a covariance badly."""
     if removed and attempt.vectors is not None:
-        return heads_on(study, attempt.vectors, erased=erased and study.command.erase)
+        return (yield from heads_on(study, attempt.vectors, erased=erased and study.command.erase))
     return (yield from heads_without(study, removed, "final refit", erased=erased, texts=study.everything))
 
 

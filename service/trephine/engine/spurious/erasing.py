@@ -97,13 +97,13 @@ def heads_without(
     texts = study.fitted if texts is None else texts
     wanted = erased and study.command.erase
     vectors = yield from pool_vectors(study, removed, stage, texts, attribute=wanted)
-    return heads_on(study, vectors, erased=wanted)
+    return (yield from heads_on(study, vectors, erased=wanted))
 
 
-def heads_on(study: Study, vectors: Vectors, *, erased: bool) -> Heads:
+def heads_on(study: Study, vectors: Vectors, *, erased: bool) -> Generator[None, None, Heads]:
     """Train heads of both kinds, or the plain one alone, on vectors that are there."""
     plain = study.trained(vectors.pooled, vectors.texts)
-    head, left = _erased(study, vectors) if erased else (None, None)
+    head, left = (yield from _erased(study, vectors)) if erased else (None, None)
     return Heads(plain=plain, erased=head, left=left)
 
 
@@ -124,18 +124,18 @@ def erased_head(
     """
     texts = study.fitted if texts is None else texts
     vectors = yield from pool_vectors(study, removed, stage, texts, attribute=True)
-    return erased_on(study, vectors)
+    return (yield from erased_on(study, vectors))
 
 
-def erased_on(study: Study, vectors: Vectors) -> LinearHead | None:
+def erased_on(study: Study, vectors: Vectors) -> Generator[None, None, LinearHead | None]:
     """Train the head without the attribute on vectors that are there; None as `erased_head`."""
-    return _settled(study, vectors)[0]
+    return (yield from _settled(study, vectors))[0]
 
 
-def _settled(study: Study, vectors: Vectors) -> tuple[LinearHead | None, float]:
+def _settled(study: Study, vectors: Vectors) -> Generator[None, None, tuple[LinearHead | None, float]]:
     """Return the head, settled by texts that were left out, and the factor of its shrinkage."""
     pairs, seed = study.pairs(vectors.texts), study.command.seed
-    return settle(partial(_each, study), vectors, seed=seed, pairs=pairs)
+    return (yield from settle(partial(_each, study), vectors, seed=seed, pairs=pairs))
 
 
 def _each(study: Study, vectors: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
@@ -188,9 +188,9 @@ def labelled_share(head: LinearHead, pooled: Tensor, y: Tensor, neutral: Tensor)
     return float(varied / (apart / 2).square())
 
 
-def _erased(study: Study, vectors: Vectors) -> tuple[LinearHead | None, float | None]:
+def _erased(study: Study, vectors: Vectors) -> Generator[None, None, tuple[LinearHead | None, float | None]]:
     """Train the head, and one with nothing forbidden; return it, and the share that is left to it."""
-    head, factor = _settled(study, vectors)
+    head, factor = yield from _settled(study, vectors)
     if head is None:
         return None, None
     known = _known(study, vectors)

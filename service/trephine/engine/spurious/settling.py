@@ -12,7 +12,7 @@ asks for is right for the covariance, and a head is made of its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,8 +46,10 @@ class _Margins:
 
 def settle(
     fit: Fit, vectors: Vectors, *, seed: int, pairs: Tensor | None = None
-) -> tuple[LinearHead | None, float]:
+) -> Generator[None, None, tuple[LinearHead | None, float]]:
     """Train a head; texts that are left out in turn say with which threshold, and how far it is shrunk.
+
+    A quantum is one training, by all factors.
 
     Args:
         fit: Trains it.
@@ -65,8 +67,11 @@ def settle(
     factors = FACTORS if twinned else FACTORS[:1]
     ranked = pairs if pairs is not None and len(pairs) > 1 else None
     heads = fit(vectors, factors)
+    yield
     able = (twinned or ranked is not None) and None not in heads
-    margins = _left_out(vectors, fit, factors, seed, pairs=pairs is not None) if able else None
+    margins = None
+    if able:
+        margins = yield from _left_out(vectors, fit, factors, seed, pairs=pairs is not None)
     if margins is None:
         return heads[0], factors[0]
     at = torch.zeros(len(factors)).double()
@@ -115,7 +120,7 @@ def enough_of_both(y: Tensor) -> bool:
 
 def _left_out(
     vectors: Vectors, fit: Fit, factors: Sequence[float], seed: int, *, pairs: bool
-) -> _Margins | None:
+) -> Generator[None, None, _Margins | None]:
     """Return margins by heads without the text in question; None where one cannot be trained."""
     rows, count = vectors.twins.rows, len(vectors.texts)
     texts = torch.zeros(len(factors), count).double()
@@ -132,6 +137,7 @@ def _left_out(
             apart = told_apart(head, seen)  # fewer texts make a larger weight
             texts[place, out] = head.margin(vectors.pooled[out]).double() / apart
             twins[place, out[rows]] = head.margin(vectors.twins.vectors[out[rows]]).double() / apart
+        yield
     return _Margins(texts=texts, twins=twins)
 
 

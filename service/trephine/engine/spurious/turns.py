@@ -53,8 +53,9 @@ def decide_by_turns(
         _require_both(study, seen.texts)
         held_out = vectors.only(out)
         heads = [study.trained(seen.pooled, seen.texts) if fixed is None else fixed]
-        heads += [head for head in ([erased_on(study, seen)] if able else []) if head is not None]
-        able = able and len(heads) == 2
+        without = (yield from erased_on(study, seen)) if able else None
+        heads += [] if without is None else [without]
+        able = without is not None
         for kind, head in enumerate(heads):
             # A head of fewer texts may have larger weights; what is fixed has the same for all.
             unit = 1.0 if head is fixed else told_apart(head, seen)
@@ -62,8 +63,8 @@ def decide_by_turns(
             margins[kind, 1, [turn[row] for row in out]] = head.margin(held_out.twins.vectors).double() / unit
         yield
     y = labels([vectors.texts[row] for row in rows.tolist()])
-    plain, without = (Paired(labels=y, texts=kind[0], twins=kind[1]) for kind in margins)
-    return Turns(plain=plain, erased=without if able else None)
+    plain, freed = (Paired(labels=y, texts=kind[0], twins=kind[1]) for kind in margins)
+    return Turns(plain=plain, erased=freed if able else None)
 
 
 def _require_both(study: Study, seen: Sequence[Example]) -> None:

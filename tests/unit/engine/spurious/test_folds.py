@@ -94,7 +94,10 @@ def test_decisions_by_turns_are_those_of_heads_without_the_fold(study, vectors):
     for fold in folds:
         seen = vectors.only([place for place in range(len(vectors.texts)) if place not in fold])
         out = [number for number, row in enumerate(rows) if row in fold]
-        heads = (study.trained(seen.pooled, seen.texts), turns.plain), (erased_on(study, seen), turns.erased)
+        heads = (
+            (study.trained(seen.pooled, seen.texts), turns.plain),
+            (finish(erased_on(study, seen)), turns.erased),
+        )
         for head, decided in heads:
             unit = told_apart(head, seen)
             for said, own in (
