@@ -13,7 +13,14 @@ from trephine.domain.models import ModelInfo
 from trephine.domain.spurious_checks import CheckedSpuriousRemoval
 from trephine.domain.spurious_heads import TEXT, DecisionHead, ProbeHead, RewardHead, TokenHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
-from trephine.domain.spurious_sizes import CONTROL_TEXTS, EXACT_TEXTS, ONE_HELD_OUT_OF, ORIENTING_TEXTS
+from trephine.domain.spurious_sizes import (
+    CONTROL_TEXTS,
+    EXACT_TEXTS,
+    FOLDS,
+    ONE_HELD_OUT_OF,
+    ORIENTING_TEXTS,
+    SHRINKAGES,
+)
 from trephine.domain.spurious_texts import FEWEST_JUDGED, LabelledText
 
 _SWEEP = 3
@@ -21,6 +28,10 @@ _SWEEP = 3
 
 _OVERHEAD_SECONDS, _HEAD_SECONDS = 3.0, 0.3
 """Of every removal: judges, what is done without a feature, intervals; of training a head."""
+_SOLVE_SECONDS, _GRAM_SECONDS = 6e-11, 1e-10
+"""Of a head without the attribute: of each shrinkage by the width's cube, of each text by its square."""
+_SETTLED_ARMS = 3
+"""Heads without the attribute beside those of the numbers of features: the final one, and two arms."""
 _PACKED = 1.35
 """Of packs of short texts, by what long ones take a token."""
 _EFFECT_SECONDS = 2e-9
@@ -55,9 +66,23 @@ def removal_seconds(
     return (
         _OVERHEAD_SECONDS
         + heads * _HEAD_SECONDS
+        + _settling_seconds(command, info.d_model)
         + _PACKED * block_seconds(swept + mean * depth * pooled_texts(command), info)
         + swept * checked.features * _EFFECT_SECONDS
     )
+
+
+def _settling_seconds(command: RemoveSpuriousFeatures, d_model: int) -> float:
+    """Predict the training of heads without the attribute, again without every part of the texts."""
+    if not (command.refit and command.erase):
+        return 0.0
+    texts, numbers = _counted(command), len(command.budget.counts) + 1
+    twinned = texts.everything[1] >= FEWEST_JUDGED
+    settled = twinned or any(one.pair is not None for one in command.training)
+    heads = numbers * (1 + FOLDS * _by_turns(command, texts)) + _SETTLED_ARMS
+    trainings = heads * (1 + FOLDS * settled)
+    solving = (len(SHRINKAGES) if twinned else 1) * _SOLVE_SECONDS * d_model**3
+    return trainings * (solving + _GRAM_SECONDS * sum(texts.everything) * d_model**2)
 
 
 def _depth(command: RemoveSpuriousFeatures, info: ModelInfo) -> float:
@@ -130,18 +155,29 @@ def _choosing(command: RemoveSpuriousFeatures, texts: _Texts, fit: int) -> int:
     most = command.budget.effect_texts
     numbers = len(command.budget.counts) + 1
     held_out = texts.held_out[0]
-    grouped = _grouped(command.validation) or (not command.validation and _chooses(command, texts))
+    grouped = _by_groups(command, texts)
     if grouped or texts.examples:
         told = 0 if grouped else min(texts.examples, most)
         return numbers * (fit + held_out + told)
-    apart = texts.held_out[1] if command.validation else 0
-    if not apart and command.refit and texts.everything[1]:
+    if _by_turns(command, texts):
         return numbers * (sum(texts.everything) + held_out)
+    apart = texts.held_out[1] if command.validation else 0
     decision = command.decision
     fixed = isinstance(decision, RewardHead) and decision.threshold is not None
     seen = isinstance(decision, ProbeHead | RewardHead) and not fixed
     paired = apart or (texts.held_out[1] if seen else texts.everything[1])
     return numbers * (fit + held_out + 2 * min(paired, most))
+
+
+def _by_groups(command: RemoveSpuriousFeatures, texts: _Texts) -> bool:
+    """True if numbers of features are compared by the worst group."""
+    return _grouped(command.validation) or (not command.validation and _chooses(command, texts))
+
+
+def _by_turns(command: RemoveSpuriousFeatures, texts: _Texts) -> bool:
+    """True if they are compared by twins among the training texts, with heads trained without these."""
+    told = _by_groups(command, texts) or texts.examples or (command.validation and texts.held_out[1])
+    return bool(not told and command.refit and texts.everything[1])
 
 
 def _counted(command: RemoveSpuriousFeatures) -> _Texts:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
+from trephine.domain.spurious_sizes import FOLDS
 from trephine.engine.spurious.examples import Example, alike
 from trephine.engine.spurious.judgement import FEWEST
-
-FOLDS = 5
-"""More, where a fifth less would leave too few twins to train a head without the attribute."""
 
 
 def folds_of(texts: Sequence[Example], seed: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from trephine.domain.spurious_sizes import SHRINKAGES
 from trephine.engine.spurious.examples import labels
 from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.heads import STOCK, LinearHead
@@ -30,8 +31,6 @@ Fit = Callable[[Vectors, Sequence[float]], Sequence[LinearHead | None]]
 """Trains a head for each factor of the shrinkage, with the threshold of training texts; None: it cannot."""
 _APART = 0.1
 """Of the spread of margins, how far apart labels must be: less is chance, and margins are divided by it."""
-FACTORS = (1.0, 0.5, 0.25, 0.125)
-"""Of the share that noise asks for; of those that tell as much the first is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ def settle(
     """
     y, rows = labels(vectors.texts), vectors.twins.rows
     twinned = enough_of_both(y[rows])
-    factors = FACTORS if twinned else FACTORS[:1]
+    factors = SHRINKAGES if twinned else SHRINKAGES[:1]
     ranked = pairs if pairs is not None and len(pairs) > 1 else None
     heads = fit(vectors, factors)
     yield
@@ -102,7 +101,7 @@ def _moved(head: LinearHead, vectors: Vectors, at: float) -> LinearHead:
 
 
 def _most_told(margins: _Margins, y: Tensor) -> int:
-    """Return which head's margins tell most of the labels `(n_twins,)`, of ties the first."""
+    """Return which head's margins tell most of the labels `(n_twins,)`, of ties the one shrunk furthest."""
     bits = [
         told.mean(told.information())[0]
         for told in (

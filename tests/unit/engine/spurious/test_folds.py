@@ -12,9 +12,10 @@ from tests.spurious_texts import ambiguous
 from trephine.domain.errors import TooFewItemsError
 from trephine.domain.spurious_heads import Pooling, ProbeHead
 from trephine.domain.spurious_removal import RemoveSpuriousFeatures
+from trephine.domain.spurious_sizes import FOLDS
 from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.erasing import erased_on
-from trephine.engine.spurious.folds import FOLDS, folds_of
+from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.settling import told_apart
 from trephine.engine.spurious.study import Study, open_study
 from trephine.engine.spurious.turns import decide_by_turns

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.spurious_heads import Pooling
+from trephine.domain.spurious_sizes import SHRINKAGES
 from trephine.engine.models.quanta import finish
 from trephine.engine.spurious.erasing import fit_each, fit_erased
 from trephine.engine.spurious.examples import UNKNOWN, Example, labels
@@ -17,7 +18,7 @@ from trephine.engine.spurious.folds import folds_of
 from trephine.engine.spurious.heads import STOCK, LinearHead, two_sided
 from trephine.engine.spurious.pairs import partners, threshold
 from trephine.engine.spurious.pooling import Readout
-from trephine.engine.spurious.settling import FACTORS, settle
+from trephine.engine.spurious.settling import settle
 from trephine.engine.spurious.vectors import Twins, Vectors
 
 PROBE = Readout(layer=1, pooling=Pooling.MEAN)
@@ -242,7 +243,7 @@ def test_twins_say_how_far_it_is_shrunk():
 
     head, factor = finish(settle(free, sure, seed=0))
     assert head is not None
-    assert factor in FACTORS[1:]
+    assert factor in SHRINKAGES[1:]
     fresh, side = written(4000)
     right = [
         float(((one.margin(fresh) > 0) == (side > 0)).double().mean())
