@@ -161,7 +161,7 @@ def test_removals(decision: Any, fit_texts: int, tokens: int, measured: float):
     ("twinned", "width", "least", "most"), [(True, 2048, 120, 500), (False, 2048, 0, 15), (True, 576, 2, 15)]
 )
 def test_heads_that_are_settled(twinned: bool, width: int, least: float, most: float):
-    """Where twins tell, heads without the attribute are trained again without every part: long in wide models.
+    """Where twins tell, heads without the attribute are trained again without every part: long if wide.
 
     One training by all shrinkages was 0.08 s at a width of 576 and 2.4 s at 2,048, of 600 texts.
     """
