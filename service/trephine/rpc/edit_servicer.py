@@ -166,7 +166,7 @@ class EditServicer(
             stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
             if stored.provenance.is_foreign:
                 raise UnsupportedOptionError(
-                    "the circuit was imported from another tool's file and nothing of it was verified: no "
+                    "the circuit was imported from a file and nothing of it was verified: no "
                     "edit can rest on it; discover it here",
                     field="circuit",
                 )

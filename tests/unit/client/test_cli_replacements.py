@@ -241,7 +241,7 @@ def test_sizes_and_layers_are_read_as_people_write_them():
         None,
     ]
     assert read_layers("0,5-7") == (0, 5, 6, 7)
-    for text in ("-1", "0,,1", "3-x"):
+    for text in ("-1", "0,,1", "3-x", "3-1", "5,3-1"):
         with pytest.raises(InvalidRequestError):
             read_layers(text)
 

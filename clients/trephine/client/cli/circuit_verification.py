@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import isnan
 from pathlib import Path
 from typing import Annotated
 
@@ -170,6 +171,11 @@ def _layers(nearest: int, farthest: int) -> str:
     return str(nearest) if nearest == farthest else f"{nearest}-{farthest}"
 
 
+def _p(value: float) -> str:
+    """A p-value is no number where nothing that was ablated moved the target, or something overflowed."""
+    return "no p" if isnan(value) else f"p {value:.3f}"
+
+
 def _show_faithfulness(output: Output, examined: list[CircuitExamination]) -> None:
     output.line()
     rows = [
@@ -179,9 +185,9 @@ def _show_faithfulness(output: Output, examined: list[CircuitExamination]) -> No
             f"{f.baseline:+.3f}",
             f"{f.empty:+.3f}",
             f"{f.kept:+.3f}{_share(f.faithfulness)}",
-            f"{f.random_kept:+.3f}, p {f.p_sufficient:.3f}",
+            f"{f.random_kept:+.3f}, {_p(f.p_sufficient)}",
             f"{f.removed:+.3f}{_share(f.necessity)}",
-            f"{f.random_removed:+.3f}, p {f.p_necessary:.3f}",
+            f"{f.random_removed:+.3f}, {_p(f.p_necessary)}",
         )
         for one in examined
         for f in one.faithfulness

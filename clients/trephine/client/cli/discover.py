@@ -213,7 +213,7 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
             f"{known(info.selected_share, '.1%')} of all influence; "
             f"{known(info.error_share, '.1%')} through errors",
         ),
-        ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
+        ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond what was held"),
     ]
     if info.scores is not None:
         facts[6:6] = scores_facts(info.scores)

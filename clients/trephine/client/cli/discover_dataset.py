@@ -251,7 +251,7 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
             *(("such as", repr(text)) for text in circuit.contexts),
             (
                 "nodes",
-                f"{len(circuit.nodes)}, of which {sum(n.stable for n in circuit.nodes)} stable; they have "
+                f"{len(circuit.nodes)}, {_stable(circuit)}; they have "
                 f"{circuit.effect_share:.0%} of the summed absolute effects of all",
             ),
             ("abstained", _abstained(circuit)),
@@ -264,8 +264,20 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
         _show_faithfulness(output, measured)
 
 
+def _was_drawn(circuit: ContextCircuit) -> bool:
+    """True if subsamples were drawn, which is what stability is."""
+    return not circuit.nodes or circuit.nodes[0].frequency is not None
+
+
+def _stable(circuit: ContextCircuit) -> str:
+    told = f"of which {sum(node.stable for node in circuit.nodes)} stable"
+    return told if _was_drawn(circuit) else "no subsamples were drawn to say which are stable"
+
+
 def _abstained(circuit: ContextCircuit) -> str:
     """How many there are, which is not how many are listed."""
+    if not _was_drawn(circuit):
+        return "not looked for: no subsamples were drawn"
     listed, there_are = len(circuit.abstained), circuit.n_abstained
     if there_are is None:
         return f"at least {listed:,} nodes that the data do not agree on; more were not counted"
@@ -304,7 +316,9 @@ def _show_faithfulness(output: Output, measured: HeldOutFaithfulness) -> None:
 def _goal(measured: HeldOutFaithfulness) -> str:
     if measured.nodes_for_80 is not None:
         return f"{measured.nodes_for_80} nodes"
-    return _inconclusive(measured) if isnan(measured.circuit.faithfulness.value) else "not reached"
+    if isnan(measured.circuit.faithfulness.value):
+        return _inconclusive(measured)
+    return "not reached" if measured.curve else "not measured: there is no curve"
 
 
 def _inconclusive(measured: HeldOutFaithfulness) -> str:

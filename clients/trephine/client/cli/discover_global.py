@@ -246,7 +246,7 @@ def global_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         *(fact for one in across.transfer for fact in _transfer(one)),
         ("halves", f"rank correlation {half}{both}"),
         ("coverage", _coverage(across.coverage)),
-        ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond the model"),
+        ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond what was held"),
     ]
 
 

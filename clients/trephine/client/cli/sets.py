@@ -123,8 +123,12 @@ def read_layers(text: str | None) -> tuple[int, ...] | None:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if match is None:
             raise InvalidRequestError(f"{text!r} are no layers; write them as in 0,5,10-12", field="layers")
-        first = int(match[1])
-        layers += range(first, int(match[2] or first) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InvalidRequestError(
+                f"{part.strip()!r} ends before it begins; write it as {last}-{first}", field="layers"
+            )
+        layers += range(first, last + 1)
     return tuple(layers)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from trephine.app.circuits.graph_sets import spanned_layers
 from trephine.app.jobs.costs import Cost, Sets, tokens_of
@@ -82,6 +83,8 @@ that are alive at once; share of them that is stored."""
 
 _L0_SHARE = 0.02
 """Of a dictionary's features, those that are active where it does not say how many."""
+_SURELY = 3
+"""No prompt has so many times the active features that are expected of it: more nodes than that find none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,8 @@ def discovery_cost(
             neurons alone.
     """
     features = sum(layer.d_sae for layer in layers) if layers else info.n_layers * info.d_mlp
-    nodes = min(command.max_feature_nodes, n_tokens * features)
+    active = sum(_active(layer, n_tokens) for layer in layers) if layers else n_tokens * features
+    nodes = min(command.max_feature_nodes, n_tokens * features, ceil(_SURELY * active))
     command = replace(command, max_feature_nodes=nodes, verify_nodes=min(command.verify_nodes, nodes))
     on_gpu = bool(layers) and not info.device.startswith("cpu")
     return DiscoveryCost(

@@ -57,7 +57,7 @@ class CircuitExplanations:
         stored = await self._circuits.get(question.circuit)
         if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
-                "the circuit was imported from another tool's file: which weights and features it is about "
+                "the circuit was imported from a file: which weights and features it is about "
                 "is not known; discover it here",
                 field="circuit",
             )

@@ -75,7 +75,7 @@ class CircuitVerifications:
         stored = await self._circuits.get(request.circuit)
         if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
-                "the circuit was imported from another tool's file: which weights and features it is about "
+                "the circuit was imported from a file: which weights and features it is about "
                 "is not known, so that nothing can be ablated; discover it here",
                 field="circuit",
             )

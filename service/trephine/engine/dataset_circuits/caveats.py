@@ -95,7 +95,7 @@ def caveats(
         *_of_sets(hosted, command, space),
         *_of_data(command, contexts),
         *_of_path(hosted, command, space, contexts),
-        *_of_circuits(circuits, space.count, command.error_term),
+        *_of_circuits(command, circuits, space.count),
         *_of_clusters(command, clusters),
         *(
             ()
@@ -175,7 +175,9 @@ def _of_data(command: DiscoverDatasetCircuit, contexts: Sequence[Context]) -> li
     return found
 
 
-def _of_circuits(circuits: Sequence[ContextCircuit], nodes: int, error_term: ErrorTerm) -> list[str]:
+def _of_circuits(
+    command: DiscoverDatasetCircuit, circuits: Sequence[ContextCircuit], nodes: int
+) -> list[str]:
     found = []
     for circuit in circuits:
         for measured in circuit.faithfulness:
@@ -203,23 +205,25 @@ def _of_circuits(circuits: Sequence[ContextCircuit], nodes: int, error_term: Err
             if last is not None and last.faithfulness.value < GOAL:
                 found.append(
                     f"{told}: all {last.nodes} nodes with an effect reach {last.faithfulness.value:.2f}."
-                    + _short(last.nodes, nodes, error_term)
+                    + _short(command, last.nodes, nodes)
                 )
         if not circuit.faithfulness:
             found.append(f"{circuit.label}: fewer than two held-out contexts, so that nothing was measured.")
     return found
 
 
-def _short(kept: int, nodes: int, error_term: ErrorTerm) -> str:
+def _short(command: DiscoverDatasetCircuit, kept: int, nodes: int) -> str:
     """Say what the strongest nodes leave out, all together."""
     why = ""
-    if kept < nodes:
+    if kept < nodes and command.estimator is Estimator.EXACT:
+        why += " The others are ablated too, and were not measured: ask for more `exact_nodes`."
+    elif kept < nodes:
         why += (
             " The others are ablated too, but the patch leaves them as they are, so that none is ranked: "
             "patch with what is ablated with."
         )
-    if error_term is not ErrorTerm.LIVE:
-        why += f" Error terms are not the model's own (`{error_term.value}`), whatever is kept."
+    if command.error_term is not ErrorTerm.LIVE:
+        why += f" Error terms are not the model's own (`{command.error_term.value}`), whatever is kept."
     return why
 
 

@@ -52,26 +52,38 @@ class Measured:
 
 
 def to_measure(
-    space: NodeSpace, effects: Tensor, circuit: Tensor, core: Tensor | None, size: Discretion, seed: int
+    space: NodeSpace,
+    effects: Tensor,
+    circuit: Tensor,
+    core: Tensor | None,
+    size: Discretion,
+    seed: int,
+    *,
+    all_told: bool = True,
 ) -> Measured:
-    """Lay out what is measured: budgets are 1, 2, 4, ... and all nodes with an effect."""
+    """Lay out what is measured: budgets are 1, 2, 4, ... and all nodes with an effect.
+
+    Where effects were not measured of all nodes (`all_told`), random circuits are drawn from all: of those
+    alone that were, they would be the circuit itself.
+    """
     order, generator = ranked(effects), torch.Generator().manual_seed(seed)
     budgets = [2**k for k in range(len(order).bit_length()) if 2**k < len(order)] + [len(order)]
     return Measured(
         circuit=circuit,
         core=core,
         curve=tuple(order[:budget] for budget in budgets) if size.curve else (),
-        random=_random(space, effects, circuit, size.random_circuits, generator),
+        random=_random(space, circuit, effects != 0 if all_told else None, size.random_circuits, generator),
     )
 
 
 def _random(
-    space: NodeSpace, effects: Tensor, circuit: Tensor, count: int, generator: torch.Generator
+    space: NodeSpace, circuit: Tensor, allowed: Tensor | None, count: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     if not count:
         return ()
     groups = space.groups(torch.arange(space.count))
-    return random_like(circuit, groups, effects != 0, count=count, generator=generator)
+    allowed = torch.ones(space.count, dtype=torch.bool) if allowed is None else allowed
+    return random_like(circuit, groups, allowed, count=count, generator=generator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ def clopper_pearson_low(successes: int, draws: int) -> float:
 def random_like(
     nodes: Tensor, groups: Tensor, allowed: Tensor, *, count: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Draw circuits with as many nodes of every group as one has, among the allowed ones if they suffice.
+    """Draw circuits with as many nodes of every group as one has, among the allowed ones if there are more.
 
     Args:
         nodes: int64 `(n,)`, the circuit.
@@ -132,7 +132,7 @@ def random_like(
     for group, size in zip(*groups[nodes].unique(return_counts=True), strict=True):
         inside = groups == group
         pool = (inside & allowed).nonzero()[:, 0]
-        pools.append((pool if len(pool) >= int(size) else inside.nonzero()[:, 0], int(size)))
+        pools.append((pool if len(pool) > int(size) else inside.nonzero()[:, 0], int(size)))
 
     def drawn() -> Tensor:
         parts = [pool[torch.randperm(len(pool), generator=generator)[:size]] for pool, size in pools]

@@ -28,8 +28,13 @@ def compare(session: Session, command: CompareFeatures) -> Generator[Progress | 
         ReplacementNotFoundError, LayerOutOfRangeError, FeatureOutOfRangeError: For what does not exist.
     """
     hosted, features = session.require_model().pinned(), command.features
-    if not features or len(command.positive) != len(features):
-        raise InvalidRequestError("every feature needs its sign, and there must be one", field="features")
+    if not features:
+        raise InvalidRequestError(
+            "there are no features to compare; if they are a circuit's, find one that has features",
+            field="features",
+        )
+    if len(command.positive) != len(features):
+        raise InvalidRequestError("every feature needs its sign", field="features")
     for feature in features:
         require_feature(hosted, feature, field="features")
     directions = yield from _directions(hosted, command)

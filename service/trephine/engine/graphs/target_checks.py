@@ -134,10 +134,11 @@ def _check_feature(hosted: HostedModel, command: DiscoverCircuit, wanted: Featur
     if command.sets != (NEURONS,):
         opened = [ref for ref in open_layers(hosted, command.sets, command.layers) if ref.replacement == name]
         if wanted.layer not in {ref.layer for ref in opened}:
+            told = f"layers {', '.join(str(ref.layer) for ref in opened)}" if opened else "no layer"
             raise LayerOutOfRangeError(
-                f"of {name} the graph opens layers {', '.join(str(ref.layer) for ref in opened)}, and the "
-                f"target is a feature of layer {wanted.layer}: name it among the layers, or explain a "
-                "feature of one of them",
+                f"of {name} the graph opens {told}, and the target is a feature of layer {wanted.layer}: "
+                "name it among the layers, where no other set reconstructs what it does, or explain a "
+                "feature of one that is opened",
                 field="target.layer",
                 layer=wanted.layer,
             )

@@ -22,6 +22,8 @@ from trephine.engine.verification.masks import Mask, MaskedPrompt, Substitutes
 from trephine.engine.verification.slopes import mask_slopes
 from trephine.engine.verification.subject import Subject, ablation_words
 
+_ROUNDING = 1e-5
+"""Of the target. Where nothing ablated moves it further, p-values would be of rounding: none is given."""
 _NOTHING, _NOTHING_SHARE = 0.05, 0.1
 """Ablating everything must take more than so many logits, and more than this share, off the target for shares
 of that to mean anything."""
@@ -94,6 +96,8 @@ def measure_faithfulness(
     sign = 1.0 if prompt.baseline >= 0 else -1.0
     whole = prompt.baseline - nothing
     counted = sign * whole > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
+    farthest = float((torch.cat([values, removed]) - prompt.baseline).abs().max())
+    moved = farthest > _ROUNDING * abs(prompt.baseline)
     shared = _overlap(cells, drawn)
     return Faithfulness(
         substitute=kind,
@@ -106,8 +110,8 @@ def measure_faithfulness(
         random_circuits=len(drawn),
         random_kept=float(random_kept.mean()),
         random_removed=float(removed[1:].mean()),
-        p_sufficient=p_value(sign * random_kept, sign * kept),
-        p_necessary=p_value(-sign * removed[1:], -sign * float(removed[0])),
+        p_sufficient=p_value(sign * random_kept, sign * kept) if moved else nan,
+        p_necessary=p_value(-sign * removed[1:], -sign * float(removed[0])) if moved else nan,
         how=f"ablated features {ablation_words(prompt, kind)}; all features of {len(prompt.layers)} layers, "
         f"active or not; the circuit keeps {len(cells)}, {subject.first_position} more of it at position 0 "
         f"never ablated; {len(drawn)} random circuits with as many features in every layer, drawn from those "

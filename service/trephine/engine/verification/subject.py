@@ -259,14 +259,7 @@ def substitutes(
         return None
     if kind is Substitute.MEAN:
         return (yield from _means(prompt))
-    hosted = prompt.hosted
-    ids = hosted.encode(counterfactual or "")
-    if len(ids) != len(prompt.ids):
-        raise InvalidRequestError(
-            f"the counterfactual has {len(ids)} tokens and the prompt {len(prompt.ids)}: resample ablation "
-            "takes activations from the same position, so that both must be equally long",
-            field="counterfactual",
-        )
+    hosted, ids = prompt.hosted, counterfactual_ids(prompt, counterfactual or "")
     operators = capture(hosted.model, hosted.architecture, ids)
     yield None
     found = {}
@@ -274,6 +267,28 @@ def substitutes(
         found[ref] = _read(prompt, ref, operators)
         yield None
     return found
+
+
+def counterfactual_ids(prompt: MaskedPrompt, counterfactual: str) -> list[int]:
+    """Return its tokens.
+
+    Raises:
+        InvalidRequestError: If there are more or fewer than the prompt has, or all are the prompt's.
+    """
+    ids = list(prompt.hosted.encode(counterfactual))
+    if len(ids) != len(prompt.ids):
+        raise InvalidRequestError(
+            f"the counterfactual has {len(ids)} tokens and the prompt {len(prompt.ids)}: resample ablation "
+            "takes activations from the same position, so that both must be equally long",
+            field="counterfactual",
+        )
+    if ids == list(prompt.ids):
+        raise InvalidRequestError(
+            "the counterfactual is the prompt itself, so that resample ablation would change nothing: give "
+            "another of the same length",
+            field="counterfactual",
+        )
+    return ids
 
 
 def _read(prompt: MaskedPrompt, ref: LayerRef, operators: FrozenOperators) -> Tensor:

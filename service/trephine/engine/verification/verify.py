@@ -38,6 +38,7 @@ from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
     Subject,
     check_circuit,
+    counterfactual_ids,
     open_subject,
     opened_layers,
     substitutes,
@@ -116,6 +117,8 @@ def _examine(
     supernodes: Sequence[Sequence[int]],
 ) -> Generator[Progress | None, None, Examination]:
     bootstrap = Bootstrap(samples=options.bootstrap, seed=options.seed)
+    if options.counterfactual is not None:
+        counterfactual_ids(subject.prompt, options.counterfactual)  # refused before anything is ablated
     found = yield from ablate(subject, supernodes, options)
     meter.sample()
     agreeing = yield from agreements(subject, found, bootstrap)

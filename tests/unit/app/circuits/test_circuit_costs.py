@@ -156,3 +156,11 @@ def test_admission_asks_for_the_price_of_a_discovery():
     assert admitted == admission_cost(command, smollm2(), {})
     assert admitted.tokens > 0
     assert predict_beside.dispatch(DiscoverCircuit) is admission_cost
+
+
+def test_more_nodes_than_there_are_active_features_cost_no_more():
+    """A prompt of five tokens has some four thousand: a million nodes find as many."""
+    info, layers = smollm2(), transcoders()
+    enough, million = (discovery_cost(asked(nodes, 0), info, 5, layers) for nodes in (15_000, 1_000_000))
+    assert million == enough
+    assert million.memory_bytes < 3e9

@@ -88,6 +88,16 @@ def test_random_circuits_have_the_layers_of_the_circuit():
     assert len({tuple(draw.tolist()) for draw in draws}) > 1
 
 
+def test_random_circuits_are_not_the_circuit_itself():
+    """If the nodes with an effect are those of the circuit alone, random ones are drawn from all."""
+    groups, allowed = torch.zeros(40, dtype=torch.int64), torch.zeros(40, dtype=torch.bool)
+    circuit = torch.arange(5, 13)
+    allowed[circuit] = True
+    generator = torch.Generator().manual_seed(0)
+    draws = random_like(circuit, groups, allowed, count=5, generator=generator)
+    assert all(set(draw.tolist()) != set(circuit.tolist()) for draw in draws)
+
+
 def planted(groups):
     """Vectors around as many random directions, and who is of which."""
     generator = torch.Generator().manual_seed(3)

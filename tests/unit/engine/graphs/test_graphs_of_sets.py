@@ -342,7 +342,8 @@ def test_what_cannot_be_spanned_is_refused():
     elsewhere = FeatureValue(layer=1, index=3, replacement="other")
     refused(InvalidRequestError, "target.replacement", replacement=TRANSCODERS, target=elsewhere)
     closed = FeatureValue(layer=1, index=3, replacement=NEURONS)
-    refused(LayerOutOfRangeError, "target.layer", replacement=TRANSCODERS, beside=(NEURONS,), target=closed)
+    asked: dict[str, Any] = {"replacement": TRANSCODERS, "beside": (NEURONS,), "target": closed}
+    refused(LayerOutOfRangeError, "target.layer", "of neurons the graph opens no layer", **asked)
 
 
 def test_a_growing_graph_says_whose_its_nodes_are():

@@ -339,11 +339,13 @@ def test_nothing_to_ablate_and_uneven_counterfactuals_are_refused():
     at_start = tuple(n for n in features(circuit) if circuit.nodes[n].position == 0)
     with pytest.raises(InvalidRequestError, match="nothing to ablate"):
         finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=at_start, options=QUICK)))
-    options = replace(QUICK, substitutes=(Substitute.RESAMPLE,), counterfactual="When Mary")
-    with pytest.raises(InvalidRequestError, match="equally long"):
-        finish(
-            verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=options))
-        )
+    for other, told in (("When Mary", "equally long"), (circuit.prompt, "the prompt itself")):
+        options = replace(QUICK, substitutes=tuple(Substitute), counterfactual=other)
+        work = verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features(circuit)[:30], options=options))
+        stages: list[Any] = []
+        with pytest.raises(InvalidRequestError, match=told):
+            stages.extend(work)
+        assert not any(stages)  # nothing was ablated yet
 
 
 @pytest.mark.parametrize(
