@@ -8,18 +8,16 @@ the peak of what torch has allocated there.
 from __future__ import annotations
 
 import json
-import resource
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from benchmarks.resident import peak_bytes, reset_peak
 from trephine.domain.models import LoadModel, ModelSource
 from trephine.domain.replacements import LoadReplacementSet, ReplacementSource
 from trephine.engine.admission.loading import load_replacement_set
@@ -44,32 +42,22 @@ WARM_UP_NODES = 256
 
 
 class PeakMemory:
-    """The largest resident size of this process, beyond what it was at the start."""
+    """The largest resident size of this process from here on, beyond what it is here."""
 
     def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._before = self._process.memory_info().rss
-        self._peak = self._before
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.02):
-            self._peak = max(self._peak, self._process.memory_info().rss)
+        self.until_here = peak_bytes()
+        self._before = reset_peak()
 
     def extra(self) -> int:
-        """End the watch; return bytes."""
-        self._done.set()
-        self._thread.join()
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return int(max(self._peak, min(largest, self._peak * 2)) - self._before)
+        """Return bytes."""
+        return peak_bytes() - self._before
 
 
 class DeviceMemory:
     """The most that torch has allocated on a GPU, beyond what it had at the start."""
 
     def __init__(self, device: torch.device) -> None:
+        self.until_here = peak_bytes()
         settle(device)
         torch.cuda.reset_peak_memory_stats(device)
         self._device, self._before = device, torch.cuda.memory_allocated(device)
@@ -189,7 +177,7 @@ def run(hosted: HostedModel, request: dict[str, Any]) -> None:
         "runs": [each for each, _ in runs],
         "cpu_seconds": cpu_seconds,
         "extra_bytes": memory.extra(),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": max(memory.until_here, peak_bytes()),
         "active": active.count,
         "logits": request["logits"],
         "shares": [row.share for row in expansion.rows if row.cell <= LOGIT],

@@ -13,10 +13,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 import torch
 
 from benchmarks.laws import load_model
+from benchmarks.resident import peak_bytes, reset_peak
 from trephine.domain.commands import Progress
 from trephine.domain.findings import Figure
 from trephine.domain.replacements import (
@@ -46,20 +46,6 @@ def load_set(session: Session, folder: Path, budget: int | None = None) -> Repla
 
 
 # --- residency -----------------------------------------------------------------------------------
-
-
-def peak_bytes() -> int:
-    """Return the process's peak resident size since `reset_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("the kernel reports no VmHWM")
-
-
-def reset_peak() -> int:
-    """Let the kernel's peak start from what is resident now, and return that."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(psutil.Process().memory_info().rss)
 
 
 def residency(hosted: HostedModel, folder: Path, budget: int) -> bool:
