@@ -7,6 +7,7 @@ are sampled, spread over the whole, and the rest is extrapolated by batch count.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -146,6 +147,8 @@ class PeakMemory:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._process = psutil.Process()
+        # What loading freed and the process still holds would hide what a run takes.
+        ctypes.CDLL(None).malloc_trim(0)
         # What the kernel calls the peak starts here: `ru_maxrss` would count loading, and who started this.
         Path("/proc/self/clear_refs").write_text("5")
         self._before = self._process.memory_info().rss
