@@ -46,7 +46,6 @@ class PeakMemory:
     """The largest resident size of this process from here on, beyond what it is here."""
 
     def __init__(self) -> None:
-        self.until_here = peak_bytes()
         return_freed_memory()  # what loading freed and the process still holds would hide what a run takes
         self._before = reset_peak()
 
@@ -59,7 +58,6 @@ class DeviceMemory:
     """The most that torch has allocated on a GPU, beyond what it had at the start."""
 
     def __init__(self, device: torch.device) -> None:
-        self.until_here = peak_bytes()
         settle(device)
         torch.cuda.reset_peak_memory_stats(device)
         self._device, self._before = device, torch.cuda.memory_allocated(device)
@@ -169,6 +167,7 @@ def run(hosted: HostedModel, request: dict[str, Any]) -> None:
         operators = capture(hosted.model, hosted.architecture, request["ids"])
         request["logits"] = operators.logits.topk(request["choose_logits"]).indices.tolist()
     warm_up(hosted, request)
+    before = peak_bytes()
     memory = PeakMemory() if device.type == "cpu" else DeviceMemory(device)
     runs = [timed(hosted, request)[:2] for _ in range(request.get("repeats", 1) - 1)]
     *last, active, expansion = timed(hosted, request)
@@ -179,7 +178,7 @@ def run(hosted: HostedModel, request: dict[str, Any]) -> None:
         "runs": [each for each, _ in runs],
         "cpu_seconds": cpu_seconds,
         "extra_bytes": memory.extra(),
-        "peak_bytes": max(memory.until_here, peak_bytes()),
+        "peak_bytes": max(before, peak_bytes()),
         "active": active.count,
         "logits": request["logits"],
         "shares": [row.share for row in expansion.rows if row.cell <= LOGIT],

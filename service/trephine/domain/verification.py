@@ -106,7 +106,7 @@ class Faithfulness:
     random_removed: float
     p_sufficient: float
     """(1 + #{random kept >= kept}) / (R + 1) for a positive target, mirrored for a negative one. NaN,
-    inconclusive, where a run gave no number."""
+    inconclusive, where a run gave no number, or none moved the target."""
     p_necessary: float
     """(1 + #{random removed <= removed}) / (R + 1), mirrored likewise."""
     how: str

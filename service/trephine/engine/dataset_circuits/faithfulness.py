@@ -67,22 +67,22 @@ def to_measure(
     alone that were, they would be the circuit itself.
     """
     order, generator = ranked(effects), torch.Generator().manual_seed(seed)
+    allowed = effects != 0 if all_told else torch.ones_like(effects, dtype=torch.bool)
     budgets = [2**k for k in range(len(order).bit_length()) if 2**k < len(order)] + [len(order)]
     return Measured(
         circuit=circuit,
         core=core,
         curve=tuple(order[:budget] for budget in budgets) if size.curve else (),
-        random=_random(space, circuit, effects != 0 if all_told else None, size.random_circuits, generator),
+        random=_random(space, circuit, allowed, size.random_circuits, generator),
     )
 
 
 def _random(
-    space: NodeSpace, circuit: Tensor, allowed: Tensor | None, count: int, generator: torch.Generator
+    space: NodeSpace, circuit: Tensor, allowed: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     if not count:
         return ()
     groups = space.groups(torch.arange(space.count))
-    allowed = torch.ones(space.count, dtype=torch.bool) if allowed is None else allowed
     return random_like(circuit, groups, allowed, count=count, generator=generator)
 
 

@@ -14,6 +14,7 @@ from trephine.domain.targets import TargetKind
 from trephine.domain.verification import (
     Examination,
     Faithfulness,
+    Substitute,
     VerificationOptions,
     VerificationReport,
     VerifyCircuit,
@@ -67,6 +68,8 @@ def verify_on(
     check_circuit(hosted, circuit)
     options, meter = command.options, MemoryMeter(hosted.architecture.W_U.device)
     subject = yield from open_subject(hosted, options, circuit, command.kept)
+    if Substitute.RESAMPLE in options.substitutes:
+        counterfactual_ids(subject.prompt, options.counterfactual or "")  # refused before anything is ablated
     given = yield from _examine(subject, options, meter, "the circuit", command.supernodes)
     layers = opened_layers(hosted, circuit)
     why = refusal(hosted, circuit, subject.prompt.layers, subject.kept)
@@ -117,8 +120,6 @@ def _examine(
     supernodes: Sequence[Sequence[int]],
 ) -> Generator[Progress | None, None, Examination]:
     bootstrap = Bootstrap(samples=options.bootstrap, seed=options.seed)
-    if options.counterfactual is not None:
-        counterfactual_ids(subject.prompt, options.counterfactual)  # refused before anything is ablated
     found = yield from ablate(subject, supernodes, options)
     meter.sample()
     agreeing = yield from agreements(subject, found, bootstrap)
