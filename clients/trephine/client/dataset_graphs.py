@@ -17,12 +17,16 @@ def chosen_circuit(found: DatasetCircuit, label: str) -> ContextCircuit:
     """Return the circuit of all contexts, `all`, or of one cluster, `cluster 1`.
 
     Raises:
-        InvalidRequestError: If there is none of that label, or no edge was found between its nodes.
+        InvalidRequestError: If there is none of that label, it is empty, or it has no edges.
     """
     named = {one.label: one for one in found.circuits}
     if label not in named:
         raise InvalidRequestError(
             f"{found.name} has no circuit {label!r}; it has {', '.join(map(repr, named))}", field="circuit"
+        )
+    if not named[label].nodes:
+        raise InvalidRequestError(
+            f"the circuit {label!r} of {found.name} has no nodes, so that there is no graph", field="circuit"
         )
     if not named[label].edges:
         raise InvalidRequestError(

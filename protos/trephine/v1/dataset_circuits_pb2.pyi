@@ -504,6 +504,7 @@ class ContextCircuit(google.protobuf.message.Message):
     FAITHFULNESS_FIELD_NUMBER: builtins.int
     EFFECT_SHARE_FIELD_NUMBER: builtins.int
     N_ABSTAINED_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: builtins.int
     label: builtins.str
     """`all`, or `cluster 1`."""
     training: builtins.int
@@ -536,6 +537,12 @@ class ContextCircuit(google.protobuf.message.Message):
     def faithfulness(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldOutFaithfulness]:
         """One per ablation."""
 
+    @property
+    def choices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is right in every one of `contexts` and what it is held against, for people: `' has' / ' have'`. Empty
+        in circuits that were found before this was told.
+        """
+
     def __init__(
         self,
         *,
@@ -549,9 +556,10 @@ class ContextCircuit(google.protobuf.message.Message):
         faithfulness: collections.abc.Iterable[global___HeldOutFaithfulness] | None = ...,
         effect_share: builtins.float = ...,
         n_abstained: builtins.int | None = ...,
+        choices: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_n_abstained", b"_n_abstained", "n_abstained", b"n_abstained"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_n_abstained", b"_n_abstained", "abstained", b"abstained", "contexts", b"contexts", "edges", b"edges", "effect_share", b"effect_share", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "n_abstained", b"n_abstained", "nodes", b"nodes", "training", b"training"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_n_abstained", b"_n_abstained", "abstained", b"abstained", "choices", b"choices", "contexts", b"contexts", "edges", b"edges", "effect_share", b"effect_share", "faithfulness", b"faithfulness", "held_out", b"held_out", "label", b"label", "n_abstained", b"n_abstained", "nodes", b"nodes", "training", b"training"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_n_abstained", b"_n_abstained"]) -> typing.Literal["n_abstained"] | None: ...
 
 global___ContextCircuit = ContextCircuit

@@ -68,6 +68,12 @@ class Example:
     corrupted: str | None = None
     """The twin in which the answer would be the wrong one."""
 
+    @property
+    def choice(self) -> str:
+        """What is right and what it is held against, for people: `' has' / ' have'`."""
+        wrong = ", ".join(map(repr, self.wrong))
+        return f"{', '.join(map(repr, self.answers))} / {wrong or 'the mean logit'}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subsampling:
@@ -205,6 +211,8 @@ class ContextCircuit:
     faithfulness: tuple[Faithfulness, ...]
     n_abstained: int | None = None
     """How many there are, listed or not; None in those that were stored before this was counted."""
+    choices: tuple[str, ...] = ()
+    """What is predicted in every one of `contexts`; empty in those that were stored before this was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,12 @@ frozen, what becomes of the error term.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from trephine.domain.circuits import Circuit
+from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.commands import Command, Progress
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Figure
@@ -222,6 +223,29 @@ class VerificationOptions:
                 field="counterfactual",
             )
 
+    def check_counterfactual(self, ids: Sequence[int], prompt: Sequence[int]) -> None:
+        """Refuse a counterfactual that resample ablation cannot take activations from.
+
+        Args:
+            ids: Its tokens.
+            prompt: The prompt's.
+
+        Raises:
+            InvalidRequestError: If there are more or fewer than the prompt has, or all are the prompt's.
+        """
+        if len(ids) != len(prompt):
+            raise InvalidRequestError(
+                f"the counterfactual has {len(ids)} tokens and the prompt {len(prompt)}: resample ablation "
+                "takes activations from the same position, so that both must be equally long",
+                field="counterfactual",
+            )
+        if list(ids) == list(prompt):
+            raise InvalidRequestError(
+                "the counterfactual is the prompt itself, so that resample ablation would change nothing: "
+                "give another of the same length",
+                field="counterfactual",
+            )
+
 
 FEWEST_SINGLES = 100
 """Single nodes below which a verification says how few there were."""
@@ -253,3 +277,24 @@ class VerifyCircuit(Command[VerificationReport, Progress]):
         for field, numbers in (("kept", self.kept), *(("supernodes", each) for each in self.supernodes)):
             if any(not 0 <= number < n_nodes for number in numbers):
                 raise InvalidRequestError(f"the circuit has nodes 0 to {n_nodes - 1}", field=field)
+
+
+def ablated_features(circuit: Circuit, kept: Sequence[int]) -> tuple[int, ...]:
+    """Return the features that are ablated: position 0 is an attention sink and never is.
+
+    Args:
+        circuit: The circuit.
+        kept: Indices of the nodes that pruning keeps.
+
+    Raises:
+        InvalidRequestError: If there are none.
+    """
+    nodes = circuit.nodes
+    later = tuple(n for n in kept if nodes[n].kind is NodeKind.FEATURE and nodes[n].position > 0)
+    if not later:
+        raise InvalidRequestError(
+            "the pruned circuit has no feature at positions >= 1, so that there is nothing to ablate; prune "
+            "less, or discover it with more nodes",
+            field="node_threshold",
+        )
+    return later

@@ -7,7 +7,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,16 @@ def small_circuit() -> Circuit:
         node(NodeKind.LOGIT, activation=0.8),
     ]
     return circuit(nodes, [(2, 0, 1.0), (0, 3, 2.0), (1, 3, -1.0)])
+
+
+def later(circuit: Circuit) -> Circuit:
+    """A circuit of one token with everything at the second of two: position 0 is never ablated."""
+    return replace(
+        circuit,
+        tokens=2 * circuit.tokens,
+        nodes=tuple(replace(node, position=1) for node in circuit.nodes),
+        targets=tuple(replace(target, position=1) for target in circuit.targets),
+    )
 
 
 def discover_command() -> DiscoverCircuit:

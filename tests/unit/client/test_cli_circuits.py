@@ -177,6 +177,7 @@ def test_errors_of_two_sites_in_one_layer_have_two_addresses(
     printed = capsys.readouterr().out
     assert errors[0] in printed
     assert errors[1] in printed
+    assert "TOKEN" in printed.splitlines()[0]
     assert run("circuits", "pin", "c1", "error:9:resid_post@6") == 2
     assert "has no node error:9:resid_post@6" in capsys.readouterr().err
     fake.compared = [pb.ComparedNode(kind=2, layer=9, position=6, error_site=site) for site in sites]

@@ -142,6 +142,9 @@ def test_a_file_becomes_two_sides_and_a_result_tables(
         "silhouette",
     ):
         assert words_of in printed
+    for circuit in found().found.circuits[1:]:
+        for text, choice in zip(circuit.contexts, circuit.choices, strict=True):
+            assert f"{text!r}: {choice}" in printed
     assert found().found.certificate[:40] in printed
     assert json.loads(out.read_text())["circuits"]
 
@@ -154,6 +157,7 @@ def test_what_arrives_is_what_was_found():
         assert [(n.feature.layer, n.feature.index, n.effect, n.stable) for n in got.nodes] == [
             (n.layer, n.index, n.effect, n.stable) for n in sent.nodes
         ]
+        assert (got.contexts, got.choices) == (sent.contexts, sent.choices)
         assert [(e.source, e.target, e.weight) for e in got.edges] == [
             (e.source, e.target, e.weight) for e in sent.edges
         ]

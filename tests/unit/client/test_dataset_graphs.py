@@ -89,9 +89,12 @@ def test_positions_that_are_kept_stay_apart():
 
 
 def test_what_there_is_no_graph_of_is_told():
-    """A cluster that there is not, and a circuit without edges."""
+    """A cluster that there is not, and circuits without edges or nodes."""
     with pytest.raises(InvalidRequestError, match="'all', 'cluster 1', 'cluster 2'"):
         graph_document(found(), "cluster 3")
     bare = replace(found(), circuits=(replace(found().circuits[0], edges=()),))
     with pytest.raises(InvalidRequestError, match="has no edges"):
         graph_document(bare, "all")
+    empty = replace(found(), circuits=(replace(found().circuits[0], nodes=(), edges=()),))
+    with pytest.raises(InvalidRequestError, match="has no nodes"):
+        graph_document(empty, "all")

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from trephine.client.circuit import Circuit
-from trephine.client.cli.discover import known
+from trephine.client.cli.discover import known, token_at
 from trephine.client.cli.output import Output
 from trephine.client.node_addresses import address
-from trephine.client.types import Node
+from trephine.client.types import CircuitInfo, Node
 
 NODE_HELP = "An index, [SET:]LAYER:INDEX@POSITION, error:LAYER[:SITE]@POSITION, token@POSITION, or target."
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help=NODE_HELP)]
@@ -34,13 +34,17 @@ def called(node: Node) -> str:
     return node.given_label.text if node.given_label else node.label
 
 
-def print_nodes(output: Output, nodes: Sequence[Node], sets: Sequence[str]) -> None:
-    """A table of nodes of a circuit that spans some sets."""
-    columns = ("INDEX", "NODE", "INFLUENCE", "EFFECT", "ACTIVATION", "PIN", "GROUP", "CALLED", "PROMOTES")
+def print_nodes(output: Output, nodes: Sequence[Node], info: CircuitInfo) -> None:
+    """A table of nodes of a circuit."""
+    columns = (
+        *("INDEX", "NODE", "TOKEN", "INFLUENCE", "EFFECT"),
+        *("ACTIVATION", "PIN", "GROUP", "CALLED", "PROMOTES"),
+    )
     rows = (
         (
             str(node.index),
-            address(node, sets),
+            address(node, info.set_names),
+            token_at(node.position, info.tokens),
             f"{node.influence:.4f}",
             known(node.effect, "+.3f"),
             known(node.activation, "+.3f"),

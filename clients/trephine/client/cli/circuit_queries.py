@@ -60,7 +60,7 @@ def nodes(
         response = circuit_service_pb2.ListNodesResponse(nodes=messages, total_size=len(found))  # type: ignore[arg-type]
         given.output.document(message_json(response))
         return
-    print_nodes(given.output, found[:top], circuit.info.set_names)
+    print_nodes(given.output, found[:top], circuit.info)
     given.output.note(f"{min(top, len(found))} of {len(found)} nodes")
 
 
@@ -255,7 +255,7 @@ def _print_part(output: Output, part: Subgraph, circuit: Circuit, top: int) -> N
     if output.json:
         output.document(part.to_json())
         return
-    print_nodes(output, part.nodes[:top], circuit.info.set_names)
+    print_nodes(output, part.nodes[:top], circuit.info)
     output.line()
     _print_edges(output, part.edges[:top], _named(part.nodes, circuit))
     output.note(

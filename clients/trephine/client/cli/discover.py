@@ -44,6 +44,7 @@ from trephine.client.types import (
     NodeKind,
     Pruning,
     TargetKind,
+    Token,
 )
 
 DISCOVER_EXAMPLES = examples(
@@ -196,7 +197,7 @@ def show_circuit(output: Output, circuit: Circuit, top: int) -> None:
     output.line()
     output.table(
         (circuit.info.noun.upper(), "POSITION", "INFLUENCE", "EFFECT", "ACTIVATION", "PROMOTES"),
-        map(node_row, features),
+        [node_row(node, circuit.info.tokens) for node in features],
     )
 
 
@@ -306,11 +307,19 @@ def _agreement(slope: Figure, rank: Figure) -> str:
     )
 
 
-def node_row(node: Node) -> tuple[str, ...]:
-    """A node as a row of a table."""
+def token_at(position: int, tokens: Sequence[Token]) -> str:
+    """The token at a position as it is shown; empty where a file of another tool does not say it.
+
+    A circuit of all positions together has one token, `every position`.
+    """
+    return repr(tokens[position].display) if 0 <= position < len(tokens) else ""
+
+
+def node_row(node: Node, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """A node of a circuit of these tokens as a row of a table."""
     return (
         str(node.feature),
-        str(node.position),
+        f"{node.position} {token_at(node.position, tokens)}".rstrip(),
         f"{node.influence:.4f}",
         known(node.effect, "+.3f"),
         known(node.activation, "+.3f"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.datasets import Columns, Split, read_examples, split_examples
 from trephine.client.downloads import require_writable, write_file
 from trephine.client.errors import InvalidRequestError
+from trephine.client.terminal import printable
 from trephine.client.types import (
     ContextCircuit,
     DatasetCircuit,
@@ -248,7 +250,10 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
     output.facts(
         [
             (circuit.label, f"{circuit.training} contexts, {circuit.held_out} held out"),
-            *(("such as", repr(text)) for text in circuit.contexts),
+            *(
+                ("such as", repr(text) + (f": {printable(choice)}" if choice else ""))
+                for text, choice in zip_longest(circuit.contexts, circuit.choices, fillvalue="")
+            ),
             (
                 "nodes",
                 f"{len(circuit.nodes)}, {_stable(circuit)}; they have "

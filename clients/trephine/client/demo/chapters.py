@@ -60,7 +60,7 @@ def discover(model: Model, folder: Path, narrator: Narrator) -> Circuit:
         strongest = circuit.nodes(kind=NodeKind.FEATURE)[:8]
         narrator.table(
             ("NEURON", "POSITION", "INFLUENCE", "EFFECT", "ACTIVATION", "PROMOTES"),
-            [node_row(node) for node in strongest],
+            [node_row(node, circuit.info.tokens) for node in strongest],
         )
         for caveat in circuit.info.caveats:
             narrator.say(f"  note: {printable(caveat)}")

@@ -131,6 +131,9 @@ class ContextCircuit(WireValue):
     """Of the summed absolute effects of all nodes, what the selected ones have."""
     n_abstained: int | None
     """None in circuits that were found before this was counted."""
+    choices: tuple[str, ...]
+    """What is right in every one of `contexts`, and what it is held against; empty in circuits that were
+    found before this was told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
 
     Raises:
         InvalidRequestError: If a bound is out of its domain, or directions of an imported circuit are asked.
-        NothingMatchedError: If no two features are that similar, or no groups show enough.
+        NothingMatchedError: If there are no two features, none are that similar, or no groups show enough.
         ParentChangedError: If directions are asked of a set that is not the circuit's own.
         UnsupportedOptionError: If the threshold is to be chosen and the circuit is too large for it.
     """
@@ -85,6 +85,12 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
         )
     else:
         pairs = await _pairs_by_direction(circuit, chosen, how, models)
+    if len(chosen) < 2:
+        features = "no feature" if not chosen else "one feature"
+        raise NothingMatchedError(
+            f"the circuit has {features}, and a group takes two: discover it with more nodes, or prune less",
+            field="name",
+        )
     linked = await asyncio.to_thread(_linked, circuit, chosen, pairs, how)
     if not linked.clusters:
         raise NothingMatchedError(

@@ -28,7 +28,8 @@ from trephine.domain.errors import (
 )
 from trephine.domain.models import ModelInfo
 from trephine.domain.sites import NEURONS
-from trephine.domain.verification import VerificationReport, VerifyCircuit
+from trephine.domain.tokens import Tokenize
+from trephine.domain.verification import Substitute, VerificationReport, VerifyCircuit, ablated_features
 
 COLLECTION = "circuitVerifications"
 
@@ -67,7 +68,8 @@ class CircuitVerifications:
             ModelNotReadyError, ModelNotFoundError: If its model is not loaded.
             ParentChangedError: If the model's weights, or a set, are not those that it was found with.
             ReplacementNotFoundError: If one of its sets is not loaded, or was lost.
-            InvalidRequestError: If a supernode names a node that does not exist.
+            InvalidRequestError: If a supernode names a node that does not exist, or its pruned form has
+                nothing to ablate.
             UnsupportedOptionError: If it is global, so that it has no prompt; if
                 it came from a file, so that what it was found in is not known; or if
                 it was stored before targets were, and explains something else than one next token.
@@ -97,16 +99,23 @@ class CircuitVerifications:
         for place, group in enumerate(request.supernodes):
             for node in group:
                 require_node(stored.circuit, node, f"supernodes[{place}]")
+        await self._command(request)
         return stored, info
 
     async def predict(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, Cost]:
-        """Check a request and predict its cost.
+        """Check a request, with its counterfactual's tokens, and predict its cost.
 
         Raises:
             OverBudgetError: If it would be refused.
+            InvalidRequestError: If the counterfactual is not another prompt of the same length.
             TrephineError: As `check` does.
         """
         stored, info = await self.check(request)
+        if Substitute.RESAMPLE in request.options.substitutes:
+            engine = self._models.engine(info.name)
+            other = await engine.run(Tokenize(text=request.options.counterfactual or ""))
+            prompt = [token.id for token in stored.circuit.tokens]
+            request.options.check_counterfactual([token.id for token in other.tokens], prompt)
         return stored, info, await self._models.predict_command(info.name, await self._command(request))
 
     async def run(
@@ -150,10 +159,12 @@ class CircuitVerifications:
         return newest_first(one for one in every if one.circuit == stored.name)
 
     async def _command(self, request: VerifyRequest) -> VerifyCircuit:
+        """Return what the engine is asked, refused where nothing could be ablated."""
         stored = await self._circuits.get(request.circuit)
         said = await self._circuits.annotations(stored.name)
         bounds = request.node_threshold, request.edge_threshold
         kept = await asyncio.to_thread(shown_nodes, stored.circuit, stored.provenance, said.pinned, *bounds)
+        ablated_features(stored.circuit, kept.nodes)
         return VerifyCircuit(
             circuit=stored.circuit,
             kept=kept.nodes,

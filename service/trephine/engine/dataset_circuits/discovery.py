@@ -87,7 +87,7 @@ class _Part:
     """bool `(n_training,)`."""
     held_out: Tensor
     """bool `(n_held_out,)`."""
-    shown: tuple[str, ...]
+    shown: tuple[int, ...]
 
 
 def discover_dataset_circuit(
@@ -214,7 +214,7 @@ def _of_clusters(
             label=f"cluster {k + 1}",
             members=clusters.assignment == k,
             held_out=assigned == k,
-            shown=_nearest(study, averages, clusters, k),
+            shown=_nearest(averages, clusters, k),
         )
         for k in range(clusters.count)
     ]
@@ -227,11 +227,11 @@ def _of_clusters(
     return circuits
 
 
-def _nearest(study: _Study, averages: Averages, clusters: Clusters, k: int) -> tuple[str, ...]:
+def _nearest(averages: Averages, clusters: Clusters, k: int) -> tuple[int, ...]:
     near = averages.sketches @ clusters.centres[k] / averages.sketches.norm(dim=1).clamp_min(1e-12)
     order = near.masked_fill(clusters.assignment != k, -torch.inf).argsort(descending=True, stable=True)
     count = min(_SHOWN, int((clusters.assignment == k).sum()))
-    return tuple(study.training[i].text for i in order[:count].tolist())
+    return tuple(order[:count].tolist())
 
 
 def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress | None, None, ContextCircuit]:
@@ -248,7 +248,8 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
         label=part.label,
         training=int(part.members.sum()),
         held_out=int(part.held_out.sum()),
-        contexts=part.shown,
+        contexts=tuple(study.training[i].text for i in part.shown),
+        choices=tuple(command.training[i].choice for i in part.shown),
         effect_share=float(mean[nodes].abs().sum() / mean.abs().sum().clamp_min(1e-30)),
         nodes=describe(nodes),
         abstained=() if stability is None else describe(stability.abstained[:_LISTED]),

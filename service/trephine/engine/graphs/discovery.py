@@ -32,7 +32,7 @@ from trephine.engine.graphs.basis import FeatureBasis
 from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats, through_features
 from trephine.engine.graphs.linearised import is_linearised
-from trephine.engine.graphs.open_layers import open_layers
+from trephine.engine.graphs.open_layers import open_layers, unopened_caveats
 from trephine.engine.graphs.scores import graph_scores
 from trephine.engine.graphs.target_kinds import explained
 from trephine.engine.models.hosted import HostedModel
@@ -223,7 +223,9 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
     sets = [name for name in graph.question.command.sets if name != NEURONS]
     caveats = [*degraded_caveats(graph.hosted, sets), *caveats]
     caveats += beginning_caveats(graph.hosted, sets, graph.question.ids)
-    if NEURONS in graph.question.command.sets:
+    opened = [each.ref for each in graph.active.layers]
+    caveats += unopened_caveats(graph.question.command.sets, opened)
+    if any(ref.replacement == NEURONS for ref in opened):
         caveats.append(
             "Neurons stand where no set reconstructs an MLP: they leave no error, and edges into them follow "
             "relp_half and are estimates. At position 0 these MLPs are error as a whole, as everywhere there."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trephine.domain.neuron_layers import free_mlps
 from trephine.domain.replacements import ReplacementLayerInfo
@@ -48,6 +48,27 @@ def open_layers(
         infos = [info_of(hosted, ref) for ref in found]
         found += layers_of(NEURONS, free_mlps(infos, hosted.info.n_layers, layers))
     return tuple(ref for ref, _ in checked(hosted, found, choosable=choosable))
+
+
+def unopened_caveats(sets: Sequence[str], opened: Iterable[LayerRef]) -> list[str]:
+    """Say which sets were asked for and have no feature in a graph.
+
+    Args:
+        sets: Names that were asked for.
+        opened: Layers that the graph opens.
+    """
+    has = {ref.replacement for ref in opened}
+    said = []
+    if NEURONS in sets and NEURONS not in has:
+        said.append(
+            "No neuron can be in this graph: sets reconstruct the MLPs of all layers that it may choose from."
+        )
+    absent = [name for name in sets if name != NEURONS and name not in has]
+    if absent:
+        said.append(
+            f"No feature of {', '.join(absent)} can be in this graph: it has none of the layers asked for."
+        )
+    return said
 
 
 def info_of(hosted: HostedModel, ref: LayerRef) -> ReplacementLayerInfo:

@@ -10,15 +10,10 @@ from torch import Tensor
 
 from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.circuits import Circuit, DiscoverCircuit, NodeKind
-from trephine.domain.errors import (
-    InvalidRequestError,
-    ParentChangedError,
-    ReplacementNotFoundError,
-    UnsupportedOptionError,
-)
+from trephine.domain.errors import ParentChangedError, ReplacementNotFoundError, UnsupportedOptionError
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
-from trephine.domain.verification import Substitute, VerificationOptions
+from trephine.domain.verification import Substitute, VerificationOptions, ablated_features
 from trephine.engine.attribution.finite_runs import require_finite
 from trephine.engine.attribution.operators import FrozenOperators, capture
 from trephine.engine.attribution.places import clean_value
@@ -71,14 +66,7 @@ def open_subject(
     layers, found = opened_layers(hosted, circuit), None
     _check_error_term(hosted, layers, options.error_term)
     graph = graph_of(circuit)
-    features = [node for node in kept if bool(graph.is_feature[node])]
-    later = tuple(node for node in features if int(graph.position[node]) > 0)
-    if not later:
-        raise InvalidRequestError(
-            "the pruned circuit has no feature at positions >= 1, so that there is nothing to ablate; prune "
-            "less, or discover it with more nodes",
-            field="node_threshold",
-        )
+    later = ablated_features(circuit, kept)
     ids = [token.id for token in circuit.tokens]
     with torch.inference_mode():
         operators = capture(hosted.model, hosted.architecture, ids)
@@ -105,7 +93,7 @@ def open_subject(
         graph=graph,
         prompt=prompt,
         kept=later,
-        first_position=len(features) - len(later),
+        first_position=sum(bool(graph.is_feature[node]) for node in kept) - len(later),
         activation=activation,
         active=active,
         effect=effect,
@@ -248,18 +236,18 @@ def _features(prompt: MaskedPrompt, found: ActiveFeatures) -> Generator[None, No
 
 
 def substitutes(
-    prompt: MaskedPrompt, kind: Substitute, counterfactual: str | None
+    prompt: MaskedPrompt, kind: Substitute, options: VerificationOptions
 ) -> Generator[None, None, Substitutes | None]:
     """Work out what ablated activations become; one batch of windows, or one layer, a quantum.
 
     Raises:
-        InvalidRequestError: If the counterfactual is not as long as the prompt.
+        InvalidRequestError: If the counterfactual is not another prompt of the same length.
     """
     if kind is Substitute.ZERO:
         return None
     if kind is Substitute.MEAN:
         return (yield from _means(prompt))
-    hosted, ids = prompt.hosted, counterfactual_ids(prompt, counterfactual or "")
+    hosted, ids = prompt.hosted, counterfactual_ids(prompt, options)
     operators = capture(hosted.model, hosted.architecture, ids)
     yield None
     found = {}
@@ -269,25 +257,14 @@ def substitutes(
     return found
 
 
-def counterfactual_ids(prompt: MaskedPrompt, counterfactual: str) -> list[int]:
+def counterfactual_ids(prompt: MaskedPrompt, options: VerificationOptions) -> list[int]:
     """Return its tokens.
 
     Raises:
-        InvalidRequestError: If there are more or fewer than the prompt has, or all are the prompt's.
+        InvalidRequestError: If it is not another prompt of the same length.
     """
-    ids = list(prompt.hosted.encode(counterfactual))
-    if len(ids) != len(prompt.ids):
-        raise InvalidRequestError(
-            f"the counterfactual has {len(ids)} tokens and the prompt {len(prompt.ids)}: resample ablation "
-            "takes activations from the same position, so that both must be equally long",
-            field="counterfactual",
-        )
-    if ids == list(prompt.ids):
-        raise InvalidRequestError(
-            "the counterfactual is the prompt itself, so that resample ablation would change nothing: give "
-            "another of the same length",
-            field="counterfactual",
-        )
+    ids = list(prompt.hosted.encode(options.counterfactual or ""))
+    options.check_counterfactual(ids, prompt.ids)
     return ids
 
 

@@ -69,7 +69,7 @@ def verify_on(
     options, meter = command.options, MemoryMeter(hosted.architecture.W_U.device)
     subject = yield from open_subject(hosted, options, circuit, command.kept)
     if Substitute.RESAMPLE in options.substitutes:
-        counterfactual_ids(subject.prompt, options.counterfactual or "")  # refused before anything is ablated
+        counterfactual_ids(subject.prompt, options)  # refused before anything is ablated
     given = yield from _examine(subject, options, meter, "the circuit", command.supernodes)
     layers = opened_layers(hosted, circuit)
     why = refusal(hosted, circuit, subject.prompt.layers, subject.kept)
@@ -128,7 +128,7 @@ def _examine(
     meter.sample()
     faithful: list[Faithfulness] = []
     for kind in options.substitutes:
-        become = yield from substitutes(subject.prompt, kind, options.counterfactual)
+        become = yield from substitutes(subject.prompt, kind, options)
         faithful.append((yield from measure_faithfulness(subject, options, kind, become)))
         meter.sample()
     worst = yield from search_worst_case(subject, options)

@@ -184,6 +184,7 @@ def _circuit_to_wire(circuit: domain.ContextCircuit) -> pb.ContextCircuit:
         training=circuit.training,
         held_out=circuit.held_out,
         contexts=[clean(text) for text in circuit.contexts],
+        choices=[clean(text) for text in circuit.choices],
         effect_share=circuit.effect_share,
         nodes=[_node_to_wire(node) for node in circuit.nodes],
         abstained=[_node_to_wire(node) for node in circuit.abstained],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.layered_circuits import at, layered
-from tests.unit.app.house import House, circuit, column, house
+from tests.unit.app.house import House, circuit, column, house, node
 from trephine.app.circuits.circuit_grouping import average_linkage
 from trephine.app.circuits.group_measures import Flow, measure, partition_of
 from trephine.domain.circuit_annotations import AutomaticGroups
@@ -170,6 +170,19 @@ def twins():
         (3, 6, 1.0),
     ]
     return circuit(nodes, sorted(edges, key=lambda edge: edge[1]))
+
+
+@pytest.mark.parametrize(("features", "told"), [(0, "no feature"), (1, "one feature")])
+async def test_groups_of_fewer_than_two_features_are_told_apart_from_unlike_ones(tmp_path, features, told):
+    """A threshold would change nothing: the answer is more nodes."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    nodes = [node(NodeKind.FEATURE)] * features + [node(NodeKind.TOKEN), node(NodeKind.LOGIT)]
+    name = (await here.circuits.save(circuit(nodes, [(0, len(nodes) - 1, 1.0)]), circuit_id="c1")).name
+    for share in (None, 0.8):
+        how = AutomaticGroups(basis="edges", min_shown=share)
+        with pytest.raises(NothingMatchedError, match=f"the circuit has {told}") as refused:
+            await say.group_automatically(name, how, "")
+        assert "min_similarity" not in refused.value.message
 
 
 async def test_groups_are_found_by_edges_without_a_model(tmp_path):

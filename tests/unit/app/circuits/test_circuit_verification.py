@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.app.house import circuit, house, small_circuit
+from tests.unit.app.house import circuit, house, later, small_circuit
 from tests.unit.app.sets.test_replacements import loaded
 from trephine.app.jobs.requests import VerifyRequest
 from trephine.domain.ablation import LogitTarget
@@ -22,7 +22,14 @@ from trephine.domain.errors import (
     UnsupportedOptionError,
 )
 from trephine.domain.operations import OperationState
-from trephine.domain.verification import Examination, VerificationReport, VerifyCircuit
+from trephine.domain.tokens import Token, Tokenize, Tokens
+from trephine.domain.verification import (
+    Examination,
+    Substitute,
+    VerificationOptions,
+    VerificationReport,
+    VerifyCircuit,
+)
 
 EXAMINED = Examination(
     title="the circuit", replacement="neurons", graph_features=2, circuit_features=1, first_position=0,
@@ -48,7 +55,7 @@ async def opened(tmp_path, *, load: bool = True, provenance: Provenance | None =
     if load:
         info = await here.models.load(here.models.resolve("tiny"), lambda progress: None)
         weights = info.weight_hash
-    found = replace(small_circuit(), model="tiny", weight_hash=weights, **changes)
+    found = replace(later(small_circuit()), model="tiny", weight_hash=weights, **changes)
     saved: dict[str, Any] = {} if provenance is None else {"provenance": provenance}
     await here.circuits.save(found, circuit_id="c1", **saved)
     return here, asked
@@ -83,14 +90,14 @@ async def test_engine_gets_the_pruned_circuit_and_its_groups(tmp_path):
         request = VerifyRequest(circuit="c1", supernodes=supernodes, node_threshold=1.0, edge_threshold=1.0)
         await here.circuit_verifications.run(request, lambda progress: None, verification_id=f"v{number}")
     assert [command.supernodes for command in asked] == [((0, 1),), ((1,),)]
-    everything = tuple(range(len(small_circuit().nodes)))
+    everything = tuple(range(len(later(small_circuit()).nodes)))
     assert {command.kept for command in asked} == {everything}
 
 
 @pytest.mark.parametrize("how", ["", "at most 12 edges"])
 async def test_what_is_verified_is_what_files_show(tmp_path, how):
     """By circuit-tracer's thresholds; a circuit that was pruned already as it is, and pinned nodes always."""
-    edges = circuit(small_circuit().nodes, [(2, 0, 1.0), (0, 3, 2.0), (1, 3, -0.1)]).edges
+    edges = circuit(later(small_circuit()).nodes, [(2, 0, 1.0), (0, 3, 2.0), (1, 3, -0.1)]).edges
     here, asked = await opened(tmp_path, provenance=Provenance(how=how), edges=edges)
     for number in range(2):
         request = VerifyRequest(circuit="c1")
@@ -109,7 +116,7 @@ async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
         await here.circuit_verifications.check(VerifyRequest(circuit="other"))
     with pytest.raises(ResourceNotFoundError):
         await here.circuit_verifications.get("circuitVerifications/none")
-    other = replace(small_circuit(), model="tiny", weight_hash="f" * 64)
+    other = replace(later(small_circuit()), model="tiny", weight_hash="f" * 64)
     await here.circuits.save(other, circuit_id="changed")
     with pytest.raises(ParentChangedError, match="discover it again"):
         await here.circuit_verifications.check(VerifyRequest(circuit="changed"))
@@ -121,7 +128,7 @@ async def test_what_cannot_be_verified_is_refused_before_any_work(tmp_path):
         await here.circuit_verifications.check(VerifyRequest(circuit="c1", supernodes=((0, 1), (1, 4))))
     assert unknown.value.context["field"] == "supernodes[1]"
     foreign = Provenance(origin="imported", how="a file")
-    await here.circuits.save(small_circuit(), circuit_id="foreign", provenance=foreign)
+    await here.circuits.save(later(small_circuit()), circuit_id="foreign", provenance=foreign)
     with pytest.raises(UnsupportedOptionError, match="imported"):
         await here.circuit_verifications.check(VerifyRequest(circuit="foreign"))
     smaller = await here.circuit_views.prune("foreign", Pruning(node_threshold=1.0))
@@ -152,12 +159,60 @@ async def test_prediction_grows_with_what_is_asked(tmp_path):
     assert not asked
 
 
+async def test_a_circuit_with_nothing_to_ablate_is_refused_before_any_work(tmp_path):
+    """Features at position 0 are never ablated; prediction and start both say so."""
+    here, asked = await opened(tmp_path)
+    at_start = replace((await here.circuits.get("c1")).circuit, nodes=small_circuit().nodes)
+    await here.circuits.save(at_start, circuit_id="start")
+    request = VerifyRequest(circuit="start")
+    for refuse in (here.circuit_verifications.check, here.circuit_verifications.predict):
+        with pytest.raises(InvalidRequestError, match="nothing to ablate") as refused:
+            await refuse(request)
+        assert refused.value.context["field"] == "node_threshold"
+    with pytest.raises(InvalidRequestError, match="nothing to ablate"):
+        await here.operations.start("VerifyCircuit", request, request_id="")
+    assert not asked
+
+
+async def test_prediction_reads_the_counterfactual(tmp_path):
+    """One of another length, or the prompt itself, is refused; without resampling none is read."""
+    here, _ = await opened(tmp_path)
+    split: list[str] = []
+
+    def tokenize(command: Tokenize) -> Tokens:
+        split.append(command.text)
+        ids = [int(word) for word in command.text.split()]
+        return Tokens(tokens=tuple(Token(id=one, raw=b"", display="") for one in ids))
+
+    here.launcher.scripts[Tokenize] = tokenize
+    stored = await here.circuits.get("c1")
+    same = " ".join(str(token.id) for token in stored.circuit.tokens)
+    every = tuple(Substitute)
+    for text, told in (("7 8", None), ("7", "equally long"), (same, "the prompt itself")):
+        options = VerificationOptions(counterfactual=text, substitutes=every)
+        request = VerifyRequest(circuit="c1", options=options)
+        if told is None:
+            _, _, cost = await here.circuit_verifications.predict(request)
+            assert cost.tokens > 0
+            continue
+        with pytest.raises(InvalidRequestError, match=told) as refused:
+            await here.circuit_verifications.predict(request)
+        assert refused.value.context["field"] == "counterfactual"
+    assert split == ["7 8", "7", same]
+    await here.circuit_verifications.predict(VerifyRequest(circuit="c1"))
+    assert len(split) == 3
+
+
 async def test_another_set_of_the_same_name_is_refused_before_any_work(tmp_path):
     """A set is its content; a circuit that was stored before that was recorded passes."""
     here = await loaded(tmp_path)
     info = await here.models.info("tiny")
     own = replace(
-        small_circuit(), model="tiny", weight_hash=info.weight_hash, replacement="small", set_hash="c" * 64
+        later(small_circuit()),
+        model="tiny",
+        weight_hash=info.weight_hash,
+        replacement="small",
+        set_hash="c" * 64,
     )
     for name, content in (("own", "c" * 64), ("other", "d" * 64), ("old", "")):
         await here.circuits.save(replace(own, set_hash=content), circuit_id=name)
@@ -174,7 +229,7 @@ async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tm
     here, asked = await opened(tmp_path)
     old = (await here.circuits.get("c1")).circuit
     earlier = replace(old, tokens=(*old.tokens, *old.tokens))
-    assert earlier.positions == (0,)
+    assert earlier.positions == (1,)
     await here.circuits.save(earlier, circuit_id="earlier")
     with pytest.raises(UnsupportedOptionError, match="at the last position"):
         await here.circuit_verifications.check(VerifyRequest(circuit="earlier"))
@@ -187,7 +242,7 @@ async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tm
 async def test_directions_of_another_set_of_the_same_name_group_nothing(tmp_path):
     """Groups by direction are refused, too; the engine is not asked."""
     here = await loaded(tmp_path)
-    circuit = replace(small_circuit(), model="tiny", replacement="small", set_hash="d" * 64)
+    circuit = replace(later(small_circuit()), model="tiny", replacement="small", set_hash="d" * 64)
     await here.circuits.save(circuit, circuit_id="c1")
     with pytest.raises(ParentChangedError, match="other features than those of the set"):
         await here.circuit_annotations.group_automatically("c1", AutomaticGroups(), "")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.circuits_of_sets import ATTENTION, MLPS, circuit_of_sets
 from tests.dataset_examples import request
-from tests.unit.app.house import House, house, model_info, small_circuit
+from tests.unit.app.house import House, house, later, model_info, small_circuit
 from tests.unit.app.sets.test_replacements import SETS, ignore, loaded
 from tests.unit.replacement_values import layer_info, set_info, write_set
 from trephine.app.circuits.circuit_cards import known_features
@@ -198,7 +198,7 @@ async def test_a_set_beside_has_to_be_the_one_that_a_circuit_was_found_with(tmp_
     """Verification and groups by direction refuse another set, or none, under the name of any set."""
     here = await two_sets(tmp_path)
     info = await here.models.info("tiny")
-    own = replace(circuit_of_sets(), weight_hash=info.weight_hash, replacement="small")
+    own = replace(later(circuit_of_sets()), weight_hash=info.weight_hash, replacement="small")
     await here.circuits.save(own, circuit_id="own")
     stored, _ = await here.circuit_verifications.check(VerifyRequest(circuit="own"))
     assert stored.circuit.beside == own.beside

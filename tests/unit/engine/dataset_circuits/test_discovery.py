@@ -195,6 +195,9 @@ def test_clusters_have_circuits_of_their_own():
     assert sum(found.clustering.sizes) == 12
     assert sum(c.held_out for c in found.circuits[1:]) == 12
     assert all(c.contexts for c in found.circuits[1:])
+    choices = {example.clean: example.choice for example in request(24).training}
+    for circuit in found.circuits[1:]:
+        assert circuit.choices == tuple(choices[text] for text in circuit.contexts)
 
 
 def test_nodes_that_the_patch_leaves_alone_are_told_of():

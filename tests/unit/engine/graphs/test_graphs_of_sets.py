@@ -264,6 +264,27 @@ def test_neurons_fill_what_no_set_reconstructs():
     ]  # fmt: skip
 
 
+def test_sets_that_open_nothing_are_named():
+    """Neurons beside transcoders of every MLP asked for, and a set of other layers; else nothing is said."""
+    hosted = hosting("llama", "neurons")
+
+    def caveats(*beside: str, layers: tuple[int, ...]) -> str:
+        asked = DiscoverCircuit(
+            prompt=PROMPT, target=CHOICE, replacement=TRANSCODERS, beside=beside, layers=layers,
+            max_feature_nodes=20, verify_nodes=0,
+        )  # fmt: skip
+        return " ".join(finish(discover_circuit(hosted, asked)).caveats)
+
+    covered = caveats(NEURONS, layers=(1,))
+    assert "No neuron can be in this graph" in covered
+    assert "Neurons stand where" not in covered
+    resident_set(hosted, "attn_out", layers=(0,), name=ATTENTION)
+    assert f"No feature of {ATTENTION} can be in this graph" in caveats(ATTENTION, layers=(1,))
+    whole = caveats(NEURONS, ATTENTION, layers=(0, 1))
+    assert "can be in this graph" not in whole
+    assert "Neurons stand where" in whole
+
+
 @pytest.mark.parametrize(
     "target",
     [
