@@ -143,7 +143,7 @@ def _left_out(
 def _tells(head: LinearHead, vectors: Vectors) -> bool:
     """True if a head tells the labels of its own texts apart at all: else its margins have no unit."""
     spread = float(head.margin(vectors.pooled).double().std())
-    return told_apart(head, vectors) > _APART * spread
+    return _difference(head, vectors) > _APART * spread
 
 
 def told_apart(head: LinearHead, vectors: Vectors) -> float:
@@ -152,6 +152,10 @@ def told_apart(head: LinearHead, vectors: Vectors) -> float:
     The unit of its margins, in which heads that were trained on more or fewer texts are alike; 1 where they
     are not apart.
     """
-    margins, y = head.margin(vectors.pooled).double(), labels(vectors.texts)
-    apart = float(margins[y == 1].mean() - margins[y == 0].mean())
+    apart = _difference(head, vectors)
     return apart if apart > 0 else 1.0
+
+
+def _difference(head: LinearHead, vectors: Vectors) -> float:
+    margins, y = head.margin(vectors.pooled).double(), labels(vectors.texts)
+    return float(margins[y == 1].mean() - margins[y == 0].mean())

@@ -177,8 +177,12 @@ def test_it_stays_where_nothing_tells_it(why: str):
     _same(head.bias, expected.bias)
 
 
-def test_a_head_that_tells_nothing_of_its_own_texts_settles_nothing():
-    """Its margins have no unit: divided by next to nothing they would carry the threshold past everything."""
+@pytest.mark.parametrize("rest", [1e-9, -1e-9, -3.0])
+def test_a_head_that_tells_nothing_of_its_own_texts_settles_nothing(rest: float):
+    """Its margins have no unit: divided by next to nothing they would carry the threshold past everything.
+
+    By what rounding leaves, of either sign, or the wrong way round.
+    """
     vectors = _crossing(60, 30)
 
     def fit(seen: Vectors, factors: Sequence[float]) -> list[LinearHead | None]:
@@ -186,7 +190,7 @@ def test_a_head_that_tells_nothing_of_its_own_texts_settles_nothing():
         if len(seen.texts) == 60 or 0 in {one.ids[0] for one in seen.texts}:
             return heads
         y, margins = labels(seen.texts), _fitted(seen).margin(seen.pooled)
-        centred = margins - torch.stack([margins[y == label].mean() for label in (0, 1)])[y] + 1e-9 * y
+        centred = margins - torch.stack([margins[y == label].mean() for label in (0, 1)])[y] + rest * y
         weight = torch.linalg.lstsq(seen.pooled, centred[:, None]).solution[:, 0]
         return [two_sided(PROBE, weight, 0.0) for _ in factors]
 
