@@ -198,6 +198,10 @@ async def test_parts_are_paged_and_refusals_name_their_field(server: Edge, found
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.QuerySubgraph(broken)
         assert field(refused.value) == where
+    for end in ("source", "target"):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ListEdges(circuits.ListEdgesRequest(circuit=found, **{end: 9999}))
+        assert field(refused.value) == end
     small = await stub.QuerySubgraph(
         queries.QuerySubgraphRequest(
             circuit=found, around=queries.AroundNode(node=3, ancestors=9), max_nodes=3

@@ -27,7 +27,6 @@ from trephine.client.types import (
 )
 from trephine.client.wire import Wire
 from trephine.v1 import circuit_queries_pb2 as pb
-from trephine.v1 import circuit_service_pb2 as service_pb
 
 
 class StoredCircuit:
@@ -83,9 +82,7 @@ class StoredCircuit:
         self, *, source: int | None = None, target: int | None = None, min_weight: float | None = None
     ) -> tuple[Edge, ...]:
         """Its edges, heaviest first; `source` and `target` are node indices."""
-        request = service_pb.ListEdgesRequest(
-            circuit=self.name, source=source, target=target, min_weight=min_weight, page_size=10_000
-        )
+        request = build.edges(self.name, source, target, min_weight)
         found = self._wire.pages(self._wire.circuits.ListEdges, request)
         return tuple([decode(Edge, edge) for page in found for edge in page.edges])
 

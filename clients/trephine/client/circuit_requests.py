@@ -61,6 +61,7 @@ def nodes(
     )
 
 
+@sendable
 def around(
     circuit: str, node: int, ancestors: int, descendants: int, min_weight: float, max_nodes: int
 ) -> pb.QuerySubgraphRequest:
@@ -71,6 +72,7 @@ def around(
     )
 
 
+@sendable
 def between(
     circuit: str, source: int, target: int, paths: int, min_weight: float, max_nodes: int
 ) -> pb.QuerySubgraphRequest:
@@ -78,6 +80,16 @@ def between(
     part = pb.BetweenNodes(source=source, target=target, paths=paths)
     return pb.QuerySubgraphRequest(
         circuit=circuit, between=part, min_weight=min_weight, max_nodes=max_nodes, page_size=10_000
+    )
+
+
+@sendable
+def edges(
+    circuit: str, source: int | None, target: int | None, min_weight: float | None
+) -> service_pb.ListEdgesRequest:
+    """List a circuit's edges."""
+    return service_pb.ListEdgesRequest(
+        circuit=circuit, source=source, target=target, min_weight=min_weight, page_size=10_000
     )
 
 
@@ -90,11 +102,13 @@ def joined(parts: Sequence[Any]) -> Any:
     return whole
 
 
+@sendable
 def pruning_bounds(bounds: Pruning | None) -> pb.PruningBounds | None:
     """Say what is stored of a circuit that is found."""
     return None if bounds is None else pb.PruningBounds(**asdict(bounds))
 
 
+@sendable
 def prune(
     circuit: str,
     node_threshold: float | None,

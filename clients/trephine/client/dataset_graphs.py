@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from trephine.client.errors import InvalidRequestError
@@ -66,6 +67,7 @@ def graph_document(found: DatasetCircuit, label: str) -> dict[str, Any]:
                 "weight_hash": found.version.weight_hash,
                 "targets": [_target(last)],
                 "caveats": _caveats(found, circuit),
+                "nodes": {ids[place]: _figures(node) for place, node in enumerate(circuit.nodes)},
             },
         },
         "qParams": {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
@@ -78,6 +80,11 @@ def graph_document(found: DatasetCircuit, label: str) -> dict[str, Any]:
             for edge in circuit.edges
         ],
     }
+
+
+def _figures(node: DatasetNode) -> dict[str, float]:
+    """What a graph's effect is: for the answers if positive, where a patch takes that off the metric."""
+    return {"effect": -node.effect} if isfinite(node.effect) else {}
 
 
 def _set_of(node: DatasetNode) -> str:
@@ -165,7 +172,8 @@ def _caveats(found: DatasetCircuit, circuit: ContextCircuit) -> list[str]:
         "An edge is what patching its source does to the answers through its target, in logits, mean over "
         "contexts; negative: it speaks for them. Edges into one node do not add up to anything, and only "
         "the strongest nodes have some.",
-        "Influence follows edges down, so that the lowest nodes collect it: go by the effects, which labels "
-        "tell, and keep nodes by name when pruning.",
+        "Influence follows edges down, so that the lowest nodes collect it: go by the effects, which are for "
+        "the answers if positive (labels tell the change by a patch, with the other sign), and keep nodes by "
+        "name when pruning.",
         *found.caveats,
     ]

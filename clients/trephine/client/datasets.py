@@ -43,6 +43,8 @@ class Split:
     held_out: tuple[DatasetExample, ...]
     duplicates: int
     """Rows that were left out because they were there already."""
+    bound: int = 0
+    """Contexts that were left out because others of their texts are on the other side."""
 
 
 def read_examples(
@@ -99,10 +101,13 @@ def split_examples(
         others = left + len(training)  # who could be trained on if this group were held out
         fits = len(group) <= room or others >= total - kept_back
         (measured if room > 0 and fits else training).extend(group)
+    held = tuple(measured[:kept_back])
+    kept = tuple(training[: total - len(held)])
     split = Split(
-        training=tuple(training[: total - kept_back]),
-        held_out=tuple(measured[:kept_back]),
+        training=kept,
+        held_out=held,
         duplicates=len(examples) - len(unique),
+        bound=total - len(kept) - len(held),
     )
     _check_sides(split, held_out)
     return split

@@ -10,7 +10,7 @@ from trephine.client.types import CircuitInfo, Node, NodeKind
 
 _FEATURE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*:)?\d+:\d+@\d+")
 _OTHER = re.compile(r"(?:token|error(?::\d+(?::[a-z_]+)?)?)@\d+|target")
-_MLP = "mlp_out"
+_MLP, _TARGET = "mlp_out", "target"
 
 
 def address(node: Node, sets: Sequence[str] = ()) -> str:
@@ -29,7 +29,7 @@ def address(node: Node, sets: Sequence[str] = ()) -> str:
         case NodeKind.TOKEN:
             return f"token@{node.position}"
         case _:
-            return "target"
+            return _TARGET
 
 
 def error_of(layer: int, site: str) -> str:
@@ -46,7 +46,8 @@ def found_nodes(circuit: CircuitInfo, nodes: Sequence[Node], addresses: Sequence
         addresses: What is looked for; of a feature the set may be left out where one alone has it.
 
     Raises:
-        InvalidRequestError: If a text is no address, the circuit has no such node, or several sets do.
+        InvalidRequestError: If a text is no address, the circuit has no such node, several sets do, or it is
+            `target` where there are several.
     """
     known: dict[str, list[int]] = {}
     for node in sorted(nodes, key=lambda one: one.index):
@@ -69,6 +70,9 @@ def _one(circuit: CircuitInfo, known: dict[str, list[int]], by_index: dict[int, 
     if len(found) > 1 and _FEATURE.fullmatch(text):
         candidates = " or ".join(address(by_index[index], circuit.set_names) for index in found)
         raise InvalidRequestError(f"{circuit.name} has {text} in several sets; write {candidates}")
+    if len(found) > 1 and text == _TARGET:
+        candidates = ", ".join(f"{index} ({by_index[index].label})" for index in found)
+        raise InvalidRequestError(f"{circuit.name} explains several targets; name one by index: {candidates}")
     if found:
         return found[0]
     if _FEATURE.fullmatch(text) or _OTHER.fullmatch(text):

@@ -375,11 +375,11 @@ class CircuitFaithfulness(google.protobuf.message.Message):
     random_removed: builtins.float
     """Mean over random circuits."""
     p_sufficient: builtins.float
-    """(1 + #{random kept at least as good}) / (R + 1); NaN where a run gave no number, or nothing
-    moved the target: inconclusive.
+    """(1 + #{random circuits that alone are as near to baseline}) / (R + 1). NaN where a run gave no number, or
+    nothing moved the target: inconclusive.
     """
     p_necessary: builtins.float
-    """(1 + #{random removed at least as bad}) / (R + 1); likewise."""
+    """(1 + #{random circuits whose ablation takes as much away}) / (R + 1); likewise."""
     how: builtins.str
     """Which ablation, positions, freezes and error term."""
     def __init__(

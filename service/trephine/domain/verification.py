@@ -106,10 +106,11 @@ class Faithfulness:
     """Mean over random circuits of the same size."""
     random_removed: float
     p_sufficient: float
-    """(1 + #{random kept >= kept}) / (R + 1) for a positive target, mirrored for a negative one. NaN,
-    inconclusive, where a run gave no number, or none moved the target."""
+    """(1 + #{|random kept - baseline| <= |kept - baseline|}) / (R + 1): alone it is as near to the model.
+    NaN, inconclusive, where a run gave no number, or none moved the target."""
     p_necessary: float
-    """(1 + #{random removed <= removed}) / (R + 1), mirrored likewise."""
+    """(1 + #{random removed <= removed}) / (R + 1) for a positive target, mirrored for a negative one:
+    ablating it takes as much away. NaN likewise."""
     how: str
 
 

@@ -6,7 +6,8 @@ Written as a stream of SAX events: half a million edges need no tree in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from math import isfinite
@@ -15,6 +16,7 @@ from xml.sax.xmlreader import AttributesImpl
 
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuits import Circuit, PrunedNodes
+from trephine.pages.circuit_figures import UNKNOWN, entering_rows
 from trephine.pages.circuit_json import kept_edges, node_ids
 from trephine.pages.embed import printable
 
@@ -30,6 +32,11 @@ _NODE_KEYS = {
     "activation": "double",
     "influence": "double",
     "effect": "double",
+    "total": "double",
+    "bias": "double",
+    "remainder": "double",
+    "promotes": "string",
+    "suppresses": "string",
     "label": "string",
     "pinned": "boolean",
     "group": "string",
@@ -88,6 +95,7 @@ def _graph_values(circuit: Circuit, name: str) -> dict[str, Value]:
 def _nodes(xml: XMLGenerator, circuit: Circuit, kept: PrunedNodes, annotations: Annotations) -> None:
     ids, texts, pinned = node_ids(circuit), annotations.texts, annotations.pinned
     groups = {node: group.name for group in annotations.groups for node in group.nodes}
+    rows = entering_rows(circuit, kept)
     for index in kept.nodes:
         node = circuit.nodes[index]
         with _element(xml, "node", id=ids[index]):
@@ -103,11 +111,18 @@ def _nodes(xml: XMLGenerator, circuit: Circuit, kept: PrunedNodes, annotations: 
                     "activation": node.activation,
                     "influence": node.influence,
                     "effect": node.effect,
+                    **rows.get(index, UNKNOWN)._asdict(),
+                    **_tokens(promotes=node.promotes, suppresses=node.suppresses),
                     "label": texts.get(index, node.label),
                     "pinned": index in pinned,
                     "group": groups.get(index, ""),
                 },
             )
+
+
+def _tokens(**lists: Sequence[str]) -> dict[str, Value]:
+    """Lists of tokens as JSON, for GraphML has no lists; empty ones are left out."""
+    return {name: json.dumps([printable(one) for one in found]) for name, found in lists.items() if found}
 
 
 def _edges(xml: XMLGenerator, circuit: Circuit, kept: PrunedNodes) -> None:

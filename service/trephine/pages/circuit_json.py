@@ -10,6 +10,8 @@ circuit's first set. Of a further one it is `{layer}_{feature}_{position}_{n}` w
 in `metadata.info.sets` and in the scan, `MODEL/SET+SET`; what reads the first three parts reads them as
 before. Its `feature`, which tells features apart whatever their position, is below -1: no tool takes it for
 one of the first set.
+
+What the schema has no place for, effects, rows and promoted tokens, is in `metadata.info.nodes`, by id.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 from trephine.domain.circuit_annotations import NO_ANNOTATIONS, Annotations
 from trephine.domain.circuits import Circuit, Node, NodeKind, PrunedNodes
 from trephine.pages.circuit_across import told_across
+from trephine.pages.circuit_figures import told_nodes
 from trephine.pages.circuit_targets import told_targets
 from trephine.pages.embed import printable
 
@@ -51,7 +54,7 @@ def circuit_json(
     return {
         "metadata": {
             "slug": slug,
-            "scan": f"{circuit.model}/{'+'.join(circuit.set_names)}",
+            "scan": scan_of(circuit),
             "transcoder_list": [],
             "prompt_tokens": [printable(token.display) for token in circuit.tokens],
             "prompt": printable(circuit.prompt),
@@ -66,6 +69,7 @@ def circuit_json(
                 **told_targets(circuit),
                 **_hierarchy(circuit),
                 **told_across(circuit, {ids[index]: index for index in kept.nodes}),
+                "nodes": told_nodes(circuit, kept, ids),
             },
             "pruning_settings": {
                 "node_threshold": kept.node_threshold,
@@ -90,6 +94,12 @@ def circuit_json(
             for source, target, weight in kept_edges(circuit, kept)
         ],
     }
+
+
+def scan_of(circuit: Circuit) -> str:
+    """Name model and sets. Of another tool's file both are its scan, which goes out as it came."""
+    foreign = circuit.set_names == (circuit.model,)
+    return circuit.model if foreign else f"{circuit.model}/{'+'.join(circuit.set_names)}"
 
 
 def _hierarchy(circuit: Circuit) -> dict[str, Any]:

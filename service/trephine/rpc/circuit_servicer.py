@@ -8,6 +8,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from trephine.app.circuits.circuit_cards import known_features
 from trephine.app.circuits.circuit_costs import discovery_cost
+from trephine.app.circuits.circuit_queries import require_node
 from trephine.app.circuits.graph_sets import loaded_sets, opened_layers
 from trephine.app.jobs.requests import DiscoverRequest
 from trephine.app.service import Service
@@ -98,6 +99,9 @@ class CircuitServicer(
         target = request.target if request.HasField("target") else None
         smallest = finite(request.min_weight, "min_weight") if request.HasField("min_weight") else None
         stored = await self._circuits.get(resource_id(request.circuit, "circuits", "circuit"))
+        for node, field in ((source, "source"), (target, "target")):
+            if node is not None:
+                require_node(stored.circuit, node, field)
         # A large circuit has a million edges: filtering them must not hold up other calls.
         edges = await asyncio.to_thread(self._circuits.edges, stored, source, target, smallest)
         found = page(

@@ -187,6 +187,42 @@ def test_errors_of_two_sites_in_one_layer_have_two_addresses(
     assert errors[1] in printed
 
 
+def test_a_target_among_several_has_to_be_named(
+    fake: FakeCircuits, run: Run, capsys: pytest.CaptureFixture[str]
+):
+    """`target` is the only one; of several the error lists them, with their indices."""
+    assert run("circuits", "around", "c1", "target") == 0
+    fake.more = [pb.Node(index=4, kind=4, layer=30, position=7, label=" John")]
+    for words in (("between", "c1", "0", "target"), ("around", "c1", "target"), ("pin", "c1", "target")):
+        assert run("circuits", *words) == 2
+        assert "several targets; name one by index: 3 ( Mary), 4 ( John)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("around", "c1", "0", "--ancestors", "1000000000000"),
+        ("between", "c1", "2", "3", "--paths", "99999999999"),
+        ("prune", "c1", "--max-nodes", "99999999999"),
+        ("prune", "c1", "--max-edges", "99999999999"),
+        ("edges", "c1", "--source", "99999999999"),
+    ],
+)
+def test_a_number_that_fits_no_field_is_wrong_use(
+    fake: FakeCircuits, run: Run, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+):
+    """Told as such, whatever is asked; no traceback."""
+    assert run("circuits", *words) == 2
+    assert "does not fit into its field" in capsys.readouterr().err
+
+
+def test_rows_are_not_counted_from_the_end(run: Run, capsys: pytest.CaptureFixture[str]):
+    """A negative number of rows is wrong use, not all but so many."""
+    for words in (("nodes", "c1"), ("edges", "c1"), ("show", "c1")):
+        assert run("circuits", *words, "--top", "-5") == 2
+        capsys.readouterr()
+
+
 def test_paths_are_printed_with_their_shares(
     fake: FakeCircuits, run: Run, capsys: pytest.CaptureFixture[str]
 ):

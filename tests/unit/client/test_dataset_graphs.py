@@ -65,13 +65,15 @@ def test_it_obeys_the_schema_and_is_read_whole():
 
 
 def test_effects_stability_and_what_a_reader_must_know_come_along():
-    """In labels and caveats: the schema has no place for effects."""
+    """As figures, positive if for the answers, in labels and in caveats."""
     graph = read_graph(json.dumps(graph_document(found(), "all")).encode()).circuit
     labels = {node.label for node in graph.nodes}
     for node in found().circuits[0].nodes:
         said = f"effect {node.effect:+.3f}" + ("" if node.stable else ", not stable")
         assert any(label.endswith(said) for label in labels)
     assert any(label.startswith("head ") for label in labels)
+    effects = sorted(node.effect for node in graph.nodes if node.kind is NodeKind.FEATURE)
+    assert effects == pytest.approx(sorted(-node.effect for node in found().circuits[0].nodes))
     assert any(found().name in said for said in graph.caveats)
     assert set(found().caveats) <= set(graph.caveats)
 

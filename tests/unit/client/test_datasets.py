@@ -109,6 +109,19 @@ def test_contexts_of_one_twin_are_on_one_side(seed: int):
     assert not texts_of(split.training) & texts_of(split.held_out)
 
 
+@pytest.mark.parametrize(
+    ("groups", "of_each", "share"), [(3, 30, 0.5), (4, 25, 0.4), (5, 40, 0.5), (34, 1, 0.5)]
+)
+def test_what_is_left_out_is_counted(groups: int, of_each: int, share: float):
+    """A side that large groups cannot fill leaves its room to the other; what fits nowhere is told."""
+    split = split_examples(of_one_twin(groups, of_each), held_out=share)
+    assert len(split.training) + len(split.held_out) + split.bound == groups * of_each
+    assert not texts_of(split.training) & texts_of(split.held_out)
+    assert split.bound <= of_each
+    if len(split.held_out) < round(groups * of_each * share):
+        assert split.bound == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_one_large_group_does_not_starve_a_side(seed: int):
     """Eighty contexts of one twin: they are on one side, whichever comes first in the shuffle."""

@@ -78,7 +78,10 @@ def group(
     remove: Annotated[bool, typer.Option("--remove", help="Dissolve the group.")] = False,
     author: AuthorOption = None,
 ) -> None:
-    """Group nodes into a concept, by hand or by likeness; what is found is scored."""
+    """Group nodes into a concept, by hand or by likeness; what is found is scored.
+
+    A group that has the name already is made anew of the nodes given; nodes leave the groups they were in.
+    """
     given = invocation(context)
     with given.connect() as trephine:
         circuit = trephine.circuits.get(name)

@@ -27,7 +27,7 @@ from trephine.v1 import circuit_service_pb2
 
 NameArgument = Annotated[str, typer.Argument(help="circuits/..., as `trephine circuits list` shows it.")]
 MinWeightOption = Annotated[float, typer.Option(help="Follow only edges of at least this absolute weight.")]
-TopOption = Annotated[int, typer.Option(help="Rows to print of each table.")]
+TopOption = Annotated[int, typer.Option(min=0, help="Rows to print of each table.")]
 
 
 def nodes(

@@ -46,7 +46,9 @@ def explain(
         list[str] | None,
         typer.Option(metavar="NODE", help=f"Only the edge from this node. Repeatable. {NODE_HELP}"),
     ] = None,
-    top: Annotated[int, typer.Option(help="Heaviest edges into the node, where no source is named.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=0, help="Heaviest edges into the node, where no source is named.")
+    ] = 5,
     paths: Annotated[int, typer.Option(help="Paths of each edge.")] = 5,
     heads: Annotated[int, typer.Option(help="Heads of each edge.")] = 5,
     tokens: Annotated[int, typer.Option(help="Tokens of every path's de-embedding, per end.")] = 0,
@@ -135,7 +137,7 @@ def trace_attention(
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    top: Annotated[int, typer.Option(help="Rows of each table.")] = 12,
+    top: Annotated[int, typer.Option(min=0, help="Rows of each table.")] = 12,
 ) -> None:
     """Say why a head looked where it looked: its score taken apart, carried through the exact softmax."""
     given = invocation(context)

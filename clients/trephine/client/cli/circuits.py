@@ -75,7 +75,7 @@ def _explained(info: CircuitInfo) -> str:
 def show(
     context: typer.Context,
     name: NameArgument,
-    top: Annotated[int, typer.Option(help="Features, or edges of a global circuit, to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Features, or edges of a global circuit, to print.")] = 15,
 ) -> None:
     """Print a circuit and its strongest features, or a global one and its heaviest edges."""
     given = invocation(context)

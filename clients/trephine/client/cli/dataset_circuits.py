@@ -50,7 +50,7 @@ def show(
     name: Annotated[
         str, typer.Argument(help="datasetCircuits/..., as `trephine dataset-circuits list` shows it.")
     ],
-    top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Nodes to print.")] = 15,
     out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
 ) -> None:
     """Print a stored circuit of a behaviour, as it was printed when it was found."""
@@ -74,7 +74,7 @@ def graph(
         str, typer.Argument(help="datasetCircuits/..., as `trephine dataset-circuits list` shows it.")
     ],
     circuit: Annotated[str, typer.Option(help='`all`, or of a cluster: "cluster 1".')] = "all",
-    top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Nodes to print.")] = 15,
     out: Annotated[
         Path | None, path_option("--out", "A folder, or one .html, .json or .graphml file.")
     ] = None,

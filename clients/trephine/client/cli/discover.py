@@ -119,7 +119,7 @@ def discover(
     predict: Annotated[
         bool, typer.Option("--predict", help="Check everything and say what it would take; find nothing.")
     ] = False,
-    top: Annotated[int, typer.Option(help="Features to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Features to print.")] = 15,
     detach: DetachOption = False,
 ) -> None:
     """Find the circuit behind a next-token choice: which features push for it, and through which others."""
@@ -208,7 +208,7 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ("prompt", repr(info.prompt)),
         ("target", _targets(info)),
         ("features of", sets_words(info)),
-        ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({info.edge_rule})"),
+        ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({_rule(info)})"),
         (
             "inside",
             f"{known(info.selected_share, '.1%')} of all influence; "
@@ -218,13 +218,20 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
     ]
     if info.scores is not None:
         facts[6:6] = scores_facts(info.scores)
-    if info.provenance.origin == "discovered" and info.provenance.how:
-        facts[5:5] = [("pruned", info.provenance.how)]
+    if info.provenance.origin != "imported" and info.provenance.how:
+        parent = f"from {info.provenance.parent}: " if info.provenance.parent else ""
+        facts[5:5] = [("pruned", f"{parent}{info.provenance.how}; figures are of the whole graph")]
     if info.hierarchy is not None:
         facts[5:5] = [("chosen", hierarchy_words(info.hierarchy))]
     if info.quality is not None:
         facts[5:5] = quality_facts(info.quality, info.edge_rule)
     return facts
+
+
+def _rule(info: CircuitInfo) -> str:
+    """How edges were computed; those into a target may be estimates where all others are exact."""
+    estimated = info.edge_rule == "exact" and any(target.estimated for target in info.targets)
+    return "exact, but for those into the target" if estimated else info.edge_rule
 
 
 def sets_words(info: CircuitInfo) -> str:

@@ -27,6 +27,7 @@ from trephine.client.errors import InvalidRequestError
 from trephine.client.terminal import printable
 from trephine.client.types import (
     ContextCircuit,
+    ContextClustering,
     DatasetCircuit,
     DatasetNode,
     EffectEstimator,
@@ -63,7 +64,7 @@ def discover_dataset(
         Path | None, path_option("--held-out-file", "Contexts to measure on; unset: a share of FILE.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of FILE that is kept back.")] = 0.5,
-    limit: Annotated[int, typer.Option(help="Use at most so many different contexts of FILE.")] = 400,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most so many different contexts of FILE.")] = 400,
     clean: Annotated[str, typer.Option(help="Column with the context.")] = "clean_prefix",
     corrupted: Annotated[
         str, typer.Option(help="Column with its twin of the other answer; '' for none.")
@@ -117,7 +118,7 @@ def discover_dataset(
     keep: Annotated[float | None, typer.Option(help="Share of them for a stable node; unset 0.9.")] = None,
     clusters: Annotated[str, typer.Option(help="auto, or a number of groups of contexts.")] = "1",
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
-    top: Annotated[int, typer.Option(help="Nodes to print.")] = 15,
+    top: Annotated[int, typer.Option(min=0, help="Nodes to print.")] = 15,
     out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
     predict: Annotated[
         bool, typer.Option("--predict", help="Check, and say what it would take; find nothing.")
@@ -158,6 +159,10 @@ def discover_dataset(
     }
     if split.duplicates:
         given.output.note(f"{split.duplicates} duplicate rows were left out")
+    if split.bound:
+        given.output.note(
+            f"{split.bound} contexts were left out: they share texts with others, on the side that was full"
+        )
     with given.connect() as trephine:
         loaded = given.load(trephine, model)
         names = [
@@ -371,14 +376,16 @@ def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
         *(("caveat", caveat) for caveat in found.caveats),
     ]
     if found.clustering is not None:
-        one = found.clustering
-        sizes = ", ".join(map(str, one.sizes))
-        facts.insert(
-            0,
-            (
-                "clusters",
-                f"{one.clusters} of {sizes}: silhouette {one.silhouette:.3f}, without groups at most "
-                f"{one.null_silhouette:.3f}",
-            ),
-        )
+        facts.insert(0, ("clusters", _clusters_found(found.clustering)))
     return facts
+
+
+def _clusters_found(one: ContextClustering) -> str:
+    """How many there are, and how far apart beside clouds without groups."""
+    if one.clusters < 2:
+        return f"one, of all {sum(one.sizes)} contexts: no groups were told apart"
+    sizes = ", ".join(map(str, one.sizes))
+    return (
+        f"{one.clusters} of {sizes}: silhouette {one.silhouette:.3f}, without groups at most "
+        f"{one.null_silhouette:.3f}"
+    )

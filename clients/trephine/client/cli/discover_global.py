@@ -66,7 +66,7 @@ def discover_global(
         Path | None, path_option("--held-out-file", "Texts to check on; unset: a share of FILE.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share of FILE that is kept back.")] = 0.3,
-    limit: Annotated[int, typer.Option(help="Use at most so many different texts of FILE.")] = 400,
+    limit: Annotated[int, typer.Option(min=2, help="Use at most so many different texts of FILE.")] = 400,
     column: Annotated[str, typer.Option(help="Column with the text, of .jsonl and .csv.")] = "text",
     begin: Annotated[str, typer.Option(help="Put in front of every text.")] = "",
     model: ModelOption = DEFAULT_MODEL,
@@ -112,7 +112,7 @@ def discover_global(
         int | None, typer.Option(help="Edges checked by ablations on held-out texts; unset 64, 0 skips it.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
-    top: Annotated[int, typer.Option(help="Edges to print.")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="Edges to print.")] = 20,
     out: Annotated[
         Path | None, path_option("--out", "A folder, or one .html, .json or .graphml file.")
     ] = None,

@@ -190,11 +190,16 @@ class CircuitAnnotations:
 
 
 def merged(before: Annotations, new: Annotations) -> Annotations:
-    """Add annotations to others; the new ones win."""
-    pins = {pin.node: pin for pin in (*before.pins, *new.pins)}
-    labels = {label.node: label for label in (*before.labels, *new.labels)}
+    """Add annotations to others; the new ones win, but what was said already keeps its author."""
+    pins = {pin.node: pin for pin in (*new.pins, *before.pins)}
+    labels = {label.node: label for label in before.labels}
+    labels |= {one.node: one for one in new.labels if before.texts.get(one.node) != one.text}
     said = Annotations(pins=_by_node(pins.values()), labels=_by_node(labels.values()), groups=before.groups)
-    return _with_groups(said, new.groups)
+    there = {(one.name, one.nodes) for one in before.groups}
+    for one in new.groups:  # in turn: of two with one name, or one node, the later has it
+        if (one.name, one.nodes) not in there:
+            said = _with_groups(said, (one,))
+    return said
 
 
 def _by_node(said: Iterable[Any]) -> tuple[Any, ...]:

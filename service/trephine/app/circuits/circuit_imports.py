@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from trephine.app.circuits.circuit_queries import Wiring, influence_of
 from trephine.app.circuits.imported_figures import imported_figures
+from trephine.app.circuits.imported_nodes import with_told
 from trephine.app.circuits.imported_targets import imported_targets
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
@@ -34,9 +35,9 @@ from trephine.domain.circuits import (
     GraphSet,
     Node,
     NodeKind,
-    Rows,
 )
 from trephine.domain.errors import CorruptRecordError, InvalidRequestError
+from trephine.domain.targets import ExplainedTarget
 from trephine.domain.tokens import Token
 
 LARGEST_FILE = 512 << 20
@@ -50,10 +51,15 @@ _KINDS = {
 """By `feature_type`; every other type is some kind of feature."""
 _ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
 _LAST = _ORDER.index(NodeKind.LOGIT)
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+"""Weights are stored as float32: a larger one would be infinite, and so would be every influence."""
 _IMPORTED = "Imported from a file: nothing about it was verified here; influences follow from its edges."
 _IMPORTED_SHARES = (
     "Imported from a file: nothing about it was verified here; figures and influences are the file's."
 )
+
+_BEFORE = "What follows was said of the graph that the file was written from; the file may hold a part of it."
+_OF_IMPORTS = (_IMPORTED, _IMPORTED_SHARES, _BEFORE)
 
 
 class _FileNode(BaseModel):
@@ -72,7 +78,7 @@ class _FileNode(BaseModel):
 class _FileLink(BaseModel):
     source: str
     target: str
-    weight: float = Field(allow_inf_nan=False)
+    weight: float = Field(ge=-_LARGEST_WEIGHT, le=_LARGEST_WEIGHT, allow_inf_nan=False)
 
 
 class _FileMetadata(BaseModel):
@@ -109,6 +115,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     measured = imported_figures(_told(file.metadata))
     nodes, places = _nodes(file, targets_needed=measured is None)
     edges, doubtful = _edges(file, nodes, places)
+    told, rows = with_told(nodes, _in_order(places), _told(file.metadata))
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
     targets, asked = imported_targets(nodes, _told(file.metadata))
     shares = None if measured is None else measured.of(_in_order(places))
@@ -127,11 +134,11 @@ def read_graph(data: bytes) -> ImportedGraph:
         replacement=replacement,
         beside=tuple(GraphSet(name=name) for name in beside),
         edge_rule=_edge_rule(file.metadata),
-        nodes=tuple(nodes),
+        nodes=told,
         edges=edges,
-        rows=_no_rows(),
+        rows=rows,
         quality=None,
-        figures=_no_figures(nodes),
+        figures=_figures(nodes, targets),
         model=model,
         weight_hash=str((file.metadata.info or {}).get("weight_hash", "")),
         caveats=tuple(caveats),
@@ -156,6 +163,10 @@ def _parsed(data: bytes) -> tuple[Mapping[str, Any], _File]:
         ) from error
     except ValueError as error:
         raise InvalidRequestError(f"the file is no JSON: {error}", field="artifact") from error
+    except RecursionError as error:
+        raise InvalidRequestError(
+            "the file is no graph: its JSON is nested deeper than any of the schema", field="artifact"
+        ) from error
 
 
 # --- nodes ----------------------------------------------------------------------------------------
@@ -335,10 +346,11 @@ def _told(metadata: _FileMetadata) -> Mapping[str, Any]:
 
 
 def _told_caveats(metadata: _FileMetadata) -> list[str]:
-    """Return what a file of ours says that a reader must know, but that it was imported."""
+    """Return what a file of ours says that a reader must know, and what it is said of."""
     told = _told(metadata).get("caveats")
     found = told if isinstance(told, list) else []
-    return [one for one in found if isinstance(one, str) and one not in (_IMPORTED, _IMPORTED_SHARES)]
+    said = [one for one in found if isinstance(one, str) and one not in _OF_IMPORTS]
+    return [_BEFORE, *said] if said else []
 
 
 def _generator(metadata: _FileMetadata) -> str:
@@ -366,16 +378,11 @@ def _everywhere(metadata: _FileMetadata) -> tuple[Token, ...]:
     return tuple(Token(id=-1, raw=b"", display=text) for text in metadata.prompt_tokens)
 
 
-def _no_rows() -> Rows:
-    return Rows(
-        target=_array([], "<i4"), total=_array([], "<f4"), bias=_array([], "<f4"), remainder=_array([], "<f4")
-    )
-
-
-def _no_figures(nodes: Sequence[Node]) -> CircuitFigures:
+def _figures(nodes: Sequence[Node], targets: Sequence[ExplainedTarget]) -> CircuitFigures:
+    """What is explained, where all targets say so; nothing else is known of a file."""
     features = sum(node.kind is NodeKind.FEATURE for node in nodes)
     return CircuitFigures(
-        baseline=nan,
+        baseline=sum(target.share * target.value for target in targets) if targets else nan,
         selected_share=nan,
         error_share=nan,
         active_features=features,

@@ -170,6 +170,22 @@ def _rows(circuit: Circuit, place: Indices, chosen: Indices) -> Rows:
     )
 
 
+def noted(circuit: Circuit, smaller: Circuit, when: str) -> Circuit:
+    """Return what is left of a circuit with a note that says what is gone, and what its figures are of.
+
+    Args:
+        circuit: The whole one.
+        smaller: What is left of it.
+        when: Of which circuit, or when, and by which bounds.
+    """
+    note = (
+        f"Pruned {when}: {len(smaller.nodes)} of {len(circuit.nodes)} nodes and "
+        f"{smaller.edges.weight.shape[0]} of {circuit.edges.weight.shape[0]} edges are stored. What is gone "
+        "is in the remainders; influences, effects, figures and scores are those of the whole graph."
+    )
+    return replace(smaller, caveats=(*smaller.caveats, note))
+
+
 def pruned_at_once(circuit: Circuit, bounds: Pruning) -> Circuit:
     """Prune a circuit that was just found, before it is stored; a note says what is gone.
 
@@ -178,12 +194,7 @@ def pruned_at_once(circuit: Circuit, bounds: Pruning) -> Circuit:
     """
     kept = kept_nodes(circuit, bounds, frozenset())
     smaller, _ = pruned_circuit(circuit, kept)
-    note = (
-        f"Pruned when it was found ({in_words(bounds, 0)}): {len(smaller.nodes)} of {len(circuit.nodes)} "
-        f"nodes and {len(kept.edges)} of {circuit.edges.weight.shape[0]} edges are stored. What is gone is "
-        "in the remainders; influences, effects and figures are those of the whole graph."
-    )
-    return replace(smaller, caveats=(*smaller.caveats, note))
+    return noted(circuit, smaller, f"when it was found ({in_words(bounds, 0)})")
 
 
 def pruned_id(parent: str, bounds: Pruning, kept: PrunedNodes) -> str:
@@ -201,7 +212,7 @@ def in_words(bounds: Pruning, pinned: int) -> str:
     if bounds.max_edges is not None:
         said.append(f"at most {bounds.max_edges} edges")
     if pinned:
-        said.append(f"{pinned} pinned {'node' if pinned == 1 else 'nodes'} kept")
+        said.append(f"{pinned} pinned {'node' if pinned == 1 else 'nodes'} kept whatever these bounds say")
     return ", ".join(said)
 
 

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from math import isnan
 
+from trephine.app.circuits.circuit_annotations import merged
 from trephine.app.circuits.circuit_diff import CircuitDiff, compare
 from trephine.app.circuits.circuit_imports import LARGEST_FILE, read_graph
-from trephine.app.circuits.circuit_pruning import in_words, kept_nodes, pruned_circuit, pruned_id
+from trephine.app.circuits.circuit_pruning import in_words, kept_nodes, noted, pruned_circuit, pruned_id
 from trephine.app.circuits.circuit_queries import Subgraph, query, require_node
 from trephine.app.circuits.circuits import Circuits, ListedNode, StoredCircuit
 from trephine.app.storage.artifacts import ArtifactStore
+from trephine.domain.circuit_annotations import NO_ANNOTATIONS
 from trephine.domain.circuit_queries import Around, Between, NodeFilter, NodeSort, Provenance, Pruning
 from trephine.domain.circuits import PrunedNodes
 from trephine.domain.errors import InvalidRequestError
@@ -56,14 +58,14 @@ class CircuitViews:
             require_node(stored.circuit, node, "keep")
         kept = await asyncio.to_thread(kept_nodes, stored.circuit, bounds, said.pinned)
         smaller, places = await asyncio.to_thread(pruned_circuit, stored.circuit, kept)
-        held = len(said.pinned | frozenset(bounds.keep))
+        words = in_words(bounds, len(said.pinned | frozenset(bounds.keep)))
         return await self._circuits.save(
-            smaller,
+            noted(stored.circuit, smaller, f"from {stored.name} ({words})"),
             circuit_id=pruned_id(stored.name, bounds, kept),
             provenance=Provenance(
                 origin="pruned",
                 parent=stored.name,
-                how=in_words(bounds, held),
+                how=words,
                 foreign=stored.provenance.is_foreign,
             ),
             annotations=said.moved(places),
@@ -90,7 +92,7 @@ class CircuitViews:
             graph.circuit,
             circuit_id=info.sha256[:32],
             provenance=Provenance(origin="imported", how=f"a file written by {graph.generator}"),
-            annotations=said,
+            annotations=merged(NO_ANNOTATIONS, said),
         )
 
     async def diff(

@@ -18,6 +18,8 @@ _LITTLE = 1e-9
 def picture_figures(circuit: Circuit, partition: Partition | None = None) -> PictureFigures:
     """Count nodes and edges, and compute replacement and completeness over kept edges.
 
+    Both scores are by circuit-tracer's definition, which leaves out errors at position 0 and what is no node.
+
     Edges between two nodes of the picture are one, with the path mass that is left where their signs differ;
     those inside a group are not drawn. Groups may feed each other in a circle, so that influence is a series.
 
@@ -28,10 +30,12 @@ def picture_figures(circuit: Circuit, partition: Partition | None = None) -> Pic
     size = len(circuit.nodes)
     column = np.arange(size) if partition is None else _columns(partition)
     width = int(column.max(initial=-1)) + 1
-    source, target, mass = _edges(circuit, column)
+    edges = len(_edges(circuit, column, np.ones(circuit.edges.weight.shape[0], np.bool_))[2])
     replacement, completeness = None, None
     if circuit.across is None:
         kinds = np.array([node.kind.value for node in circuit.nodes])
+        at_start = (kinds == NodeKind.ERROR.value) & np.array([node.position == 0 for node in circuit.nodes])
+        source, target, mass = _edges(circuit, column, ~at_start[numbers(circuit.edges.source)])
         error = _only(column, width, kinds == NodeKind.ERROR.value)
         token = _only(column, width, kinds == NodeKind.TOKEN.value)
         shares = np.zeros(size)
@@ -46,7 +50,7 @@ def picture_figures(circuit: Circuit, partition: Partition | None = None) -> Pic
             weighted = influence + start
             unexplained = np.bincount(target, weights=share * error[source], minlength=width)
             completeness = float(((1 - unexplained) * weighted).sum() / weighted.sum())
-    return PictureFigures(nodes=width, edges=len(mass), replacement=replacement, completeness=completeness)
+    return PictureFigures(nodes=width, edges=edges, replacement=replacement, completeness=completeness)
 
 
 def _columns(partition: Partition) -> Indices:
@@ -55,12 +59,11 @@ def _columns(partition: Partition) -> Indices:
     return np.where(alone, partition.count + np.cumsum(alone) - 1, partition.label)
 
 
-def _edges(circuit: Circuit, column: Indices) -> tuple[Indices, Indices, Floats]:
-    """Source, target and net path mass of the picture's edges."""
-    weight = numbers(circuit.edges.weight)
-    signed = np.sign(weight) * edge_influence(circuit, np.ones(len(weight), np.bool_))
+def _edges(circuit: Circuit, column: Indices, counted: NDArray[np.bool_]) -> tuple[Indices, Indices, Floats]:
+    """Source, target and net path mass of the picture's edges, of the circuit's that are counted."""
+    signed = np.sign(numbers(circuit.edges.weight)) * edge_influence(circuit, counted)
     source, target = column[numbers(circuit.edges.source)], column[numbers(circuit.edges.target)]
-    drawn = source != target
+    drawn = (source != target) & counted
     width = int(column.max(initial=-1)) + 1
     keys, place = np.unique(target[drawn] * width + source[drawn], return_inverse=True)
     net = np.abs(np.bincount(place, weights=signed[drawn], minlength=len(keys)))

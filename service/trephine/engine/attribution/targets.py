@@ -6,7 +6,7 @@ with norm scales frozen; effects follow the exact one; ablations measure the qua
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -133,15 +133,31 @@ class Explained:
         """True if logits at the last position decide the quantity."""
         return all(t.gauge.site is None and t.gauge.position == self.n_pos - 1 for t in self.targets)
 
+    @property
+    def gains(self) -> tuple[float, ...]:
+        """What the quantity loses where what enters a target's row is removed, per unit of the row."""
+        return tuple(target.about.share * target.about.slope for target in self.targets)
+
     def cotangents(self, *, live: bool) -> Cotangents:
         """Return the derivative of the quantity, exact or with norm scales frozen."""
+        if live:
+            shares = zip(self.targets, self.shares, strict=True)
+            return self._summed((part, part.live, share) for one, share in shares for part in one.parts)
+        gains = zip(self.targets, self.gains, strict=True)
+        return self._summed((part, part.adjoint, gain) for one, gain in gains for part in one.parts)
+
+    def roots(self) -> Cotangents:
+        """Return what rows begin with, norm scales frozen: products with it add up to the quantity."""
+        return self._summed(
+            (part, part.adjoint, target.about.share) for target in self.targets for part in target.parts
+        )
+
+    def _summed(self, parts: Iterable[tuple[ReadPart, Tensor, float]]) -> Cotangents:
         found: dict[int, Tensor] = {}
-        for target in self.targets:
-            for part in target.parts:
-                vector = part.live if live else part.adjoint
-                if part.place not in found:
-                    found[part.place] = vector.new_zeros(self.n_pos, len(vector))
-                found[part.place][part.position] += target.about.share * vector
+        for part, vector, weight in parts:
+            if part.place not in found:
+                found[part.place] = vector.new_zeros(self.n_pos, len(vector))
+            found[part.place][part.position] += weight * vector
         return found
 
     def of_last_logits(self, logits: Tensor) -> Tensor:

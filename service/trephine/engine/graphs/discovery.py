@@ -109,7 +109,7 @@ def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Pro
         hierarchy=hierarchy,
         order=order_nodes(expansion),
         gradient=gradient,
-        paths=path_effects(expansion.rows, active),
+        paths=path_effects(expansion.rows, active, what.gains),
     )
     return (yield from _circuit(graph, meter, started))
 

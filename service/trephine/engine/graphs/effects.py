@@ -34,22 +34,30 @@ class PathEffects:
     """float32 `(n_pos,)`."""
 
 
-def path_effects(rows: Sequence[Row], active: ActiveFeatures) -> PathEffects:
-    """Back-substitute signed contributions: a feature's pre-activation moves its activation one to one."""
+def path_effects(rows: Sequence[Row], active: ActiveFeatures, gains: Sequence[float]) -> PathEffects:
+    """Back-substitute signed contributions: a feature's pre-activation moves its activation one to one.
+
+    Args:
+        rows: The targets' and the expanded features'.
+        active: The prompt's active features.
+        gains: Of every target, what the quantity loses per unit of its row.
+    """
     features = torch.zeros(active.count)
     errors, tokens = torch.zeros(active.n_errors), torch.zeros(active.n_pos)
     for _, group in groupby(sorted(rows, key=lambda row: -row.layer), key=lambda row: row.layer):
         members = list(group)
-        gains = [_gain(row, features, active.activation) for row in members]
-        for row, gain in zip(members, gains, strict=True):
+        found = [_gain(row, features, active.activation, gains) for row in members]
+        for row, gain in zip(members, found, strict=True):
             features.index_add_(0, row.sources, row.weights * gain)
             errors += row.errors * gain
             tokens += row.tokens * gain
     return PathEffects(features=features, errors=errors, tokens=tokens)
 
 
-def _gain(row: Row, features: Tensor, activation: Tensor) -> float:
-    return row.share if row.cell <= LOGIT else float(features[row.cell] / activation[row.cell])
+def _gain(row: Row, features: Tensor, activation: Tensor, gains: Sequence[float]) -> float:
+    if row.cell <= LOGIT:
+        return gains[LOGIT - row.cell]
+    return float(features[row.cell] / activation[row.cell])
 
 
 def effects_on(

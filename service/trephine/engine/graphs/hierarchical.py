@@ -207,7 +207,7 @@ class _Pass:
         threshold: float,
     ) -> None:
         self.hosted, self.operators, self.active, self.threshold = hosted, operators, active, threshold
-        self._roots = explained.cotangents(live=False)
+        self._roots = explained.roots()
         zeros = operators.embedding.new_zeros
         self._bias = zeros(1)
         self._by_feature = {layer.ref: zeros(layer.count) for layer in active.layers}

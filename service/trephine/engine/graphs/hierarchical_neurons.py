@@ -20,7 +20,7 @@ def through_neurons(
     operators: FrozenOperators, explained: Explained, threshold: float
 ) -> Generator[None, None, Hierarchy]:
     """Do the pass over neurons, one block a quantum. MLPs that are not covered are errors as a whole."""
-    roots, d_mlp = explained.cotangents(live=False), operators.architecture.d_mlp
+    roots, d_mlp = explained.roots(), operators.architecture.d_mlp
     nothing, bias = torch.zeros_like(operators.embedding), operators.embedding.new_zeros(1)
     adjoint, errors = roots.get(top_place(operators), nothing), 0.0
     cells: list[Tensor] = []

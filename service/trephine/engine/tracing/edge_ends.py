@@ -1,8 +1,8 @@
-"""Both ends of an edge of a stored circuit on its prompt: what is written, and what reads."""
+"""An edge of a stored circuit on its prompt: what is written, and everything that its ends are made of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,31 +13,18 @@ from torch import Tensor
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.error_sites import error_site
-from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
-from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.attribution.operators import FrozenOperators
-from trephine.engine.attribution.places import EMBEDDING, place_of
-from trephine.engine.attribution.readouts import half_rule, logit_readout
 from trephine.engine.features.deembedding import excitations
-from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
+from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.edge_paths import Probe
-from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
 from trephine.engine.models.architecture import Norm
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.lens import Ends, extreme_tokens
 from trephine.engine.models.neurons import decoders as neuron_decoders
 from trephine.engine.replacements.sets import opened
-
-_READINGS = {
-    SiteKind.EMBED: Reading.BEFORE_CUT,
-    SiteKind.RESID_PRE: Reading.BEFORE_CUT,
-    SiteKind.RESID_MID: Reading.MID_BEFORE_CUT,
-    SiteKind.MLP_IN: Reading.MID,
-    SiteKind.MLP_OUT: Reading.MID,
-    SiteKind.RESID_POST: Reading.POST_BEFORE_CUT,
-    SiteKind.ATTN_OUT: Reading.PRE,
-}
+from trephine.engine.tracing.edge_targets import EdgeTargets, active_cell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,18 +35,6 @@ class EdgeSource:
     position: int
     amount: float
     invariant: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeTarget:
-    """A target's probe, the names of its read-outs, and where its stretch of the stream begins."""
-
-    probe: Probe
-    readouts: tuple[str, ...]
-    cut: int
-    estimated: bool
-    linearised: bool = False
-    """True if an MLP's coefficients on this prompt are in the read-out: it has no invariant factor then."""
 
 
 class EdgeWork:
@@ -73,6 +48,7 @@ class EdgeWork:
         active: ActiveFeatures | None,
     ) -> None:
         self.hosted, self.circuit, self.operators, self.active = hosted, circuit, operators, active
+        self.targets = EdgeTargets(hosted, circuit, operators, active)
         with torch.inference_mode():
             self.network = FrozenNetwork(operators=operators, held=self._held(), skips=self._skips())
 
@@ -138,7 +114,7 @@ class EdgeWork:
         return EdgeSource(writes=writes, position=node.position, amount=amount, invariant=True)
 
     def _feature(self, node: Node, active: ActiveFeatures) -> EdgeSource:
-        layer, cell = _cell(active, node)
+        layer, cell = active_cell(active, node)
         with opened(self.hosted, node.replacement, [node.layer]) as resident:
             found = resident[node.layer]
             writes = {
@@ -147,90 +123,6 @@ class EdgeWork:
             }
         amount = float(layer.written[cell])
         return EdgeSource(writes=writes, position=node.position, amount=amount, invariant=True)
-
-    # --- targets ------------------------------------------------------------------------------------
-
-    def target(self, node: int) -> EdgeTarget:
-        """The probe of a logit, a neuron or a feature."""
-        found = self.circuit.nodes[node]
-        if found.kind is NodeKind.LOGIT:
-            return self._logit(node)
-        if self.active is None or found.replacement == NEURONS:
-            return self._neuron_target(found)
-        return self._feature_target(found, self.active)
-
-    def _logit(self, node: int) -> EdgeTarget:
-        operators = self.operators
-        logits = [n for n, each in enumerate(self.circuit.nodes) if each.kind is NodeKind.LOGIT]
-        target = self.circuit.targets[logits.index(node)]
-        if target.token is None:
-            raise UnsupportedOptionError(
-                f"the target is no logit but {target.label}; explain edges into features", field="edges"
-            )
-        against = None if target.against is None else target.against.id
-        direction = logit_readout(self.hosted, target.token.id, against).direction
-        norm, last = operators.final_norm, target.position
-        probe = Probe(
-            layer=len(operators.layers) - 1,
-            reading=Reading.POST,
-            position=last,
-            directions=norm.fold(direction.to(operators.device, operators.dtype)[None]),
-            scale=norm.scale[last],
-        )
-        return self._framed(probe, ("logit",), 4 * len(operators.layers), estimated=False)
-
-    def _neuron_target(self, node: Node) -> EdgeTarget:
-        layer, mlp = self.operators.layers[node.layer], self.operators.layers[node.layer].block.mlp
-        here, index = torch.tensor([node.position]), torch.tensor([node.feature])
-        by_gate, by_read = half_rule(layer, here, index)
-        rows, coefficients, names = [mlp.W_in[node.feature]], [by_read], ["read"]
-        if mlp.W_gate is not None and by_gate is not None:
-            rows, coefficients, names = (
-                [mlp.W_gate[node.feature], *rows],
-                [by_gate, *coefficients],
-                ["gate", *names],
-            )
-        directions = torch.stack(rows).to(self.operators.dtype)
-        norm = layer.mlp_norm
-        probe = Probe(
-            layer=node.layer,
-            reading=Reading.MID,
-            position=node.position,
-            directions=norm.fold(directions),
-            scale=torch.cat(coefficients) * norm.scale[node.position],
-        )
-        place = place_of(Site(kind=SiteKind.MLP_IN, layer=node.layer))
-        return self._framed(probe, tuple(names), place, estimated=True)
-
-    def _feature_target(self, node: Node, active: ActiveFeatures) -> EdgeTarget:
-        layer, _ = _cell(active, node)
-        site, dtype = layer.info.site_in, self.operators.dtype
-        with opened(self.hosted, node.replacement, [node.layer]) as resident:
-            direction = resident[node.layer].encoders([node.feature]).to(dtype)
-        scale = 1 / layer.read_scale[[node.position]].to(dtype)
-        at = torch.tensor([node.position], device=direction.device)
-        if is_linearised(layer.info):
-            direction, _ = through_mlp(self.operators.layers[site.layer], direction, at)
-        if site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT):
-            norm = self.operators.layers[site.layer].mlp_norm
-            direction, scale = norm.fold(direction), scale * norm.scale[node.position]
-        probe = Probe(
-            layer=site.layer,
-            reading=_READINGS[site.kind],
-            position=node.position,
-            directions=direction,
-            scale=scale,
-            only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
-        )
-        estimated = is_linearised(layer.info)
-        readout = "encoder through the linearised MLP" if estimated else "encoder"
-        framed = self._framed(probe, (readout,), read_place(layer.info), estimated=estimated)
-        return replace(framed, linearised=estimated)
-
-    def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
-        cuts = () if self.active is None else self.active.cuts
-        cut = max((cut for cut in cuts if cut < place), default=EMBEDDING - 1)
-        return EdgeTarget(probe=probe, readouts=readouts, cut=cut, estimated=estimated)
 
     # --- tokens ---------------------------------------------------------------------------------------
 
@@ -250,20 +142,6 @@ class EdgeWork:
             return block.attention_norm if head else block.mlp_norm
         by_reading = {Reading.MID: block.mlp_norm, Reading.POST: architecture.final_norm}
         return by_reading.get(probe.reading)
-
-
-def _cell(active: ActiveFeatures, node: Node) -> tuple[ActiveLayer, int]:
-    """Find a feature node among the active features: its layer, and its place in it."""
-    layer = active.layer_of(LayerRef(replacement=node.replacement, layer=node.layer))
-    if layer is not None:
-        here = (layer.position == node.position) & (layer.index == node.feature)
-        if here.any():
-            return layer, int(here.nonzero()[0, 0])
-    raise InvalidRequestError(
-        f"feature {node.layer}:{node.feature} is not active at position {node.position} any more: the loaded "
-        "set is another one than the circuit was found with",
-        field="edges",
-    )
 
 
 def _numbers(column: Array) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from heapq import nlargest
 from itertools import groupby
 
 import torch
@@ -14,18 +15,21 @@ from trephine.domain.circuit_edges import (
     ExplainEdges,
     Factors,
     HeadShare,
+    Hop,
 )
 from trephine.domain.circuits import Circuit, NodeKind
 from trephine.domain.commands import Progress
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.sites import NEURONS
+from trephine.domain.targets import TargetKind
 from trephine.engine.attribution.operators import capture
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.edge_paths import EdgeSearch, FoundPath
 from trephine.engine.graphs.tangents import Tangent
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import degraded_caveats
-from trephine.engine.tracing.edge_ends import EdgeSource, EdgeTarget, EdgeWork
+from trephine.engine.tracing.edge_ends import EdgeSource, EdgeWork
+from trephine.engine.tracing.edge_targets import EdgeTarget
 from trephine.engine.verification.subject import check_circuit, opened_layers, unknown_set_caveats
 
 
@@ -38,7 +42,7 @@ def explain_edges(
         ParentChangedError: If the model's weights, or its set, are not those that the circuit was found with.
         ReplacementNotFoundError: If its set is not loaded any more.
         InvalidRequestError: If a node does not exist, or is no source or no target.
-        UnsupportedOptionError: If the target is none that is read off the stream linearly.
+        UnsupportedOptionError: If what the circuit explains is not known.
     """
     hosted, circuit = session.require_model().pinned(), command.circuit
     check_circuit(hosted, circuit)
@@ -97,15 +101,20 @@ def _explain(
     routed: Tangent,
     straight: Tangent,
 ) -> ExplainedEdge:
-    target = work.target(edge[1])
-    search = EdgeSearch(
-        network=work.network, target=target.probe, routed=routed, straight=straight, cut=target.cut
-    )
-    total, direct = search.total * source.amount, search.direct(target.probe) * source.amount
-    hops = search.hops(target.probe, command.heads)
-    heads = tuple(HeadShare(hop=hop, weight=weight * source.amount) for hop, weight in hops)
-    found = search.strongest(command.paths) if command.paths else []
-    paths = tuple(_path(work, command, path, source, target) for path in found)
+    targets = work.targets.of(edge[1])
+    searches = [
+        EdgeSearch(network=work.network, target=one.probe, routed=routed, straight=straight, cut=one.cut)
+        for one in targets
+    ]
+    total = sum(search.total for search in searches) * source.amount
+    direct = sum(search.direct(search.target) for search in searches) * source.amount
+    heads = _heads(searches, command.heads, source.amount)
+    found = [
+        _path(work, command, path, source, target)
+        for search, target in zip(searches, targets, strict=True)
+        for path in (search.strongest(command.paths) if command.paths else ())
+    ]
+    paths = tuple(nlargest(command.paths, found, key=lambda path: abs(path.weight)))
     return ExplainedEdge(
         source=edge[0],
         target=edge[1],
@@ -116,8 +125,18 @@ def _explain(
         heads_remainder=total - direct - sum(head.weight for head in heads),
         paths=paths,
         paths_remainder=total - sum(path.weight for path in paths),
-        estimated=target.estimated,
+        estimated=any(target.estimated for target in targets),
     )
+
+
+def _heads(searches: Sequence[EdgeSearch], most: int, amount: float) -> tuple[HeadShare, ...]:
+    """Return the heaviest last hops; what two sides of a score read through one head is one share."""
+    summed: dict[Hop, float] = {}
+    for search in searches:
+        for hop, weight in search.hops(search.target, most):
+            summed[hop] = summed.get(hop, 0.0) + weight * amount
+    shares = (HeadShare(hop=hop, weight=weight) for hop, weight in summed.items())
+    return tuple(nlargest(most, shares, key=lambda share: abs(share.weight)))
 
 
 def _path(
@@ -127,7 +146,7 @@ def _path(
     factors = tuple(
         Factors(
             readout=name,
-            invariant=part if source.invariant and not target.linearised else None,
+            invariant=part if source.invariant and not target.by_prompt else None,
             dependent=scale,
             weight=part * scale,
         )
@@ -155,6 +174,11 @@ def _caveats(circuit: Circuit) -> tuple[str, ...]:
         caveats.append(
             "Edges into neurons follow the half rule (relp_half), an estimate: its two coefficients belong "
             "to the input-dependent factors."
+        )
+    if any(target.kind is TargetKind.ATTENTION for target in circuit.targets):
+        caveats.append(
+            "An edge into an attention score is half of what its source does on the query's side and half of "
+            "that on the key's, each with the other held: there is no factor that weights alone decide."
         )
     return tuple(caveats)
 

@@ -7,6 +7,8 @@ from math import ceil, isfinite, log10
 from trephine.domain.verification import FEWEST_SINGLES, Comparison, Examination, Predictor, Standing
 from trephine.engine.verification.choosing import ZERO
 
+_RISEN = 0.1
+"""Share of the target by which it must have risen for a word about it."""
 _MOST_NODES = 10_000
 """Single nodes that can be asked for."""
 
@@ -37,6 +39,22 @@ def count_caveats(examined: Examination, features: int, asked: int) -> list[str]
             "positions >= 1, and of what is active outside it no more were drawn, evenly over the layers."
         )
     return said
+
+
+def rising_caveats(examined: Examination) -> list[str]:
+    """Say so where ablating every feature moves the target away from 0: features hold it back together.
+
+    Args:
+        examined: With its necessity and sufficiency.
+    """
+    return [
+        f"Ablating every feature ({one.substitute.value}) moves the target from {one.baseline:+.3f} to "
+        f"{one.empty:+.3f}, away from 0: together they hold it back. There is no share of that, and a "
+        "circuit that raises the target where it is ablated is not necessary for it; sufficient is what "
+        "alone stays near to the model."
+        for one in examined.faithfulness
+        if one.baseline * (one.baseline - one.empty) < -_RISEN * one.baseline**2
+    ]
 
 
 def comparison_caveats(examined: Examination) -> list[str]:

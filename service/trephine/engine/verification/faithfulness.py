@@ -98,6 +98,9 @@ def measure_faithfulness(
     counted = sign * whole > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
     farthest = float((torch.cat([values, removed]) - prompt.baseline).abs().max())
     moved = farthest > _ROUNDING * abs(prompt.baseline)
+    # Near to the model, not merely large: where ablating everything raises the target, and beyond the model,
+    # more of it is no more like the model.
+    far, random_far = abs(kept - prompt.baseline), (random_kept - prompt.baseline).abs()
     shared = _overlap(cells, drawn)
     return Faithfulness(
         substitute=kind,
@@ -110,7 +113,7 @@ def measure_faithfulness(
         random_circuits=len(drawn),
         random_kept=float(random_kept.mean()),
         random_removed=float(removed[1:].mean()),
-        p_sufficient=p_value(sign * random_kept, sign * kept) if moved else nan,
+        p_sufficient=p_value(-random_far, -far) if moved else nan,
         p_necessary=p_value(-sign * removed[1:], -sign * float(removed[0])) if moved else nan,
         how=f"ablated features {ablation_words(prompt, kind)}; all features of {len(prompt.layers)} layers, "
         f"active or not; the circuit keeps {len(cells)}, {subject.first_position} more of it at position 0 "

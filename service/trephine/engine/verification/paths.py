@@ -16,7 +16,6 @@ from torch import Tensor
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import Circuit, Node, NodeKind
 from trephine.domain.sites import LayerRef
-from trephine.domain.targets import TargetKind
 
 _DTYPES = {
     "int32": torch.int32,
@@ -89,10 +88,7 @@ def graph_of(circuit: Circuit) -> Graph:
         target=_tensor(circuit.edges.target).long(),
         weight=_tensor(circuit.edges.weight).double(),
         logits=torch.tensor([i for i, kind in enumerate(kinds) if kind is NodeKind.LOGIT]),
-        gains=torch.tensor(
-            [target.share * (1 + (target.kind is TargetKind.ATTENTION)) for target in circuit.targets],
-            dtype=torch.float64,
-        ),
+        gains=torch.tensor([one.share * one.slope for one in circuit.targets], dtype=torch.float64),
     )
 
 

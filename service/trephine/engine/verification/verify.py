@@ -33,7 +33,7 @@ from trephine.engine.verification.control import (
     l0_of,
     refusal,
 )
-from trephine.engine.verification.doubts import comparison_caveats, count_caveats
+from trephine.engine.verification.doubts import comparison_caveats, count_caveats, rising_caveats
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
@@ -94,6 +94,7 @@ def verify_on(
         caveats=(
             *count_caveats(given, len(later_features(subject.graph)), options.nodes),
             *_caveats(hosted, subject, options),
+            *rising_caveats(given),
             *comparison_caveats(given),
         ),
         seed=options.seed,

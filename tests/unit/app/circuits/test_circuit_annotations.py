@@ -13,6 +13,7 @@ from tests.layered_circuits import at, layered
 from tests.unit.app.house import House, circuit, column, house, node
 from trephine.app.circuits.circuit_grouping import average_linkage
 from trephine.app.circuits.group_measures import Flow, measure, partition_of
+from trephine.app.circuits.pruning import prune
 from trephine.domain.circuit_annotations import AutomaticGroups
 from trephine.domain.circuit_queries import Provenance, Pruning
 from trephine.domain.circuits import NodeKind
@@ -20,7 +21,7 @@ from trephine.domain.directions import CompareFeatures, SimilarPairs
 from trephine.domain.errors import InvalidRequestError, NothingMatchedError, ResourceNotFoundError
 from trephine.domain.group_scores import GroupQuality
 from trephine.domain.models import ModelSource
-from trephine.pages.circuit_json import node_ids
+from trephine.pages.circuit_json import circuit_json, node_ids
 
 
 async def annotated(here: House) -> str:
@@ -99,6 +100,34 @@ async def test_annotations_survive_export_and_import(tmp_path):
     said, _ = await say.import_document(third, graph, "carl")
     assert {one.author for one in (*said.pins, *said.labels, *said.groups)} == {"carl"}
     assert said.texts == {2: "capital cities"}
+
+
+async def test_what_was_said_already_keeps_its_author(tmp_path):
+    """Bringing in what is there, and one pin more, changes nobody's word; a new label is a new word."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name, ids = await annotated(here), node_ids(layered())
+    before, document = await say.get(name), await say.export_document(name)
+    graph = {key: document[key] for key in ("pinnedIds", "supernodes", "clerps")}
+    said, _ = await say.import_document(name, {**graph, "pinnedIds": [*graph["pinnedIds"], ids[0]]}, "carl")
+    assert (said.labels, said.groups) == (before.labels, before.groups)
+    assert {pin for pin in said.pins if pin.author == "carl"} == set(said.pins) - set(before.pins)
+    assert said.pinned == before.pinned | {0}
+    said, _ = await say.import_document(name, {"clerps": [[ids[2], "other cities"]]}, "carl")
+    assert [(one.text, one.author) for one in said.labels if one.node == 2] == [("other cities", "carl")]
+
+
+async def test_groups_of_a_file_are_each_once_and_have_their_nodes_alone(tmp_path):
+    """Of two with one name, or with one node, the later has it, in an imported graph too."""
+    here, ids = house(tmp_path), node_ids(layered())
+    document = circuit_json(layered(), prune(layered(), node_threshold=1.0, edge_threshold=1.0), slug="x")
+    document["qParams"]["supernodes"] = [["A", ids[0], ids[1]], ["B", ids[2]], ["A", ids[2], ids[3]]]
+    stored = await here.artifacts.put(json.dumps(document).encode(), media_type="application/json")
+    name = (await here.circuit_views.import_graph(stored.sha256)).name
+    said = await here.circuit_annotations.get(name)
+    where = {
+        identity: place for place, identity in enumerate(node_ids((await here.circuits.get(name)).circuit))
+    }
+    assert [(one.name, one.nodes) for one in said.groups] == [("A", (where[ids[2]], where[ids[3]]))]
 
 
 async def test_older_error_ids_are_accepted_and_foreign_ids_are_told(tmp_path):

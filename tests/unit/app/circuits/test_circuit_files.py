@@ -8,8 +8,10 @@ layers, five tokens, two targets); its features `0_1_3` and `0_2_4` have the ids
 from __future__ import annotations
 
 import json
+from array import array
 from dataclasses import replace
 from io import BytesIO
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +126,72 @@ def test_what_we_write_obeys_the_schema_and_is_read_back():
     assert twice["nodes"] == again["nodes"]
 
 
+def test_figures_beyond_the_schema_survive_a_file():
+    """Effects, what enters rows, promoted tokens and the target's value; of other tools none is read."""
+    graph = layered()
+    nodes = tuple(
+        replace(node, effect=0.25 * place, promotes=(" a", " b"), suppresses=(" c",))
+        for place, node in enumerate(graph.nodes)
+    )
+    graph = replace(graph, nodes=nodes)
+    document = document_of(graph)
+    read = read_graph(json.dumps(document).encode()).circuit
+    told = {identity: node for identity, node in zip(node_ids(read), read.nodes, strict=True)}
+    for identity, node in zip(node_ids(graph), graph.nodes, strict=True):
+        assert told[identity].effect == node.effect
+        assert (told[identity].promotes, told[identity].suppresses) == (node.promotes, node.suppresses)
+    assert document_of(read)["metadata"]["info"]["nodes"].keys() == told.keys()
+    rows = {node_ids(graph)[n]: place for place, n in enumerate(array("i", graph.rows.target.data))}
+    for place, n in enumerate(array("i", read.rows.target.data)):
+        was = rows[node_ids(read)[n]]
+        for column in ("total", "bias", "remainder"):
+            values = [array("f", getattr(one.rows, column).data) for one in (read, graph)]
+            assert values[0][place] == pytest.approx(values[1][was])
+    assert len(rows) == len(array("i", read.rows.target.data))
+    assert read.figures.baseline == pytest.approx(sum(one.share * one.value for one in graph.targets))
+    document["metadata"]["info"]["generator"] = "another"
+    assert all(isnan(node.effect) for node in read_graph(json.dumps(document).encode()).circuit.nodes)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"9_9_9": {"effect": 1.0}}, "none of its nodes"),
+        ({"": {"effect": "much"}}, "does not say what was measured"),
+        ([1], "does not say what was measured"),
+    ],
+)
+def test_figures_that_are_none_are_refused(told, why):
+    """Of a file that says it is ours."""
+    document = document_of(layered())
+    document["metadata"]["info"]["nodes"] = told
+    with pytest.raises(InvalidRequestError, match=why):
+        read_graph(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("weight", [1e39, -1e308])
+def test_weights_beyond_what_is_stored_are_refused(weight):
+    """As float32 they would be infinite, and every influence no number."""
+    document = json.loads(CAPITAL)
+    document["links"][0]["weight"] = weight
+    with pytest.raises(InvalidRequestError, match=r"links\.0\.weight"):
+        read_graph(json.dumps(document).encode())
+
+
+def test_json_nested_without_end_is_refused():
+    """By the error of everything that is no graph."""
+    with pytest.raises(InvalidRequestError, match="nested deeper"):
+        read_graph(b"[" * 100_000)
+
+
 def test_what_a_reader_must_know_survives_a_file():
     """Caveats of a file of ours are those of what is read, behind the one that it was imported, once."""
     graph = replace(layered(), caveats=("Position 0 is a sink.",))
     read = read_graph(json.dumps(document_of(graph)).encode()).circuit
     again = read_graph(json.dumps(document_of(read)).encode()).circuit
     assert read.caveats == again.caveats
-    assert read.caveats[1:] == ("Position 0 is a sink.",)
+    assert read.caveats[2:] == ("Position 0 is a sink.",)
+    assert "graph that the file was written from" in read.caveats[1]
     foreign = document_of(graph)
     foreign["metadata"]["info"]["generator"] = "another"
     assert len(read_graph(json.dumps(foreign).encode()).circuit.caveats) == 1

@@ -235,6 +235,10 @@ async def test_pruned_circuit_is_stored_with_its_parent_and_its_rows_still_sum(t
     assert pruned.provenance.origin == "pruned"
     assert pruned.provenance.parent == parent
     assert "node threshold 0.5" in pruned.provenance.how
+    said = pruned.circuit.caveats[-1]
+    assert said.startswith(f"Pruned from {parent} (node threshold 0.5")
+    assert f"{len(pruned.circuit.nodes)} of {len(layered(5).nodes)} nodes" in said
+    assert "figures and scores are those of the whole graph" in said
     small, rows = pruned.circuit, pruned.circuit.rows
     assert len(small.nodes) < len(layered(5).nodes)
     entering = np.zeros(len(small.nodes))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.planted_groups import planted
+from tests.builders import tiny_hosted
 from tests.layered_circuits import layered
+from tests.resident_sets import resident_set
 from tests.unit.app.house import house
 from trephine.app.circuits import group_controls, group_measures
 from trephine.app.circuits.group_controls import Places, partitions_by_layer, random_partitions
@@ -19,11 +21,14 @@ from trephine.app.circuits.group_measures import ALONE, Flow, Partition, measure
 from trephine.app.circuits.group_picture import picture_figures
 from trephine.app.circuits.group_scores import score_groups
 from trephine.app.circuits.pruning import edge_influence, numbers
+from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_annotations import NodeGroup
-from trephine.domain.circuits import Circuit
+from trephine.domain.circuits import Circuit, DiscoverCircuit, Node, NodeKind
 from trephine.domain.errors import InvalidRequestError, UnsupportedOptionError
 from trephine.domain.group_scores import GroupQuality
 from trephine.domain.standings import Standing
+from trephine.engine.graphs.discover import discover_circuit
+from trephine.engine.models.quanta import finish
 
 
 def named(groups: Sequence[Sequence[int]], how: str = "") -> list[NodeGroup]:
@@ -225,9 +230,35 @@ def test_a_group_with_nothing_to_exchange_is_inconclusive():
     assert scores.standing is Standing.INCONCLUSIVE
 
 
+def _later_error(node: Node) -> Node:
+    """Errors at position 0 are no part of the scores."""
+    return replace(node, position=1) if node.kind is NodeKind.ERROR else node
+
+
+def test_scores_of_a_picture_are_those_of_the_circuit_itself():
+    """By circuit-tracer's definition, from stored edges: errors at position 0 are left out of either."""
+    hosted = tiny_hosted("llama")
+    command = DiscoverCircuit(
+        prompt="When Mary went to the store John gave a drink to",
+        target=LogitTarget(token=" Mary", against=" John"),
+        replacement=resident_set(hosted, "skip"),
+        max_feature_nodes=40,
+        verify_nodes=0,
+        edge_mass=1.0,
+    )
+    circuit = finish(discover_circuit(hosted, command))
+    scores, picture = circuit.figures.scores, picture_figures(circuit)
+    assert scores is not None
+    assert picture.edges == circuit.edges.weight.shape[0]
+    assert picture.replacement == pytest.approx(scores.replacement, rel=1e-4)
+    assert picture.completeness == pytest.approx(scores.completeness, rel=1e-4)
+    assert any(node.kind is NodeKind.ERROR and node.position == 0 for node in circuit.nodes)
+
+
 def test_groups_that_feed_each_other_have_scores():
     """A group above and below another makes a circle of the picture; its influence is a series."""
     circuit = layered(1)
+    circuit = replace(circuit, nodes=tuple(map(_later_error, circuit.nodes)))
     size = len(circuit.nodes)
     before, after = picture_figures(circuit), picture_figures(circuit, partition_of(size, [[0, 10], [5, 15]]))
     assert (after.nodes, before.nodes) == (size - 2, size)

@@ -15,6 +15,8 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_edges import ExplainEdges, HopKind
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError
+from trephine.domain.sites import Site, SiteKind
+from trephine.domain.targets import AttentionScore, DirectionValue, FeatureValue
 from trephine.engine.attribution.operators import capture, push_through
 from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.stream import head_outputs
@@ -23,6 +25,7 @@ from trephine.engine.models.session import Session
 from trephine.engine.tracing.edges import explain_edges
 
 PROMPT = "When Mary and John went"
+CHOICE = LogitTarget(token=" Mary", against=" John")
 KINDS = (None, "skip", "clt", "resid_post", "attn_out", "mixed", "normalised")
 CASES = [
     (family, kind)
@@ -33,13 +36,14 @@ CASES = [
 
 
 @cache
-def found(family, kind, dtype=torch.float32, n_layers=3):
+def found(family, kind, dtype=torch.float32, n_layers=3, target=CHOICE, positions=()):
     """A tiny model, a circuit over one of its sets, and the circuit's edges."""
     hosted = tiny_hosted(family, dtype=dtype, n_layers=n_layers)
     name = "neurons" if kind is None else resident_set(hosted, kind)
     command = DiscoverCircuit(
         prompt=PROMPT,
-        target=LogitTarget(token=" Mary", against=" John"),
+        target=target,
+        positions=positions,
         replacement=name,
         max_feature_nodes=24,
         verify_nodes=0,
@@ -181,6 +185,54 @@ def test_a_gated_neuron_has_two_readouts_and_an_error_no_invariant():
     errors = [edge for edge in edges if circuit.nodes[edge[0]].kind is NodeKind.ERROR][:3]
     for one in explained(hosted, circuit, errors):
         assert all(factors.invariant is None for path in one.paths for factors in path.factors)
+
+
+def probe_of(kind, layer):
+    """A direction at a site of a tiny model."""
+    vector = torch.randn(tiny_hosted("llama").info.d_model, generator=torch.Generator().manual_seed(3))
+    return DirectionValue(site=Site(kind=kind, layer=layer), vector=tuple(vector.tolist()))
+
+
+TARGETS = {
+    "feature": FeatureValue(layer=2, index=5),
+    "direction after": probe_of(SiteKind.RESID_POST, 1),
+    "direction between": probe_of(SiteKind.RESID_MID, 2),
+    "direction before": probe_of(SiteKind.RESID_PRE, 2),
+    "score": AttentionScore(layer=2, head=1, key=1),
+    "score of itself": AttentionScore(layer=2, head=0, key=4),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", None), ("gpt2", "skip"), ("gemma2", "mixed"), ("llama", "clt")]
+)
+def test_edges_into_every_kind_of_target_come_apart(family, kind, target):
+    """Parts and remainder are the edge that discovery stored, whatever is explained."""
+    hosted, circuit, edges = found(family, kind, target=TARGETS[target])
+    (top,) = (n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    into = sorted((edge for edge in edges if edge[1] == top), key=lambda edge: -abs(edge[2]))[:12]
+    assert into
+    scale, hops = abs(into[0][2]), 0
+    for (_, _, weight), one in zip(into, explained(hosted, circuit, into, paths=8, heads=200), strict=True):
+        assert abs(one.weight - weight) <= 1e-4 * scale
+        assert abs(one.direct + sum(head.weight for head in one.heads) - one.weight) <= 1e-4 * scale
+        assert len({head.hop for head in one.heads}) == len(one.heads)
+        listed = sum(path.weight for path in one.paths)
+        assert listed + one.paths_remainder == pytest.approx(one.weight, abs=1e-6 * scale)
+        assert len(one.paths) <= 8
+        sizes = [abs(path.weight) for path in one.paths]
+        assert sizes == sorted(sizes, reverse=True)
+        for path in one.paths:
+            hops += len(path.hops)
+            for factors in path.factors:
+                if factors.invariant is not None:
+                    assert factors.invariant * factors.dependent == pytest.approx(factors.weight, rel=1e-6)
+                if "score" in target:
+                    assert factors.readout in ("query", "key")
+                    assert factors.invariant is None
+        assert one.estimated or "score" not in target
+    assert hops > 0 or kind == "mixed"
 
 
 def test_de_embeddings_name_the_tokens_that_a_path_reads():

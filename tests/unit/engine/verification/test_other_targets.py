@@ -87,6 +87,42 @@ def read(hosted: HostedModel, name: str, target: Any, positions: tuple[int, ...]
     return operators, explained(hosted, operators, Question(command=command, ids=ids), active)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_rows_of_scores_are_half_of_what_removal_does_and_others_all(name):
+    """A frozen derivative is what a removal does; rows add up to the quantity, which is half of a score's."""
+    hosted, replacement = hosted_with("jumprelu")
+    _, what = read(hosted, replacement, *TARGETS[name])
+    derivative, roots = what.cotangents(live=False), what.roots()
+    assert derivative.keys() == roots.keys()
+    for place, vector in roots.items():
+        torch.testing.assert_close(derivative[place], (2.0 if name == "attention" else 1.0) * vector)
+
+
+@pytest.mark.parametrize("kind", [NEURONS, "jumprelu"])
+def test_discovery_and_verification_agree_on_what_paths_predict_of_a_score(kind):
+    """The headline's slope of edges is of whole removals, as a verification's is: not twice that."""
+    hosted, circuit = found(kind, "attention")
+    target, positions = TARGETS["attention"]
+    command = DiscoverCircuit(
+        prompt=PROMPT,
+        target=target,
+        positions=positions,
+        replacement=circuit.replacement,
+        max_feature_nodes=60,
+        verify_nodes=100,
+    )
+    quality = finish(discover_circuit(hosted, command)).quality
+    assert quality is not None
+    kept = tuple(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.FEATURE)
+    report = finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=kept, options=QUICK)))
+    told = next(
+        one.slope.value
+        for one in report.given.agreements
+        if one.predictor is Predictor.PATHS and one.ablations == "single nodes"
+    )
+    assert 0.6 < quality.edge_slope / told < 1.6
+
+
 @pytest.mark.parametrize("kind", [NEURONS, "jumprelu", "attn_out", "mlp_out"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_derivatives_at_the_clean_state_are_those_of_discovery(kind, family):

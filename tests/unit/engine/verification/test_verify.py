@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import cache
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
 from trephine.engine.replacements.sets import opened
 from trephine.engine.tracing.edges import explain_edges
+from trephine.engine.verification import faithfulness
 from trephine.engine.verification.control import control_circuit
+from trephine.engine.verification.doubts import rising_caveats
 from trephine.engine.verification.subject import open_subject, opened_layers
 from trephine.engine.verification.verify import verify_on
 
@@ -346,6 +349,47 @@ def test_nothing_to_ablate_and_uneven_counterfactuals_are_refused():
         with pytest.raises(InvalidRequestError, match=told):
             stages.extend(work)
         assert not any(stages)  # nothing was ablated yet
+
+
+@pytest.mark.parametrize(
+    ("empty", "alone", "random", "p"),
+    [
+        (-2.0, -0.1, -1.0, 1 / 21),  # nearer to the model than random circuits
+        (2.0, 0.1, 1.0, 1 / 21),  # so where ablating everything raises the target,
+        (2.0, -2.7, 1.0, 1.0),  # where far below the model is no more of it,
+        (-2.0, 2.0, -1.0, 1.0),  # and where far beyond is not
+    ],
+)
+def test_sufficient_is_near_to_the_model_and_necessary_takes_away(monkeypatch, empty, alone, random, p):
+    """Wherever ablating everything leads; what is ablated counts by what it takes off the target."""
+    hosted, circuit = found(NEURONS)
+    subject = finish(open_subject(hosted, QUICK, circuit, features(circuit)[:30]))
+    at = subject.prompt.baseline
+    unit = 0.2 * abs(at) * (1 if at >= 0 else -1)
+
+    def told(*offsets: float) -> torch.Tensor:
+        return at + unit * torch.tensor([*offsets[:-1], *([offsets[-1]] * 20)])
+
+    def measured(*runs: torch.Tensor):
+        waiting = iter(runs)
+
+        def run(prompt, masks, become, stage):
+            yield Progress(stage=stage, done=1, total=1)
+            return next(waiting)
+
+        monkeypatch.setattr(faithfulness, "_run", run)
+        return finish(faithfulness.measure_faithfulness(subject, QUICK, Substitute.ZERO, None))
+
+    one = measured(told(empty, alone, random), told(-1.5, 0.2))
+    assert (one.p_sufficient, one.p_necessary) == pytest.approx((p, 1 / 21))
+    assert (one.faithfulness is None) == (one.necessity is None) == (empty > 0)
+    said = rising_caveats(replace(verified(NEURONS).given, faithfulness=(one,)))
+    assert len(said) == (empty > 0)
+    assert all("away from 0" in each for each in said)
+    assert measured(told(empty, alone, random), told(1.5, 0.2)).p_necessary == 1.0
+    nothing = measured(told(0.0, 0.0, 0.0), told(0.0, 0.0))
+    assert isnan(nothing.p_sufficient)
+    assert isnan(nothing.p_necessary)
 
 
 @pytest.mark.parametrize(

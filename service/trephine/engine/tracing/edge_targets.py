@@ -1,0 +1,204 @@
+"""What reads at the upper end of an edge: a feature, a neuron, or whatever a circuit explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from trephine.domain.circuits import Circuit, Node, NodeKind
+from trephine.domain.errors import InvalidRequestError
+from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
+from trephine.domain.targets import AttentionScore, DirectionValue, FeatureValue, TargetKind
+from trephine.engine.attribution.operators import FrozenOperators
+from trephine.engine.attribution.places import EMBEDDING, place_of
+from trephine.engine.attribution.readouts import half_rule, logit_readout
+from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
+from trephine.engine.graphs.edge_paths import Probe
+from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
+from trephine.engine.graphs.tangents import Reading
+from trephine.engine.graphs.target_attention import score_target
+from trephine.engine.models.hosted import HostedModel
+from trephine.engine.replacements.sets import opened
+
+_READINGS = {
+    SiteKind.EMBED: Reading.BEFORE_CUT,
+    SiteKind.RESID_PRE: Reading.BEFORE_CUT,
+    SiteKind.RESID_MID: Reading.MID_BEFORE_CUT,
+    SiteKind.MLP_IN: Reading.MID,
+    SiteKind.MLP_OUT: Reading.MID,
+    SiteKind.RESID_POST: Reading.POST_BEFORE_CUT,
+    SiteKind.ATTN_OUT: Reading.PRE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeTarget:
+    """A target's probe, the names of its read-outs, and where its stretch of the stream begins."""
+
+    probe: Probe
+    readouts: tuple[str, ...]
+    cut: int
+    estimated: bool
+    by_prompt: bool = False
+    """True if the read-out is not the weights' alone: an MLP's coefficients on this prompt are in it, or what
+    the other side of an attention score reads. It has no invariant factor then."""
+
+
+class EdgeTargets:
+    """Upper ends of a circuit's edges."""
+
+    def __init__(
+        self,
+        hosted: HostedModel,
+        circuit: Circuit,
+        operators: FrozenOperators,
+        active: ActiveFeatures | None,
+    ) -> None:
+        self.hosted, self.circuit, self.operators, self.active = hosted, circuit, operators, active
+
+    def of(self, node: int) -> tuple[EdgeTarget, ...]:
+        """The probe of a feature, a neuron or a target; of an attention score one a side, which add up.
+
+        Raises:
+            UnsupportedOptionError: If what the circuit explains is not known.
+        """
+        found = self.circuit.nodes[node]
+        if found.kind is NodeKind.LOGIT:
+            return self._explained(node)
+        if self.active is None or found.replacement == NEURONS:
+            return (self._neuron(found.layer, found.feature, found.position),)
+        layer, _ = active_cell(self.active, found)
+        return (self._feature(layer, found.feature, found.position),)
+
+    def _explained(self, node: int) -> tuple[EdgeTarget, ...]:
+        explained = [n for n, each in enumerate(self.circuit.nodes) if each.kind is NodeKind.LOGIT]
+        target = self.circuit.targets[explained.index(node)]
+        if target.kind is TargetKind.LOGIT and target.token is not None:
+            against = None if target.against is None else target.against.id
+            return (self._logit(target.token.id, against, target.position),)
+        match self.circuit.question():
+            case FeatureValue() as wanted:
+                return (self._feature_value(wanted, target.position),)
+            case DirectionValue() as wanted:
+                return (self._direction(wanted, target.position),)
+            case AttentionScore() as wanted:
+                return self._score(wanted, target.position)
+            case other:
+                raise TypeError(f"{type(other).__name__} explains logits")
+
+    def _logit(self, token: int, against: int | None, position: int) -> EdgeTarget:
+        operators, norm = self.operators, self.operators.final_norm
+        direction = logit_readout(self.hosted, token, against).direction
+        probe = Probe(
+            layer=len(operators.layers) - 1,
+            reading=Reading.POST,
+            position=position,
+            directions=norm.fold(direction.to(operators.device, operators.dtype)[None]),
+            scale=norm.scale[position],
+        )
+        return self._framed(probe, ("logit",), 4 * len(operators.layers), estimated=False)
+
+    def _neuron(self, number: int, neuron: int, position: int) -> EdgeTarget:
+        layer, mlp = self.operators.layers[number], self.operators.layers[number].block.mlp
+        here, index = torch.tensor([position]), torch.tensor([neuron])
+        by_gate, by_read = half_rule(layer, here, index)
+        rows, coefficients, names = [mlp.W_in[neuron]], [by_read], ["read"]
+        if mlp.W_gate is not None and by_gate is not None:
+            rows, coefficients, names = (
+                [mlp.W_gate[neuron], *rows],
+                [by_gate, *coefficients],
+                ["gate", *names],
+            )
+        directions = torch.stack(rows).to(self.operators.dtype)
+        norm = layer.mlp_norm
+        probe = Probe(
+            layer=number,
+            reading=Reading.MID,
+            position=position,
+            directions=norm.fold(directions),
+            scale=torch.cat(coefficients) * norm.scale[position],
+        )
+        place = place_of(Site(kind=SiteKind.MLP_IN, layer=number))
+        return self._framed(probe, tuple(names), place, estimated=True)
+
+    def _feature(self, layer: ActiveLayer, feature: int, position: int) -> EdgeTarget:
+        site, dtype = layer.info.site_in, self.operators.dtype
+        with opened(self.hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
+            direction = resident[layer.ref.layer].encoders([feature]).to(dtype)
+        scale = 1 / layer.read_scale[[position]].to(dtype)
+        at = torch.tensor([position], device=direction.device)
+        if is_linearised(layer.info):
+            direction, _ = through_mlp(self.operators.layers[site.layer], direction, at)
+        if site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT):
+            norm = self.operators.layers[site.layer].mlp_norm
+            direction, scale = norm.fold(direction), scale * norm.scale[position]
+        probe = Probe(
+            layer=site.layer,
+            reading=_READINGS[site.kind],
+            position=position,
+            directions=direction,
+            scale=scale,
+            only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
+        )
+        estimated = is_linearised(layer.info)
+        readout = "encoder through the linearised MLP" if estimated else "encoder"
+        framed = self._framed(probe, (readout,), read_place(layer.info), estimated=estimated)
+        return replace(framed, by_prompt=estimated)
+
+    def _feature_value(self, wanted: FeatureValue, position: int) -> EdgeTarget:
+        ref = LayerRef(replacement=wanted.replacement or self.circuit.replacement, layer=wanted.layer)
+        layer = None if self.active is None or ref.replacement == NEURONS else self.active.layer_of(ref)
+        if layer is None:
+            return self._neuron(wanted.layer, wanted.index, position)
+        return self._feature(layer, wanted.index, position)
+
+    def _direction(self, wanted: DirectionValue, position: int) -> EdgeTarget:
+        operators, site = self.operators, wanted.site
+        vector = torch.tensor([wanted.vector], dtype=operators.dtype, device=operators.device)
+        probe = Probe(
+            layer=site.layer,
+            reading=_READINGS[site.kind],
+            position=position,
+            directions=vector,
+            scale=torch.ones_like(vector[:, 0]),
+            only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
+        )
+        return self._framed(probe, ("direction",), place_of(site), estimated=False)
+
+    def _score(self, wanted: AttentionScore, query: int) -> tuple[EdgeTarget, ...]:
+        """Half of a score by what the query reads, half by what the key does."""
+        site = Site(kind=SiteKind.RESID_PRE, layer=wanted.layer)
+        sides = []
+        for name, part in zip(
+            ("query", "key"), score_target(self.operators, wanted, query, 1.0).parts, strict=True
+        ):
+            probe = Probe(
+                layer=site.layer,
+                reading=_READINGS[site.kind],
+                position=part.position,
+                directions=part.adjoint[None],
+                scale=torch.ones_like(part.adjoint[:1]),
+            )
+            framed = self._framed(probe, (name,), part.place, estimated=True)
+            sides.append(replace(framed, by_prompt=True))
+        return tuple(sides)
+
+    def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
+        cuts = () if self.active is None else self.active.cuts
+        cut = max((cut for cut in cuts if cut < place), default=EMBEDDING - 1)
+        return EdgeTarget(probe=probe, readouts=readouts, cut=cut, estimated=estimated)
+
+
+def active_cell(active: ActiveFeatures, node: Node) -> tuple[ActiveLayer, int]:
+    """Find a feature node among the active features: its layer, and its place in it."""
+    layer = active.layer_of(LayerRef(replacement=node.replacement, layer=node.layer))
+    if layer is not None:
+        here = (layer.position == node.position) & (layer.index == node.feature)
+        if here.any():
+            return layer, int(here.nonzero()[0, 0])
+    raise InvalidRequestError(
+        f"feature {node.layer}:{node.feature} is not active at position {node.position} any more: the loaded "
+        "set is another one than the circuit was found with",
+        field="edges",
+    )
