@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import pytest
 import torch
@@ -61,46 +62,51 @@ class Scene:
 
     def plain(self, half=None):
         """The same by plain sums over single texts: edges, and those of tokens, logits and the direction."""
-        n, rows = self.chosen.count, 0
-        total, below = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-        bare, above = torch.zeros(len(self.ends.tokens), n).double(), torch.zeros(n, len(LOGITS)).double()
-        mass, direct = torch.zeros(len(LOGITS)).double(), torch.zeros(n).double()
-        for number, ids in enumerate(self.study.training):
-            if half is not None and number % 2 != half:
-                continue
-            (pack,) = pack_texts([ids], torch.device("cpu"))
-            operators = run_pack(self.hosted, pack)
-            for position in range(1, len(ids)):
-                rows += 1
-                a, size, writes, read = self._at(operators, position)
-                weight = size if self.command.weighting is EdgeWeighting.TWERA else (size > 0).double()
-                below += weight if self.command.weighting is EdgeWeighting.TWERA else 1.0
-                embedded = token_embeddings(self.hosted.architecture)[ids[position]]
-                for target in range(n):
-                    layer = int(self.chosen.layer[target])
-                    streams = [
-                        sum((w for at, w in one.items() if at < layer), torch.zeros(32)) for one in writes
-                    ]
-                    added = read(target, torch.stack(streams)) * a
-                    total[:, target] += weight[target] * added
-                    if ids[position] in self.ends.tokens:
-                        place = self.ends.tokens.index(ids[position])
-                        bare[place, target] += weight[target] * read(target, embedded[None])[0]
-                whole = torch.stack([sum(one.values()) for one in writes])
-                p = probabilities(self.hosted, operators.final[position : position + 1])[
-                    0, list(LOGITS)
-                ].double()
-                mass += p
-                pushed = operators.final_norm.push(whole, slice(position, position + 1))
-                wanted = (
-                    self.hosted.architecture.W_U[list(LOGITS)] - self.hosted.architecture.mean_unembedding
-                )
-                above += (pushed @ wanted.T).double() * a[:, None] * p
-                direct += a
+        texts = self._by_text if half is None else self._by_text[half::2]
+        total, bare, below, above, mass, direct, rows = (sum(parts) for parts in zip(*texts, strict=True))
         return total / below, bare / below, above / mass, direct / rows
 
-    def _at(self, operators, position):
-        """Activations as written, their sizes, what each writes by layer, and a read-out of the stream."""
+    @cached_property
+    def _by_text(self):
+        """Sums of each text: of the whole and of both halves they are the same."""
+        return [self._sums(ids) for ids in self.study.training]
+
+    def _sums(self, ids):
+        """What `plain` divides, summed over all positions `p` of a text but the first."""
+        (pack,) = pack_texts([ids], torch.device("cpu"))
+        operators, kept = run_pack(self.hosted, pack), slice(1, len(ids))
+        a, size, writes, readers = self._at(operators, kept)
+        twera = self.command.weighting is EdgeWeighting.TWERA
+        weight = size if twera else (size > 0).double()
+        embedded = token_embeddings(self.hosted.architecture)[list(ids[kept])]
+        total, bare = [], []
+        for target, (norm, direction) in enumerate(readers):
+            layer = int(self.chosen.layer[target])
+            below = [sum((w for at, w in one.items() if at < layer), torch.zeros(32)) for one in writes]
+            effect = (norm.push(torch.stack(below)[:, None], kept) * direction).sum(-1).double()
+            total.append(torch.einsum("sp,ps,p->s", effect, a, weight[:, target]))
+            bare.append((norm.push(embedded, kept) * direction).sum(-1).double() * weight[:, target])
+        here = (torch.tensor(ids[kept])[:, None] == torch.tensor(self.ends.tokens)).double()
+        p = probabilities(self.hosted, operators.final[kept])[:, list(LOGITS)].double()
+        return (
+            torch.stack(total, 1),
+            here.T @ torch.stack(bare, 1),
+            (size if twera else torch.ones_like(size)).sum(0),
+            torch.einsum("spl,ps,pl->sl", self._pushed(operators, writes, kept), a, p),
+            p.sum(0),
+            a.sum(0),
+            len(a),
+        )
+
+    def _pushed(self, operators, writes, kept):
+        """By how much a unit of each feature moves each logit at each position."""
+        architecture = self.hosted.architecture
+        whole = torch.stack([sum(one.values()) for one in writes])
+        wanted = architecture.W_U[list(LOGITS)] - architecture.mean_unembedding
+        return (operators.final_norm.push(whole[:, None], kept) @ wanted.T).double()
+
+    def _at(self, operators, kept):
+        """Activations as written, their sizes, what each writes by layer, and what reads the stream."""
         a, size, writes, readers = [], [], [], []
         for feature in self.chosen.features.tolist():
             place, index = self.chosen.space.split(torch.tensor([feature]))
@@ -110,27 +116,22 @@ class Scene:
                 found = resident[info.layer]
                 by_layer = {site.layer: found.decoders([index], site)[0] for site in info.sites_out}
                 if self.chosen.space.name == NEURONS:
-                    value, post = layer.activation[position, index].double(), layer.mlp_post_norm
+                    value, post = layer.activation[kept, index].double(), layer.mlp_post_norm
                     gate, read = half_rule(layer)
                     mlp = layer.block.mlp
-                    direction = read[position, index] * mlp.W_in[index]
+                    direction = read[kept, index, None] * mlp.W_in[index]
                     if gate is not None:
-                        direction = direction + gate[position, index] * mlp.W_gate[index]
-                    scale_out = 1.0 if post is None else float(post.scale[position])
+                        direction = direction + gate[kept, index, None] * mlp.W_gate[index]
+                    scale_out = 1.0 if post is None else post.scale[kept]
                 else:
-                    code = found.encode(layer.mlp_norm.clean[position])
-                    value, scale_out = code.activations[index].double(), float(code.scale_out)
-                    direction = found.encoders([index])[0] / code.scale
-            a.append(value * scale_out)
+                    code = found.encode(layer.mlp_norm.clean[kept])
+                    value, scale_out = code.activations[:, index].double(), code.scale_out
+                    direction = found.encoders([index]) / code.scale
+            a.append((value[:, None] * scale_out)[:, 0])
             size.append(value.abs())
             writes.append(by_layer)
             readers.append((layer.mlp_norm, direction))
-
-        def read(target, streams):
-            norm, direction = readers[target]
-            return (norm.push(streams, slice(position, position + 1)) @ direction).double()
-
-        return torch.stack(a), torch.stack(size), writes, read
+        return torch.stack(a, 1), torch.stack(size, 1), writes, readers
 
 
 def agreed(whole, scene, part):
