@@ -149,17 +149,17 @@ def check_row(hosted, operators, active, oracle, targets, sums, number, cell, to
     if not edges:
         return 0
 
-    def value(rows):
-        return oracle.read(rows, site)[:, position] @ direction
-
-    clean = value([()])
-    removed = clean - value([[(s, p, -v) for s, p, v in move] for move in moves])
-    added = value([[(s, p, v) for s, p, v in move] for move in moves]) - clean
-    expected = torch.tensor(edges, dtype=clean.dtype, device=clean.device)
+    opposite = [[(s, p, -v) for s, p, v in move] for move in moves]
+    # One run of the oracle: without a move, with each source taken out, and with each added once more.
+    read = oracle.read([(), *opposite, *moves], site)[:, position]
+    values = read @ direction
+    removed = values[0] - values[1 : len(moves) + 1]
+    added = values[len(moves) + 1 :] - values[0]
+    expected = torch.tensor(edges, dtype=values.dtype, device=values.device)
     largest = max(float(sums.features[number].abs().max()), float(expected.abs().max()))
     # The oracle subtracts two readings; where all edges are tiny beside them, their rounding is what is left.
-    reading = float(oracle.read([()], site)[0, position].norm() * direction.norm())
-    allowed = tolerance * largest + torch.finfo(clean.dtype).eps * reading
+    reading = float(read[0].norm() * direction.norm())
+    allowed = tolerance * largest + torch.finfo(values.dtype).eps * reading
     assert (removed - expected).abs().max() <= allowed
     assert (added - expected).abs().max() <= allowed
     return len(edges)
