@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from functools import cache
 from itertools import accumulate
 
 import pytest
@@ -42,9 +43,9 @@ EDITS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @torch.inference_mode()
-def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, dtype, tmp_path):
+def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, dtype, tmp_path, eight_shards):
     """Bytes held at once over a write of every shard: what was read, and every tensor that is computed."""
-    hosted = eight_shards(tmp_path / "parent", dtype)
+    hosted = eight_shards(dtype, n_layers=8)
     entries = read_entries(hosted.folder)
     shards = {entry.file for entry in entries.values()}
     largest = max((hosted.folder / file).stat().st_size for file in shards)
@@ -69,9 +70,9 @@ def test_at_most_a_shard_and_a_tensor_are_in_memory(edit, dtype, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @torch.inference_mode()
-def test_the_certifier_computes_in_less_than_half_a_tensor(edit, dtype, tmp_path):
+def test_the_certifier_computes_in_less_than_half_a_tensor(edit, dtype, tmp_path, eight_shards):
     """It maps a shard of each folder, whose pages the system may take back, and computes in blocks."""
-    hosted = eight_shards(tmp_path / "parent", dtype)
+    hosted = eight_shards(dtype, n_layers=3)  # each tensor is 64 blocks, whose events take longest
     entries = read_entries(hosted.folder)
     tensor = max(entry.end - entry.start for entry in entries.values())
     program = compiled(hosted, edit)
@@ -79,24 +80,33 @@ def test_the_certifier_computes_in_less_than_half_a_tensor(edit, dtype, tmp_path
     save_file(change_tensors(program), tmp_path / "changes.safetensors")
     folders = {"parent": str(hosted.folder), "exported": str(folder), "evidence": str(tmp_path)}
     request = json.loads(json.dumps(folders | {"changes": change_records(program)}))
-    found = certifier.compare_weights(request)
+    found = {}
+    mapped = {
+        path.stat().st_size for base in (hosted.folder, tmp_path) for path in base.rglob("*.safetensors")
+    }
+    computed = peak_of_torch(lambda: found.update(certifier.compare_weights(request)), but=mapped)
     assert found["untouched_tensors_verified"] > 0
     assert {name for name, count in found.items() if count} == {"untouched_tensors_verified"}
-    mapped = {path.stat().st_size for path in tmp_path.rglob("*.safetensors")}
-    computed = peak_of_torch(lambda: certifier.compare_weights(request), but=mapped)
     assert 0 < computed <= tensor / 2
 
 
-def eight_shards(folder, dtype):
-    """Host a model whose files are at least eight, with a set of features."""
-    model = tiny_model("llama", n_layers=8, d_model=64, dtype=dtype)
-    total = sum(p.numel() * p.element_size() for p in model.parameters())
-    model.save_pretrained(folder, max_shard_size=total // 7)
-    tiny_tokenizer().save_pretrained(folder)
-    hosted = hosted_in(folder)
-    resident_set(hosted, "jumprelu")
-    assert len({entry.file for entry in read_entries(folder).values()}) >= 8
-    return hosted
+@pytest.fixture(scope="module")
+def eight_shards(tmp_path_factory):
+    """Host a model whose files are at least eight, with a set of features, once; tests only read it."""
+
+    @cache
+    def of(dtype, *, n_layers):
+        folder = tmp_path_factory.mktemp("parent")
+        model = tiny_model("llama", n_layers=n_layers, d_model=64, dtype=dtype)
+        total = sum(p.numel() * p.element_size() for p in model.parameters())
+        model.save_pretrained(folder, max_shard_size=total // 7)
+        tiny_tokenizer().save_pretrained(folder)
+        hosted = hosted_in(folder)
+        resident_set(hosted, "jumprelu")
+        assert len({entry.file for entry in read_entries(folder).values()}) >= 8
+        return hosted
+
+    return of
 
 
 def peak_of_python(work):
