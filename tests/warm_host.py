@@ -1,16 +1,17 @@
 """The process behind `warm_processes.py`: imports modules once, then forks a process for each request.
 
-    python warm_host.py FD MODULE...
+    python warm_host.py FD MODULE[:FUNCTION:ARGUMENT...]...
 
 A request comes over the Unix socket: JSON `{"arguments": [...], "folder": ..., "environment": {...}}`,
 where the arguments are an interpreter's, a script's path or `-m MODULE` first, and descriptors: first the
 one to which its number and then its exit status are written, then those that it shall have, from its
 standard input on. It imports nothing of Trephine but what it is told to, and a fork begins with nothing
-but what was imported.
+but what was imported, and what functions of these modules that it is told to call compute once and keep.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -29,8 +30,12 @@ _MOST_BYTES = 1 << 16
 def main() -> None:
     """Fork until the socket is closed."""
     number, *modules = sys.argv[1:]
-    for module in modules:
-        import_module(module)
+    for words in modules:
+        module, *call = words.split(":")
+        found = import_module(module)
+        if call:
+            getattr(found, call[0])(*call[1:])
+    gc.freeze()  # a fork's collections would go through all of it, and copy the pages that it lies on
     requests = socket.socket(fileno=int(number))
     ended, wake = os.pipe()
     for end in (ended, wake):

@@ -2,8 +2,8 @@
 
 What certifies or attacks an export, and an engine, run in processes of their own, and importing torch and
 transformers is nearly all that this costs on a tiny model. `WarmHost` forks them off a process that has
-imported modules and done nothing else. `WarmCleanProcesses.start` stands for `clean_process._start`: the
-same arguments, folder, environment, streams, session and end.
+imported modules and done no more than `LIBRARIES` says. `WarmCleanProcesses.start` stands for
+`clean_process._start`: the same arguments, folder, environment, streams, session and end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ from typing import Any, BinaryIO
 from trephine.engine.certificates import clean_process
 
 HOST = Path(__file__).with_name("warm_host.py")
-LIBRARIES = ("torch", "safetensors.torch", "transformers.models.llama.modeling_llama")
-"""Other families' modules add little to what Llama's import."""
+LIBRARIES = (
+    "torch",
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping:llama",
+)
+"""Other families' modules add little to what Llama's import. The last builds the patterns of all families,
+a thousand regular expressions, which the first load of a checkpoint does otherwise."""
 COLD = clean_process._start
 
 
@@ -32,7 +38,7 @@ class WarmHost:
     def __init__(
         self, folder: Path, flag: str, environment: Mapping[str, str], modules: Sequence[str] = LIBRARIES
     ) -> None:
-        """Take a folder to run in, how its interpreter is started, and what it imports."""
+        """Take a folder to run in, how its interpreter is started, and what it imports, or calls in it."""
         self._folder, self._environment = folder, dict(environment)
         self._words = (flag, modules)
         self._process: subprocess.Popen[bytes] | None = None
