@@ -148,3 +148,43 @@ class WarmCleanProcesses:
             status = self._host.fork(arguments[1:], work, environment, streams)
         os.close(theirs)
         return WarmProcess(status, os.fdopen(ours, "wb"))
+
+
+class WarmRuns:
+    """Stands for the module `subprocess` where a bench runs one isolated script and reads what it says."""
+
+    PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
+
+    def __init__(self, host: WarmHost) -> None:
+        self._host = host
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: int,
+        stderr: int,
+        check: bool,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a script in a fork: what `subprocess.run` does of it.
+
+        Raises:
+            subprocess.CalledProcessError: If it fails.
+        """
+        assert (command[:2], stdout, stderr, check) == ([sys.executable, "-I"], self.PIPE, self.DEVNULL, True)
+        nothing, (read, write) = os.open(os.devnull, os.O_RDWR), os.pipe()
+        try:
+            status = self._host.fork(command[2:], cwd, env, [nothing, write, nothing])
+        finally:
+            os.close(nothing)
+            os.close(write)
+        next_number(status)  # its own
+        with os.fdopen(read, "rb") as said:
+            out = said.read()
+        code = next_number(status)
+        os.close(status)
+        if code != 0:
+            raise subprocess.CalledProcessError(code, command, out)
+        return subprocess.CompletedProcess(command, 0, out)

@@ -138,6 +138,7 @@ def test_each_target_is_missed_by_what_it_is_there_for():
     assert [each for _, each in targets([])] == [False] * 4
 
 
+@pytest.mark.usefixtures("warm_cells")
 def test_both_floors_stand_beside_a_graft_and_a_copy(model, texts, tmp_path, monkeypatch):
     """Wherever a feature fires, in parts: the graft lies with the floors, the no-op with the edit."""
     monkeypatch.setattr(export_parents, "PART", 7)  # twelve windows in two parts
