@@ -25,7 +25,7 @@ KILLS = 10
 
 @pytest.mark.integration
 @torch.inference_mode()
-def test_an_export_that_is_killed_anywhere_leaves_nothing_visible(tmp_path):
+def test_an_export_that_is_killed_anywhere_leaves_nothing_visible(tmp_path, clean_host):
     """Ten processes die by SIGKILL, each in another quantum; each sweeps what the last one left.
 
     A moment is some quanta after a stage has begun; where the stage is shorter, it lies in the next one.
@@ -36,6 +36,7 @@ def test_an_export_that_is_killed_anywhere_leaves_nothing_visible(tmp_path):
     plan, key = planned(hosted, edit), str(write_key(tmp_path / "key.pem"))
     root = tmp_path / "exports"
     root.mkdir()
+    assert clean_host.requests  # it is started here, for each process that is killed would start its own
 
     def export(name):
         return compiling(hosted, edit, plan, root / name, signing_key=key)
