@@ -42,7 +42,7 @@ from trephine.domain.dataset_circuits import (
 from trephine.domain.findings import Figure
 from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS
-from trephine.engine.attribution.estimates import spearman
+from trephine.engine.attribution.correlations import spearman
 from trephine.engine.dataset_circuits.averaging import average_effects
 from trephine.engine.dataset_circuits.contexts import read_contexts
 from trephine.engine.dataset_circuits.discovery import discover_dataset_circuit
@@ -346,7 +346,7 @@ def _compared(space: NodeSpace, effects: torch.Tensor, sizes: Sizes) -> dict[str
 def _agreement(found: torch.Tensor, exact: torch.Tensor) -> str:
     pearson = float(torch.corrcoef(torch.stack([found, exact]))[0, 1])
     slope = float((found @ exact) / (found @ found))
-    return f"{pearson:.3f} | {spearman(found, exact):.3f} | {slope:.2f}"
+    return f"{pearson:.3f} | {float(spearman(found, exact)):.3f} | {slope:.2f}"
 
 
 if __name__ == "__main__":

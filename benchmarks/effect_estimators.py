@@ -26,6 +26,7 @@ from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import Circuit, DiscoverCircuit
 from trephine.domain.sites import NEURONS, LayerRef
 from trephine.domain.verification import VerificationOptions
+from trephine.engine.attribution.correlations import spearman
 from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.graphs.actives import activate
 from trephine.engine.graphs.discover import discover_circuit
@@ -36,7 +37,7 @@ from trephine.engine.verification.ablations import measured_drops
 from trephine.engine.verification.choosing import Cell, outside_cells, singles
 from trephine.engine.verification.paths import drops
 from trephine.engine.verification.slopes import mask_slopes
-from trephine.engine.verification.statistics import Bootstrap, Paired, spearman
+from trephine.engine.verification.statistics import Bootstrap, Paired
 from trephine.engine.verification.subject import Subject, open_subject
 from trephine.server.places import default_cache
 

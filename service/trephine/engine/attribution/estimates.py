@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import nan
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from trephine.domain.circuits import EstimateQuality
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
+from trephine.engine.attribution.correlations import slope, spearman
 from trephine.engine.attribution.readouts import Hosted
 from trephine.engine.attribution.targets import Explained, removing
 from trephine.engine.models.hosted import HostedModel
@@ -23,6 +23,8 @@ from trephine.engine.runs.rows import RowInput
 
 _TOKENS_PER_QUANTUM = 64
 """Prompt tokens per batch: some 100 ms for a model of 135 million parameters on two cores."""
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""Of `x (..., n)` and `y (..., n)`: `(...,)`."""
 _RESAMPLES = 1000
 _DECILES = 10
 _FEWEST = 3
@@ -178,22 +180,22 @@ def _quality(
     y = torch.tensor(measured, dtype=torch.float64)
     if not x.any() or not y.any():
         return None
-    slope_low, slope_high = _interval(slope_through_zero, x, y, seed)
+    slope_low, slope_high = _interval(slope, x, y, seed)
     spearman_low, spearman_high = _interval(spearman, x, y, seed)
-    edge_slope_low, edge_slope_high = _interval(slope_through_zero, half, y, seed)
+    edge_slope_low, edge_slope_high = _interval(slope, half, y, seed)
     edge_spearman_low, edge_spearman_high = _interval(spearman, half, y, seed)
     return EstimateQuality(
         nodes=len(chosen),
-        slope=slope_through_zero(x, y),
+        slope=float(slope(x, y)),
         slope_low=slope_low,
         slope_high=slope_high,
-        spearman=spearman(x, y),
+        spearman=float(spearman(x, y)),
         spearman_low=spearman_low,
         spearman_high=spearman_high,
-        edge_slope=slope_through_zero(half, y),
+        edge_slope=float(slope(half, y)),
         edge_slope_low=edge_slope_low,
         edge_slope_high=edge_slope_high,
-        edge_spearman=spearman(half, y),
+        edge_spearman=float(spearman(half, y)),
         edge_spearman_low=edge_spearman_low,
         edge_spearman_high=edge_spearman_high,
         how=_how(chosen, y, ablation),
@@ -219,40 +221,12 @@ def _how(chosen: list[Predicted], y: Tensor, ablation: Ablation) -> str:
 
 
 def _pair(x: Tensor, y: Tensor) -> str:
-    return f"slope {slope_through_zero(x, y):.2f}, rank correlation {spearman(x, y):.2f}"
+    return f"slope {float(slope(x, y)):.2f}, rank correlation {float(spearman(x, y)):.2f}"
 
 
-def slope_through_zero(x: Tensor, y: Tensor) -> float:
-    """Return the least-squares slope of `y (n,)` on `x (n,)` without intercept; 0 if x is all zero."""
-    square = float(x @ x)
-    return float(x @ y) / square if square > 0 else 0.0
-
-
-def spearman(x: Tensor, y: Tensor) -> float:
-    """Return Spearman's rank correlation of `x (n,)` and `y (n,)`, ties averaged.
-
-    0 if one is constant, NaN if anything is no number.
-    """
-    if not bool(x.isfinite().all() and y.isfinite().all()):
-        return nan
-    a, b = _ranks(x), _ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts - 1) / 2)[inverse]
-
-
-def _interval(
-    statistic: Callable[[Tensor, Tensor], float], x: Tensor, y: Tensor, seed: int
-) -> tuple[float, float]:
+def _interval(statistic: Statistic, x: Tensor, y: Tensor, seed: int) -> tuple[float, float]:
     """Percentile bootstrap over pairs, 95 %."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(x), (_RESAMPLES, len(x)), generator=generator)
-    values = torch.tensor([statistic(x[draw], y[draw]) for draw in draws])
-    low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
+    low, high = statistic(x[draws], y[draws]).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high

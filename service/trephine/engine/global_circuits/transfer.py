@@ -9,11 +9,12 @@ from torch import Tensor
 
 from trephine.domain.findings import Figure
 from trephine.domain.global_figures import BaselineComparison, GlobalBaseline, HeldOutTransfer, Measured
+from trephine.engine.attribution.correlations import spearman
 from trephine.engine.global_circuits.ablations import Losses
 from trephine.engine.global_circuits.activity import Activity
 from trephine.engine.global_circuits.growth import heaviest_into
 from trephine.engine.global_circuits.measured import MeasuredEdges
-from trephine.engine.verification.statistics import Bootstrap, Paired, spearman, standing
+from trephine.engine.verification.statistics import Bootstrap, Paired, standing
 
 FEWEST = 8
 """Fewer edges than these say nothing about a rank correlation."""

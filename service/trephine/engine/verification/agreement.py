@@ -19,10 +19,11 @@ from trephine.domain.verification import (
     Substitute,
     VerificationOptions,
 )
+from trephine.engine.attribution.correlations import slope, spearman
 from trephine.engine.verification.ablations import measured_changes, measured_drops
 from trephine.engine.verification.choosing import ZERO, Removal, groups, outside_cells, singles
 from trephine.engine.verification.paths import drops, follow, permuted
-from trephine.engine.verification.statistics import Bootstrap, Paired, slope, spearman, standing
+from trephine.engine.verification.statistics import Bootstrap, Paired, standing
 from trephine.engine.verification.subject import Subject, ablation_words
 
 FEWEST = 3

@@ -1,4 +1,4 @@
-"""Rank correlations and slopes with bootstrap intervals, many resamples at once."""
+"""Bootstrap intervals of correlations, slopes and means, many resamples at once; verdicts by them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,11 @@ from torch import Tensor
 
 from trephine.domain.findings import Figure
 from trephine.domain.verification import Standing
+from trephine.engine.attribution.correlations import pearson, ranks
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
 """Of `x (..., n)` and `y (..., n)`: `(...,)`."""
 _LEVELS = (0.025, 0.975)
-_AT_ONCE = 1 << 22
-"""Comparisons of two values held at once while ranking; 32 MiB in float64."""
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Rank along the last dimension, ties averaged: float64 of the same shape, NaN where any is no number."""
-    flat = values.reshape(-1, values.shape[-1])
-    size = max(1, _AT_ONCE // values.shape[-1] ** 2)
-    parts = [
-        (part[:, :, None] > part[:, None, :]).sum(-1).double()
-        + (part[:, :, None] == part[:, None, :]).sum(-1).double() / 2
-        for part in flat.split(size)
-    ]
-    known = values.isfinite().all(-1, keepdim=True)  # comparing with NaN is always false, and would rank it
-    return torch.where(known, torch.cat(parts).reshape(values.shape), torch.nan)
-
-
-def spearman(x: Tensor, y: Tensor) -> Tensor:
-    """Spearman's rank correlation along the last dimension; 0 where one side is constant."""
-    return pearson(ranks(x), ranks(y))
-
-
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation along the last dimension; 0 where one side is constant."""
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    norm = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where(norm == 0, 0.0, (a * b).sum(-1) / norm.clamp_min(1e-300))
-
-
-def slope(x: Tensor, y: Tensor) -> Tensor:
-    """Least-squares slope of y on x through 0, along the last dimension; 0 where x is all zero."""
-    square = (x * x).sum(-1)
-    return torch.where(square > 0, (x * y).sum(-1) / square.clamp_min(1e-300), 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
