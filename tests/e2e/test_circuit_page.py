@@ -243,7 +243,7 @@ def test_wheel_drag_and_buttons_move_the_view(small):
     assert state(page, "transform") == pytest.approx(home)
 
 
-@pytest.mark.parametrize("width", [420, 1920])
+@pytest.mark.parametrize("width", [320, 420, 1920])
 def test_nothing_is_wider_than_the_screen(opened, width):
     """At phone and at desk width everything is inside, and all controls have names."""
     page, document = opened(synthetic_circuit(nodes=100, edges=600, tokens=14), width=width)

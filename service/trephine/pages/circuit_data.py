@@ -13,15 +13,17 @@ from array import array
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
-from math import nan
 from typing import Any
 
+from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, PrunedNodes
 from trephine.domain.error_sites import ERROR_SITES
 from trephine.domain.features import FeatureDescription
 from trephine.domain.findings import Figure
 from trephine.domain.global_figures import GlobalFigures
 from trephine.domain.sites import FeatureRef
+from trephine.pages.circuit_extent import told_extent
+from trephine.pages.circuit_figures import UNKNOWN, entering_rows
 from trephine.pages.circuit_json import circuit_json, kept_edges, set_places
 from trephine.pages.embed import printable
 from trephine.pages.feature_card import feature_card
@@ -38,6 +40,7 @@ def page_data(
     pages: Collection[FeatureRef] = (),
     features: Iterable[FeatureDescription] = (),
     view: Mapping[str, Any] | None = None,
+    provenance: Provenance = DISCOVERED,
 ) -> dict[str, Any]:
     """Return the data of a page; everything in it is safe to encode as JSON.
 
@@ -48,6 +51,7 @@ def page_data(
         pages: Features whose own pages lie beside this one.
         features: What is known of features; shown in the side panel.
         view: `qParams` of the JSON document: pins, supernodes and labels. None takes the document's own.
+        provenance: Where the circuit came from; the page says whether it is a part of a larger one.
     """
     document = circuit_json(circuit, kept, slug=name)
     nodes, texts = [circuit.nodes[index] for index in kept.nodes], _Texts()
@@ -74,6 +78,8 @@ def page_data(
         "view": _view(document["qParams"] if view is None else view),
         "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
         "units": circuit.units,
+        "shares": _shares(circuit, kept),
+        "extent": told_extent(circuit, kept, provenance),
         "figures": {
             "baseline": circuit.figures.baseline,
             "selected": circuit.figures.selected_share,
@@ -95,6 +101,15 @@ def _cards(nodes: Sequence[Node], features: Iterable[FeatureDescription]) -> dic
         "cards": [feature_card(one) for one in known],
         "card": {str(place): number[feature] for place, feature in named if feature in number},
     }
+
+
+def _shares(circuit: Circuit, kept: PrunedNodes) -> dict[str, float]:
+    """Of targets their part of what is explained, by the node's place; their nodes have the same order."""
+    ends = [index for index, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT]
+    if len(ends) != len(circuit.targets):  # of another tool's file some are not known
+        return {}
+    share = {index: target.share for index, target in zip(ends, circuit.targets, strict=True)}
+    return {str(place): share[index] for place, index in enumerate(kept.nodes) if index in share}
 
 
 class _Texts:
@@ -119,8 +134,8 @@ def _node_columns(
     documented: Sequence[Mapping[str, Any]],
     texts: _Texts,
 ) -> dict[str, Any]:
-    rows, nothing, places = _rows(circuit, kept), (nan, nan, nan), set_places(circuit)
-    entering = [rows.get(index, nothing) for index in kept.nodes]
+    rows, places = entering_rows(circuit, kept), set_places(circuit)
+    entering = [rows.get(index, UNKNOWN) for index in kept.nodes]
     return {
         "count": len(nodes),
         "kind": _integers(_KINDS.index(node.kind.value) for node in nodes),
@@ -132,9 +147,9 @@ def _node_columns(
         "influence": _floats(node.influence for node in nodes),
         "effect": _floats(node.effect for node in nodes),
         "cumulative": _floats(node["influence"] for node in documented),
-        "total": _floats(row[0] for row in entering),
-        "bias": _floats(row[1] for row in entering),
-        "remainder": _floats(row[2] for row in entering),
+        "total": _floats(row.total for row in entering),
+        "bias": _floats(row.bias for row in entering),
+        "remainder": _floats(row.remainder for row in entering),
         "label": _integers(texts.number(node["clerp"]) for node in documented),
         "promotes": _lists([[texts.number(text) for text in node.promotes] for node in nodes]),
         "suppresses": _lists([[texts.number(text) for text in node.suppresses] for node in nodes]),
@@ -150,29 +165,6 @@ def _edge_columns(circuit: Circuit, kept: PrunedNodes) -> dict[str, Any]:
         "source": _integers(place[source] for source, _, _ in edges),
         "target": _integers(place[target] for _, target, _ in edges),
         "weight": _base64(array("f", (weight for _, _, weight in edges))),
-    }
-
-
-def _rows(circuit: Circuit, kept: PrunedNodes) -> dict[int, tuple[float, float, float]]:
-    """Total, bias and remainder of every target row, by node index.
-
-    What edges carry that are not shown is in the remainder, as in circuits that were pruned: rows still sum.
-    """
-    columns = [
-        array("f", column.data) for column in (circuit.rows.total, circuit.rows.bias, circuit.rows.remainder)
-    ]
-    lost = dict.fromkeys(array("i", circuit.rows.target.data), 0.0)
-    shown = bytearray(circuit.edges.source.shape[0])
-    for edge in kept.edges:
-        shown[edge] = 1
-    for target, weight, stays in zip(
-        array("i", circuit.edges.target.data), array("f", circuit.edges.weight.data), shown, strict=True
-    ):
-        if not stays and target in lost:
-            lost[target] += weight
-    return {
-        target: (total, bias, remainder + gone)
-        for (target, gone), total, bias, remainder in zip(lost.items(), *columns, strict=True)
     }
 
 

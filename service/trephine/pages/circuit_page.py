@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.circuits import Circuit, PrunedNodes
 from trephine.domain.features import FeatureDescription
 from trephine.domain.sites import FeatureRef
@@ -21,10 +22,12 @@ _NAMED = 4
 _PARTS = (
     "graph.js",
     "words.js",
+    "said.js",
     "layout.js",
     "view.js",
     "edges.js",
     "drawing.js",
+    "room.js",
     "labels.js",
     "panel.js",
     "search.js",
@@ -41,6 +44,7 @@ def circuit_html(
     pages: Collection[FeatureRef] = (),
     features: Iterable[FeatureDescription] = (),
     view: Mapping[str, Any] | None = None,
+    provenance: Provenance = DISCOVERED,
 ) -> str:
     """Return the page. It loads nothing, and nothing in the circuit's texts can run.
 
@@ -51,9 +55,12 @@ def circuit_html(
         pages: Features whose own pages lie beside this one; the side panel links to them.
         features: What is known of features; the side panel shows it.
         view: `qParams` of the JSON document: pins, supernodes and labels. None takes the document's own.
+        provenance: Where the circuit came from; the page says whether it is a part of a larger one.
     """
     library, script = asset("vendor/d3.js"), circuit_script()
-    data = page_data(circuit, kept, name=name, pages=pages, features=features, view=view)
+    data = page_data(
+        circuit, kept, name=name, pages=pages, features=features, view=view, provenance=provenance
+    )
     goal, against = _heading(circuit)
     return _TEMPLATES.from_string(asset("circuit.html")).render(
         policy=content_policy(library, script),

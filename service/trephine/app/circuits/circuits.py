@@ -313,7 +313,9 @@ def _render(
     circuit, name = stored.circuit, stored.name
     if format == "html":
         view = view_of(circuit, said, shown=frozenset(kept.nodes))
-        page = circuit_html(circuit, kept, name=name, pages=pages, features=known, view=view)
+        page = circuit_html(
+            circuit, kept, name=name, pages=pages, features=known, view=view, provenance=stored.provenance
+        )
         return page.encode(), "text/html; charset=utf-8"
     if format == "graphml":
         return circuit_graphml(circuit, kept, name=name, annotations=said), "application/graphml+xml"

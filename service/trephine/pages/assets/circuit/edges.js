@@ -58,7 +58,8 @@ const weaveSoon = () => {
   clearTimeout(weave.timer);
   weave.timer = setTimeout(startWeaving, weave.at ? 90 : 0);
 };
-const startWeaving = () => {
+const weaveNow = () => { if (state.atRest !== "none") startWeaving(false); };
+const startWeaving = (slowly = true) => {
   const run = ++weave.run, { next } = weave;
   const at = { k: view.k, x: view.x, y: view.y, sx: view.sx, sy: view.sy, width: view.width, height: view.height, ratio: ratio(), dark: isDark() };
   next.width = Math.round(view.width * at.ratio); next.height = Math.round(view.height * at.ratio);
@@ -68,7 +69,7 @@ const startWeaving = () => {
   let n = 0;
   const slice = () => {
     if (run !== weave.run) return;
-    const until = performance.now() + 7;
+    const until = slowly ? performance.now() + 7 : Infinity;
     while (n < resting.from.length && performance.now() < until) n = strands(pen, n, 48);
     if (n < resting.from.length) return void setTimeout(slice, 0);
     [weave.picture, weave.next] = [next, weave.picture];

@@ -36,9 +36,10 @@ const graph = (() => {
 
   const indexOf = new Map(island.ids.map((id, i) => [id, i]));
   const known = ids => [...new Set(ids.map(id => indexOf.get(id)).filter(i => i !== undefined))];
-  for (const [id, text] of Object.entries(island.view.labels)) if (indexOf.has(id)) label[indexOf.get(id)] = text;
+  const given = new Map(Object.entries(island.view.labels).filter(([id]) => indexOf.has(id)).map(([id, text]) => [indexOf.get(id), text]));
+  for (const [i, text] of given) label[i] = text;
   return {
-    ...island, tokens: island.tokens.length ? island.tokens : [""], size, kind, label, source, target, weight, share, entering, indexOf,
+    ...island, tokens: island.tokens.length ? island.tokens : [""], size, kind, label, given, source, target, weight, share, entering, indexOf,
     layer: integers(nodes.layer), position: integers(nodes.position), feature: integers(nodes.feature), set: integers(nodes.set),
     activation: floats(nodes.activation), influence: orZero(nodes.influence), effect: floats(nodes.effect),
     cumulative: orZero(nodes.cumulative), total: floats(nodes.total), bias: floats(nodes.bias), remainder: floats(nodes.remainder),
@@ -50,6 +51,7 @@ const graph = (() => {
   };
 })();
 const byInfluence = Array.from({ length: graph.size }, (_, i) => i).sort((a, b) => graph.influence[b] - graph.influence[a] || a - b);
+const innerNodes = byInfluence.filter(graph.inner);
 const withEffect = byInfluence.filter(i => graph.inner(i) && Number.isFinite(graph.effect[i]));  // imported graphs have none
 const strongestEffect = withEffect.toSorted((a, b) => Math.abs(graph.effect[b]) - Math.abs(graph.effect[a]));
 const largestInfluence = Math.max(1e-12, graph.influence[byInfluence.find(graph.inner)] ?? 0);

@@ -22,7 +22,7 @@ function hover(vertex, px, py) {
   const node = vertex < graph.size, promoted = node ? graph.promotes(vertex) : [];
   tip.replaceChildren(el("strong", {}, visible(title(vertex))), el("div", { class: "faint" }, where(vertex)),
     node && graph.kind[vertex] !== "logit" ? el("div", { class: sign(graph.effect[vertex]) }, `effect ${inUnits(signed(graph.effect[vertex]))}`) : "",
-    node && graph.kind[vertex] === "logit" ? el("div", {}, graph.units ? `probability ${percent(graph.activation[vertex], 1)}` : `value ${number(graph.activation[vertex])}`) : "",
+    node && graph.kind[vertex] === "logit" ? el("div", {}, toldTarget(vertex)) : "",
     promoted.length ? el("div", {}, "→ " + promoted.slice(0, 5).map(visible).join("  ")) : "");
   tip.style.left = Math.max(4, Math.min(px + 14, view.width - tip.offsetWidth - 8)) + "px";
   tip.style.top = Math.max(4, py + 14 + tip.offsetHeight > view.height ? py - tip.offsetHeight - 10 : py + 14) + "px";
@@ -31,13 +31,15 @@ function hover(vertex, px, py) {
 const pin = i => {
   if (i < 0 || i >= graph.size) return;
   if (!state.pinned.delete(i)) state.pinned.add(i);
-  decide(); panel();
+  decide(); panel(); remember();  // at once: the page may be left before what is drawn is noted
 };
+// The panel is not made anew: what is clicked on leaving the field would be gone under the pointer.
 const callIt = (i, text) => {
-  const said = text.trim();
-  if (said) named.set(i, said); else named.delete(i);
+  callBy(i, text.trim());
   haystacks[i] = undefined;
-  say(); panel(); schedule();
+  keepLabels();
+  side.querySelector("h2 bdi").textContent = visible(title(i));
+  schedule();
 };
 const collapse = (g, closed) => { state.collapsed[g] = closed; decide(); nameGroups(); };
 const nameGroups = () => groupsButton.setAttribute("aria-pressed", String(state.collapsed.every(Boolean)));
@@ -59,8 +61,8 @@ const threshold = () => {
   state.nodeCut = +nodeSlider.value; state.edgeCut = edgeShare(+edgeSlider.value);
   decide();
   if (state.selected >= 0) panel();
-  const inner = byInfluence.filter(graph.inner), shown = inner.filter(i => state.shown[i]).length;
-  nodeCount.textContent = shown === inner.length ? `all ${inner.length}` : `${shown} of ${inner.length}`;
+  const shown = state.shown.reduce((sum, one) => sum + one, 0);  // tokens and targets too, as in the panel and the files
+  nodeCount.textContent = shown === graph.size ? `all ${shown}` : `${shown} of ${graph.size}`;
   edgeCount.textContent = state.edgesShown === graph.edgeCount ? `all ${graph.edgeCount}` : `${state.edgesShown} of ${graph.edgeCount}`;
   nodeSlider.setAttribute("aria-valuetext", `up to ${percent(state.nodeCut, 0)} of the influence: ${nodeCount.textContent} nodes`);
   edgeSlider.setAttribute("aria-valuetext", `at least ${percent(state.edgeCut, 1)} of what enters a node: ${edgeCount.textContent} edges`);
@@ -96,10 +98,11 @@ const toggleEdges = () => {
   nameEdges(); restEdges(); schedule();
 };
 const nameEdges = () => { edgesButton.textContent = `Edges: ${state.atRest}`; };
-const turn = () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+const wear = theme => {
+  if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
   readColours();
 };
+const turn = () => wear(isDark() ? "light" : "dark");
 const KEYS = {
   f: fit, d: turn, e: toggleEdges, g: () => graph.groups.length && collapseAll(), p: () => pin(state.selected), i: () => follow(true), o: () => follow(false),
   n: () => jump(1), N: () => jump(-1), "+": () => zoomBy(1.3), "=": () => zoomBy(1.3), "-": () => zoomBy(1 / 1.3), "[": () => widen(1 / 1.4), "]": () => widen(1.4),

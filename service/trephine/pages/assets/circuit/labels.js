@@ -1,53 +1,55 @@
 // --- labels: names of nodes where there is room, layers at the left, tokens at the foot ---------------------
 
-const font = size => `${size}px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif`;
-const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
-const measureText = (text, size) => {
-  const key = size + text;
-  if (!widths.has(key)) { ruler.font = font(size); widths.set(key, ruler.measureText(text).width); }
-  return widths.get(key);
+// A label may be as wide as this; where that has no room, shorter. A target's is of use when only its beginning fits.
+const WIDEST = 130, SHORTER = { strong: [WIDEST, 76, 46], weak: [WIDEST, 92] };
+let labels = [];
+const onScreen = vertex => {
+  const x = screenX(vertex), y = screenY(vertex);
+  return x >= AXIS && x <= view.width && y >= 4 && y <= view.height - view.foot;
 };
-// Cut to a width by whole characters, so that no surrogate pair and few combining marks are torn.
-const shortened = (text, room, size) => {
-  const shown = visible(text);
-  if (measureText(shown, size) <= room) return shown;
-  const letters = [...shown.slice(0, 80)];
-  let low = 0, high = letters.length;
-  while (low < high) { const middle = (low + high + 1) >> 1; if (measureText(letters.slice(0, middle).join("") + "…", size) <= room) low = middle; else high = middle - 1; }
-  return low ? letters.slice(0, low).join("") + "…" : "";
-};
+const nameable = vertex => vertex >= 0 && vertex < graph.size && state.owner[vertex] === vertex && state.shown[vertex] && onScreen(vertex);
+const inside = box => box.left >= AXIS && box.left + box.width <= view.width - 2 && box.top >= 1 && box.top + box.height <= view.height - view.foot;
 
+// Glyphs have their room first. A label that covers a node or another label is left out.
 const drawLabels = (pen, focus, near) => {
-  const taken = state.groups.map(groupBox), named = new Set(), place = (vertex, strong) => {
-    if (vertex < 0 || vertex >= graph.size || named.has(vertex) || state.owner[vertex] !== vertex || !state.shown[vertex]) return;
-    if (graph.kind[vertex] === "token" && !strong) return;
-    const x = screenX(vertex), y = screenY(vertex), r = radius(vertex);
-    if (x < AXIS || x > view.width || y < 4 || y > view.height - view.foot) return;
-    const text = shortened(title(vertex), 130, 11), width = measureText(text, 11) + 6;
-    const tries = [[x + r + 3, y - 8], [x - r - 3 - width, y - 8], [x - width / 2, y - r - 19], [x - width / 2, y + r + 3]];
-    for (const [left, top] of tries) {
-      const box = { left, top, width, height: 16 };
-      if (left < AXIS || left + width > view.width - 2 || top < 1 || taken.some(other => overlap(box, other))) continue;
-      taken.push(box);
+  const room = shelf(state.groups.map(groupBox)), named = new Set();
+  const spot = (vertex, width, spared) => besides(vertex, width).map(([left, top]) => ({ left, top, width, height: HIGH }))
+    .find(box => inside(box) && room.free(box) && !covers(box, vertex, spared));
+  const place = (vertex, strong, spared = () => false) => {
+    if (!nameable(vertex) || named.has(vertex) || (graph.kind[vertex] === "token" && !strong)) return;
+    const texts = new Set(SHORTER[strong ? "strong" : "weak"].map(width => shortened(title(vertex), width, 11)));
+    for (const text of texts) {
+      const box = spot(vertex, measureText(text, 11) + 6, spared);
+      if (!box) continue;
+      room.take(box);
       named.add(vertex);
-      pen.globalAlpha = strong ? .94 : .72; pen.fillStyle = strong ? colour.panel : colour.ground;
-      pen.beginPath(); pen.roundRect(left, top, width, 16, 4); pen.fill();
-      pen.globalAlpha = 1; pen.fillStyle = strong ? colour.ink : colour.faint;
-      pen.fillText(text, left + 3, top + 8.5);
-      return;
+      labels.push({ vertex, text, ...box });
+      return writeLabel(pen, text, box, strong);
     }
   };
+  labels = [];
   pen.font = font(11); pen.textAlign = "left"; pen.textBaseline = "middle";
   place(state.selected, true);
+  for (const i of logits.filter(nameable).slice(0, MOST)) place(i, true);
   for (const i of state.pinned) place(i, true);
   if (focus >= 0 && focus !== state.selected && focus === state.hovered) place(focus, true);
-  for (const i of logits) place(i, true);
   for (const i of near.slice(0, 12)) place(i, true);
   for (const i of state.matches.slice(0, 30)) place(i, true);
+  if (state.selected >= 0) for (const i of [state.selected, ...near.slice(0, 12)]) place(i, true, dimmed(near));
   if (focus < 0 && state.inView.length - graph.tokens.length <= 70) for (const i of state.inView.toReversed()) place(i, false);
 };
 const logits = byInfluence.filter(i => graph.kind[i] === "logit");
-const overlap = (a, b) => a.left < b.left + b.width && b.left < a.left + a.width && a.top < b.top + b.height && b.top < a.top + a.height;
+// Where a node is chosen, others are faint, and its label and its neighbours' may lie on those if nothing else is free.
+const dimmed = near => {
+  const bright = new Set([state.selected, state.hovered, ...near, ...state.pinned, ...state.matches, ...logits]);
+  return i => !bright.has(i);
+};
+const writeLabel = (pen, text, box, strong) => {
+  pen.globalAlpha = strong ? .94 : .72; pen.fillStyle = strong ? colour.panel : colour.ground;
+  pen.beginPath(); pen.roundRect(box.left, box.top, box.width, HIGH, 4); pen.fill();
+  pen.globalAlpha = 1; pen.fillStyle = strong ? colour.ink : colour.faint;
+  pen.fillText(text, box.left + 3, box.top + 8.5);
+};
 
 const drawAxis = pen => {
   pen.fillStyle = colour.ground; pen.globalAlpha = .88; pen.fillRect(0, 0, AXIS - 2, view.height); pen.globalAlpha = 1;

@@ -2,8 +2,8 @@
 // A layer has a band for each of its sets, those that feed the others there below, so that every edge goes upwards.
 
 const layout = (() => {
-  const STEP = 15, ROW = 14, BAND = 26, GAP = 14, EMPTY = 12, NARROWEST = 34;
-  const inner = byInfluence.filter(graph.inner), features = inner.filter(i => graph.kind[i] === "feature"), orders = ordersOfSets();
+  const STEP = 15, ROW = 14, TARGET_STEP = 44, WIDEST_STEP = 78, TARGET_ROW = 24, BAND = 26, GAP = 14, EMPTY = 12, NARROWEST = 34;
+  const inner = innerNodes, features = inner.filter(i => graph.kind[i] === "feature"), orders = ordersOfSets();
   const rankInLayer = i => orders.inLayer(graph.layer[i])[graph.set[i]];
   const lowest = new Map();  // rank in a layer: errors, which nothing enters, lie with the set below all others
   for (const i of features) lowest.set(graph.layer[i], Math.min(lowest.get(graph.layer[i]) ?? Infinity, rankInLayer(i)));
@@ -25,13 +25,17 @@ const layout = (() => {
     if (!cells.has(key)) cells.set(key, []);
     cells.get(key).push(i);
   }
-  // A crowded cell is about twice as wide as high.
-  const perRow = count => Math.max(1, Math.min(count, Math.ceil(Math.sqrt(2 * count))));
+  // A crowded cell is about twice as wide as high. Targets have room for their names between them.
+  const perRow = (b, count) => Math.max(1, Math.min(count, b === top && count > 4 ? Math.ceil(Math.sqrt(count)) : Math.ceil(Math.sqrt(2 * count))));
+  // Two have room at their sides.
+  const nameOf = i => measureText(shortened(title(i), WIDEST_STEP, 11), 11) + 34;
+  const targetStep = members => members.length < 3 ? TARGET_STEP : Math.min(WIDEST_STEP, Math.max(TARGET_STEP, ...members.map(nameOf)));
+  const stepOf = (b, members) => b === top ? targetStep(members) : STEP, rowOf = b => b === top ? TARGET_ROW : ROW;
   const width = new Float64Array(graph.tokens.length).fill(EMPTY), height = new Float64Array(top + 1).fill(BAND);
   for (const [key, members] of cells) {
-    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(members.length);
-    if (b) width[c] = Math.max(width[c], NARROWEST, wide * STEP);
-    height[b] = Math.max(height[b], Math.ceil(members.length / wide) * ROW + 10);
+    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(b, members.length);
+    if (b) width[c] = Math.max(width[c], NARROWEST, (wide - 1) * stepOf(b, members) + STEP);
+    height[b] = Math.max(height[b], (Math.ceil(members.length / wide) - 1) * rowOf(b) + ROW + 10);
   }
   const start = new Float64Array(width.length + 1), bandTop = new Float64Array(top + 2);
   for (let c = 0; c < width.length; c++) start[c + 1] = start[c] + width[c] + GAP;
@@ -39,12 +43,12 @@ const layout = (() => {
 
   const x = new Float64Array(graph.size + graph.groups.length), y = new Float64Array(x.length);
   for (const [key, members] of cells) {
-    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(members.length);
-    const rows = Math.ceil(members.length / wide);
+    const b = Math.floor(key / graph.tokens.length), c = key % graph.tokens.length, wide = perRow(b, members.length);
+    const step = stepOf(b, members), rows = Math.ceil(members.length / wide);
     members.forEach((i, order) => {
       const row = Math.floor(order / wide), inRow = Math.min(wide, members.length - row * wide);
-      x[i] = start[c] + GAP / 2 + width[c] / 2 + (order % wide - (inRow - 1) / 2) * STEP;
-      y[i] = bandTop[b] + height[b] / 2 + (row - (rows - 1) / 2) * ROW;
+      x[i] = start[c] + GAP / 2 + width[c] / 2 + (order % wide - (inRow - 1) / 2) * step;
+      y[i] = bandTop[b] + height[b] / 2 + (row - (rows - 1) / 2) * rowOf(b);
     });
   }
   graph.groups.forEach((group, g) => {

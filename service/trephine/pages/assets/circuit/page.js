@@ -1,9 +1,9 @@
 // --- beginning, and what others may read ---------------------------------------------------------------------------
 
 const vertexOf = id => graph.indexOf.get(id) ?? (/^group \d+$/.test(id) ? graph.size + +id.slice(6) : -1);
-const lowest = byInfluence.filter(graph.inner).reduce((least, i) => Math.min(least, graph.cumulative[i]), 1);
+const lowest = innerNodes.reduce((least, i) => Math.min(least, graph.cumulative[i]), 1);
 document.getElementById("legend").open = innerWidth > 860;
-if (withEffect.length < byInfluence.filter(graph.inner).length) document.querySelector("#legend ul").append(el("li", {}, el("i", { class: "faint" }, "●"), "effect not known"));
+if (withEffect.length < innerNodes.length) document.querySelector("#legend ul").append(el("li", {}, el("i", { class: "faint" }, "●"), "effect not known"));
 if (several) document.querySelector("#legend ul").append(...layout.key.map(([letter, name]) => el("li", { class: "set" }, el("i", {}, letter), name)));
 nodeSlider.min = Math.floor(lowest * 100) / 100;
 groupsButton.hidden = !graph.groups.length;
@@ -18,8 +18,22 @@ new ResizeObserver(() => {
   fitted = true;
   schedule();
 }).observe(frame);
-measure(); readColours(); threshold(); fit(); panel(); recall();
+recallLabels(); measure(); readColours(); threshold(); fit(); panel(); recall(); takeFocus();
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", () => schedule());
+
+// Arrow keys and Home work at once. In a frame, as of a notebook, the focus stays where the reader has it.
+function takeFocus() {
+  const top = window === window.top || document.hasFocus();
+  if (top && [null, document.body].includes(document.activeElement)) over.focus({ preventScroll: true });
+}
+const skip = document.getElementById("skip");
+skip.addEventListener("click", event => { event.preventDefault(); over.focus(); });  // the address says what is chosen
+
+// A page is printed dark on light, whatever it is on the screen.
+let worn;
+addEventListener("beforeprint", () => { worn = document.documentElement.dataset.theme; wear("light"); weaveNow(); draw(); });
+addEventListener("afterprint", () => wear(worn));
+addEventListener("beforeunload", remember);  // what was chosen last may not have been noted yet
 
 // What was chosen is in the address, so that a bookmark or a link shows it again.
 function recall() {
@@ -58,6 +72,8 @@ window.trephine = Object.freeze({
   get hovered() { return state.hovered < 0 ? null : idOf(state.hovered); },
   get pinned() { return [...state.pinned].map(idOf); },
   get said() { return saidHere(); },
+  /** The labels that are drawn, in pixels of the page. */
+  get labels() { const at = over.getBoundingClientRect(); return labels.map(({ vertex, left, top, ...rest }) => ({ id: idOf(vertex), left: at.left + left, top: at.top + top, ...rest })); },
   get matches() { return state.matches.map(idOf); },
   get groups() { return graph.groups.map((group, g) => ({ label: group.label, members: group.members.map(idOf), collapsed: state.collapsed[g] })); },
   get transform() { return { k: view.k, x: view.x, y: view.y }; },
@@ -68,7 +84,7 @@ window.trephine = Object.freeze({
   /** Names of the bands between tokens and targets, from below. */
   get bands() { return [...layout.names]; },
   /** Where a node or supernode is, in pixels of the page. */
-  spot(id) { const box = over.getBoundingClientRect(), vertex = vertexOf(id); return { x: box.left + screenX(vertex), y: box.top + screenY(vertex) }; },
+  spot(id) { const box = over.getBoundingClientRect(), vertex = vertexOf(id); return { x: box.left + screenX(vertex), y: box.top + screenY(vertex), r: vertex < graph.size ? radius(vertex) : 0 }; },
   node(id) {
     const i = graph.indexOf.get(id);
     return { id, kind: graph.kind[i], layer: graph.layer[i], position: graph.position[i], feature: graph.feature[i], set: graph.kind[i] === "feature" ? setOf(i) : null, activation: graph.activation[i], influence: graph.influence[i],

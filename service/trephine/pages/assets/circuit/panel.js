@@ -1,9 +1,10 @@
 // --- side panel: the circuit, a node or a supernode, and what is known of the feature -----------------------
 
 const side = document.getElementById("side");
-const linkRow = (vertex, value, ink) => el("li", {}, el("button", { type: "button", onclick: () => select(vertex, true), onmouseenter: () => hover(vertex), onmouseleave: () => hover(-1) },
-  el("span", { class: "weight " + ink }, value),
-  el("span", { class: "what" }, el("bdi", {}, visible(title(vertex))), el("span", { class: "faint" }, ` · ${where(vertex)}`))));
+const row = (vertex, how, ...cells) => el("li", {}, el("button", { type: "button", ...how, onclick: () => select(vertex, true), onmouseenter: () => hover(vertex), onmouseleave: () => hover(-1) }, ...cells));
+const nameAndPlace = vertex => [el("bdi", {}, visible(title(vertex))), el("span", { class: "faint" }, ` · ${where(vertex)}`)];
+const linkRow = (vertex, value, ink) => row(vertex, {}, el("span", { class: "weight " + ink }, value), el("span", { class: "what" }, ...nameAndPlace(vertex)));
+const targetRow = i => row(i, { class: "told" }, el("span", { class: "what" }, ...nameAndPlace(i)), el("span", { class: "faint" }, toldTarget(i)));
 const edgeList = (list, incoming, limit = 12) => {
   if (!list.length) return el("p", { class: "note" }, "none among what is shown");
   const rows = list.map(([other, weight]) => [other, signed(weight), sign(weight)]);
@@ -30,13 +31,17 @@ const enteringFacts = i => groupOf(i) || !Number.isFinite(graph.total[i]) ? [] :
   ["sum of all that enters", number(graph.total[i])], ["of that: constants", number(graph.bias[i])],
   ["of that: sources not in the graph", number(graph.remainder[i])]])];
 const pinButton = i => el("button", { type: "button", "aria-pressed": String(state.pinned.has(i)), title: "Pin (p)", onclick: () => pin(i) }, state.pinned.has(i) ? "Unpin" : "Pin");
-const nameField = i => el("input", { type: "text", class: "name", "aria-label": "Call it", placeholder: "call it …", maxlength: "200", value: named.get(i) ?? "",
-  title: "Enter keeps it", onchange: event => callIt(i, event.target.value) });
+// Every letter is kept as it is typed: a page may be left at any time. A given label can be changed, not taken away.
+const nameField = i => el("input", { type: "text", class: "name", "aria-label": "Call it", placeholder: "call it …", maxlength: "200", value: named.get(i) ?? given(i),
+  title: "Kept in this tab; save it for good from the circuit's panel",
+  oninput: event => callIt(i, event.target.value),
+  onchange: event => { event.target.value = named.get(i) ?? given(i); say(); } });
 // Pins and labels as `trephine circuits annotations --import` reads them: qParams of the JSON document.
 const saidHere = () => ({ pinnedIds: [...state.pinned].map(idOf), supernodes: [], clerps: [...named].map(([i, text]) => [idOf(i), text]) });
 const saveSaid = () => {
   const link = el("a", { href: URL.createObjectURL(new Blob([JSON.stringify(saidHere(), null, 1)], { type: "application/json" })), download: "said.json" });
   link.click();
+  unkept = false;
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
 const saveButton = () => el("p", { class: "actions" }, el("button", { type: "button", id: "save", onclick: saveSaid }, "Save pins and labels"),
@@ -50,7 +55,8 @@ const nodePanel = i => {
       ["kind", kindWord(i)], several && kind === "feature" ? ["set", setOf(i)] : null, ["where", where(i)],
       at >= 0 && kind !== "token" && !graph.across ? ["token there", el("span", { class: "token" }, visible(graph.tokens[at] ?? ""))] : null,
       kind === "token" ? ["vocabulary id", String(graph.feature[i])] : null,
-      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [graph.units ? "probability" : "value", number(graph.activation[i])] : null,
+      kind === "feature" ? ["activation", number(graph.activation[i])] : kind === "logit" ? [valueWord(), valueOf(i)] : null,
+      kind === "logit" && shareOf(i) !== undefined ? ["share of what is explained", percent(shareOf(i), 1)] : null,
       kind === "logit" || graph.across ? null : ["effect on target (estimate)", inUnits(signed(graph.effect[i])), sign(graph.effect[i])],
       ["influence", percent(graph.influence[i], 2)],
       address(i) ? ["in commands", el("span", { class: "mono" }, address(i))] : null,
@@ -80,9 +86,11 @@ const contextRow = context => el("li", {}, el("span", { class: "value" }, number
   return cell;
 })));
 
+const sumOver = (group, values) => group.members.reduce((total, i) => total + values[i], 0);
+const groupRow = (group, g) => { const effect = sumOver(group, graph.effect); return linkRow(graph.size + g, signed(effect), sign(effect)); };
 const groupPanel = vertex => {
   const g = vertex - graph.size, group = groupOf(vertex), members = group.members;
-  const sum = values => members.reduce((total, i) => total + values[i], 0);
+  const sum = values => sumOver(group, values);
   return [
     el("h2", {}, el("bdi", {}, title(vertex))),
     facts([["kind", "supernode"], ["members here", String(members.length)], ["effects, summed", inUnits(signed(sum(graph.effect))), sign(sum(graph.effect))], ["influence, summed", percent(sum(graph.influence), 2)]]),
@@ -100,20 +108,23 @@ const measured = ({ measured: way, edges, spearman, comparisons, how }) => [
     ...comparisons.map(([baseline, found, standing]) => [`${standing.toLowerCase()} ${baseline}`, interval(found)])]),
   el("p", { class: "note" }, how),
 ];
+// Figures are those of the whole graph; where a part of it is shown, they say so.
+const wholeGraph = graph.extent.part ? "whole graph" : "graph";
 const overview = () => [
   el("h2", {}, "This circuit"), facts([
     graph.across ? null : ["target on this prompt", inUnits(number(graph.figures.baseline))], several ? ["features of", graph.sets.join(", ")] : null,
-    ["nodes here, of found", `${graph.size} of ${graph.all.nodes}`], ["edges here, of found", `${graph.edgeCount} of ${graph.all.edges}`],
+    [`nodes here, of ${graph.extent.of}`, `${graph.size} of ${graph.all.nodes}`], [`edges here, of ${graph.extent.of}`, `${graph.edgeCount} of ${graph.all.edges}`],
     ...(graph.across ? [
       ["measured between", `${graph.across.candidates.toLocaleString("en")} of ${graph.across.active.toLocaleString("en")} active`],
       graph.across.coverage ? ["direct effects that edges carry", interval(graph.across.coverage)] : null,
       graph.across.overlap === null ? null : ["edges that both halves keep", percent(graph.across.overlap, 0)],
-    ] : [["influence inside the graph", percent(graph.figures.selected, 1)], ["influence through errors", percent(graph.figures.error, 1)]]),
+    ] : [[`influence inside the ${wholeGraph}`, percent(graph.figures.selected, 1)], [`influence through errors${graph.extent.part ? `, ${wholeGraph}` : ""}`, percent(graph.figures.error, 1)]]),
   ]),
+  ...graph.extent.told.map(text => el("p", { class: "note extent" }, text)),
   ...(graph.across ? graph.across.transfer.flatMap(measured) : []),
   ...listed("Pinned", [...state.pinned], 20), ...listed("Called here", [...named.keys()], 20),
   state.pinned.size || named.size ? saveButton() : null,
-  ...(graph.groups.length ? [el("h2", {}, "Supernodes"), el("ol", { class: "edges" }, ...graph.groups.map((group, g) => linkRow(graph.size + g, `${group.members.length} nodes`, "faint")))] : []),
+  ...(graph.groups.length ? [el("h2", {}, "Supernodes"), el("ol", { class: "edges" }, ...graph.groups.map(groupRow))] : []),
   ...listed(graph.across ? "Logits" : "Targets", logits.length > 1 ? logits : [], 10),
   ...listed("Largest estimated effects", strongestEffect, 14),
   ...(graph.quality ? [el("h2", {}, "Estimates against real ablations"), facts([
@@ -124,4 +135,4 @@ const overview = () => [
   el("p", { class: "note mono" }, `${graph.name} · ${graph.model} · ${graph.weights.slice(0, 12)} · edges: ${graph.rule}`),
 ];
 const listed = (name, nodes, limit) => nodes.length ? [el("h2", {}, name), el("ol", { class: "edges" }, ...nodes.slice(0, limit).map(i =>
-  graph.kind[i] === "logit" ? linkRow(i, graph.units ? percent(graph.activation[i], 1) : number(graph.activation[i]), "faint") : linkRow(i, signed(graph.effect[i]), sign(graph.effect[i]))))] : [];
+  graph.kind[i] === "logit" ? targetRow(i) : linkRow(i, signed(graph.effect[i]), sign(graph.effect[i]))))] : [];

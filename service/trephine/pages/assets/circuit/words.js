@@ -10,9 +10,28 @@ const percent = (share, digits) => Number.isFinite(share) ? (100 * share).toFixe
 const signed = value => (value > 0 ? "+" : "") + number(value);
 const inUnits = text => graph.units ? `${text} ${graph.units}` : text;
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+// What is above 0 is not shown as 0.
+const likely = share => share > 0 && share < .0005 ? "< 0.1 %" : percent(share, 1);
 const sign = value => Number.isNaN(value) ? "faint" : value >= 0 ? "plus" : "minus";  // what is not known has no sign
 // Spaces at the ends, several in a row and line ends are part of a token and must be seen.
 const visible = text => text.replace(/^ | $| (?= )|(?<= ) /g, "␣").replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+
+const font = size => `${size}px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif`;
+const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
+const measureText = (text, size) => {
+  const key = size + text;
+  if (!widths.has(key)) { ruler.font = font(size); widths.set(key, ruler.measureText(text).width); }
+  return widths.get(key);
+};
+// Cut to a width by whole characters, so that no surrogate pair and few combining marks are torn.
+const shortened = (text, room, size) => {
+  const shown = visible(text);
+  if (measureText(shown, size) <= room) return shown;
+  const letters = [...shown.slice(0, 80)];
+  let low = 0, high = letters.length;
+  while (low < high) { const middle = (low + high + 1) >> 1; if (measureText(letters.slice(0, middle).join("") + "…", size) <= room) low = middle; else high = middle - 1; }
+  return low ? letters.slice(0, low).join("") + "…" : "";
+};
 
 // Of a feature its set; where a graph spans several, an index alone does not name a feature.
 const setOf = i => graph.sets[graph.set[i]], several = graph.sets.length > 1;
@@ -39,6 +58,13 @@ const site = i => graph.feature[i] < -1 ? `:${graph.sites[-1 - graph.feature[i]]
 const address = i => ({
   feature: `${indexed(i)}@${graph.position[i]}`, error: `error:${graph.layer[i]}${site(i)}@${graph.position[i]}`, token: `token@${graph.position[i]}`,
 })[graph.kind[i]];
+// Of a target its part of what is explained, and what the model gives it on the prompt: each number with its word.
+const valueWord = () => graph.units ? "probability" : "value";
+const valueOf = i => graph.units ? likely(graph.activation[i]) : number(graph.activation[i]);
+const shareOf = i => graph.across ? undefined : graph.shares[i];  // over many texts no quantity is explained
+const toldTarget = i => [
+  shareOf(i) === undefined ? "" : `share ${percent(shareOf(i), 0)}`, Number.isFinite(graph.activation[i]) ? `${valueWord()} ${valueOf(i)}` : "",
+].filter(Boolean).join(", ");
 const named = new Map();  // what nodes are called in this page, by number
 const title = vertex => {
   const group = groupOf(vertex);
