@@ -24,7 +24,7 @@ if (document.readyState === "loading") document.addEventListener("DOMContentLoad
 // Arrow keys and Home work at once. In a frame, as of a notebook, the focus stays where the reader has it.
 function takeFocus() {
   const top = window === window.top || document.hasFocus();
-  if (top && [null, document.body].includes(document.activeElement)) over.focus({ preventScroll: true });
+  if (top && [null, document.body].includes(document.activeElement)) over.focus({ preventScroll: true, focusVisible: false });
 }
 const skip = document.getElementById("skip");
 skip.addEventListener("click", event => { event.preventDefault(); over.focus(); });  // the address says what is chosen
