@@ -162,7 +162,6 @@ class EdgeTargets:
             position=position,
             directions=vector,
             scale=torch.ones_like(vector[:, 0]),
-            only_heads_of=site.layer if site.kind is SiteKind.ATTN_OUT else None,
         )
         return self._framed(probe, ("direction",), place_of(site), estimated=False)
 
