@@ -214,9 +214,13 @@ class PathFactors(google.protobuf.message.Message):
     DEPENDENT_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     readout: builtins.str
-    """What the target reads with: `encoder`, `logit`, or a neuron's `gate` or `read`."""
+    """What the target reads with: `encoder`, `encoder through the linearised MLP`, `logit`, `direction`, a gated
+    neuron's `gate` and `read`, or a side of an attention score, `query` and `key`.
+    """
     invariant: builtins.float
-    """Virtual weight, decided by the model's weights alone; unset where the source is an error term."""
+    """Decided by the model's weights alone: decoder, OV matrices, norm gains, encoder. Unset where the source is an
+    error term, and where the read-out depends on the prompt: a side of a score, a linearised MLP.
+    """
     dependent: builtins.float
     """Activation, patterns, norm scales, a neuron's coefficient of the half rule."""
     weight: builtins.float
@@ -359,7 +363,7 @@ class ExplainedEdge(google.protobuf.message.Message):
     paths_remainder: builtins.float
     """What other paths carry."""
     estimated: builtins.bool
-    """True if edges into the target are estimates (half rule)."""
+    """True if the target is a neuron (half rule), a feature read through a linearised MLP, or an attention score."""
     @property
     def ends(self) -> global___EdgeEnds:
         """Source and target."""

@@ -46,8 +46,8 @@ class Factors:
     """A part of a path's weight as a product (Dunefsky et al. 2024): weight = invariant * dependent."""
 
     readout: str
-    """What the target reads with: `encoder`, `logit`, `direction`, a gated neuron's `gate` and `read`, or a
-    side of an attention score, `query` and `key`."""
+    """What the target reads with: `encoder`, also through a linearised MLP, `logit`, `direction`, a gated
+    neuron's `gate` and `read`, or a side of an attention score, `query` and `key`."""
     invariant: float | None
     """Virtual weight: decoder, OV matrices, norm gains, encoder. Decided by the model's weights alone. None
     where the source is an error term, or the read-out another side's, which the input makes."""
@@ -99,7 +99,8 @@ class ExplainedEdge:
     """Largest absolute weight first, found greedily."""
     paths_remainder: float
     estimated: bool
-    """True if the target is a neuron, whose edges follow the half rule, or an attention score."""
+    """True if the target is a neuron (half rule), a feature read through a linearised MLP, or an attention
+    score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

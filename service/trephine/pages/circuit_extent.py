@@ -19,7 +19,7 @@ def told_extent(circuit: Circuit, kept: PrunedNodes, provenance: Provenance) -> 
     return {
         # Figures of an imported circuit are not those of the graph that its file was written from.
         "part": bool(shown or (stored and provenance.origin != "imported")),
-        "of": "found" if provenance.origin == "discovered" else "those stored",
+        "of": "those stored" if stored or provenance.origin != "discovered" else "found",
         "told": [printable(one) for one in (*stored, *shown)],
     }
 
@@ -36,7 +36,8 @@ def _stored(circuit: Circuit, provenance: Provenance) -> list[str]:
         case "imported":
             return [f"Imported, {provenance.how}: it may be a part of a larger graph."]
         case "discovered":
-            return [f"Pruned when it was found: {left}."] if left else []
+            how = _joined(provenance.how, left)
+            return [f"Pruned when it was found: {how}."] if how else []
 
 
 def _shown(circuit: Circuit, kept: PrunedNodes) -> list[str]:

@@ -36,6 +36,7 @@ def test_a_page_that_leaves_nodes_out_says_how():
     ("provenance", "chosen", "part", "said"),
     [
         (Provenance(), 9, True, "Pruned when it was found: 2 of 9 features are left."),
+        (Provenance(how="at most 4 edges"), 2, True, "Pruned when it was found: at most 4 edges."),
         (
             Provenance(origin="pruned", parent=PARENT, how="node threshold 0.5, 3 pinned nodes kept"),
             9,
@@ -55,7 +56,7 @@ def test_a_page_that_leaves_nodes_out_says_how():
             "Imported, a file written by circuit-tracer: it may be a part of a larger graph.",
         ),
     ],
-    ids=["at once", "pruned", "pruned import", "import"],
+    ids=["at once", "at once, edges alone", "pruned", "pruned import", "import"],
 )
 def test_a_stored_part_says_of_what(provenance, chosen, part, said):
     """Of which circuit and how; figures of an import are those of its own edges."""
@@ -63,7 +64,7 @@ def test_a_stored_part_says_of_what(provenance, chosen, part, said):
     circuit = replace(circuit, figures=replace(circuit.figures, selected_features=chosen))
     told = told_extent(circuit, everything(), provenance)
     assert (told["part"], told["told"]) == (part, [said])
-    assert told["of"] == ("found" if provenance.origin == "discovered" else "those stored")
+    assert told["of"] == "those stored"
 
 
 def test_a_hostile_file_is_named_without_its_controls():

@@ -63,7 +63,7 @@ class PathFactors(WireValue):
 
     readout: str
     invariant: float | None
-    """Virtual weight, decided by the model's weights alone; None where the source is an error term."""
+    """None where the source is an error term, or the read-out depends on the prompt."""
     dependent: float
     weight: float
 

@@ -195,9 +195,8 @@ def merged(before: Annotations, new: Annotations) -> Annotations:
     labels = {label.node: label for label in before.labels}
     labels |= {one.node: one for one in new.labels if before.texts.get(one.node) != one.text}
     said = Annotations(pins=_by_node(pins.values()), labels=_by_node(labels.values()), groups=before.groups)
-    there = {(one.name, one.nodes) for one in before.groups}
     for one in new.groups:  # in turn: of two with one name, or one node, the later has it
-        if (one.name, one.nodes) not in there:
+        if (one.name, one.nodes) not in {(each.name, each.nodes) for each in said.groups}:
             said = _with_groups(said, (one,))
     return said
 

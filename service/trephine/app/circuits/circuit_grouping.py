@@ -76,6 +76,12 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
     _require(how)
     circuit = stored.circuit
     chosen = _most_influential(circuit, how.max_nodes)
+    if len(chosen) < 2:
+        features = "no feature" if not chosen else "one feature"
+        raise NothingMatchedError(
+            f"the circuit has {features}, and a group takes two: discover it with more nodes, or prune less",
+            field="name",
+        )
     if how.basis == "edges":
         pairs = await asyncio.to_thread(_pairs_by_edges, circuit, chosen, how)
     elif stored.provenance.is_foreign:
@@ -85,12 +91,6 @@ async def found_groups(stored: StoredCircuit, how: AutomaticGroups, models: Mode
         )
     else:
         pairs = await _pairs_by_direction(circuit, chosen, how, models)
-    if len(chosen) < 2:
-        features = "no feature" if not chosen else "one feature"
-        raise NothingMatchedError(
-            f"the circuit has {features}, and a group takes two: discover it with more nodes, or prune less",
-            field="name",
-        )
     linked = await asyncio.to_thread(_linked, circuit, chosen, pairs, how)
     if not linked.clusters:
         raise NothingMatchedError(

@@ -20,11 +20,11 @@ from math import nan
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trephine.app.circuits.circuit_queries import Wiring, influence_of
 from trephine.app.circuits.imported_figures import imported_figures
-from trephine.app.circuits.imported_nodes import with_told
+from trephine.app.circuits.imported_nodes import Figure, with_told
 from trephine.app.circuits.imported_targets import imported_targets
 from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
@@ -51,8 +51,6 @@ _KINDS = {
 """By `feature_type`; every other type is some kind of feature."""
 _ORDER = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN, NodeKind.LOGIT)
 _LAST = _ORDER.index(NodeKind.LOGIT)
-_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
-"""Weights are stored as float32: a larger one would be infinite, and so would be every influence."""
 _IMPORTED = "Imported from a file: nothing about it was verified here; influences follow from its edges."
 _IMPORTED_SHARES = (
     "Imported from a file: nothing about it was verified here; figures and influences are the file's."
@@ -78,7 +76,7 @@ class _FileNode(BaseModel):
 class _FileLink(BaseModel):
     source: str
     target: str
-    weight: float = Field(ge=-_LARGEST_WEIGHT, le=_LARGEST_WEIGHT, allow_inf_nan=False)
+    weight: Figure
 
 
 class _FileMetadata(BaseModel):
@@ -115,7 +113,7 @@ def read_graph(data: bytes) -> ImportedGraph:
     measured = imported_figures(_told(file.metadata))
     nodes, places = _nodes(file, targets_needed=measured is None)
     edges, doubtful = _edges(file, nodes, places)
-    told, rows = with_told(nodes, _in_order(places), _told(file.metadata))
+    told, rows = with_told(nodes, _in_order(places), edges, _told(file.metadata))
     model, (replacement, *beside) = _model(file.metadata), _sets(file.metadata)
     targets, asked = imported_targets(nodes, _told(file.metadata))
     shares = None if measured is None else measured.of(_in_order(places))

@@ -72,7 +72,7 @@ class CircuitViews:
         )
 
     async def import_graph(self, artifact: str) -> StoredCircuit:
-        """Store a graph of another tool as a read-only circuit, with the annotations that its file has.
+        """Store a graph file, of another tool or ours, as a read-only circuit, with the file's annotations.
 
         The same file again returns the same circuit.
 

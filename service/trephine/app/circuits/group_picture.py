@@ -34,7 +34,9 @@ def picture_figures(circuit: Circuit, partition: Partition | None = None) -> Pic
     replacement, completeness = None, None
     if circuit.across is None:
         kinds = np.array([node.kind.value for node in circuit.nodes])
-        at_start = (kinds == NodeKind.ERROR.value) & np.array([node.position == 0 for node in circuit.nodes])
+        at_start = (kinds == NodeKind.ERROR.value) & np.array(
+            [node.position == 0 for node in circuit.nodes], np.bool_
+        )
         source, target, mass = _edges(circuit, column, ~at_start[numbers(circuit.edges.source)])
         error = _only(column, width, kinds == NodeKind.ERROR.value)
         token = _only(column, width, kinds == NodeKind.TOKEN.value)

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from trephine.app.circuits.pruning import Floats, numbers
 from trephine.domain.arrays import Array
-from trephine.domain.circuits import Node, Rows
+from trephine.domain.circuits import Edges, Node, Rows
 from trephine.domain.errors import InvalidRequestError
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Figures are stored as float32: a larger one would be infinite, and so would be what follows from it."""
+Figure = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class _Told(BaseModel):
-    """A node as `pages.circuit_figures` writes it."""
+    """A node as `pages.circuit_figures` writes it, but for what follows from its edges."""
 
-    effect: float = Field(default=nan, allow_inf_nan=False)
-    total: float | None = Field(default=None, allow_inf_nan=False)
-    bias: float = Field(default=nan, allow_inf_nan=False)
-    remainder: float = Field(default=nan, allow_inf_nan=False)
+    effect: Figure = nan
+    total: Figure | None = None
+    bias: Figure = nan
     promotes: tuple[str, ...] = ()
     suppresses: tuple[str, ...] = ()
 
@@ -30,17 +34,20 @@ _NODES = TypeAdapter(dict[str, _Told])
 
 
 def with_told(
-    nodes: Sequence[Node], ids: Sequence[str], told: Mapping[str, Any]
+    nodes: Sequence[Node], ids: Sequence[str], edges: Edges, told: Mapping[str, Any]
 ) -> tuple[tuple[Node, ...], Rows]:
     """Return nodes with what the file says of them, and the rows of those that something enters.
 
+    What edges do not carry is in the remainder, of a file from which somebody took nodes or links, too.
+
     Args:
         nodes: Of the graph.
-        ids: Theirs in the file, in their order.
+        ids: Theirs in the file, in their order. What is said of others is of nodes that are gone.
+        edges: Of the graph.
         told: What a file of ours says in `metadata.info`; nothing of another's.
 
     Raises:
-        InvalidRequestError: If what it says is no such thing, or of a node that is not there.
+        InvalidRequestError: If what it says is no such thing.
     """
     try:
         found = _NODES.validate_python(told.get("nodes") or {})
@@ -52,19 +59,17 @@ def with_told(
             f"{first['msg']}",
             field="artifact",
         ) from error
-    strangers = found.keys() - set(ids)
-    if strangers:
-        raise InvalidRequestError(
-            f"the file's metadata.info.nodes tells of {min(strangers)!r}, which is none of its nodes",
-            field="artifact",
-        )
     said = [found.get(one, _NOTHING) for one in ids]
     rows = [place for place, one in enumerate(said) if one.total is not None]
+    total, bias = (
+        np.array([getattr(said[place], name) for place in rows], np.float64) for name in ("total", "bias")
+    )
+    carried = np.bincount(numbers(edges.target), weights=numbers(edges.weight), minlength=len(nodes))[rows]
     return tuple(map(_with, nodes, said)), Rows(
         target=_column(rows, "<i4"),
-        total=_column([said[place].total for place in rows], "<f4"),
-        bias=_column([said[place].bias for place in rows], "<f4"),
-        remainder=_column([said[place].remainder for place in rows], "<f4"),
+        total=_column(total, "<f4"),
+        bias=_column(bias, "<f4"),
+        remainder=_column(total - bias - carried, "<f4"),
     )
 
 
@@ -75,6 +80,6 @@ def _with(node: Node, told: _Told) -> Node:
     return replace(node, effect=told.effect, promotes=told.promotes, suppresses=told.suppresses)
 
 
-def _column(values: Sequence[float | None], kind: str) -> Array:
+def _column(values: Sequence[int] | Floats, kind: str) -> Array:
     column = np.asarray(values, kind)
     return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]

@@ -186,6 +186,9 @@ class EdgeTargets:
     def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
         cuts = () if self.active is None else self.active.cuts
         cut = max((cut for cut in cuts if cut < place), default=EMBEDDING - 1)
+        if probe.reading is Reading.BEFORE_CUT and probe.layer > 0:
+            # The stream before a block is the stream after the last: read below a dictionary there, too.
+            probe = replace(probe, layer=probe.layer - 1, reading=Reading.POST_BEFORE_CUT)
         return EdgeTarget(probe=probe, readouts=readouts, cut=cut, estimated=estimated)
 
 

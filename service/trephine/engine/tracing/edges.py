@@ -32,6 +32,9 @@ from trephine.engine.tracing.edge_ends import EdgeSource, EdgeWork
 from trephine.engine.tracing.edge_targets import EdgeTarget
 from trephine.engine.verification.subject import check_circuit, opened_layers, unknown_set_caveats
 
+_EVERY = 1 << 30
+"""More hops than there are."""
+
 
 def explain_edges(
     session: Session, command: ExplainEdges
@@ -85,10 +88,11 @@ def _check_nodes(circuit: Circuit, edges: tuple[tuple[int, int], ...]) -> None:
                     field=f"edges[{number}].{name}",
                 )
         if circuit.nodes[edge[0]].kind is NodeKind.LOGIT:
-            raise InvalidRequestError("a logit is no source", field=f"edges[{number}].source")
+            raise InvalidRequestError("what a circuit explains is no source", field=f"edges[{number}].source")
         if circuit.nodes[edge[1]].kind not in (NodeKind.FEATURE, NodeKind.LOGIT):
             raise InvalidRequestError(
-                "only features and logits are targets: nothing is traced into errors and tokens",
+                "only features and what the circuit explains are targets: nothing is traced into errors and "
+                "tokens",
                 field=f"edges[{number}].target",
             )
 
@@ -132,8 +136,9 @@ def _explain(
 def _heads(searches: Sequence[EdgeSearch], most: int, amount: float) -> tuple[HeadShare, ...]:
     """Return the heaviest last hops; what two sides of a score read through one head is one share."""
     summed: dict[Hop, float] = {}
+    each = most if len(searches) == 1 else _EVERY  # a hop that is light on either side may be heavy on both
     for search in searches:
-        for hop, weight in search.hops(search.target, most):
+        for hop, weight in search.hops(search.target, each):
             summed[hop] = summed.get(hop, 0.0) + weight * amount
     shares = (HeadShare(hop=hop, weight=weight) for hop, weight in summed.items())
     return tuple(nlargest(most, shares, key=lambda share: abs(share.weight)))

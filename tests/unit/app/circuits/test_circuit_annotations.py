@@ -116,6 +116,19 @@ async def test_what_was_said_already_keeps_its_author(tmp_path):
     assert [(one.text, one.author) for one in said.labels if one.node == 2] == [("other cities", "carl")]
 
 
+async def test_a_group_that_was_there_is_made_anew_if_another_took_its_nodes(tmp_path):
+    """Groups are brought in in turn: the later has the node, though it was there before."""
+    here, ids = house(tmp_path), node_ids(layered())
+    say, name = here.circuit_annotations, (await here.circuits.save(layered(), circuit_id="c1")).name
+    await say.group(name, "A", [1, 2], "ann")
+    document = {"supernodes": [["B", ids[2], ids[3]], ["A", ids[1], ids[2]]]}
+    said, _ = await say.import_document(name, document, "carl")
+    assert {one.name: (one.nodes, one.author) for one in said.groups} == {
+        "A": ((1, 2), "carl"),
+        "B": ((3,), "carl"),
+    }
+
+
 async def test_groups_of_a_file_are_each_once_and_have_their_nodes_alone(tmp_path):
     """Of two with one name, or with one node, the later has it, in an imported graph too."""
     here, ids = house(tmp_path), node_ids(layered())
@@ -207,8 +220,11 @@ async def test_groups_of_fewer_than_two_features_are_told_apart_from_unlike_ones
     here, say = (one := house(tmp_path)), one.circuit_annotations
     nodes = [node(NodeKind.FEATURE)] * features + [node(NodeKind.TOKEN), node(NodeKind.LOGIT)]
     name = (await here.circuits.save(circuit(nodes, [(0, len(nodes) - 1, 1.0)]), circuit_id="c1")).name
-    for share in (None, 0.8):
-        how = AutomaticGroups(basis="edges", min_shown=share)
+    for how in (
+        AutomaticGroups(),
+        AutomaticGroups(basis="edges"),
+        AutomaticGroups(basis="edges", min_shown=0.8),
+    ):
         with pytest.raises(NothingMatchedError, match=f"the circuit has {told}") as refused:
             await say.group_automatically(name, how, "")
         assert "min_similarity" not in refused.value.message

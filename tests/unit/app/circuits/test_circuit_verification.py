@@ -242,7 +242,9 @@ async def test_a_target_that_is_not_known_any_more_is_refused_before_any_work(tm
 async def test_directions_of_another_set_of_the_same_name_group_nothing(tmp_path):
     """Groups by direction are refused, too; the engine is not asked."""
     here = await loaded(tmp_path)
-    circuit = replace(later(small_circuit()), model="tiny", replacement="small", set_hash="d" * 64)
+    small = small_circuit()
+    two = (small.nodes[0], *small.nodes)
+    circuit = replace(small, nodes=two, model="tiny", replacement="small", set_hash="d" * 64)
     await here.circuits.save(circuit, circuit_id="c1")
     with pytest.raises(ParentChangedError, match="other features than those of the set"):
         await here.circuit_annotations.group_automatically("c1", AutomaticGroups(), "")

@@ -203,10 +203,18 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(
-    ("family", "kind"), [("llama", None), ("gpt2", "skip"), ("gemma2", "mixed"), ("llama", "clt")]
-)
+INTO = [
+    (family, kind, target)
+    for family, kind in (
+        *(("llama", None), ("llama", "clt"), ("llama", "resid_post")),
+        *(("gpt2", "skip"), ("gemma2", "mixed"), ("gpt_neox", "resid_post")),
+    )
+    for target in TARGETS
+    if (family, target) != ("gpt_neox", "direction between")  # parallel blocks have no such place
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "target"), INTO)
 def test_edges_into_every_kind_of_target_come_apart(family, kind, target):
     """Parts and remainder are the edge that discovery stored, whatever is explained."""
     hosted, circuit, edges = found(family, kind, target=TARGETS[target])
@@ -232,7 +240,20 @@ def test_edges_into_every_kind_of_target_come_apart(family, kind, target):
                     assert factors.readout in ("query", "key")
                     assert factors.invariant is None
         assert one.estimated or "score" not in target
-    assert hops > 0 or kind == "mixed"
+    assert hops > 0 or kind in ("mixed", "resid_post")
+
+
+def test_a_head_that_both_sides_of_a_score_read_through_is_one_share():
+    """Light on either side may be heavy on both: few heads that are asked for are the first of all."""
+    hosted, circuit, edges = found("llama", None, target=TARGETS["score of itself"])
+    (top,) = (n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    into = sorted((edge for edge in edges if edge[1] == top), key=lambda edge: -abs(edge[2]))[:12]
+    for whole, few in zip(
+        explained(hosted, circuit, into, heads=200), explained(hosted, circuit, into, heads=2), strict=True
+    ):
+        assert [head.hop for head in few.heads] == [head.hop for head in whole.heads[:2]]
+        for head, first in zip(few.heads, whole.heads, strict=False):
+            assert head.weight == pytest.approx(first.weight, rel=1e-5)
 
 
 def test_de_embeddings_name_the_tokens_that_a_path_reads():
