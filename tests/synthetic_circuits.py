@@ -59,7 +59,7 @@ def synthetic_circuit(
             selected_share=0.6,
             error_share=0.1,
             active_features=9 * nodes,
-            selected_features=nodes,
+            selected_features=sum(node.kind is NodeKind.FEATURE for node in made),
             seconds=1.0,
             peak_extra_bytes=1,
         ),
