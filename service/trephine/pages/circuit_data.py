@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from trephine.domain.circuit_annotations import NO_ANNOTATIONS
 from trephine.domain.circuit_queries import DISCOVERED, Provenance
 from trephine.domain.circuits import Circuit, EstimateQuality, Node, NodeKind, PrunedNodes
 from trephine.domain.error_sites import ERROR_SITES
@@ -24,7 +25,7 @@ from trephine.domain.global_figures import GlobalFigures
 from trephine.domain.sites import FeatureRef
 from trephine.pages.circuit_extent import told_extent
 from trephine.pages.circuit_figures import UNKNOWN, entering_rows
-from trephine.pages.circuit_json import circuit_json, kept_edges, set_places
+from trephine.pages.circuit_json import document_nodes, kept_edges, set_places, view_of
 from trephine.pages.embed import printable
 from trephine.pages.feature_card import feature_card
 from trephine.pages.feature_page import feature_file
@@ -53,7 +54,8 @@ def page_data(
         view: `qParams` of the JSON document: pins, supernodes and labels. None takes the document's own.
         provenance: Where the circuit came from; the page says whether it is a part of a larger one.
     """
-    document = circuit_json(circuit, kept, slug=name)
+    documented = document_nodes(circuit, kept)
+    said = view_of(circuit, NO_ANNOTATIONS) if view is None else view
     nodes, texts = [circuit.nodes[index] for index in kept.nodes], _Texts()
     quality = circuit.quality
     return {
@@ -65,8 +67,8 @@ def page_data(
         "tokens": [printable(token.display) for token in circuit.tokens],
         "kinds": _KINDS,
         "sites": ERROR_SITES,
-        "ids": [node["node_id"] for node in document["nodes"]],
-        "nodes": _node_columns(circuit, kept, nodes, document["nodes"], texts),
+        "ids": [node["node_id"] for node in documented],
+        "nodes": _node_columns(circuit, kept, nodes, documented, texts),
         "edges": _edge_columns(circuit, kept),
         "texts": texts.all,
         "pages": {
@@ -75,7 +77,7 @@ def page_data(
             if nodes[place].kind is NodeKind.FEATURE and feature in pages
         },
         **_cards(nodes, features),
-        "view": _view(document["qParams"] if view is None else view),
+        "view": _view(said),
         "all": {"nodes": len(circuit.nodes), "edges": circuit.edges.source.shape[0]},
         "units": circuit.units,
         "shares": _shares(circuit, kept),

@@ -49,8 +49,7 @@ def circuit_json(
         slug: Name of the graph in a viewer.
         annotations: Pins and groups go into `qParams`, labels there and into the nodes' `clerp`.
     """
-    nodes, ids, texts, places = circuit.nodes, node_ids(circuit), annotations.texts, set_places(circuit)
-    main = next((index for index, node in enumerate(nodes) if node.kind is NodeKind.LOGIT), -1)
+    ids = node_ids(circuit)
     return {
         "metadata": {
             "slug": slug,
@@ -77,23 +76,32 @@ def circuit_json(
             },
         },
         "qParams": view_of(circuit, annotations, shown=frozenset(kept.nodes)),
-        "nodes": [
-            _node(
-                nodes[index],
-                ids[index],
-                (places[index], len(circuit.sets)),
-                kept.cumulative[index],
-                texts.get(index, nodes[index].label),
-                index == main,
-                circuit.units == "logits",
-            )
-            for index in kept.nodes
-        ],
+        "nodes": document_nodes(circuit, kept, annotations),
         "links": [
             {"source": ids[source], "target": ids[target], "weight": weight}
             for source, target, weight in kept_edges(circuit, kept)
         ],
     }
+
+
+def document_nodes(
+    circuit: Circuit, kept: PrunedNodes, annotations: Annotations = NO_ANNOTATIONS
+) -> list[dict[str, Any]]:
+    """Return the document's `nodes`."""
+    nodes, ids, texts, places = circuit.nodes, node_ids(circuit), annotations.texts, set_places(circuit)
+    main = next((index for index, node in enumerate(nodes) if node.kind is NodeKind.LOGIT), -1)
+    return [
+        _node(
+            nodes[index],
+            ids[index],
+            (places[index], len(circuit.sets)),
+            kept.cumulative[index],
+            texts.get(index, nodes[index].label),
+            index == main,
+            circuit.units == "logits",
+        )
+        for index in kept.nodes
+    ]
 
 
 def scan_of(circuit: Circuit) -> str:

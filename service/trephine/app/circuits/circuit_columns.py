@@ -39,11 +39,12 @@ def with_columns(circuit: Circuit, columns: Mapping[str, Column]) -> Circuit:
     Raises:
         KeyError: If a column is missing.
     """
-    loaded = {name: _array(column) for name, column in columns.items()}
+    loaded = {name: array_of(column) for name, column in columns.items()}
     edges = Edges(**{name: loaded[f"edges.{name}"] for name in _EDGES})
     rows = Rows(**{name: loaded[f"rows.{name}"] for name in _ROWS})
     return replace(circuit, edges=edges, rows=rows)
 
 
-def _array(column: Column) -> Array:
+def array_of(column: Column) -> Array:
+    """Return a column as circuits hold it."""
     return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from trephine.app.circuits.circuit_columns import array_of
 from trephine.app.circuits.circuit_queries import Wiring, influence_of
 from trephine.app.circuits.imported_figures import imported_figures
 from trephine.app.circuits.imported_nodes import Figure, with_told
 from trephine.app.circuits.imported_targets import imported_targets
-from trephine.domain.arrays import Array
 from trephine.domain.circuits import (
     Circuit,
     CircuitFigures,
@@ -289,7 +289,11 @@ def _edges(file: _File, nodes: Sequence[Node], places: Mapping[str, list[int]]) 
     found.sort()
     targets, starts, weights = zip(*found, strict=True) if found else ((), (), ())
     return (
-        Edges(source=_array(starts, "<i4"), target=_array(targets, "<i4"), weight=_array(weights, "<f4")),
+        Edges(
+            source=array_of(np.asarray(starts, "<i4")),
+            target=array_of(np.asarray(targets, "<i4")),
+            weight=array_of(np.asarray(weights, "<f4")),
+        ),
         doubtful,
     )
 
@@ -312,11 +316,6 @@ def _with_shares(circuit: Circuit, shares: Sequence[float]) -> Circuit:
     """Give every node of a global circuit its share of the edges' strength; errors are none of its nodes."""
     nodes = (replace(node, influence=share) for node, share in zip(circuit.nodes, shares, strict=True))
     return replace(circuit, nodes=tuple(nodes))
-
-
-def _array(values: Sequence[float], kind: str) -> Array:
-    column = np.asarray(values, kind)
-    return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -74,6 +74,11 @@ class CircuitVerifications:
                 it came from a file, so that what it was found in is not known; or if
                 it was stored before targets were, and explains something else than one next token.
         """
+        stored, info, _ = await self._checked(request)
+        return stored, info
+
+    async def _checked(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, VerifyCircuit]:
+        """Return what is checked, and what the engine would be asked: the circuit is pruned once."""
         stored = await self._circuits.get(request.circuit)
         if stored.provenance.is_foreign:
             raise UnsupportedOptionError(
@@ -99,8 +104,7 @@ class CircuitVerifications:
         for place, group in enumerate(request.supernodes):
             for node in group:
                 require_node(stored.circuit, node, f"supernodes[{place}]")
-        await self._command(request)
-        return stored, info
+        return stored, info, await self._command(request)
 
     async def predict(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo, Cost]:
         """Check a request, with its counterfactual's tokens, and predict its cost.
@@ -110,13 +114,13 @@ class CircuitVerifications:
             InvalidRequestError: If the counterfactual is not another prompt of the same length.
             TrephineError: As `check` does.
         """
-        stored, info = await self.check(request)
+        stored, info, command = await self._checked(request)
         if Substitute.RESAMPLE in request.options.substitutes:
             engine = self._models.engine(info.name)
             other = await engine.run(Tokenize(text=request.options.counterfactual or ""))
             prompt = [token.id for token in stored.circuit.tokens]
             request.options.check_counterfactual([token.id for token in other.tokens], prompt)
-        return stored, info, await self._models.predict_command(info.name, await self._command(request))
+        return stored, info, await self._models.predict_command(info.name, command)
 
     async def run(
         self, request: VerifyRequest, on_progress: Callable[[Progress], None], *, verification_id: str

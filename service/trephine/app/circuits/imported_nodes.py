@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from trephine.app.circuits.pruning import Floats, numbers
-from trephine.domain.arrays import Array
+from trephine.app.circuits.circuit_columns import array_of
+from trephine.app.circuits.pruning import numbers
 from trephine.domain.circuits import Edges, Node, Rows
 from trephine.domain.errors import InvalidRequestError
 
@@ -66,10 +66,10 @@ def with_told(
     )
     carried = np.bincount(numbers(edges.target), weights=numbers(edges.weight), minlength=len(nodes))[rows]
     return tuple(map(_with, nodes, said)), Rows(
-        target=_column(rows, "<i4"),
-        total=_column(total, "<f4"),
-        bias=_column(bias, "<f4"),
-        remainder=_column(total - bias - carried, "<f4"),
+        target=array_of(np.asarray(rows, "<i4")),
+        total=array_of(total.astype("<f4")),
+        bias=array_of(bias.astype("<f4")),
+        remainder=array_of((total - bias - carried).astype("<f4")),
     )
 
 
@@ -78,8 +78,3 @@ _NOTHING = _Told()
 
 def _with(node: Node, told: _Told) -> Node:
     return replace(node, effect=told.effect, promotes=told.promotes, suppresses=told.suppresses)
-
-
-def _column(values: Sequence[int] | Floats, kind: str) -> Array:
-    column = np.asarray(values, kind)
-    return Array(dtype=column.dtype.name, shape=column.shape, data=column.tobytes())  # type: ignore[arg-type]

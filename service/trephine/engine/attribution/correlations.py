@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""Of `x (..., n)` and `y (..., n)`: `(...,)`."""
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trephine.domain.circuits import EstimateQuality
 from trephine.domain.commands import Progress
 from trephine.domain.sites import FeatureRef
-from trephine.engine.attribution.correlations import slope, spearman
+from trephine.engine.attribution.correlations import Statistic, slope, spearman
 from trephine.engine.attribution.readouts import Hosted
 from trephine.engine.attribution.targets import Explained, removing
 from trephine.engine.models.hosted import HostedModel
@@ -23,8 +23,6 @@ from trephine.engine.runs.rows import RowInput
 
 _TOKENS_PER_QUANTUM = 64
 """Prompt tokens per batch: some 100 ms for a model of 135 million parameters on two cores."""
-Statistic = Callable[[Tensor, Tensor], Tensor]
-"""Of `x (..., n)` and `y (..., n)`: `(...,)`."""
 _RESAMPLES = 1000
 _DECILES = 10
 _FEWEST = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,8 @@ from torch import Tensor
 
 from trephine.domain.findings import Figure
 from trephine.domain.verification import Standing
-from trephine.engine.attribution.correlations import pearson, ranks
+from trephine.engine.attribution.correlations import Statistic, pearson, ranks
 
-Statistic = Callable[[Tensor, Tensor], Tensor]
-"""Of `x (..., n)` and `y (..., n)`: `(...,)`."""
 _LEVELS = (0.025, 0.975)
 
 
