@@ -12,7 +12,7 @@ SHARED ?= ../shared
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-products bench-circuits bench-global bench-verify bench-estimators bench-groups bench-attention bench-page bench-long bench-shift bench-shift-export scorecard image clean
+.PHONY: help demo test check types format lint layers fmt protos protos-check sync sync-check bench-edge bench-export bench-families bench-gguf bench-removal bench-kills bench-edits bench-laws bench-discovery bench-gpu bench-products bench-circuits bench-global bench-verify bench-estimators bench-groups bench-attention bench-page bench-long bench-shift bench-shift-export scorecard image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -37,10 +37,18 @@ test: $(VENV)/dev.stamp ## Unit, contract, integration and e2e tests, the real m
 	$(BIN)/trephine models fetch smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/dev.stamp protos-check sync-check ## Format, lint, types, layers, contract, generated client
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check: protos-check sync-check types format lint layers ## Format, lint, types, layers, contract, generated client
+
+types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+
+layers: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 fmt: $(VENV)/dev.stamp ## Format and fix

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[3]
 TOPS = ("service", "auditors", "clients", "benchmarks")
 SOURCES = sorted(path for top in TOPS for path in (ROOT / top).rglob("*.py"))
@@ -29,6 +31,12 @@ def test_every_test_states_a_behaviour_and_can_fail(module: Path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             assert ast.get_docstring(node), node.name
     assert re.search(r"\bassert\b|raises\(|check\(", module.read_text())
+
+
+def test_what_runs_first_exists():
+    """The files that the runner begins with are there under these names."""
+    assert LONGEST
+    assert not [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
 
 
 def test_no_namespace_root_has_an_init():
