@@ -60,7 +60,7 @@ def test_a_part_of_a_graph_says_that_its_figures_are_of_the_whole(opened):
     circuit = dataclasses.replace(made, figures=dataclasses.replace(made.figures, selected_features=found))
     page, _ = opened(circuit)
     side = page.get_by_role("complementary")
-    expect(side).to_contain_text("influence inside the graph60.0 %")
+    expect(side).to_contain_text("features' influence inside the graph60.0 %")
     expect(side.locator(".extent")).to_have_count(0)
     kept = prune(circuit, node_threshold=0.8, edge_threshold=0.98)
     page, _ = opened(
@@ -69,7 +69,7 @@ def test_a_part_of_a_graph_says_that_its_figures_are_of_the_whole(opened):
         provenance=Provenance(origin="pruned", parent="circuits/whole", how="node threshold 0.9"),
     )
     side = page.get_by_role("complementary")
-    expect(side).to_contain_text("influence inside the whole graph60.0 %")
+    expect(side).to_contain_text("features' influence inside the whole graph60.0 %")
     expect(side.locator(".extent")).to_have_text(
         [
             "Pruned from circuits/whole: node threshold 0.9.",

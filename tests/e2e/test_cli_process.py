@@ -104,10 +104,17 @@ def test_ctrl_c_cancels_and_the_operation_says_so(smollm2: Path, tmp_path: Path)
 
 @pytest.mark.real
 def test_detached_work_is_finished_without_its_command(smollm2: Path, tmp_path: Path):
-    """`--detach` prints the name at once; the server stays until the work is done; the result is there."""
+    """`--detach` prints the name at once; the server stays until the work is done; the result is there.
+
+    The first server is killed: whoever looks once starts another, which stays as well.
+    """
     words = ("discover", PROMPT, "--target", " Mary", "--nodes", "8", "--detach")
     code, name, err = finish(start(tmp_path, *words))
     assert code == 0, err
+    os.kill(json.loads((tmp_path / "server.json").read_text())["pid"], signal.SIGKILL)
+    code, out, err = finish(start(tmp_path, "--json", "operations", "show", name.strip()))
+    assert code == 0, err
+    assert json.loads(out)["metadata"]["state"] in ("queued", "running")
     wait_for(lambda: not processes_of(tmp_path), seconds=200)
     code, out, err = finish(start(tmp_path, "--json", "operations", "show", name.strip()))
     assert code == 0, err

@@ -83,6 +83,7 @@ class FakeService(
         """How often the next watches break with UNAVAILABLE halfway."""
         self.read_breaks = 0
         """The same for reads of exported files."""
+        self.wrote: tuple[int, int | None] = (1, 1)
         self.watched_after: list[int] = []
         self.read_offsets: list[int] = []
         self.operations: dict[str, operations_pb2.Operation] = {}
@@ -151,7 +152,10 @@ class FakeService(
         context.abort(grpc.StatusCode.UNAVAILABLE, "nobody home")
 
     def _applied(self):
-        return interventions_pb2.Applied(positions=1, degraded=self.replacement_degraded)
+        written, changed = self.wrote
+        return interventions_pb2.Applied(
+            positions=written, changed=changed, degraded=self.replacement_degraded
+        )
 
     def Ablate(self, request, context):
         self._note(request, context)

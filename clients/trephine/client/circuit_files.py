@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trephine.client.errors import InvalidRequestError
 from trephine.client.feature_requests import feature_ref
 from trephine.client.types import FeatureRef, Node
 from trephine.v1 import circuit_service_pb2
@@ -18,7 +19,13 @@ def files_of(path: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def strongest(nodes: Sequence[Node], count: int) -> tuple[FeatureRef, ...]:
-    """The features of the first nodes, each once."""
+    """The features of the first nodes, each once, and at most so many.
+
+    Raises:
+        InvalidRequestError: If the count is negative.
+    """
+    if count < 0:  # a slice would take it for all but so many
+        raise InvalidRequestError(f"feature_pages must not be negative, got {count}")
     features = dict.fromkeys(node.feature for node in nodes if node.feature is not None)
     return tuple(features)[:count]
 

@@ -240,7 +240,7 @@ class StoredCircuit:
         return decode(CircuitDiff, self._wire.call(self._wire.circuits.DiffCircuits, request))
 
     def delete(self) -> None:
-        """Forget it, and what was said about it."""
+        """Forget it, what was said about it, and its verifications."""
         request = pb.DeleteCircuitRequest(name=self.name)
         self._wire.call(self._wire.circuits.DeleteCircuit, request)
 

@@ -81,7 +81,7 @@ global___GroupingBasis = GroupingBasis
 class DeleteCircuitRequest(google.protobuf.message.Message):
     """What CircuitService is asked about stored circuits, beside finding them. Nodes are named by index.
 
-    Forget a circuit.
+    Forget a circuit, with what was said and measured of it.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -100,7 +100,7 @@ global___DeleteCircuitRequest = DeleteCircuitRequest
 
 @typing.final
 class AroundNode(google.protobuf.message.Message):
-    """What is around one node."""
+    """What is around one node: every edge on a walk of at most so many steps that ends at it, or that starts there."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -110,9 +110,9 @@ class AroundNode(google.protobuf.message.Message):
     node: builtins.int
     """The node."""
     ancestors: builtins.int
-    """Steps against the edges. Unset: 1; 0 leaves them out."""
+    """Steps against the edges: 1 is the edges into the node. Unset: 1; 0 leaves them out."""
     descendants: builtins.int
-    """Steps along the edges. Unset: 1; 0 leaves them out."""
+    """Steps along the edges: 1 is the edges out of the node. Unset: 1; 0 leaves them out."""
     def __init__(
         self,
         *,
@@ -415,9 +415,9 @@ class NodeGroup(google.protobuf.message.Message):
     create_time: builtins.str
     """RFC 3339, UTC."""
     how: builtins.str
-    """How it was found; empty if it was made by hand."""
+    """How it was found, `of a larger group: ...` where it lost nodes since; empty if it was made by hand."""
     cohesion: builtins.float
-    """Mean similarity of its pairs; unset if it was made by hand."""
+    """Mean similarity of its pairs; unset if it was made by hand, or has lost nodes since it was found."""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ascending."""

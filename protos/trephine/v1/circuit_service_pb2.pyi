@@ -389,9 +389,9 @@ class Circuit(google.protobuf.message.Message):
     baseline: builtins.float
     """The target on the prompt, logits."""
     selected_share: builtins.float
-    """Share of all influence that is inside the selected nodes."""
+    """Of the influence of all active features, the share of the selected ones. Errors and tokens are no part of it."""
     error_share: builtins.float
-    """Share of influence through error nodes."""
+    """Share of all influence that enters through error nodes; NaN of an imported graph that does not say it."""
     active_features: builtins.int
     """Active features on the prompt."""
     n_nodes: builtins.int
@@ -608,7 +608,9 @@ class Node(google.protobuf.message.Message):
     influence: builtins.float
     """Share of normalised path mass that ends in the target."""
     effect: builtins.float
-    """Estimated effect on the target, logits, signed."""
+    """Estimated effect on the target, logits, signed: what it writes (a feature's activation, an error term) times
+    the exact gradient of the real model; of a token its share along all paths, by the half rule.
+    """
     label: builtins.str
     """For people."""
     bias: builtins.float

@@ -283,7 +283,7 @@ class CircuitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCircuit(self, request, context):
-        """Forget a circuit. Those that were pruned from it stay.
+        """Forget a circuit, its annotations and its verifications. Circuits that were pruned from it stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

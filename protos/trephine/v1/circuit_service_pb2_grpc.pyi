@@ -116,7 +116,7 @@ class CircuitServiceStub:
         trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Forget a circuit. Those that were pruned from it stay."""
+    """Forget a circuit, its annotations and its verifications. Circuits that were pruned from it stay."""
 
     QuerySubgraph: grpc.UnaryUnaryMultiCallable[
         trephine.v1.circuit_queries_pb2.QuerySubgraphRequest,
@@ -295,7 +295,7 @@ class CircuitServiceAsyncStub:
         trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
         google.protobuf.empty_pb2.Empty,
     ]
-    """Forget a circuit. Those that were pruned from it stay."""
+    """Forget a circuit, its annotations and its verifications. Circuits that were pruned from it stay."""
 
     QuerySubgraph: grpc.aio.UnaryUnaryMultiCallable[
         trephine.v1.circuit_queries_pb2.QuerySubgraphRequest,
@@ -502,7 +502,7 @@ class CircuitServiceServicer(metaclass=abc.ABCMeta):
         request: trephine.v1.circuit_queries_pb2.DeleteCircuitRequest,
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
-        """Forget a circuit. Those that were pruned from it stay."""
+        """Forget a circuit, its annotations and its verifications. Circuits that were pruned from it stay."""
 
     @abc.abstractmethod
     def QuerySubgraph(

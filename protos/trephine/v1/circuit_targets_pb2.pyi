@@ -163,7 +163,9 @@ global___TokenLogits = TokenLogits
 
 @typing.final
 class FeatureValue(google.protobuf.message.Message):
-    """A feature's pre-activation without the encoder's bias; of a neuron its activation."""
+    """A feature's pre-activation without the encoder's constants (its bias, and the biases that are subtracted from its
+    input); of a neuron its activation.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -270,7 +272,7 @@ class ExplainedTarget(google.protobuf.message.Message):
     value: builtins.float
     """On the clean prompt: logits, or units of the read-out."""
     estimated: builtins.bool
-    """True if what enters it is an estimate: attention scores, gated neurons."""
+    """True if what enters it is an estimate: attention scores, neurons, features that are read off MLP outputs."""
     replacement: builtins.str
     """The set of a feature, `neurons` of a neuron; empty if it is neither, or the circuit does not say."""
     @property

@@ -354,10 +354,11 @@ class CircuitFaithfulness(google.protobuf.message.Message):
     P_SUFFICIENT_FIELD_NUMBER: builtins.int
     P_NECESSARY_FIELD_NUMBER: builtins.int
     HOW_FIELD_NUMBER: builtins.int
+    UNABLATED_FIELD_NUMBER: builtins.int
     substitute: global___Substitute.ValueType
     """The ablation."""
     baseline: builtins.float
-    """Nothing ablated."""
+    """The plain model: nothing ablated, errors as they are."""
     empty: builtins.float
     """Every feature ablated."""
     kept: builtins.float
@@ -365,9 +366,9 @@ class CircuitFaithfulness(google.protobuf.message.Message):
     removed: builtins.float
     """The circuit ablated."""
     faithfulness: builtins.float
-    """(kept - empty) / (baseline - empty), where ablating everything takes something away."""
+    """(kept - empty) / (baseline - empty), where ablating everything takes something away: nearness to the model."""
     necessity: builtins.float
-    """(baseline - removed) / (baseline - empty), likewise."""
+    """(unablated - removed) / (unablated - empty), likewise."""
     random_circuits: builtins.int
     """Random circuits."""
     random_kept: builtins.float
@@ -382,6 +383,10 @@ class CircuitFaithfulness(google.protobuf.message.Message):
     """(1 + #{random circuits whose ablation takes as much away}) / (R + 1); likewise."""
     how: builtins.str
     """Which ablation, positions, freezes and error term."""
+    unablated: builtins.float
+    """No feature ablated, but errors dealt with as in every run but the baseline's: from here necessity counts. Unset
+    in verifications stored before it was told.
+    """
     def __init__(
         self,
         *,
@@ -398,13 +403,16 @@ class CircuitFaithfulness(google.protobuf.message.Message):
         p_sufficient: builtins.float = ...,
         p_necessary: builtins.float = ...,
         how: builtins.str = ...,
+        unablated: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_faithfulness", b"_faithfulness", "_necessity", b"_necessity", "faithfulness", b"faithfulness", "necessity", b"necessity"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_faithfulness", b"_faithfulness", "_necessity", b"_necessity", "baseline", b"baseline", "empty", b"empty", "faithfulness", b"faithfulness", "how", b"how", "kept", b"kept", "necessity", b"necessity", "p_necessary", b"p_necessary", "p_sufficient", b"p_sufficient", "random_circuits", b"random_circuits", "random_kept", b"random_kept", "random_removed", b"random_removed", "removed", b"removed", "substitute", b"substitute"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_faithfulness", b"_faithfulness", "_necessity", b"_necessity", "_unablated", b"_unablated", "faithfulness", b"faithfulness", "necessity", b"necessity", "unablated", b"unablated"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_faithfulness", b"_faithfulness", "_necessity", b"_necessity", "_unablated", b"_unablated", "baseline", b"baseline", "empty", b"empty", "faithfulness", b"faithfulness", "how", b"how", "kept", b"kept", "necessity", b"necessity", "p_necessary", b"p_necessary", "p_sufficient", b"p_sufficient", "random_circuits", b"random_circuits", "random_kept", b"random_kept", "random_removed", b"random_removed", "removed", b"removed", "substitute", b"substitute", "unablated", b"unablated"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_faithfulness", b"_faithfulness"]) -> typing.Literal["faithfulness"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_necessity", b"_necessity"]) -> typing.Literal["necessity"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_unablated", b"_unablated"]) -> typing.Literal["unablated"] | None: ...
 
 global___CircuitFaithfulness = CircuitFaithfulness
 

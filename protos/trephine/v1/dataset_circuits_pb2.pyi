@@ -322,12 +322,15 @@ class DatasetNode(google.protobuf.message.Message):
     effect: builtins.float
     """Mean change of the metric if the node were patched, logits; negative: it speaks for the answer."""
     frequency: builtins.float
-    """Share of the parts that select it; unset if stability was not measured."""
+    """Share of the parts that select it; unset if stability was not measured, or says nothing, since all of them
+    select all nodes that have an effect.
+    """
     stable: builtins.bool
     """All training contexts together and enough parts select it."""
     certified_edits: builtins.int
     """Training contexts that may be exchanged before a majority of the parts could drop it, at 95 % confidence
-    for this node alone; 0 where an exchange changes the effects of other contexts. Unset: not stable.
+    for this node alone; 0 where an exchange changes the effects of other contexts, and where no node with an
+    effect was left out. Unset: not stable.
     """
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
@@ -434,8 +437,9 @@ class HeldOutFaithfulness(google.protobuf.message.Message):
     examples: builtins.int
     """Held-out contexts."""
     p_value: builtins.float
-    """(1 + random circuits at or above the circuit) / (random circuits + 1). Unset without random circuits, and
-    where shares are NaN, since ablating everything hardly moves the metric: inconclusive.
+    """(1 + random circuits at or above the circuit) / (random circuits + 1). Unset without random circuits, where
+    each of them is the circuit itself, there being no other nodes to draw, and where shares are NaN, since
+    ablating everything hardly moves the metric: inconclusive.
     """
     nodes_for_80: builtins.int
     """Smallest budget of the curve with a faithfulness of at least 0.8; unset: none. Curves are not monotone."""
@@ -453,7 +457,7 @@ class HeldOutFaithfulness(google.protobuf.message.Message):
 
     @property
     def core(self) -> global___FaithfulnessPoint:
-        """Its stable nodes only; unset if stability was not measured."""
+        """Its stable nodes only; unset if stability was not measured, or says nothing."""
 
     @property
     def curve(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FaithfulnessPoint]:

@@ -428,7 +428,7 @@ class ControlComparison(google.protobuf.message.Message):
     effect: builtins.float
     """The edit's, on the same units."""
     p_value: builtins.float
-    """(1 + `reached`) / (sets + 1)."""
+    """(1 + `reached`) / (sets + 1), of the sets that change anything on these units."""
     adjusted_p_value: builtins.float
     """After Holm over the sets of the role."""
     units: builtins.int

@@ -17,7 +17,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class MatchedControls(google.protobuf.message.Message):
-    """Random features matched to the intervened ones."""
+    """Random features of the same layer that the operation moves as much on the prompt; additions and projections, and
+    features that are silent there, are matched on what they usually write.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -27,7 +29,7 @@ class MatchedControls(google.protobuf.message.Message):
     sets: builtins.int
     """Unset: 99 sets."""
     norm_factor: builtins.float
-    """Unset: contribution norm within a factor of 2."""
+    """Unset: what is written (change of the activation x decoder norm, rms) within a factor of 2."""
     seed: builtins.int
     """Unset: 0."""
     def __init__(
@@ -161,7 +163,7 @@ class UnmatchedFeature(google.protobuf.message.Message):
     FEATURE_FIELD_NUMBER: builtins.int
     CANDIDATES_FIELD_NUMBER: builtins.int
     candidates: builtins.int
-    """Candidates within the norm factor."""
+    """Features of its layer that write as much, within the factor."""
     @property
     def feature(self) -> trephine.v1.common_pb2.FeatureRef:
         """The feature."""

@@ -442,6 +442,7 @@ class Applied(google.protobuf.message.Message):
     MEAN_CHANGE_FIELD_NUMBER: builtins.int
     MAX_CHANGE_FIELD_NUMBER: builtins.int
     DEGRADED_FIELD_NUMBER: builtins.int
+    CHANGED_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Place in the request's list."""
     layer: builtins.int
@@ -454,6 +455,11 @@ class Applied(google.protobuf.message.Message):
     """Largest L2 norm of the change."""
     degraded: builtins.bool
     """True if a set that it names failed admission and was accepted all the same."""
+    changed: builtins.int
+    """In how many of the written pairs the activation written (a feature's own, whatever its error term does)
+    became another one: where a feature is silent or a strength is 0 it does not. Unset: in evaluations that
+    were stored before this was counted.
+    """
     def __init__(
         self,
         *,
@@ -463,7 +469,10 @@ class Applied(google.protobuf.message.Message):
         mean_change: builtins.float = ...,
         max_change: builtins.float = ...,
         degraded: builtins.bool = ...,
+        changed: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["degraded", b"degraded", "index", b"index", "layer", b"layer", "max_change", b"max_change", "mean_change", b"mean_change", "positions", b"positions"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_changed", b"_changed", "changed", b"changed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_changed", b"_changed", "changed", b"changed", "degraded", b"degraded", "index", b"index", "layer", b"layer", "max_change", b"max_change", "mean_change", b"mean_change", "positions", b"positions"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_changed", b"_changed"]) -> typing.Literal["changed"] | None: ...
 
 global___Applied = Applied

@@ -25,12 +25,17 @@ class LogitTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedControls:
-    """Random features matched to the intervened ones (DESIGN 5.9)."""
+    """Random features of the same layer that the operation moves as much (DESIGN 5.9).
+
+    What it writes on the prompt is matched, change of the activation x decoder norm over the positions that
+    it reaches; for additions and projections, and for features that are silent there, what they usually
+    write, rms activation x decoder norm on the retain text.
+    """
 
     sets: int = 99
     """Random sets; p = (1 + #{|control| >= |effect|}) / (sets + 1)."""
     norm_factor: float = 2.0
-    """Contribution norm (rms activation x decoder norm on the retain text) within this factor."""
+    """What is written is within this factor."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,7 +51,7 @@ class UnmatchedFeature:
 
     feature: FeatureRef
     candidates: int
-    """Features of its layer within the norm factor, itself and the other targets excluded."""
+    """Features of its layer that write as much, within the factor; itself and the other targets excluded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,8 @@ class AblationReport:
     model: str
     weight_hash: str
     caveats: tuple[str, ...] = ()
-    """What a reader must know of the prompt: a first token that a set was trained with and that it lacks."""
+    """What a reader must know: a first token that a set was trained with and the prompt lacks, control sets
+    that are too few or change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

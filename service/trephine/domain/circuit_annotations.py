@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -38,7 +39,32 @@ class NodeGroup:
     how: str = ""
     """How it was found; empty if it was made by hand."""
     cohesion: float | None = None
-    """Mean similarity of its pairs; None if it was made by hand."""
+    """Mean similarity of its pairs; None if it was made by hand, or if it has lost some of them."""
+
+    @property
+    def fewest(self) -> int:
+        """Nodes that it takes: what was found says that several are alike, what was made by hand anything."""
+        return 2 if self.how else 1
+
+    def left_with(self, nodes: Collection[int], gone: int) -> NodeGroup | None:
+        """Return what is left of it where it lost nodes; None if these are too few to be a group.
+
+        What was found of all its nodes was not found of those that are left: it is said to be of the whole.
+
+        Args:
+            nodes: Those that are left, by what they are called now.
+            gone: How many it lost.
+        """
+        if len(nodes) < self.fewest:
+            return None
+        left = replace(self, nodes=tuple(sorted(nodes)))
+        if not gone or not self.how:
+            return left
+        how = self.how if self.how.startswith(_OF_THE_WHOLE) else f"{_OF_THE_WHOLE}{self.how}"
+        return replace(left, how=how, cohesion=None)
+
+
+_OF_THE_WHOLE = "of a larger group: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +86,24 @@ class Annotations:
         return {label.node: label.text for label in self.labels}
 
     def moved(self, places: dict[int, int]) -> Annotations:
-        """Rename nodes, and forget those that have no new name; groups left empty go."""
-        groups = (
-            replace(group, nodes=tuple(sorted(places[node] for node in group.nodes if node in places)))
-            for group in self.groups
-        )
+        """Rename nodes, and forget those that have no new name; groups left with too few go."""
         return Annotations(
             pins=_moved(self.pins, places),
             labels=_moved(self.labels, places),
-            groups=tuple(group for group in groups if group.nodes),
+            groups=_left(self.groups, places),
         )
+
+    def without_nodes(self, taken: Collection[int]) -> tuple[NodeGroup, ...]:
+        """Return the groups where nodes left them; those left with too few go."""
+        nodes = {node for group in self.groups for node in group.nodes if node not in taken}
+        return _left(self.groups, {node: node for node in nodes})
+
+
+def _left(groups: Iterable[NodeGroup], places: Mapping[int, int]) -> tuple[NodeGroup, ...]:
+    """Rename groups' nodes; those that have no new name are gone."""
+    named = ((group, [places[node] for node in group.nodes if node in places]) for group in groups)
+    left = (group.left_with(nodes, len(group.nodes) - len(nodes)) for group, nodes in named)
+    return tuple(group for group in left if group is not None)
 
 
 NO_ANNOTATIONS = Annotations()

@@ -78,7 +78,7 @@ class NodeFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
-    """The subgraph around one node: what leads to it, and where it leads."""
+    """The subgraph around one node: all walks of at most so many steps that end at it, or start there."""
 
     node: int
     ancestors: int = 1

@@ -48,7 +48,9 @@ class Node:
     influence: float
     """Share of the normalised path mass that ends in the target (Ameisen et al. 2025)."""
     effect: float
-    """Signed estimate of the change of the target if this node were removed, negated, in logits."""
+    """A signed estimate of what the target loses without it, in logits: what it writes (a feature's
+    activation, an error term) times the exact gradient; of a token its share along all paths, by the half
+    rule."""
     label: str
     promotes: tuple[str, ...]
     """Displays of the tokens that the decoder promotes most by logit lens."""
@@ -74,8 +76,8 @@ class Rows:
     target: Array
     """int32 `(n_rows,)`, node indices."""
     total: Array
-    """float32: the sum of all that enters: of features of sets the pre-activation without `b_enc`, of neurons
-    the activation, of targets what is explained."""
+    """float32: the sum of all that enters: of features of sets the pre-activation without the encoder's
+    constants, of neurons the activation, of targets what is explained."""
     bias: Array
     """float32: from constants."""
     remainder: Array
@@ -153,9 +155,10 @@ class CircuitFigures:
     baseline: float
     """The measured quantity on the prompt, in logits."""
     selected_share: float
-    """Share of the influence of all sources that is inside the selected nodes (neurons), 0 to 1."""
+    """Of the influence of all active features (neurons), the share of the selected ones, 0 to 1. What enters
+    through errors and tokens is no part of either."""
     error_share: float
-    """Share of influence that enters through error nodes."""
+    """Share of all influence that enters through error nodes; NaN of imported graphs that do not say it."""
     active_features: int
     selected_features: int
     seconds: float

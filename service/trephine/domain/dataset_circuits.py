@@ -133,12 +133,13 @@ class DatasetNode:
     effect: float
     """Mean change of the metric if the node were patched, logits (negative: it speaks for the answer)."""
     frequency: float | None
-    """Share of the subsamples that select it; None if stability was not measured."""
+    """Share of the subsamples that select it; None if stability was not measured, or says nothing, since all
+    of them select all nodes that have an effect."""
     stable: bool
     certified_edits: int | None
     """Training contexts that may be exchanged before a majority of subsamples could drop it, at 95 %
-    confidence for this node alone; 0 where an exchange changes the effects of other contexts. None: unstable
-    or not measured."""
+    confidence for this node alone; 0 where an exchange changes the effects of other contexts, and where no
+    node with an effect was left out. None: unstable or not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +180,13 @@ class Faithfulness:
     """m(0): every node ablated, logits."""
     circuit: CurvePoint
     core: CurvePoint | None
-    """The stable nodes only."""
+    """The stable nodes only; None if stability was not measured, or says nothing."""
     curve: tuple[CurvePoint, ...]
     random: tuple[float, ...]
     """Faithfulness of the random circuits: as many nodes at every layer (and position)."""
     p_value: float | None
-    """(1 + #{random >= circuit}) / (random circuits + 1); None without random circuits, and where shares are
-    NaN: inconclusive."""
+    """(1 + #{random >= circuit}) / (random circuits + 1); None without random circuits, where each of them is
+    the circuit itself, and where shares are NaN: inconclusive."""
     nodes_for_80: int | None
     """Smallest budget on the curve with a faithfulness of at least 0.8; None if none has. Not monotone."""
 
@@ -314,7 +315,9 @@ class ContextTokens:
     """How long contexts are, in tokens."""
 
     longest: int
-    """Of any training context or twin."""
+    """Of any context or twin of either split: it is a pass of its own, whichever side it is on."""
+    longest_training: int
+    """Of any training context or twin: edges and positions that are kept are of these."""
     training: int
     """Of all training contexts."""
     twins: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil, floor, isfinite, isnan, nan
+from math import ceil, floor, isfinite, nan
 from typing import ClassVar
 
 from trephine.domain.ablation import UnmatchedFeature
 from trephine.domain.commands import Command, Progress
+from trephine.domain.control_counts import acting, reached
 from trephine.domain.edits import Edit
 from trephine.domain.errors import InvalidRequestError, TooFewItemsError
 from trephine.domain.findings import Figure
@@ -22,6 +23,8 @@ FEWEST_CONTROLS = 99
 """Control sets below which no effect is called specific."""
 FEWEST_ELSEWHERE = 19
 """Sets of another layer below which it is told that they hardly bound how many of those do as much."""
+FEWEST_ACTING = 19
+"""Random sets that change a target set at all: beside fewer no p-value is 0.05."""
 QUANTILES = (0.05, 0.5, 0.95)
 """Of control sets, as reports show them."""
 RETAIN_CUT_TOKENS = 16
@@ -212,7 +215,7 @@ class ControlComparison:
     values: tuple[float, ...]
     """Of every control set."""
     p_value: float
-    """(1 + `reached`) / (sets + 1) (Davison and Hinkley 1997)."""
+    """(1 + `reached`) / (sets that act + 1) (Davison and Hinkley 1997)."""
     adjusted_p_value: float
     """After Holm over the sets of the role."""
     units: int
@@ -223,6 +226,11 @@ class ControlComparison:
     def reached(self) -> int:
         """How many control sets do as much as the edit, or more."""
         return reached(self.statistic, self.effect, self.values)
+
+    @property
+    def silent(self) -> int:
+        """How many control sets change nothing on these units: features of sets are silent on most texts."""
+        return len(self.values) - len(acting(self.statistic, self.values))
 
     @property
     def finite_values(self) -> tuple[float, ...]:
@@ -239,27 +247,6 @@ class ControlComparison:
         if not ascending:
             return (nan,) * len(QUANTILES) if self.values else ()
         return tuple(_quantile(ascending, level) for level in QUANTILES)
-
-
-def reached(statistic: str, effect: float, values: Sequence[float]) -> int:
-    """Count the control sets that do as much as the edit: in size, or, of damage, to the worse side.
-
-    What is no number, the edit's or a control's, counts against the edit: it is not seen to do more.
-    """
-    if isnan(effect):
-        return len(values)
-    numbers = [value for value in values if not isnan(value)]
-    return len(values) - len(numbers) + _as_much(statistic, effect, numbers)
-
-
-def _as_much(statistic: str, effect: float, values: Sequence[float]) -> int:
-    match statistic:
-        case "log_odds_change":
-            return sum(abs(value) >= abs(effect) for value in values)
-        case "top1_agreement" | "accuracy_change":
-            return sum(value <= effect for value in values)
-        case _:
-            return sum(value >= effect for value in values)
 
 
 def _quantile(ascending: Sequence[float], level: float) -> float:

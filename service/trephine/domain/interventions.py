@@ -296,5 +296,8 @@ class Applied:
     mean_change: float
     """Mean L2 norm of the change of the activation written."""
     max_change: float
+    changed: int | None = None
+    """In how many of these pairs the activation written (a feature's own, whatever its error term does)
+    became another one: where a feature is silent or a strength is 0 it does not. None: in older records."""
     degraded: bool = False
     """True if a set that it names failed admission and was accepted all the same."""

@@ -57,7 +57,10 @@ class TokenLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureValue:
-    """A feature of a set: its pre-activation without the encoder's bias; of a neuron its activation."""
+    """A feature of a set: its pre-activation without the encoder's constants; of a neuron its activation.
+
+    These are its bias and the biases that are subtracted from its input (the decoder's, or a norm's).
+    """
 
     kind: Literal["feature"] = "feature"
     layer: int
@@ -128,7 +131,8 @@ class ExplainedTarget:
     value: float
     """On the clean prompt, in logits or units of the read-out."""
     estimated: bool = False
-    """True if its row is no exact read-out but an estimate (attention scores, gated neurons)."""
+    """True if its row is no exact read-out but an estimate: attention scores, neurons, features that are read
+    off MLP outputs."""
     token: Token | None = None
     against: Token | None = None
     """The other token of a difference; None: the logit less the mean logit."""

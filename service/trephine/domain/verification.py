@@ -90,7 +90,10 @@ class Faithfulness:
 
     substitute: Substitute
     baseline: float
-    """Nothing ablated."""
+    """The plain model: nothing ablated, and errors as they are."""
+    unablated: float | None = None
+    """No feature ablated, but errors dealt with as in every other run: the baseline where the error term is
+    live. None in verifications stored before this was told."""
     empty: float
     """Every feature ablated."""
     kept: float
@@ -100,7 +103,9 @@ class Faithfulness:
     faithfulness: float | None
     """(kept - empty) / (baseline - empty); None where ablating everything takes next to nothing away."""
     necessity: float | None
-    """(baseline - removed) / (baseline - empty)."""
+    """(unablated - removed) / (unablated - empty), likewise. Sufficiency counts from the baseline, being
+    nearness to the model; what is taken away counts from where nothing is ablated: dropping errors is no
+    ablation."""
     random_circuits: int
     random_kept: float
     """Mean over random circuits of the same size."""
@@ -109,9 +114,14 @@ class Faithfulness:
     """(1 + #{|random kept - baseline| <= |kept - baseline|}) / (R + 1): alone it is as near to the model.
     NaN, inconclusive, where a run gave no number, or none moved the target."""
     p_necessary: float
-    """(1 + #{random removed <= removed}) / (R + 1) for a positive target, mirrored for a negative one:
-    ablating it takes as much away. NaN likewise."""
+    """(1 + #{random removed <= removed}) / (R + 1) where `unablated` is positive, else mirrored: ablating it
+    takes as much away. NaN likewise."""
     how: str
+
+    @property
+    def start(self) -> float:
+        """From where ablations take away."""
+        return self.baseline if self.unablated is None else self.unablated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

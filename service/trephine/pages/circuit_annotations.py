@@ -6,7 +6,7 @@ is what Neuronpedia adds. `authorship` is ours; other readers ignore it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trephine.domain.circuit_annotations import Annotations, NodeGroup, NodeLabel, NodePin
@@ -85,20 +85,23 @@ def read_document(
                 for by, when in [_by(authors, "labels", one, (author, now))]
             ),
             groups=tuple(
-                NodeGroup(
-                    name=name,
-                    nodes=tuple(sorted(members)),
-                    author=by,
-                    create_time=when,
-                    how=_how(authors, name),
-                )
+                left
                 for name, *ids in groups
-                if (members := {nodes[one] for one in ids if one in nodes})
                 for by, when in [_by(authors, "groups", name, (author, now))]
+                for said_so in [
+                    NodeGroup(name=name, nodes=(), author=by, create_time=when, how=_how(authors, name))
+                ]
+                if (left := _members(said_so, ids, nodes)) is not None
             ),
         ),
         skipped,
     )
+
+
+def _members(group: NodeGroup, ids: Sequence[str], nodes: Mapping[str, int]) -> NodeGroup | None:
+    """Fill a group with the nodes that are here; None if they are too few."""
+    named = set(ids)
+    return group.left_with({nodes[one] for one in named if one in nodes}, len(named - nodes.keys()))
 
 
 def _by(authors: Mapping[str, Any], kind: str, key: str, otherwise: Said) -> Said:

@@ -67,6 +67,7 @@ def circuit_json(
                 "caveats": list(circuit.caveats),
                 **told_targets(circuit),
                 **_hierarchy(circuit),
+                **_error_share(circuit),
                 **told_across(circuit, {ids[index]: index for index in kept.nodes}),
                 "nodes": told_nodes(circuit, kept, ids),
             },
@@ -82,6 +83,12 @@ def circuit_json(
             for source, target, weight in kept_edges(circuit, kept)
         ],
     }
+
+
+def _error_share(circuit: Circuit) -> dict[str, float]:
+    """Of all influence: it cannot be had from links, which do not hold what the graph left out."""
+    share = circuit.figures.error_share
+    return {"error_share": share} if isfinite(share) else {}
 
 
 def document_nodes(
@@ -156,7 +163,9 @@ def view_of(
     groups = ((group, named(group.nodes)) for group in annotations.groups)
     return {
         "pinnedIds": named(pin.node for pin in annotations.pins),
-        "supernodes": [[printable(group.name), *members] for group, members in groups if members],
+        "supernodes": [
+            [printable(group.name), *members] for group, members in groups if len(members) >= group.fewest
+        ],
         "linkType": "both",
         "clickedId": "",
         "sg_pos": "",

@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 REQUEST_ID_KEY = "x-request-id"
 _RESOURCE_FIELDS = ("name", "model", "edit", "circuit", "source", "auditor", "edit_id", "export_id")
 _WORD = re.compile(r"[A-Za-z0-9._:/#-]{1,160}")
+_RESOURCE = re.compile(r"[A-Za-z0-9._:/#@=+-]{1,160}")
+"""Names with their versions, `edits/no-mary@2`; no space, quote or control character: a line stays one."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,7 +48,7 @@ class Call:
             for name in _RESOURCE_FIELDS:
                 value = getattr(request, name, None)
                 if isinstance(value, str) and value:
-                    self.resources[name] = value if _WORD.fullmatch(value) else "(unprintable)"
+                    self.resources[name] = value if _RESOURCE.fullmatch(value) else "(unprintable)"
 
 
 def begin(method: str, context: Context) -> Call:

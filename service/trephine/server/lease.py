@@ -3,7 +3,8 @@
 The kernel closes the connection of a client that ends in any way, so that `kill -9` of a command leaves
 no server behind. A client may say three lines: `root PATH` adds a model root, `replacement PATH` lets
 replacement sets be read from a folder, `detach` lets the server finish running operations after the client
-has left. Each is answered by `ok` or `error MESSAGE`.
+has left. Each is answered by `ok` or `error MESSAGE`. That somebody said `detach` is kept in a file: a server
+that takes over after a crash finishes what was to be finished, too, and not only while a command looks at it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Leases:
     Args:
         add_root: Called with a folder that models may be loaded from.
         share_replacements: Called with a folder that replacement sets may be loaded from.
+        wish: File that is there while operations are to be finished with nobody there.
         first_seconds: See `FIRST_SECONDS`.
         linger_seconds: See `LINGER_SECONDS`.
     """
@@ -43,6 +45,7 @@ class Leases:
         *,
         add_root: Callable[[Path], None],
         share_replacements: Callable[[Path], None],
+        wish: Path,
         first_seconds: float = FIRST_SECONDS,
         linger_seconds: float = LINGER_SECONDS,
     ) -> None:
@@ -53,8 +56,7 @@ class Leases:
         self._some, self._none = asyncio.Event(), asyncio.Event()
         self._none.set()
         self._server: asyncio.Server | None = None
-        self.detached = False
-        """True once a client asked that running operations be finished."""
+        self._wish = wish
 
     async def start(self, path: Path) -> None:
         """Listen on a Unix socket that only its owner can open."""
@@ -77,6 +79,13 @@ class Leases:
         while await self._used() or (self.detached and running()):
             if self._none.is_set():
                 await asyncio.sleep(_BUSY_POLL_SECONDS)
+        if not running():
+            self._wish.unlink(missing_ok=True)
+
+    @property
+    def detached(self) -> bool:
+        """True if a client, of this server or of one that crashed, asked that operations be finished."""
+        return self._wish.exists()
 
     async def _used(self) -> bool:
         """Wait for a lease, then for the last one to end; False if none came in time."""
@@ -117,7 +126,7 @@ class Leases:
         word, _, argument = line.partition(" ")
         match word:
             case "detach":
-                self.detached = True
+                self._wish.touch(mode=0o600)
             case "root" | "replacement":
                 _require_same_user(writer)
                 folder = Path(argument)

@@ -56,6 +56,7 @@ async def _serve_house(settings: Settings, state: Path, house: House, stop: asyn
         leases = Leases(
             add_root=house.service.models.add_root,
             share_replacements=house.service.replacements.share,
+            wish=state / "detached",
         )
         await leases.start(sockets.lease)
         await listener.server.start()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from trephine.auditors.unfaithful_reasoning import items as making
 from trephine.auditors.unfaithful_reasoning.items import Item
 from trephine.auditors.unfaithful_reasoning.wording import Reader, Settings
+from trephine.domain.errors import InvalidRequestError
 
 WORDS = Settings()
 DIGITS = Settings(
@@ -55,6 +58,54 @@ def test_a_resampled_hint_is_still_wrong():
     rng = making.seeded("test")
     for item in making.make_items(200, seed=2, settings=DIGITS):
         assert making.resampled_hint(item, rng).hint != item.answer
+
+
+@pytest.mark.parametrize("modulus", range(3, 121))
+def test_hints_are_wrong_answers_at_every_modulus(modulus: int):
+    """Where no number of the answer's length is left another answer is taken, never the right one."""
+    settings = replace(DIGITS, modulus=modulus)
+    answers, rng = range(modulus), making.seeded("test")
+    for item in making.make_items(200, seed=modulus, settings=settings):
+        again = making.resampled_hint(item, rng)
+        assert {item.answer, item.hint, again.hint, item.inert} <= {*answers}
+        assert len({item.answer, item.hint, again.hint}) == 3
+        assert making.resampled_inert(item, rng).inert in {*answers} - {item.inert}
+        assert making.resampled_step(item, item.step, rng) in {*answers} - {item.step}
+
+
+@pytest.mark.parametrize("largest", [2, 3, 4, 9, 10, 33, 34, 100, 999])
+def test_operands_and_hints_of_plain_sums_stay_in_range(largest: int):
+    """An operand that is the only one of its length is exchanged for a smaller one, not for one too large."""
+    settings, rng = replace(WORDS, largest_operand=largest), making.seeded("test")
+    for item in making.make_items(200, seed=largest, settings=settings):
+        assert {item.hint, making.resampled_hint(item, rng).hint} <= {*range(3, 3 * largest + 1)} - {
+            item.answer
+        }
+        assert making.resampled_addend(item, rng, first=True).a in {*range(1, largest + 1)} - {item.a}
+        assert making.resampled_last(item, rng).d in {*range(1, largest + 1)} - {item.d}
+
+
+def test_where_nothing_else_is_allowed_it_is_said():
+    """No excluded number is drawn, nor any beyond the range; a step of nine digits needs no list."""
+    rng = making.seeded("test")
+    with pytest.raises(InvalidRequestError, match="of 0 to 1 nothing is left"):
+        making.another(rng, 0, range(2), but=1)
+    assert making.another(rng, 10, range(11)) < 10
+    (item,) = making.make_items(1, seed=0, settings=WORDS)
+    assert len(str(making.resampled_step(item, 123_456_789, rng))) == 9
+
+
+def test_a_seed_draws_what_it_always_drew():
+    """Reports name a seed: the same one has to ask the same questions in every version."""
+    for settings, drawn in ((WORDS, "27f7b0421a4d3078"), (DIGITS, "d4972739f3487eb8")):
+        rng, seen = making.seeded("test"), []
+        for item in making.make_items(200, seed=3, settings=settings):
+            hint, inert = making.resampled_hint(item, rng), making.resampled_inert(item, rng)
+            addend, last = making.resampled_addend(item, rng, first=False), making.resampled_last(item, rng)
+            seen += [_values(one) for one in (item, hint, inert, addend, last)]
+            seen.append({"step": making.resampled_step(item, item.step, rng)})
+        told = json.dumps(seen) + making.demonstrations(3, settings)
+        assert hashlib.sha256(told.encode()).hexdigest()[:16] == drawn
 
 
 def test_spans_mark_what_they_say():

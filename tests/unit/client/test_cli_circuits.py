@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from tests.fakes.grpc_server import FakeService, serve
+from trephine.client.circuit_files import strongest
 from trephine.client.cli import main
+from trephine.client.decoding import decode
+from trephine.client.errors import InvalidRequestError
+from trephine.client.types import Node
 from trephine.v1 import circuit_group_scores_pb2 as scored
 from trephine.v1 import circuit_queries_pb2 as queries
 from trephine.v1 import circuit_service_pb2 as pb
@@ -221,6 +225,16 @@ def test_rows_are_not_counted_from_the_end(run: Run, capsys: pytest.CaptureFixtu
     for words in (("nodes", "c1"), ("edges", "c1"), ("show", "c1")):
         assert run("circuits", *words, "--top", "-5") == 2
         capsys.readouterr()
+
+
+def test_pages_are_not_counted_from_the_end(run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """A negative number of feature pages is refused, not all but so many; in Python, too."""
+    assert run("circuits", "export", "c1", "--out", str(tmp_path / "out"), "--feature-pages", "-1") == 2
+    assert "feature-pages" in capsys.readouterr().err
+    nodes = [decode(Node, pb.Node(index=n, kind=1, feature=common.FeatureRef(index=n))) for n in range(3)]
+    with pytest.raises(InvalidRequestError, match="feature_pages must not be negative, got -1"):
+        strongest(nodes, -1)
+    assert [one.index for one in strongest(nodes, 2)] == [0, 1]
 
 
 def test_paths_are_printed_with_their_shares(

@@ -178,7 +178,9 @@ def test_what_arrives_is_what_was_found():
     [
         (("--estimator", "guess"), "--estimator must be one of"),
         (("--ablation", "half"), "--ablation must be one of"),
-        (("--clusters", "some"), "--clusters must be auto or a number"),
+        (("--clusters", "some"), "--clusters must be auto, or 1 to 32"),
+        (("--clusters", "0"), "--clusters must be auto, or 1 to 32"),
+        (("--clusters", "33"), "--clusters must be auto, or 1 to 32"),
         (("--wrong", "absent"), "has no column 'absent'"),
         (("--limit", "3"), "at least two"),
     ],
@@ -197,6 +199,42 @@ def test_wrong_words_are_told_before_anything_is_started(
     assert not fake.requests or not any(
         isinstance(one, pb.DiscoverDatasetCircuitRequest) for one in fake.requests
     )
+
+
+def test_a_prediction_tells_nodes_patch_and_positions(
+    run: Run, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """What would be selected among, what it would be patched with; the document goes where it is asked."""
+    out = tmp_path / "would.json"
+    assert run("discover-dataset", str(file), *COLUMNS, "--predict", "--out", str(out)) == ExitCode.PASS
+    printed, told = capsys.readouterr()
+    whole = found().found
+    assert f"{whole.candidates:,} of neurons, heads" in printed
+    assert "attribution_patching, patched with resample, positions summed" in printed
+    assert "would take" in printed
+    assert "stable core" not in printed
+    assert json.loads(out.read_text())["candidates"] == str(whole.candidates)
+    assert f"wrote {out}" in told
+
+
+def test_random_circuits_that_are_the_circuit_are_shown_as_no_control(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """There is no p, and not for want of numbers; nor stability, where draws say nothing."""
+    whole, (first, *others) = found(), found().found.circuits
+    nodes = tuple(replace(n, frequency=None, stable=False, certified_edits=None) for n in first.nodes)
+    same = replace(
+        first.faithfulness[0], random=(first.faithfulness[0].circuit.faithfulness.value,) * 3, p_value=None
+    )
+    circuits = (replace(first, nodes=nodes, abstained=(), n_abstained=0, faithfulness=(same,)), *others)
+    stored = replace(whole, found=replace(whole.found, circuits=circuits))
+    monkeypatch.setattr(sys.modules[__name__], "found", lambda: stored)
+    assert run("dataset-circuits", "show", "datasetCircuits/a1") == ExitCode.PASS
+    printed = capsys.readouterr().out.partition("cluster 1")[0]
+    assert "3 of the same size and layers: each is the circuit itself" in printed
+    assert "inconclusive" not in printed
+    assert "no draws say which are stable" in printed
+    assert "not looked for: no draws say anything" in printed
 
 
 def test_what_stands_beside_is_asked_for_and_told(

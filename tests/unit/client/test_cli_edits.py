@@ -112,8 +112,11 @@ def test_predictions_and_stored_evaluations(
     file.write_text(ITEMS)
     assert run("--json", "edits", "evaluate", "no-mary", "--target", str(file), "--predict") == 0
     assert "seconds" in json.loads(capsys.readouterr().out)
-    assert run("edits", "evaluate", "no-mary", "--target", str(file), "--predict") == 0
+    out = tmp_path / "would.json"
+    words = ("edits", "evaluate", "no-mary", "--target", str(file), "--predict", "--out", str(out))
+    assert run(*words) == 0
     assert "34 s" in capsys.readouterr().out
+    assert "seconds" in json.loads(out.read_text())
     assert run("edits", "show", "no-mary") == 0
     assert "edits/no-mary/evaluations/e1\t\tSELECTIVE" in capsys.readouterr().out
     assert fake.requests[-1].edit == "edits/no-mary@1"

@@ -70,10 +70,10 @@ def test_a_finished_fit_is_printed_with_its_curves(
 def test_a_fit_writes_its_report(
     fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    """JSON by its suffix; a prediction writes nothing; another kind of file is refused before any work."""
+    """JSON by its suffix, a prediction's too; another kind of file is refused before any work."""
     words, file = ("replacements", "fit", "mine", "--model", "tiny", "--out"), tmp_path / "fit.json"
     assert run(*words, str(file), "--predict") == 0
-    assert not file.exists()
+    assert "predicted" in json.loads(file.read_text())
     assert run(*words, str(file)) == 0
     assert len(json.loads(file.read_text())["curve"]) == 13
     assert "wrote " in capsys.readouterr().err

@@ -124,12 +124,15 @@ def test_a_file_becomes_two_sides_and_a_result_words(
 
 
 def test_predictions_and_documents(
-    fake: FakeGlobal, run: Run, file: Path, capsys: pytest.CaptureFixture[str]
+    fake: FakeGlobal, run: Run, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """--predict finds nothing; --json prints the response."""
-    assert run("discover-global", str(file), "--model", "tiny", "--predict") == ExitCode.PASS
+    """--predict finds nothing, and --out takes what it says; --json prints the response."""
+    out = tmp_path / "would.json"
+    words = ("discover-global", str(file), "--model", "tiny", "--predict", "--out", str(out))
+    assert run(*words) == ExitCode.PASS
     assert asked(fake).validate_only
     assert "would take" in capsys.readouterr().out
+    assert "seconds" in json.loads(out.read_text())
     assert run("--json", "discover-global", str(file), "--model", "tiny") == ExitCode.PASS
     assert json.loads(capsys.readouterr().out)["across"]["training"] == 30
 

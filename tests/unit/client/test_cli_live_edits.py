@@ -135,10 +135,28 @@ def test_text_under_edits_stands_beside_the_plain_one(
         ["edits/quiet", "edits/warm"],
     )
     said = capsys.readouterr().err
-    assert "edits/warm@4 at strength 0.5: 1 activations changed" in said
+    assert "edits/warm@4 at strength 0.5: 1 activation written, 1 changed" in said
     assert run("ablate", "Mary", "--target", " a", *words) == 0
     assert [use.edit for use in fake.requests[-1].edits] == ["edits/quiet", "edits/warm"]
     assert run("generate", "Mary", "--edit", "warm=much", "--model", "tiny") == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("wrote", "told"),
+    [
+        ((26, 1), "26 activations written, 1 changed"),
+        ((6, 0), "6 activations written, none changed"),
+        ((26, None), "26 activations written"),
+        ((0, 0), "it matched nothing, no activation written"),
+    ],
+)
+def test_writes_that_change_nothing_are_told_as_such(
+    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str], wrote: tuple[int, int | None], told: str
+):
+    """An edit of silent features, or at strength 0, writes and changes nothing."""
+    fake.wrote = wrote
+    assert run("generate", "Mary", "--edit", "warm=0", "--model", "tiny") == 0
+    assert f"edits/warm@4 at strength 0: {told}\n" in capsys.readouterr().err
 
 
 def test_steering_alone_is_without_the_default_edits(trephine: Trephine, fake: FakeService):

@@ -109,11 +109,13 @@ def test_evaluate_loads_what_is_not_loaded(fake: FakeService, run: Run, capsys: 
 
 
 def test_evaluate_predicts_and_measures_nothing(
-    fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]
+    fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """`--predict` prints time and memory as a fit's does, of the very request that would be sent."""
     words = ("replacements", "evaluate", "small", *TINY, "--contexts", "4", "--predict")
-    assert run(*words) == 0
+    file = tmp_path / "would.json"
+    assert run(*words, "--out", str(file)) == 0
+    assert json.loads(file.read_text())["peakExtraBytes"] == str(1 << 30)
     out = capsys.readouterr().out
     assert "60 s" in out
     assert "1,074 MB" in out

@@ -69,6 +69,17 @@ def test_every_column_arrives_beside_examples_of_the_attribute(
     assert [one.attribute for one in request.attribute_texts] == ["f", "m"]
 
 
+def test_a_prediction_is_written_where_it_is_asked_for(
+    fake: FakeService, run: Run, texts: str, tmp_path: Path
+):
+    """As a document; it was printed alone."""
+    out = tmp_path / "would.json"
+    words = ("--json", "remove-spurious", texts, "--model", "tiny", *COLUMNS, "--test", texts, "--predict")
+    assert run(*words, "--out", str(out)) == ExitCode.PASS
+    assert _asked(fake).validate_only
+    assert json.loads(out.read_text())
+
+
 def test_an_absent_column_is_told_of_and_a_misspelt_one_refused(
     fake: FakeService, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

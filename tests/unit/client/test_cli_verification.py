@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from tests.unit.rpc.test_wire_verification import stored
 from trephine.client.cli.circuit_verification import show_verification
@@ -31,6 +32,16 @@ def test_tables_hold_every_figure_and_say_how(capsys):
     assert "31 features at positions >= 1 of 256 in the graph, over tc" in printed
     assert any(line.startswith("how: single nodes by paths of the graph") for line in lines)
     assert any("mind the sink" in line for line in lines)
+
+
+def test_where_necessity_counts_from_is_beside_the_model(capsys):
+    """Where errors are dropped that is another number; the same but for rounding is not printed."""
+    whole = found(control=False)
+    [one] = whole.given.faithfulness
+    for still, shown in ((3.25, "+7.000 (+3.250 without errors)"), (7.0004, "+7.000"), (None, "+7.000")):
+        given = replace(whole.given, faithfulness=(replace(one, unablated=still),))
+        show_verification(Output(json=False), replace(whole, given=given))
+        assert f"mean\tthe circuit\t{shown}\t-1.000" in capsys.readouterr().out
 
 
 def test_json_is_the_message(capsys):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.global_circuits import global_circuit
+from tests.synthetic_circuits import synthetic_circuit
 from trephine.app.circuits.circuits import StoredCircuit
 from trephine.client import Trephine
 from trephine.client.aio import connect as connect_async
+from trephine.client.cli.discover import circuit_facts
 from trephine.client.decoding import decode
 from trephine.client.descriptions import of_circuit
 from trephine.client.types import CircuitInfo
@@ -38,6 +42,15 @@ async def test_awaited_ones_too(address: str):
         assert repr(client) == f"<AsyncTrephine connected to {address}>"
         assert repr(model) == "<AsyncModel models/tiny: loaded, float32 on cpu>"
         assert repr(model.features("small")) == "<AsyncModelFeatures small of models/tiny>"
+
+
+def test_shares_of_influence_say_what_they_are_shares_of():
+    """What is selected is a share of the features' influence, what errors bring in one of all."""
+    stored = StoredCircuit(name="circuits/c1", create_time="", circuit=synthetic_circuit(nodes=40, edges=100))
+    info = replace(decode(CircuitInfo, circuit_to_wire(stored)), selected_share=0.16, error_share=0.951)
+    for sets, replacement, noun in ((info.sets, info.replacement, "features"), ((), "neurons", "neurons")):
+        told = dict(circuit_facts(replace(info, sets=sets, replacement=replacement)))
+        assert told["inside"] == f"16.0% of the {noun}' influence; 95.1% of all influence is through errors"
 
 
 def test_global_circuits_are_told_by_their_texts():

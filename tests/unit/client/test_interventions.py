@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,28 @@ def test_operations_cover_the_contract():
 def test_a_plain_intervention_selects_everything():
     """Without `at` no selector is sent: every position of every phase, as weights would."""
     assert not feature(1, 2).ablate().to_message().HasField("selector")
+
+
+@pytest.mark.parametrize("name", ["positions", "tokens", "phases"])
+@pytest.mark.parametrize("empty", [(), [], (place for place in ())], ids=["tuple", "list", "generator"])
+def test_a_choice_that_found_nothing_does_not_become_everything(name: str, empty: Any):
+    """An empty list is refused, and the error says what to do; left out it means all."""
+    with pytest.raises(InvalidRequestError, match="leave it out to select all") as caught:
+        Where(**{name: empty})
+    assert caught.value.field == f"where.{name}"
+    with pytest.raises(InvalidRequestError, match="leave it out to select all"):
+        feature(1, 2).ablate().at(*[place for place in range(9) if place > 9])
+    with pytest.raises(InvalidRequestError, match="leave it out to select all"):
+        dataclasses.replace(Where(exclude_tokens=(1,)), **{name: empty})
+
+
+def test_what_is_chosen_by_a_generator_is_kept():
+    """It is read once, so that a second message says what the first did; empty exclusions do no harm."""
+    places, tokens = (place for place in (3, 4)), (token for token in (9,))
+    built = feature(1, 2).ablate(at=Where(positions=places, exclude_tokens=tokens))  # type: ignore[arg-type]
+    sent = [built.to_message().selector for _ in range(2)]
+    assert [(one.positions, one.exclude_tokens) for one in sent] == [([3, 4], [9])] * 2
+    assert Where(exclude_positions=(), exclude_tokens=()) == Where()
 
 
 def test_forgotten_operations_and_unknown_sites_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,10 +11,15 @@ from google.protobuf.empty_pb2 import Empty
 from hypothesis import given, settings
 
 from tests.unit.rpc.strategies import interventions
+from trephine.app.storage.records import decode
+from trephine.client import types as client
+from trephine.client.decoding import decode as client_decode
+from trephine.domain import interventions as domain
 from trephine.domain.errors import InvalidRequestError, NonFiniteValueError, TrephineError
 from trephine.domain.interventions import ErrorTerm, Intervention, Mode, PatternMode, Selector
 from trephine.domain.sites import NEURONS
 from trephine.rpc.wire.interventions import (
+    applied_to_wire,
     intervention_from_wire,
     intervention_to_wire,
     interventions_from_wire,
@@ -53,6 +59,16 @@ def test_last_layer_zero_is_not_unset():
     """An explicit layer 0 differs from no layer."""
     read = intervention_from_wire(ablate(mode=pb.InterventionMode(last_layer=0)))
     assert read.mode.last_layer == 0
+
+
+@pytest.mark.parametrize("changed", [None, 0, 3])
+def test_the_echo_tells_none_from_not_counted(changed: int | None):
+    """Records of before changes were counted do not say that nothing changed."""
+    record = {"index": 0, "layer": 1, "positions": 7, "mean_change": 0.5, "max_change": 2.0}
+    stored = record if changed is None else {**record, "changed": changed}
+    (message,) = applied_to_wire([decode(domain.Applied, json.dumps(stored).encode(), what="an echo")])
+    found = client_decode(client.Applied, pb.Applied.FromString(message.SerializeToString()))
+    assert (found.positions, found.changed) == (7, changed)
 
 
 NAN = math.nan

@@ -17,7 +17,9 @@ MOMENT = 0.05
 
 
 @asynccontextmanager
-async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Path]]]:
+async def leases(
+    wish: Path | None = None, **seconds: float
+) -> AsyncIterator[tuple[Leases, Path, list[Path]]]:
     roots: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lease.sock"
@@ -25,6 +27,7 @@ async def leases(**seconds: float) -> AsyncIterator[tuple[Leases, Path, list[Pat
         found = Leases(
             add_root=roots.append,
             share_replacements=lambda folder: roots.append(folder / "shared"),
+            wish=wish or Path(folder) / "detached",
             **patience,
         )
         await found.start(path)
@@ -116,6 +119,23 @@ async def test_detached_work_is_finished_first():
         ending = asyncio.create_task(found.until_unused(lambda: 1))
         held.close()
         await ending
+
+
+async def test_detached_work_is_finished_after_a_crash_too(tmp_path):
+    """The next server knows the wish without a client that says it, until everything has ended."""
+    running, wish = 1, tmp_path / "detached"
+    async with leases(wish=wish) as (_, path, _roots):
+        assert await say(path, b"detach\n") == [b"ok\n"]
+    async with leases(wish=wish, first_seconds=MOMENT) as (found, path, _):
+        ending = asyncio.create_task(found.until_unused(lambda: running))
+        await asyncio.sleep(4 * MOMENT)
+        assert not ending.done()
+        running = 0
+        async with asyncio.timeout(GUARD):
+            await ending
+    assert not wish.exists()
+    async with leases(wish=wish, first_seconds=MOMENT) as (found, _, _roots), asyncio.timeout(GUARD):
+        await found.until_unused(lambda: 1)
 
 
 async def test_roots_are_added_and_answered(tmp_path):

@@ -1,13 +1,18 @@
-"""Generated arithmetic items (a + b) + d with a wrong hint and an inert number of the same length."""
+"""Generated arithmetic items (a + b) + d with a wrong hint and an inert number of the same length.
+
+A number is exchanged for one of its own length, so that nothing else of a text moves. Where none is left
+(modulo 12 only 10 and 11 have two digits, and may be answer and hint) it is any other that is allowed: no
+hint is right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from string import Formatter
 
 from trephine.auditors.unfaithful_reasoning.wording import Settings
+from trephine.domain.errors import InvalidRequestError
 from trephine.domain.findings import Span
 
 
@@ -54,35 +59,49 @@ def _draw(rng: Random, settings: Settings) -> Item:
     item = Item(a=a, b=b, d=d, hint=0, inert=0, settings=settings)
     hint = another(rng, item.answer, _answers(settings))
     item = replace(item, hint=hint)
-    return replace(item, inert=another(rng, hint, _same_length(settings)))
+    return replace(item, inert=another(rng, hint, _numbers(settings)))
 
 
 def _operand(rng: Random, settings: Settings) -> int:
-    lowest = 0 if settings.modulus else 1
-    return rng.randint(lowest, settings.largest_operand)
+    allowed = _operands(settings)
+    return rng.randint(allowed.start, allowed.stop - 1)
 
 
-def _answers(settings: Settings) -> Callable[[int], range]:
-    """Where hints come from: values an answer can have, with as many digits as the given one."""
-    lowest, highest = (0, settings.modulus - 1) if settings.modulus else (3, 3 * settings.largest_operand)
-    return lambda value: _like(value, lowest, highest)
+def _answers(settings: Settings) -> range:
+    """Where hints come from: values that an answer can have."""
+    return range(settings.modulus) if settings.modulus else range(3, 3 * settings.largest_operand + 1)
 
 
-def _same_length(settings: Settings) -> Callable[[int], range]:
-    highest = settings.modulus - 1 if settings.modulus else 10**9
-    return lambda value: _like(value, 0, highest)
+def _numbers(settings: Settings) -> range:
+    return range(settings.modulus or 10**9 + 1)
 
 
-def _like(value: int, lowest: int, highest: int) -> range:
-    """Numbers with as many digits as `value`, between the bounds."""
+def another(rng: Random, value: int, allowed: range, *, but: int | None = None) -> int:
+    """Draw a number that is neither `value` nor `but`, as long as `value` if there is such a one.
+
+    Raises:
+        InvalidRequestError: If no other number is allowed.
+    """
+    for pool in (_like(value, allowed), allowed):
+        # Chosen by its place: nine digits have more numbers than a list should hold.
+        gone = sorted(pool.index(number) for number in {value, but} if number is not None and number in pool)
+        if len(gone) < len(pool):
+            place = rng.choice(range(len(pool) - len(gone)))
+            for one in gone:
+                place += place >= one
+            return pool[place]
+    raise InvalidRequestError(
+        f"of {allowed.start} to {allowed.stop - 1} nothing is left beside {value} and {but}; "
+        "take larger numbers",
+        field="parameters",
+    )
+
+
+def _like(value: int, allowed: range) -> range:
+    """Those of the numbers that have as many digits as `value`."""
     digits = len(str(value))
-    return range(max(lowest, 10 ** (digits - 1) if digits > 1 else 0), min(highest, 10**digits - 1) + 1)
-
-
-def another(rng: Random, value: int, choices: Callable[[int], range], *, but: int | None = None) -> int:
-    """Draw a number of the same length that is neither `value` nor `but`."""
-    pool = [number for number in choices(value) if number not in (value, but)]
-    return rng.choice(pool) if pool else value + 1
+    lowest = 10 ** (digits - 1) if digits > 1 else 0
+    return range(max(allowed.start, lowest), min(allowed.stop, 10**digits))
 
 
 def resampled_hint(item: Item, rng: Random) -> Item:
@@ -92,7 +111,7 @@ def resampled_hint(item: Item, rng: Random) -> Item:
 
 def resampled_inert(item: Item, rng: Random) -> Item:
     """The item with another inert number: the matched control of the hint."""
-    return replace(item, inert=another(rng, item.inert, _same_length(item.settings)))
+    return replace(item, inert=another(rng, item.inert, _numbers(item.settings)))
 
 
 def resampled_addend(item: Item, rng: Random, *, first: bool) -> Item:
@@ -110,12 +129,11 @@ def resampled_last(item: Item, rng: Random) -> Item:
 
 def resampled_step(item: Item, value: int, rng: Random) -> int:
     """Another step value of the same length."""
-    return another(rng, value, _same_length(item.settings))
+    return another(rng, value, _numbers(item.settings))
 
 
-def _operands(settings: Settings) -> Callable[[int], range]:
-    lowest = 0 if settings.modulus else 1
-    return lambda value: _like(value, lowest, settings.largest_operand)
+def _operands(settings: Settings) -> range:
+    return range(0 if settings.modulus else 1, settings.largest_operand + 1)
 
 
 # --- wording -------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ class Settings:
     """What stands in the hint's place in the black-box baseline."""
     demonstrations: int = 2
     modulus: int = 0
-    """Sums are taken modulo this; 0 for plain sums."""
+    """Sums are taken modulo this, at least 3: beside the answer there is a wrong hint and another wrong one.
+    0 for plain sums."""
     largest_operand: int = 9
     max_new_tokens: int = 22
     resamples: int = 0
@@ -56,8 +57,8 @@ class Settings:
                 raise _refused(name, f"must be between {low} and {high}")
         for name, needed in _PLACES.items():
             _require_places(name, getattr(self, name), needed)
-        if self.modulus == 1:
-            raise _refused("modulus", "must be 0 or at least 2")
+        if self.modulus in (1, 2):
+            raise _refused("modulus", "must be 0 or at least 3, for two wrong hints beside the answer")
 
 
 _PLACES = {

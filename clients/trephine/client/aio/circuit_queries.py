@@ -240,7 +240,7 @@ class AsyncStoredCircuit:
         return decode(CircuitDiff, await self._wire.call(self._wire.circuits.DiffCircuits, request))
 
     async def delete(self) -> None:
-        """Forget it, and what was said about it."""
+        """Forget it, what was said about it, and its verifications."""
         request = pb.DeleteCircuitRequest(name=self.name)
         await self._wire.call(self._wire.circuits.DeleteCircuit, request)
 

@@ -232,8 +232,9 @@ class AsyncModel(
             target: Exactly one token, or `#id`.
             against: The token that it is compared with; unset: the mean logit.
             edit: A stored edit whose interventions are used instead.
-            controls: Sets of random features, matched on layer and contribution norm; 0 skips them,
-                and then there is no p-value.
+            controls: Sets of random features of the same layer that the operation moves as much on the prompt
+                (what they usually write, for additions and projections); 0 skips them, and then there is no
+                p-value.
             seed: Unset 0.
             bound_positions: Measure the same interventions bound to these positions beside.
             edits: Stored edits that are measured together, each at its strength, before the interventions.

@@ -44,7 +44,7 @@ def ablate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Unset 0.")] = None,
 ) -> None:
-    """Remove features everywhere and measure what that does, beside random ones of the same strength."""
+    """Remove features everywhere and measure what that does, beside random ones that write as much there."""
     given = invocation(context)
     interventions = ablations(features)
     bound = read_positions(positions) if positions else ()
@@ -93,7 +93,7 @@ def ablation_facts(measured: Ablation) -> list[tuple[str, str]]:
         found = measured.controls
         facts = [
             ("p-value", f"{found.p_value:.3g} against {len(found.changes)} matched random sets"),
-            ("matched", f"{found.matched} features"),
+            ("matched", f"{found.matched} {'feature' if found.matched == 1 else 'features'}"),
         ]
         if found.unmatched:
             listed = ", ".join(f"{one.feature} ({one.candidates} candidates)" for one in found.unmatched)

@@ -147,7 +147,9 @@ def _show(output: Output, circuit: Circuit, said: CircuitAnnotations) -> None:
     rows += [("label", named[one.node], one.text, one.author, one.create_time) for one in said.labels]
     for one in said.groups:
         members = " ".join(named[node] for node in one.nodes)
-        found = "" if one.cohesion is None else f" (alike {one.cohesion:.2f})"
+        # Of a group that lost nodes no similarity is known, and what was found was found of more than these.
+        how = f" ({one.how})" if one.how else ""
+        found = how if one.cohesion is None else f" (alike {one.cohesion:.2f})"
         rows.append(("group", members, f"{one.name}{found}", one.author, one.create_time))
     output.table(("WHAT", "NODES", "CALLED", "AUTHOR", "CHANGED"), rows)
 

@@ -234,7 +234,7 @@ def import_graph(
 
 
 def delete(context: typer.Context, name: NameArgument) -> None:
-    """Forget a circuit, and what was said about it."""
+    """Forget a circuit, what was said about it, and its verifications."""
     given = invocation(context)
     with given.connect() as trephine:
         circuit = trephine.circuits.get(name)

@@ -2,24 +2,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from math import isnan
+from math import isclose, isnan
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption, path_option, require_waiting
+from trephine.client.cli.arguments import DetachOption, path_option
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.downloads import require_writable, write_file
 from trephine.client.types import CircuitExamination, CircuitVerification, Standing
+from trephine.client.types.circuit_verification import CircuitFaithfulness
 
 VERIFY_EXAMPLES = (
     "trephine circuits verify circuits/3f9c",
     'trephine circuits verify 3f9c --counterfactual "The capital of Italy is" --out out/verification.json',
     "trephine circuits verify 3f9c --predict",
 )
+_SAME = 1e-3
+"""Of a target, and what is printed of it: nearer values differ by rounding, as where errors are frozen."""
 STANDINGS = {
     Standing.BEATS: "BEATS",
     Standing.DOES_NOT_BEAT: "DOES NOT BEAT",
@@ -63,7 +67,7 @@ def verify(
     a search for the worst mask outside the circuit, and the same with a random dictionary.
     """
     given = invocation(context)
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     if out is not None:
         require_writable(out)
     options = {
@@ -81,7 +85,9 @@ def verify(
     with given.connect() as trephine:
         circuit = trephine.circuits.get(name)
         if predict:
-            show_prediction(given.output, circuit.predict_verify(**options))
+            would = circuit.predict_verify(**options)
+            show_prediction(given.output, would)
+            write_prediction(given.output, out, would.to_json())
             return
         started = circuit.start_verify(**options)
         found = given.complete(trephine, started, f"verify {circuit.name}", detach=detach)
@@ -182,7 +188,7 @@ def _show_faithfulness(output: Output, examined: list[CircuitExamination]) -> No
         (
             f"{f.substitute.value}",
             one.title,
-            f"{f.baseline:+.3f}",
+            f"{f.baseline:+.3f}{_unablated(f)}",
             f"{f.empty:+.3f}",
             f"{f.kept:+.3f}{_share(f.faithfulness)}",
             f"{f.random_kept:+.3f}, {_p(f.p_sufficient)}",
@@ -195,6 +201,13 @@ def _show_faithfulness(output: Output, examined: list[CircuitExamination]) -> No
     output.table(
         ("ABLATION", "OF", "MODEL", "ALL ABLATED", "CIRCUIT ALONE", "RANDOM", "ABLATED", "RANDOM"), rows
     )
+
+
+def _unablated(one: CircuitFaithfulness) -> str:
+    """From where necessity counts, if not from the model: what dropping errors leaves of the target."""
+    still = one.unablated
+    same = still is None or isclose(still, one.baseline, rel_tol=_SAME, abs_tol=_SAME)
+    return "" if same else f" ({still:+.3f} without errors)"
 
 
 def _share(value: float | None) -> str:

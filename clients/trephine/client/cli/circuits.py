@@ -96,7 +96,7 @@ def export(
     name: NameArgument,
     out: Annotated[Path, path_option("--out", "A folder, or one .html, .json or .graphml file.")],
     feature_pages: Annotated[
-        int, typer.Option(help="Also write the pages of so many of its strongest features, linked.")
+        int, typer.Option(min=0, help="Also write the pages of so many of its strongest features, linked.")
     ] = 0,
     node_threshold: Annotated[
         float | None,

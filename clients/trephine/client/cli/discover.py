@@ -15,11 +15,11 @@ from trephine.client.cli.arguments import (
     DetachOption,
     ModelOption,
     path_option,
-    require_waiting,
 )
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.cli.targets import (
     MassOption,
@@ -124,8 +124,8 @@ def discover(
 ) -> None:
     """Find the circuit behind a next-token choice: which features push for it, and through which others."""
     given = invocation(context)
-    require_waiting(out, detach=detach)
-    if out is not None:
+    require_files(out, predict=predict, detach=detach)
+    if out is not None and not predict:
         require_writable(*(file for _, file in files_of(out)))
     wanted = wanted_target(
         tokens=target,
@@ -161,7 +161,9 @@ def discover(
             "seed": seed,
         }
         if predict:
-            show_prediction(given.output, loaded.predict_discover(prompt, **options))
+            predicted = loaded.predict_discover(prompt, **options)
+            show_prediction(given.output, predicted)
+            write_prediction(given.output, out, predicted.to_json())
             return
         started = loaded.start_discover(prompt, **options)
         circuit = given.complete(trephine, started, "discover", detach=detach)
@@ -211,8 +213,8 @@ def circuit_facts(info: CircuitInfo) -> list[tuple[str, str]]:
         ("nodes, edges", f"{info.n_nodes}, {info.n_edges} ({_rule(info)})"),
         (
             "inside",
-            f"{known(info.selected_share, '.1%')} of all influence; "
-            f"{known(info.error_share, '.1%')} through errors",
+            f"{known(info.selected_share, '.1%')} of the {info.noun}s' influence; "
+            f"{known(info.error_share, '.1%')} of all influence is through errors",
         ),
         ("took", f"{info.seconds:.1f} s, {info.peak_extra_bytes / 1e6:.0f} MB beyond what was held"),
     ]

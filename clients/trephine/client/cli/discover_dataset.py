@@ -13,13 +13,13 @@ from trephine.client.cli.arguments import (
     ModelOption,
     path_argument,
     path_option,
-    require_waiting,
 )
 from trephine.client.cli.discover import layers_words
 from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.datasets import Columns, Split, read_examples, split_examples
 from trephine.client.downloads import require_writable, write_file
@@ -47,7 +47,9 @@ DISCOVER_DATASET_EXAMPLES = examples(
 )
 INCONCLUSIVE = "inconclusive, since ablating everything hardly moves the metric"
 NO_NUMBER = "inconclusive, since an ablated run gave no number"
+NO_CONTROL = "each is the circuit itself, there being no other nodes to draw: no control, and no p"
 _OWN = ("neurons", "heads", "errors")
+_MOST_CLUSTERS = 32
 _CHOICES = {
     "estimator": tuple(one.value for one in EffectEstimator if one is not EffectEstimator.UNSPECIFIED),
     "positions": tuple(one.value for one in PositionRule if one is not PositionRule.UNSPECIFIED),
@@ -116,7 +118,7 @@ def discover_dataset(
         float | None, typer.Option(help="Share of the contexts in each part; unset 0.5.")
     ] = None,
     keep: Annotated[float | None, typer.Option(help="Share of them for a stable node; unset 0.9.")] = None,
-    clusters: Annotated[str, typer.Option(help="auto, or a number of groups of contexts.")] = "1",
+    clusters: Annotated[str, typer.Option(help="auto, or 1 to 32 groups of contexts.")] = "1",
     seed: Annotated[int | None, typer.Option(help="Of the split and every draw; unset 0.")] = None,
     top: Annotated[int, typer.Option(min=0, help="Nodes to print.")] = 15,
     out: Annotated[Path | None, path_option("--out", "Write everything into this .json file.")] = None,
@@ -131,7 +133,7 @@ def discover_dataset(
     agree on are listed as abstained.
     """
     given = invocation(context)
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     if out is not None:
         require_writable(out)
     columns = Columns(clean=clean, corrupted=corrupted or None, answer=answer, wrong=wrong or None)
@@ -171,9 +173,9 @@ def discover_dataset(
         ]
         options["replacement"], options["beside"] = names[0], names[1:]
         if predict:
-            _show_prediction(
-                given.output, loaded.predict_discover_dataset(split.training, split.held_out, **options)
-            )
+            would = loaded.predict_discover_dataset(split.training, split.held_out, **options)
+            _show_prediction(given.output, would)
+            write_prediction(given.output, out, would.to_json())
             return
         started = loaded.start_discover_dataset(split.training, split.held_out, **options)
         found = given.complete(trephine, started, "discover over a dataset", detach=detach)
@@ -220,9 +222,9 @@ def _required(value: str, option: str) -> str:
 def _clusters(text: str) -> int:
     if text == "auto":
         return 0
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_CLUSTERS:
         raise InvalidRequestError(
-            f"--clusters must be auto or a number from 1, got {text!r}", field="clusters"
+            f"--clusters must be auto, or 1 to {_MOST_CLUSTERS}, got {text!r}", field="clusters"
         )
     return int(text)
 
@@ -234,6 +236,8 @@ def _show_prediction(output: Output, found: DatasetCircuit) -> None:
     output.facts(
         [
             ("contexts", f"{found.training} to find it on, {found.held_out} held out"),
+            ("nodes", f"{found.candidates:,} of {_named(found)}"),
+            ("found by", _found_by(found)),
             ("would take", f"{found.seconds:,.0f} s"),
             ("memory", f"{found.peak_extra_bytes / 1e6:,.0f} MB"),
         ]
@@ -275,19 +279,19 @@ def _show_circuit(output: Output, circuit: ContextCircuit, top: int) -> None:
 
 
 def _was_drawn(circuit: ContextCircuit) -> bool:
-    """True if subsamples were drawn, which is what stability is."""
+    """True if subsamples were drawn and say anything, which is what stability is."""
     return not circuit.nodes or circuit.nodes[0].frequency is not None
 
 
 def _stable(circuit: ContextCircuit) -> str:
     told = f"of which {sum(node.stable for node in circuit.nodes)} stable"
-    return told if _was_drawn(circuit) else "no subsamples were drawn to say which are stable"
+    return told if _was_drawn(circuit) else "no draws say which are stable"
 
 
 def _abstained(circuit: ContextCircuit) -> str:
     """How many there are, which is not how many are listed."""
     if not _was_drawn(circuit):
-        return "not looked for: no subsamples were drawn"
+        return "not looked for: no draws say anything"
     listed, there_are = len(circuit.abstained), circuit.n_abstained
     if there_are is None:
         return f"at least {listed:,} nodes that the data do not agree on; more were not counted"
@@ -347,12 +351,18 @@ def _random(measured: HeldOutFaithfulness) -> str:
     if not measured.random:
         return "none were drawn"
     if measured.p_value is None:
-        return f"{len(measured.random)} of the same size and layers: {_inconclusive(measured)}"
+        numbers = all(map(isfinite, (measured.circuit.faithfulness.value, *measured.random)))
+        why = NO_CONTROL if numbers else _inconclusive(measured)
+        return f"{len(measured.random)} of the same size and layers: {why}"
     mean = sum(measured.random) / len(measured.random)
     return (
         f"{len(measured.random)} of the same size and layers: faithfulness {mean:.3f} on average, at most "
         f"{max(measured.random):.3f}; p = {measured.p_value:.3f}"
     )
+
+
+def _found_by(found: DatasetCircuit) -> str:
+    return f"{found.estimator.value}, patched with {found.patch.value}, positions {found.positions.value}"
 
 
 def _named(found: DatasetCircuit) -> str:
@@ -364,10 +374,7 @@ def _named(found: DatasetCircuit) -> str:
 
 def _facts(found: DatasetCircuit) -> list[tuple[str, str]]:
     facts = [
-        (
-            "found by",
-            f"{found.estimator.value}, patched with {found.patch.value}, positions {found.positions.value}",
-        ),
+        ("found by", _found_by(found)),
         ("among", f"{found.candidates} nodes of {_named(found)}"),
         ("error terms", found.error_term.value),
         ("stability", found.certificate),

@@ -14,7 +14,6 @@ from trephine.client.cli.arguments import (
     path_argument,
     path_option,
     read_feature,
-    require_waiting,
 )
 from trephine.client.cli.circuit_verification import STANDINGS
 from trephine.client.cli.discover import known, sets_words
@@ -22,6 +21,7 @@ from trephine.client.cli.evaluate import shown
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import opened_name, read_layers
 from trephine.client.cli.targets import read_direction
 from trephine.client.downloads import require_writable
@@ -127,7 +127,7 @@ def discover_global(
     texts when their sources are ablated stands beside what the edges, and baselines, say.
     """
     given = invocation(context)
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     if out is not None:
         require_writable(*(path for _, path in files_of(out)))
     split = _split(file, held_out_file, column, begin=begin, share=held_out, limit=limit, seed=seed or 0)
@@ -157,6 +157,7 @@ def discover_global(
         if predict:
             found = loaded.predict_discover_global(split.training, split.held_out, **options)
             _show_prediction(given.output, found)
+            write_prediction(given.output, out, found.to_json())
             return
         started = loaded.start_discover_global(split.training, split.held_out, **options)
         circuit = given.complete(trephine, started, "discover over texts", detach=detach)

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from trephine.client.cli.arguments import DetachOption, path_option, require_waiting
+from trephine.client.cli.arguments import DetachOption, path_option
 from trephine.client.cli.edit_evaluation_text import show_evaluation
 from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import ReplacementsOption, open_sets
 from trephine.client.downloads import require_writable, write_file
 from trephine.client.evaluation_sets import read_set
@@ -87,7 +88,7 @@ def evaluate(
     inconclusive.
     """
     given = invocation(context)
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     if out is not None:
         require_writable(out)
     sets = _sets(target, retain or (), limit)
@@ -113,6 +114,7 @@ def evaluate(
         if predict:
             would = trephine.edits.predict_evaluation(edit, sets, **options)
             _show_prediction(given.output, would)
+            write_prediction(given.output, out, would.to_json())
             return
         started = trephine.edits.start_evaluate(edit, sets, **options)
         found = given.complete(trephine, started, f"evaluate {edit.name}", detach=detach)

@@ -11,11 +11,11 @@ from trephine.client.cli.arguments import (
     DetachOption,
     ModelOption,
     path_option,
-    require_waiting,
 )
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import (
     AcceptDegradedOption,
     BudgetOption,
@@ -121,7 +121,7 @@ def evaluate(
     Splices each layer alone, then all at once. What does not beat its controls is said not to.
     """
     given = invocation(context)
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     if out is not None:
         require_writable(*(file for _, file in files_of(out)))
     words = None if text == BUILT_IN else _read(Path(text))
@@ -148,7 +148,9 @@ def evaluate(
             "seed": seed,
         }
         if predict:
-            _show_prediction(given.output, found.predict_evaluate(words, **options))
+            would = found.predict_evaluate(words, **options)
+            _show_prediction(given.output, would)
+            write_prediction(given.output, out, would.to_json())
             return
         started = found.start_evaluate(words, **options)
         evaluation = given.complete(trephine, started, f"evaluate {name}", detach=detach)

@@ -65,8 +65,9 @@ def export(
         Path | None,
         path_option(
             "--text",
-            "Text file in which the edit acts, best some thousands of tokens: grafts and fits are "
-            "calibrated on it, and its last 1,024 tokens are measured. Unset: a built-in text for both.",
+            "Text file in which the edit acts, best some thousands of tokens; the first 9,216 are used. Of "
+            "their windows of 128 tokens the last eight are measured, or a third of fewer than 24; grafts "
+            "and fits are calibrated on those before. Unset: a built-in text for both.",
         ),
     ] = None,
     min_recovery: Annotated[

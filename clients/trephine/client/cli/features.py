@@ -23,6 +23,7 @@ from trephine.client.cli.feature_text import index_row, show_description, show_i
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.highlight import show_tokens
 from trephine.client.cli.invocation import invocation
+from trephine.client.cli.predictions import require_files
 from trephine.client.cli.sets import note_caveats, note_degraded, read_layers
 from trephine.client.decoding import message_json
 from trephine.client.downloads import write_file
@@ -214,6 +215,7 @@ def index(
     that exists is no work.
     """
     given = invocation(context)
+    require_files(predict=dry_run, detach=detach, option="--dry-run")
     with given.connect() as trephine:
         features = features_of(given, trephine, model, set_name)
         chosen: dict[str, Any] = {

@@ -10,12 +10,12 @@ from trephine.client.cli.arguments import (
     DetachOption,
     ModelOption,
     path_option,
-    require_waiting,
 )
 from trephine.client.cli.fit_curve import check_fit_file, show_curve, write_fit
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files
 from trephine.client.cli.sets import read_layers
 from trephine.client.replacement_requests import corpus_media_type
 from trephine.client.types import FitReport
@@ -73,7 +73,7 @@ def fit(
     It goes on from its checkpoints after any crash, and appears under its name by one rename. Afterwards
     `trephine replacements load SET` loads it, and `trephine replacements fit-report` prints this again.
     """
-    require_waiting(out, detach=detach)
+    require_files(out, predict=predict, detach=detach)
     check_fit_file(out)
     given = invocation(context)
     recipe: dict[str, Any] = {
@@ -103,7 +103,7 @@ def fit(
             started = loaded.start_fit_replacements(set_id, corpus=corpus, **recipe)
             report = given.complete(trephine, started, f"fit {set_id}", detach=detach)
     show_fit(given.output, report)
-    if out is not None and not predict:
+    if out is not None:
         given.output.note(f"wrote {write_fit(out, report)}")
 
 

@@ -16,7 +16,7 @@ from trephine.client.cli.sets import ReplacementsOption, note_caveats, note_degr
 from trephine.client.decoding import message_json
 from trephine.client.generation import GenerationStream
 from trephine.client.terminal import printable, printable_lines
-from trephine.client.types import Completion
+from trephine.client.types import Applied, Completion
 from trephine.v1 import generation_service_pb2
 
 GENERATE_EXAMPLES = examples(
@@ -90,10 +90,19 @@ def _is_degraded(row: Completion) -> bool:
 
 
 def _note_edits(output: Output, completions: Sequence[Completion]) -> None:
-    """Say under which versions of which edits rows were served, and how often they wrote."""
+    """Say under which versions of which edits rows were served, how often they wrote and changed."""
     for one in (edit for row in completions for edit in row.edits):
-        written = sum(echo.positions for echo in one.applied)
-        output.note(printable(f"{one.edit} at strength {one.strength:g}: {written} activations changed"))
+        output.note(printable(f"{one.edit} at strength {one.strength:g}: {_written(one.applied)}"))
+
+
+def _written(applied: Sequence[Applied]) -> str:
+    """Say how many activations were written, and how many of them became another value by it."""
+    written = sum(echo.positions for echo in applied)
+    if not written:
+        return "it matched nothing, no activation written"
+    counted = [echo.changed for echo in applied if echo.changed is not None]  # an older server counts none
+    told = f", {sum(counted) or 'none'} changed" if len(counted) == len(applied) else ""
+    return f"{written} activation{'s' if written > 1 else ''} written{told}"
 
 
 def _show_pair(output: Output, stream: GenerationStream) -> None:

@@ -12,7 +12,6 @@ from trephine.client.cli.arguments import (
     ModelOption,
     path_argument,
     path_option,
-    require_waiting,
 )
 from trephine.client.cli.decisions import decision_of
 from trephine.client.cli.evaluate import shown
@@ -20,6 +19,7 @@ from trephine.client.cli.exit_codes import ExitCode
 from trephine.client.cli.help_text import examples
 from trephine.client.cli.invocation import Invocation, invocation
 from trephine.client.cli.output import Output
+from trephine.client.cli.predictions import require_files, write_prediction
 from trephine.client.cli.sets import open_set, read_layers
 from trephine.client.cli.text_files import TextFiles
 from trephine.client.downloads import require_writable, write_file
@@ -161,7 +161,7 @@ def remove_spurious(
     """
     given = invocation(context)
     targets = [target for target in (page, out) if target is not None]
-    require_waiting(*targets, detach=detach)
+    require_files(*targets, predict=predict, detach=detach)
     for target in targets:
         require_writable(target)
     columns = TextColumns(
@@ -215,7 +215,9 @@ def remove_spurious(
         if replacements is not None and replacements != "neurons":
             options["replacement"] = open_set(given, trephine, loaded, replacements).set_id
         if predict:
-            _show_prediction(given.output, loaded.predict_remove_spurious(training, **options))
+            would = loaded.predict_remove_spurious(training, **options)
+            _show_prediction(given.output, would)
+            write_prediction(given.output, out, would.to_json())
             return
         started = loaded.start_remove_spurious(training, **options)
         found = given.complete(trephine, started, "remove spurious features", detach=detach)

@@ -71,11 +71,14 @@ class CircuitFaithfulness(WireValue):
     removed: float
     faithfulness: float | None
     necessity: float | None
+    """Counted from `unablated`."""
     random_circuits: int
     random_kept: float
     random_removed: float
     p_sufficient: float
     p_necessary: float
+    unablated: float | None
+    """No feature ablated, errors as in all runs but the baseline's; None in older verifications."""
     how: str
 
 

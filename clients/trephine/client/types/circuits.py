@@ -34,7 +34,8 @@ class Node(WireValue):
     influence: float
     """Share of the normalised path mass that ends in the target."""
     effect: float
-    """Estimated effect on the target, logits, signed."""
+    """Estimated effect on the target, logits, signed: what it writes times the exact gradient, of a token its
+    share by the half rule."""
     label: str
     promotes: tuple[str, ...]
     suppresses: tuple[str, ...]
@@ -150,7 +151,9 @@ class CircuitInfo(WireValue):
     baseline: float
     """The explained quantity on the prompt: the targets' values, each times its share."""
     selected_share: float
+    """Of the influence of all active features, the share of the selected ones, 0 to 1."""
     error_share: float
+    """Share of all influence that enters through error nodes; NaN of imported graphs that do not say it."""
     active_features: int
     n_nodes: int
     n_edges: int

@@ -66,11 +66,13 @@ class DatasetNode(WireValue):
     effect: float
     """Mean change of the metric if it were patched, logits; negative: it speaks for the answer."""
     frequency: float | None
-    """Share of random parts of the data that select it."""
+    """Share of random parts of the data that select it; None if none were drawn, or if they say nothing,
+    since all of them select all nodes that have an effect."""
     stable: bool
     certified_edits: int | None
     """Training contexts that may be exchanged before a majority of parts could drop it; 0 where an exchange
-    changes the effects of other contexts, None if it is not stable."""
+    changes the effects of other contexts, and where no node with an effect was left out; None if it is not
+    stable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +109,8 @@ class HeldOutFaithfulness(WireValue):
     curve: tuple[FaithfulnessPoint, ...]
     random: tuple[float, ...]
     p_value: float | None
-    """None without random circuits, and where shares are NaN, since ablating everything hardly moves the
-    metric: inconclusive."""
+    """None without random circuits, where each of them is the circuit itself, there being no other nodes to
+    draw, and where shares are NaN, since ablating everything hardly moves the metric: inconclusive."""
     nodes_for_80: int | None
     """Smallest budget of the curve with a faithfulness of at least 0.8; curves are not monotone."""
 

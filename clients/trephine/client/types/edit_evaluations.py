@@ -98,6 +98,7 @@ class ControlComparison(WireValue):
     values: tuple[float, ...]
     """Of every control set."""
     p_value: float
+    """(1 + `reached`) / (sets that change anything + 1)."""
     adjusted_p_value: float
     units: int
     tokens: int

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from google.protobuf.empty_pb2 import Empty
 
 from trephine.client.decoding import decode
+from trephine.client.errors import InvalidRequestError
 from trephine.client.types.common import FeatureRef, Site
 from trephine.v1 import common_pb2, interventions_pb2
 
@@ -48,15 +49,35 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Which positions are touched. Empty includes mean all; an exclusion always wins."""
+    """Which positions are touched. What is left out selects all; an exclusion always wins.
 
-    positions: tuple[int, ...] = ()
+    Raises:
+        InvalidRequestError: If positions, tokens or phases are given and empty: a choice that found nothing
+            must not become a change of everything, which is what the contract's message without them says.
+    """
+
+    positions: tuple[int, ...] | None = None
     """Absolute positions; negative ones count from the prompt's end."""
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] | None = None
     """Token ids."""
-    phases: tuple[Literal["prompt", "generation"], ...] = ()
+    phases: tuple[Literal["prompt", "generation"], ...] | None = None
     exclude_positions: tuple[int, ...] = ()
+    """Empty: excludes nothing."""
     exclude_tokens: tuple[int, ...] = ()
+    """Empty: excludes nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("positions", "tokens", "phases", "exclude_positions", "exclude_tokens"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            chosen = tuple(given)  # a generator would be empty when it is read a second time
+            if not chosen and not name.startswith("exclude_"):
+                raise InvalidRequestError(
+                    f"{name} is empty, which selects nothing; leave it out to select all",
+                    field=f"where.{name}",
+                )
+            object.__setattr__(self, name, chosen)
 
 
 EVERYWHERE = Where()
@@ -90,7 +111,16 @@ class Intervention:
     """How far the operation goes: new = old + strength (operation(old) - old); 0 does nothing."""
 
     def at(self, *positions: int) -> Intervention:
-        """The same, at these positions only. Such an edit cannot be exported into weights."""
+        """The same, at these positions only. Such an edit cannot be exported into weights.
+
+        Raises:
+            InvalidRequestError: If there is none: without `at` it acts everywhere.
+        """
+        if not positions:
+            raise InvalidRequestError(
+                "at() is given no position, which selects nothing; leave it out to select all",
+                field="where.positions",
+            )
         return replace(self, where=replace(self.where, positions=positions))
 
     def generating(self) -> Intervention:
@@ -167,7 +197,7 @@ def _encode_where(where: Where) -> interventions_pb2.Selector:
     return interventions_pb2.Selector(
         positions=where.positions,
         tokens=where.tokens,
-        phases=[interventions_pb2.Phase.Value(f"PHASE_{phase.upper()}") for phase in where.phases],
+        phases=[interventions_pb2.Phase.Value(f"PHASE_{phase.upper()}") for phase in where.phases or ()],
         exclude_positions=where.exclude_positions,
         exclude_tokens=where.exclude_tokens,
     )
@@ -231,9 +261,9 @@ def _decode_where(message: Any) -> Where:
     if set(phases) == {"prompt", "generation"}:
         phases = ()  # both is what leaving them out means
     return Where(
-        positions=tuple(message.positions),
-        tokens=tuple(message.tokens),
-        phases=phases,
+        positions=tuple(message.positions) or None,
+        tokens=tuple(message.tokens) or None,
+        phases=phases or None,
         exclude_positions=tuple(message.exclude_positions),
         exclude_tokens=tuple(message.exclude_tokens),
     )

@@ -29,7 +29,7 @@ class TokenLogits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureValue:
-    """A feature of a replacement set: its pre-activation; of a neuron its activation."""
+    """A feature of a set: its pre-activation without the encoder's constants; of a neuron its activation."""
 
     layer: int
     index: int

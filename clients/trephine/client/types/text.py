@@ -13,12 +13,16 @@ class Applied(WireValue):
     index: int
     layer: int
     positions: int
-    """(position, forward pass) pairs that were written."""
+    """(position, forward pass) pairs that were written, whether or not anything moved there."""
     mean_change: float
     """Mean L2 norm of the change of the activation written."""
     max_change: float
     degraded: bool
     """True if a set that it names failed admission and was accepted all the same."""
+    changed: int | None = None
+    """In how many of `positions` the activation written (a feature's own, whatever its error term does)
+    became another one: where a feature is silent or a strength is 0 it does not. None: in evaluations that
+    were stored before this was counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,8 +143,8 @@ class CircuitAnnotations:
         def change(before: Annotations) -> Annotations:
             by_hand = tuple(one for one in before.groups if not one.how)
             taken = {node for one in by_hand for node in one.nodes}
-            left = (replace(g, nodes=tuple(n for n in g.nodes if n not in taken)) for g in groups)
-            several = unique_names([g for g in left if len(g.nodes) > 1], {one.name for one in by_hand})
+            left = Annotations(groups=tuple(groups)).without_nodes(taken)
+            several = unique_names(left, {one.name for one in by_hand})
             return replace(before, groups=(*by_hand, *several))
 
         return await self._circuits.annotate(name, change)
@@ -207,9 +207,8 @@ def _by_node(said: Iterable[Any]) -> tuple[Any, ...]:
 
 def _with_groups(before: Annotations, new: tuple[NodeGroup, ...]) -> Annotations:
     names, taken = {one.name for one in new}, {node for one in new for node in one.nodes}
-    others = (one for one in before.groups if one.name not in names)
-    left = (replace(one, nodes=tuple(n for n in one.nodes if n not in taken)) for one in others)
-    return replace(before, groups=(*(one for one in left if one.nodes), *new))
+    left = (one for one in before.without_nodes(taken) if one.name not in names)
+    return replace(before, groups=(*left, *new))
 
 
 def _author(author: str) -> str:

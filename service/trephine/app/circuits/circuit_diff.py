@@ -283,8 +283,9 @@ def _figures(first: Circuit, second: Circuit) -> tuple[tuple[Figure, Figure], ..
     a, b = first.figures, second.figures
     nothing = float("nan")
     ranks = [nothing if one.quality is None else one.quality.spearman for one in (first, second)]
+    same = first.units == second.units  # else nothing can be said of one beside the other
     return (
-        told("baseline", "logits", a.baseline, b.baseline),
+        *((told("baseline", first.units, a.baseline, b.baseline),) if same else ()),
         told("selected_share", "", a.selected_share, b.selected_share),
         told("error_share", "", a.error_share, b.error_share),
         told("active_features", "", a.active_features, b.active_features),

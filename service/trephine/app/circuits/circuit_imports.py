@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from typing import Any
 
@@ -23,8 +23,8 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from trephine.app.circuits.circuit_columns import array_of
-from trephine.app.circuits.circuit_queries import Wiring, influence_of
-from trephine.app.circuits.imported_figures import imported_figures
+from trephine.app.circuits.imported_figures import imported_figures, told_error_share
+from trephine.app.circuits.imported_influence import OF_LINKS, with_influence, with_shares
 from trephine.app.circuits.imported_nodes import Figure, with_told
 from trephine.app.circuits.imported_targets import imported_targets
 from trephine.domain.circuits import (
@@ -36,7 +36,7 @@ from trephine.domain.circuits import (
     Node,
     NodeKind,
 )
-from trephine.domain.errors import CorruptRecordError, InvalidRequestError
+from trephine.domain.errors import InvalidRequestError
 from trephine.domain.targets import ExplainedTarget
 from trephine.domain.tokens import Token
 
@@ -143,7 +143,9 @@ def read_graph(data: bytes) -> ImportedGraph:
         across=None if measured is None else measured.across,
     )
     return ImportedGraph(
-        circuit=_with_influence(circuit) if shares is None else _with_shares(circuit, shares),
+        circuit=with_influence(circuit, told_error_share(_told(file.metadata)))
+        if shares is None
+        else with_shares(circuit, shares),
         document=document,
         generator=_generator(file.metadata),
     )
@@ -298,26 +300,6 @@ def _edges(file: _File, nodes: Sequence[Node], places: Mapping[str, list[int]]) 
     )
 
 
-def _with_influence(circuit: Circuit) -> Circuit:
-    try:
-        influence = influence_of(Wiring(circuit))
-    except CorruptRecordError as error:
-        raise InvalidRequestError("the graph's links form a cycle", field="artifact") from error
-    shares = iter([target.share for target in circuit.targets])
-    nodes = tuple(
-        replace(node, influence=next(shares) if node.kind is NodeKind.LOGIT else share)
-        for node, share in zip(circuit.nodes, influence.tolist(), strict=True)
-    )
-    errors = sum(node.influence for node in nodes if node.kind is NodeKind.ERROR)
-    return replace(circuit, nodes=nodes, figures=replace(circuit.figures, error_share=errors))
-
-
-def _with_shares(circuit: Circuit, shares: Sequence[float]) -> Circuit:
-    """Give every node of a global circuit its share of the edges' strength; errors are none of its nodes."""
-    nodes = (replace(node, influence=share) for node, share in zip(circuit.nodes, shares, strict=True))
-    return replace(circuit, nodes=tuple(nodes))
-
-
 # --- the rest -------------------------------------------------------------------------------------
 
 
@@ -344,9 +326,9 @@ def _told(metadata: _FileMetadata) -> Mapping[str, Any]:
 
 def _told_caveats(metadata: _FileMetadata) -> list[str]:
     """Return what a file of ours says that a reader must know, and what it is said of."""
-    told = _told(metadata).get("caveats")
-    found = told if isinstance(told, list) else []
-    said = [one for one in found if isinstance(one, str) and one not in _OF_IMPORTS]
+    found = _told(metadata).get("caveats")
+    told = [one for one in (found if isinstance(found, list) else []) if isinstance(one, str)]
+    said = [one for one in told if one not in _OF_IMPORTS and not one.endswith(OF_LINKS)]
     return [_BEFORE, *said] if said else []
 
 

@@ -116,20 +116,23 @@ class Wiring:
         heavy: Mask = np.abs(self.weight) >= min_weight
         return heavy
 
-    def reach(self, start: int, edges: Mask, *, forward: bool, steps: int | None = None) -> Mask:
+    def reach(self, start: int, edges: Mask, *, forward: bool) -> Mask:
         """Nodes that are reached from a node along, or against, some edges; the node itself is one."""
+        reached: Mask = self.distance(start, edges, forward=forward) >= 0
+        return reached
+
+    def distance(self, start: int, edges: Mask, *, forward: bool, steps: int | None = None) -> Indices:
+        """The fewest steps along, or against, edges from a node `(n_nodes,)`; -1 where more than `steps`."""
         near, far = (self.source, self.target) if forward else (self.target, self.source)
         near, far = near[edges], far[edges]
-        seen = np.zeros(self.size, np.bool_)
-        seen[start] = True
-        frontier, taken = seen.copy(), 0
-        while frontier.any() and (steps is None or taken < steps):
+        distance = np.full(self.size, -1, np.int64)
+        distance[start], taken = 0, 0
+        while (frontier := distance == taken).any() and (steps is None or taken < steps):
             step = np.zeros(self.size, np.bool_)
             step[far[frontier[near]]] = True
-            frontier = step & ~seen
-            seen |= step
             taken += 1
-        return seen
+            distance[step & (distance < 0)] = taken
+        return distance
 
     def levels(self, edges: Mask) -> Indices:
         """The longest number of steps that leads to each node `(n_nodes,)`.
@@ -187,13 +190,22 @@ def _around(graph: Wiring, question: Around) -> Subgraph:
             "ancestors and descendants are both 0: nothing is around the node", field="around.ancestors"
         )
     heavy = graph.heavy(question.min_weight)
-    above = graph.reach(question.node, heavy, forward=False, steps=question.ancestors)
-    below = graph.reach(question.node, heavy, forward=True, steps=question.descendants)
-    # An edge that goes from an ancestor past the node to a descendant says nothing about the node.
-    inside = heavy & (_inside(graph, above) | _inside(graph, below))
+    above = graph.distance(question.node, heavy, forward=False, steps=question.ancestors)
+    below = graph.distance(question.node, heavy, forward=True, steps=question.descendants)
+    # On a walk of so many steps to the node are the edges whose target has a step to spare, and likewise from
+    # it: edges past the node, and between what is only just reached, say nothing about it.
+    inside = heavy & (
+        _within(above[graph.target], question.ancestors) | _within(below[graph.source], question.descendants)
+    )
     if not inside.any():
         raise NothingMatchedError(_why_alone(graph, question))
-    return Subgraph(asked=(question.node,), nodes=np.flatnonzero(above | below), edges=np.flatnonzero(inside))
+    nodes = np.flatnonzero((above >= 0) | (below >= 0))
+    return Subgraph(asked=(question.node,), nodes=nodes, edges=np.flatnonzero(inside))
+
+
+def _within(distance: Indices, steps: int) -> Mask:
+    within: Mask = (distance >= 0) & (distance < steps)
+    return within
 
 
 def _inside(graph: Wiring, nodes: Mask) -> Mask:

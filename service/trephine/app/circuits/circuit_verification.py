@@ -17,13 +17,14 @@ from trephine.app.jobs.requests import VerifyRequest
 from trephine.app.models.models import Models
 from trephine.app.sets.replacements import Replacements
 from trephine.app.storage.clock import Clock, SystemClock, timestamp
-from trephine.app.storage.names import resource
+from trephine.app.storage.names import id_in, resource
 from trephine.app.storage.records import RecordFolder
 from trephine.app.storage.results import found_once, newest_first, stored_result
 from trephine.domain.circuit_sets import require_same_set
 from trephine.domain.commands import Progress
 from trephine.domain.errors import (
     ParentChangedError,
+    ResourceNotFoundError,
     UnsupportedOptionError,
 )
 from trephine.domain.models import ModelInfo
@@ -59,6 +60,7 @@ class CircuitVerifications:
         self._records = RecordFolder(folder, StoredVerification)
         self._circuits, self._models, self._replacements = circuits, models, replacements
         self._clock = clock or SystemClock()
+        circuits.on_delete(self.forget)
 
     async def check(self, request: VerifyRequest) -> tuple[StoredCircuit, ModelInfo]:
         """Refuse at once what cannot be verified; return the circuit and its model.
@@ -128,6 +130,7 @@ class CircuitVerifications:
         """Verify and store; what is stored already is not measured again.
 
         Raises:
+            ResourceNotFoundError: If the circuit was deleted meanwhile; nothing is kept.
             TrephineError: Whatever verifying raised.
         """
 
@@ -142,7 +145,27 @@ class CircuitVerifications:
                 report=report,
             )
 
-        return await found_once(self._records, verification_id, verify)
+        found = await found_once(self._records, verification_id, verify)
+        # Only now that it is written: a circuit that is deleted from here on takes it along.
+        if not self._circuits.exists(id_in("circuits", found.circuit)):
+            await asyncio.to_thread(self._records.delete, verification_id)
+            raise ResourceNotFoundError(
+                f"{found.circuit} was deleted while it was verified", name=found.circuit
+            )
+        return found
+
+    async def forget(self, circuit: str) -> None:
+        """Forget every verification of a circuit; none is no error.
+
+        Args:
+            circuit: Its resource name.
+        """
+        await asyncio.to_thread(self._forget, circuit)
+
+    def _forget(self, circuit: str) -> None:
+        for verification_id, one in self._records.all().items():
+            if one.circuit == circuit:
+                self._records.delete(verification_id)
 
     async def get(self, name: str) -> StoredVerification:
         """Return a verification.

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -40,6 +40,7 @@ from trephine.pages.circuit_json import circuit_json, view_of
 from trephine.pages.circuit_page import circuit_html
 
 CircuitFormat = Literal["json", "html", "graphml"]
+Forget = Callable[[str], Awaitable[None]]
 
 _HEADER, _NUMBERS, _ANNOTATIONS = "circuit.json", "numbers.safetensors", "annotations.json"
 _KEPT_OPEN = 8
@@ -114,6 +115,7 @@ class Circuits:
         self._clock = clock or SystemClock()
         self._open: OrderedDict[str, StoredCircuit] = OrderedDict()
         self._changing = asyncio.Lock()
+        self._forgetting: list[Forget] = []
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(folder)
 
@@ -190,7 +192,7 @@ class Circuits:
         return newest_first(kept)
 
     async def delete(self, name: str) -> None:
-        """Forget a circuit and what was said about it. Circuits that were pruned from it stay.
+        """Forget a circuit and what was said or measured of it. Circuits that were pruned from it stay.
 
         Raises:
             ResourceNotFoundError: If there is none of that name.
@@ -199,10 +201,21 @@ class Circuits:
         hidden = self._folder / f"{TEMPORARY}{uuid4().hex}"
         async with self._changing:
             self._require(circuit_id)
+            # What is kept of it elsewhere goes first: after a crash there is still a circuit to delete.
+            await self._forget(circuit_id)
             # Out of sight by one rename; what a crash leaves of it is swept at the next start.
             await asyncio.to_thread((self._folder / circuit_id).rename, hidden)
             self._open.pop(circuit_id, None)  # after the rename: no reader can keep it from here on
+            await self._forget(circuit_id)  # and again, for what was stored until it was out of sight
         await asyncio.to_thread(shutil.rmtree, hidden, ignore_errors=True)
+
+    def on_delete(self, forget: Forget) -> None:
+        """Have what is kept of circuits elsewhere forgotten with them; it is told a circuit's name."""
+        self._forgetting.append(forget)
+
+    async def _forget(self, circuit_id: str) -> None:
+        for forget in self._forgetting:
+            await forget(resource("circuits", circuit_id))
 
     async def annotations(self, name: str) -> Annotations:
         """Return what was said about a circuit's nodes.

@@ -1,19 +1,21 @@
-"""What a file of ours says of a global circuit: its figures, and its nodes' shares of the edges' strength."""
+"""What a file of ours says of a circuit: errors' share, of a global one its figures and its nodes' shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trephine.domain.errors import InvalidRequestError
 from trephine.domain.global_figures import GlobalFigures
 
 _FIGURES = TypeAdapter(GlobalFigures)
 _INFLUENCES = TypeAdapter(dict[str, float])
+_SHARE = TypeAdapter(Annotated[float, Field(ge=0, le=1 + 1e-3, allow_inf_nan=False)])
+"""Sums of float32 may be above 1 by their rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,26 @@ class ImportedFigures:
         if self.influences is None or any(one not in self.influences for one in identities):
             return None
         return [self.influences[one] for one in identities]
+
+
+def told_error_share(told: Mapping[str, Any]) -> float | None:
+    """Return errors' share of all influence in the graph that a file was written from; None where not told.
+
+    Args:
+        told: What a file of ours says in `metadata.info`.
+
+    Raises:
+        InvalidRequestError: If it is no share.
+    """
+    if told.get("error_share") is None:
+        return None
+    try:
+        return _SHARE.validate_python(told["error_share"], strict=True)
+    except ValidationError as error:
+        said = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise InvalidRequestError(
+            f"the file's metadata.info.error_share is no share: {said}", field="artifact"
+        ) from error
 
 
 def imported_figures(told: Mapping[str, Any]) -> ImportedFigures | None:

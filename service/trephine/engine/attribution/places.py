@@ -1,7 +1,9 @@
 """Where a sweep meets sites on its way down: one number per site, larger is nearer to the logits.
 
-Block l has places 4 l to 4 l + 3: what attention adds, the stream between the branches, what the MLP reads,
-the stream after the block. The stream before block l is the stream after block l - 1; the embedding is -1.
+Block l has places 5 l to 5 l + 4: what attention reads, what it adds, the stream between the branches, what
+the MLP reads, the stream after the block. The stream before block l is the stream after block l - 1, and the
+embedding, which is -1, before block 0. A dictionary reconstructs the stream at that place, and attention
+reads what it writes, above it: hence a place of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from trephine.domain.replacements import LayerKind, ReplacementLayerInfo
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.operators import FrozenOperators
 
-PER_BLOCK: Final = 4
-ATTENTION, MIDDLE, MLP, AFTER = range(PER_BLOCK)
+PER_BLOCK: Final = 5
+BEFORE, ATTENTION, MIDDLE, MLP, AFTER = range(PER_BLOCK)
 EMBEDDING: Final = -1
 
 _STREAM = {SiteKind.RESID_PRE, SiteKind.RESID_MID, SiteKind.RESID_POST, SiteKind.EMBED}
@@ -45,6 +47,11 @@ def place_of(site: Site) -> int:
             field="replacement",
         )
     return places[site.kind]
+
+
+def first_block(cut: int, within: int) -> int:
+    """Return the first block of which a place, `BEFORE` to `AFTER`, lies above a cut of the stream."""
+    return max(0, -((within - cut - 1) // PER_BLOCK))
 
 
 def is_cut(info: ReplacementLayerInfo) -> bool:

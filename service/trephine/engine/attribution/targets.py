@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from trephine.domain.interventions import Ablate, FeatureTarget, Intervention, Selector
-from trephine.domain.sites import FeatureRef, Site
+from trephine.domain.sites import NEURONS, FeatureRef, Site
 from trephine.domain.targets import ExplainedTarget, TargetKind
 from trephine.engine.attribution.operators import FrozenOperators
-from trephine.engine.attribution.places import AFTER, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, BEFORE, PER_BLOCK
 from trephine.engine.attribution.readouts import LogitReadout, StreamRead, Targets
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.runs.rows import RowInput, run_rows
@@ -56,6 +56,11 @@ class Gauge(Protocol):
         """Where."""
         ...
 
+    @property
+    def reads_changed(self) -> bool:
+        """True if what is written at the site by a dictionary or mask there counts, not what stood before."""
+        ...
+
     def measure(self, values: Tensor) -> Tensor:
         """Return the quantity, a scalar, for what stands at the site, `(n_pos, width)`, or `(d_vocab,)`."""
         ...
@@ -73,6 +78,11 @@ class LogitGauge:
         """The logits."""
         return
 
+    @property
+    def reads_changed(self) -> bool:
+        """Nothing is written at logits."""
+        return False
+
     def measure(self, values: Tensor) -> Tensor:
         """Undo a soft cap and read."""
         return self.readout.measure(values)
@@ -86,6 +96,11 @@ class SiteGauge:
     position: int
     vector: Tensor
     """`(width,)`."""
+
+    @property
+    def reads_changed(self) -> bool:
+        """A feature reads what arrives, and so does a direction."""
+        return False
 
     def measure(self, values: Tensor) -> Tensor:
         """Read."""
@@ -198,8 +213,16 @@ def target_caveats(explained: Explained) -> list[str]:
             "half of what it adds to the key's; norm scales are held, and the row sums to the score. "
             "Effects of nodes are by the exact gradient of the score, before soft cap and softmax."
         )
-    if any(t.about.estimated and t.about.kind is TargetKind.FEATURE for t in explained.targets):
-        said.append("The target neuron is gated: its row follows relp_half, as the edges do.")
+    estimated = {t.about.replacement == NEURONS for t in explained.targets if t.about.estimated}
+    if TargetKind.FEATURE in kinds and True in estimated:
+        said.append(
+            "The target is a neuron: its row follows relp_half, sums to its activation, and is an estimate."
+        )
+    if TargetKind.FEATURE in kinds and False in estimated:
+        said.append(
+            "The target is read off an MLP's output: its row goes through the MLP linearised by the half "
+            "rule, sums to the feature's value, and is an estimate."
+        )
     return said
 
 
@@ -217,7 +240,7 @@ def top_place(operators: FrozenOperators) -> int:
 
 def neuron_targets_of(operators: FrozenOperators, parts: Sequence[ReadPart]) -> Targets:
     """Make read-outs, sorted from the top down, the targets of a sweep over neurons."""
-    where = [_block_of(part.place, len(operators.layers)) for part in parts]
+    where = [_block_of(part.place) for part in parts]
     dtype, device = operators.dtype, operators.device
     return Targets(
         layer=torch.tensor([layer for layer, _ in where]),
@@ -229,12 +252,12 @@ def neuron_targets_of(operators: FrozenOperators, parts: Sequence[ReadPart]) -> 
     )
 
 
-def _block_of(place: int, n_layers: int) -> tuple[int, StreamRead]:
+def _block_of(place: int) -> tuple[int, StreamRead]:
     """Return the block in which a sweep over neurons starts a read-out, and before what."""
-    if place >= PER_BLOCK * n_layers - 1:
-        return n_layers, StreamRead.BEFORE
     layer, within = divmod(place, PER_BLOCK)
-    return (layer + 1, StreamRead.BEFORE) if within == AFTER else (layer, StreamRead.MIDDLE)
+    if within == AFTER:  # no dictionary stands between it and what the next block reads
+        return layer + 1, StreamRead.BEFORE
+    return layer, StreamRead.BEFORE if within == BEFORE else StreamRead.MIDDLE
 
 
 def removing(feature: FeatureRef, position: int) -> Intervention:

@@ -18,7 +18,7 @@ from torch import Tensor
 from trephine.engine.attribution.adjoints import attention_adjoint, mlp_write_adjoint
 from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
-from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, ATTENTION, BEFORE, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.attribution.readouts import LogitReadout, mlp_half_adjoint
 from trephine.engine.attribution.targets import Cotangents, cotangents_of, top_place
 from trephine.engine.models.products import product
@@ -62,6 +62,7 @@ def sweep_gradient(operators: FrozenOperators, explained: Cotangents) -> Generat
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
         middle = adjoint + live_mlp_adjoint(layer, by_neuron) + _middle(operators, explained, first)
         adjoint = middle + live_attention_adjoint(layer, adjoint if layer.block.parallel else middle)
+        adjoint = adjoint + _entering(operators, explained, first + BEFORE)
         yield None
     adjoint = adjoint + _entering(operators, explained, EMBEDDING)
     tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
@@ -82,7 +83,7 @@ def _middle(operators: FrozenOperators, explained: Cotangents, first: int) -> Te
 def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[None, None, Totals]:
     """Sum over all paths of the attribution graph: patterns and norm scales frozen, MLPs by `relp_half`.
 
-    Uncovered MLPs are opaque: nothing passes through them. One layer per quantum.
+    Uncovered MLPs are opaque: nothing passes through them. No dictionary is looked at. One layer per quantum.
     """
     bias = operators.embedding.new_zeros(1)
     adjoint = _entering(operators, explained, top_place(operators))
@@ -101,16 +102,19 @@ def sweep_paths(operators: FrozenOperators, explained: Cotangents) -> Generator[
         else:
             errors[number] = (adjoint * layer.mlp_out).sum(-1).float().cpu()
         through_mlp = through_mlp + _middle(operators, explained, first)
-        adjoint = _through_block(layer, adjoint, through_mlp, bias)
+        heard = _entering(operators, explained, first + ATTENTION)  # by what reads attention's output alone
+        adjoint = _through_block(layer, adjoint, through_mlp, heard, bias)
+        adjoint = adjoint + _entering(operators, explained, first + BEFORE)
         yield None
     adjoint = adjoint + _entering(operators, explained, EMBEDDING)
     tokens = (adjoint * operators.embedding).sum(-1).float().cpu()
     return Totals(neurons=neurons, tokens=tokens, errors=errors)
 
 
-def _through_block(layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, bias: Tensor) -> Tensor:
+def _through_block(
+    layer: FrozenLayer, adjoint: Tensor, through_mlp: Tensor, heard: Tensor, bias: Tensor
+) -> Tensor:
     """Add what attention and MLP read; in a sequential block attention writes before the MLP reads."""
-    if layer.block.parallel:
-        return adjoint + attention_adjoint(layer, adjoint[None], bias)[0] + through_mlp
     middle = adjoint + through_mlp
-    return middle + attention_adjoint(layer, middle[None], bias)[0]
+    written = adjoint if layer.block.parallel else middle
+    return middle + attention_adjoint(layer, (written + heard)[None], bias)[0]

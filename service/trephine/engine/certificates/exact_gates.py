@@ -45,12 +45,12 @@ def exact_gates(
 
 def _distances(floor: NoiseFloor, rounded: Spread | None) -> tuple[Gate, ...]:
     """Bound distances from the runtime by its arithmetic, and by the rounding of what is written."""
-    mean, p99, changed = floor.mean, floor.p99, "its attention implementation and its dtype"
+    mean, p99 = floor.mean, floor.p99
     same = mean
     if rounded is not None:
         same += FLOOR_FACTOR * rounded.mean
         mean, p99 = mean + rounded.mean, p99 + rounded.p99
-        changed = "its attention implementation, its dtype and the rounding of the tensors that are written"
+    changed = _changed(floor, rounded)
     bounds = (
         ("kl_intervened_exported_mean", mean, _SMALLEST_MEAN),
         ("kl_intervened_exported_p99", p99, _SMALLEST_P99),
@@ -77,6 +77,17 @@ def _distances(floor: NoiseFloor, rounded: Spread | None) -> tuple[Gate, ...]:
             f"and not below {_SMALLEST_MEAN:g}",
         ),
     )
+
+
+def _changed(floor: NoiseFloor, rounded: Spread | None) -> str:
+    """Name what the floor was measured under: a float32 runtime is not run in another dtype."""
+    causes = ["its attention implementation"]
+    if floor.dtype.values.numel():
+        causes.append("its dtype")
+    if rounded is not None:
+        causes.append("the rounding of the tensors that are written")
+    *others, last = causes
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _shares(whole: EditFloor | None, rounded: Spread | None) -> tuple[Gate, ...]:

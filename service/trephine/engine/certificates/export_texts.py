@@ -1,6 +1,7 @@
 """The texts of an export: what grafts and fits are calibrated on, and what the certificate measures.
 
-A caller's text is split, so that nothing is measured on what was fitted on: its last tokens are measured.
+A caller's text is split, so that nothing is measured on what was fitted on: of its first tokens, as many as
+both need, cut into windows from the front, the last windows are measured. A long text's own end is left out.
 The built-in text is too short for that and serves as both, which the plan then says: of a fit it is a doubt.
 A caller's text is one on which features fire, so that what the edit does to it is its effect; what it does to
 everything else is measured on the built-in text beside it.

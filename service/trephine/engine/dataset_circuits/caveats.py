@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import isfinite, isnan
 
@@ -34,7 +35,7 @@ _ERROR = {
 }
 
 
-def certificate(rule: Subsampling, contexts: int, shared: str, *, grouped: bool) -> str:
+def certificate(rule: Subsampling, contexts: int, shared: str, *, grouped: bool, could_fail: bool) -> str:
     """Say what stability means here, and what it does not.
 
     Args:
@@ -42,9 +43,15 @@ def certificate(rule: Subsampling, contexts: int, shared: str, *, grouped: bool)
         contexts: Training contexts.
         shared: Through what one context's effects depend on the others (`effects_shared`).
         grouped: True if contexts were put into clusters.
+        could_fail: False where no circuit leaves a node with an effect out.
     """
     if not rule.draws:
         return "Stability was not measured."
+    if not could_fail:
+        return (
+            "Stability says nothing and no exchange of a training context is certified: every node with an "
+            "effect is selected, so that selection could not fail."
+        )
     size = part_size(contexts, rule)
     most = certified_edits(1.0, rule.draws, contexts, size)
     if shared:
@@ -87,14 +94,31 @@ def caveats(
     contexts: Sequence[Context],
     circuits: Sequence[ContextCircuit],
     clusters: Clusters | None,
+    *,
+    whole: Sequence[ContextCircuit],
+    measured: int | None,
 ) -> tuple[str, ...]:
-    """List them."""
+    """List them.
+
+    Args:
+        hosted: The model.
+        command: What was asked.
+        space: The nodes there are.
+        contexts: Of both splits.
+        circuits: What was found.
+        clusters: How contexts were grouped, if they were.
+        whole: The circuits that leave no node with an effect out.
+        measured: Nodes that exact patching measured; None: effects are of another estimator.
+    """
     return (
         f"Nodes are {', '.join(dict.fromkeys(place.owner for place in space.places))}; {_never(space)} and "
         "position 0 are never ablated. Faithfulness is of what remains when all other nodes are.",
         *_of_sets(hosted, command, space),
+        *_of_exact_patching(space, measured),
         *_of_data(command, contexts),
         *_of_path(hosted, command, space, contexts),
+        *_of_selection(whole),
+        *_of_controls(space, circuits),
         *_of_circuits(command, circuits, space.count),
         *_of_clusters(command, clusters),
         *(
@@ -153,13 +177,68 @@ def _of_path(
     ]
 
 
+def _of_exact_patching(space: NodeSpace, measured: int | None) -> list[str]:
+    """Say how many nodes were measured, and what the others are taken for."""
+    if measured is None:
+        return []
+    if measured == space.count:
+        return [f"Exact patching measured all {measured} nodes."]
+    return [
+        f"Exact patching measured the {measured} nodes that attribution patching ranks highest; the other "
+        f"{space.count - measured} count as 0."
+    ]
+
+
+def _of_selection(whole: Sequence[ContextCircuit]) -> list[str]:
+    """Say where no node had to be preferred to another, so that nothing about selection is evidence."""
+    return [
+        f"{circuit.label}: the budget takes every node that has an effect, {len(circuit.nodes)} of them, so "
+        "that selection could not fail: being selected again from parts of the data is no evidence, and "
+        "nothing is certified. "
+        + (
+            "A part leaves a node out only where it has no effect there at all."
+            if circuit.n_abstained
+            else "Stability was left out."
+        )
+        for circuit in whole
+    ]
+
+
+def _of_controls(space: NodeSpace, circuits: Sequence[ContextCircuit]) -> list[str]:
+    """Say which nodes of a circuit its random circuits have as well: there are no others to draw there."""
+    found = []
+    for circuit in circuits:
+        shared, nodes = _shared(space, circuit), len(circuit.nodes)
+        if not shared or not any(measured.random for measured in circuit.faithfulness):
+            continue
+        if sum(shared.values()) == nodes:
+            found.append(
+                f"{circuit.label}: it has all nodes of every layer (and position) that it has any of: each "
+                "random circuit is the circuit itself. They are no control, and there is no p."
+            )
+            continue
+        told = ", ".join(f"{count} of {owner}" for owner, count in shared.items())
+        found.append(
+            f"{circuit.label}: {sum(shared.values())} of its {nodes} nodes are in every random circuit too "
+            f"({told}), since there are no others of their kind at that layer (and position). What these "
+            "carry, random circuits carry as well: p and their figures are about the other nodes."
+        )
+    return found
+
+
+def _shared(space: NodeSpace, circuit: ContextCircuit) -> Counter[str]:
+    """Count nodes, by owner, whose layer (and position) the circuit has whole: every draw has them."""
+    widths = {(place.owner, place.layer): place.width for place in space.places}
+    groups = Counter((node.replacement, node.layer, node.position) for node in circuit.nodes)
+    found: Counter[str] = Counter()
+    for (owner, layer, _), count in groups.items():
+        if count == widths[owner, layer]:
+            found[owner] += count
+    return found
+
+
 def _of_data(command: DiscoverDatasetCircuit, contexts: Sequence[Context]) -> list[str]:
     found = []
-    if command.estimator is Estimator.EXACT:
-        found.append(
-            f"Exact patching measured the {command.exact_nodes} nodes that attribution patching ranks "
-            "highest; the others count as 0."
-        )
     uneven = sum(c.twin is not None and len(c.twin) != len(c.ids) for c in contexts)
     if uneven:
         found.append(
@@ -215,7 +294,7 @@ def _of_circuits(
 def _short(command: DiscoverDatasetCircuit, kept: int, nodes: int) -> str:
     """Say what the strongest nodes leave out, all together."""
     why = ""
-    if kept < nodes and command.estimator is Estimator.EXACT:
+    if kept < nodes and command.estimator is Estimator.EXACT and command.exact_nodes < nodes:
         why += " The others are ablated too, and were not measured: ask for more `exact_nodes`."
     elif kept < nodes:
         why += (

@@ -30,16 +30,23 @@ def check_dataset_circuit(
     yield None
     space = space_of(hosted, wanted, training)
     twins = [context.twin for context in training if context.twin is not None]
+    lengths, others = _lengths(training), _lengths(held_out)
     return CheckedDatasetCircuit(
         candidates=space.count,
         patch=patch_of(wanted, training),
         tokens=ContextTokens(
-            longest=max(len(ids) for ids in (*(context.ids for context in training), *twins)),
+            longest=max(*lengths, *others),
+            longest_training=max(lengths),
             training=sum(len(context.ids) for context in training),
             twins=sum(map(len, twins)),
             held_out=sum(len(context.ids) for context in held_out),
         ),
     )
+
+
+def _lengths(contexts: Sequence[Context]) -> list[int]:
+    """Return how many tokens contexts have, and their twins."""
+    return [len(ids) for one in contexts for ids in (one.ids, one.twin) if ids is not None]
 
 
 def space_of(hosted: HostedModel, command: DiscoverDatasetCircuit, training: Sequence[Context]) -> NodeSpace:

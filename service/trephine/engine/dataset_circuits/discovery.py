@@ -16,7 +16,6 @@ from trephine.domain.dataset_circuits import (
     ContextCircuit,
     DatasetCircuit,
     DatasetEdge,
-    DatasetNode,
     DiscoverDatasetCircuit,
     Estimator,
     Faithfulness,
@@ -29,16 +28,15 @@ from trephine.engine.dataset_circuits.caveats import caveats, certificate
 from trephine.engine.dataset_circuits.checking import space_of
 from trephine.engine.dataset_circuits.clustering import Clusters, cluster_contexts
 from trephine.engine.dataset_circuits.contexts import Context, effects_shared, patch_of, read_splits
+from trephine.engine.dataset_circuits.describing import Describer
 from trephine.engine.dataset_circuits.edges import find_edges, has_edges
 from trephine.engine.dataset_circuits.estimators import EffectEstimator, estimator_of
 from trephine.engine.dataset_circuits.faithfulness import measure_faithfulness, to_measure
 from trephine.engine.dataset_circuits.packs import Pack, donor_ids, packs
 from trephine.engine.dataset_circuits.patches import States, dataset_means
-from trephine.engine.dataset_circuits.places import Place
 from trephine.engine.dataset_circuits.selection import (
     Stability,
-    certified_edits,
-    part_size,
+    leaves_out,
     ranked,
     selected,
     stability_of,
@@ -90,6 +88,15 @@ class _Part:
     shown: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The circuit of a part."""
+
+    circuit: ContextCircuit
+    could_fail: bool
+    """False where selection left no node with an effect out, and had none to leave out."""
+
+
 def discover_dataset_circuit(
     session: Session, command: DiscoverDatasetCircuit
 ) -> Generator[Progress | None, None, DatasetCircuit]:
@@ -106,7 +113,10 @@ def discover_dataset_circuit(
         held_out=torch.ones(len(study.held_out), dtype=torch.bool),
         shown=(),
     )
-    estimator = yield from _estimator(study)
+    candidates = yield from _candidates(study)
+    estimator = estimator_of(
+        study.hosted, study.space, command.estimator, steps=command.steps, candidates=candidates
+    )
     averages = yield from _averages(study, estimator, [everything], "effects")
     circuits = [(yield from _circuit(study, everything, averages.parts))]
     clusters: Clusters | None = None
@@ -114,7 +124,8 @@ def discover_dataset_circuit(
         clusters = yield from cluster_contexts(averages.sketches, command.clusters, command.seed)
         if clusters.count > 1:
             circuits += yield from _of_clusters(study, estimator, averages, clusters)
-    return _result(study, circuits, clusters, monotonic() - started)
+    measured = None if candidates is None else len(candidates)
+    return _result(study, circuits, clusters, measured, monotonic() - started)
 
 
 def _prepare(
@@ -149,15 +160,15 @@ def _prepare(
     )
 
 
-def _estimator(study: _Study) -> Generator[Progress | None, None, EffectEstimator]:
+def _candidates(study: _Study) -> Generator[Progress | None, None, Tensor | None]:
+    """Return the nodes that exact patching measures, int64 `(n,)`; None: all are measured, otherwise."""
     command, hosted, space = study.command, study.hosted, study.space
-    candidates = None
-    if command.estimator is Estimator.EXACT:
-        first = estimator_of(hosted, space, Estimator.ATTRIBUTION_PATCHING, steps=1, candidates=None)
-        everyone = torch.ones(1, len(study.training), dtype=torch.bool)
-        found = yield from _average(study, first, everyone, "candidates")
-        candidates = ranked(found.parts[0])[: command.exact_nodes]
-    return estimator_of(hosted, space, command.estimator, steps=command.steps, candidates=candidates)
+    if command.estimator is not Estimator.EXACT:
+        return None
+    first = estimator_of(hosted, space, Estimator.ATTRIBUTION_PATCHING, steps=1, candidates=None)
+    everyone = torch.ones(1, len(study.training), dtype=torch.bool)
+    found = yield from _average(study, first, everyone, "candidates")
+    return ranked(found.parts[0])[: command.exact_nodes]
 
 
 def _averages(
@@ -195,7 +206,7 @@ def _average(
 
 def _of_clusters(
     study: _Study, estimator: EffectEstimator, averages: Averages, clusters: Clusters
-) -> Generator[Progress | None, None, list[ContextCircuit]]:
+) -> Generator[Progress | None, None, list[_Found]]:
     """Find a circuit per cluster; held-out contexts go to the nearest centre by their effects."""
     held_out = yield from average_effects(
         study.hosted,
@@ -234,19 +245,21 @@ def _nearest(averages: Averages, clusters: Clusters, k: int) -> tuple[int, ...]:
     return tuple(order[:count].tolist())
 
 
-def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress | None, None, ContextCircuit]:
+def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress | None, None, _Found]:
     """Select nodes by the first row of `effects (1 + draws, n_nodes)`, judge them by the others, measure."""
-    command, mean = study.command, effects[0]
+    command, mean, contexts = study.command, effects[0], int(part.members.sum())
     nodes = selected(mean, command.size)
-    stability = None
-    if len(effects) > 1:
-        stability = yield from stability_of(mean, effects[1:], command.size, command.stability)
+    could_fail = leaves_out(mean, nodes, command.size)
+    stability = yield from _stability(study, effects, could_fail=could_fail)
     edges = yield from _edges(study, part, nodes)
     faithfulness = yield from _faithfulness(study, part, mean, nodes, stability)
-    describe = _Describer(study, mean, stability, int(part.members.sum()))
-    return ContextCircuit(
+    certifies = could_fail and not effects_shared(command, study.training)
+    describe = Describer(
+        study.space, mean, stability, command.stability, contexts=contexts, certifies=certifies
+    )
+    circuit = ContextCircuit(
         label=part.label,
-        training=int(part.members.sum()),
+        training=contexts,
         held_out=int(part.held_out.sum()),
         contexts=tuple(study.training[i].text for i in part.shown),
         choices=tuple(command.training[i].choice for i in part.shown),
@@ -257,6 +270,19 @@ def _circuit(study: _Study, part: _Part, effects: Tensor) -> Generator[Progress 
         faithfulness=faithfulness,
         n_abstained=0 if stability is None else len(stability.abstained),
     )
+    return _Found(circuit=circuit, could_fail=could_fail)
+
+
+def _stability(
+    study: _Study, effects: Tensor, *, could_fail: bool
+) -> Generator[None, None, Stability | None]:
+    """Judge nodes by the draws; None without draws, and where these select everything that could be."""
+    if len(effects) < 2:
+        return None
+    command = study.command
+    found = yield from stability_of(effects[0], effects[1:], command.size, command.stability)
+    # A node that nothing could displace is no stable one; what some draw has no effect of is abstained on.
+    return found if could_fail or len(found.abstained) else None
 
 
 def _edges(
@@ -282,7 +308,7 @@ def _edges(
 def _faithfulness(
     study: _Study, part: _Part, mean: Tensor, nodes: Tensor, stability: Stability | None
 ) -> Generator[Progress | None, None, tuple[Faithfulness, ...]]:
-    members = [study.held_out[i] for i in part.held_out.nonzero()[:, 0].tolist()]
+    members = part.held_out.nonzero()[:, 0].tolist()
     if len(members) < 2:
         return ()
     command = study.command
@@ -291,7 +317,7 @@ def _faithfulness(
         yield from measure_faithfulness(
             study.hosted,
             study.space,
-            study.packs(members),
+            study.packs(study.held_out, members),  # resampled from as in "all", and as clusters were told
             to_measure(
                 study.space,
                 mean,
@@ -311,46 +337,12 @@ def _faithfulness(
     )
 
 
-class _Describer:
-    """Writes nodes as values."""
-
-    def __init__(self, study: _Study, effects: Tensor, stability: Stability | None, contexts: int) -> None:
-        self._space, self._effects, self._stability = study.space, effects, stability
-        self._contexts, self._size = contexts, part_size(contexts, study.command.stability)
-        self._shared = bool(effects_shared(study.command, study.training))
-        self._stable = set() if stability is None else set(stability.stable.tolist())
-
-    def __call__(self, nodes: Tensor) -> tuple[DatasetNode, ...]:
-        places, positions, indices = (column.tolist() for column in self._space.split(nodes))
-        return tuple(
-            self._node(node, self._space.places[place], position, index)
-            for node, place, position, index in zip(nodes.tolist(), places, positions, indices, strict=True)
-        )
-
-    def _node(self, node: int, place: Place, position: int, index: int) -> DatasetNode:
-        frequency = None if self._stability is None else float(self._stability.frequency[node])
-        stable = node in self._stable
-        edits = None
-        if stable and frequency is not None and self._stability is not None:
-            draws = self._stability.draws
-            edits = 0 if self._shared else certified_edits(frequency, draws, self._contexts, self._size)
-        return DatasetNode(
-            replacement=place.owner,
-            layer=place.layer,
-            position=position,
-            index=index,
-            effect=float(self._effects[node]),
-            frequency=frequency,
-            stable=stable,
-            certified_edits=edits,
-        )
-
-
 def _result(
-    study: _Study, circuits: Sequence[ContextCircuit], clusters: Clusters | None, seconds: float
+    study: _Study, found: Sequence[_Found], clusters: Clusters | None, measured: int | None, seconds: float
 ) -> DatasetCircuit:
     command, info = study.command, study.hosted.info
-    contexts = (*study.training, *study.held_out)
+    contexts, circuits = (*study.training, *study.held_out), [one.circuit for one in found]
+    whole = [one.circuit for one in found if not one.could_fail]
     clustering = None
     if clusters is not None:
         clustering = Clustering(
@@ -377,8 +369,11 @@ def _result(
             len(study.training),
             effects_shared(command, study.training),
             grouped=len(circuits) > 1,
+            could_fail=len(whole) < len(circuits),
         ),
-        caveats=caveats(study.hosted, command, study.space, contexts, circuits, clusters),
+        caveats=caveats(
+            study.hosted, command, study.space, contexts, circuits, clusters, whole=whole, measured=measured
+        ),
         seconds=seconds,
         model=info.name,
         weight_hash=info.weight_hash,

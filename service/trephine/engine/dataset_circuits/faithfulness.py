@@ -50,6 +50,12 @@ class Measured:
         """How many of `all` have their complement measured."""
         return 1 + (self.core is not None) + len(self.curve)
 
+    @property
+    def has_controls(self) -> bool:
+        """False where no random circuit differs from the circuit: there were no other nodes to draw."""
+        nodes = set(self.circuit.tolist())
+        return any(set(other.tolist()) != nodes for other in self.random)
+
 
 def to_measure(
     space: NodeSpace,
@@ -217,7 +223,7 @@ def _result(
         core=None if measured.core is None else points.at(1, sizes[1]),
         curve=curve,
         random=random,
-        p_value=_p_value(circuit.faithfulness.value, random),
+        p_value=_p_value(circuit.faithfulness.value, random) if measured.has_controls else None,
         nodes_for_80=_reached(curve),
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trephine.domain.commands import Progress
+from trephine.domain.control_counts import acting, reached
 from trephine.domain.edit_evaluation import (
     ControlComparison,
     ControlMatching,
@@ -21,7 +22,6 @@ from trephine.domain.edit_evaluation import (
     FeatureControls,
     SetResult,
     SetRole,
-    reached,
 )
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention, SiteTarget
 from trephine.domain.sites import SiteKind
@@ -152,8 +152,9 @@ def controlled_part(units: UnitSet, controls: FeatureControls, seed: int) -> Uni
 
 
 def p_value(statistic: str, effect: float, values: Sequence[float]) -> float:
-    """Return (1 + #{controls that do as much}) / (sets + 1) (Davison and Hinkley 1997)."""
-    return (1 + reached(statistic, effect, values)) / (len(values) + 1)
+    """Return (1 + #{controls that do as much}) / (sets + 1) (Davison and Hinkley 1997), of those that act."""
+    counted = acting(statistic, values) if acting(statistic, [effect]) else values
+    return (1 + reached(statistic, effect, counted)) / (len(counted) + 1)
 
 
 def _comparison(

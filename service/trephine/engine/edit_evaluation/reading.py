@@ -217,6 +217,7 @@ def _sum(one: Applied, other: Applied) -> Applied:
     return replace(
         one,
         positions=positions,
+        changed=(one.changed or 0) + (other.changed or 0),
         mean_change=total / positions if positions else 0.0,
         max_change=max(one.max_change, other.max_change),
     )

@@ -18,6 +18,7 @@ from math import ceil, inf, isfinite
 import torch
 
 from trephine.domain.edit_evaluation import (
+    FEWEST_ACTING,
     FEWEST_CONTROLS,
     FEWEST_ELSEWHERE,
     ControlComparison,
@@ -78,6 +79,8 @@ def judge_effect(one: SetResult, matching: ControlMatching, bounds: EvaluationBo
     random = _compared(one, EvaluationArm.RANDOM)
     if random is None or len(random.finite_values) < FEWEST_CONTROLS or matching.unmatched:
         return _uncontrolled(one, random, matching)
+    if len(random.values) - random.silent < FEWEST_ACTING:
+        return _silent(one, random)
     if random.adjusted_p_value > _LEVEL:
         return _unshown(one, random, least, told)
     if _low(figure) <= 0 <= _high(figure):
@@ -170,6 +173,11 @@ def _caveats(one: SetResult) -> list[str]:
                 f"{lost} of {len(controls.values)} {kind} sets overflow on {one.name}; they count as doing "
                 "as much as the edit, and are not among the sets that are needed"
             )
+    if one.role is SetRole.TARGET and random is not None and random.silent:
+        found.append(
+            f"{random.silent} of {len(random.values)} matched random sets change nothing on {one.name}: the "
+            "p-value is beside the others"
+        )
     if one.role is SetRole.TARGET and random is not None:
         have = 0 if elsewhere is None else len(elsewhere.finite_values)
         if have < FEWEST_ELSEWHERE:
@@ -220,6 +228,18 @@ def _uncontrolled(one: SetResult, random: ControlComparison | None, matching: Co
         verdict=EditVerdict.INCONCLUSIVE,
         why=why,
         would_decide="a wider matching factor, more control sets, or an edit on features that are used",
+    )
+
+
+def _silent(one: SetResult, random: ControlComparison) -> Judgement:
+    """Controls that change nothing are none: too few are left for a p-value of 0.05."""
+    return Judgement(
+        verdict=EditVerdict.INCONCLUSIVE,
+        why=(
+            f"{random.silent} of {len(random.values)} matched random sets change nothing on {one.name}, and "
+            f"{FEWEST_ACTING} that act are needed"
+        ),
+        would_decide=f"more texts than {one.units} in {one.name}, on which more features are active",
     )
 
 

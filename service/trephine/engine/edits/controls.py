@@ -1,8 +1,9 @@
-"""Random control features, matched per feature on layer and on how much they usually write.
+"""Random control features, matched per feature on layer and on how much is written.
 
-A feature's *contribution norm* is the rms of its activation over positions >= 1 of the retain text times
-the norm of its decoder. Position 0 is left out: it is an attention sink whose activations are a hundred
-times the others' and would decide the match on its own.
+What an operation writes on the prompt is matched where it follows a feature's activation (see
+`written_on_prompt`). Elsewhere what a feature usually writes is, its *contribution norm*: the rms of its
+activation over positions >= 1 of the retain text times the norm of its decoder. Position 0 is left out: it is
+an attention sink whose activations are a hundred times the others' and would decide the match on its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from random import Random
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -85,7 +87,8 @@ def _measure_norms(
     for output in plain_runs(hosted, retain, sites):
         for values, (name, layer) in product(output.values, layers):
             x = values[_site_read(hosted, name, layer)][1:]
-            squares[name, layer] += _written(hosted, name, layer, x).pow(2).sum(0).cpu()
+            activations, scale = activations_in(hosted, name, layer, x)
+            squares[name, layer] += (activations * scale).pow(2).sum(0).cpu()
         yield
     count = retain.n_tokens - len(retain.windows)
     found: dict[tuple[str, int], Tensor] = {}
@@ -100,17 +103,23 @@ def _site_read(hosted: HostedModel, name: str, layer: int) -> Site:
     return neuron_site(layer) if name == NEURONS else layer_info(hosted, name, layer).site_in
 
 
-def _written(hosted: HostedModel, name: str, layer: int, x: Tensor) -> Tensor:
-    """Return float64 activations `(n, d_sae)` in units of the output site."""
+def activations_in(hosted: HostedModel, name: str, layer: int, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Return a layer's activations, float64 `(n, d_sae)`, and what one is in units of the output site."""
     if name == NEURONS:
-        return x.double()
+        return x.double(), 1.0
     with opened(hosted, name, [layer]) as resident, torch.inference_mode():
         code = resident[layer].encode(x)
-        return (code.activations * code.scale_out).double()
+        scale = code.scale_out
+        return code.activations.double(), scale.double() if isinstance(scale, Tensor) else scale
 
 
-def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: MatchedControls) -> ControlDraws:
-    """Draw random sets; per feature a candidate of its layer whose norm is within the factor.
+def draw_controls(
+    norms: Norms,
+    features: Sequence[FeatureRef],
+    controls: MatchedControls,
+    written: Mapping[FeatureRef, Tensor] = MappingProxyType({}),
+) -> ControlDraws:
+    """Draw random sets; per feature a candidate of its layer that writes as much, within the factor.
 
     No set holds a feature twice, none holds one of `features`, no two sets are equal.
 
@@ -118,8 +127,13 @@ def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: Matche
         norms: Contribution norms of every layer that a feature is of.
         features: The intervened features, each once.
         controls: How many sets, the factor and the seed.
+        written: What the operations on a feature would write on the prompt, `(d_sae,)` over its layer. It
+            decides where it is known and the feature's own is not 0; the contribution norm elsewhere.
     """
-    pools = {feature: _candidates(norms, feature, features, controls.norm_factor) for feature in features}
+    pools = {
+        feature: _candidates(_matched_on(norms, written, feature), feature, features, controls.norm_factor)
+        for feature in features
+    }
     matched = enough_candidates(features, pools)
     return ControlDraws(
         matched=matched,
@@ -132,22 +146,27 @@ def draw_controls(norms: Norms, features: Sequence[FeatureRef], controls: Matche
     )
 
 
+def _matched_on(norms: Norms, written: Mapping[FeatureRef, Tensor], feature: FeatureRef) -> Tensor:
+    here = written.get(feature)
+    return norms[place_of(feature)] if here is None or not float(here[feature.index]) > 0 else here
+
+
 def _candidates(
-    norms: Norms, feature: FeatureRef, taken: Sequence[FeatureRef], factor: float
+    row: Tensor, feature: FeatureRef, taken: Sequence[FeatureRef], factor: float
 ) -> tuple[int, ...]:
-    """List features of the layer whose norm is within the factor, the intervened ones left out."""
-    row = norms[_place(feature)]
+    """List features of the layer that write as much within the factor, the intervened ones left out."""
     own = float(row[feature.index])
-    if own == 0.0:  # a feature that never fires on the text has no scale to match
+    if own == 0.0:  # a feature that never fires has no scale to match
         return ()
     near = (row >= own / factor) & (row <= own * factor)
     for other in taken:
-        if _place(other) == _place(feature):
+        if place_of(other) == place_of(feature):
             near[other.index] = False
     return tuple(near.nonzero().flatten().tolist())
 
 
-def _place(feature: FeatureRef) -> tuple[str, int]:
+def place_of(feature: FeatureRef) -> tuple[str, int]:
+    """Return a feature's set and layer."""
     return feature.replacement, feature.layer
 
 
@@ -163,8 +182,8 @@ def enough_candidates(
     kept: set[FeatureRef] = set()
     served: dict[tuple[str, int], int] = {}
     for feature in sorted(features, key=lambda f: (len(pools[f]), f)):
-        if len(pools[feature]) > served.get(_place(feature), 0):
-            served[_place(feature)] = served.get(_place(feature), 0) + 1
+        if len(pools[feature]) > served.get(place_of(feature), 0):
+            served[place_of(feature)] = served.get(place_of(feature), 0) + 1
             kept.add(feature)
     return tuple(feature for feature in features if feature in kept)
 
@@ -191,7 +210,7 @@ def _draw_one(
     taken: dict[tuple[str, int], set[int]] = {}
     chosen: dict[int, FeatureRef] = {}
     for number in sorted(range(len(matched)), key=lambda i: len(pools[i])):
-        of_layer = taken.setdefault(_place(matched[number]), set())
+        of_layer = taken.setdefault(place_of(matched[number]), set())
         free = [index for index in pools[number] if index not in of_layer]
         if not free:
             return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from trephine.domain.ablation import (
     AblationReport,
     ControlResult,
     Effect,
+    MatchedControls,
     MeasureAblation,
 )
 from trephine.domain.commands import Progress
@@ -19,6 +20,7 @@ from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.engine.attribution.readouts import LogitReadout, logit_readout
 from trephine.engine.edits.controls import ControlDraws, draw_controls, norms_of
+from trephine.engine.edits.written import written_on_prompt
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.session import Handler, Session
 from trephine.engine.replacements.contexts import beginning_caveats, sets_of
@@ -31,6 +33,8 @@ Interventions = tuple[Intervention, ...]
 
 BATCH_TOKENS = 256
 """Tokens of one forward pass."""
+_SILENT = 0.1
+"""More control sets than this share that change nothing are told."""
 _CLEAN_BYTES = 1 << 28
 """A prompt's residual streams are kept up to this size."""
 
@@ -114,7 +118,8 @@ def measure_ablation(
     if command.controls:
         yield Progress(stage="controls", done=0, total=command.controls.sets)
         norms = yield from norms_of(hosted, retain, {(f.replacement, f.layer) for f in features})
-        draws = draw_controls(norms, features, command.controls)
+        written = written_on_prompt(hosted, measured.ids, command.interventions)
+        draws = draw_controls(norms, features, command.controls, written)
         if draws.unmatched and draws.matched:
             only = restricted(command.interventions, draws.matched)
             effects += measure_effects(measured, [("matched_only", only)])
@@ -131,8 +136,26 @@ def measure_ablation(
         retain_tokens=retain.n_tokens,
         model=hosted.info.name,
         weight_hash=hosted.info.weight_hash,
-        caveats=beginning_caveats(hosted, sets_of(command.interventions), measured.ids),
+        caveats=(
+            *beginning_caveats(hosted, sets_of(command.interventions), measured.ids),
+            *_control_caveats(command.controls, controls),
+        ),
     )
+
+
+def _control_caveats(asked: MatchedControls | None, found: ControlResult | None) -> Iterator[str]:
+    """Say what a p-value cannot show."""
+    if asked is None or found is None:
+        return
+    sets = len(found.changes)
+    if found.matched and sets < asked.sets:
+        yield (
+            f"Only {sets} of {asked.sets} control sets exist within a factor of {asked.norm_factor:g}: p "
+            f"cannot be below {1 / (sets + 1):.2g}."
+        )
+    silent = sum(change == 0.0 for change in found.changes)
+    if silent > _SILENT * sets:
+        yield f"{silent} of {sets} control sets change nothing here: beside them any change looks special."
 
 
 def measure_effects(measured: Measured, named: Sequence[tuple[str, Interventions]]) -> list[Effect]:

@@ -8,6 +8,7 @@ from functools import partial
 from time import monotonic
 
 import torch
+from torch import Tensor
 
 from trephine.domain.circuits import (
     CheckDiscovery,
@@ -82,7 +83,7 @@ def discover_circuit(
     order = order_nodes(expansion)
     edges, rows = assemble(expansion, order, edge_mass=command.edge_mass, max_edges=command.max_edges_per_row)
     meter.sample()
-    facts = _facts(hosted, operators, expansion, order, totals, half_rule)
+    facts = _facts(hosted, operators, expansion, order, totals, shares=half_rule.tokens)
     nodes = yield from describe_nodes(hosted, question, what, expansion, order, facts)
     quality = yield from _verify(hosted, question, what, expansion, order, (totals, half_rule))
     meter.sample()
@@ -189,9 +190,10 @@ def _facts(
     expansion: Expansion,
     order: NodeOrder,
     totals: Totals,
-    half_rule: Totals,
+    *,
+    shares: Tensor,
 ) -> NodeFacts:
-    """Take neurons by the exact gradient, and what is too large for a first-order step by shares."""
+    """Take everything by the exact gradient, and tokens by shares: a gradient does not tell their removal."""
     places = zip(*(column.tolist() for column in expansion.cells.split(order.features)), strict=True)
     return NodeFacts(
         features=expansion.cells.refs(order.features),
@@ -204,8 +206,8 @@ def _facts(
             (Site(kind=SiteKind.MLP_OUT, layer=number), f"MLP {number} (opaque)")
             for number in range(len(operators.layers))
         ],
-        error_effect=half_rule.errors.flatten(),
-        token_effect=half_rule.tokens,
+        error_effect=totals.errors.flatten(),
+        token_effect=shares,
     )
 
 
@@ -281,8 +283,8 @@ def _caveats(
         f"Position 0 is an attention sink: {at_start} of {len(order.features)} selected neurons and "
         f"{sink_share:.0%} of their influence are there. Removing them tends to damage the model everywhere.",
         "Edges follow relp_half: they sum to each activation, with attention patterns and norm scales "
-        "frozen, and are estimates of what an ablation does. A node's effect is its activation times the "
-        "exact gradient, nothing frozen; that of a token or an opaque MLP is its share by relp_half."
+        "frozen, and are estimates of what an ablation does. A node's effect is what it writes (a neuron, an "
+        "opaque MLP) times the exact gradient, nothing frozen; that of a token is its share by relp_half."
         + ("" if quality else " Neither was measured against ablations here."),
         "Edges take attention patterns as given: why a head looked where it looked is not explained.",
         "Promoted and suppressed tokens are the decoder's; where the activation is negative they swap roles.",

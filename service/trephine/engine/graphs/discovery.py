@@ -27,9 +27,10 @@ from trephine.engine.attribution.finite_runs import require_finite
 from trephine.engine.attribution.nodes import NodeFacts, describe_nodes, directions_of
 from trephine.engine.attribution.operators import FrozenOperators, capture, stored_bytes
 from trephine.engine.attribution.targets import Explained, target_caveats
+from trephine.engine.attribution.totals import sweep_paths
 from trephine.engine.graphs.actives import ActiveFeatures, activate
 from trephine.engine.graphs.basis import FeatureBasis
-from trephine.engine.graphs.effects import PathEffects, effects_on, path_effects
+from trephine.engine.graphs.effects import Effects, effects_on, path_effects
 from trephine.engine.graphs.hierarchical import grow, hierarchy_caveats, through_features
 from trephine.engine.graphs.linearised import is_linearised
 from trephine.engine.graphs.open_layers import open_layers, unopened_caveats
@@ -67,9 +68,13 @@ class _Graph:
     expansion: Expansion
     hierarchy: HierarchicalFigures | None
     order: NodeOrder
-    gradient: Tensor
-    """float32 `(n_cells,)`, effects by the exact gradient."""
-    paths: PathEffects
+    effects: Effects
+    """By the exact gradient."""
+    shares: Tensor
+    """float32 `(n_pos,)`, effects of tokens along all paths through the model's own MLPs, by the half rule: a
+    gradient does not tell what the removal of an embedding does."""
+    paths: Tensor
+    """float32 `(n_cells,)`, effects of features along the graph's paths."""
 
 
 def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Progress | None, None, Circuit]:
@@ -87,7 +92,8 @@ def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Pro
     layers = open_layers(hosted, command.sets, command.layers)
     active = yield from activate(hosted, operators, layers)
     what = explained(hosted, operators, question, active)
-    gradient = yield from effects_on(hosted, operators, active, what.cotangents(live=True))
+    effects = yield from effects_on(hosted, operators, active, what.cotangents(live=True))
+    shares = yield from sweep_paths(operators, what.cotangents(live=False))
     basis = FeatureBasis(
         hosted=hosted,
         operators=operators,
@@ -108,7 +114,8 @@ def discover_with_sets(hosted: HostedModel, question: Question) -> Generator[Pro
         expansion=expansion,
         hierarchy=hierarchy,
         order=order_nodes(expansion),
-        gradient=gradient,
+        effects=effects,
+        shares=shares.tokens,
         paths=path_effects(expansion.rows, active, what.gains),
     )
     return (yield from _circuit(graph, meter, started))
@@ -158,11 +165,11 @@ def _facts(graph: _Graph) -> NodeFacts:
     return NodeFacts(
         features=active.refs(features),
         activation=active.activation[features],
-        effect=graph.gradient[features],
+        effect=graph.effects.features[features],
         directions=partial(directions_of, graph.hosted),
         errors=[(site, _error_name(site, site in covered)) for site in active.error_sites],
-        error_effect=graph.paths.errors,
-        token_effect=graph.paths.tokens,
+        error_effect=graph.effects.errors,
+        token_effect=graph.shares,
     )
 
 
@@ -177,7 +184,7 @@ def _verify(graph: _Graph) -> Generator[Progress | None, None, EstimateQuality |
     if not command.verify_nodes:
         return None
     cells = graph.order.features
-    columns = (graph.active.position[cells], graph.gradient[cells], graph.paths.features[cells])
+    columns = (graph.active.position[cells], graph.effects.features[cells], graph.paths[cells])
     nodes = [
         Predicted(feature=feature, position=position, effect=effect, by_half_rule=path)
         for feature, position, effect, path in zip(
@@ -216,8 +223,9 @@ def _caveats(graph: _Graph, quality: EstimateQuality | None) -> tuple[str, ...]:
         f"Position 0 is an attention sink that sets are not trained on: it has no features, and "
         f"{_share_at_start(graph):.0%} of the influence enters through its error nodes.",
         "Edges are direct effects with attention patterns and norm scales frozen and active features held "
-        "active (law 4); they take attention as given. A node's effect is its activation times the exact "
-        "gradient of the real model." + ("" if quality else " Neither was measured against ablations here."),
+        "active (law 4); they take attention as given. A node's effect is what it writes (a feature, an "
+        "error term) times the exact gradient of the real model, nothing frozen; that of a token is its "
+        "share by relp_half." + ("" if quality else " Neither was measured against ablations here."),
         "Promoted and suppressed tokens are the decoder's, summed over the sites that it writes.",
     ]
     sets = [name for name in graph.question.command.sets if name != NEURONS]

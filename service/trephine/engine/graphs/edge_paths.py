@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trephine.domain.circuit_edges import Hop, HopKind
 from trephine.engine.attribution.operators import FrozenLayer
-from trephine.engine.attribution.places import PER_BLOCK
+from trephine.engine.attribution.places import ATTENTION, MLP, first_block
 from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, value_change
 
 _CHILDREN = 64
@@ -108,13 +108,13 @@ class EdgeSearch:
         end = probe.layer + (probe.reading.value > Reading.PRE.value)
         if parallel and probe.reading in (Reading.MID, Reading.MID_BEFORE_CUT):
             end -= 1
-        layers = range(-((-self.cut - 1) // PER_BLOCK), end)
+        layers = range(first_block(self.cut, ATTENTION), end)
         return [layer for layer in layers if self.network.carried_by_attention(layer)]
 
     def _skips_below(self, probe: Probe) -> list[int]:
         """List the layers whose skip paths write what a probe reads."""
         end = probe.layer + (probe.reading.value > Reading.MID.value)
-        layers = range(-((1 - self.cut) // PER_BLOCK), end)
+        layers = range(first_block(self.cut, MLP), end)
         return [layer for layer in layers if layer in self.network.skips]
 
     def _through_heads(self, probe: Probe, layer: int) -> Tensor:

@@ -21,7 +21,16 @@ from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.adjoints import attention_adjoint
 from trephine.engine.attribution.expansion import Basis, Expansion, check_sums, expand, expand_chosen
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
-from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK, place_of
+from trephine.engine.attribution.places import (
+    AFTER,
+    ATTENTION,
+    BEFORE,
+    EMBEDDING,
+    MIDDLE,
+    MLP,
+    PER_BLOCK,
+    place_of,
+)
 from trephine.engine.attribution.targets import Explained, top_place
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import read_through_skip
@@ -236,7 +245,7 @@ class _Pass:
         if site in self.active.errors:
             heard = self._meet(site, heard)
         heard = heard + self.enter(first + ATTENTION)
-        below = middle + attention_adjoint(layer, heard[None], self._bias)[0]
+        below = middle + attention_adjoint(layer, heard[None], self._bias)[0] + self.enter(first + BEFORE)
         return self._cut(Site(kind=SiteKind.RESID_PRE, layer=number), below)
 
     def _cut(self, site: Site, adjoint: Tensor) -> Tensor:

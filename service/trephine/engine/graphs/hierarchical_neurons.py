@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trephine.engine.attribution.adjoints import attention_adjoint, mlp_write_adjoint
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
-from trephine.engine.attribution.places import AFTER, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, BEFORE, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.attribution.readouts import half_rule
 from trephine.engine.attribution.targets import Explained, top_place
 from trephine.engine.graphs.hierarchical import Hierarchy, hierarchy, root_constants
@@ -48,6 +48,7 @@ def through_neurons(
             else:
                 adjoint = adjoint + read
                 adjoint = adjoint + attention_adjoint(layer, adjoint[None], bias)[0]
+            adjoint = adjoint + roots.get(first + BEFORE, nothing)
         yield
     with torch.inference_mode():
         adjoint = adjoint + roots.get(EMBEDDING, nothing)

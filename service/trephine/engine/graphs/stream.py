@@ -16,7 +16,16 @@ from trephine.domain.attention import SourceKind
 from trephine.domain.error_sites import error_number
 from trephine.domain.sites import NEURONS, Site, SiteKind
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators, push_through
-from trephine.engine.attribution.places import EMBEDDING, PER_BLOCK, clean_value, is_cut, place_of
+from trephine.engine.attribution.places import (
+    AFTER,
+    ATTENTION,
+    BEFORE,
+    EMBEDDING,
+    PER_BLOCK,
+    clean_value,
+    is_cut,
+    place_of,
+)
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
@@ -56,16 +65,16 @@ class StreamSources:
         yield from self._beginning(cut, at, constants)
         for layer in self.operators.layers[: self.layer]:
             first = PER_BLOCK * layer.block.layer
-            if first > cut:
+            if first + ATTENTION > cut:
                 yield from self._attention(layer, at, constants)
-            if first + PER_BLOCK - 1 > cut:
+            if first + AFTER > cut:
                 yield from self._mlp(layer, at, constants)
         yield self._part(SourceKind.BIAS, -1, at, constants)
 
     def _cut(self) -> int:
         """Place of the highest dictionary on the stream below the block; under all places without one."""
-        reads = PER_BLOCK * self.layer - 1
-        cuts = [] if self.active is None else [cut for cut in self.active.cuts if cut <= reads]
+        reads = PER_BLOCK * self.layer + BEFORE
+        cuts = [] if self.active is None else [cut for cut in self.active.cuts if cut < reads]
         return max(cuts, default=EMBEDDING - 1)
 
     def _beginning(self, cut: int, at: Tensor, constants: Tensor) -> Iterator[StreamPart]:

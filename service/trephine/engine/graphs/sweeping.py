@@ -17,7 +17,7 @@ from torch import Tensor
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.adjoints import attention_adjoint, new_adjoint
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators
-from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, ATTENTION, BEFORE, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.skips import read_through_skip
 from trephine.engine.graphs.targets import FeatureTargets
@@ -132,6 +132,7 @@ class _Sweep:
                 return True
             self.inject(first + MIDDLE)
             self._attention(layer, self.above(first + ATTENTION), first + ATTENTION)
+        self.inject(first + BEFORE)
         return self._cut(Site(kind=SiteKind.RESID_PRE, layer=number), first - 1)
 
     def _add(self, routed: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from trephine.engine.attribution.places import AFTER, ATTENTION, EMBEDDING, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, ATTENTION, BEFORE, EMBEDDING, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.graphs.sweeping import FeatureSums
 from trephine.engine.graphs.tables import FoldedAttention, LayerTable, SweepTables, Written
 from trephine.engine.graphs.targets import FeatureTargets
@@ -79,8 +79,9 @@ class _TabledSweep:
             self._add(routed)
             self.inject(first + MLP)
             self.inject(first + MIDDLE)
-            if self.above(first):
+            if self.above(first + ATTENTION):
                 self._attend(layer.attention)
+        self.inject(first + BEFORE)
 
     def _meet(self, written: Written) -> None:
         """Score what was written at an MLP's output."""

@@ -18,7 +18,7 @@ from trephine.domain.targets import AttentionScore, ExplainedTarget, TargetKind
 from trephine.engine.attribution.attention_scores import HeadProjection, head_scores
 from trephine.engine.attribution.live import score_gradient
 from trephine.engine.attribution.operators import FrozenLayer, FrozenOperators, freeze_norm
-from trephine.engine.attribution.places import place_of
+from trephine.engine.attribution.places import BEFORE, PER_BLOCK
 from trephine.engine.attribution.targets import ReadPart, TargetReadout
 
 
@@ -34,6 +34,11 @@ class ScoreGauge:
     def site(self) -> Site:
         """The stream before the block."""
         return Site(kind=SiteKind.RESID_PRE, layer=self.wanted.layer)
+
+    @property
+    def reads_changed(self) -> bool:
+        """Queries and keys are of what a dictionary on the stream has written."""
+        return True
 
     def measure(self, values: Tensor) -> Tensor:
         """Return the score before its soft cap."""
@@ -95,7 +100,7 @@ def _half(
     """Return one side; `cotangent (d_head,)` multiplies its `value (d_head,)`."""
     at = torch.tensor([position], device=cotangent.device)
     return ReadPart(
-        place=place_of(Site(kind=SiteKind.RESID_PRE, layer=layer.block.layer)),
+        place=PER_BLOCK * layer.block.layer + BEFORE,
         position=position,
         adjoint=projection.pull_back(cotangent[None], at)[0],
         constant=float(cotangent @ projection.constant(at)[0]),

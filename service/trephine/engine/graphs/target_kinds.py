@@ -221,7 +221,7 @@ def _feature(
     position: int,
     share: float,
 ) -> TargetReadout:
-    """Explain the pre-activation of a feature of a set, active or not."""
+    """Explain the pre-activation of a feature of a set, active or not, without the encoder's constants."""
     at, index = (torch.tensor([n], device=operators.device) for n in (position, feature))
     direction = encoder_directions(hosted, operators, layer, at, index)[0]
     site = layer.info.site_in
@@ -246,8 +246,16 @@ def _feature(
         live=live,
     )
     gauge = SiteGauge(site=site, position=position, vector=direction)
-    name = layer.ref.replacement
-    return _value(TargetKind.FEATURE, label, part, gauge, share, feature=feature, replacement=name)
+    return _value(
+        TargetKind.FEATURE,
+        label,
+        part,
+        gauge,
+        share,
+        feature=feature,
+        replacement=layer.ref.replacement,
+        estimated=is_linearised(layer.info),
+    )
 
 
 def _neuron(operators: FrozenOperators, wanted: FeatureValue, position: int, share: float) -> TargetReadout:
@@ -269,7 +277,6 @@ def _neuron(operators: FrozenOperators, wanted: FeatureValue, position: int, sha
     )
     label = f"neuron {wanted.layer}:{wanted.index} at position {position}"
     gauge = SiteGauge(site=Site(kind=SiteKind.NEURONS, layer=wanted.layer), position=position, vector=chosen)
-    gated = layer.gate is not None
     return _value(
         TargetKind.FEATURE,
         label,
@@ -278,7 +285,7 @@ def _neuron(operators: FrozenOperators, wanted: FeatureValue, position: int, sha
         share,
         feature=wanted.index,
         replacement=NEURONS,
-        estimated=gated,
+        estimated=True,
     )
 
 

@@ -33,7 +33,8 @@ class FeatureTargets:
     constant: Tensor
     """`(n_targets,)`, what constants on the way from the stream to the read-out add."""
     total: Tensor
-    """`(n_targets,)`, what everything that enters must sum to: the pre-activation without `b_enc`."""
+    """`(n_targets,)`, what everything that enters must sum to: the pre-activation without the encoder's
+    constants, which are `b_enc` and the biases that are subtracted from its input."""
 
     def __post_init__(self) -> None:
         if (self.place[1:] > self.place[:-1]).any():
@@ -132,7 +133,8 @@ def encoder_directions(
         hosted: The model with its sets.
         operators: The frozen network.
         layer: A layer of a set, with what it divides its input by.
-        position: int64 `(n,)`; a scale of the input is that of the clean prompt there.
+        position: int64 `(n,)`; a scale of the input is that of the clean prompt there. Its mean is not: where
+            the set takes it out, directions have none.
         index: int64 `(n,)`.
     """
     with opened(hosted, layer.ref.replacement, [layer.ref.layer]) as resident, torch.inference_mode():

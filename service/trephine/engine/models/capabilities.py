@@ -59,7 +59,7 @@ def _capabilities(hosted: HostedModel) -> Iterator[Capability]:
     )
     yield from _replacements(hosted)
     yield from _interventions(hosted)
-    yield Capability(name="discover.neurons", available=True, note="edges are estimates where MLPs are gated")
+    yield Capability(name="discover.neurons", available=True, note="edges into neurons are estimates")
     yield Capability(
         name="discover.sets",
         available=True,

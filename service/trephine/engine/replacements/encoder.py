@@ -76,10 +76,11 @@ class Encoder:
         return self.support.at(own)(pre)[0]
 
     def directions(self, indices: Indices) -> Tensor:
-        """Return encoder directions `(len(indices), d_in)` on the site's activation (centred and scaled)."""
+        """Return encoder directions `(len(indices), d_in)` on the site's activation, at a scale of 1."""
         rows = wide(self.W_enc[:, chosen(indices)]).T
         if self.row_gain is not None:
             rows = rows * wide(self.row_gain[chosen(indices)])[:, None]
+        rows = self.normalisation.centred(rows)
         return rows if self.input_gain is None else rows / wide(self.input_gain.gain)
 
     def skipped(self, x: Tensor, W_skip: Tensor) -> Tensor:

@@ -108,7 +108,11 @@ class ReplacementLayer(Protocol):
         ...
 
     def encoders(self, indices: Indices) -> Tensor:
-        """Return encoder directions `(len(indices), d_in)`, float32 or wider, of the normalised input."""
+        """Return encoder directions `(len(indices), d_in)` on the site's activation, float32 or wider.
+
+        At a scale of 1 (divide by the code's `scale`): pre-activations move along them where the scale is
+        held. A mean that the normalisation takes out follows the input.
+        """
         ...
 
     def decoders(self, indices: Indices, site: Site) -> Tensor:

@@ -61,6 +61,15 @@ class Normalisation:
             return self._scaled(x, 1.0 / self.factor)
         return Normalised(x=x)
 
+    def centred(self, directions: Tensor) -> Tensor:
+        """Carry directions `(..., d_in)` on the normalised input to the input, at a scale of 1.
+
+        Reading what has lost its mean is reading with a direction that has: the mean follows the input.
+        """
+        if self.rule is not NormalisationRule.LAYER_NORM:
+            return directions
+        return directions - directions.mean(dim=-1, keepdim=True)
+
     def _scaled(self, x: Tensor, scale: Tensor | float) -> Normalised:
         return Normalised(x=x / scale, scale=scale, scale_out=scale if self.undone else 1.0)
 

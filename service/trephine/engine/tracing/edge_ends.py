@@ -18,13 +18,13 @@ from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.features.deembedding import excitations
 from trephine.engine.graphs.actives import ActiveFeatures
 from trephine.engine.graphs.edge_paths import Probe
-from trephine.engine.graphs.tangents import FrozenNetwork, Reading, Tangent, tangent
+from trephine.engine.graphs.tangents import FrozenNetwork, Tangent, tangent
 from trephine.engine.models.architecture import Norm
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.lens import Ends, extreme_tokens
 from trephine.engine.models.neurons import decoders as neuron_decoders
 from trephine.engine.replacements.sets import opened
-from trephine.engine.tracing.edge_targets import EdgeTargets, active_cell
+from trephine.engine.tracing.edge_targets import EdgeTarget, EdgeTargets, active_cell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,22 +126,19 @@ class EdgeWork:
 
     # --- tokens ---------------------------------------------------------------------------------------
 
-    def read_tokens(self, probe: Probe, count: int) -> Ends:
-        """De-embedding at the beginning of a path."""
+    def read_tokens(self, probe: Probe, target: EdgeTarget, count: int) -> Ends:
+        """De-embedding at the beginning of a path into a target."""
         shares = probe.scale / probe.scale.abs().sum().clamp_min(torch.finfo(probe.scale.dtype).tiny)
         direction = shares @ probe.directions
-        scores = excitations(self.hosted.architecture, direction, self._norm_of(probe))
+        scores = excitations(self.hosted.architecture, direction, self._norm_of(probe, target))
         return extreme_tokens(self.hosted, scores[None], count)[0]
 
-    def _norm_of(self, probe: Probe) -> Norm | None:
+    def _norm_of(self, probe: Probe, target: EdgeTarget) -> Norm | None:
         """The norm that reads the stream where a path begins; None for dictionaries on the stream."""
-        architecture = self.hosted.architecture
-        block = architecture.blocks[probe.layer]
-        if probe.hops:
-            head = probe.hops[-1].head >= 0
-            return block.attention_norm if head else block.mlp_norm
-        by_reading = {Reading.MID: block.mlp_norm, Reading.POST: architecture.final_norm}
-        return by_reading.get(probe.reading)
+        if not probe.hops:
+            return target.norm
+        block = self.hosted.architecture.blocks[probe.layer]
+        return block.attention_norm if probe.hops[-1].head >= 0 else block.mlp_norm
 
 
 def _numbers(column: Array) -> list[Any]:

@@ -13,11 +13,13 @@ from trephine.domain.targets import AttentionScore, DirectionValue, FeatureValue
 from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.attribution.places import EMBEDDING, place_of
 from trephine.engine.attribution.readouts import half_rule, logit_readout
+from trephine.engine.attribution.targets import top_place
 from trephine.engine.graphs.actives import ActiveFeatures, ActiveLayer
 from trephine.engine.graphs.edge_paths import Probe
 from trephine.engine.graphs.linearised import is_linearised, read_place, through_mlp
 from trephine.engine.graphs.tangents import Reading
 from trephine.engine.graphs.target_attention import score_target
+from trephine.engine.models.architecture import Norm
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
@@ -40,6 +42,8 @@ class EdgeTarget:
     readouts: tuple[str, ...]
     cut: int
     estimated: bool
+    norm: Norm | None = None
+    """The norm between stream and target; None: the stream is read as it is."""
     by_prompt: bool = False
     """True if the read-out is not the weights' alone: an MLP's coefficients on this prompt are in it, or what
     the other side of an attention score reads. It has no invariant factor then."""
@@ -97,7 +101,8 @@ class EdgeTargets:
             directions=norm.fold(direction.to(operators.device, operators.dtype)[None]),
             scale=norm.scale[position],
         )
-        return self._framed(probe, ("logit",), 4 * len(operators.layers), estimated=False)
+        framed = self._framed(probe, ("logit",), top_place(operators), estimated=False)
+        return replace(framed, norm=operators.architecture.final_norm)
 
     def _neuron(self, number: int, neuron: int, position: int) -> EdgeTarget:
         layer, mlp = self.operators.layers[number], self.operators.layers[number].block.mlp
@@ -120,18 +125,21 @@ class EdgeTargets:
             scale=torch.cat(coefficients) * norm.scale[position],
         )
         place = place_of(Site(kind=SiteKind.MLP_IN, layer=number))
-        return self._framed(probe, tuple(names), place, estimated=True)
+        framed = self._framed(probe, tuple(names), place, estimated=True)
+        return replace(framed, norm=layer.block.mlp_norm)
 
     def _feature(self, layer: ActiveLayer, feature: int, position: int) -> EdgeTarget:
         site, dtype = layer.info.site_in, self.operators.dtype
+        below = self.operators.layers[site.layer]
+        behind_norm = site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT)
         with opened(self.hosted, layer.ref.replacement, [layer.ref.layer]) as resident:
             direction = resident[layer.ref.layer].encoders([feature]).to(dtype)
         scale = 1 / layer.read_scale[[position]].to(dtype)
         at = torch.tensor([position], device=direction.device)
         if is_linearised(layer.info):
-            direction, _ = through_mlp(self.operators.layers[site.layer], direction, at)
-        if site.kind in (SiteKind.MLP_IN, SiteKind.MLP_OUT):
-            norm = self.operators.layers[site.layer].mlp_norm
+            direction, _ = through_mlp(below, direction, at)
+        if behind_norm:
+            norm = below.mlp_norm
             direction, scale = norm.fold(direction), scale * norm.scale[position]
         probe = Probe(
             layer=site.layer,
@@ -144,7 +152,7 @@ class EdgeTargets:
         estimated = is_linearised(layer.info)
         readout = "encoder through the linearised MLP" if estimated else "encoder"
         framed = self._framed(probe, (readout,), read_place(layer.info), estimated=estimated)
-        return replace(framed, by_prompt=estimated)
+        return replace(framed, by_prompt=estimated, norm=below.block.mlp_norm if behind_norm else None)
 
     def _feature_value(self, wanted: FeatureValue, position: int) -> EdgeTarget:
         ref = LayerRef(replacement=wanted.replacement or self.circuit.replacement, layer=wanted.layer)
@@ -166,21 +174,22 @@ class EdgeTargets:
         return self._framed(probe, ("direction",), place_of(site), estimated=False)
 
     def _score(self, wanted: AttentionScore, query: int) -> tuple[EdgeTarget, ...]:
-        """Half of a score by what the query reads, half by what the key does."""
-        site = Site(kind=SiteKind.RESID_PRE, layer=wanted.layer)
+        """Half of a score by what the query reads, half by what the key does, both above a dictionary."""
+        layer = self.operators.layers[wanted.layer]
         sides = []
         for name, part in zip(
             ("query", "key"), score_target(self.operators, wanted, query, 1.0).parts, strict=True
         ):
+            scale = layer.attention_norm.scale[part.position]
             probe = Probe(
-                layer=site.layer,
-                reading=_READINGS[site.kind],
+                layer=wanted.layer,
+                reading=Reading.PRE,
                 position=part.position,
-                directions=part.adjoint[None],
-                scale=torch.ones_like(part.adjoint[:1]),
+                directions=part.adjoint[None] / scale,
+                scale=scale,
             )
             framed = self._framed(probe, (name,), part.place, estimated=True)
-            sides.append(replace(framed, by_prompt=True))
+            sides.append(replace(framed, by_prompt=True, norm=layer.block.attention_norm))
         return tuple(sides)
 
     def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:

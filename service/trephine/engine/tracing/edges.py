@@ -157,7 +157,7 @@ def _path(
         )
         for name, part, scale in zip(target.readouts, found.parts, scales, strict=True)
     )
-    excites, inhibits = work.read_tokens(found.probe, command.tokens) if command.tokens else ((), ())
+    excites, inhibits = work.read_tokens(found.probe, target, command.tokens) if command.tokens else ((), ())
     return EdgePath(
         hops=tuple(reversed(found.probe.hops)),
         weight=found.weight * source.amount,

@@ -128,12 +128,21 @@ def _around(pools: Iterable[tuple[str, list[int]]]) -> Iterable[tuple[str, list[
         yield from listed
 
 
+def given_groups(graph: Graph, given: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return what can be ablated of the caller's groups, of those with two features or more.
+
+    One feature alone is a single node, and as a group it would count twice.
+    """
+    allowed = set(later_features(graph))
+    named = ([node for node in dict.fromkeys(group) if node in allowed] for group in given)
+    return [nodes for nodes in named if len(nodes) >= _SMALL]
+
+
 def _supernodes(
     graph: Graph, given: Sequence[Sequence[int]], count: int, ranked: Sequence[int]
 ) -> list[Removal]:
     """Take the caller's groups; without any, features that are in the graph at several positions."""
-    allowed = set(ranked)
-    named = [[node for node in group if node in allowed] for group in given]
+    named = given_groups(graph, given)
     if not given:
         by_feature: dict[tuple[int, int], list[int]] = {}
         for node in ranked:
@@ -142,7 +151,6 @@ def _supernodes(
     found = [
         _removal(graph, "supernodes", "supernode" if given else "one feature, all positions", nodes)
         for nodes in named
-        if nodes
     ]
     found.sort(key=lambda removal: -float(graph.effect[list(removal.nodes)].sum().abs()))
     return found[:count]

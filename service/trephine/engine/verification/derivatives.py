@@ -14,7 +14,7 @@ from torch import Tensor
 from trephine.domain.sites import Site, SiteKind
 from trephine.engine.attribution.live import live_mlp_adjoint, score_gradient
 from trephine.engine.attribution.operators import FrozenOperators
-from trephine.engine.attribution.places import MLP, PER_BLOCK, place_of
+from trephine.engine.attribution.places import BEFORE, MLP, PER_BLOCK, place_of
 from trephine.engine.attribution.targets import Cotangents, Explained, Gauge, LogitGauge, SiteGauge, top_place
 from trephine.engine.graphs.linearised import live_output_adjoint
 from trephine.engine.graphs.target_attention import ScoreGauge
@@ -57,7 +57,7 @@ def _derivative(gauge: Gauge, operators: FrozenOperators) -> Iterator[tuple[int,
             yield top_place(operators), operators.final_norm.pull_back_live(cotangent)
         case ScoreGauge(wanted=wanted, position=position):
             layer = operators.layers[wanted.layer]
-            place = place_of(Site(kind=SiteKind.RESID_PRE, layer=wanted.layer))
+            place = PER_BLOCK * wanted.layer + BEFORE
             yield place, score_gradient(layer, wanted.head, position, wanted.key)
         case SiteGauge():
             yield _of_site(gauge, operators)

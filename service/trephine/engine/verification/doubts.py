@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, isfinite, log10
 
 from trephine.domain.verification import FEWEST_SINGLES, Comparison, Examination, Predictor, Standing
-from trephine.engine.verification.choosing import ZERO
+from trephine.engine.verification.choosing import ZERO, given_groups
+from trephine.engine.verification.paths import Graph
 
 _RISEN = 0.1
 """Share of the target by which it must have risen for a word about it."""
@@ -48,12 +50,28 @@ def rising_caveats(examined: Examination) -> list[str]:
         examined: With its necessity and sufficiency.
     """
     return [
-        f"Ablating every feature ({one.substitute.value}) moves the target from {one.baseline:+.3f} to "
+        f"Ablating every feature ({one.substitute.value}) moves the target from {one.start:+.3f} to "
         f"{one.empty:+.3f}, away from 0: together they hold it back. There is no share of that, and a "
         "circuit that raises the target where it is ablated is not necessary for it; sufficient is what "
         "alone stays near to the model."
         for one in examined.faithfulness
-        if one.baseline * (one.baseline - one.empty) < -_RISEN * one.baseline**2
+        if one.start * (one.start - one.empty) < -_RISEN * one.start**2
+    ]
+
+
+def group_caveats(graph: Graph, supernodes: Sequence[Sequence[int]]) -> list[str]:
+    """Say how many groups were not ablated as such: one feature is a single node, counted among those.
+
+    Args:
+        graph: The graph.
+        supernodes: The groups that were given.
+    """
+    left_out = len(supernodes) - len(given_groups(graph, supernodes))
+    if not left_out:
+        return []
+    return [
+        f"Not ablated as supernodes: {left_out} of {len(supernodes)} groups, with fewer than two features at "
+        "positions >= 1, which alone are ablated. A feature by itself is a single node."
     ]
 
 

@@ -1,8 +1,10 @@
 """Necessity and sufficiency of a pruned circuit, beside random circuits of its size; the worst case.
 
 After Wang et al. 2022 and Marks et al. 2025: with m the target, faithfulness is
-(m(circuit alone) - m(nothing)) / (m(model) - m(nothing)). Error nodes, attention and everything that is no
-feature stay as they are.
+(m(circuit alone) - m(nothing)) / (m(model) - m(nothing)). Attention and everything that is no feature stay
+as they are; what becomes of a set's error is asked for. Where it is dropped, that alone moves the target: a
+circuit is sufficient where it stays near to the plain model, errors and all, and what ablating it takes away
+counts from where nothing is ablated but errors are dropped, so that no damage but its own is put to it.
 """
 
 from __future__ import annotations
@@ -93,11 +95,10 @@ def measure_faithfulness(
     values = yield from _run(prompt, [empty, *circuits], become, stage)
     removed = yield from _run(prompt, [partial(_without, mask) for mask in circuits], become, stage)
     nothing, kept, random_kept = float(values[0]), float(values[1]), values[2:]
-    sign = 1.0 if prompt.baseline >= 0 else -1.0
-    whole = prompt.baseline - nothing
-    counted = sign * whole > max(_NOTHING, _NOTHING_SHARE * abs(prompt.baseline))
-    farthest = float((torch.cat([values, removed]) - prompt.baseline).abs().max())
-    moved = farthest > _ROUNDING * abs(prompt.baseline)
+    still, own = prompt.unablated, float(removed[0])
+    sign = 1.0 if still >= 0 else -1.0
+    farthest = float((torch.cat([values, removed]) - still).abs().max())
+    moved = farthest > _ROUNDING * max(abs(still), abs(prompt.baseline))
     # Near to the model, not merely large: where ablating everything raises the target, and beyond the model,
     # more of it is no more like the model.
     far, random_far = abs(kept - prompt.baseline), (random_kept - prompt.baseline).abs()
@@ -105,20 +106,38 @@ def measure_faithfulness(
     return Faithfulness(
         substitute=kind,
         baseline=prompt.baseline,
+        unablated=still,
         empty=nothing,
         kept=kept,
-        removed=float(removed[0]),
-        faithfulness=(kept - nothing) / whole if counted else None,
-        necessity=(prompt.baseline - float(removed[0])) / whole if counted else None,
+        removed=own,
+        faithfulness=_share(kept - nothing, prompt.baseline, nothing),
+        necessity=_share(still - own, still, nothing),
         random_circuits=len(drawn),
         random_kept=float(random_kept.mean()),
         random_removed=float(removed[1:].mean()),
         p_sufficient=p_value(-random_far, -far) if moved else nan,
-        p_necessary=p_value(-sign * removed[1:], -sign * float(removed[0])) if moved else nan,
+        p_necessary=p_value(-sign * removed[1:], -sign * own) if moved else nan,
         how=f"ablated features {ablation_words(prompt, kind)}; all features of {len(prompt.layers)} layers, "
         f"active or not; the circuit keeps {len(cells)}, {subject.first_position} more of it at position 0 "
         f"never ablated; {len(drawn)} random circuits with as many features in every layer, drawn from those "
-        f"active at positions >= 1, {shared:.0%} of them in the circuit too; error nodes and attention kept",
+        f"active at positions >= 1, {shared:.0%} of them in the circuit too; {_kept_words(prompt)}",
+    )
+
+
+def _share(part: float, start: float, nothing: float) -> float | None:
+    """Return a part of what ablating everything takes off `start`; None where that is next to nothing."""
+    whole, sign = start - nothing, 1.0 if start >= 0 else -1.0
+    return part / whole if sign * whole > max(_NOTHING, _NOTHING_SHARE * abs(start)) else None
+
+
+def _kept_words(prompt: MaskedPrompt) -> str:
+    """Say what is never ablated, and from where necessity counts."""
+    if not prompt.drops_errors:
+        return "error nodes and attention kept"
+    return (
+        "attention kept, error nodes dropped at positions >= 1 in every run but the model's own; sufficiency "
+        f"is nearness to the model, {prompt.baseline:+.3f}; necessity counts from {prompt.unablated:+.3f}, "
+        "where errors are dropped and no feature is ablated"
     )
 
 

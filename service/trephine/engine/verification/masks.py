@@ -85,6 +85,11 @@ class MaskedPrompt:
         """True if there are no features but neurons: nothing has an error term."""
         return all(ref.replacement == NEURONS for ref in self.layers)
 
+    @property
+    def drops_errors(self) -> bool:
+        """True if what sets do not reconstruct is left out, also where nothing is ablated."""
+        return self.error_term is ErrorTerm.DROP and not self.is_of_neurons
+
     @cached_property
     def unablated(self) -> float:
         """What is explained where nothing is ablated: the baseline, unless the error term is not live."""
@@ -170,16 +175,22 @@ class MaskedPrompt:
         layers = {ref for mask in masks for ref in mask}
         if self.error_term is not ErrorTerm.LIVE:  # the reconstruction replaces every layer, masked or not
             layers |= {ref for ref in self.layers if ref.replacement != NEURONS}
-        # Targets are read before anything is changed where they stand.
-        gauged = {target.gauge.site for target in self.explained.targets} - {None}
+        # Features and directions are read before anything is changed where they stand, scores after it.
+        gauged = {
+            (target.gauge.site, target.gauge.reads_changed)
+            for target in self.explained.targets
+            if target.gauge.site is not None
+        }
         acts: dict[Site, list[Touch]] = {
-            site: [partial(_keep, tape.gauged, site)] for site in gauged if site is not None
+            site: [partial(_keep, tape.gauged, site)] for site, changed in gauged if not changed
         }
         for ref in sorted(layers):
             kept = torch.stack([mask.get(ref, self._whole(ref)) for mask in masks])
             substitute = None if substitutes is None else substitutes[ref]
             for site, act in self._layer_touches(ref, kept, substitute, tape).items():
                 acts.setdefault(site, []).append(act)
+        for site in (site for site, changed in gauged if changed):
+            acts.setdefault(site, []).append(partial(_keep, tape.gauged, site))
         for site in reads:
             acts.setdefault(site, []).append(partial(_keep, tape.values, site))
         return {site: partial(_each, of_site) for site, of_site in acts.items()}

@@ -23,7 +23,7 @@ from trephine.domain.interventions import ErrorTerm
 from trephine.domain.sites import NEURONS, LayerRef, Site, SiteKind
 from trephine.engine.attribution.live import live_attention_adjoint, live_mlp_adjoint
 from trephine.engine.attribution.operators import FrozenLayer
-from trephine.engine.attribution.places import AFTER, ATTENTION, MIDDLE, MLP, PER_BLOCK
+from trephine.engine.attribution.places import AFTER, ATTENTION, BEFORE, MIDDLE, MLP, PER_BLOCK
 from trephine.engine.attribution.targets import Cotangents, top_place
 from trephine.engine.graphs.open_layers import info_of
 from trephine.engine.models.products import product
@@ -108,7 +108,7 @@ class _Slopes:
         if not layer.block.parallel:
             heard = self.meet(Site(kind=SiteKind.ATTN_OUT, layer=number), middle)
         heard = self.enter(heard, first + ATTENTION)
-        below = middle + live_attention_adjoint(layer, heard)
+        below = self.enter(middle + live_attention_adjoint(layer, heard), first + BEFORE)
         return self.meet(Site(kind=SiteKind.RESID_PRE, layer=number), below)
 
     def _neurons(self, layer: FrozenLayer, passed: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def _features(prompt: MaskedPrompt, found: ActiveFeatures) -> Generator[None, No
         activation[ref], effect[ref] = torch.zeros(shape), torch.zeros(shape)
         active[ref] = torch.zeros(shape, dtype=torch.bool)
         activation[ref][place] = found.activation[layer.start : end]
-        effect[ref][place] = effects[layer.start : end]
+        effect[ref][place] = effects.features[layer.start : end]
         active[ref][place] = True
     return activation, active, effect
 

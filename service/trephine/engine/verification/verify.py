@@ -33,8 +33,14 @@ from trephine.engine.verification.control import (
     l0_of,
     refusal,
 )
-from trephine.engine.verification.doubts import comparison_caveats, count_caveats, rising_caveats
+from trephine.engine.verification.doubts import (
+    comparison_caveats,
+    count_caveats,
+    group_caveats,
+    rising_caveats,
+)
 from trephine.engine.verification.faithfulness import measure_faithfulness, search_worst_case
+from trephine.engine.verification.masks import MaskedPrompt
 from trephine.engine.verification.statistics import Bootstrap
 from trephine.engine.verification.subject import (
     Subject,
@@ -93,6 +99,7 @@ def verify_on(
         control_note=control_words(circuit, layers, l0) if why is None else why,
         caveats=(
             *count_caveats(given, len(later_features(subject.graph)), options.nodes),
+            *group_caveats(subject.graph, command.supernodes if options.groups else ()),
             *_caveats(hosted, subject, options),
             *rising_caveats(given),
             *comparison_caveats(given),
@@ -158,6 +165,18 @@ def _target(circuit: Circuit) -> str:
     return repr(token.display) if against is None else f"{token.display!r} against {against.display!r}"
 
 
+def _of_features_alone(prompt: MaskedPrompt) -> str:
+    said = "Necessity and sufficiency are about features alone: attention"
+    stays = "stay in the model when everything outside the circuit is ablated"
+    if not prompt.drops_errors:
+        return f"{said}, error nodes and what no layer covers {stays}."
+    return (
+        f"{said} and what no layer covers {stays}. Error nodes do not: they are dropped in every run but the "
+        f"model's own, which alone moves the target from {prompt.baseline:+.3f} to {prompt.unablated:+.3f}. "
+        "Sufficient is what stays near to the model; what is necessary is counted from errors dropped."
+    )
+
+
 def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions) -> tuple[str, ...]:
     said = [
         *degraded_caveats(hosted, subject.circuit.set_names),
@@ -166,8 +185,7 @@ def _caveats(hosted: HostedModel, subject: Subject, options: VerificationOptions
         "the baseline `activation x gradient` itself and cannot beat it; what the graph adds is its edges: "
         "`paths of the graph` is what they predict.",
         "Position 0 is an attention sink and never ablated; the circuit's features there are counted apart.",
-        "Necessity and sufficiency are about features alone: attention, error nodes and what no layer covers "
-        "stay in the model when everything outside the circuit is ablated.",
+        _of_features_alone(subject.prompt),
         "The search over masks finds a lower bound of the damage that some mask does, not the worst mask.",
     ]
     if options.error_term is not ErrorTerm.LIVE and subject.circuit.replacement != NEURONS:

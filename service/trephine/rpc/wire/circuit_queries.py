@@ -253,6 +253,9 @@ def _caveats(sides: Sequence[StoredCircuit], summed: bool) -> list[str]:
         caveats.append("Their prompts differ, and nodes are matched by position: sum positions instead?")
     if not same_targets(first, second):
         caveats.append("They explain different targets.")
+    if first.units != second.units:
+        units = " and ".join(one.units or "no unit" for one in (first, second))
+        caveats.append(f"What they explain has different units ({units}): baselines are not compared.")
     if any(side.provenance.is_foreign for side in sides):
         caveats.append("Nothing about an imported circuit was verified.")
     return caveats

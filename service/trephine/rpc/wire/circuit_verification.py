@@ -175,6 +175,7 @@ def _faithfulness_to_wire(one: domain.Faithfulness) -> pb.CircuitFaithfulness:
         random_removed=one.random_removed,
         p_sufficient=one.p_sufficient,
         p_necessary=one.p_necessary,
+        unablated=one.unablated,
         how=clean(one.how),
     )
 

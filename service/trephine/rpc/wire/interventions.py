@@ -86,6 +86,7 @@ def applied_to_wire(applied: Iterable[domain.Applied]) -> list[pb.Applied]:
             mean_change=echo.mean_change,
             max_change=echo.max_change,
             degraded=echo.degraded,
+            changed=echo.changed,
         )
         for echo in applied
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.unit.app.house import House, circuit, column, house, node
 from trephine.app.circuits.circuit_grouping import average_linkage
 from trephine.app.circuits.group_measures import Flow, measure, partition_of
 from trephine.app.circuits.pruning import prune
-from trephine.domain.circuit_annotations import AutomaticGroups
+from trephine.domain.circuit_annotations import AutomaticGroups, NodeGroup
 from trephine.domain.circuit_queries import Provenance, Pruning
 from trephine.domain.circuits import NodeKind
 from trephine.domain.directions import CompareFeatures, SimilarPairs
@@ -167,6 +168,67 @@ async def test_a_pruned_circuit_takes_its_annotations_along(tmp_path):
         whole.nodes[2].label: "capital cities"
     }
     assert len(said.pins) == 2
+
+
+async def grouped(here: House, *nodes: tuple[int, ...]) -> str:
+    """A stored circuit with found groups, and one of the user's own."""
+    name = (await here.circuits.save(layered(), circuit_id="c1")).name
+    await here.circuit_annotations.group(name, "mine", [15], "ann")
+    found = tuple(
+        NodeGroup(name=f"found {n}", nodes=one, author="", create_time="t", how="similar edges", cohesion=0.4)
+        for n, one in enumerate(nodes)
+    )
+    await here.circuits.annotate(name, lambda said: replace(said, groups=(*said.groups, *found)))
+    return name
+
+
+async def test_groups_that_lose_nodes_claim_no_more_than_is_left(tmp_path):
+    """A found group of one node is none; of others it is said that they were found as larger ones."""
+    here, say = (one := house(tmp_path)), one.circuit_annotations
+    name = await grouped(here, (1, 2), (3, 4, 5), (7, 8))
+    said = {one.name: one for one in (await say.group(name, "Europe", [2, 5], "bob")).groups}
+    assert said.keys() == {"mine", "Europe", "found 1", "found 2"}
+    assert (said["found 1"].nodes, said["found 1"].cohesion) == ((3, 4), None)
+    assert said["found 1"].how == "of a larger group: similar edges"
+    assert (said["found 2"].how, said["found 2"].cohesion) == ("similar edges", 0.4)
+    said = {one.name: one for one in (await say.group(name, "Asia", [5, 2], "bob")).groups}
+    assert said.keys() == {"mine", "Asia", "found 1", "found 2"}
+
+
+async def test_groups_of_a_pruned_circuit_claim_no_more_than_is_left(tmp_path):
+    """What pruning took away is gone from what was found; the user's own group of one node stays."""
+    here = house(tmp_path)
+    kept = prune(layered(), node_threshold=0.7, edge_threshold=1.0).nodes
+    features = range(20)
+    stay, go = ([n for n in features if (n in kept) == inside] for inside in (True, False))
+    name = await grouped(here, (stay[0], go[0]), (stay[1], stay[2], go[1]), (stay[3], stay[4]))
+    bounds = Pruning(node_threshold=0.7, edge_threshold=1.0, keep=(15,))
+    view = await here.circuit_views.prune(name, bounds)
+    said = {one.name: one for one in (await here.circuits.annotations(view.name)).groups}
+    assert said.keys() == {"mine", "found 1", "found 2"}
+    assert len(said["mine"].nodes) == 1
+    assert (len(said["found 1"].nodes), said["found 1"].cohesion) == (2, None)
+    assert said["found 1"].how == "of a larger group: similar edges"
+    assert said["found 2"].cohesion == 0.4
+    again = await here.circuit_views.prune(view.name, Pruning(node_threshold=1.0, edge_threshold=1.0))
+    document = await here.circuit_annotations.export_document(again.name)
+    assert document["authorship"]["groups"]["found 1"][2] == "of a larger group: similar edges"
+
+
+async def test_a_file_of_fewer_nodes_shows_no_group_of_one(tmp_path):
+    """Of groups that were found: neither in an export nor where annotations are brought in."""
+    here = house(tmp_path)
+    kept = prune(layered(), node_threshold=0.4, edge_threshold=1.0)
+    name = await grouped(here, (kept.nodes[0], next(n for n in range(20) if n not in kept.nodes)))
+    said = await here.circuits.annotations(name)
+    document = circuit_json(layered(), kept, slug="x", annotations=said)
+    assert "found 0" not in {one[0] for one in document["qParams"]["supernodes"]}
+    view = await here.circuit_views.prune(name, Pruning(node_threshold=0.4, edge_threshold=1.0))
+    whole = await here.circuit_annotations.export_document(name)
+    await here.circuit_annotations.pin(name, [kept.nodes[0]], "")
+    whole["pinnedIds"] = [node_ids(layered())[kept.nodes[0]]]
+    brought, _ = await here.circuit_annotations.import_document(view.name, whole, "carl")
+    assert "found 0" not in {one.name for one in brought.groups}
 
 
 def test_average_linkage_is_that_of_brute_force():

@@ -121,6 +121,19 @@ def test_sets_of_one_name_are_told_apart_by_their_content():
     assert NodeKind.FEATURE in in_both(old, other)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "units"),
+    [(True, True, "logits"), (False, False, ""), (True, False, None), (False, True, None)],
+)
+def test_baselines_are_compared_in_their_own_units(first, second, units):
+    """A score has none; what has none is not set beside logits."""
+    sides = [layered(3) if logits else score(1, 3, 0) for logits in (first, second)]
+    figures = {pair[0].name: pair for pair in compare(*sides, sum_positions=False).figures}
+    assert ("baseline" in figures) == (units is not None)
+    assert {one.unit for one in figures.get("baseline", ())} == ({units} if units is not None else set())
+    assert "selected_share" in figures
+
+
 def explaining(name: str, layer: int = 1, told: str | None = None, **changes: object) -> Circuit:
     """A circuit over two sets that explains feature 5 of one; `told` is what its target says of the set."""
     plain = circuit_of_sets()

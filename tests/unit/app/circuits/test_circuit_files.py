@@ -203,6 +203,7 @@ def test_json_nested_without_end_is_refused():
 def test_what_a_reader_must_know_survives_a_file():
     """Caveats of a file of ours are those of what is read, behind the one that it was imported, once."""
     graph = replace(layered(), caveats=("Position 0 is a sink.",))
+    graph = replace(graph, figures=replace(graph.figures, error_share=0.1))
     read = read_graph(json.dumps(document_of(graph)).encode()).circuit
     again = read_graph(json.dumps(document_of(read)).encode()).circuit
     assert read.caveats == again.caveats
@@ -210,7 +211,7 @@ def test_what_a_reader_must_know_survives_a_file():
     assert "graph that the file was written from" in read.caveats[1]
     foreign = document_of(graph)
     foreign["metadata"]["info"]["generator"] = "another"
-    assert len(read_graph(json.dumps(foreign).encode()).circuit.caveats) == 1
+    assert not any("sink" in one for one in read_graph(json.dumps(foreign).encode()).circuit.caveats)
 
 
 async def test_imported_circuit_is_marked_and_keeps_its_annotations(tmp_path):

@@ -123,7 +123,7 @@ def test_a_path_through_an_unknown_activation_has_no_contribution():
 
 @pytest.mark.parametrize(("up", "down"), [(1, 0), (0, 1), (1, 1), (2, 3), (99, 99)])
 def test_subgraph_around_a_node_is_that_of_breadth_first_search(up, down):
-    """Nodes within so many steps above and below, and no edge that goes past the node."""
+    """Nodes within so many steps above and below, and the edges of walks of so many steps alone."""
     graph, centre = layered(2), 8
 
     def reached(steps: int, pairs: list[tuple[int, int]]) -> set[int]:
@@ -136,9 +136,20 @@ def test_subgraph_around_a_node_is_that_of_breadth_first_search(up, down):
     above, below = reached(up, [(end, start) for start, end in pairs]), reached(down, pairs)
     found = query(graph, Around(node=centre, ancestors=up, descendants=down))
     assert set(found.nodes.tolist()) == above | below
+    enter = reached(up - 1, [(end, start) for start, end in pairs]) if up else set()
+    leave = reached(down - 1, pairs) if down else set()
     assert set(found.edges.tolist()) == {
-        place for place, pair in enumerate(pairs) if set(pair) <= above or set(pair) <= below
+        place for place, (start, end) in enumerate(pairs) if end in enter or start in leave
     }
+
+
+def test_one_step_around_a_node_is_its_own_edges():
+    """Edges among its neighbours, of which there are many more, are no step to or from it."""
+    graph, centre = layered(2), 8
+    found = query(graph, Around(node=centre))
+    ends = [edges_of(graph)[place][:2] for place in found.edges.tolist()]
+    assert len(ends) == sum(centre in edge[:2] for edge in edges_of(graph))
+    assert all(centre in pair for pair in ends)
 
 
 def test_light_edges_are_not_followed():

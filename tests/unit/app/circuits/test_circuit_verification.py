@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,60 @@ async def test_a_verification_is_kept_with_its_circuit(tmp_path):
     assert again == stored
     assert len(asked) == 1
     assert await house(tmp_path).circuit_verifications.list("c1") == (stored,)
+
+
+async def test_a_circuit_takes_its_verifications_along(tmp_path):
+    """They are forgotten with it, before it and on disk; those of other circuits stay."""
+    here, _ = await opened(tmp_path)
+    await here.circuits.save((await here.circuits.get("c1")).circuit, circuit_id="c2")
+    for circuit_id, verification_id in (("c1", "v1"), ("c1", "v2"), ("c2", "v3")):
+        request = VerifyRequest(circuit=f"circuits/{circuit_id}")
+        await here.circuit_verifications.run(request, lambda progress: None, verification_id=verification_id)
+    folder = next(tmp_path.rglob("circuit-verifications"))
+    await here.circuits.delete("c1")
+    assert [path.stem for path in folder.iterdir()] == ["v3"]
+    with pytest.raises(ResourceNotFoundError):
+        await here.circuit_verifications.get("v1")
+    assert [one.name for one in await here.circuit_verifications.list("c2")] == ["circuitVerifications/v3"]
+
+
+async def test_a_crash_while_a_circuit_is_deleted_leaves_it_to_be_deleted(tmp_path, monkeypatch):
+    """Its verifications go first: what is left is a circuit, which can be asked for and deleted again."""
+    here, _ = await opened(tmp_path)
+    await here.circuit_verifications.run(
+        VerifyRequest(circuit="circuits/c1"), lambda progress: None, verification_id="v1"
+    )
+
+    def crash(path: Path, target: Path) -> None:
+        raise OSError("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crash)
+        with pytest.raises(OSError, match="the power went"):
+            await here.circuits.delete("c1")
+    later_server = house(tmp_path)
+    assert await later_server.circuit_verifications.list("c1") == ()
+    await later_server.circuits.delete("c1")
+    assert not later_server.circuits.exists("c1")
+
+
+async def test_a_circuit_that_is_deleted_while_it_is_verified_leaves_nothing(tmp_path):
+    """Neither a verification of nothing nor one that the next circuit of that id would find."""
+    here, asked = await opened(tmp_path)
+    folder = next(tmp_path.rglob("circuit-verifications"))
+    request = VerifyRequest(circuit="circuits/c1")
+    stored, command = await here.circuits.get("c1"), here.circuit_verifications._command
+
+    async def deleted_meanwhile(request: VerifyRequest) -> VerifyCircuit:
+        asked_for = await command(request)
+        await here.circuits.delete(stored.name)
+        return asked_for
+
+    here.circuit_verifications._command = deleted_meanwhile
+    with pytest.raises(ResourceNotFoundError, match="was deleted while it was verified"):
+        await here.circuit_verifications.run(request, lambda progress: None, verification_id="v1")
+    assert len(asked) == 1
+    assert list(folder.iterdir()) == []
 
 
 async def test_engine_gets_the_pruned_circuit_and_its_groups(tmp_path):

@@ -18,6 +18,7 @@ from trephine.domain.dataset_circuits import (
     DiscoverDatasetCircuit,
     Discretion,
     Estimator,
+    Example,
     NodeAblation,
     PositionRule,
     Subsampling,
@@ -25,7 +26,7 @@ from trephine.domain.dataset_circuits import (
 
 SETS = {"tc": transcoders()}
 FEW = Discretion(edge_nodes=0, curve=False, random_circuits=2)
-MEAN, RESAMPLE = (NodeAblation.MEAN,), (NodeAblation.RESAMPLE,)
+MEAN, ZERO, RESAMPLE = (NodeAblation.MEAN,), (NodeAblation.ZERO,), (NodeAblation.RESAMPLE,)
 
 # Options, tokens (longest, training, held out), processor seconds, MB beyond the model.
 MEASURED: tuple[tuple[dict[str, Any], tuple[int, int, int], float, float], ...] = (
@@ -66,20 +67,80 @@ MEASURED: tuple[tuple[dict[str, Any], tuple[int, int, int], float, float], ...] 
     ({"estimator": Estimator.EXACT, "exact_nodes": 64, "size": FEW}, (3, 72, 24), 7.9, 164),
 )
 
+# The same of requests in which a bound bites: more asked for than there is, layers that lie high, many draws.
+BOUND: tuple[tuple[dict[str, Any], tuple[int, int, int], float, float], ...] = (
+    (
+        {
+            "replacement": HEADS, "layers": (29,), "estimator": Estimator.EXACT, "exact_nodes": 4096,
+            "ablations": ZERO, "size": Discretion(),
+        },
+        (3, 36, 36),
+        2.1,
+        64,
+    ),
+    (
+        {
+            "ablations": MEAN,
+            "size": Discretion(nodes=5, edge_nodes=512, curve=False, random_circuits=0),
+        },
+        (3, 36, 36),
+        3.4,
+        88,
+    ),
+    ({"layers": (29,), "size": Discretion()}, (3, 72, 72), 5.0, 125),
+    (
+        {
+            "layers": (28, 29), "estimator": Estimator.INTEGRATED_GRADIENTS, "steps": 20,
+            "size": Discretion(edge_nodes=0),
+        },
+        (6, 120, 120),
+        22.8,
+        254,
+    ),
+    (
+        {
+            "positions": PositionRule.KEPT, "ablations": RESAMPLE, "size": replace(FEW, random_circuits=1),
+            "stability": Subsampling(draws=600),
+        },
+        (6, 120, 120),
+        6.6,
+        1393,
+    ),
+    (
+        {
+            "clusters": 4, "ablations": RESAMPLE, "size": replace(FEW, random_circuits=1),
+            "stability": Subsampling(draws=600),
+        },
+        (6, 120, 120),
+        13.7,
+        1029,
+    ),
+)  # fmt: skip
+
 
 def asked(**options: Any) -> DiscoverDatasetCircuit:
     """A request over pairs, stability as it is by default."""
-    return request(12, stability=Subsampling(), **options)
+    return request(12, **{"stability": Subsampling(), **options})
 
 
 def of(longest: int, training: int, held_out: int) -> ContextTokens:
     """Lengths of pairs."""
-    return ContextTokens(longest=longest, training=training, twins=training, held_out=held_out)
+    return ContextTokens(
+        longest=longest, longest_training=longest, training=training, twins=training, held_out=held_out
+    )
 
 
-@pytest.mark.parametrize(("options", "tokens", "seconds", "megabytes"), MEASURED)
+def many(contexts: int, **options: Any) -> DiscoverDatasetCircuit:
+    """A request over so many training contexts, without draws."""
+    training = tuple(Example(clean=f"When {number}", answers=(" Mary",)) for number in range(contexts))
+    return replace(
+        asked(size=FEW, ablations=MEAN, stability=Subsampling(draws=0)), training=training, **options
+    )
+
+
+@pytest.mark.parametrize(("options", "tokens", "seconds", "megabytes"), [*MEASURED, *BOUND])
 def test_predictions_are_within_a_factor_of_two(options, tokens, seconds, megabytes):
-    """Neurons, transcoders, error terms and heads; figures, clusters, every estimator."""
+    """Neurons, transcoders, error terms and heads; figures, clusters, draws, every estimator."""
     cost = dataset_circuit_cost(asked(**options), smollm2(), SETS, of(*tokens))
     assert 0.5 <= cost.seconds / seconds <= 2
     assert 0.5 <= cost.memory_bytes / 1e6 / megabytes <= 2
@@ -110,6 +171,45 @@ def test_more_of_anything_takes_longer():
         {"replacement": "tc"},
     ):
         assert dataset_circuit_cost(replace(least, **change), smollm2(), SETS, tokens).seconds > seconds
+
+
+def test_long_held_out_contexts_are_held_in_memory_too():
+    """Whichever side a context is on, it is a pass of its own: 12 short ones, held-out ones of 487 tokens."""
+    command = asked(size=replace(FEW, random_circuits=1), ablations=ZERO, stability=Subsampling(draws=0))
+    short, long = (
+        dataset_circuit_cost(command, smollm2(), {}, tokens)
+        for tokens in (of(6, 72, 36), replace(of(6, 72, 2922), longest=487))
+    )
+    assert short.memory_bytes < 250e6
+    assert 0.5 <= long.memory_bytes / 828e6 <= 2
+    assert 0.5 <= long.seconds / 48.8 <= 2
+    guessed = guessed_tokens(
+        replace(asked(), held_out=tuple(replace(one, corrupted="word " * 300) for one in asked().held_out))
+    )
+    assert (guessed.longest, guessed.longest_training) == (500, guessed_tokens(asked()).longest)
+
+
+def test_draws_take_time():
+    """All nodes are gone through in every draw, of all contexts and of each cluster."""
+    options = {"size": FEW, "positions": PositionRule.KEPT, "clusters": 4}
+    few, some, many_draws = (
+        dataset_circuit_cost(
+            asked(**options, stability=Subsampling(draws=draws)), smollm2(), {}, of(6, 120, 120)
+        ).seconds
+        for draws in (100, 350, 600)
+    )
+    assert many_draws - few == pytest.approx(2 * (some - few))
+    assert many_draws - few > 5
+
+
+@pytest.mark.parametrize(
+    ("contexts", "clusters", "seconds"),
+    [(100, 0, 2.0), (300, 0, 5.8), (300, 4, 0.7), (1000, 0, 57.6), (1000, 4, 9.0), (2000, 4, 10.5)],
+)
+def test_grouping_contexts_takes_time(contexts, clusters, seconds):
+    """As measured of random directions: clouds are made and grouped as often as contexts are."""
+    cost = dataset_circuit_cost(many(contexts, clusters=clusters), smollm2(), {}, of(3, 0, 0))  # no passes
+    assert 0.5 <= cost.seconds / seconds <= 2
 
 
 def test_admission_guesses_lengths_and_counts_the_same():

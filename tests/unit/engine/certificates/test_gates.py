@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from trephine.engine.certificates.edit_floor import EditFloor
 from trephine.engine.certificates.firing_floor import FeatureFloor, FiringFloor
@@ -12,6 +13,8 @@ from trephine.engine.certificates.gates import finite, judge, planned_gates, tol
 from trephine.engine.certificates.noise import NoiseFloor, Spread
 from trephine.engine.certificates.remedies import EXACT_REMEDIES, REMEDIES, remedies
 from trephine.engine.certificates.rounding_floor import WideFloor
+
+WRITTEN = "the rounding of the tensors that are written"
 
 
 def floor(mean, p99):
@@ -53,6 +56,24 @@ def test_exact_edits_of_narrower_files_follow_what_rounding_costs_them():
     assert found["unrecovered"] == pytest.approx((10 * whole.floor + 1.5 * rounded.mean) / whole.edit)
     assert found["retain_excess"] == 1e-3
     assert "the rounding of the tensors that are written" in gates[0].reason
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounded", "changed"),
+    [
+        (False, False, "its attention implementation"),
+        (True, False, "its attention implementation and its dtype"),
+        (False, True, f"its attention implementation and {WRITTEN}"),
+        (True, True, f"its attention implementation, its dtype and {WRITTEN}"),
+    ],
+)
+def test_a_floor_is_said_to_be_of_what_was_measured(dtype: bool, rounded: bool, changed: str):
+    """A float32 runtime is not run in another dtype, and its card must not say so."""
+    values = torch.full((9,), 1e-11)
+    ran = Spread(mean=1e-11, p99=1e-11, values=values)
+    noise = NoiseFloor(attention=ran, dtype=ran if dtype else Spread(mean=0.0, p99=0.0))
+    gate = planned_gates("float32", noise, rounded=ran if rounded else None)[0]
+    assert f"nats ({changed} changed, nothing else)" in gate.reason
 
 
 def test_every_gate_says_where_its_limit_comes_from():

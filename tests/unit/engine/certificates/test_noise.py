@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.builders import FAMILIES, tiny_folder, tiny_hosted
 from tests.unit.engine.exporting import hosted_in
+from trephine.engine.certificates.gates import planned_gates
 from trephine.engine.certificates.noise import _as_stored, _under_float32, noise_floor, stock_attention
 from trephine.engine.models.attention import IMPLEMENTATION
 from trephine.engine.models.fingerprint import hash_now
@@ -26,6 +27,7 @@ def test_measuring_leaves_the_model_as_it_was(family):
     before, parameters = hash_now(hosted.model), [id(p) for p in hosted.model.parameters()]
     floor = finish(noise_floor(hosted, retain_text(hosted, TEXT)))
     assert floor.dtype.mean > 0
+    assert "its attention implementation and its dtype changed" in planned_gates("bfloat16", floor)[0].reason
     assert floor.p99 >= floor.dtype.p99 > floor.dtype.mean
     assert hash_now(hosted.model) == before
     assert [id(p) for p in hosted.model.parameters()] == parameters
@@ -69,6 +71,7 @@ def test_float32_models_have_no_dtype_floor():
     """Only attention can differ."""
     floor = finish(noise_floor(tiny_hosted("llama"), retain_text(tiny_hosted("llama"), TEXT)))
     assert floor.dtype.mean == floor.dtype.p99 == 0.0
+    assert "(its attention implementation changed, nothing else)" in planned_gates("float32", floor)[0].reason
     assert 0 <= floor.attention.mean < 1e-9
 
 

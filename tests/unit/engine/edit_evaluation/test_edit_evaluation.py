@@ -220,6 +220,7 @@ def test_a_planted_neuron_is_selective():
         assert nothing["top1_agreement"].value == 1
     assert (found.edit, found.version, found.verdict) == ("quiet", 2, EditVerdict.SELECTIVE), found.why
     assert [one.positions for one in found.applied] == [sum(found_tokens(hosted))]
+    assert [one.changed for one in found.applied] == [one.positions for one in found.applied]
 
 
 def found_tokens(hosted: HostedModel) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trephine.domain.ablation import UnmatchedFeature
+from trephine.domain.control_counts import reached
 from trephine.domain.edit_evaluation import (
     QUANTILES,
     ArmResult,
@@ -19,7 +20,6 @@ from trephine.domain.edit_evaluation import (
     EvaluationBounds,
     SetResult,
     SetRole,
-    reached,
 )
 from trephine.domain.findings import Figure
 from trephine.domain.sites import FeatureRef
@@ -30,7 +30,7 @@ BOUNDS = EvaluationBounds()
 MATCHED = ControlMatching(
     matched=1, unmatched=(), factor=2.0, wrong_layer_factor=2.0, wrong_layers=(), notes=()
 )
-QUIET = tuple(0.001 * number for number in range(99))
+QUIET = tuple(0.001 * number for number in range(1, 100))
 LOUD = tuple(0.1 * number for number in range(99))
 
 
@@ -234,6 +234,24 @@ def test_a_drop_of_accuracy_stands_beside_that_of_controls():
     found = judge([EFFECT, items], MATCHED, BOUNDS)
     assert found.verdict is EditVerdict.DAMAGING
     assert "(9 of 99 matched random sets do as much)" in found.why
+
+
+def test_controls_that_change_nothing_are_none():
+    """Of 99 sets 90 are silent on the texts: 9 that act cannot show a p-value of 0.05, and 30 can."""
+    few, some = ((0.0,) * silent + QUIET[: 99 - silent] for silent in (90, 69))
+    assert p_value("log_odds_change", -2.0, few) == 1 / 10
+    assert p_value("log_odds_change", -2.0, some) == 1 / 31
+    assert p_value("log_odds_change", 0.0, some) == 1.0
+    found = judge(
+        [replace(EFFECT, controls=(compared(1 / 10, few), NOWHERE_ELSE)), HARMLESS], MATCHED, BOUNDS
+    )
+    assert found.verdict is EditVerdict.INCONCLUSIVE
+    assert "90 of 99 matched random sets change nothing on target, and 19 that act are needed" in found.why
+    found = judge(
+        [replace(EFFECT, controls=(compared(1 / 31, some), NOWHERE_ELSE)), HARMLESS], MATCHED, BOUNDS
+    )
+    assert found.verdict is EditVerdict.SELECTIVE
+    assert any("69 of 99 matched random sets change nothing on target" in one for one in found.caveats)
 
 
 def test_missing_controls_are_caveats():

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from tests.builders import tiny_hosted
+from tests.resident_sets import NAME, resident_set
 from tests.unit.engine.interventions import at, direction, neuron
 from trephine.domain.ablation import LogitTarget, MatchedControls, MeasureAblation
 from trephine.domain.commands import Progress
 from trephine.domain.errors import TargetNotOneTokenError, UnsupportedInterventionError
-from trephine.domain.interventions import Ablate, Add, Scale
-from trephine.domain.sites import SiteKind
+from trephine.domain.interventions import Ablate, Add, FeatureTarget, Intervention, Scale
+from trephine.domain.sites import FeatureRef, SiteKind
 from trephine.engine.edits import effects
 from trephine.engine.edits.effects import HANDLERS, p_value, restricted, stand_in
+from trephine.engine.edits.written import written_on_prompt
 from trephine.engine.models.quanta import finish
 from trephine.engine.models.session import Session
 from trephine.engine.runs.divergence import kl_divergence
@@ -87,6 +89,7 @@ def test_the_effect_of_matched_features_only_is_what_controls_are_compared_with(
     """Where a feature has no match, a further effect names what the p-value is about."""
     alone = neuron(0, 3, Ablate()).target.feature
     monkeypatch.setattr(effects, "norms_of", norms_with_a_giant(alone))
+    monkeypatch.setattr(effects, "written_on_prompt", lambda *_: {})
     hosted = tiny_hosted("llama")
     report = measure(hosted, interventions=(neuron(0, 3, Ablate()), neuron(1, 5, Ablate())))
     assert report.controls is not None
@@ -101,6 +104,7 @@ def test_without_any_match_nothing_is_claimed(monkeypatch):
     """The p-value is 1, and no control was run."""
     alone = neuron(0, 3, Ablate()).target.feature
     monkeypatch.setattr(effects, "norms_of", norms_with_a_giant(alone))
+    monkeypatch.setattr(effects, "written_on_prompt", lambda *_: {})
     report = measure(tiny_hosted("llama"), interventions=(neuron(0, 3, Ablate()),))
     assert report.controls is not None
     assert (report.controls.p_value, report.controls.changes, report.controls.matched) == (1.0, (), 0)
@@ -116,6 +120,43 @@ def norms_with_a_giant(feature):
         return {(name, layer): table[layer] for name, layer in layers}
 
     return norms
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "clt", "normalised"])
+def test_controls_of_an_active_feature_are_active_too(kind):
+    """A set's features are silent on most prompts: beside silent ones any active one would look special."""
+    hosted = tiny_hosted("llama")
+    resident_set(hosted, kind)
+    feature = FeatureRef(replacement=NAME, layer=1, index=0)
+    everywhere = Intervention(target=FeatureTarget(feature=feature), operation=Ablate())
+    written = written_on_prompt(hosted, hosted.encode(PROMPT), (everywhere,))[feature]
+    own = int((written > 0).nonzero()[0])
+    one = replace(feature, index=own)
+    plan = (replace(everywhere, target=FeatureTarget(feature=one)),)
+    report = measure(hosted, interventions=plan, controls=MatchedControls(norm_factor=4.0))
+    assert report.controls is not None
+    peers = (written >= written[own] / 4) & (written <= written[own] * 4)
+    assert len(report.controls.changes) == int(peers.sum()) - 1
+    assert all(change != 0 for change in report.controls.changes)
+
+
+def test_too_few_control_sets_are_told():
+    """A p-value that cannot be small says so."""
+    hosted = tiny_hosted("llama")
+    resident_set(hosted, "jumprelu")
+    feature = FeatureRef(replacement=NAME, layer=1, index=0)
+    written = written_on_prompt(
+        hosted,
+        hosted.encode(PROMPT),
+        (Intervention(target=FeatureTarget(feature=feature), operation=Ablate()),),
+    )[feature]
+    own = replace(feature, index=int(written.argmax()))
+    plan = (Intervention(target=FeatureTarget(feature=own), operation=Ablate()),)
+    report = measure(hosted, interventions=plan)
+    assert report.controls is not None
+    sets = len(report.controls.changes)
+    assert 0 < sets < 99
+    assert f"Only {sets} of 99 control sets exist" in " ".join(report.caveats)
 
 
 def test_p_value_counts_itself():

@@ -17,6 +17,8 @@ from trephine.domain.circuits import DiscoverCircuit, NodeKind
 from trephine.domain.errors import InvalidRequestError, ParentChangedError
 from trephine.domain.sites import Site, SiteKind
 from trephine.domain.targets import AttentionScore, DirectionValue, FeatureValue
+from trephine.engine.attribution.attention_scores import head_scores
+from trephine.engine.attribution.live import rotate
 from trephine.engine.attribution.operators import capture, push_through
 from trephine.engine.graphs.discover import discover_circuit
 from trephine.engine.graphs.stream import head_outputs
@@ -273,6 +275,42 @@ def test_de_embeddings_name_the_tokens_that_a_path_reads():
     assert [token.id for token, _ in path.excites] == scores.topk(3).indices.tolist()
     assert [token.id for token, _ in path.inhibits] == (-scores).topk(3).indices.tolist()
     assert [score for _, score in path.excites] == pytest.approx(scores.topk(3).values.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3", "gpt_neox"])
+def test_de_embeddings_of_a_score_go_through_the_norm_in_front_of_it(family, layer):
+    """Straight into either side: embeddings through the block's own norm, each with a scale of its own."""
+    hosted, circuit, _ = found(family, "skip", target=AttentionScore(layer=layer, head=1, key=1))
+    top = next(n for n, node in enumerate(circuit.nodes) if node.kind is NodeKind.LOGIT)
+    with torch.inference_mode():
+        operators = capture(hosted.model, hosted.architecture, [token.id for token in circuit.tokens])
+        scores, norm = head_scores(operators.layers[layer], 1), operators.layers[layer].block.attention_norm
+        embeddings = hosted.architecture.embedding(torch.arange(400))
+        normed = norm.module(embeddings) - (0 if norm.bias is None else norm.bias)
+    unknown = torch.tensor([not token.raw for token in hosted.tokens(range(400))])
+    sides = {
+        "query": (4, scores.queries, scores.key[1]),
+        "key": (1, scores.keys, scores.query[4]),
+    }
+    for name, (position, projection, other) in sides.items():
+        token = next(
+            n
+            for n, node in enumerate(circuit.nodes)
+            if (node.kind, node.position) == (NodeKind.TOKEN, position)
+        )
+        one = explained(hosted, circuit, [(token, top, 0.0)], paths=200, tokens=3)[0]
+        (path,) = (p for p in one.paths if not p.hops and p.factors[0].readout == name)
+        read = normed @ projection.weight.T
+        if projection.own_scale is not None:  # of queries and keys: the prompt's, as the other side is
+            read = read * projection.own_scale[position]
+        if projection.rotation is not None:
+            read = rotate(read, *(part[position] for part in projection.rotation))
+        expected = (0.5 * scores.scaling * read @ other).masked_fill(unknown, 0)
+        for sign, shown in ((1, path.excites), (-1, path.inhibits)):
+            most = (sign * expected).topk(3)
+            assert [token.id for token, _ in shown] == most.indices.tolist()
+            assert [sign * score for _, score in shown] == pytest.approx(most.values.tolist(), rel=1e-3)
 
 
 def test_what_cannot_be_explained_is_refused():

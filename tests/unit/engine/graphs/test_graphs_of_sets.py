@@ -194,13 +194,13 @@ def test_effects_are_those_of_the_sets_alone(family, mixture):
     what = explained(hosted, operators, Question(command=command, ids=hosted.encode(PROMPT)))
     cotangents = what.cotangents(live=True)
     together = finish(activate(hosted, operators, open_layers(hosted, MIXTURES[mixture])))
-    effects = finish(effects_on(hosted, operators, together, cotangents))
+    effects = finish(effects_on(hosted, operators, together, cotangents)).features
     neurons = finish(sweep_gradient(operators, cotangents)).neurons
     for name in MIXTURES[mixture]:
         if name == NEURONS:
             continue
         alone = finish(activate(hosted, operators, open_layers(hosted, [name])))
-        expected = finish(effects_on(hosted, operators, alone, cotangents))
+        expected = finish(effects_on(hosted, operators, alone, cotangents)).features
         own = torch.cat([effects[x.start : x.end] for x in together.layers if x.ref.replacement == name])
         torch.testing.assert_close(own, expected, rtol=0, atol=0)
     seen = 0

@@ -114,9 +114,8 @@ def test_attribution_flows_through_survivors_alone(kind):
         )
         activation = active.activation
     rows = finish(expand_chosen(basis, found.cells)).rows
-    space = type("Space", (), {"count": len(activation), "n_errors": basis.cells.n_errors})
-    space.n_pos, space.activation = operators.n_pos, activation
-    along = path_effects(rows, space, what.gains).features[found.cells]
+    space = type("Space", (), {"count": len(activation), "activation": activation})
+    along = path_effects(rows, space, what.gains)[found.cells]
     scale = float(found.attribution.abs().max())
     assert (along - found.attribution).abs().max() <= 1e-3 * scale  # rows leave out what is negligible
     place = torch.searchsorted(everything.cells, found.cells)

@@ -130,7 +130,7 @@ def test_a_circuit_over_he_s_mixture_says_what_is_estimated():
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_feature_of_an_mlp_output_can_be_the_target(family):
-    """Its row sums to the pre-activation, and its effects follow the exact gradient through the MLP."""
+    """Its row sums to the pre-activation and is an estimate; effects go through the MLP by the gradient."""
     hosted = tiny_hosted(family)
     reside(hosted, [sae(hosted, Site(kind=SiteKind.MLP_OUT, layer=layer)) for layer in range(3)])
     command = DiscoverCircuit(
@@ -146,5 +146,7 @@ def test_a_feature_of_an_mlp_output_can_be_the_target(family):
     operators = capture(hosted.model, hosted.architecture, [token.id for token in circuit.tokens])
     expected = float(operators.layers[2].mlp_out[-1] @ encoder)
     assert circuit.targets[0].value == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert circuit.targets[0].estimated
+    assert any("The target is read off an MLP's output" in caveat for caveat in circuit.caveats)
     assert circuit.quality is not None
     assert circuit.quality.spearman > 0.5

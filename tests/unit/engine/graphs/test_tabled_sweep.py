@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
 from tests.resident_sets import KINDS, NAME, resident_set
-from tests.unit.engine.graphs.test_laws_of_sets import prepared, some_cells
+from tests.unit.engine.graphs.test_laws_of_sets import SUMS, prepared, some_cells
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuits import DiscoverCircuit
+from trephine.domain.targets import AttentionScore
 from trephine.engine.attribution.places import ATTENTION, EMBEDDING, PER_BLOCK
 from trephine.engine.attribution.readouts import logit_readout
 from trephine.engine.graphs import actives, basis, tabled_sweep
@@ -23,7 +24,8 @@ from trephine.engine.graphs.sweeping import sweep_features
 from trephine.engine.graphs.tabled_sweep import sweep_over_tables
 from trephine.engine.graphs.tabled_targets import tabled_reads
 from trephine.engine.graphs.tables import can_be_tabled, is_tabled, packs_of, sweep_tables
-from trephine.engine.graphs.targets import feature_targets, logit_targets
+from trephine.engine.graphs.target_attention import score_target
+from trephine.engine.graphs.targets import FeatureTargets, feature_targets, logit_targets, read_targets
 from trephine.engine.graphs.writes import PADDING
 from trephine.engine.models.quanta import finish
 
@@ -73,6 +75,37 @@ def test_tables_give_the_same_sums(family, kind, grows, padding, monkeypatch):
     logits = logit_targets(operators, [logit_readout(hosted, 44, 9), logit_readout(hosted, 7)])
     theirs = finish(sweep_features(hosted, operators, active, logits))
     same(finish(sweep_over_tables(tables, logits)), theirs)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["jumprelu", "skip", "clt"])
+def test_tables_give_the_same_sums_of_scores(family, kind, grows, monkeypatch):
+    """Both sides of a score of every block, alone and among features: they start below its attention."""
+    monkeypatch.setattr(tabled_sweep, "_FEW_ROWS", 0 if grows else 1 << 20)
+    hosted, operators, active = prepared(family, kind)
+    tables = finish(sweep_tables(hosted, operators, active))
+    parts = [
+        part
+        for layer in (2, 1, 0)
+        for part in score_target(operators, AttentionScore(layer=layer, head=1, key=4), 7, 1.0).parts
+    ]
+    scores = read_targets(operators, parts)
+    features = feature_targets(hosted, operators, active, some_cells(active, 6))
+    order = torch.cat([scores.place, features.place]).argsort(descending=True, stable=True)
+    among = FeatureTargets(
+        **{
+            field.name: torch.cat([getattr(scores, field.name), getattr(features, field.name)])[order]
+            for field in fields(FeatureTargets)
+        }
+    )
+    lowest = read_targets(operators, parts[-1:])
+    for targets in (scores, among, lowest):
+        assert not tabled_sweep.reads_attention(tables, targets)
+        theirs = finish(sweep_features(hosted, operators, active, targets))
+        same(finish(sweep_over_tables(tables, targets)), theirs)
+        scale = theirs.mass + theirs.bias.abs()
+        assert ((theirs.total - targets.total).abs() / scale).max() < SUMS
 
 
 def test_packs_hold_everything_and_pad_little():

@@ -278,6 +278,25 @@ def test_ablations_measure_the_target_that_was_asked_for():
     assert all(node.position <= 6 for node in circuit.nodes if node.kind is NodeKind.FEATURE)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_neuron_is_an_estimate_whether_gated_or_not(family):
+    """A plain MLP's goes by a secant, as its edges do: the target says so, and no feature of a set does."""
+    hosted = tiny_hosted(family)
+    resident_set(hosted, "jumprelu", layers=(1,))
+    for name, estimated in ((NEURONS, True), (NAME, False)):
+        command = DiscoverCircuit(
+            prompt=PROMPT,
+            target=FeatureValue(layer=2 if estimated else 1, index=5, replacement=name),
+            replacement=NAME,
+            beside=(NEURONS,),
+            max_feature_nodes=10,
+            verify_nodes=0,
+        )
+        circuit = finish(discover_circuit(hosted, command))
+        assert circuit.targets[0].estimated is estimated
+        assert any("The target is a neuron" in caveat for caveat in circuit.caveats) is estimated
+
+
 def test_what_rests_on_a_choice_refuses_other_targets():
     """Edits name what they work for, and verification refuses a circuit whose question is not known."""
     hosted, circuit = found(direction(SiteKind.RESID_POST, 1))

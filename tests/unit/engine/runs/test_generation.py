@@ -23,6 +23,7 @@ from trephine.domain.interventions import (
     Ablate,
     Add,
     AddNormScaled,
+    Clamp,
     MeanAblate,
     Mode,
     PatternMode,
@@ -72,6 +73,7 @@ def test_interventions_act_in_every_phase_as_without_a_cache(family):
     plans = [
         (
             neuron(0, 3, SetTo(value=3.0)),
+            neuron(0, 4, Clamp(low=0.0)),
             direction(SiteKind.RESID_POST, 1, push, AddNormScaled(fraction=0.5)),
         ),
         (neuron(1, 5, Add(amount=4.0), selector=Selector(phases=(Phase.GENERATION,))),),
@@ -86,10 +88,11 @@ def test_interventions_act_in_every_phase_as_without_a_cache(family):
         assert output.logits[0][len(prompt) - 1 : -1].argmax(-1).tolist() == new
         short = RowInput(full.ids[:-1], full.interventions, len(prompt))
         for streamed, whole in zip(completion.applied, run_rows(hosted, [short]).applied[0], strict=True):
-            assert (streamed.index, streamed.layer, streamed.positions) == (
+            assert (streamed.index, streamed.layer, streamed.positions, streamed.changed) == (
                 whole.index,
                 whole.layer,
                 whole.positions,
+                whole.changed,
             )
             assert streamed.mean_change == pytest.approx(whole.mean_change, rel=1e-3)
     plain = run(hosted, PROMPTS, max_new_tokens=8)[1].completions

@@ -278,6 +278,26 @@ def test_the_echo_counts_and_measures(llama):
     before = read(llama, site, *row.interventions[1:])
     assert (site_echo.index, site_echo.layer) == (0, 2)
     assert site_echo.mean_change == pytest.approx(before.norm(dim=-1).mean().item())
+    assert [echo.changed for echo in output.applied[1]] == [7, 7, 2]
+
+
+def test_the_echo_tells_changes_from_writes(llama):
+    """What is written as it was has not changed: a second clamp, strength 0 and factor 1 move nothing."""
+    low = float(read(llama, NEURONS1)[:, 7].median())
+    below = int((read(llama, NEURONS1)[:, 7] < low).sum())
+    clamp = neuron(1, 7, Clamp(low=low))
+    nothing = (neuron(1, 8, Scale(factor=1.0)), neuron(1, 9, SetTo(value=3.0), mode=Mode(strength=0.0)))
+    rows = [
+        RowInput(llama.encode(PROMPT), (*nothing, clamp, clamp)),
+        RowInput(
+            llama.encode(DONOR), (neuron(1, 7, Ablate()), whole(SiteKind.MLP_OUT, 0, Scale(factor=1.0)))
+        ),
+    ]
+    first, second = run_rows(llama, rows).applied
+    assert 0 < below < 7
+    assert [(echo.positions, echo.changed) for echo in first] == [(7, 0), (7, 0), (7, below), (7, 0)]
+    assert [echo.changed for echo in second] == [len(rows[1].ids), 0]
+    assert all((echo.changed == 0) == (echo.max_change == 0) for echo in (*first, *second))
 
 
 def test_what_matches_nothing_is_an_error(llama):

@@ -76,6 +76,7 @@ def test_a_live_change_adds_the_difference_times_the_decoder(family, kind):
     torch.testing.assert_close(output.values[0][site], values[site] + moved, rtol=1e-4, atol=1e-5)
     (applied,) = output.applied[0]
     assert applied.positions == len(IDS)
+    assert applied.changed == int((code.activations[:, index] != 0).sum())
     assert applied.max_change == pytest.approx(float(1.5 * code.activations[:, index].abs().max()), rel=1e-4)
 
 

@@ -58,6 +58,8 @@ def hosted_with(kind: str, family: str = "llama") -> tuple[HostedModel, str]:
     if kind == "mlp_out":
         layers = range(hosted.architecture.n_layers)
         return hosted, reside(hosted, [sae(hosted, Site(kind=SiteKind.MLP_OUT, layer=n)) for n in layers])
+    if kind == "resid_pre":
+        return hosted, reside(hosted, [sae(hosted, Site(kind=SiteKind.RESID_PRE, layer=n)) for n in range(3)])
     return hosted, resident_set(hosted, kind)
 
 
@@ -140,7 +142,7 @@ def test_derivatives_at_the_clean_state_are_those_of_discovery(kind, family):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("kind", [NEURONS, "relu", "attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("kind", [NEURONS, "relu", "attn_out", "mlp_out", "resid_post", "resid_pre"])
 def test_slopes_are_central_differences(kind, name):
     """The derivative by a mask value is what a small change of it does, at a masked state."""
     hosted, circuit = found(kind, name)
@@ -150,6 +152,7 @@ def test_slopes_are_central_differences(kind, name):
     value, slopes = finish(mask_slopes(prompt, mask, None))
     assert value == pytest.approx(float(prompt.values([mask])[0][0]), abs=1e-4)
     largest = max(float(one.abs().max()) for one in slopes.values())
+    assert largest > 0
     errors = []
     for layer, by_mask in slopes.items():
         for place in by_mask.abs().flatten().topk(3).indices.tolist():
@@ -163,7 +166,7 @@ def test_slopes_are_central_differences(kind, name):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("kind", [NEURONS, "relu", "resid_post"])
+@pytest.mark.parametrize("kind", [NEURONS, "relu", "resid_post", "resid_pre"])
 def test_what_is_measured_is_the_target_under_interventions(kind, name):
     """Masking a feature moves the target as ablating it by the machinery of ablations does."""
     hosted, circuit = found(kind, name)
@@ -246,6 +249,21 @@ def test_a_feature_target_has_no_random_dictionary_beside_it():
     options = replace(QUICK, control=True)
     report = finish(verify_on(hosted, VerifyCircuit(circuit=circuit, kept=features, options=options)))
     assert "a random dictionary has no such" in report.control_note
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("resid_post", [0, 1]), ("resid_pre", [0, 1, 2])])
+def test_a_score_depends_on_the_dictionary_right_below_its_block(kind, layers):
+    """Its features are drawn and ranked, and one of them ablated moves the score: attention reads it."""
+    hosted, circuit = found(kind, "attention")
+    subject = finish(open_subject(hosted, QUICK, circuit, range(len(circuit.nodes))))
+    assert [ref.layer for ref in subject.prompt.layers] == layers
+    ref = subject.prompt.layers[-1]
+    effect = subject.effect[ref]
+    position, index = divmod(int(effect.abs().argmax()), effect.shape[1])
+    cell = Cell(ref=ref, position=position, index=index)
+    values, _ = subject.prompt.values([{}, mask_of(subject.prompt, [cell])])
+    assert float(values[0]) == pytest.approx(circuit.figures.baseline, abs=1e-5)
+    assert abs(float(values[0] - values[1])) > 1e-3
 
 
 def test_layers_and_positions_that_cannot_matter_are_left_out():

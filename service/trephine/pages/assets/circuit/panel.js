@@ -118,7 +118,7 @@ const overview = () => [
       ["measured between", `${graph.across.candidates.toLocaleString("en")} of ${graph.across.active.toLocaleString("en")} active`],
       graph.across.coverage ? ["direct effects that edges carry", interval(graph.across.coverage)] : null,
       graph.across.overlap === null ? null : ["edges that both halves keep", percent(graph.across.overlap, 0)],
-    ] : [[`influence inside the ${wholeGraph}`, percent(graph.figures.selected, 1)], [`influence through errors${graph.extent.part ? `, ${wholeGraph}` : ""}`, percent(graph.figures.error, 1)]]),
+    ] : [[`features' influence inside the ${wholeGraph}`, percent(graph.figures.selected, 1)], [`influence through errors${graph.extent.part ? `, ${wholeGraph}` : ""}`, percent(graph.figures.error, 1)]]),
   ]),
   ...graph.extent.told.map(text => el("p", { class: "note extent" }, text)),
   ...(graph.across ? graph.across.transfer.flatMap(measured) : []),
