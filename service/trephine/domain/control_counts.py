@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 
-_NOTHING = {"log_odds_change": 1e-5, "kl": 1e-9}
-"""Nats; less is rounding."""
+_NOTHING = {"logits": 1e-5, "log_odds_change": 1e-5, "kl": 1e-9}
+"""Logits, nats; less is rounding: rows of another batch are not the same to the bit."""
 
 
 def acting(statistic: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -31,7 +31,6 @@ from trephine.engine.edit_evaluation.matching import (
     Target,
     draw_stand_ins,
     features_of,
-    place_of,
     targets_of,
 )
 from trephine.engine.edit_evaluation.reading import Arm, Readings, read_units
@@ -39,6 +38,7 @@ from trephine.engine.edit_evaluation.standins import stand_in
 from trephine.engine.edit_evaluation.telling import told
 from trephine.engine.edit_evaluation.units import TextUnit, Unit, UnitSet
 from trephine.engine.edit_evaluation.uses import Place, Uses, measure_uses
+from trephine.engine.edits.controls import place_of
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import covered_layers
 from trephine.engine.runs.retain import RetainText

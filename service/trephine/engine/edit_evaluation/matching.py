@@ -19,7 +19,7 @@ from trephine.domain.edit_evaluation import FeatureControls
 from trephine.domain.interventions import DirectionTarget, FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef, Site
 from trephine.engine.edit_evaluation.uses import Place, Uses
-from trephine.engine.edits.controls import draw_sets, enough_candidates
+from trephine.engine.edits.controls import draw_sets, enough_candidates, place_of
 
 _WIDENINGS = (1.0, 1.5, 2.0)
 
@@ -46,11 +46,6 @@ def targets_of(interventions: Sequence[Intervention]) -> tuple[Target, ...]:
 def features_of(targets: Sequence[Target]) -> tuple[FeatureRef, ...]:
     """List the features among targets."""
     return tuple(target.feature for target in targets if isinstance(target, FeatureTarget))
-
-
-def place_of(feature: FeatureRef) -> Place:
-    """Return a feature's set and layer."""
-    return feature.replacement, feature.layer
 
 
 def draw_stand_ins(

@@ -18,8 +18,9 @@ from trephine.domain.interventions import (
     SiteTarget,
 )
 from trephine.domain.sites import FeatureRef
-from trephine.engine.edit_evaluation.matching import Target, place_of
+from trephine.engine.edit_evaluation.matching import Target
 from trephine.engine.edit_evaluation.uses import Uses
+from trephine.engine.edits.controls import place_of
 
 Interventions = tuple[Intervention, ...]
 

@@ -124,7 +124,7 @@ def draw_controls(
     No set holds a feature twice, none holds one of `features`, no two sets are equal.
 
     Args:
-        norms: Contribution norms of every layer that a feature is of.
+        norms: Contribution norms of every layer that a feature is of which `written` does not decide.
         features: The intervened features, each once.
         controls: How many sets, the factor and the seed.
         written: What the operations on a feature would write on the prompt, `(d_sae,)` over its layer. It
@@ -146,9 +146,13 @@ def draw_controls(
     )
 
 
+def is_decided(written: Mapping[FeatureRef, Tensor], feature: FeatureRef) -> bool:
+    """Say that a feature is matched on what is written on the prompt: no contribution norm is asked for."""
+    return feature in written and float(written[feature][feature.index]) > 0
+
+
 def _matched_on(norms: Norms, written: Mapping[FeatureRef, Tensor], feature: FeatureRef) -> Tensor:
-    here = written.get(feature)
-    return norms[place_of(feature)] if here is None or not float(here[feature.index]) > 0 else here
+    return written[feature] if is_decided(written, feature) else norms[place_of(feature)]
 
 
 def _candidates(

@@ -15,11 +15,12 @@ from trephine.domain.ablation import (
     MeasureAblation,
 )
 from trephine.domain.commands import Progress
+from trephine.domain.control_counts import acting
 from trephine.domain.errors import TrephineError, UnsupportedInterventionError
 from trephine.domain.interventions import FeatureTarget, Intervention
 from trephine.domain.sites import FeatureRef
 from trephine.engine.attribution.readouts import LogitReadout, logit_readout
-from trephine.engine.edits.controls import ControlDraws, draw_controls, norms_of
+from trephine.engine.edits.controls import ControlDraws, draw_controls, is_decided, norms_of, place_of
 from trephine.engine.edits.written import written_on_prompt
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.session import Handler, Session
@@ -117,8 +118,9 @@ def measure_ablation(
     controls = None
     if command.controls:
         yield Progress(stage="controls", done=0, total=command.controls.sets)
-        norms = yield from norms_of(hosted, retain, {(f.replacement, f.layer) for f in features})
         written = written_on_prompt(hosted, measured.ids, command.interventions)
+        usual = {place_of(feature) for feature in features if not is_decided(written, feature)}
+        norms = yield from norms_of(hosted, retain, usual)
         draws = draw_controls(norms, features, command.controls, written)
         if draws.unmatched and draws.matched:
             only = restricted(command.interventions, draws.matched)
@@ -153,7 +155,7 @@ def _control_caveats(asked: MatchedControls | None, found: ControlResult | None)
             f"Only {sets} of {asked.sets} control sets exist within a factor of {asked.norm_factor:g}: p "
             f"cannot be below {1 / (sets + 1):.2g}."
         )
-    silent = sum(change == 0.0 for change in found.changes)
+    silent = sets - len(acting("logits", found.changes))
     if silent > _SILENT * sets:
         yield f"{silent} of {sets} control sets change nothing here: beside them any change looks special."
 

@@ -8,6 +8,7 @@ ablating them changes nothing. Beside such controls any active feature looks spe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,25 +58,34 @@ def written_on_prompt(
     """
     own = [(i, i.target.feature) for i in interventions if isinstance(i.target, FeatureTarget)]
     own = [(i, feature) for i, feature in own if not isinstance(i.operation, _WHATEVER_IS_THERE)]
+    if not own:
+        return {}
     known = [feature for _, feature in own] + [i.condition.feature for i, _ in own if i.condition is not None]
     sites = sorted({feature_site(hosted, feature) for feature in known})
     clean = _plain(hosted, ids, sites)
     donors = {
         text: _plain(hosted, hosted.encode(text), sites) for text in {donor_text(i) for i, _ in own} if text
     }
-    squares: dict[FeatureRef, Tensor] = {}
-    counts: dict[FeatureRef, int] = {}
-    for intervention, feature in own:
-        reached = _reached(hosted, clean, ids, intervention)
-        donor = donors.get(donor_text(intervention) or "")
-        square = _squares(hosted, feature, intervention, clean, donor, reached)
-        squares[feature] = squares.get(feature, 0) + square
-        counts[feature] = counts.get(feature, 0) + len(reached)
-    norms = {feature: _decoder_norms(hosted, feature) for feature in squares}
+    alike: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
+    parts: dict[FeatureRef, list[tuple[Tensor, int]]] = {}
+    for one, feature in own:
+        # Neighbours in a layer that are changed alike have one answer, which is about the whole layer.
+        key = (place_of(feature), one.operation, one.selector, one.condition, one.mode.strength)
+        if key not in alike:
+            reached = _reached(hosted, clean, ids, one)
+            donor = donors.get(donor_text(one) or "")
+            alike[key] = _squares(hosted, feature, one, clean, donor, reached), len(reached)
+        parts.setdefault(feature, []).append(alike[key])
+    norms = {place: _decoder_norms(hosted, *place) for place in {place_of(feature) for feature in parts}}
     return {
-        feature: ((square / max(counts[feature], 1)).sqrt() * norms[feature]).float()
-        for feature, square in squares.items()
+        feature: (_root_mean(found) * norms[place_of(feature)]).float() for feature, found in parts.items()
     }
+
+
+def _root_mean(parts: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """Join sums of squares over so many positions each."""
+    squares = torch.stack([squares for squares, _ in parts]).sum(0)
+    return (squares / max(sum(count for _, count in parts), 1)).sqrt()
 
 
 def _plain(hosted: HostedModel, ids: Sequence[int], sites: Sequence[Site]) -> Clean:
@@ -119,6 +129,6 @@ def _squares(
     return total
 
 
-def _decoder_norms(hosted: HostedModel, feature: FeatureRef) -> Tensor:
-    with opened(hosted, feature.replacement, [feature.layer]) as resident:
-        return resident[feature.layer].decoder_norms().double().cpu()
+def _decoder_norms(hosted: HostedModel, name: str, layer: int) -> Tensor:
+    with opened(hosted, name, [layer]) as resident:
+        return resident[layer].decoder_norms().double().cpu()

@@ -140,6 +140,21 @@ def test_controls_of_an_active_feature_are_active_too(kind):
     assert all(change != 0 for change in report.controls.changes)
 
 
+def test_the_retain_text_is_read_only_for_what_the_prompt_does_not_decide(monkeypatch):
+    """Of layers whose features write on the prompt no usual norms are measured."""
+    asked: list[tuple[str, int]] = []
+
+    def norms(hosted, retain, layers):
+        asked.extend(layers)
+        return (yield from measured(hosted, retain, layers))
+
+    measured = effects.norms_of
+    monkeypatch.setattr(effects, "norms_of", norms)
+    hosted = tiny_hosted("llama")
+    measure(hosted, interventions=(neuron(0, 3, Ablate()), neuron(1, 3, Add(amount=1.0))))
+    assert asked == [("neurons", 1)]
+
+
 def test_too_few_control_sets_are_told():
     """A p-value that cannot be small says so."""
     hosted = tiny_hosted("llama")

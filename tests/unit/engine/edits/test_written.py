@@ -102,6 +102,23 @@ def test_selectors_conditions_and_strengths_count():
     assert not none.any()
 
 
+def test_neighbours_and_repeated_changes_are_told_apart():
+    """What neighbours share is computed once; a feature that is changed twice has both changes."""
+    hosted = tiny_hosted("llama")
+    resident_set(hosted, "jumprelu")
+    first, rest = Selector(positions=(3,)), Selector(positions=(4, 5))
+    plan = (
+        change(0, Ablate(), selector=first),
+        change(1, Ablate(), selector=first),
+        change(0, Scale(factor=3.0), selector=rest),
+    )
+    together = written_on_prompt(hosted, IDS, plan)
+    alone = [next(iter(written_on_prompt(hosted, IDS, (one,)).values())) for one in plan]
+    torch.testing.assert_close(together[plan[1].target.feature], alone[1])
+    both = ((alone[0] ** 2 + 2 * alone[2] ** 2) / 3).sqrt()
+    torch.testing.assert_close(together[plan[0].target.feature], both)
+
+
 def test_the_sink_counts_only_alone():
     """Position 0 is left out beside others, and measured where it is all that is reached."""
     hosted = tiny_hosted("llama")
