@@ -185,7 +185,8 @@ class Explained:
         gauges = [target.gauge for target in self.targets]
         sites = sorted({gauge.site for gauge in gauges if gauge.site is not None})
         first = min((g.position for g in gauges if g.site is None), default=self.n_pos - 1)
-        output = run_rows(hosted, rows, reads=sites, keep_last=self.n_pos - first)
+        changed = any(gauge.reads_changed for gauge in gauges)  # all alike: a circuit explains one kind
+        output = run_rows(hosted, rows, reads=sites, reads_before=not changed, keep_last=self.n_pos - first)
         found = torch.zeros(len(rows), dtype=torch.float64)
         for row in range(len(rows)):
             for gauge, share in zip(gauges, self.shares, strict=True):

@@ -21,14 +21,17 @@ from trephine.engine.attribution.operators import FrozenLayer, FrozenNorm, Froze
 class Reading(Enum):
     """Where in a block something reads the stream."""
 
-    BEFORE_CUT = 0
-    """The stream before the block, below a dictionary that reconstructs it there."""
-    PRE = 1
-    MID_BEFORE_CUT = 2
-    MID = 3
+    EMBEDDING = -1
+    """The tokens' embeddings, below a dictionary that reconstructs them."""
+    PRE = 0
+    """What attention reads: the stream before the block."""
+    MID_BEFORE_CUT = 1
+    """The stream between attention and MLP, below a dictionary that reconstructs it there."""
+    MID = 2
     """What the MLP's norm reads."""
-    POST_BEFORE_CUT = 4
-    POST = 5
+    POST_BEFORE_CUT = 3
+    """The stream behind the block, below a dictionary on it or on what the next block reads."""
+    POST = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,14 @@ class Tangent:
         return self.values[layer, reading]
 
 
-def tangent(network: FrozenNetwork, writes: Mapping[Site, Tensor], position: int, *, routed: bool) -> Tangent:
+def tangent(
+    network: FrozenNetwork,
+    writes: Mapping[Site, Tensor],
+    position: int,
+    *,
+    routed: bool,
+    token: bool = False,
+) -> Tangent:
     """Send a unit of a source up.
 
     Args:
@@ -66,10 +76,11 @@ def tangent(network: FrozenNetwork, writes: Mapping[Site, Tensor], position: int
         writes: What a unit writes at each site, `(d_model,)`.
         position: Where.
         routed: False: along the residual stream alone.
+        token: True if the source is a token, whose embedding stands below a dictionary there.
     """
     operators = network.operators
     state = _Stream(network, writes, position, Tangent(), torch.zeros_like(operators.embedding))
-    state.write(SiteKind.EMBED, 0)
+    state.embed(token)
     for layer in operators.layers:
         state.block(layer, routed)
     return state.found
@@ -88,9 +99,18 @@ class _Stream:
         if vector is not None:
             self.now[self.position] += vector
 
-    def cut(self, kind: SiteKind, layer: int, before: Reading, after: Reading) -> None:
+    def embed(self, token: bool) -> None:
+        """Begin with a token, or with what a dictionary on the embeddings writes in its place."""
+        site, nothing = Site(kind=SiteKind.EMBED, layer=0), self.now.clone()
+        self.write(SiteKind.EMBED, 0)
+        self.found.values[0, Reading.EMBEDDING] = self.now.clone() if token else nothing
+        if token and site in self.network.held:
+            self.now = nothing
+
+    def cut(self, kind: SiteKind, layer: int, after: Reading, before: Reading | None = None) -> None:
         """Keep what is read below a dictionary, begin anew with what it writes, keep what is read above."""
-        self.found.values[layer, before] = self.now.clone()
+        if before is not None:
+            self.found.values[layer, before] = self.now.clone()
         if Site(kind=kind, layer=layer) in self.network.held:
             self.now = torch.zeros_like(self.now)
         self.write(kind, layer)
@@ -98,20 +118,20 @@ class _Stream:
 
     def block(self, layer: FrozenLayer, routed: bool) -> None:
         number, parallel = layer.block.layer, layer.block.parallel
-        self.cut(SiteKind.RESID_PRE, number, Reading.BEFORE_CUT, Reading.PRE)
+        self.cut(SiteKind.RESID_PRE, number, Reading.PRE)
         attended = routed and self.network.carried_by_attention(number)
         mixed = attention_change(layer, self.now) if attended else torch.zeros_like(self.now)
         if not parallel:
             self.now = self.now + mixed
             self.write(SiteKind.ATTN_OUT, number)
-        self.cut(SiteKind.RESID_MID, number, Reading.MID_BEFORE_CUT, Reading.MID)
+        self.cut(SiteKind.RESID_MID, number, Reading.MID, Reading.MID_BEFORE_CUT)
         matrix = self.network.skips.get(number)
         skipped = skip_change(layer, matrix, self.now) if routed and matrix is not None else 0
         self.now = self.now + skipped + (mixed if parallel else 0)
         if parallel:
             self.write(SiteKind.ATTN_OUT, number)
         self.write(SiteKind.MLP_OUT, number)
-        self.cut(SiteKind.RESID_POST, number, Reading.POST_BEFORE_CUT, Reading.POST)
+        self.cut(SiteKind.RESID_POST, number, Reading.POST, Reading.POST_BEFORE_CUT)
 
 
 def linear(norm: FrozenNorm, change: Tensor) -> Tensor:

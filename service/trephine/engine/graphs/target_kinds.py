@@ -307,8 +307,17 @@ def _direction(
     )
     name = wanted.name or "direction"
     label = f"{name} at {wanted.site.kind.value} {wanted.site.layer}, position {position}"
-    gauge = SiteGauge(site=wanted.site, position=position, vector=vector)
+    gauge = SiteGauge(site=_arriving(wanted.site), position=position, vector=vector)
     return _value(TargetKind.DIRECTION, label, part, gauge, share)
+
+
+def _arriving(site: Site) -> Site:
+    """Return where a pass first meets the stream that stands at a site, below a dictionary on either name."""
+    if site.kind is not SiteKind.RESID_PRE:
+        return site
+    if site.layer:
+        return Site(kind=SiteKind.RESID_POST, layer=site.layer - 1)
+    return Site(kind=SiteKind.EMBED, layer=0)
 
 
 def _value(

@@ -79,8 +79,10 @@ class EdgeWork:
     def sent(self, node: int) -> tuple[EdgeSource, Tangent, Tangent]:
         """A source, and what a unit of it does to the stream: along all paths, and along the stream alone."""
         source = self._source(self.circuit.nodes[node])
+        token = self.circuit.nodes[node].kind is NodeKind.TOKEN
         routed, straight = (
-            tangent(self.network, source.writes, source.position, routed=routed) for routed in (True, False)
+            tangent(self.network, source.writes, source.position, routed=routed, token=token)
+            for routed in (True, False)
         )
         return source, routed, straight
 

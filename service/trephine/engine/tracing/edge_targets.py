@@ -24,8 +24,7 @@ from trephine.engine.models.hosted import HostedModel
 from trephine.engine.replacements.sets import opened
 
 _READINGS = {
-    SiteKind.EMBED: Reading.BEFORE_CUT,
-    SiteKind.RESID_PRE: Reading.BEFORE_CUT,
+    SiteKind.EMBED: Reading.EMBEDDING,
     SiteKind.RESID_MID: Reading.MID_BEFORE_CUT,
     SiteKind.MLP_IN: Reading.MID,
     SiteKind.MLP_OUT: Reading.MID,
@@ -141,9 +140,10 @@ class EdgeTargets:
         if behind_norm:
             norm = below.mlp_norm
             direction, scale = norm.fold(direction), scale * norm.scale[position]
+        block, reading = _met(site)
         probe = Probe(
-            layer=site.layer,
-            reading=_READINGS[site.kind],
+            layer=block,
+            reading=reading,
             position=position,
             directions=direction,
             scale=scale,
@@ -164,9 +164,10 @@ class EdgeTargets:
     def _direction(self, wanted: DirectionValue, position: int) -> EdgeTarget:
         operators, site = self.operators, wanted.site
         vector = torch.tensor([wanted.vector], dtype=operators.dtype, device=operators.device)
+        block, reading = _met(site)
         probe = Probe(
-            layer=site.layer,
-            reading=_READINGS[site.kind],
+            layer=block,
+            reading=reading,
             position=position,
             directions=vector,
             scale=torch.ones_like(vector[:, 0]),
@@ -195,10 +196,14 @@ class EdgeTargets:
     def _framed(self, probe: Probe, readouts: tuple[str, ...], place: int, *, estimated: bool) -> EdgeTarget:
         cuts = () if self.active is None else self.active.cuts
         cut = max((cut for cut in cuts if cut < place), default=EMBEDDING - 1)
-        if probe.reading is Reading.BEFORE_CUT and probe.layer > 0:
-            # The stream before a block is the stream after the last: read below a dictionary there, too.
-            probe = replace(probe, layer=probe.layer - 1, reading=Reading.POST_BEFORE_CUT)
         return EdgeTarget(probe=probe, readouts=readouts, cut=cut, estimated=estimated)
+
+
+def _met(site: Site) -> tuple[int, Reading]:
+    """Return the block and reading at which a site is met, below a dictionary there, whatever its name."""
+    if site.kind is not SiteKind.RESID_PRE:
+        return site.layer, _READINGS[site.kind]
+    return (site.layer - 1, Reading.POST_BEFORE_CUT) if site.layer else (0, Reading.EMBEDDING)
 
 
 def active_cell(active: ActiveFeatures, node: Node) -> tuple[ActiveLayer, int]:

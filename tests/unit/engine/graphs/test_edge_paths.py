@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.builders import FAMILIES, tiny_hosted
-from tests.resident_sets import resident_set
+from tests.resident_sets import NAME, reside, resident_set, sae
 from trephine.domain.ablation import LogitTarget
 from trephine.domain.circuit_edges import ExplainEdges, HopKind
 from trephine.domain.circuits import DiscoverCircuit, NodeKind
@@ -243,6 +243,48 @@ def test_edges_into_every_kind_of_target_come_apart(family, kind, target):
                     assert factors.invariant is None
         assert one.estimated or "score" not in target
     assert hops > 0 or kind in ("mixed", "resid_post")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("target", ["choice", "direction before the first block"])
+def test_a_dictionary_on_the_embeddings_ends_what_tokens_do(family, target):
+    """Every pair of nodes weighs what discovery stored, and nothing where it stored no edge."""
+    hosted = tiny_hosted(family)
+    reside(hosted, [sae(hosted, Site(kind=SiteKind.EMBED, layer=0))])
+    resident_set(hosted, "skip", name="behind")
+    asked = {
+        "choice": CHOICE,
+        "direction before the first block": probe_of(SiteKind.RESID_PRE, 0),
+    }
+    command = DiscoverCircuit(
+        prompt=PROMPT,
+        target=asked[target],
+        replacement=NAME,
+        beside=("behind",),
+        max_feature_nodes=12,
+        verify_nodes=0,
+    )
+    circuit = finish(discover_circuit(hosted, command))
+    columns = (circuit.edges.source, circuit.edges.target, circuit.edges.weight)
+    stored = {
+        (source, above): weight
+        for source, above, weight in zip(
+            *(np.frombuffer(c.data, c.dtype).tolist() for c in columns), strict=True
+        )
+    }
+    nodes = circuit.nodes
+    below = [n for n, node in enumerate(nodes) if node.kind is not NodeKind.LOGIT]
+    above = [n for n, node in enumerate(nodes) if node.kind in (NodeKind.LOGIT, NodeKind.FEATURE)]
+    pairs = [(source, target) for source in below for target in above if source != target]
+    scale = max(abs(weight) for weight in stored.values())
+    silent = 0
+    for start in range(0, len(pairs), 50):
+        some = pairs[start : start + 50]
+        for pair, one in zip(some, explained(hosted, circuit, [(*pair, 0.0) for pair in some]), strict=True):
+            assert abs(one.weight - stored.get(pair, 0.0)) <= 1e-4 * scale, pair
+            silent += pair not in stored and nodes[pair[0]].kind is NodeKind.TOKEN
+    assert silent
+    assert any(nodes[source].kind is NodeKind.TOKEN for source, _ in stored)
 
 
 def test_a_head_that_both_sides_of_a_score_read_through_is_one_share():

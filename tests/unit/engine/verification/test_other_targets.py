@@ -27,10 +27,11 @@ from trephine.engine.graphs.open_layers import layers_of
 from trephine.engine.graphs.target_kinds import explained
 from trephine.engine.models.hosted import HostedModel
 from trephine.engine.models.quanta import finish
-from trephine.engine.runs.rows import RowInput
+from trephine.engine.runs.rows import RowInput, run_rows
 from trephine.engine.verification.ablations import mask_of
 from trephine.engine.verification.choosing import Cell
 from trephine.engine.verification.derivatives import live_cotangents
+from trephine.engine.verification.masks import MaskedPrompt
 from trephine.engine.verification.slopes import mask_slopes
 from trephine.engine.verification.subject import open_subject
 from trephine.engine.verification.verify import verify_on
@@ -264,6 +265,51 @@ def test_a_score_depends_on_the_dictionary_right_below_its_block(kind, layers):
     values, _ = subject.prompt.values([{}, mask_of(subject.prompt, [cell])])
     assert float(values[0]) == pytest.approx(circuit.figures.baseline, abs=1e-5)
     assert abs(float(values[0] - values[1])) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("dictionary", "probe"),
+    [
+        ((SiteKind.RESID_POST, 1), (SiteKind.RESID_POST, 1)),
+        ((SiteKind.RESID_POST, 1), (SiteKind.RESID_PRE, 2)),
+        ((SiteKind.RESID_PRE, 2), (SiteKind.RESID_POST, 1)),
+        ((SiteKind.RESID_PRE, 2), (SiteKind.RESID_PRE, 2)),
+        ((SiteKind.EMBED, 0), (SiteKind.RESID_PRE, 0)),
+    ],
+)
+def test_a_direction_reads_what_arrives_at_a_dictionary_of_its_place(dictionary, probe, family):
+    """By either name of the place, in predictions, ablations and masks alike: its features do nothing to it."""
+    hosted = tiny_hosted(family)
+    site = Site(kind=dictionary[0], layer=dictionary[1])
+    reside(hosted, [sae(hosted, site)])
+    operators, what = read(hosted, NAME, direction(*probe), (-2,))
+    ids = tuple(hosted.encode(PROMPT))
+    active = finish(activate(hosted, operators, layers_of(NAME, hosted.replacements[NAME].covered)))
+    prompt = MaskedPrompt(
+        hosted=hosted,
+        ids=ids,
+        layers=(LayerRef(replacement=NAME, layer=site.layer),),
+        operators=operators,
+        explained=what,
+    )
+    (layer,) = active.layers
+    cells = [n for n in range(layer.count) if int(layer.position[n]) == len(ids) - 2]
+    assert cells
+    for n in cells[:3]:
+        index = int(layer.index[n])
+        ablated = Intervention(
+            target=FeatureTarget(feature=FeatureRef(replacement=NAME, layer=site.layer, index=index)),
+            operation=Ablate(),
+            selector=Selector(positions=(len(ids) - 2,)),
+        )
+        plain, without = what.on_rows(hosted, [RowInput(list(ids)), RowInput(list(ids), (ablated,))]).tolist()
+        assert plain == without == pytest.approx(what.baseline, abs=1e-5)
+        cell = Cell(ref=prompt.layers[0], position=len(ids) - 2, index=index)
+        values, _ = prompt.values([{}, mask_of(prompt, [cell])])
+        assert values.tolist() == pytest.approx([plain, plain], abs=1e-6)
+        logits = run_rows(hosted, [RowInput(list(ids)), RowInput(list(ids), (ablated,))]).logits
+        assert (logits[0] - logits[1]).abs().max() > 1e-4  # it does write
 
 
 def test_layers_and_positions_that_cannot_matter_are_left_out():
