@@ -108,6 +108,7 @@ class FakeService(
         self.uploaded: dict[str, bytes] = {}
         self.file = FILE
         self.gates_passed = True
+        self.dtype = "float32"
 
     # --- plain answers ---------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class FakeService(
         return model_service_pb2.Model(
             name="models/tiny",
             state=model_service_pb2.ModelState.Value(f"MODEL_STATE_{state}"),
-            dtype="float32",
+            dtype=self.dtype,
             device="cpu",
             n_layers=2,
         )

@@ -12,20 +12,21 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trephine.client.digests import file_digest
+from trephine.client.delta_bytes import laid_out, read_header, read_range, xor
+from trephine.client.digests import file_digest, listed_digests
 from trephine.client.downloads import require_absent
 from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.fetched_models import model_folder
 from trephine.client.local_disk import unwritten
 from trephine.client.local_errors import LocalFileError
 from trephine.client.plain_json import parse_json
+from trephine.client.signatures import SUMS
 from trephine.client.temporary_siblings import temporary_folder
 from trephine.client.verification import MANIFEST
 
@@ -38,15 +39,6 @@ _DAMAGED = (
     *(MemoryError, OverflowError),
 )
 """What comes of a delta that somebody has altered; of a size that it makes up, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """Where a tensor's bytes lie in a file."""
-
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 # --- making --------------------------------------------------------------------------------------
@@ -63,21 +55,28 @@ def make_delta(parent: str | Path, exported: str | Path, out: str | Path) -> Pat
     Raises:
         ExportTargetExistsError: If `out` exists.
         ParentChangedError: If the parent's weights are not those that the export was compiled from.
+        HashMismatchError: If a file of the export is not the one that was published, or is missing.
         LocalFileError: If a folder or shard cannot be read, or `exported` is no export.
         DiskFullError: If there is no room; nothing is left behind.
     """
     source, edited, target = model_folder(parent), Path(exported), Path(out)
     if not edited.is_dir():
         raise LocalFileError(f"there is no folder {edited}")
-    if not (edited / MANIFEST).is_file():
-        raise LocalFileError(
-            f"{edited} holds no {MANIFEST}: give a folder that `trephine export` made, complete"
-        )
+    for record in (MANIFEST, SUMS):
+        if not (edited / record).is_file():
+            raise LocalFileError(
+                f"{edited} holds no {record}: give a folder that `trephine export` made, complete"
+            )
     require_absent(target)
     _require_compiled_from(edited, source)
     with _written_whole(target) as folder:
         with (folder / CONTENT).open("wb") as content:
             files = [_described(source, edited, path, content) for path in _files(edited)]
+        if not _as_published(edited, files):
+            raise HashMismatchError(
+                f"{edited} is not the export that was published: `trephine verify {edited}` names what "
+                "differs; nothing was made"
+            )
         needed = sorted({file["parent"] for file in files if "parent" in file})
         value = {
             "schema": SCHEMA,
@@ -98,6 +97,15 @@ def _require_compiled_from(edited: Path, source: Path) -> None:
                 "names; give the export's own parent",
                 context={"file": name},
             )
+
+
+def _as_published(folder: Path, files: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if a folder's list of digests is that of its files, whose digests are known."""
+    try:
+        content = (folder / SUMS).read_bytes()
+    except FileNotFoundError:
+        return False
+    return content == listed_digests({file["path"]: file["sha256"] for file in files}, apart=SUMS).encode()
 
 
 def _parent_weights(edited: Path) -> dict[str, str]:
@@ -147,14 +155,14 @@ def _parts(parent: Path, edited: Path, content: BinaryIO) -> list[dict[str, Any]
     before, _ = read_header(parent)
     after, length = read_header(edited)
     with parent.open("rb") as old, edited.open("rb") as new:
-        parts = [_stored(_read(new, 0, length), content)]
+        parts = [_stored(read_range(new, 0, length), content)]
         for name, tensor in sorted(after.items(), key=lambda item: item[1].start):
-            data = _read(new, tensor.start, tensor.end)
+            data = read_range(new, tensor.start, tensor.end)
             known = before.get(name)
             if known is None:
                 parts.append(_stored(data, content))
                 continue
-            base = laid_out(_read(old, known.start, known.end), known.shape, tensor.shape)
+            base = laid_out(read_range(old, known.start, known.end), known.shape, tensor.shape)
             if base is None:
                 parts.append(_stored(data, content))
             elif base == data:
@@ -212,6 +220,8 @@ def apply_delta(delta: str | Path, parent: str | Path, out: str | Path) -> Path:
             with (root / CONTENT).open("rb") as content:
                 for file in description["files"]:
                     _write(file, source, folder, content)
+            if not _as_published(folder, description["files"]):
+                raise ValueError(f"{SUMS} lists other files than it makes")
         except _DAMAGED as error:
             raise LocalFileError(
                 f"{root} cannot be applied: {error!r}; it was altered or cut short: fetch it again"
@@ -230,6 +240,9 @@ def _description(root: Path) -> dict[str, Any]:
         made_of = [file["parent"] for file in value["files"] if file["kind"] != "whole"]
         if any(name not in value["parent"] for name in made_of):
             raise ValueError("a file is made of one whose digest it does not name")
+        names = [file["path"] for file in value["files"]]
+        if len(set(names)) < len(names):
+            raise ValueError("a file is made twice")
         if any(file["size"] < 0 for file in value["files"]):
             raise ValueError("a file of fewer than no bytes")
         if not (root / CONTENT).is_file():
@@ -280,7 +293,7 @@ def _rebuilt(file: dict[str, Any], source: Path, content: BinaryIO) -> Iterator[
             tensor = known[part["tensor"]]
             if prod(part["shape"]) > file["size"]:
                 raise ValueError(f"{part['tensor']} would be larger than its file")
-            base = laid_out(_read(old, tensor.start, tensor.end), tensor.shape, tuple(part["shape"]))
+            base = laid_out(read_range(old, tensor.start, tensor.end), tensor.shape, tuple(part["shape"]))
             if base is None:
                 raise KeyError(part["tensor"])
             yield base if not packed else xor(base, _unpacked(packed, len(base)))
@@ -339,58 +352,3 @@ def _written_whole(target: Path) -> Iterator[Path]:
             folder.rename(target)
     except OSError as failure:
         raise unwritten(target, failure) from failure
-
-
-# --- bytes ---------------------------------------------------------------------------------------
-
-
-def read_header(path: Path) -> tuple[dict[str, _Tensor], int]:
-    """Return a shard's tensors and where its first tensor begins.
-
-    Raises:
-        LocalFileError: If it is no safetensors file.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= path.stat().st_size:
-                raise ValueError(f"a header of {length} bytes")
-            header = parse_json(file.read(length))
-        header.pop("__metadata__", None)
-        begin = 8 + length
-        return {
-            name: _Tensor(tuple(e["shape"]), begin + e["data_offsets"][0], begin + e["data_offsets"][1])
-            for name, e in header.items()
-        }, begin
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LocalFileError(f"{path} is no safetensors file: {error}") from error
-
-
-def laid_out(data: bytes, old: Sequence[int], new: Sequence[int]) -> bytes | None:
-    """Put a tensor into the leading corner of a larger one of zeros; None if it does not fit."""
-    if tuple(old) == tuple(new):
-        return data
-    if len(old) != len(new) or len(old) not in (1, 2) or any(o > n for o, n in zip(old, new, strict=True)):
-        return None
-    width = len(data) // max(1, prod(old))
-    rows, before, after = (1, old[0], new[0]) if len(old) == 1 else (old[0], old[1], new[1])
-    step, gap = before * width, bytes((after - before) * width)
-    grown = b"".join(data[row * step : (row + 1) * step] + gap for row in range(rows))
-    return grown + bytes(prod(new) * width - len(grown))
-
-
-def xor(a: bytes, b: bytes) -> bytes:
-    """Combine two runs of bytes of one length, a piece at a time."""
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} bytes")
-    pieces = []
-    for start in range(0, len(a), _PIECE):
-        left, right = a[start : start + _PIECE], b[start : start + _PIECE]
-        mixed = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
-        pieces.append(mixed.to_bytes(len(left), "little"))
-    return b"".join(pieces)
-
-
-def _read(file: BinaryIO, start: int, end: int) -> bytes:
-    file.seek(start)
-    return file.read(end - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,11 @@ def file_digest(path: Path) -> tuple[int, str]:
             digest.update(piece)
             size += len(piece)
     return size, digest.hexdigest()
+
+
+def listed_digests(digests: Mapping[str, str], *, apart: str) -> str:
+    """Return what `sha256sum --check` reads: every file's digest and path, but for the list itself."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests) if name != apart)
 
 
 def tensor_digests(path: Path) -> Iterator[TensorDigest]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trephine.client.digests import file_digest, tensor_digests
+from trephine.client.digests import file_digest, listed_digests, tensor_digests
 from trephine.client.errors import SignatureUncheckedError, TrephineError
 from trephine.client.export_records import CertificateRecord, FileRecord, ManifestRecord
 from trephine.client.folder_contents import contents_of, printable_path
@@ -183,7 +183,7 @@ def _check(root: Path, names: list[str], notes: list[str], trust: Trust) -> Iter
 
 def _check_sums(root: Path, found: dict[str, FileRecord]) -> Iterator[str]:
     """Hold the list of digests, byte for byte, against what it must be."""
-    expected = "".join(f"{found[name].sha256}  {name}\n" for name in sorted(found) if name != SUMS)
+    expected = listed_digests({name: file.sha256 for name, file in found.items()}, apart=SUMS)
     content = (root / SUMS).read_bytes()
     if content == expected.encode():
         return

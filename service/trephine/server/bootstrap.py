@@ -115,7 +115,7 @@ def build(
         export_root=export_root,
         models=models,
         edits=edits,
-        signing_key=settings.signing_key or signing_key(state.path),
+        signing_key=signing_key(state.path, settings.signing_key),
         identity_signer=identity_signer or _sigstore(settings),
         sigstore_trust_config=settings.sigstore_trust_config,
         clock=clock,

@@ -58,7 +58,30 @@ def fewer_bytes(description: dict[str, Any]) -> None:
     entry(description, "certificate.json")["parts"][0]["bytes"] -= 1
 
 
-ALTERED = (another_source, an_unnamed_source, a_huge_tensor, a_size_in_words, an_unknown_tensor, fewer_bytes)
+def a_file_less(description: dict[str, Any]) -> None:
+    """Nothing else names what is gone."""
+    description["files"].remove(entry(description, "certificate.json"))
+
+
+def no_file_at_all(description: dict[str, Any]) -> None:
+    """Of any parent."""
+    description.update(files=[], parent={})
+
+
+def a_file_twice(description: dict[str, Any]) -> None:
+    """The later one would be kept."""
+    description["files"].append(entry(description, "tokenizer.json"))
+
+
+def another_name(description: dict[str, Any]) -> None:
+    """The bytes are those that it announces."""
+    entry(description, "tokenizer.json")["path"] = "tokeniser.json"
+
+
+ALTERED = (
+    *(another_source, an_unnamed_source, a_huge_tensor, a_size_in_words, an_unknown_tensor, fewer_bytes),
+    *(a_file_less, no_file_at_all, a_file_twice, another_name),
+)
 
 
 @pytest.mark.parametrize("altered", ALTERED, ids=lambda one: one.__name__)
@@ -130,6 +153,20 @@ def test_a_name_that_is_taken_meanwhile_is_not_overwritten(
     with pytest.raises(ExportTargetExistsError):
         apply_delta(delta, parent, root / "rebuilt")
     assert list((root / "rebuilt").iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["altered", "gone", "added"])
+def test_an_export_that_was_altered_has_no_delta(folders: tuple[Path, Path, Path], change: str) -> None:
+    """Its delta would bring home what nobody published."""
+    parent, exported, root = folders
+    file = exported / ("new.json" if change == "added" else "tokenizer.json")
+    if change == "gone":
+        file.unlink()
+    else:
+        file.write_text("[]")
+    with pytest.raises(HashMismatchError, match=r"`trephine verify .*exported` names what differs"):
+        make_delta(parent, exported, root / "delta")
+    assert sorted(path.name for path in root.iterdir()) == ["exported", "parent"]
 
 
 def test_an_export_without_its_files_is_told(folders: tuple[Path, Path, Path]) -> None:

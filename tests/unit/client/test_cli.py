@@ -45,6 +45,14 @@ def test_results_go_to_stdout_and_progress_to_stderr(run: Run, capsys: pytest.Ca
     assert "\x1b" not in out + err
 
 
+def test_a_model_is_used_as_it_is_loaded(fake: FakeService, run: Run, capsys: pytest.CaptureFixture[str]):
+    """Commands name no type: what was loaded in another is served under that name, and is said to be."""
+    fake.dtype = "bfloat16"
+    assert run("generate", "When Mary", "-m", "tiny") == 0
+    assert fake.operations == {}
+    assert "models/tiny is loaded in bfloat16" in capsys.readouterr().err
+
+
 def test_json_is_the_response_and_nothing_else(run: Run, capsys: pytest.CaptureFixture[str]):
     """`--json` prints the contract's message; progress stays on stderr."""
     assert run("--json", "discover", "Mary", "--target", " Mary", "--model", "tiny") == 0

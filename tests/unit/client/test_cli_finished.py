@@ -87,15 +87,19 @@ def test_a_fit_writes_its_report(
 def test_many_curves_show_their_ends(capsys: pytest.CaptureFixture[str]):
     """Thirty layers get two points each, one point stands alone, and no curve prints nothing."""
     points = [point("local", layer, tokens) for layer in range(30) for tokens in range(1, 10)]
-    show_curve(Output(json=False), points)
+    show_curve(Output(json=False), points, dead_after_tokens=5)
     out, err = capsys.readouterr()
     rows = [line.split("\t") for line in out.splitlines() if line.startswith("local")]
     assert [row[:3] for row in rows] == [["local", str(n), t] for n in range(30) for t in ("1", "9")]
     assert "60 of 270 points" in err
-    show_curve(Output(json=False), points[:1])
+    dead = [row[5] for row in rows]
+    assert dead == ["-", dead[1]] * 30, "nothing can be silent for more tokens than there were"
+    assert dead[1].endswith("%")
+    assert "silent for 5 tokens" in err
+    show_curve(Output(json=False), points[:1], dead_after_tokens=1)
     out, err = capsys.readouterr()
     assert (out.count("\nlocal\t"), err) == (1, "")
-    show_curve(Output(json=False), ())
+    show_curve(Output(json=False), (), dead_after_tokens=1)
     assert "".join(capsys.readouterr()) == ""
 
 

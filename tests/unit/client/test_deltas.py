@@ -13,7 +13,8 @@ import pytest
 
 from trephine.client import deltas
 from trephine.client.cli import main
-from trephine.client.deltas import apply_delta, laid_out, make_delta, xor
+from trephine.client.delta_bytes import laid_out, xor
+from trephine.client.deltas import apply_delta, make_delta
 from trephine.client.errors import HashMismatchError, ParentChangedError
 from trephine.client.local_errors import LocalFileError
 
@@ -72,7 +73,15 @@ def folders(tmp_path):
     ]
     recorded = {"files": files, "left_out": {"old.safetensors": "it is not loaded"}}
     (exported / "edit_manifest.json").write_text(json.dumps({"parent": recorded}))
+    listed(exported)
     return parent, exported, tmp_path
+
+
+def listed(exported):
+    """Write the list of digests, as publishing does last."""
+    names = sorted(p.name for p in exported.iterdir() if p.name != "trephine.sha256")
+    lines = [f"{hashlib.sha256((exported / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (exported / "trephine.sha256").write_text("".join(lines))
 
 
 def test_every_byte_comes_back(folders):
@@ -90,6 +99,7 @@ def test_a_file_that_is_taken_whole_is_never_in_memory(folders):
     parent, exported, root = folders
     data = b"ten bytes." * (3 << 20)
     (exported / "model.gguf").write_bytes(data)
+    listed(exported)
     tracemalloc.start()
     try:
         rebuilt = apply_delta(make_delta(parent, exported, root / "delta"), parent, root / "rebuilt")

@@ -149,15 +149,24 @@ class AsyncTrephine:
         dtype: str | None = None,
         device: str | None = None,
         name: str | None = None,
+        as_it_is: bool = False,
     ) -> AsyncModel | None:
-        """The model if it is loaded already, as asked for; None if it would have to be loaded."""
+        """The model if it is loaded already, as asked for; None if it would have to be loaded.
+
+        Args:
+            name_or_folder: A name; None comes of a folder, as another may have been loaded under that name.
+            dtype: Unset: `float32`.
+            device: Unset: `cpu`.
+            name: That it is served under; unset: the source's own.
+            as_it_is: Of whatever dtype and on whatever device.
+        """
         if source_of(name_or_folder).folder is not None:
-            return None  # another folder may have been loaded under that name
+            return None
         try:
             info = await self.models.get(name or os.fspath(name_or_folder))
         except ResourceNotFoundError:
             return None
-        fits = info.dtype == (dtype or "float32") and info.device == (device or "cpu")
+        fits = as_it_is or (info.dtype == (dtype or "float32") and info.device == (device or "cpu"))
         return AsyncModel(self._wire, info) if info.state is ModelState.LOADED and fits else None
 
     async def model(self, name: str) -> AsyncModel:

@@ -125,7 +125,7 @@ def show_fit(output: Output, report: FitReport) -> None:
         (str(one.layer), f"{one.fvu:.3f}", f"{one.l0:.1f}", f"{one.dead_share:.1%}") for one in report.layers
     ]
     output.table(("LAYER", "FVU", "L0", "DEAD"), rows)
-    show_curve(output, report.curve)
+    show_curve(output, report.curve, dead_after_tokens=report.recipe.dead_after_tokens)
     output.facts(_facts(report))
 
 

@@ -19,8 +19,14 @@ _POINTS = 6
 """Most points of one curve."""
 
 
-def show_curve(output: Output, points: Sequence[FitPoint]) -> None:
-    """Print evenly spread points of every phase and layer, first and last included."""
+def show_curve(output: Output, points: Sequence[FitPoint], *, dead_after_tokens: int) -> None:
+    """Print evenly spread points of every phase and layer, first and last included.
+
+    Args:
+        output: Where to.
+        points: All of them.
+        dead_after_tokens: Within fewer tokens no feature can be called dead, and none is said to be.
+    """
     if not points:
         return
     curves: dict[tuple[str, int], list[FitPoint]] = {}
@@ -29,8 +35,13 @@ def show_curve(output: Output, points: Sequence[FitPoint]) -> None:
     most = min(_POINTS, max(2, _LINES // len(curves)))
     shown = [point for curve in curves.values() for point in _spread(curve, most)]
     output.line()
-    output.table(("PHASE", "LAYER", "TOKENS", "FVU", "L0", "DEAD", "KL"), [_row(point) for point in shown])
+    output.table(
+        ("PHASE", "LAYER", "TOKENS", "FVU", "L0", "DEAD", "KL"),
+        [_row(point, dead_after_tokens) for point in shown],
+    )
     output.line()
+    if any(point.tokens < dead_after_tokens for point in shown):
+        output.note(f"DEAD counts what was silent for {dead_after_tokens:,} tokens; before as many it is -")
     if len(shown) < len(points):
         output.note(f"{len(shown)} of {len(points)} points of the curves; --out FILE.csv writes all")
 
@@ -78,13 +89,13 @@ def _spread(curve: Sequence[FitPoint], most: int) -> list[FitPoint]:
     return [curve[place] for place in places]
 
 
-def _row(point: FitPoint) -> tuple[str, ...]:
+def _row(point: FitPoint, dead_after_tokens: int) -> tuple[str, ...]:
     return (
         point.phase.replace("_", " "),
         "all" if point.layer < 0 else str(point.layer),
         f"{point.tokens:,}",
         f"{point.fvu:.3f}",
         f"{point.l0:.1f}",
-        f"{point.dead_share:.1%}",
+        f"{point.dead_share:.1%}" if point.tokens >= dead_after_tokens else "-",
         "" if point.kl is None else f"{point.kl:.4f}",
     )

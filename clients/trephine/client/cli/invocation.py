@@ -37,14 +37,14 @@ class Invocation:
             self.server, token=self._token(), state=self.state, root_certificates=self.root_certificates
         )
 
-    def load(
-        self, trephine: Trephine, model: str, *, dtype: str | None = None, name: str | None = None
-    ) -> Model:
-        """The model, loaded if it is not yet; progress on stderr, Ctrl-C cancels."""
-        ready = trephine.loaded_model(model, dtype=dtype, name=name)
+    def load(self, trephine: Trephine, model: str) -> Model:
+        """The model as it is served, loaded if it is not yet; progress on stderr, Ctrl-C cancels."""
+        ready = trephine.loaded_model(model, as_it_is=True)
         if ready is not None:
+            if ready.info.dtype != "float32":  # what figures are in, where nobody asked for it just now
+                self.output.note(f"{ready.info.name} is loaded in {ready.info.dtype}")
             return ready
-        started = trephine.start_load(model, dtype=dtype, name=name)
+        started = trephine.start_load(model)
         return self.complete(trephine, started, f"load {model}")
 
     def complete(

@@ -33,6 +33,7 @@ from trephine.domain.errors import (
     ParentChangedError,
     ResourceNotFoundError,
 )
+from trephine.domain.exports import ExportedFile
 from trephine.domain.interventions import FeatureTarget
 
 COLLECTION = "classifiers"
@@ -120,11 +121,14 @@ class Classifiers:
         Raises:
             ResourceNotFoundError: If there is no such classifier, or it does not list the file.
             InvalidRequestError: If the offset lies outside it.
-            CheckpointUnverifiedError: If the file is gone or is a link now.
+            CheckpointUnverifiedError: If the file is not the one that was published any more.
         """
         found = await self.get(name)
         folder, full = self._root / id_in(COLLECTION, name), resource(COLLECTION, found.name)
-        async for piece in file_chunks(folder, found.sizes, path, offset, name=full):
+        files = [
+            ExportedFile(path=one, size=size, sha256=found.files[one]) for one, size in found.sizes.items()
+        ]
+        async for piece in file_chunks(folder, files, path, offset, name=full):
             yield piece
 
     async def _command(

@@ -240,11 +240,11 @@ class Exports:
         Raises:
             ResourceNotFoundError: If the export does not list the file.
             InvalidRequestError: If the offset lies outside it.
-            CheckpointUnverifiedError: If the file is gone or is a link now.
+            CheckpointUnverifiedError: If the file is not the one that was published any more.
         """
         export = await self.get(name)
-        sizes, full = {file.path: file.size for file in export.files}, resource("exports", export.name)
-        async for piece in file_chunks(Path(export.folder), sizes, path, offset, name=full):
+        full = resource("exports", export.name)
+        async for piece in file_chunks(Path(export.folder), export.files, path, offset, name=full):
             yield piece
 
     async def _plan(self, edit: Edit, model: str, options: ExportOptions) -> ExportPlan:

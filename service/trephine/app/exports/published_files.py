@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from io import BufferedReader
 from pathlib import Path
 
@@ -72,13 +72,13 @@ def name_taken(name: str, *, field: str, advice: str = "choose another name") ->
 
 
 async def file_chunks(
-    folder: Path, sizes: Mapping[str, int], path: str, offset: int, *, name: str
+    folder: Path, files: Iterable[ExportedFile], path: str, offset: int, *, name: str
 ) -> AsyncIterator[tuple[int, bytes]]:
     """Read a listed file in pieces of at most 512 KiB, each with where it begins.
 
     Args:
         folder: The published folder.
-        sizes: Bytes of every file that is listed.
+        files: What is listed.
         path: The file.
         offset: First byte.
         name: Resource name of the folder, for messages.
@@ -86,19 +86,26 @@ async def file_chunks(
     Raises:
         ResourceNotFoundError: If the file is not listed.
         InvalidRequestError: If the offset lies outside it.
-        CheckpointUnverifiedError: If the file is gone or is a link now.
+        CheckpointUnverifiedError: If the file is gone or is a link now, or, at its end, if it was read from
+            the first byte and is not the one that was published.
     """
-    if path not in sizes:
+    listed = next((file for file in files if file.path == path), None)
+    if listed is None:
         raise ResourceNotFoundError(f"{name} lists no file {path!r}", file=path)
-    if not 0 <= offset <= sizes[path]:
+    if not 0 <= offset <= listed.size:
         raise InvalidRequestError(
-            f"offset {offset} lies outside the file's {sizes[path]} bytes", field="offset"
+            f"offset {offset} lies outside the file's {listed.size} bytes", field="offset"
         )
+    digest = hashlib.sha256() if offset == 0 else None
     with _opened(folder, path) as file:
         file.seek(offset)
         while data := await asyncio.to_thread(file.read, _CHUNK):
             yield offset, data
             offset += len(data)
+            if digest is not None:
+                await asyncio.to_thread(digest.update, data)
+    if digest is not None and (offset, digest.hexdigest()) != (listed.size, listed.sha256):
+        raise _not_published(folder, path)
 
 
 def altered_files(folder: Path, files: Iterable[ExportedFile]) -> list[str]:
@@ -124,7 +131,12 @@ def _opened(folder: Path, path: str) -> BufferedReader:
         file.close()
         raise OSError(f"{path} is no regular file")
     except OSError as error:
-        raise CheckpointUnverifiedError(
-            f"{path} of the export {folder.name} is not the file that was published; export the edit again",
-            file=path,
-        ) from error
+        raise _not_published(folder, path) from error
+
+
+def _not_published(folder: Path, path: str) -> CheckpointUnverifiedError:
+    return CheckpointUnverifiedError(
+        f"{path} of the export {folder.name} is not the file that was published: somebody changed it on the "
+        "server's disk; export again under another name, or into a folder of another name",
+        file=path,
+    )

@@ -16,16 +16,23 @@ from cryptography.hazmat.primitives.serialization import (
 from trephine.app.storage.files import write_whole
 
 
-def signing_key(folder: Path) -> Path:
-    """Return the PEM file of the folder's P-256 private key, made once, readable by its owner alone.
+def signing_key(folder: Path, given: Path | None = None) -> Path:
+    """Return the PEM file of the P-256 private key that signs.
 
-    The public half lies beside it as `signing.pub.pem`, for those who verify.
+    Args:
+        folder: Of the state. Its own key, `signing.pem`, is made once, readable by its owner alone. The
+            public half of whichever key signs lies there as `signing.pub.pem`, for those who verify.
+        given: A key from elsewhere, which signs instead.
     """
-    private = folder / "signing.pem"
-    if not private.exists():
+    private = given or folder / "signing.pem"
+    if not given and not private.exists():
         key = ec.generate_private_key(ec.SECP256R1())
-        write_whole(folder / "signing.pub.pem", _public_half(key), mode=0o644)
         write_whole(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public, half = folder / "signing.pub.pem", public_half_of(private)
+    if half is None:  # what it is worth is said by the first export; a key of before must not seem to be it
+        public.unlink(missing_ok=True)
+    elif not public.is_file() or public.read_bytes() != half:
+        write_whole(public, half, mode=0o644)
     return private
 
 

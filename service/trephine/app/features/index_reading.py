@@ -210,12 +210,12 @@ def _partners(feature: FeatureRef, own: dict[str, NDArray[Any]], counts: NDArray
     for index, together in zip(own["partner_ids"].tolist(), own["partner_counts"].tolist(), strict=True):
         if index < 0:
             continue
-        both = together / of * fired
+        both = min(together / of * fired, fired, int(counts[index]))  # a sample's share may say more
         yield CoFiring(
             feature=FeatureRef(replacement=feature.replacement, layer=feature.layer, index=index),
             count=together,
             of=of,
-            jaccard=min(1.0, both / max(fired + int(counts[index]) - both, 1.0)),
+            jaccard=both / max(fired + int(counts[index]) - both, 1.0),
         )
 
 

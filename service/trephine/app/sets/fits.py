@@ -223,9 +223,10 @@ class Fits:
         return stored if stored is not None and self._target(stored.set_id).is_dir() else None
 
     def _require_free(self, set_id: str) -> None:
-        if os.path.lexists(self._target(set_id)):
+        # One in another root would not be overwritten, but hidden: the first root is looked into first.
+        if os.path.lexists(self._target(set_id)) or set_id in self._roots.names():
             raise AlreadyExistsError(
-                f"{set_id} exists in the replacement root, nothing is overwritten; choose another name",
+                f"{set_id} exists in a replacement root, nothing is overwritten; choose another name",
                 field="set_id",
             )
 

@@ -21,6 +21,7 @@ from trephine.domain.attention import (
 from trephine.domain.error_sites import ERROR_SITES, error_number
 from trephine.domain.sites import NEURONS, SiteKind
 from trephine.domain.tokens import Token
+from trephine.engine.attribution.attention_scores import HeadProjection
 from trephine.engine.attribution.expansion import check_sums
 from trephine.engine.attribution.operators import FrozenOperators
 from trephine.engine.models.hosted import HostedModel
@@ -177,7 +178,8 @@ def _alone(entry: Entry, delta: Tensor) -> list[float]:
 
 def _pairs(entry: Entry, sums: Sums, naming: _Naming, top: int) -> tuple[PairTerm, ...]:
     """Multiply the strongest of both sides out; the largest absolute scores are shown."""
-    queries, keys = _vectors(entry, sums.query_pairs, entry.query), _vectors(entry, sums.key_pairs, entry.key)
+    queries = _vectors(entry.scores.queries, sums.query_pairs, entry.query)
+    keys = _vectors(entry.scores.keys, sums.key_pairs, entry.key)
     scores = entry.scores.scaling * queries @ keys.T  # (n_query, n_key)
     worth = float(entry.path.worth[entry.column(entry.key)])
     best = scores.abs().flatten().topk(min(top, scores.numel())).indices.tolist()
@@ -194,13 +196,11 @@ def _pairs(entry: Entry, sums: Sums, naming: _Naming, top: int) -> tuple[PairTer
     )
 
 
-def _vectors(entry: Entry, ranking: Ranking, position: int) -> Tensor:
+def _vectors(projection: HeadProjection, ranking: Ranking, position: int) -> Tensor:
     """Query or key vectors `(n, d_head)` of ranked summands; the constants' hold the projection's own."""
     if ranking.vectors is None:
         raise ValueError("this ranking keeps no vectors")
     bias = ranking.kind == KINDS.index(SourceKind.BIAS)
-    side = entry.scores.queries if position == entry.query and ranking.scores.shape[1] > 1 else None
-    projection = side or entry.scores.keys
     at = torch.full((len(ranking.value),), position, device=ranking.vectors.device)
     found = projection.project(ranking.vectors, at)
     return found + bias.to(found.device, found.dtype)[:, None] * projection.constant(at)

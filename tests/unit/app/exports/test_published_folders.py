@@ -85,6 +85,22 @@ async def test_a_pipe_in_place_of_a_listed_file_is_not_waited_for(tmp_path):
         await asyncio.wait_for(anext(here.exports.file_chunks("edited", "model.safetensors")), 10)
 
 
+async def test_a_file_that_was_changed_on_the_disk_is_told_where_its_last_byte_is_read(tmp_path):
+    """Trying again would bring the same: what helps is another name. From an offset nothing is known."""
+    here = await ready(tmp_path)
+    await here.exports.run(REQUEST, ignore, operation_id=OPERATION)
+    file = tmp_path / "published" / "edited" / "model.safetensors"
+    whole = file.read_bytes()
+    read = b"".join([data async for _, data in here.exports.file_chunks("edited", "model.safetensors")])
+    assert read == whole
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(CheckpointUnverifiedError, match="under another name"):
+        async for _ in here.exports.file_chunks("edited", "model.safetensors"):
+            pass
+    rest = [data async for _, data in here.exports.file_chunks("edited", "model.safetensors", 1)]
+    assert b"".join(rest) == whole[1:]
+
+
 async def test_of_two_that_end_together_one_is_published_and_one_refused(tmp_path, monkeypatch):
     """The folder is the one that the record tells of, whatever the order; nothing else is left."""
     here = await ready(tmp_path)

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.builders import tiny_hosted
 from tests.thinking_engine import thinking_scripts
 from tests.unit.app.house import House, house
 from trephine.app.features.features import Question
-from trephine.app.features.index_reading import IndexReader
+from trephine.app.features.index_reading import IndexReader, _cofiring
 from trephine.app.jobs.requests import IndexRequest
 from trephine.domain.errors import (
     BrokenCorpusError,
@@ -180,6 +181,21 @@ async def test_partners_are_ranked_by_jaccard(place):
         assert [jaccard for jaccard, _ in partners] == sorted((one for one, _ in partners), reverse=True)
         reordered += [count for _, count in partners] != sorted((n for _, n in partners), reverse=True)
     assert reordered > 0
+
+
+def test_no_partner_fires_along_more_often_than_it_fires():
+    """A sample's share may extrapolate to more than the partner has firings."""
+    own = {
+        "counts": np.int64(155),
+        "partner_ids": np.array([3, 4, -1]),
+        "partner_counts": np.array([28, 2, 0]),
+    }
+    counts = np.zeros(8, dtype=np.int64)
+    counts[3], counts[4] = 93, 155
+    often, rarely, *rest = _cofiring(FeatureRef(replacement="set", layer=8, index=1), own, counts)
+    assert (rest, often.feature.index, rarely.feature.index) == ([], 3, 4)
+    assert often.jaccard == pytest.approx(93 / 155)
+    assert rarely.jaccard == pytest.approx(9.6875 / (310 - 9.6875))
 
 
 async def test_search_by_token_finds_what_fires_on_it(place):

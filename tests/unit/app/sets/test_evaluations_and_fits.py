@@ -229,6 +229,19 @@ async def test_a_corpus_is_text_or_a_folder_that_may_be_read(tmp_path):
     assert asked(here, FitReplacementSet)[-1].corpus == folder
 
 
+async def test_a_set_of_another_root_is_not_hidden_by_a_fit_of_its_name(tmp_path, monkeypatch):
+    """Names are looked up in the first root first, which is where fits are published."""
+    here = await loaded(tmp_path, FITS)
+    write_set(tmp_path / "elsewhere", "mine")
+    roots = here.fits._roots
+    monkeypatch.setattr(roots, "_roots", (*roots._roots, (tmp_path / "elsewhere").resolve()))
+    with pytest.raises(AlreadyExistsError, match="mine exists in a replacement root"):
+        await here.fits.validate(REQUEST)
+    with pytest.raises(AlreadyExistsError):
+        await here.fits.run(REQUEST, ignore, fit_id="f")
+    assert not asked(here, FitReplacementSet)
+
+
 async def test_a_prediction_checks_name_and_corpus(tmp_path):
     """What would be refused `validate_only` refuses too; without a name only the recipe is predicted."""
     here = await loaded(tmp_path, FITS)

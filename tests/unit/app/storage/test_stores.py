@@ -14,7 +14,8 @@ from uuid import uuid4
 import pytest
 
 from tests.fakes.clock import FakeClock
-from trephine.app.exports.signing_key import signing_key
+from tests.unit.engine.exporting import write_key
+from trephine.app.exports.signing_key import public_half_of, signing_key
 from trephine.app.storage.artifacts import ArtifactStore
 from trephine.app.storage.files import sweep, write_whole
 from trephine.app.storage.names import id_in, require_new_id
@@ -285,3 +286,19 @@ def test_state_is_for_its_owner_alone(tmp_path):
     content = key.read_bytes()
     assert signing_key(Path(state.folder("keys"))).read_bytes() == content
     state.close()
+
+
+def test_the_public_half_beside_the_state_is_of_the_key_that_signs(tmp_path):
+    """Of one from elsewhere too, written again where it is lost; no key of before seems to be one unread."""
+    own, public = signing_key(tmp_path), tmp_path / "signing.pub.pem"
+    half = public.read_bytes()
+    public.unlink()
+    assert signing_key(tmp_path) == own
+    assert public.read_bytes() == half == public_half_of(own)
+    given = write_key(tmp_path / "given.pem")
+    assert signing_key(tmp_path, given) == given
+    assert public.read_bytes() == public_half_of(given) != half
+    signing_key(tmp_path, tmp_path / "missing.pem")
+    assert not public.exists()
+    signing_key(tmp_path)
+    assert public.read_bytes() == half

@@ -86,6 +86,14 @@ def test_pairs_are_products_and_all_of_them_the_score(family):
     assert abs(best.score) >= abs(trace.pairs[-1].score)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_of_the_first_query_are_of_query_and_key(family):
+    """It sees one key, itself: one side's sources are still queries, and all pairs are the score."""
+    hosted, name = prepared(family, "resid_post")
+    trace = traced(hosted, replacement=name, top=1000, query=0, key=0)
+    assert sum(pair.score for pair in trace.pairs) == pytest.approx(trace.score, abs=1e-4)
+
+
 @contextmanager
 def spied(layer, seen):
     """Keep what enters a layer's scores: queries, keys, mask, scaling, soft cap."""

@@ -279,7 +279,7 @@ def test_a_score_depends_on_the_dictionary_right_below_its_block(kind, layers):
     ],
 )
 def test_a_direction_reads_what_arrives_at_a_dictionary_of_its_place(dictionary, probe, family):
-    """By either name of the place, in predictions, ablations and masks alike: its features do nothing to it."""
+    """By either name of the place, in predictions, ablations and masks alike: its features do nothing."""
     hosted = tiny_hosted(family)
     site = Site(kind=dictionary[0], layer=dictionary[1])
     reside(hosted, [sae(hosted, site)])
